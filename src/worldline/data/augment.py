@@ -1,0 +1,61 @@
+"""Random crops, flips and colours for training tokenizers.
+
+The same for all frames of a clip, decided by one seed.
+
+Not for worlds: a flipped image no longer shows the states beside it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How far augmentation may go."""
+
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    """Side of the random square crop, as a fraction of the shorter image side."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    brightness: float = 0.1
+    """Gain on all channels, drawn from 1 - x .. 1 + x."""
+    contrast: float = 0.1
+    """Gain around the clip's mean grey."""
+    saturation: float = 0.1
+    """Gain around each pixel's grey."""
+
+
+def augment_frames(
+    frames: UInt8[Tensor, "t 3 h w"], config: AugmentConfig, *, size: int, seed: int
+) -> UInt8[Tensor, "t 3 size size"]:
+    """Crop, scale to `size`, flip and recolour: a pure function of its arguments."""
+    rng = np.random.default_rng(seed)
+    height, width = frames.shape[-2:]
+    side = max(1, round(min(height, width) * rng.uniform(*config.crop_scale)))
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    flip = rng.random() < config.flip
+    gains = [rng.uniform(1 - x, 1 + x) for x in (config.brightness, config.contrast, config.saturation)]
+    cropped = frames[..., top : top + side, left : left + side]
+    if side != size:
+        cropped = functional.interpolate(cropped, size=(size, size), mode="bilinear", antialias=True)
+    return _recolour(cropped.flip(-1) if flip else cropped, *gains)
+
+
+def _recolour(
+    frames: UInt8[Tensor, "t 3 h w"], brightness: float, contrast: float, saturation: float
+) -> UInt8[Tensor, "t 3 h w"]:
+    """One affine map of RGB holds all three gains, so pixels are touched once."""
+    grey = torch.tensor([0.299, 0.587, 0.114])
+    mean = float(frames[0].float().mean(dim=(1, 2)) @ grey)
+    matrix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * grey.expand(3, 3))
+    offset = brightness * (1 - contrast) * mean
+    pixels = rearrange(frames, "t c h w -> c (t h w)").float()
+    mixed = torch.addmm(torch.full((1, 1), offset), matrix, pixels)
+    mixed = mixed.add_(0.5).clamp_(0, 255).to(torch.uint8)
+    return rearrange(mixed, "c (t h w) -> t c h w", t=frames.shape[0], h=frames.shape[2]).contiguous()

@@ -1,0 +1,200 @@
+"""Frames decoded once, at one size, into uint8 memory maps: windows from mp4 are too slow for training.
+
+
+
+One `.npy` per episode, written atomically, in a folder named after the data set's identity and the size; what
+is there already is kept. States still come from the original files.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from worldline.data.checks import check_window
+from worldline.data.lerobot import LerobotSource
+from worldline.data.onex import OnexSource
+from worldline.data.source import Source
+from worldline.data.video import resize, stream_frames
+from worldline.files import atomic, write_json
+from worldline.schema import (
+    Clip,
+    DataError,
+    Episode,
+    Origin,
+    StateLayout,
+    TokenGrid,
+    UsageError,
+)
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) after every episode."""
+
+_CHUNK = 64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CachedSource:
+    """A source of frames whose pixels lie decoded in memory maps. A `Source`."""
+
+    inner: Source
+    folder: Path
+    size: int
+
+    @property
+    def kind(self) -> str:
+        return self.inner.kind
+
+    @property
+    def path(self) -> Path:
+        return self.inner.path
+
+    @property
+    def fps(self) -> float:
+        return self.inner.fps
+
+    @property
+    def layout(self) -> StateLayout:
+        return self.inner.layout
+
+    @property
+    def episodes(self) -> tuple[Episode, ...]:
+        return self.inner.episodes
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        return (self.size, self.size)
+
+    @property
+    def grid(self) -> TokenGrid | None:
+        return None
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        return self.inner.left_out
+
+    def read(self, episode: int, start: int, stop: int) -> Clip:
+        """Read states, and frames from the map. Raises `DataError` where the episode was not cached."""
+        states = torch.from_numpy(self.read_states(episode, start, stop))
+        path = episode_file(self.folder, episode)
+        frames = _frames(path, (self.episodes[episode].length, 3, self.size, self.size))[start:stop]
+        origin = Origin(source=str(self.path), episode=episode, start=start)
+        return Clip(states=states, fps=self.fps, origin=origin, frames=torch.from_numpy(np.array(frames)))
+
+    def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
+        """Read states alone."""
+        check_window(self.episodes[episode], start, stop)
+        return self.inner.read_states(episode, start, stop)
+
+
+def cached_frames(
+    source: Source,
+    *,
+    size: int,
+    folder: Path,
+    progress: Progress | None = None,
+    episodes: Sequence[int] | None = None,
+) -> Source:
+    """Decode every episode (or the chosen ones) to `size` px squares below `folder`, and read from there.
+
+    Resumable: finished episodes are kept, and another data set, camera, size or changed video gets another
+    folder. Needs `3 * size * size` bytes per frame of disk: 197 kB at 256 px.
+
+    Raises:
+        UsageError: the source has no video.
+        DataError: a video does not decode.
+    """
+    if source.image_size is None:
+        raise UsageError(f"{source.path}: only video can be cached, this is {source.kind}")
+    if isinstance(source, CachedSource):
+        source = source.inner
+    place = folder / f"{identity(source)}-{size}px"
+    place.mkdir(parents=True, exist_ok=True)
+    if not (place / "cache.json").exists():
+        write_json(place / "cache.json", {"source": str(source.path), "kind": source.kind, "size": size})
+    chosen = range(len(source.episodes)) if episodes is None else episodes
+    for done, episode in enumerate(chosen, start=1):
+        path = episode_file(place, episode)
+        if not path.exists():
+            _write(path, source, episode, size)
+        if progress is not None:
+            progress(done, len(chosen))
+    return CachedSource(inner=source, folder=place, size=size)
+
+
+def identity(source: Source) -> str:
+    """Name a data set by its place, episodes and the size and date of its videos: 16 hexadecimal digits."""
+    source = source.inner if isinstance(source, CachedSource) else source
+    places: list[tuple[Path, int]] = []
+    if isinstance(source, OnexSource | LerobotSource):
+        places = [source.footage(episode.index) for episode in source.episodes]
+    status = {path: path.stat() for path in dict.fromkeys(path for path, _ in places)}
+    content = {
+        "path": str(source.path.resolve()),
+        "kind": source.kind,
+        "episodes": [(episode.name, episode.length) for episode in source.episodes],
+        "firsts": [first for _, first in places],
+        "videos": [(str(path), s.st_size, s.st_mtime_ns) for path, s in status.items()],
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def episode_file(folder: Path, episode: int) -> Path:
+    """Where the frames of an episode are cached."""
+    return folder / f"episode_{episode:06d}.npy"
+
+
+def frame_chunks(source: Source, episode: int, *, size: int | None) -> Iterator[UInt8[Tensor, "t 3 h w"]]:
+    """Go once over all frames of an episode in bounded memory, scaled to `size`; None keeps the stored size."""
+    length = source.episodes[episode].length
+    if isinstance(source, OnexSource | LerobotSource):
+        video, first = source.footage(episode)
+        chunks = stream_frames(video, first, first + length, fps=source.fps, threads=0)
+    else:
+        chunks = (_frames_of(source, episode, i, min(i + _CHUNK, length)) for i in range(0, length, _CHUNK))
+    return chunks if size is None else (resize(chunk, size) for chunk in chunks)
+
+
+def _frames_of(source: Source, episode: int, start: int, stop: int) -> UInt8[Tensor, "t 3 h w"]:
+    frames = source.read(episode, start, stop).frames
+    if frames is None:
+        raise UsageError(f"{source.path}: no video in this data set, it is {source.kind}")
+    return frames
+
+
+def _write(path: Path, source: Source, episode: int, size: int) -> None:
+    shape = (source.episodes[episode].length, 3, size, size)
+    with atomic(path) as temporary:
+        table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        row = 0
+        for chunk in frame_chunks(source, episode, size=size):
+            table[row : row + len(chunk)] = chunk.numpy()
+            row += len(chunk)
+        table.flush()
+        del table
+
+
+def _frames(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        table = _open_map(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise DataError(
+            path, expected="cached frames", found=found, fix="Delete it and cache again."
+        ) from error
+    if table.shape != shape or table.dtype != np.uint8:
+        found = f"{table.dtype}{list(table.shape)}"
+        raise DataError(path, expected=f"uint8{list(shape)}", found=found, fix="Delete it and cache again.")
+    return table
+
+
+@lru_cache(maxsize=4096)
+def _open_map(path: Path, _mtime: int) -> np.ndarray:
+    return np.load(path, mmap_mode="r")

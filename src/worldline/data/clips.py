@@ -1,0 +1,168 @@
+"""`Clips`: a data set as a sequence of clips of one shape, and the configuration that builds one.
+
+Knows sources, windows, image size and augmentation; not batches, ranks or models.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from worldline.data.augment import AugmentConfig, augment_frames
+from worldline.data.cache import Progress, cached_frames
+from worldline.data.open import open_source
+from worldline.data.source import Conditioning, Source
+from worldline.data.video import resize
+from worldline.data.windows import FramePattern, WindowIndex, source_windows
+from worldline.schema import Clip, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to train and validate on."""
+
+    path: Path
+    """Data set folder: 1X v2.0 (tokens or raw) or LeRobot (v2.x, v3.0)."""
+    camera: str | None = None
+    """LeRobot camera key, or its last part."""
+    conditioning: Conditioning = "state"
+    state_kinds: dict[str, str] = field(default_factory=dict)
+    """Kinds that override the guess, by state name."""
+    allow_missing: bool = False
+    """Use what is there where listed episodes are absent."""
+    train_episodes: str = ":"
+    """Python slice over the episodes, for example `:-10`."""
+    val_path: Path | None = None
+    """Validation folder; None takes `val_episodes` of `path`."""
+    val_episodes: str = ":"
+    image_size: int | None = None
+    """Square size in px; None keeps the stored size."""
+    pattern: FramePattern = field(default_factory=FramePattern)
+    window_stride: int = 34
+    """Frames between the starts of successive windows."""
+    cache: Path | None = None
+    """Folder for decoded frames and tokens; frames need `image_size`."""
+    cache_size: int | None = None
+    """Square size of decoded frames in the cache, where augmentation is to crop from more than `image_size`."""
+    augment: AugmentConfig | None = None
+    """Applied to training clips only."""
+
+
+class Clips(Sequence[Clip]):
+    """Windows of a source as clips.
+
+    `clips[i]` is plain; `clips[i, seed]` is augmented, a pure function of `seed`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        index: WindowIndex,
+        *,
+        pattern: FramePattern,
+        image_size: int | None = None,
+        augment: AugmentConfig | None = None,
+    ) -> None:
+        if source.grid is not None and not pattern.is_consecutive:
+            raise UsageError(f"{source.path}: tokens cannot be subsampled in time; use consecutive frames")
+        if source.grid is not None and augment is not None:
+            raise UsageError(f"{source.path}: tokens cannot be augmented")
+        self.source, self.windows, self.pattern = source, index, pattern
+        self.image_size, self.augment = image_size, augment
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Clip:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Read clip `key`, or clip `key[0]` augmented with seed `key[1]`.
+
+        Raises what `Source.read` raises.
+        """
+        number, seed = key if isinstance(key, tuple) else (key, None)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"clip {number} of {len(self)}")
+        start = int(self.windows.start[number])
+        clip = self.source.read(int(self.windows.episode[number]), start, start + self.pattern.window)
+        return self._scaled(self._subsampled(clip), seed)
+
+    def _subsampled(self, clip: Clip) -> Clip:
+        if self.pattern.is_consecutive:
+            return clip
+        taken = torch.tensor(self.pattern.frames)
+        frames = None if clip.frames is None else clip.frames[taken]
+        return replace(clip, states=clip.states[taken], frames=frames, fps=clip.fps / self.pattern.stride)
+
+    def _scaled(self, clip: Clip, seed: int | None) -> Clip:
+        if clip.frames is None:
+            return clip
+        if self.augment is not None and seed is not None:
+            size = self.image_size or min(clip.frames.shape[-2:])
+            return replace(clip, frames=augment_frames(clip.frames, self.augment, size=size, seed=seed))
+        return clip if self.image_size is None else replace(clip, frames=resize(clip.frames, self.image_size))
+
+
+def open_clips(
+    config: DataConfig, split: Literal["train", "val"], *, progress: Progress | None = None
+) -> Clips:
+    """Open the training or validation clips of a configuration; `progress` watches the filling of the cache.
+
+    Raises:
+        UsageError: training and validation share episodes, the split holds no window, or a cache without a
+            size.
+        DataError: what `open_source` raises.
+    """
+    path = config.path if split == "train" or config.val_path is None else config.val_path
+    source: Source = open_source(
+        path,
+        camera=config.camera,
+        conditioning=config.conditioning,
+        layout=config.state_kinds or None,
+        allow_missing=config.allow_missing,
+    )
+    text = config.train_episodes if split == "train" else config.val_episodes
+    episodes = parse_slice(text, len(source.episodes))
+    if split == "val" and config.val_path is None:
+        _refuse_overlap(config, len(source.episodes))
+    if config.cache is not None and source.grid is None:
+        if config.image_size is None:
+            raise UsageError("a cache of decoded frames needs image_size")
+        size = config.cache_size or config.image_size
+        source = cached_frames(source, size=size, folder=config.cache, progress=progress, episodes=episodes)
+    index = source_windows(
+        source, window=config.pattern.window, stride=config.window_stride, episodes=episodes
+    )
+    if len(index) == 0:
+        raise UsageError(
+            f"{path}: no window of {config.pattern.window} frames in the {split} episodes {text!r}"
+        )
+    augment = config.augment if split == "train" else None
+    return Clips(source, index, pattern=config.pattern, image_size=config.image_size, augment=augment)
+
+
+def parse_slice(text: str, length: int) -> range:
+    """Turn the text of a Python slice, or one number, into a range. Raises `UsageError` for other text."""
+    parts = text.split(":")
+    try:
+        numbers = [int(part) if part.strip() else None for part in parts]
+    except ValueError:
+        numbers = []
+    match numbers:
+        case [int(one)]:
+            return range(length)[one : one + 1 or None]
+        case [start, stop]:
+            return range(length)[start:stop]
+        case [start, stop, step] if step != 0:
+            return range(length)[start:stop:step]
+        case _:
+            raise UsageError(f"{text!r} is no slice of episodes; write for example ':-10', '0:50' or '7'")
+
+
+def _refuse_overlap(config: DataConfig, length: int) -> None:
+    shared = set(parse_slice(config.train_episodes, length)) & set(parse_slice(config.val_episodes, length))
+    if shared:
+        raise UsageError(
+            f"{config.path}: {len(shared)} episodes are in both train_episodes {config.train_episodes!r} and "
+            f"val_episodes {config.val_episodes!r}; for example ':-10' and '-10:' share none"
+        )

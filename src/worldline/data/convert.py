@@ -1,0 +1,111 @@
+"""Convert any source of video to the 1X raw layout, one episode per shard. Resumable after a kill at any moment.
+
+Knows no format but the one it writes.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from worldline.data.cache import Progress, frame_chunks, identity
+from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
+from worldline.data.source import Source
+from worldline.files import read_json, remove_temporaries, write_json
+from worldline.schema import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertReport:
+    """What a conversion did."""
+
+    out: Path
+    episodes: int
+    already_done: int
+    """Episodes found complete from an earlier run."""
+    frames: int
+    bytes: int
+    """Size of the whole folder."""
+    seconds: float
+
+
+def convert(
+    source: Source, out: Path, *, size: int | None, progress: Progress | None = None
+) -> ConvertReport:
+    """Write every episode of a source to `out` as one shard of 1X raw video at `size` px (None: as stored).
+
+    A killed run leaves a folder without `metadata.json`, which readers refuse; the next call goes on from
+    there. One episode is held in memory at a time.
+
+    Raises:
+        UsageError: the source has no video, or `out` holds something else.
+        DataError: a video does not decode, or states are not as the metadata say.
+    """
+    if source.image_size is None:
+        raise UsageError(f"{source.path}: only video can be converted, this is {source.kind}")
+    started, already_done = time.monotonic(), 0
+    _claim(source, out, size)
+    for done, episode in enumerate(source.episodes, start=1):
+        if raw_shard_done(out, episode.index):
+            already_done += 1
+        else:
+            _write(source, out, episode.index, size)
+        if progress is not None:
+            progress(done, len(source.episodes))
+    frames = sum(episode.length for episode in source.episodes)
+    finish_raw(
+        out,
+        num_shards=len(source.episodes),
+        num_images=frames,
+        fps=source.fps,
+        layout=source.layout,
+        provenance=_provenance(source, size) | {"left_out": list(source.left_out)},
+    )
+    return ConvertReport(
+        out=out,
+        episodes=len(source.episodes),
+        already_done=already_done,
+        frames=frames,
+        bytes=sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _claim(source: Source, out: Path, size: int | None) -> None:
+    """Note in `out` what is being converted, so that a resumed run cannot mix two data sets."""
+    note = out / "conversion.json"
+    if note.exists():
+        if read_json(note) != _provenance(source, size):
+            raise UsageError(f"{out}: holds a conversion of another data set or size; choose another folder")
+    elif out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out}: is not empty and no conversion that could go on; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(out)
+    write_json(note, _provenance(source, size))
+
+
+def _provenance(source: Source, size: int | None) -> dict[str, object]:
+    return {
+        "converted_from": str(source.path),
+        "kind": source.kind,
+        "identity": identity(source),
+        "image_size": size,
+        "state_names": list(source.layout.names),
+    }
+
+
+def _write(source: Source, out: Path, episode: int, size: int | None) -> None:
+    length = source.episodes[episode].length
+    states = source.read_states(episode, 0, length)
+    frames = torch.cat(list(frame_chunks(source, episode, size=size)))
+    write_raw_shard(
+        out,
+        episode,
+        frames=rearrange(frames, "f c h w -> f h w c").numpy(),
+        states=states,
+        segments=np.zeros(length, np.int32),
+        fps=source.fps,
+    )

@@ -1,0 +1,135 @@
+"""The 1X v2.0 formats, raw and tokens: training (nested), validation (flat), test (one sample per file).
+
+
+
+An episode is a maximal run of equal segment numbers within a shard. Files are mapped and read lazily; token
+blocks of 17 frames count from the first frame of the shard, and a last partial block is dropped because how
+it was padded is not documented. Knows nothing of windows beyond "both ends on the block grid".
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from worldline.data.checks import check_finite, check_window
+from worldline.data.video import decode
+from worldline.files import mapped
+from worldline.schema import (
+    Clip,
+    DataError,
+    Episode,
+    Origin,
+    StateLayout,
+    TokenGrid,
+    UsageError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One shard's files and how many frames they hold."""
+
+    index: int
+    num_frames: int
+    video: Path
+    states: Path
+    segments: Path | None
+    """None in the test set: one sample is one file."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OnexSource:
+    """Episodes of a 1X v2.0 folder, tokens or video. A `Source`."""
+
+    kind: str
+    path: Path
+    fps: float
+    layout: StateLayout
+    episodes: tuple[Episode, ...]
+    image_size: tuple[int, int] | None
+    grid: TokenGrid | None
+    left_out: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    places: Int64[np.ndarray, "e 2"]
+    """Position in `shards` and first frame within that shard, per episode."""
+
+    def read(self, episode: int, start: int, stop: int) -> Clip:
+        """Read a window. In the test set `start` is 0, and the tokens are those of the 17 context frames."""
+        states = torch.from_numpy(self.read_states(episode, start, stop))
+        shard, first = self._place(episode)
+        origin = Origin(source=str(self.path), episode=episode, start=start)
+        if self.grid is None:
+            frames = decode(shard.video, first + start, first + stop, fps=self.fps)
+            return Clip(states=states, fps=self.fps, origin=origin, frames=frames)
+        if self.kind == "1x-test":
+            tokens = self._context(shard, start, stop, self.grid)
+        else:
+            tokens = self._tokens(shard, first + start, first + stop, self.grid)
+        return Clip(states=states, fps=self.fps, origin=origin, tokens=tokens)
+
+    def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
+        """Read states alone, checked to be finite."""
+        check_window(self.episodes[episode], start, stop)
+        shard, first = self._place(episode)
+        table = mapped(shard.states, "float32", (shard.num_frames, self.layout.dim))
+        rows = np.array(table[first + start : first + stop])
+        check_finite(shard.states, rows, self.layout.names, first + start)
+        return rows
+
+    def footage(self, episode: int) -> tuple[Path, int]:
+        """The video or token file that shows an episode, and the episode's first frame in it."""
+        shard, first = self._place(episode)
+        return shard.video, first
+
+    def _place(self, episode: int) -> tuple[Shard, int]:
+        position, first = self.places[episode]
+        return self.shards[position], int(first)
+
+    def _tokens(self, shard: Shard, begin: int, end: int, grid: TokenGrid) -> Int64[Tensor, "l gh gw"]:
+        if begin % grid.block or end % grid.block:
+            raise UsageError(
+                f"{self.path}: frames {begin}..{end - 1} of shard {shard.index} do not lie on its blocks of "
+                f"{grid.block} frames; choose windows with worldline.data.windows.token_windows"
+            )
+        blocks = shard.num_frames // grid.block
+        table = mapped(shard.video, "int32", (blocks, grid.latents_per_block, grid.height, grid.width))
+        tokens = np.array(table[begin // grid.block : end // grid.block], np.int64)
+        check_ids(shard.video, tokens, grid, begin // grid.block)
+        return torch.from_numpy(tokens.reshape(-1, grid.height, grid.width))
+
+    def _context(self, shard: Shard, start: int, stop: int, grid: TokenGrid) -> Int64[Tensor, "l gh gw"]:
+        if start != 0 or stop < grid.block:
+            raise UsageError(
+                f"{self.path}: a test sample is read from frame 0 and holds {grid.block} context frames"
+            )
+        tokens = np.array(
+            mapped(shard.video, "int32", (grid.latents_per_block, grid.height, grid.width)), np.int64
+        )
+        check_ids(shard.video, tokens[None], grid, 0)
+        return torch.from_numpy(tokens)
+
+
+def check_ids(path: Path, blocks: np.ndarray, grid: TokenGrid, first_block: int) -> None:
+    """Raise `DataError` naming the first block with a token id outside the vocabulary."""
+    wrong = ((blocks < 0) | (blocks >= grid.vocab_size)).any(axis=(1, 2, 3))
+    if wrong.any():
+        i = int(wrong.argmax())
+        ids = f"{blocks[i].min()}..{blocks[i].max()}"
+        raise DataError(
+            path,
+            expected=f"token ids in 0..{grid.vocab_size - 1}",
+            found=f"{ids} in block {first_block + i} ({wrong.sum()} such blocks)",
+            fix="Tokenise again, or check the vocabulary size in metadata.json.",
+        )
+
+
+def segment_runs(segments: np.ndarray) -> tuple[Int64[np.ndarray, "e"], Int64[np.ndarray, "e"]]:
+    """First frame and length of every maximal run of equal segment numbers."""
+    if len(segments) == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    firsts = np.concatenate([[0], np.flatnonzero(np.diff(segments)) + 1]).astype(np.int64)
+    return firsts, np.diff(firsts, append=len(segments))

@@ -1,0 +1,70 @@
+"""Small file habits of the data layer: atomic writes, JSON with useful errors, read-only maps. Knows no format."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldline.schema import DataError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; move it there when the block succeeds, remove it when it fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write the raw bytes of an array, C order, atomically."""
+    with atomic(path) as temporary:
+        np.ascontiguousarray(array).tofile(temporary)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON atomically, keys in the given order."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises `DataError` where the file is absent, not JSON or not an object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(path, expected="a JSON file", found="nothing", fix="Restore the file.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(path, expected="JSON", found=str(error), fix="Restore the file.") from error
+    if not isinstance(content, dict):
+        raise DataError(path, expected="a JSON object", found=type(content).__name__, fix="Restore the file.")
+    return content
+
+
+def remove_temporaries(folder: Path) -> int:
+    """Remove what killed writers left below `folder`; return how many files that was."""
+    stale = list(folder.rglob(".*.tmp"))
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)
+
+
+def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Map a raw binary file read-only. The caller has checked its size; maps are kept while the file is unchanged."""
+    status = path.stat()
+    return _mapped(path, dtype, shape, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _mapped(path: Path, dtype: str, shape: tuple[int, ...], _size: int, _mtime: int) -> np.ndarray:
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", shape=shape)

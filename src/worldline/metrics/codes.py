@@ -1,0 +1,124 @@
+"""How many nats the true tokens cost under a world's predictions, when only its k best guesses may count.
+
+The challenge scores "only the top-500 logits per token" and its scorer is not public. Three readings of that
+are computed here, always beside the coverage and the full cross-entropy; `residual` is the primary one (see
+docs/metrics.md). Knows nothing of clips beyond splitting a row of tokens evenly (`per_clip`).
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
+
+MISS_PROBABILITY = 1e-6
+"""The probability `floor` grants a token outside the k best: a miss costs 13.8 nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeLengths:
+    """Cost of each true token. All costs in nats; lower is better."""
+
+    residual: Float32[Tensor, " n"]
+    """The k best tokens keep their full-softmax probability, the others share what is left evenly. The
+    probabilities sum to 1, so this is a real code length."""
+    floor: Float32[Tensor, " n"]
+    """Softmax over the k best alone; a miss costs -ln `miss_probability`. Not a code length."""
+    hits_only: Float32[Tensor, " n"]
+    """`floor` where the true token is among the k best, else NaN. A diagnostic: it rewards missing."""
+    full_ce: Float32[Tensor, " n"]
+    """Plain cross-entropy over the whole vocabulary."""
+    covered: Bool[Tensor, " n"]
+    """The true token is among the k best."""
+    correct: Bool[Tensor, " n"]
+    """The true token is the best one (of equals, the one with the lowest id)."""
+
+
+@torch.no_grad()
+def top_k_code_lengths(
+    logits: Float[Tensor, "n v"],
+    target: Int64[Tensor, " n"],
+    *,
+    k: int = 500,
+    miss_probability: float = MISS_PROBABILITY,
+    chunk_tokens: int = 64,
+) -> CodeLengths:
+    """Measure what each true token costs when the k best guesses count. Log-probabilities serve as logits.
+
+    Exactly k tokens are "the k best": where logits tie at rank k, lower token ids come first. With v <= k
+    every token is inside and `residual` is the full cross-entropy. Computed in float32 in chunks of
+    `chunk_tokens` rows, so it needs about 16 bytes x `chunk_tokens` x v beyond its input: 66 MB for 64,000.
+
+    Raises:
+        ValueError: `k` or `chunk_tokens` below 1, or a target outside 0..v-1.
+    """
+    if k < 1 or chunk_tokens < 1:
+        raise ValueError(f"k and chunk_tokens must be at least 1, found {k} and {chunk_tokens}")
+    vocab_size = logits.shape[1]
+    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < vocab_size:
+        raise ValueError(
+            f"targets must be in 0..{vocab_size - 1}, found {int(target.min())}..{int(target.max())}"
+        )
+    chunks = [
+        _chunk(part.float(), truth, min(k, vocab_size), -math.log(miss_probability))
+        for part, truth in zip(logits.split(chunk_tokens), target.split(chunk_tokens), strict=True)
+    ]
+    names = [field.name for field in fields(CodeLengths)]
+    return CodeLengths(**{name: torch.cat([getattr(chunk, name) for chunk in chunks]) for name in names})
+
+
+def per_clip(lengths: CodeLengths, num_clips: int) -> dict[str, Float32[Tensor, " b"]]:
+    """Average each field over the tokens of a clip, for tokens laid out clip after clip in equal numbers.
+
+    `hits_only` is averaged over its hits; a clip without any is NaN, which `bootstrap` refuses.
+    """
+    values = {field.name: getattr(lengths, field.name).float() for field in fields(CodeLengths)}
+    return {name: value.reshape(num_clips, -1).nanmean(dim=1) for name, value in values.items()}
+
+
+def _chunk(logits: Float32[Tensor, "n v"], target: Int64[Tensor, " n"], k: int, miss: float) -> CodeLengths:
+    rank = _rank(logits, target)
+    covered = rank < k
+    truth = logits.gather(1, target[:, None])[:, 0]
+    best = logits.topk(k, dim=1).values
+    total = logits.logsumexp(dim=1)
+    hit = best.logsumexp(dim=1) - truth
+    residual = full_ce = total - truth
+    if not covered.all():
+        missed = ~covered
+        share = _log_outside(logits[missed], best[missed]) - math.log(logits.shape[1] - k)
+        residual = full_ce.masked_scatter(missed, total[missed] - share)
+    return CodeLengths(
+        residual=residual,
+        floor=hit.masked_fill(~covered, miss),
+        hits_only=hit.masked_fill(~covered, math.nan),
+        full_ce=full_ce,
+        covered=covered,
+        correct=rank == 0,
+    )
+
+
+def _rank(logits: Float32[Tensor, "n v"], target: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    """How many tokens come before the true one: those with a larger logit, and its equals with a lower id.
+
+    `topk` and `argmax` settle ties as they like, so their indices are never used, only the values.
+    """
+    truth = logits.gather(1, target[:, None])
+    rank = (logits > truth).sum(dim=1)
+    tied = (logits >= truth).sum(dim=1) > rank + 1
+    if tied.any():
+        lower = torch.arange(logits.shape[1], device=logits.device) < target[tied, None]
+        rank[tied] += ((logits[tied] == truth[tied]) & lower).sum(dim=1)
+    return rank
+
+
+def _log_outside(logits: Float32[Tensor, "n v"], best: Float32[Tensor, "n k"]) -> Float32[Tensor, " n"]:
+    """Log of the unnormalised mass outside the k best.
+
+    Summed over the tail itself: 1 minus the mass inside would lose every digit where the model is confident.
+    """
+    last = best[:, -1:]
+    tail = logits.masked_fill(logits >= last, -math.inf).logsumexp(dim=1)
+    ties_outside = (logits == last).sum(dim=1) - (best == last).sum(dim=1)
+    return torch.logaddexp(tail, ties_outside.float().log() + last[:, 0])

@@ -1,0 +1,98 @@
+"""Spatio-temporal transformer blocks: attention within a grid, causal attention along time, feed-forward.
+
+Shape letters: B batch, T time, S positions of a grid, H heads, K head width, D model width. Knows nothing of tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class STBlockConfig:
+    width: int
+    heads: int
+    mlp_ratio: int = 4
+    dropout: float = 0.0
+    """On attention weights, inside the MLP and on every residual branch (report, section 3.1)."""
+
+
+class TemporalCache:
+    """Keys and values of past grids for one layer's temporal attention, `(B S) H T K` each."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new grids and return all keys and values so far."""
+        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], dim=2)
+        self.values = values if self.values is None else torch.cat([self.values, values], dim=2)
+        return self.keys, self.values
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with normalised queries and keys (QKNorm; report, section 3.1)."""
+
+    def __init__(self, config: STBlockConfig) -> None:
+        super().__init__()
+        if config.width % config.heads:
+            raise ValueError(f"width {config.width} does not divide into {config.heads} heads")
+        self.heads, self.dropout = config.heads, config.dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.q_norm = nn.LayerNorm(config.width // config.heads)
+        self.k_norm = nn.LayerNorm(config.width // config.heads)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(
+        self, x: Float[Tensor, "n t d"], *, causal: bool, cache: TemporalCache | None = None
+    ) -> Float[Tensor, "n t d"]:
+        q, k, v = rearrange(self.qkv(x), "n t (three h k) -> three n h t k", three=3, h=self.heads)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        past = 0 if cache is None else cache.length
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        # The built-in causal mask aligns to the first key; with a past, query i may see keys 0 .. past + i.
+        mask = None
+        if causal and past:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(past)
+        attended = F.scaled_dot_product_attention(
+            q, k, v, mask, dropout_p=self.dropout if self.training else 0.0, is_causal=causal and not past
+        )
+        return self.out(rearrange(attended, "n h t k -> n t (h k)"))
+
+
+class MLP(nn.Sequential):
+    def __init__(self, config: STBlockConfig) -> None:
+        hidden = config.mlp_ratio * config.width
+        super().__init__(
+            nn.Linear(config.width, hidden), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(hidden, config.width)
+        )
+
+
+class STBlock(nn.Module):
+    """Pre-norm spatial attention, causal temporal attention, MLP; each on a residual branch."""
+
+    def __init__(self, config: STBlockConfig) -> None:
+        super().__init__()
+        self.spatial_norm, self.spatial = nn.LayerNorm(config.width), Attention(config)
+        self.temporal_norm, self.temporal = nn.LayerNorm(config.width), Attention(config)
+        self.mlp_norm, self.mlp = nn.LayerNorm(config.width), MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Float[Tensor, "b t s d"], cache: TemporalCache | None = None) -> Float[Tensor, "b t s d"]:
+        b, _, s, _ = x.shape
+        spatial = self.spatial(rearrange(self.spatial_norm(x), "b t s d -> (b t) s d"), causal=False)
+        x = x + self.dropout(rearrange(spatial, "(b t) s d -> b t s d", b=b))
+        temporal = rearrange(self.temporal_norm(x), "b t s d -> (b s) t d")
+        temporal = self.temporal(temporal, causal=True, cache=cache)
+        x = x + self.dropout(rearrange(temporal, "(b s) t d -> b t s d", s=s))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))

@@ -1,0 +1,73 @@
+"""Blocks over video latents that never look ahead in time. Knows nothing of tokens or pixels.
+
+Tensors are `b t h w c`, channels last: pointwise layers and norms then need no transposition, which on a CPU is
+worth more than anything else here (ConvNeXt blocks: half the time of dense 3x3x3 convolutions of equal width).
+Space is padded with zeros on both sides, time on the left only; norms are over the channels of one position,
+never over time. Hence output t depends on inputs 0..t, to the bit.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class CausalMix(nn.Module):
+    """Add, per channel, a weighted sum of the `past` positions before; starts as no mixing at all."""
+
+    def __init__(self, channels: int, *, past: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(past, channels))
+
+    def forward(self, x: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t h w c"]:
+        mixed, past = x, len(self.weight)
+        padded = F.pad(x, (0, 0, 0, 0, 0, 0, past, 0))
+        for lag in range(1, past + 1):
+            mixed = mixed + self.weight[lag - 1] * padded[:, past - lag : padded.shape[1] - lag]
+        return mixed
+
+
+class CausalBlock(nn.Module):
+    """ConvNeXt block with a temporal mix: depthwise convolution, mix, norm, MLP; on a residual branch."""
+
+    def __init__(self, channels: int, *, kernel: int, past: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.mix = CausalMix(channels, past=past)
+        self.norm = nn.LayerNorm(channels)
+        self.expand = nn.Linear(channels, mlp_ratio * channels)
+        self.contract = nn.Linear(mlp_ratio * channels, channels)
+        nn.init.zeros_(self.contract.weight)  # a new block is the identity
+        nn.init.zeros_(self.contract.bias)
+
+    def forward(self, x: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t h w c"]:
+        y = self.depthwise(rearrange(x, "b t h w c -> (b t) c h w"))
+        y = self.mix(rearrange(y, "(b t) c h w -> b t h w c", b=x.shape[0]))
+        return x + self.contract(F.gelu(self.expand(self.norm(y))))
+
+
+class Merge(nn.Module):
+    """Fold `stride_t x stride_s x stride_s` neighbours into channels, then mix them linearly."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride_t: int, stride_s: int) -> None:
+        super().__init__()
+        self.stride_t, self.stride_s = stride_t, stride_s
+        self.linear = nn.Linear(in_channels * stride_t * stride_s**2, out_channels)
+
+    def forward(self, x: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b u i j d"]:
+        t, s = self.stride_t, self.stride_s
+        return self.linear(rearrange(x, "b (u t) (i p) (j q) c -> b u i j (t p q c)", t=t, p=s, q=s))
+
+
+class Unmerge(nn.Module):
+    """The opposite of `Merge`: mix linearly, then unfold channels into neighbours."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride_t: int, stride_s: int) -> None:
+        super().__init__()
+        self.stride_t, self.stride_s = stride_t, stride_s
+        self.linear = nn.Linear(in_channels, out_channels * stride_t * stride_s**2)
+
+    def forward(self, x: Float[Tensor, "b u i j d"]) -> Float[Tensor, "b t h w c"]:
+        t, s = self.stride_t, self.stride_s
+        return rearrange(self.linear(x), "b u i j (t p q c) -> b (u t) (i p) (j q) c", t=t, p=s, q=s)

@@ -1,0 +1,90 @@
+"""The categorical process whole: corruption, target and sampler of discrete token grids.
+
+Training corrupts the input grids (scheduled sampling) and scores the true tokens by cross-entropy; sampling draws
+a grid from logits, greedily or not. Knows logits and token ids, no model.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a token is chosen from its logits. Temperature 0 is greedy decoding, the report's choice."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    """Keep the k most likely tokens only."""
+    top_p: float | None = None
+    """Keep the fewest most likely tokens whose probability reaches p (nucleus sampling)."""
+
+
+def draw(
+    logits: Float[Tensor, "*n v"], sampling: Sampling, generator: torch.Generator | None = None
+) -> Int64[Tensor, "*n"]:
+    """Choose a token per position. Greedy ties go to the lower id; anything else needs the generator.
+
+    Raises:
+        ValueError: a temperature above 0 without a generator.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    if generator is None:
+        raise ValueError("sampling at a temperature above 0 needs an explicit generator")
+    logits = _truncate(logits.float() / sampling.temperature, sampling)
+    # Gumbel-max: one draw per position without materialising normalised probabilities. Exponential(1) noise e gives
+    # Gumbel noise -log(e); argmax(logits - log e) is a sample of softmax(logits).
+    noise = torch.empty_like(logits).exponential_(generator=generator)
+    return (logits - noise.log()).argmax(dim=-1)
+
+
+def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        kth = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probability = ordered.softmax(dim=-1)
+        # A token stays while the mass before it is below p, so the token that crosses p is kept.
+        dropped = probability.cumsum(dim=-1) - probability >= sampling.top_p
+        logits = logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
+    return logits
+
+
+def cross_entropy(
+    hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], target: Int64[Tensor, " n"], *, chunk: int
+) -> Float[Tensor, ""]:
+    """Mean of -log softmax(hidden @ weight.T)[target], in nats, with at most `chunk x v` logits alive at once.
+
+    Each chunk's logits are dropped after its loss and computed again in the backward pass. At the report's shape
+    (160 x 3072 tokens, 64,000 words) this is what stands between 126 GB of fp32 logits and training at all.
+    """
+
+    def summed(h: Tensor, t: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(h, weight).float(), t, reduction="sum")
+
+    if len(target) <= chunk:
+        return summed(hidden, target) / len(target)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for h, t in zip(hidden.split(chunk), target.split(chunk), strict=True):
+        total = total + checkpoint(summed, h, t, use_reentrant=False, preserve_rng_state=False)
+    return total / len(target)
+
+
+def scheduled(
+    truth: Int64[Tensor, "b l h w"],
+    predicted: Int64[Tensor, "b l h w"],
+    probability: float,
+    generator: torch.Generator,
+) -> Int64[Tensor, "b l h w"]:
+    """Scheduled sampling's corruption: each true token gives way to the model's own with this probability.
+
+    Two-pass form for transformers (Mihaylova & Martins 2019); the report tried it and gained little.
+    """
+    swap: Bool[Tensor, "b l h w"] = torch.rand(truth.shape, generator=generator).to(truth.device) < probability
+    return torch.where(swap, predicted, truth)

@@ -1,0 +1,12 @@
+"""The recipes by name."""
+
+from collections.abc import Callable
+
+from worldline.recipes.compression import compression_revontuli, compression_tiny, compression_tiny_blind
+from worldline.recipes.tokenizer import tokenizer_tiny
+from worldline.training.config import TrainConfig
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (tokenizer_tiny, compression_tiny, compression_tiny_blind, compression_revontuli)
+}

@@ -1,0 +1,144 @@
+"""What a run folder holds, read for a report. A part that is absent is None, with the reason in `absent`.
+
+Knows the files of a run folder; nothing of HTML, figures or video.
+"""
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from worldline.evaluation.result import Evaluation
+from worldline.files import read_json
+from worldline.schema import DataError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The logged course of a training run."""
+
+    series: dict[str, list[tuple[float, float]]]
+    """`train/...` and `val/...` -> (step, value), in the order logged."""
+    seconds: float | None
+    """Time of the last logged step."""
+    num_unfinished: int
+    """Last lines left out because the writer had not finished them: 0 or 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecasts:
+    """Example forecasts beside what really happened. Frames include the context, which comes first."""
+
+    real: UInt8[np.ndarray, "n t h w 3"]
+    rows: dict[str, UInt8[np.ndarray, "n t h w 3"]]
+    context: int
+    """Frames the forecasters were given."""
+    psnr: Float[np.ndarray, " n"]
+    """PSNR in dB of each clip's forecast by the first row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a report shows of one run folder."""
+
+    name: str
+    config: dict[str, Any] | None
+    environment: dict[str, Any] | None
+    training: Training | None
+    evaluation: Evaluation | None
+    forecasts: Forecasts | None
+    absent: dict[str, str]
+    """Names of the fields that are None -> why."""
+
+
+def gather(folder: Path) -> Run:
+    """Read a run folder; only what is there has to be right.
+
+    Raises:
+        UsageError: no such folder, or nothing of a run in it.
+        DataError: a file is there but damaged; names it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; give run folders, as `worldline train` makes them")
+    readers: dict[str, tuple[str, Callable[[Path], Any]]] = {
+        "config": ("config.json", read_json),
+        "environment": ("environment.json", read_json),
+        "training": ("metrics.jsonl", _training),
+        "evaluation": ("evaluation/metrics.json", Evaluation.load),
+        "forecasts": ("evaluation/forecasts.npz", _forecasts),
+    }
+    found = {part: read(folder / name) for part, (name, read) in readers.items() if (folder / name).exists()}
+    if not found:
+        names = ", ".join(name for name, _ in readers.values())
+        raise UsageError(f"{folder} is no run folder: it has none of {names}")
+    absent = {part: f"{name} is not in the run folder" for part, (name, _) in readers.items()}
+    return Run(
+        name=folder.resolve().name,
+        absent={part: why for part, why in absent.items() if part not in found},
+        **{part: found.get(part) for part in readers},
+    )
+
+
+def _training(path: Path) -> Training:
+    series: dict[str, list[tuple[float, float]]] = {}
+    seconds = None
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A run that is being written, or was killed, may end in half a line.
+    unfinished = int(bool(lines) and not lines[-1].endswith("\n"))
+    for number, line in enumerate(lines[: len(lines) - unfinished], start=1):
+        record = _record(path, number, line)
+        seconds = record.get("seconds", seconds)
+        for name, value in record.items():
+            if name.startswith(("train/", "val/")) and isinstance(value, int | float):
+                series.setdefault(name, []).append((float(record["step"]), float(value)))
+    return Training(series=series, seconds=seconds, num_unfinished=unfinished)
+
+
+def _record(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise _damaged(path, "one JSON object per line", f"{error} in line {number}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int | float):
+        raise _damaged(path, "a JSON object with a number `step`", f"{line.strip()[:80]} in line {number}")
+    return record
+
+
+def _forecasts(path: Path) -> Forecasts:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise _damaged(path, "a NumPy archive of forecasts", str(error)) from error
+    names = [str(name) for name in arrays.get("rows", ())]
+    expected = ["real", "rows", "context", "psnr", *(f"forecast_{i}" for i in range(len(names)))]
+    if lacking := [name for name in expected if name not in arrays]:
+        raise _damaged(path, f"arrays {', '.join(expected)}", f"no {', '.join(lacking)}")
+    real = arrays["real"]
+    rows = {name: arrays[f"forecast_{i}"] for i, name in enumerate(names)}
+    for name, frames in {"real": real, **rows}.items():
+        if (
+            frames.dtype != np.uint8
+            or frames.ndim != 5
+            or frames.shape != real.shape
+            or frames.shape[-1] != 3
+        ):
+            shape = f"uint8 n t h w 3 like `real` {real.shape}"
+            raise _damaged(path, f"`{name}` as {shape}", f"{frames.dtype} {frames.shape}")
+    context, psnr = int(arrays["context"]), arrays["psnr"].astype(np.float64)
+    if psnr.shape != real.shape[:1] or not 0 < context < real.shape[1]:
+        raise _damaged(
+            path,
+            f"psnr for each of {len(real)} clips and 0 < context < {real.shape[1]} frames",
+            f"psnr of shape {psnr.shape} and context {context}",
+        )
+    return Forecasts(real=real, rows=rows, context=context, psnr=psnr)
+
+
+def _damaged(path: Path, expected: str, found: str) -> DataError:
+    return DataError(path, expected=expected, found=found, fix="Write the file again, or delete it.")

@@ -1,0 +1,106 @@
+"""Rows of evaluations as tables of a page: which rows stand together, which columns, what is best.
+
+Knows evaluations, nothing of run folders or HTML.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from worldline.evaluation.result import (
+    METRIC_INFO,
+    DataSummary,
+    Evaluation,
+    MetricInfo,
+    Role,
+    Row,
+    best_rows,
+    metrics_of,
+)
+from worldline.metrics.bootstrap import Interval
+
+HEADLINE_CODE_METRIC = "top500_ce_residual"
+ORDER: tuple[Role, ...] = ("model", "baseline", "ablation", "ceiling")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One number of a table."""
+
+    value: Interval
+    unit: str
+    best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One forecaster of a table."""
+
+    run: str
+    name: str
+    role: str
+    cells: tuple[Cell | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of runs that were evaluated alike, so that their numbers may be compared."""
+
+    protocol: str
+    data: DataSummary
+    columns: tuple[MetricInfo, ...]
+    lines: tuple[Line, ...]
+
+
+def tables(evaluations: Mapping[str, Evaluation], group: Literal["headline", "code"]) -> list[Table]:
+    """Tabulate the rows of runs (name -> evaluation), one table for each protocol and data.
+
+    Only numbers of one protocol on the same data compare.
+
+    A row that several runs have to the last digit (a baseline, as a rule) is listed once.
+    """
+    alike: dict[tuple[str, DataSummary], list[tuple[str, Row]]] = {}
+    for name, evaluation in evaluations.items():
+        rows = alike.setdefault((evaluation.protocol, evaluation.data), [])
+        rows += [(name, row) for row in evaluation.rows]
+    found = [_table(protocol, data, rows, group) for (protocol, data), rows in alike.items()]
+    return [table for table in found if table is not None]
+
+
+def _table(protocol: str, data: DataSummary, labelled: list[tuple[str, Row]], group: str) -> Table | None:
+    names: dict[str, list[str]] = {}
+    distinct: dict[str, Row] = {}
+    for run, row in labelled:
+        names.setdefault(repr(row), []).append(run)
+        distinct.setdefault(repr(row), row)
+    keys = sorted(distinct, key=lambda key: ORDER.index(distinct[key].role))
+    rows = [distinct[key] for key in keys]
+    metrics = [metric for metric in metrics_of(rows) if _belongs(metric, group)]
+    rows_shown = [(key, row) for key, row in zip(keys, rows, strict=True) if set(metrics) & set(row.metrics)]
+    if not rows_shown:
+        return None
+    best = {metric: best_rows(rows, metric) for metric in metrics}
+    lines = tuple(
+        Line(
+            run=", ".join(names[key]),
+            name=row.name,
+            role=row.role,
+            cells=tuple(_cell(row, metric, best[metric]) for metric in metrics),
+        )
+        for key, row in rows_shown
+    )
+    return Table(
+        protocol=protocol, data=data, columns=tuple(METRIC_INFO[metric] for metric in metrics), lines=lines
+    )
+
+
+def _belongs(metric: str, group: str) -> bool:
+    if group == "code":
+        return METRIC_INFO[metric].group == "code"
+    return METRIC_INFO[metric].group == "image" or metric == HEADLINE_CODE_METRIC
+
+
+def _cell(row: Row, metric: str, best: list[Row]) -> Cell | None:
+    if metric not in row.metrics:
+        return None
+    return Cell(value=row.metrics[metric], unit=METRIC_INFO[metric].unit, best=any(row is one for one in best))

@@ -1,0 +1,92 @@
+"""Numbers as text: the one way the house prints a number, and an evaluation as a table for a terminal."""
+
+import math
+
+from worldline.evaluation.result import METRIC_INFO, Comparison, Evaluation, Row, best_rows, metrics_of
+from worldline.metrics.bootstrap import Interval
+
+ABSENT = "- "
+
+
+def format_number(value: float, unit: str) -> str:
+    """Write a number as every table of the house does: dB with two decimals, all else with three."""
+    return f"{value:.2f}" if unit == "dB" else f"{value:.3f}"
+
+
+def format_interval(value: Interval, unit: str) -> str:
+    """Write `mean [low, high]`; with one episode there is no interval, and the text says so."""
+    if math.isnan(value.low):
+        return f"{format_number(value.mean, unit)} [one episode]"
+    low, high = format_number(value.low, unit), format_number(value.high, unit)
+    return f"{format_number(value.mean, unit)} [{low}, {high}]"
+
+
+def duration(seconds: float) -> str:
+    """Write a time span with its two leading units: `1 h 12 min`, `3 min 20 s`, `4.2 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
+    """Lay out an evaluation: metrics down, forecasters across, as many side by side as `width` allows."""
+    data, rows = evaluation.data, evaluation.rows
+    lines = [
+        f"{evaluation.protocol}: {data.num_clips} clips of {data.num_episodes} episodes of {data.name}, "
+        f"{data.horizon_frames} future frames at {data.fps:g} per second",
+        "mean [95 % interval over episodes]; * best mean",
+    ]
+    metrics = metrics_of(rows)
+    best = {metric: best_rows(rows, metric) for metric in metrics}
+    labels = [
+        "",
+        *(
+            f"{METRIC_INFO[m].label}{f' ({METRIC_INFO[m].unit})' if METRIC_INFO[m].unit else ''}"
+            for m in metrics
+        ),
+    ]
+    margin = max(len(label) for label in labels)
+    columns = [[row.name, *(_cell(row, metric, best[metric]) for metric in metrics)] for row in rows]
+    for block in _blocks(columns, width - margin):
+        lines.append("")
+        for i, label in enumerate(labels):
+            cells = [column[i] for column in block]
+            if any(cell != ABSENT for cell in cells):
+                padded = (f"  {cell:>{max(map(len, column))}}" for cell, column in zip(cells, block, strict=True))
+                lines.append(f"{label:<{margin}}{''.join(padded)}".rstrip())
+    lines += ["", *(_sentence(comparison) for comparison in evaluation.comparisons)]
+    lines += [f"not computed: {metric}: {why}" for metric, why in evaluation.not_computed.items()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(row: Row, metric: str, best: list[Row]) -> str:
+    if metric not in row.metrics:
+        return ABSENT
+    value, unit = row.metrics[metric], METRIC_INFO[metric].unit
+    return f"{format_interval(value, unit)}{'*' if any(row is one for one in best) else ' '}"
+
+
+def _blocks(columns: list[list[str]], width: int) -> list[list[list[str]]]:
+    blocks: list[list[list[str]]] = []
+    used = width + 1
+    for column in columns:
+        size = 2 + max(map(len, column))
+        if used + size > width:
+            blocks.append([])
+            used = 0
+        blocks[-1].append(column)
+        used += size
+    return blocks
+
+
+def _sentence(comparison: Comparison) -> str:
+    about = METRIC_INFO[comparison.metric]
+    difference = format_interval(comparison.difference, about.unit)
+    return (
+        f"{comparison.name}: {comparison.verdict()} "
+        f"({comparison.better} minus {comparison.than}, {about.label}: {difference} {about.unit}".rstrip()
+        + ")"
+    )

@@ -1,0 +1,108 @@
+"""Moving pictures of forecasts for a page: panels side by side, H.264, as a data URI. Knows nothing of HTML.
+
+Every panel has a frame of its own: grey while it shows what the forecaster was given, orange while it shows
+what it made. The frame is in the pixels, so it stays in step with the picture in any player.
+"""
+
+import base64
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange, repeat
+from jaxtyping import UInt8
+
+from worldline.data.video import encode
+from worldline.report.gather import Forecasts
+
+GIVEN, PREDICTED = (140, 145, 152), (230, 120, 40)
+SHORTEST_SECONDS = 2.5
+PANEL_WIDTH = 192
+"""Narrower panels are enlarged to about this before encoding: H.264 keeps one colour per 2x2 pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Film:
+    """One clip as a page shows it."""
+
+    title: str
+    psnr: float
+    panels: tuple[str, ...]
+    uri: str
+    num_frames: int
+    context: int
+    fps: float
+    """Frames per second as shown."""
+    speed: str
+    """How that relates to the recording: `in real time`, `at 1/4 speed`."""
+
+
+def films(forecasts: Forecasts, fps: float | None) -> list[Film]:
+    """Film the best, the median and the worst clip by PSNR (fewer where there are fewer clips).
+
+    `fps` is the rate of the recording; where it is not known, films are shown at 10 and say so.
+    """
+    order = np.argsort(-forecasts.psnr, kind="stable")
+    chosen = {"Best clip": order[0], "Median clip": order[(len(order) - 1) // 2], "Worst clip": order[-1]}
+    if len(order) < 3:
+        chosen = {title: chosen[title] for title in ("Best clip", "Worst clip")[: len(order)]}
+    if len(order) == 1:
+        chosen = {"The only clip": order[0]}
+    return [_film(title, forecasts, int(clip), fps) for title, clip in chosen.items()]
+
+
+def strip(panels: list[UInt8[np.ndarray, "t h w 3"]], context: int) -> UInt8[np.ndarray, "t height width 3"]:
+    """Put panels side by side, each in its frame. The first is the real video and stays grey throughout."""
+    width = panels[0].shape[2]
+    scale = -(-PANEL_WIDTH // width)
+    border = max(4, scale * width // 96 * 2)
+    framed = []
+    for number, panel in enumerate(panels):
+        big = repeat(panel, "t h w c -> t (h a) (w b) c", a=scale, b=scale)
+        # H.264 wants even sizes.
+        big = np.pad(big, ((0, 0), (0, big.shape[1] % 2), (0, big.shape[2] % 2), (0, 0)), mode="edge")
+        canvas = np.empty((len(big), big.shape[1] + 2 * border, big.shape[2] + 2 * border, 3), np.uint8)
+        canvas[:] = GIVEN
+        if number:
+            canvas[context:] = PREDICTED
+        canvas[:, border:-border, border:-border] = big
+        framed.append(canvas)
+    return rearrange(framed, "n t h w c -> t h (n w) c")
+
+
+def copy_last(real: UInt8[np.ndarray, "t h w 3"], context: int) -> UInt8[np.ndarray, "t h w 3"]:
+    """Hold the last frame that was given: the forecast that costs nothing."""
+    held = real.copy()
+    held[context:] = real[context - 1]
+    return held
+
+
+def _film(title: str, forecasts: Forecasts, clip: int, fps: float | None) -> Film:
+    real = forecasts.real[clip]
+    panels = {"real": real, **{name: frames[clip] for name, frames in forecasts.rows.items()}}
+    if not any(name.lower().replace("-", " ").replace("_", " ").startswith("copy last") for name in panels):
+        panels["copy last frame"] = copy_last(real, forecasts.context)
+    shown, speed = _pace(len(real), fps)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        encode(path, strip(list(panels.values()), forecasts.context), fps=shown, crf=16, gop=8)
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return Film(
+        title=title,
+        psnr=float(forecasts.psnr[clip]),
+        panels=tuple(panels),
+        uri=f"data:video/mp4;base64,{data}",
+        num_frames=len(real),
+        context=forecasts.context,
+        fps=shown,
+        speed=speed,
+    )
+
+
+def _pace(num_frames: int, fps: float | None) -> tuple[float, str]:
+    """Frames per second to show, and what to say of them: short clips are slowed down by powers of two."""
+    if fps is None:
+        return 10.0, "at 10 frames per second; the recorded rate is not known"
+    slower = next((n for n in (1, 2, 4, 8) if num_frames * n / fps >= SHORTEST_SECONDS), 16)
+    return fps / slower, "in real time" if slower == 1 else f"at 1/{slower} speed"

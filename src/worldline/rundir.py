@@ -1,0 +1,217 @@
+"""The run folder: the interface between training, evaluation and report. Knows files, no model.
+
+    run/config.json            complete configuration of the run
+    run/environment.json       versions, commit, machine
+    run/states.json            statistics of the states (worlds)
+    run/metrics.jsonl          one JSON object per logged step
+    run/tokenizer/             the tokenizer a token world was trained on: a model folder
+    run/checkpoints/step_N/    a model folder, plus the trainer's state to resume from
+    run/evaluation/            metrics.json, forecasts.npz
+    run/report.html
+
+A model folder is `model.json` (what it is and how to build it) and `model.safetensors`. Every write is atomic, so a
+folder or file that exists is complete.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from worldline.files import read_json, write_json
+from worldline.schema import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths and small writes of one run folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step_{step:07d}"
+
+    def latest(self) -> Path | None:
+        """The checkpoint of the highest step, or None."""
+        found = sorted((self.path / "checkpoints").glob("step_*"))
+        return found[-1] if found else None
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """Append one line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(record)) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop logged lines of steps after `step`, which a resumed run is about to write again."""
+        if self.metrics.exists():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            temporary = self.metrics.with_suffix(".tmp")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            os.replace(temporary, self.metrics)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` when the block succeeds; an existing `path` is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.replace(path, retired)
+            os.replace(temporary, path)
+            shutil.rmtree(retired)
+        else:
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_model(folder: Path, description: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write `model.json` and `model.safetensors` into an existing folder (see `new_folder` for atomicity)."""
+    save_tensors(folder / "model.safetensors", weights)
+    write_json(folder / "model.json", {"format": 1, **description})
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a model folder. Raises `DataError` where a file is missing, damaged or of a later format."""
+    description = read_json(folder / "model.json")
+    if description.get("format") != 1:
+        raise DataError(
+            folder / "model.json",
+            expected="a model description of format 1",
+            found=f"format {description.get('format')!r}",
+            fix="Use the version of worldline that wrote it.",
+        )
+    return description, load_tensors(folder / "model.safetensors")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, each on its own memory."""
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read safetensors. Raises `DataError` where the file is missing or damaged."""
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise DataError(
+            path, expected="a safetensors file", found=str(error), fix="Copy the model folder again, or retrain."
+        ) from error
+
+
+def model_folder(path: Path) -> Path:
+    """The model folder meant by a path: itself, or the latest checkpoint of a run folder.
+
+    Raises:
+        UsageError: the path is neither.
+    """
+    if (path / "model.json").is_file():
+        return path
+    latest = RunDir(path).latest()
+    if latest is None:
+        raise UsageError(f"{path} is neither a run folder with checkpoints nor a model folder (no model.json)")
+    return latest
+
+
+def to_json(kind: Any, config: Any) -> dict[str, Any]:
+    """A configuration dataclass as plain JSON values; `from_json` is its exact inverse."""
+    return TypeAdapter(kind).dump_python(config, mode="json")
+
+
+def from_json(kind: Any, content: Any, path: Path) -> Any:
+    """Rebuild a configuration. `path` is the file it came from, for the message.
+
+    Raises:
+        DataError: unknown or missing keys, or values of another type.
+    """
+    try:
+        # pydantic takes no `config` for a bare dataclass, but a container of one hands it down to every level.
+        adapter = TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))
+        return adapter.validate_python((content,))[0]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        raise DataError(
+            path,
+            expected="a configuration this version of worldline knows",
+            found=f"{where}: {first['msg']}" + (f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""),
+            fix="Correct the entry, or use the version of worldline that wrote the file.",
+        ) from error
+
+
+def environment() -> dict[str, str]:
+    """What ran on what: versions, commit, processor, accelerator. Written into every run folder."""
+    return {
+        "worldline": _version("worldline"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cpu": f"{_cpu_name()}, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": str(torch.get_num_threads()),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    """Commit of the source tree this package runs from, with a `+` where files differ from it."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return found.stdout.strip() if found.returncode == 0 else "unknown"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown processor"

@@ -1,0 +1,163 @@
+"""The nouns of worldline and the contract of what is in them. Knows no file format and no model.
+
+What one recording holds (`Episode`), a window of it (`Clip`), clips stacked for a model (`Batch`), and what a
+model predicts (`Forecast`). Every source, loader, tokenizer, world and metric speaks in these terms:
+
+| key      | dtype   | shape         | range, unit                                                              |
+|----------|---------|---------------|--------------------------------------------------------------------------|
+| `frames` | uint8   | `b t 3 h w`   | 0..255, RGB. Float in [-1, 1] exists only behind a tokenizer's door      |
+| `tokens` | int64   | `b l h w`     | 0..vocab_size-1; `l` latent frames of a grid `h x w` (int32 on disk)     |
+| `states` | float32 | `b t s`       | rad, rad/s, m/s or 0..1 as the source has them; never normalised here    |
+| `fps`    | float   | scalar        | frames per second of `t`, after any subsampling                          |
+
+A clip holds frames or tokens or both; its states are always one row per video frame, also when it holds tokens
+(a latent frame spans several video frames; `TokenGrid` says which). `b` is absent from a `Clip`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+
+
+class DataError(Exception):
+    """Data on disk are not what they should be. Says which file, what was expected, what was found, what to do."""
+
+    def __init__(self, path: Path | str, *, expected: str, found: str, fix: str) -> None:
+        self.path, self.expected, self.found, self.fix = Path(path), expected, found, fix
+        super().__init__(f"{path}: expected {expected}, found {found}. {fix}")
+
+
+class UsageError(Exception):
+    """The request itself cannot be carried out (unknown name, impossible combination). Says what to do instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenGrid:
+    """How latent frames lie over video frames: the stride arithmetic of a tokenizer, written once.
+
+    Video is tokenised in disjoint blocks of `block` frames. Within a block, latent 0 is frame 0 and latent k covers
+    frames `8k-7 .. 8k` for a temporal stride of 8 (causal tokenizers: Cosmos DV8x8x8, ours, Wan).
+    """
+
+    height: int
+    width: int
+    vocab_size: int
+    block: int = 17
+    """Video frames per block; must be 1 + a multiple of `temporal_stride`."""
+    temporal_stride: int = 8
+
+    @property
+    def latents_per_block(self) -> int:
+        return 1 + (self.block - 1) // self.temporal_stride
+
+    def frames_of(self, num_latents: int) -> int:
+        """Video frames covered by `num_latents` latent frames (a whole number of blocks)."""
+        return num_latents // self.latents_per_block * self.block
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateLayout:
+    """Which entries of a state vector are what. The conditioning of the worlds is built from this alone."""
+
+    names: tuple[str, ...]
+    kinds: tuple[Literal["angle", "velocity", "binary", "other"], ...]
+    """`angle` in rad, `velocity` in m/s or rad/s, `binary` a closure in 0..1, `other` anything else."""
+
+    @property
+    def dim(self) -> int:
+        return len(self.names)
+
+    def where(self, *kinds: str) -> tuple[int, ...]:
+        """Indices of the dimensions of the given kinds, in order."""
+        return tuple(i for i, kind in enumerate(self.kinds) if kind in kinds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One uninterrupted recording: a 1X segment, a LeRobot episode, a run of the twin."""
+
+    index: int
+    length: int
+    """Video frames."""
+    name: str
+    """Names the place on disk in messages, for example `shard 3, segment 17`."""
+    phase: int = 0
+    """Position of the episode's first frame in its file's grid of token blocks (0 where there are no tokens)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a clip came from: enough to read it again."""
+
+    source: str
+    episode: int
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A window of one episode. Never crosses a segment."""
+
+    states: Float32[Tensor, "t s"]
+    fps: float
+    origin: Origin
+    frames: UInt8[Tensor, "t 3 h w"] | None = None
+    tokens: Int64[Tensor, "l gh gw"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Clips of one shape, stacked. Everything a model's `loss` may see."""
+
+    states: Float32[Tensor, "b t s"]
+    fps: float
+    origins: tuple[Origin, ...]
+    frames: UInt8[Tensor, "b t 3 h w"] | None = None
+    tokens: Int64[Tensor, "b l gh gw"] | None = None
+
+    def __len__(self) -> int:
+        return self.states.shape[0]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Move the tensors; origins stay."""
+        return replace(
+            self,
+            states=self.states.to(device, non_blocking=True),
+            frames=None if self.frames is None else self.frames.to(device, non_blocking=True),
+            tokens=None if self.tokens is None else self.tokens.to(device, non_blocking=True),
+        )
+
+
+def stack(clips: Sequence[Clip]) -> Batch:
+    """Stack clips of equal shape and rate. Raises `ValueError` where shapes differ (from `torch.stack`)."""
+    first = clips[0]
+    return Batch(
+        states=torch.stack([clip.states for clip in clips]),
+        fps=first.fps,
+        origins=tuple(clip.origin for clip in clips),
+        frames=None if first.frames is None else torch.stack([_present(clip.frames) for clip in clips]),
+        tokens=None if first.tokens is None else torch.stack([_present(clip.tokens) for clip in clips]),
+    )
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise ValueError("clips of one batch must all hold frames, or all tokens")
+    return tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a forecaster predicts for the horizon after a context. `k` samples; the first is the one that is scored."""
+
+    frames: UInt8[Tensor, "b k t 3 h w"]
+    """Predicted video frames of the horizon only."""
+    tokens: Int64[Tensor, "b l gh gw"] | None = None
+    """The token grids behind sample 0 (discrete worlds)."""
+    log_probs: Float32[Tensor, "b l gh gw v"] | None = None
+    """Log-probabilities the world gave each token of those grids while generating them, in nats."""

@@ -1,0 +1,80 @@
+"""NVIDIA's Cosmos DV8x8x8 tokenizer, loaded from its TorchScript pair. Weights are the user's to bring.
+
+`encoder.jit` maps video `b 3 t h w` in [-1, 1] to (indices `b l h/8 w/8`, codes); `decoder.jit` maps indices to
+video. Both run in bfloat16. Long videos go through in disjoint blocks of 17 frames, as the 1X data set was made.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor, nn
+
+from worldline.schema import DataError, TokenGrid, UsageError
+from worldline.tokenizers.tokenizer import blocks_of, to_pixels, to_signed
+
+HUB_ID = "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8"
+LEVELS = (8, 8, 8, 5, 5, 5)
+_BLOCK, _STRIDE, _LATENTS = 17, 8, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosmosConfig:
+    """Where the TorchScript pair lies and in which precision it runs."""
+
+    folder: Path
+    kind: Literal["cosmos-dv8x8x8"] = "cosmos-dv8x8x8"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """The published files hold bfloat16 weights and take bfloat16 input."""
+
+    def build(self) -> "CosmosTokenizer":
+        return CosmosTokenizer(self)
+
+
+class CosmosTokenizer(nn.Module):
+    """A `Tokenizer` over the published files. Not trainable.
+
+    Raises:
+        DataError: a file is missing or is not TorchScript; names the hub id and the files that are needed.
+    """
+
+    def __init__(self, config: CosmosConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = _load(config.folder / "encoder.jit")
+        self.decoder = _load(config.folder / "decoder.jit")
+        self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+    @property
+    def vocab_size(self) -> int:
+        return 64_000
+
+    def grid(self, height: int, width: int) -> TokenGrid:
+        if height % _STRIDE or width % _STRIDE:
+            raise UsageError(f"frames of {height}x{width} do not divide by the tokenizer's stride {_STRIDE}")
+        return TokenGrid(height=height // _STRIDE, width=width // _STRIDE, vocab_size=self.vocab_size, block=_BLOCK)
+
+    @torch.no_grad()
+    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
+        self.grid(*frames.shape[-2:])
+        blocks = blocks_of(frames, _BLOCK, what="frames")
+        return torch.cat([self.encoder(to_signed(block).to(self.dtype))[0].long() for block in blocks], dim=1)
+
+    @torch.no_grad()
+    def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
+        blocks = blocks_of(tokens, _LATENTS, what="token grids")
+        return torch.cat([to_pixels(self.decoder(block.int()).float()) for block in blocks], dim=1)
+
+
+def _load(path: Path) -> Any:
+    expected = f"a TorchScript file of {HUB_ID}"
+    fix = f"Download encoder.jit and decoder.jit of {HUB_ID} into {path.parent}."
+    if not path.is_file():
+        raise DataError(path, expected=expected, found="nothing", fix=fix)
+    try:
+        return torch.jit.load(path, map_location="cpu").eval()
+    except RuntimeError as error:
+        found = f"a file that does not load ({str(error).splitlines()[0]})"
+        raise DataError(path, expected=expected, found=found, fix=fix) from error

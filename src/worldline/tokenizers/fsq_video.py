@@ -1,0 +1,161 @@
+"""Our discrete video tokenizer: causal convolutions around finite scalar quantisation, 8x8x8 by default.
+
+The same grid and code structure as Cosmos DV8x8x8: 17 frames become 1 + 16/8 latent frames of `h/8 x w/8` tokens.
+The first frame is repeated to fill its latent, so latent 0 depends on frame 0 alone and latent k on frames
+`0 .. 8k`. Fully convolutional in space: one set of weights for any frame size.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor, nn
+
+from worldline.nn.causal_video import CausalBlock, Merge, Unmerge
+from worldline.nn.fsq import FSQ
+from worldline.schema import Batch, TokenGrid, UsageError
+from worldline.tokenizers.tokenizer import blocks_of, to_pixels, to_signed
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSQVideoConfig:
+    """Shape of the tokenizer. The stride in time and space is the product of the patch and the merges."""
+
+    kind: Literal["fsq-video"] = "fsq-video"
+    levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+    """FSQ levels; their product is the vocabulary. (8, 8, 8, 5, 5, 5) is Cosmos' 64,000."""
+    patch: tuple[int, int] = (8, 4)
+    """Frames and pixels folded into channels before the first block."""
+    merges: tuple[tuple[int, int], ...] = ((1, 2),)
+    """(time, space) factor between one stage and the next, finest first."""
+    widths: tuple[int, ...] = (96, 192)
+    """Channels of each stage, finest first; one more than `merges`."""
+    blocks: tuple[int, ...] = (2, 3)
+    """Residual blocks of each stage, in encoder and decoder alike."""
+    kernel: int = 7
+    """Side of the depthwise convolutions, in positions of their stage."""
+    past: int = 2
+    """Latent frames a block looks back."""
+    mlp_ratio: int = 2
+    block_frames: int = 17
+    """Frames tokenised at once; 1 + a multiple of the temporal stride."""
+    l1_weight: float = 0.1
+    """Weight of the absolute error beside the squared error in the loss."""
+
+    @property
+    def temporal_stride(self) -> int:
+        return self.patch[0] * math.prod(t for t, _ in self.merges)
+
+    @property
+    def spatial_stride(self) -> int:
+        return self.patch[1] * math.prod(s for _, s in self.merges)
+
+    def build(self) -> "FSQVideoTokenizer":
+        return FSQVideoTokenizer(self)
+
+
+class FSQVideoTokenizer(nn.Module):
+    """Encoder, quantiser, decoder. A `Tokenizer`; also trainable by its own `loss`."""
+
+    def __init__(self, config: FSQVideoConfig) -> None:
+        super().__init__()
+        if not len(config.widths) == len(config.blocks) == len(config.merges) + 1:
+            raise UsageError("a tokenizer needs one width and one block count per stage: one more than merges")
+        if (config.block_frames - 1) % config.temporal_stride:
+            raise UsageError(f"block_frames must be 1 + a multiple of {config.temporal_stride}")
+        self.config = config
+        self.quantiser = FSQ(config.levels)
+        self.encoder = nn.Sequential(*_encoder_layers(config))
+        self.decoder = nn.Sequential(*_decoder_layers(config))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.quantiser.vocab_size
+
+    def grid(self, height: int, width: int) -> TokenGrid:
+        stride = self.config.spatial_stride
+        if height % stride or width % stride:
+            raise UsageError(f"frames of {height}x{width} do not divide by the tokenizer's stride {stride}")
+        return TokenGrid(
+            height=height // stride,
+            width=width // stride,
+            vocab_size=self.vocab_size,
+            block=self.config.block_frames,
+            temporal_stride=self.config.temporal_stride,
+        )
+
+    def codes_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float[Tensor, "b l gh gw d"]:
+        """Quantised codes in [-1, 1] of one block of video in [-1, 1] (`t` = 1 + k * temporal stride)."""
+        first = video[:, :, :1].expand(-1, -1, self.config.temporal_stride - 1, -1, -1)
+        latents = self.encoder(rearrange(torch.cat([first, video], dim=2), "b c t h w -> b t h w c"))
+        return self.quantiser(latents.float())
+
+    def video_of(self, codes: Float[Tensor, "b l gh gw d"]) -> Float32[Tensor, "b 3 t h w"]:
+        """Video of one block of codes, unclamped. The copies that filled latent 0 are dropped again."""
+        video = self.decoder(codes)[:, self.config.temporal_stride - 1 :]
+        return rearrange(video.float(), "b t h w c -> b c t h w")
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Reconstruction error of one block in [-1, 1]: `mse + l1_weight * mae`. Needs `batch.frames`."""
+        del generator  # nothing is drawn: quantisation is deterministic
+        video = to_signed(_frames(batch))
+        codes = self.codes_of(video)
+        error = self.video_of(codes) - video
+        mse = error.square().mean()
+        psnr = -10 * torch.log10(mse.detach() / 4)  # data range 2 in [-1, 1]
+        used = self.quantiser.indices(codes.detach()).unique().numel()
+        return mse + self.config.l1_weight * error.abs().mean(), {"psnr_db": psnr.item(), "codes_used": float(used)}
+
+    @torch.no_grad()
+    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
+        """Tokens of whole blocks. Raises `UsageError` if `t` is not a multiple of `block_frames`."""
+        self.grid(*frames.shape[-2:])
+        blocks = blocks_of(frames, self.config.block_frames, what="frames")
+        return torch.cat([self.quantiser.indices(self.codes_of(to_signed(block))) for block in blocks], dim=1)
+
+    @torch.no_grad()
+    def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of whole blocks. Raises `UsageError` if `l` is not a whole number of blocks."""
+        per_block = 1 + (self.config.block_frames - 1) // self.config.temporal_stride
+        blocks = blocks_of(tokens, per_block, what="token grids")
+        return torch.cat([to_pixels(self.video_of(self.quantiser.codes(block))) for block in blocks], dim=1)
+
+
+def _encoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
+    yield Merge(3, config.widths[0], stride_t=config.patch[0], stride_s=config.patch[1])
+    for stage, width in enumerate(config.widths):
+        if stage:
+            stride_t, stride_s = config.merges[stage - 1]
+            yield Merge(config.widths[stage - 1], width, stride_t=stride_t, stride_s=stride_s)
+        yield from _blocks(config, stage)
+    yield nn.LayerNorm(config.widths[-1])
+    yield nn.Linear(config.widths[-1], len(config.levels))
+
+
+def _decoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
+    yield nn.Linear(len(config.levels), config.widths[-1])
+    for stage in reversed(range(len(config.widths))):
+        yield from _blocks(config, stage)
+        if stage:
+            stride_t, stride_s = config.merges[stage - 1]
+            yield Unmerge(config.widths[stage], config.widths[stage - 1], stride_t=stride_t, stride_s=stride_s)
+    yield nn.LayerNorm(config.widths[0])
+    yield Unmerge(config.widths[0], 3, stride_t=config.patch[0], stride_s=config.patch[1])
+
+
+def _blocks(config: FSQVideoConfig, stage: int) -> Iterator[nn.Module]:
+    for _ in range(config.blocks[stage]):
+        yield CausalBlock(
+            config.widths[stage], kernel=config.kernel, past=config.past, mlp_ratio=config.mlp_ratio
+        )
+
+
+def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
+    if batch.frames is None:
+        raise UsageError("a tokenizer trains on frames, but this source holds tokens only")
+    return batch.frames

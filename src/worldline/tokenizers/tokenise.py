@@ -1,0 +1,180 @@
+"""Turn any source of frames into a 1X token folder, once. Resumable; keyed by source, tokenizer and settings.
+
+One shard per source episode. Within it, one segment per *phase*: the episode from frame p on, cut to whole blocks.
+More phases give a world more places to start from without inventing a format: to a reader they are segments.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Int32, Int64, UInt8
+from torch import Tensor
+
+from worldline.data.onex_write import finish_tokens, token_shard_done, write_token_shard
+from worldline.data.source import Source
+from worldline.data.video import resize
+from worldline.files import read_json, write_json
+from worldline.schema import TokenGrid, UsageError
+from worldline.tokenizers.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokeniseReport:
+    """What was written and what was not."""
+
+    folder: Path
+    episodes: int
+    blocks: int
+    frames: int
+    frames_left_out: int
+    """Frames behind the last whole block of every phase, summed."""
+    episodes_too_short: int
+    """Episodes without two adjacent blocks; they are in the folder but give no sample."""
+    reused: int
+    """Episodes that were there already."""
+
+
+def tokenise(
+    source: Source,
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    fingerprint: str,
+    episodes: Sequence[int],
+    size: int | None = None,
+    phases: int = 1,
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> TokeniseReport:
+    """Tokenise episodes of a frame source into `out`. Killed and run again, it goes on where it stopped.
+
+    Args:
+        fingerprint: identity of the tokenizer's weights (`worldline.tokenizers.load.fingerprint`).
+        episodes: which episodes of the source, in order.
+        size: centre-crop and resize frames to this square first; None keeps them.
+        phases: start offsets per episode, spread evenly over a block.
+
+    Raises:
+        UsageError: `out` holds tokens of another source, tokenizer or setting, or the source holds no frames.
+    """
+    if source.image_size is None:
+        raise UsageError(f"{source.path} holds tokens already; there are no frames to tokenise")
+    height, width = (size, size) if size else source.image_size
+    grid = tokenizer.grid(height, width)
+    key = token_key(source, fingerprint=fingerprint, episodes=episodes, size=size, phases=phases)
+    _claim(out, key)
+    offsets = [grid.block * phase // phases for phase in range(phases)]
+    frames_done, reused, short, left_out = 0, 0, 0, 0
+    for shard, episode in enumerate(episodes):
+        length = source.episodes[episode].length
+        spans = [(p, p + (length - p) // grid.block * grid.block) for p in offsets if length - p >= grid.block]
+        frames_done += sum(stop - start for start, stop in spans)
+        left_out += sum(max(0, length - p) for p in offsets) - sum(stop - start for start, stop in spans)
+        short += all(stop - start < 2 * grid.block for start, stop in spans)
+        if token_shard_done(out, shard):
+            reused += 1
+        else:
+            _write_episode(source, episode, spans, tokenizer, grid, out, shard, size=size, batch_size=batch_size)
+        if progress:
+            progress(shard + 1, len(episodes))
+    finish_tokens(
+        out,
+        num_shards=len(episodes),
+        num_images=frames_done,
+        fps=source.fps,
+        layout=source.layout,
+        grid=grid,
+        provenance=key,
+    )
+    return TokeniseReport(
+        folder=out,
+        episodes=len(episodes),
+        blocks=frames_done // grid.block,
+        frames=frames_done,
+        frames_left_out=left_out,
+        episodes_too_short=short,
+        reused=reused,
+    )
+
+
+def token_key(
+    source: Source, *, fingerprint: str, episodes: Sequence[int], size: int | None, phases: int
+) -> dict[str, object]:
+    """What the tokens of a folder depend on; written into its metadata as provenance."""
+    lengths = ",".join(str(source.episodes[episode].length) for episode in episodes)
+    return {
+        "source": str(source.path.resolve()),
+        "source_kind": source.kind,
+        "source_fingerprint": hashlib.sha256(lengths.encode()).hexdigest()[:16],
+        "states": list(source.layout.names),
+        "episodes": list(episodes),
+        "tokenizer": fingerprint,
+        "size": size,
+        "phases": phases,
+    }
+
+
+def key_hash(key: dict[str, object]) -> str:
+    """Short name of a key, for folders of a cache."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _claim(out: Path, key: dict[str, object]) -> None:
+    """Make `out` ours, or check that it is: shards of different settings must never mix."""
+    claim = out / "tokenise.json"
+    if claim.exists():
+        found = read_json(claim)
+        differing = [name for name in key if found.get(name) != key[name]]
+        if differing:
+            raise UsageError(
+                f"{out} holds tokens made with another {', '.join(differing)}; choose another folder or remove it"
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty and was not begun by this command; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(claim, key)
+
+
+def _write_episode(
+    source: Source,
+    episode: int,
+    spans: Sequence[tuple[int, int]],
+    tokenizer: Tokenizer,
+    grid: TokenGrid,
+    out: Path,
+    shard: int,
+    *,
+    size: int | None,
+    batch_size: int,
+) -> None:
+    length = source.episodes[episode].length
+    clip = source.read(episode, 0, length)
+    assert clip.frames is not None, "the caller checked that the source holds frames"
+    frames = resize(clip.frames, size) if size else clip.frames
+    tokens = [_encode(frames[start:stop], tokenizer, grid, batch_size) for start, stop in spans]
+    states = [clip.states[start:stop].numpy() for start, stop in spans]
+    segments = [np.full(stop - start, phase, np.int32) for phase, (start, stop) in enumerate(spans)]
+    none = np.zeros((0, grid.latents_per_block, grid.height, grid.width), np.int32)
+    write_token_shard(
+        out,
+        shard,
+        tokens=np.concatenate([none, *tokens]),
+        states=np.concatenate([np.zeros((0, source.layout.dim), np.float32), *states]),
+        segments=np.concatenate([np.zeros(0, np.int32), *segments]),
+        fps=source.fps,
+    )
+
+
+def _encode(
+    frames: UInt8[Tensor, "t 3 h w"], tokenizer: Tokenizer, grid: TokenGrid, batch_size: int
+) -> Int32[np.ndarray, "n l gh gw"]:
+    blocks = rearrange(frames, "(n f) c h w -> n f c h w", f=grid.block)
+    encoded: list[Int64[Tensor, "n l gh gw"]] = [tokenizer.encode(part) for part in blocks.split(batch_size)]
+    return torch.cat(encoded).numpy().astype(np.int32)

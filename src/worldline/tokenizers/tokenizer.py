@@ -1,0 +1,47 @@
+"""`Tokenizer`: video frames to a grid of discrete tokens and back. The one place where pixels become numbers.
+
+A tokenizer never sees a state. Outside of it video is uint8; the float range [-1, 1] exists only in here.
+"""
+
+from typing import Protocol
+
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+
+from worldline.schema import TokenGrid, UsageError
+
+
+def to_signed(frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b 3 t h w"]:
+    """uint8 pixels to [-1, 1], channels first, as video networks want them: `x * 2 / 255 - 1`."""
+    return frames.transpose(1, 2).float() * (2 / 255) - 1
+
+
+def to_pixels(video: Float32[Tensor, "b 3 t h w"]) -> UInt8[Tensor, "b t 3 h w"]:
+    """[-1, 1] back to uint8, rounded to nearest after clamping; the inverse of `to_signed` on 0..255."""
+    return (((video + 1) / 2).clamp(0, 1) * 255 + 0.5).byte().transpose(1, 2)
+
+
+def blocks_of(x: Tensor, size: int, *, what: str) -> tuple[Tensor, ...]:
+    """Split axis 1 into whole blocks. Raises `UsageError` where it is not a multiple of `size`."""
+    if x.shape[1] % size:
+        raise UsageError(f"{x.shape[1]} {what} are not a whole number of blocks of {size}")
+    return x.split(size, dim=1)
+
+
+class Tokenizer(Protocol):
+    """Discrete video tokenizer, causal in time: token grid k depends on frames up to the last it covers."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def grid(self, height: int, width: int) -> TokenGrid:
+        """How tokens lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
+        ...
+
+    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
+        """Tokens of whole blocks of frames (`t` a multiple of the block)."""
+        ...
+
+    def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of whole blocks of token grids."""
+        ...

@@ -1,0 +1,60 @@
+"""`TrainConfig`: one complete run. Recipes return it, the command line overrides it, config.json stores it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from worldline.data.clips import DataConfig
+from worldline.schema import UsageError
+from worldline.tokenizers.fsq_video import FSQVideoConfig
+from worldline.training.optimizer import OptimizerConfig
+from worldline.worlds.st_transformer import STTransformerConfig
+
+ModelConfig = Annotated[FSQVideoConfig | STTransformerConfig, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a run's numbers, given the bytes of its data set."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    batch_size: int
+    """Clips per optimizer step, over all ranks and accumulated pieces."""
+    tokenizer: Path | None = None
+    """Run or model folder of the tokenizer, for a token world on a source of frames."""
+    phases: int = 4
+    """Start offsets per episode when frames are tokenised for training (see worldline.tokenizers.tokenise)."""
+    initial: Path | None = None
+    """Run or model folder whose weights to start from, for example a tokenizer trained on the twin."""
+    steps: int = 0
+    """Optimizer steps; or 0 and `epochs` decides."""
+    epochs: float = 0.0
+    """Passes over the training clips; or 0 and `steps` decides."""
+    accumulate: int = 1
+    """Pieces a batch is cut into, to fit memory. Changes nothing but rounding."""
+    max_minutes: float | None = None
+    """Stop early, with a checkpoint, after this long. The schedule still counts to the full number of steps."""
+    seed: int = 0
+    device: str = "auto"
+    """`auto` takes CUDA where there is one."""
+    autocast: bool = True
+    """bfloat16 autocast on hardware that has bfloat16 arithmetic; elsewhere fp32."""
+    workers: int = 0
+    """Processes that read clips; the order of clips does not depend on it."""
+    log_every: int = 20
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    validation_clips: int = 64
+    """Held-out clips behind `val/...` figures during training."""
+
+    def total_steps(self, num_clips: int) -> int:
+        """Steps of the run. Raises `UsageError` unless exactly one of `steps` and `epochs` is given."""
+        if (self.steps > 0) == (self.epochs > 0):
+            raise UsageError("give the length of the run as --steps or as --epochs, one of the two")
+        return self.steps or max(1, round(self.epochs * num_clips / self.batch_size))

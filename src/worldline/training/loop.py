@@ -1,0 +1,211 @@
+"""The one training loop. Every model trains here; it knows `loss(batch, generator)` and nothing else of them."""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from worldline.data.loader import Loader
+from worldline.files import read_json, write_json
+from worldline.rundir import RunDir, environment, from_json, to_json
+from worldline.schema import Batch, UsageError
+from worldline.training.checkpoint import TrainState, restore, save_checkpoint
+from worldline.training.config import TrainConfig
+from worldline.training.optimizer import MovingAverage, build_optimizer
+from worldline.training.prepare import Prepared, prepare
+from worldline.training.validate import sample_strip, validate
+
+Report = Callable[[str, int, int, dict[str, float]], None]
+"""Called with (what is being done, done, total, figures to show)."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; names the step and the clips of its batch."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run. The loop asks it who reads what and who writes."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def writes(self) -> bool:
+        return self.rank == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended."""
+
+    run: Path
+    step: int
+    total_steps: int
+    seconds: float
+    """Training time over all resumptions, preparation excluded."""
+    figures: dict[str, float]
+    """The last logged and validated figures."""
+
+
+def train(
+    config: TrainConfig, path: Path, *, resume: bool = False, ranks: Ranks | None = None, report: Report | None = None
+) -> TrainResult:
+    """Train a model into a run folder; with `resume`, go on from its latest checkpoint as if never stopped.
+
+    Raises:
+        UsageError: the folder holds a run already, or another run than the one to resume.
+        DataError: data or weights are not what they should be.
+        NonFiniteLossError: the loss is no longer a number.
+    """
+    ranks, report = ranks or Ranks(), report or (lambda *_: None)
+    run = RunDir(path)
+    _begin(run, config, resume)
+    made = prepare(config, run, lambda what, done, total: report(what, done, total, {}))
+    device = pick_device(config.device)
+    model = made.model.to(device).train()
+    optimizer = build_optimizer(config.optimizer, model)
+    decay = config.optimizer.ema_decay
+    state = TrainState(model, optimizer, MovingAverage(model, decay) if decay else None)
+    if resume:
+        restore(run, state)
+        run.forget_after(state.step)
+    total = config.total_steps(len(made.train))
+    loader = Loader(
+        made.train, config.batch_size // ranks.world_size, config.seed, ranks.rank, ranks.world_size, config.workers
+    )
+    board = SummaryWriter(str(path / "tensorboard"), purge_step=state.step)
+    figures: dict[str, float] = {}
+    began, before = time.monotonic(), state.seconds
+
+    for batch in loader.iterate(state.step, total):
+        rate = config.optimizer.learning_rate(state.step, total)
+        figures |= _step(state, batch, config, rate, device)
+        state.step += 1
+        state.seconds = before + time.monotonic() - began
+        out_of_time = config.max_minutes is not None and time.monotonic() - began > 60 * config.max_minutes
+        last = state.step == total or out_of_time
+
+        if ranks.writes and (last or state.step % config.evaluate_every == 0):
+            with evaluated(state):
+                figures |= validate(model, made.val, num_clips=config.validation_clips, device=device)
+                strip = sample_strip(model, made.val, made.tokenizer, device=device)
+            if strip is not None:
+                board.add_image("real above forecast", strip, state.step)
+        if ranks.writes and (last or state.step % config.log_every == 0):
+            run.log({"step": state.step, "seconds": round(state.seconds, 3), **figures})
+            for name, value in figures.items():
+                board.add_scalar(name, value, state.step)
+        if ranks.writes and (last or state.step % config.checkpoint_every == 0):
+            save_checkpoint(run, state, made.description, keep=config.keep_checkpoints)
+        report("training", state.step, total, figures)
+        if last:
+            break
+
+    board.close()
+    return TrainResult(run=path, step=state.step, total_steps=total, seconds=state.seconds, figures=figures)
+
+
+def _step(
+    state: TrainState, batch: Batch, config: TrainConfig, rate: float, device: torch.device
+) -> dict[str, float]:
+    """One optimizer step. Everything random in it is a function of (seed, step)."""
+    torch.manual_seed(_mix(config.seed, state.step))  # dropout
+    generator = torch.Generator().manual_seed(_mix(config.seed, state.step) + 1)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.zero_grad(set_to_none=True)
+    total, figures = 0.0, {}
+    pieces = split(batch, config.accumulate)
+    for piece in pieces:
+        with _precision(config, device):
+            loss, extra = state.model.loss(piece.to(device), generator)  # pyright: ignore[reportCallIssue]
+        (loss * (len(piece) / len(batch))).backward()
+        total += loss.item() * len(piece) / len(batch)
+        figures = {f"train/{name}": value for name, value in extra.items()}
+    if not torch.isfinite(torch.tensor(total)):
+        raise NonFiniteLossError(
+            f"loss is {total} at step {state.step}, in the batch of clips {batch.origins}. Lower --optimizer.peak, "
+            "set --optimizer.clip-norm, or look at these clips with `worldline data info`."
+        )
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm or torch.inf)
+    state.optimizer.step()
+    if state.average:
+        state.average.update(state.model, state.step)
+    return {"train/loss": total, "train/gradient_norm": norm.item(), "train/learning_rate": rate, **figures}
+
+
+class evaluated:  # noqa: N801 - reads as a verb: `with evaluated(state):`
+    """Inside, the model is in evaluation mode and holds its moving average, if there is one."""
+
+    def __init__(self, state: TrainState) -> None:
+        self.state = state
+        self.raw: dict[str, Tensor] = {}
+
+    def __enter__(self) -> None:
+        if self.state.average:
+            self.raw = {name: value.clone() for name, value in self.state.model.state_dict().items()}
+            self.state.model.load_state_dict(self.state.average.weights)
+        self.state.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        if self.state.average:
+            self.state.model.load_state_dict(self.raw)
+        self.state.model.train()
+
+
+def split(batch: Batch, pieces: int) -> list[Batch]:
+    """Cut a batch into `pieces` of nearly equal size, in order."""
+    if pieces == 1:
+        return [batch]
+    if pieces > len(batch):
+        raise UsageError(f"a batch of {len(batch)} clips cannot be cut into {pieces} pieces; lower --accumulate")
+    edges = [round(i * len(batch) / pieces) for i in range(pieces + 1)]
+    return [
+        replace(
+            batch,
+            states=batch.states[a:b],
+            origins=batch.origins[a:b],
+            frames=None if batch.frames is None else batch.frames[a:b],
+            tokens=None if batch.tokens is None else batch.tokens[a:b],
+        )
+        for a, b in zip(edges, edges[1:], strict=False)
+    ]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a name means. Raises `UsageError` for CUDA where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("CUDA was asked for, but PyTorch finds no CUDA device here; use --device cpu")
+    return torch.device(name)
+
+
+def _precision(config: TrainConfig, device: torch.device) -> torch.autocast | nullcontext[None]:
+    if config.autocast and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return nullcontext()  # a CPU without bfloat16 units is slower with autocast, and exactness is worth more there
+
+
+def _mix(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) * 2
+
+
+def _begin(run: RunDir, config: TrainConfig, resume: bool) -> None:
+    """Start a run folder, or check that the one to resume is of the same configuration."""
+    if resume:
+        found = from_json(TrainConfig, read_json(run.config), run.config)
+        if replace(found, max_minutes=None) != replace(config, max_minutes=None):
+            raise UsageError(f"{run.path} was started with another configuration; resume takes it from {run.config}")
+        return
+    if run.config.exists():
+        raise UsageError(f"{run.path} holds a run already; add --resume to go on, or choose another folder")
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_json(run.path / "environment.json", environment())
+    write_json(run.config, to_json(TrainConfig, config))

@@ -1,0 +1,70 @@
+"""AdamW, its parameter groups, the learning-rate schedule and the moving average of weights. Pure functions of step."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule; the defaults are the report's (section 3.2)."""
+
+    peak: float = 8e-4
+    """Highest learning rate."""
+    warmup_steps: int = 2000
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """From the peak to zero at the last step; `constant` stays at the peak."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.05
+    """On weight matrices only; never on biases, norms or positions."""
+    clip_norm: float | None = None
+    """Scale gradients down to this global norm."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights with this decay, and evaluate it instead."""
+
+    def learning_rate(self, step: int, total_steps: int) -> float:
+        """Learning rate of a step: linear warm-up, then the schedule."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
+        match self.schedule:
+            case "linear":
+                return self.peak * (1 - progress)
+            case "cosine":
+                return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+            case "constant":
+                return self.peak
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters in two groups: decayed matrices, and everything else."""
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decayed if is_matrix(name, parameter) else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.peak, betas=(config.beta1, config.beta2), fused=True)
+
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: weights of two or more axes that are not positional embeddings."""
+    return parameter.ndim >= 2 and "position" not in name
+
+
+class MovingAverage:
+    """Exponential moving average of a model's parameters and floating-point buffers, in fp32."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: value.detach().float().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the model. Early steps use a shorter memory, so the start is forgotten quickly."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in model.state_dict().items():
+            self.weights[name].lerp_(value.float(), 1 - decay)

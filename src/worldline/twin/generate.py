@@ -1,0 +1,218 @@
+"""Episodes of the twin -> a data set in the 1X raw layout, one episode per shard, with the physics beside it.
+
+The same config gives the same bytes, however many workers draw it: every episode has its own random numbers,
+made from the seed and its index. Knows neither the robot's parts nor what is in a room.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from worldline.data.files import atomic, read_json, remove_temporaries, write_json
+from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
+from worldline.schema import DataError, UsageError
+from worldline.twin.backend import load_mujoco
+from worldline.twin.behaviour import Behaviour
+from worldline.twin.robot import LAYOUT
+from worldline.twin.scene import Scene, random_scene
+from worldline.twin.simulation import Simulation
+
+REVISION = 1
+"""Of scenes and behaviours: to be raised whenever the same seed gives another episode."""
+RECORD = "twin.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinConfig:
+    """What to generate. The same config gives the same data set on the same machine."""
+
+    episodes: int
+    seed: int = 0
+    size: int = 64
+    """Width and height of the pictures in pixels: even, at most 512."""
+    frames: int = 120
+    """Per episode."""
+    fps: int = 30
+    snapshot_every: int = 10
+    """Frames between saved physics states."""
+
+    def __post_init__(self) -> None:
+        if self.size % 2 or not 2 <= self.size <= 512:
+            raise UsageError(f"size must be even and from 2 to 512, not {self.size}")
+        if min(self.episodes, self.frames, self.snapshot_every) < 1 or self.seed < 0:
+            raise UsageError("episodes, frames and snapshot_every must be at least 1, and seed at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One episode: what was seen, measured and commanded, and the physics to resume it from."""
+
+    scene: Scene
+    frames: UInt8[np.ndarray, "f h w 3"]
+    states: Float32[np.ndarray, "f 25"]
+    commands: Float32[np.ndarray, "f 25"]
+    """Command `i` leads from frame `i` to frame `i + 1`."""
+    objects: Float32[np.ndarray, "f n 3"]
+    """Positions of the movable objects in the world, in m."""
+    snapshots: Float64[np.ndarray, "k p"]
+    """Physics at frames `0, every, 2 * every, ...`; see `Simulation.restore`."""
+
+
+def generate(
+    out: Path, config: TwinConfig, *, workers: int = 1, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Write a data set of the twin in the 1X raw layout; finished episodes of the same config are kept.
+
+    Args:
+        out: a folder that is absent, empty, or holds a data set of the same config, finished or not.
+        config: what to generate.
+        workers: processes. Where there are several, a calling script needs `if __name__ == "__main__":`.
+        progress: called with the number of finished episodes and of all.
+
+    Raises:
+        UsageError: the folder holds something else, or MuJoCo or OpenGL is missing.
+    """
+    record: dict[str, object] = asdict(config) | {"revision": REVISION, "mujoco": load_mujoco().__version__}
+    _claim(out, record)
+    todo = [episode for episode in range(config.episodes) if not _done(out, episode)]
+    for count, _ in enumerate(_write_all(out, config, todo, workers), config.episodes - len(todo) + 1):
+        if progress is not None:
+            progress(count, config.episodes)
+    finish_raw(
+        out,
+        num_shards=config.episodes,
+        num_images=config.episodes * config.frames,
+        fps=config.fps,
+        layout=LAYOUT,
+        provenance={"generator": "worldline twin", **record},
+    )
+
+
+def record_episode(config: TwinConfig, episode: int) -> Recording:
+    """Run one episode of a config and return it without writing anything."""
+    scene = random_scene(np.random.default_rng([config.seed, episode, 0]))
+    frames, states, commands, objects, snapshots = [], [], [], [], []
+    with Simulation(scene, size=config.size, fps=config.fps) as simulation:
+        behaviour = Behaviour(simulation, np.random.default_rng([config.seed, episode, 1]))
+        simulation.reset(behaviour.first())
+        for i in range(config.frames):
+            frame, state = simulation.observe()
+            if i % config.snapshot_every == 0:
+                snapshots.append(simulation.snapshot())
+            command = behaviour.command()
+            frames.append(frame)
+            states.append(state)
+            commands.append(command)
+            objects.append(simulation.objects())
+            simulation.step(command)
+    return Recording(
+        scene=scene,
+        frames=np.stack(frames),
+        states=np.stack(states),
+        commands=np.stack(commands),
+        objects=np.stack(objects).astype(np.float32),
+        snapshots=np.stack(snapshots),
+    )
+
+
+def resume(root: Path, episode: int, frame: int) -> tuple[Simulation, Float32[np.ndarray, "f 25"]]:
+    """Reopen a recorded episode at one of its frames, as it was; also return the commands that followed.
+
+    Stepping the simulation by those commands repeats the recording, bit for bit on the machine that made it;
+    by others, it shows what would have happened. Close the simulation after use.
+
+    Raises:
+        DataError: the folder holds no such episode.
+        UsageError: the episode has no such frame.
+    """
+    path = _physics_path(root, episode)
+    if not path.exists():
+        raise DataError(path, expected="saved physics", found="nothing", fix="Generate the data set again.")
+    with np.load(path) as saved:
+        commands, snapshots, every = saved["commands"], saved["snapshots"], int(saved["every"])
+        stored = json.loads(str(saved["scene"]))
+    scene = Scene(xml=stored["xml"], objects=tuple(stored["objects"]), table_top=stored["table_top"])
+    if not 0 <= frame < len(commands):
+        raise UsageError(f"{path} has frames 0..{len(commands) - 1}, not {frame}")
+    record = read_json(root / RECORD)
+    simulation = Simulation(scene, size=record["size"], fps=record["fps"])
+    simulation.restore(snapshots[frame // every])
+    for command in commands[frame // every * every : frame]:
+        simulation.step(command)
+    return simulation, commands[frame:]
+
+
+def _claim(out: Path, record: dict[str, object]) -> None:
+    """Make the folder ours, or make sure that it is already."""
+    path = out / RECORD
+    if path.exists():
+        found = read_json(path)
+        differing = sorted(key for key in record.keys() | found.keys() if record.get(key) != found.get(key))
+        if differing:
+            changes = ", ".join(f"{key} {found.get(key)} instead of {record.get(key)}" for key in differing)
+            raise UsageError(
+                f"{out} holds data of another config ({changes}). Choose another folder or remove it."
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty and holds no data of the twin. Choose another folder.")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+    (out / "physics").mkdir(exist_ok=True)
+    remove_temporaries(out)
+
+
+def _write_all(out: Path, config: TwinConfig, episodes: list[int], workers: int) -> Iterator[None]:
+    """Write episodes, here or in processes of their own, and yield once for each that is done."""
+    if workers <= 1 or len(episodes) <= 1:
+        yield from (_write_episode(out, config, episode) for episode in episodes)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(workers, len(episodes)), mp_context=context, initializer=_start_worker
+    ) as pool:
+        futures = [pool.submit(_write_episode, out, config, episode) for episode in episodes]
+        try:
+            yield from (future.result() for future in as_completed(futures))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer: the workers are the parallelism
+
+
+def _write_episode(out: Path, config: TwinConfig, episode: int) -> None:
+    recording = record_episode(config, episode)
+    with atomic(_physics_path(out, episode)) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            scene=json.dumps(asdict(recording.scene)),
+            commands=recording.commands,
+            objects=recording.objects,
+            snapshots=recording.snapshots,
+            every=config.snapshot_every,
+        )
+    write_raw_shard(
+        out,
+        episode,
+        frames=recording.frames,
+        states=recording.states,
+        segments=np.zeros(config.frames, dtype=np.int32),
+        fps=config.fps,
+    )
+
+
+def _done(out: Path, episode: int) -> bool:
+    return raw_shard_done(out, episode) and _physics_path(out, episode).exists()
+
+
+def _physics_path(root: Path, episode: int) -> Path:
+    return root / f"physics/physics_{episode}.npz"

@@ -1,0 +1,233 @@
+"""Random rooms around the robot: walls, light, furniture and things to touch, as MJCF. Knows no motion.
+
+Pictures are made to be learnt by small models: no shadows, flat light, colours that vary slowly over a
+surface, and objects of 10 to 20 cm, which cover about six pixels of a 64-pixel picture at arm's length.
+"""
+
+from collections.abc import Iterable
+from colorsys import hsv_to_rgb
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.random import Generator
+
+from worldline.twin.robot import robot_actuators, robot_assets, robot_body, robot_defaults
+
+TIMESTEP = 1 / 240
+"""Seconds of one physics step: eight for a frame at 30 Hz."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A room with the robot in it: everything a `Simulation` is built from."""
+
+    xml: str
+    """MJCF, complete in itself."""
+    objects: tuple[str, ...]
+    """Bodies that can be moved."""
+    table_top: float
+    """Height of the table's surface in m."""
+
+
+def random_scene(rng: Generator) -> Scene:
+    """Draw a room. The robot stands at the origin and looks along +x at a table within reach."""
+    top = rng.uniform(0.84, 0.94)
+    near = rng.uniform(0.34, 0.40)
+    objects = _objects(rng, top, near)
+    # The robot comes first: its base then has the first three entries of qpos and qvel.
+    world = "\n".join([robot_body(), _light(rng), _room(rng), _table(rng, top, near), *objects])
+    names = tuple(f"OBJECT_{i}" for i in range(len(objects)))
+    assets = _surface(rng, "floor", _floor_colour(rng)) + _surface(rng, "table", _table_colour(rng))
+    return Scene(xml=_document(rng, assets, world), objects=names, table_top=top)
+
+
+def _document(rng: Generator, assets: str, world: str) -> str:
+    ambient, diffuse = rng.uniform((0.5, 0.2), (0.62, 0.28))
+    return f"""<mujoco model="worldline twin">
+  <compiler angle="radian" eulerseq="XYZ"/>
+  <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" iterations="20"/>
+  <statistic extent="1" meansize="0.1" center="0.5 0 1"/>
+  <visual>
+    <global offwidth="1024" offheight="1024"/>
+    <quality shadowsize="0" offsamples="0" numslices="16" numstacks="8"/>
+    <headlight ambient="{_numbers([ambient] * 3)}" diffuse="{_numbers([diffuse] * 3)}" specular="0 0 0"/>
+    <map znear="0.01" zfar="20"/>
+  </visual>
+  <asset>{robot_assets()}{assets}
+  </asset>
+  <default>
+    <geom contype="2" conaffinity="7" friction="0.8" solref="0.01 1"/>{robot_defaults()}
+  </default>
+  <worldbody>
+{world}
+  </worldbody>
+  <actuator>
+{robot_actuators()}
+  </actuator>
+</mujoco>"""
+
+
+def _light(rng: Generator) -> str:
+    x, y = rng.uniform(-0.6, 0.6, 2)
+    strength = _numbers(rng.uniform(0.2, 0.3) * rng.uniform(0.9, 1.0, 3))
+    return (
+        f'<light directional="true" pos="0 0 3" dir="{x} {y} -1" '
+        f'diffuse="{strength}" specular="0 0 0" castshadow="false"/>'
+    )
+
+
+def _room(rng: Generator) -> str:
+    """Floor, four walls and a ceiling, each of one colour, and a few flat or boxy things along the walls."""
+    front, back, left, right, height = *rng.uniform((1.5, 1.2, 1.4, 1.4), (2.8, 2.2, 2.6, 2.6)), 2.8
+    wall = _colour(rng, saturation=(0.05, 0.32), value=(0.62, 0.9))
+    paint = partial(_nearby, rng, wall)
+    middle = (front - back) / 2
+    half = (front + back) / 2 + 0.1
+    width = (left + right) / 2 + 0.1
+    side = (left - right) / 2
+    return "\n".join(
+        [
+            _box((middle, side, -0.05), (half, width, 0.05), "floor"),
+            _box((middle, side, height), (half, width, 0.05), (0.9, 0.9, 0.88)),
+            _box((front + 0.05, side, height / 2), (0.05, width, height / 2), wall),
+            _box((-back - 0.05, side, height / 2), (0.05, width, height / 2), paint()),
+            _box((middle, left + 0.05, height / 2), (half, 0.05, height / 2), paint()),
+            _box((middle, -right - 0.05, height / 2), (half, 0.05, height / 2), paint()),
+            *_decoration(rng, front, left, right),
+        ]
+    )
+
+
+def _decoration(rng: Generator, front: float, left: float, right: float) -> list[str]:
+    """A poster or window and one or two cupboards on the wall ahead, a door on a side wall."""
+    y = rng.uniform(-0.8, 0.8)
+    things = [
+        _box(
+            (front, y, rng.uniform(1.4, 1.8)),
+            (0.02, rng.uniform(0.3, 0.6), rng.uniform(0.25, 0.45)),
+            _colour(rng, saturation=(0.2, 0.6), value=(0.45, 0.85)),
+        )
+    ]
+    for sign in rng.permutation([-1, 1])[: rng.integers(1, 3)]:
+        depth, half_width, half_height = rng.uniform((0.15, 0.25, 0.4), (0.3, 0.5, 0.95))
+        position = (front - depth, y + sign * rng.uniform(0.9, 1.2), half_height)
+        things.append(
+            _box(
+                position,
+                (depth, half_width, half_height),
+                _colour(rng, saturation=(0.1, 0.6), value=(0.4, 0.75)),
+            )
+        )
+    wall_y = left if rng.random() < 0.5 else -right
+    door = _colour(rng, saturation=(0.2, 0.5), value=(0.45, 0.75))
+    things.append(_box((rng.uniform(0.4, 1.0), wall_y, 1.0), (0.45, 0.02, 1.0), door))
+    return things
+
+
+def _table(rng: Generator, top: float, near: float) -> str:
+    """A table on legs, a closed counter or a round table, from `near` m ahead of the robot's middle on."""
+    half_depth, half_width = rng.uniform(0.28, 0.4), rng.uniform(0.55, 0.85)
+    x, z = near + half_depth, top - 0.02
+    leg = hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.3), rng.uniform(0.3, 0.7))
+    match rng.choice(["table", "counter", "round"]):
+        case "table":
+            ends = [(x, sign * (half_width - 0.05), (top - 0.04) / 2) for sign in (-1, 1)]
+            legs = [_box(end, (half_depth - 0.05, 0.03, (top - 0.04) / 2), leg) for end in ends]
+            return "\n".join([_box((x, 0, z), (half_depth, half_width, 0.02), "table"), *legs])
+        case "counter":
+            body = _box(
+                (x + 0.05, 0, (top - 0.04) / 2), (half_depth - 0.05, half_width - 0.02, (top - 0.04) / 2), leg
+            )
+            return "\n".join([_box((x, 0, z), (half_depth, half_width, 0.02), "table"), body])
+        case _:
+            radius = rng.uniform(0.5, 0.6)
+            x, look = near + radius, f'rgba="{_numbers(leg)} 1"'
+            return (
+                f'<geom type="cylinder" pos="{x} 0 {z}" size="{radius} 0.02" material="table"/>'
+                f'<geom type="cylinder" pos="{x} 0 {z / 2}" size="0.08 {z / 2}" {look}/>'
+            )
+
+
+def _objects(rng: Generator, top: float, near: float) -> list[str]:
+    """Two to five objects on the table, apart from one another, in hues spread over the circle."""
+    count = int(rng.integers(2, 6))
+    hues = (rng.random() + np.arange(count) / count) % 1
+    slots = np.linspace(-0.36, 0.36, count)
+    bodies = []
+    for i in range(count):
+        x, y = near + rng.uniform(0.1, 0.28), slots[i] + rng.uniform(-0.04, 0.04)
+        colour = hsv_to_rgb(hues[i], rng.uniform(0.6, 0.85), rng.uniform(0.6, 0.9))
+        shape, height = _shape(rng)
+        place = f'pos="{x} {y} {top + height}" euler="0 0 {rng.uniform(0, np.pi)}"'
+        bodies.append(
+            f'<body name="OBJECT_{i}" {place}><freejoint/>'
+            f'<geom {shape} rgba="{_numbers(colour)} 1" mass="{rng.uniform(0.15, 0.4)}"/></body>'
+        )
+    return bodies
+
+
+def _shape(rng: Generator) -> tuple[str, float]:
+    """An object's geom attributes and its half height."""
+    rolling = 'condim="6" friction="0.8 0.01 0.008"'  # so that what is round comes to rest
+    match rng.choice(["box", "tall box", "cylinder", "ball", "capsule"]):
+        case "box":
+            size = rng.uniform(0.05, 0.075, 3)
+            return f'type="box" size="{_numbers(size)}"', size[2]
+        case "tall box":
+            width, depth, height = rng.uniform((0.045, 0.045, 0.09), (0.06, 0.06, 0.12))
+            return f'type="box" size="{width} {depth} {height}"', height
+        case "cylinder":
+            radius, height = rng.uniform((0.045, 0.08), (0.06, 0.12))
+            return f'type="cylinder" size="{radius} {height}"', height
+        case "ball":
+            radius = rng.uniform(0.06, 0.08)
+            return f'type="sphere" size="{radius}" {rolling}', radius
+        case _:
+            radius, half = rng.uniform((0.045, 0.04), (0.06, 0.07))
+            return f'type="capsule" size="{radius} {half}" euler="1.5708 0 0" {rolling}', radius
+
+
+def _box(position: tuple[float, ...], half_size: tuple[float, ...], paint: tuple[float, ...] | str) -> str:
+    """A fixed box of one colour, or of a named material."""
+    look = f'material="{paint}"' if isinstance(paint, str) else f'rgba="{_numbers(paint)} 1"'
+    return f'<geom type="box" pos="{_numbers(position)}" size="{_numbers(half_size)}" {look}/>'
+
+
+def _surface(rng: Generator, name: str, colour: tuple[float, ...]) -> str:
+    """A material whose colour drifts gently from the middle to the edges."""
+    edge = _nearby(rng, colour, rng.uniform(0.75, 1.1))
+    colours = f'rgb1="{_numbers(colour)}" rgb2="{_numbers(edge)}"'
+    return f"""
+    <texture name="{name}" type="2d" builtin="gradient" {colours} width="64" height="64"/>
+    <material name="{name}" texture="{name}" specular="0"/>"""
+
+
+def _floor_colour(rng: Generator) -> tuple[float, ...]:
+    hue = rng.choice([rng.uniform(0.05, 0.12), rng.random()])
+    return hsv_to_rgb(hue, rng.uniform(0.05, 0.4), rng.uniform(0.35, 0.6))
+
+
+def _table_colour(rng: Generator) -> tuple[float, ...]:
+    match rng.choice(["wood", "pale", "painted"]):
+        case "wood":
+            return hsv_to_rgb(rng.uniform(0.05, 0.11), rng.uniform(0.3, 0.6), rng.uniform(0.45, 0.8))
+        case "pale":
+            return hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.12), rng.uniform(0.55, 0.8))
+        case _:
+            return hsv_to_rgb(rng.random(), rng.uniform(0.25, 0.5), rng.uniform(0.4, 0.7))
+
+
+def _colour(
+    rng: Generator, *, saturation: tuple[float, float], value: tuple[float, float]
+) -> tuple[float, ...]:
+    return hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
+
+
+def _nearby(rng: Generator, colour: tuple[float, ...], scale: float = 1.0) -> tuple[float, ...]:
+    """A colour like the given one, `scale` times as bright."""
+    return tuple(np.clip(np.array(colour) * scale * rng.uniform(0.85, 1.1), 0, 1).tolist())
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return " ".join(f"{value:.5g}" for value in values)

@@ -1,0 +1,156 @@
+"""The running twin: a scene, stepped by commands, seen through the robot's eyes. Knows no behaviour, no file.
+
+A simulation can be stopped and resumed: `snapshot` holds the whole state of the physics, so the same commands
+after `restore` give the same numbers and pictures, and other commands give what would have happened instead.
+"""
+
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from worldline.schema import UsageError
+from worldline.twin.backend import INSTALL_GL, load_mujoco
+from worldline.twin.robot import CAMERA, FINGER_CLOSED, FINGERS, INDEX, JOINTS, SIDES, neutral
+from worldline.twin.scene import TIMESTEP, Scene
+
+NUM_JOINTS = len(JOINTS)
+NUM_FINGERS = len(FINGERS)
+SETTLING = 0.5
+"""Seconds the world is left alone after a reset, for things to settle."""
+
+
+class Simulation:
+    """The robot in one scene. Use as a context manager, or call `close`: it owns an OpenGL context.
+
+    Args:
+        scene: what to simulate.
+        size: width and height of the pictures in pixels. They are drawn at twice that and averaged down.
+        fps: frames, commands and states per second; 240 must be a multiple of it.
+
+    Raises:
+        UsageError: MuJoCo or OpenGL is missing, or 240 is no multiple of `fps`.
+    """
+
+    def __init__(self, scene: Scene, *, size: int = 64, fps: float = 30.0) -> None:
+        self._mujoco = load_mujoco()
+        self.scene, self.size, self.fps = scene, size, fps
+        self._substeps = round(1 / (fps * TIMESTEP))
+        if abs(self._substeps * TIMESTEP * fps - 1) > 1e-9:
+            raise UsageError(f"fps must divide {1 / TIMESTEP:.0f}, not {fps}")
+        self.model = self._mujoco.MjModel.from_xml_string(scene.xml)
+        self.data = self._mujoco.MjData(self.model)
+        self._joints = np.array([self.model.joint(joint.name).qposadr[0] for joint in JOINTS])
+        fingers = [self.model.joint(f"{side}_{finger}").qposadr[0] for side in SIDES for finger in FINGERS]
+        self._fingers = np.array(fingers)
+        self._objects = np.array([self.model.body(name).id for name in scene.objects])
+        self._renderer = None
+
+    def __enter__(self) -> "Simulation":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the OpenGL context. The physics can still be used; the next picture opens a new context."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def reset(self, command: Float32[np.ndarray, "25"] | None = None) -> None:
+        """Begin anew in the pose of `command` (default: `robot.neutral`), once objects have settled."""
+        command = neutral() if command is None else command
+        self._mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[self._joints] = command[:NUM_JOINTS]
+        self.data.qpos[self._fingers] = _finger_angles(command)
+        still = command.copy()
+        still[INDEX["LINEAR_VELOCITY"] :] = 0
+        for _ in range(round(SETTLING * self.fps)):
+            self.step(still)
+        self.data.time = 0
+
+    def step(self, command: Float32[np.ndarray, "25"]) -> None:
+        """Advance by one frame towards the targets of `command` (`robot.LAYOUT`), held throughout."""
+        data = self.data
+        data.ctrl[:NUM_JOINTS] = command[:NUM_JOINTS]
+        data.ctrl[NUM_JOINTS:-3] = _finger_angles(command)
+        speed, turn = command[INDEX["LINEAR_VELOCITY"]], command[INDEX["ANGULAR_VELOCITY"]]
+        for _ in range(self._substeps):
+            heading = data.qpos[2]
+            data.ctrl[-3:] = speed * np.cos(heading), speed * np.sin(heading), turn
+            self._mujoco.mj_step(self.model, data)
+
+    def observe(self) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "25"]]:
+        """What the robot sees (RGB, 0..255) and its state, now."""
+        return self.frame(), self.state()
+
+    def state(self) -> Float32[np.ndarray, "25"]:
+        """The measured state in the order and units of `robot.LAYOUT`."""
+        qpos, (x, y, turn) = self.data.qpos, self.data.qvel[:3]
+        closures = np.mean(qpos[self._fingers].reshape(2, NUM_FINGERS), axis=1) / FINGER_CLOSED
+        speed = x * np.cos(qpos[2]) + y * np.sin(qpos[2])
+        return np.concatenate([qpos[self._joints], np.clip(closures, 0, 1), [speed, turn]]).astype(np.float32)
+
+    def frame(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture of the head camera, RGB, 0..255."""
+        # After mj_step bodies lag one physics step behind qpos. These three leave the solver's memory alone.
+        self._mujoco.mj_kinematics(self.model, self.data)
+        self._mujoco.mj_comPos(self.model, self.data)
+        self._mujoco.mj_camlight(self.model, self.data)
+        renderer = self._open_renderer()
+        renderer.update_scene(self.data, camera=CAMERA)
+        double = renderer.render().astype(np.uint16)
+        rows = double[0::2] + double[1::2]
+        return ((rows[:, 0::2] + rows[:, 1::2] + 2) // 4).astype(np.uint8)
+
+    def base(self) -> Float64[np.ndarray, "3"]:
+        """Where the base is in the world: x and y in m, heading in rad."""
+        return self.data.qpos[:3].copy()
+
+    def objects(self) -> Float64[np.ndarray, "n 3"]:
+        """Positions of the movable objects in the world, in m."""
+        return self.data.xpos[self._objects].copy()
+
+    def snapshot(self) -> Float64[np.ndarray, "n"]:
+        """The whole state of the physics: positions, velocities, controls, and the solver's warm start."""
+        signature = self._mujoco.mjtState.mjSTATE_INTEGRATION
+        state = np.empty(self._mujoco.mj_stateSize(self.model, signature))
+        self._mujoco.mj_getState(self.model, self.data, state, signature)
+        return state
+
+    def restore(self, snapshot: Float64[np.ndarray, "n"]) -> None:
+        """Return to a snapshot of a simulation of the same scene.
+
+        Raises:
+            UsageError: the snapshot is of another scene.
+        """
+        signature = self._mujoco.mjtState.mjSTATE_INTEGRATION
+        size = self._mujoco.mj_stateSize(self.model, signature)
+        if snapshot.shape != (size,):
+            raise UsageError(
+                f"This snapshot is of another scene: {snapshot.shape[0]} numbers instead of {size}"
+            )
+        self._mujoco.mj_setState(self.model, self.data, snapshot, signature)
+
+    def _open_renderer(self):
+        if self._renderer is None:
+            try:
+                # No text is drawn; the smallest font saves a tenth of a second for every scene.
+                font = self._mujoco.mjtFontScale.mjFONTSCALE_50
+                self._renderer = self._mujoco.Renderer(
+                    self.model, 2 * self.size, 2 * self.size, max_geom=500, font_scale=font
+                )
+            except (ImportError, RuntimeError, AttributeError) as error:
+                raise UsageError(f"OpenGL cannot draw off screen ({error}): {INSTALL_GL}") from error
+            flags = self._mujoco.mjtRndFlag
+            for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX, flags.mjRND_HAZE):
+                self._renderer.scene.flags[flag] = 0
+        return self._renderer
+
+
+def _finger_angles(command: Float32[np.ndarray, "25"]) -> Float32[np.ndarray, "8"]:
+    closures = command[INDEX["LEFT_HAND_CLOSURE"] : INDEX["LEFT_HAND_CLOSURE"] + 2]
+    return np.repeat(closures, NUM_FINGERS) * np.float32(FINGER_CLOSED)

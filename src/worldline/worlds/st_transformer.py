@@ -1,0 +1,238 @@
+"""The compression track's world: a spatio-temporal transformer over discrete video tokens (report, section 3).
+
+One class from 1 M to 134 M parameters. Input position t holds grid t, the states of its frames and its positions;
+output position t is the distribution of grid t+1. Sequence length T is one less than the grids of a sample:
+teacher forcing shifts them by one. What the report leaves open and we chose: see docs/compression.md.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from worldline.nn.attention import STBlock, STBlockConfig, TemporalCache
+from worldline.nn.states import StateEncoder, StateEncoderConfig
+from worldline.process.categorical import Sampling, cross_entropy, draw, scheduled
+from worldline.schema import Batch, UsageError
+from worldline.worlds.world import GridStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class STTransformerConfig:
+    """Everything that decides the parameters. Grid, vocabulary and state come from the data a run is built on."""
+
+    kind: Literal["st-transformer"] = "st-transformer"
+    grid_height: int = 32
+    grid_width: int = 32
+    vocab_size: int = 64000
+    state_dim: int = 25
+    context_grids: int = 3
+    horizon_grids: int = 3
+    block: int = 17
+    """Video frames per token block, for the alignment of states."""
+    temporal_stride: int = 8
+    width: int = 512
+    heads: int = 8
+    layers: int = 24
+    mlp_ratio: int = 4
+    dropout: float = 0.1
+    state_hidden: int = 256
+    state_pooling: Literal["all", "mean", "last"] = "all"
+    normalise_states: bool = False
+    """Standardise states with the training data's statistics, which then live in the checkpoint."""
+    blind: bool = False
+    """Ignore the states: the baseline that shows what conditioning is worth."""
+    scheduled_sampling: float = 0.0
+    """Probability that an input token of the future is the model's own instead of the truth (0: teacher forcing)."""
+    loss_chunk: int = 8192
+    """Tokens whose logits exist at once in the loss."""
+
+    def build(self) -> "STTransformer":
+        return STTransformer(self)
+
+
+class STTransformer(nn.Module):
+    """A `TokenWorld`. States enter in raw units, one row per video frame of context and horizon."""
+
+    def __init__(self, config: STTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)  # also the output layer: tied
+        self.spatial_position = nn.Parameter(torch.empty(config.grid_height * config.grid_width, config.width))
+        self.temporal_position = nn.Parameter(torch.empty(self.length, config.width))
+        block = STBlockConfig(
+            width=config.width, heads=config.heads, mlp_ratio=config.mlp_ratio, dropout=config.dropout
+        )
+        self.states = None if config.blind else StateEncoder(_state_encoder(config), config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(STBlock(block) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.initialise()
+
+    @property
+    def context_grids(self) -> int:
+        return self.config.context_grids
+
+    @property
+    def horizon_grids(self) -> int:
+        return self.config.horizon_grids
+
+    @property
+    def length(self) -> int:
+        """T, the grids the transformer reads at once."""
+        return self.config.context_grids + self.config.horizon_grids - 1
+
+    def initialise(self) -> None:
+        """Set every parameter, here and nowhere else (report, section 3.2).
+
+        | parameters                                        | value       |
+        |---------------------------------------------------|-------------|
+        | weights of linear and convolution layers          | N(0, 0.02)  |
+        | token embedding (= output layer), positions       | N(0, 0.02)  |
+        | biases                                            | 0           |
+        | LayerNorm gain, bias                              | 1, 0        |
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(_bias(module))
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, StateEncoder):
+                nn.init.normal_(module.position, std=0.02)
+        nn.init.normal_(self.spatial_position, std=0.02)
+        nn.init.normal_(self.temporal_position, std=0.02)
+
+    # --- predict ---
+
+    def hidden(
+        self,
+        tokens: Int64[Tensor, "b t h w"],
+        state_codes: Float[Tensor, "b l d"] | None,
+        caches: list[TemporalCache] | None = None,
+    ) -> Float[Tensor, "b t s d"]:
+        """Features whose product with the embedding are the logits of the NEXT grid, for each input grid.
+
+        With caches, `tokens` are the grids that follow those already in the caches.
+        """
+        if tokens.shape[2:] != (self.config.grid_height, self.config.grid_width):
+            raise UsageError(
+                f"this world was built for grids of {self.config.grid_height}x{self.config.grid_width}, "
+                f"but the tokens are {tokens.shape[2]}x{tokens.shape[3]}"
+            )
+        start = caches[0].length if caches else 0
+        now = slice(start, start + tokens.shape[1])
+        x = self.embedding(rearrange(tokens, "b t h w -> b t (h w)"))
+        x = x + self.spatial_position + self.temporal_position[now, None]
+        if state_codes is not None:
+            x = x + state_codes[:, now, None]
+        x = self.dropout(x)
+        for index, block in enumerate(self.blocks):
+            x = block(x, caches[index] if caches else None)
+        return self.norm(x)
+
+    def state_codes(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l d"] | None:
+        """The states' additive embedding per latent frame; None for a blind world."""
+        if self.states is None:
+            return None
+        if states.shape[-1] != self.config.state_dim:
+            raise UsageError(
+                f"this world was trained with {self.config.state_dim}-dimensional states, "
+                f"but the data have {states.shape[-1]} dimensions"
+            )
+        return self.states(states)
+
+    def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        return F.linear(hidden, self.embedding.weight)
+
+    # --- train ---
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Teacher-forced cross-entropy in nats per token, over the future grids only (report, equation 2).
+
+        Raises:
+            UsageError: the batch has no tokens, or grids, states or counts of another shape than the world's.
+        """
+        tokens, context = self._tokens(batch), self.config.context_grids
+        codes = self.state_codes(batch.states)
+        inputs = tokens[:, :-1]
+        if self.config.scheduled_sampling > 0:
+            inputs = self._self_corrupted(inputs, codes, generator)
+        hidden = self.hidden(inputs, codes)[:, context - 1 :]
+        loss = cross_entropy(
+            rearrange(hidden, "b t s d -> (b t s) d"),
+            self.embedding.weight,
+            rearrange(tokens[:, context:], "b t h w -> (b t h w)"),
+            chunk=self.config.loss_chunk,
+        )
+        return loss, {}
+
+    def _self_corrupted(self, inputs: Tensor, codes: Tensor | None, generator: torch.Generator) -> Tensor:
+        context = self.config.context_grids
+        if inputs.shape[1] == context:
+            return inputs  # a horizon of one grid has no future inputs
+        with torch.no_grad():
+            hidden = self.hidden(inputs[:, :-1], codes)[:, context - 1 :]
+            predicted = self.logits(hidden).argmax(dim=-1).view_as(inputs[:, context:])
+        future = scheduled(inputs[:, context:], predicted, self.config.scheduled_sampling, generator)
+        return torch.cat([inputs[:, :context], future], dim=1)
+
+    def _tokens(self, batch: Batch) -> Int64[Tensor, "b l h w"]:
+        if batch.tokens is None:
+            raise UsageError("a token world needs tokens; tokenise the source first (`worldline data tokenize`)")
+        if batch.tokens.shape[1] != self.length + 1:
+            raise UsageError(f"expected {self.length + 1} token grids per sample, found {batch.tokens.shape[1]}")
+        return batch.tokens
+
+    # --- forecast ---
+
+    @torch.no_grad()
+    def forecast(
+        self,
+        context: Int64[Tensor, "b c h w"],
+        states: Float[Tensor, "b t s"],
+        *,
+        sampling: Sampling,
+        generator: torch.Generator | None = None,
+        cached: bool = True,
+    ) -> Iterator[GridStep]:
+        """Yield the horizon grid by grid; `cached=False` recomputes the past each time (same result, slower)."""
+        codes = self.state_codes(states)
+        caches = [TemporalCache() for _ in self.blocks] if cached else None
+        past = new = context
+        for _ in range(self.config.horizon_grids):
+            hidden = self.hidden(new if cached else past, codes, caches)[:, -1]
+            logits = rearrange(self.logits(hidden), "b (h w) v -> b h w v", h=self.config.grid_height)
+            step = GridStep(draw(logits, sampling, generator), logits)
+            yield step
+            new = step.tokens[:, None]
+            past = torch.cat([past, new], dim=1)
+
+    @torch.no_grad()
+    def teacher_forced(self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]) -> Iterator[GridStep]:
+        """Yield each future grid's logits given the true grids before it, and their arg max."""
+        hidden = self.hidden(tokens[:, :-1], self.state_codes(states))
+        for t in range(self.config.context_grids - 1, self.length):
+            logits = rearrange(self.logits(hidden[:, t]), "b (h w) v -> b h w v", h=self.config.grid_height)
+            yield GridStep(logits.argmax(dim=-1), logits)
+
+
+def _bias(layer: nn.Linear | nn.Conv1d) -> Tensor:
+    assert layer.bias is not None, "every layer of this model has a bias"
+    return layer.bias
+
+
+def _state_encoder(config: STTransformerConfig) -> StateEncoderConfig:
+    return StateEncoderConfig(
+        state_dim=config.state_dim,
+        num_latents=config.context_grids + config.horizon_grids,
+        hidden=config.state_hidden,
+        block=config.block,
+        temporal_stride=config.temporal_stride,
+        pooling=config.state_pooling,
+    )

@@ -1,0 +1,53 @@
+"""`World`: what every world model offers. A world never sees a pixel.
+
+Discrete worlds (this protocol's first kind) roll token grids forward; what they share with continuous ones is
+`loss` for the training loop and a forecast that starts from an encoded context and raw robot states.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from worldline.process.categorical import Sampling
+from worldline.schema import Batch
+
+
+@dataclass(frozen=True)
+class GridStep:
+    """One predicted token grid and the logits it was chosen from."""
+
+    tokens: Int64[Tensor, "b h w"]
+    logits: Float[Tensor, "b h w v"]
+
+
+class TokenWorld(Protocol):
+    """A world over discrete tokens."""
+
+    @property
+    def context_grids(self) -> int: ...
+
+    @property
+    def horizon_grids(self) -> int: ...
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Training loss and figures to log. Needs `batch.tokens`."""
+        ...
+
+    def forecast(
+        self,
+        context: Int64[Tensor, "b c h w"],
+        states: Float[Tensor, "b t s"],
+        *,
+        sampling: Sampling,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[GridStep]:
+        """Roll forward grid by grid, each conditioned on the model's own earlier grids, never on the truth."""
+        ...
+
+    def teacher_forced(self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]) -> Iterator[GridStep]:
+        """Logits of each future grid given the TRUE grids before it: an optimistic bound, not a forecast."""
+        ...

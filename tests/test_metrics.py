@@ -1,0 +1,279 @@
+"""Metrics against known answers: hand-computed offsets, another library, a slow float64 reference."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from worldline.metrics import bootstrap, codes, image
+
+
+def _random_images(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+# --- image.py ---
+
+
+@pytest.mark.parametrize("offset", [1, 5, 64, 255])
+def test_psnr_of_a_constant_offset(offset: int) -> None:
+    real = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    expected = 20 * math.log10(255 / offset)
+    torch.testing.assert_close(image.psnr(real + offset, real), torch.full((2,), expected))
+
+
+def test_psnr_is_per_image_over_any_leading_shape() -> None:
+    real = torch.zeros(2, 5, 3, 8, 8, dtype=torch.uint8)
+    forecast = real.clone()
+    forecast[1, 3] = 10
+    values = image.psnr(forecast, real)
+    assert values.shape == (2, 5)
+    assert values[1, 3] == pytest.approx(20 * math.log10(25.5), abs=1e-4)
+    assert (values == image.MAX_PSNR_DB).sum() == 9
+    assert image.psnr(forecast[1, 3], real[1, 3]).shape == ()
+
+
+def test_psnr_on_uint8_equals_the_challenge_formula_on_minus_one_to_one() -> None:
+    forecast, real = _random_images(4, 3, 32, 32), _random_images(4, 3, 32, 32, seed=1)
+    x, y = (2 * images.double() / 255 - 1 for images in (forecast, real))
+    expected = 10 * torch.log10(2**2 / (x - y).square().mean(dim=(1, 2, 3)))
+    torch.testing.assert_close(image.psnr(forecast, real).double(), expected, rtol=0, atol=1e-4)
+
+
+def test_psnr_of_almost_identical_images_is_finite_and_ordered() -> None:
+    real = torch.full((3, 64, 64), 100, dtype=torch.uint8)
+    almost = real.clone()
+    almost[0, 0, 0] += 1
+    one_off = real + 1
+    same, near, off = (float(image.psnr(forecast, real)) for forecast in (real, almost, one_off))
+    assert same == pytest.approx(58.92, abs=0.01)
+    assert same >= near > off == pytest.approx(48.13, abs=0.01)
+
+
+def test_ssim_agrees_with_scikit_image() -> None:
+    structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
+    pytest.importorskip("torchmetrics")
+    real = _random_images(2, 2, 3, 24, 40) // 8 + torch.arange(40, dtype=torch.uint8) * 5
+    noise = torch.randint(-25, 26, real.shape, generator=torch.Generator().manual_seed(2))
+    forecast = (real.int() + noise).clamp(0, 255).to(torch.uint8)
+    values = image.ssim(forecast, real)
+    assert values.shape == (2, 2)
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        expected = structural_similarity(
+            forecast[i, j].numpy(),
+            real[i, j].numpy(),
+            channel_axis=0,
+            data_range=255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        assert float(values[i, j]) == pytest.approx(expected, abs=1e-5)
+    assert float(image.ssim(real[0, 0], real[0, 0])) == pytest.approx(1.0)
+
+
+def test_ssim_says_why_it_cannot_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(image.MetricUnavailable, match="11x11"):
+        image.ssim(_random_images(3, 10, 10), _random_images(3, 10, 10))
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    with pytest.raises(image.MetricUnavailable, match=r"pip install worldline\[metrics\]"):
+        image.ssim(_random_images(3, 16, 16), _random_images(3, 16, 16))
+
+
+# --- codes.py ---
+
+
+def _reference(logits: np.ndarray, target: int, k: int, miss: float) -> dict[str, float | bool]:
+    """One token, float64, by sorting; shares no step with the implementation."""
+    order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+    inside = order[:k]
+    p = np.exp(logits.astype(np.float64) - logits.max())
+    p /= p.sum()
+    outside = [token for token in range(len(p)) if token not in set(inside)]
+    covered = target in inside
+    residual = p[target] if covered else p[outside].sum() / len(outside)
+    floor = -math.log(p[target] / p[inside].sum()) if covered else -math.log(miss)
+    return {
+        "residual": -math.log(residual),
+        "floor": floor,
+        "hits_only": floor if covered else math.nan,
+        "full_ce": -math.log(p[target]),
+        "covered": covered,
+        "correct": order[0] == target,
+    }
+
+
+@pytest.mark.parametrize("kind", ["smooth", "many ties", "confident"])
+def test_code_lengths_agree_with_a_slow_float64_reference(kind: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(40, 60, generator=generator) * 2
+    if kind == "many ties":
+        logits = logits.round()
+    if kind == "confident":
+        logits[:, 7] += 25
+    target = torch.randint(0, 60, (40,), generator=generator)
+    lengths = codes.top_k_code_lengths(logits, target, k=11, miss_probability=1e-4, chunk_tokens=7)
+    for n in range(40):
+        expected = _reference(logits[n].numpy(), int(target[n]), 11, 1e-4)
+        for name, value in expected.items():
+            assert float(getattr(lengths, name)[n]) == pytest.approx(
+                float(value), rel=1e-4, abs=1e-5, nan_ok=True
+            )
+
+
+def test_truth_at_rank_500_is_inside_and_at_rank_501_outside() -> None:
+    vocab_size = 1000
+    logits = -torch.arange(vocab_size, dtype=torch.float32)[None].repeat(2, 1) / 100
+    lengths = codes.top_k_code_lengths(logits, torch.tensor([499, 500]))
+    p = np.exp(-np.arange(vocab_size) / 100)
+    p /= p.sum()
+    assert lengths.covered.tolist() == [True, False]
+    assert float(lengths.residual[0]) == pytest.approx(-math.log(p[499]), rel=1e-5)
+    assert float(lengths.residual[1]) == pytest.approx(-math.log(p[500:].sum() / 500), rel=1e-5)
+    assert float(lengths.floor[0]) == pytest.approx(-math.log(p[499] / p[:500].sum()), rel=1e-5)
+    assert float(lengths.floor[1]) == pytest.approx(math.log(1e6), rel=1e-6)
+
+
+def test_ties_at_the_last_rank_are_settled_by_the_lower_id() -> None:
+    logits = torch.zeros(1000)
+    logits[900] = 1.0
+    every = codes.top_k_code_lengths(logits.repeat(1000, 1), torch.arange(1000))
+    assert every.covered.sum() == 500
+    assert every.covered.nonzero().flatten().tolist() == [*range(499), 900]
+    assert every.correct.nonzero().flatten().tolist() == [900]
+    tied_first = codes.top_k_code_lengths(torch.zeros(3, 4), torch.tensor([0, 1, 3]), k=2)
+    assert tied_first.correct.tolist() == [True, False, False]
+    assert tied_first.covered.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("vocab_size", [3, 499, 500])
+def test_a_vocabulary_of_at_most_k_gives_the_full_cross_entropy(vocab_size: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(20, vocab_size, generator=generator)
+    target = torch.randint(0, vocab_size, (20,), generator=generator)
+    lengths = codes.top_k_code_lengths(logits, target)
+    expected = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    assert lengths.covered.all()
+    for value in (lengths.residual, lengths.floor, lengths.full_ce, lengths.hits_only):
+        torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
+def test_residual_is_a_code_length(scale: float) -> None:
+    logits = (torch.randn(700, generator=torch.Generator().manual_seed(5)) * scale).repeat(700, 1)
+    lengths = codes.top_k_code_lengths(logits, torch.arange(700), k=500)
+    assert float(lengths.residual.double().neg().exp().sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_confident_miss_keeps_its_digits() -> None:
+    logits = torch.full((1, 1000), -40.0)
+    logits[0, :500] = 0.0
+    lengths = codes.top_k_code_lengths(logits, torch.tensor([999]))
+    assert float(lengths.residual[0]) == pytest.approx(40 + math.log(500), rel=1e-6)
+
+
+def test_chunks_and_half_precision_do_not_change_the_result() -> None:
+    generator = torch.Generator().manual_seed(6)
+    logits = torch.randn(50, 900, generator=generator).bfloat16()
+    target = torch.randint(0, 900, (50,), generator=generator)
+    whole = codes.top_k_code_lengths(logits.float(), target, chunk_tokens=50)
+    parts = codes.top_k_code_lengths(logits, target, chunk_tokens=3)
+    torch.testing.assert_close(parts.residual, whole.residual)
+    assert parts.residual.dtype == torch.float32
+    assert torch.equal(parts.covered, whole.covered)
+
+
+def test_per_clip_averages_tokens_and_leaves_misses_out_of_hits_only() -> None:
+    logits = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 3.0]]).repeat(2, 1)
+    lengths = codes.top_k_code_lengths(logits, torch.tensor([0, 0, 2, 2]), k=1)
+    means = codes.per_clip(lengths, 2)
+    assert means["covered"].tolist() == [0.5, 0.5]
+    assert means["correct"].tolist() == [0.5, 0.5]
+    assert means["hits_only"].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(means["full_ce"], lengths.full_ce.reshape(2, 2).mean(dim=1))
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"0\.\.3, found 0\.\.4"):
+        codes.top_k_code_lengths(torch.zeros(2, 4), torch.tensor([0, 4]))
+    with pytest.raises(ValueError, match="at least 1"):
+        codes.top_k_code_lengths(torch.zeros(2, 4), torch.tensor([0, 1]), k=0)
+
+
+# --- bootstrap.py ---
+
+
+def test_the_mean_is_the_plain_mean_over_clips() -> None:
+    values = torch.tensor([1.0, 2.0, 3.0, 10.0])
+    result = bootstrap.interval(values, torch.tensor([0, 0, 0, 7]))
+    assert result.mean == 4.0
+    assert (result.num_clips, result.num_episodes) == (4, 2)
+    assert (result.low, result.high) == (2.0, 10.0)
+
+
+def test_interval_of_independent_values_matches_theory() -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    result = bootstrap.interval(values, torch.arange(400))
+    half = 1.96 * float(values.std(correction=0)) / 20
+    assert result.high - result.mean == pytest.approx(half, rel=0.08)
+    assert result.mean - result.low == pytest.approx(half, rel=0.08)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+    samples = torch.randn(40, 500, generator=torch.Generator().manual_seed(8))
+    results = bootstrap.intervals(samples, torch.arange(40))
+    covered = np.mean([result.low <= 0.0 <= result.high for result in results])
+    assert 0.91 <= covered <= 0.97
+
+
+def test_clips_of_one_episode_do_not_count_as_independent() -> None:
+    generator = torch.Generator().manual_seed(9)
+    episodes = torch.arange(30).repeat_interleave(20)
+    values = torch.randn(30, generator=generator)[episodes] + 0.1 * torch.randn(600, generator=generator)
+    clustered = bootstrap.interval(values, episodes)
+    naive = bootstrap.interval(values, torch.arange(600))
+    assert clustered.mean == naive.mean
+    assert clustered.high - clustered.low > 3 * (naive.high - naive.low)
+
+
+def test_pairing_removes_what_both_share() -> None:
+    generator = torch.Generator().manual_seed(10)
+    hardness = 5 * torch.randn(50, generator=generator)
+    a = hardness + 1 + 0.1 * torch.randn(50, generator=generator)
+    difference = bootstrap.paired_difference(a, hardness, torch.arange(50))
+    assert 0.9 < difference.low < difference.mean < difference.high < 1.1
+    assert bootstrap.interval(a, torch.arange(50)).low < 0.9
+
+
+def test_columns_share_one_draw_and_equal_single_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(30, 3, generator=torch.Generator().manual_seed(11))
+    episodes = torch.arange(30) // 3
+    together = bootstrap.intervals(values, episodes, seed=5)
+    assert together[2] == bootstrap.interval(values[:, 2], episodes, seed=5)
+    assert together[2] != bootstrap.interval(values[:, 2], episodes, seed=6)
+    monkeypatch.setattr(bootstrap, "MAX_WEIGHTS", 100)
+    in_turns = bootstrap.intervals(values, episodes, seed=5)
+    assert in_turns[0].low == pytest.approx(together[0].low)
+
+
+def test_one_episode_has_no_interval_and_says_so_in_json() -> None:
+    result = bootstrap.interval(torch.tensor([1.0, 3.0]), torch.tensor([4, 4]))
+    assert result.mean == 2.0
+    assert math.isnan(result.low)
+    assert math.isnan(result.high)
+    adapter = TypeAdapter(bootstrap.Interval)
+    assert json.loads(adapter.dump_json(result))["low"] is None
+    assert math.isnan(adapter.validate_json(adapter.dump_json(result)).high)
+
+
+def test_values_that_cannot_be_averaged_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 of 3 clips have a value that is not finite, the first is clip 1"):
+        bootstrap.interval(torch.tensor([1.0, math.nan, math.inf]), torch.arange(3))
+    with pytest.raises(ValueError, match="no clips"):
+        bootstrap.interval(torch.zeros(0), torch.arange(0))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        bootstrap.interval(torch.zeros(2), torch.arange(2), confidence=95.0)
