@@ -1,16 +1,17 @@
-"""The evaluation file and the report page, from synthetic run folders: what is there is shown, what is not is said."""
+"""The evaluation file and the page made of synthetic run folders: what is absent is said, never guessed."""
 
 import base64
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, best_row
+from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, best_rows
 from worldline.metrics.bootstrap import Interval
 from worldline.report.gather import gather
 from worldline.report.text import duration, text_table
@@ -119,7 +120,8 @@ def _run(folder: Path, *, psnr: float = 24.317, num_clips: int = 5) -> Path:
     lines = [
         {"step": s, "seconds": s / 2, "train/loss": 5 / (1 + s / 20), "train/lr": 1e-3} for s in range(100)
     ]
-    lines += [{"step": s, "seconds": s / 2, "val/loss": 5.5 / (1 + s / 20)} for s in range(0, 100, 20)]
+    for step in range(0, 100, 20):
+        lines[step]["val/loss"] = 5.5 / (1 + step / 20)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     _evaluation(folder.name, psnr).save(folder / "evaluation" / "metrics.json")
     real = _scene(num_clips, 1.5)
@@ -159,13 +161,256 @@ def test_an_evaluation_survives_its_file(tmp_path: Path) -> None:
 
 def test_nan_is_null_on_disk_and_nan_again(tmp_path: Path) -> None:
     alone = Interval(mean=2.0, low=math.nan, high=math.nan, num_clips=3, num_episodes=1)
-    evaluation = _evaluation()
     row = Row(name="forecast", role="model", metrics={"ssim_last": alone})
-    object.__setattr__(evaluation, "rows", (row,))
-    object.__setattr__(evaluation, "curves", {})
-    object.__setattr__(evaluation, "comparisons", ())
+    evaluation = replace(_evaluation(), rows=(row,), curves={}, comparisons=())
     evaluation.save(tmp_path / "metrics.json")
     on_disk = json.loads((tmp_path / "metrics.json").read_text())["rows"][0]["metrics"]["ssim_last"]
     assert on_disk == {"mean": 2.0, "low": None, "high": None, "num_clips": 3, "num_episodes": 1}
     assert math.isnan(Evaluation.load(tmp_path / "metrics.json").rows[0].metrics["ssim_last"].low)
     assert "2.000 [one episode]" in text_table(evaluation)
+
+
+def test_a_broken_evaluation_names_the_file_and_the_place(tmp_path: Path) -> None:
+    path = _run(tmp_path / "run") / "evaluation" / "metrics.json"
+    whole = path.read_text()
+    for broken, words in {
+        whole[: len(whole) // 2]: "Invalid JSON",
+        whole.replace('"num_clips"', '"clips"', 1): r"at data\.num_clips",
+        whole.replace('"ssim_last"', '"sim_last"'): "unknown metrics sim_last",
+        whole.replace('"better": "forecast"', '"better": "forecasts"'): "not there: forecasts",
+    }.items():
+        path.write_text(broken)
+        with pytest.raises(DataError, match=words) as error:
+            write_report([tmp_path / "run"], tmp_path)
+        assert error.value.path == path
+    with pytest.raises(DataError, match="Evaluate the run first"):
+        Evaluation.load(tmp_path / "nothing.json")
+
+
+def test_an_inconsistent_evaluation_is_not_written(tmp_path: Path) -> None:
+    evaluation = _evaluation()
+    with pytest.raises(ValueError, match="copy last frame"):
+        replace(evaluation, rows=evaluation.rows[1:]).save(tmp_path / "metrics.json")
+    with pytest.raises(ValueError, match="same name"):
+        replace(evaluation, rows=evaluation.rows + evaluation.rows[:1]).save(tmp_path / "metrics.json")
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_verdicts_know_which_way_is_better() -> None:
+    verdicts = [comparison.verdict() for comparison in _evaluation().comparisons]
+    assert verdicts == ["yes", "yes", "undecided"]
+    claim = _evaluation().comparisons[1]
+    assert replace(claim, difference=_interval(0.6875, 0.125)).verdict() == "no"
+    unknown = Interval(mean=3.0, low=math.nan, high=math.nan, num_clips=2, num_episodes=1)
+    assert replace(claim, difference=unknown).verdict() == "undecided"
+
+
+def test_the_best_row_is_the_highest_or_the_lowest_and_never_a_ceiling() -> None:
+    rows = _evaluation().rows
+    assert [row.name for row in best_rows(rows, "psnr_db_last")] == ["forecast"]
+    assert [row.name for row in best_rows(rows, "full_ce")] == ["forecast"]
+    assert best_rows(rows, "roundtrip_psnr_db") == []
+    ceiling = Row(name="ceiling", role="ceiling", metrics={"psnr_db_last": _interval(40.0)})
+    assert [row.name for row in best_rows((*rows, ceiling), "psnr_db_last")] == ["forecast"]
+    twin = replace(rows[1], name="twin")
+    assert [row.name for row in best_rows((*rows, twin), "full_ce")] == ["forecast", "twin"]
+
+
+def test_the_text_table_fits_its_width_and_holds_every_number() -> None:
+    for width in (60, 110, 400):
+        lines = text_table(_evaluation(), width=width).splitlines()
+        numbers = [line for line in lines[2:] if "[" in line and ":" not in line]
+        assert max(map(len, numbers)) <= width
+        text = "\n".join(lines)
+        assert "24.32 [23.82, 24.82]*" in text
+        assert "33.50 [33.00, 34.00]" in text
+        assert "Forecasts better than holding the last frame: yes" in text
+        assert "not computed: lpips: weights missing" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(4.21, "4.2 s"), (200.0, "3 min 20 s"), (4320.4, "1 h 12 min"), (59.99, "1 min 0 s")],
+)
+def test_durations_read_well(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+# --- the page ---
+
+
+def test_the_page_shows_the_numbers_of_the_json(tmp_path: Path) -> None:
+    run = _run(tmp_path / "tiny")
+    page = _page(run)
+    results = _text(page, "results")
+    evaluation = Evaluation.load(run / "evaluation" / "metrics.json")
+    for row in evaluation.rows:
+        for metric, value in row.metrics.items():
+            digits = 2 if "db" in metric else 3
+            shown = f"{value.mean:.{digits}f} {value.low:.{digits}f} to {value.high:.{digits}f}"
+            assert (shown in results) != (metric in ("top500_coverage", "full_ce"))
+            assert (shown in _text(page, "tokens")) == (
+                metric in ("top500_ce_residual", "top500_coverage", "full_ce")
+            )
+    assert "48 clips of 12 episodes" in results
+    assert "◆ 24.32" in results
+    assert results.count("◆") == 3
+    assert "Undecided Sharper than its ablation" in _text(page, "comparisons")
+    assert "\N{MINUS SIGN}0.688 nats (\N{MINUS SIGN}0.812 to \N{MINUS SIGN}0.562)" in _text(
+        page, "comparisons"
+    )
+    assert "weights missing" in _text(page, "not-computed")
+    assert "worldline train sampling_tiny" in _text(page, "provenance")
+    assert "Also logged: train/lr. Took 49.5 s" in _text(page, "training")
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+    page = _page(_run(tmp_path / "tiny"))
+    assert "http:" not in page
+    assert "https:" not in page
+    sources = re.findall(r'(?:src|href|srcset|poster|data)="([^"#][^"]*)"', page)
+    assert len(sources) == 4
+    assert all(source.startswith("data:") for source in sources)
+    assert not re.search(r"@import|url\((?!#)|fetch\(|<link (?!rel=\"icon\")", page)
+    assert "&lt;b&gt;not html&lt;/b&gt;" in page
+
+
+def test_curves_are_inline_and_take_the_colours_of_the_page(tmp_path: Path) -> None:
+    page = _page(_run(tmp_path / "tiny"))
+    assert page.count('<svg viewBox="0 0 3') == 2
+    assert "var(--s0)" in page
+    assert "#0101" not in page
+    assert "#0102" not in page
+    assert "8 future frames are 0.80 s" in _text(page, "curves")
+
+
+def test_films_show_best_median_and_worst_clip(tmp_path: Path) -> None:
+    page = _page(_run(tmp_path / "tiny"))
+    pictures = _text(page, "pictures")
+    order = [
+        pictures.index(words)
+        for words in ("Best clip 31.50 dB", "Median clip 26.50 dB", "Worst clip 22.25 dB")
+    ]
+    assert order == sorted(order)
+    assert "at 1/2 speed" in pictures
+    assert "real forecast copy last frame" in pictures
+    encoded = re.findall(r'src="data:video/mp4;base64,([^"]+)"', page)
+    assert len(encoded) == 3
+    film = tmp_path / "film.mp4"
+    film.write_bytes(base64.b64decode(encoded[0]))
+    with av.open(str(film)) as container:
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+    assert len(frames) == FRAMES
+    third = frames[0].shape[1] // 3
+    for t, frame in enumerate(frames):
+        expected = GIVEN if t < CONTEXT else PREDICTED
+        assert np.abs(frame[1, 1] - GIVEN).max() < 16
+        assert np.abs(frame[1, third + 1] - expected).max() < 16
+        assert np.abs(frame[1, 2 * third + 1] - expected).max() < 16
+
+
+def test_a_strip_keeps_every_pixel() -> None:
+    real, forecast = _scene(2, 1.5)
+    frames = strip([real, forecast], CONTEXT)
+    scale = 192 // SIZE
+    border = (frames.shape[1] - SIZE * scale) // 2
+    panel = frames[:, border:-border, border : border + SIZE * scale]
+    np.testing.assert_array_equal(panel[:, ::scale, ::scale], real)
+    panel = frames[:, border:-border, -border - SIZE * scale : -border]
+    np.testing.assert_array_equal(panel[:, scale - 1 :: scale, scale - 1 :: scale], forecast)
+    odd = strip([np.zeros((4, 201, 301, 3), np.uint8)] * 2, 2)
+    assert odd.shape[1] % 2 == odd.shape[2] % 2 == 0
+
+
+@pytest.mark.parametrize(("num_clips", "titles"), [(1, ["The only clip"]), (2, ["Best clip", "Worst clip"])])
+def test_few_clips_are_shown_once_each(tmp_path: Path, num_clips: int, titles: list[str]) -> None:
+    page = _page(_run(tmp_path / "tiny", num_clips=num_clips))
+    assert re.findall(r"<figcaption>([A-Z][a-z ]+clip)", page) == titles
+
+
+@pytest.mark.parametrize(
+    ("part", "sections"),
+    [
+        ("config.json", ["provenance"]),
+        ("environment.json", ["provenance"]),
+        ("metrics.jsonl", ["training"]),
+        ("evaluation/metrics.json", ["results", "comparisons", "curves", "tokens", "not-computed"]),
+        ("evaluation/forecasts.npz", ["pictures"]),
+    ],
+)
+def test_what_is_absent_is_said(tmp_path: Path, part: str, sections: list[str]) -> None:
+    run = _run(tmp_path / "tiny", num_clips=1)
+    (run / part).unlink()
+    page = _page(run)
+    for section in re.findall(r'<section id="([^"]*)">', page):
+        said = f"Not available: {part} is not in the run folder." in _text(page, section)
+        assert said == (section in sections)
+    if "results" in sections:
+        assert "at 10 frames per second; the recorded rate is not known" in _text(page, "pictures")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no folder"):
+        write_report([tmp_path / "nowhere"], tmp_path)
+    with pytest.raises(UsageError, match="has none of"):
+        write_report([tmp_path], tmp_path)
+    with pytest.raises(UsageError, match="at least one"):
+        write_report([], tmp_path)
+
+
+def test_several_runs_share_a_table_only_where_they_compare(tmp_path: Path) -> None:
+    first, second, other = (
+        _run(tmp_path / name, psnr=psnr) for name, psnr in (("a", 24.0), ("b", 25.0), ("c", 26.0))
+    )
+    path = other / "evaluation" / "metrics.json"
+    replace(Evaluation.load(path), protocol="compression").save(path)
+    results = _text(_page(first, second, other), "results")
+    assert results.count("Forecaster") == 2
+    assert "forecast model · a 24.00" in results
+    assert "forecast model · b ◆ 25.00" in results
+    assert results.count("copy last frame") == 2
+    assert "copy last frame baseline · a, b 21.12" in results
+    assert "do not compare" in results
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    page = _page(_run(tmp_path / "x" / "run", psnr=24.0), _run(tmp_path / "y" / "run", psnr=25.0))
+    assert "model · x/run" in page
+    assert "model · y/run" in page
+
+
+def test_a_log_that_is_being_written_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
+    run = _run(tmp_path / "tiny")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 100, "train/lo')
+    assert len(gather(run).training.series["train/loss"]) == 100
+    assert "last line was unfinished" in _text(_page(run), "training")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl.*line 101"):
+        gather(run)
+
+
+def test_values_that_are_not_finite_leave_a_counted_gap(tmp_path: Path) -> None:
+    run = _run(tmp_path / "tiny")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 100, "train/loss": NaN}\n{"step": 101, "train/loss": Infinity}\n')
+    assert "2 values of train/loss are not finite and left out" in _text(_page(run), "training")
+
+
+def test_damaged_forecasts_name_the_file(tmp_path: Path) -> None:
+    run = _run(tmp_path / "tiny")
+    path = run / "evaluation" / "forecasts.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    np.savez(path, **{**arrays, "forecast_0": arrays["forecast_0"][:, :-1]})
+    with pytest.raises(
+        DataError, match=r"forecasts\.npz: expected `forecast` as uint8 .*\(5, 12, 32, 32, 3\)"
+    ):
+        gather(run)
+    np.savez(path, **{name: array for name, array in arrays.items() if name != "psnr"})
+    with pytest.raises(DataError, match="no psnr"):
+        gather(run)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"forecasts\.npz: expected a NumPy archive"):
+        gather(run)

@@ -131,7 +131,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (FileNotFoundError, SafetensorError) as error:
         raise DataError(
-            path, expected="a safetensors file", found=str(error), fix="Copy the model folder again, or retrain."
+            path,
+            expected="a safetensors file",
+            found=str(error),
+            fix="Copy the model folder again, or retrain.",
         ) from error
 
 
@@ -145,7 +148,9 @@ def model_folder(path: Path) -> Path:
         return path
     latest = RunDir(path).latest()
     if latest is None:
-        raise UsageError(f"{path} is neither a run folder with checkpoints nor a model folder (no model.json)")
+        raise UsageError(
+            f"{path} is neither a run folder with checkpoints nor a model folder (no model.json)"
+        )
     return latest
 
 
@@ -170,7 +175,8 @@ def from_json(kind: Any, content: Any, path: Path) -> Any:
         raise DataError(
             path,
             expected="a configuration this version of worldline knows",
-            found=f"{where}: {first['msg']}" + (f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""),
+            found=f"{where}: {first['msg']}"
+            + (f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""),
             fix="Correct the entry, or use the version of worldline that wrote the file.",
         ) from error
 

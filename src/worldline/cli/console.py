@@ -1,11 +1,14 @@
 """How a verb talks: results on stdout, progress and messages on stderr, `--json` one object and nothing else."""
 
+import difflib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tqdm import tqdm
+
+from worldline.schema import UsageError
 
 
 class Progress:
@@ -20,9 +23,13 @@ class Progress:
         if self.bar is None or what != self.what:
             self.close()
             self.what = what
-            self.bar = tqdm(total=total, desc=what, file=sys.stderr, delay=2, dynamic_ncols=True, initial=done - 1)
+            self.bar = tqdm(
+                total=total, desc=what, file=sys.stderr, delay=2, dynamic_ncols=True, initial=done - 1
+            )
         shown = {name.removeprefix("train/"): f"{value:.4g}" for name, value in (figures or {}).items()}
-        self.bar.set_postfix({k: shown[k] for k in ("loss", "val/loss", "psnr_db", "val/psnr_db") if k in shown}, False)
+        self.bar.set_postfix(
+            {k: shown[k] for k in ("loss", "val/loss", "psnr_db", "val/psnr_db") if k in shown}, False
+        )
         self.bar.update(done - self.bar.n)
         if done == total:
             self.close()
@@ -45,3 +52,17 @@ def say(message: str) -> None:
 def show(result: dict[str, Any], *, text: str, as_json: bool) -> None:
     """Print a verb's result: one JSON object with `as_json`, else text for people."""
     print(json.dumps(result) if as_json else text)
+
+
+def choose(arguments: list[str], names: Iterable[str], *, what: str) -> str | None:
+    """The first word of the arguments, if it is one of the names; None if help is asked for.
+
+    Raises:
+        UsageError: another word; says which name it may have been meant for.
+    """
+    word = next((a for a in arguments if not a.startswith("-")), None)
+    if word is None or word in names:
+        return word
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UsageError(f"there is no {what} {word!r}; {hint}there are: {', '.join(names)}")

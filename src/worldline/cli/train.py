@@ -1,7 +1,5 @@
 """`worldline train RECIPE`: train a model into a run folder."""
 
-import difflib
-import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -9,11 +7,10 @@ from typing import Annotated
 
 import tyro
 
-from worldline.cli.console import Progress, say, show
+from worldline.cli.console import Progress, choose, say, show
 from worldline.files import read_json
 from worldline.recipes.all import RECIPES
 from worldline.rundir import RunDir, from_json
-from worldline.schema import UsageError
 from worldline.training.config import TrainConfig
 from worldline.training.loop import train
 
@@ -44,17 +41,19 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--resume"]:
         _resume(arguments[1:])
         return
-    name = next((a for a in arguments if not a.startswith("-")), None)
-    if name is not None and name not in RECIPES:
-        close = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UsageError(f"there is no recipe {name!r}; {hint}recipes: {', '.join(RECIPES)}")
+    name = choose(arguments, RECIPES, what="recipe")
     kind = tyro.extras.subcommand_type_from_defaults(
         {name: Job(config=recipe()) for name, recipe in RECIPES.items()},
         {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()},
         prefix_names=False,
     )
-    job = tyro.cli(kind, prog="worldline train", description=EXAMPLES, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    job = tyro.cli(
+        kind,
+        prog="worldline train",
+        description=EXAMPLES,
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
     run = job.run or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     _train(job.config, run, resume=False, as_json=job.json)
 
@@ -80,11 +79,12 @@ def _train(config: TrainConfig, run: Path, *, resume: bool, as_json: bool) -> No
     finally:
         progress.close()
     figures = {name: round(value, 5) for name, value in result.figures.items()}
-    done = {"run": str(run), "step": result.step, "total_steps": result.total_steps, "seconds": round(result.seconds, 1)}
+    done = {
+        "run": str(run),
+        "step": result.step,
+        "total_steps": result.total_steps,
+        "seconds": round(result.seconds, 1),
+    }
     lines = [f"{run}: step {result.step} of {result.total_steps} after {result.seconds:.0f} s"]
     lines += [f"  {name:24} {value:.5g}" for name, value in figures.items()]
     show({**done, "figures": figures}, text="\n".join(lines), as_json=as_json)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -152,7 +152,7 @@ def episode_file(folder: Path, episode: int) -> Path:
 
 
 def frame_chunks(source: Source, episode: int, *, size: int | None) -> Iterator[UInt8[Tensor, "t 3 h w"]]:
-    """Go once over all frames of an episode in bounded memory, scaled to `size`; None keeps the stored size."""
+    """Go once over an episode's frames in bounded memory, scaled to `size`; None keeps the stored size."""
     length = source.episodes[episode].length
     if isinstance(source, OnexSource | LerobotSource):
         video, first = source.footage(episode)

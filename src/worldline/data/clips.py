@@ -45,7 +45,7 @@ class DataConfig:
     cache: Path | None = None
     """Folder for decoded frames and tokens; frames need `image_size`."""
     cache_size: int | None = None
-    """Square size of decoded frames in the cache, where augmentation is to crop from more than `image_size`."""
+    """Square size of cached frames, where augmentation is to crop from more than `image_size`."""
     augment: AugmentConfig | None = None
     """Applied to training clips only."""
 

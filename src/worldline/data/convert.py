@@ -1,4 +1,4 @@
-"""Convert any source of video to the 1X raw layout, one episode per shard. Resumable after a kill at any moment.
+"""Convert any source of video to the 1X raw layout, one episode per shard; resumable after a kill.
 
 Knows no format but the one it writes.
 """

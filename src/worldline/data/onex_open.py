@@ -63,10 +63,8 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
     metadata = _metadata(folder, report)
     layout, grid = _layout(root, metadata), _grid(root, metadata) if suffix == "bin" else None
     complete, missing = _present(folder, suffix, int(metadata["num_shards"]))
-    if missing:
-        problem = _missing(root, missing, int(metadata["num_shards"]))
-        if not allow_missing:
-            report(problem)
+    if missing and not allow_missing:
+        report(_missing(root, missing, int(metadata["num_shards"])))
     shards = tuple(s for i in complete if (s := _shard(folder, i, suffix, layout, grid, report)) is not None)
     episodes, places = _episodes(shards, grid)
     return OnexSource(

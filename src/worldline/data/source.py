@@ -4,7 +4,7 @@ One protocol; every file format of the house implements it and nothing else.
 """
 
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -15,6 +15,7 @@ Conditioning = Literal["state", "action", "state+action"]
 """What `Clip.states` holds: the robot's measured state, its commanded action, or both side by side."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Episodes and their lengths, and any window of one.
 

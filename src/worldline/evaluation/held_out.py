@@ -34,7 +34,8 @@ def held_out(
         config = replace(config, val_episodes=episodes)
     pattern = FramePattern.consecutive(window)
     clips = open_clips(
-        replace(config, pattern=pattern, window_stride=window, augment=None, cache=None, cache_size=None), "val"
+        replace(config, pattern=pattern, window_stride=window, augment=None, cache=None, cache_size=None),
+        "val",
     )
     _check(clips, contract, data or config.path)
     return clips
@@ -52,7 +53,9 @@ def _config(run: Path, data: Path | None, contract: dict[str, Any]) -> DataConfi
         )
     path = next((p for p in (RunDir(run).config, RunDir(run.parent.parent).config) if p.exists()), None)
     if path is None:
-        raise UsageError(f"{run} has no config.json that names its data; give the data to judge it on (--data DIR)")
+        raise UsageError(
+            f"{run} has no config.json that names its data; give the data to judge it on (--data DIR)"
+        )
     return from_json(DataConfig, read_json(path).get("data"), path)
 
 
@@ -65,9 +68,13 @@ def _check(clips: Clips, contract: dict[str, Any], path: Path) -> None:
         )
     if names != expected:
         first = next(i for i, (a, b) in enumerate(zip(names, expected, strict=True)) if a != b)
-        raise UsageError(f"{path}: state {first} is {names[first]!r}, the model was trained with {expected[first]!r}")
+        raise UsageError(
+            f"{path}: state {first} is {names[first]!r}, the model was trained with {expected[first]!r}"
+        )
     if abs(clips.source.fps - contract["fps"]) > 1e-3:
-        raise UsageError(f"{path} runs at {clips.source.fps} fps, but the model was trained at {contract['fps']}")
+        raise UsageError(
+            f"{path} runs at {clips.source.fps} fps, but the model was trained at {contract['fps']}"
+        )
 
 
 def spread(num_clips: int, wanted: int | None) -> list[int]:

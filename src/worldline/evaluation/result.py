@@ -6,7 +6,6 @@ or printed; the meaning of each metric is written here once, in `METRIC_INFO`, f
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -185,13 +184,13 @@ class Evaluation:
             raise ValueError(problem)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary:
-            temporary.write_bytes(_json().dump_json(self, indent=2) + b"\n")
+            temporary.write_bytes(TypeAdapter(Evaluation).dump_json(self, indent=2) + b"\n")
 
     @staticmethod
     def load(path: Path) -> "Evaluation":
         """Read what `save` wrote. Raises `DataError` where the file is absent, damaged or of another kind."""
         try:
-            evaluation = _json().validate_json(path.read_bytes())
+            evaluation = TypeAdapter(Evaluation).validate_json(path.read_bytes())
         except FileNotFoundError:
             raise DataError(
                 path, expected="an evaluation", found="no file", fix="Evaluate the run first."
@@ -211,7 +210,7 @@ def metrics_of(rows: Sequence[Row]) -> list[str]:
 
 
 def best_rows(rows: Sequence[Row], metric: str) -> list[Row]:
-    """Find the rows with the best mean. Ceilings do not compete, and a single contender is best of nothing."""
+    """Find the rows with the best mean. Ceilings do not compete; a single contender is best of nothing."""
     contenders = [row for row in rows if metric in row.metrics and row.role != "ceiling"]
     if len(contenders) < 2:
         return []
@@ -239,8 +238,3 @@ def _damaged(path: Path, found: str) -> DataError:
     return DataError(
         path, expected="an evaluation as worldline writes it", found=found, fix="Evaluate the run again."
     )
-
-
-@cache
-def _json() -> TypeAdapter[Evaluation]:
-    return TypeAdapter(Evaluation)

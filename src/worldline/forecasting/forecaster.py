@@ -169,7 +169,9 @@ def _tokenizer_of(path: Path) -> Path:
     for run in (path, path.parent.parent):  # a run folder, or run/checkpoints/step_N
         if RunDir(run).tokenizer.is_dir():
             return RunDir(run).tokenizer
-    raise UsageError(f"{path} has no tokenizer beside it; give the one its tokens were made with (--tokenizer DIR)")
+    raise UsageError(
+        f"{path} has no tokenizer beside it; give the one its tokens were made with (--tokenizer DIR)"
+    )
 
 
 def _fingerprint(place: Path) -> str:

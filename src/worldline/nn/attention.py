@@ -74,7 +74,10 @@ class MLP(nn.Sequential):
     def __init__(self, config: STBlockConfig) -> None:
         hidden = config.mlp_ratio * config.width
         super().__init__(
-            nn.Linear(config.width, hidden), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(hidden, config.width)
+            nn.Linear(config.width, hidden),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(hidden, config.width),
         )
 
 
@@ -88,7 +91,9 @@ class STBlock(nn.Module):
         self.mlp_norm, self.mlp = nn.LayerNorm(config.width), MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Float[Tensor, "b t s d"], cache: TemporalCache | None = None) -> Float[Tensor, "b t s d"]:
+    def forward(
+        self, x: Float[Tensor, "b t s d"], cache: TemporalCache | None = None
+    ) -> Float[Tensor, "b t s d"]:
         b, _, s, _ = x.shape
         spatial = self.spatial(rearrange(self.spatial_norm(x), "b t s d -> (b t) s d"), causal=False)
         x = x + self.dropout(rearrange(spatial, "(b t) s d -> b t s d", b=b))

@@ -1,7 +1,7 @@
 """Curves as inline SVG that takes its colours and font from the page. Knows numbers, nothing of run folders.
 
 matplotlib draws with stand-in colours; they become CSS variables afterwards, so that one drawing serves the
-light and the dark page. Legends are HTML (`Key`), because text inside a scaled drawing gets too small on a phone.
+light and the dark page. Legends are HTML (`Key`), because text in a scaled drawing is too small on a phone.
 """
 
 import io
@@ -26,9 +26,9 @@ SERIES = tuple(f"#0102{i:02d}" for i in range(6))
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", **{colour: f"s{i}" for i, colour in enumerate(SERIES)}}
 DASHES: dict[Role, tuple[float, ...]] = {
     "model": (),
-    "baseline": (5, 2.5),
-    "ceiling": (1.2, 2),
-    "ablation": (6, 2, 1.2, 2),
+    "baseline": (5.0, 2.5),
+    "ceiling": (1.2, 2.0),
+    "ablation": (6.0, 2.0, 1.2, 2.0),
 }
 
 
@@ -106,15 +106,15 @@ def _dasharray(dashes: tuple[float, ...]) -> str:
 def _blank(x_label: str, y_label: str) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.0, 3.5), layout="constrained")
+    figure = Figure(figsize=(5.4, 3.3), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
     axes.grid(axis="y", color=RULE, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelcolor=MUTED, labelsize=10.5, pad=5)
-    axes.set_xlabel(x_label, color=MUTED, fontsize=10.5)
-    axes.set_ylabel(y_label, color=MUTED, fontsize=10.5)
+    axes.tick_params(length=0, labelcolor=MUTED, labelsize=11, pad=5)
+    axes.set_xlabel(x_label, color=MUTED, fontsize=11)
+    axes.set_ylabel(y_label, color=MUTED, fontsize=11)
     axes.margins(x=0.02)
     return figure, axes
 
@@ -127,7 +127,8 @@ def _svg(figure: "Figure") -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # A style inside an inline SVG would apply to the whole page; the page has these rules itself.
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     # Namespaces are only for XML files; ids of groups would repeat from drawing to drawing.
     svg = re.sub(r' (xmlns(:xlink)?="[^"]*"|(?<=<g )id="[^"]*")', "", svg)
     svg = re.sub(

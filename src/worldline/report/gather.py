@@ -92,7 +92,7 @@ def _training(path: Path) -> Training:
     unfinished = int(bool(lines) and not lines[-1].endswith("\n"))
     for number, line in enumerate(lines[: len(lines) - unfinished], start=1):
         record = _record(path, number, line)
-        seconds = record.get("seconds", seconds)
+        seconds = float(record["seconds"]) if "seconds" in record else seconds
         for name, value in record.items():
             if name.startswith(("train/", "val/")) and isinstance(value, int | float):
                 series.setdefault(name, []).append((float(record["step"]), float(value)))
@@ -111,7 +111,7 @@ def _record(path: Path, number: int, line: str) -> dict[str, Any]:
 
 def _forecasts(path: Path) -> Forecasts:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
         raise _damaged(path, "a NumPy archive of forecasts", str(error)) from error

@@ -53,9 +53,7 @@ class Table:
 
 
 def tables(evaluations: Mapping[str, Evaluation], group: Literal["headline", "code"]) -> list[Table]:
-    """Tabulate the rows of runs (name -> evaluation), one table for each protocol and data.
-
-    Only numbers of one protocol on the same data compare.
+    """Tabulate the rows of runs (name -> evaluation), one table per protocol and data: only those compare.
 
     A row that several runs have to the last digit (a baseline, as a rule) is listed once.
     """
@@ -64,34 +62,35 @@ def tables(evaluations: Mapping[str, Evaluation], group: Literal["headline", "co
         rows = alike.setdefault((evaluation.protocol, evaluation.data), [])
         rows += [(name, row) for row in evaluation.rows]
     found = [_table(protocol, data, rows, group) for (protocol, data), rows in alike.items()]
-    return [table for table in found if table is not None]
+    return [table for table in found if table.lines]
 
 
-def _table(protocol: str, data: DataSummary, labelled: list[tuple[str, Row]], group: str) -> Table | None:
-    names: dict[str, list[str]] = {}
+def _table(protocol: str, data: DataSummary, owned: list[tuple[str, Row]], group: str) -> Table:
+    owners: dict[str, list[str]] = {}
     distinct: dict[str, Row] = {}
-    for run, row in labelled:
-        names.setdefault(repr(row), []).append(run)
+    for run, row in owned:
+        # `repr` and not the row itself: NaN is not equal to NaN.
+        owners.setdefault(repr(row), []).append(run)
         distinct.setdefault(repr(row), row)
-    keys = sorted(distinct, key=lambda key: ORDER.index(distinct[key].role))
-    rows = [distinct[key] for key in keys]
+    rows = sorted(distinct.values(), key=lambda row: ORDER.index(row.role))
     metrics = [metric for metric in metrics_of(rows) if _belongs(metric, group)]
-    rows_shown = [(key, row) for key, row in zip(keys, rows, strict=True) if set(metrics) & set(row.metrics)]
-    if not rows_shown:
-        return None
     best = {metric: best_rows(rows, metric) for metric in metrics}
-    lines = tuple(
+    lines = [
         Line(
-            run=", ".join(names[key]),
+            run=_listed(owners[repr(row)]),
             name=row.name,
             role=row.role,
             cells=tuple(_cell(row, metric, best[metric]) for metric in metrics),
         )
-        for key, row in rows_shown
-    )
-    return Table(
-        protocol=protocol, data=data, columns=tuple(METRIC_INFO[metric] for metric in metrics), lines=lines
-    )
+        for row in rows
+        if set(metrics) & set(row.metrics)
+    ]
+    columns = tuple(METRIC_INFO[metric] for metric in metrics)
+    return Table(protocol=protocol, data=data, columns=columns, lines=tuple(lines))
+
+
+def _listed(runs: list[str]) -> str:
+    return ", ".join(runs) if len(runs) <= 3 else f"{len(runs)} runs"
 
 
 def _belongs(metric: str, group: str) -> bool:
@@ -103,4 +102,6 @@ def _belongs(metric: str, group: str) -> bool:
 def _cell(row: Row, metric: str, best: list[Row]) -> Cell | None:
     if metric not in row.metrics:
         return None
-    return Cell(value=row.metrics[metric], unit=METRIC_INFO[metric].unit, best=any(row is one for one in best))
+    return Cell(
+        value=row.metrics[metric], unit=METRIC_INFO[metric].unit, best=any(row is one for one in best)
+    )

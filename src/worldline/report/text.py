@@ -23,7 +23,7 @@ def format_interval(value: Interval, unit: str) -> str:
 
 def duration(seconds: float) -> str:
     """Write a time span with its two leading units: `1 h 12 min`, `3 min 20 s`, `4.2 s`."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -55,7 +55,9 @@ def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
         for i, label in enumerate(labels):
             cells = [column[i] for column in block]
             if any(cell != ABSENT for cell in cells):
-                padded = (f"  {cell:>{max(map(len, column))}}" for cell, column in zip(cells, block, strict=True))
+                padded = (
+                    f"  {cell:>{max(map(len, column))}}" for cell, column in zip(cells, block, strict=True)
+                )
                 lines.append(f"{label:<{margin}}{''.join(padded)}".rstrip())
     lines += ["", *(_sentence(comparison) for comparison in evaluation.comparisons)]
     lines += [f"not computed: {metric}: {why}" for metric, why in evaluation.not_computed.items()]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
@@ -65,7 +64,9 @@ class FSQVideoTokenizer(nn.Module):
     def __init__(self, config: FSQVideoConfig) -> None:
         super().__init__()
         if not len(config.widths) == len(config.blocks) == len(config.merges) + 1:
-            raise UsageError("a tokenizer needs one width and one block count per stage: one more than merges")
+            raise UsageError(
+                "a tokenizer needs one width and one block count per stage: one more than merges"
+            )
         if (config.block_frames - 1) % config.temporal_stride:
             raise UsageError(f"block_frames must be 1 + a multiple of {config.temporal_stride}")
         self.config = config
@@ -109,7 +110,10 @@ class FSQVideoTokenizer(nn.Module):
         mse = error.square().mean()
         psnr = -10 * torch.log10(mse.detach() / 4)  # data range 2 in [-1, 1]
         used = self.quantiser.indices(codes.detach()).unique().numel()
-        return mse + self.config.l1_weight * error.abs().mean(), {"psnr_db": psnr.item(), "codes_used": float(used)}
+        return mse + self.config.l1_weight * error.abs().mean(), {
+            "psnr_db": psnr.item(),
+            "codes_used": float(used),
+        }
 
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
@@ -143,7 +147,9 @@ def _decoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
         yield from _blocks(config, stage)
         if stage:
             stride_t, stride_s = config.merges[stage - 1]
-            yield Unmerge(config.widths[stage], config.widths[stage - 1], stride_t=stride_t, stride_s=stride_s)
+            yield Unmerge(
+                config.widths[stage], config.widths[stage - 1], stride_t=stride_t, stride_s=stride_s
+            )
     yield nn.LayerNorm(config.widths[0])
     yield Unmerge(config.widths[0], 3, stride_t=config.patch[0], stride_s=config.patch[1])
 

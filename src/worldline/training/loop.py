@@ -17,7 +17,7 @@ from worldline.schema import Batch, UsageError
 from worldline.training.checkpoint import TrainState, restore, save_checkpoint
 from worldline.training.config import TrainConfig
 from worldline.training.optimizer import MovingAverage, build_optimizer
-from worldline.training.prepare import Prepared, prepare
+from worldline.training.prepare import prepare
 from worldline.training.validate import sample_strip, validate
 
 Report = Callable[[str, int, int, dict[str, float]], None]
@@ -54,7 +54,12 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, path: Path, *, resume: bool = False, ranks: Ranks | None = None, report: Report | None = None
+    config: TrainConfig,
+    path: Path,
+    *,
+    resume: bool = False,
+    ranks: Ranks | None = None,
+    report: Report | None = None,
 ) -> TrainResult:
     """Train a model into a run folder; with `resume`, go on from its latest checkpoint as if never stopped.
 
@@ -77,7 +82,12 @@ def train(
         run.forget_after(state.step)
     total = config.total_steps(len(made.train))
     loader = Loader(
-        made.train, config.batch_size // ranks.world_size, config.seed, ranks.rank, ranks.world_size, config.workers
+        made.train,
+        config.batch_size // ranks.world_size,
+        config.seed,
+        ranks.rank,
+        ranks.world_size,
+        config.workers,
     )
     board = SummaryWriter(str(path / "tensorboard"), purge_step=state.step)
     figures: dict[str, float] = {}
@@ -164,7 +174,9 @@ def split(batch: Batch, pieces: int) -> list[Batch]:
     if pieces == 1:
         return [batch]
     if pieces > len(batch):
-        raise UsageError(f"a batch of {len(batch)} clips cannot be cut into {pieces} pieces; lower --accumulate")
+        raise UsageError(
+            f"a batch of {len(batch)} clips cannot be cut into {pieces} pieces; lower --accumulate"
+        )
     edges = [round(i * len(batch) / pieces) for i in range(pieces + 1)]
     return [
         replace(
@@ -190,7 +202,9 @@ def pick_device(name: str) -> torch.device:
 def _precision(config: TrainConfig, device: torch.device) -> torch.autocast | nullcontext[None]:
     if config.autocast and device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()  # a CPU without bfloat16 units is slower with autocast, and exactness is worth more there
+    return (
+        nullcontext()
+    )  # a CPU without bfloat16 units is slower with autocast, and exactness is worth more there
 
 
 def _mix(seed: int, step: int) -> int:
@@ -202,7 +216,9 @@ def _begin(run: RunDir, config: TrainConfig, resume: bool) -> None:
     if resume:
         found = from_json(TrainConfig, read_json(run.config), run.config)
         if replace(found, max_minutes=None) != replace(config, max_minutes=None):
-            raise UsageError(f"{run.path} was started with another configuration; resume takes it from {run.config}")
+            raise UsageError(
+                f"{run.path} was started with another configuration; resume takes it from {run.config}"
+            )
         return
     if run.config.exists():
         raise UsageError(f"{run.path} holds a run already; add --resume to go on, or choose another folder")

@@ -46,7 +46,10 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Ad
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (decayed if is_matrix(name, parameter) else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=config.peak, betas=(config.beta1, config.beta2), fused=True)
 
 

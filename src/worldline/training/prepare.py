@@ -24,7 +24,7 @@ from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.load import AnyTokenizer, describe, fingerprint, load_tokenizer
 from worldline.tokenizers.tokenise import key_hash, token_key, tokenise
 from worldline.training.config import TrainConfig
-from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+from worldline.worlds.st_transformer import STTransformerConfig
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, total) during long preparations."""
@@ -125,9 +125,13 @@ def _as_tokens(config: TrainConfig, tokenizer: AnyTokenizer | None, progress: Pr
     if source.grid is not None:
         return data
     if tokenizer is None or config.tokenizer is None:
-        raise UsageError(f"{data.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)")
+        raise UsageError(
+            f"{data.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)"
+        )
     if data.cache is None:
-        raise UsageError(f"{data.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
+        raise UsageError(
+            f"{data.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)"
+        )
     train = _tokenised(config, source, tokenizer, data.train_episodes, config.phases, progress)
     val_source = _open(data, data.val_path) if data.val_path else source
     val = _tokenised(config, val_source, tokenizer, data.val_episodes, 1, progress)
@@ -135,7 +139,12 @@ def _as_tokens(config: TrainConfig, tokenizer: AnyTokenizer | None, progress: Pr
 
 
 def _tokenised(
-    config: TrainConfig, source: Source, tokenizer: AnyTokenizer, episodes: str, phases: int, progress: Progress
+    config: TrainConfig,
+    source: Source,
+    tokenizer: AnyTokenizer,
+    episodes: str,
+    phases: int,
+    progress: Progress,
 ) -> Path:
     assert config.tokenizer is not None
     assert config.data.cache is not None

@@ -31,7 +31,12 @@ def validate(
 
 @torch.no_grad()
 def sample_strip(
-    model: nn.Module, clips: Clips, tokenizer: AnyTokenizer | None, *, device: torch.device, num_clips: int = 2
+    model: nn.Module,
+    clips: Clips,
+    tokenizer: AnyTokenizer | None,
+    *,
+    device: torch.device,
+    num_clips: int = 2,
 ) -> UInt8[Tensor, "3 h w"] | None:
     """A picture for TensorBoard: real frames above what the model makes of them; None where nothing can be shown."""
     chosen = np.linspace(0, len(clips) - 1, num_clips).round().astype(int)
@@ -40,7 +45,9 @@ def sample_strip(
         case FSQVideoTokenizer() if batch.frames is not None:
             return strip(batch.frames, model.decode(model.encode(batch.frames)))
         case STTransformer() if tokenizer is not None and batch.tokens is not None:
-            return strip(tokenizer.decode(batch.tokens.cpu()), tokenizer.decode(_forecast(model, batch).cpu()))
+            return strip(
+                tokenizer.decode(batch.tokens.cpu()), tokenizer.decode(_forecast(model, batch).cpu())
+            )
         case _:
             return None
 

@@ -89,7 +89,7 @@ def generate(
         out,
         num_shards=config.episodes,
         num_images=config.episodes * config.frames,
-        fps=config.fps,
+        fps=float(config.fps),
         layout=LAYOUT,
         provenance={"generator": "worldline twin", **record},
     )
@@ -99,7 +99,7 @@ def record_episode(config: TwinConfig, episode: int) -> Recording:
     """Run one episode of a config and return it without writing anything."""
     scene = random_scene(np.random.default_rng([config.seed, episode, 0]))
     frames, states, commands, objects, snapshots = [], [], [], [], []
-    with Simulation(scene, size=config.size, fps=config.fps) as simulation:
+    with Simulation(scene, size=config.size, fps=float(config.fps)) as simulation:
         behaviour = Behaviour(simulation, np.random.default_rng([config.seed, episode, 1]))
         simulation.reset(behaviour.first())
         for i in range(config.frames):
@@ -142,7 +142,7 @@ def resume(root: Path, episode: int, frame: int) -> tuple[Simulation, Float32[np
     if not 0 <= frame < len(commands):
         raise UsageError(f"{path} has frames 0..{len(commands) - 1}, not {frame}")
     record = read_json(root / RECORD)
-    simulation = Simulation(scene, size=record["size"], fps=record["fps"])
+    simulation = Simulation(scene, size=record["size"], fps=float(record["fps"]))
     simulation.restore(snapshots[frame // every])
     for command in commands[frame // every * every : frame]:
         simulation.step(command)
@@ -206,7 +206,7 @@ def _write_episode(out: Path, config: TwinConfig, episode: int) -> None:
         frames=recording.frames,
         states=recording.states,
         segments=np.zeros(config.frames, dtype=np.int32),
-        fps=config.fps,
+        fps=float(config.fps),
     )
 
 

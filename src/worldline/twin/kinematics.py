@@ -32,7 +32,7 @@ class Kinematics:
     def grip(
         self, side: Side, command: Float32[np.ndarray, "25"], base: Float64[np.ndarray, "3"]
     ) -> Float64[np.ndarray, "3"]:
-        """Where a hand's grip is in the world, in m: joints as in `command`, the base at `(x, y, heading)`."""
+        """Where a hand's grip is in the world in m: joints as in `command`, the base at `(x, y, heading)`."""
         self._place(command[: len(JOINTS)].astype(np.float64), base)
         return self._data.site_xpos[self._grips[side]].copy()
 

@@ -134,12 +134,11 @@ def _table(rng: Generator, top: float, near: float) -> str:
         case "table":
             ends = [(x, sign * (half_width - 0.05), (top - 0.04) / 2) for sign in (-1, 1)]
             legs = [_box(end, (half_depth - 0.05, 0.03, (top - 0.04) / 2), leg) for end in ends]
-            return "\n".join([_box((x, 0, z), (half_depth, half_width, 0.02), "table"), *legs])
+            return "\n".join([_box((x, 0.0, z), (half_depth, half_width, 0.02), "table"), *legs])
         case "counter":
-            body = _box(
-                (x + 0.05, 0, (top - 0.04) / 2), (half_depth - 0.05, half_width - 0.02, (top - 0.04) / 2), leg
-            )
-            return "\n".join([_box((x, 0, z), (half_depth, half_width, 0.02), "table"), body])
+            half_height = (top - 0.04) / 2
+            body = _box((x + 0.05, 0.0, half_height), (half_depth - 0.05, half_width - 0.02, half_height), leg)
+            return "\n".join([_box((x, 0.0, z), (half_depth, half_width, 0.02), "table"), body])
         case _:
             radius = rng.uniform(0.5, 0.6)
             x, look = near + radius, f'rgba="{_numbers(leg)} 1"'

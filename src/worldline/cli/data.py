@@ -1,0 +1,207 @@
+"""`worldline data info|convert|tokenize|twin`: look at data, change its format, make some."""
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from worldline import builtin
+from worldline.cli.console import Progress, choose, show
+from worldline.data.clips import parse_slice
+from worldline.data.convert import convert
+from worldline.data.info import Info, inspect
+from worldline.data.open import open_source
+from worldline.rundir import to_json
+
+EXAMPLES = """
+Examples:
+  worldline data info twin-mini
+  worldline data info MY_LEROBOT_SET --conditioning action --json
+  worldline data convert MY_LEROBOT_SET OUT --size 256
+  worldline data tokenize MY_LEROBOT_SET OUT --tokenizer runs/tokenizer --size 64
+  worldline data twin OUT --episodes 100 --seed 7 --size 64
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How to read a data set."""
+
+    path: tyro.conf.Positional[Path]
+    """Folder: 1X v2.0 (tokens or raw), LeRobot v2.1 or v3.0; or a built-in name such as twin-mini."""
+    camera: str | None = None
+    """LeRobot camera key, or its last part."""
+    conditioning: Literal["state", "action", "state+action"] = "state"
+    state_kinds: dict[str, Literal["angle", "velocity", "binary", "other"]] = field(default_factory=dict)
+    """Kinds that override the guess, by state name."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoJob(Opening):
+    """Print what a data set holds and everything that is wrong with it."""
+
+    thorough: bool = False
+    """Decode every frame of every video instead of the first and last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertJob(Opening):
+    """Write any source of frames in the 1X raw layout."""
+
+    out: tyro.conf.Positional[Path]
+    size: int | None = None
+    """Centre-crop and resize to this square; as stored if not given."""
+    allow_missing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeJob(Opening):
+    """Write any source of frames as tokens in the 1X token layout."""
+
+    out: tyro.conf.Positional[Path]
+    tokenizer: Path
+    """Run or model folder of ours, or a folder with Cosmos' encoder.jit and decoder.jit."""
+    size: int | None = None
+    episodes: str = ":"
+    """Python slice over the episodes."""
+    phases: int = 1
+    """Start offsets per episode, spread over a block of frames: more places for a world to start from."""
+    allow_missing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinJob:
+    """Make a data set of the humanoid twin in the 1X raw layout. Needs `pip install worldline[twin]`."""
+
+    out: tyro.conf.Positional[Path]
+    episodes: int
+    seed: int = 0
+    size: Literal[64, 128, 256, 512] = 64
+    frames: int = 120
+    """Per episode."""
+    snapshot_every: int = 10
+    """Frames between saved physics states."""
+    workers: int = os.cpu_count() or 1
+    json: bool = False
+
+
+JOBS = (
+    Annotated[InfoJob, tyro.conf.subcommand("info")]
+    | Annotated[ConvertJob, tyro.conf.subcommand("convert")]
+    | Annotated[TokenizeJob, tyro.conf.subcommand("tokenize")]
+    | Annotated[TwinJob, tyro.conf.subcommand("twin")]
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Parse and do what is asked."""
+    choose(arguments, ("info", "convert", "tokenize", "twin"), what="data verb")
+    job = tyro.cli(JOBS, prog="worldline data", description="Work with data sets." + EXAMPLES, args=arguments)  # pyright: ignore
+    match job:
+        case InfoJob():
+            _info(job)
+        case ConvertJob():
+            _convert(job)
+        case TokenizeJob():
+            _tokenize(job)
+        case TwinJob():
+            _twin(job)
+
+
+def _info(job: InfoJob) -> None:
+    progress = Progress()
+    info = inspect(
+        builtin.resolve(job.path),
+        camera=job.camera,
+        conditioning=job.conditioning,
+        layout=dict(job.state_kinds) or None,
+        thorough=job.thorough,
+        progress=progress.named("checking files"),
+    )
+    progress.close()
+    show(to_json(Info, info), text=_info_text(info), as_json=job.json)
+
+
+def _info_text(info: Info) -> str:
+    size = f"{info.image_size[0]}x{info.image_size[1]}" if info.image_size else "tokens only"
+    lines = [
+        f"{info.path}: {info.kind}",
+        f"  episodes     {info.episodes} ({len(info.left_out)} more listed but absent)",
+        f"  frames       {info.frames} at {info.fps:g} fps, {size}",
+        f"  cameras      {', '.join(info.cameras) or '-'} (using {info.camera})" if info.cameras else "",
+        f"  tokens       {info.grid}" if info.grid else "",
+        f"  samples      {info.samples} (34 frames), windows of 77 frames at stride 8: {info.windows_77}",
+        f"  states       {info.state_dim} dimensions",
+    ]
+    statistics = info.statistics
+    for i, (name, kind) in enumerate(zip(info.state_names, info.state_kinds, strict=True)):
+        spread = f"{statistics.minimum[i]:9.3f} .. {statistics.maximum[i]:8.3f}" if statistics else ""
+        lines.append(f"    {i:3} {name:28} {kind:9} {spread}")
+    lines += [f"  problem: {problem}" for problem in info.problems] or ["  no problems found"]
+    return "\n".join(line for line in lines if line)
+
+
+def _convert(job: ConvertJob) -> None:
+    source = open_source(
+        builtin.resolve(job.path),
+        camera=job.camera,
+        conditioning=job.conditioning,
+        layout=dict(job.state_kinds) or None,
+        allow_missing=job.allow_missing,
+    )
+    progress = Progress()
+    done = convert(source, job.out, size=job.size, progress=progress.named("converting"))
+    left_out = f", {len(source.left_out)} listed episodes were absent" if source.left_out else ""
+    text = f"{done.out}: {done.episodes} episodes, {done.frames} frames, {done.bytes / 1e6:.1f} MB{left_out}"
+    show(to_json(type(done), done) | {"left_out": len(source.left_out)}, text=text, as_json=job.json)
+
+
+def _tokenize(job: TokenizeJob) -> None:
+    from worldline.tokenizers.load import fingerprint, load_tokenizer
+    from worldline.tokenizers.tokenise import tokenise
+
+    source = open_source(
+        builtin.resolve(job.path),
+        camera=job.camera,
+        conditioning=job.conditioning,
+        layout=dict(job.state_kinds) or None,
+        allow_missing=job.allow_missing,
+    )
+    place = builtin.resolve(job.tokenizer)
+    progress = Progress()
+    done = tokenise(
+        source,
+        load_tokenizer(place),
+        job.out,
+        fingerprint=fingerprint(place),
+        episodes=parse_slice(job.episodes, len(source.episodes)),
+        size=job.size,
+        phases=job.phases,
+        progress=progress.named("tokenising"),
+    )
+    text = (
+        f"{done.folder}: {done.blocks} blocks of {done.episodes} episodes ({done.reused} were there already); "
+        f"{done.frames_left_out} frames behind the last whole block left out, "
+        f"{done.episodes_too_short} episodes too short for a sample"
+    )
+    show(to_json(type(done), done), text=text, as_json=job.json)
+
+
+def _twin(job: TwinJob) -> None:
+    from worldline.twin.generate import TwinConfig, generate
+
+    config = TwinConfig(
+        episodes=job.episodes,
+        seed=job.seed,
+        size=job.size,
+        frames=job.frames,
+        snapshot_every=job.snapshot_every,
+    )
+    progress = Progress()
+    generate(job.out, config, workers=job.workers, progress=progress.named("simulating episodes"))
+    text = f"{job.out}: {config.episodes} episodes of {config.frames} frames, {config.size}x{config.size}, 1X raw layout"
+    show({"out": str(job.out), **asdict(config)}, text=text, as_json=job.json)

@@ -1,0 +1,86 @@
+"""`worldline forecast RUN`: predict what a robot will see, as video."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from worldline import builtin
+from worldline.cli.console import Progress, show
+from worldline.evaluation.held_out import held_out, spread
+from worldline.forecasting.forecaster import load_forecaster
+from worldline.forecasting.video import write_comparison
+from worldline.process.categorical import Sampling
+from worldline.rundir import RunDir
+from worldline.schema import UsageError
+
+EXAMPLES = """Forecast clips of a data set: context and states in, video out (real | forecast side by side, as mp4).
+
+Examples:
+  worldline forecast compression-tiny --data twin-mini-val --out out/
+  worldline forecast runs/world --clips 3 17 --temperature 1.0 --top-p 0.9 --num-samples 4
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    run: tyro.conf.Positional[Path]
+    """Run folder, model folder, or a built-in name such as compression-tiny."""
+    data: Path | None = None
+    """Data set to forecast; the run's own validation data if not given."""
+    episodes: str | None = None
+    """Python slice over its episodes."""
+    clips: tuple[int, ...] = ()
+    """Numbers of the clips; four, evenly spread, if none are given."""
+    tokenizer: Path | None = None
+    out: Path | None = None
+    """Folder for the videos; `RUN/forecasts` if not given."""
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    num_samples: int = 1
+    """Independent futures per clip; more than one needs a temperature above 0."""
+    seed: int = 0
+    json: bool = False
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, forecast, write one video per clip."""
+    job = tyro.cli(Job, prog="worldline forecast", description=EXAMPLES, args=arguments)
+    run = builtin.resolve(job.run)
+    loaded = load_forecaster(
+        run,
+        tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
+        sampling=Sampling(temperature=job.temperature, top_k=job.top_k, top_p=job.top_p),
+        num_samples=job.num_samples,
+    )
+    forecaster = loaded.forecaster
+    split = forecaster.context_frames
+    clips = held_out(
+        run,
+        loaded.contract,
+        window=split + forecaster.horizon_frames,
+        data=builtin.resolve(job.data) if job.data else None,
+        episodes=job.episodes,
+    )
+    out, progress = job.out or RunDir(run).path / "forecasts", Progress()
+    numbers = job.clips or tuple(spread(len(clips), 4))
+    written = []
+    for done, number in enumerate(numbers, start=1):
+        if not 0 <= number < len(clips):
+            raise UsageError(f"there is no clip {number}; the data have clips 0..{len(clips) - 1}")
+        clip = clips[number]
+        if clip.frames is None:
+            raise UsageError(
+                f"{clips.source.path} holds tokens only; give the data set with frames (--data DIR)"
+            )
+        forecast = forecaster.forecast(
+            clip.frames[None, :split], clip.states[None], generator=torch.Generator().manual_seed(job.seed)
+        )
+        path = out / f"clip_{number:05d}.mp4"
+        write_comparison(path, clip.frames, forecast.frames[0], context=split, fps=clip.fps)
+        written.append(str(path))
+        progress("forecasting", done, len(numbers))
+    progress.close()
+    show({"videos": written}, text="\n".join(written), as_json=job.json)

@@ -1,0 +1,100 @@
+"""Which windows become clips: counts known from the real 1X shard, and laws on random segments."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_builders import write_tokens
+
+from worldline.data.clips import Clips
+from worldline.data.onex import segment_runs
+from worldline.data.open import open_source
+from worldline.data.windows import (
+    FramePattern,
+    segment_windows,
+    source_windows,
+    straddling_blocks,
+    token_windows,
+    windows,
+)
+from worldline.schema import UsageError
+
+SHARD_0 = Path(__file__).parents[2] / "shared/data/onex_v2_fragments/train_shard0_segments/segment_idx_0.bin"
+
+
+@pytest.fixture
+def shard_0() -> np.ndarray:
+    if not SHARD_0.exists():
+        pytest.skip(f"no {SHARD_0}")
+    return np.fromfile(SHARD_0, np.int32)
+
+
+def test_real_shard_gives_the_published_counts(shard_0: np.ndarray) -> None:
+    firsts, lengths = segment_runs(shard_0)
+    assert len(firsts) == 521
+    assert len(straddling_blocks(shard_0)) == 310
+    assert len(token_windows(lengths, firsts % 17)) == 3_076
+    assert len(token_windows(lengths, firsts % 17, overlapping=True)) == 6_006
+    assert len(segment_windows(shard_0, rule="team")) == 11_266
+    assert len(segment_windows(shard_0, rule="exact")) == 11_301
+
+
+def test_real_shard_with_tokens_gives_whole_samples(shard_0: np.ndarray, tmp_path: Path) -> None:
+    source = open_source(write_tokens(tmp_path / "t", shard_0))
+    index = source_windows(source, window=34, stride=34)
+    clips = Clips(source, index, pattern=FramePattern.consecutive(34))
+    assert len(clips) == 3_076
+    firsts, _ = segment_runs(shard_0)
+    for i in (0, 1_000, 3_075):
+        clip = clips[i]
+        begin = firsts[index.episode[i]] + index.start[i]
+        assert begin % 17 == 0
+        assert len(set(shard_0[begin : begin + 34])) == 1
+        assert clip.tokens is not None
+        assert clip.tokens[::3, 0, 0].tolist() == [begin // 17 % 64, (begin // 17 + 1) % 64]
+        assert clip.states[0, 0] == np.float32(begin / 1000)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_token_windows_are_all_there_is(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    segments = np.repeat(np.arange(60, dtype=np.int32), rng.integers(1, 120, 60))
+    firsts, lengths = segment_runs(segments)
+    index = token_windows(lengths, firsts % 17, overlapping=True)
+    found = (firsts[index.episode] + index.start).tolist()
+    every = range(0, len(segments) - 33, 17)
+    assert found == [begin for begin in every if len(set(segments[begin : begin + 34])) == 1]
+    disjoint = token_windows(lengths, firsts % 17)
+    begins = firsts[disjoint.episode] + disjoint.start
+    assert set(begins.tolist()) <= set(found)
+    assert (np.diff(begins) >= 34).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_windows_match_a_plain_loop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lengths, window, stride = rng.integers(0, 200, 30), int(rng.integers(1, 90)), int(rng.integers(1, 20))
+    index = windows(lengths, window=window, stride=stride)
+    expected = [(e, s) for e, n in enumerate(lengths) for s in range(0, n - window + 1, stride)]
+    assert list(zip(index.episode.tolist(), index.start.tolist(), strict=True)) == expected
+
+
+def test_segment_runs_keep_one_frame_segments_and_repeated_numbers() -> None:
+    firsts, lengths = segment_runs(np.array([5, 5, 7, 5, 5, 5], np.int32))
+    assert firsts.tolist() == [0, 2, 3]
+    assert lengths.tolist() == [2, 1, 3]
+
+
+def test_patterns_take_the_frames_of_the_report() -> None:
+    assert FramePattern.report_77().frames == (*range(0, 77, 4), 76)
+    assert len(FramePattern.report_77().frames) == 21
+    assert FramePattern.consecutive(34).frames == tuple(range(34))
+    assert FramePattern(window=9, stride=3).frames == (0, 3, 6)
+
+
+def test_impossible_windows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        windows(np.array([10]), window=0, stride=1)
+    source = open_source(write_tokens(tmp_path, np.zeros(100, np.int32)))
+    with pytest.raises(UsageError, match="17-frame block"):
+        source_windows(source, window=34, stride=8)
