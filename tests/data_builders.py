@@ -1,4 +1,4 @@
-"""Small data sets written by the tests: 1X v2.0 tokens and video, LeRobot v2.1 and v3.0. Known in every value."""
+"""Small data sets written by the tests, known in every value: 1X v2.0 tokens, video; LeRobot v2.1, v3.0."""
 
 import json
 from pathlib import Path
@@ -126,7 +126,11 @@ def _write_v3(root: Path, tables: list[pa.Table], films: list[np.ndarray]) -> No
     files = [0 if episode < 2 else 1 for episode in range(len(films))]
     starts = [sum(len(films[j]) for j in range(i) if files[j] == files[i]) for i in range(len(films))]
     firsts = np.cumsum([0, *(len(film) for film in films)])
-    data, videos, meta = root / "data/chunk-000", root / f"videos/{CAMERA}/chunk-000", root / "meta/episodes/chunk-000"
+    data, videos, meta = (
+        root / "data/chunk-000",
+        root / f"videos/{CAMERA}/chunk-000",
+        root / "meta/episodes/chunk-000",
+    )
     for folder in (data, videos, meta):
         folder.mkdir(parents=True)
     for number in set(files):

@@ -1,4 +1,4 @@
-"""1X v2.0 folders: tokens and video, nested, flat and test; every damage is named, nothing half-written is read."""
+"""1X v2.0 folders: tokens and video, nested, flat and test; damage is named, nothing half-written is read."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_builders import SMALL_GRID, TWO_JOINTS, flatten, moving_picture, ramp, token_ramp, write_raw, write_tokens
+from data_builders import (
+    SMALL_GRID,
+    TWO_JOINTS,
+    flatten,
+    moving_picture,
+    ramp,
+    token_ramp,
+    write_raw,
+    write_tokens,
+)
 
-from worldline.data.onex_write import finish_raw, raw_shard_done, token_shard_done, write_raw_shard, write_token_shard
+from worldline.data.onex_write import (
+    finish_raw,
+    raw_shard_done,
+    token_shard_done,
+    write_raw_shard,
+    write_token_shard,
+)
 from worldline.data.open import open_source
 from worldline.data.states import ONEX_LAYOUT
 from worldline.schema import DataError, TokenGrid, UsageError
@@ -43,7 +58,12 @@ def test_tokens_off_the_grid_are_refused(tmp_path: Path) -> None:
 def test_raw_frames_and_states_belong_together(tmp_path: Path, flat: bool) -> None:
     root = write_raw(tmp_path / "r")
     source = open_source(flatten(root) if flat else root)
-    assert (source.kind, source.image_size, source.grid, source.layout) == ("1x-raw", (32, 32), None, TWO_JOINTS)
+    assert (source.kind, source.image_size, source.grid, source.layout) == (
+        "1x-raw",
+        (32, 32),
+        None,
+        TWO_JOINTS,
+    )
     assert [episode.length for episode in source.episodes] == [40, 1, 30]
     clip = source.read(2, 3, 8)  # frames 44..48 of the shard
     assert clip.frames is not None
@@ -203,9 +223,7 @@ def test_a_folder_being_written_is_refused_until_it_is_finished(tmp_path: Path) 
         assert not raw_shard_done(tmp_path, shard)
         with pytest.raises(UsageError, match="not written"):
             finish_raw(tmp_path, num_shards=2, num_images=40, fps=30.0, layout=TWO_JOINTS, provenance={})
-        write_raw_shard(
-            tmp_path, shard, frames=moving_picture(20), states=states, segments=segments, fps=30.0
-        )
+        write_raw_shard(tmp_path, shard, frames=moving_picture(20), states=states, segments=segments, fps=30.0)
         assert raw_shard_done(tmp_path, shard)
         assert not token_shard_done(tmp_path, shard)
         with pytest.raises(DataError, match="written last"):

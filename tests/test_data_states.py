@@ -52,7 +52,13 @@ def _random_states(root: Path, segments: np.ndarray) -> np.ndarray:
     tokens = np.zeros((-(-len(segments) // 17), 3, 4, 4), np.int32)
     write_token_shard(root, 0, tokens=tokens, states=states, segments=segments, fps=30.0)
     finish_tokens(
-        root, num_shards=1, num_images=len(segments), fps=30.0, layout=ONEX_LAYOUT, grid=SMALL_GRID, provenance={}
+        root,
+        num_shards=1,
+        num_images=len(segments),
+        fps=30.0,
+        layout=ONEX_LAYOUT,
+        grid=SMALL_GRID,
+        provenance={},
     )
     return states
 

@@ -1,4 +1,4 @@
-"""Video files <-> frames: exact frames from any place, faithful colours, same bytes, errors that say what is wrong."""
+"""Video files <-> frames: exact frames from any place, faithful colours, same bytes, useful errors."""
 
 from pathlib import Path
 
@@ -52,7 +52,8 @@ def test_any_window_is_the_same_as_in_a_full_decode(tmp_path: Path, fps: float, 
 
 
 @pytest.mark.parametrize(
-    "pattern", ["g1_pick_bottle_256/videos/*/*/episode_000000.mp4", "g1_pick_bottle_original/videos/*/*/*.mp4"]
+    "pattern",
+    ["g1_pick_bottle_256/videos/*/*/episode_000000.mp4", "g1_pick_bottle_original/videos/*/*/*.mp4"],
 )
 def test_real_recordings_decode_by_window(pattern: str) -> None:
     path = next(iter(sorted(SHARED.glob(pattern))), None)

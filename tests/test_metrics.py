@@ -120,9 +120,7 @@ def test_code_lengths_agree_with_a_slow_float64_reference(kind: str) -> None:
     for n in range(40):
         expected = _reference(logits[n].numpy(), int(target[n]), 11, 1e-4)
         for name, value in expected.items():
-            assert float(getattr(lengths, name)[n]) == pytest.approx(
-                float(value), rel=1e-4, abs=1e-5, nan_ok=True
-            )
+            assert float(getattr(lengths, name)[n]) == pytest.approx(float(value), rel=1e-4, abs=1e-5, nan_ok=True)
 
 
 def test_truth_at_rank_500_is_inside_and_at_rank_501_outside() -> None:

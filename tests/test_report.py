@@ -117,9 +117,7 @@ def _run(folder: Path, *, psnr: float = 24.317, num_clips: int = 5) -> Path:
     (folder / "config.json").write_text(json.dumps({"model": {"width": 512, "note": "<b>not html</b>"}}))
     environment = {"worldline": "0.1.0", "commit": "0123abc", "command": "worldline train sampling_tiny"}
     (folder / "environment.json").write_text(json.dumps(environment))
-    lines = [
-        {"step": s, "seconds": s / 2, "train/loss": 5 / (1 + s / 20), "train/lr": 1e-3} for s in range(100)
-    ]
+    lines = [{"step": s, "seconds": s / 2, "train/loss": 5 / (1 + s / 20), "train/lr": 1e-3} for s in range(100)]
     for step in range(0, 100, 20):
         lines[step]["val/loss"] = 5.5 / (1 + step / 20)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -140,6 +138,11 @@ def _run(folder: Path, *, psnr: float = 24.317, num_clips: int = 5) -> Path:
 
 def _page(*runs: Path) -> str:
     return write_report(runs, runs[0].parent / "out").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _page(_run(tmp_path_factory.mktemp("runs") / "tiny"))
 
 
 def _text(page: str, section: str) -> str:
@@ -239,33 +242,25 @@ def test_durations_read_well(seconds: float, words: str) -> None:
 # --- the page ---
 
 
-def test_the_page_shows_the_numbers_of_the_json(tmp_path: Path) -> None:
-    run = _run(tmp_path / "tiny")
-    page = _page(run)
+def test_the_page_shows_the_numbers_of_the_json(page: str) -> None:
     results = _text(page, "results")
-    evaluation = Evaluation.load(run / "evaluation" / "metrics.json")
-    for row in evaluation.rows:
+    for row in _evaluation().rows:
         for metric, value in row.metrics.items():
             digits = 2 if "db" in metric else 3
             shown = f"{value.mean:.{digits}f} {value.low:.{digits}f} to {value.high:.{digits}f}"
             assert (shown in results) != (metric in ("top500_coverage", "full_ce"))
-            assert (shown in _text(page, "tokens")) == (
-                metric in ("top500_ce_residual", "top500_coverage", "full_ce")
-            )
+            assert (shown in _text(page, "tokens")) == (metric in ("top500_ce_residual", "top500_coverage", "full_ce"))
     assert "48 clips of 12 episodes" in results
     assert "◆ 24.32" in results
     assert results.count("◆") == 3
     assert "Undecided Sharper than its ablation" in _text(page, "comparisons")
-    assert "\N{MINUS SIGN}0.688 nats (\N{MINUS SIGN}0.812 to \N{MINUS SIGN}0.562)" in _text(
-        page, "comparisons"
-    )
+    assert "\N{MINUS SIGN}0.688 nats (\N{MINUS SIGN}0.812 to \N{MINUS SIGN}0.562)" in _text(page, "comparisons")
     assert "weights missing" in _text(page, "not-computed")
     assert "worldline train sampling_tiny" in _text(page, "provenance")
     assert "Also logged: train/lr. Took 49.5 s" in _text(page, "training")
 
 
-def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
-    page = _page(_run(tmp_path / "tiny"))
+def test_the_page_needs_nothing_from_outside(page: str) -> None:
     assert "http:" not in page
     assert "https:" not in page
     sources = re.findall(r'(?:src|href|srcset|poster|data)="([^"#][^"]*)"', page)
@@ -275,8 +270,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     assert "&lt;b&gt;not html&lt;/b&gt;" in page
 
 
-def test_curves_are_inline_and_take_the_colours_of_the_page(tmp_path: Path) -> None:
-    page = _page(_run(tmp_path / "tiny"))
+def test_curves_are_inline_and_take_the_colours_of_the_page(page: str) -> None:
     assert page.count('<svg viewBox="0 0 3') == 2
     assert "var(--s0)" in page
     assert "#0101" not in page
@@ -284,13 +278,9 @@ def test_curves_are_inline_and_take_the_colours_of_the_page(tmp_path: Path) -> N
     assert "8 future frames are 0.80 s" in _text(page, "curves")
 
 
-def test_films_show_best_median_and_worst_clip(tmp_path: Path) -> None:
-    page = _page(_run(tmp_path / "tiny"))
+def test_films_show_best_median_and_worst_clip(page: str, tmp_path: Path) -> None:
     pictures = _text(page, "pictures")
-    order = [
-        pictures.index(words)
-        for words in ("Best clip 31.50 dB", "Median clip 26.50 dB", "Worst clip 22.25 dB")
-    ]
+    order = [pictures.index(words) for words in ("Best clip 31.50 dB", "Median clip 26.50 dB", "Worst clip 22.25 dB")]
     assert order == sorted(order)
     assert "at 1/2 speed" in pictures
     assert "real forecast copy last frame" in pictures
@@ -349,6 +339,35 @@ def test_what_is_absent_is_said(tmp_path: Path, part: str, sections: list[str]) 
         assert "at 10 frames per second; the recorded rate is not known" in _text(page, "pictures")
 
 
+def test_an_evaluation_with_little_in_it_makes_a_page(tmp_path: Path) -> None:
+    run = _run(tmp_path / "tiny")
+    alone = Interval(mean=0.5, low=math.nan, high=math.nan, num_clips=2, num_episodes=1)
+    row = Row(name="forecast", role="model", metrics={"ssim_mean": alone})
+    curves = {"ssim": {"forecast": [alone, alone]}}
+    little = replace(_evaluation(), rows=(row,), curves=curves, comparisons=(), not_computed={})
+    little.save(run / "evaluation" / "metrics.json")
+    (run / "environment.json").write_text("{}")
+    (run / "metrics.jsonl").write_text("")
+    page = _page(run)
+    assert "0.500 one episode" in _text(page, "results")
+    assert "◆ 0.500" not in page
+    assert "Not available: the evaluation made no comparison." in _text(page, "comparisons")
+    assert "No band: one episode" in _text(page, "curves")
+    assert "Not available: the evaluation scored no tokens." in _text(page, "tokens")
+    assert "Not available: metrics.jsonl logs no loss." in _text(page, "training")
+    assert "Nothing was left out." in _text(page, "not-computed")
+    assert "Not available: environment.json is empty." in _text(page, "provenance")
+
+
+def test_a_run_without_an_evaluation_is_named_beside_one_that_has_it(tmp_path: Path) -> None:
+    first, second = _run(tmp_path / "first"), _run(tmp_path / "second")
+    (second / "evaluation" / "metrics.json").unlink()
+    results = _text(_page(first, second), "results")
+    assert "24.32" in results
+    assert "second Not available: evaluation/metrics.json is not in the run folder." in results
+    assert "first Not available" not in results
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no folder"):
         write_report([tmp_path / "nowhere"], tmp_path)
@@ -359,9 +378,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_several_runs_share_a_table_only_where_they_compare(tmp_path: Path) -> None:
-    first, second, other = (
-        _run(tmp_path / name, psnr=psnr) for name, psnr in (("a", 24.0), ("b", 25.0), ("c", 26.0))
-    )
+    first, second, other = (_run(tmp_path / name, psnr=psnr) for name, psnr in (("a", 24.0), ("b", 25.0), ("c", 26.0)))
     path = other / "evaluation" / "metrics.json"
     replace(Evaluation.load(path), protocol="compression").save(path)
     results = _text(_page(first, second, other), "results")
@@ -404,9 +421,7 @@ def test_damaged_forecasts_name_the_file(tmp_path: Path) -> None:
     with np.load(path) as archive:
         arrays = dict(archive)
     np.savez(path, **{**arrays, "forecast_0": arrays["forecast_0"][:, :-1]})
-    with pytest.raises(
-        DataError, match=r"forecasts\.npz: expected `forecast` as uint8 .*\(5, 12, 32, 32, 3\)"
-    ):
+    with pytest.raises(DataError, match=r"forecasts\.npz: expected `forecast` as uint8 .*\(5, 12, 32, 32, 3\)"):
         gather(run)
     np.savez(path, **{name: array for name, array in arrays.items() if name != "psnr"})
     with pytest.raises(DataError, match="no psnr"):

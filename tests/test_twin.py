@@ -18,7 +18,7 @@ from worldline.twin.backend import load_mujoco
 from worldline.twin.behaviour import Behaviour
 from worldline.twin.generate import TwinConfig, generate, record_episode, resume
 from worldline.twin.kinematics import HIGH, LOW, Kinematics
-from worldline.twin.robot import CAMERA, INDEX, JOINTS, LAYOUT, SIDES, arm_slice, neutral
+from worldline.twin.robot import CAMERA, INDEX, JOINTS, LAYOUT, SIDES, Side, arm_slice, neutral
 from worldline.twin.scene import Scene, random_scene
 from worldline.twin.simulation import Simulation
 
@@ -68,8 +68,8 @@ def test_every_limit_is_eves() -> None:
         assert limit is not None
         expected = float(limit.attrib["lower"]), float(limit.attrib["upper"])
         assert (joint.low, joint.high) == expected, joint.name
-        assert tuple(model.joint(joint.name).range) == expected, joint.name
-        assert tuple(model.actuator(joint.name).ctrlrange) == expected, joint.name
+        np.testing.assert_allclose(model.joint(joint.name).range, expected, atol=1e-9)
+        np.testing.assert_allclose(model.actuator(joint.name).ctrlrange, expected, atol=1e-9)
 
 
 def _rotation(axis: np.ndarray, angle: float) -> np.ndarray:
@@ -88,10 +88,7 @@ def _urdf_pose(child: str, angles: dict[str, float]) -> np.ndarray:
         origin, axis = joint.find("origin"), joint.find("axis")
         assert origin is not None
         assert axis is not None
-        numbers = [
-            np.array([float(x) for x in text.split()])
-            for text in (*origin.attrib.values(), axis.attrib["xyz"])
-        ]
+        numbers = [np.array([float(x) for x in text.split()]) for text in (*origin.attrib.values(), axis.attrib["xyz"])]
         xyz, (roll, pitch, yaw), direction = numbers
         x, y, z = np.eye(3)
         step = np.eye(4)
@@ -190,7 +187,7 @@ def test_velocities_are_forward_metres_and_leftward_radians_per_second(heading: 
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_inverse_kinematics_puts_the_hand_where_it_is_told(side: str) -> None:
+def test_inverse_kinematics_puts_the_hand_where_it_is_told(side: Side) -> None:
     kinematics = Kinematics(Simulation(scene(0)))
     base = np.array([0.3, -0.2, 0.4])
     command = neutral()
@@ -252,10 +249,12 @@ def test_arms_move_objects() -> None:
     for seed in range(3):
         simulation = Simulation(scene(seed))
         behaviour = Behaviour(simulation, np.random.default_rng(seed))
-        simulation.reset(behaviour.first())
+        waiting = behaviour.first()
+        waiting[INDEX["LINEAR_VELOCITY"] :] = 0
+        simulation.reset(waiting)
         start, before = simulation.snapshot(), simulation.objects()
         for _ in range(60):
-            simulation.step(neutral() * 0 + behaviour.first())
+            simulation.step(waiting)
         still = np.linalg.norm(simulation.objects() - before, axis=1)
         simulation.restore(start)
         for _ in range(100):
@@ -269,7 +268,8 @@ def test_pictures_change_while_the_robot_acts() -> None:
     recording = record_episode(replace(TINY, frames=30), 0)
     assert recording.frames.shape == (30, 32, 32, 3)
     steps = np.abs(np.diff(recording.frames.astype(int), axis=0)).mean(axis=(1, 2, 3))
-    assert steps[5:].min() > 0.3
+    assert steps.min() > 0
+    assert steps.mean() > 0.5
     assert np.abs(np.diff(recording.states[:, :21], axis=0)).max(axis=1).min() > 1e-3
 
 
@@ -307,9 +307,7 @@ def test_the_same_seed_gives_the_same_bytes(dataset: Path, tmp_path: Path) -> No
     assert files(tmp_path / "again") == files(dataset)
     assert calls == [(1, 2), (2, 2)]
     generate(tmp_path / "other", replace(TINY, seed=6, episodes=1))
-    assert (tmp_path / "other/videos/video_0.mp4").read_bytes() != (
-        dataset / "videos/video_0.mp4"
-    ).read_bytes()
+    assert (tmp_path / "other/videos/video_0.mp4").read_bytes() != (dataset / "videos/video_0.mp4").read_bytes()
 
 
 @pytest.mark.slow
@@ -371,8 +369,6 @@ def test_a_missing_backend_says_what_to_install() -> None:
     code = "from worldline.twin.backend import load_mujoco; load_mujoco()"
     environment = os.environ | {"MUJOCO_GL": "osmesa"}
     environment.pop("PYOPENGL_PLATFORM", None)
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "UsageError" in result.stderr
     assert "apt-get install" in result.stderr

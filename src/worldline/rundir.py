@@ -148,9 +148,7 @@ def model_folder(path: Path) -> Path:
         return path
     latest = RunDir(path).latest()
     if latest is None:
-        raise UsageError(
-            f"{path} is neither a run folder with checkpoints nor a model folder (no model.json)"
-        )
+        raise UsageError(f"{path} is neither a run folder with checkpoints nor a model folder (no model.json)")
     return latest
 
 
@@ -167,7 +165,7 @@ def from_json(kind: Any, content: Any, path: Path) -> Any:
     """
     try:
         # pydantic takes no `config` for a bare dataclass, but a container of one hands it down to every level.
-        adapter = TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))
+        adapter = TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))  # pyright: ignore[reportInvalidTypeForm]
         return adapter.validate_python((content,))[0]
     except ValidationError as error:
         first = error.errors()[0]

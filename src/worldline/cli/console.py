@@ -23,13 +23,9 @@ class Progress:
         if self.bar is None or what != self.what:
             self.close()
             self.what = what
-            self.bar = tqdm(
-                total=total, desc=what, file=sys.stderr, delay=2, dynamic_ncols=True, initial=done - 1
-            )
+            self.bar = tqdm(total=total, desc=what, file=sys.stderr, delay=2, dynamic_ncols=True, initial=done - 1)
         shown = {name.removeprefix("train/"): f"{value:.4g}" for name, value in (figures or {}).items()}
-        self.bar.set_postfix(
-            {k: shown[k] for k in ("loss", "val/loss", "psnr_db", "val/psnr_db") if k in shown}, False
-        )
+        self.bar.set_postfix({k: shown[k] for k in ("loss", "val/loss", "psnr_db", "val/psnr_db") if k in shown}, False)
         self.bar.update(done - self.bar.n)
         if done == total:
             self.close()

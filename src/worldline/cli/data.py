@@ -203,5 +203,7 @@ def _twin(job: TwinJob) -> None:
     )
     progress = Progress()
     generate(job.out, config, workers=job.workers, progress=progress.named("simulating episodes"))
-    text = f"{job.out}: {config.episodes} episodes of {config.frames} frames, {config.size}x{config.size}, 1X raw layout"
+    text = (
+        f"{job.out}: {config.episodes} episodes of {config.frames} frames, {config.size}x{config.size}, 1X raw layout"
+    )
     show({"out": str(job.out), **asdict(config)}, text=text, as_json=job.json)

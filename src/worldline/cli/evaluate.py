@@ -86,11 +86,7 @@ def _world(job: Job, run: Path, out: Path, progress: Progress) -> Evaluation:
         data=builtin.resolve(job.data) if job.data else None,
         episodes=job.episodes,
     )
-    blind = (
-        load_forecaster(builtin.resolve(job.blind), tokenizer=tokenizer, sampling=sampling)
-        if job.blind
-        else None
-    )
+    blind = load_forecaster(builtin.resolve(job.blind), tokenizer=tokenizer, sampling=sampling) if job.blind else None
     counts = run / "unigram.npy"
     return evaluate_compression(
         loaded,

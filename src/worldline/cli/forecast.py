@@ -72,9 +72,7 @@ def main(arguments: list[str]) -> None:
             raise UsageError(f"there is no clip {number}; the data have clips 0..{len(clips) - 1}")
         clip = clips[number]
         if clip.frames is None:
-            raise UsageError(
-                f"{clips.source.path} holds tokens only; give the data set with frames (--data DIR)"
-            )
+            raise UsageError(f"{clips.source.path} holds tokens only; give the data set with frames (--data DIR)")
         forecast = forecaster.forecast(
             clip.frames[None, :split], clip.states[None], generator=torch.Generator().manual_seed(job.seed)
         )

@@ -3,8 +3,6 @@
 import importlib
 import sys
 
-from worldline.schema import DataError, UsageError
-
 VERBS = {
     "data": "info, convert, tokenize, twin: look at data, change its format, make some",
     "train": "train a tokenizer or a world by a recipe",
@@ -25,6 +23,8 @@ def main() -> None:
     if verb not in VERBS:
         print(f"worldline: there is no verb {verb!r}; verbs: {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
+    from worldline.schema import DataError, UsageError  # brings PyTorch: too slow for --help alone
+
     try:
         importlib.import_module(f"worldline.cli.{verb}").main(arguments[1:])
     except (DataError, UsageError) as error:

@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
         prog="worldline train",
         description=EXAMPLES,
         args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
+        config=(tyro.conf.AvoidSubcommands,),
     )
     run = job.run or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     _train(job.config, run, resume=False, as_json=job.json)

@@ -186,9 +186,7 @@ def _frames(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         table = _open_map(path, path.stat().st_mtime_ns)
     except (OSError, ValueError) as error:
         found = f"{type(error).__name__}: {error}"
-        raise DataError(
-            path, expected="cached frames", found=found, fix="Delete it and cache again."
-        ) from error
+        raise DataError(path, expected="cached frames", found=found, fix="Delete it and cache again.") from error
     if table.shape != shape or table.dtype != np.uint8:
         found = f"{table.dtype}{list(table.shape)}"
         raise DataError(path, expected=f"uint8{list(shape)}", found=found, fix="Delete it and cache again.")

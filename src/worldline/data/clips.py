@@ -103,9 +103,7 @@ class Clips(Sequence[Clip]):
         return clip if self.image_size is None else replace(clip, frames=resize(clip.frames, self.image_size))
 
 
-def open_clips(
-    config: DataConfig, split: Literal["train", "val"], *, progress: Progress | None = None
-) -> Clips:
+def open_clips(config: DataConfig, split: Literal["train", "val"], *, progress: Progress | None = None) -> Clips:
     """Open the training or validation clips of a configuration; `progress` watches the filling of the cache.
 
     Raises:
@@ -130,13 +128,9 @@ def open_clips(
             raise UsageError("a cache of decoded frames needs image_size")
         size = config.cache_size or config.image_size
         source = cached_frames(source, size=size, folder=config.cache, progress=progress, episodes=episodes)
-    index = source_windows(
-        source, window=config.pattern.window, stride=config.window_stride, episodes=episodes
-    )
+    index = source_windows(source, window=config.pattern.window, stride=config.window_stride, episodes=episodes)
     if len(index) == 0:
-        raise UsageError(
-            f"{path}: no window of {config.pattern.window} frames in the {split} episodes {text!r}"
-        )
+        raise UsageError(f"{path}: no window of {config.pattern.window} frames in the {split} episodes {text!r}")
     augment = config.augment if split == "train" else None
     return Clips(source, index, pattern=config.pattern, image_size=config.image_size, augment=augment)
 

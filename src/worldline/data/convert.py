@@ -32,9 +32,7 @@ class ConvertReport:
     seconds: float
 
 
-def convert(
-    source: Source, out: Path, *, size: int | None, progress: Progress | None = None
-) -> ConvertReport:
+def convert(source: Source, out: Path, *, size: int | None, progress: Progress | None = None) -> ConvertReport:
     """Write every episode of a source to `out` as one shard of 1X raw video at `size` px (None: as stored).
 
     A killed run leaves a folder without `metadata.json`, which readers refuse; the next call goes on from

@@ -17,7 +17,7 @@ from worldline.data.states import StateStats, compute_stats
 from worldline.data.video import probe, stream_frames
 from worldline.data.windows import source_windows
 from worldline.files import mapped, read_json
-from worldline.schema import DataError, TokenGrid
+from worldline.schema import DataError, Episode, TokenGrid
 
 _SAMPLE = 34
 """Frames of a compression sample: two blocks of 17."""
@@ -125,7 +125,7 @@ def _summary(
         statistics=statistics,
         bytes=_bytes(source.path),
         left_out=source.left_out,
-        problems=problems,
+        problems=tuple(dict.fromkeys(problems)),
     )
 
 
@@ -158,30 +158,30 @@ def _faults(
     """Faults with the episode whose states they spoil, None for all others."""
     yield from ((None, problem) for problem in _count_faults(source))
     spans = _spans(source)
-    for done, (video, stop) in enumerate(spans.items(), start=1):
-        faults = (
-            _video_faults(source, video, stop, thorough)
-            if source.grid is None
-            else _token_faults(source, video)
-        )
+    for done, (path, stop) in enumerate(spans.items(), start=1):
+        if source.grid is None:
+            faults = _video_faults(source, path, stop, thorough)
+        else:
+            faults = _token_faults(source.grid, path, stop)
         yield from ((None, problem) for problem in faults)
         if progress is not None:
             progress(done, len(spans))
     for episode in source.episodes:
-        try:
-            source.read_states(episode.index, 0, episode.length)
-        except DataError as problem:
-            yield episode.index, problem
-            if isinstance(source, LerobotSource) and "rows" in problem.expected:
-                yield from ((episode.index, other) for other in _row_faults(source, episode.index))
+        yield from ((episode.index, problem) for problem in _state_faults(source, episode))
 
 
-def _row_faults(source: LerobotSource, episode: int) -> Iterator[DataError]:
-    """What else is wrong with states whose number of rows is wrong already."""
+def _state_faults(source: OnexSource | LerobotSource, episode: Episode) -> Iterator[DataError]:
+    """What is wrong with an episode's states; a wrong number of rows does not hide what else is."""
     try:
-        check_finite(source.recordings[episode].table, source.rows(episode), source.layout.names, 0)
+        source.read_states(episode.index, 0, episode.length)
     except DataError as problem:
         yield problem
+        if isinstance(source, LerobotSource):
+            try:
+                table = source.recordings[episode.index].table
+                check_finite(table, source.rows(episode.index), source.layout.names, 0)
+            except DataError as other:
+                yield other
 
 
 def _spans(source: OnexSource | LerobotSource) -> dict[Path, int]:
@@ -193,9 +193,7 @@ def _spans(source: OnexSource | LerobotSource) -> dict[Path, int]:
     return spans
 
 
-def _video_faults(
-    source: OnexSource | LerobotSource, video: Path, stop: int, thorough: bool
-) -> Iterator[DataError]:
+def _video_faults(source: OnexSource | LerobotSource, video: Path, stop: int, thorough: bool) -> Iterator[DataError]:
     try:
         info = probe(video)
     except DataError as problem:
@@ -219,11 +217,10 @@ def _video_faults(
             yield problem
 
 
-def _token_faults(source: OnexSource | LerobotSource, path: Path) -> Iterator[DataError]:
-    grid = source.grid
-    assert grid is not None
+def _token_faults(grid: TokenGrid, path: Path, stop: int) -> Iterator[DataError]:
     block = (grid.latents_per_block, grid.height, grid.width)
-    count = path.stat().st_size // (4 * int(np.prod(block)))
+    stored = path.stat().st_size // (4 * int(np.prod(block)))
+    count = min(stored, stop // grid.block)  # a partial last block is never read
     table = mapped(path, "int32", (count, *block))
     for first in range(0, count, 1024):
         try:
@@ -243,9 +240,7 @@ def _count_faults(source: OnexSource | LerobotSource) -> Iterator[DataError]:
     claims = [("total_episodes", len(source.episodes)), ("total_frames", frames)]
     for key, found in claims if is_lerobot else [("num_images", frames)]:
         if key in metadata and metadata[key] != found:
-            yield DataError(
-                path, expected=f"{key} {metadata[key]}", found=f"{found}", fix="Correct the metadata."
-            )
+            yield DataError(path, expected=f"{key} {metadata[key]}", found=f"{found}", fix="Correct the metadata.")
 
 
 def _cameras(path: Path) -> tuple[str, ...]:

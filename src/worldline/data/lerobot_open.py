@@ -5,6 +5,7 @@ statistics are stored. Faults go to a `Report`.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,18 +62,8 @@ def open_lerobot(
     Raises `DataError` for bad metadata or missing files, `UsageError` for bad choices.
     """
     path = root / "meta/info.json"
-    info = read_json(path)
-    version = str(info.get("codebase_version", ""))
-    if version not in ("v2.0", "v2.1", "v3.0"):
-        raise DataError(
-            path, expected="codebase_version v2.0, v2.1 or v3.0", found=repr(version), fix="Convert it."
-        )
-    absent = [key for key in ("fps", "features", "data_path", "video_path") if not info.get(key)]
-    if absent:
-        raise DataError(
-            path, expected="fps, features, data_path, video_path", found=f"no {absent}", fix="Restore it."
-        )
-    key = _camera(path, camera)
+    info = _info(path)
+    key, version = _camera(path, camera), info["codebase_version"]
     columns = _COLUMNS[conditioning]
     dims = tuple(_dim(path, info, name) for name in columns)
     listed = (_listed_v3 if version == "v3.0" else _listed_v2)(root, info, key)
@@ -81,8 +72,6 @@ def open_lerobot(
         report(_missing(root, missing, len(listed)))
     names = _names(info, columns, dims)
     low, high = _ranges(root, columns, dims, entries, report)
-    shape = info["features"][key].get("shape", (0, 0))
-    channels_first = len(shape) == 3 and shape[0] in (1, 3)
     return LerobotSource(
         kind=f"lerobot-{version}",
         path=root,
@@ -92,7 +81,7 @@ def open_lerobot(
             Episode(index=i, length=entry.length, name=f"episode {entry.recording.number}")
             for i, entry in enumerate(entries)
         ),
-        image_size=(int(shape[-2]), int(shape[-1])) if channels_first else (int(shape[0]), int(shape[1])),
+        image_size=_image_size(info["features"][key].get("shape", (0, 0))),
         grid=None,
         left_out=tuple(missing),
         camera=key,
@@ -100,6 +89,25 @@ def open_lerobot(
         dims=dims,
         recordings=tuple(entry.recording for entry in entries),
     )
+
+
+def _info(path: Path) -> dict[str, Any]:
+    info = read_json(path)
+    version = info.get("codebase_version")
+    if version not in ("v2.0", "v2.1", "v3.0"):
+        expected = "codebase_version v2.0, v2.1 or v3.0"
+        raise DataError(path, expected=expected, found=repr(version), fix="Convert it with LeRobot's tools.")
+    needed = ("fps", "features", "data_path", "video_path")
+    absent = [key for key in needed if not info.get(key)]
+    if absent:
+        raise DataError(path, expected=", ".join(needed), found=f"no {absent}", fix="Restore the file.")
+    return info
+
+
+def _image_size(shape: Sequence[int]) -> tuple[int, int]:
+    """Height and width of a feature whose channels come first or last."""
+    channels_first = len(shape) == 3 and shape[0] in (1, 3)
+    return (int(shape[-2]), int(shape[-1])) if channels_first else (int(shape[0]), int(shape[1]))
 
 
 def _camera(path: Path, wanted: str | None) -> str:
@@ -113,9 +121,7 @@ def _camera(path: Path, wanted: str | None) -> str:
         )
     if wanted is None and len(available) == 1:
         return available[0]
-    matches = [
-        key for key in available if wanted is not None and (key == wanted or key.endswith(f".{wanted}"))
-    ]
+    matches = [key for key in available if wanted is not None and (key == wanted or key.endswith(f".{wanted}"))]
     if len(matches) == 1:
         return matches[0]
     problem = "several cameras, choose one" if wanted is None else f"no single camera is called {wanted!r}"
@@ -182,9 +188,7 @@ def _listed_v2(root: Path, info: dict[str, Any], camera: str) -> list[_Entry]:
             )
         except (ValueError, KeyError, TypeError) as error:
             found = f"{type(error).__name__}: {error} in line {line}"
-            raise DataError(
-                path, expected="episode_index and length", found=found, fix="Restore it."
-            ) from error
+            raise DataError(path, expected="episode_index and length", found=found, fix="Restore it.") from error
         entries.append(_Entry(length=length, recording=recording))
     return entries
 
@@ -193,9 +197,7 @@ def _listed_v3(root: Path, info: dict[str, Any], camera: str) -> list[_Entry]:
     folder = root / "meta/episodes"
     files = sorted(folder.glob("*/*.parquet"))
     if not files:
-        raise DataError(
-            folder, expected="parquet files that list the episodes", found="none", fix="Restore them."
-        )
+        raise DataError(folder, expected="parquet files that list the episodes", found="none", fix="Restore them.")
     video = f"videos/{camera}"
     columns = [
         *("episode_index", "length", "data/chunk_index", "data/file_index"),
@@ -208,9 +210,7 @@ def _listed_v3(root: Path, info: dict[str, Any], camera: str) -> list[_Entry]:
             entries.extend(_entry_v3(root, info, camera, row) for row in rows)
         except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             found = f"{type(error).__name__}: {error}"
-            raise DataError(
-                path, expected=f"columns {columns}", found=found, fix="Restore the file."
-            ) from error
+            raise DataError(path, expected=f"columns {columns}", found=found, fix="Restore the file.") from error
     return sorted(entries, key=lambda entry: entry.recording.number)
 
 

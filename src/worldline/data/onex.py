@@ -103,12 +103,8 @@ class OnexSource:
 
     def _context(self, shard: Shard, start: int, stop: int, grid: TokenGrid) -> Int64[Tensor, "l gh gw"]:
         if start != 0 or stop < grid.block:
-            raise UsageError(
-                f"{self.path}: a test sample is read from frame 0 and holds {grid.block} context frames"
-            )
-        tokens = np.array(
-            mapped(shard.video, "int32", (grid.latents_per_block, grid.height, grid.width)), np.int64
-        )
+            raise UsageError(f"{self.path}: a test sample is read from frame 0 and holds {grid.block} context frames")
+        tokens = np.array(mapped(shard.video, "int32", (grid.latents_per_block, grid.height, grid.width)), np.int64)
         check_ids(shard.video, tokens[None], grid, 0)
         return torch.from_numpy(tokens)
 

@@ -48,10 +48,7 @@ class _Folder:
 
 def looks_like_onex(root: Path) -> bool:
     """Tell whether a folder has any of the files by which a 1X v2.0 folder is known."""
-    return any(
-        (root / name).exists()
-        for name in ("metadata.json", "robot_states", "states_0.bin", "metadata_0.json")
-    )
+    return any((root / name).exists() for name in ("metadata.json", "robot_states", "states_0.bin", "metadata_0.json"))
 
 
 def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise_problem) -> OnexSource:
@@ -89,9 +86,7 @@ def _metadata(folder: _Folder, report: Report) -> dict[str, Any]:
         metadata = read_json(path)
         absent = [key for key in ("num_shards", "hz") if not isinstance(metadata.get(key), int | float)]
         if absent:
-            report(
-                DataError(path, expected="numbers num_shards and hz", found=f"no {absent}", fix="Restore it.")
-            )
+            report(DataError(path, expected="numbers num_shards and hz", found=f"no {absent}", fix="Restore it."))
     else:
         report(
             DataError(
@@ -265,9 +260,7 @@ def _open_test(folder: _Folder, report: Report) -> OnexSource:
     for index in range(count):
         video, states = folder.shard(index, "bin")[1:3]
         problem = next((_absent(path) for path in (video, states) if not path.exists()), None)
-        problem = problem or _size_problem(
-            video, 1, _block_size(grid), f"one block of {_block_size(grid)} int32"
-        )
+        problem = problem or _size_problem(video, 1, _block_size(grid), f"one block of {_block_size(grid)} int32")
         rows, rest = divmod(states.stat().st_size, 4 * layout.dim) if problem is None else (0, 0)
         if problem is None and (rest or rows < grid.block):
             problem = _size_problem(states, 64, layout.dim, f"64 x {layout.dim} float32")
@@ -280,9 +273,7 @@ def _open_test(folder: _Folder, report: Report) -> OnexSource:
         path=folder.root,
         fps=float(metadata.get("hz", 30)),
         layout=layout,
-        episodes=tuple(
-            Episode(index=i, length=s.num_frames, name=f"sample {s.index}") for i, s in enumerate(shards)
-        ),
+        episodes=tuple(Episode(index=i, length=s.num_frames, name=f"sample {s.index}") for i, s in enumerate(shards)),
         image_size=None,
         grid=grid,
         left_out=(),

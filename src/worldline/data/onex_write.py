@@ -116,9 +116,7 @@ def _make_folders(root: Path) -> None:
         (root / name).mkdir(parents=True, exist_ok=True)
 
 
-def _write_rows(
-    root: Path, shard: int, states: Float32[np.ndarray, "f s"], segments: Int32[np.ndarray, "f"]
-) -> None:
+def _write_rows(root: Path, shard: int, states: Float32[np.ndarray, "f s"], segments: Int32[np.ndarray, "f"]) -> None:
     write_array(root / f"robot_states/states_{shard}.bin", states)
     write_array(root / f"segment_indices/segment_idx_{shard}.bin", segments)
     content = {"shard_num_frames": len(states), "shard_ind": shard}
@@ -152,7 +150,5 @@ def _metadata(num_shards: int, num_images: int, fps: float, layout: StateLayout)
 def _finish(root: Path, suffix: str, content: dict[str, Any], provenance: dict[str, object]) -> None:
     undone = [shard for shard in range(content["num_shards"]) if not _done(root, shard, suffix)]
     if undone:
-        raise UsageError(
-            f"{root}: cannot finish, {len(undone)} shards are not written, the first is {undone[0]}"
-        )
+        raise UsageError(f"{root}: cannot finish, {len(undone)} shards are not written, the first is {undone[0]}")
     write_json(root / "metadata.json", content | {"provenance": provenance})

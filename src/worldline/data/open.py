@@ -58,9 +58,7 @@ def open_reporting(
         )
     elif looks_like_onex(path):
         if camera is not None or conditioning != "state":
-            raise UsageError(
-                f"{path}: a 1X data set has one camera and states only; leave out camera and conditioning"
-            )
+            raise UsageError(f"{path}: a 1X data set has one camera and states only; leave out camera and conditioning")
         source = open_onex(path, allow_missing=allow_missing, report=report)
     else:
         raise _unknown(path)
@@ -74,9 +72,7 @@ def _with_kinds(source: OnexSource | LerobotSource, kinds: dict[str, str]) -> On
 def _unknown(path: Path) -> DataError:
     if not path.is_dir():
         return DataError(path, expected="a folder", found="no folder", fix="Check the path.")
-    inside = sorted(
-        p.name for p in path.iterdir() if p.is_dir() and (looks_like_lerobot(p) or looks_like_onex(p))
-    )
+    inside = sorted(p.name for p in path.iterdir() if p.is_dir() and (looks_like_lerobot(p) or looks_like_onex(p)))
     return DataError(
         path,
         expected="meta/info.json (LeRobot), or metadata.json, robot_states/ or states_0.bin (1X v2.0)",

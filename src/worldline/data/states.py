@@ -44,9 +44,7 @@ ONEX_LAYOUT = StateLayout(
 
 _VELOCITY = re.compile(r"(?i:velocit|speed|(^|[^a-z])[dq]?(vel|qd|dq)s?($|[^a-z]))|[a-z]Vel($|[^a-z])")
 _HAND = re.compile(r"gripper|hand|finger|thumb|closure|claw", re.IGNORECASE)
-_NOT_A_JOINT = re.compile(
-    r"(^|[._ ])([xyzw]|q[xyzw]|quat\w*|force|torque|effort|current)($|[._ ])", re.IGNORECASE
-)
+_NOT_A_JOINT = re.compile(r"(^|[._ ])([xyzw]|q[xyzw]|quat\w*|force|torque|effort|current)($|[._ ])", re.IGNORECASE)
 _FULL_TURN = 6.2832
 _QUANTILE_ROWS = 1_000_000
 

@@ -27,10 +27,7 @@ _BT601 = 6  # ffmpeg's AVCOL_SPC_SMPTE170M: what readers that ignore the tag ass
 _LIMITED = 1
 # Without accurate rounding swscale darkens pixels by about one level: 44 instead of 53 dB on a smooth image.
 _TO_YUV = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.FULL_CHR_H_INT
+    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP | Interpolation.FULL_CHR_H_INT
 )
 _TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
 
@@ -100,9 +97,7 @@ def stream_frames(
     raise _damaged(path, start, stop, f"no intact frame {wanted}")
 
 
-def encode(
-    path: Path, frames: UInt8[np.ndarray, "f h w 3"], *, fps: float, crf: int = 18, gop: int = 16
-) -> None:
+def encode(path: Path, frames: UInt8[np.ndarray, "f h w 3"], *, fps: float, crf: int = 18, gop: int = 16) -> None:
     """Write H.264 in an mp4, atomically; the same frames give the same bytes.
 
     One thread and no B-frames over a short GOP: random windows then decode after at most `gop - 1` extra
@@ -110,9 +105,7 @@ def encode(
     """
     num_frames, height, width, _ = frames.shape
     if height % 2 or width % 2 or num_frames == 0:
-        raise UsageError(
-            f"{path}: cannot encode {num_frames} frames of {height}x{width}; need >= 1 of even size"
-        )
+        raise UsageError(f"{path}: cannot encode {num_frames} frames of {height}x{width}; need >= 1 of even size")
     rate = Fraction(fps).limit_denominator(100_000)
     with atomic(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "veryfast"})
@@ -156,8 +149,7 @@ def _pixels(frame: av.VideoFrame, converter: VideoReformatter) -> UInt8[np.ndarr
     """Convert to planar RGB; planes of "gbrp" come as green, blue, red, with padded rows."""
     planes = converter.reformat(frame, format="gbrp", interpolation=_TO_RGB, threads=1).planes
     rows = [
-        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, : frame.width]
-        for plane in planes
+        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, : frame.width] for plane in planes
     ]
     return np.stack([rows[2], rows[0], rows[1]])
 

@@ -61,9 +61,7 @@ def windows(
 ) -> WindowIndex:
     """All windows that start at `first`, `first + stride`, ... within episodes of these lengths."""
     if window < 1 or stride < 1:
-        raise UsageError(
-            f"a window of {window} frames at a stride of {stride} is no window; both must be >= 1"
-        )
+        raise UsageError(f"a window of {window} frames at a stride of {stride} is no window; both must be >= 1")
     room = np.asarray(lengths, np.int64) - first - window
     counts = np.where(room >= 0, room // stride + 1, 0)
     episode = np.repeat(np.arange(len(counts)), counts)
@@ -87,9 +85,7 @@ def token_windows(
     shards).
     """
     first = -np.asarray(phases, np.int64) % block
-    return windows(
-        lengths, window=blocks * block, stride=block if overlapping else blocks * block, first=first
-    )
+    return windows(lengths, window=blocks * block, stride=block if overlapping else blocks * block, first=first)
 
 
 def source_windows(source: Source, *, window: int, stride: int, episodes: range | None = None) -> WindowIndex:

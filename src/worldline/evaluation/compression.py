@@ -78,12 +78,8 @@ class Protocol:
 class _Tally:
     """Numbers per clip, gathered batch by batch: `values[row][metric]` and `frames[metric][row]` are lists."""
 
-    values: dict[str, dict[str, list[Tensor]]] = field(
-        default_factory=lambda: defaultdict(lambda: defaultdict(list))
-    )
-    curves: dict[str, dict[str, list[Tensor]]] = field(
-        default_factory=lambda: defaultdict(lambda: defaultdict(list))
-    )
+    values: dict[str, dict[str, list[Tensor]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    curves: dict[str, dict[str, list[Tensor]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     shown: dict[str, list[UInt8[Tensor, "t 3 h w"]]] = field(default_factory=lambda: defaultdict(list))
     episodes: list[int] = field(default_factory=list)
     not_computed: dict[str, str] = field(default_factory=dict)
@@ -109,9 +105,7 @@ def evaluate_compression(
         UsageError: the data hold no future to compare with, or `blind` speaks other tokens.
     """
     if clips.source.kind == "1x-test":
-        raise UsageError(
-            f"{clips.source.path} holds no future tokens: test samples can be forecast, not evaluated"
-        )
+        raise UsageError(f"{clips.source.path} holds no future tokens: test samples can be forecast, not evaluated")
     began, generator = time.monotonic(), torch.Generator().manual_seed(protocol.seed)
     chosen = spread(len(clips), protocol.num_clips)
     others = foreign_states(clips, chosen)
@@ -235,13 +229,9 @@ def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
 # --- all batches ---
 
 
-def _summarise(
-    tally: _Tally, loaded: Loaded, clips: Clips, protocol: Protocol, *, seconds: float
-) -> Evaluation:
+def _summarise(tally: _Tally, loaded: Loaded, clips: Clips, protocol: Protocol, *, seconds: float) -> Evaluation:
     episodes = torch.tensor(tally.episodes)
-    values = {
-        row: {m: torch.cat(parts) for m, parts in metrics.items()} for row, metrics in tally.values.items()
-    }
+    values = {row: {m: torch.cat(parts) for m, parts in metrics.items()} for row, metrics in tally.values.items()}
     rows = tuple(
         Row(name=name, role=role, metrics={m: interval(v, episodes) for m, v in values[name].items()})
         for name, role in ROLES.items()
@@ -294,21 +284,19 @@ def _write_forecasts(path: Path, tally: _Tally, context: int) -> None:
     if "real" not in tally.shown:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {
-        name: rearrange(torch.stack(clips), "n t c h w -> n t h w c") for name, clips in tally.shown.items()
-    }
+    arrays = {name: rearrange(torch.stack(clips), "n t c h w -> n t h w c") for name, clips in tally.shown.items()}
     names = [name for name in (FORECAST, COPY, ROUND_TRIP, SHUFFLED) if name in arrays]
     real = arrays["real"]
     quality = psnr(
         rearrange(arrays[FORECAST][:, -1:], "n t h w c -> n t c h w"),
         rearrange(real[:, -1:], "n t h w c -> n t c h w"),
     )
+    content = {
+        "real": real.numpy(),
+        "rows": np.array(names),
+        "context": np.array(context),
+        "psnr": quality[:, 0].numpy(),
+        **{f"forecast_{i}": arrays[name].numpy() for i, name in enumerate(names)},
+    }
     with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            real=real.numpy(),
-            rows=np.array(names),
-            context=np.array(context),
-            psnr=quality[:, 0].numpy(),
-            **{f"forecast_{i}": arrays[name].numpy() for i, name in enumerate(names)},
-        )
+        np.savez_compressed(file, allow_pickle=False, **content)

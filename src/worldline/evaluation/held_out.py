@@ -53,9 +53,7 @@ def _config(run: Path, data: Path | None, contract: dict[str, Any]) -> DataConfi
         )
     path = next((p for p in (RunDir(run).config, RunDir(run.parent.parent).config) if p.exists()), None)
     if path is None:
-        raise UsageError(
-            f"{run} has no config.json that names its data; give the data to judge it on (--data DIR)"
-        )
+        raise UsageError(f"{run} has no config.json that names its data; give the data to judge it on (--data DIR)")
     return from_json(DataConfig, read_json(path).get("data"), path)
 
 
@@ -68,13 +66,9 @@ def _check(clips: Clips, contract: dict[str, Any], path: Path) -> None:
         )
     if names != expected:
         first = next(i for i, (a, b) in enumerate(zip(names, expected, strict=True)) if a != b)
-        raise UsageError(
-            f"{path}: state {first} is {names[first]!r}, the model was trained with {expected[first]!r}"
-        )
+        raise UsageError(f"{path}: state {first} is {names[first]!r}, the model was trained with {expected[first]!r}")
     if abs(clips.source.fps - contract["fps"]) > 1e-3:
-        raise UsageError(
-            f"{path} runs at {clips.source.fps} fps, but the model was trained at {contract['fps']}"
-        )
+        raise UsageError(f"{path} runs at {clips.source.fps} fps, but the model was trained at {contract['fps']}")
 
 
 def spread(num_clips: int, wanted: int | None) -> list[int]:
@@ -90,6 +84,6 @@ def foreign_states(clips: Clips, chosen: list[int]) -> Float32[Tensor, "n t s"]:
     partners = [chosen[(i + half) % len(chosen)] for i in range(len(chosen))]
     rows = []
     for number in partners:
-        episode, start = int(clips.index.episode[number]), int(clips.index.start[number])
+        episode, start = int(clips.windows.episode[number]), int(clips.windows.start[number])
         rows.append(clips.source.read_states(episode, start, start + clips.pattern.window))
     return torch.from_numpy(np.stack(rows))

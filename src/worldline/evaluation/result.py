@@ -51,9 +51,7 @@ METRIC_INFO: dict[str, MetricInfo] = {
     ),
     "ssim": MetricInfo("SSIM", "", True, "image", "Structural similarity of each predicted frame."),
     "ssim_last": MetricInfo("SSIM, last frame", "", True, "image", "SSIM of the last predicted frame."),
-    "ssim_mean": MetricInfo(
-        "SSIM, all frames", "", True, "image", "SSIM averaged over every predicted frame."
-    ),
+    "ssim_mean": MetricInfo("SSIM, all frames", "", True, "image", "SSIM averaged over every predicted frame."),
     "roundtrip_psnr_db": MetricInfo(
         "PSNR, round trip",
         "dB",
@@ -86,9 +84,7 @@ METRIC_INFO: dict[str, MetricInfo] = {
     "top500_coverage": MetricInfo(
         "Top-500 coverage", "share", True, "code", "Share of true tokens that are among the 500 best."
     ),
-    "full_ce": MetricInfo(
-        "Cross-entropy", "nats", False, "code", "Cost of a true token over the whole vocabulary."
-    ),
+    "full_ce": MetricInfo("Cross-entropy", "nats", False, "code", "Cost of a true token over the whole vocabulary."),
     "token_accuracy": MetricInfo(
         "Accuracy", "share", True, "code", "Share of tokens whose best guess is the true one."
     ),
@@ -192,9 +188,7 @@ class Evaluation:
         try:
             evaluation = TypeAdapter(Evaluation).validate_json(path.read_bytes())
         except FileNotFoundError:
-            raise DataError(
-                path, expected="an evaluation", found="no file", fix="Evaluate the run first."
-            ) from None
+            raise DataError(path, expected="an evaluation", found="no file", fix="Evaluate the run first.") from None
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"]) or "the beginning"
@@ -235,6 +229,4 @@ def _inconsistency(evaluation: Evaluation) -> str | None:
 
 
 def _damaged(path: Path, found: str) -> DataError:
-    return DataError(
-        path, expected="an evaluation as worldline writes it", found=found, fix="Evaluate the run again."
-    )
+    return DataError(path, expected="an evaluation as worldline writes it", found=found, fix="Evaluate the run again.")

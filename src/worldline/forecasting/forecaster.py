@@ -4,7 +4,7 @@ Everything after it (evaluation, report, environments) knows only forecasters, s
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
+from worldline import builtin
 from worldline.process.categorical import Sampling
 from worldline.rundir import RunDir, read_model
 from worldline.schema import Forecast, TokenGrid, UsageError
@@ -72,7 +73,7 @@ class TokenForecaster:
     tokenizer: Tokenizer
     world: TokenWorld
     grid: TokenGrid
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     num_samples: int = 1
     """Independent roll-outs per clip; more than one needs a temperature above 0."""
 
@@ -147,9 +148,9 @@ def load_forecaster(
         DataError: files are missing or damaged.
     """
     world, description = load_world(path)
-    place = tokenizer or _tokenizer_of(path)
-    expected, found = description.get("tokenizer"), _fingerprint(place)
-    if expected != found and expected is not None:
+    expected = description.get("tokenizer")
+    place = tokenizer or _tokenizer_of(path, expected)
+    if expected not in (None, _fingerprint(place)):
         raise UsageError(f"the world in {path} speaks the tokens of another tokenizer than {place}")
     contract = description["contract"]
     return Loaded(
@@ -165,13 +166,13 @@ def load_forecaster(
     )
 
 
-def _tokenizer_of(path: Path) -> Path:
+def _tokenizer_of(path: Path, expected: str | None) -> Path:
     for run in (path, path.parent.parent):  # a run folder, or run/checkpoints/step_N
         if RunDir(run).tokenizer.is_dir():
             return RunDir(run).tokenizer
-    raise UsageError(
-        f"{path} has no tokenizer beside it; give the one its tokens were made with (--tokenizer DIR)"
-    )
+    if builtin.TOKENIZER_TINY.is_dir() and expected == fingerprint(builtin.TOKENIZER_TINY):
+        return builtin.TOKENIZER_TINY
+    raise UsageError(f"{path} has no tokenizer beside it; give the one its tokens were made with (--tokenizer DIR)")
 
 
 def _fingerprint(place: Path) -> str:

@@ -75,9 +75,7 @@ def intervals(
         sums = np.zeros((num_episodes, clips.shape[1]))
         np.add.at(sums, of_episode, clips)
         sizes = np.bincount(of_episode).astype(np.float64)
-        draws = np.concatenate(
-            [w @ sums / (w @ sizes)[:, None] for w in _weights(num_episodes, resamples, seed)]
-        )
+        draws = np.concatenate([w @ sums / (w @ sizes)[:, None] for w in _weights(num_episodes, resamples, seed)])
         tail = (1 - confidence) / 2
         low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return [

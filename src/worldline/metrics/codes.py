@@ -48,7 +48,7 @@ def top_k_code_lengths(
 
     Exactly k tokens are "the k best": where logits tie at rank k, lower token ids come first. With v <= k
     every token is inside and `residual` is the full cross-entropy. Computed in float32 in chunks of
-    `chunk_tokens` rows, so it needs about 16 bytes x `chunk_tokens` x v beyond its input: 66 MB for 64,000.
+    `chunk_tokens` rows, so for v = 64,000 it needs about 130 MB beyond its input, however large n is.
 
     Raises:
         ValueError: `k` or `chunk_tokens` below 1, or a target outside 0..v-1.
@@ -57,15 +57,30 @@ def top_k_code_lengths(
         raise ValueError(f"k and chunk_tokens must be at least 1, found {k} and {chunk_tokens}")
     vocab_size = logits.shape[1]
     if len(target) and not 0 <= int(target.min()) <= int(target.max()) < vocab_size:
-        raise ValueError(
-            f"targets must be in 0..{vocab_size - 1}, found {int(target.min())}..{int(target.max())}"
-        )
-    chunks = [
-        _chunk(part.float(), truth, min(k, vocab_size), -math.log(miss_probability))
-        for part, truth in zip(logits.split(chunk_tokens), target.split(chunk_tokens), strict=True)
-    ]
-    names = [field.name for field in fields(CodeLengths)]
-    return CodeLengths(**{name: torch.cat([getattr(chunk, name) for chunk in chunks]) for name in names})
+        raise ValueError(f"targets must be in 0..{vocab_size - 1}, found {int(target.min())}..{int(target.max())}")
+    k = min(k, vocab_size)
+    rank = torch.empty_like(target)
+    # Made beforehand: results of each chunk left lying between its large temporaries would fragment the heap.
+    truth, total, inside, outside = torch.full((4, len(target)), math.nan, device=logits.device)
+    for start in range(0, len(target), chunk_tokens):
+        rows = slice(start, start + chunk_tokens)
+        part = logits[rows].float()
+        best = part.topk(k, dim=1).values
+        rank[rows] = _rank(part, target[rows])
+        truth[rows] = part.gather(1, target[rows, None])[:, 0]
+        total[rows] = part.logsumexp(dim=1)
+        inside[rows] = best.logsumexp(dim=1)
+        missed = rank[rows] >= k
+        outside[rows][missed] = _log_outside(part[missed], best[missed])
+    covered, hit = rank < k, inside - truth
+    return CodeLengths(
+        residual=torch.where(covered, total - truth, total - outside + math.log(max(1, vocab_size - k))),
+        floor=hit.masked_fill(~covered, -math.log(miss_probability)),
+        hits_only=hit.masked_fill(~covered, math.nan),
+        full_ce=total - truth,
+        covered=covered,
+        correct=rank == 0,
+    )
 
 
 def per_clip(lengths: CodeLengths, num_clips: int) -> dict[str, Float32[Tensor, " b"]]:
@@ -75,28 +90,6 @@ def per_clip(lengths: CodeLengths, num_clips: int) -> dict[str, Float32[Tensor, 
     """
     values = {field.name: getattr(lengths, field.name).float() for field in fields(CodeLengths)}
     return {name: value.reshape(num_clips, -1).nanmean(dim=1) for name, value in values.items()}
-
-
-def _chunk(logits: Float32[Tensor, "n v"], target: Int64[Tensor, " n"], k: int, miss: float) -> CodeLengths:
-    rank = _rank(logits, target)
-    covered = rank < k
-    truth = logits.gather(1, target[:, None])[:, 0]
-    best = logits.topk(k, dim=1).values
-    total = logits.logsumexp(dim=1)
-    hit = best.logsumexp(dim=1) - truth
-    residual = full_ce = total - truth
-    if not covered.all():
-        missed = ~covered
-        share = _log_outside(logits[missed], best[missed]) - math.log(logits.shape[1] - k)
-        residual = full_ce.masked_scatter(missed, total[missed] - share)
-    return CodeLengths(
-        residual=residual,
-        floor=hit.masked_fill(~covered, miss),
-        hits_only=hit.masked_fill(~covered, math.nan),
-        full_ce=full_ce,
-        covered=covered,
-        correct=rank == 0,
-    )
 
 
 def _rank(logits: Float32[Tensor, "n v"], target: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:

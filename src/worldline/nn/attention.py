@@ -91,9 +91,7 @@ class STBlock(nn.Module):
         self.mlp_norm, self.mlp = nn.LayerNorm(config.width), MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Float[Tensor, "b t s d"], cache: TemporalCache | None = None
-    ) -> Float[Tensor, "b t s d"]:
+    def forward(self, x: Float[Tensor, "b t s d"], cache: TemporalCache | None = None) -> Float[Tensor, "b t s d"]:
         b, _, s, _ = x.shape
         spatial = self.spatial(rearrange(self.spatial_norm(x), "b t s d -> (b t) s d"), causal=False)
         x = x + self.dropout(rearrange(spatial, "(b t) s d -> b t s d", b=b))

@@ -63,13 +63,9 @@ class StateEncoder(nn.Module):
         """One vector per latent frame. Raises `ValueError` if there are fewer rows than `num_frames`."""
         needed = self.config.num_frames
         if states.shape[1] < needed:
-            raise ValueError(
-                f"{needed} state rows are needed, one per video frame, but {states.shape[1]} were given"
-            )
+            raise ValueError(f"{needed} state rows are needed, one per video frame, but {states.shape[1]} were given")
         x = (states[:, :needed] - self.mean) / self.scale
-        x = self.mlp(
-            align(x, block=self.config.block, stride=self.config.temporal_stride, pooling=self.config.pooling)
-        )
+        x = self.mlp(align(x, block=self.config.block, stride=self.config.temporal_stride, pooling=self.config.pooling))
         return rearrange(self.conv(rearrange(x, "b l d -> b d l")), "b d l -> b l d") + self.position
 
 

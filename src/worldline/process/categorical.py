@@ -86,7 +86,5 @@ def scheduled(
 
     Two-pass form for transformers (Mihaylova & Martins 2019); the report tried it and gained little.
     """
-    swap: Bool[Tensor, "b l h w"] = (
-        torch.rand(truth.shape, generator=generator).to(truth.device) < probability
-    )
+    swap: Bool[Tensor, "b l h w"] = torch.rand(truth.shape, generator=generator).to(truth.device) < probability
     return torch.where(swap, predicted, truth)

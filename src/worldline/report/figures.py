@@ -64,9 +64,7 @@ def over_time(metric: str, curves: dict[str, list[Interval]], roles: dict[str, R
         frames = np.arange(1, len(curve) + 1)
         low, high = ([getattr(value, end) for value in curve] for end in ("low", "high"))
         axes.fill_between(frames, low, high, color=colour, alpha=0.16, linewidth=0)
-        axes.plot(
-            frames, [value.mean for value in curve], color=colour, linewidth=1.8, dashes=dashes or (1, 0)
-        )
+        axes.plot(frames, [value.mean for value in curve], color=colour, linewidth=1.8, dashes=dashes or (1, 0))
         keys.append(Key(label=name, variable=VARIABLES[colour], dashes=_dasharray(dashes)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     longest = max(len(curve) for curve in curves.values())
@@ -131,9 +129,7 @@ def _svg(figure: "Figure") -> str:
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     # Namespaces are only for XML files; ids of groups would repeat from drawing to drawing.
     svg = re.sub(r' (xmlns(:xlink)?="[^"]*"|(?<=<g )id="[^"]*")', "", svg)
-    svg = re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" aria-hidden="true">', svg
-    )
+    svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" aria-hidden="true">', svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")

@@ -122,12 +122,7 @@ def _forecasts(path: Path) -> Forecasts:
     real = arrays["real"]
     rows = {name: arrays[f"forecast_{i}"] for i, name in enumerate(names)}
     for name, frames in {"real": real, **rows}.items():
-        if (
-            frames.dtype != np.uint8
-            or frames.ndim != 5
-            or frames.shape != real.shape
-            or frames.shape[-1] != 3
-        ):
+        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape != real.shape or frames.shape[-1] != 3:
             shape = f"uint8 n t h w 3 like `real` {real.shape}"
             raise _damaged(path, f"`{name}` as {shape}", f"{frames.dtype} {frames.shape}")
     context, psnr = int(arrays["context"]), arrays["psnr"].astype(np.float64)

@@ -102,6 +102,4 @@ def _belongs(metric: str, group: str) -> bool:
 def _cell(row: Row, metric: str, best: list[Row]) -> Cell | None:
     if metric not in row.metrics:
         return None
-    return Cell(
-        value=row.metrics[metric], unit=METRIC_INFO[metric].unit, best=any(row is one for one in best)
-    )
+    return Cell(value=row.metrics[metric], unit=METRIC_INFO[metric].unit, best=any(row is one for one in best))

@@ -43,10 +43,7 @@ def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
     best = {metric: best_rows(rows, metric) for metric in metrics}
     labels = [
         "",
-        *(
-            f"{METRIC_INFO[m].label}{f' ({METRIC_INFO[m].unit})' if METRIC_INFO[m].unit else ''}"
-            for m in metrics
-        ),
+        *(f"{METRIC_INFO[m].label}{f' ({METRIC_INFO[m].unit})' if METRIC_INFO[m].unit else ''}" for m in metrics),
     ]
     margin = max(len(label) for label in labels)
     columns = [[row.name, *(_cell(row, metric, best[metric]) for metric in metrics)] for row in rows]
@@ -55,9 +52,7 @@ def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
         for i, label in enumerate(labels):
             cells = [column[i] for column in block]
             if any(cell != ABSENT for cell in cells):
-                padded = (
-                    f"  {cell:>{max(map(len, column))}}" for cell, column in zip(cells, block, strict=True)
-                )
+                padded = (f"  {cell:>{max(map(len, column))}}" for cell, column in zip(cells, block, strict=True))
                 lines.append(f"{label:<{margin}}{''.join(padded)}".rstrip())
     lines += ["", *(_sentence(comparison) for comparison in evaluation.comparisons)]
     lines += [f"not computed: {metric}: {why}" for metric, why in evaluation.not_computed.items()]

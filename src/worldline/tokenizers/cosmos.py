@@ -54,9 +54,7 @@ class CosmosTokenizer(nn.Module):
     def grid(self, height: int, width: int) -> TokenGrid:
         if height % _STRIDE or width % _STRIDE:
             raise UsageError(f"frames of {height}x{width} do not divide by the tokenizer's stride {_STRIDE}")
-        return TokenGrid(
-            height=height // _STRIDE, width=width // _STRIDE, vocab_size=self.vocab_size, block=_BLOCK
-        )
+        return TokenGrid(height=height // _STRIDE, width=width // _STRIDE, vocab_size=self.vocab_size, block=_BLOCK)
 
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:

@@ -64,9 +64,7 @@ class FSQVideoTokenizer(nn.Module):
     def __init__(self, config: FSQVideoConfig) -> None:
         super().__init__()
         if not len(config.widths) == len(config.blocks) == len(config.merges) + 1:
-            raise UsageError(
-                "a tokenizer needs one width and one block count per stage: one more than merges"
-            )
+            raise UsageError("a tokenizer needs one width and one block count per stage: one more than merges")
         if (config.block_frames - 1) % config.temporal_stride:
             raise UsageError(f"block_frames must be 1 + a multiple of {config.temporal_stride}")
         self.config = config
@@ -147,18 +145,14 @@ def _decoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
         yield from _blocks(config, stage)
         if stage:
             stride_t, stride_s = config.merges[stage - 1]
-            yield Unmerge(
-                config.widths[stage], config.widths[stage - 1], stride_t=stride_t, stride_s=stride_s
-            )
+            yield Unmerge(config.widths[stage], config.widths[stage - 1], stride_t=stride_t, stride_s=stride_s)
     yield nn.LayerNorm(config.widths[0])
     yield Unmerge(config.widths[0], 3, stride_t=config.patch[0], stride_s=config.patch[1])
 
 
 def _blocks(config: FSQVideoConfig, stage: int) -> Iterator[nn.Module]:
     for _ in range(config.blocks[stage]):
-        yield CausalBlock(
-            config.widths[stage], kernel=config.kernel, past=config.past, mlp_ratio=config.mlp_ratio
-        )
+        yield CausalBlock(config.widths[stage], kernel=config.kernel, past=config.past, mlp_ratio=config.mlp_ratio)
 
 
 def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:

@@ -73,18 +73,14 @@ def tokenise(
     frames_done, reused, short, left_out = 0, 0, 0, 0
     for shard, episode in enumerate(episodes):
         length = source.episodes[episode].length
-        spans = [
-            (p, p + (length - p) // grid.block * grid.block) for p in offsets if length - p >= grid.block
-        ]
+        spans = [(p, p + (length - p) // grid.block * grid.block) for p in offsets if length - p >= grid.block]
         frames_done += sum(stop - start for start, stop in spans)
         left_out += sum(max(0, length - p) for p in offsets) - sum(stop - start for start, stop in spans)
         short += all(stop - start < 2 * grid.block for start, stop in spans)
         if token_shard_done(out, shard):
             reused += 1
         else:
-            _write_episode(
-                source, episode, spans, tokenizer, grid, out, shard, size=size, batch_size=batch_size
-            )
+            _write_episode(source, episode, spans, tokenizer, grid, out, shard, size=size, batch_size=batch_size)
         if progress:
             progress(shard + 1, len(episodes))
     finish_tokens(

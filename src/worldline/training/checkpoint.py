@@ -58,9 +58,7 @@ def restore(run: RunDir, state: TrainState) -> None:
     weights = load_tensors(folder / "model.safetensors")
     if state.average:
         state.average.weights = weights
-        weights = {
-            name.removeprefix("raw."): value for name, value in tensors.items() if name.startswith("raw.")
-        }
+        weights = {name.removeprefix("raw."): value for name, value in tensors.items() if name.startswith("raw.")}
     state.model.load_state_dict(weights)
     state.optimizer.load_state_dict(_unflatten(tensors, trainer["groups"]))
     state.step, state.seconds = int(trainer["step"]), float(trainer["seconds"])

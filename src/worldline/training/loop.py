@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -121,9 +122,7 @@ def train(
     return TrainResult(run=path, step=state.step, total_steps=total, seconds=state.seconds, figures=figures)
 
 
-def _step(
-    state: TrainState, batch: Batch, config: TrainConfig, rate: float, device: torch.device
-) -> dict[str, float]:
+def _step(state: TrainState, batch: Batch, config: TrainConfig, rate: float, device: torch.device) -> dict[str, float]:
     """One optimizer step. Everything random in it is a function of (seed, step)."""
     torch.manual_seed(_mix(config.seed, state.step))  # dropout
     generator = torch.Generator().manual_seed(_mix(config.seed, state.step) + 1)
@@ -174,9 +173,7 @@ def split(batch: Batch, pieces: int) -> list[Batch]:
     if pieces == 1:
         return [batch]
     if pieces > len(batch):
-        raise UsageError(
-            f"a batch of {len(batch)} clips cannot be cut into {pieces} pieces; lower --accumulate"
-        )
+        raise UsageError(f"a batch of {len(batch)} clips cannot be cut into {pieces} pieces; lower --accumulate")
     edges = [round(i * len(batch) / pieces) for i in range(pieces + 1)]
     return [
         replace(
@@ -186,7 +183,7 @@ def split(batch: Batch, pieces: int) -> list[Batch]:
             frames=None if batch.frames is None else batch.frames[a:b],
             tokens=None if batch.tokens is None else batch.tokens[a:b],
         )
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in pairwise(edges)
     ]
 
 
@@ -202,9 +199,7 @@ def pick_device(name: str) -> torch.device:
 def _precision(config: TrainConfig, device: torch.device) -> torch.autocast | nullcontext[None]:
     if config.autocast and device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.autocast("cuda", dtype=torch.bfloat16)
-    return (
-        nullcontext()
-    )  # a CPU without bfloat16 units is slower with autocast, and exactness is worth more there
+    return nullcontext()  # a CPU without bfloat16 units is slower with autocast, and exactness is worth more there
 
 
 def _mix(seed: int, step: int) -> int:
@@ -216,9 +211,7 @@ def _begin(run: RunDir, config: TrainConfig, resume: bool) -> None:
     if resume:
         found = from_json(TrainConfig, read_json(run.config), run.config)
         if replace(found, max_minutes=None) != replace(config, max_minutes=None):
-            raise UsageError(
-                f"{run.path} was started with another configuration; resume takes it from {run.config}"
-            )
+            raise UsageError(f"{run.path} was started with another configuration; resume takes it from {run.config}")
         return
     if run.config.exists():
         raise UsageError(f"{run.path} holds a run already; add --resume to go on, or choose another folder")

@@ -70,9 +70,7 @@ def _prepare_tokenizer(config: TrainConfig, model_config: FSQVideoConfig, progre
     return Prepared(model=model, train=train, val=val, description=description, tokenizer=None)
 
 
-def _prepare_world(
-    config: TrainConfig, model_config: STTransformerConfig, run: RunDir, progress: Progress
-) -> Prepared:
+def _prepare_world(config: TrainConfig, model_config: STTransformerConfig, run: RunDir, progress: Progress) -> Prepared:
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
     data = _as_tokens(config, tokenizer, progress)
     train, val = open_clips(data, "train"), open_clips(data, "val")
@@ -88,7 +86,7 @@ def _prepare_world(
         state_dim=train.source.layout.dim,
     )
     model = model_config.build()
-    statistics = compute_stats(train.source, episodes=sorted(set(train.index.episode.tolist())))
+    statistics = compute_stats(train.source, episodes=sorted(set(train.windows.episode.tolist())))
     if model.states is not None and model_config.normalise_states:
         model.states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
     _initialise(model, config.initial)
@@ -125,13 +123,9 @@ def _as_tokens(config: TrainConfig, tokenizer: AnyTokenizer | None, progress: Pr
     if source.grid is not None:
         return data
     if tokenizer is None or config.tokenizer is None:
-        raise UsageError(
-            f"{data.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)"
-        )
+        raise UsageError(f"{data.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)")
     if data.cache is None:
-        raise UsageError(
-            f"{data.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)"
-        )
+        raise UsageError(f"{data.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
     train = _tokenised(config, source, tokenizer, data.train_episodes, config.phases, progress)
     val_source = _open(data, data.val_path) if data.val_path else source
     val = _tokenised(config, val_source, tokenizer, data.val_episodes, 1, progress)

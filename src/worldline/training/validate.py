@@ -45,9 +45,7 @@ def sample_strip(
         case FSQVideoTokenizer() if batch.frames is not None:
             return strip(batch.frames, model.decode(model.encode(batch.frames)))
         case STTransformer() if tokenizer is not None and batch.tokens is not None:
-            return strip(
-                tokenizer.decode(batch.tokens.cpu()), tokenizer.decode(_forecast(model, batch).cpu())
-            )
+            return strip(tokenizer.decode(batch.tokens.cpu()), tokenizer.decode(_forecast(model, batch).cpu()))
         case _:
             return None
 

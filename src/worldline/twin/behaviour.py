@@ -1,8 +1,8 @@
 """What the robot does of its own accord: a command for every frame, from a seed. Knows no picture, no file.
 
 The trunk, the neck and the base sway all the time; each arm follows minimum-jerk moves from goal to goal:
-push an object, sweep over the table, wave, hover in view, alone or together with the other. Goals in space become
-joint angles by inverse kinematics for the moment at which the arm will be there, sway included.
+push an object, sweep over the table, wave, hover in view, alone or together with the other. Goals in space
+become joint angles by inverse kinematics for the moment at which the arm will be there, sway included.
 """
 
 from collections import deque
@@ -44,8 +44,8 @@ class Temper:
 def random_temper(rng: Generator) -> Temper:
     """Draw a temper: one that works at the table (70 %), looks around (15 %) or drives about (15 %).
 
-    The camera rides on all of this, so trunk and base move far less than the arms: in two thirds of a second a
-    picture should change by what the arms do more than by where the head went.
+    The camera rides on all of this, so trunk and base move far less than the arms: in two thirds of a second
+    a picture should change by what the arms do more than by where the head went.
     """
     sway = {
         "HIP_YAW": rng.uniform(0.02, 0.08),
@@ -187,15 +187,11 @@ class Behaviour:
     def _push(self, side: Side) -> list[Waypoint]:
         """Beside an object on the table, then through where it stands, then up. Sweep if there is none."""
         base, sign = self._simulation.base(), _sign(side)
-        near = [
-            p for p in map(lambda p: to_local(p, base), self._simulation.objects()) if self._in_reach(p, sign)
-        ]
+        near = [p for p in map(lambda p: to_local(p, base), self._simulation.objects()) if self._in_reach(p, sign)]
         if not near:
             return self._sweep(side)
         target = near[self._rng.integers(len(near))]
-        angle = sign * self._rng.uniform(
-            -0.35, 1.9
-        )  # 0 pushes straight away, more also towards the other side
+        angle = sign * self._rng.uniform(-0.35, 1.9)  # 0 pushes straight away, more also towards the other side
         direction = np.array([np.cos(angle), -np.sin(angle), 0.0])
         height = np.array([0, 0, self._rng.uniform(0.0, 0.05)])
         before = target - 0.15 * direction + height

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from worldline.data.files import atomic, read_json, remove_temporaries, write_json
+from worldline.files import atomic, read_json, remove_temporaries, write_json
 from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
 from worldline.schema import DataError, UsageError
 from worldline.twin.backend import load_mujoco
@@ -24,7 +24,7 @@ from worldline.twin.robot import LAYOUT
 from worldline.twin.scene import Scene, random_scene
 from worldline.twin.simulation import Simulation
 
-REVISION = 1
+REVISION = 2
 """Of scenes and behaviours: to be raised whenever the same seed gives another episode."""
 RECORD = "twin.json"
 
@@ -79,7 +79,8 @@ def generate(
     Raises:
         UsageError: the folder holds something else, or MuJoCo or OpenGL is missing.
     """
-    record: dict[str, object] = asdict(config) | {"revision": REVISION, "mujoco": load_mujoco().__version__}
+    versions = {"revision": REVISION, "mujoco": load_mujoco().__version__}
+    record: dict[str, object] = {**asdict(config), **versions}
     _claim(out, record)
     todo = [episode for episode in range(config.episodes) if not _done(out, episode)]
     for count, _ in enumerate(_write_all(out, config, todo, workers), config.episodes - len(todo) + 1):
@@ -157,9 +158,7 @@ def _claim(out: Path, record: dict[str, object]) -> None:
         differing = sorted(key for key in record.keys() | found.keys() if record.get(key) != found.get(key))
         if differing:
             changes = ", ".join(f"{key} {found.get(key)} instead of {record.get(key)}" for key in differing)
-            raise UsageError(
-                f"{out} holds data of another config ({changes}). Choose another folder or remove it."
-            )
+            raise UsageError(f"{out} holds data of another config ({changes}). Choose another folder or remove it.")
     elif out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty and holds no data of the twin. Choose another folder.")
     else:
@@ -175,9 +174,7 @@ def _write_all(out: Path, config: TwinConfig, episodes: list[int], workers: int)
         yield from (_write_episode(out, config, episode) for episode in episodes)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(workers, len(episodes)), mp_context=context, initializer=_start_worker
-    ) as pool:
+    with ProcessPoolExecutor(min(workers, len(episodes)), mp_context=context, initializer=_start_worker) as pool:
         futures = [pool.submit(_write_episode, out, config, episode) for episode in episodes]
         try:
             yield from (future.result() for future in as_completed(futures))

@@ -102,9 +102,7 @@ def neutral() -> Float32[np.ndarray, "25"]:
 def robot_body() -> str:
     """MJCF of the robot's body, standing at the origin and looking along +x; gravity is compensated."""
     shell, dark = 'material="shell"', 'material="dark"'
-    ghost = (
-        'contype="0" conaffinity="0"'  # wheels roll on the floor without friction; the base's joints carry it
-    )
+    ghost = 'contype="0" conaffinity="0"'  # wheels roll on the floor without friction; the base's joints carry it
     body = f"""
     <body name="BASE" pos="0 0 0.1334" childclass="robot">
       <joint name="BASE_X" type="slide" axis="1 0 0" armature="20"/>
@@ -177,8 +175,7 @@ def robot_actuators() -> str:
         for finger in FINGERS
     ]
     base = [
-        f'<velocity joint="{name}" kv="{kv}"/>'
-        for name, kv in (("BASE_X", 2000), ("BASE_Y", 2000), ("BASE_YAW", 400))
+        f'<velocity joint="{name}" kv="{kv}"/>' for name, kv in (("BASE_X", 2000), ("BASE_Y", 2000), ("BASE_YAW", 400))
     ]
     return "\n".join([*servos, *fingers, *base])
 

@@ -217,9 +217,7 @@ def _table_colour(rng: Generator) -> tuple[float, ...]:
             return hsv_to_rgb(rng.random(), rng.uniform(0.25, 0.5), rng.uniform(0.4, 0.7))
 
 
-def _colour(
-    rng: Generator, *, saturation: tuple[float, float], value: tuple[float, float]
-) -> tuple[float, ...]:
+def _colour(rng: Generator, *, saturation: tuple[float, float], value: tuple[float, float]) -> tuple[float, ...]:
     return hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
 
 

@@ -130,9 +130,7 @@ class Simulation:
         signature = self._mujoco.mjtState.mjSTATE_INTEGRATION
         size = self._mujoco.mj_stateSize(self.model, signature)
         if snapshot.shape != (size,):
-            raise UsageError(
-                f"This snapshot is of another scene: {snapshot.shape[0]} numbers instead of {size}"
-            )
+            raise UsageError(f"This snapshot is of another scene: {snapshot.shape[0]} numbers instead of {size}")
         self._mujoco.mj_setState(self.model, self.data, snapshot, signature)
 
     def _open_renderer(self):

@@ -63,9 +63,7 @@ class STTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)  # also the output layer: tied
-        self.spatial_position = nn.Parameter(
-            torch.empty(config.grid_height * config.grid_width, config.width)
-        )
+        self.spatial_position = nn.Parameter(torch.empty(config.grid_height * config.grid_width, config.width))
         self.temporal_position = nn.Parameter(torch.empty(self.length, config.width))
         block = STBlockConfig(
             width=config.width, heads=config.heads, mlp_ratio=config.mlp_ratio, dropout=config.dropout
@@ -186,13 +184,9 @@ class STTransformer(nn.Module):
 
     def _tokens(self, batch: Batch) -> Int64[Tensor, "b l h w"]:
         if batch.tokens is None:
-            raise UsageError(
-                "a token world needs tokens; tokenise the source first (`worldline data tokenize`)"
-            )
+            raise UsageError("a token world needs tokens; tokenise the source first (`worldline data tokenize`)")
         if batch.tokens.shape[1] != self.length + 1:
-            raise UsageError(
-                f"expected {self.length + 1} token grids per sample, found {batch.tokens.shape[1]}"
-            )
+            raise UsageError(f"expected {self.length + 1} token grids per sample, found {batch.tokens.shape[1]}")
         return batch.tokens
 
     # --- forecast ---
@@ -220,9 +214,7 @@ class STTransformer(nn.Module):
             past = torch.cat([past, new], dim=1)
 
     @torch.no_grad()
-    def teacher_forced(
-        self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]
-    ) -> Iterator[GridStep]:
+    def teacher_forced(self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]) -> Iterator[GridStep]:
         """Yield each future grid's logits given the true grids before it, and their arg max."""
         hidden = self.hidden(tokens[:, :-1], self.state_codes(states))
         for t in range(self.config.context_grids - 1, self.length):

@@ -48,8 +48,6 @@ class TokenWorld(Protocol):
         """Roll forward grid by grid, each conditioned on the model's own earlier grids, never on the truth."""
         ...
 
-    def teacher_forced(
-        self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]
-    ) -> Iterator[GridStep]:
+    def teacher_forced(self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]) -> Iterator[GridStep]:
         """Logits of each future grid given the TRUE grids before it: an optimistic bound, not a forecast."""
         ...

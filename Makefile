@@ -1,0 +1,25 @@
+# Both commands do all their own set-up from nothing and are quick when repeated.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test slow
+
+demo: $(INSTALLED)
+	$(BIN)/worldline demo
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n auto -q
+
+slow: $(INSTALLED)
+	$(BIN)/pytest -q -m slow
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[twin,metrics,dev]'
+	touch $@

@@ -1,0 +1,119 @@
+"""How fast clips come off the disk: decoded 256x256 video, cached frames, pre-tokenised samples. Prints JSON.
+
+    python benchmarks/data_loading.py [--data FOLDER] [--workers 0] [--seconds 5]
+
+Without `--data` a moving pattern is written to a temporary folder, so the numbers need no download.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from worldline.data.clips import Clips, DataConfig, open_clips
+from worldline.data.loader import Loader
+from worldline.data.onex import segment_runs
+from worldline.data.onex_write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
+from worldline.data.open import open_source
+from worldline.data.states import ONEX_LAYOUT
+from worldline.data.windows import FramePattern, segment_windows, token_windows
+from worldline.schema import TokenGrid
+
+COSMOS = TokenGrid(height=32, width=32, vocab_size=64_000)
+BATCH = 8
+
+
+def write_video(root: Path, frames: int, size: int) -> Path:
+    """Write one shard of a moving pattern with grain, so that it does not compress unrealistically well."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (size, size, 3)).astype(np.float32)
+    for _ in range(6):
+        picture = (picture + np.roll(picture, 1, 0) + np.roll(picture, 1, 1)) / 3
+    film = np.stack([np.roll(picture, (i, 2 * i), (0, 1)) for i in range(frames)])
+    film = np.clip(film + rng.normal(0, 2, film.shape), 0, 255).astype(np.uint8)
+    states = rng.normal(size=(frames, ONEX_LAYOUT.dim)).astype(np.float32)
+    write_raw_shard(root, 0, frames=film, states=states, segments=np.zeros(frames, np.int32), fps=30.0)
+    finish_raw(root, num_shards=1, num_images=frames, fps=30.0, layout=ONEX_LAYOUT, provenance={})
+    return root
+
+
+def write_tokens(root: Path, frames: int) -> Path:
+    """Write one shard of random tokens on the challenge's grid, in segments of a few seconds."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, COSMOS.vocab_size, (frames // 17, 3, 32, 32), np.int32)
+    states = rng.normal(size=(frames, ONEX_LAYOUT.dim)).astype(np.float32)
+    segments = np.sort(rng.integers(0, frames // 216, frames)).astype(np.int32)
+    write_token_shard(root, 0, tokens=tokens, states=states, segments=segments, fps=30.0)
+    finish_tokens(root, num_shards=1, num_images=frames, fps=30.0, layout=ONEX_LAYOUT, grid=COSMOS, provenance={})
+    return root
+
+
+def clips_per_second(clips: Clips, workers: int, seconds: float) -> float:
+    """Read random batches for about `seconds` after the first one, which pays for starting up."""
+    batches = Loader(clips, BATCH, seed=0, num_workers=workers).iterate(0, 1_000_000)
+    next(batches)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        count += len(next(batches))
+    rate = count / (time.perf_counter() - started)
+    del batches
+    return round(rate, 1)
+
+
+def milliseconds(call: Callable[[], object], repeats: int = 5) -> float:
+    """Best of a few calls."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return round(1000 * min(times), 2)
+
+
+def measure(folder: Path, data: Path | None, workers: int, seconds: float) -> dict[str, object]:
+    """All numbers."""
+    video = data or write_video(folder / "raw", 600, 256)
+    config = DataConfig(
+        path=video, pattern=FramePattern.consecutive(34), window_stride=8, image_size=256, train_episodes=":4"
+    )
+    cached = DataConfig(**{**config.__dict__, "cache": folder / "cache"})
+    tokens = write_tokens(folder / "tokens", 34_000)
+    samples = open_clips(DataConfig(path=tokens), "train")
+    segments = np.sort(np.random.default_rng(0).integers(0, 521, 112_542)).astype(np.int32)
+    firsts, lengths = segment_runs(segments)
+    return {
+        "workers": workers,
+        "torch_threads": torch.get_num_threads(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "video": "synthetic" if data is None else data.name,
+        "clip": "34 frames of 256x256",
+        "decoded_clips_per_second": clips_per_second(open_clips(config, "train"), workers, seconds),
+        "cached_clips_per_second": clips_per_second(open_clips(cached, "train"), workers, seconds),
+        "token_samples_per_second": clips_per_second(samples, workers, seconds),
+        "open_token_shard_ms": milliseconds(lambda: open_source(tokens)),
+        "index_token_pairs_of_a_1x_shard_ms": milliseconds(lambda: token_windows(lengths, firsts % 17)),
+        "index_77_windows_of_a_1x_shard_ms": milliseconds(lambda: segment_windows(segments)),
+    }
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=None, help="a folder of 1X raw or LeRobot video")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder), arguments.data, arguments.workers, arguments.seconds)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

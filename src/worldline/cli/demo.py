@@ -1,0 +1,51 @@
+"""`worldline demo`: from the built-in data and checkpoints to a report, in minutes."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import tyro
+
+from worldline.cli.console import Progress, show
+from worldline.demo import DemoConfig, run_demo
+from worldline.report.text import text_table
+
+EXAMPLES = """Judge the built-in world, train a fresh one for a few minutes, write a report.
+
+Needs no GPU and no network.
+
+Examples:
+  worldline demo
+  worldline demo --out /tmp/demo --config.steps 100
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    out: Path = Path("runs/demo")
+    """Folder for run folders and report.html; an earlier demo there is replaced."""
+    config: DemoConfig = field(default_factory=DemoConfig)
+    json: bool = False
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, run, print both tables and the path of the report."""
+    job = tyro.cli(Job, prog="worldline demo", description=EXAMPLES, args=arguments)
+    progress = Progress()
+    done = run_demo(job.out, job.config, progress)
+    progress.close()
+    text = "\n".join(
+        [
+            "The built-in world, trained for longer:",
+            text_table(done.builtin),
+            "",
+            "The world trained just now:",
+            text_table(done.fresh),
+            "",
+            f"Report: {done.report.resolve()} ({done.seconds:.0f} s in all)",
+        ]
+    )
+    show(
+        {"report": str(done.report), "seconds": round(done.seconds, 1), **asdict(job.config)},
+        text=text,
+        as_json=job.json,
+    )

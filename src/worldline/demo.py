@@ -1,0 +1,89 @@
+"""The demo: judge the built-in checkpoints, train the same world from scratch for minutes, write a report.
+
+Only calls what the verbs call; needs no network, no GPU and no OpenGL.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from worldline import builtin
+from worldline.evaluation.compression import Protocol, evaluate_compression
+from worldline.evaluation.held_out import held_out
+from worldline.evaluation.result import Evaluation
+from worldline.forecasting.forecaster import load_forecaster
+from worldline.recipes.compression import compression_tiny
+from worldline.report.write import write_report
+from worldline.rundir import RunDir
+from worldline.training.loop import train
+
+Report = Callable[[str, int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """How long the demo takes."""
+
+    steps: int = 600
+    """Training steps of the world that is trained before your eyes."""
+    max_minutes: float = 4.0
+    """Stop that training after this long, whatever step it is at."""
+    num_clips: int = 48
+    """Held-out clips each world is judged on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    report: Path
+    builtin: Evaluation
+    fresh: Evaluation
+    seconds: float
+
+
+def run_demo(out: Path, config: DemoConfig, report: Report) -> DemoResult:
+    """Run all of it below `out`; what an earlier demo left there is replaced.
+
+    Raises:
+        UsageError, DataError: the package was installed without its built-in data or checkpoints.
+    """
+    began = time.monotonic()
+    shutil.rmtree(out, ignore_errors=True)
+    shipped, fresh = out / "builtin", out / "fresh"
+    shipped.mkdir(parents=True)
+    for name in ("config.json", "environment.json", "metrics.jsonl"):
+        shutil.copy(builtin.COMPRESSION_TINY / name, shipped / name)
+    first = _evaluate(builtin.COMPRESSION_TINY, shipped, config, report)
+    tiny = compression_tiny()
+    recipe = replace(
+        tiny,
+        data=replace(tiny.data, cache=out / "cache"),
+        optimizer=replace(tiny.optimizer, warmup_steps=50, ema_decay=0.98),
+        phases=2,
+        steps=config.steps,
+        max_minutes=config.max_minutes,
+        evaluate_every=max(1, config.steps // 4),
+        checkpoint_every=config.steps,
+    )
+    train(recipe, fresh, report=report)
+    second = _evaluate(fresh, fresh, config, report)
+    page = write_report([shipped, fresh], out)
+    return DemoResult(report=page, builtin=first, fresh=second, seconds=time.monotonic() - began)
+
+
+def _evaluate(run: Path, out: Path, config: DemoConfig, report: Report) -> Evaluation:
+    loaded = load_forecaster(run)
+    forecaster = loaded.forecaster
+    window = forecaster.context_frames + forecaster.horizon_frames
+    return evaluate_compression(
+        loaded,
+        held_out(run, loaded.contract, window=window, data=builtin.TWIN_MINI_VAL),
+        protocol=Protocol(num_clips=config.num_clips),
+        out=RunDir(out).evaluation,
+        blind=load_forecaster(builtin.COMPRESSION_TINY_BLIND),
+        unigram=np.load(run / "unigram.npy"),
+        progress=lambda done, total: report(f"judging {out.name} world", done, total, {}),
+    )

@@ -1,0 +1,245 @@
+"""Clips, the frame cache, augmentation and the order of batches."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_builders import ramp, write_lerobot, write_raw, write_tokens
+
+from worldline.data.augment import AugmentConfig, augment_frames
+from worldline.data.cache import CachedSource, cached_frames
+from worldline.data.clips import Clips, DataConfig, open_clips, parse_slice
+from worldline.data.loader import Loader, clip_keys
+from worldline.data.open import open_source
+from worldline.data.video import resize
+from worldline.data.windows import FramePattern, source_windows
+from worldline.schema import Batch, DataError, UsageError
+
+
+def _config(root: Path, **changes: object) -> DataConfig:
+    config = DataConfig(path=root, pattern=FramePattern.consecutive(8), window_stride=4, image_size=16)
+    return replace(config, **changes)
+
+
+def test_patterns_choose_frames_states_and_rate_together(tmp_path: Path) -> None:
+    source = open_source(write_lerobot(tmp_path / "d", "v2.1", (90,)))
+    index = source_windows(source, window=77, stride=8)
+    clip = Clips(source, index, pattern=FramePattern.report_77())[1]
+    taken = [*range(0, 77, 4), 76]
+    assert clip.fps == 7.5
+    assert clip.origin.start == 8
+    torch.testing.assert_close(clip.states, torch.from_numpy(ramp(77, 2, start=8)[taken]))
+    whole = source.read(0, 8, 85).frames
+    assert whole is not None
+    assert clip.frames is not None
+    assert torch.equal(clip.frames, whole[torch.tensor(taken)])
+
+
+def test_token_clips_hold_34_states_and_6_grids(tmp_path: Path) -> None:
+    config = DataConfig(path=write_tokens(tmp_path, np.zeros(200, np.int32)), train_episodes=":")
+    clips = open_clips(config, "train")
+    assert len(clips) == 5
+    assert clips[4].states.shape == (34, 25)
+    assert clips[4].tokens is not None
+    assert clips[4].tokens.shape == (6, 4, 4)
+    with pytest.raises(IndexError):
+        clips[5]
+    with pytest.raises(UsageError, match="subsampled"):
+        open_clips(replace(config, pattern=FramePattern(window=34, stride=2)), "train")
+    with pytest.raises(UsageError, match="augmented"):
+        open_clips(replace(config, augment=AugmentConfig()), "train")
+
+
+def test_splits_share_no_episode(tmp_path: Path) -> None:
+    config = _config(write_lerobot(tmp_path / "d", "v2.1"), train_episodes=":-1", val_episodes="-1:")
+    train, val = open_clips(config, "train"), open_clips(config, "val")
+    assert {clip.origin.episode for clip in train} == {0, 1}
+    assert {clip.origin.episode for clip in val} == {2}
+    with pytest.raises(UsageError, match="1 episodes are in both"):
+        open_clips(replace(config, train_episodes=":"), "val")
+    with pytest.raises(UsageError, match="no window"):
+        open_clips(replace(config, train_episodes="3:"), "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(":", [0, 1, 2, 3]), ("1:", [1, 2, 3]), (":-1", [0, 1, 2]), ("::2", [0, 2]), ("-1", [3]), ("1", [1])],
+)
+def test_slices_mean_what_python_means(text: str, expected: list[int]) -> None:
+    assert list(parse_slice(text, 4)) == expected
+
+
+@pytest.mark.parametrize("text", ["all", "1,2", "::0", "1:2:3:4", ""])
+def test_other_slices_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no slice"):
+        parse_slice(text, 4)
+
+
+@pytest.mark.parametrize("kind", ["lerobot", "1x"])
+def test_cache_gives_what_the_video_gives(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "d"
+    source = open_source(write_lerobot(root, "v3.0") if kind == "lerobot" else write_raw(root))
+    cached = cached_frames(source, size=16, folder=tmp_path / "cache")
+    assert cached.image_size == (16, 16)
+    for episode in source.episodes:
+        direct, quick = (s.read(episode.index, 0, episode.length) for s in (source, cached))
+        assert direct.frames is not None
+        assert quick.frames is not None
+        assert torch.equal(quick.frames, resize(direct.frames, 16))
+        assert torch.equal(quick.states, direct.states)
+
+
+def test_cache_is_kept_resumed_and_separate_per_size(tmp_path: Path) -> None:
+    source = open_source(write_lerobot(tmp_path / "d", "v2.1"))
+    first = cached_frames(source, size=16, folder=tmp_path / "cache", episodes=[0])
+    assert isinstance(first, CachedSource)
+    with pytest.raises(DataError, match="cached frames"):
+        first.read(2, 0, 4)
+    stamps = {path: path.stat().st_mtime_ns for path in first.folder.glob("*.npy")}
+    steps: list[tuple[int, int]] = []
+    again = cached_frames(source, size=16, folder=tmp_path / "cache", progress=lambda *at: steps.append(at))
+    assert isinstance(again, CachedSource)
+    assert again.folder == first.folder
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    assert len(list(again.folder.glob("*.npy"))) == 3
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    other = cached_frames(source, size=8, folder=tmp_path / "cache")
+    assert isinstance(other, CachedSource)
+    assert other.folder != first.folder
+
+
+def test_changed_video_gets_another_cache(tmp_path: Path) -> None:
+    root = write_lerobot(tmp_path / "d", "v2.1", (20,))
+    old = cached_frames(open_source(root), size=16, folder=tmp_path / "cache")
+    video = next(root.rglob("*.mp4"))
+    video.write_bytes(video.read_bytes() + b"\0")
+    new = cached_frames(open_source(root), size=16, folder=tmp_path / "cache")
+    assert isinstance(old, CachedSource)
+    assert isinstance(new, CachedSource)
+    assert old.folder != new.folder
+
+
+def test_truncated_cache_is_named(tmp_path: Path) -> None:
+    source = open_source(write_lerobot(tmp_path / "d", "v2.1", (20,)))
+    cached = cached_frames(source, size=16, folder=tmp_path / "cache")
+    path = next((tmp_path / "cache").rglob("*.npy"))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match="cache again"):
+        cached.read(0, 0, 4)
+
+
+def test_damaged_video_leaves_no_cache_file(tmp_path: Path) -> None:
+    root = write_lerobot(tmp_path / "d", "v2.1", (20,))
+    source = open_source(root)
+    next(root.rglob("*.mp4")).write_bytes(b"garbage" * 1000)
+    with pytest.raises(DataError):
+        cached_frames(source, size=16, folder=tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == ["cache.json"]
+
+
+def test_tokens_cannot_be_cached_as_frames(tmp_path: Path) -> None:
+    source = open_source(write_tokens(tmp_path / "t", np.zeros(100, np.int32)))
+    with pytest.raises(UsageError, match="only video"):
+        cached_frames(source, size=16, folder=tmp_path / "cache")
+
+
+def test_augmentation_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    clips = open_clips(_config(write_raw(tmp_path), augment=AugmentConfig()), "train")
+    plain, a, b, c = clips[3], clips[3, 1], clips[3, 1], clips[3, 2]
+    assert plain.frames is not None
+    assert a.frames is not None
+    assert b.frames is not None
+    assert c.frames is not None
+    assert torch.equal(a.frames, b.frames)
+    assert not torch.equal(a.frames, c.frames)
+    assert not torch.equal(a.frames, plain.frames)
+    assert a.frames.shape == plain.frames.shape == (8, 3, 16, 16)
+    assert torch.equal(a.states, plain.states)
+
+
+def test_augmentation_is_the_same_for_all_frames() -> None:
+    still = torch.randint(0, 256, (1, 3, 40, 40), dtype=torch.uint8).expand(5, -1, -1, -1).contiguous()
+    changed = augment_frames(still, AugmentConfig(crop_scale=(0.5, 0.9), flip=1.0), size=24, seed=3)
+    assert changed.shape == (5, 3, 24, 24)
+    assert (changed == changed[:1]).all()
+
+
+def test_neutral_augmentation_changes_nothing_and_a_flip_flips() -> None:
+    frames = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    neutral = AugmentConfig(crop_scale=(1.0, 1.0), flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
+    assert torch.equal(augment_frames(frames, neutral, size=16, seed=0), frames)
+    assert torch.equal(augment_frames(frames, replace(neutral, flip=1.0), size=16, seed=0), frames.flip(-1))
+
+
+def test_brightness_is_a_gain() -> None:
+    frames = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
+    bright = AugmentConfig(crop_scale=(1.0, 1.0), flip=0.0, brightness=0.5, contrast=0.0, saturation=0.0)
+    values = {int(augment_frames(frames, bright, size=8, seed=s).float().mean()) for s in range(30)}
+    assert 50 <= min(values) < 75
+    assert 125 < max(values) <= 150
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(1, 1), (4, 1), (3, 2), (5, 4)])
+def test_each_epoch_has_every_clip_once_and_ranks_are_disjoint(batch_size: int, world_size: int) -> None:
+    num_clips, steps = 120, 120 // (batch_size * world_size)
+    epochs = []
+    for epoch in range(2):
+        keys = [
+            key
+            for step in range(epoch * steps, (epoch + 1) * steps)
+            for rank in range(world_size)
+            for key in clip_keys(num_clips, seed=7, step=step, batch_size=batch_size, rank=rank, world_size=world_size)
+        ]
+        assert Counter(number for number, _ in keys) == Counter(range(num_clips))
+        assert len({seed for _, seed in keys}) == num_clips
+        epochs.append([number for number, _ in keys])
+    assert epochs[0] != epochs[1]
+
+
+def test_epochs_join_without_losing_a_clip() -> None:
+    keys = [
+        number
+        for step in range(30)
+        for number, _ in clip_keys(10, seed=1, step=step, batch_size=4, rank=0, world_size=1)
+    ]
+    assert all(sorted(keys[i : i + 10]) == list(range(10)) for i in range(0, 120, 10))
+
+
+def test_order_does_not_depend_on_how_the_batch_is_split() -> None:
+    one = clip_keys(50, seed=3, step=2, batch_size=8, rank=0, world_size=1)
+    two = [key for rank in range(2) for key in clip_keys(50, seed=3, step=2, batch_size=4, rank=rank, world_size=2)]
+    assert one == two
+
+
+@pytest.mark.parametrize("num_clips", [0, -1])
+def test_nothing_to_batch_is_refused(num_clips: int) -> None:
+    with pytest.raises(UsageError):
+        clip_keys(num_clips, seed=0, step=0, batch_size=1, rank=0, world_size=1)
+
+
+def _same(a: Batch, b: Batch) -> bool:
+    assert a.frames is not None
+    assert b.frames is not None
+    return torch.equal(a.frames, b.frames) and torch.equal(a.states, b.states) and a.origins == b.origins
+
+
+def test_resuming_at_any_step_gives_the_same_batches(tmp_path: Path) -> None:
+    clips = open_clips(_config(write_raw(tmp_path), augment=AugmentConfig()), "train")
+    straight = list(Loader(clips, 3, seed=5).iterate(0, 8))
+    resumed = list(Loader(clips, 3, seed=5).iterate(5, 8))
+    assert all(_same(a, b) for a, b in zip(straight[5:], resumed, strict=True))
+    assert _same(Loader(clips, 3, seed=5).batch(6), straight[6])
+    assert not _same(Loader(clips, 3, seed=6).batch(6), straight[6])
+    assert straight[0].frames is not None
+    assert straight[0].frames.shape == (3, 8, 3, 16, 16)
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    root = write_raw(tmp_path / "d")
+    clips = open_clips(_config(root, augment=AugmentConfig(), cache=tmp_path / "cache"), "train")
+    alone = list(Loader(clips, 2, seed=5, rank=1, world_size=2).iterate(2, 7))
+    helped = list(Loader(clips, 2, seed=5, rank=1, world_size=2, num_workers=2).iterate(2, 7))
+    assert all(_same(a, b) for a, b in zip(alone, helped, strict=True))
