@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from worldline.files import atomic, read_json, remove_temporaries, write_json
 from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
+from worldline.files import atomic, read_json, remove_temporaries, write_json
 from worldline.schema import DataError, UsageError
 from worldline.twin.backend import load_mujoco
 from worldline.twin.behaviour import Behaviour
