@@ -2,14 +2,15 @@
 
     run/config.json            complete configuration of the run
     run/environment.json       versions, commit, machine
-    run/states.json            statistics of the states (worlds)
     run/metrics.jsonl          one JSON object per logged step
     run/tokenizer/             the tokenizer a token world was trained on: a model folder
     run/checkpoints/step_N/    a model folder, plus the trainer's state to resume from
+    run/unigram.npy            how often each token occurs in training (worlds)
     run/evaluation/            metrics.json, forecasts.npz
     run/report.html
 
-A model folder is `model.json` (what it is and how to build it) and `model.safetensors`. Every write is atomic, so a
+A model folder is `model.json` (what it is, how to build it, what data it needs, statistics of their states) and
+`model.safetensors`. Every write is atomic, so a
 folder or file that exists is complete.
 """
 

@@ -17,6 +17,7 @@ from worldline.forecasting.forecaster import load_forecaster
 from worldline.process.categorical import Sampling
 from worldline.report.text import text_table
 from worldline.rundir import RunDir, model_folder, read_model, to_json
+from worldline.schema import UsageError
 from worldline.tokenizers.load import load_tokenizer
 
 EXAMPLES = """Judge a run on the held-out data its config.json names, or on other data.
@@ -100,7 +101,10 @@ def _world(job: Job, run: Path, out: Path, progress: Progress) -> Evaluation:
 
 
 def _tokenizer(job: Job, run: Path, out: Path, description: dict[str, Any], progress: Progress) -> Evaluation:
-    tokenizer, contract = load_tokenizer(run), description["contract"]
+    contract = description.get("contract")
+    if contract is None:
+        raise UsageError(f"{run} does not say what data it was trained on; give the tokenizer's own run folder")
+    tokenizer = load_tokenizer(run)
     clips = held_out(
         run,
         contract,

@@ -1,5 +1,6 @@
 """`worldline train RECIPE`: train a model into a run folder."""
 
+import os
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Annotated
 
 import tyro
 
+from worldline import builtin
 from worldline.cli.console import Progress, choose, say, show
 from worldline.files import read_json
 from worldline.recipes.all import RECIPES
 from worldline.rundir import RunDir, from_json
+from worldline.schema import UsageError
 from worldline.training.config import TrainConfig
 from worldline.training.loop import train
 
@@ -55,7 +58,7 @@ def main(arguments: list[str]) -> None:
         config=(tyro.conf.AvoidSubcommands,),
     )
     run = job.run or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    _train(job.config, run, resume=False, as_json=job.json)
+    _train(_resolved(job.config), run, resume=False, as_json=job.json)
 
 
 def _resume(arguments: list[str]) -> None:
@@ -71,7 +74,21 @@ def _resume(arguments: list[str]) -> None:
     _train(replace(config, max_minutes=job.max_minutes), job.run, resume=True, as_json=job.json)
 
 
+def _resolved(config: TrainConfig) -> TrainConfig:
+    """Replace names of built-ins (twin-mini, tokenizer-tiny) by their paths."""
+    data = config.data
+    val = builtin.resolve(data.val_path) if data.val_path else None
+    return replace(
+        config,
+        data=replace(data, path=builtin.resolve(data.path), val_path=val),
+        tokenizer=builtin.resolve(config.tokenizer) if config.tokenizer else None,
+        initial=builtin.resolve(config.initial) if config.initial else None,
+    )
+
+
 def _train(config: TrainConfig, run: Path, *, resume: bool, as_json: bool) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("training over several processes is not there yet; start one process, without torchrun")
     say(f"run folder: {run}")
     progress = Progress()
     try:
@@ -85,6 +102,8 @@ def _train(config: TrainConfig, run: Path, *, resume: bool, as_json: bool) -> No
         "total_steps": result.total_steps,
         "seconds": round(result.seconds, 1),
     }
+    if result.left_out:
+        say(f"{len(result.left_out)} listed episodes were absent and left out, for example: {result.left_out[0]}")
     lines = [f"{run}: step {result.step} of {result.total_steps} after {result.seconds:.0f} s"]
     lines += [f"  {name:24} {value:.5g}" for name, value in figures.items()]
-    show({**done, "figures": figures}, text="\n".join(lines), as_json=as_json)
+    show({**done, "left_out": len(result.left_out), "figures": figures}, text="\n".join(lines), as_json=as_json)

@@ -22,7 +22,7 @@ from worldline.evaluation.held_out import foreign_states, spread
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Role, Row
 from worldline.files import atomic
 from worldline.forecasting.forecaster import CopyLast, Loaded, TokenForecaster
-from worldline.metrics.bootstrap import interval, intervals, paired_difference
+from worldline.metrics.bootstrap import Interval, interval, intervals, paired_difference
 from worldline.metrics.codes import per_clip, top_k_code_lengths
 from worldline.metrics.image import MetricUnavailable, psnr, ssim
 from worldline.rundir import environment
@@ -106,10 +106,14 @@ def evaluate_compression(
     """
     if clips.source.kind == "1x-test":
         raise UsageError(f"{clips.source.path} holds no future tokens: test samples can be forecast, not evaluated")
+    if blind is not None and _speech(blind) != _speech(loaded):
+        raise UsageError(f"the world in {blind.folder} speaks other tokens than the one in {loaded.folder}")
     began, generator = time.monotonic(), torch.Generator().manual_seed(protocol.seed)
     chosen = spread(len(clips), protocol.num_clips)
     others = foreign_states(clips, chosen)
     tally = _Tally()
+    if others is None:
+        tally.not_computed[SHUFFLED] = "the data hold one clip only"
     if blind is None:
         tally.not_computed[BLIND] = "no blind world was given (--blind RUN)"
     if unigram is None:
@@ -119,7 +123,8 @@ def evaluate_compression(
         now = range(begin, min(begin + protocol.batch_size, len(chosen)))
         batch = stack([clips[chosen[i]] for i in now])
         keep = [i - begin for i in now if i in shown]
-        _score(tally, loaded.forecaster, batch, others[now.start : now.stop], blind, unigram, generator, keep)
+        foreign = None if others is None else others[now.start : now.stop]
+        _score(tally, loaded.forecaster, batch, foreign, blind, unigram, generator, keep)
         if progress:
             progress(now.stop, len(chosen))
     _write_forecasts(out / "forecasts.npz", tally, loaded.forecaster.context_frames)
@@ -135,7 +140,7 @@ def _score(
     tally: _Tally,
     forecaster: TokenForecaster,
     batch: Batch,
-    others: Float32[Tensor, "b t s"],
+    others: Float32[Tensor, "b t s"] | None,
     blind: Loaded | None,
     unigram: Int64[np.ndarray, " v"] | None,
     generator: torch.Generator,
@@ -146,7 +151,9 @@ def _score(
     tokens = batch.tokens if batch.tokens is not None else forecaster.tokenizer.encode(_frames(batch))
     past, future = tokens[:, :context], tokens[:, context:]
     frames: dict[str, UInt8[Tensor, "b t 3 h w"]] = {}
-    worlds = [(FORECAST, forecaster, batch.states), (SHUFFLED, forecaster, others)]
+    worlds = [(FORECAST, forecaster, batch.states)]
+    if others is not None:
+        worlds.append((SHUFFLED, forecaster, others))
     if blind is not None:
         worlds.append((BLIND, blind.forecaster, batch.states))
     for name, one, states in worlds:
@@ -233,7 +240,7 @@ def _summarise(tally: _Tally, loaded: Loaded, clips: Clips, protocol: Protocol, 
     episodes = torch.tensor(tally.episodes)
     values = {row: {m: torch.cat(parts) for m, parts in metrics.items()} for row, metrics in tally.values.items()}
     rows = tuple(
-        Row(name=name, role=role, metrics={m: interval(v, episodes) for m, v in values[name].items()})
+        Row(name=name, role=role, metrics=_intervals(values[name], episodes))
         for name, role in ROLES.items()
         if name in values
     )
@@ -277,6 +284,20 @@ def _summarise(tally: _Tally, loaded: Loaded, clips: Clips, protocol: Protocol, 
         environment=environment(),
         seconds=seconds,
     )
+
+
+def _intervals(values: dict[str, Tensor], episodes: Int64[Tensor, " n"]) -> dict[str, Interval]:
+    found = {}
+    for metric, numbers in values.items():
+        # A clip without a single hit has no cost of its hits; every other metric of it is a number.
+        known = ~numbers.isnan() if metric == CODE_NAMES["hits_only"][0] else torch.ones_like(numbers).bool()
+        if known.any():
+            found[metric] = interval(numbers[known], episodes[known])
+    return found
+
+
+def _speech(loaded: Loaded) -> tuple[object, ...]:
+    return loaded.forecaster.grid, loaded.tokenizer
 
 
 def _write_forecasts(path: Path, tally: _Tally, context: int) -> None:

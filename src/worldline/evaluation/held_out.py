@@ -78,10 +78,15 @@ def spread(num_clips: int, wanted: int | None) -> list[int]:
     return np.linspace(0, num_clips - 1, wanted).round().astype(int).tolist()
 
 
-def foreign_states(clips: Clips, chosen: list[int]) -> Float32[Tensor, "n t s"]:
-    """For each chosen clip the states of another one, half the set away: real motion, but not this clip's."""
-    half = len(chosen) // 2
-    partners = [chosen[(i + half) % len(chosen)] for i in range(len(chosen))]
+def foreign_states(clips: Clips, chosen: list[int]) -> Float32[Tensor, "n t s"] | None:
+    """For each chosen clip the states of another one, half the set away: real motion, but not this clip's.
+
+    None where there is no other clip.
+    """
+    if len(clips) < 2:
+        return None
+    pool = chosen if len(chosen) > 1 else [(chosen[0] + i) % len(clips) for i in range(len(clips))]
+    partners = [pool[(i + len(pool) // 2) % len(pool)] for i in range(len(chosen))]
     rows = []
     for number in partners:
         episode, start = int(clips.windows.episode[number]), int(clips.windows.start[number])

@@ -6,7 +6,7 @@ Everything after it (evaluation, report, environments) knows only forecasters, s
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
@@ -22,6 +22,7 @@ from worldline.worlds.load import load_world
 from worldline.worlds.world import GridStep, TokenWorld
 
 
+@runtime_checkable
 class Forecaster(Protocol):
     """Forecast what will be seen from what was seen and the states that were and will be."""
 
@@ -132,6 +133,8 @@ class Loaded:
     contract: dict[str, object]
     folder: Path
     """The model folder of the world."""
+    tokenizer: str | None = None
+    """Fingerprint of the tokenizer behind the world's tokens; None where it was trained on tokens as they came."""
 
 
 def load_forecaster(
@@ -163,6 +166,7 @@ def load_forecaster(
         ),
         contract=contract,
         folder=path,
+        tokenizer=expected,
     )
 
 

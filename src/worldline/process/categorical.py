@@ -12,16 +12,30 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from worldline.schema import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is chosen from its logits. Temperature 0 is greedy decoding, the report's choice."""
+    """How a token is chosen from its logits. Temperature 0 is greedy decoding, the report's choice.
+
+    Raises:
+        UsageError: a temperature below 0, a top_k below 1, or a top_p outside (0, 1].
+    """
 
     temperature: float = 0.0
     top_k: int | None = None
     """Keep the k most likely tokens only."""
     top_p: float | None = None
     """Keep the fewest most likely tokens whose probability reaches p (nucleus sampling)."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise UsageError(f"a temperature of {self.temperature} makes no sense; give 0 (greedy) or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top_k is {self.top_k}, but at least one token must stay")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}, but a probability to reach lies in (0, 1]")
 
 
 def draw(
@@ -45,8 +59,8 @@ def draw(
 
 def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        kth = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
+        best = logits.topk(sampling.top_k, dim=-1)
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
     if sampling.top_p is not None and sampling.top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         probability = ordered.softmax(dim=-1)

@@ -35,7 +35,14 @@ def compression_tiny() -> TrainConfig:
     """The same world with 4 layers of width 128 on tokens of twin-mini at 64x64. Runs on two CPU cores."""
     return TrainConfig(
         model=STTransformerConfig(
-            grid_height=8, grid_width=8, vocab_size=8000, width=128, heads=4, layers=4, normalise_states=True
+            grid_height=8,
+            grid_width=8,
+            vocab_size=8000,
+            width=128,
+            heads=4,
+            layers=4,
+            dropout=0.0,  # a quarter of a CPU step, and the runs are too short to overfit
+            normalise_states=True,
         ),
         data=DataConfig(
             path=builtin.TWIN_MINI_TRAIN,

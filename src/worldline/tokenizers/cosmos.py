@@ -4,6 +4,7 @@
 video. Both run in bfloat16. Long videos go through in disjoint blocks of 17 frames, as the 1X data set was made.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,7 +75,9 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise DataError(path, expected=expected, found="nothing", fix=fix)
     try:
-        return torch.jit.load(path, map_location="cpu").eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # NVIDIA publishes no other form of these weights
+            return torch.jit.load(path, map_location="cpu").eval()
     except RuntimeError as error:
         found = f"a file that does not load ({str(error).splitlines()[0]})"
         raise DataError(path, expected=expected, found=found, fix=fix) from error

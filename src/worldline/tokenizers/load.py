@@ -25,11 +25,12 @@ def load_tokenizer(path: Path) -> AnyTokenizer:
         UsageError: the path is no such folder.
     """
     if (path / "encoder.jit").exists() or (path / "decoder.jit").exists():
-        return CosmosConfig(folder=path).build().eval()
+        return CosmosConfig(folder=path.resolve()).build().eval()
     folder = model_folder(path)
     description, weights = read_model(folder)
     tokenizer = from_json(TokenizerConfig, description.get("config"), folder / "model.json").build()
-    load_weights(tokenizer, weights, folder)
+    if isinstance(tokenizer, FSQVideoTokenizer):  # Cosmos' weights stay in its own files
+        load_weights(tokenizer, weights, folder)
     return tokenizer.eval()
 
 

@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Int32, Int64, UInt8
 from torch import Tensor
 
+from worldline.data.cache import identity
 from worldline.data.onex_write import finish_tokens, token_shard_done, write_token_shard
 from worldline.data.source import Source
 from worldline.data.video import resize
@@ -107,11 +108,13 @@ def token_key(
     source: Source, *, fingerprint: str, episodes: Sequence[int], size: int | None, phases: int
 ) -> dict[str, object]:
     """What the tokens of a folder depend on; written into its metadata as provenance."""
-    lengths = ",".join(str(source.episodes[episode].length) for episode in episodes)
+    content = hashlib.sha256(identity(source).encode())
+    for episode in episodes:
+        content.update(source.read_states(episode, 0, source.episodes[episode].length).tobytes())
     return {
         "source": str(source.path.resolve()),
         "source_kind": source.kind,
-        "source_fingerprint": hashlib.sha256(lengths.encode()).hexdigest()[:16],
+        "source_fingerprint": content.hexdigest()[:16],
         "states": list(source.layout.names),
         "episodes": list(episodes),
         "tokenizer": fingerprint,

@@ -3,7 +3,7 @@
 A tokenizer never sees a state. Outside of it video is uint8; the float range [-1, 1] exists only in here.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
@@ -28,6 +28,7 @@ def blocks_of(x: Tensor, size: int, *, what: str) -> tuple[Tensor, ...]:
     return x.split(size, dim=1)
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Discrete video tokenizer, causal in time: token grid k depends on frames up to the last it covers."""
 

@@ -57,7 +57,8 @@ def restore(run: RunDir, state: TrainState) -> None:
     tensors = load_tensors(folder / "trainer.safetensors")
     weights = load_tensors(folder / "model.safetensors")
     if state.average:
-        state.average.weights = weights
+        device = next(iter(state.average.weights.values())).device
+        state.average.weights = {name: value.to(device) for name, value in weights.items()}
         weights = {name.removeprefix("raw."): value for name, value in tensors.items() if name.startswith("raw.")}
     state.model.load_state_dict(weights)
     state.optimizer.load_state_dict(_unflatten(tensors, trainer["groups"]))

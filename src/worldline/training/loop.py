@@ -52,6 +52,8 @@ class TrainResult:
     """Training time over all resumptions, preparation excluded."""
     figures: dict[str, float]
     """The last logged and validated figures."""
+    left_out: tuple[str, ...]
+    """What the data set lists but does not have (only with `allow_missing`)."""
 
 
 def train(
@@ -64,6 +66,8 @@ def train(
 ) -> TrainResult:
     """Train a model into a run folder; with `resume`, go on from its latest checkpoint as if never stopped.
 
+    A run that was stopped before its first checkpoint begins again at step 0.
+
     Raises:
         UsageError: the folder holds a run already, or another run than the one to resume.
         DataError: data or weights are not what they should be.
@@ -73,13 +77,17 @@ def train(
     run = RunDir(path)
     _begin(run, config, resume)
     made = prepare(config, run, lambda what, done, total: report(what, done, total, {}))
+    if not resume:  # written only now: a request that cannot be carried out must not take the folder
+        write_json(run.path / "environment.json", environment())
+        write_json(run.config, to_json(TrainConfig, config))
     device = pick_device(config.device)
     model = made.model.to(device).train()
     optimizer = build_optimizer(config.optimizer, model)
     decay = config.optimizer.ema_decay
     state = TrainState(model, optimizer, MovingAverage(model, decay) if decay else None)
     if resume:
-        restore(run, state)
+        if run.latest() is not None:
+            restore(run, state)
         run.forget_after(state.step)
     total = config.total_steps(len(made.train))
     loader = Loader(
@@ -96,30 +104,34 @@ def train(
 
     for batch in loader.iterate(state.step, total):
         rate = config.optimizer.learning_rate(state.step, total)
-        figures |= _step(state, batch, config, rate, device)
+        now = _step(state, batch, config, rate, device)
         state.step += 1
         state.seconds = before + time.monotonic() - began
         out_of_time = config.max_minutes is not None and time.monotonic() - began > 60 * config.max_minutes
         last = state.step == total or out_of_time
+        validates = last or state.step % config.evaluate_every == 0
 
-        if ranks.writes and (last or state.step % config.evaluate_every == 0):
+        if ranks.writes and validates:
             with evaluated(state):
-                figures |= validate(model, made.val, num_clips=config.validation_clips, device=device)
+                now |= validate(model, made.val, num_clips=config.validation_clips, device=device)
                 strip = sample_strip(model, made.val, made.tokenizer, device=device)
             if strip is not None:
                 board.add_image("real above forecast", strip, state.step)
-        if ranks.writes and (last or state.step % config.log_every == 0):
-            run.log({"step": state.step, "seconds": round(state.seconds, 3), **figures})
-            for name, value in figures.items():
+        if ranks.writes and (validates or state.step % config.log_every == 0):
+            run.log({"step": state.step, "seconds": round(state.seconds, 3), **now})
+            for name, value in now.items():
                 board.add_scalar(name, value, state.step)
         if ranks.writes and (last or state.step % config.checkpoint_every == 0):
             save_checkpoint(run, state, made.description, keep=config.keep_checkpoints)
+        figures |= now
         report("training", state.step, total, figures)
         if last:
             break
 
     board.close()
-    return TrainResult(run=path, step=state.step, total_steps=total, seconds=state.seconds, figures=figures)
+    return TrainResult(
+        run=path, step=state.step, total_steps=total, seconds=state.seconds, figures=figures, left_out=made.left_out
+    )
 
 
 def _step(state: TrainState, batch: Batch, config: TrainConfig, rate: float, device: torch.device) -> dict[str, float]:
@@ -130,13 +142,14 @@ def _step(state: TrainState, batch: Batch, config: TrainConfig, rate: float, dev
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
     total, figures = 0.0, {}
-    pieces = split(batch, config.accumulate)
-    for piece in pieces:
+    for piece in split(batch, config.accumulate):
+        share = len(piece) / len(batch)
         with _precision(config, device):
             loss, extra = state.model.loss(piece.to(device), generator)  # pyright: ignore[reportCallIssue]
-        (loss * (len(piece) / len(batch))).backward()
-        total += loss.item() * len(piece) / len(batch)
-        figures = {f"train/{name}": value for name, value in extra.items()}
+        (loss * share).backward()
+        total += loss.item() * share
+        for name, value in extra.items():
+            figures[f"train/{name}"] = figures.get(f"train/{name}", 0.0) + value * share
     if not torch.isfinite(torch.tensor(total)):
         raise NonFiniteLossError(
             f"loss is {total} at step {state.step}, in the batch of clips {batch.origins}. Lower --optimizer.peak, "
@@ -207,7 +220,7 @@ def _mix(seed: int, step: int) -> int:
 
 
 def _begin(run: RunDir, config: TrainConfig, resume: bool) -> None:
-    """Start a run folder, or check that the one to resume is of the same configuration."""
+    """Check that the folder is free, or that the one to resume is of the same configuration."""
     if resume:
         found = from_json(TrainConfig, read_json(run.config), run.config)
         if replace(found, max_minutes=None) != replace(config, max_minutes=None):
@@ -216,5 +229,3 @@ def _begin(run: RunDir, config: TrainConfig, resume: bool) -> None:
     if run.config.exists():
         raise UsageError(f"{run.path} holds a run already; add --resume to go on, or choose another folder")
     run.path.mkdir(parents=True, exist_ok=True)
-    write_json(run.path / "environment.json", environment())
-    write_json(run.config, to_json(TrainConfig, config))

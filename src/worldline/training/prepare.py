@@ -40,6 +40,8 @@ class Prepared:
     description: dict[str, Any]
     tokenizer: AnyTokenizer | None
     """The tokenizer behind a token world, to show its samples; None for a tokenizer or where it is not given."""
+    left_out: tuple[str, ...]
+    """What the training data list but do not have."""
 
 
 def prepare(config: TrainConfig, run: RunDir, progress: Progress) -> Prepared:
@@ -67,15 +69,22 @@ def _prepare_tokenizer(config: TrainConfig, model_config: FSQVideoConfig, progre
     grid = model.grid(shape.shape[-2], shape.shape[-1])
     _initialise(model, config.initial)
     description = {**describe(model), "contract": contract(train.source, data, grid)}
-    return Prepared(model=model, train=train, val=val, description=description, tokenizer=None)
+    return Prepared(
+        model=model, train=train, val=val, description=description, tokenizer=None, left_out=train.source.left_out
+    )
 
 
 def _prepare_world(config: TrainConfig, model_config: STTransformerConfig, run: RunDir, progress: Progress) -> Prepared:
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
-    data = _as_tokens(config, tokenizer, progress)
+    data = _as_tokens(config, model_config, tokenizer, progress)
     train, val = open_clips(data, "train"), open_clips(data, "val")
     grid = train.source.grid
     assert grid is not None, "_as_tokens leaves a token source"
+    if model_config.context_grids % grid.latents_per_block or model_config.horizon_grids % grid.latents_per_block:
+        raise UsageError(
+            f"context ({model_config.context_grids} grids) and horizon ({model_config.horizon_grids}) must be whole "
+            f"blocks of {grid.latents_per_block} grids"
+        )
     model_config = replace(
         model_config,
         grid_height=grid.height,
@@ -99,7 +108,14 @@ def _prepare_world(config: TrainConfig, model_config: STTransformerConfig, run: 
     if config.tokenizer and tokenizer:
         _keep_tokenizer(run, config.tokenizer, tokenizer)
     _write_unigram(run, train, grid)
-    return Prepared(model=model, train=train, val=val, description=description, tokenizer=tokenizer)
+    return Prepared(
+        model=model,
+        train=train,
+        val=val,
+        description=description,
+        tokenizer=tokenizer,
+        left_out=_open(config.data, config.data.path).left_out,
+    )
 
 
 def contract(source: Source, data: DataConfig, grid: TokenGrid) -> dict[str, Any]:
@@ -116,7 +132,9 @@ def contract(source: Source, data: DataConfig, grid: TokenGrid) -> dict[str, Any
     }
 
 
-def _as_tokens(config: TrainConfig, tokenizer: AnyTokenizer | None, progress: Progress) -> DataConfig:
+def _as_tokens(
+    config: TrainConfig, model: STTransformerConfig, tokenizer: AnyTokenizer | None, progress: Progress
+) -> DataConfig:
     """The data configuration over tokens: as it is for a token source, else over a cache that is filled now."""
     data = config.data
     source = _open(data, data.path)
@@ -129,7 +147,10 @@ def _as_tokens(config: TrainConfig, tokenizer: AnyTokenizer | None, progress: Pr
     train = _tokenised(config, source, tokenizer, data.train_episodes, config.phases, progress)
     val_source = _open(data, data.val_path) if data.val_path else source
     val = _tokenised(config, val_source, tokenizer, data.val_episodes, 1, progress)
-    return DataConfig(path=train, val_path=val, window_stride=17, conditioning=data.conditioning)
+    grid = open_source(train).grid
+    assert grid is not None, "tokenise writes tokens"
+    pattern = FramePattern.consecutive(grid.frames_of(model.context_grids + model.horizon_grids))
+    return DataConfig(path=train, val_path=val, pattern=pattern, window_stride=grid.block)
 
 
 def _tokenised(

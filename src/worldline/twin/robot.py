@@ -140,8 +140,8 @@ def robot_body() -> str:
 def robot_assets() -> str:
     """MJCF materials the robot's geoms name."""
     return """
-    <material name="shell" rgba="0.86 0.86 0.84 1" specular="0.1"/>
-    <material name="dark" rgba="0.2 0.21 0.24 1" specular="0.1"/>"""
+    <material name="shell" rgba="0.74 0.74 0.72 1" specular="0.1"/>
+    <material name="dark" rgba="0.25 0.26 0.28 1" specular="0.1"/>"""
 
 
 def robot_defaults() -> str:

@@ -1,7 +1,8 @@
 """Random rooms around the robot: walls, light, furniture and things to touch, as MJCF. Knows no motion.
 
-Pictures are made to be learnt by small models: no shadows, flat light, colours that vary slowly over a
-surface, and objects of 10 to 20 cm, which cover about six pixels of a 64-pixel picture at arm's length.
+Pictures are made to be learnt by small models: no shadows, flat light, muted colours that vary slowly over a
+surface and little between surfaces, and objects of 10 to 20 cm, which cover about seven pixels of a 64-pixel picture
+at arm's length. What stands out is the robot and what it touches.
 """
 
 from collections.abc import Iterable
@@ -80,7 +81,7 @@ def _light(rng: Generator) -> str:
 def _room(rng: Generator) -> str:
     """Floor, four walls and a ceiling, each of one colour, and a few flat or boxy things along the walls."""
     front, back, left, right, height = *rng.uniform((1.5, 1.2, 1.4, 1.4), (2.8, 2.2, 2.6, 2.6)), 2.8
-    wall = _colour(rng, saturation=(0.05, 0.32), value=(0.62, 0.9))
+    wall = _colour(rng, saturation=(0.03, 0.25), value=(0.52, 0.72))
     paint = partial(_nearby, rng, wall)
     middle = (front - back) / 2
     half = (front + back) / 2 + 0.1
@@ -94,33 +95,34 @@ def _room(rng: Generator) -> str:
             _box((-back - 0.05, side, height / 2), (0.05, width, height / 2), paint()),
             _box((middle, left + 0.05, height / 2), (half, 0.05, height / 2), paint()),
             _box((middle, -right - 0.05, height / 2), (half, 0.05, height / 2), paint()),
-            *_decoration(rng, front, left, right),
+            *_decoration(rng, wall, front, left, right),
         ]
     )
 
 
-def _decoration(rng: Generator, front: float, left: float, right: float) -> list[str]:
-    """A poster or window and one or two cupboards on the wall ahead, a door on a side wall."""
+def _decoration(rng: Generator, wall: tuple[float, ...], front: float, left: float, right: float) -> list[str]:
+    """A poster or window and at most one cupboard on the wall ahead, a door on a side wall, in the wall's tones."""
+    tone = partial(_nearby, rng, wall)
     y = rng.uniform(-0.8, 0.8)
     things = [
         _box(
             (front, y, rng.uniform(1.4, 1.8)),
             (0.02, rng.uniform(0.3, 0.6), rng.uniform(0.25, 0.45)),
-            _colour(rng, saturation=(0.2, 0.6), value=(0.45, 0.85)),
+            tone(rng.uniform(0.75, 1.15)),
         )
     ]
-    for sign in rng.permutation([-1, 1])[: rng.integers(1, 3)]:
+    for sign in rng.permutation([-1, 1])[: rng.integers(0, 2)]:
         depth, half_width, half_height = rng.uniform((0.15, 0.25, 0.4), (0.3, 0.5, 0.95))
         position = (front - depth, y + sign * rng.uniform(0.9, 1.2), half_height)
         things.append(
             _box(
                 position,
                 (depth, half_width, half_height),
-                _colour(rng, saturation=(0.1, 0.6), value=(0.4, 0.75)),
+                tone(rng.uniform(0.65, 0.95)),
             )
         )
     wall_y = left if rng.random() < 0.5 else -right
-    door = _colour(rng, saturation=(0.2, 0.5), value=(0.45, 0.75))
+    door = tone(rng.uniform(0.75, 1.05))
     things.append(_box((rng.uniform(0.4, 1.0), wall_y, 1.0), (0.45, 0.02, 1.0), door))
     return things
 
@@ -149,14 +151,14 @@ def _table(rng: Generator, top: float, near: float) -> str:
 
 
 def _objects(rng: Generator, top: float, near: float) -> list[str]:
-    """Two to five objects on the table, apart from one another, in hues spread over the circle."""
-    count = int(rng.integers(2, 6))
+    """Two to four objects on the table, apart from one another, in hues spread over the circle."""
+    count = int(rng.integers(2, 5))
     hues = (rng.random() + np.arange(count) / count) % 1
     slots = np.linspace(-0.36, 0.36, count)
     bodies = []
     for i in range(count):
         x, y = near + rng.uniform(0.1, 0.28), slots[i] + rng.uniform(-0.04, 0.04)
-        colour = hsv_to_rgb(hues[i], rng.uniform(0.6, 0.85), rng.uniform(0.6, 0.9))
+        colour = hsv_to_rgb(hues[i], rng.uniform(0.45, 0.65), rng.uniform(0.5, 0.75))
         shape, height = _shape(rng)
         place = f'pos="{x} {y} {top + height}" euler="0 0 {rng.uniform(0, np.pi)}"'
         bodies.append(
@@ -204,17 +206,17 @@ def _surface(rng: Generator, name: str, colour: tuple[float, ...]) -> str:
 
 def _floor_colour(rng: Generator) -> tuple[float, ...]:
     hue = rng.choice([rng.uniform(0.05, 0.12), rng.random()])
-    return hsv_to_rgb(hue, rng.uniform(0.05, 0.4), rng.uniform(0.35, 0.6))
+    return hsv_to_rgb(hue, rng.uniform(0.03, 0.2), rng.uniform(0.38, 0.52))
 
 
 def _table_colour(rng: Generator) -> tuple[float, ...]:
     match rng.choice(["wood", "pale", "painted"]):
         case "wood":
-            return hsv_to_rgb(rng.uniform(0.05, 0.11), rng.uniform(0.3, 0.6), rng.uniform(0.45, 0.8))
+            return hsv_to_rgb(rng.uniform(0.05, 0.11), rng.uniform(0.2, 0.4), rng.uniform(0.42, 0.6))
         case "pale":
-            return hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.12), rng.uniform(0.55, 0.8))
+            return hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.1), rng.uniform(0.45, 0.62))
         case _:
-            return hsv_to_rgb(rng.random(), rng.uniform(0.25, 0.5), rng.uniform(0.4, 0.7))
+            return hsv_to_rgb(rng.random(), rng.uniform(0.15, 0.35), rng.uniform(0.4, 0.58))
 
 
 def _colour(rng: Generator, *, saturation: tuple[float, float], value: tuple[float, float]) -> tuple[float, ...]:

@@ -185,8 +185,7 @@ class STTransformer(nn.Module):
     def _tokens(self, batch: Batch) -> Int64[Tensor, "b l h w"]:
         if batch.tokens is None:
             raise UsageError("a token world needs tokens; tokenise the source first (`worldline data tokenize`)")
-        if batch.tokens.shape[1] != self.length + 1:
-            raise UsageError(f"expected {self.length + 1} token grids per sample, found {batch.tokens.shape[1]}")
+        _check_count(batch.tokens, self.length + 1, what="context and horizon")
         return batch.tokens
 
     # --- forecast ---
@@ -202,6 +201,7 @@ class STTransformer(nn.Module):
         cached: bool = True,
     ) -> Iterator[GridStep]:
         """Yield the horizon grid by grid; `cached=False` recomputes the past each time (same result, slower)."""
+        _check_count(context, self.context_grids, what="context")
         codes = self.state_codes(states)
         caches = [TemporalCache() for _ in self.blocks] if cached else None
         past = new = context
@@ -216,10 +216,16 @@ class STTransformer(nn.Module):
     @torch.no_grad()
     def teacher_forced(self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]) -> Iterator[GridStep]:
         """Yield each future grid's logits given the true grids before it, and their arg max."""
+        _check_count(tokens, self.length + 1, what="context and horizon")
         hidden = self.hidden(tokens[:, :-1], self.state_codes(states))
         for t in range(self.config.context_grids - 1, self.length):
             logits = rearrange(self.logits(hidden[:, t]), "b (h w) v -> b h w v", h=self.config.grid_height)
             yield GridStep(logits.argmax(dim=-1), logits)
+
+
+def _check_count(tokens: Tensor, expected: int, *, what: str) -> None:
+    if tokens.shape[1] != expected:
+        raise UsageError(f"expected {expected} token grids of {what}, found {tokens.shape[1]}")
 
 
 def _bias(layer: nn.Linear | nn.Conv1d) -> Tensor:

@@ -6,7 +6,7 @@ Discrete worlds (this protocol's first kind) roll token grids forward; what they
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -24,6 +24,7 @@ class GridStep:
     logits: Float[Tensor, "b h w v"]
 
 
+@runtime_checkable
 class TokenWorld(Protocol):
     """A world over discrete tokens."""
 

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Make everything that ships in src/worldline/assets, from nothing. About four hours on two CPU cores; the twin needs
+# OpenGL (EGL or OSMesa), nothing needs a network. The checkpoints are trained by the recipes of the same names, for
+# longer and on more episodes of the same twin than ship; judged on twin_mini/val, whose seed no training set shares.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+assets=src/worldline/assets
+work=${WORK:-cache/builtins}
+
+# --- twin-mini ---
+worldline data twin $assets/twin_mini/train --episodes 96 --seed 0 --snapshot-every 120
+rm -r $assets/twin_mini/train/physics # 2 MB that training does not read; the validation episodes keep theirs
+worldline data twin $assets/twin_mini/val --episodes 20 --seed 1000 --snapshot-every 120
+
+# --- the larger set the checkpoints are trained on, and its own validation set ---
+worldline data twin $work/train --episodes 400 --seed 0
+worldline data twin $work/val --episodes 48 --seed 1000
+data="--data.path $work/train --data.val-path $work/val --data.cache $work/cache"
+
+# --- checkpoints ---
+worldline train tokenizer_tiny $data --run $work/tokenizer --steps 10000
+python scripts/ship.py $work/tokenizer $assets/tokenizer_tiny
+worldline train compression_tiny $data --run $work/world --steps 12000
+python scripts/ship.py $work/world $assets/compression_tiny
+worldline train compression_tiny_blind $data --run $work/blind --steps 12000
+python scripts/ship.py $work/blind $assets/compression_tiny_blind

@@ -1,0 +1,115 @@
+"""Small models and data shared by tests. Every weight is drawn, so that no path is switched off by a zero."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldline.data.onex_write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
+from worldline.schema import Batch, Origin, StateLayout, TokenGrid
+from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
+from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+
+SMALL_TOKENIZER = FSQVideoConfig(levels=(8, 5, 5), widths=(8, 16), blocks=(1, 1), kernel=3)
+"""17 frames of 16x16 -> 3 grids of 2x2, 200 words."""
+SMALL_WORLD = STTransformerConfig(
+    grid_height=2,
+    grid_width=2,
+    vocab_size=11,
+    state_dim=2,
+    width=16,
+    heads=2,
+    layers=2,
+    mlp_ratio=2,
+    state_hidden=8,
+    dropout=0.0,
+)
+TWO_JOINTS = StateLayout(names=("elbow", "gripper"), kinds=("angle", "binary"))
+TOKEN_GRID = TokenGrid(height=2, width=2, vocab_size=11)
+
+
+def randomise(model: nn.Module, seed: int = 0, std: float = 0.3) -> None:
+    """Draw every parameter anew: fresh models are identities and zeros in many places, which hides mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+
+def small_tokenizer(config: FSQVideoConfig = SMALL_TOKENIZER, seed: int = 0) -> FSQVideoTokenizer:
+    tokenizer = config.build()
+    randomise(tokenizer, seed)
+    return tokenizer.eval()
+
+
+def small_world(config: STTransformerConfig = SMALL_WORLD, seed: int = 0) -> STTransformer:
+    world = config.build()
+    randomise(world, seed)
+    return world.eval()
+
+
+def noise_frames(*shape: int, seed: int = 0) -> Tensor:
+    """Random uint8 frames `b t 3 h w`."""
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def token_batch(config: STTransformerConfig = SMALL_WORLD, size: int = 2, rows: int = 34, seed: int = 0) -> Batch:
+    """Random tokens and states of the shape a world is built for."""
+    generator = torch.Generator().manual_seed(seed)
+    grids = config.context_grids + config.horizon_grids
+    return Batch(
+        tokens=torch.randint(
+            config.vocab_size, (size, grids, config.grid_height, config.grid_width), generator=generator
+        ),
+        states=torch.randn(size, rows, config.state_dim, generator=generator),
+        fps=30.0,
+        origins=tuple(Origin(source="drawn", episode=i, start=0) for i in range(size)),
+    )
+
+
+def moving_square(count: int, size: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A bright square whose place the two states give: frames `f h w 3` uint8, states `f 2` in 0..1."""
+    rng = np.random.default_rng(seed)
+    turns = np.cumsum(rng.uniform(-0.4, 0.4, (count, 2)), axis=0)
+    states = (0.5 + 0.5 * np.sin(turns + rng.uniform(0, 6, 2))).astype(np.float32)
+    frames = np.full((count, size, size, 3), 40, np.uint8)
+    for frame, (x, y) in zip(frames, (states * (size - 6)).round().astype(int), strict=True):
+        frame[y : y + 6, x : x + 6] = (220, 180, 90)
+    return frames, states
+
+
+def write_squares(root: Path, episodes: int, length: int = 51, size: int = 16, first: int = 0) -> Path:
+    """A 1X raw folder of moving squares, one segment per episode."""
+    for shard in range(episodes):
+        frames, states = moving_square(length, size, seed=first + shard)
+        segments = np.zeros(length, np.int32)
+        write_raw_shard(root, shard, frames=frames, states=states, segments=segments, fps=30.0)
+    finish_raw(root, num_shards=episodes, num_images=episodes * length, fps=30.0, layout=TWO_JOINTS, provenance={})
+    return root
+
+
+def write_followed_tokens(root: Path, episodes: int, blocks: int = 4, seed: int = 0, words: int = 8) -> Path:
+    """A token folder in which the states say every token: all of grid l are `floor(words * elbow)` of its frames.
+
+    The elbow is drawn anew for every grid, so nothing but the states tells what comes next.
+    """
+    rng = np.random.default_rng(seed)
+    grid = TokenGrid(height=2, width=2, vocab_size=words)
+    for shard in range(episodes):
+        word = rng.integers(words, size=(blocks, grid.latents_per_block))
+        elbow = np.concatenate([np.repeat(row, [1, 8, 8]) for row in word])
+        tokens = np.broadcast_to(word[..., None, None], (*word.shape, 2, 2)).astype(np.int32)
+        states = np.stack([(elbow + 0.5) / words, np.zeros(len(elbow))], axis=1).astype(np.float32)
+        segments = np.zeros(len(elbow), np.int32)
+        write_token_shard(root, shard, tokens=tokens, states=states, segments=segments, fps=30.0)
+    finish_tokens(
+        root,
+        num_shards=episodes,
+        num_images=episodes * blocks * grid.block,
+        fps=30.0,
+        layout=TWO_JOINTS,
+        grid=grid,
+        provenance={},
+    )
+    return root

@@ -1,0 +1,189 @@
+"""The categorical process: cross-entropy in chunks, drawing tokens, scheduled sampling."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from worldline.process.categorical import Sampling, cross_entropy, draw, scheduled
+from worldline.schema import UsageError
+
+N, V, D = 60, 50, 8
+
+
+def _problem(n: int = N, v: int = V) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(n, D, generator=generator).requires_grad_()
+    weight = torch.randn(v, D, generator=generator).requires_grad_()
+    return hidden, weight, torch.randint(v, (n,), generator=generator)
+
+
+# --- cross-entropy ---
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 20, N - 1, N, N + 1, 10_000])
+def test_chunks_change_neither_value_nor_gradients(chunk: int) -> None:
+    hidden, weight, target = _problem()
+    expected = F.cross_entropy(hidden @ weight.T, target)
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    loss = cross_entropy(hidden, weight, target, chunk=chunk)
+    found = torch.autograd.grad(loss, (hidden, weight))
+    torch.testing.assert_close(loss, expected)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_uniform_logits_cost_the_log_of_the_vocabulary() -> None:
+    _, weight, target = _problem()
+    loss = cross_entropy(torch.zeros(N, D), weight, target, chunk=7)
+    torch.testing.assert_close(loss, torch.tensor(V).float().log())
+
+
+def test_costs_are_summed_in_float32_whatever_the_features_are() -> None:
+    hidden, weight, target = _problem()
+    loss = cross_entropy(hidden.bfloat16(), weight.bfloat16(), target, chunk=7)
+    assert loss.dtype == torch.float32
+
+
+class _Largest(TorchDispatchMode):
+    """Watch every tensor any operation makes, in the forward and the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def _footprint(n: int, v: int, chunk: int) -> tuple[int, int]:
+    """Elements of the largest tensor made, and of all tensors kept for the backward pass."""
+    hidden, weight, target = _problem(n, v)
+    kept = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel()
+        return tensor
+
+    with _Largest() as largest:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = cross_entropy(hidden, weight, target, chunk=chunk)
+        loss.backward()
+    return largest.elements, kept
+
+
+def test_no_more_logits_than_a_chunk_of_them_ever_exist() -> None:
+    n, v, chunk = 256, 500, 16
+    largest, kept = _footprint(n, v, chunk)
+    assert largest == chunk * v
+    assert kept < chunk * v, "logits are made again in the backward pass, not kept"
+
+
+def test_the_measurement_sees_logits_that_are_kept() -> None:
+    largest, kept = _footprint(256, 500, chunk=256)
+    assert largest == 256 * 500
+    assert kept >= 256 * 500
+
+
+# --- drawing ---
+
+
+@pytest.mark.parametrize("size", [5, 1000, 64_000])
+def test_greedy_ties_go_to_the_lower_id(size: int) -> None:
+    logits = torch.zeros(3, size)
+    logits[1, [size // 2, size - 1]] = 2.0
+    logits[2, [1, 2, 3]] = 1.0
+    assert draw(logits, Sampling()).tolist() == [0, size // 2, 1]
+
+
+def _drawn(logits: Tensor, sampling: Sampling, count: int = 20_000) -> Tensor:
+    """How often each token is drawn."""
+    tokens = draw(logits.expand(count, -1), sampling, torch.Generator().manual_seed(0))
+    return torch.bincount(tokens, minlength=len(logits))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_frequencies_are_those_of_the_softmax(temperature: float) -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, -3.0])
+    counts = _drawn(logits, Sampling(temperature=temperature))
+    expected = 20_000 * (logits / temperature).softmax(dim=0)
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < 20.5  # 0.999 quantile with five degrees of freedom
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_top_k_never_draws_another_token(k: int) -> None:
+    logits = torch.tensor([0.0, 0.3, 0.1, -0.2, 0.2])
+    counts = _drawn(logits, Sampling(temperature=1.0, top_k=k))
+    assert set(counts.nonzero().flatten().tolist()) == set(logits.topk(k).indices.tolist())
+
+
+def test_top_k_keeps_k_tokens_also_where_they_tie() -> None:
+    counts = _drawn(torch.zeros(8), Sampling(temperature=1.0, top_k=3))
+    assert (counts > 0).sum() == 3
+
+
+def test_top_p_keeps_the_fewest_tokens_that_reach_p() -> None:
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+    for p, kept in ((0.39, {1}), (0.41, {1, 3}), (0.69, {1, 3}), (0.71, {1, 2, 3}), (1.0, {0, 1, 2, 3})):
+        counts = _drawn(logits, Sampling(temperature=1.0, top_p=p))
+        assert set(counts.nonzero().flatten().tolist()) == kept, p
+
+
+def test_the_likeliest_token_survives_any_top_p() -> None:
+    counts = _drawn(torch.tensor([0.0, 5.0, 1.0]), Sampling(temperature=1.0, top_p=1e-6))
+    assert counts.tolist() == [0, 20_000, 0]
+
+
+def test_kept_tokens_keep_their_proportions() -> None:
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+    counts = _drawn(logits, Sampling(temperature=1.0, top_k=2))
+    assert counts[1] / 20_000 == pytest.approx(4 / 7, abs=0.015)
+
+
+def test_top_k_of_more_than_the_vocabulary_changes_nothing() -> None:
+    logits = torch.tensor([0.0, 0.3, 0.1])
+    assert torch.equal(_drawn(logits, Sampling(temperature=1.0, top_k=9)), _drawn(logits, Sampling(temperature=1.0)))
+
+
+def test_the_same_generator_draws_the_same() -> None:
+    logits = torch.randn(2, 3, 4, 50, generator=torch.Generator().manual_seed(1))
+    one, same, other = (draw(logits, Sampling(temperature=1.0), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert one.shape == (2, 3, 4)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_sampling_without_a_generator_is_refused() -> None:
+    with pytest.raises(ValueError, match="generator"):
+        draw(torch.zeros(2, 3), Sampling(temperature=0.7))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}]
+)
+def test_impossible_choices_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Sampling(**wrong)
+
+
+# --- scheduled sampling ---
+
+
+def test_scheduled_sampling_swaps_nothing_everything_or_its_share() -> None:
+    truth, predicted = torch.zeros(4, 3, 16, 16).long(), torch.ones(4, 3, 16, 16).long()
+    share = {p: scheduled(truth, predicted, p, torch.Generator().manual_seed(0)).float().mean() for p in (0, 0.3, 1)}
+    assert share[0] == 0
+    assert share[0.3] == pytest.approx(0.3, abs=0.03)
+    assert share[1] == 1

@@ -1,0 +1,99 @@
+"""Finite scalar quantisation: index arithmetic of NVIDIA's Cosmos, every level reachable, gradients pass through."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from worldline.nn.fsq import FSQ
+
+COSMOS = (8, 8, 8, 5, 5, 5)
+ALL = torch.arange(64_000)
+
+
+def test_all_64000_codes_come_back_exactly() -> None:
+    quantiser = FSQ(COSMOS)
+    codes = quantiser.codes(ALL)
+    assert quantiser.vocab_size == 64_000
+    assert torch.equal(quantiser.indices(codes), ALL)
+    assert len(codes.unique(dim=0)) == 64_000
+    assert torch.equal(quantiser.codes(quantiser.indices(codes)), codes)
+
+
+def test_index_is_the_mixed_radix_number_of_the_digits() -> None:
+    basis = (1, 8, 64, 512, 2560, 12800)
+    digits = torch.tensor(list(itertools.product(*(range(level) for level in COSMOS))))
+    expected = (digits * torch.tensor(basis)).sum(dim=1)
+    half = torch.tensor([level // 2 for level in COSMOS])
+    codes = (digits - half) / half  # digit = code * (L // 2) + L // 2
+    assert torch.equal(FSQ(COSMOS).indices(codes), expected)
+    assert torch.equal(FSQ(COSMOS).codes(expected), codes)
+
+
+@pytest.mark.parametrize(
+    ("index", "digits"),
+    [
+        (0, (0, 0, 0, 0, 0, 0)),
+        (1, (1, 0, 0, 0, 0, 0)),
+        (8, (0, 1, 0, 0, 0, 0)),
+        (512, (0, 0, 0, 1, 0, 0)),
+        (63_999, (7, 7, 7, 4, 4, 4)),
+    ],
+)
+def test_known_indices(index: int, digits: tuple[int, ...]) -> None:
+    codes = FSQ(COSMOS).codes(torch.tensor([index]))[0]
+    expected = [(d - level // 2) / (level // 2) for d, level in zip(digits, COSMOS, strict=True)]
+    assert codes.tolist() == pytest.approx(expected, abs=0)
+
+
+@pytest.mark.parametrize("level", [2, 3, 4, 5, 7, 8])
+def test_forward_reaches_every_level_and_no_other(level: int) -> None:
+    quantiser = FSQ((level,))
+    z = torch.linspace(-8, 8, 4001)[:, None]
+    codes = quantiser(z)
+    assert torch.equal(quantiser.indices(codes).unique(), torch.arange(level))
+    assert torch.equal(quantiser.codes(quantiser.indices(codes)), codes)
+    assert (codes.diff(dim=0) >= 0).all(), "a larger input never gives a lower level"
+    assert codes.abs().max() <= 1
+
+
+@pytest.mark.parametrize("level", [2, 3, 4, 5, 7, 8])
+def test_zero_lies_in_the_middle_of_level_half(level: int) -> None:
+    quantiser = FSQ((level,))
+    around = torch.tensor([[-0.05], [0.0], [0.05]])
+    assert quantiser.indices(quantiser(around)).tolist() == [level // 2] * 3
+
+
+def test_forward_gives_codes_that_indices_understand() -> None:
+    quantiser = FSQ(COSMOS)
+    z = 3 * torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    codes = quantiser(z)
+    indices = quantiser.indices(codes)
+    assert indices.shape == (2, 3, 4)
+    assert indices.dtype == torch.int64
+    assert torch.equal(quantiser.codes(indices), codes)
+
+
+@pytest.mark.parametrize("level", [5, 8])
+def test_gradient_passes_straight_through_the_rounding(level: int) -> None:
+    z = torch.linspace(-2, 2, 41).unsqueeze(1).requires_grad_()
+    FSQ((level,))(z).sum().backward()
+    # What is left is the slope of the bound: tanh(z + s) * half - offset, in units of L // 2.
+    half, offset = (level - 1) * 1.001 / 2, 0.5 if level % 2 == 0 else 0.0
+    slope = half * (1 - torch.tanh(z.detach() + math.atanh(offset / half)) ** 2) / (level // 2)
+    assert z.grad is not None
+    torch.testing.assert_close(z.grad, slope)
+    assert (z.grad > 0).all()
+
+
+def test_holds_no_parameters_and_nothing_to_save() -> None:
+    quantiser = FSQ(COSMOS)
+    assert list(quantiser.parameters()) == []
+    assert quantiser.state_dict() == {}
+
+
+@pytest.mark.parametrize("levels", [(), (8, 1)])
+def test_refuses_levels_that_cannot_code(levels: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="two levels per channel"):
+        FSQ(levels)

@@ -1,0 +1,181 @@
+"""A source of frames becomes a 1X token folder: what lies where, resumed after a kill, and what is left out."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import TWO_JOINTS, moving_square, small_tokenizer, write_squares
+from data_builders import write_tokens
+
+from worldline.data.onex_write import finish_raw, write_raw_shard
+from worldline.data.open import open_source
+from worldline.data.source import Source
+from worldline.data.video import resize
+from worldline.schema import UsageError
+from worldline.tokenizers.tokenise import TokeniseReport, tokenise
+
+LENGTHS = (51, 40, 20, 10)
+
+
+def _source(root: Path, lengths: tuple[int, ...] = LENGTHS) -> Source:
+    """Episodes of these lengths, one per shard."""
+    for shard, length in enumerate(lengths):
+        frames, states = moving_square(length, seed=shard)
+        segments = np.zeros(length, np.int32)
+        write_raw_shard(root, shard, frames=frames, states=states, segments=segments, fps=30.0)
+    total = sum(lengths)
+    finish_raw(root, num_shards=len(lengths), num_images=total, fps=30.0, layout=TWO_JOINTS, provenance={})
+    return open_source(root)
+
+
+def _run(source: Source, out: Path, **changes: object) -> TokeniseReport:
+    settings = {"fingerprint": "one", "episodes": range(len(source.episodes))} | changes
+    return tokenise(source, small_tokenizer(), out, **settings)  # pyright: ignore[reportArgumentType]
+
+
+def _digests(root: Path) -> dict[str, str]:
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_tokens_and_states_are_read_back_as_they_were_made(tmp_path: Path) -> None:
+    source, tokenizer = _source(tmp_path / "raw"), small_tokenizer()
+    _run(source, tmp_path / "out")
+    tokens = open_source(tmp_path / "out")
+    assert tokens.kind == "1x-tokens"
+    assert tokens.grid == tokenizer.grid(16, 16)
+    assert (tokens.fps, tokens.layout) == (30.0, TWO_JOINTS)
+    for episode, blocks in enumerate((3, 2, 1)):
+        seen, made = source.read(episode, 0, 17 * blocks), tokens.read(episode, 0, 17 * blocks)
+        assert seen.frames is not None
+        assert made.tokens is not None
+        assert torch.equal(made.tokens, tokenizer.encode(seen.frames[None])[0])
+        assert torch.equal(made.states, seen.states)
+
+
+def test_each_phase_is_a_segment_that_starts_later(tmp_path: Path) -> None:
+    source, tokenizer = _source(tmp_path / "raw", (51,)), small_tokenizer()
+    report = _run(source, tmp_path / "out", phases=2)
+    tokens = open_source(tmp_path / "out")
+    assert [(episode.length, episode.phase) for episode in tokens.episodes] == [(51, 0), (34, 0)]
+    later, made = source.read(0, 8, 42), tokens.read(1, 0, 34)
+    assert later.frames is not None
+    assert made.tokens is not None
+    assert torch.equal(made.tokens, tokenizer.encode(later.frames[None])[0])
+    assert torch.equal(made.states, later.states)
+    assert (report.blocks, report.frames, report.frames_left_out) == (5, 85, 9)
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    source = _source(tmp_path / "raw")
+    report = _run(source, tmp_path / "out")
+    assert (report.episodes, report.blocks, report.frames) == (4, 6, 102)
+    assert report.frames_left_out == 0 + 6 + 3 + 10
+    assert report.episodes_too_short == 2
+    twice = _run(source, tmp_path / "twice", phases=2)
+    assert twice.blocks == 6 + (2 + 1)
+    assert twice.frames_left_out == 19 + (9 + 15 + 12 + 2)
+    assert twice.episodes_too_short == 2
+
+
+def test_only_chosen_episodes_are_tokenised(tmp_path: Path) -> None:
+    source = _source(tmp_path / "raw")
+    report = _run(source, tmp_path / "out", episodes=[1])
+    tokens = open_source(tmp_path / "out")
+    assert (report.episodes, report.blocks) == (1, 2)
+    assert torch.equal(tokens.read(0, 0, 34).states, source.read(1, 0, 34).states)
+
+
+def test_frames_are_resized_first_where_a_size_is_given(tmp_path: Path) -> None:
+    source, tokenizer = _source(tmp_path / "raw", (17,)), small_tokenizer()
+    _run(source, tmp_path / "out", size=8)
+    tokens, frames = open_source(tmp_path / "out").read(0, 0, 17).tokens, source.read(0, 0, 17).frames
+    assert frames is not None
+    assert tokens is not None
+    assert torch.equal(tokens, tokenizer.encode(resize(frames, 8)[None])[0])
+
+
+def test_batching_changes_nothing(tmp_path: Path) -> None:
+    source = _source(tmp_path / "raw")
+    for size in (1, 16):
+        _run(source, tmp_path / str(size), batch_size=size)
+    assert _digests(tmp_path / "1") == _digests(tmp_path / "16")
+
+
+@pytest.mark.parametrize(
+    "lost", ["metadata/metadata_1.json", "videos/video_1.bin", "segment_indices/segment_idx_1.bin"]
+)
+def test_killed_between_shards_it_goes_on_where_it_stopped(tmp_path: Path, lost: str) -> None:
+    source, out = _source(tmp_path / "raw"), tmp_path / "out"
+    first = _run(source, out)
+    whole = _digests(out)
+    (out / "metadata.json").unlink()
+    (out / lost).unlink()
+    untouched = (out / "videos/video_0.bin").stat().st_mtime_ns
+    again = _run(source, out)
+    assert _digests(out) == whole
+    assert (first.reused, again.reused) == (0, 3)
+    assert (out / "videos/video_0.bin").stat().st_mtime_ns == untouched
+    assert (again.frames, again.frames_left_out) == (first.frames, first.frames_left_out)
+
+
+def test_run_again_it_writes_nothing_anew(tmp_path: Path) -> None:
+    source = _source(tmp_path / "raw")
+    _run(source, tmp_path / "out")
+    assert _run(source, tmp_path / "out").reused == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"fingerprint": "another"}, {"size": 8}, {"phases": 3}, {"episodes": [0, 1]}],
+    ids=lambda c: next(iter(c)),
+)
+def test_shards_of_other_settings_never_mix(tmp_path: Path, change: dict[str, object]) -> None:
+    source = _source(tmp_path / "raw")
+    _run(source, tmp_path / "out")
+    before = _digests(tmp_path / "out")
+    named = {"fingerprint": "tokenizer"}.get(next(iter(change)), next(iter(change)))
+    with pytest.raises(UsageError, match=f"another .*{named}"):
+        _run(source, tmp_path / "out", **change)
+    assert _digests(tmp_path / "out") == before
+
+
+def test_changed_data_at_the_same_place_are_other_data(tmp_path: Path) -> None:
+    _run(_source(tmp_path / "raw"), tmp_path / "out")
+    path = tmp_path / "raw/robot_states/states_0.bin"
+    states = np.fromfile(path, np.float32)
+    states[0] += 0.125
+    states.tofile(path)
+    with pytest.raises(UsageError, match="source_fingerprint"):
+        _run(open_source(tmp_path / "raw"), tmp_path / "out")
+
+
+def test_new_video_at_the_same_place_is_other_data(tmp_path: Path) -> None:
+    _run(open_source(write_squares(tmp_path / "raw", 2)), tmp_path / "out")
+    states = (tmp_path / "raw/robot_states/states_0.bin").read_bytes()
+    write_squares(tmp_path / "raw", 2, first=9)
+    (tmp_path / "raw/robot_states/states_0.bin").write_bytes(states)
+    with pytest.raises(UsageError, match="source_fingerprint"):
+        _run(open_source(tmp_path / "raw"), tmp_path / "out")
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        _run(_source(tmp_path / "raw", (17,)), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_tokens_cannot_be_tokenised(tmp_path: Path) -> None:
+    source = open_source(write_tokens(tmp_path / "tokens", np.zeros(34, np.int32)))
+    with pytest.raises(UsageError, match="holds tokens already"):
+        _run(source, tmp_path / "out")
+
+
+def test_a_size_off_the_stride_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="12x12"):
+        _run(_source(tmp_path / "raw", (17,)), tmp_path / "out", size=12)
+    assert not (tmp_path / "out").exists()
