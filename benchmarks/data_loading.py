@@ -1,12 +1,10 @@
 """How fast clips come off the disk: decoded 256x256 video, cached frames, pre-tokenised samples. Prints JSON.
 
-    python benchmarks/data_loading.py [--data FOLDER] [--workers 0] [--seconds 5]
+    python benchmarks/data_loading.py [--quick] [--data FOLDER] [--workers 0] [--seconds 5]
 
 Without `--data` a moving pattern is written to a temporary folder, so the numbers need no download.
 """
 
-import argparse
-import json
 import os
 import tempfile
 import time
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import in_turns, options, publish, spread
 
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.loader import Loader
@@ -27,6 +26,7 @@ from worldline.schema import TokenGrid
 
 COSMOS = TokenGrid(height=32, width=32, vocab_size=64_000)
 BATCH = 8
+REPEATS = 5
 
 
 def write_video(root: Path, frames: int, size: int) -> Path:
@@ -54,31 +54,28 @@ def write_tokens(root: Path, frames: int) -> Path:
     return root
 
 
-def clips_per_second(clips: Clips, workers: int, seconds: float) -> float:
-    """Read random batches for about `seconds` after the first one, which pays for starting up."""
+def clips_per_second(clips: Clips, workers: int, seconds: float) -> dict[str, float]:
+    """Read random batches for about `seconds`, in parts, after the first one, which pays for starting up."""
     batches = Loader(clips, BATCH, seed=0, num_workers=workers).iterate(0, 1_000_000)
     next(batches)
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        count += len(next(batches))
-    rate = count / (time.perf_counter() - started)
+    rates = []
+    for _ in range(REPEATS):
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds / REPEATS:
+            count += len(next(batches))
+        rates.append(count / (time.perf_counter() - began))
     del batches
-    return round(rate, 1)
+    return spread(rates)
 
 
-def milliseconds(call: Callable[[], object], repeats: int = 5) -> float:
-    """Best of a few calls."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return round(1000 * min(times), 2)
+def milliseconds(call: Callable[[], object]) -> dict[str, float]:
+    """How long a few calls take."""
+    return spread([1000 * seconds for seconds in in_turns({"call": call}, repeats=REPEATS)["call"]])
 
 
-def measure(folder: Path, data: Path | None, workers: int, seconds: float) -> dict[str, object]:
-    """All numbers."""
-    video = data or write_video(folder / "raw", 600, 256)
+def measure(folder: Path, data: Path | None, *, frames: int, workers: int, seconds: float) -> dict[str, object]:
+    """All numbers; `frames` are written where there is no `data`."""
+    video = data or write_video(folder / "raw", frames, 256)
     config = DataConfig(
         path=video, pattern=FramePattern.consecutive(34), window_stride=8, image_size=256, train_episodes=":4"
     )
@@ -104,15 +101,16 @@ def measure(folder: Path, data: Path | None, workers: int, seconds: float) -> di
 
 def main() -> None:
     """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--data", type=Path, default=None, help="a folder of 1X raw or LeRobot video")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=5.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    frames, seconds = (80, 0.1) if arguments.quick else (600, arguments.seconds)
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), arguments.data, arguments.workers, arguments.seconds)
-    print(json.dumps(result, indent=2))
+        figures = measure(Path(folder), arguments.data, frames=frames, workers=arguments.workers, seconds=seconds)
+    publish(figures, quick=arguments.quick)
 
 
 if __name__ == "__main__":

@@ -1,53 +1,68 @@
 """How fast the twin makes data, and whether the data are worth learning. Prints JSON.
 
-    OMP_NUM_THREADS=1 python benchmarks/twin_rendering.py [--episodes 24] [--size 64] [--workers 2] [--seed 0]
+    OMP_NUM_THREADS=1 python benchmarks/twin_rendering.py [--quick] [--episodes 16] [--size 64] [--workers 2]
 
 `frames_per_second` counts everything: scenes, physics, rendering, encoding, writing, starting the workers.
 `frames_per_core_second` is per second of processor time instead: what one idle core would do.
-`copy_last_psnr` is what repeating the last frame seen scores `HORIZON` frames later: the mean over
-all windows of the episodes, in dB. `episodes_with_contact` is the share that move an object by over 3 cm.
+`copy_last_psnr_db` is what repeating the last frame seen scores `HORIZON` frames later: the mean over
+all windows of the episodes. `episodes_with_contact` is the share that move an object by over 3 cm.
 """
 
 import argparse
-import json
 import os
-import platform
-import sys
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from common import options, publish, skip, spread
 
 from worldline.data.video import decode
+from worldline.schema import UsageError
+from worldline.twin.backend import load_mujoco
 from worldline.twin.generate import TwinConfig, generate
 
 HORIZON = 17
 
 
 def main() -> None:
-    """Generate a data set in a temporary folder, measure it, print the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("episodes", 24), ("size", 64), ("workers", 2), ("seed", 0)):
+    """Generate data sets in a temporary folder, measure them, print the result."""
+    parser = options(__doc__)
+    for name, default in (("episodes", 16), ("size", 64), ("workers", 2), ("seed", 0), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
-    config = TwinConfig(episodes=arguments.episodes, size=arguments.size, seed=arguments.seed)
+    try:
+        load_mujoco()
+    except UsageError as reason:
+        skip(str(reason), quick=arguments.quick)
+        return
+    if arguments.quick:
+        arguments.episodes = arguments.workers = arguments.repeats = 1
+    found = [measure(arguments, seed=arguments.seed + 1000 * repeat) for repeat in range(arguments.repeats)]
+    figures = {name: spread([one[name] for one in found]) for name in found[0]}
+    setting = {"episodes": arguments.episodes, "size": arguments.size, "workers": arguments.workers}
+    drawn = {"mujoco": version("mujoco"), "opengl": os.environ.get("MUJOCO_GL", "default")}
+    publish({**setting, **drawn, **figures}, quick=arguments.quick)
+
+
+def measure(arguments: argparse.Namespace, *, seed: int) -> dict[str, float]:
+    """One data set from nothing."""
+    frames = HORIZON + 3 if arguments.quick else TwinConfig(episodes=1).frames
+    config = TwinConfig(episodes=arguments.episodes, size=arguments.size, seed=seed, frames=frames)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "twin"
-        start, busy = time.perf_counter(), sum(os.times()[:4])
+        began, busy = time.perf_counter(), sum(os.times()[:4])
         generate(root, config, workers=arguments.workers)
-        seconds = time.perf_counter() - start
-        core_seconds = sum(os.times()[:4]) - busy
+        seconds, core_seconds = time.perf_counter() - began, sum(os.times()[:4]) - busy
         size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-        result = {
-            "frames_per_second": round(config.episodes * config.frames / seconds, 1),
-            "frames_per_core_second": round(config.episodes * config.frames / core_seconds, 1),
-            "kilobytes_per_episode": round(size / config.episodes / 1000, 1),
-            "copy_last_psnr": round(copy_last_psnr(root, config), 2),
-            "episodes_with_contact": round(contact_share(root, config), 3),
+        return {
+            "frames_per_second": config.episodes * config.frames / seconds,
+            "frames_per_core_second": config.episodes * config.frames / core_seconds,
+            "kilobytes_per_episode": size / config.episodes / 1000,
+            "copy_last_psnr_db": copy_last_psnr(root, config),
+            "episodes_with_contact": contact_share(root, config),
         }
-    print(json.dumps(result | {"command": " ".join(sys.argv), "machine": machine()}, indent=2))
 
 
 def copy_last_psnr(root: Path, config: TwinConfig) -> float:
@@ -68,19 +83,6 @@ def contact_share(root: Path, config: TwinConfig) -> float:
             objects = physics["objects"]
         moved += np.linalg.norm(objects - objects[0], axis=-1).max() > 0.03
     return moved / config.episodes
-
-
-def machine() -> dict[str, object]:
-    """What the figures were measured on."""
-    return {
-        "system": platform.platform(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "load_of_the_last_quarter_hour": round(os.getloadavg()[2], 2),
-        "python": platform.python_version(),
-        "mujoco": version("mujoco"),
-        "opengl": os.environ.get("MUJOCO_GL", "default"),
-    }
 
 
 if __name__ == "__main__":

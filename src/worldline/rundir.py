@@ -67,7 +67,7 @@ class RunDir:
         found = sorted((self.path / "checkpoints").glob("step_*"))
         return found[-1] if found else None
 
-    def log(self, record: Mapping[str, float]) -> None:
+    def log(self, record: Mapping[str, int | float]) -> None:
         """Append one line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(record)) + "\n")

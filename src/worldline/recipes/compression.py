@@ -24,7 +24,7 @@ def compression_revontuli() -> TrainConfig:
         data=DataConfig(path=Path("train_v2.0"), val_path=Path("val_v2.0"), window_stride=34),
         optimizer=OptimizerConfig(),
         batch_size=160,
-        epochs=80,
+        epochs=80.0,
         workers=8,
         evaluate_every=2000,
         checkpoint_every=2000,

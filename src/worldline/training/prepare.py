@@ -62,6 +62,7 @@ def _prepare_tokenizer(config: TrainConfig, model_config: FSQVideoConfig, progre
     data = replace(config.data, pattern=FramePattern.consecutive(model_config.block_frames))
     train = open_clips(data, "train", progress=lambda *at: progress("decoding training frames", *at))
     val = open_clips(data, "val", progress=lambda *at: progress("decoding validation frames", *at))
+    torch.manual_seed(config.seed)  # the first weights are a function of the seed
     model = model_config.build()
     shape = train[0].frames
     if shape is None:
@@ -94,6 +95,7 @@ def _prepare_world(config: TrainConfig, model_config: STTransformerConfig, run: 
         temporal_stride=grid.temporal_stride,
         state_dim=train.source.layout.dim,
     )
+    torch.manual_seed(config.seed)  # the first weights are a function of the seed
     model = model_config.build()
     statistics = compute_stats(train.source, episodes=sorted(set(train.windows.episode.tolist())))
     if model.states is not None and model_config.normalise_states:

@@ -64,7 +64,7 @@ def random_temper(rng: Generator) -> Temper:
             drive, turn = rng.uniform((0.06, 0.1), (0.12, 0.2))
         case _:
             pass
-    together, pace = rng.uniform((0.1, 1.05), (0.5, 1.45))
+    together, pace = rng.uniform((0.1, 0.8), (0.5, 1.15))
     return Temper(sway=sway, drive=drive, turn=turn, together=together, pace=pace)
 
 

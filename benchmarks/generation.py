@@ -1,0 +1,62 @@
+"""How long three grids take to generate, with and without the cache of keys and values. Prints JSON.
+
+    OMP_NUM_THREADS=1 python benchmarks/generation.py [--quick] [--repeats 7]
+
+Greedy, fp32 (as the report infers), random weights and contexts: neither changes the time. Both ways are run in
+turns, and their logits are compared, so that a fast but wrong cache does not pass.
+"""
+
+from dataclasses import replace
+
+import torch
+from common import in_turns, options, publish, random_batch, ratio, spread
+
+from worldline.process.categorical import Sampling
+from worldline.recipes.compression import compression_tiny
+from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+
+
+def generation(config: STTransformerConfig, size: int, repeats: int, device: str = "cpu") -> dict[str, object]:
+    """Roll one world forward both ways."""
+    world = STTransformer(config).to(device).eval()
+    batch = random_batch(config, size, device)
+    assert batch.tokens is not None
+    context, states = batch.tokens[:, : config.context_grids], batch.states
+
+    def roll(*, cached: bool) -> list[torch.Tensor]:
+        return [step.logits for step in world.forecast(context, states, sampling=Sampling(), cached=cached)]
+
+    seconds = in_turns({"cached": lambda: roll(cached=True), "uncached": lambda: roll(cached=False)}, repeats=repeats)
+    # The first grid comes of the same computation; later ones may differ by a token where two logits nearly tie.
+    pairs = list(zip(roll(cached=True), roll(cached=False), strict=True))
+    return {
+        "clips": size,
+        "grid": f"{config.grid_height}x{config.grid_width}",
+        "cached_seconds_per_forecast": spread(seconds["cached"]),
+        "uncached_seconds_per_forecast": spread(seconds["uncached"]),
+        "clips_per_second": spread([size / s for s in seconds["cached"]]),
+        "uncached_to_cached_ratio": ratio(seconds, "uncached", "cached"),
+        "largest_logit_difference_of_second_grid": float(f"{(pairs[1][0] - pairs[1][1]).abs().max().item():.3g}"),
+        "share_of_equal_tokens": round(
+            sum((a.argmax(-1) == b.argmax(-1)).float().mean().item() for a, b in pairs) / len(pairs), 6
+        ),
+    }
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    tiny = compression_tiny().model
+    assert isinstance(tiny, STTransformerConfig)
+    if arguments.quick:
+        figures = {"compression_tiny": generation(replace(tiny, layers=1), 1, 1), "compression_revontuli": None}
+    else:
+        figures = {"compression_tiny": generation(tiny, 8, arguments.repeats), "compression_revontuli": None}
+        if torch.cuda.is_available():
+            figures["compression_revontuli"] = generation(STTransformerConfig(), 4, arguments.repeats, "cuda")
+    publish({"torch_threads": torch.get_num_threads(), **figures}, quick=arguments.quick)
+
+
+if __name__ == "__main__":
+    main()

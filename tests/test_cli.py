@@ -1,0 +1,283 @@
+"""The command line as a user meets it: exit codes, hints, one JSON object, and raw video to a report, end to end."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from builders import write_squares
+
+from worldline.cli import data, evaluate, forecast, report, train
+from worldline.cli import main as entry
+from worldline.evaluation.result import METRIC_INFO, Evaluation
+from worldline.schema import DataError, UsageError
+
+Capture = pytest.CaptureFixture[str]
+
+
+def _words(line: str) -> list[str]:
+    return line.split()
+
+
+SMALL_TOKENIZER = _words("--model.levels 8 5 5 --model.widths 8 16 --model.blocks 1 1 --model.kernel 3")
+SMALL_WORLD = _words("--model.width 16 --model.heads 2 --model.layers 1 --model.state-hidden 8")
+
+
+def _worldline(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run the entry point in this process; give its exit code."""
+    monkeypatch.setattr(sys, "argv", ["worldline", *map(str, arguments)])
+    try:
+        entry.main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def _printed(capsys: Capture) -> dict[str, Any]:
+    """The one JSON object on stdout; anything beside it is an error."""
+    return json.loads(capsys.readouterr().out)
+
+
+def _on(raw: Path, cache: Path) -> list[str]:
+    choice = _words("--data.val-path None --data.train-episodes :-2 --data.val-episodes -2: --data.image-size 16")
+    return ["--data.path", str(raw), *choice, "--data.cache", str(cache), "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw video of a moving square, a tokenizer, a world and a blind world, all made by `worldline train`."""
+    lab = tmp_path_factory.mktemp("lab")
+    data = _on(write_squares(lab / "raw", 4, length=68), lab / "cache")
+    few = _words("--batch-size 2 --validation-clips 2 --json")
+    train.main(["tokenizer_tiny", "--run", str(lab / "tokenizer"), "--steps", "4", *SMALL_TOKENIZER, *data, *few])
+    tokenizer = ["--tokenizer", str(lab / "tokenizer"), "--phases", "2"]
+    for recipe in ("compression_tiny", "compression_tiny_blind"):
+        train.main([recipe, "--run", str(lab / recipe), "--steps", "3", *SMALL_WORLD, *data, *few, *tokenizer])
+    return lab
+
+
+# --- words that are not understood ---
+
+
+def test_help_shows_every_verb(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    assert _worldline(monkeypatch, "--help") == 0
+    shown = capsys.readouterr().out
+    for verb in ("data", "train", "forecast", "evaluate", "report", "demo"):
+        assert f"\n  {verb} " in shown
+
+
+@pytest.mark.parametrize("verb", entry.VERBS)
+def test_every_verb_has_help(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    assert _worldline(monkeypatch, verb, "--help") == 0
+    assert f"worldline {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["trian"], "there is no verb 'trian'"),
+        (["train", "compression_tny"], "did you mean 'compression_tiny'?"),
+        (["train", "qqqq"], "there are: tokenizer_tiny, compression_tiny"),
+        (["data", "inf", "x"], "did you mean 'info'?"),
+        (["data", "info", "/absent"], "/absent does not exist"),
+        (["evaluate", "/absent"], "/absent does not exist"),
+        (["report", "/absent"], "/absent is no folder"),
+        (["train", "--resume", "/absent"], "/absent/config.json"),
+        (["train", "compression_tiny", "--colour", "blue"], "--colour"),
+    ],
+)
+def test_wrong_words_end_with_2_and_say_what_to_do(
+    arguments: list[str], hint: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert _worldline(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr()
+    assert hint in shown.err
+    assert shown.out == ""
+
+
+def test_bad_data_end_with_2_and_name_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert _worldline(monkeypatch, "data", "info", tmp_path) == 2
+    assert "metadata.json" in capsys.readouterr().err
+    raw = write_squares(tmp_path / "raw", 3, length=17)
+    (raw / "robot_states/states_1.bin").write_bytes(b"123")
+    assert _worldline(monkeypatch, "data", "convert", raw, tmp_path / "out") == 2
+    assert "states_1.bin" in capsys.readouterr().err
+
+
+def test_a_process_of_its_own_keeps_stdout_for_the_result(tmp_path: Path) -> None:
+    raw = write_squares(tmp_path / "raw", 1, length=17)
+    command = [sys.executable, "-c", "from worldline.cli.main import main; main()", "data", "info", str(raw), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert json.loads(done.stdout)["frames"] == 17
+
+
+# --- data ---
+
+
+def test_info_is_one_json_object(tmp_path: Path, capsys: Capture) -> None:
+    data.main(["info", str(write_squares(tmp_path / "raw", 2, length=85)), "--json"])
+    info = _printed(capsys)
+    assert {"left_out", "statistics", "bytes", "state_kinds", "cameras"} <= info.keys()
+    expected = {
+        "kind": "1x-raw",
+        "episodes": 2,
+        "frames": 170,
+        "fps": 30.0,
+        "state_dim": 2,
+        "state_names": ["elbow", "gripper"],
+        "image_size": [16, 16],
+        "samples": 4,
+        "windows_77": 4,
+        "problems": [],
+    }
+    assert {name: info[name] for name in expected} == expected
+
+
+def test_info_for_people_names_problems(tmp_path: Path, capsys: Capture) -> None:
+    raw = write_squares(tmp_path / "raw", 2, length=34)
+    states = np.fromfile(raw / "robot_states/states_1.bin", np.float32)
+    states[5] = np.nan
+    states.tofile(raw / "robot_states/states_1.bin")
+    data.main(["info", str(raw)])
+    shown = capsys.readouterr().out
+    assert "problem: " in shown
+    assert "states_1.bin" in shown
+    assert "elbow" in shown
+
+
+def test_tokenize_by_command(lab: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ["tokenize", str(lab / "raw"), str(tmp_path / "out"), "--tokenizer", str(lab / "tokenizer")]
+    data.main([*command, "--episodes", ":2", "--json"])
+    done = _printed(capsys)
+    assert (done["episodes"], done["blocks"], done["reused"]) == (2, 8, 0)
+    data.main(["info", str(tmp_path / "out"), "--json"])
+    info = _printed(capsys)
+    assert (info["kind"], info["samples"], info["grid"]["vocab_size"]) == ("1x-tokens", 4, 200)
+    data.main([*command, "--episodes", ":2", "--json"])
+    assert _printed(capsys)["reused"] == 2
+
+
+# --- from raw video to a report ---
+
+
+def test_training_reports_its_end(lab: Path, capsys: Capture) -> None:
+    train.main(["--resume", str(lab / "compression_tiny"), "--json"])
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["step"] == 3
+    assert "run folder" in shown.err
+
+
+def test_a_failed_job_ends_with_1(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    # Nothing but these words differs from a run that works.
+    wild = _words("--optimizer.peak 1e30 --optimizer.warmup-steps 0 --optimizer.clip-norm None")
+    words = [
+        "compression_tiny",
+        "--run",
+        tmp_path / "run",
+        "--steps",
+        "4",
+        *SMALL_WORLD,
+        *_on(lab / "raw", lab / "cache"),
+    ]
+    tokenizer = ["--batch-size", "2", "--phases", "2", "--tokenizer", lab / "tokenizer"]
+    assert _worldline(monkeypatch, "train", *words, *tokenizer, *wild) == 1
+    assert "at step 1" in capsys.readouterr().err
+
+
+def test_a_world_is_evaluated_beside_its_baselines(lab: Path, tmp_path: Path, capsys: Capture) -> None:
+    world, blind = lab / "compression_tiny", lab / "compression_tiny_blind"
+    evaluate.main([str(world), "--blind", str(blind), "--num-clips", "4", "--out", str(tmp_path), "--json"])
+    printed = _printed(capsys)
+    evaluation = Evaluation.load(tmp_path / "metrics.json")
+    assert [row["name"] for row in printed["rows"]] == [row.name for row in evaluation.rows]
+    rows = {row.name: row for row in evaluation.rows}
+    assert {name: row.role for name, row in rows.items()} == {
+        "forecast": "model",
+        "forecast, states of another clip": "ablation",
+        "blind to states": "baseline",
+        "copy last frame": "baseline",
+        "token frequencies": "baseline",
+        "tokenizer round trip": "ceiling",
+    }
+    assert {"psnr_db_last", "ssim_mean", "full_ce", "token_accuracy", "teacher_forced_ce"} <= set(
+        rows["forecast"].metrics
+    )
+    assert set().union(*(row.metrics for row in evaluation.rows)) <= set(METRIC_INFO)
+    assert evaluation.not_computed == {}
+    assert (evaluation.data.num_clips, evaluation.data.num_episodes, evaluation.data.horizon_frames) == (4, 2, 17)
+    assert len(evaluation.curves["psnr_db"]["forecast"]) == 17
+
+
+def test_a_tokenizer_is_evaluated(lab: Path, tmp_path: Path, capsys: Capture) -> None:
+    evaluate.main([str(lab / "tokenizer"), "--num-clips", "3", "--out", str(tmp_path)])
+    assert "metrics.json" in capsys.readouterr().out
+    evaluation = Evaluation.load(tmp_path / "metrics.json")
+    assert evaluation.protocol == "tokenizer"
+    assert evaluation.settings["vocabulary"] == 200
+    assert [row.role for row in evaluation.rows] == ["ceiling"]
+
+
+def test_the_copied_tokenizer_cannot_be_evaluated_and_says_why(lab: Path) -> None:
+    with pytest.raises(UsageError, match="own run folder"):
+        evaluate.main([str(lab / "compression_tiny/tokenizer")])
+
+
+def test_other_data_are_judged_by_the_same_contract(lab: Path, tmp_path: Path, capsys: Capture) -> None:
+    other = write_squares(tmp_path / "other", 1, length=34, first=50)
+    evaluate.main([str(lab / "compression_tiny"), "--data", str(other), "--out", str(tmp_path / "out"), "--json"])
+    printed = _printed(capsys)
+    assert printed["data"]["num_clips"] == 1
+    assert "one clip only" in printed["not_computed"]["forecast, states of another clip"]
+
+
+def test_forecasts_are_videos_of_the_clip_and_its_futures(lab: Path, tmp_path: Path, capsys: Capture) -> None:
+    sampled = _words("--clips 0 3 --temperature 1.0 --num-samples 2 --json")
+    forecast.main([str(lab / "compression_tiny"), "--out", str(tmp_path), *sampled])
+    videos = _printed(capsys)["videos"]
+    assert [Path(video).name for video in videos] == ["clip_00000.mp4", "clip_00003.mp4"]
+    with av.open(videos[0]) as container:
+        shapes = [(frame.width, frame.height) for frame in container.decode(video=0)]
+    assert shapes == [(3 * 4 * 16, 4 * 16)] * 34  # real and two futures, enlarged four times
+    with pytest.raises(UsageError, match=r"clips 0\.\.3"):
+        forecast.main([str(lab / "compression_tiny"), "--out", str(tmp_path), "--clips", "4"])
+
+
+def test_greedy_samples_would_all_be_alike(lab: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--temperature"):
+        forecast.main([str(lab / "compression_tiny"), "--out", str(tmp_path), "--num-samples", "2"])
+
+
+def test_a_report_of_two_runs_is_one_page(lab: Path, tmp_path: Path, capsys: Capture) -> None:
+    runs = [str(lab / "compression_tiny"), str(lab / "compression_tiny_blind")]
+    evaluate.main([runs[0], "--num-clips", "2", "--json"])
+    capsys.readouterr()
+    report.main([*runs, "--out", str(tmp_path / "page.html"), "--json"])
+    printed = _printed(capsys)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert printed["report"] == str(tmp_path / "page.html")
+    assert "compression_tiny_blind" in page
+    assert page.lstrip().lower().startswith("<!doctype html")
+
+
+def test_a_run_by_another_tokenizer_is_refused(lab: Path, tmp_path: Path) -> None:
+    few = _words("--batch-size 2 --validation-clips 2 --steps 1 --seed 9")
+    other = tmp_path / "other"
+    train.main(["tokenizer_tiny", "--run", str(other), *SMALL_TOKENIZER, *_on(lab / "raw", lab / "cache"), *few])
+    with pytest.raises(UsageError, match="another tokenizer"):
+        evaluate.main([str(lab / "compression_tiny"), "--tokenizer", str(other), "--out", str(tmp_path / "out")])
+
+
+def test_a_damaged_run_is_bad_data(lab: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/model.json").write_text("{}")
+    with pytest.raises(DataError, match=r"model\.json"):
+        evaluate.main([str(tmp_path / "run")])

@@ -1,0 +1,421 @@
+"""Evaluation against known answers: worlds that know everything or nothing, still copies, foreign states, contracts."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from builders import SMALL_TOKENIZER, SMALL_WORLD, TWO_JOINTS, moving_square, noise_frames, small_tokenizer, small_world
+from data_builders import write_raw
+from torch import Tensor
+
+from worldline.data.clips import Clips
+from worldline.data.windows import FramePattern, source_windows
+from worldline.evaluation.compression import Protocol, evaluate_compression
+from worldline.evaluation.held_out import foreign_states, held_out, spread
+from worldline.evaluation.result import Evaluation
+from worldline.evaluation.tokenizer import evaluate_tokenizer
+from worldline.forecasting.forecaster import CopyLast, Loaded, TokenForecaster
+from worldline.process.categorical import Sampling
+from worldline.schema import Batch, Clip, Episode, Origin, StateLayout, TokenGrid, UsageError
+from worldline.worlds.world import GridStep
+
+CONTRACT = {
+    "fps": 30.0,
+    "image_size": None,
+    "conditioning": "state",
+    "camera": None,
+    "state_names": ["elbow", "gripper"],
+}
+CLIPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Memory:
+    """A `Source` in memory: exact frames, without a video codec in between; or tokens."""
+
+    states: Tensor
+    frames: Tensor | None = None
+    tokens: Tensor | None = None
+    grid: TokenGrid | None = None
+    kind: str = "1x-raw"
+    path: Path = Path("memory")
+    fps: float = 30.0
+    layout: StateLayout = TWO_JOINTS
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def episodes(self) -> tuple[Episode, ...]:
+        return tuple(Episode(index=i, length=34, name=f"episode {i}") for i in range(len(self.states)))
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        return None if self.frames is None else (self.frames.shape[-2], self.frames.shape[-1])
+
+    def read(self, episode: int, start: int, stop: int) -> Clip:
+        return Clip(
+            states=self.states[episode, start:stop],
+            fps=self.fps,
+            origin=Origin(source=str(self.path), episode=episode, start=start),
+            frames=None if self.frames is None else self.frames[episode, start:stop],
+            tokens=None if self.tokens is None else self.tokens[episode],
+        )
+
+    def read_states(self, episode: int, start: int, stop: int) -> np.ndarray:
+        return self.states[episode, start:stop].numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Oracle:
+    """A `TokenWorld` that has seen which future belongs to which states. `certain=False` gives it no idea at all."""
+
+    states: Tensor
+    futures: Tensor
+    vocab_size: int
+    certain: bool = True
+    context_grids: int = 3
+    horizon_grids: int = 3
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        raise NotImplementedError
+
+    def forecast(
+        self,
+        context: Tensor,
+        states: Tensor,
+        *,
+        sampling: Sampling,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[GridStep]:
+        known = (states[:, None] == self.states[None]).all(dim=-1).all(dim=-1)
+        for grid in self.futures[known.int().argmax(dim=1)].unbind(dim=1):
+            logits = F.one_hot(grid, self.vocab_size).float() * (1e3 if self.certain else 0)
+            yield GridStep(logits.argmax(dim=-1), logits)
+
+    def teacher_forced(self, tokens: Tensor, states: Tensor) -> Iterator[GridStep]:
+        return self.forecast(tokens[:, :3], states, sampling=Sampling())
+
+
+@dataclass
+class _Case:
+    """Clips in memory, a tokenizer and the tokens it makes of them."""
+
+    levels: tuple[int, ...] = SMALL_TOKENIZER.levels
+    clips: Clips = field(init=False)
+
+    def __post_init__(self) -> None:
+        made = [moving_square(34, seed=seed) for seed in range(CLIPS)]
+        self.frames = torch.stack([torch.from_numpy(frames).permute(0, 3, 1, 2) for frames, _ in made])
+        self.states = torch.stack([torch.from_numpy(states) for _, states in made])
+        self.tokenizer = small_tokenizer(replace(SMALL_TOKENIZER, levels=self.levels))
+        self.tokens = self.tokenizer.encode(self.frames)
+        self.clips = _clips(_Memory(states=self.states, frames=self.frames))
+
+    def oracle(self, *, certain: bool = True) -> Loaded:
+        world = _Oracle(
+            states=self.states,
+            futures=self.tokens[:, 3:],
+            vocab_size=self.tokenizer.vocab_size,
+            certain=certain,
+        )
+        return self.loaded(world)
+
+    def loaded(self, world: Any) -> Loaded:
+        grid = self.tokenizer.grid(16, 16)
+        forecaster = TokenForecaster(tokenizer=self.tokenizer, world=world, grid=grid)
+        return Loaded(forecaster=forecaster, contract=dict(CONTRACT), folder=Path("run"))
+
+
+def _clips(source: Any) -> Clips:
+    return Clips(source, source_windows(source, window=34, stride=34), pattern=FramePattern.consecutive(34))
+
+
+def _means(evaluation: Evaluation) -> dict[str, dict[str, float]]:
+    return {row.name: {name: value.mean for name, value in row.metrics.items()} for row in evaluation.rows}
+
+
+def _evaluate(loaded: Loaded, clips: Clips, out: Path, **options: Any) -> Evaluation:
+    return evaluate_compression(loaded, clips, protocol=Protocol(batch_size=3), out=out, **options)
+
+
+# --- worlds with known scores ---
+
+
+def test_a_world_that_knows_everything_costs_nothing(tmp_path: Path) -> None:
+    case = _Case()
+    rows = _means(_evaluate(case.oracle(), case.clips, tmp_path))
+    for metric in ("full_ce", "top500_ce_residual", "top500_ce_floor", "top500_ce_hits_only", "teacher_forced_ce"):
+        assert rows["forecast"][metric] == 0
+    assert rows["forecast"]["token_accuracy"] == rows["forecast"]["top500_coverage"] == 1
+    for metric in ("psnr_db_last", "psnr_db_mean", "ssim_mean"):
+        assert rows["forecast"][metric] == rows["tokenizer round trip"][metric]
+
+
+def test_states_of_another_clip_lead_to_that_clips_future(tmp_path: Path) -> None:
+    case = _Case()
+    evaluation = _evaluate(case.oracle(), case.clips, tmp_path)
+    future, partner = case.tokens[:, 3:], case.tokens[[2, 3, 0, 1], 3:]
+    expected = (future == partner).float().mean().item()
+    assert expected < 1
+    rows = _means(evaluation)
+    assert rows["forecast, states of another clip"]["token_accuracy"] == pytest.approx(expected)
+    assert rows["forecast, states of another clip"]["full_ce"] == pytest.approx(1e3 * (1 - expected), rel=1e-4)
+    compared = {(c.than, c.metric): c for c in evaluation.comparisons}
+    assert compared["forecast, states of another clip", "full_ce"].difference.mean == pytest.approx(
+        -1e3 * (1 - expected), rel=1e-4
+    )
+
+
+def test_a_world_that_knows_nothing_costs_the_log_of_the_vocabulary(tmp_path: Path) -> None:
+    case = _Case(levels=(8, 8, 5, 5))  # 1,600 words: more than the 500 that count
+    rows = _means(_evaluate(case.oracle(certain=False), case.clips, tmp_path))
+    future = case.tokens[:, 3:]
+    covered = (future < 500).float().mean().item()
+    assert 0 < covered < 1
+    assert rows["forecast"]["full_ce"] == pytest.approx(math.log(1600), rel=1e-5)
+    assert rows["forecast"]["top500_ce_residual"] == pytest.approx(math.log(1600), rel=1e-5)
+    assert rows["forecast"]["teacher_forced_ce"] == pytest.approx(math.log(1600), rel=1e-5)
+    assert rows["forecast"]["top500_coverage"] == pytest.approx(covered)
+    floor = covered * math.log(500) + (1 - covered) * math.log(1e6)
+    assert rows["forecast"]["top500_ce_floor"] == pytest.approx(floor, rel=1e-5)
+    assert rows["forecast"]["top500_ce_hits_only"] == pytest.approx(math.log(500), rel=1e-5)
+
+
+@pytest.mark.parametrize(("words", "hits"), [((7, 900), 1), ((900, 900), None)])
+def test_a_clip_without_a_single_hit_has_no_cost_of_hits(
+    tmp_path: Path, words: tuple[int, int], hits: int | None
+) -> None:
+    tokens = torch.tensor(words).view(2, 1, 1, 1).expand(2, 6, 2, 2)
+    states = torch.arange(2 * 34 * 2.0).view(2, 34, 2)
+    grid = TokenGrid(height=2, width=2, vocab_size=1600)
+    clips = _clips(_Memory(states=states, tokens=tokens, grid=grid, kind="1x-tokens"))
+    tokenizer = small_tokenizer(replace(SMALL_TOKENIZER, levels=(8, 8, 5, 5)))
+    world = _Oracle(states=states, futures=tokens[:, 3:], vocab_size=1600, certain=False)
+    forecaster = TokenForecaster(tokenizer=tokenizer, world=world, grid=grid)
+    evaluation = _evaluate(Loaded(forecaster=forecaster, contract={}, folder=Path("run")), clips, tmp_path)
+    metrics = evaluation.rows[0].metrics
+    assert metrics["full_ce"].num_clips == 2
+    if hits is None:
+        assert "top500_ce_hits_only" not in metrics
+    else:
+        assert metrics["top500_ce_hits_only"].num_clips == hits
+        assert metrics["top500_ce_hits_only"].mean == pytest.approx(math.log(500), rel=1e-5)
+    assert "tokens only" in evaluation.not_computed["psnr_db"]
+
+
+def test_token_frequencies_cost_what_their_counts_say(tmp_path: Path) -> None:
+    case = _Case()
+    counts = np.zeros(200, np.int64)
+    counts[:50] = 3
+    rows = _means(_evaluate(case.oracle(), case.clips, tmp_path, unigram=counts))
+    shares = (counts + 1) / (counts + 1).sum()
+    expected = -np.log(shares)[case.tokens[:, 3:].numpy()].mean()
+    assert rows["token frequencies"]["full_ce"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_copying_the_last_frame_scores_as_by_hand(tmp_path: Path) -> None:
+    case = _Case()
+    evaluation = _evaluate(case.oracle(), case.clips, tmp_path)
+    error = (case.frames[:, 17:].double() - case.frames[:, 16:17].double()).square().mean(dim=(2, 3, 4))
+    expected = 10 * (255**2 / error.clamp_min(1 / 12)).log10()
+    rows = _means(evaluation)
+    assert rows["copy last frame"]["psnr_db_last"] == pytest.approx(expected[:, -1].mean().item(), abs=1e-3)
+    assert rows["copy last frame"]["psnr_db_mean"] == pytest.approx(expected.mean().item(), abs=1e-3)
+    curve = [point.mean for point in evaluation.curves["psnr_db"]["copy last frame"]]
+    assert curve == pytest.approx(expected.mean(dim=0).tolist(), abs=1e-3)
+
+
+def test_the_size_of_a_batch_changes_no_number(tmp_path: Path) -> None:
+    case = _Case()
+    loaded = case.loaded(small_world(replace(SMALL_WORLD, vocab_size=200)))
+    one, four = (
+        _means(evaluate_compression(loaded, case.clips, protocol=Protocol(batch_size=size), out=tmp_path))
+        for size in (1, 4)
+    )
+    for name, metrics in one.items():
+        assert metrics == pytest.approx(four[name], rel=1e-4), name
+
+
+# --- what a forecast may know ---
+
+
+def test_a_forecast_does_not_know_the_frames_it_predicts(tmp_path: Path) -> None:
+    case = _Case()
+    loaded = case.loaded(small_world(replace(SMALL_WORLD, vocab_size=200)))
+    other = case.frames.clone()
+    other[:, 17:] = noise_frames(CLIPS, 17, 3, 16, 16)
+    for name, frames in (("one", case.frames), ("two", other)):
+        _evaluate(loaded, _clips(_Memory(states=case.states, frames=frames)), tmp_path / name)
+    one, two = (np.load(tmp_path / name / "forecasts.npz") for name in ("one", "two"))
+    assert one["context"] == 17
+    assert not np.array_equal(one["real"], two["real"])
+    for index, row in enumerate(one["rows"]):
+        same = np.array_equal(one[f"forecast_{index}"], two[f"forecast_{index}"])
+        assert same == (row != "tokenizer round trip"), row
+
+
+def test_the_page_gets_context_and_forecast_of_every_row(tmp_path: Path) -> None:
+    case = _Case()
+    _evaluate(case.oracle(), case.clips, tmp_path)
+    archive = np.load(tmp_path / "forecasts.npz")
+    assert archive["real"].shape == (CLIPS, 34, 16, 16, 3)
+    assert archive["rows"].tolist() == [
+        "forecast",
+        "copy last frame",
+        "tokenizer round trip",
+        "forecast, states of another clip",
+    ]
+    assert np.array_equal(archive["forecast_1"][:, 17:], np.repeat(archive["real"][:, 16:17], 17, axis=1))
+    assert np.array_equal(archive["forecast_0"][:, :17], archive["real"][:, :17])
+
+
+@pytest.mark.parametrize("chosen", [[0], [3], [0, 1], [0, 1, 2], [0, 2, 3, 4], [0, 1, 2, 3, 4]])
+def test_foreign_states_are_never_a_clips_own(chosen: list[int]) -> None:
+    states = torch.arange(5.0).view(5, 1, 1).expand(5, 34, 2).contiguous()
+    found = foreign_states(_clips(_Memory(states=states, frames=noise_frames(5, 34, 3, 8, 8))), chosen)
+    assert found is not None
+    assert found.shape == (len(chosen), 34, 2)
+    whose = found[:, 0, 0].long().tolist()
+    assert all(own != other for own, other in zip(chosen, whose, strict=True))
+    if len(chosen) > 1:
+        assert sorted(whose) == chosen, "every clip lends its states once"
+
+
+def test_a_clip_alone_has_no_foreign_states(tmp_path: Path) -> None:
+    case = _Case()
+    clips = _clips(_Memory(states=case.states[:1], frames=case.frames[:1]))
+    assert foreign_states(clips, [0]) is None
+    evaluation = _evaluate(case.oracle(), clips, tmp_path)
+    assert "one clip only" in evaluation.not_computed["forecast, states of another clip"]
+    assert "forecast" in _means(evaluation)
+
+
+def test_clips_are_spread_over_the_data() -> None:
+    assert spread(100, 5) == [0, 25, 50, 74, 99]
+    assert spread(3, 5) == spread(3, None) == [0, 1, 2]
+    assert len(set(spread(129, 128))) == 128
+
+
+# --- requests that do not fit ---
+
+
+def test_data_of_another_contract_are_refused(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw")
+    assert len(held_out(tmp_path, CONTRACT, window=34, data=raw)) == 1
+    for change, message in (
+        ({"state_names": ["elbow", "gripper", "neck"]}, "2-dimensional states.*trained with 3"),
+        ({"state_names": ["elbow", "claw"]}, "state 1 is 'gripper'.*'claw'"),
+        ({"fps": 10.0}, "30.0 fps.*10.0"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            held_out(tmp_path, CONTRACT | change, window=34, data=raw)
+
+
+def test_held_out_windows_share_no_frame(tmp_path: Path) -> None:
+    clips = held_out(tmp_path, CONTRACT, window=17, data=write_raw(tmp_path / "raw", lengths=(40, 36)))
+    places = [(int(e), int(s)) for e, s in zip(clips.windows.episode, clips.windows.start, strict=True)]
+    assert places == [(0, 0), (0, 17), (1, 0), (1, 17)]
+    some = held_out(tmp_path, CONTRACT, window=17, data=tmp_path / "raw", episodes="1:")
+    assert set(some.windows.episode.tolist()) == {1}
+
+
+def test_a_model_without_a_run_needs_data(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--data DIR"):
+        held_out(tmp_path, CONTRACT, window=34)
+
+
+def test_samples_without_a_future_cannot_be_evaluated(tmp_path: Path) -> None:
+    case = _Case()
+    clips = _clips(_Memory(states=case.states, frames=case.frames, kind="1x-test"))
+    with pytest.raises(UsageError, match="no future tokens"):
+        _evaluate(case.oracle(), clips, tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"tokenizer": "another"}, {}])
+def test_a_blind_world_of_other_tokens_is_no_baseline(tmp_path: Path, change: dict[str, Any]) -> None:
+    case = _Case()
+    loaded = replace(case.oracle(), tokenizer="one")
+    blind = replace(loaded, **change) if change else replace(_Case(levels=(8, 8)).oracle(), tokenizer="one")
+    with pytest.raises(UsageError, match="other tokens"):
+        _evaluate(loaded, case.clips, tmp_path, blind=blind)
+
+
+def test_a_blind_world_is_scored_on_the_same_clips(tmp_path: Path) -> None:
+    case = _Case()
+    rows = _means(_evaluate(case.oracle(), case.clips, tmp_path, blind=case.oracle(certain=False)))
+    assert rows["blind to states"]["full_ce"] == pytest.approx(math.log(200), rel=1e-5)
+    assert rows["forecast"]["full_ce"] == 0
+
+
+# --- forecasters ---
+
+
+def test_a_forecast_has_samples_of_the_horizon_only() -> None:
+    case = _Case()
+    world = small_world(replace(SMALL_WORLD, vocab_size=200))
+    forecaster = replace(case.loaded(world).forecaster, sampling=Sampling(temperature=1.0), num_samples=3)
+    assert (forecaster.context_frames, forecaster.horizon_frames) == (17, 17)
+    draw = [
+        forecaster.forecast(case.frames[:2, :17], case.states[:2], generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    assert draw[0].frames.shape == (2, 3, 17, 3, 16, 16)
+    assert draw[0].tokens is not None
+    assert torch.equal(draw[0].frames[:, 0], case.tokenizer.decode(draw[0].tokens))
+    assert torch.equal(draw[0].frames, draw[1].frames)
+    assert not torch.equal(draw[0].frames, draw[2].frames)
+    assert not torch.equal(draw[0].frames[:, 0], draw[0].frames[:, 1])
+
+
+def test_a_forecast_takes_the_context_and_nothing_else() -> None:
+    case = _Case()
+    with pytest.raises(UsageError, match="17 frames, but 34 were given"):
+        case.oracle().forecaster.forecast(case.frames, case.states)
+
+
+def test_greedy_samples_would_all_be_alike() -> None:
+    case = _Case()
+    with pytest.raises(UsageError, match="--temperature"):
+        replace(case.oracle().forecaster, num_samples=2).forecast(case.frames[:, :17], case.states)
+
+
+def test_copy_last_stands_still() -> None:
+    frames = noise_frames(2, 5, 3, 8, 8)
+    forecast = CopyLast(context_frames=5, horizon_frames=4).forecast(frames, torch.zeros(2, 9, 1))
+    assert forecast.frames.shape == (2, 1, 4, 3, 8, 8)
+    assert (forecast.frames == frames[:, None, 4:5]).all()
+
+
+# --- tokenizers ---
+
+
+def test_a_tokenizers_round_trip_scores_as_by_hand(tmp_path: Path) -> None:
+    case = _Case()
+    source = _Memory(states=case.states, frames=case.frames)
+    clips = Clips(source, source_windows(source, window=17, stride=17), pattern=FramePattern.consecutive(17))
+    evaluation = evaluate_tokenizer(
+        case.tokenizer, clips, run=tmp_path, num_clips=None, batch_size=3, out=tmp_path / "out"
+    )
+    error = (case.tokenizer.decode(case.tokens).double() - case.frames.double()).square().mean(dim=(2, 3, 4))
+    expected = (10 * (255**2 / error).log10()).mean().item()
+    assert _means(evaluation)["tokenizer round trip"]["roundtrip_psnr_db"] == pytest.approx(expected, abs=1e-3)
+    counts = torch.bincount(case.tokens.flatten()).double()
+    shares = counts[counts > 0] / counts.sum()
+    assert evaluation.settings["codes_used"] == (counts > 0).sum()
+    assert evaluation.settings["code_perplexity"] == pytest.approx(
+        math.exp(-(shares * shares.log()).sum().item()), abs=0.06
+    )
+    assert Evaluation.load(tmp_path / "out/metrics.json") == evaluation
+
+
+def test_tokens_alone_cannot_judge_a_tokenizer(tmp_path: Path) -> None:
+    case = _Case()
+    grid = case.tokenizer.grid(16, 16)
+    clips = _clips(_Memory(states=case.states, tokens=case.tokens, grid=grid, kind="1x-tokens"))
+    with pytest.raises(UsageError, match="tokens only"):
+        evaluate_tokenizer(case.tokenizer, clips, run=tmp_path, num_clips=None, batch_size=2, out=tmp_path)

@@ -1,0 +1,96 @@
+"""Every recipe: builds its model, survives JSON, has help; and a configuration with a mistake names it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from worldline.cli.train import main
+from worldline.recipes.all import RECIPES
+from worldline.recipes.compression import compression_revontuli, compression_tiny, compression_tiny_blind
+from worldline.rundir import from_json, to_json
+from worldline.schema import DataError
+from worldline.tokenizers.fsq_video import FSQVideoTokenizer
+from worldline.training.config import TrainConfig
+from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+
+each = pytest.mark.parametrize("name", RECIPES)
+
+
+@each
+def test_builds_its_model(name: str) -> None:
+    with torch.device("meta"):
+        model = RECIPES[name]().model.build()
+    assert isinstance(model, FSQVideoTokenizer if name.startswith("tokenizer") else STTransformer)
+
+
+@each
+def test_survives_json(name: str) -> None:
+    config = RECIPES[name]()
+    text = json.dumps(to_json(TrainConfig, config))
+    assert from_json(TrainConfig, json.loads(text), Path("config.json")) == config
+
+
+@each
+def test_says_how_long_it_is(name: str) -> None:
+    assert RECIPES[name]().total_steps(1000) > 0
+
+
+@each
+def test_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for option in ("--run", "--batch-size", "--model.", "--data.path", "--optimizer.peak"):
+        assert option in shown
+
+
+@each
+def test_its_first_line_tells_what_it_is(name: str) -> None:
+    assert len((RECIPES[name].__doc__ or "").splitlines()[0]) > 20
+
+
+def test_the_reports_numbers() -> None:
+    config = compression_revontuli()
+    model, optimizer = config.model, config.optimizer
+    assert isinstance(model, STTransformerConfig)
+    assert (model.layers, model.width, model.heads, model.vocab_size, model.dropout) == (24, 512, 8, 64_000, 0.1)
+    assert (model.grid_height, model.grid_width, model.context_grids, model.horizon_grids) == (32, 32, 3, 3)
+    assert (config.batch_size, config.epochs, config.autocast) == (160, 80, True)
+    assert (optimizer.peak, optimizer.warmup_steps, optimizer.schedule) == (8e-4, 2000, "linear")
+
+
+def test_the_blind_recipe_differs_in_nothing_but_the_states() -> None:
+    sighted, blind = (to_json(TrainConfig, recipe()) for recipe in (compression_tiny, compression_tiny_blind))
+    assert blind["model"].pop("blind") is True
+    assert sighted["model"].pop("blind") is False
+    assert blind == sighted
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value", "named"),
+    [
+        ((), "colour", "blue", "colour"),
+        (("model",), "layrs", 4, r"model\..*layrs"),
+        (("data",), "pth", "x", r"data\.pth"),
+        (("optimizer",), "peak", "high", r"optimizer\.peak"),
+        (("model",), "kind", "diffusion", "model"),
+    ],
+)
+def test_a_mistake_in_a_configuration_is_named(place: tuple[str, ...], key: str, value: object, named: str) -> None:
+    content = to_json(TrainConfig, compression_tiny())
+    part = content
+    for name in place:
+        part = part[name]
+    part[key] = value
+    with pytest.raises(DataError, match=rf"run/config\.json.*{named}"):
+        from_json(TrainConfig, content, Path("run/config.json"))
+
+
+def test_a_missing_entry_is_named() -> None:
+    content = to_json(TrainConfig, compression_tiny())
+    del content["batch_size"]
+    with pytest.raises(DataError, match="batch_size"):
+        from_json(TrainConfig, content, Path("config.json"))

@@ -1,0 +1,376 @@
+"""The spatio-temporal transformer: size, what may see what, caching, states, and the loss by hand."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from builders import SMALL_WORLD, small_world, token_batch
+from torch import Tensor, nn
+
+from worldline.nn.states import StateEncoder, StateEncoderConfig, align
+from worldline.process.categorical import Sampling
+from worldline.schema import Batch, UsageError
+from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+
+BLIND = replace(SMALL_WORLD, blind=True)
+WIDE = replace(SMALL_WORLD, context_grids=3, horizon_grids=6, width=8)
+
+
+def _logits(world: STTransformer, tokens: Tensor, states: Tensor) -> Tensor:
+    """Logits of the next grid at every input position, `b t s v`."""
+    with torch.no_grad():
+        return world.logits(world.hidden(tokens, world.state_codes(states)))
+
+
+def _present(tokens: Tensor | None) -> Tensor:
+    assert tokens is not None
+    return tokens
+
+
+# --- size and beginning ---
+
+
+def test_the_reports_world_has_the_reports_size() -> None:
+    with torch.device("meta"):
+        world = STTransformerConfig().build()
+    assert sum(p.numel() for p in world.parameters()) == 135_177_984
+    assert sum(p.numel() for p in world.blocks.parameters()) == 100_909_056
+    assert world.length == 5
+
+
+def test_initialisation_is_the_documented_table() -> None:
+    torch.manual_seed(0)
+    world = replace(SMALL_WORLD, width=32, vocab_size=200, grid_height=8, grid_width=8).build()
+    drawn = 0
+    for name, parameter in world.named_parameters():
+        if name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        elif "norm" in name:
+            assert (parameter == 1).all(), name
+        else:
+            drawn += 1
+            spread = 4 * 0.02 / (2 * parameter.numel()) ** 0.5  # four standard errors of a standard deviation
+            assert parameter.std().item() == pytest.approx(0.02, abs=spread), name
+            assert parameter.mean().abs() < 4 * 0.02 / parameter.numel() ** 0.5, name
+    assert drawn == 6 * 2 + 3 + 1 + 3  # blocks; state MLP and convolution; embedding; three tables of positions
+
+
+def test_input_and_output_embedding_are_one() -> None:
+    world = small_world()
+    shapes = [tuple(p.shape) for p in world.parameters()]
+    assert shapes.count((SMALL_WORLD.vocab_size, SMALL_WORLD.width)) == 1
+    features = torch.eye(SMALL_WORLD.width)
+    assert torch.equal(world.logits(features), world.embedding.weight.T)
+
+
+# --- what may see what ---
+
+
+@pytest.mark.parametrize("changed", range(5))
+def test_no_grid_sees_a_later_grid(changed: int) -> None:
+    world, batch = small_world(), token_batch()
+    tokens = _present(batch.tokens)[:, :5]
+    other = tokens.clone()
+    other[:, changed] = (other[:, changed] + 1) % SMALL_WORLD.vocab_size
+    before, after = _logits(world, tokens, batch.states), _logits(world, other, batch.states)
+    assert torch.equal(before[:, :changed], after[:, :changed])
+    for later in range(changed, 5):
+        assert not torch.equal(before[:, later], after[:, later])
+
+
+@pytest.mark.parametrize("changed", range(6))
+def test_a_grid_sees_states_up_to_the_next_grids(changed: int) -> None:
+    """The convolution hands position t the states of latents t-1 .. t+1; causal attention adds those before."""
+    world, batch = small_world(), token_batch()
+    tokens, states = _present(batch.tokens)[:, :5], batch.states.clone()
+    first, last = _owned_frames(changed)
+    states[:, first : last + 1] += 1
+    before, after = _logits(world, tokens, batch.states), _logits(world, tokens, states)
+    start = max(0, changed - 1)
+    assert torch.equal(before[:, :start], after[:, :start])
+    assert not torch.equal(before[:, start], after[:, start])
+
+
+@pytest.mark.parametrize("changed", range(6))
+def test_states_reach_their_own_and_the_adjacent_latents_only(changed: int) -> None:
+    world, batch = small_world(), token_batch()
+    states = batch.states.clone()
+    first, last = _owned_frames(changed)
+    states[:, first : last + 1] += 1
+    before, after = world.state_codes(batch.states), world.state_codes(states)
+    assert before is not None
+    assert after is not None
+    moved = [t for t in range(6) if not torch.equal(before[:, t], after[:, t])]
+    assert moved == [t for t in (changed - 1, changed, changed + 1) if 0 <= t < 6]
+
+
+def test_every_position_of_a_grid_sees_every_other() -> None:
+    world, batch = small_world(), token_batch(size=1)
+    tokens = _present(batch.tokens)[:, :1]
+    other = tokens.clone()
+    other[0, 0, 0, 0] = (other[0, 0, 0, 0] + 1) % SMALL_WORLD.vocab_size
+    before, after = _logits(world, tokens, batch.states), _logits(world, other, batch.states)
+    assert (before != after).any(dim=-1).all()
+
+
+def test_a_blind_world_ignores_the_states() -> None:
+    world, batch = small_world(BLIND), token_batch()
+    tokens = _present(batch.tokens)
+    nonsense = torch.full((2, 1, 99), torch.nan)  # neither values, nor rows, nor dimensions matter
+    assert world.state_codes(nonsense) is None
+    assert not any("states" in name for name, _ in world.named_parameters())
+    seeing = [step.logits for step in world.forecast(tokens[:, :3], batch.states, sampling=Sampling())]
+    not_seeing = [step.logits for step in world.forecast(tokens[:, :3], nonsense, sampling=Sampling())]
+    assert torch.equal(torch.stack(seeing), torch.stack(not_seeing))
+
+
+# --- loss ---
+
+
+def test_loss_is_the_cross_entropy_of_the_future_grids_by_hand() -> None:
+    world, batch = small_world(), token_batch()
+    tokens = _present(batch.tokens)
+    logits = _logits(world, tokens[:, :-1], batch.states)
+    expected = torch.stack(
+        [F.cross_entropy(logits[:, t].flatten(0, 1), tokens[:, t + 1].flatten()) for t in (2, 3, 4)]
+    ).mean()
+    loss, _ = world.loss(batch, torch.Generator())
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 8192])
+def test_the_chunk_of_the_loss_changes_nothing(chunk: int) -> None:
+    batch = token_batch()
+    expected, _ = small_world().loss(batch, torch.Generator())
+    found, _ = small_world(replace(SMALL_WORLD, loss_chunk=chunk)).loss(batch, torch.Generator())
+    torch.testing.assert_close(found, expected)
+
+
+def test_predicting_the_context_is_not_rewarded() -> None:
+    """Grids 1 and 2 are predicted at positions 0 and 1: no gradient comes from there."""
+    world, batch = small_world(), token_batch()
+    seen: list[Tensor] = []
+
+    def watch(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        output.retain_grad()
+        seen.append(output)
+
+    world.norm.register_forward_hook(watch)
+    world.loss(batch, torch.Generator())[0].backward()
+    gradient = seen[0].grad
+    assert gradient is not None
+    assert (gradient[:, :2] == 0).all()
+    assert (gradient[:, 2:] != 0).any(dim=(0, 2, 3)).all()
+
+
+def test_teacher_forced_logits_are_those_of_the_loss() -> None:
+    world, batch = small_world(), token_batch()
+    tokens = _present(batch.tokens)
+    steps = list(world.teacher_forced(tokens, batch.states))
+    costs = [F.cross_entropy(step.logits.flatten(0, 2), tokens[:, 3 + i].flatten()) for i, step in enumerate(steps)]
+    assert len(steps) == 3
+    torch.testing.assert_close(torch.stack(costs).mean(), world.loss(batch, torch.Generator())[0])
+    for step in steps:
+        assert torch.equal(step.tokens, step.logits.argmax(dim=-1))
+
+
+def test_dropout_acts_in_training_and_is_off_in_evaluation() -> None:
+    world, batch = small_world(replace(SMALL_WORLD, dropout=0.5)), token_batch()
+    plain = small_world().loss(batch, torch.Generator())[0]
+    assert torch.equal(world.loss(batch, torch.Generator())[0], plain)
+    world.train()
+    torch.manual_seed(0)
+    one, two = world.loss(batch, torch.Generator())[0], world.loss(batch, torch.Generator())[0]
+    assert one != two
+    assert one != plain
+
+
+def test_scheduled_sampling_feeds_the_world_its_own_guesses() -> None:
+    batch = token_batch()
+    forced = small_world().loss(batch, torch.Generator().manual_seed(0))[0]
+    world = small_world(replace(SMALL_WORLD, scheduled_sampling=1.0))
+    found = world.loss(batch, torch.Generator().manual_seed(0))[0]
+    # By hand: grids 3 and 4 of the input give way to the guesses that the true grids before them lead to.
+    tokens = _present(batch.tokens)
+    guesses = torch.stack([step.tokens for step in small_world().teacher_forced(tokens, batch.states)], dim=1)
+    inputs = torch.cat([tokens[:, :3], guesses[:, :2]], dim=1)
+    logits = _logits(small_world(), inputs, batch.states)[:, 2:]
+    torch.testing.assert_close(found, F.cross_entropy(logits.flatten(0, 2), tokens[:, 3:].flatten()))
+    assert found != forced
+
+
+def test_scheduled_sampling_is_decided_by_the_generator() -> None:
+    world, batch = small_world(replace(SMALL_WORLD, scheduled_sampling=0.5)), token_batch(size=4)
+    one, same, other = (world.loss(batch, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2))
+    assert one == same != other
+
+
+# --- forecast ---
+
+
+def _rollout(world: STTransformer, context: Tensor, states: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    steps = list(world.forecast(context, states, **options))
+    return torch.stack([s.tokens for s in steps], dim=1), torch.stack([s.logits for s in steps], dim=1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("config", [SMALL_WORLD, BLIND, WIDE])
+def test_cached_forecast_is_the_uncached_one(config: STTransformerConfig, temperature: float) -> None:
+    world, batch = small_world(config), token_batch(config, rows=51)
+    context, sampling = _present(batch.tokens)[:, :3], Sampling(temperature=temperature)
+    fast, slow = (
+        _rollout(
+            world,
+            context,
+            batch.states,
+            sampling=sampling,
+            generator=torch.Generator().manual_seed(3),
+            cached=cached,
+        )
+        for cached in (True, False)
+    )
+    assert fast[0].shape == (2, config.horizon_grids, 2, 2)
+    assert torch.equal(fast[0], slow[0])
+    torch.testing.assert_close(fast[1], slow[1], atol=1e-5, rtol=1e-5)
+
+
+def test_forecast_starts_as_teacher_forcing_and_then_follows_itself() -> None:
+    world, batch = small_world(), token_batch()
+    tokens = _present(batch.tokens)
+    guessed, logits = _rollout(world, tokens[:, :3], batch.states, sampling=Sampling())
+    forced = list(world.teacher_forced(tokens, batch.states))
+    torch.testing.assert_close(logits[:, 0], forced[0].logits)
+    own = torch.cat([tokens[:, :3], guessed], dim=1)
+    for index, step in enumerate(world.teacher_forced(own, batch.states)):
+        torch.testing.assert_close(logits[:, index], step.logits)
+    assert not torch.allclose(logits[:, 1], forced[1].logits)
+
+
+def test_a_clips_forecast_does_not_depend_on_its_batch() -> None:
+    world, batch = small_world(), token_batch(size=5)
+    context = _present(batch.tokens)[:, :3]
+    together, _ = _rollout(world, context, batch.states, sampling=Sampling())
+    alone = [_rollout(world, context[i : i + 1], batch.states[i : i + 1], sampling=Sampling())[0] for i in range(5)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_sampled_forecasts_differ_by_seed_only() -> None:
+    world, batch = small_world(), token_batch()
+    context = _present(batch.tokens)[:, :3]
+    one, same, other = (
+        _rollout(
+            world,
+            context,
+            batch.states,
+            sampling=Sampling(temperature=1.0),
+            generator=torch.Generator().manual_seed(seed),
+        )[0]
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+# --- requests that do not fit ---
+
+
+def test_rows_behind_those_needed_are_ignored() -> None:
+    """The challenge's test files hold 64 rows of states for 34 frames."""
+    world, batch = small_world(), token_batch(rows=64)
+    short = replace(batch, states=batch.states[:, :34])
+    assert torch.equal(world.loss(batch, torch.Generator())[0], world.loss(short, torch.Generator())[0])
+
+
+def test_too_few_rows_of_states_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"34 state rows.*33"):
+        small_world().loss(token_batch(rows=33), torch.Generator())
+
+
+def _with_tokens(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    return replace(batch, tokens=change(_present(batch.tokens)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batch: replace(batch, states=batch.states[..., :1]), r"2-dimensional states.* 1 dimensions"),
+        (lambda batch: _with_tokens(batch, lambda x: x[..., :1]), r"grids of 2x2.* 2x1"),
+        (lambda batch: _with_tokens(batch, lambda x: x[:, :5]), r"expected 6 token grids.*found 5"),
+        (lambda batch: replace(batch, tokens=None), "tokenise the source first"),
+    ],
+    ids=["states", "grid", "grids", "none"],
+)
+def test_a_batch_that_does_not_fit_says_both_numbers(change: Callable[[Batch], Batch], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        small_world().loss(change(token_batch()), torch.Generator())
+
+
+def test_a_forecast_of_another_context_says_both_numbers() -> None:
+    world, batch = small_world(), token_batch()
+    tokens = _present(batch.tokens)
+    with pytest.raises(UsageError, match="expected 3 token grids of context, found 2"):
+        list(world.forecast(tokens[:, :2], batch.states, sampling=Sampling()))
+    with pytest.raises(UsageError, match=r"expected 6 token grids.*found 4"):
+        list(world.teacher_forced(tokens[:, :4], batch.states))
+    with pytest.raises(UsageError, match=r"2-dimensional states.*5 dimensions"):
+        list(world.forecast(tokens[:, :3], torch.zeros(2, 34, 5), sampling=Sampling()))
+
+
+def test_a_width_that_does_not_divide_into_heads_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 heads"):
+        replace(SMALL_WORLD, heads=3).build()
+
+
+# --- states ---
+
+
+def _owned_frames(latent: int) -> tuple[int, int]:
+    """First and last frame of a latent, in blocks of 17: 0, 1-8, 9-16, 17, 18-25, 26-33."""
+    block, within = divmod(latent, 3)
+    return 17 * block + max(0, 8 * within - 7), 17 * block + 8 * within
+
+
+def test_latents_own_the_frames_they_encode() -> None:
+    rows = torch.arange(34.0).view(1, 34, 1)
+    owned = align(rows, block=17, stride=8, pooling="all")
+    assert owned.shape == (1, 6, 8)
+    expected = [[0] * 8, list(range(1, 9)), list(range(9, 17)), [17] * 8, list(range(18, 26)), list(range(26, 34))]
+    assert owned[0].tolist() == expected
+
+
+def test_pooling_keeps_the_mean_or_the_last_of_them() -> None:
+    rows = torch.stack([torch.arange(34.0), 100 - torch.arange(34.0)], dim=-1)[None]
+    mean = align(rows, block=17, stride=8, pooling="mean")
+    last = align(rows, block=17, stride=8, pooling="last")
+    assert mean[0, :, 0].tolist() == [0, 4.5, 12.5, 17, 21.5, 29.5]
+    assert last[0, :, 0].tolist() == [0, 8, 16, 17, 25, 33]
+    assert last[0, :, 1].tolist() == [100, 92, 84, 83, 75, 67]
+
+
+def test_all_keeps_rows_whole() -> None:
+    rows = torch.stack([torch.arange(17.0), 100 + torch.arange(17.0)], dim=-1)[None]
+    owned = align(rows, block=17, stride=8, pooling="all")
+    assert owned[0, 1].tolist() == [x for i in range(1, 9) for x in (i, 100 + i)]
+
+
+def test_other_strides() -> None:
+    owned = align(torch.arange(9.0).view(1, 9, 1), block=9, stride=4, pooling="all")
+    assert owned[0].tolist() == [[0] * 4, [1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize("pooling", ["all", "mean", "last"])
+def test_statistics_make_units_irrelevant_and_travel_with_the_weights(pooling: Any) -> None:
+    config = StateEncoderConfig(state_dim=3, num_latents=6, hidden=8, pooling=pooling)
+    torch.manual_seed(0)
+    encoder, states = StateEncoder(config, 4), torch.randn(2, 34, 3)
+    mean, std = torch.tensor([5.0, -2.0, 7.0]), torch.tensor([10.0, 0.1, 0.0])
+    expected = encoder(states * torch.tensor([1.0, 1.0, 0.0]))
+    encoder.set_statistics(mean, std)
+    raw = states * std + mean  # the third dimension stands still: it is centred, not divided by zero
+    torch.testing.assert_close(encoder(raw), expected, atol=1e-5, rtol=1e-4)
+    other = StateEncoder(config, 4)
+    other.load_state_dict(encoder.state_dict())
+    assert torch.equal(other(raw), encoder(raw))

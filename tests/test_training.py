@@ -1,0 +1,552 @@
+"""The training loop: resumed exactly, stopped with a reason, checkpoints that describe themselves, and it learns."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import SMALL_TOKENIZER, SMALL_WORLD, small_world, write_followed_tokens, write_squares
+from data_builders import write_lerobot
+from torch import Tensor, nn
+
+from worldline.data.augment import AugmentConfig
+from worldline.data.clips import DataConfig, open_clips
+from worldline.rundir import RunDir, load_tensors, read_model, save_tensors, write_model
+from worldline.schema import DataError, UsageError, stack
+from worldline.tokenizers.load import load_tokenizer
+from worldline.training.checkpoint import TrainState
+from worldline.training.config import TrainConfig
+from worldline.training.loop import NonFiniteLossError, evaluated, pick_device, split, train
+from worldline.training.optimizer import MovingAverage, OptimizerConfig, build_optimizer
+from worldline.training.validate import validate
+from worldline.worlds.load import load_world
+from worldline.worlds.st_transformer import STTransformerConfig
+
+CPU = torch.device("cpu")
+
+
+class _Stop(Exception):  # noqa: N818 - stands for a user's interrupt
+    pass
+
+
+def _world(tmp: Path, **changes: Any) -> TrainConfig:
+    """A world on tokens with all that could break a resume switched on: dropout, statistics, moving average."""
+    if not (tmp / "tokens").exists():
+        write_followed_tokens(tmp / "tokens/train", 4)
+        write_followed_tokens(tmp / "tokens/val", 2, seed=1)
+    return replace(
+        TrainConfig(
+            model=replace(SMALL_WORLD, dropout=0.2, normalise_states=True, scheduled_sampling=0.5),
+            data=DataConfig(path=tmp / "tokens/train", val_path=tmp / "tokens/val", window_stride=17),
+            optimizer=OptimizerConfig(peak=1e-2, warmup_steps=2, clip_norm=1.0, ema_decay=0.8),
+            batch_size=4,
+            steps=4,
+            device="cpu",
+            log_every=1,
+            evaluate_every=2,
+            checkpoint_every=2,
+            validation_clips=4,
+        ),
+        **changes,
+    )
+
+
+def _tokenizer(tmp: Path, **changes: Any) -> TrainConfig:
+    """A tokenizer on frames, augmented."""
+    if not (tmp / "raw").exists():
+        write_squares(tmp / "raw", 3)
+    return replace(
+        _world(tmp),
+        model=SMALL_TOKENIZER,
+        data=DataConfig(
+            path=tmp / "raw",
+            train_episodes=":-1",
+            val_episodes="-1:",
+            image_size=16,
+            window_stride=5,
+            cache=tmp / "cache",
+            augment=AugmentConfig(),
+        ),
+        **changes,
+    )
+
+
+def _stopping_at(step: int) -> Callable[..., None]:
+    def report(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+        del total, figures
+        if what == "training" and done == step:
+            raise _Stop
+
+    return report
+
+
+def _interrupt(config: TrainConfig, run: Path, step: int) -> None:
+    with pytest.raises(_Stop):
+        train(config, run, report=_stopping_at(step))
+
+
+def _log(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def _assert_same_end(one: Path, two: Path) -> None:
+    """Weights, raw weights and optimizer moments bit for bit, and every logged figure."""
+    ends = [RunDir(run).latest() for run in (one, two)]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert ends[0].name == ends[1].name
+    for name in ("model.safetensors", "trainer.safetensors"):
+        expected, found = (load_tensors(end / name) for end in ends if end)
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            assert torch.equal(value, found[key]), key
+    assert _log(one) == _log(two)
+
+
+# --- resume ---
+
+
+@pytest.mark.parametrize("make", [_world, _tokenizer])
+def test_two_steps_and_two_more_are_four_steps(tmp_path: Path, make: Callable[[Path], TrainConfig]) -> None:
+    config = make(tmp_path)
+    train(config, tmp_path / "whole")
+    _interrupt(config, tmp_path / "parts", 2)
+    result = train(config, tmp_path / "parts", resume=True)
+    assert (result.step, result.total_steps) == (4, 4)
+    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_steps_behind_the_last_whole_checkpoint_are_made_again(tmp_path: Path) -> None:
+    config = _world(tmp_path)
+    train(config, tmp_path / "whole")
+    _interrupt(config, tmp_path / "parts", 3)
+    assert [line["step"] for line in _log(tmp_path / "parts")] == [1, 2, 3]
+    half = tmp_path / "parts/checkpoints/.step_0000004.99.tmp"
+    half.mkdir()
+    (half / "model.json").write_text("{")
+    train(config, tmp_path / "parts", resume=True)
+    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    config = _world(tmp_path)
+    train(config, tmp_path / "whole")
+    _interrupt(config, tmp_path / "parts", 1)
+    assert RunDir(tmp_path / "parts").latest() is None
+    train(config, tmp_path / "parts", resume=True)
+    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_out_of_time_it_stops_with_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    config = _world(tmp_path, evaluate_every=1, steps=2)
+    train(config, tmp_path / "whole")
+    result = train(replace(config, max_minutes=0.0), tmp_path / "parts")
+    assert (result.step, result.total_steps) == (1, 2)
+    train(replace(config, max_minutes=None), tmp_path / "parts", resume=True)
+    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from worldline.rundir import from_json
+from worldline.files import read_json
+from worldline.training.config import TrainConfig
+from worldline.training.loop import train
+
+def report(what, done, total, figures):
+    if what == "training" and done == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+path = Path(sys.argv[1])
+train(from_json(TrainConfig, read_json(path), path), Path(sys.argv[2]), report=report)
+"""
+
+
+@pytest.mark.slow
+def test_killed_minus_nine_and_resumed_is_as_if_never_killed(tmp_path: Path) -> None:
+    config = _tokenizer(tmp_path)
+    train(config, tmp_path / "whole")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "whole/config.json"), str(tmp_path / "killed")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    assert done.returncode == -9, done.stderr
+    train(config, tmp_path / "killed", resume=True)
+    _assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    config = _world(tmp_path, steps=1)
+    train(config, tmp_path / "run")
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(config, tmp_path / "run")
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 2}, {"steps": 9}])
+def test_another_configuration_cannot_be_resumed(tmp_path: Path, change: dict[str, Any]) -> None:
+    config = _world(tmp_path, steps=1)
+    train(config, tmp_path / "run")
+    with pytest.raises(UsageError, match="another configuration"):
+        train(replace(config, **change), tmp_path / "run", resume=True)
+
+
+def test_nothing_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"config\.json"):
+        train(_world(tmp_path), tmp_path / "run", resume=True)
+
+
+def test_a_request_that_fails_does_not_take_the_folder(tmp_path: Path) -> None:
+    config = _world(tmp_path, steps=1)
+    wrong = replace(config, data=replace(config.data, path=tmp_path / "absent"))
+    with pytest.raises(DataError):
+        train(wrong, tmp_path / "run")
+    assert train(config, tmp_path / "run").step == 1
+
+
+# --- one step ---
+
+
+def test_a_loss_that_is_no_number_names_step_and_clips(tmp_path: Path) -> None:
+    config = _world(tmp_path, optimizer=OptimizerConfig(peak=1e30, warmup_steps=0))
+    with pytest.raises(NonFiniteLossError, match=r"at step 1\b") as error:
+        train(config, tmp_path / "run")
+    assert str(tmp_path / "tokens/train") in str(error.value)
+    assert str(error.value).count("Origin(") == 4
+
+
+@pytest.mark.parametrize(("make", "pieces"), [(_world, 2), (_world, 3), (_tokenizer, 2)])
+def test_pieces_of_a_batch_give_the_step_of_the_whole(
+    tmp_path: Path, make: Callable[..., TrainConfig], pieces: int
+) -> None:
+    config = make(tmp_path, steps=2)
+    if isinstance(config.model, STTransformerConfig):
+        config = replace(config, model=replace(config.model, dropout=0.0, scheduled_sampling=0.0))
+    train(config, tmp_path / "whole")
+    train(replace(config, accumulate=pieces), tmp_path / "pieces")
+    for whole, cut in zip(_log(tmp_path / "whole"), _log(tmp_path / "pieces"), strict=True):
+        for name in ("train/loss", "train/gradient_norm"):
+            assert cut[name] == pytest.approx(whole[name], rel=1e-3)
+
+
+def test_a_batch_is_cut_in_order_and_not_into_nothing(tmp_path: Path) -> None:
+    clips = open_clips(_world(tmp_path).data, "train")
+    batch = stack([clips[i] for i in range(5)])
+    parts = split(batch, 3)
+    assert [len(part) for part in parts] == [2, 1, 2]
+    assert torch.equal(torch.cat([part.states for part in parts]), batch.states)
+    assert tuple(origin for part in parts for origin in part.origins) == batch.origins
+    with pytest.raises(UsageError, match="5 clips cannot be cut into 6"):
+        split(batch, 6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("linear", {0: 0.25, 3: 1.0, 4: 1.0, 9: 0.5, 13: 0.1, 14: 0.0}),
+        ("cosine", {0: 0.25, 3: 1.0, 4: 1.0, 9: 0.5, 14: 0.0, 5: 0.5 * (1 + math.cos(math.pi / 10))}),
+        ("constant", {0: 0.25, 3: 1.0, 4: 1.0, 9: 1.0, 14: 1.0}),
+    ],
+)
+def test_learning_rate_warms_up_and_then_follows_its_schedule(schedule: Any, expected: dict[int, float]) -> None:
+    config = OptimizerConfig(peak=2e-3, warmup_steps=4, schedule=schedule)
+    for step, share in expected.items():
+        assert config.learning_rate(step, 14) == pytest.approx(2e-3 * share, abs=1e-12), step
+
+
+def test_the_reports_schedule_is_the_default() -> None:
+    config = OptimizerConfig()
+    assert config.learning_rate(1999, 100_000) == 8e-4
+    assert config.learning_rate(51_000, 100_000) == pytest.approx(4e-4)
+    assert (config.beta1, config.beta2, config.weight_decay) == (0.9, 0.95, 0.05)
+
+
+def test_the_rate_is_the_one_that_is_logged(tmp_path: Path) -> None:
+    config = _world(tmp_path)
+    train(config, tmp_path / "run")
+    rates = [line["train/learning_rate"] for line in _log(tmp_path / "run")]
+    assert rates == [0.005, 0.01, 0.01, 0.005]
+
+
+@pytest.mark.parametrize("config", [SMALL_WORLD, SMALL_TOKENIZER])
+def test_only_matrices_decay(config: Any) -> None:
+    model = config.build()
+    optimizer = build_optimizer(OptimizerConfig(weight_decay=0.3), model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, plain = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert decayed | plain == set(names.values())
+    matrices = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
+    assert {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, matrices)} <= decayed
+    assert not [name for name in decayed if name.endswith("bias") or "norm" in name or "position" in name]
+    assert {name for name in names.values() if "position" in name} <= plain
+
+
+def test_the_average_is_the_formula() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    average = MovingAverage(model, 0.5)
+    expected = 0.0
+    for step in range(12):
+        nn.init.constant_(model.weight, step + 1.0)
+        average.update(model, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * (step + 1)
+        assert average.weights["weight"].item() == pytest.approx(expected)
+
+
+def test_inside_evaluated_the_model_holds_its_average() -> None:
+    world = small_world().train()
+    state = TrainState(world, build_optimizer(OptimizerConfig(), world), MovingAverage(world, 0.9))
+    raw = {name: value.clone() for name, value in world.state_dict().items()}
+    assert state.average is not None
+    state.average.weights = {name: value + 1 for name, value in raw.items()}
+    with evaluated(state):
+        assert not world.training
+        assert all(torch.equal(value, raw[name] + 1) for name, value in world.state_dict().items())
+    assert world.training
+    assert all(torch.equal(value, raw[name]) for name, value in world.state_dict().items())
+
+
+def test_figures_of_validation_are_those_of_the_average(tmp_path: Path) -> None:
+    config = _world(tmp_path)
+    train(config, tmp_path / "run")
+    clips = open_clips(config.data, "val")
+    world, _ = load_world(tmp_path / "run")
+    assert validate(world, clips, num_clips=4, device=CPU)["val/loss"] == _log(tmp_path / "run")[-1]["val/loss"]
+    latest = RunDir(tmp_path / "run").latest()
+    assert latest is not None
+    trainer = load_tensors(latest / "trainer.safetensors")
+    world.load_state_dict({name[4:]: value for name, value in trainer.items() if name.startswith("raw.")})
+    assert validate(world, clips, num_clips=4, device=CPU)["val/loss"] != _log(tmp_path / "run")[-1]["val/loss"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_validation_is_the_mean_over_evenly_spread_clips(tmp_path: Path, batch_size: int) -> None:
+    world, clips = small_world(replace(SMALL_WORLD, vocab_size=8)), open_clips(_world(tmp_path).data, "val")
+    assert len(clips) == 6
+    losses = [world.loss(stack([clips[i]]), torch.Generator())[0].item() for i in (0, 1, 2, 4, 5)]
+    found = validate(world, clips, num_clips=5, device=CPU, batch_size=batch_size)
+    assert found == {"val/loss": pytest.approx(sum(losses) / 5)}
+
+
+def test_validation_is_logged_where_it_was_done(tmp_path: Path) -> None:
+    train(_world(tmp_path, steps=5, log_every=5), tmp_path / "run")
+    assert {line["step"]: "val/loss" in line for line in _log(tmp_path / "run")} == {2: True, 4: True, 5: True}
+    train(_world(tmp_path, steps=3, evaluate_every=3), tmp_path / "other")
+    assert [("val/loss" in line) for line in _log(tmp_path / "other")] == [False, False, True]
+
+
+def test_length_is_given_as_steps_or_as_epochs(tmp_path: Path) -> None:
+    config = _world(tmp_path)
+    assert replace(config, steps=0, epochs=2.5).total_steps(12) == 8
+    for wrong in ({"steps": 0}, {"steps": 3, "epochs": 1.0}):
+        with pytest.raises(UsageError, match="--steps or as --epochs"):
+            replace(config, **wrong).total_steps(12)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_cuda_that_is_not_there_is_not_asked_for_in_silence() -> None:
+    assert pick_device("auto") == CPU
+    with pytest.raises(UsageError, match="--device cpu"):
+        pick_device("cuda")
+
+
+# --- checkpoints ---
+
+
+def test_a_run_and_a_checkpoint_of_it_say_what_they_are(tmp_path: Path) -> None:
+    train(_world(tmp_path), tmp_path / "run")
+    latest = RunDir(tmp_path / "run").latest()
+    assert latest is not None
+    (world, description), (same, _) = load_world(tmp_path / "run"), load_world(latest)
+    assert not world.training
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in world.state_dict().items())
+    contract = description["contract"]
+    assert contract["state_names"] == ["elbow", "gripper"]
+    assert contract["token_grid"] == {
+        "height": 2,
+        "width": 2,
+        "vocab_size": 8,
+        "block": 17,
+        "temporal_stride": 8,
+    }
+    assert (contract["fps"], contract["source_kind"], description["step"]) == (30.0, "1x-tokens", 4)
+
+
+def test_statistics_of_the_training_data_travel_with_the_checkpoint(tmp_path: Path) -> None:
+    config = _world(tmp_path, steps=1)
+    train(config, tmp_path / "run")
+    world, description = load_world(tmp_path / "run")
+    clips = open_clips(replace(config.data, window_stride=34), "train")  # disjoint: every row once
+    rows = torch.cat([clips[i].states for i in range(len(clips))])
+    assert world.states is not None
+    torch.testing.assert_close(world.states.mean, rows.mean(dim=0))
+    torch.testing.assert_close(world.states.scale[0], rows[:, 0].std(correction=0))
+    assert world.states.scale[1] == 1, "the gripper never moves"
+    assert description["statistics"]["names"] == ["elbow", "gripper"]
+
+
+def test_worlds_are_used_in_float32_however_they_are_stored(tmp_path: Path) -> None:
+    train(_world(tmp_path, steps=1), tmp_path / "run")
+    latest = RunDir(tmp_path / "run").latest()
+    assert latest is not None
+    weights = load_tensors(latest / "model.safetensors")
+    save_tensors(latest / "model.safetensors", {name: value.bfloat16() for name, value in weights.items()})
+    world, _ = load_world(tmp_path / "run")
+    assert {value.dtype for value in world.state_dict().values()} == {torch.float32}
+
+
+def test_a_tokenizer_is_loaded_from_its_run(tmp_path: Path) -> None:
+    config = _tokenizer(tmp_path)
+    train(config, tmp_path / "run")
+    latest = RunDir(tmp_path / "run").latest()
+    assert latest is not None
+    assert load_tokenizer(tmp_path / "run").config == config.model
+    assert load_tokenizer(latest).config == config.model
+    contract = read_model(latest)[0]["contract"]
+    assert (contract["image_size"], contract["token_grid"]["vocab_size"]) == (16, 200)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    train(_world(tmp_path, steps=5, checkpoint_every=1, keep_checkpoints=2), tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["step_0000004", "step_0000005"]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"", lambda data: b"\xff" * len(data)])
+def test_a_damaged_checkpoint_names_the_file(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    config = _world(tmp_path, steps=2)
+    _interrupt(replace(config, checkpoint_every=1), tmp_path / "run", 1)
+    latest = RunDir(tmp_path / "run").latest()
+    assert latest is not None
+    for name, use in (
+        ("trainer", lambda: train(replace(config, checkpoint_every=1), tmp_path / "run", resume=True)),
+        ("model", lambda: load_world(tmp_path / "run")),
+    ):
+        path = latest / f"{name}.safetensors"
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(DataError) as error:
+            use()
+        assert error.value.path == path
+
+
+def test_a_missing_description_is_an_error_of_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"model\.json"):
+        load_world(tmp_path)
+
+
+def test_training_begins_with_given_weights(tmp_path: Path) -> None:
+    config = _world(tmp_path, steps=1)
+    (tmp_path / "given").mkdir()
+    world = small_world(replace(SMALL_WORLD, vocab_size=8), seed=5)
+    write_model(tmp_path / "given", {"config": {}}, world.state_dict())
+    still = replace(config, initial=tmp_path / "given", optimizer=OptimizerConfig(peak=0.0, warmup_steps=0))
+    train(still, tmp_path / "run")
+    loaded, _ = load_world(tmp_path / "run")
+    assert all(torch.equal(p, dict(world.named_parameters())[name]) for name, p in loaded.named_parameters())
+
+
+# --- worlds on frames ---
+
+
+def _frame_world(tmp: Path, tokenizer: TrainConfig, **data: Any) -> TrainConfig:
+    train(replace(tokenizer, steps=1), tmp / "tokenizer")
+    source = replace(tokenizer.data, augment=None, **data)
+    return replace(_world(tmp), data=source, tokenizer=tmp / "tokenizer", phases=2, steps=2)
+
+
+def test_a_world_on_frames_keeps_its_tokenizer_and_counts_its_tokens(tmp_path: Path) -> None:
+    config = _frame_world(tmp_path, _tokenizer(tmp_path))
+    train(config, tmp_path / "run")
+    world, description = load_world(tmp_path / "run")
+    frames = torch.randint(0, 256, (1, 17, 3, 16, 16), dtype=torch.uint8)
+    kept, original = load_tokenizer(tmp_path / "run/tokenizer"), load_tokenizer(tmp_path / "tokenizer")
+    assert torch.equal(kept.encode(frames), original.encode(frames))
+    assert (world.config.vocab_size, world.config.grid_height) == (200, 2)
+    assert description["contract"]["image_size"] == 16
+    # Two episodes of 51 frames; phase 0 gives two windows of 34, phase 1 (8 frames later) one; six grids of 2x2.
+    assert np.load(tmp_path / "run/unigram.npy").sum() == 2 * (2 + 1) * 6 * 4
+
+
+def test_tokens_are_made_once(tmp_path: Path) -> None:
+    config = _frame_world(tmp_path, _tokenizer(tmp_path))
+    train(config, tmp_path / "one")
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("video_*.bin")}
+    train(config, tmp_path / "two")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("video_*.bin")} == made
+    assert _log(tmp_path / "one") == _log(tmp_path / "two")
+
+
+def test_a_world_may_be_conditioned_on_actions(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "robot", "v2.1")
+    tokenizer = _tokenizer(tmp_path)
+    data = replace(tokenizer.data, path=tmp_path / "robot", conditioning="state+action")
+    train(_frame_world(tmp_path, replace(tokenizer, data=data)), tmp_path / "run")
+    world, description = load_world(tmp_path / "run")
+    assert world.config.state_dim == 4
+    assert description["contract"]["conditioning"] == "state+action"
+
+
+def test_blocks_of_another_length_give_samples_of_another_length(tmp_path: Path) -> None:
+    tokenizer = _tokenizer(tmp_path)
+    short = replace(SMALL_TOKENIZER, patch=(4, 4), block_frames=9)
+    train(_frame_world(tmp_path, replace(tokenizer, model=short)), tmp_path / "run")
+    world, _ = load_world(tmp_path / "run")
+    assert (world.config.block, world.config.temporal_stride) == (9, 4)
+    assert world.states is not None
+    assert world.states.config.num_frames == 18
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer": None}, "--tokenizer"),
+        ({"model": replace(SMALL_WORLD, context_grids=2, horizon_grids=4)}, "whole blocks of 3"),
+    ],
+)
+def test_a_world_that_cannot_be_is_refused_before_the_first_step(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    config = _frame_world(tmp_path, _tokenizer(tmp_path))
+    with pytest.raises(UsageError, match=message):
+        train(replace(config, **change), tmp_path / "run")
+
+
+# --- learning ---
+
+
+def _trained_cost(tmp: Path, *, blind: bool) -> Tensor:
+    """Validation loss in nats of a small world after a short training on tokens that follow the states."""
+    model = replace(SMALL_WORLD, width=32, layers=1, state_hidden=32, normalise_states=True, blind=blind)
+    config = TrainConfig(
+        model=model,
+        data=DataConfig(path=tmp / "train", val_path=tmp / "val", window_stride=17),
+        optimizer=OptimizerConfig(peak=1e-2, warmup_steps=20, clip_norm=1.0),
+        batch_size=16,
+        steps=150,
+        device="cpu",
+        evaluate_every=1000,
+        validation_clips=64,
+    )
+    return torch.tensor(train(config, tmp / f"run_{blind}").figures["val/loss"])
+
+
+@pytest.mark.slow
+def test_a_world_that_sees_the_states_beats_token_frequencies_and_its_blind_twin(tmp_path: Path) -> None:
+    write_followed_tokens(tmp_path / "train", 40)
+    write_followed_tokens(tmp_path / "val", 20, seed=1)
+    seeing, blind = (_trained_cost(tmp_path, blind=flag) for flag in (False, True))
+    counts = np.load(tmp_path / "run_False/unigram.npy")
+    entropy = -(counts / counts.sum() * np.log(counts / counts.sum())).sum()
+    assert entropy == pytest.approx(math.log(8), abs=0.05)
+    assert seeing < 0.5 * entropy
+    assert blind > entropy - 0.1, "nothing but the states tells what comes next"
