@@ -18,7 +18,7 @@ worldline data twin $work/val --episodes 48 --seed 1000
 data="--data.path $work/train --data.val-path $work/val --data.cache $work/cache"
 
 # --- checkpoints ---
-worldline train tokenizer_tiny $data --run $work/tokenizer --steps 10000
+worldline train tokenizer_tiny $data --run $work/tokenizer --steps 5500
 python scripts/ship.py $work/tokenizer $assets/tokenizer_tiny
 worldline train compression_tiny $data --run $work/world --steps 12000
 python scripts/ship.py $work/world $assets/compression_tiny

@@ -1,0 +1,145 @@
+"""The benchmarks run, print what they promise, and count bytes as one would by hand."""
+
+import importlib
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    """Import a script by name, as it is imported when it is run."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+    def named(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return named
+
+
+def _quick(name: str, *arguments: str) -> dict:
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+# --- every script ---
+
+
+@pytest.mark.parametrize(
+    ("name", "figure"),
+    [
+        ("generation", "compression_tiny"),
+        pytest.param("loss_memory", "step", marks=pytest.mark.slow),
+        pytest.param("training_step", "tokenizer_tiny", marks=pytest.mark.slow),
+        pytest.param("data_loading", "cached_clips_per_second", marks=pytest.mark.slow),
+        pytest.param("twin_rendering", "frames_per_second", marks=pytest.mark.slow),
+    ],
+)
+def test_prints_one_json_object_with_its_origin(name: str, figure: str) -> None:
+    printed = _quick(name)
+    assert printed["benchmark"] == name
+    assert printed["environment"]["commit"]
+    assert printed["environment"]["command"].startswith(f"{name}.py --quick")
+    if "skipped" not in printed:
+        assert printed[figure]
+
+
+@pytest.mark.slow
+def test_the_suite_writes_one_file_named_after_machine_and_day(tmp_path: Path) -> None:
+    said = _quick("run_all", "--only", "generation", "--out", str(tmp_path))
+    (written,) = tmp_path.iterdir()
+    assert Path(said["file"]) == written
+    content = json.loads(written.read_text(encoding="utf-8"))
+    assert content["results"]["generation"]["compression_tiny"]["share_of_equal_tokens"] > 0.99
+
+
+def test_every_script_is_in_the_suite(load) -> None:
+    helpers = {"common", "run_all"}
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} - helpers == set(load("run_all").SUITE)
+
+
+def test_results_are_named_after_the_accelerator_or_the_processor(load) -> None:
+    name = load("run_all").file_name
+    day = datetime(2026, 11, 22, tzinfo=UTC)
+    assert name({"device": "NVIDIA H200", "cpu": "Some CPU, 2 cores"}, day) == "nvidia-h200-2026-11-22.json"
+    assert name({"device": "cpu", "cpu": "Some CPU, 2 cores"}, day) == "some-cpu-2-cores-2026-11-22.json"
+
+
+# --- figures ---
+
+
+def test_spread_and_ratio_of_known_numbers(load) -> None:
+    common = load("common")
+    assert common.spread([3.0, 1.0, 2.0, 10.0]) == {"min": 1.0, "median": 2.5, "max": 10.0}
+    seconds = {"slow": [4.0, 9.0, 2.0], "fast": [2.0, 3.0, 2.0]}
+    assert common.ratio(seconds, "slow", "fast") == {"min": 1.0, "median": 2.0, "max": 3.0}
+
+
+def test_calls_are_made_in_turns_after_a_warm_up(load) -> None:
+    made: list[str] = []
+    seconds = load("common").in_turns({"a": lambda: made.append("a"), "b": lambda: made.append("b")}, repeats=2)
+    assert made == ["a", "b"] * 3
+    assert [len(times) for times in seconds.values()] == [2, 2]
+
+
+def test_live_bytes_follow_tensors_through_their_lives(load) -> None:
+    given = torch.zeros(100)
+    with load("loss_memory").LiveBytes([given]) as live:
+        first = given + 1
+        assert live.now == 400
+        view = first[:10]
+        second = first.double()
+        assert live.now == 400 + 800, "a view owns no memory"
+        del first
+        assert live.now == 400 + 800, "the view keeps the memory alive"
+        del view, second
+    assert (live.now, live.peak) == (0, 1200)
+
+
+def test_a_naive_head_saves_what_one_counts_by_hand(load) -> None:
+    memory = load("loss_memory")
+    config = memory.SMALL
+    n, d, v = 4 * 3 * 64, config.width, config.vocab_size
+    found = memory.head_memory(config, 4, chunk=None)
+    by_hand = 4 * n * v + 2 * n * d + 2 * v * d  # log-probabilities in fp32; features and embedding in bfloat16
+    assert by_hand <= found.saved <= by_hand + 8  # and a scalar
+    assert found.peak > 3 * 4 * n * v
+
+
+def test_a_chunked_head_holds_no_logits_between_forward_and_backward(load) -> None:
+    memory = load("loss_memory")
+    n, v = 4 * 3 * 64, memory.SMALL.vocab_size
+    found = memory.head_memory(memory.SMALL, 4, chunk=n // 8)
+    assert found.held < 4 * n
+    assert found.peak < 4 * n * v
+
+
+def test_the_counts_agree_with_each_other_and_with_real_tensors(load) -> None:
+    memory = load("loss_memory")
+    meta, weights = memory.world_memory(memory.SMALL, 2)
+    real, _ = memory.world_memory(memory.SMALL, 2, "cpu")
+    assert weights == 4 * sum(p.numel() for p in memory.SMALL.build().parameters())
+    assert 0 <= meta.held - meta.saved <= 64, "what autograd saved is what is alive between forward and backward"
+    for name in ("saved", "held", "peak"):
+        assert abs(getattr(meta, name) - getattr(real, name)) < 256, "CUDA's kernels keep their random state, too"
+
+
+def test_flops_of_a_clip_are_six_per_weight_and_token_and_the_attention(load) -> None:
+    from worldline.worlds.st_transformer import STTransformerConfig
+
+    config = STTransformerConfig(grid_height=8, grid_width=8, vocab_size=500, width=64, heads=2, layers=2, dropout=0.0)
+    tokens, future, d, t, s = 5 * 64, 3 * 64, config.width, 5, 64
+    matrices = config.layers * 16 * d * d * tokens + config.vocab_size * d * future  # qkv + out twice, MLP 8; the head
+    attention = config.layers * 2 * (s + t) * d * tokens  # scores and values, within grids and along time
+    expected = 6 * (matrices + attention)
+    assert load("training_step").flops_per_clip(config) == pytest.approx(expected, rel=0.02)  # states are the rest
