@@ -1,6 +1,6 @@
 """Make the README's moving picture from a run's evaluation: real | forecast | copy of the last frame, as a GIF.
 
-    python scripts/picture.py RUN docs/media/forecast.gif
+python scripts/picture.py RUN docs/media/forecast.gif
 """
 
 import sys

@@ -1,0 +1,62 @@
+"""Print evaluations as the Markdown tables of docs/results.md, so that no figure there is typed by hand.
+
+python scripts/tables.py RUN/evaluation/metrics.json ...
+"""
+
+import sys
+from pathlib import Path
+
+from worldline.evaluation.result import METRIC_INFO, Comparison, Evaluation
+from worldline.metrics.bootstrap import Interval
+from worldline.report.text import format_number
+
+SHOWN = (
+    "psnr_db_last",
+    "psnr_db_mean",
+    "ssim_last",
+    "top500_ce_residual",
+    "top500_coverage",
+    "full_ce",
+    "token_accuracy",
+    "teacher_forced_ce",
+)
+
+
+def cell(value: Interval | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    low, high = (format_number(end, unit) for end in (value.low, value.high))
+    return f"{format_number(value.mean, unit)} [{low}, {high}]"
+
+
+def table(evaluation: Evaluation) -> str:
+    metrics = [name for name in SHOWN if any(name in row.metrics for row in evaluation.rows)]
+    heads = [f"{METRIC_INFO[name].label} ({METRIC_INFO[name].unit or '0..1'})" for name in metrics]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for row in evaluation.rows:
+        cells = [cell(row.metrics.get(name), METRIC_INFO[name].unit) for name in metrics]
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def difference(comparison: Comparison) -> str:
+    info = METRIC_INFO[comparison.metric]
+    return f"| {comparison.better} minus {comparison.than} | {info.label} | {cell(comparison.difference, info.unit)} |"
+
+
+def main(paths: list[Path]) -> None:
+    for path in paths:
+        evaluation = Evaluation.load(path)
+        data, ran = evaluation.data, evaluation.environment
+        clips = f"{data.num_clips} clips of {data.num_episodes} episodes of {data.name}"
+        print(f"{path}: {clips}, {evaluation.seconds:.0f} s")
+        print(f"commit {ran['commit']}, {ran['cpu']}, torch {ran['torch']}, settings {evaluation.settings}\n")
+        print(table(evaluation))
+        if evaluation.comparisons:
+            print("\n| difference on the same clips | metric | mean [95 % interval] |\n|---|---|---|")
+            print("\n".join(difference(comparison) for comparison in evaluation.comparisons))
+        print()
+
+
+if __name__ == "__main__":
+    main([Path(argument) for argument in sys.argv[1:]])
