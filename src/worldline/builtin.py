@@ -30,3 +30,20 @@ def resolve(path: Path) -> Path:
     if str(path) in NAMES:
         return NAMES[str(path)]
     raise UsageError(f"{path} does not exist, and no built-in has that name; built-ins: {', '.join(NAMES)}")
+
+
+def is_builtin(path: Path) -> bool:
+    """Whether a path lies inside the package, where nothing may be written."""
+    return path.resolve().is_relative_to(ASSETS.resolve())
+
+
+def results_of(run: Path) -> Path:
+    """Where results about a run go: into the run folder, but for a built-in into `runs/NAME`."""
+    return Path("runs") / run.name if is_builtin(run) else run
+
+
+def data_for(run: Path, data: Path | None) -> Path | None:
+    """The data set to use with a run: the one asked for; else the built-in one for built-ins; else the run's own."""
+    if data is not None:
+        return resolve(data)
+    return TWIN_MINI_VAL if is_builtin(run) else None

@@ -27,7 +27,7 @@ the model's own predictions. A tokenizer is judged by what survives its round tr
 
 Examples:
   worldline evaluate runs/world --blind runs/world_blind
-  worldline evaluate compression-tiny --out out/ --data twin-mini-val
+  worldline evaluate compression-tiny --blind compression-tiny-blind
   worldline evaluate runs/tokenizer --num-clips 256 --json
 """
 
@@ -37,7 +37,7 @@ class Job:
     run: tyro.conf.Positional[Path]
     """Run folder, model folder, or a built-in name such as compression-tiny."""
     data: Path | None = None
-    """Data set to judge on; the run's own validation data if not given."""
+    """Data set to judge on; if not given, the run's own validation data (for built-ins: twin-mini-val)."""
     episodes: str | None = None
     """Python slice over its episodes."""
     blind: Path | None = None
@@ -45,7 +45,7 @@ class Job:
     tokenizer: Path | None = None
     """Where the tokenizer lies, if not in the run folder."""
     out: Path | None = None
-    """Folder for metrics.json and forecasts.npz; `RUN/evaluation` if not given."""
+    """Folder for metrics.json and forecasts.npz; if not given, `RUN/evaluation` (for built-ins: runs/NAME)."""
     num_clips: int | None = 128
     batch_size: int = 8
     temperature: float = 0.0
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
     job = tyro.cli(Job, prog="worldline evaluate", description=EXAMPLES, args=arguments)
     run = builtin.resolve(job.run)
     description = read_model(model_folder(run))[0]
-    out = job.out or RunDir(run).evaluation
+    out = job.out or RunDir(builtin.results_of(run)).evaluation
     progress = Progress()
     if description["config"]["kind"] == "st-transformer":
         evaluation = _world(job, run, out, progress)
@@ -84,7 +84,7 @@ def _world(job: Job, run: Path, out: Path, progress: Progress) -> Evaluation:
         run,
         loaded.contract,
         window=forecaster.context_frames + forecaster.horizon_frames,
-        data=builtin.resolve(job.data) if job.data else None,
+        data=builtin.data_for(run, job.data),
         episodes=job.episodes,
     )
     blind = load_forecaster(builtin.resolve(job.blind), tokenizer=tokenizer, sampling=sampling) if job.blind else None
@@ -109,7 +109,7 @@ def _tokenizer(job: Job, run: Path, out: Path, description: dict[str, Any], prog
         run,
         contract,
         window=contract["token_grid"]["block"],
-        data=builtin.resolve(job.data) if job.data else None,
+        data=builtin.data_for(run, job.data),
         episodes=job.episodes,
     )
     return evaluate_tokenizer(

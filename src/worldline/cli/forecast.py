@@ -12,13 +12,12 @@ from worldline.evaluation.held_out import held_out, spread
 from worldline.forecasting.forecaster import load_forecaster
 from worldline.forecasting.video import write_comparison
 from worldline.process.categorical import Sampling
-from worldline.rundir import RunDir
 from worldline.schema import UsageError
 
 EXAMPLES = """Forecast clips of a data set: context and states in, video out (real | forecast side by side, as mp4).
 
 Examples:
-  worldline forecast compression-tiny --data twin-mini-val --out out/
+  worldline forecast compression-tiny
   worldline forecast runs/world --clips 3 17 --temperature 1.0 --top-p 0.9 --num-samples 4
 """
 
@@ -28,14 +27,14 @@ class Job:
     run: tyro.conf.Positional[Path]
     """Run folder, model folder, or a built-in name such as compression-tiny."""
     data: Path | None = None
-    """Data set to forecast; the run's own validation data if not given."""
+    """Data set to forecast; if not given, the run's own validation data (for built-ins: twin-mini-val)."""
     episodes: str | None = None
     """Python slice over its episodes."""
     clips: tuple[int, ...] = ()
     """Numbers of the clips; four, evenly spread, if none are given."""
     tokenizer: Path | None = None
     out: Path | None = None
-    """Folder for the videos; `RUN/forecasts` if not given."""
+    """Folder for the videos; if not given, `RUN/forecasts` (for built-ins: runs/NAME)."""
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
@@ -61,10 +60,10 @@ def main(arguments: list[str]) -> None:
         run,
         loaded.contract,
         window=split + forecaster.horizon_frames,
-        data=builtin.resolve(job.data) if job.data else None,
+        data=builtin.data_for(run, job.data),
         episodes=job.episodes,
     )
-    out, progress = job.out or RunDir(run).path / "forecasts", Progress()
+    out, progress = job.out or builtin.results_of(run) / "forecasts", Progress()
     numbers = job.clips or tuple(spread(len(clips), 4))
     written = []
     for done, number in enumerate(numbers, start=1):

@@ -72,7 +72,13 @@ def _check(clips: Clips, contract: dict[str, Any], path: Path) -> None:
 
 
 def spread(num_clips: int, wanted: int | None) -> list[int]:
-    """Evenly spread clip numbers; all of them where `wanted` is None or too many."""
+    """Evenly spread clip numbers; all of them where `wanted` is None or too many.
+
+    Raises:
+        UsageError: fewer than one clip is wanted.
+    """
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"{wanted} clips are too few to judge anything by; give at least 1")
     if wanted is None or wanted >= num_clips:
         return list(range(num_clips))
     return np.linspace(0, num_clips - 1, wanted).round().astype(int).tolist()
