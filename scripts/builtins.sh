@@ -20,7 +20,7 @@ data="--data.path $work/train --data.val-path $work/val --data.cache $work/cache
 # --- checkpoints ---
 worldline train tokenizer_tiny $data --run $work/tokenizer --steps 5500
 python scripts/ship.py $work/tokenizer $assets/tokenizer_tiny
-worldline train compression_tiny $data --run $work/world --steps 12000
+worldline train compression_tiny $data --run $work/world --batch-size 4 --steps 4200
 python scripts/ship.py $work/world $assets/compression_tiny
-worldline train compression_tiny_blind $data --run $work/blind --steps 12000
+worldline train compression_tiny_blind $data --run $work/blind --batch-size 4 --steps 4200
 python scripts/ship.py $work/blind $assets/compression_tiny_blind

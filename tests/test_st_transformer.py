@@ -285,7 +285,7 @@ def test_rows_behind_those_needed_are_ignored() -> None:
 
 
 def test_too_few_rows_of_states_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"34 state rows.*33"):
+    with pytest.raises(UsageError, match=r"34 state rows.*33"):
         small_world().loss(token_batch(rows=33), torch.Generator())
 
 

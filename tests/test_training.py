@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig, open_clips
+from worldline.devices import pick_device
 from worldline.rundir import RunDir, load_tensors, read_model, save_tensors, write_model
 from worldline.schema import DataError, UsageError, stack
 from worldline.tokenizers.load import load_tokenizer
 from worldline.training.checkpoint import TrainState
 from worldline.training.config import TrainConfig
-from worldline.training.loop import NonFiniteLossError, evaluated, pick_device, split, train
+from worldline.training.loop import NonFiniteLossError, evaluated, split, train
 from worldline.training.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.training.validate import validate
 from worldline.worlds.load import load_world

@@ -9,6 +9,7 @@ import tyro
 
 from worldline import builtin
 from worldline.cli.console import Progress, show
+from worldline.devices import pick_device
 from worldline.evaluation.compression import Protocol, evaluate_compression
 from worldline.evaluation.held_out import held_out
 from worldline.evaluation.result import Evaluation
@@ -53,6 +54,8 @@ class Job:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
+    device: str = "auto"
+    """`auto` takes CUDA where there is one."""
     json: bool = False
 
 
@@ -78,7 +81,8 @@ def main(arguments: list[str]) -> None:
 def _world(job: Job, run: Path, out: Path, progress: Progress) -> Evaluation:
     sampling = Sampling(temperature=job.temperature, top_k=job.top_k, top_p=job.top_p)
     tokenizer = builtin.resolve(job.tokenizer) if job.tokenizer else None
-    loaded = load_forecaster(run, tokenizer=tokenizer, sampling=sampling)
+    device = pick_device(job.device)
+    loaded = load_forecaster(run, tokenizer=tokenizer, sampling=sampling, device=device)
     forecaster = loaded.forecaster
     clips = held_out(
         run,
@@ -87,7 +91,11 @@ def _world(job: Job, run: Path, out: Path, progress: Progress) -> Evaluation:
         data=builtin.data_for(run, job.data),
         episodes=job.episodes,
     )
-    blind = load_forecaster(builtin.resolve(job.blind), tokenizer=tokenizer, sampling=sampling) if job.blind else None
+    blind = (
+        load_forecaster(builtin.resolve(job.blind), tokenizer=tokenizer, sampling=sampling, device=device)
+        if job.blind
+        else None
+    )
     counts = run / "unigram.npy"
     return evaluate_compression(
         loaded,

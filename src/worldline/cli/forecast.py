@@ -8,6 +8,7 @@ import tyro
 
 from worldline import builtin
 from worldline.cli.console import Progress, show
+from worldline.devices import pick_device
 from worldline.evaluation.held_out import held_out, spread
 from worldline.forecasting.forecaster import load_forecaster
 from worldline.forecasting.video import write_comparison
@@ -41,6 +42,8 @@ class Job:
     num_samples: int = 1
     """Independent futures per clip; more than one needs a temperature above 0."""
     seed: int = 0
+    device: str = "auto"
+    """`auto` takes CUDA where there is one."""
     json: bool = False
 
 
@@ -53,6 +56,7 @@ def main(arguments: list[str]) -> None:
         tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
         sampling=Sampling(temperature=job.temperature, top_k=job.top_k, top_p=job.top_p),
         num_samples=job.num_samples,
+        device=pick_device(job.device),
     )
     forecaster = loaded.forecaster
     split = forecaster.context_frames
@@ -73,7 +77,9 @@ def main(arguments: list[str]) -> None:
         if clip.frames is None:
             raise UsageError(f"{clips.source.path} holds tokens only; give the data set with frames (--data DIR)")
         forecast = forecaster.forecast(
-            clip.frames[None, :split], clip.states[None], generator=torch.Generator().manual_seed(job.seed)
+            clip.frames[None, :split],
+            clip.states[None],
+            generator=torch.Generator(forecaster.device).manual_seed(job.seed),
         )
         path = out / f"clip_{number:05d}.mp4"
         write_comparison(path, clip.frames, forecast.frames[0], context=split, fps=clip.fps)

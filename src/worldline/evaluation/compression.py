@@ -6,9 +6,8 @@ the world itself fed another clip's states. Definitions: docs/metrics.md.
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,11 @@ from torch import Tensor
 from worldline.data.clips import Clips
 from worldline.evaluation.held_out import foreign_states, spread
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Role, Row
+from worldline.evaluation.tally import CodeScores, Tally, code_intervals
 from worldline.files import atomic
 from worldline.forecasting.forecaster import CopyLast, Loaded, TokenForecaster
-from worldline.metrics.bootstrap import Interval, interval, intervals, paired_difference
-from worldline.metrics.codes import per_clip, top_k_code_lengths
-from worldline.metrics.image import MetricUnavailable, psnr, ssim
+from worldline.metrics.bootstrap import intervals, paired_difference
+from worldline.metrics.image import psnr
 from worldline.rundir import environment
 from worldline.schema import Batch, UsageError, stack
 from worldline.worlds.world import GridStep
@@ -38,14 +37,6 @@ ROLES: dict[str, Role] = {
     COPY: "baseline",
     UNIGRAM: "baseline",
     ROUND_TRIP: "ceiling",
-}
-CODE_NAMES = {  # field of CodeLengths -> metric of a forecast, metric of the teacher-forced bound
-    "residual": ("top500_ce_residual", "teacher_forced_top500_ce"),
-    "floor": ("top500_ce_floor", None),
-    "hits_only": ("top500_ce_hits_only", None),
-    "covered": ("top500_coverage", None),
-    "full_ce": ("full_ce", "teacher_forced_ce"),
-    "correct": ("token_accuracy", "teacher_forced_accuracy"),
 }
 COMPARED = (  # better, than, metric
     (FORECAST, COPY, "psnr_db_last"),
@@ -74,17 +65,6 @@ class Protocol:
     """For sampled roll-outs."""
 
 
-@dataclass
-class _Tally:
-    """Numbers per clip, gathered batch by batch: `values[row][metric]` and `frames[metric][row]` are lists."""
-
-    values: dict[str, dict[str, list[Tensor]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    curves: dict[str, dict[str, list[Tensor]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    shown: dict[str, list[UInt8[Tensor, "t 3 h w"]]] = field(default_factory=lambda: defaultdict(list))
-    episodes: list[int] = field(default_factory=list)
-    not_computed: dict[str, str] = field(default_factory=dict)
-
-
 def evaluate_compression(
     loaded: Loaded,
     clips: Clips,
@@ -108,10 +88,11 @@ def evaluate_compression(
         raise UsageError(f"{clips.source.path} holds no future tokens: test samples can be forecast, not evaluated")
     if blind is not None and _speech(blind) != _speech(loaded):
         raise UsageError(f"the world in {blind.folder} speaks other tokens than the one in {loaded.folder}")
-    began, generator = time.monotonic(), torch.Generator().manual_seed(protocol.seed)
+    began = time.monotonic()
+    generator = torch.Generator(loaded.forecaster.device).manual_seed(protocol.seed)
     chosen = spread(len(clips), protocol.num_clips)
     others = foreign_states(clips, chosen)
-    tally = _Tally()
+    tally = Tally()
     if others is None:
         tally.not_computed[SHUFFLED] = "the data hold one clip only"
     if blind is None:
@@ -137,7 +118,7 @@ def evaluate_compression(
 
 
 def _score(
-    tally: _Tally,
+    tally: Tally,
     forecaster: TokenForecaster,
     batch: Batch,
     others: Float32[Tensor, "b t s"] | None,
@@ -148,21 +129,20 @@ def _score(
 ) -> None:
     tally.episodes += [origin.episode for origin in batch.origins]
     context = forecaster.world.context_grids
-    tokens = batch.tokens if batch.tokens is not None else forecaster.tokenizer.encode(_frames(batch))
+    tokens = batch.tokens if batch.tokens is not None else forecaster.encode(_frames(batch))
     past, future = tokens[:, :context], tokens[:, context:]
-    frames: dict[str, UInt8[Tensor, "b t 3 h w"]] = {}
+    grids: dict[str, Int64[Tensor, "b l h w"]] = {}
     worlds = [(FORECAST, forecaster, batch.states)]
     if others is not None:
         worlds.append((SHUFFLED, forecaster, others))
     if blind is not None:
         worlds.append((BLIND, blind.forecaster, batch.states))
     for name, one, states in worlds:
-        scores = _CodeScores(future)
-        forecast = one.from_tokens(past, states, generator=generator, watch=scores.add)
-        frames[name] = forecast.frames[:, 0]
+        scores = CodeScores(future)
+        grids[name] = one.rollout(past, states, generator=generator, watch=scores.add)
         scores.into(tally.values[name], 0)
-    forced = _CodeScores(future)
-    for index, step in enumerate(forecaster.world.teacher_forced(tokens, batch.states)):
+    forced = CodeScores(future)
+    for index, step in enumerate(_teacher_forced(forecaster, tokens, batch)):
         forced.add(index, step)
     forced.into(tally.values[FORECAST], 1)
     if unigram is not None:
@@ -171,56 +151,27 @@ def _score(
         tally.not_computed["psnr_db"] = tally.not_computed["ssim"] = "the data hold tokens only, no frames"
         return
     split = forecaster.context_frames
+    frames = {name: forecaster.decode(tokens) for name, tokens in {**grids, ROUND_TRIP: future}.items()}
     frames[COPY] = _copy(forecaster, batch)
-    frames[ROUND_TRIP] = forecaster.tokenizer.decode(future)
     truth = batch.frames[:, split : split + forecaster.horizon_frames]
     for name, predicted in frames.items():
-        _score_frames(tally, name, predicted, truth)
+        tally.add_frames(name, predicted, truth)
         tally.shown[name] += [torch.cat([batch.frames[i, :split], predicted[i]]) for i in keep]
     tally.shown["real"] += [batch.frames[i, : split + forecaster.horizon_frames] for i in keep]
 
 
-class _CodeScores:
-    """Code lengths of the true tokens under each predicted grid's logits, which are dropped at once."""
-
-    def __init__(self, future: Int64[Tensor, "b l h w"]) -> None:
-        self.future = future
-        self.grids: list[dict[str, Tensor]] = []
-
-    def add(self, index: int, step: GridStep) -> None:
-        logits = rearrange(step.logits, "b h w v -> (b h w) v")
-        lengths = top_k_code_lengths(logits, self.future[:, index].flatten())
-        self.grids.append(per_clip(lengths, len(self.future)))
-
-    def into(self, values: dict[str, list[Tensor]], which: int) -> None:
-        """Append the mean over grids under the names of forecasts (0) or of the teacher-forced bound (1)."""
-        for name, names in CODE_NAMES.items():
-            metric = names[which]
-            if metric is not None:
-                values[metric].append(torch.stack([grid[name] for grid in self.grids]).nanmean(dim=0))
+def _teacher_forced(forecaster: TokenForecaster, tokens: Int64[Tensor, "b l h w"], batch: Batch) -> Iterator[GridStep]:
+    device = forecaster.device
+    return forecaster.world.teacher_forced(tokens.to(device), batch.states.to(device))
 
 
-def _score_unigram(tally: _Tally, future: Int64[Tensor, "b l h w"], counts: Int64[np.ndarray, " v"]) -> None:
+def _score_unigram(tally: Tally, future: Int64[Tensor, "b l h w"], counts: Int64[np.ndarray, " v"]) -> None:
     # One imagined count each (Laplace): a token never seen in training must not cost infinitely much.
     logits = torch.from_numpy(np.log(counts + 1.0)).float().log_softmax(dim=0)
-    scores = _CodeScores(future)
+    scores = CodeScores(future)
     for index in range(future.shape[1]):
         scores.add(index, GridStep(future[:, index], logits.expand(*future[:, index].shape, -1)))
     scores.into(tally.values[UNIGRAM], 0)
-
-
-def _score_frames(
-    tally: _Tally, name: str, predicted: UInt8[Tensor, "b t 3 h w"], truth: UInt8[Tensor, "b t 3 h w"]
-) -> None:
-    for metric, measure in (("psnr_db", psnr), ("ssim", ssim)):
-        try:
-            values = measure(predicted, truth)
-        except MetricUnavailable as reason:
-            tally.not_computed[metric] = str(reason)
-            continue
-        tally.curves[metric][name].append(values)
-        tally.values[name][f"{metric}_last"].append(values[:, -1])
-        tally.values[name][f"{metric}_mean"].append(values.mean(dim=1))
 
 
 def _copy(forecaster: TokenForecaster, batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
@@ -236,11 +187,11 @@ def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
 # --- all batches ---
 
 
-def _summarise(tally: _Tally, loaded: Loaded, clips: Clips, protocol: Protocol, *, seconds: float) -> Evaluation:
+def _summarise(tally: Tally, loaded: Loaded, clips: Clips, protocol: Protocol, *, seconds: float) -> Evaluation:
     episodes = torch.tensor(tally.episodes)
     values = {row: {m: torch.cat(parts) for m, parts in metrics.items()} for row, metrics in tally.values.items()}
     rows = tuple(
-        Row(name=name, role=role, metrics=_intervals(values[name], episodes))
+        Row(name=name, role=role, metrics=code_intervals(values[name], episodes))
         for name, role in ROLES.items()
         if name in values
     )
@@ -286,21 +237,11 @@ def _summarise(tally: _Tally, loaded: Loaded, clips: Clips, protocol: Protocol, 
     )
 
 
-def _intervals(values: dict[str, Tensor], episodes: Int64[Tensor, " n"]) -> dict[str, Interval]:
-    found = {}
-    for metric, numbers in values.items():
-        # A clip without a single hit has no cost of its hits; every other metric of it is a number.
-        known = ~numbers.isnan() if metric == CODE_NAMES["hits_only"][0] else torch.ones_like(numbers).bool()
-        if known.any():
-            found[metric] = interval(numbers[known], episodes[known])
-    return found
-
-
 def _speech(loaded: Loaded) -> tuple[object, ...]:
     return loaded.forecaster.grid, loaded.tokenizer
 
 
-def _write_forecasts(path: Path, tally: _Tally, context: int) -> None:
+def _write_forecasts(path: Path, tally: Tally, context: int) -> None:
     """Keep some clips' frames for the report: real ones, and each row's context + forecast, as `n t h w 3`."""
     if "real" not in tally.shown:
         return

@@ -71,12 +71,15 @@ class CopyLast:
 class TokenForecaster:
     """A discrete world between a tokenizer's encoder and decoder."""
 
-    tokenizer: Tokenizer
     world: TokenWorld
     grid: TokenGrid
+    tokenizer: Tokenizer | None
+    """None where a world was trained on tokens as they came: it can be scored on tokens, but shows no picture."""
     sampling: Sampling = field(default_factory=Sampling)
     num_samples: int = 1
     """Independent roll-outs per clip; more than one needs a temperature above 0."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where world and tokenizer are; inputs are moved there, forecasts come back to the CPU."""
 
     @property
     def context_frames(self) -> int:
@@ -94,35 +97,52 @@ class TokenForecaster:
         *,
         generator: torch.Generator | None = None,
     ) -> Forecast:
-        """Encode the context, roll the world forward, decode. Raises `UsageError` for another number of frames."""
+        """Encode the context, roll the world forward, decode.
+
+        Raises:
+            UsageError: another number of frames than the context, no tokenizer, or several greedy samples.
+        """
         if frames.shape[1] != self.context_frames:
             raise UsageError(f"the context is {self.context_frames} frames, but {frames.shape[1]} were given")
-        return self.from_tokens(self.tokenizer.encode(frames), states, generator=generator)
+        if self.num_samples > 1 and self.sampling.temperature == 0:
+            raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
+        context = self.encode(frames)
+        rollouts = [self.rollout(context, states, generator=generator) for _ in range(self.num_samples)]
+        return Forecast(frames=torch.stack([self.decode(grids) for grids in rollouts], dim=1), tokens=rollouts[0])
 
-    @torch.no_grad()
-    def from_tokens(
+    def rollout(
         self,
-        context: Int64[Tensor, "b l gh gw"],
+        context: Int64[Tensor, "b c gh gw"],
         states: Float32[Tensor, "b t s"],
         *,
         generator: torch.Generator | None = None,
         watch: Callable[[int, GridStep], None] | None = None,
-    ) -> Forecast:
-        """Forecast from a tokenised context. `watch(i, step)` sees grid i of the first sample and its logits."""
-        if self.num_samples > 1 and self.sampling.temperature == 0:
-            raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
-        samples, first = [], None
-        for sample in range(self.num_samples):
-            tokens = []
-            rollout = self.world.forecast(context, states, sampling=self.sampling, generator=generator)
-            for index, step in enumerate(rollout):
-                tokens.append(step.tokens)
-                if watch is not None and sample == 0:
-                    watch(index, step)
-            grids = torch.stack(tokens, dim=1)
-            first = grids if first is None else first
-            samples.append(self.tokenizer.decode(grids))
-        return Forecast(frames=torch.stack(samples, dim=1), tokens=first)
+    ) -> Int64[Tensor, "b l gh gw"]:
+        """Token grids of the horizon, from a tokenised context. `watch(i, step)` sees grid i and its logits."""
+        steps = self.world.forecast(
+            context.to(self.device), states.to(self.device), sampling=self.sampling, generator=generator
+        )
+        grids = []
+        for index, step in enumerate(steps):
+            grids.append(step.tokens.cpu())
+            if watch is not None:
+                watch(index, step)
+        return torch.stack(grids, dim=1)
+
+    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
+        """Tokens of whole blocks of frames. Raises `UsageError` without a tokenizer."""
+        return self._tokenizer().encode(frames.to(self.device)).cpu()
+
+    def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of whole blocks of grids. Raises `UsageError` without a tokenizer."""
+        return self._tokenizer().decode(tokens.to(self.device)).cpu()
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UsageError(
+                "this world was trained on tokens alone; give the tokenizer they came from (--tokenizer DIR)"
+            )
+        return self.tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,31 +158,38 @@ class Loaded:
 
 
 def load_forecaster(
-    path: Path, *, tokenizer: Path | None = None, sampling: Sampling | None = None, num_samples: int = 1
+    path: Path,
+    *,
+    tokenizer: Path | None = None,
+    sampling: Sampling | None = None,
+    num_samples: int = 1,
+    device: torch.device | None = None,
 ) -> Loaded:
-    """Load the world of a run and the tokenizer it was trained on.
+    """Load the world of a run and, where there is one, the tokenizer it was trained on.
 
     Args:
         path: run folder, or model folder inside one.
-        tokenizer: overrides the copy in the run folder; its weights must be the same.
+        tokenizer: where it lies, if not in the run folder; must be the one the world was trained on.
 
     Raises:
-        UsageError: there is no tokenizer, or it is another one than the world was trained on.
+        UsageError: the tokenizer is missing though the world was trained with one, or is another one.
         DataError: files are missing or damaged.
     """
+    device = device or torch.device("cpu")
     world, description = load_world(path)
     expected = description.get("tokenizer")
     place = tokenizer or _tokenizer_of(path, expected)
-    if expected not in (None, _fingerprint(place)):
+    if place is not None and expected not in (None, _fingerprint(place)):
         raise UsageError(f"the world in {path} speaks the tokens of another tokenizer than {place}")
     contract = description["contract"]
     return Loaded(
         forecaster=TokenForecaster(
-            tokenizer=load_tokenizer(place),
-            world=world,
+            tokenizer=load_tokenizer(place).to(device) if place else None,
+            world=world.to(device),
             grid=TokenGrid(**contract["token_grid"]),
             sampling=sampling or Sampling(),
             num_samples=num_samples,
+            device=device,
         ),
         contract=contract,
         folder=path,
@@ -170,10 +197,12 @@ def load_forecaster(
     )
 
 
-def _tokenizer_of(path: Path, expected: str | None) -> Path:
+def _tokenizer_of(path: Path, expected: str | None) -> Path | None:
     for run in (path, path.parent.parent):  # a run folder, or run/checkpoints/step_N
         if RunDir(run).tokenizer.is_dir():
             return RunDir(run).tokenizer
+    if expected is None:
+        return None
     if builtin.TOKENIZER_TINY.is_dir() and expected == fingerprint(builtin.TOKENIZER_TINY):
         return builtin.TOKENIZER_TINY
     raise UsageError(f"{path} has no tokenizer beside it; give the one its tokens were made with (--tokenizer DIR)")

@@ -13,6 +13,8 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from worldline.schema import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class StateEncoderConfig:
@@ -60,10 +62,10 @@ class StateEncoder(nn.Module):
         self.scale.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def forward(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l d"]:
-        """One vector per latent frame. Raises `ValueError` if there are fewer rows than `num_frames`."""
+        """One vector per latent frame. Raises `UsageError` if there are fewer rows than `num_frames`."""
         needed = self.config.num_frames
         if states.shape[1] < needed:
-            raise ValueError(f"{needed} state rows are needed, one per video frame, but {states.shape[1]} were given")
+            raise UsageError(f"{needed} state rows are needed, one per video frame, but {states.shape[1]} were given")
         x = (states[:, :needed] - self.mean) / self.scale
         x = self.mlp(align(x, block=self.config.block, stride=self.config.temporal_stride, pooling=self.config.pooling))
         return rearrange(self.conv(rearrange(x, "b l d -> b d l")), "b d l -> b l d") + self.position

@@ -35,6 +35,8 @@ def save_checkpoint(run: RunDir, state: TrainState, description: dict[str, Any],
     optimizer, hyper = _flatten(state.optimizer.state_dict())
     if state.average:
         optimizer |= {f"raw.{name}": value for name, value in raw.items()}
+    for stale in (run.path / "checkpoints").glob(".step_*"):
+        shutil.rmtree(stale)  # what a run that was killed while writing left behind
     with new_folder(run.checkpoint(state.step)) as folder:
         write_model(folder, {**description, "step": state.step}, weights)
         save_tensors(folder / "trainer.safetensors", optimizer)

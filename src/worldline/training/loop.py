@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from worldline.data.loader import Loader
+from worldline.devices import pick_device
 from worldline.files import read_json, write_json
 from worldline.rundir import RunDir, environment, from_json, to_json
 from worldline.schema import Batch, UsageError
@@ -198,15 +199,6 @@ def split(batch: Batch, pieces: int) -> list[Batch]:
         )
         for a, b in pairwise(edges)
     ]
-
-
-def pick_device(name: str) -> torch.device:
-    """The device a name means. Raises `UsageError` for CUDA where there is none."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError("CUDA was asked for, but PyTorch finds no CUDA device here; use --device cpu")
-    return torch.device(name)
 
 
 def _precision(config: TrainConfig, device: torch.device) -> torch.autocast | nullcontext[None]:

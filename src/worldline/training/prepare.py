@@ -124,7 +124,7 @@ def contract(source: Source, data: DataConfig, grid: TokenGrid) -> dict[str, Any
     """What a model was trained on and must be given: rates, units and order of the state, image and token sizes."""
     return {
         "fps": source.fps,
-        "image_size": data.image_size or (source.image_size or (None,))[0],
+        "image_size": data.image_size,
         "conditioning": data.conditioning,
         "camera": data.camera,
         "state_names": list(source.layout.names),

@@ -1,0 +1,18 @@
+"""Which processor a job runs on."""
+
+import torch
+
+from worldline.schema import UsageError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a name means; `auto` takes CUDA where there is one.
+
+    Raises:
+        UsageError: CUDA was asked for where there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("CUDA was asked for, but PyTorch finds no CUDA device here; use --device cpu")
+    return torch.device(name)
