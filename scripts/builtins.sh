@@ -18,7 +18,8 @@ worldline data twin $work/val --episodes 48 --seed 1000
 data="--data.path $work/train --data.val-path $work/val --data.cache $work/cache"
 
 # --- checkpoints ---
-worldline train tokenizer_tiny $data --run $work/tokenizer --steps 5500
+# The shipped tokenizer was trained before saturation_weight existed; without the override it should come out better.
+worldline train tokenizer_tiny $data --run $work/tokenizer --steps 5500 --model.saturation-weight 0
 python scripts/ship.py $work/tokenizer $assets/tokenizer_tiny
 worldline train compression_tiny $data --run $work/world --batch-size 4 --steps 4200
 python scripts/ship.py $work/world $assets/compression_tiny

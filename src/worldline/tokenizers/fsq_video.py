@@ -20,6 +20,9 @@ from worldline.nn.fsq import FSQ
 from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import blocks_of, to_pixels, to_signed
 
+SATURATION = 1.5
+"""tanh(1.5) is 0.91: outputs up to here reach every level but the outermost few, and still have a gradient."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FSQVideoConfig:
@@ -45,6 +48,8 @@ class FSQVideoConfig:
     """Frames tokenised at once; 1 + a multiple of the temporal stride."""
     l1_weight: float = 0.1
     """Weight of the absolute error beside the squared error in the loss."""
+    saturation_weight: float = 0.01
+    """Weight of the penalty on encoder outputs beyond +-`SATURATION`, where tanh is flat and levels fall out of use."""
 
     @property
     def temporal_stride(self) -> int:
@@ -88,11 +93,15 @@ class FSQVideoTokenizer(nn.Module):
             temporal_stride=self.config.temporal_stride,
         )
 
-    def codes_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float[Tensor, "b l gh gw d"]:
-        """Quantised codes in [-1, 1] of one block of video in [-1, 1] (`t` = 1 + k * temporal stride)."""
+    def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float[Tensor, "b l gh gw d"]:
+        """What is quantised: unbounded features of one block of video in [-1, 1] (`t` = 1 + k * temporal stride)."""
         first = video[:, :, :1].expand(-1, -1, self.config.temporal_stride - 1, -1, -1)
         latents = self.encoder(rearrange(torch.cat([first, video], dim=2), "b c t h w -> b t h w c"))
-        return self.quantiser(latents.float())
+        return latents.float()
+
+    def codes_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float[Tensor, "b l gh gw d"]:
+        """Quantised codes in [-1, 1] of one block of video."""
+        return self.quantiser(self.latents_of(video))
 
     def video_of(self, codes: Float[Tensor, "b l gh gw d"]) -> Float32[Tensor, "b 3 t h w"]:
         """Video of one block of codes, unclamped. The copies that filled latent 0 are dropped again."""
@@ -100,15 +109,18 @@ class FSQVideoTokenizer(nn.Module):
         return rearrange(video.float(), "b t h w c -> b c t h w")
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Reconstruction error of one block in [-1, 1]: `mse + l1_weight * mae`. Needs `batch.frames`."""
+        """Reconstruction error of one block in [-1, 1], and the penalty on saturation. Needs `batch.frames`."""
         del generator  # nothing is drawn: quantisation is deterministic
         video = to_signed(_frames(batch))
-        codes = self.codes_of(video)
+        latents = self.latents_of(video)
+        codes = self.quantiser(latents)
         error = self.video_of(codes) - video
         mse = error.square().mean()
         psnr = -10 * torch.log10(mse.detach() / 4)  # data range 2 in [-1, 1]
         used = self.quantiser.indices(codes.detach()).unique().numel()
-        return mse + self.config.l1_weight * error.abs().mean(), {
+        saturation = (latents.abs() - SATURATION).relu().square().mean()
+        loss = mse + self.config.l1_weight * error.abs().mean() + self.config.saturation_weight * saturation
+        return loss, {
             "psnr_db": psnr.item(),
             "codes_used": float(used),
         }
