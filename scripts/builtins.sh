@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make everything that ships in src/worldline/assets, from nothing. About four hours on two CPU cores; the twin needs
+# Make everything that ships in src/worldline/assets, from nothing. About an hour on two CPU cores; the twin needs
 # OpenGL (EGL or OSMesa), nothing needs a network. The checkpoints are trained by the recipes of the same names, for
 # longer and on more episodes of the same twin than ship; judged on twin_mini/val, whose seed no training set shares.
 set -euo pipefail
@@ -18,10 +18,9 @@ worldline data twin $work/val --episodes 48 --seed 1000
 data="--data.path $work/train --data.val-path $work/val --data.cache $work/cache"
 
 # --- checkpoints ---
-# The shipped tokenizer was trained before saturation_weight existed; without the override it should come out better.
-worldline train tokenizer_tiny $data --run $work/tokenizer --steps 5500 --model.saturation-weight 0
+worldline train tokenizer_tiny $data --run $work/tokenizer
 python scripts/ship.py $work/tokenizer $assets/tokenizer_tiny
-worldline train compression_tiny $data --run $work/world --batch-size 4 --steps 4200
+worldline train compression_tiny $data --run $work/world
 python scripts/ship.py $work/world $assets/compression_tiny
-worldline train compression_tiny_blind $data --run $work/blind --batch-size 4 --steps 4200
+worldline train compression_tiny_blind $data --run $work/blind
 python scripts/ship.py $work/blind $assets/compression_tiny_blind

@@ -37,7 +37,7 @@ def compression_tiny() -> TrainConfig:
         model=STTransformerConfig(
             grid_height=8,
             grid_width=8,
-            vocab_size=8000,
+            vocab_size=1000,
             width=128,
             heads=4,
             layers=4,
@@ -52,12 +52,12 @@ def compression_tiny() -> TrainConfig:
             cache=CACHE,
         ),
         tokenizer=builtin.TOKENIZER_TINY,
-        optimizer=OptimizerConfig(peak=1e-3, warmup_steps=200, clip_norm=1.0, ema_decay=0.998),
-        batch_size=8,
-        steps=6000,
-        phases=8,
-        evaluate_every=1000,
-        checkpoint_every=1000,
+        optimizer=OptimizerConfig(peak=8e-4, warmup_steps=100, clip_norm=1.0, ema_decay=0.995),
+        batch_size=4,
+        steps=2000,
+        phases=4,
+        evaluate_every=500,
+        checkpoint_every=500,
     )
 
 
