@@ -1,0 +1,49 @@
+"""The built-in data and checkpoints, and the demo that shows them. Slow: real models on real clips."""
+
+from pathlib import Path
+
+import pytest
+
+from worldline import builtin
+from worldline.demo import DemoConfig, run_demo
+from worldline.evaluation.compression import COPY, FORECAST, SHUFFLED
+from worldline.evaluation.held_out import held_out
+from worldline.evaluation.result import Evaluation
+from worldline.evaluation.tokenizer import evaluate_tokenizer
+from worldline.rundir import read_model
+from worldline.tokenizers.load import load_tokenizer
+
+
+def _mean(evaluation: Evaluation, row: str, metric: str) -> float:
+    return next(r for r in evaluation.rows if r.name == row).metrics[metric].mean
+
+
+def test_builtins_stay_small() -> None:
+    size = sum(path.stat().st_size for path in builtin.ASSETS.rglob("*") if path.is_file())
+    assert size < 20e6
+
+
+@pytest.mark.slow
+def test_builtin_tokenizer_keeps_held_out_frames(tmp_path: Path) -> None:
+    contract = read_model(builtin.TOKENIZER_TINY)[0]["contract"]
+    clips = held_out(builtin.TOKENIZER_TINY, contract, window=17, data=builtin.TWIN_MINI_VAL)
+    evaluation = evaluate_tokenizer(
+        load_tokenizer(builtin.TOKENIZER_TINY),
+        clips,
+        run=builtin.TOKENIZER_TINY,
+        num_clips=None,
+        batch_size=8,
+        out=tmp_path,
+    )
+    assert evaluation.rows[0].metrics["roundtrip_psnr_db"].mean >= 28
+
+
+@pytest.mark.slow
+def test_demo_judges_trains_and_reports(tmp_path: Path) -> None:
+    done = run_demo(tmp_path / "demo", DemoConfig(steps=2, num_clips=12), lambda *_: None)
+    page = done.report.read_text(encoding="utf-8")
+    assert "<video" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert _mean(done.builtin, FORECAST, "psnr_db_last") > _mean(done.builtin, COPY, "psnr_db_last")
+    assert _mean(done.builtin, FORECAST, "psnr_db_last") > _mean(done.builtin, SHUFFLED, "psnr_db_last")
+    assert _mean(done.builtin, FORECAST, "full_ce") < _mean(done.fresh, FORECAST, "full_ce")
