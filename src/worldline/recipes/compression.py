@@ -42,7 +42,6 @@ def compression_tiny() -> TrainConfig:
             heads=4,
             layers=4,
             dropout=0.0,  # a quarter of a CPU step, and the runs are too short to overfit
-            init_std=0.04,  # the report's 0.02 at width 512, scaled by the root of the widths' ratio
             normalise_states=True,
         ),
         data=DataConfig(
@@ -55,7 +54,7 @@ def compression_tiny() -> TrainConfig:
         tokenizer=builtin.TOKENIZER_TINY,
         optimizer=OptimizerConfig(peak=8e-4, warmup_steps=100, clip_norm=1.0, ema_decay=0.995),
         batch_size=4,
-        steps=1500,
+        steps=1600,
         phases=4,
         evaluate_every=500,
         checkpoint_every=500,

@@ -42,8 +42,7 @@ class STTransformerConfig:
     mlp_ratio: int = 4
     dropout: float = 0.1
     init_std: float = 0.02
-    """Deviation of the initial weights; 0.02 is the report's, at width 512. Narrow worlds need more, or the states,
-    which pass three layers before they meet the tokens, arrive too faint to be learnt from."""
+    """Deviation of the initial weights; 0.02 is the report's, at width 512."""
     state_hidden: int = 256
     state_pooling: Literal["all", "mean", "last"] = "all"
     normalise_states: bool = False
