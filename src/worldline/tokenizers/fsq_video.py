@@ -42,8 +42,10 @@ class FSQVideoConfig:
     kernel: int = 7
     """Side of the depthwise convolutions, in positions of their stage."""
     past: int = 0
-    """Latent frames a block looks back. With 0 every latent stands alone, and what does not move keeps its tokens; with
-    more, later latents refine earlier ones: a better round trip for the same bits, but tokens that are hard to predict."""
+    """Latent frames a block looks back. With 0 every latent stands alone, and what does not move keeps its tokens.
+
+    With more, later latents refine earlier ones: a better round trip for the same bits, but tokens hard to predict.
+    """
     mlp_ratio: int = 2
     block_frames: int = 17
     """Frames tokenised at once; 1 + a multiple of the temporal stride."""
