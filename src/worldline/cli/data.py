@@ -13,6 +13,7 @@ from worldline.data.clips import parse_slice
 from worldline.data.convert import convert
 from worldline.data.info import Info, inspect
 from worldline.data.open import open_source
+from worldline.data.source import Source
 from worldline.rundir import to_json
 
 EXAMPLES = """
@@ -145,14 +146,18 @@ def _info_text(info: Info) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _convert(job: ConvertJob) -> None:
-    source = open_source(
+def _open(job: ConvertJob | TokenizeJob) -> Source:
+    return open_source(
         builtin.resolve(job.path),
         camera=job.camera,
         conditioning=job.conditioning,
         layout=dict(job.state_kinds) or None,
         allow_missing=job.allow_missing,
     )
+
+
+def _convert(job: ConvertJob) -> None:
+    source = _open(job)
     progress = Progress()
     done = convert(source, job.out, size=job.size, progress=progress.named("converting"))
     left_out = f", {len(source.left_out)} listed episodes were absent" if source.left_out else ""
@@ -164,13 +169,7 @@ def _tokenize(job: TokenizeJob) -> None:
     from worldline.tokenizers.load import fingerprint, load_tokenizer
     from worldline.tokenizers.tokenise import tokenise
 
-    source = open_source(
-        builtin.resolve(job.path),
-        camera=job.camera,
-        conditioning=job.conditioning,
-        layout=dict(job.state_kinds) or None,
-        allow_missing=job.allow_missing,
-    )
+    source = _open(job)
     place = builtin.resolve(job.tokenizer)
     progress = Progress()
     done = tokenise(
