@@ -34,7 +34,7 @@ def compression_revontuli() -> TrainConfig:
 def compression_tiny() -> TrainConfig:
     """The same world with 4 layers of width 128 on tokens of twin-mini at 64x64. Runs on two CPU cores.
 
-    About 13 minutes on one of them. Expected, trained on 400 episodes (docs/results.md): 22.2 dB at the last of 17
+    About 12 minutes on one of them. Expected, trained on 400 episodes (docs/results.md): 22.2 dB at the last of 17
     frames, 0.75 dB above a copy of the last frame seen, and 4.09 nats per token. More steps are well spent.
     """
     return TrainConfig(

@@ -17,7 +17,7 @@ def tokenizer_tiny() -> TrainConfig:
     """Our FSQ video tokenizer, 1.1 M parameters, 1,000 words, 64x64, on the twin. Runs on two CPU cores.
 
     Every latent frame stands alone (`past=0`): what does not move keeps its tokens, which a world can predict.
-    About 13 minutes on one core. Expected (docs/results.md): a held-out round trip of 28.6 dB.
+    About 14 minutes on one core. Expected (docs/results.md): a held-out round trip of 28.6 dB.
     """
     return TrainConfig(
         model=FSQVideoConfig(levels=(8, 5, 5, 5), widths=(64, 192), blocks=(1, 3), past=0),
