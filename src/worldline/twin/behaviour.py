@@ -19,7 +19,7 @@ from worldline.twin.robot import INDEX, JOINTS, SIDES, Side, arm_slice, neutral
 from worldline.twin.simulation import Simulation
 
 Activity = Literal["push", "sweep", "wave", "hover"]
-ACTIVITIES: dict[Activity, float] = {"push": 4.0, "sweep": 2.0, "wave": 1.8, "hover": 1.5}
+ACTIVITIES: dict[Activity, float] = {"push": 3.0, "sweep": 2.0, "wave": 3.0, "hover": 2.0}
 """What arms do, and how often relative to one another."""
 REACH_TOLERANCE = 0.06
 """A goal that stays farther than this from the hand, in m, is out of reach and is replaced by another."""
@@ -42,29 +42,29 @@ class Temper:
 
 
 def random_temper(rng: Generator) -> Temper:
-    """Draw a temper: one that works at the table (70 %), looks around (15 %) or drives about (15 %).
+    """Draw a temper: one that works at the table (80 %), looks around (10 %) or drives about (10 %).
 
     The camera rides on all of this, so trunk and base move far less than the arms: in two thirds of a second
     a picture should change by what the arms do more than by where the head went.
     """
     sway = {
-        "HIP_YAW": rng.uniform(0.02, 0.08),
-        "HIP_ROLL": rng.uniform(0.01, 0.03),
-        "HIP_PITCH": rng.uniform(0.01, 0.035),
-        "KNEE_PITCH": rng.uniform(0.01, 0.04),
-        "ANKLE_ROLL": rng.uniform(0.004, 0.012),
-        "ANKLE_PITCH": rng.uniform(0.004, 0.02),
-        "NECK_PITCH": rng.uniform(0.015, 0.05),
+        "HIP_YAW": rng.uniform(0.004, 0.015),
+        "HIP_ROLL": rng.uniform(0.002, 0.006),
+        "HIP_PITCH": rng.uniform(0.002, 0.008),
+        "KNEE_PITCH": rng.uniform(0.002, 0.008),
+        "ANKLE_ROLL": rng.uniform(0.001, 0.003),
+        "ANKLE_PITCH": rng.uniform(0.001, 0.004),
+        "NECK_PITCH": rng.uniform(0.003, 0.01),
     }
-    drive, turn = rng.uniform((0.01, 0.02), (0.03, 0.06))
-    match rng.choice(["work", "look", "drive"], p=[0.7, 0.15, 0.15]):
+    drive, turn = rng.uniform((0.002, 0.004), (0.008, 0.015))
+    match rng.choice(["work", "look", "drive"], p=[0.8, 0.1, 0.1]):
         case "look":
             sway |= {"HIP_YAW": rng.uniform(0.12, 0.22), "NECK_PITCH": rng.uniform(0.06, 0.1)}
         case "drive":
             drive, turn = rng.uniform((0.06, 0.1), (0.12, 0.2))
         case _:
             pass
-    together, pace = rng.uniform((0.1, 0.8), (0.5, 1.15))
+    together, pace = rng.uniform((0.2, 0.55), (0.7, 0.85))
     return Temper(sway=sway, drive=drive, turn=turn, together=together, pace=pace)
 
 

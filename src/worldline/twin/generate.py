@@ -24,7 +24,7 @@ from worldline.twin.robot import LAYOUT
 from worldline.twin.scene import Scene, random_scene
 from worldline.twin.simulation import Simulation
 
-REVISION = 3
+REVISION = 4
 """Of scenes and behaviours: to be raised whenever the same seed gives another episode."""
 RECORD = "twin.json"
 

@@ -90,7 +90,7 @@ def arm_slice(side: Side) -> slice:
 
 def neutral() -> Float32[np.ndarray, "25"]:
     """A pose to begin from, as a command: knees bent, leaning over, hands in view, standing still."""
-    trunk = {"HIP_PITCH": -0.62, "KNEE_PITCH": 0.9, "ANKLE_PITCH": -0.45, "NECK_PITCH": 0.24}
+    trunk = {"HIP_PITCH": -0.62, "KNEE_PITCH": 0.9, "ANKLE_PITCH": -0.45, "NECK_PITCH": 0.42}
     command = np.zeros(25, dtype=np.float32)
     for name, angle in trunk.items():
         command[INDEX[name]] = angle
