@@ -21,5 +21,5 @@ slow: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[twin,metrics,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[twin,metrics,wan,dev]'
 	touch $@

@@ -7,11 +7,13 @@ model predicts (`Forecast`). Every source, loader, tokenizer, world and metric s
 |----------|---------|---------------|--------------------------------------------------------------------------|
 | `frames` | uint8   | `b t 3 h w`   | 0..255, RGB. Float in [-1, 1] exists only behind a tokenizer's door      |
 | `tokens` | int64   | `b l h w`     | 0..vocab_size-1; `l` latent frames of a grid `h x w` (int32 on disk)     |
+| `latents`| float32 | `b l c h w`   | continuous latents, about zero mean and unit variance per channel       |
 | `states` | float32 | `b t s`       | rad, rad/s, m/s or 0..1 as the source has them; never normalised here    |
 | `fps`    | float   | scalar        | frames per second of `t`, after any subsampling                          |
 
-A clip holds frames or tokens or both; its states are always one row per video frame, also when it holds tokens
-(a latent frame spans several video frames; `TokenGrid` says which). `b` is absent from a `Clip`.
+A clip holds frames, tokens or latents. Its states are one row per video frame, also when it holds tokens (a latent
+frame spans several video frames; `TokenGrid` and `LatentGrid` say which), and also when only some of its frames are
+taken: `FramePattern` says which rows those are. `b` is absent from a `Clip`.
 """
 
 from collections.abc import Sequence
@@ -58,6 +60,27 @@ class TokenGrid:
     def frames_of(self, num_latents: int) -> int:
         """Video frames covered by `num_latents` latent frames (a whole number of blocks)."""
         return num_latents // self.latents_per_block * self.block
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentGrid:
+    """How continuous latents lie over video frames: 1 + 4k frames become 1 + k latents (Wan's causal VAE).
+
+    Latent 0 is frame 0 and latent k covers frames `4k-3 .. 4k` for a temporal stride of 4.
+    """
+
+    channels: int
+    height: int
+    width: int
+    temporal_stride: int = 4
+
+    def latents_of(self, num_frames: int) -> int:
+        """Latent frames of a clip. Raises `UsageError` unless `num_frames` is 1 + a multiple of the stride."""
+        if num_frames < 1 or (num_frames - 1) % self.temporal_stride:
+            raise UsageError(
+                f"{num_frames} frames do not fit this VAE: it takes 1 + a multiple of {self.temporal_stride}"
+            )
+        return 1 + (num_frames - 1) // self.temporal_stride
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +131,7 @@ class Clip:
     origin: Origin
     frames: UInt8[Tensor, "t 3 h w"] | None = None
     tokens: Int64[Tensor, "l gh gw"] | None = None
+    latents: Float32[Tensor, "l c gh gw"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +143,7 @@ class Batch:
     origins: tuple[Origin, ...]
     frames: UInt8[Tensor, "b t 3 h w"] | None = None
     tokens: Int64[Tensor, "b l gh gw"] | None = None
+    latents: Float32[Tensor, "b l c gh gw"] | None = None
 
     def __len__(self) -> int:
         return self.states.shape[0]
@@ -130,6 +155,7 @@ class Batch:
             states=self.states.to(device, non_blocking=True),
             frames=None if self.frames is None else self.frames.to(device, non_blocking=True),
             tokens=None if self.tokens is None else self.tokens.to(device, non_blocking=True),
+            latents=None if self.latents is None else self.latents.to(device, non_blocking=True),
         )
 
 
@@ -142,12 +168,13 @@ def stack(clips: Sequence[Clip]) -> Batch:
         origins=tuple(clip.origin for clip in clips),
         frames=None if first.frames is None else torch.stack([_present(clip.frames) for clip in clips]),
         tokens=None if first.tokens is None else torch.stack([_present(clip.tokens) for clip in clips]),
+        latents=None if first.latents is None else torch.stack([_present(clip.latents) for clip in clips]),
     )
 
 
 def _present(tensor: Tensor | None) -> Tensor:
     if tensor is None:
-        raise ValueError("clips of one batch must all hold frames, or all tokens")
+        raise ValueError("clips of one batch must all hold frames, or all tokens, or all latents")
     return tensor
 
 
