@@ -24,14 +24,14 @@ def _config(root: Path, **changes: object) -> DataConfig:
     return replace(config, **changes)
 
 
-def test_patterns_choose_frames_states_and_rate_together(tmp_path: Path) -> None:
+def test_patterns_choose_frames_and_rate_and_keep_every_state(tmp_path: Path) -> None:
     source = open_source(write_lerobot(tmp_path / "d", "v2.1", (90,)))
     index = source_windows(source, window=77, stride=8)
     clip = Clips(source, index, pattern=FramePattern.report_77())[1]
     taken = [*range(0, 77, 4), 76]
     assert clip.fps == 7.5
     assert clip.origin.start == 8
-    torch.testing.assert_close(clip.states, torch.from_numpy(ramp(77, 2, start=8)[taken]))
+    torch.testing.assert_close(clip.states, torch.from_numpy(ramp(77, 2, start=8)))
     whole = source.read(0, 8, 85).frames
     assert whole is not None
     assert clip.frames is not None

@@ -20,7 +20,9 @@ from worldline.evaluation.compression import Protocol, evaluate_compression
 from worldline.evaluation.held_out import foreign_states, held_out, spread
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.tokenizer import evaluate_tokenizer
-from worldline.forecasting.forecaster import CopyLast, Loaded, TokenForecaster
+from worldline.forecasting.forecaster import CopyLast
+from worldline.forecasting.load import Loaded
+from worldline.forecasting.tokens import TokenForecaster
 from worldline.process.categorical import Sampling
 from worldline.schema import Batch, Clip, Episode, Origin, StateLayout, TokenGrid, UsageError
 from worldline.worlds.world import GridStep
@@ -386,7 +388,7 @@ def test_greedy_samples_would_all_be_alike() -> None:
 
 def test_copy_last_stands_still() -> None:
     frames = noise_frames(2, 5, 3, 8, 8)
-    forecast = CopyLast(context_frames=5, horizon_frames=4).forecast(frames, torch.zeros(2, 9, 1))
+    forecast = CopyLast(context_frames=5, times=(5, 6, 7, 8)).forecast(frames, torch.zeros(2, 9, 1))
     assert forecast.frames.shape == (2, 1, 4, 3, 8, 8)
     assert (forecast.frames == frames[:, None, 4:5]).all()
 

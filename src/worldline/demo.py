@@ -15,7 +15,7 @@ from worldline import builtin
 from worldline.evaluation.compression import Protocol, evaluate_compression
 from worldline.evaluation.held_out import held_out
 from worldline.evaluation.result import Evaluation
-from worldline.forecasting.forecaster import load_forecaster
+from worldline.forecasting.load import load_forecaster
 from worldline.recipes.compression import compression_tiny
 from worldline.report.write import write_report
 from worldline.rundir import RunDir

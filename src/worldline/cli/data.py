@@ -1,4 +1,4 @@
-"""`worldline data info|convert|tokenize|twin`: look at data, change its format, make some."""
+"""`worldline data info|convert|tokenize|encode|twin`: look at data, change its format, make some."""
 
 import os
 from dataclasses import asdict, dataclass, field
@@ -14,6 +14,7 @@ from worldline.data.convert import convert
 from worldline.data.info import Info, inspect
 from worldline.data.open import open_source
 from worldline.data.source import Source
+from worldline.data.windows import FramePattern
 from worldline.rundir import to_json
 
 EXAMPLES = """
@@ -22,6 +23,7 @@ Examples:
   worldline data info MY_LEROBOT_SET --conditioning action --json
   worldline data convert MY_LEROBOT_SET OUT --size 256
   worldline data tokenize MY_LEROBOT_SET OUT --tokenizer runs/tokenizer --size 64
+  worldline data encode MY_LEROBOT_SET OUT --tokenizer runs/vae --size 64
   worldline data twin OUT --episodes 100 --seed 7 --size 64
 """
 
@@ -75,6 +77,28 @@ class TokenizeJob(Opening):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodeJob(Opening):
+    """Write any source of frames as windows of continuous latents, to train a world on without decoding video.
+
+    Under torchrun every process takes its share of the episodes.
+    """
+
+    out: tyro.conf.Positional[Path]
+    tokenizer: Path
+    """A VAE of ours, or Wan2.2's folder or Wan2.2_VAE.pth."""
+    size: int | None = None
+    episodes: str = ":"
+    """Python slice over the episodes."""
+    pattern: FramePattern = field(default_factory=FramePattern.report_77)
+    """Frames of a window that are encoded; 77 -> 21 as in the report if not given."""
+    window_stride: int = 8
+    """Frames between the starts of successive windows."""
+    batch_size: int = 8
+    device: str = "auto"
+    allow_missing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TwinJob:
     """Make a data set of the humanoid twin in the 1X raw layout. Needs `pip install worldline[twin]`."""
 
@@ -94,13 +118,14 @@ JOBS = (
     Annotated[InfoJob, tyro.conf.subcommand("info")]
     | Annotated[ConvertJob, tyro.conf.subcommand("convert")]
     | Annotated[TokenizeJob, tyro.conf.subcommand("tokenize")]
+    | Annotated[EncodeJob, tyro.conf.subcommand("encode")]
     | Annotated[TwinJob, tyro.conf.subcommand("twin")]
 )
 
 
 def main(arguments: list[str]) -> None:
     """Parse and do what is asked."""
-    choose(arguments, ("info", "convert", "tokenize", "twin"), what="data verb")
+    choose(arguments, ("info", "convert", "tokenize", "encode", "twin"), what="data verb")
     job = tyro.cli(JOBS, prog="worldline data", description="Work with data sets." + EXAMPLES, args=arguments)  # pyright: ignore
     match job:
         case InfoJob():
@@ -109,6 +134,8 @@ def main(arguments: list[str]) -> None:
             _convert(job)
         case TokenizeJob():
             _tokenize(job)
+        case EncodeJob():
+            _encode(job)
         case TwinJob():
             _twin(job)
 
@@ -146,7 +173,7 @@ def _info_text(info: Info) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _open(job: ConvertJob | TokenizeJob) -> Source:
+def _open(job: ConvertJob | TokenizeJob | EncodeJob) -> Source:
     return open_source(
         builtin.resolve(job.path),
         camera=job.camera,
@@ -186,6 +213,37 @@ def _tokenize(job: TokenizeJob) -> None:
         f"{done.folder}: {done.blocks} blocks of {done.episodes} episodes ({done.reused} were there already); "
         f"{done.frames_left_out} frames behind the last whole block left out, "
         f"{done.episodes_too_short} episodes too short for a sample"
+    )
+    show(to_json(type(done), done), text=text, as_json=job.json)
+
+
+def _encode(job: EncodeJob) -> None:
+    from worldline.devices import pick_device
+    from worldline.tokenizers.encode import encode
+    from worldline.tokenizers.load import fingerprint, load_vae
+
+    source, place = _open(job), builtin.resolve(job.tokenizer)
+    device, progress = pick_device(job.device), Progress()
+    done = encode(
+        source,
+        load_vae(place).to(device),
+        job.out,
+        fingerprint=fingerprint(place),
+        episodes=parse_slice(job.episodes, len(source.episodes)),
+        pattern=job.pattern,
+        window_stride=job.window_stride,
+        contract={"image_size": job.size, "conditioning": job.conditioning, "camera": job.camera},
+        size=job.size,
+        batch_size=job.batch_size,
+        device=device,
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        progress=progress.named("encoding"),
+    )
+    text = (
+        f"{done.folder}: {done.windows} windows of {done.episodes} episodes ({done.reused} were there already); "
+        f"{done.episodes_too_short} episodes too short for a window"
+        f"{'' if done.complete else '; other processes are still at work'}"
     )
     show(to_json(type(done), done), text=text, as_json=job.json)
 

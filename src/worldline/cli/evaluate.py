@@ -1,34 +1,41 @@
 """`worldline evaluate RUN`: judge a run on held-out data against the baselines."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
 from worldline import builtin
 from worldline.cli.console import Progress, show
+from worldline.cli.sample_options import SampleOptions
+from worldline.data.windows import FramePattern
 from worldline.devices import pick_device
 from worldline.evaluation.compression import Protocol, evaluate_compression
 from worldline.evaluation.held_out import held_out
 from worldline.evaluation.result import Evaluation
+from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
-from worldline.forecasting.forecaster import load_forecaster
-from worldline.process.categorical import Sampling
+from worldline.forecasting.load import Loaded, load_forecaster
+from worldline.forecasting.tokens import TokenForecaster
 from worldline.report.text import text_table
-from worldline.rundir import RunDir, model_folder, read_model, to_json
+from worldline.rundir import RunDir, from_json, model_folder, read_model, to_json
 from worldline.schema import UsageError
-from worldline.tokenizers.load import load_tokenizer
+from worldline.tokenizers.load import load_tokenizer, load_vae
 
 EXAMPLES = """Judge a run on the held-out data its config.json names, or on other data.
 
-A world is judged by the compression protocol: three token grids of context, all states, three grids predicted from
-the model's own predictions. A tokenizer is judged by what survives its round trip. Writes evaluation/metrics.json.
+A world over tokens is judged by the compression protocol: three token grids of context, all states, three grids
+predicted from the model's own predictions. A world over latents is judged by the sampling protocol: 17 frames and 77
+states in, the frame two seconds ahead out. A tokenizer is judged by what survives its round trip. Writes
+evaluation/metrics.json.
 
 Examples:
   worldline evaluate runs/world --blind runs/world_blind
   worldline evaluate compression-tiny --blind compression-tiny-blind
+  worldline evaluate sampling-tiny --num-samples 20 --window-stride 8
+  worldline evaluate runs/sampling --protocol sampling --num-samples 20 --steps 100 --guidance 1.5
   worldline evaluate runs/tokenizer --num-clips 256 --json
 """
 
@@ -37,6 +44,8 @@ Examples:
 class Job:
     run: tyro.conf.Positional[Path]
     """Run folder, model folder, or a built-in name such as compression-tiny."""
+    protocol: Literal["auto", "compression", "sampling"] = "auto"
+    """`auto` takes the one of the world's track; `sampling` judges any world by its pictures alone."""
     data: Path | None = None
     """Data set to judge on; if not given, the run's own validation data (for built-ins: twin-mini-val)."""
     episodes: str | None = None
@@ -45,14 +54,17 @@ class Job:
     """A world trained without states on the same tokens, as a baseline."""
     tokenizer: Path | None = None
     """Where the tokenizer lies, if not in the run folder."""
+    weights: Path | None = None
+    """Folder of the pretrained backbone, if it has moved since training (worlds with adapters)."""
     out: Path | None = None
     """Folder for metrics.json and forecasts.npz; if not given, `RUN/evaluation` (for built-ins: runs/NAME)."""
     num_clips: int | None = 128
     batch_size: int = 8
-    temperature: float = 0.0
-    """0 is greedy decoding, the report's choice."""
-    top_k: int | None = None
-    top_p: float | None = None
+    window_stride: int | None = None
+    """Frames between the starts of clips; disjoint clips if not given."""
+    means: tuple[int, ...] = (5,)
+    """Sampling protocol: sizes of smaller ensembles that are scored beside the whole one."""
+    sample: Annotated[SampleOptions, tyro.conf.arg(name="")] = field(default_factory=SampleOptions)
     seed: int = 0
     device: str = "auto"
     """`auto` takes CUDA where there is one."""
@@ -66,7 +78,7 @@ def main(arguments: list[str]) -> None:
     description = read_model(model_folder(run))[0]
     out = job.out or RunDir(builtin.results_of(run)).evaluation
     progress = Progress()
-    if description["config"]["kind"] == "st-transformer":
+    if description["config"]["kind"] in ("st-transformer", "wan"):
         evaluation = _world(job, run, out, progress)
     else:
         evaluation = _tokenizer(job, run, out, description, progress)
@@ -79,32 +91,51 @@ def main(arguments: list[str]) -> None:
 
 
 def _world(job: Job, run: Path, out: Path, progress: Progress) -> Evaluation:
-    sampling = Sampling(temperature=job.temperature, top_k=job.top_k, top_p=job.top_p)
-    tokenizer = builtin.resolve(job.tokenizer) if job.tokenizer else None
-    device = pick_device(job.device)
-    loaded = load_forecaster(run, tokenizer=tokenizer, sampling=sampling, device=device)
+    loaded = _load(job, run)
     forecaster = loaded.forecaster
+    job.sample.check(forecaster)
     clips = held_out(
         run,
         loaded.contract,
         window=forecaster.context_frames + forecaster.horizon_frames,
+        stride=job.window_stride,
         data=builtin.data_for(run, job.data),
         episodes=job.episodes,
     )
-    blind = (
-        load_forecaster(builtin.resolve(job.blind), tokenizer=tokenizer, sampling=sampling, device=device)
-        if job.blind
-        else None
-    )
-    counts = run / "unigram.npy"
-    return evaluate_compression(
-        loaded,
+    blind = _load(job, builtin.resolve(job.blind)) if job.blind else None
+    watch = progress.named("forecasting held-out clips")
+    if isinstance(forecaster, TokenForecaster) and job.protocol != "sampling":
+        counts = run / "unigram.npy"
+        return evaluate_compression(
+            loaded,
+            clips,
+            protocol=Protocol(num_clips=job.num_clips, batch_size=job.batch_size, seed=job.seed),
+            out=out,
+            blind=blind,
+            unigram=np.load(counts) if counts.exists() else None,
+            progress=watch,
+        )
+    if job.protocol == "compression":
+        raise UsageError(f"{run} holds a world over latents: it has no tokens to be scored (--protocol sampling)")
+    return evaluate_sampling(
+        forecaster,
         clips,
-        protocol=Protocol(num_clips=job.num_clips, batch_size=job.batch_size, seed=job.seed),
+        protocol=SamplingProtocol(num_clips=job.num_clips, batch_size=job.batch_size, seed=job.seed, means=job.means),
+        run=run,
         out=out,
-        blind=blind,
-        unigram=np.load(counts) if counts.exists() else None,
-        progress=progress.named("forecasting held-out clips"),
+        settings=job.sample.settings(forecaster),
+        blind=blind.forecaster if blind else None,
+        progress=watch,
+    )
+
+
+def _load(job: Job, run: Path) -> Loaded:
+    return load_forecaster(
+        run,
+        tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
+        weights=job.weights,
+        choice=job.sample.choice(),
+        device=pick_device(job.device),
     )
 
 
@@ -112,16 +143,22 @@ def _tokenizer(job: Job, run: Path, out: Path, description: dict[str, Any], prog
     contract = description.get("contract")
     if contract is None:
         raise UsageError(f"{run} does not say what data it was trained on; give the tokenizer's own run folder")
-    tokenizer = load_tokenizer(run)
+    is_vae = description["config"]["kind"] == "wan-vae"
+    if is_vae:
+        pattern = from_json(FramePattern, contract["pattern"], run)
+    else:
+        pattern = FramePattern.consecutive(contract["token_grid"]["block"])
     clips = held_out(
         run,
         contract,
-        window=contract["token_grid"]["block"],
+        window=pattern.window,
+        stride=job.window_stride,
+        pattern=pattern,
         data=builtin.data_for(run, job.data),
         episodes=job.episodes,
     )
     return evaluate_tokenizer(
-        tokenizer,
+        load_vae(run) if is_vae else load_tokenizer(run),
         clips,
         run=run,
         num_clips=job.num_clips,

@@ -1,18 +1,20 @@
 """`worldline forecast RUN`: predict what a robot will see, as video."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
 
 from worldline import builtin
 from worldline.cli.console import Progress, show
+from worldline.cli.sample_options import SampleOptions
 from worldline.devices import pick_device
 from worldline.evaluation.held_out import held_out, spread
-from worldline.forecasting.forecaster import load_forecaster
+from worldline.forecasting.forecaster import shown_context, shown_pace
+from worldline.forecasting.load import load_forecaster
 from worldline.forecasting.video import write_comparison
-from worldline.process.categorical import Sampling
 from worldline.schema import UsageError
 
 EXAMPLES = """Forecast clips of a data set: context and states in, video out (real | forecast side by side, as mp4).
@@ -20,6 +22,7 @@ EXAMPLES = """Forecast clips of a data set: context and states in, video out (re
 Examples:
   worldline forecast compression-tiny
   worldline forecast runs/world --clips 3 17 --temperature 1.0 --top-p 0.9 --num-samples 4
+  worldline forecast sampling-tiny --num-samples 3 --steps 20
 """
 
 
@@ -34,13 +37,11 @@ class Job:
     clips: tuple[int, ...] = ()
     """Numbers of the clips; four, evenly spread, if none are given."""
     tokenizer: Path | None = None
+    weights: Path | None = None
+    """Folder of the pretrained backbone, if it has moved since training (worlds with adapters)."""
     out: Path | None = None
     """Folder for the videos; if not given, `RUN/forecasts` (for built-ins: runs/NAME)."""
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    num_samples: int = 1
-    """Independent futures per clip; more than one needs a temperature above 0."""
+    sample: Annotated[SampleOptions, tyro.conf.arg(name="")] = field(default_factory=SampleOptions)
     seed: int = 0
     device: str = "auto"
     """`auto` takes CUDA where there is one."""
@@ -54,12 +55,15 @@ def main(arguments: list[str]) -> None:
     loaded = load_forecaster(
         run,
         tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
-        sampling=Sampling(temperature=job.temperature, top_k=job.top_k, top_p=job.top_p),
-        num_samples=job.num_samples,
+        weights=job.weights,
+        choice=job.sample.choice(),
         device=pick_device(job.device),
     )
     forecaster = loaded.forecaster
+    job.sample.check(forecaster)
     split = forecaster.context_frames
+    context = shown_context(forecaster)
+    shown = [*context, *forecaster.times]
     clips = held_out(
         run,
         loaded.contract,
@@ -75,14 +79,15 @@ def main(arguments: list[str]) -> None:
             raise UsageError(f"there is no clip {number}; the data have clips 0..{len(clips) - 1}")
         clip = clips[number]
         if clip.frames is None:
-            raise UsageError(f"{clips.source.path} holds tokens only; give the data set with frames (--data DIR)")
+            raise UsageError(f"{clips.source.path} holds no frames; give the data set that does (--data DIR)")
         forecast = forecaster.forecast(
             clip.frames[None, :split],
             clip.states[None],
             generator=torch.Generator(forecaster.device).manual_seed(job.seed),
         )
         path = out / f"clip_{number:05d}.mp4"
-        write_comparison(path, clip.frames, forecast.frames[0], context=split, fps=clip.fps)
+        fps = clip.fps / shown_pace(forecaster)
+        write_comparison(path, clip.frames[shown], forecast.frames[0], context=len(context), fps=fps)
         written.append(str(path))
         progress("forecasting", done, len(numbers))
     progress.close()

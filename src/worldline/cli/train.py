@@ -81,7 +81,7 @@ def _resolved(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         data=replace(data, path=builtin.resolve(data.path), val_path=val),
-        tokenizer=builtin.resolve(config.tokenizer) if config.tokenizer else None,
+        tokenizer=builtin.resolve(config.tokenizer) if config.tokenizer else config.weights,
         initial=builtin.resolve(config.initial) if config.initial else None,
     )
 

@@ -53,7 +53,8 @@ class DataConfig:
 class Clips(Sequence[Clip]):
     """Windows of a source as clips.
 
-    `clips[i]` is plain; `clips[i, seed]` is augmented, a pure function of `seed`.
+    `clips[i]` is plain; `clips[i, seed]` is augmented, a pure function of `seed`. A pattern thins out frames only:
+    the states of every frame of the window stay, since a model may want the ones in between.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Clips(Sequence[Clip]):
             return clip
         taken = torch.tensor(self.pattern.frames)
         frames = None if clip.frames is None else clip.frames[taken]
-        return replace(clip, states=clip.states[taken], frames=frames, fps=clip.fps / self.pattern.stride)
+        return replace(clip, frames=frames, fps=clip.fps / self.pattern.stride)
 
     def _scaled(self, clip: Clip, seed: int | None) -> Clip:
         if clip.frames is None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from worldline.data.checks import Report, raise_problem
+from worldline.data.latents import looks_like_latents, open_latents
 from worldline.data.lerobot import LerobotSource
 from worldline.data.lerobot_open import looks_like_lerobot, open_lerobot
 from worldline.data.onex import OnexSource
@@ -28,10 +29,14 @@ def open_source(
         layout: kinds that override the guess, by state name (`angle`, `velocity`, `binary`, `other`).
         allow_missing: leave out listed episodes whose files are absent, and name them in `Source.left_out`.
 
+    Encoded latents have chosen their camera, conditioning and kinds already; the arguments do not concern them.
+
     Raises:
         DataError: no known format, or an unfinished, incomplete or inconsistent folder.
         UsageError: a camera, conditioning or state name that the data set does not have.
     """
+    if looks_like_latents(path):
+        return open_latents(path)
     return open_reporting(
         path,
         camera=camera,

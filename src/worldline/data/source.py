@@ -24,7 +24,7 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """`1x-tokens`, `1x-test`, `1x-raw`, `lerobot-v2.0`, `lerobot-v2.1`, `lerobot-v3.0`."""
+        """`1x-tokens`, `1x-test`, `1x-raw`, `lerobot-v2.0`, `lerobot-v2.1`, `lerobot-v3.0`, `latents`."""
         ...
 
     @property
@@ -43,12 +43,12 @@ class Source(Protocol):
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width of stored frames in pixels; None where the source holds tokens only."""
+        """Height and width of stored frames in pixels; None where the source holds none."""
         ...
 
     @property
     def grid(self) -> TokenGrid | None:
-        """How tokens lie over frames; None where the source holds frames only."""
+        """How tokens lie over frames; None where the source holds none."""
         ...
 
     @property

@@ -16,7 +16,7 @@ from worldline.schema import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class FramePattern:
-    """Which frames of a window are taken."""
+    """Which frames of a window are taken. States are kept for all of them."""
 
     window: int = 34
     """Video frames that the window spans."""

@@ -12,19 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.data.clips import Clips
 from worldline.evaluation.held_out import foreign_states, spread
-from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Role, Row
-from worldline.evaluation.tally import CodeScores, Tally, code_intervals
-from worldline.files import atomic
-from worldline.forecasting.forecaster import CopyLast, Loaded, TokenForecaster
-from worldline.metrics.bootstrap import intervals, paired_difference
-from worldline.metrics.image import psnr
-from worldline.rundir import environment
+from worldline.evaluation.result import Evaluation, Role
+from worldline.evaluation.summary import summarise, write_forecasts
+from worldline.evaluation.tally import CodeScores, Tally
+from worldline.forecasting.forecaster import CopyLast
+from worldline.forecasting.load import Loaded
+from worldline.forecasting.tokens import TokenForecaster
 from worldline.schema import Batch, UsageError, stack
 from worldline.worlds.world import GridStep
 
@@ -108,8 +106,29 @@ def evaluate_compression(
         _score(tally, loaded.forecaster, batch, foreign, blind, unigram, generator, keep)
         if progress:
             progress(now.stop, len(chosen))
-    _write_forecasts(out / "forecasts.npz", tally, loaded.forecaster.context_frames)
-    evaluation = _summarise(tally, loaded, clips, protocol, seconds=time.monotonic() - began)
+    write_forecasts(
+        out / "forecasts.npz",
+        tally,
+        rows=(FORECAST, COPY, ROUND_TRIP, SHUFFLED),
+        context=loaded.forecaster.context_frames,
+    )
+    sampling = loaded.forecaster.sampling
+    evaluation = summarise(
+        tally,
+        clips,
+        protocol="compression",
+        run=loaded.folder,
+        roles=ROLES,
+        compared=COMPARED,
+        horizon_frames=loaded.forecaster.horizon_frames,
+        settings={
+            "temperature": sampling.temperature,
+            "decoding": "greedy" if sampling.temperature == 0 else "sampled",
+            "seed": protocol.seed,
+            "vocabulary": loaded.forecaster.grid.vocab_size,
+        },
+        seconds=time.monotonic() - began,
+    )
     evaluation.save(out / "metrics.json")
     return evaluation
 
@@ -175,7 +194,7 @@ def _score_unigram(tally: Tally, future: Int64[Tensor, "b l h w"], counts: Int64
 
 
 def _copy(forecaster: TokenForecaster, batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
-    copy = CopyLast(context_frames=forecaster.context_frames, horizon_frames=forecaster.horizon_frames)
+    copy = CopyLast.beside(forecaster)
     return copy.forecast(_frames(batch)[:, : copy.context_frames], batch.states).frames[:, 0]
 
 
@@ -187,78 +206,5 @@ def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
 # --- all batches ---
 
 
-def _summarise(tally: Tally, loaded: Loaded, clips: Clips, protocol: Protocol, *, seconds: float) -> Evaluation:
-    episodes = torch.tensor(tally.episodes)
-    values = {row: {m: torch.cat(parts) for m, parts in metrics.items()} for row, metrics in tally.values.items()}
-    rows = tuple(
-        Row(name=name, role=role, metrics=code_intervals(values[name], episodes))
-        for name, role in ROLES.items()
-        if name in values
-    )
-    comparisons = tuple(
-        Comparison(
-            name=f"{better} vs {than}",
-            metric=metric,
-            better=better,
-            than=than,
-            difference=paired_difference(values[better][metric], values[than][metric], episodes),
-        )
-        for better, than, metric in COMPARED
-        if metric in values.get(better, {}) and metric in values.get(than, {})
-    )
-    forecaster, sampling = loaded.forecaster, loaded.forecaster.sampling
-    return Evaluation(
-        protocol="compression",
-        run=loaded.folder.resolve().name,
-        data=DataSummary(
-            name=clips.source.path.resolve().name,
-            kind=clips.source.kind,
-            num_clips=len(episodes),
-            num_episodes=len(episodes.unique()),
-            image_size=clips[0].frames.shape[-2:] if clips[0].frames is not None else None,  # pyright: ignore
-            horizon_frames=forecaster.horizon_frames,
-            fps=clips.source.fps,
-        ),
-        rows=rows,
-        curves={
-            metric: {row: intervals(torch.cat(parts), episodes) for row, parts in by_row.items()}
-            for metric, by_row in tally.curves.items()
-        },
-        comparisons=comparisons,
-        not_computed=tally.not_computed,
-        settings={
-            "temperature": sampling.temperature,
-            "decoding": "greedy" if sampling.temperature == 0 else "sampled",
-            "seed": protocol.seed,
-            "vocabulary": forecaster.grid.vocab_size,
-        },
-        environment=environment(),
-        seconds=seconds,
-    )
-
-
 def _speech(loaded: Loaded) -> tuple[object, ...]:
     return loaded.forecaster.grid, loaded.tokenizer
-
-
-def _write_forecasts(path: Path, tally: Tally, context: int) -> None:
-    """Keep some clips' frames for the report: real ones, and each row's context + forecast, as `n t h w 3`."""
-    if "real" not in tally.shown:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: rearrange(torch.stack(clips), "n t c h w -> n t h w c") for name, clips in tally.shown.items()}
-    names = [name for name in (FORECAST, COPY, ROUND_TRIP, SHUFFLED) if name in arrays]
-    real = arrays["real"]
-    quality = psnr(
-        rearrange(arrays[FORECAST][:, -1:], "n t h w c -> n t c h w"),
-        rearrange(real[:, -1:], "n t h w c -> n t c h w"),
-    )
-    content = {
-        "real": real.numpy(),
-        "rows": np.array(names),
-        "context": np.array(context),
-        "psnr": quality[:, 0].numpy(),
-        **{f"forecast_{i}": arrays[name].numpy() for i, name in enumerate(names)},
-    }
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **content)

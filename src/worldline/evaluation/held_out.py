@@ -17,13 +17,22 @@ from worldline.schema import UsageError
 
 
 def held_out(
-    run: Path, contract: dict[str, Any], *, window: int, data: Path | None = None, episodes: str | None = None
+    run: Path,
+    contract: dict[str, Any],
+    *,
+    window: int,
+    stride: int | None = None,
+    pattern: FramePattern | None = None,
+    data: Path | None = None,
+    episodes: str | None = None,
 ) -> Clips:
-    """Disjoint windows over the validation data of a run, or over other data of the same contract.
+    """Windows over the validation data of a run, or over other data of the same contract.
 
     Args:
         contract: the `contract` entry of the run's model description.
-        window: frames per clip; also the stride, so that no two clips share a frame.
+        window: frames per clip.
+        stride: frames between the starts of clips; None makes them disjoint.
+        pattern: which frames of a window are wanted; None wants all.
         data: another data set than the run's; `episodes` is then a slice of that one.
 
     Raises:
@@ -32,9 +41,9 @@ def held_out(
     config = _config(run, data, contract)
     if episodes is not None:
         config = replace(config, val_episodes=episodes)
-    pattern = FramePattern.consecutive(window)
+    pattern = pattern or FramePattern.consecutive(window)
     clips = open_clips(
-        replace(config, pattern=pattern, window_stride=window, augment=None, cache=None, cache_size=None),
+        replace(config, pattern=pattern, window_stride=stride or window, augment=None, cache=None, cache_size=None),
         "val",
     )
     _check(clips, contract, data or config.path)

@@ -1,5 +1,6 @@
-"""Load weights into a module with an error that says what differs."""
+"""The weights a model is saved by, and loading them with an error that says what differs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -7,10 +8,34 @@ from torch import Tensor, nn
 from worldline.schema import DataError
 
 
+def changing_state(model: nn.Module) -> dict[str, Tensor]:
+    """All of the state dict but frozen parameters: what training changes, so what a checkpoint holds.
+
+    Frozen parameters (`requires_grad` False) are a pretrained base that lies in files of its own. A model without any
+    is saved whole.
+    """
+    state = model.state_dict()
+    frozen = {name for name, value in model.named_parameters(remove_duplicate=False) if not value.requires_grad}
+    return {name: value for name, value in state.items() if name not in frozen}
+
+
+def load_changing(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the tensors of `changing_state`, all of them and no others.
+
+    Raises:
+        RuntimeError: names or shapes differ; names the first few.
+    """
+    expected = changing_state(model).keys()
+    missing, unexpected = sorted(expected - weights.keys()), sorted(weights.keys() - expected)
+    if missing or unexpected:
+        raise RuntimeError(f"missing: {missing[:3]} of {len(missing)}, unexpected: {unexpected[:3]} of {len(unexpected)}")
+    model.load_state_dict(weights, strict=False)
+
+
 def load_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """Load weights strictly. Raises `DataError` naming the first key or shape that differs."""
+    """Load the weights of a checkpoint strictly. Raises `DataError` naming the first keys or shape that differ."""
     try:
-        model.load_state_dict(weights, strict=True)
+        load_changing(model, weights)
     except RuntimeError as error:
         raise DataError(
             folder / "model.safetensors",

@@ -3,10 +3,20 @@
 from collections.abc import Callable
 
 from worldline.recipes.compression import compression_revontuli, compression_tiny, compression_tiny_blind
-from worldline.recipes.tokenizer import tokenizer_tiny
+from worldline.recipes.sampling import sampling_revontuli, sampling_revontuli_cfg, sampling_tiny
+from worldline.recipes.tokenizer import tokenizer_tiny, vae_tiny
 from worldline.training.config import TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__: recipe
-    for recipe in (tokenizer_tiny, compression_tiny, compression_tiny_blind, compression_revontuli)
+    for recipe in (
+        tokenizer_tiny,
+        compression_tiny,
+        compression_tiny_blind,
+        compression_revontuli,
+        vae_tiny,
+        sampling_tiny,
+        sampling_revontuli,
+        sampling_revontuli_cfg,
+    )
 }

@@ -108,19 +108,24 @@ def token_key(
     source: Source, *, fingerprint: str, episodes: Sequence[int], size: int | None, phases: int
 ) -> dict[str, object]:
     """What the tokens of a folder depend on; written into its metadata as provenance."""
-    content = hashlib.sha256(identity(source).encode())
-    for episode in episodes:
-        content.update(source.read_states(episode, 0, source.episodes[episode].length).tobytes())
     return {
         "source": str(source.path.resolve()),
         "source_kind": source.kind,
-        "source_fingerprint": content.hexdigest()[:16],
+        "source_fingerprint": source_fingerprint(source, episodes),
         "states": list(source.layout.names),
         "episodes": list(episodes),
         "tokenizer": fingerprint,
         "size": size,
         "phases": phases,
     }
+
+
+def source_fingerprint(source: Source, episodes: Sequence[int]) -> str:
+    """Identity of some episodes of a source: its videos by place, size and date, its states by content."""
+    content = hashlib.sha256(identity(source).encode())
+    for episode in episodes:
+        content.update(source.read_states(episode, 0, source.episodes[episode].length).tobytes())
+    return content.hexdigest()[:16]
 
 
 def key_hash(key: dict[str, object]) -> str:

@@ -1,6 +1,6 @@
-"""`Tokenizer`: video frames to a grid of discrete tokens and back. The one place where pixels become numbers.
+"""`Tokenizer` and `LatentTokenizer`: video frames to a grid of tokens or continuous latents, and back.
 
-A tokenizer never sees a state. Outside of it video is uint8; the float range [-1, 1] exists only in here.
+The one place where pixels become numbers. A tokenizer never sees a state. Outside of it video is uint8; the float range [-1, 1] exists only in here.
 """
 
 from typing import Protocol, runtime_checkable
@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from worldline.schema import TokenGrid, UsageError
+from worldline.schema import LatentGrid, TokenGrid, UsageError
 
 
 def to_signed(frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b 3 t h w"]:
@@ -45,4 +45,21 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
         """Frames of whole blocks of token grids."""
+        ...
+
+
+@runtime_checkable
+class LatentTokenizer(Protocol):
+    """Continuous video autoencoder, causal in time: latent k depends on frames up to the last it covers."""
+
+    def grid(self, height: int, width: int) -> LatentGrid:
+        """How latents lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
+        ...
+
+    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b l c gh gw"]:
+        """Latents of about zero mean and unit variance per channel. Raises `UsageError` for lengths off the grid."""
+        ...
+
+    def decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of latents, from the first of a clip on."""
         ...

@@ -9,10 +9,12 @@ from pydantic import Field
 from worldline.data.clips import DataConfig
 from worldline.schema import UsageError
 from worldline.tokenizers.fsq_video import FSQVideoConfig
+from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.training.optimizer import OptimizerConfig
 from worldline.worlds.st_transformer import STTransformerConfig
+from worldline.worlds.wan import WanConfig
 
-ModelConfig = Annotated[FSQVideoConfig | STTransformerConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[FSQVideoConfig | WanVAEConfig | STTransformerConfig | WanConfig, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,11 @@ class TrainConfig:
     batch_size: int
     """Clips per optimizer step, over all ranks and accumulated pieces."""
     tokenizer: Path | None = None
-    """Run or model folder of the tokenizer, for a token world on a source of frames."""
+    """Run or model folder of the tokenizer (or Wan's or Cosmos' own folder), for a world on a source of frames."""
+    weights: Path | None = None
+    """Folder of the pretrained backbone under a world's adapters: diffusers' layout or the original files."""
+    text: Path | None = None
+    """The prompt as `worldline text` encoded it; without it the prompt is a row of zeros."""
     phases: int = 4
     """Start offsets per episode when frames are tokenised for training (see worldline.tokenizers.tokenise)."""
     initial: Path | None = None

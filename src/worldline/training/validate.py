@@ -1,5 +1,7 @@
 """Figures and pictures from held-out clips during training. Quick, and always on the same clips."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -7,25 +9,47 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from worldline.data.clips import Clips
+from worldline.metrics.image import psnr
 from worldline.process.categorical import Sampling
+from worldline.process.flow import FlowSampling
 from worldline.schema import Batch, stack
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
-from worldline.tokenizers.load import AnyTokenizer
+from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer
+from worldline.tokenizers.wan_vae import WanVAETokenizer
 from worldline.worlds.st_transformer import STTransformer
+from worldline.worlds.wan import WanWorld
+
+PREVIEW = FlowSampling(steps=5)
+"""How forecasts are made during training: few steps, since they only have to show progress."""
+PREVIEW_CLIPS = 8
 
 
 @torch.no_grad()
 def validate(
-    model: nn.Module, clips: Clips, *, num_clips: int, device: torch.device, batch_size: int = 8
+    model: nn.Module,
+    clips: Clips,
+    *,
+    num_clips: int,
+    device: torch.device,
+    ready: Callable[[Batch], Batch] = lambda batch: batch,
+    tokenizer: Tokenizer | LatentTokenizer | None = None,
+    batch_size: int = 8,
 ) -> dict[str, float]:
-    """Mean loss and figures over evenly spread validation clips, as `val/...`. The model is in evaluation mode."""
-    chosen = np.unique(np.linspace(0, len(clips) - 1, min(num_clips, len(clips))).round().astype(int))
+    """Mean loss and figures over evenly spread validation clips, as `val/...`. The model is in evaluation mode.
+
+    A world over latents also forecasts a few of them: `val/psnr_db` is of the last frame, against the decoded true
+    latents, since a source of latents has no other frames.
+    """
+    chosen = _spread(clips, num_clips)
     totals: dict[str, float] = {}
     for part in np.array_split(chosen, max(1, len(chosen) // batch_size)):
-        batch = stack([clips[int(i)] for i in part]).to(device)
+        batch = ready(stack([clips[int(i)] for i in part]).to(device))
         loss, figures = model.loss(batch, torch.Generator().manual_seed(0))  # pyright: ignore[reportCallIssue]
         for name, value in {"loss": loss.item(), **figures}.items():
             totals[name] = totals.get(name, 0.0) + value * len(part) / len(chosen)
+    if isinstance(model, WanWorld) and isinstance(tokenizer, LatentTokenizer):
+        real, made = _preview(model, clips, tokenizer, PREVIEW_CLIPS, device, ready)
+        totals["psnr_db"] = psnr(made[:, -1:], real[:, -1:]).mean().item()
     return {f"val/{name}": value for name, value in totals.items()}
 
 
@@ -33,21 +57,46 @@ def validate(
 def sample_strip(
     model: nn.Module,
     clips: Clips,
-    tokenizer: AnyTokenizer | None,
+    tokenizer: Tokenizer | LatentTokenizer | None,
     *,
     device: torch.device,
+    ready: Callable[[Batch], Batch] = lambda batch: batch,
     num_clips: int = 2,
 ) -> UInt8[Tensor, "3 h w"] | None:
     """A picture for TensorBoard: real frames above what the model makes of them; None where nothing can be shown."""
-    chosen = np.linspace(0, len(clips) - 1, num_clips).round().astype(int)
-    batch = stack([clips[int(i)] for i in chosen]).to(device)
+    if isinstance(model, WanWorld):
+        if not isinstance(tokenizer, LatentTokenizer):
+            return None
+        return strip(*_preview(model, clips, tokenizer, num_clips, device, ready))
+    batch = stack([clips[int(i)] for i in _spread(clips, num_clips)]).to(device)
     match model:
-        case FSQVideoTokenizer() if batch.frames is not None:
-            return strip(batch.frames, model.decode(model.encode(batch.frames)))
-        case STTransformer() if tokenizer is not None and batch.tokens is not None:
+        case FSQVideoTokenizer() | WanVAETokenizer() if batch.frames is not None:
+            return strip(batch.frames, model.decode(model.encode(batch.frames)))  # pyright: ignore[reportArgumentType]
+        case STTransformer() if isinstance(tokenizer, Tokenizer) and batch.tokens is not None:
             return strip(tokenizer.decode(batch.tokens.cpu()), tokenizer.decode(_forecast(model, batch).cpu()))
         case _:
             return None
+
+
+def _spread(clips: Clips, wanted: int) -> np.ndarray:
+    return np.unique(np.linspace(0, len(clips) - 1, min(wanted, len(clips))).round().astype(int))
+
+
+def _preview(
+    world: WanWorld,
+    clips: Clips,
+    tokenizer: LatentTokenizer,
+    num_clips: int,
+    device: torch.device,
+    ready: Callable[[Batch], Batch],
+) -> tuple[UInt8[Tensor, "b t 3 h w"], UInt8[Tensor, "b t 3 h w"]]:
+    """Decoded true latents of a few clips, and the same with the horizon forecast from one draw of noise."""
+    batch = ready(stack([clips[int(i)] for i in _spread(clips, num_clips)]).to(device))
+    assert batch.latents is not None, "a world over latents is given latents"
+    context, future = batch.latents[:, : world.context_latents], batch.latents[:, world.context_latents :]
+    noise = torch.randn(future.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    forecast = world.forecast(context, batch.states, noise, sampling=PREVIEW)
+    return tokenizer.decode(batch.latents).cpu(), tokenizer.decode(torch.cat([context, forecast], dim=1)).cpu()
 
 
 def _forecast(world: STTransformer, batch: Batch) -> Tensor:

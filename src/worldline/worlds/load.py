@@ -1,30 +1,55 @@
 """Save and load worlds by path: a run folder or a model folder is enough."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from worldline.nn.load import load_weights
 from worldline.rundir import from_json, model_folder, read_model, to_json
+from worldline.schema import UsageError
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+from worldline.worlds.wan import WanConfig, WanWorld
+from worldline.worlds.wan_weights import fingerprint_backbone, load_backbone
 
-WorldConfig = STTransformerConfig
-AnyWorld = STTransformer
+WorldConfig = Annotated[STTransformerConfig | WanConfig, Field(discriminator="kind")]
+AnyWorld = STTransformer | WanWorld
 
 
-def load_world(path: Path) -> tuple[AnyWorld, dict[str, Any]]:
-    """Build the world a path describes, in evaluation mode and fp32, on the CPU; with its whole description.
+def load_world(path: Path, *, weights: Path | None = None) -> tuple[AnyWorld, dict[str, Any]]:
+    """Build the world a path describes, in evaluation mode, on the CPU; with its whole description.
 
-    fp32 because the report found bfloat16 inference to be worse (section 3.2).
+    What was trained is fp32, because the report found bfloat16 inference to be worse (section 3.2). A frozen backbone
+    stays in the type it was trained on.
+
+    Args:
+        weights: folder of the pretrained backbone, if not where the checkpoint says (worlds with adapters only).
 
     Raises:
         DataError: files are missing or damaged, or weights do not fit the description.
-        UsageError: the path is no run or model folder.
+        UsageError: the path is no run or model folder, or the backbone is absent or another one.
     """
     folder = model_folder(path)
-    description, weights = read_model(folder)
-    world = from_json(WorldConfig, description.get("config"), folder / "model.json").build()
-    load_weights(world, weights, folder)
-    return world.float().eval(), description
+    description, tensors = read_model(folder)
+    config = from_json(WorldConfig, description.get("config"), folder / "model.json")
+    match config:
+        case STTransformerConfig():
+            world = config.build().float()
+        case WanConfig(lora=None):
+            world = config.build().float()
+        case WanConfig():
+            world = config.build(_backbone(config, description, weights, folder))
+    load_weights(world, tensors, folder)
+    return world.eval(), description
+
+
+def _backbone(config: WanConfig, description: dict[str, Any], weights: Path | None, folder: Path) -> Any:
+    base = description["base"]
+    place = weights or Path(base["path"])
+    backbone = load_backbone(place, config.backbone)
+    if fingerprint_backbone(place) != base["fingerprint"]:
+        raise UsageError(f"the adapters in {folder} were trained on another backbone than the one in {place}")
+    return backbone
 
 
 def describe(world: AnyWorld) -> dict[str, Any]:

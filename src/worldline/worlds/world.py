@@ -1,7 +1,7 @@
 """`World`: what every world model offers. A world never sees a pixel.
 
-Discrete worlds (this protocol's first kind) roll token grids forward; what they share with continuous ones is
-`loss` for the training loop and a forecast that starts from an encoded context and raw robot states.
+Discrete worlds roll token grids forward, continuous ones generate all latents of the horizon at once. They share
+`loss` for the training loop, and a forecast that starts from an encoded context and raw robot states.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from worldline.process.categorical import Sampling
+from worldline.process.flow import FlowSampling
 from worldline.schema import Batch
 
 
@@ -51,4 +52,30 @@ class TokenWorld(Protocol):
 
     def teacher_forced(self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]) -> Iterator[GridStep]:
         """Logits of each future grid given the TRUE grids before it: an optimistic bound, not a forecast."""
+        ...
+
+
+@runtime_checkable
+class LatentWorld(Protocol):
+    """A world over continuous latents."""
+
+    @property
+    def context_latents(self) -> int: ...
+
+    @property
+    def horizon_latents(self) -> int: ...
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Training loss and figures to log. Needs `batch.latents`."""
+        ...
+
+    def forecast(
+        self,
+        context: Float[Tensor, "b c ch h w"],
+        states: Float[Tensor, "b t s"],
+        noise: Float[Tensor, "b f ch h w"],
+        *,
+        sampling: FlowSampling,
+    ) -> Float[Tensor, "b f ch h w"]:
+        """Turn noise into one possible horizon; a pure function of its arguments."""
         ...

@@ -1,0 +1,57 @@
+"""The sampling options that `forecast` and `evaluate` share, for both kinds of world."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from worldline.forecasting.latents import LatentForecaster
+from worldline.forecasting.load import SamplingChoice
+from worldline.forecasting.tokens import TokenForecaster
+from worldline.process.categorical import Sampling
+from worldline.process.flow import FlowSampling
+from worldline.schema import UsageError
+
+TOKENS_ONLY = ("temperature", "top_k", "top_p")
+LATENTS_ONLY = ("steps", "guidance", "sampler", "average_repeats")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    num_samples: int = 1
+    """Independent futures per clip; from worlds over tokens, more than one need a temperature above 0."""
+    temperature: float = 0.0
+    """Worlds over tokens: 0 is greedy decoding, the report's choice."""
+    top_k: int | None = None
+    top_p: float | None = None
+    steps: int = 20
+    """Worlds over latents: evaluations of the velocity; the report uses 20 and 100."""
+    guidance: float = 1.0
+    """Worlds over latents: classifier-free guidance on the states; other than 1 needs a world trained with a null."""
+    sampler: Literal["euler", "unipc"] = "euler"
+    average_repeats: bool = False
+    """Worlds over latents: average the frames that show the same instant (frames 19 and 20 of the report's 21)."""
+    rows: int = 32
+    """Worlds over latents: samples generated at once, over all clips; lower it where memory is short."""
+
+    def choice(self) -> SamplingChoice:
+        """What a forecaster is loaded with."""
+        return SamplingChoice(
+            tokens=Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p),
+            flow=FlowSampling(sampler=self.sampler, steps=self.steps, guidance=self.guidance),
+            num_samples=self.num_samples,
+            average_repeats=self.average_repeats,
+            rows=self.rows,
+        )
+
+    def check(self, forecaster: TokenForecaster | LatentForecaster) -> None:
+        """Refuse options that this kind of forecaster would ignore. Raises `UsageError`."""
+        foreign = TOKENS_ONLY if isinstance(forecaster, LatentForecaster) else LATENTS_ONLY
+        given = [name for name in foreign if getattr(self, name) != getattr(SampleOptions(), name)]
+        if given:
+            kind = "latents" if isinstance(forecaster, LatentForecaster) else "tokens"
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"this is a world over {kind}: {names} would change nothing")
+
+    def settings(self, forecaster: TokenForecaster | LatentForecaster) -> dict[str, str | int | float | bool]:
+        """How a forecaster of this kind samples, for the record."""
+        names = LATENTS_ONLY if isinstance(forecaster, LatentForecaster) else TOKENS_ONLY
+        return {name: value for name in names if (value := getattr(self, name)) is not None}

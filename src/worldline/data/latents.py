@@ -1,0 +1,184 @@
+"""Windows of a data set encoded to continuous latents once, on disk: the format, its writing and a `Source` over it.
+
+    encode.json            what the latents depend on, and how they lie (the claim on the folder)
+    latents_{e}.npy        float16 `n l c gh gw`: window i of episode e starts at frame i * stride
+    states_{e}.npy         float32 `f s`: all states of episode e, raw units
+    metadata.json          written last: a folder without it is unfinished
+
+A causal VAE encodes the first frame of a window alone, so latents belong to a window and cannot be cut from a longer
+run: a window is read back exactly where it was encoded. Knows no VAE.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from worldline.data.checks import check_window
+from worldline.data.source import Source
+from worldline.data.windows import FramePattern
+from worldline.files import atomic, read_json, write_json
+from worldline.schema import Clip, DataError, Episode, LatentGrid, Origin, StateLayout, TokenGrid, UsageError
+
+CLAIM, METADATA = "encode.json", "metadata.json"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LatentSource:
+    """Encoded windows of a data set. A `Source` that is read by whole windows."""
+
+    path: Path
+    fps: float
+    layout: StateLayout
+    episodes: tuple[Episode, ...]
+    left_out: tuple[str, ...]
+    latent_grid: LatentGrid
+    pattern: FramePattern
+    """Which frames of a window were encoded."""
+    stride: int
+    """Frames between the starts of successive windows."""
+    tokenizer: str
+    """Fingerprint of the VAE."""
+    contract: dict[str, Any]
+    """Camera, conditioning and picture size of the data set behind it."""
+    kind: str = "latents"
+
+    @property
+    def image_size(self) -> None:
+        return None
+
+    @property
+    def grid(self) -> TokenGrid | None:
+        return None
+
+    def read(self, episode: int, start: int, stop: int) -> Clip:
+        """Latents of the window `start .. stop-1`, and its states.
+
+        Raises:
+            UsageError: a window of another length, or one that was not encoded.
+            DataError: its file is missing or damaged.
+        """
+        check_window(self.episodes[episode], start, stop)
+        if stop - start != self.pattern.window or start % self.stride:
+            raise UsageError(
+                f"{self.path} holds windows of {self.pattern.window} frames at multiples of {self.stride}, "
+                f"not of {stop - start} at {start}; encode the data again for those"
+            )
+        table = _table(self.path / f"latents_{episode}.npy")
+        latents = torch.from_numpy(np.array(table[start // self.stride], np.float32))
+        states = torch.from_numpy(self.read_states(episode, start, stop))
+        origin = Origin(source=str(self.path), episode=episode, start=start)
+        return Clip(states=states, fps=self.fps / self.pattern.stride, origin=origin, latents=latents)
+
+    def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
+        """States alone, a copy."""
+        check_window(self.episodes[episode], start, stop)
+        return np.array(_table(self.path / f"states_{episode}.npy")[start:stop])
+
+
+def looks_like_latents(path: Path) -> bool:
+    """Whether a folder was begun by `worldline data encode`."""
+    return (path / CLAIM).is_file()
+
+
+def open_latents(path: Path) -> LatentSource:
+    """Open a folder of latents. Raises `DataError` where it is unfinished or damaged."""
+    if not (path / METADATA).exists():
+        done, listed = len(list(path.glob("latents_*.npy"))), len(read_json(path / CLAIM)["episodes"])
+        raise DataError(
+            path,
+            expected=f"latents of {listed} episodes and {METADATA}",
+            found=f"{done} episodes, encoding unfinished",
+            fix="Run the same `worldline data encode` again; it goes on where it stopped.",
+        )
+    key, metadata = read_json(path / CLAIM), read_json(path / METADATA)
+    return LatentSource(
+        path=path,
+        fps=metadata["fps"],
+        layout=StateLayout(names=tuple(metadata["state_names"]), kinds=tuple(metadata["state_kinds"])),
+        episodes=tuple(
+            Episode(index=i, length=length, name=name)
+            for i, (length, name) in enumerate(zip(metadata["lengths"], metadata["names"], strict=True))
+        ),
+        left_out=tuple(metadata["left_out"]),
+        latent_grid=LatentGrid(**metadata["latent_grid"]),
+        pattern=FramePattern(**key["pattern"]),
+        stride=key["window_stride"],
+        tokenizer=key["tokenizer"],
+        contract=metadata["contract"],
+    )
+
+
+def claim(out: Path, key: dict[str, Any]) -> None:
+    """Make a folder ours, or check that it is: latents of different settings must never mix.
+
+    Raises:
+        UsageError: it holds latents of other settings, or something else.
+    """
+    if (out / CLAIM).exists():
+        found = read_json(out / CLAIM)
+        differing = [name for name in key if found.get(name) != key[name]]
+        if differing:
+            raise UsageError(
+                f"{out} holds latents made with another {', '.join(differing)}; choose another folder or remove it"
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty and was not begun by this command; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / CLAIM, key)
+
+
+def episode_done(out: Path, episode: int) -> bool:
+    """Whether an episode's latents are written. They are written last."""
+    return (out / f"latents_{episode}.npy").exists()
+
+
+def write_episode(
+    out: Path, episode: int, *, latents: Float32[np.ndarray, "n l c gh gw"], states: Float32[np.ndarray, "f s"]
+) -> None:
+    """Write one episode atomically."""
+    for name, array in (("states", states), ("latents", latents.astype(np.float16))):
+        with atomic(out / f"{name}_{episode}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+
+
+def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid, contract: dict[str, Any]) -> None:
+    """Write the metadata that make the folder readable, once every episode is there."""
+    chosen = [source.episodes[i] for i in episodes]
+    write_json(
+        out / METADATA,
+        {
+            "fps": source.fps,
+            "state_names": list(source.layout.names),
+            "state_kinds": list(source.layout.kinds),
+            "lengths": [episode.length for episode in chosen],
+            "names": [episode.name for episode in chosen],
+            "left_out": list(source.left_out),
+            "latent_grid": {
+                "channels": grid.channels,
+                "height": grid.height,
+                "width": grid.width,
+                "temporal_stride": grid.temporal_stride,
+            },
+            "contract": contract,
+        },
+    )
+
+
+def _table(path: Path) -> np.ndarray:
+    try:
+        return _open_map(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise DataError(path, expected="an array", found=found, fix="Encode the data again.") from error
+
+
+@lru_cache(maxsize=4096)
+def _open_map(path: Path, _mtime: int) -> np.ndarray:
+    return np.load(path, mmap_mode="r")

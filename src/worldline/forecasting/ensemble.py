@@ -1,0 +1,59 @@
+"""One picture out of several samples, and how far the samples disagree.
+
+The report's answer to PSNR: the mean of many samples blurs what is uncertain, mostly moving arms, and nothing else
+(section 2.3, table 2). Knows pixels only: neither the world the samples came from nor the truth.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from worldline.schema import UsageError
+
+Combination = Literal["mean", "medoid", "single"]
+
+
+def combine(frames: UInt8[Tensor, "b k t 3 h w"], how: Combination) -> UInt8[Tensor, "b t 3 h w"]:
+    """Make one clip of the `k` samples of each.
+
+    `mean`: of pixels, in float32, rounded to the nearest grey level (halves to even); the best guess under squared
+    error, so under PSNR. `medoid`: the sample with the least summed squared distance to the others over the whole
+    clip, so that its movement is one the world produced; ties go to the earlier sample. For the medoid of one frame
+    alone, give that frame alone. `single`: the first sample.
+    """
+    match how:
+        case "mean":
+            means = [frames[:, :, i].float().mean(dim=1) for i in range(frames.shape[2])]
+            return torch.stack([mean.round().to(torch.uint8) for mean in means], dim=1)
+        case "medoid":
+            clips = torch.arange(len(frames), device=frames.device)
+            return frames[clips, _to_the_mean(frames).argmin(dim=1)]
+        case "single":
+            return frames[:, 0]
+
+
+def _to_the_mean(frames: Tensor) -> Tensor:
+    # With m the mean of the samples, sum_j |x_i - x_j|^2 = k |x_i - m|^2 + (the same for every i): no pairs needed.
+    # In whole numbers, k x_i - sum_j x_j, so that ties are ties.
+    num_samples = frames.shape[1]
+    total = frames.sum(dim=1, dtype=torch.int64)
+    distances = [(sample * num_samples - total).square().sum(dim=(1, 2, 3, 4)) for sample in frames.long().unbind(1)]
+    return torch.stack(distances, dim=1)
+
+
+def spread(frames: UInt8[Tensor, "b k t 3 h w"]) -> Float32[Tensor, "b t h w"]:
+    """Measure how far samples disagree at each pixel: their standard deviation, in grey levels of 0..255.
+
+    The root of the unbiased variance (divisor k - 1) averaged over colour. So its square compares with squared
+    errors: where samples and truth come from one distribution, the mean of k samples errs by (1 + 1/k) spread^2 on
+    average.
+
+    Raises:
+        UsageError: fewer than two samples.
+    """
+    if frames.shape[1] < 2:
+        raise UsageError("one sample has no spread; draw at least two (--num-samples 2)")
+    variances = [frames[:, :, i].float().var(dim=1).mean(dim=1) for i in range(frames.shape[2])]
+    return torch.stack(variances, dim=1).sqrt()

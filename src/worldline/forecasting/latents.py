@@ -1,0 +1,113 @@
+"""The sampling track's forecaster: a continuous world between a VAE's encoder and decoder, many samples at a time."""
+
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from worldline.data.windows import FramePattern
+from worldline.process.flow import FlowSampling
+from worldline.schema import Forecast, LatentGrid, UsageError
+from worldline.tokenizers.tokenizer import LatentTokenizer
+from worldline.worlds.world import LatentWorld
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentForecaster:
+    """A continuous world, its VAE, and which frames of a window it was trained on.
+
+    Noise is drawn clip by clip, so a forecast depends on the generator and the order of the clips, not on how they
+    are batched.
+    """
+
+    world: LatentWorld
+    grid: LatentGrid
+    tokenizer: LatentTokenizer
+    pattern: FramePattern
+    """Frames of a window that are encoded, for example 0, 4, ..., 72, 76, 76 of 77."""
+    sampling: FlowSampling = field(default_factory=FlowSampling)
+    num_samples: int = 1
+    """Independent futures per clip."""
+    average_repeats: bool = False
+    """Where a pattern takes an instant twice, average both decoded frames (a free ensemble) instead of the last."""
+    rows: int = 32
+    """Samples that are generated and decoded at once, over all clips; lower it where memory is short."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where world and VAE are; inputs are moved there, forecasts come back to the CPU."""
+
+    @property
+    def context_taken(self) -> int:
+        """Frames of the context that are encoded: 5 for two latents of stride 4."""
+        return 1 + (self.world.context_latents - 1) * self.grid.temporal_stride
+
+    @property
+    def context_frames(self) -> int:
+        return self.pattern.frames[self.context_taken - 1] + 1
+
+    @property
+    def horizon_frames(self) -> int:
+        return self.pattern.window - self.context_frames
+
+    @property
+    def times(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(self.pattern.frames[self.context_taken :]))
+
+    @torch.no_grad()
+    def forecast(
+        self,
+        frames: UInt8[Tensor, "b c 3 h w"],
+        states: Float32[Tensor, "b t s"],
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Forecast:
+        """Encode the context once, generate `num_samples` futures from noise, decode each.
+
+        Args:
+            generator: the noise is drawn on its device.
+
+        Raises:
+            UsageError: another number of frames than the context.
+        """
+        if frames.shape[1] != self.context_frames:
+            raise UsageError(f"the context is {self.context_frames} frames, but {frames.shape[1]} were given")
+        taken = frames[:, list(self.pattern.frames[: self.context_taken])]
+        context = self.tokenizer.encode(taken.to(self.device))
+        noise = self._noise(context, generator)
+        samples = self.num_samples
+        parts = zip(
+            repeat(context, "b l c h w -> (b k) l c h w", k=samples).split(self.rows),
+            repeat(states, "b t s -> (b k) t s", k=samples).split(self.rows),
+            rearrange(noise, "b k l c h w -> (b k) l c h w").split(self.rows),
+            strict=True,
+        )
+        video = torch.cat([self._future(*part) for part in parts])
+        return Forecast(frames=rearrange(video, "(b k) t c h w -> b k t c h w", k=samples))
+
+    @torch.no_grad()
+    def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:
+        """The true frames of the pattern, encoded with their context and decoded."""
+        taken = frames[:, list(self.pattern.frames)]
+        parts = [self.tokenizer.decode(self.tokenizer.encode(part.to(self.device))) for part in taken.split(self.rows)]
+        return self._one_per_instant(torch.cat(parts).cpu())
+
+    def _noise(self, context: Tensor, generator: torch.Generator | None) -> Float32[Tensor, "b k l c h w"]:
+        shape = (self.num_samples, self.world.horizon_latents, *context.shape[2:])
+        place = generator.device if generator else self.device
+        return torch.stack([torch.randn(shape, generator=generator, device=place) for _ in context])
+
+    def _future(self, context: Tensor, states: Tensor, noise: Tensor) -> UInt8[Tensor, "n t 3 h w"]:
+        future = self.world.forecast(context, states.to(self.device), noise.to(self.device), sampling=self.sampling)
+        video = self.tokenizer.decode(torch.cat([context, future], dim=1)).cpu()
+        return self._one_per_instant(video)
+
+    def _one_per_instant(self, video: UInt8[Tensor, "n f 3 h w"]) -> UInt8[Tensor, "n t 3 h w"]:
+        """Drop the context, and merge decoded frames that show the same instant."""
+        frames = self.pattern.frames
+        places = {time: [i for i, t in enumerate(frames) if t == time] for time in self.times}
+        if self.average_repeats:
+            merged = [video[:, at].float().mean(dim=1).round().byte() for at in places.values()]
+        else:
+            merged = [video[:, at[-1]] for at in places.values()]
+        return torch.stack(merged, dim=1)

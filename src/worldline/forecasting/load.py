@@ -1,0 +1,116 @@
+"""From a path to a forecaster: the world of a run, the tokenizer it was trained on, and how to sample."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldline import builtin
+from worldline.data.windows import FramePattern
+from worldline.forecasting.latents import LatentForecaster
+from worldline.forecasting.tokens import TokenForecaster
+from worldline.process.categorical import Sampling
+from worldline.process.flow import FlowSampling
+from worldline.rundir import RunDir, from_json, read_model
+from worldline.schema import LatentGrid, TokenGrid, UsageError
+from worldline.tokenizers.load import fingerprint, load_tokenizer, load_vae
+from worldline.worlds.load import load_world
+from worldline.worlds.st_transformer import STTransformer
+from worldline.worlds.wan import WanWorld
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingChoice:
+    """How to sample from whichever world a path holds; each kind takes its own part."""
+
+    tokens: Sampling = field(default_factory=Sampling)
+    flow: FlowSampling = field(default_factory=FlowSampling)
+    num_samples: int = 1
+    average_repeats: bool = False
+    rows: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A forecaster from disk, with what its checkpoint says about the data it was trained on."""
+
+    forecaster: TokenForecaster | LatentForecaster
+    contract: dict[str, Any]
+    folder: Path
+    """The model folder of the world."""
+    tokenizer: str | None = None
+    """Fingerprint of the tokenizer behind the world; None where it was trained on tokens as they came."""
+
+
+def load_forecaster(
+    path: Path,
+    *,
+    tokenizer: Path | None = None,
+    weights: Path | None = None,
+    choice: SamplingChoice | None = None,
+    device: torch.device | None = None,
+) -> Loaded:
+    """Load the world of a run and, where there is one, the tokenizer it was trained on.
+
+    Args:
+        path: run folder, or model folder inside one.
+        tokenizer: where it lies, if not in the run folder; must be the one the world was trained on.
+        weights: where the pretrained backbone lies, if it has moved since training (worlds with adapters).
+
+    Raises:
+        UsageError: the tokenizer is missing though the world was trained with one, or is another one.
+        DataError: files are missing or damaged.
+    """
+    device, choice = device or torch.device("cpu"), choice or SamplingChoice()
+    world, description = load_world(path, weights=weights)
+    expected = description.get("tokenizer")
+    place = tokenizer or _tokenizer_of(path, expected)
+    if place is not None and expected not in (None, _fingerprint(place)):
+        raise UsageError(f"the world in {path} was trained on the output of another tokenizer than {place}")
+    contract = description["contract"]
+    match world:
+        case STTransformer():
+            forecaster = TokenForecaster(
+                tokenizer=load_tokenizer(place).to(device) if place else None,
+                world=world.to(device),
+                grid=TokenGrid(**contract["token_grid"]),
+                sampling=choice.tokens,
+                num_samples=choice.num_samples,
+                device=device,
+            )
+        case WanWorld():
+            if place is None:
+                raise UsageError(f"{path} has no VAE beside it; give the one it was trained on (--tokenizer DIR)")
+            forecaster = LatentForecaster(
+                tokenizer=load_vae(place).to(device),
+                world=world.to(device),
+                grid=LatentGrid(**contract["latent_grid"]),
+                pattern=from_json(FramePattern, contract["pattern"], path),
+                sampling=choice.flow,
+                num_samples=choice.num_samples,
+                average_repeats=choice.average_repeats,
+                rows=choice.rows,
+                device=device,
+            )
+    return Loaded(forecaster=forecaster, contract=contract, folder=path, tokenizer=expected)
+
+
+def _tokenizer_of(path: Path, expected: str | None) -> Path | None:
+    for run in (path, path.parent.parent):  # a run folder, or run/checkpoints/step_N
+        if RunDir(run).tokenizer.is_dir():
+            return RunDir(run).tokenizer
+    if expected is None:
+        return None
+    for shipped in (builtin.TOKENIZER_TINY, builtin.VAE_TINY):
+        if shipped.is_dir() and expected == fingerprint(shipped):
+            return shipped
+    raise UsageError(f"{path} has no tokenizer beside it; give the one it was trained on (--tokenizer DIR)")
+
+
+def _fingerprint(place: Path) -> str:
+    if (place / "model.json").is_file():
+        recorded = read_model(place)[0].get("fingerprint")
+        if recorded:
+            return str(recorded)
+    return fingerprint(place)

@@ -1,0 +1,190 @@
+"""The flow-matching process whole: corruption, target, loss weight and samplers of continuous latents.
+
+Letters as in rectified flow (Liu et al. 2022; Lipman et al. 2022): data x0, noise e ~ N(0, I), noise level sigma
+from 1 (pure noise) to 0 (data), x = (1 - sigma) x0 + sigma e, velocity v = dx/dsigma = e - x0. Schedules are those
+of Wan2.2 as the report's team trained and sampled it. Knows a velocity, no model: which latents are context, and
+so stay clean at timestep 0, is the world's business, and only generated latents come here.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from worldline.schema import UsageError
+
+TIMESTEPS = 1000.0
+"""The network is told `1000 sigma`, in float32: bfloat16 would round it by up to 2 near 1000."""
+UNIPC_START = 0.999
+"""Noise level, before the shift, where Wan's UniPC begins: at exactly 1 its log-SNR would be infinite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Which noise levels are trained, and how much each counts.
+
+    Raises:
+        UsageError: a shift that is not positive, or fewer than two levels.
+    """
+
+    shift: float = 5.0
+    """Above 1, more of the schedule is spent on noisy inputs: at 5 half of it lies above sigma = 0.833."""
+    num_train_steps: int = 1000
+    weighting: Literal["uniform", "bell"] = "uniform"
+    """`bell` favours the middle of the schedule, as the team's training library did ("bsmntw")."""
+
+    def __post_init__(self) -> None:
+        _check_shift(self.shift)
+        if self.num_train_steps < 2:
+            raise UsageError(f"num_train_steps is {self.num_train_steps}, but a schedule needs at least 2 noise levels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSampling:
+    """How noise becomes data.
+
+    Raises:
+        UsageError: fewer than one step, a shift that is not positive, or a negative guidance.
+    """
+
+    sampler: Literal["euler", "unipc"] = "euler"
+    """`euler` is what the report's team used; `unipc` (Zhao et al. 2023, order 2) is Wan's own, of diffusers."""
+    steps: int = 20
+    """Evaluations of the velocity; the report uses 20 and 100. One Euler step gives the conditional mean of x0."""
+    guidance: float = 1.0
+    """Classifier-free guidance on the states; 1, the report's best, needs no unconditional velocity."""
+    shift: float = 5.0
+
+    def __post_init__(self) -> None:
+        _check_shift(self.shift)
+        if self.steps < 1:
+            raise UsageError(f"{self.steps} sampling steps lead nowhere; give at least 1")
+        if not self.guidance >= 0:
+            raise UsageError(f"a guidance of {self.guidance} makes no sense; 0 ignores the condition, 1 follows it")
+
+
+def _check_shift(shift: float) -> None:
+    if not shift > 0:
+        raise UsageError(f"a shift of {shift} makes no schedule; it must be positive (1 is even spacing, Wan's is 5)")
+
+
+def train_sigmas(config: FlowConfig) -> Float32[Tensor, " n"]:
+    """List the noise levels of training, from 1 downwards; 0 is not among them.
+
+    sigma = shift s / (1 + (shift - 1) s) with s = 1, (n-1)/n, ..., 1/n (Esser et al. 2024, eq. 23).
+    """
+    return _shifted(np.linspace(1.0, 0.0, config.num_train_steps + 1)[:-1], config.shift)
+
+
+def sample_sigmas(sampling: FlowSampling) -> Float32[Tensor, " n"]:
+    """List the `steps + 1` noise levels a sampler visits, ending with exactly 0.
+
+    The shift of `train_sigmas`, applied once to even steps from 1 (`euler`) or 0.999 (`unipc`) to 0: exactly the
+    grids of the team's sampler and of Wan's. `set_timesteps(n)` of diffusers' schedulers gives others.
+    """
+    start = UNIPC_START if sampling.sampler == "unipc" else 1.0
+    return _shifted(np.linspace(start, 0.0, sampling.steps + 1), sampling.shift)
+
+
+def _shifted(even: np.ndarray, shift: float) -> Tensor:
+    return torch.from_numpy((shift * even / (1 + (shift - 1) * even)).astype(np.float32))
+
+
+def draw_sigma(config: FlowConfig, size: int, generator: torch.Generator) -> Float32[Tensor, " b"]:
+    """Draw a noise level per example, uniformly among `train_sigmas`. On the CPU, like the generator."""
+    return train_sigmas(config)[torch.randint(config.num_train_steps, (size,), generator=generator)]
+
+
+def corrupt(
+    x0: Float[Tensor, "b *rest"], noise: Float[Tensor, "b *rest"], sigma: Float32[Tensor, " b"]
+) -> Float32[Tensor, "b *rest"]:
+    """Mix data and noise, x = (1 - sigma) x0 + sigma e, with one noise level per example."""
+    sigma = sigma.reshape(-1, *[1] * (x0.ndim - 1))
+    return (1 - sigma) * x0.float() + sigma * noise.float()
+
+
+def velocity(x0: Float[Tensor, "*n"], noise: Float[Tensor, "*n"]) -> Float32[Tensor, "*n"]:
+    """Give the target of training, v = e - x0; the same at every noise level."""
+    return noise.float() - x0.float()
+
+
+def loss_weight(config: FlowConfig, sigma: Float32[Tensor, " b"]) -> Float32[Tensor, " b"]:
+    """Weigh each example's squared error. 1 throughout, or a bell with mean 1 over `train_sigmas`.
+
+    bell(sigma) is proportional to exp(-2 (sigma - 1/2)^2) - exp(-1/2), the weight of the team's training library:
+    2.08 at 1/2 for the default schedule, 0 at both ends. Pure noise then goes untrained, and that is all a forecast
+    of one Euler step relies on: train such a world with `uniform`.
+    """
+    match config.weighting:
+        case "uniform":
+            return torch.ones_like(sigma)
+        case "bell":
+            return _bell(sigma) / _bell(train_sigmas(config)).mean().to(sigma.device)
+
+
+def _bell(sigma: Tensor) -> Tensor:
+    return ((-2 * (sigma - 0.5).square()).exp() - math.exp(-0.5)).clamp_min(0)
+
+
+def guided(
+    conditional: Float[Tensor, "*n"], unconditional: Float[Tensor, "*n"], guidance: float
+) -> Float32[Tensor, "*n"]:
+    """Combine two velocities, v_u + guidance (v_c - v_u) (Ho & Salimans 2022). At 1 exactly the conditional one."""
+    return torch.lerp(unconditional.float(), conditional.float(), guidance)
+
+
+def integrate(
+    velocity_of: Callable[[Tensor, float], Tensor], noise: Float[Tensor, "b *rest"], sampling: FlowSampling
+) -> Float32[Tensor, "b *rest"]:
+    """Follow the velocity from noise to data in `steps` steps, in float32. Deterministic, each example by itself.
+
+    Args:
+        velocity_of: velocity of `x` (float32, shaped like `noise`) at noise level `sigma`, guidance included; called
+            once per step. Its network is to be told `TIMESTEPS * sigma` as in training; Wan's own UniPC loop tells
+            it that cut to a whole number.
+        noise: standard normal.
+
+    Returns:
+        x0, unclamped.
+
+    Raises:
+        UsageError: `unipc` without diffusers.
+    """
+    match sampling.sampler:
+        case "euler":
+            return _euler(velocity_of, noise.float(), sample_sigmas(sampling).tolist())
+        case "unipc":
+            return _unipc(velocity_of, noise.float(), sampling)
+
+
+def _euler(velocity_of: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: list[float]) -> Tensor:
+    for sigma, following in pairwise(sigmas):
+        x = x + velocity_of(x, sigma).float() * (following - sigma)
+    return x
+
+
+def _unipc(velocity_of: Callable[[Tensor, float], Tensor], x: Tensor, sampling: FlowSampling) -> Tensor:
+    try:
+        from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+    except ImportError as error:
+        raise UsageError(
+            "the UniPC sampler needs diffusers, which is not installed: pip install worldline[wan], or use euler"
+        ) from error
+    # The scheduler remembers earlier steps, so every trajectory gets its own.
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=sampling.shift
+    )
+    unshifted: Any = np.linspace(UNIPC_START, 0.0, sampling.steps + 1)[:-1]  # an array; annotated there as a list
+    scheduler.set_timesteps(sigmas=unshifted)
+    # Its timesteps are whole numbers; from about 200 steps on the first two are equal, and looking its place up by
+    # timestep it would start at the second.
+    scheduler.set_begin_index(0)
+    for sigma, timestep in zip(scheduler.sigmas[:-1].tolist(), scheduler.timesteps, strict=True):
+        x = scheduler.step(velocity_of(x, sigma).float(), timestep, x, return_dict=False)[0]
+    return x

@@ -1,0 +1,149 @@
+"""Encode any source of frames to windows of latents, once. Resumable; keyed by source, VAE and settings.
+
+Several processes may share the work: each takes every `world_size`-th episode, and whoever finds all of them done
+writes the metadata that make the folder readable.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from worldline.data.latents import claim, episode_done, finish, write_episode
+from worldline.data.source import Source
+from worldline.data.video import resize
+from worldline.data.windows import FramePattern, windows
+from worldline.schema import UsageError
+from worldline.tokenizers.tokenise import source_fingerprint
+from worldline.tokenizers.tokenizer import LatentTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeReport:
+    """What was written and what was not, by this process."""
+
+    folder: Path
+    episodes: int
+    windows: int
+    episodes_too_short: int
+    """Episodes without a whole window; they are in the folder but give no clip."""
+    reused: int
+    """Episodes that were there already."""
+    complete: bool
+    """Whether every episode is there, those of other processes included."""
+
+
+def latent_key(
+    source: Source,
+    *,
+    fingerprint: str,
+    episodes: Sequence[int],
+    size: int | None,
+    pattern: FramePattern,
+    window_stride: int,
+) -> dict[str, Any]:
+    """What the latents of a folder depend on."""
+    return {
+        "source": str(source.path.resolve()),
+        "source_kind": source.kind,
+        "source_fingerprint": source_fingerprint(source, episodes),
+        "states": list(source.layout.names),
+        "episodes": list(episodes),
+        "tokenizer": fingerprint,
+        "size": size,
+        "pattern": asdict(pattern),
+        "window_stride": window_stride,
+    }
+
+
+def encode(
+    source: Source,
+    tokenizer: LatentTokenizer,
+    out: Path,
+    *,
+    fingerprint: str,
+    episodes: Sequence[int],
+    pattern: FramePattern,
+    window_stride: int,
+    contract: dict[str, Any],
+    size: int | None = None,
+    batch_size: int = 8,
+    device: torch.device | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> EncodeReport:
+    """Encode windows of a frame source into `out`. Killed and run again, it goes on where it stopped.
+
+    Args:
+        fingerprint: identity of the VAE's weights (`worldline.tokenizers.load.fingerprint`).
+        episodes: which episodes of the source, in order.
+        pattern: which frames of a window are encoded.
+        window_stride: frames between the starts of successive windows.
+        contract: what a model trained on the latents must know of the data (camera, conditioning, picture size).
+        size: centre-crop and resize frames to this square first; None keeps them.
+        batch_size: windows that are encoded at once.
+
+    Raises:
+        UsageError: frames that do not fit the VAE, a source without frames, or a folder of other settings.
+    """
+    if source.image_size is None:
+        raise UsageError(f"{source.path} holds no frames; there is nothing to encode")
+    grid = tokenizer.grid(*((size, size) if size else source.image_size))
+    grid.latents_of(len(pattern.frames))
+    claim(
+        out,
+        latent_key(
+            source,
+            fingerprint=fingerprint,
+            episodes=episodes,
+            size=size,
+            pattern=pattern,
+            window_stride=window_stride,
+        ),
+    )
+    count, short, reused = 0, 0, 0
+    mine = range(rank, len(episodes), world_size)
+    for done, number in enumerate(mine, start=1):
+        length = source.episodes[episodes[number]].length
+        starts = windows(np.array([length]), window=pattern.window, stride=window_stride).start
+        count, short = count + len(starts), short + (len(starts) == 0)
+        if episode_done(out, number):
+            reused += 1
+        else:
+            clip = source.read(episodes[number], 0, length)
+            assert clip.frames is not None, "the source says that it holds frames"
+            frames = resize(clip.frames, size) if size else clip.frames
+            latents = _encode(frames, starts, tokenizer, pattern, batch_size, device or torch.device("cpu"))
+            if latents is None:
+                latents = np.zeros((0, grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width))
+            write_episode(out, number, latents=latents.astype(np.float32), states=clip.states.numpy())
+        if progress:
+            progress(done, len(mine))
+    complete = all(episode_done(out, number) for number in range(len(episodes)))
+    if complete:
+        finish(out, source, episodes, grid, contract)
+    return EncodeReport(
+        folder=out, episodes=len(mine), windows=count, episodes_too_short=short, reused=reused, complete=complete
+    )
+
+
+def _encode(
+    frames: UInt8[Tensor, "t 3 h w"],
+    starts: np.ndarray,
+    tokenizer: LatentTokenizer,
+    pattern: FramePattern,
+    batch_size: int,
+    device: torch.device,
+) -> Float32[np.ndarray, "n l c gh gw"] | None:
+    taken = torch.tensor(pattern.frames)
+    parts = []
+    for begin in range(0, len(starts), batch_size):
+        batch = torch.stack([frames[int(start) + taken] for start in starts[begin : begin + batch_size]])
+        parts.append(tokenizer.encode(batch.to(device)).cpu().numpy())
+    return np.concatenate(parts) if parts else None

@@ -1,0 +1,238 @@
+"""Wan2.2's causal video VAE: frames to continuous latents and back, over diffusers' `AutoencoderKLWan`.
+
+Latent 0 is frame 0 and latent k covers frames `4k-3 .. 4k`. What leaves `encode` is the posterior mean, normalised
+to about zero mean and unit variance per channel, so that a world sees the same scale from every VAE. The default
+configuration is that of the 704.7 M parameter VAE of Wan2.2 TI2V-5B; smaller ones train by their own `loss`.
+Knows nothing of files (`load.py`) and needs the extra `wan`, imported only when a VAE is built.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float32, UInt8
+from torch import Tensor, nn
+
+from worldline.schema import Batch, LatentGrid, UsageError
+from worldline.tokenizers.tokenizer import to_pixels, to_signed
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+
+_STRIDE = 4
+"""Frames per latent. diffusers cuts video into chunks of four, whatever the configuration says."""
+
+# fmt: off
+WAN22_MEAN = (
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+    0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+    -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+    -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+)
+"""Mean of each latent channel of the published Wan2.2 VAE."""
+WAN22_STD = (
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+    0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+    0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+    0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+)
+"""Standard deviation of each latent channel of the published Wan2.2 VAE."""
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanVAEConfig:
+    """Shape of the VAE, by the names of diffusers. The defaults are Wan2.2's."""
+
+    kind: Literal["wan-vae"] = "wan-vae"
+    base_dim: int = 160
+    """Channels of the encoder's first stage; stage i has `dim_mult[i]` times as many."""
+    decoder_base_dim: int = 256
+    z_dim: int = 48
+    """Latent channels."""
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    """Residual blocks of each encoder stage; decoder stages have one more."""
+    attn_scales: tuple[float, ...] = ()
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    """Which steps between stages halve time beside space; one fewer than `dim_mult`. Two must."""
+    dropout: float = 0.0
+    is_residual: bool = True
+    """Wan2.2's shortcuts around whole stages; Wan2.1 has none."""
+    patch_size: int = 2
+    """Pixels folded into channels before the first convolution."""
+    latents_mean: tuple[float, ...] = WAN22_MEAN
+    """Per channel; empty where they are still to be measured, which then count as 0."""
+    latents_std: tuple[float, ...] = WAN22_STD
+    """Per channel; empty where they are still to be measured, which then count as 1."""
+    l1_weight: float = 0.1
+    """Weight of the absolute error beside the squared error in the loss."""
+    kl_weight: float = 1e-5
+    """Weight of the divergence from the standard normal, in nats per latent value."""
+
+    @property
+    def spatial_stride(self) -> int:
+        return self.patch_size * 2 ** (len(self.dim_mult) - 1)
+
+    @property
+    def temporal_stride(self) -> int:
+        return 2 ** sum(self.temporal_downsample)
+
+    @property
+    def pixel_channels(self) -> int:
+        """Channels of the folded video: `in_channels` and `out_channels` of diffusers."""
+        return 3 * self.patch_size**2
+
+    def build(self) -> "WanVAETokenizer":
+        return WanVAETokenizer(self)
+
+
+class WanVAETokenizer(nn.Module):
+    """A `LatentTokenizer` over an untouched `AutoencoderKLWan`; also trainable by its own `loss`.
+
+    `latents_mean` and `latents_std` are buffers, saved with the weights: a VAE trained here measures them at the end.
+
+    Raises:
+        UsageError: a configuration that cannot be, or the extra `wan` is not installed.
+    """
+
+    latents_mean: Tensor
+    latents_std: Tensor
+
+    def __init__(self, config: WanVAEConfig) -> None:
+        super().__init__()
+        _check(config)
+        self.config = config
+        self.vae = _autoencoder(config)
+        self.register_buffer("latents_mean", torch.tensor(config.latents_mean or (0.0,) * config.z_dim))
+        self.register_buffer("latents_std", torch.tensor(config.latents_std or (1.0,) * config.z_dim))
+
+    def grid(self, height: int, width: int) -> LatentGrid:
+        stride = self.config.spatial_stride
+        if height % stride or width % stride:
+            raise UsageError(f"frames of {height}x{width} do not divide by the VAE's stride {stride}")
+        return LatentGrid(channels=self.config.z_dim, height=height // stride, width=width // stride)
+
+    def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float32[Tensor, "b l c gh gw"]:
+        """Normalised posterior mean of video in [-1, 1]. Differentiable.
+
+        Raises:
+            UsageError: `t` is not 1 + 4k (diffusers would drop the rest), or the size is off the spatial stride.
+        """
+        self._check_video(video)
+        mean = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode()
+        return self._normalise(rearrange(mean.float(), "b c l h w -> b l c h w"))
+
+    def video_of(self, latents: Float32[Tensor, "b l c gh gw"]) -> Float32[Tensor, "b 3 t h w"]:
+        """Video in [-1, 1] of normalised latents. Differentiable, but for values the clamp cuts off."""
+        raw = rearrange(self._denormalise(latents), "b l c h w -> b c l h w")
+        return self.vae.decode(raw.to(self.vae.dtype)).sample.float()
+
+    @torch.no_grad()
+    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b l c gh gw"]:
+        """Latents of 1 + 4k frames. Raises `UsageError` for other lengths and sizes off the stride."""
+        return self.latents_of(to_signed(frames))
+
+    @torch.no_grad()
+    def decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
+        """The `1 + 4 (l - 1)` frames of `l` latents."""
+        return to_pixels(self.video_of(latents))
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Reconstruction error in [-1, 1] and divergence from the standard normal. Needs `batch.frames`.
+
+        In training latents are drawn from the posterior; in evaluation mode they are its mean, as in `encode`.
+        """
+        video = to_signed(_frames(batch))
+        self._check_video(video)
+        mean, log_variance = self._posterior(video)
+        sampled = mean
+        if self.training:
+            noise = torch.randn(mean.shape, generator=generator).to(mean)
+            sampled = mean + noise * (0.5 * log_variance).exp()
+        error = self._reconstruct(sampled) - video
+        mse = error.square().mean()
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        loss = mse + self.config.l1_weight * error.abs().mean() + self.config.kl_weight * divergence
+        psnr = -10 * torch.log10(mse.detach() / 4)  # data range 2 in [-1, 1]
+        return loss, {"psnr_db": psnr.item(), "kl": divergence.item()}
+
+    def _check_video(self, video: Tensor) -> None:
+        self.grid(*video.shape[-2:]).latents_of(video.shape[2])
+
+    def _normalise(self, raw: Tensor) -> Tensor:
+        return (raw - self.latents_mean[:, None, None]) / self.latents_std[:, None, None]
+
+    def _denormalise(self, latents: Tensor) -> Tensor:
+        return latents * self.latents_std[:, None, None] + self.latents_mean[:, None, None]
+
+    def _posterior(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the raw latents, as diffusers computes them but with frames 1.. in one pass."""
+        p = self.config.patch_size
+        folded = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=p, r=p)
+        cache: list[Any] = [None] * _num_convolutions(self.vae.encoder)
+        parts = [
+            self.vae.encoder(part, feat_cache=cache, feat_idx=[0])
+            for part in folded.split([1, folded.shape[2] - 1], dim=2)
+            if part.shape[2]
+        ]
+        mean, log_variance = self.vae.quant_conv(torch.cat(parts, dim=2)).chunk(2, dim=1)
+        return mean, log_variance.clamp(-30, 20)
+
+    def _reconstruct(self, raw: Tensor) -> Tensor:
+        """Video of raw latents, with latents 1.. in one pass and not clamped, so that every error has a gradient."""
+        p = self.config.patch_size
+        cache: list[Any] = [None] * _num_convolutions(self.vae.decoder)
+        parts = [
+            self.vae.decoder(part, feat_cache=cache, feat_idx=[0], first_chunk=first)
+            for first, part in zip((True, False), self.vae.post_quant_conv(raw).split([1, raw.shape[2] - 1], dim=2), strict=True)
+            if part.shape[2]
+        ]
+        return rearrange(torch.cat(parts, dim=2), "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p)
+
+
+def _check(config: WanVAEConfig) -> None:
+    if len(config.temporal_downsample) != len(config.dim_mult) - 1:
+        raise UsageError("temporal_downsample needs one entry fewer than dim_mult: one per step between stages")
+    if config.temporal_stride != _STRIDE:
+        raise UsageError(f"diffusers' Wan VAE works in chunks of {_STRIDE} frames: two of temporal_downsample must be set")
+    for name, values in (("latents_mean", config.latents_mean), ("latents_std", config.latents_std)):
+        if values and len(values) != config.z_dim:
+            raise UsageError(f"{name} has {len(values)} numbers for {config.z_dim} channels; leave it empty to measure")
+
+
+def _autoencoder(config: WanVAEConfig) -> "AutoencoderKLWan":
+    try:
+        from diffusers import AutoencoderKLWan
+    except ImportError as error:
+        raise UsageError("the Wan VAE needs diffusers: pip install 'worldline[wan]'") from error
+    return AutoencoderKLWan(
+        base_dim=config.base_dim,
+        decoder_base_dim=config.decoder_base_dim,
+        z_dim=config.z_dim,
+        dim_mult=list(config.dim_mult),
+        num_res_blocks=config.num_res_blocks,
+        attn_scales=list(config.attn_scales),
+        temperal_downsample=list(config.temporal_downsample),
+        dropout=config.dropout,
+        latents_mean=list(config.latents_mean),
+        latents_std=list(config.latents_std),
+        is_residual=config.is_residual,
+        in_channels=config.pixel_channels,
+        out_channels=config.pixel_channels,
+        patch_size=config.patch_size,
+        scale_factor_temporal=config.temporal_stride,
+        scale_factor_spatial=config.spatial_stride,
+    )
+
+
+def _num_convolutions(module: nn.Module) -> int:
+    """Slots of the feature cache: one per causal convolution."""
+    return sum(isinstance(part, nn.Conv3d) for part in module.modules())
+
+
+def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
+    if batch.frames is None:
+        raise UsageError("a VAE trains on frames, but this source holds none")
+    return batch.frames

@@ -1,0 +1,230 @@
+"""Preparing the sampling track: the VAE, and the state-conditioned world over its latents."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldline.data.clips import Clips, DataConfig, open_clips, parse_slice
+from worldline.data.latents import LatentSource, open_latents
+from worldline.data.source import Source
+from worldline.data.states import StateStats, compute_stats
+from worldline.data.windows import FramePattern
+from worldline.devices import pick_device
+from worldline.rundir import RunDir, to_json
+from worldline.schema import Batch, LatentGrid, UsageError, stack
+from worldline.tokenizers.encode import encode, latent_key
+from worldline.tokenizers.load import describe, fingerprint, load_vae
+from worldline.tokenizers.tokenise import key_hash
+from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
+from worldline.training.config import TrainConfig
+from worldline.training.prepared import Prepared, Progress, contract, initialise, keep_tokenizer, open_data
+from worldline.worlds.load import describe as describe_world
+from worldline.worlds.wan import WanConfig
+from worldline.worlds.wan_text import load_text
+from worldline.worlds.wan_weights import fingerprint_backbone, load_backbone
+
+MEASURED_CLIPS = 512
+"""Training clips behind the mean and deviation of a new VAE's latents."""
+COPIED = 100_000_000
+"""Parameters up to which a VAE is copied into the run folder."""
+
+
+def prepare_vae(config: TrainConfig, model_config: WanVAEConfig, progress: Progress) -> Prepared:
+    """Clips of frames as `data.pattern` says, and a VAE with fresh weights."""
+    train = open_clips(config.data, "train", progress=lambda *at: progress("decoding training frames", *at))
+    val = open_clips(config.data, "val", progress=lambda *at: progress("decoding validation frames", *at))
+    frames = train[0].frames
+    if frames is None:
+        raise UsageError(f"{config.data.path} holds no frames; a VAE trains on frames")
+    torch.manual_seed(config.seed)  # the first weights are a function of the seed
+    model = model_config.build()
+    grid = model.grid(frames.shape[-2], frames.shape[-1])
+    grid.latents_of(len(config.data.pattern.frames))
+    initialise(model, config.initial)
+    return Prepared(
+        model=model,
+        train=train,
+        val=val,
+        description={
+            **describe(model),
+            "contract": contract(train.source, config.data, grid) | {"pattern": asdict(config.data.pattern)},
+        },
+        tokenizer=None,
+        left_out=train.source.left_out,
+        finish=lambda: model.measure_statistics(_some(train, config)),
+    )
+
+
+def _some(clips: Clips, config: TrainConfig) -> Iterator[Batch]:
+    step = max(1, len(clips) // MEASURED_CLIPS)
+    for begin in range(0, len(clips), step * config.batch_size):
+        numbers = range(begin, min(begin + step * config.batch_size, len(clips)), step)
+        yield stack([clips[i] for i in numbers]).to(pick_device(config.device))
+
+
+def prepare_latent_world(config: TrainConfig, model_config: WanConfig, run: RunDir, progress: Progress) -> Prepared:
+    """Latents of both splits, made now, made before or made batch by batch, and a world that fits them.
+
+    Raises:
+        UsageError: no VAE or no pretrained backbone where one is needed, or latents of another VAE.
+        DataError: their files are damaged.
+    """
+    if config.tokenizer is None:
+        raise UsageError("a world over latents needs the VAE that makes them (--tokenizer RUN or Wan2.2's folder)")
+    pattern, source = config.data.pattern, open_data(config.data, config.data.path)
+    vae, identity = load_vae(config.tokenizer), fingerprint(config.tokenizer)
+    data = _as_latents(config, source, vae, identity, progress)
+    train, val = open_clips(data, "train"), open_clips(data, "val")
+    grid = _grid(train, vae)
+    model_config = _fitted(model_config, train, grid, pattern)
+    base = _base(config, model_config)
+    torch.manual_seed(config.seed)  # the first weights are a function of the seed
+    backbone = load_backbone(Path(base["path"]), model_config.backbone) if base else None
+    model = model_config.build(backbone)
+    if config.text is not None:
+        model.set_text(load_text(config.text))
+    elif base:
+        raise UsageError(
+            "a pretrained backbone expects the empty prompt's encoding, not zeros: compute it once with "
+            "`worldline text WEIGHTS --out text.safetensors`, then give it (--text text.safetensors)"
+        )
+    statistics = compute_stats(train.source, episodes=sorted(set(train.windows.episode.tolist())))
+    if model.states is not None and model_config.states.normalise:
+        model.states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
+    initialise(model, config.initial)
+    keep_tokenizer(run, config.tokenizer, vae, weights=_size(vae) <= COPIED)
+    vae = vae.to(pick_device(config.device)).requires_grad_(False)
+    return Prepared(
+        model=model,
+        train=train,
+        val=val,
+        description={
+            **describe_world(model),
+            "contract": _contract(source, config.data, grid) | {"pattern": asdict(pattern)},
+            "statistics": to_json(StateStats, statistics),
+            "tokenizer": identity,
+            **({"base": base} if base else {}),
+        },
+        tokenizer=vae,
+        left_out=source.left_out,
+        ready=lambda batch: batch if batch.latents is not None else _encoded(batch, vae),
+    )
+
+
+def _encoded(batch: Batch, vae: WanVAETokenizer) -> Batch:
+    assert batch.frames is not None, "a source holds frames or latents"
+    return replace(batch, latents=vae.encode(batch.frames))
+
+
+def _contract(source: Source, data: DataConfig, grid: LatentGrid) -> dict[str, Any]:
+    """As of the data behind the latents, where they were encoded before."""
+    made = contract(source, data, grid)
+    return made | source.contract if isinstance(source, LatentSource) else made
+
+
+def _grid(clips: Clips, vae: WanVAETokenizer) -> LatentGrid:
+    if isinstance(clips.source, LatentSource):
+        return clips.source.latent_grid
+    frames = clips[0].frames
+    if frames is None:
+        raise UsageError(f"{clips.source.path} holds tokens; this world trains on frames or latents")
+    return vae.grid(frames.shape[-2], frames.shape[-1])
+
+
+def _as_latents(
+    config: TrainConfig, source: Source, vae: WanVAETokenizer, identity: str, progress: Progress
+) -> DataConfig:
+    """The data configuration over latents: as it is where they are there or made on the fly, else over a cache."""
+    data = config.data
+    if isinstance(source, LatentSource):
+        return _checked(data, source, identity)
+    if data.cache is None:
+        return data  # straight from video, batch by batch
+    train = _cached(config, source, vae, data.train_episodes, identity, progress)
+    val_source = open_data(data, data.val_path) if data.val_path else source
+    val = _cached(config, val_source, vae, data.val_episodes, identity, progress)
+    return DataConfig(
+        path=train,
+        val_path=val,
+        pattern=FramePattern.consecutive(data.pattern.window),
+        window_stride=data.window_stride,
+    )
+
+
+def _checked(data: DataConfig, source: LatentSource, identity: str) -> DataConfig:
+    if source.tokenizer != identity:
+        raise UsageError(
+            f"{source.path} was encoded with another VAE (fingerprint {source.tokenizer[:12]}) than the one given "
+            f"({identity[:12]}); encode the data again or give that VAE (--tokenizer)"
+        )
+    if source.pattern != data.pattern:
+        raise UsageError(f"{source.path} was encoded with {source.pattern}, but the run asks for {data.pattern}")
+    return replace(data, pattern=FramePattern.consecutive(source.pattern.window))
+
+
+def _cached(
+    config: TrainConfig, source: Source, vae: WanVAETokenizer, episodes: str, identity: str, progress: Progress
+) -> Path:
+    data = config.data
+    assert data.cache is not None
+    chosen = parse_slice(episodes, len(source.episodes))
+    key = latent_key(
+        source,
+        fingerprint=identity,
+        episodes=chosen,
+        size=data.image_size,
+        pattern=data.pattern,
+        window_stride=data.window_stride,
+    )
+    out, device = data.cache / f"latents-{key_hash(key)}", pick_device(config.device)
+    encode(
+        source,
+        vae.to(device),
+        out,
+        fingerprint=identity,
+        episodes=chosen,
+        pattern=data.pattern,
+        window_stride=data.window_stride,
+        contract={"image_size": data.image_size, "conditioning": data.conditioning, "camera": data.camera},
+        size=data.image_size,
+        device=device,
+        progress=lambda *at: progress(f"encoding into {out}", *at),
+    )
+    return open_latents(out).path
+
+
+def _fitted(model: WanConfig, clips: Clips, grid: LatentGrid, pattern: FramePattern) -> WanConfig:
+    """The configuration with what the data decide: state kinds, windows; channels must fit already."""
+    if model.backbone.in_channels != grid.channels:
+        raise UsageError(
+            f"the backbone reads {model.backbone.in_channels} channels, but the VAE's latents have {grid.channels} "
+            "(--model.backbone.in-channels, --model.backbone.out-channels)"
+        )
+    _, patch_h, patch_w = model.backbone.patch_size
+    if grid.height % patch_h or grid.width % patch_w:
+        raise UsageError(f"latents of {grid.height}x{grid.width} do not divide into patches of {patch_h}x{patch_w}")
+    expected, found = model.context_latents + model.horizon_latents, grid.latents_of(len(pattern.frames))
+    if expected != found:
+        raise UsageError(f"the pattern's {len(pattern.frames)} frames make {found} latents, the world reads {expected}")
+    states = replace(model.states, kinds=clips.source.layout.kinds, taken=pattern.frames, window=pattern.window)
+    return replace(model, states=states)
+
+
+def _base(config: TrainConfig, model: WanConfig) -> dict[str, str] | None:
+    """Where the frozen backbone lies and what it is; None where the whole backbone is trained from nothing."""
+    if model.lora is None:
+        return None
+    if config.weights is None:
+        raise UsageError(
+            "adapters need a pretrained backbone: give Wan2.2 TI2V-5B's folder (--weights DIR), from the hub "
+            "Wan-AI/Wan2.2-TI2V-5B-Diffusers (transformer/) or Wan-AI/Wan2.2-TI2V-5B (diffusion_pytorch_model-*); "
+            "nothing is downloaded for you. To train a backbone from nothing: --model.lora None"
+        )
+    return {"path": str(config.weights.resolve()), "fingerprint": fingerprint_backbone(config.weights)}
+
+
+def _size(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,153 @@
+"""Preparing the compression track: the discrete tokenizer, and the world over its tokens."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from worldline.data.clips import Clips, DataConfig, open_clips, parse_slice
+from worldline.data.open import open_source
+from worldline.data.source import Source
+from worldline.data.states import StateStats, compute_stats
+from worldline.data.windows import FramePattern
+from worldline.rundir import RunDir, to_json
+from worldline.schema import TokenGrid, UsageError
+from worldline.tokenizers.fsq_video import FSQVideoConfig
+from worldline.tokenizers.load import AnyTokenizer, describe, fingerprint, load_tokenizer
+from worldline.tokenizers.tokenise import key_hash, token_key, tokenise
+from worldline.training.config import TrainConfig
+from worldline.training.prepared import Prepared, Progress, contract, initialise, keep_tokenizer, open_data
+from worldline.worlds.st_transformer import STTransformerConfig
+
+
+def prepare_fsq(config: TrainConfig, model_config: FSQVideoConfig, progress: Progress) -> Prepared:
+    """Clips of one block of frames, and a tokenizer with fresh weights."""
+    data = replace(config.data, pattern=FramePattern.consecutive(model_config.block_frames))
+    train = open_clips(data, "train", progress=lambda *at: progress("decoding training frames", *at))
+    val = open_clips(data, "val", progress=lambda *at: progress("decoding validation frames", *at))
+    torch.manual_seed(config.seed)  # the first weights are a function of the seed
+    model = model_config.build()
+    shape = train[0].frames
+    if shape is None:
+        raise UsageError(f"{data.path} holds tokens only; a tokenizer trains on frames")
+    grid = model.grid(shape.shape[-2], shape.shape[-1])
+    initialise(model, config.initial)
+    description = {**describe(model), "contract": contract(train.source, data, grid)}
+    return Prepared(
+        model=model, train=train, val=val, description=description, tokenizer=None, left_out=train.source.left_out
+    )
+
+
+def prepare_token_world(
+    config: TrainConfig, model_config: STTransformerConfig, run: RunDir, progress: Progress
+) -> Prepared:
+    """Tokens of both splits (made now where there are frames), and a world that fits them."""
+    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
+    data = _as_tokens(config, model_config, tokenizer, progress)
+    train, val = open_clips(data, "train"), open_clips(data, "val")
+    grid = train.source.grid
+    assert grid is not None, "_as_tokens leaves a token source"
+    if model_config.context_grids % grid.latents_per_block or model_config.horizon_grids % grid.latents_per_block:
+        raise UsageError(
+            f"context ({model_config.context_grids} grids) and horizon ({model_config.horizon_grids}) must be whole "
+            f"blocks of {grid.latents_per_block} grids"
+        )
+    model_config = replace(
+        model_config,
+        grid_height=grid.height,
+        grid_width=grid.width,
+        vocab_size=grid.vocab_size,
+        block=grid.block,
+        temporal_stride=grid.temporal_stride,
+        state_dim=train.source.layout.dim,
+    )
+    torch.manual_seed(config.seed)  # the first weights are a function of the seed
+    model = model_config.build()
+    statistics = compute_stats(train.source, episodes=sorted(set(train.windows.episode.tolist())))
+    if model.states is not None and model_config.normalise_states:
+        model.states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
+    initialise(model, config.initial)
+    description = {
+        "config": to_json(STTransformerConfig, model_config),
+        "contract": contract(train.source, config.data, grid),
+        "statistics": to_json(StateStats, statistics),
+        "tokenizer": fingerprint(config.tokenizer) if config.tokenizer else None,
+    }
+    if config.tokenizer and tokenizer:
+        keep_tokenizer(run, config.tokenizer, tokenizer, weights=config_is_ours(tokenizer))
+    _write_unigram(run, train, grid)
+    return Prepared(
+        model=model,
+        train=train,
+        val=val,
+        description=description,
+        tokenizer=tokenizer,
+        left_out=open_data(config.data, config.data.path).left_out,
+    )
+
+
+def _as_tokens(
+    config: TrainConfig, model: STTransformerConfig, tokenizer: AnyTokenizer | None, progress: Progress
+) -> DataConfig:
+    """The data configuration over tokens: as it is for a token source, else over a cache that is filled now."""
+    data = config.data
+    source = open_data(data, data.path)
+    if source.grid is not None:
+        return data
+    if tokenizer is None or config.tokenizer is None:
+        raise UsageError(f"{data.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)")
+    if data.cache is None:
+        raise UsageError(f"{data.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
+    train = _tokenised(config, source, tokenizer, data.train_episodes, config.phases, progress)
+    val_source = open_data(data, data.val_path) if data.val_path else source
+    val = _tokenised(config, val_source, tokenizer, data.val_episodes, 1, progress)
+    grid = open_source(train).grid
+    assert grid is not None, "tokenise writes tokens"
+    pattern = FramePattern.consecutive(grid.frames_of(model.context_grids + model.horizon_grids))
+    return DataConfig(path=train, val_path=val, pattern=pattern, window_stride=grid.block)
+
+
+def _tokenised(
+    config: TrainConfig,
+    source: Source,
+    tokenizer: AnyTokenizer,
+    episodes: str,
+    phases: int,
+    progress: Progress,
+) -> Path:
+    assert config.tokenizer is not None
+    assert config.data.cache is not None
+    chosen = parse_slice(episodes, len(source.episodes))
+    identity = fingerprint(config.tokenizer)
+    size = config.data.image_size
+    key = token_key(source, fingerprint=identity, episodes=chosen, size=size, phases=phases)
+    out = config.data.cache / f"tokens-{key_hash(key)}"
+    report = tokenise(
+        source,
+        tokenizer,
+        out,
+        fingerprint=identity,
+        episodes=chosen,
+        size=size,
+        phases=phases,
+        progress=lambda *at: progress(f"tokenising into {out}", *at),
+    )
+    if report.episodes_too_short == report.episodes:
+        raise UsageError(f"{source.path}: no episode of {episodes!r} is as long as two blocks of frames")
+    return out
+
+
+def config_is_ours(tokenizer: AnyTokenizer) -> bool:
+    """Whether a tokenizer's weights are small and ours to copy; Cosmos stays where it is."""
+    return isinstance(tokenizer.config, FSQVideoConfig)
+
+
+def _write_unigram(run: RunDir, train: Clips, grid: TokenGrid) -> None:
+    """Count the training tokens: the unigram baseline of the evaluation."""
+    counts = np.zeros(grid.vocab_size, np.int64)
+    for number in range(len(train)):
+        tokens = train[number].tokens
+        assert tokens is not None
+        counts += np.bincount(tokens.flatten().numpy(), minlength=grid.vocab_size)
+    np.save(run.path / "unigram.npy", counts)

@@ -1,0 +1,85 @@
+"""What preparing a run ends in, and the steps that every kind of run shares."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from worldline.data.clips import Clips, DataConfig
+from worldline.data.open import open_source
+from worldline.data.source import Source
+from worldline.nn.load import load_weights
+from worldline.rundir import RunDir, model_folder, new_folder, read_model, write_model
+from worldline.schema import Batch, LatentGrid, TokenGrid
+from worldline.tokenizers.load import AnyTokenizer, describe, fingerprint
+from worldline.tokenizers.wan_vae import WanVAETokenizer
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, done, total) during long preparations."""
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What the loop trains, on what, and how a checkpoint will describe it."""
+
+    model: nn.Module
+    train: Clips
+    val: Clips
+    description: dict[str, Any]
+    tokenizer: AnyTokenizer | WanVAETokenizer | None
+    """The tokenizer behind a world, to show its samples; None for a tokenizer or where it is not given."""
+    left_out: tuple[str, ...]
+    """What the training data list but do not have."""
+    ready: Callable[[Batch], Batch] = _as_it_is
+    """Turns a loaded batch, on the device, into what the model's loss reads (say, frames into latents)."""
+    finish: Callable[[], None] = _nothing
+    """Called on the trained model before its last checkpoint, to measure what only a trained one has."""
+
+
+def contract(source: Source, data: DataConfig, grid: TokenGrid | LatentGrid) -> dict[str, Any]:
+    """What a model was trained on and must be given: rates, units and order of the state, image and token sizes."""
+    return {
+        "fps": source.fps,
+        "image_size": data.image_size,
+        "conditioning": data.conditioning,
+        "camera": data.camera,
+        "state_names": list(source.layout.names),
+        "state_kinds": list(source.layout.kinds),
+        "token_grid" if isinstance(grid, TokenGrid) else "latent_grid": asdict(grid),
+        "source_kind": source.kind,
+    }
+
+
+def open_data(data: DataConfig, path: Path) -> Source:
+    """Open a data set as a configuration says."""
+    return open_source(
+        path,
+        camera=data.camera,
+        conditioning=data.conditioning,
+        layout=data.state_kinds or None,
+        allow_missing=data.allow_missing,
+    )
+
+
+def initialise(model: nn.Module, path: Path | None) -> None:
+    """Start from the weights of a run or model folder, where one is given."""
+    if path is not None:
+        folder = model_folder(path)
+        load_weights(model, read_model(folder)[1], folder)
+
+
+def keep_tokenizer(run: RunDir, path: Path, tokenizer: AnyTokenizer | WanVAETokenizer, *, weights: bool) -> None:
+    """Describe a tokenizer in the run; with `weights` copy it, so that the run folder stands alone."""
+    description = {**describe(tokenizer), "fingerprint": fingerprint(path)}
+    with new_folder(run.tokenizer) as folder:
+        write_model(folder, description, tokenizer.state_dict() if weights else {})

@@ -1,0 +1,217 @@
+"""The processes of one run, and how a model, its optimizer and its average lie over them (FSDP2).
+
+Plain `torch.distributed`, started by torchrun. One process meets no collective and its model stays as it is; over
+several, every rank holds a share of each parameter and gathers a block only while it computes with it. Knows nothing
+of losses, optimizers or checkpoints.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from worldline.devices import pick_device
+from worldline.schema import UsageError
+
+ENTRIES = ("loss", "encode", "decode", "forecast", "teacher_forced")
+"""Methods of a model that are called in place of `forward`: they gather what the model holds outside its blocks."""
+
+
+class OtherRankError(RuntimeError):
+    """Rank 0 stopped, and this one therefore too; carries rank 0's message."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run. The default is the only one, which waits for nobody."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    """Number of this process on its machine, and of the GPU it takes there."""
+    patient: dist.ProcessGroup | None = None
+    """For what may take rank 0 hours, such as filling a cache."""
+
+    @classmethod
+    @contextmanager
+    def start(cls, device: str = "auto") -> Iterator["Ranks"]:
+        """Join the processes torchrun started: gloo on CPUs, NCCL on GPUs. Alone, do nothing.
+
+        Raises:
+            UsageError: there are more processes than GPUs on this machine, or torchrun did not start them.
+        """
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        if world_size == 1:
+            yield cls()
+            return
+        if not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            raise UsageError(f"WORLD_SIZE is {world_size}, but torchrun did not start this process; unset it, or do so")
+        rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+        on_gpu = pick_device(device).type == "cuda"
+        if on_gpu:
+            if local_rank >= torch.cuda.device_count():
+                raise UsageError(
+                    f"there are {torch.cuda.device_count()} GPUs on this machine, but more processes; "
+                    "give torchrun --nproc-per-node as many as there are GPUs"
+                )
+            torch.cuda.set_device(local_rank)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        yield cls(rank, world_size, local_rank, dist.new_group(backend="gloo", timeout=timedelta(days=7)))
+        # Not after an error: other ranks may be in a collective that this one will never join, and torchrun ends them.
+        dist.destroy_process_group()
+
+    @property
+    def writes(self) -> bool:
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """The processor a name means for this rank: its own GPU, where there are several."""
+        device = pick_device(name)
+        return torch.device("cuda", self.local_rank) if self.world_size > 1 and device.type == "cuda" else device
+
+    def share(self, batch_size: int) -> int:
+        """Clips of a batch that fall to each rank. Raises `UsageError` if the batch does not divide."""
+        if batch_size % self.world_size:
+            fits = max(1, batch_size // self.world_size) * self.world_size
+            raise UsageError(
+                f"a batch of {batch_size} clips does not divide among {self.world_size} processes; "
+                f"give for example --batch-size {fits}"
+            )
+        return batch_size // self.world_size
+
+    # --- agree ---
+
+    @contextmanager
+    def first(self, folder: Path) -> Iterator[Path]:
+        """Rank 0 goes through the block before the others, so that these find the caches it filled.
+
+        Gives the folder to write into: to all but rank 0, one that is thrown away.
+
+        Raises:
+            OtherRankError: this is not rank 0, and rank 0 failed.
+        """
+        if self.rank > 0:
+            failure = self.agreed(None)
+            if failure is not None:
+                raise OtherRankError(f"rank 0 stopped: {failure}")
+            with tempfile.TemporaryDirectory() as scratch:
+                yield Path(scratch)
+            return
+        try:
+            yield folder
+        except BaseException as error:
+            self.agreed(f"{type(error).__name__}: {error}")
+            raise
+        self.agreed(None)
+
+    def agreed(self, value: Any) -> Any:
+        """Rank 0's value, on every rank; waits for all."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.patient)
+        return values[0]
+
+    def everyones(self, value: Any) -> list[Any]:
+        """Every rank's value, in order of rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.patient)
+        return values
+
+    def mean(self, figures: dict[str, float]) -> dict[str, float]:
+        """Mean of each figure over the ranks, which must all give the same names in the same order."""
+        if self.world_size == 1:
+            return figures
+        values = torch.tensor(list(figures.values()), dtype=torch.float64)
+        dist.all_reduce(values)
+        return dict(zip(figures, (values / self.world_size).tolist(), strict=True))
+
+    # --- shard ---
+
+    def place(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Move a model that is whole and the same on every rank to the device, sharded if there are several ranks.
+
+        A model is built on the CPU by every rank, and goes to the GPU block by block: no GPU ever holds it whole. In
+        one block frozen parameters may be of another type than trainable ones (a bfloat16 base under fp32 adapters);
+        trainable ones must be of one type, and no parameter may be a scalar.
+        """
+        if self.world_size == 1:
+            return model.to(device)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        mesh, empty = init_device_mesh(device.type, (self.world_size,)), _set_aside_empty(model, device)
+        for block in shards_of(model):
+            fully_shard(block, mesh=mesh, ignored_params=empty)
+        # The root stays gathered between an entry's return and its backward pass, or the next step of a generator.
+        root = fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=empty)
+        # A parameter that one rank's clips did not touch must not leave the others waiting for its gradient.
+        root.set_reduce_scatter_unused_params(True)
+        for entry in ENTRIES:
+            if hasattr(model, entry):
+                register_fsdp_forward_method(model, entry)
+        return model
+
+    def sum_gradients(self, model: nn.Module, now: bool) -> None:
+        """Say whether the next backward pass sums gradients over ranks; only a batch's last piece has to."""
+        if self.world_size > 1:
+            model.set_requires_gradient_sync(now)  # pyright: ignore[reportCallIssue] - `place` gave it this method
+
+
+def shards_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model that are gathered one at a time, inner ones before those that hold them.
+
+    They are what the model names in `shards`; without it, the elements of every `nn.ModuleList` of two and more. A
+    block must be run by calling it, and must not change its arguments in place: gradients are tracked on copies of
+    the lists it is given. A model whose blocks do either names none: `shards = ()`.
+    """
+    named = getattr(model, "shards", None)
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
+    blocks = {block for module in lists for block in module} if named is None else set(named)
+    inner_first = reversed(list(model.modules()))  # modules() goes from the outside in
+    containers = (nn.ModuleList, nn.ModuleDict)
+    return [m for m in inner_first if m in blocks and not isinstance(m, containers) and any(True for _ in m.parameters())]
+
+
+def _set_aside_empty(model: nn.Module, device: torch.device) -> set[nn.Parameter]:
+    """Parameters without elements, which FSDP cannot reduce: they stay as they are, and get no gradient."""
+    empty = {parameter for parameter in model.parameters() if parameter.numel() == 0}
+    for parameter in empty:
+        parameter.data = parameter.data.to(device)
+        if parameter.requires_grad:  # a plain gradient among sharded ones would be refused by the optimizer
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    return empty
+
+
+def whole(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Gather tensors from all ranks, one by one, onto the CPU; with `keep` False take part, but give back nothing.
+
+    Tensors that are not sharded stay as they are. Every rank must call it with the same names.
+    """
+    kept = {}
+    for name, tensor in tensors.items():
+        gather = getattr(tensor, "full_tensor", None)  # DTensor has it; importing that class takes a second
+        value = tensor if gather is None else gather()
+        if keep:
+            kept[name] = value if gather is None else value.cpu()
+    return kept
+
+
+def laid(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every rank has read for itself, put on the device and over the ranks as `like` is."""
+    if not hasattr(like, "full_tensor"):
+        return tensor.to(like.device)
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -1,0 +1,287 @@
+"""The flow process: schedules against the team's and Wan's figures, and Gaussian data, where all is known exactly.
+
+For x0 ~ N(mu, s^2) and x = (1 - t) x0 + t e, the best velocity is linear in x,
+    v*(x, t) = E[e - x0 | x] = -mu + (t - (1 - t) s^2) / ((1 - t)^2 s^2 + t^2) (x - (1 - t) mu),
+and following it from noise e at t = 1 ends at mu + s e.
+"""
+
+import sys
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from worldline.process.flow import (
+    FlowConfig,
+    FlowSampling,
+    corrupt,
+    draw_sigma,
+    guided,
+    integrate,
+    loss_weight,
+    sample_sigmas,
+    train_sigmas,
+    velocity,
+)
+from worldline.schema import UsageError
+
+MU, S = 1.5, 0.5
+Sampler = Literal["euler", "unipc"]
+SAMPLERS: tuple[Sampler, ...] = ("euler", "unipc")
+
+
+def _noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _gaussian_velocity(x: Tensor, t: float, mu: Tensor | float = MU, s: float = S) -> Tensor:
+    slope = (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2)
+    return -mu + slope * (x - (1 - t) * mu)
+
+
+def _error(sampler: Sampler, steps: int, shift: float) -> float:
+    """Root-mean-square distance of the integrated to the exact end."""
+    noise = _noise(500, 2)
+    found = integrate(_gaussian_velocity, noise, FlowSampling(sampler=sampler, steps=steps, shift=shift))
+    return (found - (MU + S * noise)).square().mean().sqrt().item()
+
+
+def _needed(sampler: Sampler) -> None:
+    if sampler == "unipc":
+        pytest.importorskip("diffusers", reason="UniPC is composed from diffusers (extra: wan)")
+
+
+# --- schedules ---
+
+
+def test_training_spends_half_its_time_above_five_sixths() -> None:
+    sigmas = train_sigmas(FlowConfig())
+    assert sigmas.shape == (1000,)
+    assert sigmas[0] == 1
+    torch.testing.assert_close(sigmas[500], torch.tensor(5 / 6))
+    torch.testing.assert_close(sigmas[-1], torch.tensor(0.005 / 1.004))
+    assert (sigmas.diff() < 0).all()
+
+
+def test_a_shift_of_one_is_even_spacing() -> None:
+    sigmas = train_sigmas(FlowConfig(shift=1.0, num_train_steps=4))
+    torch.testing.assert_close(sigmas, torch.tensor([1.0, 0.75, 0.5, 0.25]))
+
+
+def test_drawn_levels_are_spread_evenly_over_the_schedule() -> None:
+    config = FlowConfig(num_train_steps=10)
+    drawn = draw_sigma(config, 20_000, torch.Generator().manual_seed(0))
+    counts = (drawn[:, None] == train_sigmas(config)).sum(dim=0)
+    assert counts.sum() == 20_000
+    assert ((counts - 2000).abs() < 5 * 2000**0.5).all()
+
+
+def test_draws_are_the_generators() -> None:
+    one, same, other = (draw_sigma(FlowConfig(), 8, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_euler_visits_the_levels_of_the_teams_sampler() -> None:
+    sigmas = sample_sigmas(FlowSampling(steps=20))
+    assert sigmas.shape == (21,)
+    assert sigmas[0] == 1
+    assert sigmas[-1] == 0
+    torch.testing.assert_close(sigmas[-2], torch.tensor(0.25 / 1.2))
+    torch.testing.assert_close(sigmas[10], torch.tensor(5 / 6))
+
+
+def test_euler_is_diffusers_given_unshifted_levels_and_not_its_own_choice() -> None:
+    diffusers = pytest.importorskip("diffusers", reason="compares with diffusers (extra: wan)")
+    ours = sample_sigmas(FlowSampling(steps=20))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20))
+    torch.testing.assert_close(ours, scheduler.sigmas, rtol=0, atol=5e-7)
+    scheduler.set_timesteps(20)  # shifts twice
+    assert (ours - scheduler.sigmas).abs().max() > 0.15
+
+
+@pytest.mark.parametrize("steps", [1, 20, 50, 333])
+def test_unipc_visits_exactly_the_levels_of_its_scheduler(steps: int) -> None:
+    diffusers = pytest.importorskip("diffusers", reason="compares with diffusers (extra: wan)")
+    scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+    )
+    scheduler.set_timesteps(sigmas=np.linspace(0.999, 0.0, steps + 1)[:-1])
+    told: list[float] = []
+
+    def still(x: Tensor, sigma: float) -> Tensor:
+        told.append(sigma)
+        return torch.zeros_like(x)
+
+    sampling = FlowSampling(sampler="unipc", steps=steps)
+    integrate(still, _noise(1, 2), sampling)
+    assert torch.equal(sample_sigmas(sampling), scheduler.sigmas)
+    assert told == scheduler.sigmas[:-1].tolist()
+
+
+# --- corruption, target, weight ---
+
+
+def test_corruption_mixes_each_example_at_its_own_level() -> None:
+    x0, noise = torch.full((3, 2, 4, 1, 1), 10.0), torch.full((3, 2, 4, 1, 1), -2.0)
+    x = corrupt(x0, noise, torch.tensor([0.0, 0.25, 1.0]))
+    assert torch.equal(x[:, 0, 0, 0, 0], torch.tensor([10.0, 7.0, -2.0]))
+    assert torch.equal(x, x[:, :1, :1].expand_as(x))
+
+
+def test_the_target_is_the_derivative_of_the_corruption_in_sigma() -> None:
+    x0, noise = _noise(4, 3), _noise(4, 3, seed=1)
+    rise = corrupt(x0, noise, torch.full((4,), 0.75)) - corrupt(x0, noise, torch.full((4,), 0.25))
+    torch.testing.assert_close(rise / 0.5, velocity(x0, noise))
+
+
+def test_half_precision_data_are_corrupted_in_float32() -> None:
+    x0, noise, sigma = _noise(4, 3).bfloat16(), _noise(4, 3, seed=1), torch.full((4,), 0.3)
+    assert torch.equal(corrupt(x0, noise, sigma), corrupt(x0.float(), noise, sigma))
+    assert torch.equal(velocity(x0, noise), velocity(x0.float(), noise))
+
+
+BELL = {1.0: 0.0, 0.978: 0.14, 0.92: 0.50, 0.833: 1.03, 0.68: 1.74, 0.50: 2.08, 0.36: 1.87, 0.05: 0.31}
+"""Weight by sigma, as measured on the team's training library; the levels there are rounded to the digits shown."""
+
+
+def test_the_bell_is_that_of_the_teams_library() -> None:
+    weight = loss_weight(FlowConfig(weighting="bell"), torch.tensor(list(BELL)))
+    torch.testing.assert_close(weight, torch.tensor(list(BELL.values())), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "bell"])
+@pytest.mark.parametrize(("shift", "steps"), [(5.0, 1000), (1.0, 50), (12.0, 8)])
+def test_weights_have_mean_one_over_the_schedule(weighting: Any, shift: float, steps: int) -> None:
+    config = FlowConfig(weighting=weighting, shift=shift, num_train_steps=steps)
+    weight = loss_weight(config, train_sigmas(config))
+    torch.testing.assert_close(weight.mean(), torch.tensor(1.0))
+    assert (weight >= 0).all()
+
+
+def test_by_default_every_level_counts_the_same() -> None:
+    assert torch.equal(loss_weight(FlowConfig(), torch.tensor([1.0, 0.3, 0.01])), torch.ones(3))
+
+
+@pytest.mark.parametrize("t", [0.2, 0.5, 0.9])
+def test_least_squares_on_corrupted_gaussians_finds_the_best_velocity(t: float) -> None:
+    """Regressing the target on the corrupted input is what training does; here the answer is known."""
+    count = 200_000
+    x0, noise = MU + S * _noise(count), _noise(count, seed=1)
+    x, target = corrupt(x0, noise, torch.full((count,), t)), velocity(x0, noise)
+    slope, offset = np.polyfit(x.double().numpy(), target.double().numpy(), 1)
+    at_zero, at_one = (_gaussian_velocity(torch.tensor(point), t).item() for point in (0.0, 1.0))
+    assert offset == pytest.approx(at_zero, abs=0.03)
+    assert slope == pytest.approx(at_one - at_zero, abs=0.02)
+
+
+# --- samplers ---
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_noise_is_transported_to_the_data(sampler: Sampler) -> None:
+    _needed(sampler)
+    noise = _noise(20_000, 1)
+    x0 = integrate(_gaussian_velocity, noise, FlowSampling(sampler=sampler, steps=200))
+    torch.testing.assert_close(x0, MU + S * noise, rtol=0, atol=0.05)
+    assert x0.mean().item() == pytest.approx(MU, abs=0.02)
+    assert x0.std().item() == pytest.approx(S, abs=0.02)
+
+
+def test_one_euler_step_is_the_mean_of_the_data() -> None:
+    x0 = integrate(_gaussian_velocity, _noise(10, 3), FlowSampling(steps=1))
+    torch.testing.assert_close(x0, torch.full((10, 3), MU))
+
+
+@pytest.mark.parametrize(("shift", "steps"), [(1.0, 40), (5.0, 80)])
+def test_twice_the_steps_halve_the_error_of_euler(shift: float, steps: int) -> None:
+    assert _error("euler", steps, shift) / _error("euler", 2 * steps, shift) == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+@pytest.mark.parametrize("steps", [10, 20, 40])
+def test_unipc_errs_less_than_euler_at_equal_steps(steps: int, shift: float) -> None:
+    _needed("unipc")
+    assert _error("unipc", steps, shift) < _error("euler", steps, shift)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_noise_gives_the_same_data_and_is_left_alone(sampler: Sampler) -> None:
+    _needed(sampler)
+    noise = _noise(4, 3)
+    one, other = (integrate(_gaussian_velocity, noise, FlowSampling(sampler=sampler)) for _ in range(2))
+    assert torch.equal(one, other)
+    assert torch.equal(noise, _noise(4, 3))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_example_does_not_feel_its_neighbours(sampler: Sampler) -> None:
+    _needed(sampler)
+    noise = _noise(4, 2, 3, 2)
+    alone = integrate(_gaussian_velocity, noise[1:2], FlowSampling(sampler=sampler))
+    noise[0], noise[2], noise[3] = torch.nan, 1e6, 0
+    among = integrate(_gaussian_velocity, noise, FlowSampling(sampler=sampler))
+    torch.testing.assert_close(among[1:2], alone)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_velocities_in_half_precision_are_summed_in_float32(sampler: Sampler) -> None:
+    _needed(sampler)
+    seen: set[torch.dtype] = set()
+
+    def coarse(x: Tensor, sigma: float) -> Tensor:
+        seen.add(x.dtype)
+        return _gaussian_velocity(x, sigma).bfloat16()
+
+    x0 = integrate(coarse, _noise(4, 3).bfloat16(), FlowSampling(sampler=sampler))
+    assert x0.dtype == torch.float32
+    assert seen == {torch.float32}
+
+
+def test_the_mean_of_samples_nears_the_conditional_mean_as_one_over_the_root_of_their_number() -> None:
+    """Data c + N(0, S^2) given a condition c: with k samples the mean errs by S / sqrt(k)."""
+    conditions = _noise(400, 1, seed=5)
+
+    def error(k: int) -> float:
+        means = conditions.expand(400, k)
+        samples = integrate(lambda x, t: _gaussian_velocity(x, t, means), _noise(400, k), FlowSampling(steps=400))
+        return (samples.mean(dim=1, keepdim=True) - conditions).square().mean().sqrt().item()
+
+    for k in (1, 4, 16, 64):
+        assert error(k) == pytest.approx(S / k**0.5, rel=0.1)
+
+
+# --- guidance ---
+
+
+def test_guidance_goes_from_the_unconditional_velocity_past_the_conditional() -> None:
+    v_c, v_u = _noise(2, 3), _noise(2, 3, seed=1)
+    assert torch.equal(guided(v_c, v_u, 0.0), v_u)
+    assert torch.equal(guided(v_c, v_u, 1.0), v_c)
+    for guidance in (0.5, 2.0, 5.0):
+        torch.testing.assert_close(guided(v_c, v_u, guidance), v_u + guidance * (v_c - v_u))
+
+
+# --- requests that cannot be met ---
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"shift": 0.0}, {"shift": float("nan")}, {"guidance": -1.0}])
+def test_impossible_sampling_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        FlowSampling(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"shift": -5.0}, {"num_train_steps": 1}])
+def test_impossible_training_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        FlowConfig(**wrong)
+
+
+def test_without_diffusers_unipc_says_what_to_do_and_euler_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    integrate(_gaussian_velocity, _noise(1, 1), FlowSampling(sampler="euler"))
+    with pytest.raises(UsageError, match=r"pip install worldline\[wan\]"):
+        integrate(_gaussian_velocity, _noise(1, 1), FlowSampling(sampler="unipc"))
