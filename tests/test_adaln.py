@@ -23,7 +23,7 @@ def awake(config: StateModulationConfig) -> StateModulation:
 
 
 def test_the_default_is_the_1x_robot() -> None:
-    assert ONEX_KINDS == ONEX_LAYOUT.kinds
+    assert ONEX_LAYOUT.kinds == ONEX_KINDS
     assert StateModulationConfig().num_features == 71
 
 

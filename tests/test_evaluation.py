@@ -419,5 +419,5 @@ def test_tokens_alone_cannot_judge_a_tokenizer(tmp_path: Path) -> None:
     case = _Case()
     grid = case.tokenizer.grid(16, 16)
     clips = _clips(_Memory(states=case.states, tokens=case.tokens, grid=grid, kind="1x-tokens"))
-    with pytest.raises(UsageError, match="tokens only"):
+    with pytest.raises(UsageError, match="no frames"):
         evaluate_tokenizer(case.tokenizer, clips, run=tmp_path, num_clips=None, batch_size=2, out=tmp_path)

@@ -281,7 +281,8 @@ def test_impossible_training_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_without_diffusers_unipc_says_what_to_do_and_euler_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "diffusers", None)
+    for name in ("diffusers", "diffusers.schedulers.scheduling_unipc_multistep"):
+        monkeypatch.setitem(sys.modules, name, None)
     integrate(_gaussian_velocity, _noise(1, 1), FlowSampling(sampler="euler"))
     with pytest.raises(UsageError, match=r"pip install worldline\[wan\]"):
         integrate(_gaussian_velocity, _noise(1, 1), FlowSampling(sampler="unipc"))

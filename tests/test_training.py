@@ -18,7 +18,7 @@ from data_builders import write_lerobot
 from torch import Tensor, nn
 
 from worldline.data.augment import AugmentConfig
-from worldline.data.clips import DataConfig, open_clips
+from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.devices import pick_device
 from worldline.rundir import RunDir, load_tensors, read_model, save_tensors, write_model
 from worldline.schema import DataError, UsageError, stack
@@ -27,6 +27,7 @@ from worldline.training.checkpoint import TrainState
 from worldline.training.config import TrainConfig
 from worldline.training.loop import NonFiniteLossError, evaluated, split, train
 from worldline.training.optimizer import MovingAverage, OptimizerConfig, build_optimizer
+from worldline.training.prepared import Prepared
 from worldline.training.validate import validate
 from worldline.worlds.load import load_world
 from worldline.worlds.st_transformer import STTransformerConfig
@@ -318,17 +319,25 @@ def test_inside_evaluated_the_model_holds_its_average() -> None:
     assert all(torch.equal(value, raw[name]) for name, value in world.state_dict().items())
 
 
+def _prepared(model: nn.Module, clips: Clips) -> Prepared:
+    return Prepared(model=model, train=clips, val=clips, description={}, tokenizer=None, left_out=())
+
+
+def _validated(model: nn.Module, clips: Clips) -> float:
+    return validate(model, _prepared(model, clips), num_clips=4, device=CPU)["val/loss"]
+
+
 def test_figures_of_validation_are_those_of_the_average(tmp_path: Path) -> None:
     config = _world(tmp_path)
     train(config, tmp_path / "run")
     clips = open_clips(config.data, "val")
     world, _ = load_world(tmp_path / "run")
-    assert validate(world, clips, num_clips=4, device=CPU)["val/loss"] == _log(tmp_path / "run")[-1]["val/loss"]
+    assert _validated(world, clips) == _log(tmp_path / "run")[-1]["val/loss"]
     latest = RunDir(tmp_path / "run").latest()
     assert latest is not None
     trainer = load_tensors(latest / "trainer.safetensors")
     world.load_state_dict({name[4:]: value for name, value in trainer.items() if name.startswith("raw.")})
-    assert validate(world, clips, num_clips=4, device=CPU)["val/loss"] != _log(tmp_path / "run")[-1]["val/loss"]
+    assert _validated(world, clips) != _log(tmp_path / "run")[-1]["val/loss"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
@@ -336,7 +345,7 @@ def test_validation_is_the_mean_over_evenly_spread_clips(tmp_path: Path, batch_s
     world, clips = small_world(replace(SMALL_WORLD, vocab_size=8)), open_clips(_world(tmp_path).data, "val")
     assert len(clips) == 6
     losses = [world.loss(stack([clips[i]]), torch.Generator())[0].item() for i in (0, 1, 2, 4, 5)]
-    found = validate(world, clips, num_clips=5, device=CPU, batch_size=batch_size)
+    found = validate(world, _prepared(world, clips), num_clips=5, device=CPU, batch_size=batch_size)
     assert found == {"val/loss": pytest.approx(sum(losses) / 5)}
 
 

@@ -5,15 +5,15 @@ model predicts (`Forecast`). Every source, loader, tokenizer, world and metric s
 
 | key      | dtype   | shape         | range, unit                                                              |
 |----------|---------|---------------|--------------------------------------------------------------------------|
-| `frames` | uint8   | `b t 3 h w`   | 0..255, RGB. Float in [-1, 1] exists only behind a tokenizer's door      |
+| `frames` | uint8   | `b f 3 h w`   | 0..255, RGB. Float in [-1, 1] exists only behind a tokenizer's door      |
 | `tokens` | int64   | `b l h w`     | 0..vocab_size-1; `l` latent frames of a grid `h x w` (int32 on disk)     |
 | `latents`| float32 | `b l c h w`   | continuous latents, about zero mean and unit variance per channel       |
 | `states` | float32 | `b t s`       | rad, rad/s, m/s or 0..1 as the source has them; never normalised here    |
-| `fps`    | float   | scalar        | frames per second of `t`, after any subsampling                          |
+| `fps`    | float   | scalar        | frames per second of `f`, after any subsampling                          |
 
 A clip holds frames, tokens or latents. Its states are one row per video frame, also when it holds tokens (a latent
 frame spans several video frames; `TokenGrid` and `LatentGrid` say which), and also when only some of its frames are
-taken: `FramePattern` says which rows those are. `b` is absent from a `Clip`.
+taken (`f` below `t`; `FramePattern` says which rows those are). `b` is absent from a `Clip`.
 """
 
 from collections.abc import Sequence
@@ -129,7 +129,7 @@ class Clip:
     states: Float32[Tensor, "t s"]
     fps: float
     origin: Origin
-    frames: UInt8[Tensor, "t 3 h w"] | None = None
+    frames: UInt8[Tensor, "f 3 h w"] | None = None
     tokens: Int64[Tensor, "l gh gw"] | None = None
     latents: Float32[Tensor, "l c gh gw"] | None = None
 
@@ -141,7 +141,7 @@ class Batch:
     states: Float32[Tensor, "b t s"]
     fps: float
     origins: tuple[Origin, ...]
-    frames: UInt8[Tensor, "b t 3 h w"] | None = None
+    frames: UInt8[Tensor, "b f 3 h w"] | None = None
     tokens: Int64[Tensor, "b l gh gw"] | None = None
     latents: Float32[Tensor, "b l c gh gw"] | None = None
 

@@ -8,6 +8,7 @@ VERBS = {
     "train": "train a tokenizer or a world by a recipe",
     "forecast": "predict what a robot will see, as video",
     "evaluate": "judge a run on held-out data against the baselines",
+    "text": "encode a prompt for a Wan world, once",
     "report": "write one HTML page about one or several runs",
     "demo": "from the built-in data and checkpoints to a report, in minutes",
 }

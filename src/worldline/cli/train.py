@@ -1,6 +1,5 @@
 """`worldline train RECIPE`: train a model into a run folder."""
 
-import os
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -13,9 +12,9 @@ from worldline.cli.console import Progress, choose, say, show
 from worldline.files import read_json
 from worldline.recipes.all import RECIPES
 from worldline.rundir import RunDir, from_json
-from worldline.schema import UsageError
 from worldline.training.config import TrainConfig
-from worldline.training.loop import train
+from worldline.training.loop import TrainResult, train
+from worldline.training.ranks import Ranks
 
 EXAMPLES = """Train a model by a recipe; every field of the recipe can be overridden.
 
@@ -25,6 +24,8 @@ Examples:
   worldline train compression_tiny --data.path MY_ROBOT --data.val-path None --data.train-episodes :-10 \\
       --data.val-episodes -10: --tokenizer runs/tokenizer
   worldline train --resume runs/world
+  torchrun --nproc-per-node 8 --no-python worldline train compression_revontuli --data.path train_v2.0 \\
+      --data.val-path val_v2.0
 """
 
 
@@ -87,23 +88,29 @@ def _resolved(config: TrainConfig) -> TrainConfig:
 
 
 def _train(config: TrainConfig, run: Path, *, resume: bool, as_json: bool) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("training over several processes is not there yet; start one process, without torchrun")
-    say(f"run folder: {run}")
-    progress = Progress()
-    try:
-        result = train(config, run, resume=resume, report=progress)
-    finally:
-        progress.close()
+    with Ranks.start(config.device) as ranks:
+        run = ranks.agreed(run)  # the default name holds the time, and processes start at different seconds
+        if ranks.writes:
+            say(f"run folder: {run}")
+        progress = Progress()
+        try:
+            result = train(config, run, resume=resume, ranks=ranks, report=progress)
+        finally:
+            progress.close()
+    if ranks.writes:
+        _show(result, as_json=as_json)
+
+
+def _show(result: TrainResult, *, as_json: bool) -> None:
     figures = {name: round(value, 5) for name, value in result.figures.items()}
     done = {
-        "run": str(run),
+        "run": str(result.run),
         "step": result.step,
         "total_steps": result.total_steps,
         "seconds": round(result.seconds, 1),
     }
     if result.left_out:
         say(f"{len(result.left_out)} listed episodes were absent and left out, for example: {result.left_out[0]}")
-    lines = [f"{run}: step {result.step} of {result.total_steps} after {result.seconds:.0f} s"]
+    lines = [f"{result.run}: step {result.step} of {result.total_steps} after {result.seconds:.0f} s"]
     lines += [f"  {name:24} {value:.5g}" for name, value in figures.items()]
     show({**done, "left_out": len(result.left_out), "figures": figures}, text="\n".join(lines), as_json=as_json)

@@ -154,7 +154,7 @@ def _forecasts(
     blind: Forecaster | None,
     protocol: SamplingProtocol,
     streams: dict[str, torch.Generator],
-) -> tuple[dict[str, UInt8[Tensor, "b t 3 h w"]], int]:
+) -> tuple[dict[str, UInt8[Tensor, "b f 3 h w"]], int]:
     """What every row shows at the forecaster's times, and how many samples were drawn."""
     frames = _frames(batch)
     context = frames[:, : forecaster.context_frames]
@@ -181,7 +181,7 @@ def _forecasts(
 
 def _score(
     tally: Tally,
-    pictures: dict[str, UInt8[Tensor, "b t 3 h w"]],
+    pictures: dict[str, UInt8[Tensor, "b f 3 h w"]],
     forecaster: Forecaster,
     batch: Batch,
     *,

@@ -36,10 +36,10 @@ def combine(frames: UInt8[Tensor, "b k t 3 h w"], how: Combination) -> UInt8[Ten
 
 def _to_the_mean(frames: Tensor) -> Tensor:
     # With m the mean of the samples, sum_j |x_i - x_j|^2 = k |x_i - m|^2 + (the same for every i): no pairs needed.
-    # In whole numbers, k x_i - sum_j x_j, so that ties are ties.
+    # k x_i and the sum are whole numbers, exact in float32, so samples that are alike tie.
     num_samples = frames.shape[1]
-    total = frames.sum(dim=1, dtype=torch.int64)
-    distances = [(sample * num_samples - total).square().sum(dim=(1, 2, 3, 4)) for sample in frames.long().unbind(1)]
+    total = frames.sum(dim=1, dtype=torch.float32)
+    distances = [(sample.float() * num_samples - total).square().flatten(1).sum(dim=1) for sample in frames.unbind(1)]
     return torch.stack(distances, dim=1)
 
 

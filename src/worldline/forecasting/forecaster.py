@@ -53,7 +53,7 @@ class Forecaster(Protocol):
         """
         ...
 
-    def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:
+    def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
         """The true frames at `times` as the tokenizer gives them back: the best such a forecaster could do.
 
         Args:
@@ -90,7 +90,7 @@ class CopyLast:
         still = frames[:, -1:].expand(-1, len(self.times), -1, -1, -1)
         return Forecast(frames=still.unsqueeze(1))
 
-    def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:
+    def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
         return frames[:, list(self.times)]
 
 

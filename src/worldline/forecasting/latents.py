@@ -86,7 +86,7 @@ class LatentForecaster:
         return Forecast(frames=rearrange(video, "(b k) t c h w -> b k t c h w", k=samples))
 
     @torch.no_grad()
-    def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:
+    def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
         """The true frames of the pattern, encoded with their context and decoded."""
         taken = frames[:, list(self.pattern.frames)]
         parts = [self.tokenizer.decode(self.tokenizer.encode(part.to(self.device))) for part in taken.split(self.rows)]

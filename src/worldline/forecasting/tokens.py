@@ -79,7 +79,7 @@ class TokenForecaster:
                 watch(index, step)
         return torch.stack(grids, dim=1)
 
-    def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:
+    def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
         """The true horizon, encoded by itself and decoded. Raises `UsageError` without a tokenizer."""
         return self.decode(self.encode(frames[:, self.context_frames : self.context_frames + self.horizon_frames]))
 

@@ -28,7 +28,9 @@ def load_changing(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     expected = changing_state(model).keys()
     missing, unexpected = sorted(expected - weights.keys()), sorted(weights.keys() - expected)
     if missing or unexpected:
-        raise RuntimeError(f"missing: {missing[:3]} of {len(missing)}, unexpected: {unexpected[:3]} of {len(unexpected)}")
+        raise RuntimeError(
+            f"missing: {missing[:3]} of {len(missing)}, unexpected: {unexpected[:3]} of {len(unexpected)}"
+        )
     model.load_state_dict(weights, strict=False)
 
 

@@ -1,56 +1,106 @@
-"""Save and load tokenizers by path: a run folder or a model folder is enough."""
+"""Save and load tokenizers by path: a run folder or a model folder is enough, or a published download."""
 
 import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 
 from worldline.nn.load import load_weights
 from worldline.rundir import from_json, model_folder, read_model, to_json
+from worldline.schema import UsageError
 from worldline.tokenizers.cosmos import CosmosConfig, CosmosTokenizer
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
+from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
+from worldline.tokenizers.wan_vae_keys import HUB_ID, ORIGINAL_NAME, read_config, read_tensors, vae_files
 
 TokenizerConfig = Annotated[FSQVideoConfig | CosmosConfig, Field(discriminator="kind")]
 AnyTokenizer = FSQVideoTokenizer | CosmosTokenizer
+"""Tokenizers with a vocabulary. The continuous one has a loader of its own, `load_vae`."""
 
 
 def load_tokenizer(path: Path) -> AnyTokenizer:
-    """Build the tokenizer a path describes, in evaluation mode, on the CPU.
+    """Build the discrete tokenizer a path describes, in evaluation mode, on the CPU.
 
     A folder with `encoder.jit` is taken for a Cosmos download; anything else must be a run or model folder.
 
     Raises:
         DataError: files are missing or damaged, or weights do not fit the description.
-        UsageError: the path is no such folder.
+        UsageError: the path is no such folder, or holds a continuous VAE.
     """
     if (path / "encoder.jit").exists() or (path / "decoder.jit").exists():
         return CosmosConfig(folder=path.resolve()).build().eval()
+    if vae_files(path):
+        raise UsageError(f"{path} holds Wan's VAE, whose latents are continuous; a tokenizer with words is needed here")
     folder = model_folder(path)
     description, weights = read_model(folder)
+    if _kind(description) == "wan-vae":
+        raise UsageError(f"{path} holds a VAE, whose latents are continuous; a tokenizer with words is needed here")
     tokenizer = from_json(TokenizerConfig, description.get("config"), folder / "model.json").build()
     if isinstance(tokenizer, FSQVideoTokenizer):  # Cosmos' weights stay in its own files
         load_weights(tokenizer, weights, folder)
     return tokenizer.eval()
 
 
-def describe(tokenizer: AnyTokenizer) -> dict[str, Any]:
+def load_vae(path: Path) -> WanVAETokenizer:
+    """Build the continuous VAE a path describes, in evaluation mode, on the CPU, in float32.
+
+    Args:
+        path: a run or model folder of worldline; a diffusers folder with `vae/`, or that `vae/` itself; the original
+            file `Wan2.2_VAE.pth`, or the folder it lies in.
+
+    Raises:
+        DataError: files are missing or damaged, or a tensor differs; names the first.
+        UsageError: the path is none of these, or holds a discrete tokenizer.
+    """
+    if files := vae_files(path):
+        config = read_config(files)
+        with torch.device("meta"):  # the weights are in memory once, not twice
+            tokenizer = config.build()
+        tokenizer.vae.load_state_dict(read_tensors(files, tokenizer.vae.state_dict()), strict=True, assign=True)
+        return tokenizer.eval()
+    if not path.is_dir():
+        raise UsageError(_no_vae(path))
+    folder = model_folder(path)
+    description, weights = read_model(folder)
+    if (kind := _kind(description)) != "wan-vae":
+        raise UsageError(f"{path} holds a model of kind {kind!r}, not a VAE (kind 'wan-vae')")
+    tokenizer = from_json(WanVAEConfig, description.get("config"), folder / "model.json").build()
+    load_weights(tokenizer, weights, folder)
+    return tokenizer.eval()
+
+
+def describe(tokenizer: AnyTokenizer | WanVAETokenizer) -> dict[str, Any]:
     """The part of `model.json` that rebuilds a tokenizer."""
     return {"config": to_json(type(tokenizer.config), tokenizer.config)}
 
 
 def fingerprint(path: Path) -> str:
-    """Identity of a tokenizer's weights: a hash of the bytes that decide its tokens.
+    """Identity of a tokenizer's weights: a hash of the bytes that decide its tokens or latents.
 
     Raises:
-        UsageError: the path is neither a run or model folder nor a Cosmos download.
+        UsageError: the path is neither a run or model folder nor a download of Cosmos or of Wan's VAE.
     """
-    files = [path / "encoder.jit", path / "decoder.jit"]
-    if not all(file.is_file() for file in files):
-        folder = model_folder(path)
-        files = [folder / "model.safetensors"]
+    cosmos = [path / "encoder.jit", path / "decoder.jit"]
+    if all(file.is_file() for file in cosmos):
+        files = cosmos
+    else:
+        files = vae_files(path) or [model_folder(path) / "model.safetensors"]
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def _kind(description: dict[str, Any]) -> Any:
+    config = description.get("config")
+    return config.get("kind") if isinstance(config, dict) else None
+
+
+def _no_vae(path: Path) -> str:
+    return (
+        f"{path} is no VAE. Give a run or model folder, the folder of {HUB_ID} (vae/config.json and "
+        f"vae/diffusion_pytorch_model.safetensors), or {ORIGINAL_NAME}. worldline downloads nothing by itself."
+    )

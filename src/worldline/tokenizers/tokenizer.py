@@ -1,6 +1,7 @@
 """`Tokenizer` and `LatentTokenizer`: video frames to a grid of tokens or continuous latents, and back.
 
-The one place where pixels become numbers. A tokenizer never sees a state. Outside of it video is uint8; the float range [-1, 1] exists only in here.
+The one place where pixels become numbers. A tokenizer never sees a state. Outside of it video is uint8; the float
+range [-1, 1] exists only in here.
 """
 
 from typing import Protocol, runtime_checkable

@@ -6,8 +6,9 @@ configuration is that of the 704.7 M parameter VAE of Wan2.2 TI2V-5B; smaller on
 Knows nothing of files (`load.py`) and needs the extra `wan`, imported only when a VAE is built.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -16,9 +17,6 @@ from torch import Tensor, nn
 
 from worldline.schema import Batch, LatentGrid, UsageError
 from worldline.tokenizers.tokenizer import to_pixels, to_signed
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
 
 _STRIDE = 4
 """Frames per latent. diffusers cuts video into chunks of four, whatever the configuration says."""
@@ -55,6 +53,7 @@ class WanVAEConfig:
     num_res_blocks: int = 2
     """Residual blocks of each encoder stage; decoder stages have one more."""
     attn_scales: tuple[float, ...] = ()
+    """Always empty: in diffusers 0.42.1 others have no effect, or fail without `is_residual`."""
     temporal_downsample: tuple[bool, ...] = (False, True, True)
     """Which steps between stages halve time beside space; one fewer than `dim_mult`. Two must."""
     dropout: float = 0.0
@@ -97,6 +96,8 @@ class WanVAETokenizer(nn.Module):
         UsageError: a configuration that cannot be, or the extra `wan` is not installed.
     """
 
+    vae: Any
+    """diffusers' `AutoencoderKLWan`. To run it in another precision, cast it alone and not the statistics."""
     latents_mean: Tensor
     latents_std: Tensor
 
@@ -105,8 +106,11 @@ class WanVAETokenizer(nn.Module):
         _check(config)
         self.config = config
         self.vae = _autoencoder(config)
-        self.register_buffer("latents_mean", torch.tensor(config.latents_mean or (0.0,) * config.z_dim))
-        self.register_buffer("latents_std", torch.tensor(config.latents_std or (1.0,) * config.z_dim))
+        _channels_last(self.vae)
+        # On the CPU even where weights are built on the meta device: no file brings these.
+        zeros, ones = (0.0,) * config.z_dim, (1.0,) * config.z_dim
+        self.register_buffer("latents_mean", torch.tensor(config.latents_mean or zeros, device="cpu"))
+        self.register_buffer("latents_std", torch.tensor(config.latents_std or ones, device="cpu"))
 
     def grid(self, height: int, width: int) -> LatentGrid:
         stride = self.config.spatial_stride
@@ -120,14 +124,13 @@ class WanVAETokenizer(nn.Module):
         Raises:
             UsageError: `t` is not 1 + 4k (diffusers would drop the rest), or the size is off the spatial stride.
         """
-        self._check_video(video)
-        mean = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode()
-        return self._normalise(rearrange(mean.float(), "b c l h w -> b l c h w"))
+        raw = self._raw_latents_of(video)
+        return (raw - self.latents_mean[:, None, None]) / self.latents_std[:, None, None]
 
     def video_of(self, latents: Float32[Tensor, "b l c gh gw"]) -> Float32[Tensor, "b 3 t h w"]:
         """Video in [-1, 1] of normalised latents. Differentiable, but for values the clamp cuts off."""
-        raw = rearrange(self._denormalise(latents), "b l c h w -> b c l h w")
-        return self.vae.decode(raw.to(self.vae.dtype)).sample.float()
+        raw = latents * self.latents_std[:, None, None] + self.latents_mean[:, None, None]
+        return self.vae.decode(rearrange(raw, "b l c h w -> b c l h w").to(self.vae.dtype)).sample.float()
 
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b l c gh gw"]:
@@ -138,6 +141,56 @@ class WanVAETokenizer(nn.Module):
     def decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
         """The `1 + 4 (l - 1)` frames of `l` latents."""
         return to_pixels(self.video_of(latents))
+
+    def save_memory(self, *, slices: bool = True, tile: int | None = None) -> None:
+        """Let `encode` and `decode` hold less at once, through diffusers' own means; by default nothing is cut.
+
+        Time needs no such option: diffusers always works through one latent frame after another, and keeps of the
+        past only the last features of each convolution.
+
+        Args:
+            slices: one clip of the batch at a time. Changes rounding at most.
+            tile: side in pixels of overlapping squares that are coded apart and blended, for frames larger than that
+                (when encoding, twice that with `patch_size` 2). A multiple of 4 spatial strides. Leaves seams, and
+                no tile knows of the others, so latents differ from those of whole frames: never encode training
+                data with it.
+
+        Raises:
+            UsageError: a tile that is no multiple of 4 spatial strides.
+        """
+        unit = 4 * self.config.spatial_stride
+        if tile is not None and (tile < unit or tile % unit):
+            raise UsageError(f"a tile must be a multiple of {unit} pixels, not {tile}")
+        self.vae.use_slicing = slices
+        self.vae.use_tiling = tile is not None
+        if tile is not None:
+            self.vae.enable_tiling(tile, tile, tile * 3 // 4, tile * 3 // 4)
+
+    @torch.no_grad()
+    def measure_statistics(self, batches: Iterable[Batch]) -> None:
+        """Set mean and deviation of the latents to those of the posterior means over all of `batches`.
+
+        Exact, per channel over clips, time and space (deviation of the population), merged batch by batch in
+        float64 (Chan et al., 1979).
+
+        Raises:
+            UsageError: there are no batches, or they hold no frames.
+        """
+        count, mean, squares = 0, *torch.zeros(2, self.config.z_dim, dtype=torch.float64)
+        trains = self.training
+        self.eval()  # no dropout
+        for batch in batches:
+            latents = self._raw_latents_of(to_signed(_frames(batch)))
+            values = rearrange(latents.double().cpu(), "b l c h w -> c (b l h w)")
+            new, shift = values.shape[1], values.mean(dim=1) - mean
+            total = count + new
+            squares = squares + values.var(dim=1, correction=0) * new + shift.square() * count * new / total
+            mean, count = mean + shift * new / total, total
+        self.train(trains)
+        if not count:
+            raise UsageError("the latents' mean and deviation are measured on clips, but there are none")
+        self.latents_mean.copy_(mean)
+        self.latents_std.copy_((squares / count).sqrt().clamp(min=1e-6))  # a dead channel stays finite
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction error in [-1, 1] and divergence from the standard normal. Needs `batch.frames`.
@@ -161,70 +214,81 @@ class WanVAETokenizer(nn.Module):
     def _check_video(self, video: Tensor) -> None:
         self.grid(*video.shape[-2:]).latents_of(video.shape[2])
 
-    def _normalise(self, raw: Tensor) -> Tensor:
-        return (raw - self.latents_mean[:, None, None]) / self.latents_std[:, None, None]
-
-    def _denormalise(self, latents: Tensor) -> Tensor:
-        return latents * self.latents_std[:, None, None] + self.latents_mean[:, None, None]
+    def _raw_latents_of(self, video: Tensor) -> Tensor:
+        self._check_video(video)
+        mean = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode()
+        return rearrange(mean.float(), "b c l h w -> b l c h w")
 
     def _posterior(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the raw latents, as diffusers computes them but with frames 1.. in one pass."""
         p = self.config.patch_size
         folded = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=p, r=p)
         cache: list[Any] = [None] * _num_convolutions(self.vae.encoder)
-        parts = [
-            self.vae.encoder(part, feat_cache=cache, feat_idx=[0])
-            for part in folded.split([1, folded.shape[2] - 1], dim=2)
-            if part.shape[2]
-        ]
-        mean, log_variance = self.vae.quant_conv(torch.cat(parts, dim=2)).chunk(2, dim=1)
+        parts = [self.vae.encoder(folded[:, :, :1], feat_cache=cache, feat_idx=[0])]
+        if folded.shape[2] > 1:
+            parts.append(self.vae.encoder(folded[:, :, 1:], feat_cache=cache, feat_idx=[0]))
+        mean, log_variance = self.vae.quant_conv(torch.cat(parts, dim=2)).float().chunk(2, dim=1)
         return mean, log_variance.clamp(-30, 20)
 
     def _reconstruct(self, raw: Tensor) -> Tensor:
         """Video of raw latents, with latents 1.. in one pass and not clamped, so that every error has a gradient."""
         p = self.config.patch_size
         cache: list[Any] = [None] * _num_convolutions(self.vae.decoder)
-        parts = [
-            self.vae.decoder(part, feat_cache=cache, feat_idx=[0], first_chunk=first)
-            for first, part in zip((True, False), self.vae.post_quant_conv(raw).split([1, raw.shape[2] - 1], dim=2), strict=True)
-            if part.shape[2]
-        ]
-        return rearrange(torch.cat(parts, dim=2), "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p)
+        latents = self.vae.post_quant_conv(raw)
+        parts = [self.vae.decoder(latents[:, :, :1], feat_cache=cache, feat_idx=[0], first_chunk=True)]
+        if latents.shape[2] > 1:
+            parts.append(self.vae.decoder(latents[:, :, 1:], feat_cache=cache, feat_idx=[0]))
+        return rearrange(torch.cat(parts, dim=2), "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p).float()
 
 
 def _check(config: WanVAEConfig) -> None:
     if len(config.temporal_downsample) != len(config.dim_mult) - 1:
         raise UsageError("temporal_downsample needs one entry fewer than dim_mult: one per step between stages")
     if config.temporal_stride != _STRIDE:
-        raise UsageError(f"diffusers' Wan VAE works in chunks of {_STRIDE} frames: two of temporal_downsample must be set")
+        raise UsageError(
+            f"diffusers' Wan VAE works in chunks of {_STRIDE} frames: two of temporal_downsample must be set"
+        )
+    if config.attn_scales:
+        raise UsageError("attn_scales must be empty: diffusers' Wan VAE has no use for them")
     for name, values in (("latents_mean", config.latents_mean), ("latents_std", config.latents_std)):
         if values and len(values) != config.z_dim:
             raise UsageError(f"{name} has {len(values)} numbers for {config.z_dim} channels; leave it empty to measure")
 
 
-def _autoencoder(config: WanVAEConfig) -> "AutoencoderKLWan":
+def _autoencoder(config: WanVAEConfig) -> nn.Module:
     try:
-        from diffusers import AutoencoderKLWan
+        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
     except ImportError as error:
         raise UsageError("the Wan VAE needs diffusers: pip install 'worldline[wan]'") from error
-    return AutoencoderKLWan(
-        base_dim=config.base_dim,
-        decoder_base_dim=config.decoder_base_dim,
-        z_dim=config.z_dim,
-        dim_mult=list(config.dim_mult),
-        num_res_blocks=config.num_res_blocks,
-        attn_scales=list(config.attn_scales),
-        temperal_downsample=list(config.temporal_downsample),
-        dropout=config.dropout,
-        latents_mean=list(config.latents_mean),
-        latents_std=list(config.latents_std),
-        is_residual=config.is_residual,
-        in_channels=config.pixel_channels,
-        out_channels=config.pixel_channels,
-        patch_size=config.patch_size,
-        scale_factor_temporal=config.temporal_stride,
-        scale_factor_spatial=config.spatial_stride,
-    )
+    try:
+        return AutoencoderKLWan(
+            base_dim=config.base_dim,
+            decoder_base_dim=config.decoder_base_dim,
+            z_dim=config.z_dim,
+            dim_mult=list(config.dim_mult),
+            num_res_blocks=config.num_res_blocks,
+            attn_scales=list(config.attn_scales),
+            temperal_downsample=list(config.temporal_downsample),
+            dropout=config.dropout,
+            latents_mean=list(config.latents_mean),
+            latents_std=list(config.latents_std),
+            is_residual=config.is_residual,
+            in_channels=config.pixel_channels,
+            out_channels=config.pixel_channels,
+            patch_size=config.patch_size,
+            scale_factor_temporal=config.temporal_stride,
+            scale_factor_spatial=config.spatial_stride,
+        )
+    except (ValueError, AssertionError) as error:  # widths that its shortcuts cannot average
+        raise UsageError(f"diffusers cannot build this VAE; is_residual needs matching dim_mult: {error}") from error
+
+
+def _channels_last(model: nn.Module) -> None:
+    """Lay convolutions out channels last: with few channels a fifth faster on a CPU, forward and backward."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in model.parameters():
+        if weight.ndim in layouts:
+            weight.data = weight.data.contiguous(memory_format=layouts[weight.ndim])
 
 
 def _num_convolutions(module: nn.Module) -> int:

@@ -1,16 +1,24 @@
-"""Checkpoints: a model folder that anyone can load, plus what this trainer needs to go on as if never stopped."""
+"""Checkpoints: a model folder that anyone can load, plus what this trainer needs to go on as if never stopped.
+
+The files are the same for any number of ranks: whole tensors, written by rank 0. A run that was trained on eight GPUs
+goes on with one, or the other way round.
+"""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from worldline.files import read_json, write_json
+from worldline.nn.load import changing_state, load_changing
 from worldline.rundir import RunDir, load_tensors, new_folder, save_tensors, write_model
-from worldline.schema import UsageError
+from worldline.schema import DataError, UsageError
 from worldline.training.optimizer import MovingAverage
+from worldline.training.ranks import laid, whole
 
 
 @dataclass
@@ -24,47 +32,67 @@ class TrainState:
     seconds: float = 0.0
 
 
-def save_checkpoint(run: RunDir, state: TrainState, description: dict[str, Any], *, keep: int) -> None:
+def save_checkpoint(
+    run: RunDir, state: TrainState, description: dict[str, Any], *, keep: int, writes: bool = True
+) -> None:
     """Write checkpoint `state.step` atomically, then drop all but the newest `keep`.
 
-    `model.safetensors` holds the weights to use: the moving average where there is one. The raw weights then lie in
+    Every rank must call it, since each holds a part; only the one that `writes` does. `model.safetensors` holds the
+    weights to use, without frozen parameters: the moving average where there is one. The raw weights then lie in
     `trainer.safetensors` beside the optimizer's moments.
     """
-    raw = state.model.state_dict()
-    weights = state.average.weights if state.average else raw
-    optimizer, hyper = _flatten(state.optimizer.state_dict())
+    raw = whole(changing_state(state.model), keep=writes)
+    weights = whole(state.average.weights, keep=writes) if state.average else raw
+    moments, hyper = _flatten(state.optimizer.state_dict())
+    trainer = whole(moments, keep=writes)
+    if not writes:
+        return
     if state.average:
-        optimizer |= {f"raw.{name}": value for name, value in raw.items()}
+        trainer |= {f"raw.{name}": value for name, value in raw.items()}
     for stale in (run.path / "checkpoints").glob(".step_*"):
         shutil.rmtree(stale)  # what a run that was killed while writing left behind
     with new_folder(run.checkpoint(state.step)) as folder:
         write_model(folder, {**description, "step": state.step}, weights)
-        save_tensors(folder / "trainer.safetensors", optimizer)
+        save_tensors(folder / "trainer.safetensors", trainer)
         write_json(folder / "trainer.json", {"step": state.step, "seconds": state.seconds, "groups": hyper})
     for old in sorted((run.path / "checkpoints").glob("step_*"))[:-keep]:
         shutil.rmtree(old)
 
 
 def restore(run: RunDir, state: TrainState) -> None:
-    """Put the run's latest checkpoint into `state`, bit for bit.
+    """Put the run's latest checkpoint into `state`, bit for bit; every rank reads it and takes its part.
 
     Raises:
         UsageError: there is no checkpoint.
-        DataError: its files are damaged.
+        DataError: its files are damaged, or of another model.
     """
     folder = run.latest()
     if folder is None:
         raise UsageError(f"{run.path} has no checkpoint to resume from; start it without --resume")
     trainer = read_json(folder / "trainer.json")
-    tensors = load_tensors(folder / "trainer.safetensors")
-    weights = load_tensors(folder / "model.safetensors")
+    tensors, source = load_tensors(folder / "trainer.safetensors"), folder / "model.safetensors"
+    weights = load_tensors(source)
     if state.average:
-        device = next(iter(state.average.weights.values())).device
-        state.average.weights = {name: value.to(device) for name, value in weights.items()}
+        state.average.weights = _spread(weights, state.average.weights, source)
+        source = folder / "trainer.safetensors"
         weights = {name.removeprefix("raw."): value for name, value in tensors.items() if name.startswith("raw.")}
-    state.model.load_state_dict(weights)
-    state.optimizer.load_state_dict(_unflatten(tensors, trainer["groups"]))
+    load_changing(state.model, _spread(weights, changing_state(state.model), source))
+    state.optimizer.load_state_dict({"state": _moments(tensors, state.optimizer), "param_groups": trainer["groups"]})
     state.step, state.seconds = int(trainer["step"]), float(trainer["seconds"])
+
+
+def _spread(tensors: Mapping[str, Tensor], now: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Whole tensors laid over the ranks as those of `now` are."""
+    shapes, expected = ({name: tuple(value.shape) for name, value in group.items()} for group in (tensors, now))
+    if shapes != expected:
+        differ = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+        raise DataError(
+            path,
+            expected="the tensors of the model that is trained",
+            found=f"{len(differ)} that are missing, surplus or of another shape, for example {differ[0]}",
+            fix="Resume with the version of worldline and the weights the run was started with.",
+        )
+    return {name: laid(value, now[name]) for name, value in tensors.items()}
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -72,10 +100,13 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, A
     return tensors, state["param_groups"]
 
 
-def _unflatten(tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
+def _moments(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's state by number of parameter, each moment laid over the ranks as its parameter is."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        if index != "raw":
-            entries.setdefault(int(index), {})[name] = value
-    return {"state": entries, "param_groups": groups}
+        number, name = key.split(".", 1)
+        if number != "raw":
+            of = parameters[int(number)]
+            entries.setdefault(int(number), {})[name] = laid(value, of) if value.shape == of.shape else value
+    return entries

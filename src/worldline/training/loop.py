@@ -1,25 +1,28 @@
 """The one training loop. Every model trains here; it knows `loss(batch, generator)` and nothing else of them."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from worldline.data.loader import Loader
-from worldline.devices import pick_device
 from worldline.files import read_json, write_json
+from worldline.nn.load import changing_state, load_changing
 from worldline.rundir import RunDir, environment, from_json, to_json
-from worldline.schema import Batch, UsageError
+from worldline.schema import Batch, Origin, UsageError
 from worldline.training.checkpoint import TrainState, restore, save_checkpoint
 from worldline.training.config import TrainConfig
 from worldline.training.optimizer import MovingAverage, build_optimizer
 from worldline.training.prepare import prepare
+from worldline.training.ranks import Ranks, gathered
 from worldline.training.validate import sample_strip, validate
 
 Report = Callable[[str, int, int, dict[str, float]], None]
@@ -28,18 +31,6 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; names the step and the clips of its batch."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those of the run. The loop asks it who reads what and who writes."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    @property
-    def writes(self) -> bool:
-        return self.rank == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,100 +58,131 @@ def train(
 ) -> TrainResult:
     """Train a model into a run folder; with `resume`, go on from its latest checkpoint as if never stopped.
 
-    A run that was stopped before its first checkpoint begins again at step 0.
+    A run that was stopped before its first checkpoint begins again at step 0. Over several ranks every process calls
+    this with the same arguments and its own `ranks`; rank 0 alone writes and reports.
 
     Raises:
-        UsageError: the folder holds a run already, or another run than the one to resume.
+        UsageError: the folder holds a run already, or another run than the one to resume; or the batch does not
+            divide among the ranks.
         DataError: data or weights are not what they should be.
         NonFiniteLossError: the loss is no longer a number.
     """
-    ranks, report = ranks or Ranks(), report or (lambda *_: None)
-    run = RunDir(path)
+    ranks, run = ranks or Ranks(), RunDir(path)
+    report = report if report and ranks.writes else lambda *_: None
+    share = ranks.share(config.batch_size)
     _begin(run, config, resume)
-    made = prepare(config, run, lambda what, done, total: report(what, done, total, {}))
-    if not resume:  # written only now: a request that cannot be carried out must not take the folder
+    with ranks.first(path) as folder:
+        made = prepare(config, RunDir(folder), lambda what, done, total: report(what, done, total, {}))
+    if ranks.writes and not resume:  # written only now: a request that cannot be carried out must not take the folder
         write_json(run.path / "environment.json", environment())
         write_json(run.config, to_json(TrainConfig, config))
-    device = pick_device(config.device)
-    model = made.model.to(device).train()
+    device = ranks.device(config.device)
+    model = ranks.place(made.model, device).train()
     optimizer = build_optimizer(config.optimizer, model)
     decay = config.optimizer.ema_decay
     state = TrainState(model, optimizer, MovingAverage(model, decay) if decay else None)
     if resume:
         if run.latest() is not None:
             restore(run, state)
-        run.forget_after(state.step)
+        if ranks.writes:
+            run.forget_after(state.step)
     total = config.total_steps(len(made.train))
-    loader = Loader(
-        made.train,
-        config.batch_size // ranks.world_size,
-        config.seed,
-        ranks.rank,
-        ranks.world_size,
-        config.workers,
-    )
-    board = SummaryWriter(str(path / "tensorboard"), purge_step=state.step)
+    loader = Loader(made.train, share, config.seed, ranks.rank, ranks.world_size, config.workers)
+    board = SummaryWriter(str(path / "tensorboard"), purge_step=state.step) if ranks.writes else None
     figures: dict[str, float] = {}
     began, before = time.monotonic(), state.seconds
 
     for batch in loader.iterate(state.step, total):
         rate = config.optimizer.learning_rate(state.step, total)
-        now = _step(state, batch, config, rate, device)
+        now = _step(state, batch, config, rate, device, ranks, made.ready)
         state.step += 1
         state.seconds = before + time.monotonic() - began
-        out_of_time = config.max_minutes is not None and time.monotonic() - began > 60 * config.max_minutes
+        out_of_time = config.max_minutes is not None and ranks.agreed(
+            time.monotonic() - began > 60 * config.max_minutes
+        )
         last = state.step == total or out_of_time
         validates = last or state.step % config.evaluate_every == 0
 
-        if ranks.writes and validates:
+        if validates:  # on every rank, on the same clips: a sharded model is run by all or by none
             with evaluated(state):
-                now |= validate(model, made.val, num_clips=config.validation_clips, device=device)
-                strip = sample_strip(model, made.val, made.tokenizer, device=device)
-            if strip is not None:
+                now |= validate(model, made, num_clips=config.validation_clips, device=device)
+                strip = sample_strip(model, made, device=device)
+            if board and strip is not None:
                 board.add_image("real above forecast", strip, state.step)
-        if ranks.writes and (validates or state.step % config.log_every == 0):
+        if board and (validates or state.step % config.log_every == 0):
             run.log({"step": state.step, "seconds": round(state.seconds, 3), **now})
             for name, value in now.items():
                 board.add_scalar(name, value, state.step)
-        if ranks.writes and (last or state.step % config.checkpoint_every == 0):
-            save_checkpoint(run, state, made.description, keep=config.keep_checkpoints)
+        if last:
+            _finish(state, made.finish)
+        if last or state.step % config.checkpoint_every == 0:
+            save_checkpoint(run, state, made.description, keep=config.keep_checkpoints, writes=ranks.writes)
         figures |= now
         report("training", state.step, total, figures)
         if last:
             break
 
-    board.close()
+    if board:
+        board.close()
+    ranks.agreed(None)  # when any rank returns, the last checkpoint is written
     return TrainResult(
         run=path, step=state.step, total_steps=total, seconds=state.seconds, figures=figures, left_out=made.left_out
     )
 
 
-def _step(state: TrainState, batch: Batch, config: TrainConfig, rate: float, device: torch.device) -> dict[str, float]:
-    """One optimizer step. Everything random in it is a function of (seed, step)."""
-    torch.manual_seed(_mix(config.seed, state.step))  # dropout
-    generator = torch.Generator().manual_seed(_mix(config.seed, state.step) + 1)
+def _step(
+    state: TrainState,
+    batch: Batch,
+    config: TrainConfig,
+    rate: float,
+    device: torch.device,
+    ranks: Ranks,
+    ready: Callable[[Batch], Batch],
+) -> dict[str, float]:
+    """One optimizer step; its figures are means over the ranks. All randomness is a function of (seed, step, rank)."""
+    seed = _mix(config.seed, state.step, ranks.rank)
+    torch.manual_seed(seed)  # dropout
+    generator = torch.Generator().manual_seed(seed + 1)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
-    total, figures = 0.0, {}
-    for piece in split(batch, config.accumulate):
+    figures = {"train/loss": 0.0}
+    pieces = split(batch, config.accumulate)
+    for number, piece in enumerate(pieces, start=1):
         share = len(piece) / len(batch)
+        ranks.sum_gradients(state.model, now=number == len(pieces))
         with _precision(config, device):
-            loss, extra = state.model.loss(piece.to(device), generator)  # pyright: ignore[reportCallIssue]
+            loss, extra = state.model.loss(ready(piece.to(device)), generator)  # pyright: ignore[reportCallIssue]
         (loss * share).backward()
-        total += loss.item() * share
-        for name, value in extra.items():
+        for name, value in {"loss": loss.item(), **extra}.items():
             figures[f"train/{name}"] = figures.get(f"train/{name}", 0.0) + value * share
-    if not torch.isfinite(torch.tensor(total)):
-        raise NonFiniteLossError(
-            f"loss is {total} at step {state.step}, in the batch of clips {batch.origins}. Lower --optimizer.peak, "
-            "set --optimizer.clip-norm, or look at these clips with `worldline data info`."
-        )
+    mean = ranks.mean(figures)
+    if not math.isfinite(mean["train/loss"]):
+        _refuse(ranks.everyones((figures["train/loss"], batch.origins)), state.step)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm or torch.inf)
     state.optimizer.step()
     if state.average:
         state.average.update(state.model, state.step)
-    return {"train/loss": total, "train/gradient_norm": norm.item(), "train/learning_rate": rate, **figures}
+    steered = {"train/gradient_norm": gathered(norm).item(), "train/learning_rate": rate}
+    return {"train/loss": mean["train/loss"], **steered, **mean}
+
+
+def _refuse(found: list[tuple[float, tuple[Origin, ...]]], step: int) -> NoReturn:
+    """Stop every rank with the same message, on the first rank whose loss is no number."""
+    loss, origins = next((loss, origins) for loss, origins in found if not math.isfinite(loss))
+    raise NonFiniteLossError(
+        f"loss is {loss} at step {step}, in the batch of clips {origins}. Lower --optimizer.peak, "
+        "set --optimizer.clip-norm, or look at these clips with `worldline data info`."
+    )
+
+
+def _finish(state: TrainState, finish: Callable[[], None]) -> None:
+    """Let the trained model measure what it needs; what it measures are buffers, and belongs to the moving average."""
+    with evaluated(state):
+        finish()
+        if state.average:
+            for name in state.average.weights.keys() & {name for name, _ in state.model.named_buffers()}:
+                state.average.weights[name] = state.model.get_buffer(name).detach().float().clone()
 
 
 class evaluated:  # noqa: N801 - reads as a verb: `with evaluated(state):`
@@ -172,13 +194,13 @@ class evaluated:  # noqa: N801 - reads as a verb: `with evaluated(state):`
 
     def __enter__(self) -> None:
         if self.state.average:
-            self.raw = {name: value.clone() for name, value in self.state.model.state_dict().items()}
-            self.state.model.load_state_dict(self.state.average.weights)
+            self.raw = {name: value.clone() for name, value in changing_state(self.state.model).items()}
+            load_changing(self.state.model, self.state.average.weights)
         self.state.model.eval()
 
     def __exit__(self, *_: object) -> None:
         if self.state.average:
-            self.state.model.load_state_dict(self.raw)
+            load_changing(self.state.model, self.raw)
         self.state.model.train()
 
 
@@ -196,6 +218,7 @@ def split(batch: Batch, pieces: int) -> list[Batch]:
             origins=batch.origins[a:b],
             frames=None if batch.frames is None else batch.frames[a:b],
             tokens=None if batch.tokens is None else batch.tokens[a:b],
+            latents=None if batch.latents is None else batch.latents[a:b],
         )
         for a, b in pairwise(edges)
     ]
@@ -207,8 +230,9 @@ def _precision(config: TrainConfig, device: torch.device) -> torch.autocast | nu
     return nullcontext()  # a CPU without bfloat16 units is slower with autocast, and exactness is worth more there
 
 
-def _mix(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step) * 2
+def _mix(seed: int, step: int, rank: int) -> int:
+    """An even seed. CPU generators read 32 bits of it; the factor, of the golden ratio, keeps ranks apart in those."""
+    return (seed * 1_000_003 + step + rank * 2_654_435_769) * 2
 
 
 def _begin(run: RunDir, config: TrainConfig, resume: bool) -> None:

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from worldline.nn.load import changing_state
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -59,15 +61,15 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 
 
 class MovingAverage:
-    """Exponential moving average of a model's parameters and floating-point buffers, in fp32."""
+    """Exponential moving average of what training changes (`changing_state`), in fp32, sharded where the model is."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.weights = {name: value.detach().float().clone() for name, value in model.state_dict().items()}
+        self.weights = {name: value.detach().float().clone() for name, value in changing_state(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards the model. Early steps use a shorter memory, so the start is forgotten quickly."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in model.state_dict().items():
+        for name, value in changing_state(model).items():
             self.weights[name].lerp_(value.float(), 1 - decay)

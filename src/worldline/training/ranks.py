@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from worldline.devices import pick_device
 from worldline.schema import UsageError
 
-ENTRIES = ("loss", "encode", "decode", "forecast", "teacher_forced")
+ENTRIES = ("loss", "encode", "decode", "forecast", "teacher_forced", "measure_statistics")
 """Methods of a model that are called in place of `forward`: they gather what the model holds outside its blocks."""
 
 
@@ -169,18 +169,17 @@ class Ranks:
 
 
 def shards_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a model that are gathered one at a time, inner ones before those that hold them.
+    """The blocks of a model that are gathered one at a time; all outside them is gathered together.
 
-    They are what the model names in `shards`; without it, the elements of every `nn.ModuleList` of two and more. A
-    block must be run by calling it, and must not change its arguments in place: gradients are tracked on copies of
-    the lists it is given. A model whose blocks do either names none: `shards = ()`.
+    They are what the model names in `shards` (inner blocks before those that hold them); without it, the elements of
+    its own `nn.ModuleList`s of two and more. A block must be run by calling it, and must not write into lists it is
+    given, since gradients are tracked through copies of these: diffusers' VAE does, so lists further in are left alone.
     """
     named = getattr(model, "shards", None)
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
-    blocks = {block for module in lists for block in module} if named is None else set(named)
-    inner_first = reversed(list(model.modules()))  # modules() goes from the outside in
-    containers = (nn.ModuleList, nn.ModuleDict)
-    return [m for m in inner_first if m in blocks and not isinstance(m, containers) and any(True for _ in m.parameters())]
+    if named is not None:
+        return list(named)
+    lists = [child for child in model.children() if isinstance(child, nn.ModuleList) and len(child) > 1]
+    return [block for blocks in lists for block in blocks]
 
 
 def _set_aside_empty(model: nn.Module, device: torch.device) -> set[nn.Parameter]:
@@ -193,17 +192,22 @@ def _set_aside_empty(model: nn.Module, device: torch.device) -> set[nn.Parameter
     return empty
 
 
-def whole(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Gather tensors from all ranks, one by one, onto the CPU; with `keep` False take part, but give back nothing.
+def gathered(tensor: Tensor) -> Tensor:
+    """A tensor whole on this rank; every rank must ask. What is not sharded is given back as it is."""
+    gather = getattr(tensor, "full_tensor", None)  # DTensor has it, but importing that class takes a second
+    return tensor if gather is None else gather()
 
-    Tensors that are not sharded stay as they are. Every rank must call it with the same names.
+
+def whole(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Gather tensors on the CPU one by one, so that they need not fit a GPU together.
+
+    Every rank must call it with the same names. Those with `keep` False take part, and get nothing.
     """
     kept = {}
     for name, tensor in tensors.items():
-        gather = getattr(tensor, "full_tensor", None)  # DTensor has it; importing that class takes a second
-        value = tensor if gather is None else gather()
+        value = gathered(tensor)
         if keep:
-            kept[name] = value if gather is None else value.cpu()
+            kept[name] = value if value is tensor else value.cpu()
     return kept
 
 

@@ -1,7 +1,5 @@
 """Figures and pictures from held-out clips during training. Quick, and always on the same clips."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from einops import rearrange
@@ -14,8 +12,9 @@ from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.schema import Batch, stack
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
-from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer
+from worldline.tokenizers.tokenizer import Tokenizer
 from worldline.tokenizers.wan_vae import WanVAETokenizer
+from worldline.training.prepared import Prepared
 from worldline.worlds.st_transformer import STTransformer
 from worldline.worlds.wan import WanWorld
 
@@ -26,49 +25,34 @@ PREVIEW_CLIPS = 8
 
 @torch.no_grad()
 def validate(
-    model: nn.Module,
-    clips: Clips,
-    *,
-    num_clips: int,
-    device: torch.device,
-    ready: Callable[[Batch], Batch] = lambda batch: batch,
-    tokenizer: Tokenizer | LatentTokenizer | None = None,
-    batch_size: int = 8,
+    model: nn.Module, made: Prepared, *, num_clips: int, device: torch.device, batch_size: int = 8
 ) -> dict[str, float]:
     """Mean loss and figures over evenly spread validation clips, as `val/...`. The model is in evaluation mode.
 
     A world over latents also forecasts a few of them: `val/psnr_db` is of the last frame, against the decoded true
     latents, since a source of latents has no other frames.
     """
-    chosen = _spread(clips, num_clips)
+    chosen = _spread(made.val, num_clips)
     totals: dict[str, float] = {}
     for part in np.array_split(chosen, max(1, len(chosen) // batch_size)):
-        batch = ready(stack([clips[int(i)] for i in part]).to(device))
+        batch = made.ready(stack([made.val[int(i)] for i in part]).to(device))
         loss, figures = model.loss(batch, torch.Generator().manual_seed(0))  # pyright: ignore[reportCallIssue]
         for name, value in {"loss": loss.item(), **figures}.items():
             totals[name] = totals.get(name, 0.0) + value * len(part) / len(chosen)
-    if isinstance(model, WanWorld) and isinstance(tokenizer, LatentTokenizer):
-        real, made = _preview(model, clips, tokenizer, PREVIEW_CLIPS, device, ready)
-        totals["psnr_db"] = psnr(made[:, -1:], real[:, -1:]).mean().item()
+    if isinstance(model, WanWorld):
+        real, forecast = _preview(model, made, PREVIEW_CLIPS, device)
+        totals["psnr_db"] = psnr(forecast[:, -1:], real[:, -1:]).mean().item()
     return {f"val/{name}": value for name, value in totals.items()}
 
 
 @torch.no_grad()
 def sample_strip(
-    model: nn.Module,
-    clips: Clips,
-    tokenizer: Tokenizer | LatentTokenizer | None,
-    *,
-    device: torch.device,
-    ready: Callable[[Batch], Batch] = lambda batch: batch,
-    num_clips: int = 2,
+    model: nn.Module, made: Prepared, *, device: torch.device, num_clips: int = 2
 ) -> UInt8[Tensor, "3 h w"] | None:
     """A picture for TensorBoard: real frames above what the model makes of them; None where nothing can be shown."""
     if isinstance(model, WanWorld):
-        if not isinstance(tokenizer, LatentTokenizer):
-            return None
-        return strip(*_preview(model, clips, tokenizer, num_clips, device, ready))
-    batch = stack([clips[int(i)] for i in _spread(clips, num_clips)]).to(device)
+        return strip(*_preview(model, made, num_clips, device))
+    batch, tokenizer = stack([made.val[int(i)] for i in _spread(made.val, num_clips)]).to(device), made.tokenizer
     match model:
         case FSQVideoTokenizer() | WanVAETokenizer() if batch.frames is not None:
             return strip(batch.frames, model.decode(model.encode(batch.frames)))  # pyright: ignore[reportArgumentType]
@@ -83,20 +67,17 @@ def _spread(clips: Clips, wanted: int) -> np.ndarray:
 
 
 def _preview(
-    world: WanWorld,
-    clips: Clips,
-    tokenizer: LatentTokenizer,
-    num_clips: int,
-    device: torch.device,
-    ready: Callable[[Batch], Batch],
+    world: WanWorld, made: Prepared, num_clips: int, device: torch.device
 ) -> tuple[UInt8[Tensor, "b t 3 h w"], UInt8[Tensor, "b t 3 h w"]]:
     """Decoded true latents of a few clips, and the same with the horizon forecast from one draw of noise."""
-    batch = ready(stack([clips[int(i)] for i in _spread(clips, num_clips)]).to(device))
-    assert batch.latents is not None, "a world over latents is given latents"
+    batch = made.ready(stack([made.val[int(i)] for i in _spread(made.val, num_clips)]).to(device))
+    assert batch.latents is not None, "prepared for a world over latents"
+    assert isinstance(made.tokenizer, WanVAETokenizer), "prepared for a world over latents"
     context, future = batch.latents[:, : world.context_latents], batch.latents[:, world.context_latents :]
     noise = torch.randn(future.shape, generator=torch.Generator().manual_seed(0)).to(device)
     forecast = world.forecast(context, batch.states, noise, sampling=PREVIEW)
-    return tokenizer.decode(batch.latents).cpu(), tokenizer.decode(torch.cat([context, forecast], dim=1)).cpu()
+    together = torch.cat([context, forecast], dim=1)
+    return made.tokenizer.decode(batch.latents).cpu(), made.tokenizer.decode(together).cpu()
 
 
 def _forecast(world: STTransformer, batch: Batch) -> Tensor:

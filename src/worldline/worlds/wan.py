@@ -80,7 +80,8 @@ class StateHook:
     def __call__(self, module: nn.Module, inputs: Any, output: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         del module, inputs
         embedded, projected, text, image = output
-        assert embedded is not None and projected is not None, "only the image's part may be absent"
+        assert embedded is not None, "only the image's part may be absent"
+        assert projected is not None, "only the image's part may be absent"
         projected = projected.float()  # a small modulation must not be lost to bfloat16; blocks compute in fp32 anyway
         if self.modulation is not None:
             projected = projected + rearrange(self.modulation.float(), "b l six d -> b l (six d)")

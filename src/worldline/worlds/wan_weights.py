@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,11 +21,10 @@ from worldline.files import read_json
 from worldline.schema import DataError, UsageError
 
 if TYPE_CHECKING:
-    import diffusers
+    import diffusers.models.transformers.transformer_wan
 
 HUB_ID = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 ORIGINAL_HUB_ID = "Wan-AI/Wan2.2-TI2V-5B"
-
 _STEM = "diffusion_pytorch_model"
 _AGAIN = f"Download the file of {HUB_ID} or {ORIGINAL_HUB_ID} again."
 _FLOATS = ("F32", "F16", "BF16")
@@ -34,39 +32,26 @@ _FLOATS = ("F32", "F16", "BF16")
 _FP32_PARTS = frozenset({"time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"})
 """What diffusers keeps in float32 whatever type is asked for: a lower precision there is visible in the video."""
 
-_RENAMES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^model\.diffusion_model\.", ""),
-        (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
-        (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
-        (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
-        (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
-        (r"^time_projection\.1\.", "condition_embedder.time_proj."),
-        (r"^head\.head\.", "proj_out."),
-        (r"^head\.modulation$", "scale_shift_table"),
-        (r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
-        (r"^(blocks\.\d+)\.norm3\.", r"\1.norm2."),  # the one before cross-attention is third there, second here
-        (r"^(blocks\.\d+)\.ffn\.0\.", r"\1.ffn.net.0.proj."),
-        (r"^(blocks\.\d+)\.ffn\.2\.", r"\1.ffn.net.2."),
-        (r"^(blocks\.\d+)\.self_attn\.", r"\1.attn1."),
-        (r"^(blocks\.\d+)\.cross_attn\.", r"\1.attn2."),
-        (r"\.([qkv])\.(weight|bias)$", r".to_\1.\2"),
-        (r"\.o\.(weight|bias)$", r".to_out.0.\1"),
-    )
+_RENAMES = (
+    (r"^model\.diffusion_model\.", ""),
+    (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
+    (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
+    (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
+    (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
+    (r"^time_projection\.1\.", "condition_embedder.time_proj."),
+    (r"^head\.head\.", "proj_out."),
+    (r"^head\.modulation$", "scale_shift_table"),
+    (r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
+    (r"^(blocks\.\d+)\.norm3\.", r"\1.norm2."),  # the one before cross-attention is third there, second here
+    (r"^(blocks\.\d+)\.ffn\.0\.", r"\1.ffn.net.0.proj."),
+    (r"^(blocks\.\d+)\.ffn\.2\.", r"\1.ffn.net.2."),
+    (r"^(blocks\.\d+)\.self_attn\.", r"\1.attn1."),
+    (r"^(blocks\.\d+)\.cross_attn\.", r"\1.attn2."),
+    (r"\.([qkv])\.(weight|bias)$", r".to_\1.\2"),
+    (r"\.o\.(weight|bias)$", r".to_out.0.\1"),
 )
-
-_ORIGINAL_FIELDS = {
-    "dim": "width",
-    "num_layers": "num_layers",
-    "num_heads": "num_attention_heads",
-    "ffn_dim": "ffn_dim",
-    "freq_dim": "freq_dim",
-    "in_dim": "in_channels",
-    "out_dim": "out_channels",
-    "eps": "eps",
-}
-"""Entries of the original `config.json` and what they are called here."""
+_ORIGINAL_FIELDS = {"dim": "width", "num_layers": "num_layers", "num_heads": "num_attention_heads", "eps": "eps"}
+"""Entries of the original `config.json` and what they are called here; shapes of tensors tell the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +67,6 @@ class BackboneConfig:
     text_dim: int = 4096
     """Width of the text encoder's rows."""
     freq_dim: int = 256
-    """Sinusoids of the timestep."""
     ffn_dim: int = 14336
     num_layers: int = 30
     cross_attn_norm: bool = True
@@ -98,7 +82,9 @@ class BackboneConfig:
         """Size of a token."""
         return self.num_attention_heads * self.attention_head_dim
 
-    def build(self, dtype: torch.dtype = torch.float32) -> "diffusers.WanTransformer3DModel":
+    def build(
+        self, dtype: torch.dtype = torch.float32
+    ) -> "diffusers.models.transformers.transformer_wan.WanTransformer3DModel":
         """Build it with random weights; under `torch.device("meta")` with none.
 
         Embeddings of time, modulation tables and block norms stay in float32 for every `dtype`, as in `load_backbone`.
@@ -128,7 +114,7 @@ class StoredTensor:
 
 def load_backbone(
     path: Path, config: BackboneConfig, *, dtype: torch.dtype = torch.bfloat16
-) -> "diffusers.WanTransformer3DModel":
+) -> "diffusers.models.transformers.transformer_wan.WanTransformer3DModel":
     """Load the pretrained transformer, in evaluation mode, on the CPU. Nothing is ever downloaded.
 
     Equal to what diffusers' `from_pretrained` gives, also for the original files: weights in `dtype`, except what
@@ -136,8 +122,8 @@ def load_backbone(
 
     Args:
         path: a diffusers folder or its `transformer/`, the folder of the original files, or one safetensors file.
-        config: what is expected there. A single file, or a folder without `config.json`, says nothing of the number
-            of heads; all else is still checked.
+        config: what is expected there. Without a `config.json` beside the files, only what shows in shapes is checked:
+            not the number of heads.
 
     Raises:
         UsageError: there is no such transformer; says which files of which hub repositories are meant.
@@ -152,9 +138,10 @@ def load_backbone(
         model = config.build()
     _check_tensors(stored, {name: tuple(value.shape) for name, value in model.state_dict().items()}, files[0].parent)
     weights: dict[str, torch.Tensor] = {}
-    for file, names in groupby(sorted(stored, key=lambda name: stored[name].file), key=lambda name: stored[name].file):
+    for file in files:
+        here = {name: at.key for name, at in stored.items() if at.file == file}
         with safe_open(file, framework="pt") as opened:
-            weights |= {name: opened.get_tensor(stored[name].key).to(_dtype_of(name, dtype)) for name in names}
+            weights |= {name: opened.get_tensor(key).to(_dtype_of(name, dtype)) for name, key in here.items()}
     model.load_state_dict(weights, strict=True, assign=True)
     # Position tables are in no file: they were computed on the meta device and have to be made again.
     model.rope = type(model.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
@@ -213,13 +200,13 @@ def digest(ranges: Iterable[tuple[str, Path, int, int]], sample: int = 4096) -> 
 def diffusers_name(key: str) -> str:
     """The name diffusers gives a tensor of the original files; its own names stay as they are."""
     for pattern, replacement in _RENAMES:
-        key = pattern.sub(replacement, key)
+        key = re.sub(pattern, replacement, key)
     return key
 
 
 def _transformer_class() -> Any:
     try:
-        from diffusers import WanTransformer3DModel
+        from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
     except ImportError as error:
         raise UsageError("Wan's transformer needs diffusers: pip install 'worldline[wan]'") from error
     return WanTransformer3DModel
@@ -307,8 +294,7 @@ def _check_tensors(stored: dict[str, StoredTensor], expected: dict[str, tuple[in
         if at.shape != shape:
             raise DataError(at.file, expected=f"{at.key} of shape {shape}", found=f"shape {at.shape}", fix=fix)
         if at.dtype not in _FLOATS:
-            types = ", ".join(_FLOATS)
-            raise DataError(at.file, expected=f"{at.key} as one of {types}", found=at.dtype, fix=fix)
+            raise DataError(at.file, expected=f"{at.key} as one of {', '.join(_FLOATS)}", found=at.dtype, fix=fix)
     for name in sorted(stored.keys() - expected.keys()):
         at = stored[name]
         raise DataError(at.file, expected="the tensors of this backbone only", found=f"{at.key} besides", fix=fix)

@@ -1,0 +1,224 @@
+"""The prompt as rows computed once: Wan's UMT5 encoder on a text, and the file that keeps its output.
+
+A world needs one constant, not an encoder of 5.7 billion parameters: the rows of the prompt's real tokens, which for
+the empty prompt is one (`</s>`). Both published layouts are read, without a hub: diffusers' folder and the original
+files. Knows no backbone. Needs the extra `wan`, imported only when a text is encoded.
+"""
+
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from worldline.files import atomic
+from worldline.schema import DataError, UsageError
+from worldline.worlds.wan_weights import HUB_ID, ORIGINAL_HUB_ID, digest
+
+MAX_TOKENS = 512
+"""Tokens Wan was trained to read, `</s>` included."""
+
+_ORIGINAL = "models_t5_umt5-xxl-enc-bf16.pth"
+_RANGES = 512
+_AGAIN = f"Download the folder of {HUB_ID} again."
+
+_RENAMES = (
+    (r"^token_embedding\.", "shared."),
+    (r"^norm\.", "encoder.final_layer_norm."),
+    (r"^blocks\.(\d+)\.", r"encoder.block.\1."),
+    (r"\.norm1\.", ".layer.0.layer_norm."),
+    (r"\.attn\.", ".layer.0.SelfAttention."),
+    (r"\.pos_embedding\.embedding\.", ".layer.0.SelfAttention.relative_attention_bias."),
+    (r"\.norm2\.", ".layer.1.layer_norm."),
+    (r"\.ffn\.gate\.0\.", ".layer.1.DenseReluDense.wi_0."),
+    (r"\.ffn\.fc1\.", ".layer.1.DenseReluDense.wi_1."),
+    (r"\.ffn\.fc2\.", ".layer.1.DenseReluDense.wo."),
+)
+"""Names of the original encoder's tensors, and what transformers calls them."""
+
+
+def encode_text(
+    weights: Path, prompt: str = "", *, dtype: Literal["bfloat16", "float32"] = "bfloat16"
+) -> Float[Tensor, "n d"]:
+    """Encode a prompt as Wan does, trimmed to its real tokens; float32 on the CPU. Nothing is ever downloaded.
+
+    HTML entities are resolved and white space is collapsed, as upstream; broken Unicode is not repaired.
+
+    Args:
+        weights: a diffusers folder (`text_encoder/`, `tokenizer/`) or the folder of the original files.
+        prompt: at most 512 tokens.
+        dtype: what the encoder runs in; its files are bfloat16. It needs 11.4 GB of memory, or 22.7 GB in float32.
+
+    Raises:
+        UsageError: there is no encoder; says which sub-folders of which hub repository. Or the prompt is too long.
+        DataError: files are damaged or do not belong together.
+    """
+    files = _encoder_files(weights)
+    place = files[0].parent
+    with _damage(place):
+        ids = _token_ids(_tokenizer_folder(weights), prompt)
+        load = _from_original if files[0].suffix == ".pth" else _from_diffusers
+        encoder = load(files[0], torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    if max(ids) >= encoder.config.vocab_size:
+        expected, found = f"an encoder that knows token {max(ids)}", f"one of {encoder.config.vocab_size} tokens"
+        raise DataError(place, expected=expected, found=found, fix="Give tokenizer and encoder of one download.")
+    with torch.no_grad():
+        return encoder(input_ids=torch.tensor([ids])).last_hidden_state[0].float()
+
+
+def fingerprint_encoder(weights: Path) -> str:
+    """Identify encoder and tokenizer by sizes and samples all over their files; 64 hexadecimal digits.
+
+    Raises:
+        UsageError: as `encode_text`.
+    """
+    files = [*_encoder_files(weights), *sorted(_tokenizer_folder(weights).glob("*.json"))]
+    sizes = [(file, file.stat().st_size) for file in files]
+    return digest(
+        (file.name, file, size * i // _RANGES, size * (i + 1) // _RANGES)
+        for file, size in sizes
+        for i in range(_RANGES)
+    )
+
+
+def save_text(path: Path, rows: Float[Tensor, "n d"], prompt: str, provenance: Mapping[str, str]) -> None:
+    """Write the rows as safetensors, atomically, in float32; its metadata are the prompt and where the rows are from.
+
+    The same arguments give the same bytes: safetensors shuffles entries of metadata, so there is one, `about`, of JSON.
+    """
+    about = json.dumps({"prompt": prompt, **provenance}, sort_keys=True)
+    with atomic(path) as temporary:
+        save_file({"text": rows.detach().float().cpu().contiguous()}, temporary, {"about": about})
+
+
+def load_text(path: Path) -> Float[Tensor, "n d"]:
+    """Read the rows of a prompt, in float32.
+
+    Raises:
+        DataError: the file is missing, damaged or holds something else.
+    """
+    fix = "Write it with `worldline text`."
+    expected = "the rows of a prompt (a float32 tensor `text` of two dimensions)"
+    try:
+        with safe_open(path, framework="pt") as opened:
+            found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise DataError(path, expected=expected, found=str(error), fix=fix) from error
+    rows = found.get("text")
+    if rows is None or rows.ndim != 2 or rows.dtype != torch.float32:
+        shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in found.items()}
+        raise DataError(path, expected=expected, found=str(shapes), fix=fix)
+    return rows.clone()
+
+
+def padded(rows: Float[Tensor, "n d"], length: int = MAX_TOKENS) -> Float[Tensor, "length d"]:
+    """The rows, then rows of zeros: what Wan's cross-attention reads.
+
+    Upstream has no attention mask there, so the zero rows become keys like any other and take their share of the
+    softmax: leaving them out changes the answer.
+
+    Raises:
+        UsageError: there are more rows than `length`.
+    """
+    if len(rows) > length:
+        raise UsageError(f"the prompt has {len(rows)} tokens; the world reads {length}")
+    return torch.cat([rows, rows.new_zeros(length - len(rows), rows.shape[1])])
+
+
+def _encoder_files(weights: Path) -> list[Path]:
+    """The encoder's weights: safetensors of diffusers' folder, else the original file."""
+    if found := sorted((weights / "text_encoder").glob("model*.safetensors")):
+        return found
+    if (weights / _ORIGINAL).is_file():
+        return [weights / _ORIGINAL]
+    raise UsageError(_absent(weights, "text encoder"))
+
+
+def _tokenizer_folder(weights: Path) -> Path:
+    for folder in (weights / "tokenizer", weights / "google" / "umt5-xxl"):
+        if (folder / "tokenizer.json").is_file():
+            return folder
+    raise UsageError(_absent(weights, "tokenizer"))
+
+
+def _absent(weights: Path, what: str) -> str:
+    return (
+        f"{weights} holds no {what} of Wan. Give a folder with text_encoder/ (config.json, model*.safetensors) and "
+        f"tokenizer/ (tokenizer.json) of {HUB_ID}, or with {_ORIGINAL} and google/umt5-xxl/ of {ORIGINAL_HUB_ID}. "
+        "worldline downloads nothing by itself."
+    )
+
+
+@contextmanager
+def _damage(place: Path) -> Iterator[None]:
+    """Turn what transformers and PyTorch raise about bad files into `DataError`."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DataError(place, expected="UMT5 encoder and tokenizer", found=found, fix=_AGAIN) from error
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UsageError("Wan's text encoder needs transformers: pip install 'worldline[wan]'") from error
+    return transformers
+
+
+def _token_ids(folder: Path, prompt: str) -> list[int]:
+    tokenizer = _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    clean = re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+    ids: list[int] = tokenizer(clean).input_ids
+    if not ids or ids[-1] != tokenizer.eos_token_id:
+        fix = f"Give the tokenizer of {HUB_ID}."
+        raise DataError(folder, expected="a tokenizer that ends a text with </s>", found=f"tokens {ids[-3:]}", fix=fix)
+    if len(ids) > MAX_TOKENS:
+        raise UsageError(f"the prompt has {len(ids)} tokens; Wan reads {MAX_TOKENS}. Shorten it.")
+    return ids
+
+
+def _from_diffusers(file: Path, dtype: torch.dtype) -> Any:
+    encoder, report = _transformers().UMT5EncoderModel.from_pretrained(
+        file.parent, dtype=dtype, local_files_only=True, output_loading_info=True
+    )
+    if report["missing_keys"]:  # transformers would fill them with random numbers
+        missing = min(report["missing_keys"])
+        raise DataError(file.parent, expected=f"a tensor {missing}", found="none of that name", fix=_AGAIN)
+    return encoder.eval()
+
+
+def _from_original(file: Path, dtype: torch.dtype) -> Any:
+    """Build the encoder of the original file; its sizes are those of its tensors."""
+    tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    weights: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        for pattern, replacement in _RENAMES:
+            key = re.sub(pattern, replacement, key)
+        weights[key] = tensor.to(dtype)
+    first = "encoder.block.0.layer"
+    buckets, heads = weights[f"{first}.0.SelfAttention.relative_attention_bias.weight"].shape
+    inner, width = weights[f"{first}.0.SelfAttention.q.weight"].shape
+    config = _transformers().UMT5Config(
+        vocab_size=len(weights["shared.weight"]),
+        d_model=width,
+        d_kv=inner // heads,
+        d_ff=len(weights[f"{first}.1.DenseReluDense.wi_0.weight"]),
+        num_layers=1 + max(int(key.split(".")[2]) for key in weights if key.startswith("encoder.block.")),
+        num_heads=heads,
+        relative_attention_num_buckets=buckets,
+        feed_forward_proj="gated-gelu",
+    )
+    with torch.device("meta"):
+        encoder = _transformers().UMT5EncoderModel(config)
+    encoder.load_state_dict({**weights, "encoder.embed_tokens.weight": weights["shared.weight"]}, assign=True)
+    return encoder.eval()

@@ -1,0 +1,78 @@
+"""Small VAEs and worlds over latents, and runs of them, for tests of the sampling track."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldline.data.clips import DataConfig
+from worldline.data.windows import FramePattern
+from worldline.nn.adaln import StateModulationConfig
+from worldline.rundir import write_model
+from worldline.tokenizers.load import describe
+from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
+from worldline.training.config import TrainConfig
+from worldline.training.optimizer import OptimizerConfig
+from worldline.worlds.wan import WanConfig
+from worldline.worlds.wan_weights import BackboneConfig
+
+SMALL_VAE = WanVAEConfig(
+    base_dim=4,
+    decoder_base_dim=4,
+    z_dim=4,
+    dim_mult=(1, 1, 1),
+    num_res_blocks=1,
+    temporal_downsample=(True, True),
+    latents_mean=(),
+    latents_std=(),
+)
+"""21 frames of 16x16 -> 6 latents of 4x2x2."""
+SMALL_BACKBONE = BackboneConfig(
+    patch_size=(1, 1, 1),
+    num_attention_heads=2,
+    attention_head_dim=12,
+    in_channels=4,
+    out_channels=4,
+    text_dim=8,
+    freq_dim=16,
+    ffn_dim=48,
+    num_layers=1,
+)
+SMALL_WAN = WanConfig(
+    backbone=SMALL_BACKBONE,
+    lora=None,
+    states=StateModulationConfig(hidden=16, null=True, normalise=True),
+    drop_states=0.2,
+    text_length=1,
+)
+PATTERN = FramePattern.report_77()
+
+
+def small_vae(path: Path, seed: int = 0) -> tuple[Path, WanVAETokenizer]:
+    """Write a VAE with random weights as a model folder."""
+    torch.manual_seed(seed)
+    vae = SMALL_VAE.build().eval()
+    path.mkdir(parents=True)
+    write_model(path, describe(vae), vae.state_dict())
+    return path, vae
+
+
+def world_run(train: Path, val: Path, vae: Path, **changes: Any) -> TrainConfig:
+    """A short training run of a small world over latents."""
+    return replace(
+        TrainConfig(
+            model=SMALL_WAN,
+            data=DataConfig(path=train, val_path=val, image_size=16, pattern=PATTERN, window_stride=8),
+            tokenizer=vae,
+            optimizer=OptimizerConfig(peak=1e-3, warmup_steps=2, clip_norm=1.0, ema_decay=0.8),
+            batch_size=4,
+            steps=4,
+            device="cpu",
+            log_every=1,
+            evaluate_every=2,
+            checkpoint_every=2,
+            validation_clips=2,
+        ),
+        **changes,
+    )

@@ -1,0 +1,224 @@
+"""What each of two processes does for test_ranks.py: `python ranks_worker.py FOLDER JOB...`, results as JSON there."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldline.files import read_json, write_json
+from worldline.nn.adaln import StateModulationConfig
+from worldline.nn.load import changing_state
+from worldline.process.flow import FlowSampling
+from worldline.rundir import RunDir, from_json
+from worldline.schema import Batch, Origin, UsageError
+from worldline.tokenizers.wan_vae import WanVAEConfig
+from worldline.training.checkpoint import TrainState, restore, save_checkpoint
+from worldline.training.config import TrainConfig
+from worldline.training.loop import NonFiniteLossError, train
+from worldline.training.optimizer import MovingAverage, OptimizerConfig, build_optimizer
+from worldline.training.ranks import OtherRankError, Ranks, gathered
+from worldline.worlds.wan import LoraConfig, WanConfig
+from worldline.worlds.wan_weights import BackboneConfig
+
+CPU = torch.device("cpu")
+
+
+class AdaptedBlock(nn.Module):
+    """A frozen bfloat16 layer with a trainable low-rank term in float32: one block, two types. One weight is empty."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.base = nn.Linear(width, width, dtype=torch.bfloat16).requires_grad_(False)
+        self.down = nn.Parameter(torch.randn(3, width) * 0.1)
+        self.up = nn.Parameter(torch.randn(width, 3) * 0.1)
+        self.nothing = nn.Parameter(torch.zeros(0, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.base(x.bfloat16()).float() + x @ self.down.T @ self.up.T + self.nothing.sum()
+
+
+class Adapted(nn.Module):
+    """A stack of them, under a trainable layer of its own, with a buffer and a weight that only large rows touch."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, width)
+        self.blocks = nn.ModuleList(AdaptedBlock(width) for _ in range(3))
+        self.rare = nn.Parameter(torch.ones(5))
+        self.register_buffer("scale", torch.full((2,), 0.5))
+
+    def loss(self, x: Tensor) -> Tensor:
+        large = x.amax(dim=-1, keepdim=True) > 4
+        rare = large * self.rare.sum() if large.any() else 0.0
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return ((x + rare) * self.scale[0]).square().mean()
+
+
+def adapted(ranks: Ranks) -> TrainState:
+    torch.manual_seed(0)
+    model = ranks.place(Adapted(), CPU)
+    return TrainState(model, build_optimizer(OptimizerConfig(peak=1e-2), model), MovingAverage(model, 0.5))
+
+
+def adapt(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Train it for three steps on rows of which rank 0 alone sees a large one, and write a checkpoint."""
+    state, figures = adapted(ranks), []
+    rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+    rows[0, 0] = 5.0
+    for step in range(3):
+        state.optimizer.zero_grad()
+        loss = state.model.loss(rows.chunk(ranks.world_size)[ranks.rank])  # pyright: ignore[reportCallIssue]
+        loss.backward()
+        norm = gathered(nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)).item()
+        state.optimizer.step()
+        assert state.average is not None
+        state.average.update(state.model, step)
+        figures.append(ranks.mean({"loss": loss.item(), "norm": norm}))
+    save_checkpoint(RunDir(folder / f"adapted_{ranks.world_size}"), state, {}, keep=1, writes=ranks.writes)
+    return {"figures": figures}
+
+
+def adapted_again(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Read the checkpoint that one process wrote, and write it again."""
+    state = adapted(ranks)
+    restore(RunDir(folder / "adapted_1"), state)
+    save_checkpoint(RunDir(folder / "adapted_again"), state, {}, keep=1, writes=ranks.writes)
+    return {}
+
+
+def learn(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Train from the beginning, and go on from the checkpoint of one process."""
+    config = from_json(TrainConfig, read_json(folder / "config.json"), folder)
+    result = train(config, folder / "two", ranks=ranks)
+    train(config, folder / "one_then_two", resume=True, ranks=ranks)
+    return {"figures": result.figures}
+
+
+def shares(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """How much of each parameter is here."""
+    config = from_json(TrainConfig, read_json(folder / "config.json"), folder)
+    model = ranks.place(config.model.build(), CPU)
+    found = {}
+    for name, value in model.state_dict().items():
+        here = value.to_local().numel() if hasattr(value, "to_local") else None
+        found[name] = [here, value.numel()]
+    return {"shares": found}
+
+
+def agree(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """What ranks tell each other: means, one's word, and that rank 0 failed."""
+    mean = ranks.mean({"rank": float(ranks.rank), "one": 1.0})
+    broken = ranks.mean({"loss": float("nan") if ranks.rank == 1 else 0.0})
+    told = ranks.agreed(f"from {ranks.rank}")
+    try:
+        with ranks.first(folder / "place") as place:
+            if ranks.rank == 0:
+                raise UsageError("no such data")
+        failed = str(place)
+    except (UsageError, OtherRankError) as error:
+        failed = str(error)
+    with ranks.first(folder) as place:
+        scratch = place != folder
+        order = len(list(folder.glob("was_here.*")))
+        (folder / f"was_here.{ranks.rank}").touch()
+    return {
+        "mean": mean,
+        "broken": broken["loss"] != broken["loss"],
+        "told": told,
+        "failed": failed,
+        "scratch": scratch,
+        "there_before": order,
+    }
+
+
+def diverge(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Train until the loss is no number."""
+    config = from_json(TrainConfig, read_json(folder / "diverging.json"), folder)
+    try:
+        train(config, folder / "diverged", ranks=ranks)
+    except NonFiniteLossError as error:
+        return {"message": str(error)}
+    return {"message": None}
+
+
+def wan(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Adapters on a frozen bfloat16 Wan with checkpointed blocks; every rank is given the same clips and noise."""
+    del folder
+    torch.manual_seed(0)
+    sizes = BackboneConfig(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=8,
+        freq_dim=16,
+        ffn_dim=48,
+        num_layers=2,
+    )
+    config = WanConfig(
+        backbone=sizes,
+        lora=LoraConfig(rank=3),
+        states=StateModulationConfig(hidden=16, null=True),
+        drop_states=0.5,
+        text_length=4,
+        gradient_checkpointing=True,
+    )
+    world = ranks.place(config.build(sizes.build(torch.bfloat16)), CPU).train()
+    latents = torch.randn(2, 6, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    states = torch.randn(2, 77, 25, generator=torch.Generator().manual_seed(2))
+    clips = Batch(latents=latents, states=states, fps=7.5, origins=(Origin(source="drawn", episode=0, start=0),) * 2)
+    figures = steps(world, clips, peak=3e-2)
+    made = world.eval().forecast(latents[:, :2], states, latents[:, 2:], sampling=FlowSampling(steps=2, guidance=2.0))
+    return {"figures": figures, "made": made.flatten()[:50].tolist(), "saved": sorted(changing_state(world))}
+
+
+def vae(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """A small Wan VAE, whose blocks hand each other lists that they write into; the same clips on every rank."""
+    del folder
+    torch.manual_seed(0)
+    config = WanVAEConfig(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=4,
+        dim_mult=(1, 1, 1),
+        num_res_blocks=1,
+        temporal_downsample=(True, True),
+        latents_mean=(),
+        latents_std=(),
+    )
+    model = ranks.place(config.build(), CPU).train()
+    frames = torch.randint(0, 256, (2, 5, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    origins = (Origin(source="drawn", episode=0, start=0),) * 2
+    clips = Batch(frames=frames, states=torch.zeros(2, 5, 1), fps=30.0, origins=origins)
+    figures = steps(model, clips, peak=1e-3)
+    model.eval().measure_statistics([clips])
+    made = model.encode(frames)
+    return {"figures": figures, "made": made.flatten()[:50].tolist(), "saved": sorted(changing_state(model))}
+
+
+def steps(model: Any, clips: Batch, *, peak: float) -> list[list[float]]:
+    """Loss and gradient norm of three optimizer steps on the same clips and noise."""
+    optimizer, figures = build_optimizer(OptimizerConfig(peak=peak), model), []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss, _ = model.loss(clips, torch.Generator().manual_seed(0))
+        loss.backward()
+        norm = gathered(nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        optimizer.step()
+        figures.append([loss.item(), norm.item()])
+    return figures
+
+
+JOBS = {job.__name__: job for job in (adapt, adapted_again, learn, shares, agree, diverge, wan, vae)}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    target, *names = sys.argv[1:]
+    with Ranks.start("cpu") as group:
+        for name in names:
+            result = JOBS[name](Path(target), group)
+            write_json(Path(target) / f"{name}.{group.rank}.json", result)

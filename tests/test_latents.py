@@ -1,0 +1,276 @@
+"""Latents on disk: encoded once, resumable, never of another VAE; and the world trained and used on them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import TWO_JOINTS, write_squares
+from latent_builders import PATTERN, small_vae, world_run
+
+from worldline.data.clips import Clips, DataConfig, open_clips
+from worldline.data.latents import LatentSource
+from worldline.data.open import open_source
+from worldline.data.windows import FramePattern, source_windows
+from worldline.evaluation.held_out import held_out
+from worldline.evaluation.sampling import COPY, SINGLE, SamplingProtocol, evaluate_sampling
+from worldline.forecasting.latents import LatentForecaster
+from worldline.forecasting.load import SamplingChoice, load_forecaster
+from worldline.process.flow import FlowSampling
+from worldline.rundir import RunDir, load_tensors
+from worldline.schema import DataError, UsageError
+from worldline.tokenizers.encode import EncodeReport, encode
+from worldline.tokenizers.load import fingerprint, load_vae
+from worldline.training.loop import train
+
+pytest.importorskip("diffusers", reason="needs the extra `wan`")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three episodes to train on and one to judge on, a VAE, and the latents of the former."""
+    root = tmp_path_factory.mktemp("latents")
+    write_squares(root / "train", 3, length=93)
+    write_squares(root / "val", 1, length=93, first=9)
+    small_vae(root / "vae")
+    encode_into(root, root / "encoded")
+    return root
+
+
+def encode_into(root: Path, out: Path, **changes: object) -> EncodeReport:
+    options: dict[str, object] = {
+        "fingerprint": fingerprint(root / "vae"),
+        "episodes": [0, 1, 2],
+        "pattern": PATTERN,
+        "window_stride": 8,
+        "contract": {"image_size": 16, "conditioning": "state", "camera": None},
+        "size": 16,
+    }
+    vae = load_vae(root / "vae")
+    return encode(open_source(root / "train"), vae, out, **{**options, **changes})  # pyright: ignore[reportArgumentType]
+
+
+def latents_of(path: Path) -> LatentSource:
+    source = open_source(path)
+    assert isinstance(source, LatentSource)
+    return source
+
+
+# --- on disk ---
+
+
+def test_a_window_on_disk_is_what_the_vae_makes_of_it_now(place: Path) -> None:
+    encoded, original = latents_of(place / "encoded"), open_source(place / "train")
+    assert encoded.layout == TWO_JOINTS
+    clip = encoded.read(2, 16, 93)
+    frames = original.read(2, 16, 93).frames
+    assert clip.latents is not None
+    assert frames is not None
+    now = load_vae(place / "vae").encode(frames[list(PATTERN.frames)][None])[0]
+    torch.testing.assert_close(clip.latents, now, rtol=2e-3, atol=2e-3)  # float16 on disk
+    np.testing.assert_array_equal(clip.states.numpy(), original.read_states(2, 16, 93))
+
+
+def test_every_window_is_there_and_no_other(place: Path) -> None:
+    encoded = latents_of(place / "encoded")
+    clips = Clips(encoded, source_windows(encoded, window=77, stride=8), pattern=FramePattern.consecutive(77))
+    assert [(c.origin.episode, c.origin.start) for c in clips] == [(e, s) for e in range(3) for s in (0, 8, 16)]
+    with pytest.raises(UsageError, match="77 frames at multiples of 8, not of 77 at 4"):
+        encoded.read(0, 4, 81)
+    with pytest.raises(UsageError, match="not of 60 at 8"):
+        encoded.read(0, 8, 68)
+
+
+def test_a_killed_encoding_is_refused_then_carried_on(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    encode_into(place, out)
+    expected = {p.name: p.read_bytes() for p in out.iterdir()}
+    (out / "metadata.json").unlink()
+    (out / "latents_1.npy").unlink()
+    with pytest.raises(DataError, match="2 episodes, encoding unfinished"):
+        open_source(out)
+    assert encode_into(place, out).reused == 2
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == expected
+
+
+def test_two_processes_share_the_work(place: Path, tmp_path: Path) -> None:
+    first = encode_into(place, tmp_path / "out", rank=0, world_size=2)
+    assert (first.episodes, first.complete) == (2, False)
+    second = encode_into(place, tmp_path / "out", rank=1, world_size=2)
+    assert (second.episodes, second.complete) == (1, True)
+    whole = {p.name: p.read_bytes() for p in (place / "encoded").iterdir()}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == whole
+
+
+def test_latents_of_other_settings_never_mix(place: Path, tmp_path: Path) -> None:
+    encode_into(place, tmp_path / "out")
+    with pytest.raises(UsageError, match="another window_stride"):
+        encode_into(place, tmp_path / "out", window_stride=4)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("dear")
+    with pytest.raises(UsageError, match="not empty"):
+        encode_into(place, tmp_path / "full")
+
+
+def test_frames_that_do_not_fit_the_vae_are_refused(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="20 frames do not fit"):
+        encode_into(place, tmp_path / "out", pattern=FramePattern(window=77, stride=4))
+    with pytest.raises(UsageError, match="stride"):
+        encode_into(place, tmp_path / "out", size=12)
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_latents_are_named(place: Path, tmp_path: Path) -> None:
+    encode_into(place, tmp_path / "out")
+    path = tmp_path / "out/latents_0.npy"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match="latents_0"):
+        open_source(tmp_path / "out").read(0, 0, 77)
+
+
+# --- training ---
+
+
+def test_it_trains_on_latents_on_a_cache_and_straight_from_video_alike(place: Path, tmp_path: Path) -> None:
+    vae = place / "vae"
+    cached = world_run(place / "train", place / "val", vae)
+    cached = replace(cached, data=replace(cached.data, cache=tmp_path / "cache"))
+    encode_into(place, tmp_path / "val_encoded", episodes=[0])
+    on_disk = world_run(place / "encoded", tmp_path / "val_encoded", vae)
+    video = world_run(place / "train", place / "val", vae)
+    losses = {}
+    for name, config in {"cached": cached, "on disk": on_disk, "video": video}.items():
+        train(config, tmp_path / name)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["train/loss"] for line in lines]
+    assert losses["cached"] == losses["on disk"], "a cache is the same folder under another name"
+    np.testing.assert_allclose(losses["video"], losses["on disk"], rtol=2e-3)  # float16 on disk
+    assert "val/psnr_db" in json.loads((tmp_path / "video/metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_latents_of_another_vae_are_refused(place: Path, tmp_path: Path) -> None:
+    other, _ = small_vae(tmp_path / "other", seed=5)
+    with pytest.raises(UsageError, match="encoded with another VAE"):
+        train(world_run(place / "encoded", place / "encoded", other), tmp_path / "run")
+
+
+def test_a_stopped_run_resumes_bit_for_bit(place: Path, tmp_path: Path) -> None:
+    data = replace(world_run(place / "train", place / "val", place / "vae").data, cache=tmp_path / "cache")
+    whole = world_run(place / "train", place / "val", place / "vae", data=data)
+    train(whole, tmp_path / "whole")
+    train(replace(whole, max_minutes=0.0), tmp_path / "parts")  # one step, then out of time
+    train(whole, tmp_path / "parts", resume=True)
+    a, b = (load_tensors(tmp_path / run / "checkpoints/step_0000004/model.safetensors") for run in ("whole", "parts"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- use ---
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Path:
+    train(world_run(place / "train", place / "val", place / "vae"), place / "run")
+    return place / "run"
+
+
+def forecaster_of(run: Path, **choice: object) -> LatentForecaster:
+    flow = FlowSampling(steps=2)
+    loaded = load_forecaster(run, choice=SamplingChoice(flow=flow, **choice))  # pyright: ignore[reportArgumentType]
+    assert isinstance(loaded.forecaster, LatentForecaster)
+    return loaded.forecaster
+
+
+def test_a_run_folder_is_enough_to_forecast(run: Path, place: Path) -> None:
+    forecaster = forecaster_of(run, num_samples=3)
+    assert (forecaster.context_frames, forecaster.horizon_frames) == (17, 60)
+    assert forecaster.times == (*range(20, 77, 4),)
+    clip = open_source(place / "val").read(0, 0, 77)
+    assert clip.frames is not None
+    made = forecaster.forecast(clip.frames[None, :17], clip.states[None], generator=torch.Generator().manual_seed(0))
+    assert made.frames.shape == (1, 3, 15, 3, 16, 16)
+    assert not torch.equal(made.frames[:, 0], made.frames[:, 1]), "samples differ"
+    with pytest.raises(UsageError, match="17 frames, but 16"):
+        forecaster.forecast(clip.frames[None, :16], clip.states[None])
+
+
+def test_a_seed_means_the_same_forecast_whatever_the_batch(run: Path, place: Path) -> None:
+    source = open_source(place / "train")
+    clips = [source.read(e, 0, 77) for e in range(3)]
+    frames = torch.stack([c.frames[:17] for c in clips if c.frames is not None])
+    states = torch.stack([c.states for c in clips])
+    together = forecaster_of(run, num_samples=2).forecast(frames, states, generator=torch.Generator().manual_seed(4))
+    one_by_one, generator = forecaster_of(run, num_samples=2, rows=1), torch.Generator().manual_seed(4)
+    alone = [one_by_one.forecast(frames[i : i + 1], states[i : i + 1], generator=generator).frames for i in range(3)]
+    difference = (together.frames.int() - torch.cat(alone).int()).abs()
+    assert difference.max() <= 1, "at most a rounding of one grey level"
+
+
+def test_the_future_does_not_leak_into_a_forecast(run: Path, place: Path) -> None:
+    clips = open_clips(
+        DataConfig(path=place / "val", train_episodes="0:0", pattern=FramePattern.consecutive(77)), "val"
+    )
+    clip = clips[0]
+    assert clip.frames is not None
+    forecaster = forecaster_of(run)
+    seen = clip.frames[None, :17].clone()
+    honest = forecaster.forecast(seen, clip.states[None], generator=torch.Generator().manual_seed(0))
+    frames = clip.frames.clone()
+    frames[17:] = 0
+    blinded = forecaster.forecast(frames[None, :17], clip.states[None], generator=torch.Generator().manual_seed(0))
+    assert torch.equal(honest.frames, blinded.frames)
+
+
+def test_averaging_the_repeated_instant_changes_the_last_frame_only(run: Path, place: Path) -> None:
+    clip = open_source(place / "val").read(0, 0, 77)
+    assert clip.frames is not None
+    made = [
+        forecaster_of(run, average_repeats=on).forecast(
+            clip.frames[None, :17], clip.states[None], generator=torch.Generator().manual_seed(0)
+        )
+        for on in (False, True)
+    ]
+    assert torch.equal(made[0].frames[:, :, :-1], made[1].frames[:, :, :-1])
+    assert not torch.equal(made[0].frames[:, :, -1], made[1].frames[:, :, -1])
+
+
+def test_the_protocol_scores_every_row_and_says_what_it_did_not_compute(run: Path, place: Path) -> None:
+    loaded = load_forecaster(run, choice=SamplingChoice(flow=FlowSampling(steps=2), num_samples=3))
+    forecaster = loaded.forecaster
+    clips = held_out(run, loaded.contract, window=77, stride=8, data=place / "train")
+    evaluation = evaluate_sampling(
+        forecaster,
+        clips,
+        protocol=SamplingProtocol(num_clips=4, means=(2,), batch_size=3),
+        run=run,
+        out=RunDir(run).evaluation,
+        settings={"steps": 2},
+    )
+    names = [row.name for row in evaluation.rows]
+    assert names[:4] == ["mean of 3", "mean of 2", SINGLE, "medoid"]
+    assert {"states of another clip", COPY, "copy, blurred", "tokenizer round trip"} <= set(names)
+    assert {"lpips", "fid", "blind to states"} <= set(evaluation.not_computed)
+    copy = next(row for row in evaluation.rows if row.name == COPY)
+    expected = []
+    for number in (0, 3, 5, 8):  # evenly spread over nine
+        frames = clips[number].frames
+        assert frames is not None
+        expected.append(10 * np.log10(255**2 / (frames[76].double() - frames[16].double()).square().mean().item()))
+    assert copy.metrics["psnr_db_last"].mean == pytest.approx(np.mean(expected), abs=1e-3)
+    assert len(evaluation.curves["psnr_db"][SINGLE]) == 15
+    assert (run / "evaluation/forecasts.npz").exists()
+
+
+def test_numbers_do_not_depend_on_the_batch_size(run: Path, place: Path, tmp_path: Path) -> None:
+    loaded = load_forecaster(run, choice=SamplingChoice(flow=FlowSampling(steps=2), num_samples=2))
+    clips = held_out(run, loaded.contract, window=77, stride=8, data=place / "train")
+    found = []
+    for size in (1, 4):
+        protocol = SamplingProtocol(num_clips=4, batch_size=size)
+        evaluation = evaluate_sampling(
+            loaded.forecaster, clips, protocol=protocol, run=run, out=tmp_path / str(size), settings={}
+        )
+        found.append({row.name: row.metrics["psnr_db_last"].mean for row in evaluation.rows})
+    assert found[0] == pytest.approx(found[1], abs=0.02)

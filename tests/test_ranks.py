@@ -1,0 +1,310 @@
+"""Training over two processes: it is the training of one, the model is really sharded, and checkpoints fit both."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks_worker
+import torch
+from builders import SMALL_TOKENIZER, SMALL_WORLD, write_followed_tokens, write_squares
+from torch import nn
+
+from worldline.data.augment import AugmentConfig
+from worldline.data.clips import DataConfig
+from worldline.files import write_json
+from worldline.nn.load import changing_state, load_weights
+from worldline.rundir import RunDir, load_tensors, to_json
+from worldline.schema import DataError, UsageError
+from worldline.training.checkpoint import restore, save_checkpoint
+from worldline.training.config import TrainConfig
+from worldline.training.loop import train
+from worldline.training.optimizer import OptimizerConfig
+from worldline.training.ranks import Ranks, shards_of, whole
+from worldline.worlds.load import load_world
+
+
+def _world(tmp: Path, **changes: Any) -> TrainConfig:
+    """A world whose training has no randomness, with all else that could differ between one rank and two."""
+    if not (tmp / "tokens").exists():
+        write_followed_tokens(tmp / "tokens/train", 4)
+        write_followed_tokens(tmp / "tokens/val", 2, seed=1)
+    return replace(
+        TrainConfig(
+            model=replace(SMALL_WORLD, dropout=0.0, normalise_states=True),
+            data=DataConfig(path=tmp / "tokens/train", val_path=tmp / "tokens/val", window_stride=17),
+            optimizer=OptimizerConfig(peak=1e-3, warmup_steps=1, clip_norm=1.0, ema_decay=0.8),
+            batch_size=8,
+            accumulate=2,
+            steps=4,
+            device="cpu",
+            log_every=1,
+            evaluate_every=2,
+            checkpoint_every=2,
+            keep_checkpoints=3,
+            validation_clips=4,
+        ),
+        **changes,
+    )
+
+
+def _launch(command: list[str], *, processes: int = 2) -> list[str]:
+    """Run a command as so many processes, as torchrun does; give what each wrote on stderr."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    started = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(i), "LOCAL_RANK": str(i)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+    try:
+        errors = [process.communicate(timeout=600)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * processes, "\n".join(errors)
+    return errors
+
+
+def _work(folder: Path, *jobs: str) -> dict[str, list[dict[str, Any]]]:
+    """Have two processes do jobs of ranks_worker.py; their results by job, in order of rank."""
+    _launch([sys.executable, ranks_worker.__file__, str(folder), *jobs])
+    return {job: [json.loads((folder / f"{job}.{rank}.json").read_text()) for rank in range(2)] for job in jobs}
+
+
+def _log(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def _tensors(run: Path, name: str, step: int) -> dict[str, torch.Tensor]:
+    return load_tensors(RunDir(run).checkpoint(step) / f"{name}.safetensors")
+
+
+def _assert_equal(one: Path, two: Path, step: int) -> None:
+    """The files of two checkpoints, bit for bit."""
+    for name in ("model", "trainer"):
+        expected, found = _tensors(one, name, step), _tensors(two, name, step)
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            assert value.dtype == found[key].dtype
+            assert torch.equal(value, found[key]), key
+
+
+def _assert_close(one: Path, two: Path, step: int) -> None:
+    """Figures and weights up to rounding.
+
+    Adding a bias to all keys of an attention changes nothing, so its gradient is rounding noise, which AdamW scales up.
+    """
+    for expected, found in zip(_log(one), _log(two), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+    for name in ("model", "trainer"):
+        expected, found = _tensors(one, name, step), _tensors(two, name, step)
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            if name == "model" and not key.endswith("k_norm.bias"):
+                torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=key)
+
+
+def _cut(run: Path, to: Path, step: int) -> None:
+    """A copy of a run as if it had been killed right after the checkpoint of a step."""
+    shutil.copytree(run, to)
+    for checkpoint in (to / "checkpoints").iterdir():
+        if checkpoint != RunDir(to).checkpoint(step):
+            shutil.rmtree(checkpoint)
+
+
+# --- two processes ---
+
+
+def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path: Path) -> None:
+    config = _world(tmp_path)
+    train(config, tmp_path / "one")
+    _cut(tmp_path / "one", tmp_path / "one_then_two", 2)
+    ranks_worker.adapt(tmp_path, Ranks())
+    write_json(tmp_path / "config.json", to_json(TrainConfig, config))
+    done = _work(tmp_path, "learn", "shares", "agree", "adapt", "adapted_again")
+
+    _assert_close(tmp_path / "one", tmp_path / "two", 4)
+    _assert_close(tmp_path / "one", tmp_path / "one_then_two", 4)
+    assert done["learn"][0] == done["learn"][1], "figures are means over the ranks"
+    load_world(tmp_path / "two")  # by one process, as any other
+    _cut(tmp_path / "two", tmp_path / "two_then_one", 2)
+    train(config, tmp_path / "two_then_one", resume=True)
+    _assert_close(tmp_path / "two", tmp_path / "two_then_one", 4)
+
+    _assert_sharded(done["shares"])
+    _assert_agreed(done["agree"])
+    _assert_adapted(tmp_path, done["adapt"])
+
+
+def _assert_sharded(shares: list[dict[str, Any]]) -> None:
+    """Every parameter is on both ranks in part, and each rank holds about half of all."""
+    by_rank = [found["shares"] for found in shares]
+    buffers = {"states.mean", "states.scale"}
+    assert {name for name, (here, _) in by_rank[0].items() if here is None} == buffers
+    for name in by_rank[0].keys() - buffers:
+        assert by_rank[0][name][0] + by_rank[1][name][0] == by_rank[0][name][1], name
+    total = sum(size for name, (_, size) in by_rank[0].items() if name not in buffers)
+    for found in by_rank:
+        assert sum(here or 0 for here, _ in found.values()) == pytest.approx(total / 2, rel=0.05)
+
+
+def _assert_agreed(said: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(said):
+        assert found["mean"] == {"rank": 0.5, "one": 1.0}
+        assert found["broken"], "a loss that is no number on one rank is none on all"
+        assert found["told"] == "from 0"
+        assert found["failed"] == ["no such data", "rank 0 stopped: UsageError: no such data"][rank]
+        assert found["scratch"] == (rank == 1), "only rank 0 prepares into the run folder"
+        assert found["there_before"] == rank, "rank 0 goes first"
+
+
+def _assert_adapted(folder: Path, done: list[dict[str, Any]]) -> None:
+    """A frozen bfloat16 base under float32 adapters: trained alike, and never saved."""
+    one, two = folder / "adapted_1", folder / "adapted_2"
+    trainable = {f"blocks.{i}.{name}" for i in range(3) for name in ("down", "up", "nothing")}
+    for run in (one, two):
+        assert _tensors(run, "model", 0).keys() == {*trainable, "first.weight", "first.bias", "rare", "scale"}
+        for key, value in _tensors(one, "model", 0).items():
+            torch.testing.assert_close(_tensors(run, "model", 0)[key], value, rtol=1e-4, atol=1e-5)
+    assert done[0] == done[1]
+    _assert_equal(one, folder / "adapted_again", 0)
+    state = ranks_worker.adapted(Ranks())
+    restore(RunDir(two), state)
+    save_checkpoint(RunDir(folder / "adapted_back"), state, {}, keep=1)
+    _assert_equal(two, folder / "adapted_back", 0)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_stops_every_rank_with_the_same_words(tmp_path: Path) -> None:
+    config = _world(tmp_path, optimizer=OptimizerConfig(peak=1e30, warmup_steps=0))
+    write_json(tmp_path / "diverging.json", to_json(TrainConfig, config))
+    one, two = (found["message"] for found in _work(tmp_path, "diverge")["diverge"])
+    assert one == two
+    assert "at step 1" in one
+    assert one.count("Origin(") == 4, "the clips of the rank that met it"
+
+
+@pytest.mark.slow
+def test_the_models_of_the_sampling_track_train_sharded_as_whole(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    done = _work(tmp_path, "wan", "vae")
+    for job, expected in (("wan", ranks_worker.wan(tmp_path, Ranks())), ("vae", ranks_worker.vae(tmp_path, Ranks()))):
+        for found in done[job]:
+            torch.testing.assert_close(
+                torch.tensor(found["figures"]), torch.tensor(expected["figures"]), rtol=1e-3, atol=0
+            )
+            torch.testing.assert_close(
+                torch.tensor(found["made"]), torch.tensor(expected["made"]), rtol=1e-2, atol=1e-2
+            )
+            assert found["saved"] == expected["saved"]
+        assert expected["figures"][2][0] < expected["figures"][0][0], "three steps on the same clips lower the loss"
+
+
+@pytest.mark.slow
+def test_torchrun_trains_a_tokenizer_by_the_command_line(tmp_path: Path) -> None:
+    write_squares(tmp_path / "raw", 3)
+    data = DataConfig(
+        path=tmp_path / "raw",
+        train_episodes=":-1",
+        val_episodes="-1:",
+        image_size=16,
+        window_stride=5,
+        cache=tmp_path / "cache",
+        augment=AugmentConfig(),
+    )
+    config = _world(tmp_path, model=replace(SMALL_TOKENIZER, past=0), data=data, accumulate=1)
+    train(config, tmp_path / "one")
+    _cut(tmp_path / "one", tmp_path / "run", 2)
+    script = "from worldline.cli.main import main; main()"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command += [sys.executable, "-c", script, "train", "--resume", str(tmp_path / "run"), "--json"]
+    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=600, env={**clean, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == 4, "one rank reports"
+    for expected, found in zip(_log(tmp_path / "one"), _log(tmp_path / "run"), strict=True):
+        losses = {name: value for name, value in expected.items() if name.endswith("/loss")}
+        assert {name: found[name] for name in losses} == pytest.approx(losses, rel=1e-3)
+
+
+# --- one process ---
+
+
+@pytest.mark.parametrize(("batch", "fits"), [(10, 8), (2, 4), (7, 4)])
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_done(tmp_path: Path, batch: int, fits: int) -> None:
+    with pytest.raises(UsageError, match=rf"a batch of {batch} .* 4 processes; .* --batch-size {fits}$"):
+        train(_world(tmp_path, batch_size=batch), tmp_path / "run", ranks=Ranks(rank=1, world_size=4))
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_torchrun_did_not_start_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UsageError, match="torchrun"), Ranks.start("cpu"):
+        pass
+
+
+def test_blocks_are_the_elements_of_a_models_own_lists_or_what_it_names() -> None:
+    model = SMALL_WORLD.build()
+    model.alone = nn.ModuleList([nn.Linear(2, 2)])
+    model.further_in = nn.Sequential(nn.ModuleList(nn.Linear(2, 2) for _ in range(2)))
+    assert shards_of(model) == list(model.blocks)
+    model.shards = ()  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    assert shards_of(model) == []
+
+
+# --- what is saved ---
+
+
+def test_all_but_frozen_parameters_is_saved_and_loaded_strictly(tmp_path: Path) -> None:
+    model = ranks_worker.Adapted()
+    state = changing_state(model)
+    assert model.state_dict().keys() - state.keys() == {
+        f"blocks.{i}.base.{w}" for i in range(3) for w in ("weight", "bias")
+    }
+    assert changing_state(SMALL_WORLD.build()).keys() == SMALL_WORLD.build().state_dict().keys()
+    load_weights(model, {name: value + 1 for name, value in state.items()}, tmp_path)
+    assert torch.equal(model.scale, torch.full((2,), 1.5))
+    for wrong in (
+        {"rare": torch.ones(5)},
+        {**state, "blocks.0.base.bias": torch.ones(8)},
+        {**state, "rare": torch.ones(4)},
+    ):
+        with pytest.raises(DataError, match=r"model\.safetensors"):
+            load_weights(model, wrong, tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    ranks_worker.adapt(tmp_path, Ranks())
+    state = ranks_worker.adapted(Ranks())
+    state.model.rare = nn.Parameter(torch.ones(6))
+    with pytest.raises(DataError, match="for example rare"):
+        restore(RunDir(tmp_path / "adapted_1"), state)
+
+
+def test_one_process_gathers_nothing_and_copies_nothing() -> None:
+    weights = SMALL_WORLD.build().state_dict()
+    kept = whole(weights, keep=True)
+    assert all(kept[name] is value for name, value in weights.items())
+    assert whole(weights, keep=False) == {}

@@ -1,0 +1,466 @@
+"""Frames to continuous latents and back: strides, causality to the bit, statistics, training, published files."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from builders import moving_square, noise_frames, randomise, small_tokenizer
+from torch import Tensor
+
+from worldline.rundir import read_model, write_model
+from worldline.schema import Batch, DataError, LatentGrid, Origin, UsageError
+from worldline.tokenizers.load import describe, fingerprint, load_tokenizer, load_vae
+from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer, to_signed
+from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
+from worldline.tokenizers.wan_vae_keys import ORIGINAL_NAME, diffusers_name, read_tensors
+
+pytest.importorskip("diffusers", reason="needs the extra `wan`")
+
+SMALL = WanVAEConfig(
+    base_dim=4,
+    decoder_base_dim=4,
+    z_dim=3,
+    dim_mult=(1, 2, 2),
+    num_res_blocks=1,
+    temporal_downsample=(True, True),
+    latents_mean=(0.5, -1.0, 0.0),
+    latents_std=(2.0, 0.5, 1.0),
+)
+"""Stride 8 in space, 4 in time."""
+WAN21 = replace(SMALL, is_residual=False, patch_size=1, temporal_downsample=(True, True, False), dim_mult=(1, 2, 2, 2))
+
+
+def vae(config: WanVAEConfig = SMALL, seed: int = 0) -> WanVAETokenizer:
+    tokenizer = config.build()
+    randomise(tokenizer, seed, std=0.2)
+    return tokenizer.eval()
+
+
+def batch(frames: Tensor) -> Batch:
+    count = frames.shape[0]
+    origins = (Origin(source="drawn", episode=0, start=0),) * count
+    return Batch(frames=frames, states=torch.zeros(count, frames.shape[1], 1), fps=30.0, origins=origins)
+
+
+def squares(clips: int, frames: int) -> Tensor:
+    drawn = [torch.from_numpy(moving_square(frames, seed=seed)[0]) for seed in range(clips)]
+    return torch.stack(drawn).permute(0, 1, 4, 2, 3).contiguous()
+
+
+# --- shapes and pixels ---
+
+
+@pytest.mark.parametrize("config", [SMALL, WAN21])
+@pytest.mark.parametrize(("frames", "latents"), [(1, 1), (5, 2), (21, 6)])
+def test_four_frames_to_a_latent_after_the_first(config: WanVAEConfig, frames: int, latents: int) -> None:
+    tokenizer, video = vae(config), noise_frames(2, frames, 3, 16, 24)
+    assert tokenizer.grid(16, 24) == LatentGrid(channels=3, height=2, width=3, temporal_stride=4)
+    encoded = tokenizer.encode(video)
+    assert encoded.shape == (2, latents, 3, 2, 3)
+    assert encoded.dtype == torch.float32
+    decoded = tokenizer.decode(encoded)
+    assert decoded.shape == video.shape
+    assert decoded.dtype == torch.uint8
+
+
+def test_it_is_a_latent_tokenizer_and_no_discrete_one() -> None:
+    assert isinstance(vae(), LatentTokenizer)
+    assert not hasattr(vae(), "vocab_size")
+    assert not isinstance(vae(), Tokenizer)
+
+
+@pytest.mark.parametrize("frames", [2, 4, 6, 20])
+def test_lengths_off_the_grid_are_refused_not_cut(frames: int) -> None:
+    with pytest.raises(UsageError, match=f"{frames} frames.*1 \\+ a multiple of 4"):
+        vae().encode(noise_frames(1, frames, 3, 16, 16))
+    with pytest.raises(UsageError, match=f"{frames} frames"):
+        vae().loss(batch(noise_frames(1, frames, 3, 16, 16)), torch.Generator())
+
+
+def test_sizes_off_the_stride_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"20x16.*stride 8"):
+        vae().encode(noise_frames(1, 5, 3, 20, 16))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temporal_downsample": (True,)}, "one entry fewer than dim_mult"),
+        ({"temporal_downsample": (True, False)}, "chunks of 4 frames"),
+        ({"latents_mean": (0.0,)}, "latents_mean has 1 numbers for 3 channels"),
+        ({"z_dim": 4}, "latents_mean has 3 numbers for 4 channels"),
+        ({"dim_mult": (1, 2, 4)}, "is_residual needs matching dim_mult"),
+        ({"attn_scales": (1.0,)}, "attn_scales must be empty"),
+    ],
+)
+def test_impossible_configurations_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        replace(SMALL, **changes).build()
+
+
+# --- latents ---
+
+
+def test_latents_are_the_normalised_posterior_mean() -> None:
+    tokenizer, video = vae(), noise_frames(1, 9, 3, 16, 16)
+    posterior = tokenizer.vae.encode(to_signed(video)).latent_dist
+    mean, std = (torch.tensor(numbers).view(3, 1, 1, 1) for numbers in (SMALL.latents_mean, SMALL.latents_std))
+    expected = ((posterior.mean - mean) / std).transpose(1, 2)
+    assert torch.equal(tokenizer.encode(video), expected)
+    assert posterior.std.min() > 0.01, "a sample would differ"
+    decoded = tokenizer.vae.decode(expected.transpose(1, 2) * std + mean).sample
+    torch.testing.assert_close(tokenizer.video_of(expected), decoded)
+
+
+@pytest.mark.parametrize("config", [SMALL, WAN21])
+def test_encoding_a_context_alone_gives_the_same_latents_to_the_bit(config: WanVAEConfig) -> None:
+    tokenizer, video = vae(config), noise_frames(1, 21, 3, 16, 16)
+    whole = tokenizer.encode(video)
+    assert torch.equal(tokenizer.encode(video[:, :5]), whole[:, :2])
+    assert torch.equal(tokenizer.decode(whole[:, :2]), tokenizer.decode(whole)[:, :5])
+
+
+@pytest.mark.parametrize("frame", [0, 1, 4, 5, 8])
+def test_a_frame_changes_its_latent_and_none_before(frame: int) -> None:
+    tokenizer, video = vae(), noise_frames(1, 9, 3, 16, 16)
+    changed = video.clone()
+    changed[:, frame] = noise_frames(1, 3, 16, 16, seed=1)
+    before, after, owner = tokenizer.encode(video), tokenizer.encode(changed), -(-frame // 4)
+    assert torch.equal(before[:, :owner], after[:, :owner])
+    assert not torch.equal(before[:, owner], after[:, owner])
+
+
+def test_both_ways_have_gradients() -> None:
+    tokenizer = vae()
+    video = (to_signed(noise_frames(1, 5, 3, 16, 16)) / 10).requires_grad_()
+    latents = tokenizer.latents_of(video)
+    tokenizer.video_of(latents).square().mean().backward()
+    assert video.grad is not None
+    assert video.grad.abs().amax(dim=(0, 1, 3, 4)).min() > 0, "every frame"
+
+
+def test_slices_change_nothing_and_tiles_leave_seams() -> None:
+    tokenizer, video = vae(), noise_frames(2, 5, 3, 80, 80)
+    whole = tokenizer.encode(video)
+    decoded = tokenizer.video_of(whole)
+    tokenizer.save_memory(slices=True)
+    torch.testing.assert_close(tokenizer.encode(video), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tokenizer.video_of(whole), decoded, rtol=1e-5, atol=1e-5)
+    tokenizer.save_memory(slices=False, tile=32)
+    tiled, pieced = tokenizer.encode(video), tokenizer.video_of(whole)
+    assert tiled.shape == whole.shape
+    assert pieced.shape == decoded.shape
+    assert (tiled - whole).abs().max() > 1e-3
+    assert (pieced - decoded).abs().max() > 1e-3
+    tokenizer.save_memory(slices=False)
+    assert torch.equal(tokenizer.encode(video), whole)
+    with pytest.raises(UsageError, match="multiple of 32"):
+        tokenizer.save_memory(tile=48)
+
+
+# --- statistics ---
+
+
+def test_measured_statistics_are_exact_and_make_latents_standard() -> None:
+    tokenizer = vae().train()
+    clips = [noise_frames(count, 9, 3, 16, 16, seed=count) // count for count in (1, 3, 2)]
+    raw = torch.cat([tokenizer.vae.encode(to_signed(clip)).latent_dist.mean for clip in clips]).detach().double()
+    tokenizer.measure_statistics(batch(clip) for clip in clips)
+    assert tokenizer.training
+    values = raw.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(tokenizer.latents_mean, values.mean(dim=1).float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tokenizer.latents_std, values.std(dim=1, correction=0).float(), rtol=1e-5, atol=1e-6)
+    latents = torch.cat([tokenizer.encode(clip) for clip in clips]).transpose(1, 2).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(latents.mean(dim=1), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(latents.std(dim=1, correction=0), torch.ones(3), rtol=0, atol=1e-4)
+
+
+def test_measured_statistics_are_saved_with_the_weights(tmp_path: Path) -> None:
+    tokenizer, video = vae(replace(SMALL, latents_mean=(), latents_std=())), noise_frames(1, 5, 3, 16, 16)
+    assert tokenizer.latents_mean.tolist() == [0, 0, 0]
+    assert tokenizer.latents_std.tolist() == [1, 1, 1]
+    tokenizer.measure_statistics([batch(video)])
+    write_model(tmp_path, describe(tokenizer), tokenizer.state_dict())
+    loaded = load_vae(tmp_path)
+    assert loaded.config == tokenizer.config
+    assert not loaded.training
+    assert torch.equal(loaded.encode(video), tokenizer.encode(video))
+
+
+def test_nothing_to_measure_is_an_error() -> None:
+    with pytest.raises(UsageError, match="there are none"):
+        vae().measure_statistics([])
+
+
+# --- training ---
+
+
+def test_training_reconstructs_squares() -> None:
+    torch.manual_seed(0)
+    tokenizer = replace(SMALL, base_dim=8, decoder_base_dim=8, latents_mean=(), latents_std=()).build().train()
+    clips = batch(squares(1, 5))
+    optimizer = torch.optim.Adam(tokenizer.parameters(), lr=5e-3)
+    generator, before = torch.Generator().manual_seed(0), 0.0
+    for _ in range(25):
+        loss, figures = tokenizer.loss(clips, generator)
+        before = before or figures["psnr_db"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    error = tokenizer.eval().decode(tokenizer.encode(clips.frames)).float() - clips.frames.float()
+    after = 10 * torch.log10(255**2 / error.square().mean()).item()
+    assert after > before + 5
+    assert tokenizer.loss(clips, generator)[1]["psnr_db"] == pytest.approx(after, abs=0.3), "but for clamp and rounding"
+
+
+@pytest.mark.parametrize("config", [SMALL, WAN21])
+def test_training_passes_equal_diffusers_own(config: WanVAEConfig) -> None:
+    tokenizer, frames = vae(replace(config, l1_weight=0.0, kl_weight=0.0)), noise_frames(2, 13, 3, 16, 16)
+    with torch.no_grad():
+        tokenizer.vae.decoder.conv_out.weight.mul_(0.1)
+    own = tokenizer.vae(to_signed(frames)).sample
+    loss, figures = tokenizer.loss(batch(frames), torch.Generator())
+    assert own.abs().max() < 1, "the clamp does not bite"
+    expected = (own - to_signed(frames)).square().mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    assert figures["psnr_db"] == pytest.approx(10 * torch.log10(4 / expected).item(), abs=1e-3)
+
+
+def test_divergence_has_its_known_values() -> None:
+    tokenizer, clips = vae(), batch(noise_frames(1, 5, 3, 16, 16))
+    with torch.no_grad():
+        tokenizer.vae.quant_conv.weight.zero_()
+        tokenizer.vae.quant_conv.bias.zero_()
+    assert tokenizer.loss(clips, torch.Generator())[1]["kl"] == 0
+    with torch.no_grad():
+        tokenizer.vae.quant_conv.bias[:3] = 1  # mean 1: half a nat
+    assert tokenizer.loss(clips, torch.Generator())[1]["kl"] == pytest.approx(0.5)
+    with torch.no_grad():
+        tokenizer.vae.quant_conv.bias[3:] = 1  # and log-variance 1
+    assert tokenizer.loss(clips, torch.Generator())[1]["kl"] == pytest.approx(0.5 + 0.5 * (torch.e - 2))
+
+
+def test_training_samples_and_evaluation_does_not() -> None:
+    tokenizer, clips = vae(), batch(noise_frames(1, 9, 3, 16, 16))
+
+    def loss(seed: int) -> float:
+        return tokenizer.loss(clips, torch.Generator().manual_seed(seed))[0].item()
+
+    assert loss(0) == loss(1)
+    tokenizer.train()
+    assert loss(0) == loss(0) != loss(1)
+
+
+def test_every_parameter_learns() -> None:
+    tokenizer = vae().train()
+    tokenizer.loss(batch(noise_frames(1, 13, 3, 16, 16)), torch.Generator().manual_seed(0))[0].backward()
+    still = [name for name, value in tokenizer.named_parameters() if value.grad is None or not value.grad.any()]
+    assert still == []
+
+
+def test_training_needs_frames() -> None:
+    empty = Batch(states=torch.zeros(1, 5, 1), fps=30.0, origins=(Origin(source="drawn", episode=0, start=0),))
+    with pytest.raises(UsageError, match="trains on frames"):
+        vae().loss(empty, torch.Generator())
+
+
+# --- Wan2.2's own size and files ---
+
+
+def test_defaults_are_wan22() -> None:
+    with torch.device("meta"):
+        tokenizer = WanVAEConfig().build()
+    assert sum(value.numel() for value in tokenizer.vae.parameters()) == 704_688_668
+    assert tokenizer.grid(512, 512) == LatentGrid(channels=48, height=32, width=32, temporal_stride=4)
+    assert tokenizer.latents_mean[[0, 19, 47]].tolist() == pytest.approx([-0.2289, 0.5109, -0.0667])
+    assert tokenizer.latents_std[[0, 39, 47]].tolist() == pytest.approx([0.4765, 1.6887, 0.7744])
+
+
+def original_name(name: str, num_res_blocks: int = 2) -> str:
+    """The key of the original file, from diffusers' name: written down apart from the code under test."""
+    name = re.sub(r"^quant_conv", "conv1", re.sub(r"^post_quant_conv", "conv2", name))
+    for side, blocks, last in (("encoder", "down", num_res_blocks), ("decoder", "up", num_res_blocks + 1)):
+        inner = f"{blocks}samples"
+        name = re.sub(rf"^{side}\.{blocks}_blocks\.(\d)\.resnets\.", rf"{side}.{inner}.\1.{inner}.", name)
+        name = re.sub(
+            rf"^{side}\.{blocks}_blocks\.(\d)\.{blocks}sampler\.", rf"{side}.{inner}.\1.{inner}.{last}.", name
+        )
+    name = name.replace("mid_block.resnets.0", "middle.0").replace("mid_block.attentions.0", "middle.1")
+    name = name.replace("mid_block.resnets.1", "middle.2")
+    for ours, theirs in (("norm1", "0"), ("conv1", "2"), ("norm2", "3"), ("conv2", "6")):
+        name = re.sub(rf"(s\.\d|middle\.\d)\.{ours}\.", rf"\1.residual.{theirs}.", name)
+    name = name.replace("conv_shortcut", "shortcut").replace("coder.conv_in", "coder.conv1")
+    return name.replace("norm_out", "head.0").replace("conv_out", "head.2")
+
+
+def test_the_original_file_converts_at_full_size() -> None:
+    with torch.device("meta"):
+        model = WanVAEConfig().build().vae
+    expected = model.state_dict()
+    originals = {original_name(name): value for name, value in expected.items()}
+    assert len(originals) == len(expected)
+    assert not originals.keys() & expected.keys()
+    converted = {diffusers_name(key): value for key, value in originals.items()}
+    assert model.load_state_dict(converted, strict=True, assign=True)
+    assert {diffusers_name(name) for name in expected} == expected.keys(), "diffusers' own names stay"
+
+
+@pytest.mark.parametrize(
+    ("original", "ours"),
+    [
+        ("conv1.weight", "quant_conv.weight"),
+        ("conv2.bias", "post_quant_conv.bias"),
+        ("encoder.conv1.weight", "encoder.conv_in.weight"),
+        ("encoder.downsamples.0.downsamples.0.residual.0.gamma", "encoder.down_blocks.0.resnets.0.norm1.gamma"),
+        ("encoder.downsamples.1.downsamples.0.shortcut.weight", "encoder.down_blocks.1.resnets.0.conv_shortcut.weight"),
+        ("encoder.downsamples.1.downsamples.2.time_conv.bias", "encoder.down_blocks.1.downsampler.time_conv.bias"),
+        (
+            "encoder.downsamples.2.downsamples.2.resample.1.weight",
+            "encoder.down_blocks.2.downsampler.resample.1.weight",
+        ),
+        ("encoder.downsamples.3.downsamples.1.residual.6.bias", "encoder.down_blocks.3.resnets.1.conv2.bias"),
+        ("encoder.middle.0.residual.2.weight", "encoder.mid_block.resnets.0.conv1.weight"),
+        ("encoder.middle.1.to_qkv.weight", "encoder.mid_block.attentions.0.to_qkv.weight"),
+        ("encoder.middle.2.residual.3.gamma", "encoder.mid_block.resnets.1.norm2.gamma"),
+        ("encoder.head.0.gamma", "encoder.norm_out.gamma"),
+        ("decoder.middle.1.norm.gamma", "decoder.mid_block.attentions.0.norm.gamma"),
+        ("decoder.upsamples.0.upsamples.2.residual.2.weight", "decoder.up_blocks.0.resnets.2.conv1.weight"),
+        ("decoder.upsamples.0.upsamples.3.time_conv.weight", "decoder.up_blocks.0.upsampler.time_conv.weight"),
+        ("decoder.upsamples.2.upsamples.3.resample.1.bias", "decoder.up_blocks.2.upsampler.resample.1.bias"),
+        ("decoder.head.2.weight", "decoder.conv_out.weight"),
+    ],
+)
+def test_original_keys(original: str, ours: str) -> None:
+    assert diffusers_name(original) == ours
+
+
+def small_original(tokenizer: WanVAETokenizer, file: Path, **changes: Tensor | None) -> Path:
+    tensors = {original_name(name, 1): value for name, value in tokenizer.vae.state_dict().items()}
+    for key, value in changes.items():
+        tensors.pop(key, None)
+        if value is not None:
+            tensors[key] = value
+    torch.save(tensors, file)
+    return file
+
+
+def test_the_original_file_is_read_exactly(tmp_path: Path) -> None:
+    tokenizer, other, video = vae(), vae(seed=1), noise_frames(1, 5, 3, 16, 16)
+    file = small_original(tokenizer, tmp_path / ORIGINAL_NAME)
+    other.vae.load_state_dict(read_tensors([file], other.vae.state_dict()))
+    assert torch.equal(other.encode(video), tokenizer.encode(video))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decoder.head.2.weight": None}, "expected a tensor decoder.conv_out.weight, found none"),
+        ({"decoder.head.2.bias": torch.zeros(5)}, r"expected decoder.head.2.bias of shape \(12,\), found \(5,\)"),
+        ({"decoder.extra": torch.zeros(5)}, "found decoder.extra besides"),
+    ],
+)
+def test_other_weights_are_named_by_their_first_key(tmp_path: Path, changes: dict[str, Tensor], message: str) -> None:
+    tokenizer = vae()
+    file = small_original(tokenizer, tmp_path / ORIGINAL_NAME, **changes)
+    with pytest.raises(DataError, match=message):
+        read_tensors([file], tokenizer.vae.state_dict())
+
+
+def test_a_single_file_is_taken_for_wan22(tmp_path: Path) -> None:
+    file = small_original(vae(), tmp_path / ORIGINAL_NAME)
+    for path in (file, tmp_path):
+        with pytest.raises(DataError, match=r"expected encoder.conv1.weight of shape \(160, 12, 3, 3, 3\), found \(4,"):
+            load_vae(path)
+    file.write_bytes(b"half a download")
+    with pytest.raises(DataError, match=r"torch\.save"):
+        load_vae(file)
+
+
+@pytest.fixture(params=["5GB", "20KB"], ids=["one file", "shards"])
+def download(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, WanVAETokenizer]:
+    """A folder as diffusers writes it, beside nothing else, and what it holds."""
+    tokenizer = vae()
+    tokenizer.vae.save_pretrained(tmp_path / "wan" / "vae", max_shard_size=request.param)
+    return tmp_path / "wan", tokenizer
+
+
+def test_a_folder_of_diffusers_is_read_with_its_configuration(download: tuple[Path, WanVAETokenizer]) -> None:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+    folder, tokenizer = download
+    video = noise_frames(1, 5, 3, 16, 16)
+    theirs = AutoencoderKLWan.from_pretrained(folder / "vae").encode(to_signed(video)).latent_dist.mode()
+    mean, std = (torch.tensor(numbers).view(3, 1, 1, 1) for numbers in (SMALL.latents_mean, SMALL.latents_std))
+    for path in (folder, folder / "vae"):
+        loaded = load_vae(path)
+        assert loaded.config == SMALL
+        assert torch.equal(loaded.encode(video), ((theirs - mean) / std).transpose(1, 2)), "to the bit"
+        torch.testing.assert_close(loaded.encode(video), tokenizer.encode(video))
+        assert not loaded.training
+    assert fingerprint(folder) == fingerprint(folder / "vae")
+    with pytest.raises(UsageError, match="continuous"):
+        load_tokenizer(folder)
+
+
+def test_a_missing_shard_is_named_by_its_first_tensor(tmp_path: Path) -> None:
+    vae().vae.save_pretrained(tmp_path / "vae", max_shard_size="20KB")
+    shards = sorted((tmp_path / "vae").glob("*-of-*.safetensors"))
+    assert len(shards) > 1
+    shards[-1].unlink()
+    with pytest.raises(DataError, match="found none of that name"):
+        load_vae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"AutoencoderKLWan"', '"AutoencoderKL"', "expected an AutoencoderKLWan"),
+        ('"num_res_blocks": 1', '"num_res_blocks": 1, "novelty": true', "novelty"),
+        ('"scale_factor_spatial": 8', '"scale_factor_spatial": 16', "scale_factor_spatial = 8, found 16"),
+    ],
+)
+def test_a_configuration_of_another_model_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    vae().vae.save_pretrained(tmp_path / "vae")
+    config = tmp_path / "vae" / "config.json"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    with pytest.raises(DataError, match=message):
+        load_vae(tmp_path)
+
+
+# --- loading by path ---
+
+
+def test_each_loader_refuses_the_other_kind(tmp_path: Path) -> None:
+    tokenizer, discrete = vae(), small_tokenizer()
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "words").mkdir()
+    write_model(tmp_path / "vae", describe(tokenizer), tokenizer.state_dict())
+    write_model(tmp_path / "words", describe(discrete), discrete.state_dict())
+    with pytest.raises(UsageError, match="continuous"):
+        load_tokenizer(tmp_path / "vae")
+    with pytest.raises(UsageError, match="fsq-video"):
+        load_vae(tmp_path / "words")
+    with pytest.raises(UsageError, match=ORIGINAL_NAME):
+        load_vae(tmp_path / "nothing")
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    tokenizer = vae()
+    write_model(tmp_path, describe(vae(replace(SMALL, base_dim=8))), tokenizer.state_dict())
+    with pytest.raises(DataError, match=r"the weights model\.json describes"):
+        load_vae(tmp_path)
+
+
+def test_the_fingerprint_is_of_the_weights(tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        (tmp_path / name).mkdir()
+        tokenizer = vae(seed=seed)
+        write_model(tmp_path / name, describe(tokenizer), tokenizer.state_dict())
+        small_original(tokenizer, tmp_path / name / "file.pth")
+    assert read_model(tmp_path / "one")[0]["config"]["kind"] == "wan-vae"
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "same") != fingerprint(tmp_path / "other")
+    files = [fingerprint(tmp_path / name / "file.pth") for name in ("one", "other")]
+    assert files[0] != files[1]
