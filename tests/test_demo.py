@@ -40,9 +40,13 @@ def test_builtin_tokenizer_keeps_held_out_frames(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_demo_judges_trains_and_reports(tmp_path: Path) -> None:
-    done = run_demo(tmp_path / "demo", DemoConfig(steps=2, num_clips=12), lambda *_: None)
+    done = run_demo(
+        tmp_path / "demo", DemoConfig(steps=2, num_clips=12, sampling_clips=6, num_samples=4), lambda *_: None
+    )
     page = done.report.read_text(encoding="utf-8")
     assert "<video" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert _mean(done.builtin, FORECAST, "full_ce") < _mean(done.builtin, UNIGRAM, "full_ce")
     assert _mean(done.builtin, FORECAST, "full_ce") < _mean(done.fresh, FORECAST, "full_ce")
+    assert _mean(done.sampling, "mean of 4", "psnr_db_last") > _mean(done.sampling, "copy last frame", "psnr_db_last")
+    assert _mean(done.sampling, "mean of 4", "psnr_db_last") > _mean(done.sampling, "one sample", "psnr_db_last")

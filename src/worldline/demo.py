@@ -1,4 +1,4 @@
-"""The demo: judge the built-in checkpoints, train the same world from scratch for minutes, write a report.
+"""The demo: judge the built-in worlds of both tracks, train one from scratch for minutes, write a report.
 
 Only calls what the verbs call; needs no network, no GPU and no OpenGL.
 """
@@ -15,7 +15,9 @@ from worldline import builtin
 from worldline.evaluation.compression import Protocol, evaluate_compression
 from worldline.evaluation.held_out import held_out
 from worldline.evaluation.result import Evaluation
-from worldline.forecasting.load import load_forecaster
+from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
+from worldline.forecasting.load import SamplingChoice, load_forecaster
+from worldline.process.flow import FlowSampling
 from worldline.recipes.compression import compression_tiny
 from worldline.report.write import write_report
 from worldline.rundir import RunDir
@@ -33,7 +35,11 @@ class DemoConfig:
     max_minutes: float = 4.0
     """Stop that training after this long, whatever step it is at."""
     num_clips: int = 48
-    """Held-out clips each world is judged on."""
+    """Held-out clips each world over tokens is judged on."""
+    sampling_clips: int = 12
+    """Held-out clips the world over latents is judged on."""
+    num_samples: int = 10
+    """Futures drawn for each of those."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,7 @@ class DemoResult:
     report: Path
     builtin: Evaluation
     fresh: Evaluation
+    sampling: Evaluation
     seconds: float
 
 
@@ -52,11 +59,9 @@ def run_demo(out: Path, config: DemoConfig, report: Report) -> DemoResult:
     """
     began = time.monotonic()
     shutil.rmtree(out, ignore_errors=True)
-    shipped, fresh = out / "builtin", out / "fresh"
-    shipped.mkdir(parents=True)
-    for name in ("config.json", "environment.json", "metrics.jsonl"):
-        shutil.copy(builtin.COMPRESSION_TINY / name, shipped / name)
-    first = _evaluate(builtin.COMPRESSION_TINY, shipped, config, report)
+    shipped, fresh, sampling = out / "builtin", out / "fresh", out / "sampling"
+    first = _evaluate(builtin.COMPRESSION_TINY, _run_of(builtin.COMPRESSION_TINY, shipped), config, report)
+    third = _evaluate_sampling(builtin.SAMPLING_TINY, _run_of(builtin.SAMPLING_TINY, sampling), config, report)
     tiny = compression_tiny()
     recipe = replace(
         tiny,
@@ -70,8 +75,16 @@ def run_demo(out: Path, config: DemoConfig, report: Report) -> DemoResult:
     )
     train(recipe, fresh, report=report)
     second = _evaluate(fresh, fresh, config, report)
-    page = write_report([shipped, fresh], out)
-    return DemoResult(report=page, builtin=first, fresh=second, seconds=time.monotonic() - began)
+    page = write_report([shipped, fresh, sampling], out)
+    return DemoResult(report=page, builtin=first, fresh=second, sampling=third, seconds=time.monotonic() - began)
+
+
+def _run_of(shipped: Path, out: Path) -> Path:
+    """A run folder for results about a built-in, which must not be written into."""
+    out.mkdir(parents=True)
+    for name in ("config.json", "environment.json", "metrics.jsonl"):
+        shutil.copy(shipped / name, out / name)
+    return out
 
 
 def _evaluate(run: Path, out: Path, config: DemoConfig, report: Report) -> Evaluation:
@@ -86,4 +99,19 @@ def _evaluate(run: Path, out: Path, config: DemoConfig, report: Report) -> Evalu
         blind=load_forecaster(builtin.COMPRESSION_TINY_BLIND),
         unigram=np.load(run / "unigram.npy"),
         progress=lambda done, total: report(f"judging {out.name} world", done, total, {}),
+    )
+
+
+def _evaluate_sampling(run: Path, out: Path, config: DemoConfig, report: Report) -> Evaluation:
+    flow = FlowSampling(steps=10)
+    loaded = load_forecaster(run, choice=SamplingChoice(flow=flow, num_samples=config.num_samples))
+    clips = held_out(run, loaded.contract, window=77, stride=20, data=builtin.TWIN_MINI_VAL)
+    return evaluate_sampling(
+        loaded.forecaster,
+        clips,
+        protocol=SamplingProtocol(num_clips=config.sampling_clips),
+        run=run,
+        out=RunDir(out).evaluation,
+        settings={"steps": flow.steps, "guidance": flow.guidance, "sampler": flow.sampler},
+        progress=lambda done, total: report("judging the world over latents", done, total, {}),
     )

@@ -9,7 +9,7 @@ from worldline.cli.console import Progress, show
 from worldline.demo import DemoConfig, run_demo
 from worldline.report.text import text_table
 
-EXAMPLES = """Judge the built-in world, train a fresh one for a few minutes, write a report.
+EXAMPLES = """Judge the built-in worlds of both tracks, train a fresh one for a few minutes, write a report.
 
 Needs no GPU and no network.
 
@@ -28,18 +28,21 @@ class Job:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, run, print both tables and the path of the report."""
+    """Parse, run, print the tables and the path of the report."""
     job = tyro.cli(Job, prog="worldline demo", description=EXAMPLES, args=arguments)
     progress = Progress()
     done = run_demo(job.out, job.config, progress)
     progress.close()
     text = "\n".join(
         [
-            "The built-in world, trained for longer:",
+            "The built-in world over tokens (compression track):",
             text_table(done.builtin),
             "",
-            "The world trained just now:",
+            "The same world, trained just now for minutes:",
             text_table(done.fresh),
+            "",
+            "The built-in world over latents (sampling track), two seconds ahead:",
+            text_table(done.sampling),
             "",
             f"Report: {done.report.resolve()} ({done.seconds:.0f} s in all)",
         ]

@@ -245,9 +245,7 @@ def _check(config: WanVAEConfig) -> None:
     if len(config.temporal_downsample) != len(config.dim_mult) - 1:
         raise UsageError("temporal_downsample needs one entry fewer than dim_mult: one per step between stages")
     if config.temporal_stride != _STRIDE:
-        raise UsageError(
-            f"diffusers' Wan VAE works in chunks of {_STRIDE} frames: two of temporal_downsample must be set"
-        )
+        raise UsageError(f"diffusers' VAE works in chunks of {_STRIDE} frames: set two of temporal_downsample")
     if config.attn_scales:
         raise UsageError("attn_scales must be empty: diffusers' Wan VAE has no use for them")
     for name, values in (("latents_mean", config.latents_mean), ("latents_std", config.latents_std)):
