@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make everything that ships in src/worldline/assets, from nothing. About an hour on two CPU cores; the twin needs
+# Make everything that ships in src/worldline/assets, from nothing. About three hours on two CPU cores; the twin needs
 # OpenGL (EGL or OSMesa), nothing needs a network. The checkpoints are trained by the recipes of the same names, for
 # longer and on more episodes of the same twin than ship; judged on twin_mini/val, whose seed no training set shares.
 set -euo pipefail
@@ -22,5 +22,7 @@ worldline train tokenizer_tiny $data --run $work/tokenizer
 python scripts/ship.py $work/tokenizer $assets/tokenizer_tiny
 worldline train compression_tiny $data --run $work/world
 python scripts/ship.py $work/world $assets/compression_tiny
-worldline train compression_tiny_blind $data --run $work/blind
-python scripts/ship.py $work/blind $assets/compression_tiny_blind
+worldline train vae_tiny $data --run $work/vae
+python scripts/ship.py $work/vae $assets/vae_tiny
+worldline train sampling_tiny $data --tokenizer $work/vae --run $work/sampling
+python scripts/ship.py $work/sampling $assets/sampling_tiny

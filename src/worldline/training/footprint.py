@@ -55,8 +55,14 @@ def follow(
             cuda.leave_autocast()
         held, forward = meter.now, meter.flop
         if backward:
-            torch.autograd.backward(result)  # the method would leave our modes while it runs
+            _backward(result)
     return Pass(held=held, peak=meter.peak, forward_flop=forward, backward_flop=meter.flop - forward)
+
+
+def _backward(result: Tensor) -> None:
+    """As `result.backward()`, which would leave function modes: what is computed again must go by the same rules."""
+    engine = torch.autograd.Variable._execution_engine
+    engine.run_backward((result,), (torch.ones_like(result),), False, False, (), accumulate_grad=True)
 
 
 class Meter(TorchDispatchMode):
@@ -106,7 +112,7 @@ class AsOnCuda(TorchFunctionMode):
         super().__init__()
         self.autocast = autocast
         self.casts: dict[int, Tensor] | None = {}
-        """Trainable weights are cast once in a forward pass, and the casts live as long as it."""
+        """Trainable weights are cast once in the forward pass and kept till its end; after that, at every use."""
 
     def leave_autocast(self) -> None:
         """Drop the cast weights; what is computed again in the backward pass casts anew."""
