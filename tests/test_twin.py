@@ -270,7 +270,9 @@ def test_pictures_change_while_the_robot_acts() -> None:
     steps = np.abs(np.diff(recording.frames.astype(int), axis=0)).mean(axis=(1, 2, 3))
     assert steps.min() > 0
     assert steps.mean() > 0.25  # grey levels over all pixels: the room is muted and mostly an arm moves
-    assert np.abs(np.diff(recording.states[:, :21], axis=0)).max(axis=1).min() > 1e-3
+    moved = np.abs(np.diff(recording.states[:, :21], axis=0)).max(axis=1)
+    assert moved.min() > 0
+    assert moved[8:].min() > 1e-3  # rad per frame, once the arms' first pause of up to a quarter of a second is over
 
 
 def test_rooms_differ_and_each_seed_has_its_own() -> None:

@@ -16,13 +16,13 @@ CACHE = Path("cache")
 
 
 def tokenizer_tiny() -> TrainConfig:
-    """Our FSQ video tokenizer, 1.1 M parameters, 2,560 words, 64x64, on the twin. Runs on two CPU cores.
+    """Our FSQ video tokenizer, 1.1 M parameters, 4,096 words, 64x64, on the twin. Runs on two CPU cores.
 
     Every latent frame stands alone (`past=0`): what does not move keeps its tokens, which a world can predict.
     About 14 minutes on one core. Expected (docs/results.md): a held-out round trip of 28.6 dB.
     """
     return TrainConfig(
-        model=FSQVideoConfig(levels=(8, 8, 8, 5), widths=(64, 192), blocks=(1, 3), past=0),
+        model=FSQVideoConfig(levels=(8, 8, 8, 8), widths=(64, 192), blocks=(1, 3), past=0),
         data=DataConfig(
             path=builtin.TWIN_MINI_TRAIN,
             val_path=builtin.TWIN_MINI_VAL,
@@ -35,7 +35,7 @@ def tokenizer_tiny() -> TrainConfig:
             peak=2e-3, warmup_steps=100, schedule="cosine", weight_decay=0.01, clip_norm=1.0, ema_decay=0.998
         ),
         batch_size=4,
-        steps=6000,
+        steps=5000,
         evaluate_every=500,
         checkpoint_every=500,
     )

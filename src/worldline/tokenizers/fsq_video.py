@@ -40,7 +40,13 @@ class FSQVideoConfig:
     blocks: tuple[int, ...] = (2, 3)
     """Residual blocks of each stage, in encoder and decoder alike."""
     kernel: int = 7
-    """Side of the depthwise convolutions, in positions of their stage."""
+    """Side of the decoder's depthwise convolutions, in positions of their stage."""
+    encoder_kernels: tuple[int, ...] = (3, 1)
+    """The same for each stage of the encoder. Small ones keep a token about what is in its patch and next to it.
+
+    With 7 in every stage an arm that moves changes the tokens of the still wall beside it, and no world can predict
+    those: on the twin 19 % of tokens equalled their predecessor, where 1 leaves 39 %.
+    """
     past: int = 0
     """Latent frames a block looks back. With 0 every latent stands alone, and what does not move keeps its tokens.
 
@@ -71,8 +77,11 @@ class FSQVideoTokenizer(nn.Module):
 
     def __init__(self, config: FSQVideoConfig) -> None:
         super().__init__()
-        if not len(config.widths) == len(config.blocks) == len(config.merges) + 1:
-            raise UsageError("a tokenizer needs one width and one block count per stage: one more than merges")
+        stages = len(config.merges) + 1
+        if not len(config.widths) == len(config.blocks) == len(config.encoder_kernels) == stages:
+            raise UsageError(
+                "a tokenizer needs one width, block count and encoder kernel per stage: one more than merges"
+            )
         if (config.block_frames - 1) % config.temporal_stride:
             raise UsageError(f"block_frames must be 1 + a multiple of {config.temporal_stride}")
         self.config = config
@@ -149,7 +158,7 @@ def _encoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
         if stage:
             stride_t, stride_s = config.merges[stage - 1]
             yield Merge(config.widths[stage - 1], width, stride_t=stride_t, stride_s=stride_s)
-        yield from _blocks(config, stage)
+        yield from _blocks(config, stage, config.encoder_kernels[stage])
     yield nn.LayerNorm(config.widths[-1])
     yield nn.Linear(config.widths[-1], len(config.levels))
 
@@ -157,7 +166,7 @@ def _encoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
 def _decoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
     yield nn.Linear(len(config.levels), config.widths[-1])
     for stage in reversed(range(len(config.widths))):
-        yield from _blocks(config, stage)
+        yield from _blocks(config, stage, config.kernel)
         if stage:
             stride_t, stride_s = config.merges[stage - 1]
             yield Unmerge(config.widths[stage], config.widths[stage - 1], stride_t=stride_t, stride_s=stride_s)
@@ -165,9 +174,9 @@ def _decoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
     yield Unmerge(config.widths[0], 3, stride_t=config.patch[0], stride_s=config.patch[1])
 
 
-def _blocks(config: FSQVideoConfig, stage: int) -> Iterator[nn.Module]:
+def _blocks(config: FSQVideoConfig, stage: int, kernel: int) -> Iterator[nn.Module]:
     for _ in range(config.blocks[stage]):
-        yield CausalBlock(config.widths[stage], kernel=config.kernel, past=config.past, mlp_ratio=config.mlp_ratio)
+        yield CausalBlock(config.widths[stage], kernel=kernel, past=config.past, mlp_ratio=config.mlp_ratio)
 
 
 def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:

@@ -150,6 +150,8 @@ class Ranks:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()  # FSDP takes no other layout; a VAE may lie channels last
         mesh, empty = init_device_mesh(device.type, (self.world_size,)), _set_aside_empty(model, device)
         for block in shards_of(model):
             fully_shard(block, mesh=mesh, ignored_params=empty)
