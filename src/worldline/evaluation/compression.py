@@ -86,8 +86,8 @@ def evaluate_compression(
         raise UsageError(f"{clips.source.path} holds no future tokens: test samples can be forecast, not evaluated")
     if blind is not None and _speech(blind) != _speech(loaded):
         raise UsageError(f"the world in {blind.folder} speaks other tokens than the one in {loaded.folder}")
-    began = time.monotonic()
-    generator = torch.Generator(loaded.forecaster.device).manual_seed(protocol.seed)
+    began, forecaster = time.monotonic(), loaded.over_tokens()
+    generator = torch.Generator(forecaster.device).manual_seed(protocol.seed)
     chosen = spread(len(clips), protocol.num_clips)
     others = foreign_states(clips, chosen)
     tally = Tally()
@@ -103,16 +103,16 @@ def evaluate_compression(
         batch = stack([clips[chosen[i]] for i in now])
         keep = [i - begin for i in now if i in shown]
         foreign = None if others is None else others[now.start : now.stop]
-        _score(tally, loaded.forecaster, batch, foreign, blind, unigram, generator, keep)
+        _score(tally, forecaster, batch, foreign, blind, unigram, generator, keep)
         if progress:
             progress(now.stop, len(chosen))
     write_forecasts(
         out / "forecasts.npz",
         tally,
         rows=(FORECAST, COPY, ROUND_TRIP, SHUFFLED),
-        context=loaded.forecaster.context_frames,
+        context=forecaster.context_frames,
     )
-    sampling = loaded.forecaster.sampling
+    sampling = forecaster.sampling
     evaluation = summarise(
         tally,
         clips,
@@ -120,12 +120,12 @@ def evaluate_compression(
         run=loaded.folder,
         roles=ROLES,
         compared=COMPARED,
-        horizon_frames=loaded.forecaster.horizon_frames,
+        horizon_frames=forecaster.horizon_frames,
         settings={
             "temperature": sampling.temperature,
             "decoding": "greedy" if sampling.temperature == 0 else "sampled",
             "seed": protocol.seed,
-            "vocabulary": loaded.forecaster.grid.vocab_size,
+            "vocabulary": forecaster.grid.vocab_size,
         },
         seconds=time.monotonic() - began,
     )
@@ -155,7 +155,7 @@ def _score(
     if others is not None:
         worlds.append((SHUFFLED, forecaster, others))
     if blind is not None:
-        worlds.append((BLIND, blind.forecaster, batch.states))
+        worlds.append((BLIND, blind.over_tokens(), batch.states))
     for name, one, states in worlds:
         scores = CodeScores(future)
         grids[name] = one.rollout(past, states, generator=generator, watch=scores.add)
@@ -207,4 +207,4 @@ def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
 
 
 def _speech(loaded: Loaded) -> tuple[object, ...]:
-    return loaded.forecaster.grid, loaded.tokenizer
+    return loaded.over_tokens().grid, loaded.tokenizer

@@ -42,6 +42,12 @@ class Loaded:
     tokenizer: str | None = None
     """Fingerprint of the tokenizer behind the world; None where it was trained on tokens as they came."""
 
+    def over_tokens(self) -> TokenForecaster:
+        """The forecaster of a world over tokens. Raises `UsageError` for one over latents."""
+        if not isinstance(self.forecaster, TokenForecaster):
+            raise UsageError(f"{self.folder} holds a world over latents; it has no tokens to be scored")
+        return self.forecaster
+
 
 def load_forecaster(
     path: Path,

@@ -8,7 +8,7 @@ report's words. Knows no backbone and no latent.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from einops import rearrange
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from worldline.schema import UsageError
 
 Kind = Literal["angle", "velocity", "binary", "other"]
-ONEX_KINDS: tuple[Kind, ...] = ("angle",) * 21 + ("binary",) * 2 + ("velocity",) * 2
+ONEX_KINDS = cast(tuple[Kind, ...], ("angle",) * 21 + ("binary",) * 2 + ("velocity",) * 2)
 TimeMode = Literal["downsample", "full"]
 CONVOLUTIONS: dict[TimeMode, tuple[tuple[int, int, int], ...]] = {
     "downsample": ((3, 2, 1), (3, 2, 1)),

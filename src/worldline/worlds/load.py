@@ -31,14 +31,12 @@ def load_world(path: Path, *, weights: Path | None = None) -> tuple[AnyWorld, di
     """
     folder = model_folder(path)
     description, tensors = read_model(folder)
-    config = from_json(WorldConfig, description.get("config"), folder / "model.json")
-    match config:
-        case STTransformerConfig():
-            world = config.build().float()
-        case WanConfig(lora=None):
-            world = config.build().float()
-        case WanConfig():
-            world = config.build(_backbone(config, description, weights, folder))
+    config: STTransformerConfig | WanConfig = from_json(WorldConfig, description.get("config"), folder / "model.json")
+    world: AnyWorld
+    if isinstance(config, WanConfig) and config.lora is not None:
+        world = config.build(_backbone(config, description, weights, folder))
+    else:
+        world = config.build()
     load_weights(world, tensors, folder)
     return world.eval(), description
 
