@@ -90,7 +90,7 @@ def sampling_tiny() -> TrainConfig:
             ema_decay=0.999,
         ),
         batch_size=8,
-        steps=8000,
+        steps=6500,
         evaluate_every=500,
         checkpoint_every=500,
         validation_clips=48,
