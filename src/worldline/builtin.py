@@ -9,7 +9,6 @@ TWIN_MINI_TRAIN = ASSETS / "twin_mini" / "train"
 TWIN_MINI_VAL = ASSETS / "twin_mini" / "val"
 TOKENIZER_TINY = ASSETS / "tokenizer_tiny"
 COMPRESSION_TINY = ASSETS / "compression_tiny"
-COMPRESSION_TINY_BLIND = ASSETS / "compression_tiny_blind"
 VAE_TINY = ASSETS / "vae_tiny"
 SAMPLING_TINY = ASSETS / "sampling_tiny"
 NAMES = {
@@ -17,7 +16,6 @@ NAMES = {
     "twin-mini-val": TWIN_MINI_VAL,
     "tokenizer-tiny": TOKENIZER_TINY,
     "compression-tiny": COMPRESSION_TINY,
-    "compression-tiny-blind": COMPRESSION_TINY_BLIND,
     "vae-tiny": VAE_TINY,
     "sampling-tiny": SAMPLING_TINY,
 }

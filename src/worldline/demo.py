@@ -96,7 +96,6 @@ def _evaluate(run: Path, out: Path, config: DemoConfig, report: Report) -> Evalu
         held_out(run, loaded.contract, window=window, data=builtin.TWIN_MINI_VAL),
         protocol=Protocol(num_clips=config.num_clips),
         out=RunDir(out).evaluation,
-        blind=load_forecaster(builtin.COMPRESSION_TINY_BLIND),
         unigram=np.load(run / "unigram.npy"),
         progress=lambda done, total: report(f"judging {out.name} world", done, total, {}),
     )

@@ -33,7 +33,7 @@ evaluation/metrics.json.
 
 Examples:
   worldline evaluate runs/world --blind runs/world_blind
-  worldline evaluate compression-tiny --blind compression-tiny-blind
+  worldline evaluate compression-tiny
   worldline evaluate sampling-tiny --num-samples 20 --window-stride 8
   worldline evaluate runs/sampling --protocol sampling --num-samples 20 --steps 100 --guidance 1.5
   worldline evaluate runs/tokenizer --num-clips 256 --json
