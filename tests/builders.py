@@ -11,7 +11,9 @@ from worldline.schema import Batch, Origin, StateLayout, TokenGrid
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
-SMALL_TOKENIZER = FSQVideoConfig(levels=(8, 5, 5), widths=(8, 16), blocks=(1, 1), kernel=3, encoder_kernels=(3, 3), past=2)
+SMALL_TOKENIZER = FSQVideoConfig(
+    levels=(8, 5, 5), widths=(8, 16), blocks=(1, 1), kernel=3, encoder_kernels=(3, 3), past=2
+)
 """17 frames of 16x16 -> 3 grids of 2x2, 200 words."""
 SMALL_WORLD = STTransformerConfig(
     grid_height=2,

@@ -75,7 +75,7 @@ def _launch(command: list[str], *, processes: int = 2) -> list[str]:
         for i in range(processes)
     ]
     try:
-        errors = [process.communicate(timeout=600)[1] for process in started]
+        errors = [process.communicate(timeout=1200)[1] for process in started]
     finally:
         for process in started:
             process.kill()
@@ -239,7 +239,7 @@ def test_torchrun_trains_a_tokenizer_by_the_command_line(tmp_path: Path) -> None
     command += [sys.executable, "-c", script, "train", "--resume", str(tmp_path / "run"), "--json"]
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=600, env={**clean, "OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, check=False, timeout=1200, env={**clean, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["step"] == 4, "one rank reports"

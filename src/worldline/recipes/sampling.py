@@ -90,8 +90,8 @@ def sampling_tiny() -> TrainConfig:
             ema_decay=0.999,
         ),
         batch_size=8,
-        steps=6500,
+        steps=4000,
         evaluate_every=500,
         checkpoint_every=500,
-        validation_clips=48,
+        validation_clips=24,
     )

@@ -64,7 +64,9 @@ class Ranks:
                 )
             torch.cuda.set_device(local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-        yield cls(rank, world_size, local_rank, dist.new_group(backend="gloo", timeout=timedelta(days=7)))
+        patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        assert isinstance(patient, dist.ProcessGroup), "every rank is a member"
+        yield cls(rank, world_size, local_rank, patient)
         # Not after an error: other ranks may be in a collective that this one will never join, and torchrun ends them.
         dist.destroy_process_group()
 
