@@ -12,8 +12,10 @@ from worldline.recipes.compression import compression_revontuli, compression_tin
 from worldline.rundir import from_json, to_json
 from worldline.schema import DataError
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
+from worldline.tokenizers.wan_vae import WanVAETokenizer
 from worldline.training.config import TrainConfig
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+from worldline.worlds.wan import WanWorld
 
 each = pytest.mark.parametrize("name", RECIPES)
 
@@ -22,7 +24,8 @@ each = pytest.mark.parametrize("name", RECIPES)
 def test_builds_its_model(name: str) -> None:
     with torch.device("meta"):
         model = RECIPES[name]().model.build()
-    assert isinstance(model, FSQVideoTokenizer if name.startswith("tokenizer") else STTransformer)
+    kinds = {"tokenizer": FSQVideoTokenizer, "compression": STTransformer, "vae": WanVAETokenizer, "sampling": WanWorld}
+    assert isinstance(model, kinds[name.split("_")[0]])
 
 
 @each
