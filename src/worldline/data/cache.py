@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from worldline.data.lerobot import LerobotSource
 from worldline.data.onex import OnexSource
 from worldline.data.source import Source
 from worldline.data.video import resize, stream_frames
-from worldline.files import atomic, write_json
+from worldline.files import atomic, mapped_npy, write_json
 from worldline.schema import (
     Clip,
     DataError,
@@ -182,17 +181,9 @@ def _write(path: Path, source: Source, episode: int, size: int) -> None:
 
 
 def _frames(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        table = _open_map(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(path, expected="cached frames", found=found, fix="Delete it and cache again.") from error
+    fix = "Delete it and cache again."
+    table = mapped_npy(path, what="cached frames", fix=fix)
     if table.shape != shape or table.dtype != np.uint8:
         found = f"{table.dtype}{list(table.shape)}"
-        raise DataError(path, expected=f"uint8{list(shape)}", found=found, fix="Delete it and cache again.")
+        raise DataError(path, expected=f"uint8{list(shape)}", found=found, fix=fix)
     return table
-
-
-@lru_cache(maxsize=4096)
-def _open_map(path: Path, _mtime: int) -> np.ndarray:
-    return np.load(path, mmap_mode="r")

@@ -11,7 +11,6 @@ run: a window is read back exactly where it was encoded. Knows no VAE.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from jaxtyping import Float32
 from worldline.data.checks import check_window
 from worldline.data.source import Source
 from worldline.data.windows import FramePattern
-from worldline.files import atomic, read_json, write_json
+from worldline.files import atomic, mapped_npy, read_json, write_json
 from worldline.schema import Clip, DataError, Episode, LatentGrid, Origin, StateLayout, TokenGrid, UsageError
 
 CLAIM, METADATA = "encode.json", "metadata.json"
@@ -114,26 +113,6 @@ def open_latents(path: Path) -> LatentSource:
     )
 
 
-def claim(out: Path, key: dict[str, Any]) -> None:
-    """Make a folder ours, or check that it is: latents of different settings must never mix.
-
-    Raises:
-        UsageError: it holds latents of other settings, or something else.
-    """
-    if (out / CLAIM).exists():
-        found = read_json(out / CLAIM)
-        differing = [name for name in key if found.get(name) != key[name]]
-        if differing:
-            raise UsageError(
-                f"{out} holds latents made with another {', '.join(differing)}; choose another folder or remove it"
-            )
-        return
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty and was not begun by this command; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / CLAIM, key)
-
-
 def episode_done(out: Path, episode: int) -> bool:
     """Whether an episode's latents are written. They are written last."""
     return (out / f"latents_{episode}.npy").exists()
@@ -172,13 +151,4 @@ def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid,
 
 
 def _table(path: Path) -> np.ndarray:
-    try:
-        return _open_map(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(path, expected="an array", found=found, fix="Encode the data again.") from error
-
-
-@lru_cache(maxsize=4096)
-def _open_map(path: Path, _mtime: int) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
+    return mapped_npy(path, what="an array", fix="Encode the data again.")

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from worldline.data.latents import claim, episode_done, finish, write_episode
+from worldline.data.latents import CLAIM, episode_done, finish, write_episode
 from worldline.data.source import Source
 from worldline.data.video import resize
 from worldline.data.windows import FramePattern, windows
+from worldline.files import claim
 from worldline.schema import UsageError
 from worldline.tokenizers.tokenise import source_fingerprint
 from worldline.tokenizers.tokenizer import LatentTokenizer
@@ -96,17 +97,10 @@ def encode(
         raise UsageError(f"{source.path} holds no frames; there is nothing to encode")
     grid = tokenizer.grid(*((size, size) if size else source.image_size))
     grid.latents_of(len(pattern.frames))
-    claim(
-        out,
-        latent_key(
-            source,
-            fingerprint=fingerprint,
-            episodes=episodes,
-            size=size,
-            pattern=pattern,
-            window_stride=window_stride,
-        ),
+    key = latent_key(
+        source, fingerprint=fingerprint, episodes=episodes, size=size, pattern=pattern, window_stride=window_stride
     )
+    claim(out, CLAIM, key, what="latents")
     count, short, reused = 0, 0, 0
     mine = range(rank, len(episodes), world_size)
     for done, number in enumerate(mine, start=1):

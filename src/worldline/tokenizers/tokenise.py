@@ -20,7 +20,7 @@ from worldline.data.cache import identity
 from worldline.data.onex_write import finish_tokens, token_shard_done, write_token_shard
 from worldline.data.source import Source
 from worldline.data.video import resize
-from worldline.files import read_json, write_json
+from worldline.files import claim
 from worldline.schema import TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
@@ -69,7 +69,7 @@ def tokenise(
     height, width = (size, size) if size else source.image_size
     grid = tokenizer.grid(height, width)
     key = token_key(source, fingerprint=fingerprint, episodes=episodes, size=size, phases=phases)
-    _claim(out, key)
+    claim(out, "tokenise.json", key, what="tokens")
     offsets = [grid.block * phase // phases for phase in range(phases)]
     frames_done, reused, short, left_out = 0, 0, 0, 0
     for shard, episode in enumerate(episodes):
@@ -131,23 +131,6 @@ def source_fingerprint(source: Source, episodes: Sequence[int]) -> str:
 def key_hash(key: dict[str, object]) -> str:
     """Short name of a key, for folders of a cache."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _claim(out: Path, key: dict[str, object]) -> None:
-    """Make `out` ours, or check that it is: shards of different settings must never mix."""
-    claim = out / "tokenise.json"
-    if claim.exists():
-        found = read_json(claim)
-        differing = [name for name in key if found.get(name) != key[name]]
-        if differing:
-            raise UsageError(
-                f"{out} holds tokens made with another {', '.join(differing)}; choose another folder or remove it"
-            )
-        return
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty and was not begun by this command; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(claim, key)
 
 
 def _write_episode(
