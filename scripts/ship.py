@@ -1,6 +1,9 @@
 """Copy a run's latest checkpoint into the package as a built-in: weights in float16, curves thinned.
 
-python scripts/ship.py RUN src/worldline/assets/NAME
+python scripts/ship.py RUN src/worldline/assets/NAME [TOKENIZER]
+
+A world's TOKENIZER is the built-in it is to be used with: what it was trained on, rounded to float16. That is checked,
+and the world then names it.
 """
 
 import json
@@ -9,16 +12,21 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
+
 from worldline.rundir import RunDir, model_folder, new_folder, read_model, write_model
+from worldline.tokenizers.load import fingerprint
 
 MAX_LINES = 200
 ABSOLUTE = re.compile(r"(?<![\w./])/(?:[\w.-]+/)+")
 """Folders of the machine that trained, in front of a file's name: nobody else has them."""
 
 
-def ship(run: Path, out: Path) -> None:
+def ship(run: Path, out: Path, tokenizer: Path | None) -> None:
     description, weights = read_model(model_folder(run))
     description.pop("format")
+    if tokenizer is not None:
+        description["tokenizer"] = _rounded(RunDir(run).tokenizer, tokenizer)
     with new_folder(out) as folder:
         write_model(folder, description, {name: value.half() for name, value in weights.items()})
         if (run / "unigram.npy").exists():
@@ -33,5 +41,14 @@ def ship(run: Path, out: Path) -> None:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+def _rounded(trained_on: Path, shipped: Path) -> str:
+    """The fingerprint of a shipped tokenizer that is what a world was trained on, in float16."""
+    original, rounded = read_model(trained_on)[1], read_model(shipped)[1]
+    different = [name for name, value in original.items() if not torch.equal(value.half(), rounded[name])]
+    if different or original.keys() != rounded.keys():
+        sys.exit(f"{shipped} is not the float16 of {trained_on}: {different[:3]}")
+    return fingerprint(shipped)
+
+
 if __name__ == "__main__":
-    ship(Path(sys.argv[1]), Path(sys.argv[2]))
+    ship(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)

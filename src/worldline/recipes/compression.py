@@ -58,7 +58,7 @@ def compression_tiny() -> TrainConfig:
         tokenizer=builtin.TOKENIZER_TINY,
         optimizer=OptimizerConfig(peak=8e-4, warmup_steps=100, clip_norm=1.0, ema_decay=0.995),
         batch_size=4,
-        steps=6000,
+        steps=5000,
         phases=4,
         evaluate_every=500,
         checkpoint_every=500,
