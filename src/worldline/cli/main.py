@@ -6,6 +6,7 @@ import sys
 VERBS = {
     "data": "info, convert, tokenize, twin: look at data, change its format, make some",
     "train": "train a tokenizer or a world by a recipe",
+    "plan": "say what a training would need: memory, FLOP, settings that fit a card",
     "forecast": "predict what a robot will see, as video",
     "evaluate": "judge a run on held-out data against the baselines",
     "text": "encode a prompt for a Wan world, once",

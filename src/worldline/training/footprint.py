@@ -1,169 +1,266 @@
-"""What a pass over a model would take, in bytes and FLOP, found on the `meta` device: tensors with shape and no memory.
+"""The passes of a run, followed on the `meta` device: from a configuration to bytes and FLOP (`meter.py`).
 
-The real code runs, forward and backward, and nothing is computed. Bytes are those of every tensor storage while it
-lives; FLOP are those of matrix products, convolutions and attention, by PyTorch's own formulas (`flop_counter`).
-Where CUDA saves other tensors than `meta` would, CUDA's way is put in its place. Not counted: memory inside kernels,
-the allocator's rounding and fragments, the CUDA context. Knows no model.
+Sizes that data or other files decide are taken from the configuration: picture size, frames of a window, kinds of
+states, grids and words of tokens. A deep model is followed with three and with four blocks, since every further one
+adds the same, and with a few clips; other numbers lie on straight lines. Knows no cards and no ranks.
 """
 
-import weakref
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
-from torch.utils.flop_counter import flop_registry
+from torch import Tensor, nn
 
-_BFLOAT16 = frozenset({"linear", "conv1d", "conv2d", "conv3d", "matmul", "__matmul__", "mm", "bmm", "addmm", "einsum"})
-_FLOAT32 = frozenset({"layer_norm", "rms_norm", "group_norm", "softmax", "log_softmax", "exp", "log", "pow", "rsqrt"})
-_FLOAT32 |= {"cross_entropy", "nll_loss", "mse_loss", "l1_loss", "interpolate", "norm", "logsumexp", "softplus"}
+from worldline.data.latents import looks_like_latents
+from worldline.files import read_json
+from worldline.rundir import from_json, model_folder
+from worldline.schema import Batch, LatentGrid, Origin, UsageError
+from worldline.tokenizers.fsq_video import FSQVideoConfig
+from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
+from worldline.tokenizers.wan_vae_keys import read_config, vae_files
+from worldline.training.config import TrainConfig
+from worldline.training.meter import Pass, follow
+from worldline.training.validate import PREVIEW_CLIPS
+from worldline.worlds.st_transformer import STTransformerConfig
+from worldline.worlds.wan import WanConfig
 
+DEPTHS = (3, 4)
+"""Blocks with which a deep model is followed. With two, a backward pass has not yet met all that it meets."""
+STATE_DIM = 25
+"""Where the configuration does not say it; tokenizers ignore states."""
 
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """Of one pass. What is there before it (weights, inputs, gradients) is not in the bytes."""
-
-    held: int
-    """Bytes that came to life in the forward pass and wait for the backward pass."""
-    peak: int
-    """Bytes alive at once, at most."""
-    forward_flop: int
-    backward_flop: int
-    """With what is computed a second time, under gradient checkpointing."""
-
-
-def follow(
-    work: Callable[[], Tensor], given: Iterable[Tensor], *, autocast: bool, device: str = "meta", backward: bool = True
-) -> Pass:
-    """Run `work`, and the backward pass of what it returns, and count.
-
-    Args:
-        given: tensors that are there already. Give parameters with their gradients, which are then added into.
-        autocast: as under CUDA's bfloat16 autocast.
-        device: `meta`; on any other the work is really done, in that device's own way, and counted the same.
-    """
-    tensors = [t for tensor in given for t in (tensor, tensor.grad if tensor.is_leaf else None) if t is not None]
-    cuda = AsOnCuda(autocast=autocast) if device == "meta" else None
-    with Meter(tensors, device) as meter, cuda or nullcontext():
-        result = work()
-        if cuda:
-            cuda.leave_autocast()
-        held, forward = meter.now, meter.flop
-        if backward:
-            _backward(result)
-    return Pass(held=held, peak=meter.peak, forward_flop=forward, backward_flop=meter.flop - forward)
+AnyConfig = FSQVideoConfig | WanVAEConfig | STTransformerConfig | WanConfig
 
 
-def _backward(result: Tensor) -> None:
-    """As `result.backward()`, which would leave function modes: what is computed again must go by the same rules."""
-    engine = torch.autograd.Variable._execution_engine
-    engine.run_backward((result,), (torch.ones_like(result),), False, False, (), accumulate_grad=True)
+class Footprint:
+    """The model of a run and its passes, each followed when first asked for.
 
-
-class Meter(TorchDispatchMode):
-    """Adds the bytes of every storage on a device when it comes to life, and takes them off when it dies."""
-
-    def __init__(self, given: Iterable[Tensor], device: str) -> None:
-        super().__init__()
-        self.device = device
-        self.now = self.peak = self.flop = 0
-        self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in given)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        self.flop += _flop(func.overloadpacket, args, kwargs, out)
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
-                self._add(tensor.untyped_storage())
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage not in self.known:
-            self.known.add(storage)
-            weakref.finalize(storage, self._remove, storage.nbytes())
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-
-    def _remove(self, size: int) -> None:
-        self.now -= size
-
-
-def _flop(operation: Any, args: Any, kwargs: Any, out: Any) -> int:
-    if operation is torch.ops.aten.convolution_backward:  # PyTorch's formula forgets the groups
-        gradient, weight, wanted = args[0], args[2], args[-1]
-        return 2 * gradient.numel() * weight[0].numel() * sum(wanted[:2])
-    return flop_registry[operation](*args, **kwargs, out_val=out) if operation in flop_registry else 0
-
-
-class AsOnCuda(TorchFunctionMode):
-    """CUDA's way of the functions whose memory or precision differs there, and an answer to those that need values.
-
-    Autocast's lists are those of PyTorch's `autocast_mode.h`, as far as models here use them. Attention is flash
-    attention, RMSNorm is fused, and dropout keeps one byte for each entry of its mask.
+    Raises:
+        UsageError: a size is in neither configuration nor files, or sizes do not fit each other.
     """
 
-    def __init__(self, *, autocast: bool) -> None:
-        super().__init__()
-        self.autocast = autocast
-        self.casts: dict[int, Tensor] | None = {}
-        """Trainable weights are cast once in the forward pass and kept till its end; after that, at every use."""
+    def __init__(self, config: TrainConfig, vae: WanVAEConfig | None = None) -> None:
+        self.config = config
+        self.autocast = config.autocast and config.device != "cpu"
+        self.model_config = _fitted(config)
+        self.model = build(self.model_config)
+        self.vae: WanVAETokenizer | None = None
+        if isinstance(self.model_config, WanConfig):
+            built = build(_vae_config(config, self.model_config, vae))
+            assert isinstance(built, WanVAETokenizer), "built from its configuration"
+            self.vae = built.eval().requires_grad_(False)
+            _check_latents(self.model_config, self.latent_grid, len(config.data.pattern.frames))
+        self._passes: dict[tuple[Any, ...], Pass] = {}
 
-    def leave_autocast(self) -> None:
-        """Drop the cast weights; what is computed again in the backward pass casts anew."""
-        self.casts = None
+    @property
+    def encodes(self) -> bool:
+        """Whether every step encodes its frames: a world over latents, on video, without a cache."""
+        return self.vae is not None and self.config.data.cache is None and not looks_like_latents(self.config.data.path)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if self.autocast and (name in _BFLOAT16 or name == "scaled_dot_product_attention"):
-            args, kwargs = tree_map(self._low, (args, kwargs))
-        elif self.autocast and name in _FLOAT32:
-            args, kwargs = tree_map(_high, (args, kwargs))
-        match name:
-            case "item":
-                return 0.0
-            case "unique":
-                return args[0].flatten()
-            case "scaled_dot_product_attention":
-                return _attention(*args, **kwargs)
-            case "dropout":
-                return _dropout(*args, **kwargs)
-            case "rms_norm":
-                return _rms_norm(*args, **kwargs)
-            case _:
-                return func(*args, **kwargs)
+    @property
+    def can_checkpoint(self) -> bool:
+        """Whether the model has gradient checkpointing to switch on and off."""
+        return isinstance(self.model_config, WanConfig)
 
-    def _low(self, x: Any) -> Any:
-        if not isinstance(x, Tensor) or x.dtype != torch.float32:
-            return x
-        if self.casts is None or not (x.is_leaf and x.requires_grad):
-            return x.bfloat16()
-        if id(x) not in self.casts:
-            self.casts[id(x)] = x.bfloat16()
-        return self.casts[id(x)]
+    @property
+    def checkpoints(self) -> bool:
+        return isinstance(self.model_config, WanConfig) and self.model_config.gradient_checkpointing
+
+    @property
+    def latent_grid(self) -> LatentGrid:
+        assert self.vae is not None, "asked of a world over latents only"
+        size = _image_size(self.config)
+        return self.vae.grid(size, size)
+
+    def batch(self, clips: int) -> Batch:
+        """What the model's loss reads of so many clips, without values."""
+        return empty_batch(self.model_config, self.config, clips, self.latent_grid if self.vae else None)
+
+    # --- passes ---
+
+    def train(self, clips: int, *, checkpointing: bool) -> Pass:
+        """Forward and backward pass of one piece of a batch."""
+        sampled = _sampled(self.model_config)
+        around = next((pair for pair in pairwise(sampled) if clips < pair[1]), sampled[-2:])
+        ends = (clips, clips) if clips in sampled else around
+        return on_line(clips, *((n, self._train(n, checkpointing)) for n in ends))
+
+    def encode(self, clips: int, *, autocast: bool) -> Pass:
+        """The VAE's encoding of frames."""
+        data, size = self.config.data, _image_size(self.config)
+        shape = (len(data.pattern.frames), 3, size, size)
+        return self._vae_pass("encode", shape, torch.uint8, clips, autocast=autocast)
+
+    def validate(self) -> Pass:
+        """The largest of validation's passes: the loss, frames encoded for it, a preview decoded. No autocast."""
+        wanted = self.config.validation_clips
+        clips = max(1, -(-wanted // max(1, wanted // 8)))  # as `validate` cuts them
+        passes = [self._loss(clips)]
+        if self.vae is not None:
+            assert isinstance(self.model_config, WanConfig), "only such worlds have a VAE"
+            grid = self.latent_grid
+            length = self.model_config.context_latents + self.model_config.horizon_latents
+            shape = (length, grid.channels, grid.height, grid.width)
+            passes.append(self._vae_pass("decode", shape, torch.float32, PREVIEW_CLIPS, autocast=False))
+            passes.append(self.encode(clips, autocast=False))
+        return max(passes, key=lambda found: found.peak)
+
+    def _train(self, clips: int, checkpointing: bool) -> Pass:
+        config = self.model_config
+        if isinstance(config, WanConfig):
+            config = replace(config, gradient_checkpointing=checkpointing)
+        return self._once(("train", clips, checkpointing), lambda c: self._step(c, clips, backward=True), config)
+
+    def _loss(self, clips: int) -> Pass:
+        return self._once(("loss", clips), lambda c: self._step(c, clips, backward=False), self.model_config)
+
+    def _once(self, key: tuple[Any, ...], run: Any, config: AnyConfig) -> Pass:
+        if key not in self._passes:
+            depth = _depth(config)
+            if depth is None or depth <= DEPTHS[-1]:
+                self._passes[key] = run(config)
+            else:
+                self._passes[key] = on_line(depth, *((d, run(_with_depth(config, d))) for d in DEPTHS))
+        return self._passes[key]
+
+    def _step(self, config: AnyConfig, clips: int, *, backward: bool) -> Pass:
+        model, batch, generator = build(config).train(backward), self.batch(clips), torch.Generator().manual_seed(0)
+        give_gradients(model)
+        with torch.set_grad_enabled(backward):
+            return follow(
+                lambda: model.loss(batch, generator)[0],  # pyright: ignore[reportCallIssue]
+                tensors_of(model),
+                autocast=self.autocast and backward,
+                backward=backward,
+            )
+
+    def _vae_pass(self, method: str, shape: tuple[int, ...], dtype: torch.dtype, clips: int, *, autocast: bool) -> Pass:
+        assert self.vae is not None, "asked of a world over latents only"
+        run = getattr(self.vae, method)
+        ends = []
+        for n in (1, 2):
+            key = (method, n, autocast)
+            if key not in self._passes:
+                x = torch.empty(n, *shape, dtype=dtype, device="meta")
+                self._passes[key] = follow(lambda x=x: run(x), tensors_of(self.vae), autocast=autocast, backward=False)
+            ends.append((n, self._passes[key]))
+        return on_line(clips, *ends)
 
 
-def _high(x: Any) -> Any:
-    return x.float() if isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x
+def on_line(x: int, first: tuple[int, Pass], second: tuple[int, Pass]) -> Pass:
+    """The pass at `x`, on the straight line through those at two other numbers."""
+    (x0, low), (x1, high) = first, second
+    ends = {field.name: (getattr(low, field.name), getattr(high, field.name)) for field in fields(Pass)}
+    return Pass(**{name: max(0, a + (b - a) * (x - x0) // max(1, x1 - x0)) for name, (a, b) in ends.items()})
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
-    assert attn_mask is None, "training has no past, so no mask"
-    drop, causal = options.get("dropout_p", 0.0), options.get("is_causal", False)
-    return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, drop, causal)[0]
+def build(config: AnyConfig) -> nn.Module:
+    """A model without memory. A frozen backbone is bfloat16, but for what diffusers keeps in fp32."""
+    with torch.device("meta"):
+        if isinstance(config, WanConfig) and config.lora is not None:
+            return config.build(config.backbone.build(torch.bfloat16)).to("meta")
+        return config.build().to("meta")
 
 
-def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    del inplace
-    return torch.native_dropout(input, p, True)[0] if p > 0 and training else input
+def give_gradients(model: nn.Module) -> None:
+    """Gradients for all that is trained, as a step's second piece finds them."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)
 
 
-def _rms_norm(input: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    """LayerNorm, whose kernel also saves its input and statistics, and a mean besides."""
-    return torch.nn.functional.layer_norm(input, shape, weight, None, eps or 1e-6)
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def empty_batch(
+    model: AnyConfig, config: TrainConfig, clips: int, grid: LatentGrid | None, device: str = "meta"
+) -> Batch:
+    """A batch of the shape that a model reads, of zeros where there is memory."""
+    frames = tokens = latents = None
+    rows, dims = config.data.pattern.window, STATE_DIM
+    match model:
+        case FSQVideoConfig():
+            size, rows = _image_size(config), model.block_frames
+            frames = torch.zeros(clips, rows, 3, size, size, dtype=torch.uint8, device=device)
+        case WanVAEConfig():
+            size, count = _image_size(config), len(config.data.pattern.frames)
+            frames = torch.zeros(clips, count, 3, size, size, dtype=torch.uint8, device=device)
+        case STTransformerConfig():
+            length, dims = model.context_grids + model.horizon_grids, model.state_dim
+            rows = length // (1 + (model.block - 1) // model.temporal_stride) * model.block
+            shape = (clips, length, model.grid_height, model.grid_width)
+            tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+        case WanConfig():
+            assert grid is not None, "a world over latents comes with its VAE"
+            length, dims = model.context_latents + model.horizon_latents, len(model.states.kinds)
+            latents = torch.zeros(clips, length, grid.channels, grid.height, grid.width, device=device)
+    origin = Origin(source="none", episode=0, start=0)
+    states = torch.zeros(clips, rows, dims, device=device)
+    return Batch(states=states, fps=1.0, origins=(origin,) * clips, frames=frames, tokens=tokens, latents=latents)
+
+
+def _fitted(config: TrainConfig) -> AnyConfig:
+    """The model's configuration with what a run takes from its data, as far as the configuration says it."""
+    model, pattern = config.model, config.data.pattern
+    if isinstance(model, WanConfig):
+        return replace(model, states=replace(model.states, taken=pattern.frames, window=pattern.window))
+    return model
+
+
+def _sampled(config: AnyConfig) -> tuple[int, ...]:
+    """Clips with which a pass is followed. Lines bend where a loss in chunks has filled its first."""
+    if not isinstance(config, STTransformerConfig):
+        return (1, 2)
+    full = -(-config.loss_chunk // (config.horizon_grids * config.grid_height * config.grid_width))
+    return (1, full, 2 * full) if full > 1 else (1, 2)
+
+
+def _depth(config: AnyConfig) -> int | None:
+    match config:
+        case STTransformerConfig():
+            return config.layers
+        case WanConfig():
+            return config.backbone.num_layers
+        case _:
+            return None
+
+
+def _with_depth(config: AnyConfig, depth: int) -> AnyConfig:
+    match config:
+        case STTransformerConfig():
+            return replace(config, layers=depth)
+        case WanConfig():
+            return replace(config, backbone=replace(config.backbone, num_layers=depth))
+        case _:
+            return config
+
+
+def _image_size(config: TrainConfig) -> int:
+    if config.data.image_size is None:
+        raise UsageError("the pictures' size decides what is needed, and data are not opened: give --data.image-size")
+    return config.data.image_size
+
+
+def _vae_config(config: TrainConfig, world: WanConfig, given: WanVAEConfig | None) -> WanVAEConfig:
+    """Of the VAE named by the run if it is there, else the one given, else Wan2.2's if the channels are its."""
+    place, channels = config.tokenizer or config.weights, world.backbone.in_channels
+    if place is not None and (files := vae_files(place)):
+        return read_config(files)
+    if place is not None and place.exists():
+        described = model_folder(place) / "model.json"
+        return from_json(WanVAEConfig, read_json(described).get("config"), described)
+    found = given or WanVAEConfig()
+    if found.z_dim != channels:
+        raise UsageError(f"the world reads {channels} channels; give the VAE that makes them (--tokenizer RUN)")
+    return found
+
+
+def _check_latents(world: WanConfig, grid: LatentGrid, frames: int) -> None:
+    length = world.context_latents + world.horizon_latents
+    if grid.latents_of(frames) != length:
+        raise UsageError(f"{frames} frames make {grid.latents_of(frames)} latents, but the world reads {length}")
+    _, patch_h, patch_w = world.backbone.patch_size
+    if grid.height % patch_h or grid.width % patch_w:
+        raise UsageError(f"latents of {grid.height}x{grid.width} do not divide into patches of {patch_h}x{patch_w}")

@@ -1,85 +1,74 @@
 """What a run would need, before it is started: parameters, memory of each GPU, FLOP, and settings that fit a card.
 
-The model of the configuration is built on the `meta` device and one step is followed there (`footprint.py`), so
-neither weights nor data nor a GPU are needed. What is counted and what estimated: `Plan.notes`.
+Neither weights nor data nor a GPU are needed: the passes of the run are followed on tensors without memory
+(`footprint.py`). What is counted and what is estimated is said in `Plan.notes`. GB are 10^9 bytes, B of a card too.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from worldline.data.latents import looks_like_latents
-from worldline.files import read_json
 from worldline.nn.load import changing_state
-from worldline.rundir import from_json, model_folder
-from worldline.schema import Batch, UsageError
-from worldline.tokenizers.fsq_video import FSQVideoConfig
+from worldline.schema import UsageError
 from worldline.tokenizers.wan_vae import WanVAEConfig
-from worldline.tokenizers.wan_vae_keys import read_config, vae_files
-from worldline.training.config import ModelConfig, TrainConfig
-from worldline.training.footprint import Pass, empty_batch, follow
+from worldline.training.config import TrainConfig
+from worldline.training.footprint import DEPTHS, Footprint, tensors_of
 from worldline.training.ranks import Ranks, shards_of
-from worldline.training.validate import PREVIEW_CLIPS
-from worldline.worlds.st_transformer import STTransformerConfig
-from worldline.worlds.wan import WanConfig
 
 CARDS_GB = (24.0, 40.0, 80.0, 141.0)
 RESERVE = 0.1
-"""Share of a card to leave free for what is not counted: see `footprint.py`."""
-SAMPLED = (1, 3, 8)
-"""Clips at which a pass is followed; in between and beyond, straight lines."""
-DEPTHS = (2, 3)
-"""Blocks with which a deep model is followed; every further one adds the same."""
+"""Share of a card left free for what is not counted: memory inside kernels, fragments, the CUDA context."""
 MAX_GPUS = 1024
+"""Up to which a card that is too small is tried in doubled numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on each GPU at the worst moment of a training step, by what holds them."""
+    """Bytes on one GPU at the worst moment of a training step, by what holds them."""
 
     weights: int
     """Parameters and buffers: this GPU's share."""
     gathered: int
-    """Over several GPUs: what lies outside the blocks, and three blocks, whole (at work, on the way, its copy)."""
+    """Over several GPUs, whole: what lies outside the blocks, and three blocks (at work, on its way, its copy)."""
     tokenizer: int
+    """The VAE of a world over latents, whole on every GPU."""
     gradients: int
     """Counted as there all along, as they are from a batch's second piece on."""
     moments: int
+    """AdamW's two, and its counters."""
     average: int
+    """The moving average of weights and buffers, in fp32."""
     activations: int
-    """Waiting for the backward pass."""
+    """What the forward pass of one piece leaves for the backward pass."""
     working: int
-    """The most that is alive besides, for a moment."""
-
-    @property
-    def total(self) -> int:
-        return self.resident + self.gathered + self.activations + self.working
+    """The most that is alive besides."""
 
     @property
     def resident(self) -> int:
         """What stays from step to step."""
         return self.weights + self.tokenizer + self.gradients + self.moments + self.average
 
+    @property
+    def total(self) -> int:
+        return self.resident + self.gathered + self.activations + self.working
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A way to run the same training."""
+    """One way to run a training, and what it takes on one GPU."""
 
     gpus: int
     accumulate: int
     gradient_checkpointing: bool
     clips: int
-    """In the largest piece on one GPU."""
+    """In the largest piece."""
     memory: Memory
     encoding: int
-    """Bytes in use while a piece's frames are encoded; 0 where latents are read."""
+    """Bytes in use while the frames of a piece are encoded; 0 where that is not done in every step."""
     validation: int
-    """Bytes in use during validation, at most."""
+    """Bytes in use during validation."""
 
     @property
     def needed(self) -> int:
@@ -88,24 +77,27 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What fits a GPU of this size: without and with gradient checkpointing, each with the fewest pieces."""
+    """What fits GPUs of one size."""
 
     gb: float
     fits: bool
     """As configured."""
     settings: tuple[Setting, ...]
+    """Without and with gradient checkpointing where both fit, each in the fewest pieces; on more GPUs than asked for
+    only where these are too few. Empty where nothing fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flop:
-    """Of one clip: matrix products, convolutions and attention; a multiplication and an addition are two."""
+    """Of one clip: matrix products, convolutions and attention. A multiplication and its addition are two."""
 
     encoding: int
-    """Of the VAE, where frames are encoded in every step."""
+    """Of frames by the VAE, where every step does it."""
     forward: int
     backward: int
-    """Gradients of inputs, and of weights that are trained."""
+    """Gradients of inputs, and of those weights that are trained."""
     recomputed: int
+    """The forward pass of blocks once more, under gradient checkpointing."""
 
     @property
     def total(self) -> int:
@@ -117,56 +109,169 @@ class Plan:
     kind: str
     parameters: int
     trained: int
+    """Parameters that are."""
     tokenizer_parameters: int
     clip: dict[str, tuple[int, ...]]
-    """What the model reads of a clip."""
+    """Shapes of what the model reads of one clip."""
     batch_size: int
     steps: int
-    """0 where the data decide."""
-    autocast: bool
+    """0 where the number of clips decides."""
+    flop: Flop
     setting: Setting
     """As configured."""
     otherwise: Setting | None
-    """The same with gradient checkpointing on instead of off, or off instead of on; None where there is none."""
-    flop: Flop
+    """The same with gradient checkpointing switched over; None where there is none to switch."""
+    least: Setting
+    """The least memory on as many GPUs."""
     cards: tuple[Card, ...]
     notes: tuple[str, ...]
 
 
-def plan(
-    config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1, vae: WanVAEConfig | None = None
-) -> Plan:
-    """Count what a run needs on each of `gpus` GPUs, and find what fits cards of `gpu_gb`, or of the usual sizes.
+def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1, vae: WanVAEConfig | None = None) -> Plan:
+    """Count what a run takes on each of `gpus` GPUs, and find what fits cards of `gpu_gb`, or of the usual sizes.
 
     Args:
-        vae: the VAE behind a world over latents, where neither `config.tokenizer` is there to say it nor the world's
-            channels are those of Wan2.2's.
+        vae: what makes the latents of a world, where the run's own VAE is not there and is not Wan2.2's.
 
     Raises:
-        UsageError: the batch does not divide among the GPUs or into pieces, or sizes are missing or do not fit.
+        UsageError: the batch does not divide among the GPUs or into pieces, a size is missing, or sizes do not fit.
     """
-    counted = _Counted(config, vae)
-    chosen = counted.setting(gpus, config.accumulate, counted.checkpointing)
-    cards = (gpu_gb,) if gpu_gb else CARDS_GB
-    pass_ = counted.train(1, counted.checkpointing)
-    forward_again = pass_.backward_flop - counted.train(1, False).backward_flop
+    run = Footprint(config, vae)
+    chosen = _setting(run, gpus, config.accumulate, run.checkpoints)
+    share = Ranks(world_size=gpus).share(config.batch_size)
+    parameters = list(run.model.parameters())
+    clip = run.batch(1)
+    inputs = {"frames": clip.frames, "tokens": clip.tokens, "latents": clip.latents, "states": clip.states}
+    switched = _setting(run, gpus, config.accumulate, not run.checkpoints) if run.can_checkpoint else None
     return Plan(
-        kind=config.model.kind,
-        parameters=sum(p.numel() for p in counted.model.parameters()),
-        trained=sum(p.numel() for p in counted.model.parameters() if p.requires_grad),
-        tokenizer_parameters=sum(p.numel() for p in counted.vae.parameters()) if counted.vae else 0,
-        clip={name: tuple(tensor.shape[1:]) for name, tensor in counted.batch(1).items()},
+        kind=run.model_config.kind,
+        parameters=_numbers(parameters),
+        trained=_numbers(p for p in parameters if p.requires_grad),
+        tokenizer_parameters=_numbers(run.vae.parameters()) if run.vae else 0,
+        clip={name: tuple(tensor.shape[1:]) for name, tensor in inputs.items() if tensor is not None},
         batch_size=config.batch_size,
         steps=config.steps,
-        autocast=counted.autocast,
+        flop=_flop(run, chosen),
         setting=chosen,
-        otherwise=counted.setting(gpus, config.accumulate, not counted.checkpointing) if counted.optional else None,
-        flop=Flop(
-            encoding=counted.encode(1).forward_flop if counted.encodes else 0,
-            forward=pass_.forward_flop,
-            backward=pass_.backward_flop - forward_again,
-            recomputed=forward_again,
-        ),
-        cards=tuple(counted.card(gb, chosen, gpus) for gb in cards),
-        notes=_notes(counted),
+        otherwise=switched,
+        least=_setting(run, gpus, share, run.can_checkpoint),
+        cards=tuple(_card(run, gb, chosen) for gb in ((gpu_gb,) if gpu_gb else CARDS_GB)),
+        notes=_notes(run),
     )
+
+
+def _setting(run: Footprint, gpus: int, accumulate: int, checkpointing: bool) -> Setting:
+    share = Ranks(world_size=gpus).share(run.config.batch_size)
+    if not 1 <= accumulate <= share:
+        raise UsageError(f"{share} clips on each GPU cannot be cut into {accumulate} pieces; lower --accumulate")
+    clips = -(-share // accumulate)
+    memory = _memory(run, gpus, accumulate, clips, checkpointing)
+    encoding = memory.resident + run.encode(clips, autocast=run.autocast).peak if run.encodes else 0
+    # Validation runs the moving average, with the trained weights laid aside.
+    validation = memory.resident + memory.gathered + memory.average + run.validate().peak
+    return Setting(
+        gpus=gpus,
+        accumulate=accumulate,
+        gradient_checkpointing=checkpointing,
+        clips=clips,
+        memory=memory,
+        encoding=encoding,
+        validation=validation,
+    )
+
+
+def _memory(run: Footprint, gpus: int, accumulate: int, clips: int, checkpointing: bool) -> Memory:
+    model, step = run.model, run.train(clips, checkpointing=checkpointing)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    blocks = shards_of(model) if gpus > 1 else []
+    inside = {p for block in blocks for p in block.parameters()}
+    outside = [p for p in model.parameters() if p not in inside] if gpus > 1 else []
+    largest = max(blocks, key=lambda block: _bytes(block.parameters()), default=nn.Module())
+    gradients = _bytes(trained)
+    if gpus > 1 and accumulate == 1:  # else they are summed over the GPUs, and cut, with the last piece only
+        gradients = _bytes(trained, gpus) + _bytes(p for p in (*outside, *largest.parameters()) if p.requires_grad)
+    return Memory(
+        weights=_bytes(model.parameters(), gpus) + _bytes(model.buffers()),
+        gathered=_bytes(outside) + 3 * _bytes(largest.parameters()),
+        tokenizer=_bytes(tensors_of(run.vae)) if run.vae else 0,
+        gradients=gradients,
+        moments=2 * _bytes(trained, gpus) + 4 * len(trained),
+        average=_average(model, gpus) if run.config.optimizer.ema_decay else 0,
+        activations=step.held,
+        working=step.peak - step.held,
+    )
+
+
+def _average(model: nn.Module, gpus: int) -> int:
+    sharded = dict(model.named_parameters())
+    return sum(4 * _numbers([x], gpus if name in sharded else 1) for name, x in changing_state(model).items())
+
+
+def _numbers(tensors: Iterable[Tensor], gpus: int = 1) -> int:
+    """Entries of the largest share: FSDP deals out whole rows."""
+    return sum(-(-len(x) // gpus) * (x.numel() // len(x)) if x.ndim and len(x) else x.numel() for x in tensors)
+
+
+def _bytes(tensors: Iterable[Tensor], gpus: int = 1) -> int:
+    return sum(_numbers([x], gpus) * x.element_size() for x in tensors)
+
+
+def _flop(run: Footprint, chosen: Setting) -> Flop:
+    clips = chosen.clips
+    step = run.train(clips, checkpointing=chosen.gradient_checkpointing)
+    plain = run.train(clips, checkpointing=False) if run.can_checkpoint else step
+    return Flop(
+        encoding=run.encode(1, autocast=run.autocast).forward_flop if run.encodes else 0,
+        forward=step.forward_flop // clips,
+        backward=plain.backward_flop // clips,
+        recomputed=(step.backward_flop - plain.backward_flop) // clips,
+    )
+
+
+# --- cards ---
+
+
+def _card(run: Footprint, gb: float, chosen: Setting) -> Card:
+    limit = int(gb * 1e9 * (1 - RESERVE))
+    fits, batch = chosen.needed <= limit, run.config.batch_size
+    gpus = chosen.gpus
+    while gpus <= min(batch, MAX_GPUS):
+        if batch % gpus == 0 and (settings := _fitting(run, limit, gpus)):
+            return Card(gb=gb, fits=fits, settings=settings)
+        gpus *= 2
+    return Card(gb=gb, fits=fits, settings=())
+
+
+def _fitting(run: Footprint, limit: int, gpus: int) -> tuple[Setting, ...]:
+    """With each kind of checkpointing the setting of fewest pieces that stays below the limit."""
+    share = Ranks(world_size=gpus).share(run.config.batch_size)
+    found = []
+    for checkpointing in (False, True) if run.can_checkpoint else (False,):
+
+        def needed(clips: int, checkpointing: bool = checkpointing) -> int:
+            return _setting(run, gpus, -(-share // clips), checkpointing).needed
+
+        clips = bisect_right(range(1, share + 1), limit, key=needed)
+        if clips:
+            found.append(_setting(run, gpus, -(-share // clips), checkpointing))
+    return tuple(found)
+
+
+def _notes(run: Footprint) -> tuple[str, ...]:
+    """What the figures rest on, for people."""
+    precision = "bfloat16 autocast, as on CUDA" if run.autocast else "no autocast"
+    notes = [
+        "counted: parameters, gradients, moments, average; FLOP and tensors of a pass, by running it without values",
+        f"estimated: passes of more than a few clips and than {DEPTHS[-1]} blocks, by straight lines; what FSDP "
+        f"gathers; the {RESERVE:.0%} of a card kept free for memory inside kernels, fragments and the CUDA context",
+        f"assumed: {precision}; flash attention; sizes of states, pictures and tokens as configured, without the data",
+        "measured on a GPU: nothing",
+    ]
+    if run.model_config.kind == "wan" and run.model_config.lora is not None:
+        notes.append(
+            "assumed: the frozen backbone in bfloat16, but its norms, tables and time embedding in fp32; "
+            "all that is trained in fp32"
+        )
+    if run.encodes:
+        notes.append("every step encodes its frames; `worldline data encode`, once, saves that time and memory")
+    return tuple(notes)

@@ -1,0 +1,147 @@
+"""`worldline plan RECIPE`: what a training would need, before it is started."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import tyro
+
+from worldline import builtin
+from worldline.cli.console import choose, show
+from worldline.recipes.all import RECIPES
+from worldline.rundir import to_json
+from worldline.tokenizers.wan_vae import WanVAEConfig
+from worldline.training.config import TrainConfig
+from worldline.training.plan import Card, Plan, Setting, plan
+from worldline.worlds.wan import WanConfig
+
+EXAMPLES = """Say what a training would need: parameters, memory of a GPU, FLOP, and settings that fit a card.
+
+Takes a recipe and what overrides it, like `worldline train`. Needs no data, no weights and no GPU; data sets and
+weights are not even looked for. Counts on tensors without memory; measures nothing on a GPU.
+
+Examples:
+  worldline plan sampling_revontuli
+  worldline plan sampling_revontuli --gpus 8 --gpu-memory 80 --accumulate 16
+  worldline plan compression_revontuli --accumulate 16 --json
+"""
+
+UNITS = {"Z": 1e21, "E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    gpus: int = 1
+    """Processes that torchrun would start, one for each GPU."""
+    gpu_memory: float | None = None
+    """Of one GPU, in GB; without it the usual sizes."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, count, print."""
+    choose(arguments, RECIPES, what="recipe")
+    kind = tyro.extras.subcommand_type_from_defaults(
+        {name: Job(config=recipe()) for name, recipe in RECIPES.items()},
+        {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()},
+        prefix_names=False,
+    )
+    job = tyro.cli(
+        kind, prog="worldline plan", description=EXAMPLES, args=arguments, config=(tyro.conf.AvoidSubcommands,)
+    )
+    found = plan(_named(job.config), gpu_gb=job.gpu_memory, gpus=job.gpus, vae=_vae(job.config))
+    show(to_json(Plan, found), text=text(found), as_json=job.json)
+
+
+def _named(config: TrainConfig) -> TrainConfig:
+    """Replace the name of a built-in tokenizer by its path."""
+    place = config.tokenizer
+    return replace(config, tokenizer=builtin.NAMES.get(str(place), place) if place else None)
+
+
+def _vae(config: TrainConfig) -> WanVAEConfig | None:
+    """For a world whose VAE is not there yet, that of the recipe which trains one with as many channels."""
+    if not isinstance(config.model, WanConfig):
+        return None
+    trained = (recipe().model for recipe in RECIPES.values())
+    channels = config.model.backbone.in_channels
+    return next((vae for vae in trained if isinstance(vae, WanVAEConfig) and vae.z_dim == channels), None)
+
+
+def text(found: Plan) -> str:
+    """The plan for people."""
+    flop, step = found.flop, found.flop.total * found.batch_size
+    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.clip.items())
+    parts = {"encoding": flop.encoding, "forward": flop.forward, "backward": flop.backward, "again": flop.recomputed}
+    of_clip = " + ".join(f"{name} {_flop(count)}" for name, count in parts.items() if count)
+    run = f", {found.steps} steps {_flop(step * found.steps)}" if found.steps else ""
+    vae = f"; VAE {found.tokenizer_parameters:,}" if found.tokenizer_parameters else ""
+    return "\n".join(
+        [
+            f"{found.kind}: {found.parameters:,} parameters, {found.trained:,} trained{vae}",
+            f"  a clip       {shapes}",
+            f"  FLOP         a clip {_flop(flop.total)} = {of_clip}",
+            f"               a step of {found.batch_size} clips {_flop(step)}{run}",
+            "",
+            *_setting_lines(found, found.setting, "as configured"),
+            *(_setting_lines(found, found.otherwise, "otherwise") if found.otherwise else []),
+            "",
+            "what fits, a tenth to spare:",
+            *(line for card in found.cards for line in _card_lines(found, card)),
+            "",
+            *found.notes,
+        ]
+    )
+
+
+def _setting_lines(found: Plan, setting: Setting, title: str) -> list[str]:
+    memory = setting.memory
+    parts = {
+        "weights": memory.weights,
+        "gathered": memory.gathered,
+        "VAE": memory.tokenizer,
+        "gradients": memory.gradients,
+        "moments": memory.moments,
+        "average": memory.average,
+        "activations": memory.activations,
+        "working": memory.working,
+    }
+    shown = " + ".join(f"{name} {_gb(size)}" for name, size in parts.items() if size)
+    lines = [f"{title}: {_words(found, setting)}", f"  training     {_gb(memory.total)} GB = {shown}"]
+    if setting.encoding:
+        lines.append(f"  encoding     {_gb(setting.encoding)} GB, before it")
+    return [*lines, f"  validation   {_gb(setting.validation)} GB, after it"]
+
+
+def _card_lines(found: Plan, card: Card) -> list[str]:
+    head = f"{card.gb:g} GB".rjust(9)
+    if not card.settings:
+        least = found.least
+        return [f"{head}  nothing. The least is {_words(found, least)}: {_gb(least.needed)} GB ({_why(least)})"]
+    as_it_is = "as configured; " if card.fits else ""
+    lines = [f"{_words(found, setting)}: {_gb(setting.needed)} GB ({_why(setting)})" for setting in card.settings]
+    return [f"{head}  {as_it_is}{lines[0]}", *(f"{'':9}  or {line}" for line in lines[1:])]
+
+
+def _words(found: Plan, setting: Setting) -> str:
+    """A setting as it is asked for, and the clips that are then in memory at once."""
+    gpus = "1 GPU" if setting.gpus == 1 else f"{setting.gpus} GPUs"
+    checkpointing = f" --model.gradient-checkpointing {setting.gradient_checkpointing}" if found.otherwise else ""
+    clips = "1 clip" if setting.clips == 1 else f"{setting.clips} clips"
+    return f"{gpus}, --accumulate {setting.accumulate}{checkpointing}, {clips} at once"
+
+
+def _why(setting: Setting) -> str:
+    """Which part of a run needs the most."""
+    parts = {"training": setting.memory.total, "encoding": setting.encoding, "validation": setting.validation}
+    return max(parts, key=lambda name: parts[name])
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f}" if size < 1e10 else f"{size / 1e9:.1f}"
+
+
+def _flop(count: float) -> str:
+    unit = next((unit for unit in UNITS if count >= UNITS[unit]), "G")
+    return f"{count / UNITS[unit]:.4g} {unit}FLOP"

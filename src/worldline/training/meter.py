@@ -1,0 +1,201 @@
+"""What a pass over a model takes, in bytes and FLOP, found on the `meta` device: tensors with a shape and no memory.
+
+The real code runs, forward and backward, and nothing is computed. Bytes are those of every tensor storage while it
+lives; FLOP are those of matrix products, convolutions and attention, by PyTorch's own formulas (`flop_counter`).
+Where CUDA saves other tensors than `meta` would, CUDA's way is put in its place. Not counted: memory inside kernels,
+the allocator's rounding and fragments, the CUDA context. Knows no model.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map
+from torch.utils.flop_counter import flop_registry
+
+_BFLOAT16 = frozenset({"linear", "conv1d", "conv2d", "conv3d", "matmul", "__matmul__", "mm", "bmm", "addmm", "einsum"})
+_BFLOAT16 |= {"scaled_dot_product_attention"}
+_FLOAT32 = frozenset({"layer_norm", "rms_norm", "group_norm", "softmax", "log_softmax", "exp", "log", "pow", "rsqrt"})
+_FLOAT32 |= {"cross_entropy", "nll_loss", "mse_loss", "l1_loss", "interpolate", "norm", "logsumexp", "softplus"}
+
+_ATEN = torch.ops.aten
+_ON_CPU: dict[Any, Any] = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _ATEN._scaled_dot_product_flash_attention,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _ATEN._scaled_dot_product_flash_attention_backward,
+}
+"""Attention on a CPU, which PyTorch does not count, and what it is counted like."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """Of one pass. What is there before it (weights, gradients) is not in the bytes."""
+
+    held: int
+    """Bytes that came to life in the forward pass and wait for the backward pass."""
+    peak: int
+    """Bytes alive at once, at most."""
+    forward_flop: int
+    backward_flop: int
+    """With what is computed a second time, under gradient checkpointing."""
+
+
+def follow(
+    work: Callable[[], Tensor],
+    given: Iterable[Tensor],
+    *,
+    autocast: bool,
+    device: str = "meta",
+    native: bool = False,
+    backward: bool = True,
+) -> Pass:
+    """Run `work`, and the backward pass of what it returns, and count what happens on `device`.
+
+    Args:
+        given: tensors that are not to be counted, and with them their gradients, into which new ones are added.
+        autocast: as under CUDA's bfloat16 autocast.
+        device: `meta`; on another one the work is really done.
+        native: in the device's own way instead of CUDA's, which `meta` does not have.
+    """
+    mode = None if native else AsOnCuda(autocast=autocast)
+    with Meter(_with_gradients(given), device) as meter, mode or nullcontext():
+        result = work()
+        if mode:
+            mode.leave_autocast()
+        held, forward = meter.now, meter.flop
+        if backward:
+            _backward(result)
+    return Pass(held=held, peak=meter.peak, forward_flop=forward, backward_flop=meter.flop - forward)
+
+
+def _with_gradients(tensors: Iterable[Tensor]) -> list[Tensor]:
+    listed = list(tensors)
+    return listed + [tensor.grad for tensor in listed if tensor.is_leaf and tensor.grad is not None]
+
+
+def _backward(result: Tensor) -> None:
+    """As `result.backward()`, which would leave function modes: what is computed again must go by the same rules."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.run_backward((result,), (torch.ones_like(result),), False, False, (), accumulate_grad=True)
+
+
+class Meter(TorchDispatchMode):
+    """Adds the bytes of every storage on a device when it comes to life, and takes them off when it dies."""
+
+    def __init__(self, given: Iterable[Tensor], device: str) -> None:
+        super().__init__()
+        self.device = device
+        self.now = self.peak = self.flop = 0
+        self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in given)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.flop += _flop(func.overloadpacket, args, kwargs, out)
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self.known:
+            self.known.add(storage)
+            weakref.finalize(storage, self._remove, storage.nbytes())
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+
+    def _remove(self, size: int) -> None:
+        self.now -= size
+
+
+def _flop(operation: Any, args: Any, kwargs: Any, out: Any) -> int:
+    if operation is _ATEN.convolution_backward:  # PyTorch's formula forgets the groups
+        gradient, weight, wanted = args[0], args[2], args[-1]
+        return 2 * gradient.numel() * weight[0].numel() * sum(wanted[:2])
+    operation = _ON_CPU.get(operation, operation)
+    return flop_registry[operation](*args, **kwargs, out_val=out) if operation in flop_registry else 0
+
+
+class AsOnCuda(TorchFunctionMode):
+    """CUDA's way of the functions whose memory or type differs there, and an answer where values are asked for.
+
+    Autocast's lists are those of PyTorch's `autocast_mode.h`, as far as models here use them. Attention is flash
+    attention, RMSNorm is fused, and dropout keeps one byte for each entry of its mask.
+    """
+
+    def __init__(self, *, autocast: bool) -> None:
+        super().__init__()
+        self.autocast = autocast
+        self.casts: dict[int, Tensor] | None = {}
+        """Trained weights are cast once in the forward pass and kept till its end; after that, at every use."""
+
+    def leave_autocast(self) -> None:
+        """Drop the cast weights; what is computed again in the backward pass casts anew."""
+        self.casts = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if self.autocast and name in _BFLOAT16:
+            args, kwargs = tree_map(self._low, (args, kwargs))
+        elif self.autocast and name in _FLOAT32:
+            args, kwargs = tree_map(_high, (args, kwargs))
+        match name:
+            case "item":
+                return 0.0
+            case "unique":
+                return args[0].flatten()
+            case "scaled_dot_product_attention":
+                return _attention(*args, **kwargs)
+            case "dropout":
+                return _dropout(*args, **kwargs)
+            case "rms_norm":
+                return _rms_norm(*args, **kwargs)
+            case _:
+                return func(*args, **kwargs)
+
+    def _low(self, x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.dtype != torch.float32:
+            return x
+        if self.casts is None or not (x.is_leaf and x.requires_grad):
+            return x.bfloat16()
+        if id(x) not in self.casts:
+            self.casts[id(x)] = x.bfloat16()
+        return self.casts[id(x)]
+
+
+def _high(x: Any) -> Any:
+    return x.float() if isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **others: Any,
+) -> Tensor:
+    del others
+    assert attn_mask is None, "training has no past, so no mask"
+    if query.device.type == "cpu":  # the same tensors are saved, but this kernel has no dropout
+        return _ATEN._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal)[0]
+    return _ATEN._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal)[0]
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    del inplace
+    return torch.native_dropout(input, p, True)[0] if p > 0 and training else input
+
+
+def _rms_norm(input: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """LayerNorm, whose kernel saves its input and statistics as well: one number per row more."""
+    return torch.nn.functional.layer_norm(input, shape, weight, None, eps or 1e-6)
