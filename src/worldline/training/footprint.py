@@ -103,7 +103,8 @@ class Footprint:
             length = self.model_config.context_latents + self.model_config.horizon_latents
             shape = (length, grid.channels, grid.height, grid.width)
             passes.append(self._vae_pass("decode", shape, torch.float32, PREVIEW_CLIPS, autocast=False))
-            passes.append(self.encode(clips, autocast=False))
+            if self.encodes:
+                passes.append(self.encode(clips, autocast=False))
         return max(passes, key=lambda found: found.peak)
 
     def _train(self, clips: int, checkpointing: bool) -> Pass:
@@ -139,7 +140,7 @@ class Footprint:
         assert self.vae is not None, "asked of a world over latents only"
         run = getattr(self.vae, method)
         ends = []
-        for n in (1, 2):
+        for n in (clips, clips) if clips <= 2 else (1, 2):
             key = (method, n, autocast)
             if key not in self._passes:
                 x = torch.empty(n, *shape, dtype=dtype, device="meta")

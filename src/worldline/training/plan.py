@@ -137,12 +137,14 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1, vae
         UsageError: the batch does not divide among the GPUs or into pieces, a size is missing, or sizes do not fit.
     """
     run = Footprint(config, vae)
-    chosen = _setting(run, gpus, config.accumulate, run.checkpoints)
+    chosen = setting(run, gpus=gpus, accumulate=config.accumulate, checkpointing=run.checkpoints)
     share = Ranks(world_size=gpus).share(config.batch_size)
     parameters = list(run.model.parameters())
     clip = run.batch(1)
     inputs = {"frames": clip.frames, "tokens": clip.tokens, "latents": clip.latents, "states": clip.states}
-    switched = _setting(run, gpus, config.accumulate, not run.checkpoints) if run.can_checkpoint else None
+    switched = None
+    if run.can_checkpoint:
+        switched = setting(run, gpus=gpus, accumulate=config.accumulate, checkpointing=not run.checkpoints)
     return Plan(
         kind=run.model_config.kind,
         parameters=_numbers(parameters),
@@ -154,33 +156,35 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1, vae
         flop=_flop(run, chosen),
         setting=chosen,
         otherwise=switched,
-        least=_setting(run, gpus, share, run.can_checkpoint),
-        cards=tuple(_card(run, gb, chosen) for gb in ((gpu_gb,) if gpu_gb else CARDS_GB)),
+        least=setting(run, gpus=gpus, accumulate=share, checkpointing=run.can_checkpoint),
+        cards=tuple(card(run, gb, chosen) for gb in ((gpu_gb,) if gpu_gb else CARDS_GB)),
         notes=_notes(run),
     )
 
 
-def _setting(run: Footprint, gpus: int, accumulate: int, checkpointing: bool) -> Setting:
+def setting(run: Footprint, *, gpus: int, accumulate: int, checkpointing: bool) -> Setting:
+    """What a run takes on one GPU. Raises `UsageError` if the batch does not divide so."""
     share = Ranks(world_size=gpus).share(run.config.batch_size)
     if not 1 <= accumulate <= share:
         raise UsageError(f"{share} clips on each GPU cannot be cut into {accumulate} pieces; lower --accumulate")
     clips = -(-share // accumulate)
-    memory = _memory(run, gpus, accumulate, clips, checkpointing)
-    encoding = memory.resident + run.encode(clips, autocast=run.autocast).peak if run.encodes else 0
+    kept = memory(run, gpus=gpus, accumulate=accumulate, clips=clips, checkpointing=checkpointing)
+    encoding = kept.resident + run.encode(clips, autocast=run.autocast).peak if run.encodes else 0
     # Validation runs the moving average, with the trained weights laid aside.
-    validation = memory.resident + memory.gathered + memory.average + run.validate().peak
+    validation = kept.resident + kept.gathered + kept.average + run.validate().peak
     return Setting(
         gpus=gpus,
         accumulate=accumulate,
         gradient_checkpointing=checkpointing,
         clips=clips,
-        memory=memory,
+        memory=kept,
         encoding=encoding,
         validation=validation,
     )
 
 
-def _memory(run: Footprint, gpus: int, accumulate: int, clips: int, checkpointing: bool) -> Memory:
+def memory(run: Footprint, *, gpus: int, accumulate: int, clips: int, checkpointing: bool) -> Memory:
+    """What a training step with so many clips at once holds on one GPU."""
     model, step = run.model, run.train(clips, checkpointing=checkpointing)
     trained = [p for p in model.parameters() if p.requires_grad]
     blocks = shards_of(model) if gpus > 1 else []
@@ -231,7 +235,8 @@ def _flop(run: Footprint, chosen: Setting) -> Flop:
 # --- cards ---
 
 
-def _card(run: Footprint, gb: float, chosen: Setting) -> Card:
+def card(run: Footprint, gb: float, chosen: Setting) -> Card:
+    """Find what fits GPUs of one size: as many as chosen, or else twice as many, and so on."""
     limit = int(gb * 1e9 * (1 - RESERVE))
     fits, batch = chosen.needed <= limit, run.config.batch_size
     gpus = chosen.gpus
@@ -246,14 +251,18 @@ def _fitting(run: Footprint, limit: int, gpus: int) -> tuple[Setting, ...]:
     """With each kind of checkpointing the setting of fewest pieces that stays below the limit."""
     share = Ranks(world_size=gpus).share(run.config.batch_size)
     found = []
+
+    def with_pieces_of(clips: int, checkpointing: bool) -> Setting:
+        return setting(run, gpus=gpus, accumulate=-(-share // clips), checkpointing=checkpointing)
+
     for checkpointing in (False, True) if run.can_checkpoint else (False,):
 
         def needed(clips: int, checkpointing: bool = checkpointing) -> int:
-            return _setting(run, gpus, -(-share // clips), checkpointing).needed
+            return with_pieces_of(clips, checkpointing).needed
 
         clips = bisect_right(range(1, share + 1), limit, key=needed)
         if clips:
-            found.append(_setting(run, gpus, -(-share // clips), checkpointing))
+            found.append(with_pieces_of(clips, checkpointing))
     return tuple(found)
 
 
