@@ -17,7 +17,12 @@ from worldline.tokenizers.load import describe, fingerprint, load_tokenizer
 from worldline.tokenizers.tokenizer import to_pixels, to_signed
 
 FINE = replace(
-    SMALL_TOKENIZER, patch=(2, 2), merges=((2, 2), (2, 2)), widths=(4, 8, 8), blocks=(1, 1, 1), block_frames=17
+    SMALL_TOKENIZER,
+    patch=(2, 2),
+    merges=((2, 2), (2, 2)),
+    widths=(4, 8, 8),
+    blocks=(1, 1, 1),
+    encoder_kernels=(3, 3, 3),
 )
 """The same strides in three stages, so that causality is tried at every rate."""
 SHORT = replace(SMALL_TOKENIZER, patch=(4, 4), merges=((1, 1),), block_frames=9)
