@@ -29,7 +29,9 @@ DEEP_WORLD = replace(SMALL_WORLD, layers=5, loss_chunk=30, dropout=0.1)
 ADAPTED = replace(SMALL_WAN, lora=LoraConfig(rank=4), block_bias=True)
 MODELS = {"fsq": SMALL_TOKENIZER, "vae": SMALL_VAE, "tokens": SMALL_WORLD, "latents": SMALL_WAN, "adapters": ADAPTED}
 DEEP_WAN = replace(ADAPTED, backbone=replace(SMALL_WAN.backbone, num_layers=5))
-each_model = pytest.mark.parametrize("name", MODELS)
+each_model = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "vae" else []) for name in MODELS]
+)
 
 
 def _run(model: ModelConfig, **changes: object) -> TrainConfig:
@@ -56,7 +58,7 @@ def _in_flesh(name: str) -> tuple[torch.nn.Module, Batch]:
     torch.manual_seed(0)
     model = run.model_config.build().train()
     give_gradients(model)
-    batch = empty_batch(run.model_config, run.config, 2, run.latent_grid if run.vae else None, device="cpu")
+    batch = empty_batch(run.model_config, run.config, 1, run.latent_grid if run.vae else None, device="cpu")
     return model, batch
 
 
@@ -64,14 +66,11 @@ def _loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     return model.loss(batch, torch.Generator().manual_seed(0))[0]  # pyright: ignore[reportCallIssue]
 
 
-# --- one pass ---
-
-
 @each_model
 def test_a_pass_without_values_takes_what_a_pass_with_values_takes(name: str) -> None:
     model, batch = _in_flesh(name)
     real = follow(lambda: _loss(model, batch), tensors_of(model), autocast=False, device="cpu")
-    counted = _on_paper(name).train(2, checkpointing=False)
+    counted = _on_paper(name).train(1, checkpointing=False)
     assert (counted.forward_flop, counted.backward_flop) == (real.forward_flop, real.backward_flop)
     # Noise and its levels are drawn on the CPU, and are counted there only.
     assert counted.held == pytest.approx(real.held, rel=0.02, abs=20_000)
@@ -96,7 +95,7 @@ def test_activations_are_the_inputs_and_what_autograd_saves(name: str) -> None:
     size = sum(tensor.untyped_storage().nbytes() for tensor in (*saved.values(), *inputs))
     # Worlds over latents normalise by RMSNorm, which CUDA fuses and a CPU does not: it saves more.
     margin = 0.35 if isinstance(MODELS[name], WanConfig) else 0.05
-    assert _on_paper(name).train(2, checkpointing=False).held == pytest.approx(size, rel=margin)
+    assert _on_paper(name).train(1, checkpointing=False).held == pytest.approx(size, rel=margin)
 
 
 def test_flop_are_those_of_pytorch() -> None:
@@ -110,8 +109,11 @@ def test_flop_are_those_of_pytorch() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [DEEP_WORLD, DEEP_WAN, replace(DEEP_WAN, gradient_checkpointing=True)],
-    ids=["tokens", "adapters", "checkpointing"],
+    [
+        pytest.param(DEEP_WORLD, id="tokens"),
+        pytest.param(DEEP_WAN, id="adapters", marks=pytest.mark.slow),
+        pytest.param(replace(DEEP_WAN, gradient_checkpointing=True), id="checkpointing", marks=pytest.mark.slow),
+    ],
 )
 def test_lines_through_few_blocks_and_few_clips_meet_the_whole(config: ModelConfig) -> None:
     run = _footprint(config)
@@ -125,8 +127,8 @@ def test_lines_through_few_blocks_and_few_clips_meet_the_whole(config: ModelConf
 
 
 def test_autocast_halves_what_linear_layers_keep() -> None:
-    wide = replace(DEEP_WORLD, width=64, dropout=0.0)
-    low, full = (_footprint(wide, autocast=autocast).train(8, checkpointing=False) for autocast in (True, False))
+    wide = replace(SMALL_WORLD, width=64, loss_chunk=12)
+    low, full = (_footprint(wide, autocast=autocast).train(50, checkpointing=False) for autocast in (True, False))
     assert 0.4 * full.held < low.held < 0.9 * full.held
     assert low.forward_flop == full.forward_flop
 
@@ -135,13 +137,13 @@ def test_autocast_halves_what_linear_layers_keep() -> None:
 
 
 def test_frozen_weights_need_gradients_of_their_inputs_only() -> None:
-    adapters, whole = (_on_paper(name).train(2, checkpointing=False) for name in ("adapters", "latents"))
+    adapters, whole = (_on_paper(name).train(1, checkpointing=False) for name in ("adapters", "latents"))
     assert whole.backward_flop == pytest.approx(2 * whole.forward_flop, rel=0.1)
     assert adapters.backward_flop < 1.5 * adapters.forward_flop
 
 
 def test_checkpointing_trades_memory_for_a_second_forward_pass() -> None:
-    run = _footprint(replace(DEEP_WAN, gradient_checkpointing=True))
+    run = _footprint(replace(ADAPTED, backbone=replace(SMALL_WAN.backbone, num_layers=3), gradient_checkpointing=True))
     with_it, without = (run.train(1, checkpointing=checkpointing) for checkpointing in (True, False))
     again = with_it.backward_flop - without.backward_flop
     assert with_it.held < 0.5 * without.held
@@ -149,15 +151,12 @@ def test_checkpointing_trades_memory_for_a_second_forward_pass() -> None:
     assert run.checkpoints
 
 
-# --- what stays ---
-
-
 @each_model
 def test_weights_gradients_moments_and_average_to_the_byte(name: str) -> None:
     run, (model, _) = _on_paper(name), _in_flesh(name)
     optimizer, average = build_optimizer(run.config.optimizer, model), MovingAverage(model, 0.9)
     optimizer.step()
-    found = memory(run, gpus=1, accumulate=1, clips=2, checkpointing=False)
+    found = memory(run, gpus=1, accumulate=1, clips=1, checkpointing=False)
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     assert sum(p.numel() for p in run.model.parameters()) == sum(p.numel() for p in model.parameters())
@@ -183,20 +182,20 @@ def test_the_report_s_world() -> None:
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 80_609_280 + 67_350_272 + 30 * 6 * 3072
     assert sum(p.numel() for p in build(WanVAEConfig()).parameters()) == 704_688_668
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-
-
-# --- several GPUs ---
+    text = (Path(__file__).parents[1] / "docs/sampling.md").read_text(encoding="utf-8")
+    counts = (4_999_787_712, 80_609_280, 67_350_272, 552_960, 148_512_512, 704_688_668)
+    assert [count for count in counts if f"| {count:,} |" not in text] == []
 
 
 def test_gpus_share_what_a_step_keeps_but_not_the_vae() -> None:
     run = _on_paper("adapters")
-    one, four = (memory(run, gpus=gpus, accumulate=1, clips=2, checkpointing=False) for gpus in (1, 4))
+    one, four = (memory(run, gpus=gpus, accumulate=1, clips=1, checkpointing=False) for gpus in (1, 4))
     assert four.tokenizer == one.tokenizer > 0
     assert one.gathered == 0 < four.gathered
     assert one.moments / 4 <= four.moments < one.moments / 2
-    assert four.gradients < one.gradients
+    assert four.gradients <= one.gradients
     # Pieces before a batch's last keep gradients whole.
-    assert memory(run, gpus=4, accumulate=2, clips=2, checkpointing=False).gradients == one.gradients
+    assert memory(run, gpus=4, accumulate=2, clips=1, checkpointing=False).gradients == one.gradients
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
@@ -231,14 +230,10 @@ def test_a_card_gets_the_fewest_pieces_that_fit() -> None:
 
 def test_more_gpus_where_one_is_too_small() -> None:
     least = setting(_wide(), gpus=1, accumulate=32, checkpointing=False)
-    assert least.clips == 1
     found = card(_wide(), 0.95 * least.needed / 1e9 / (1 - RESERVE), least)
-    assert found.settings
-    assert all(setting.gpus > 1 for setting in found.settings)
+    assert least.clips == 1
+    assert [setting.gpus > 1 for setting in found.settings] == [True]
     assert card(_wide(), 1e-6, least).settings == ()
-
-
-# --- what is missing ---
 
 
 def test_an_unknown_vae_or_size_is_asked_for() -> None:
@@ -273,15 +268,10 @@ def test_the_verb_says_what_is_counted_and_that_nothing_was_measured(capsys: pyt
     assert found["otherwise"] is None
 
 
-def test_the_verb_names_a_recipe_it_does_not_know() -> None:
-    with pytest.raises(UsageError, match="did you mean"):
-        main(["sampling_tinny"])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RECIPES if "tiny" in name])
 def test_recipes_take_on_a_cpu_what_the_plan_says(name: str) -> None:
-    """A step of every recipe that runs here, in the CPU's own way: 40 % for RMSNorm, 10 % where there is none."""
+    """A step of every recipe that runs here, in the CPU's own way: within 2 %, or 15 % for RMSNorm, which it does not fuse."""
     config = replace(RECIPES[name](), device="cpu")
     vae = RECIPES["vae_tiny"]().model
     assert isinstance(vae, WanVAEConfig)
@@ -291,6 +281,20 @@ def test_recipes_take_on_a_cpu_what_the_plan_says(name: str) -> None:
     batch = empty_batch(run.model_config, config, config.batch_size, run.latent_grid if run.vae else None, device="cpu")
     real = follow(lambda: _loss(model, batch), tensors_of(model), autocast=False, device="cpu", native=True)
     counted = run.train(config.batch_size, checkpointing=False)
-    margin = 0.4 if run.can_checkpoint else 0.1
+    margin = 0.15 if run.can_checkpoint else 0.02
     assert counted.held == pytest.approx(real.held, rel=margin)
     assert counted.peak == pytest.approx(real.peak, rel=margin)
+
+
+@pytest.mark.slow
+def test_the_page_s_figures_are_the_plan_s() -> None:
+    text = (Path(__file__).parents[1] / "docs/sampling.md").read_text(encoding="utf-8")
+    recipe = sampling_revontuli()
+    run = Footprint(replace(recipe, data=replace(recipe.data, cache=NOWHERE)))
+    for gpus, accumulate in ((1, 128), (8, 16), (32, 4)):
+        found = setting(run, gpus=gpus, accumulate=accumulate, checkpointing=True)
+        needed = f"{found.memory.total / 1e9:.1f} GB | {found.validation / 1e9:.1f} GB"
+        assert f"| {gpus} | {accumulate} | {found.clips} | {needed} |" in text
+    one = setting(run, gpus=1, accumulate=1024, checkpointing=True)
+    at_80 = next(s for s in card(run, 80.0, one).settings if s.gradient_checkpointing)
+    assert f"takes {at_80.clips} clips at once (`--accumulate {at_80.accumulate}`)" in " ".join(text.split())

@@ -142,6 +142,6 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.2f}" if size < 1e10 else f"{size / 1e9:.1f}"
 
 
-def _flop(count: float) -> str:
+def _flop(count: int) -> str:
     unit = next((unit for unit in UNITS if count >= UNITS[unit]), "G")
     return f"{count / UNITS[unit]:.4g} {unit}FLOP"

@@ -211,11 +211,11 @@ def _fitted(config: TrainConfig) -> AnyConfig:
 
 
 def _sampled(config: AnyConfig) -> tuple[int, ...]:
-    """Clips with which a pass is followed. Lines bend where a loss in chunks has filled its first."""
+    """Clips with which a pass is followed. A loss in chunks keeps all logits of a single chunk, and none of several."""
     if not isinstance(config, STTransformerConfig):
         return (1, 2)
-    full = -(-config.loss_chunk // (config.horizon_grids * config.grid_height * config.grid_width))
-    return (1, full, 2 * full) if full > 1 else (1, 2)
+    whole = config.loss_chunk // (config.horizon_grids * config.grid_height * config.grid_width)
+    return tuple(sorted({1, max(1, whole), whole + 1, 2 * whole + 2}))
 
 
 def _depth(config: AnyConfig) -> int | None:

@@ -193,7 +193,8 @@ def memory(run: Footprint, *, gpus: int, accumulate: int, clips: int, checkpoint
     largest = max(blocks, key=lambda block: _bytes(block.parameters()), default=nn.Module())
     gradients = _bytes(trained)
     if gpus > 1 and accumulate == 1:  # else they are summed over the GPUs, and cut, with the last piece only
-        gradients = _bytes(trained, gpus) + _bytes(p for p in (*outside, *largest.parameters()) if p.requires_grad)
+        whole = _bytes(p for p in (*outside, *largest.parameters()) if p.requires_grad)
+        gradients = min(gradients, whole + _bytes(trained, gpus))
     return Memory(
         weights=_bytes(model.parameters(), gpus) + _bytes(model.buffers()),
         gathered=_bytes(outside) + 3 * _bytes(largest.parameters()),
