@@ -212,9 +212,9 @@ def test_the_models_of_the_sampling_track_train_sharded_as_whole(tmp_path: Path)
             torch.testing.assert_close(
                 torch.tensor(found["figures"]), torch.tensor(expected["figures"]), rtol=1e-3, atol=0
             )
-            torch.testing.assert_close(
-                torch.tensor(found["made"]), torch.tensor(expected["made"]), rtol=1e-2, atol=1e-2
-            )
+            # As a whole, not number by number: AdamW turns rounding noise in a gradient near zero into a full step.
+            made, wanted = torch.tensor(found["made"]), torch.tensor(expected["made"])
+            assert (made - wanted).norm() < 2e-2 * wanted.norm()
             assert found["saved"] == expected["saved"]
         assert expected["figures"][2][0] < expected["figures"][0][0], "three steps on the same clips lower the loss"
 
