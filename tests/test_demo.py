@@ -41,7 +41,7 @@ def test_builtin_tokenizer_keeps_held_out_frames(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_demo_judges_trains_and_reports(tmp_path: Path) -> None:
     done = run_demo(
-        tmp_path / "demo", DemoConfig(steps=2, num_clips=12, sampling_clips=6, num_samples=4), lambda *_: None
+        tmp_path / "demo", DemoConfig(steps=2, num_clips=6, sampling_clips=3, num_samples=4), lambda *_: None
     )
     page = done.report.read_text(encoding="utf-8")
     assert "<video" in page
