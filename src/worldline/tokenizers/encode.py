@@ -20,7 +20,7 @@ from worldline.data.video import resize
 from worldline.data.windows import FramePattern, windows
 from worldline.files import claim
 from worldline.schema import UsageError
-from worldline.tokenizers.tokenise import source_fingerprint
+from worldline.tokenizers.tokenise import source_key
 from worldline.tokenizers.tokenizer import LatentTokenizer
 
 
@@ -50,13 +50,7 @@ def latent_key(
 ) -> dict[str, Any]:
     """What the latents of a folder depend on."""
     return {
-        "source": str(source.path.resolve()),
-        "source_kind": source.kind,
-        "source_fingerprint": source_fingerprint(source, episodes),
-        "states": list(source.layout.names),
-        "episodes": list(episodes),
-        "tokenizer": fingerprint,
-        "size": size,
+        **source_key(source, fingerprint=fingerprint, episodes=episodes, size=size),
         "pattern": asdict(pattern),
         "window_stride": window_stride,
     }

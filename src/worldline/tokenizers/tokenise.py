@@ -108,6 +108,11 @@ def token_key(
     source: Source, *, fingerprint: str, episodes: Sequence[int], size: int | None, phases: int
 ) -> dict[str, object]:
     """What the tokens of a folder depend on; written into its metadata as provenance."""
+    return {**source_key(source, fingerprint=fingerprint, episodes=episodes, size=size), "phases": phases}
+
+
+def source_key(source: Source, *, fingerprint: str, episodes: Sequence[int], size: int | None) -> dict[str, object]:
+    """What anything encoded from a source depends on: the data, the tokenizer and the picture size."""
     return {
         "source": str(source.path.resolve()),
         "source_kind": source.kind,
@@ -116,7 +121,6 @@ def token_key(
         "episodes": list(episodes),
         "tokenizer": fingerprint,
         "size": size,
-        "phases": phases,
     }
 
 
