@@ -9,12 +9,13 @@ import torch
 from builders import moving_square, noise_frames, randomise, small_tokenizer
 from torch import Tensor
 
-from worldline.rundir import read_model, write_model
+from worldline.rundir import RunDir, read_model, write_model
 from worldline.schema import Batch, DataError, LatentGrid, Origin, UsageError
 from worldline.tokenizers.load import describe, fingerprint, load_tokenizer, load_vae
 from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer, to_signed
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
 from worldline.tokenizers.wan_vae_keys import ORIGINAL_NAME, diffusers_name, read_tensors
+from worldline.training.prepared import keep_tokenizer
 
 pytest.importorskip("diffusers", reason="needs the extra `wan`")
 
@@ -452,6 +453,25 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     write_model(tmp_path, describe(vae(replace(SMALL, base_dim=8))), tokenizer.state_dict())
     with pytest.raises(DataError, match=r"the weights model\.json describes"):
         load_vae(tmp_path)
+
+
+def test_a_run_can_name_a_vae_instead_of_copying_it(tmp_path: Path) -> None:
+    place, tokenizer, run = tmp_path / "vae", vae(), RunDir(tmp_path / "run")
+    place.mkdir()
+    write_model(place, describe(tokenizer), tokenizer.state_dict())
+    run.path.mkdir()
+    keep_tokenizer(run, place, tokenizer, weights=False)
+    assert not read_model(run.tokenizer)[1]
+    video = noise_frames(1, 5, 3, 16, 16)
+    assert torch.equal(load_vae(run.tokenizer).encode(video), tokenizer.encode(video))
+
+    other = vae(seed=1)
+    write_model(place, describe(other), other.state_dict())
+    with pytest.raises(UsageError, match="is another one"):
+        load_vae(run.tokenizer)
+    place.rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match="not there now"):
+        load_vae(run.tokenizer)
 
 
 def test_the_fingerprint_is_of_the_weights(tmp_path: Path) -> None:

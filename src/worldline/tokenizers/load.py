@@ -66,6 +66,8 @@ def load_vae(path: Path) -> WanVAETokenizer:
     description, weights = read_model(folder)
     if (kind := _kind(description)) != "wan-vae":
         raise UsageError(f"{path} holds a model of kind {kind!r}, not a VAE (kind 'wan-vae')")
+    if "path" in description:
+        return load_vae(_elsewhere(folder, description))
     tokenizer = from_json(WanVAEConfig, description.get("config"), folder / "model.json").build()
     load_weights(tokenizer, weights, folder)
     return tokenizer.eval()
@@ -97,6 +99,21 @@ def fingerprint(path: Path) -> str:
 def _kind(description: dict[str, Any]) -> Any:
     config = description.get("config")
     return config.get("kind") if isinstance(config, dict) else None
+
+
+def _elsewhere(folder: Path, description: dict[str, Any]) -> Path:
+    """Where a run says that the weights lie which were too large to copy into it."""
+    path = Path(description["path"])
+    if not path.exists():
+        raise UsageError(
+            f"the VAE behind {folder} was at {path} when the run began, and is not there now; give it (--tokenizer DIR)"
+        )
+    if (found := fingerprint(path)) != description["fingerprint"]:
+        raise UsageError(
+            f"the VAE at {path} is another one (fingerprint {found[:12]}) than when {folder} was made "
+            f"({description['fingerprint'][:12]}); give that one (--tokenizer DIR)"
+        )
+    return path
 
 
 def _no_vae(path: Path) -> str:

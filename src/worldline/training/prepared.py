@@ -79,7 +79,9 @@ def initialise(model: nn.Module, path: Path | None) -> None:
 
 
 def keep_tokenizer(run: RunDir, path: Path, tokenizer: AnyTokenizer | WanVAETokenizer, *, weights: bool) -> None:
-    """Describe a tokenizer in the run; with `weights` copy it, so that the run folder stands alone."""
+    """Describe a tokenizer in the run; with `weights` copy it, so that the run folder stands alone, else say where."""
     description = {**describe(tokenizer), "fingerprint": fingerprint(path)}
+    if not weights:
+        description["path"] = str(path.resolve())
     with new_folder(run.tokenizer) as folder:
         write_model(folder, description, tokenizer.state_dict() if weights else {})
