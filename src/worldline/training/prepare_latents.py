@@ -29,7 +29,7 @@ from worldline.worlds.wan_weights import fingerprint_backbone, load_backbone
 MEASURED_CLIPS = 512
 """Training clips behind the mean and deviation of a new VAE's latents."""
 COPIED = 100_000_000
-"""Parameters up to which a VAE is copied into the run folder."""
+"""Parameters up to which a VAE is copied into the run folder; of a larger one the run says where it lies."""
 
 
 def prepare_vae(config: TrainConfig, model_config: WanVAEConfig, progress: Progress) -> Prepared:
@@ -97,6 +97,7 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, run: RunD
     initialise(model, config.initial)
     keep_tokenizer(run, config.tokenizer, vae, weights=_size(vae) <= COPIED)
     vae = vae.to(pick_device(config.device)).requires_grad_(False)
+    vae.save_memory()  # validation decodes several clips, which need not be in memory together
     return Prepared(
         model=model,
         train=train,
