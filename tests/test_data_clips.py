@@ -50,7 +50,7 @@ def test_token_clips_hold_34_states_and_6_grids(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="subsampled"):
         open_clips(replace(config, pattern=FramePattern(window=34, stride=2)), "train")
     with pytest.raises(UsageError, match="augmented"):
-        open_clips(replace(config, augment=AugmentConfig()), "train")
+        open_clips(replace(config, augment=AugmentConfig.usual()), "train")
 
 
 def test_splits_share_no_episode(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_tokens_cannot_be_cached_as_frames(tmp_path: Path) -> None:
 
 
 def test_augmentation_depends_on_the_seed_alone(tmp_path: Path) -> None:
-    clips = open_clips(_config(write_raw(tmp_path), augment=AugmentConfig()), "train")
+    clips = open_clips(_config(write_raw(tmp_path), augment=AugmentConfig.usual()), "train")
     plain, a, b, c = clips[3], clips[3, 1], clips[3, 1], clips[3, 2]
     assert plain.frames is not None
     assert a.frames is not None
@@ -169,14 +169,14 @@ def test_augmentation_is_the_same_for_all_frames() -> None:
 
 def test_neutral_augmentation_changes_nothing_and_a_flip_flips() -> None:
     frames = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    neutral = AugmentConfig(crop_scale=(1.0, 1.0), flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
+    neutral = AugmentConfig()
     assert torch.equal(augment_frames(frames, neutral, size=16, seed=0), frames)
     assert torch.equal(augment_frames(frames, replace(neutral, flip=1.0), size=16, seed=0), frames.flip(-1))
 
 
 def test_brightness_is_a_gain() -> None:
     frames = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
-    bright = AugmentConfig(crop_scale=(1.0, 1.0), flip=0.0, brightness=0.5, contrast=0.0, saturation=0.0)
+    bright = AugmentConfig(brightness=0.5)
     values = {int(augment_frames(frames, bright, size=8, seed=s).float().mean()) for s in range(30)}
     assert 50 <= min(values) < 75
     assert 125 < max(values) <= 150
@@ -227,7 +227,7 @@ def _same(a: Batch, b: Batch) -> bool:
 
 
 def test_resuming_at_any_step_gives_the_same_batches(tmp_path: Path) -> None:
-    clips = open_clips(_config(write_raw(tmp_path), augment=AugmentConfig()), "train")
+    clips = open_clips(_config(write_raw(tmp_path), augment=AugmentConfig.usual()), "train")
     straight = list(Loader(clips, 3, seed=5).iterate(0, 8))
     resumed = list(Loader(clips, 3, seed=5).iterate(5, 8))
     assert all(_same(a, b) for a, b in zip(straight[5:], resumed, strict=True))
@@ -239,7 +239,7 @@ def test_resuming_at_any_step_gives_the_same_batches(tmp_path: Path) -> None:
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
     root = write_raw(tmp_path / "d")
-    clips = open_clips(_config(root, augment=AugmentConfig(), cache=tmp_path / "cache"), "train")
+    clips = open_clips(_config(root, augment=AugmentConfig.usual(), cache=tmp_path / "cache"), "train")
     alone = list(Loader(clips, 2, seed=5, rank=1, world_size=2).iterate(2, 7))
     helped = list(Loader(clips, 2, seed=5, rank=1, world_size=2, num_workers=2).iterate(2, 7))
     assert all(_same(a, b) for a, b in zip(alone, helped, strict=True))

@@ -75,7 +75,7 @@ def _tokenizer(tmp: Path, **changes: Any) -> TrainConfig:
             image_size=16,
             window_stride=5,
             cache=tmp / "cache",
-            augment=AugmentConfig(),
+            augment=AugmentConfig.usual(),
         ),
         **changes,
     )
@@ -470,7 +470,7 @@ def test_training_begins_with_given_weights(tmp_path: Path) -> None:
 
 def _frame_world(tmp: Path, tokenizer: TrainConfig, **data: Any) -> TrainConfig:
     train(replace(tokenizer, steps=1), tmp / "tokenizer")
-    source = replace(tokenizer.data, augment=None, **data)
+    source = replace(tokenizer.data, augment=AugmentConfig(), **data)
     return replace(_world(tmp), data=source, tokenizer=tmp / "tokenizer", phases=2, steps=2)
 
 

@@ -17,18 +17,28 @@ from torch.nn import functional
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How far augmentation may go."""
+    """How far augmentation may go; by default nothing is changed."""
 
-    crop_scale: tuple[float, float] = (0.6, 1.0)
+    crop_scale: tuple[float, float] = (1.0, 1.0)
     """Side of the random square crop, as a fraction of the shorter image side."""
-    flip: float = 0.5
+    flip: float = 0.0
     """Probability of a horizontal flip."""
-    brightness: float = 0.1
+    brightness: float = 0.0
     """Gain on all channels, drawn from 1 - x .. 1 + x."""
-    contrast: float = 0.1
+    contrast: float = 0.0
     """Gain around the clip's mean grey."""
-    saturation: float = 0.1
+    saturation: float = 0.0
     """Gain around each pixel's grey."""
+
+    @staticmethod
+    def usual(crop_scale: tuple[float, float] = (0.8, 1.0)) -> "AugmentConfig":
+        """Crops, flips and slight changes of colour, as our tokenizers are trained with."""
+        return AugmentConfig(crop_scale=crop_scale, flip=0.5, brightness=0.1, contrast=0.1, saturation=0.1)
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is changed at all."""
+        return self != AugmentConfig()
 
 
 def augment_frames(

@@ -46,7 +46,7 @@ class DataConfig:
     """Folder for decoded frames and tokens; frames need `image_size`."""
     cache_size: int | None = None
     """Square size of cached frames, where augmentation is to crop from more than `image_size`."""
-    augment: AugmentConfig | None = None
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Applied to training clips only."""
 
 
@@ -132,7 +132,7 @@ def open_clips(config: DataConfig, split: Literal["train", "val"], *, progress: 
     index = source_windows(source, window=config.pattern.window, stride=config.window_stride, episodes=episodes)
     if len(index) == 0:
         raise UsageError(f"{path}: no window of {config.pattern.window} frames in the {split} episodes {text!r}")
-    augment = config.augment if split == "train" else None
+    augment = config.augment if split == "train" and config.augment.changes else None
     return Clips(source, index, pattern=config.pattern, image_size=config.image_size, augment=augment)
 
 

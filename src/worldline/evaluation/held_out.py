@@ -43,7 +43,7 @@ def held_out(
         config = replace(config, val_episodes=episodes)
     pattern = pattern or FramePattern.consecutive(window)
     clips = open_clips(
-        replace(config, pattern=pattern, window_stride=stride or window, augment=None, cache=None, cache_size=None),
+        replace(config, pattern=pattern, window_stride=stride or window, cache=None, cache_size=None),
         "val",
     )
     _check(clips, contract, data or config.path)
