@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from builders import SMALL_WORLD, small_world, token_batch
 from torch import Tensor, nn
 
+from worldline.nn.fsq import FSQ
 from worldline.nn.states import StateEncoder, StateEncoderConfig, align
 from worldline.process.categorical import Sampling
 from worldline.schema import Batch, UsageError
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
 BLIND = replace(SMALL_WORLD, blind=True)
+ADALN = replace(SMALL_WORLD, conditioning="adaln")
 WIDE = replace(SMALL_WORLD, context_grids=3, horizon_grids=6, width=8)
 
 
@@ -58,6 +60,38 @@ def test_initialisation_is_the_documented_table() -> None:
     assert drawn == 6 * 2 + 3 + 1 + 3  # blocks; state MLP and convolution; embedding; three tables of positions
 
 
+def test_a_modulated_world_begins_as_one_that_knows_no_states() -> None:
+    torch.manual_seed(0)
+    modulated, batch = ADALN.build().eval(), token_batch()
+    blind = BLIND.build().eval()
+    blind.load_state_dict({k: v for k, v in modulated.state_dict().items() if k in blind.state_dict()}, strict=True)
+    tokens = _present(batch.tokens)[:, :5]
+    assert torch.equal(_logits(modulated, tokens, batch.states), _logits(blind, tokens, batch.states))
+    modulated.loss(batch, torch.Generator())[0].backward()
+    for block in modulated.blocks:
+        weight = block.get_submodule("modulation").get_parameter("weight")
+        assert weight.grad is not None
+        assert (weight.grad != 0).any()
+
+
+def test_words_with_near_codes_begin_near() -> None:
+    """Inner products of random Fourier features are a Gaussian of the distance (Rahimi & Recht 2007)."""
+    torch.manual_seed(0)
+    config = replace(SMALL_WORLD, vocab_size=64, code_levels=(8, 8), width=4096, heads=1, layers=0)
+    words = config.build().embedding.weight.detach()
+    alike = F.cosine_similarity(words[None], words[:, None], dim=-1)
+    codes = FSQ((8, 8)).codes(torch.arange(64))
+    distance = torch.cdist(codes, codes)
+    noise = 0.5**2 / (0.5**2 + 2**2)  # the share of the words' own draw in their variance
+    expected = torch.where(distance == 0, 1.0, (1 - noise) * torch.exp(-((2 * distance) ** 2) / 2))
+    torch.testing.assert_close(alike, expected, rtol=0, atol=0.1)
+
+
+def test_code_levels_of_another_vocabulary_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"make 64 words, but the tokens have 63.*--model\.code-levels"):
+        replace(SMALL_WORLD, vocab_size=63, code_levels=(8, 8)).build()
+
+
 def test_input_and_output_embedding_are_one() -> None:
     world = small_world()
     shapes = [tuple(p.shape) for p in world.parameters()]
@@ -81,10 +115,11 @@ def test_no_grid_sees_a_later_grid(changed: int) -> None:
         assert not torch.equal(before[:, later], after[:, later])
 
 
+@pytest.mark.parametrize("config", [SMALL_WORLD, ADALN])
 @pytest.mark.parametrize("changed", range(6))
-def test_a_grid_sees_states_up_to_the_next_grids(changed: int) -> None:
+def test_a_grid_sees_states_up_to_the_next_grids(changed: int, config: STTransformerConfig) -> None:
     """The convolution hands position t the states of latents t-1 .. t+1; causal attention adds those before."""
-    world, batch = small_world(), token_batch()
+    world, batch = small_world(config), token_batch()
     tokens, states = _present(batch.tokens)[:, :5], batch.states.clone()
     first, last = _owned_frames(changed)
     states[:, first : last + 1] += 1
@@ -217,7 +252,7 @@ def _rollout(world: STTransformer, context: Tensor, states: Tensor, **options: A
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("config", [SMALL_WORLD, BLIND, WIDE])
+@pytest.mark.parametrize("config", [SMALL_WORLD, BLIND, WIDE, ADALN])
 def test_cached_forecast_is_the_uncached_one(config: STTransformerConfig, temperature: float) -> None:
     world, batch = small_world(config), token_batch(config, rows=51)
     context, sampling = _present(batch.tokens)[:, :3], Sampling(temperature=temperature)

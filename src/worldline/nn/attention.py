@@ -4,6 +4,7 @@ Shape letters: B batch, T time, S positions of a grid, H heads, K head width, D 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ class STBlockConfig:
     mlp_ratio: int = 4
     dropout: float = 0.0
     """On attention weights, inside the MLP and on every residual branch (report, section 3.1)."""
+    modulated: bool = False
+    """Every branch is shifted, scaled and gated by a condition per grid (adaLN-Zero; Peebles & Xie 2022)."""
 
 
 class TemporalCache:
@@ -82,7 +85,11 @@ class MLP(nn.Sequential):
 
 
 class STBlock(nn.Module):
-    """Pre-norm spatial attention, causal temporal attention, MLP; each on a residual branch."""
+    """Pre-norm spatial attention, causal temporal attention, MLP; each on a residual branch.
+
+    Where it is modulated, a condition per grid gives each branch a shift and a scale behind its norm and a gate before
+    its sum. Their projection is to start at zero, so that the block begins as one that knows no condition.
+    """
 
     def __init__(self, config: STBlockConfig) -> None:
         super().__init__()
@@ -90,12 +97,43 @@ class STBlock(nn.Module):
         self.temporal_norm, self.temporal = nn.LayerNorm(config.width), Attention(config)
         self.mlp_norm, self.mlp = nn.LayerNorm(config.width), MLP(config)
         self.dropout = nn.Dropout(config.dropout)
+        self.modulation = nn.Linear(config.width, 9 * config.width) if config.modulated else None
 
-    def forward(self, x: Float[Tensor, "b t s d"], cache: TemporalCache | None = None) -> Float[Tensor, "b t s d"]:
+    def forward(
+        self,
+        x: Float[Tensor, "b t s d"],
+        cache: TemporalCache | None = None,
+        condition: Float[Tensor, "b t d"] | None = None,
+    ) -> Float[Tensor, "b t s d"]:
         b, _, s, _ = x.shape
-        spatial = self.spatial(rearrange(self.spatial_norm(x), "b t s d -> (b t) s d"), causal=False)
-        x = x + self.dropout(rearrange(spatial, "(b t) s d -> b t s d", b=b))
-        temporal = rearrange(self.temporal_norm(x), "b t s d -> (b s) t d")
-        temporal = self.temporal(temporal, causal=True, cache=cache)
-        x = x + self.dropout(rearrange(temporal, "(b s) t d -> b t s d", s=s))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        spatial, temporal, mlp = self._modulations(condition)
+        y = rearrange(_enter(self.spatial_norm(x), spatial), "b t s d -> (b t) s d")
+        y = rearrange(self.spatial(y, causal=False), "(b t) s d -> b t s d", b=b)
+        x = x + self.dropout(_leave(y, spatial))
+        y = rearrange(_enter(self.temporal_norm(x), temporal), "b t s d -> (b s) t d")
+        y = rearrange(self.temporal(y, causal=True, cache=cache), "(b s) t d -> b t s d", s=s)
+        x = x + self.dropout(_leave(y, temporal))
+        y = self.mlp(_enter(self.mlp_norm(x), mlp))
+        return x + self.dropout(_leave(y, mlp))
+
+    def _modulations(self, condition: Tensor | None) -> "tuple[_Modulation | None, ...]":
+        if self.modulation is None or condition is None:
+            return None, None, None
+        nine = rearrange(self.modulation(F.silu(condition)), "b t (nine d) -> nine b t 1 d", nine=9)
+        return _Modulation(*nine[:3]), _Modulation(*nine[3:6]), _Modulation(*nine[6:])
+
+
+class _Modulation(NamedTuple):
+    """What a condition does to one residual branch; zeros do nothing."""
+
+    shift: Float[Tensor, "b t 1 d"]
+    scale: Float[Tensor, "b t 1 d"]
+    gate: Float[Tensor, "b t 1 d"]
+
+
+def _enter(x: Tensor, by: _Modulation | None) -> Tensor:
+    return x if by is None else torch.addcmul(by.shift, x, 1 + by.scale)
+
+
+def _leave(x: Tensor, by: _Modulation | None) -> Tensor:
+    return x if by is None else x * (1 + by.gate)

@@ -46,6 +46,8 @@ def compression_tiny() -> TrainConfig:
             heads=4,
             layers=4,
             dropout=0.0,  # a quarter of a CPU step, and the runs are too short to overfit
+            conditioning="adaln",
+            code_levels=(8, 8, 8, 8),
             normalise_states=True,
         ),
         data=DataConfig(
@@ -56,7 +58,7 @@ def compression_tiny() -> TrainConfig:
             cache=CACHE,
         ),
         tokenizer=builtin.TOKENIZER_TINY,
-        optimizer=OptimizerConfig(peak=8e-4, warmup_steps=100, clip_norm=1.0, ema_decay=0.995),
+        optimizer=OptimizerConfig(peak=2e-3, warmup_steps=100, clip_norm=1.0, ema_decay=0.995),
         batch_size=4,
         steps=5000,
         phases=4,

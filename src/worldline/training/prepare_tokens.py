@@ -13,7 +13,7 @@ from worldline.data.states import StateStats, compute_stats
 from worldline.data.windows import FramePattern
 from worldline.rundir import RunDir, to_json
 from worldline.schema import TokenGrid, UsageError
-from worldline.tokenizers.fsq_video import FSQVideoConfig
+from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.tokenizers.load import AnyTokenizer, describe, fingerprint, load_tokenizer
 from worldline.tokenizers.tokenise import key_hash, token_key, tokenise
 from worldline.training.config import TrainConfig
@@ -61,6 +61,7 @@ def prepare_token_world(
         block=grid.block,
         temporal_stride=grid.temporal_stride,
         state_dim=train.source.layout.dim,
+        code_levels=_levels(model_config, tokenizer),
     )
     torch.manual_seed(config.seed)  # the first weights are a function of the seed
     model = model_config.build()
@@ -85,6 +86,13 @@ def prepare_token_world(
         tokenizer=tokenizer,
         left_out=open_data(config.data, config.data.path).left_out,
     )
+
+
+def _levels(model: STTransformerConfig, tokenizer: AnyTokenizer | None) -> tuple[int, ...]:
+    """The levels that words begin by, if any: those of the tokenizer that made them, where it is at hand."""
+    if model.code_levels and isinstance(tokenizer, FSQVideoTokenizer):
+        return tokenizer.config.levels
+    return model.code_levels
 
 
 def _as_tokens(

@@ -5,6 +5,7 @@ output position t is the distribution of grid t+1. Sequence length T is one less
 teacher forcing shifts them by one. What the report leaves open and we chose: see docs/compression.md.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -16,10 +17,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from worldline.nn.attention import STBlock, STBlockConfig, TemporalCache
+from worldline.nn.fsq import FSQ
 from worldline.nn.states import StateEncoder, StateEncoderConfig
 from worldline.process.categorical import Sampling, cross_entropy, draw, scheduled
 from worldline.schema import Batch, UsageError
 from worldline.worlds.world import GridStep
+
+CODE_BANDWIDTH = 2.0
+"""How fast words part with the distance of their codes, which lie in [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +48,15 @@ class STTransformerConfig:
     dropout: float = 0.1
     init_std: float = 0.02
     """Deviation of the initial weights; 0.02 is the report's, at width 512."""
+    code_levels: tuple[int, ...] = ()
+    """FSQ levels of the tokenizer: words begin near those whose codes are near theirs. Empty: all apart (report).
+
+    Where a run has such a tokenizer, a list that is not empty becomes its levels.
+    """
     state_hidden: int = 256
     state_pooling: Literal["all", "mean", "last"] = "all"
+    conditioning: Literal["add", "adaln"] = "add"
+    """How states enter: added to the word embeddings (report), or as adaLN-Zero in every block (the other track)."""
     normalise_states: bool = False
     """Standardise states with the training data's statistics, which then live in the checkpoint."""
     blind: bool = False
@@ -63,12 +75,21 @@ class STTransformer(nn.Module):
 
     def __init__(self, config: STTransformerConfig) -> None:
         super().__init__()
+        if config.code_levels and math.prod(config.code_levels) != config.vocab_size:
+            raise UsageError(
+                f"code levels of {config.code_levels} make {math.prod(config.code_levels)} words, but the tokens have "
+                f"{config.vocab_size}; give the tokenizer's levels, or none (--model.code-levels)"
+            )
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)  # also the output layer: tied
         self.spatial_position = nn.Parameter(torch.empty(config.grid_height * config.grid_width, config.width))
         self.temporal_position = nn.Parameter(torch.empty(self.length, config.width))
         block = STBlockConfig(
-            width=config.width, heads=config.heads, mlp_ratio=config.mlp_ratio, dropout=config.dropout
+            width=config.width,
+            heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            dropout=config.dropout,
+            modulated=config.conditioning == "adaln" and not config.blind,
         )
         self.states = None if config.blind else StateEncoder(_state_encoder(config), config.width)
         self.dropout = nn.Dropout(config.dropout)
@@ -96,8 +117,10 @@ class STTransformer(nn.Module):
         |---------------------------------------------------|-------------|
         | weights of linear and convolution layers          | N(0, std)   |
         | token embedding (= output layer), positions       | N(0, std)   |
+        | token embedding with `code_levels`                | see below   |
         | biases                                            | 0           |
         | LayerNorm gain, bias                              | 1, 0        |
+        | projections to adaLN shifts, scales and gates     | 0           |
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d):
@@ -107,8 +130,26 @@ class STTransformer(nn.Module):
                 nn.init.normal_(module.weight, std=self.config.init_std)
             elif isinstance(module, StateEncoder):
                 nn.init.normal_(module.position, std=self.config.init_std)
+        for block in self.blocks:
+            assert isinstance(block, STBlock)
+            if block.modulation is not None:
+                nn.init.zeros_(block.modulation.weight)
         nn.init.normal_(self.spatial_position, std=self.config.init_std)
         nn.init.normal_(self.temporal_position, std=self.config.init_std)
+        if self.config.code_levels:
+            with torch.no_grad():
+                self.embedding.weight.mul_(0.5).add_(self._code_features(), alpha=2 * self.config.init_std)
+
+    def _code_features(self) -> Float[Tensor, "v d"]:
+        """Smooth random functions of the words' codes, unit variance (random Fourier features, Rahimi & Recht 2007).
+
+        Their products fall with the distance of two codes as exp(-(bandwidth distance)^2 / 2): 0.88 for a step on one
+        of 8 levels. The embedding is the output layer too, so a target also lifts the words beside it.
+        """
+        codes = FSQ(self.config.code_levels).codes(torch.arange(self.config.vocab_size))
+        frequencies = torch.randn(codes.shape[-1], self.config.width) * CODE_BANDWIDTH
+        phases = torch.rand(self.config.width) * 2 * math.pi
+        return math.sqrt(2) * (codes @ frequencies + phases).cos()
 
     # --- predict ---
 
@@ -131,15 +172,16 @@ class STTransformer(nn.Module):
         now = slice(start, start + tokens.shape[1])
         x = self.embedding(rearrange(tokens, "b t h w -> b t (h w)"))
         x = x + self.spatial_position + self.temporal_position[now, None]
-        if state_codes is not None:
-            x = x + state_codes[:, now, None]
+        condition = None if state_codes is None else state_codes[:, now]
+        if condition is not None and self.config.conditioning == "add":
+            x = x + condition[:, :, None]
         x = self.dropout(x)
         for index, block in enumerate(self.blocks):
-            x = block(x, caches[index] if caches else None)
+            x = block(x, caches[index] if caches else None, condition)
         return self.norm(x)
 
     def state_codes(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l d"] | None:
-        """The states' additive embedding per latent frame; None for a blind world."""
+        """One vector per latent frame, for addition or modulation; None for a blind world."""
         if self.states is None:
             return None
         if states.shape[-1] != self.config.state_dim:
