@@ -25,6 +25,7 @@ from worldline.forecasting.load import Loaded
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.process.categorical import Sampling
 from worldline.schema import Batch, Clip, Episode, Origin, StateLayout, TokenGrid, UsageError
+from worldline.tokenizers.fsq_video import FSQVideoTokenizer
 from worldline.worlds.world import GridStep
 
 CONTRACT = {
@@ -103,6 +104,36 @@ class _Oracle:
         return self.forecast(tokens[:, :3], states, sampling=Sampling())
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Undecided(_Oracle):
+    """Knows the word, but holds another for as likely."""
+
+    def forecast(self, context: Tensor, states: Tensor, **options: Any) -> Iterator[GridStep]:
+        for step in super().forecast(context, states, **options):
+            other = F.one_hot((step.tokens + 1) % self.vocab_size, self.vocab_size)
+            yield GridStep(step.tokens, step.logits + 1e3 * other)
+
+
+@dataclass(frozen=True)
+class _WithoutCodes:
+    """A tokenizer as Cosmos' is: words in, frames out."""
+
+    behind: FSQVideoTokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return self.behind.vocab_size
+
+    def grid(self, height: int, width: int) -> TokenGrid:
+        return self.behind.grid(height, width)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        return self.behind.encode(frames)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return self.behind.decode(tokens)
+
+
 @dataclass
 class _Case:
     """Clips in memory, a tokenizer and the tokens it makes of them."""
@@ -143,6 +174,56 @@ def _means(evaluation: Evaluation) -> dict[str, dict[str, float]]:
 
 def _evaluate(loaded: Loaded, clips: Clips, out: Path, **options: Any) -> Evaluation:
     return evaluate_compression(loaded, clips, protocol=Protocol(batch_size=3), out=out, **options)
+
+
+# --- what is shown ---
+
+
+def _undecided(case: _Case, **options: Any) -> TokenForecaster:
+    vocab_size = case.tokenizer.vocab_size
+    world = _Undecided(states=case.states, futures=case.tokens[:, 3:], vocab_size=vocab_size)
+    return replace(case.loaded(world).over_tokens(), **options)
+
+
+def test_two_equally_likely_words_are_shown_as_the_code_between_them() -> None:
+    case = _Case()
+    rollout = _undecided(case).rollout(case.tokens[:, :3], case.states)
+    assert torch.equal(rollout.tokens, case.tokens[:, 3:])
+    codes, other = case.tokenizer.codebook, (case.tokens[:, 3:] + 1) % case.tokenizer.vocab_size
+    expected = (codes[case.tokens[:, 3:]] + codes[other]) / 2
+    assert rollout.mean_codes is not None
+    torch.testing.assert_close(rollout.mean_codes, expected)
+    frames = _undecided(case).forecast(case.frames[:, :17], case.states).frames[:, 0]
+    assert torch.equal(frames, case.tokenizer.decode_codes(rollout.mean_codes))
+
+
+@pytest.mark.parametrize("options", [{"pictures": "words"}, {"sampling": Sampling(temperature=0.5)}])
+def test_chosen_words_are_shown_where_asked_for_or_sampled(options: dict[str, Any]) -> None:
+    case, generator = _Case(), torch.Generator().manual_seed(0)
+    forecaster = _undecided(case, **options)
+    assert not forecaster.shows_means
+    forecast = forecaster.forecast(case.frames[:, :17], case.states, generator=generator)
+    assert forecast.tokens is not None
+    assert torch.equal(forecast.frames[:, 0], case.tokenizer.decode(forecast.tokens))
+
+
+def test_words_without_codes_have_no_mean() -> None:
+    case = _Case()
+    forecaster = replace(_undecided(case), tokenizer=_WithoutCodes(case.tokenizer))
+    words = forecaster.forecast(case.frames[:, :17], case.states)
+    assert torch.equal(words.frames[:, 0], case.tokenizer.decode(case.tokens[:, 3:]))
+    with pytest.raises(UsageError, match="--pictures words"):
+        replace(forecaster, pictures="mean").forecast(case.frames[:, :17], case.states)
+
+
+def test_pictures_of_likeliest_words_are_scored_beside_mean_ones(tmp_path: Path) -> None:
+    case = _Case()
+    loaded = replace(case.oracle(), forecaster=_undecided(case))
+    evaluation = _evaluate(loaded, case.clips, tmp_path)
+    rows = _means(evaluation)
+    assert evaluation.settings["pictures"] == "mean codes"
+    assert rows["forecast, likeliest words"]["psnr_db_last"] == rows["tokenizer round trip"]["psnr_db_last"]
+    assert rows["forecast"]["psnr_db_last"] != rows["tokenizer round trip"]["psnr_db_last"]
 
 
 # --- worlds with known scores ---

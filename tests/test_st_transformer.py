@@ -80,7 +80,7 @@ def test_words_with_near_codes_begin_near() -> None:
     config = replace(SMALL_WORLD, vocab_size=64, code_levels=(8, 8), width=4096, heads=1, layers=0)
     words = config.build().embedding.weight.detach()
     alike = F.cosine_similarity(words[None], words[:, None], dim=-1)
-    codes = FSQ((8, 8)).codes(torch.arange(64))
+    codes = FSQ((8, 8)).codebook
     distance = torch.cdist(codes, codes)
     noise = 0.5**2 / (0.5**2 + 2**2)  # the share of the words' own draw in their variance
     expected = torch.where(distance == 0, 1.0, (1 - noise) * torch.exp(-((2 * distance) ** 2) / 2))

@@ -5,12 +5,12 @@ from typing import Literal
 
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.load import SamplingChoice
-from worldline.forecasting.tokens import TokenForecaster
+from worldline.forecasting.tokens import Pictures, TokenForecaster
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.schema import UsageError
 
-TOKENS_ONLY = ("temperature", "top_k", "top_p")
+TOKENS_ONLY = ("temperature", "top_k", "top_p", "pictures")
 LATENTS_ONLY = ("steps", "guidance", "sampler", "average_repeats")
 
 
@@ -22,6 +22,8 @@ class SampleOptions:
     """Worlds over tokens: 0 is greedy decoding, the report's choice."""
     top_k: int | None = None
     top_p: float | None = None
+    pictures: Pictures = "auto"
+    """Worlds over tokens: show the chosen words or the mean code of their distribution; auto: the mean if greedy."""
     steps: int = 20
     """Worlds over latents: evaluations of the velocity; the report uses 20 and 100."""
     guidance: float = 1.0
@@ -37,6 +39,7 @@ class SampleOptions:
         return SamplingChoice(
             tokens=Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p),
             flow=FlowSampling(sampler=self.sampler, steps=self.steps, guidance=self.guidance),
+            pictures=self.pictures,
             num_samples=self.num_samples,
             average_repeats=self.average_repeats,
             rows=self.rows,

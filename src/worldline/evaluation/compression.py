@@ -22,14 +22,16 @@ from worldline.evaluation.summary import summarise, write_forecasts
 from worldline.evaluation.tally import CodeScores, Tally
 from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.load import Loaded
-from worldline.forecasting.tokens import TokenForecaster
+from worldline.forecasting.tokens import Rollout, TokenForecaster
 from worldline.schema import Batch, UsageError, stack
 from worldline.worlds.world import GridStep
 
 FORECAST, SHUFFLED, BLIND = "forecast", "forecast, states of another clip", "blind to states"
+WORDS = "forecast, likeliest words"
 COPY, UNIGRAM, ROUND_TRIP = "copy last frame", "token frequencies", "tokenizer round trip"
 ROLES: dict[str, Role] = {
     FORECAST: "model",
+    WORDS: "ablation",
     SHUFFLED: "ablation",
     BLIND: "baseline",
     COPY: "baseline",
@@ -39,6 +41,7 @@ ROLES: dict[str, Role] = {
 COMPARED = (  # better, than, metric
     (FORECAST, COPY, "psnr_db_last"),
     (FORECAST, COPY, "psnr_db_mean"),
+    (FORECAST, WORDS, "psnr_db_last"),
     (FORECAST, SHUFFLED, "psnr_db_last"),
     (FORECAST, SHUFFLED, "full_ce"),
     (FORECAST, BLIND, "psnr_db_last"),
@@ -124,6 +127,7 @@ def evaluate_compression(
         settings={
             "temperature": sampling.temperature,
             "decoding": "greedy" if sampling.temperature == 0 else "sampled",
+            "pictures": "mean codes" if forecaster.shows_means else "words",
             "seed": protocol.seed,
             "vocabulary": forecaster.grid.vocab_size,
         },
@@ -150,7 +154,7 @@ def _score(
     context = forecaster.world.context_grids
     tokens = batch.tokens if batch.tokens is not None else forecaster.encode(_frames(batch))
     past, future = tokens[:, :context], tokens[:, context:]
-    grids: dict[str, Int64[Tensor, "b l h w"]] = {}
+    rollouts: dict[str, Rollout] = {}
     worlds = [(FORECAST, forecaster, batch.states)]
     if others is not None:
         worlds.append((SHUFFLED, forecaster, others))
@@ -158,7 +162,7 @@ def _score(
         worlds.append((BLIND, blind.over_tokens(), batch.states))
     for name, one, states in worlds:
         scores = CodeScores(future)
-        grids[name] = one.rollout(past, states, generator=generator, watch=scores.add)
+        rollouts[name] = one.rollout(past, states, generator=generator, watch=scores.add)
         scores.into(tally.values[name], 0)
     forced = CodeScores(future)
     for index, step in enumerate(_teacher_forced(forecaster, tokens, batch)):
@@ -170,7 +174,10 @@ def _score(
         tally.not_computed["psnr_db"] = tally.not_computed["ssim"] = "the data hold tokens only, no frames"
         return
     split = forecaster.context_frames
-    frames = {name: forecaster.decode(tokens) for name, tokens in {**grids, ROUND_TRIP: future}.items()}
+    frames = {name: forecaster.show(rollout) for name, rollout in rollouts.items()}
+    if forecaster.shows_means:
+        frames[WORDS] = forecaster.decode(rollouts[FORECAST].tokens)
+    frames[ROUND_TRIP] = forecaster.decode(future)
     frames[COPY] = _copy(forecaster, batch)
     truth = batch.frames[:, split : split + forecaster.horizon_frames]
     for name, predicted in frames.items():

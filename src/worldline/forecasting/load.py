@@ -9,7 +9,7 @@ import torch
 from worldline import builtin
 from worldline.data.windows import FramePattern
 from worldline.forecasting.latents import LatentForecaster
-from worldline.forecasting.tokens import TokenForecaster
+from worldline.forecasting.tokens import Pictures, TokenForecaster
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.rundir import RunDir, from_json, read_model
@@ -26,6 +26,7 @@ class SamplingChoice:
 
     tokens: Sampling = field(default_factory=Sampling)
     flow: FlowSampling = field(default_factory=FlowSampling)
+    pictures: Pictures = "auto"
     num_samples: int = 1
     average_repeats: bool = False
     rows: int = 32
@@ -83,6 +84,7 @@ def load_forecaster(
                 grid=TokenGrid(**contract["token_grid"]),
                 sampling=choice.tokens,
                 num_samples=choice.num_samples,
+                pictures=choice.pictures,
                 device=device,
             )
         case WanWorld():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
@@ -9,8 +10,25 @@ from torch import Tensor
 
 from worldline.process.categorical import Sampling
 from worldline.schema import Forecast, TokenGrid, UsageError
-from worldline.tokenizers.tokenizer import Tokenizer
+from worldline.tokenizers.tokenizer import CodeTokenizer, Tokenizer
 from worldline.worlds.world import GridStep, TokenWorld
+
+Pictures = Literal["auto", "words", "mean"]
+"""What a predicted grid is shown as: the words chosen, or the mean code of the words' distribution.
+
+Words are what the world goes on from either way. The mean is what squared error, and so PSNR, asks for; a grid of the
+likeliest words is a guess at every position. `auto` takes the mean where words are chosen greedily and have codes.
+"""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A predicted horizon."""
+
+    tokens: Int64[Tensor, "b l gh gw"]
+    """The words chosen."""
+    mean_codes: Float32[Tensor, "b l gh gw d"] | None = None
+    """Mean of the codes under the distributions they were chosen from, where these are to be shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +42,7 @@ class TokenForecaster:
     sampling: Sampling = field(default_factory=Sampling)
     num_samples: int = 1
     """Independent roll-outs per clip; more than one needs a temperature above 0."""
+    pictures: Pictures = "auto"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where world and tokenizer are; inputs are moved there, forecasts come back to the CPU."""
 
@@ -58,7 +77,7 @@ class TokenForecaster:
             raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
         context = self.encode(frames)
         rollouts = [self.rollout(context, states, generator=generator) for _ in range(self.num_samples)]
-        return Forecast(frames=torch.stack([self.decode(grids) for grids in rollouts], dim=1), tokens=rollouts[0])
+        return Forecast(frames=torch.stack([self.show(one) for one in rollouts], dim=1), tokens=rollouts[0].tokens)
 
     def rollout(
         self,
@@ -67,17 +86,37 @@ class TokenForecaster:
         *,
         generator: torch.Generator | None = None,
         watch: Callable[[int, GridStep], None] | None = None,
-    ) -> Int64[Tensor, "b l gh gw"]:
-        """Token grids of the horizon, from a tokenised context. `watch(i, step)` sees grid i and its logits."""
+    ) -> Rollout:
+        """The horizon of a tokenised context. `watch(i, step)` sees grid i and its logits.
+
+        Raises:
+            UsageError: mean codes are to be shown, but words of this tokenizer have none.
+        """
         steps = self.world.forecast(
             context.to(self.device), states.to(self.device), sampling=self.sampling, generator=generator
         )
-        grids = []
+        codebook = self._codes().codebook if self.shows_means else None
+        grids, means = [], []
         for index, step in enumerate(steps):
             grids.append(step.tokens.cpu())
+            if codebook is not None:
+                means.append((step.logits.float().softmax(dim=-1) @ codebook).cpu())
             if watch is not None:
                 watch(index, step)
-        return torch.stack(grids, dim=1)
+        return Rollout(torch.stack(grids, dim=1), torch.stack(means, dim=1) if means else None)
+
+    @property
+    def shows_means(self) -> bool:
+        """Whether pictures are made of mean codes (see `Pictures`)."""
+        if self.pictures == "auto":
+            return self.sampling.temperature == 0 and isinstance(self.tokenizer, CodeTokenizer)
+        return self.pictures == "mean"
+
+    def show(self, rollout: Rollout) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of a predicted horizon. Raises `UsageError` without a tokenizer."""
+        if rollout.mean_codes is None:
+            return self.decode(rollout.tokens)
+        return self._codes().decode_codes(rollout.mean_codes.to(self.device)).cpu()
 
     def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
         """The true horizon, encoded by itself and decoded. Raises `UsageError` without a tokenizer."""
@@ -90,6 +129,12 @@ class TokenForecaster:
     def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
         """Frames of whole blocks of grids. Raises `UsageError` without a tokenizer."""
         return self._tokenizer().decode(tokens.to(self.device)).cpu()
+
+    def _codes(self) -> CodeTokenizer:
+        tokenizer = self._tokenizer()
+        if not isinstance(tokenizer, CodeTokenizer):
+            raise UsageError("words of this tokenizer have no codes whose mean could be decoded; use --pictures words")
+        return tokenizer
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

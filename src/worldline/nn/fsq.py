@@ -54,3 +54,8 @@ class FSQ(nn.Module):
         digits = indices.unsqueeze(-1) // self._basis % self._levels
         half = self._levels // 2
         return (digits - half).float() / half
+
+    @property
+    def codebook(self) -> Float[Tensor, "v d"]:
+        """Codes of all token ids, in order."""
+        return self.codes(torch.arange(self.vocab_size, device=self._basis.device))

@@ -147,9 +147,20 @@ class FSQVideoTokenizer(nn.Module):
     @torch.no_grad()
     def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
         """Frames of whole blocks. Raises `UsageError` if `l` is not a whole number of blocks."""
+        return self.decode_codes(self.quantiser.codes(tokens))
+
+    @property
+    def codebook(self) -> Float32[Tensor, "v d"]:
+        """Codes in [-1, 1] of all words."""
+        return self.quantiser.codebook
+
+    @torch.no_grad()
+    def decode_codes(self, codes: Float32[Tensor, "b l gh gw d"]) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of whole blocks of codes. Raises `UsageError` if `l` is not a whole number of blocks."""
         per_block = 1 + (self.config.block_frames - 1) // self.config.temporal_stride
-        blocks = blocks_of(tokens, per_block, what="token grids")
-        return torch.cat([to_pixels(self.video_of(self.quantiser.codes(block))) for block in blocks], dim=1)
+        return torch.cat(
+            [to_pixels(self.video_of(block)) for block in blocks_of(codes, per_block, what="grids")], dim=1
+        )
 
 
 def _encoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:

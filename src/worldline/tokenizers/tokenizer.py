@@ -50,6 +50,20 @@ class Tokenizer(Protocol):
 
 
 @runtime_checkable
+class CodeTokenizer(Tokenizer, Protocol):
+    """A tokenizer whose words are points of a space: a distribution over words has a mean that can be decoded."""
+
+    @property
+    def codebook(self) -> Float32[Tensor, "v d"]:
+        """The code of each word."""
+        ...
+
+    def decode_codes(self, codes: Float32[Tensor, "b l gh gw d"]) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of whole blocks of codes, which need not be those of words."""
+        ...
+
+
+@runtime_checkable
 class LatentTokenizer(Protocol):
     """Continuous video autoencoder, causal in time: latent k depends on frames up to the last it covers."""
 

@@ -146,7 +146,7 @@ class STTransformer(nn.Module):
         Their products fall with the distance of two codes as exp(-(bandwidth distance)^2 / 2): 0.88 for a step on one
         of 8 levels. The embedding is the output layer too, so a target also lifts the words beside it.
         """
-        codes = FSQ(self.config.code_levels).codes(torch.arange(self.config.vocab_size))
+        codes = FSQ(self.config.code_levels).codebook
         frequencies = torch.randn(codes.shape[-1], self.config.width) * CODE_BANDWIDTH
         phases = torch.rand(self.config.width) * 2 * math.pi
         return math.sqrt(2) * (codes @ frequencies + phases).cos()
