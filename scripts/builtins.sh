@@ -8,7 +8,7 @@ assets=src/worldline/assets
 work=${WORK:-cache/builtins}
 
 # --- twin-mini ---
-worldline data twin $assets/twin_mini/train --episodes 96 --seed 0 --snapshot-every 120
+worldline data twin $assets/twin_mini/train --episodes 80 --seed 0 --snapshot-every 120
 rm -r $assets/twin_mini/train/physics # 2 MB that training does not read; the validation episodes keep theirs
 worldline data twin $assets/twin_mini/val --episodes 20 --seed 1000 --snapshot-every 120
 
