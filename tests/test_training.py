@@ -240,6 +240,12 @@ def test_pieces_of_a_batch_give_the_step_of_the_whole(
             assert cut[name] == pytest.approx(whole[name], rel=1e-3)
 
 
+def test_more_pieces_than_clips_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="lower --accumulate"):
+        train(_world(tmp_path, accumulate=5), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_batch_is_cut_in_order_and_not_into_nothing(tmp_path: Path) -> None:
     clips = open_clips(_world(tmp_path).data, "train")
     batch = stack([clips[i] for i in range(5)])

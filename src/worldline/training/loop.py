@@ -70,6 +70,7 @@ def train(
     ranks, run = ranks or Ranks(), RunDir(path)
     report = report if report and ranks.writes else lambda *_: None
     share = ranks.share(config.batch_size)
+    _check_pieces(share, config.accumulate)
     _begin(run, config, resume)
     with ranks.first(path) as folder:
         made = prepare(config, RunDir(folder), lambda what, done, total: report(what, done, total, {}))
@@ -208,8 +209,7 @@ def split(batch: Batch, pieces: int) -> list[Batch]:
     """Cut a batch into `pieces` of nearly equal size, in order."""
     if pieces == 1:
         return [batch]
-    if pieces > len(batch):
-        raise UsageError(f"a batch of {len(batch)} clips cannot be cut into {pieces} pieces; lower --accumulate")
+    _check_pieces(len(batch), pieces)
     edges = [round(i * len(batch) / pieces) for i in range(pieces + 1)]
     return [
         replace(
@@ -222,6 +222,11 @@ def split(batch: Batch, pieces: int) -> list[Batch]:
         )
         for a, b in pairwise(edges)
     ]
+
+
+def _check_pieces(clips: int, pieces: int) -> None:
+    if pieces > clips:
+        raise UsageError(f"a batch of {clips} clips cannot be cut into {pieces} pieces; lower --accumulate")
 
 
 def _precision(config: TrainConfig, device: torch.device) -> torch.autocast | nullcontext[None]:
