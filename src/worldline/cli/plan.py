@@ -6,7 +6,8 @@ from typing import Annotated
 import tyro
 
 from worldline import builtin
-from worldline.cli.console import choose, show
+from worldline.cli.console import show
+from worldline.cli.recipe_options import parse_recipe
 from worldline.recipes.all import RECIPES
 from worldline.rundir import to_json
 from worldline.tokenizers.wan_vae import WanVAEConfig
@@ -41,15 +42,7 @@ class Job:
 
 def main(arguments: list[str]) -> None:
     """Parse, count, print."""
-    choose(arguments, RECIPES, what="recipe")
-    kind = tyro.extras.subcommand_type_from_defaults(
-        {name: Job(config=recipe()) for name, recipe in RECIPES.items()},
-        {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()},
-        prefix_names=False,
-    )
-    job = tyro.cli(
-        kind, prog="worldline plan", description=EXAMPLES, args=arguments, config=(tyro.conf.AvoidSubcommands,)
-    )
+    _, job = parse_recipe(Job, "plan", EXAMPLES, arguments)
     found = plan(_named(job.config), gpu_gb=job.gpu_memory, gpus=job.gpus, vae=_vae(job.config))
     show(to_json(Plan, found), text=text(found), as_json=job.json)
 

@@ -8,9 +8,9 @@ from typing import Annotated
 import tyro
 
 from worldline import builtin
-from worldline.cli.console import Progress, choose, say, show
+from worldline.cli.console import Progress, say, show
+from worldline.cli.recipe_options import parse_recipe
 from worldline.files import read_json
-from worldline.recipes.all import RECIPES
 from worldline.rundir import RunDir, from_json
 from worldline.training.config import TrainConfig
 from worldline.training.loop import TrainResult, train
@@ -45,19 +45,7 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--resume"]:
         _resume(arguments[1:])
         return
-    name = choose(arguments, RECIPES, what="recipe")
-    kind = tyro.extras.subcommand_type_from_defaults(
-        {name: Job(config=recipe()) for name, recipe in RECIPES.items()},
-        {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()},
-        prefix_names=False,
-    )
-    job = tyro.cli(
-        kind,
-        prog="worldline train",
-        description=EXAMPLES,
-        args=arguments,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    name, job = parse_recipe(Job, "train", EXAMPLES, arguments)
     run = job.run or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     _train(_resolved(job.config), run, resume=False, as_json=job.json)
 
