@@ -34,9 +34,10 @@ def duration(seconds: float) -> str:
 def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
     """Lay out an evaluation: metrics down, forecasters across, as many side by side as `width` allows."""
     data, rows = evaluation.data, evaluation.rows
+    frames = "frames" if evaluation.protocol == "tokenizer" else "future frames"
     lines = [
         f"{evaluation.protocol}: {data.num_clips} clips of {data.num_episodes} episodes of {data.name}, "
-        f"{data.horizon_frames} future frames at {data.fps:g} per second",
+        f"{data.horizon_frames} {frames} at {data.fps:g} per second",
         "mean [95 % interval over episodes]; * best mean",
     ]
     metrics = metrics_of(rows)
