@@ -22,7 +22,7 @@ worldline train tokenizer_tiny $data --run $work/tokenizer_first
 worldline train tokenizer_tiny $data --initial $work/tokenizer_first --optimizer.peak 8e-4 --optimizer.warmup-steps 20 \
     --steps 1000 --seed 1 --run $work/tokenizer
 python scripts/ship.py $work/tokenizer $assets/tokenizer_tiny
-worldline train compression_tiny $data --tokenizer $work/tokenizer --run $work/world
+worldline train compression_tiny $data --tokenizer $work/tokenizer --steps 13000 --run $work/world
 python scripts/ship.py $work/world $assets/compression_tiny $assets/tokenizer_tiny
 worldline train vae_tiny $data --run $work/vae
 python scripts/ship.py $work/vae $assets/vae_tiny

@@ -21,7 +21,7 @@ from worldline.training.config import ModelConfig, TrainConfig
 from worldline.training.footprint import Footprint, build, empty_batch, give_gradients, tensors_of
 from worldline.training.meter import follow
 from worldline.training.optimizer import MovingAverage, build_optimizer
-from worldline.training.plan import RESERVE, card, memory, plan, setting
+from worldline.training.plan import RESERVE, card, memory, plan, refuse_too_little, setting
 from worldline.worlds.wan import LoraConfig, WanConfig
 
 NOWHERE = Path("nowhere")
@@ -206,6 +206,25 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 
 # --- cards ---
+
+
+def test_a_run_that_does_not_fit_the_free_memory_is_refused_with_one_that_does() -> None:
+    config = _run(ADAPTED, batch_size=64)
+    run = Footprint(config, SMALL_VAE)
+    whole, cut = (setting(run, gpus=1, accumulate=n, checkpointing=False).needed for n in (1, 16))
+    between = int(cut / (1 - RESERVE)) + 1
+    assert between < whole
+    refuse_too_little(config, free=whole, vae=SMALL_VAE)
+    with pytest.raises(UsageError, match=r"training would take .* with 64 clips at once.*what fits: --accumulate \d"):
+        refuse_too_little(config, free=between, vae=SMALL_VAE)
+    with pytest.raises(UsageError, match=r"nothing fits this GPU.*--check-memory False"):
+        refuse_too_little(config, free=1000, vae=SMALL_VAE)
+
+
+def test_memory_that_data_would_decide_is_not_guessed() -> None:
+    config = _run(SMALL_VAE)
+    with pytest.warns(UserWarning, match=r"not checked.*--data.image-size"):
+        refuse_too_little(replace(config, data=replace(config.data, image_size=None)), free=0)
 
 
 @lru_cache

@@ -47,6 +47,8 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     """`auto` takes CUDA where there is one."""
+    check_memory: bool = True
+    """On CUDA, refuse a run that by `worldline plan` needs more memory than is free, before it prepares anything."""
     autocast: bool = True
     """bfloat16 autocast on hardware that has bfloat16 arithmetic; elsewhere fp32."""
     workers: int = 0

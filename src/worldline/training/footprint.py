@@ -33,6 +33,10 @@ STATE_DIM = 25
 AnyConfig = FSQVideoConfig | WanVAEConfig | STTransformerConfig | WanConfig
 
 
+class SizeUnknownError(UsageError):
+    """What is needed depends on a size that only the data would tell."""
+
+
 class Footprint:
     """The model of a run and its passes, each followed when first asked for.
 
@@ -241,7 +245,9 @@ def _with_depth(config: AnyConfig, depth: int) -> AnyConfig:
 
 def _image_size(config: TrainConfig) -> int:
     if config.data.image_size is None:
-        raise UsageError("the pictures' size decides what is needed, and data are not opened: give --data.image-size")
+        raise SizeUnknownError(
+            "the pictures' size decides what is needed, and data are not opened: give --data.image-size"
+        )
     return config.data.image_size
 
 

@@ -21,6 +21,7 @@ from worldline.schema import Batch, Origin, UsageError
 from worldline.training.checkpoint import TrainState, restore, save_checkpoint
 from worldline.training.config import TrainConfig
 from worldline.training.optimizer import MovingAverage, build_optimizer
+from worldline.training.plan import refuse_too_little
 from worldline.training.prepare import prepare
 from worldline.training.ranks import Ranks, gathered
 from worldline.training.validate import sample_strip, validate
@@ -62,8 +63,8 @@ def train(
     this with the same arguments and its own `ranks`; rank 0 alone writes and reports.
 
     Raises:
-        UsageError: the folder holds a run already, or another run than the one to resume; or the batch does not
-            divide among the ranks.
+        UsageError: the folder holds a run already, or another run than the one to resume; the batch does not divide
+            among the ranks; or a GPU has too little memory.
         DataError: data or weights are not what they should be.
         NonFiniteLossError: the loss is no longer a number.
     """
@@ -72,12 +73,14 @@ def train(
     share = ranks.share(config.batch_size)
     _check_pieces(share, config.accumulate)
     _begin(run, config, resume)
+    device = ranks.device(config.device)
     with ranks.first(path) as folder:
+        if config.check_memory and ranks.writes and device.type == "cuda":
+            refuse_too_little(config, free=torch.cuda.mem_get_info(device)[0], gpus=ranks.world_size)
         made = prepare(config, RunDir(folder), lambda what, done, total: report(what, done, total, {}))
     if ranks.writes and not resume:  # written only now: a request that cannot be carried out must not take the folder
         write_json(run.path / "environment.json", environment())
         write_json(run.config, to_json(TrainConfig, config))
-    device = ranks.device(config.device)
     model = ranks.place(made.model, device).train()
     optimizer = build_optimizer(config.optimizer, model)
     decay = config.optimizer.ema_decay

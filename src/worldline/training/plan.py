@@ -4,6 +4,7 @@ Neither weights nor data nor a GPU are needed: the passes of the run are followe
 (`footprint.py`). What is counted and what is estimated is said in `Plan.notes`. GB are 10^9 bytes, B of a card too.
 """
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from worldline.nn.load import changing_state
 from worldline.schema import UsageError
 from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.training.config import TrainConfig
-from worldline.training.footprint import DEPTHS, Footprint, tensors_of
+from worldline.training.footprint import DEPTHS, Footprint, SizeUnknownError, tensors_of
 from worldline.training.ranks import Ranks, shards_of
 
 CARDS_GB = (24.0, 40.0, 80.0, 141.0)
@@ -159,6 +160,38 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1, vae
         least=setting(run, gpus=gpus, accumulate=share, checkpointing=run.can_checkpoint),
         cards=tuple(card(run, gb, chosen) for gb in ((gpu_gb,) if gpu_gb else CARDS_GB)),
         notes=_notes(run),
+    )
+
+
+def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1, vae: WanVAEConfig | None = None) -> None:
+    """Check that a run fits into the memory that each GPU has free, in bytes, before anything long is started.
+
+    Warns where this cannot be said, since sizes are not configured.
+
+    Raises:
+        UsageError: it does not; says what needs how much, and a setting that fits.
+    """
+    try:
+        run = Footprint(config, vae)
+        wanted = setting(run, gpus=gpus, accumulate=config.accumulate, checkpointing=run.checkpoints)
+    except SizeUnknownError as reason:
+        warnings.warn(f"whether the run fits the GPU was not checked: {reason}", stacklevel=2)
+        return
+    if wanted.needed <= free:
+        return
+    parts = {"training": wanted.memory.total, "encoding": wanted.encoding, "validation": wanted.validation}
+    least = max(parts, key=lambda name: parts[name])
+    fitting = card(run, free / 1e9, wanted).settings
+    hints = [
+        f"--accumulate {s.accumulate}"
+        + (f" --model.gradient-checkpointing {s.gradient_checkpointing}" if run.can_checkpoint else "")
+        + (f" on {s.gpus} GPUs" if s.gpus > gpus else "")
+        for s in fitting
+    ]
+    raise UsageError(
+        f"{least} would take {wanted.needed / 1e9:.1f} GB of GPU memory with {wanted.clips} clips at once, but "
+        f"{free / 1e9:.1f} GB are free; {'what fits: ' + ', or '.join(hints) if hints else 'nothing fits this GPU'}. "
+        "This is an estimate (worldline plan); --check-memory False tries all the same"
     )
 
 
