@@ -22,8 +22,8 @@ class SampleOptions:
     """Worlds over tokens: 0 is greedy decoding, the report's choice."""
     top_k: int | None = None
     top_p: float | None = None
-    pictures: Pictures = "auto"
-    """Worlds over tokens: show the chosen words or the mean code of their distribution; auto: the mean if greedy."""
+    pictures: Pictures = "words"
+    """Worlds over tokens: show the chosen words, or the mean code of their distribution."""
     steps: int = 20
     """Worlds over latents: evaluations of the velocity; the report uses 20 and 100."""
     guidance: float = 1.0

@@ -127,7 +127,7 @@ def evaluate_compression(
         settings={
             "temperature": sampling.temperature,
             "decoding": "greedy" if sampling.temperature == 0 else "sampled",
-            "pictures": "mean codes" if forecaster.shows_means else "words",
+            "pictures": forecaster.pictures,
             "seed": protocol.seed,
             "vocabulary": forecaster.grid.vocab_size,
         },
@@ -175,7 +175,7 @@ def _score(
         return
     split = forecaster.context_frames
     frames = {name: forecaster.show(rollout) for name, rollout in rollouts.items()}
-    if forecaster.shows_means:
+    if forecaster.pictures == "mean":
         frames[WORDS] = forecaster.decode(rollouts[FORECAST].tokens)
     frames[ROUND_TRIP] = forecaster.decode(future)
     frames[COPY] = _copy(forecaster, batch)

@@ -26,7 +26,7 @@ class SamplingChoice:
 
     tokens: Sampling = field(default_factory=Sampling)
     flow: FlowSampling = field(default_factory=FlowSampling)
-    pictures: Pictures = "auto"
+    pictures: Pictures = "words"
     num_samples: int = 1
     average_repeats: bool = False
     rows: int = 32

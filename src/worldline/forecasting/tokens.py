@@ -13,11 +13,11 @@ from worldline.schema import Forecast, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import CodeTokenizer, Tokenizer
 from worldline.worlds.world import GridStep, TokenWorld
 
-Pictures = Literal["auto", "words", "mean"]
+Pictures = Literal["words", "mean"]
 """What a predicted grid is shown as: the words chosen, or the mean code of the words' distribution.
 
-Words are what the world goes on from either way. The mean is what squared error, and so PSNR, asks for; a grid of the
-likeliest words is a guess at every position. `auto` takes the mean where words are chosen greedily and have codes.
+Words are what the world goes on from either way. The mean is what squared error asks for where a world is unsure; a
+sure one is shown no better by it (docs/log.md).
 """
 
 
@@ -42,7 +42,7 @@ class TokenForecaster:
     sampling: Sampling = field(default_factory=Sampling)
     num_samples: int = 1
     """Independent roll-outs per clip; more than one needs a temperature above 0."""
-    pictures: Pictures = "auto"
+    pictures: Pictures = "words"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where world and tokenizer are; inputs are moved there, forecasts come back to the CPU."""
 
@@ -95,7 +95,7 @@ class TokenForecaster:
         steps = self.world.forecast(
             context.to(self.device), states.to(self.device), sampling=self.sampling, generator=generator
         )
-        codebook = self._codes().codebook if self.shows_means else None
+        codebook = self._codes().codebook if self.pictures == "mean" else None
         grids, means = [], []
         for index, step in enumerate(steps):
             grids.append(step.tokens.cpu())
@@ -104,13 +104,6 @@ class TokenForecaster:
             if watch is not None:
                 watch(index, step)
         return Rollout(torch.stack(grids, dim=1), torch.stack(means, dim=1) if means else None)
-
-    @property
-    def shows_means(self) -> bool:
-        """Whether pictures are made of mean codes (see `Pictures`)."""
-        if self.pictures == "auto":
-            return self.sampling.temperature == 0 and isinstance(self.tokenizer, CodeTokenizer)
-        return self.pictures == "mean"
 
     def show(self, rollout: Rollout) -> UInt8[Tensor, "b t 3 h w"]:
         """Frames of a predicted horizon. Raises `UsageError` without a tokenizer."""
