@@ -159,7 +159,7 @@ class FSQVideoTokenizer(nn.Module):
         """Frames of whole blocks of codes. Raises `UsageError` if `l` is not a whole number of blocks."""
         per_block = 1 + (self.config.block_frames - 1) // self.config.temporal_stride
         return torch.cat(
-            [to_pixels(self.video_of(block)) for block in blocks_of(codes, per_block, what="grids")], dim=1
+            [to_pixels(self.video_of(block)) for block in blocks_of(codes, per_block, what="token grids")], dim=1
         )
 
 
