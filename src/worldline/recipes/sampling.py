@@ -53,7 +53,11 @@ def sampling_revontuli_cfg() -> TrainConfig:
 
 
 def sampling_tiny() -> TrainConfig:
-    """The same world with 5 layers of width 160 on latents of twin-mini at 64x64. Runs on two CPU cores."""
+    """The same world with 5 layers of width 160 on latents of twin-mini at 64x64. Runs on two CPU cores.
+
+    About 30 minutes on one core. Expected (docs/results.md): the mean of 20 samples 60 frames ahead 3.8 dB above a copy
+    of the last frame seen, trained on 400 episodes, which is the built-in.
+    """
     return TrainConfig(
         model=WanConfig(
             backbone=BackboneConfig(
