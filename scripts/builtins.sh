@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make everything that ships in src/worldline/assets, from nothing. About three hours on two CPU cores; the twin needs
+# Make everything that ships in src/worldline/assets, from nothing. About four hours on two CPU cores; the twin needs
 # OpenGL (EGL or OSMesa), nothing needs a network. The checkpoints are trained by the recipes of the same names, for
 # longer and on more episodes of the same twin than ship; judged on twin_mini/val, whose seed no training set shares.
 set -euo pipefail
