@@ -111,9 +111,9 @@ def _card_lines(found: Plan, card: Card) -> list[str]:
     head = f"{card.gb:g} GB".rjust(9)
     if not card.settings:
         least = found.least
-        return [f"{head}  nothing. The least is {_words(found, least)}: {_gb(least.needed)} GB ({_why(least)})"]
+        return [f"{head}  nothing. The least is {_words(found, least)}: {_gb(least.needed)} GB ({least.greediest})"]
     as_it_is = "as configured; " if card.fits else ""
-    lines = [f"{_words(found, setting)}: {_gb(setting.needed)} GB ({_why(setting)})" for setting in card.settings]
+    lines = [f"{_words(found, setting)}: {_gb(setting.needed)} GB ({setting.greediest})" for setting in card.settings]
     return [f"{head}  {as_it_is}{lines[0]}", *(f"{'':9}  or {line}" for line in lines[1:])]
 
 
@@ -123,12 +123,6 @@ def _words(found: Plan, setting: Setting) -> str:
     checkpointing = f" --model.gradient-checkpointing {setting.gradient_checkpointing}" if found.otherwise else ""
     clips = "1 clip" if setting.clips == 1 else f"{setting.clips} clips"
     return f"{gpus}, --accumulate {setting.accumulate}{checkpointing}, {clips} at once"
-
-
-def _why(setting: Setting) -> str:
-    """Which part of a run needs the most."""
-    parts = {"training": setting.memory.total, "encoding": setting.encoding, "validation": setting.validation}
-    return max(parts, key=lambda name: parts[name])
 
 
 def _gb(size: int) -> str:

@@ -72,8 +72,18 @@ class Setting:
     """Bytes in use during validation."""
 
     @property
+    def parts(self) -> dict[str, int]:
+        """Bytes in use by what a run does, one after the other."""
+        return {"training": self.memory.total, "encoding": self.encoding, "validation": self.validation}
+
+    @property
     def needed(self) -> int:
-        return max(self.memory.total, self.encoding, self.validation)
+        return max(self.parts.values())
+
+    @property
+    def greediest(self) -> str:
+        """Which of the parts needs the most."""
+        return max(self.parts, key=lambda name: self.parts[name])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +189,6 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1, vae: Wan
         return
     if wanted.needed <= free:
         return
-    parts = {"training": wanted.memory.total, "encoding": wanted.encoding, "validation": wanted.validation}
-    least = max(parts, key=lambda name: parts[name])
     fitting = card(run, free / 1e9, wanted).settings
     hints = [
         f"--accumulate {s.accumulate}"
@@ -189,8 +197,8 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1, vae: Wan
         for s in fitting
     ]
     raise UsageError(
-        f"{least} would take {wanted.needed / 1e9:.1f} GB of GPU memory with {wanted.clips} clips at once, but "
-        f"{free / 1e9:.1f} GB are free; {'what fits: ' + ', or '.join(hints) if hints else 'nothing fits this GPU'}. "
+        f"{wanted.greediest} would take {wanted.needed / 1e9:.1f} GB of GPU memory with {wanted.clips} clips at once, "
+        f"but {free / 1e9:.1f} GB are free; {'what fits: ' + ', or '.join(hints) if hints else 'nothing fits this GPU'}. "
         "This is an estimate (worldline plan); --check-memory False tries all the same"
     )
 
