@@ -196,9 +196,10 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1, vae: Wan
         + (f" on {s.gpus} GPUs" if s.gpus > gpus else "")
         for s in fitting
     ]
+    fits = f"what fits: {', or '.join(hints)}" if hints else "nothing fits this GPU"
     raise UsageError(
         f"{wanted.greediest} would take {wanted.needed / 1e9:.1f} GB of GPU memory with {wanted.clips} clips at once, "
-        f"but {free / 1e9:.1f} GB are free; {'what fits: ' + ', or '.join(hints) if hints else 'nothing fits this GPU'}. "
+        f"but {free / 1e9:.1f} GB are free; {fits}. "
         "This is an estimate (worldline plan); --check-memory False tries all the same"
     )
 
