@@ -31,9 +31,9 @@ class AugmentConfig:
     """Gain around each pixel's grey."""
 
     @staticmethod
-    def usual(crop_scale: tuple[float, float] = (0.8, 1.0)) -> "AugmentConfig":
+    def usual() -> "AugmentConfig":
         """Crops, flips and slight changes of colour, as our tokenizers are trained with."""
-        return AugmentConfig(crop_scale=crop_scale, flip=0.5, brightness=0.1, contrast=0.1, saturation=0.1)
+        return AugmentConfig(crop_scale=(0.8, 1.0), flip=0.5, brightness=0.1, contrast=0.1, saturation=0.1)
 
     @property
     def changes(self) -> bool:

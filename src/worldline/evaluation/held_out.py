@@ -42,10 +42,8 @@ def held_out(
     if episodes is not None:
         config = replace(config, val_episodes=episodes)
     pattern = pattern or FramePattern.consecutive(window)
-    clips = open_clips(
-        replace(config, pattern=pattern, window_stride=stride or window, cache=None, cache_size=None),
-        "val",
-    )
+    wanted = replace(config, pattern=pattern, window_stride=stride or window, cache=None, cache_size=None)
+    clips = open_clips(wanted, "val")
     _check(clips, contract, data or config.path)
     return clips
 

@@ -18,6 +18,7 @@ from worldline.evaluation.result import (
     metrics_of,
 )
 from worldline.metrics.bootstrap import Interval
+from worldline.report.text import judged_frames
 
 HEADLINE_CODE_METRIC = "top500_ce_residual"
 ORDER: tuple[Role, ...] = ("model", "baseline", "ablation", "ceiling")
@@ -50,6 +51,11 @@ class Table:
     data: DataSummary
     columns: tuple[MetricInfo, ...]
     lines: tuple[Line, ...]
+
+    @property
+    def frames(self) -> str:
+        """What the frames it is about are called."""
+        return judged_frames(self.protocol)
 
 
 def tables(evaluations: Mapping[str, Evaluation], group: Literal["headline", "code"]) -> list[Table]:

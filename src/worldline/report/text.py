@@ -31,13 +31,17 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def judged_frames(protocol: str) -> str:
+    """What the frames of an evaluation are called: a tokenizer is judged on what it saw."""
+    return "frames" if protocol == "tokenizer" else "future frames"
+
+
 def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
     """Lay out an evaluation: metrics down, forecasters across, as many side by side as `width` allows."""
     data, rows = evaluation.data, evaluation.rows
-    frames = "frames" if evaluation.protocol == "tokenizer" else "future frames"
     lines = [
         f"{evaluation.protocol}: {data.num_clips} clips of {data.num_episodes} episodes of {data.name}, "
-        f"{data.horizon_frames} {frames} at {data.fps:g} per second",
+        f"{data.horizon_frames} {judged_frames(evaluation.protocol)} at {data.fps:g} per second",
         "mean [95 % interval over episodes]; * best mean",
     ]
     metrics = metrics_of(rows)
