@@ -87,6 +87,61 @@ def test_gradient_passes_straight_through_the_rounding(level: int) -> None:
     assert (z.grad > 0).all()
 
 
+# --- hysteresis ---
+
+
+def _still_but_noisy(steps: int = 400, noise: float = 0.6) -> torch.Tensor:
+    """An input on the edge between two levels, shaken by less than a level: `1 t 1`, in units of FSQ((5,))'s levels."""
+    generator = torch.Generator().manual_seed(0)
+    levels = 0.5 + noise * (torch.rand(steps, generator=generator) - 0.5)
+    return torch.atanh(levels / (4 * 1.001 / 2)).view(1, -1, 1)
+
+
+def test_without_hold_codes_are_the_nearest() -> None:
+    z = 3 * torch.randn(2, 7, 4, 4, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(FSQ(COSMOS).held(z, 0.0), FSQ(COSMOS)(z))
+
+
+def test_noise_within_the_hold_changes_nothing() -> None:
+    quantiser, z = FSQ((5,)), _still_but_noisy()
+    assert (quantiser(z).diff(dim=1) != 0).float().mean() > 0.3, "the nearest level flickers"
+    held = quantiser.held(z, 0.5)
+    assert torch.equal(held, held[:, :1].expand_as(held))
+
+
+def test_what_moves_further_than_the_hold_takes_the_nearest_level() -> None:
+    levels = torch.tensor([0.0, 0.9, 1.1, 0.2, -0.4, -2.0])
+    z = torch.atanh(levels / (4 * 1.001 / 2)).view(1, -1, 1)
+    # within one level (0.5 + 0.5) of the last code it stays; beyond, it rounds
+    assert (FSQ((5,)).held(z, 0.5) * 2).flatten().tolist() == [0, 0, 1, 1, 0, -2]
+
+
+def test_a_word_is_held_as_a_whole() -> None:
+    levels = torch.tensor([[0.0, 0.0], [0.6, 0.0], [0.6, 1.4]])
+    z = torch.atanh(levels / (4 * 1.001 / 2)).unsqueeze(0)
+    # the first channel stays at 0 while the word is held, and rounds as soon as the second one leaves
+    assert (FSQ((5, 5)).held(z, 0.3) * 2)[0].tolist() == [[0, 0], [0, 0], [1, 1]]
+
+
+def test_a_held_code_depends_on_the_past_alone() -> None:
+    z = torch.randn(1, 6, 3, 6, generator=torch.Generator().manual_seed(0))
+    changed = z.clone()
+    changed[:, 4] += 1
+    before, after = FSQ(COSMOS).held(z, 0.75), FSQ(COSMOS).held(changed, 0.75)
+    assert torch.equal(before[:, :4], after[:, :4])
+    assert not torch.equal(before[:, 4], after[:, 4])
+
+
+def test_gradient_passes_through_a_held_code_as_through_the_nearest() -> None:
+    z = _still_but_noisy(20)
+    gradients = []
+    for code in (FSQ((5,)).forward, lambda x: FSQ((5,)).held(x, 0.5)):
+        x = z.clone().requires_grad_()
+        code(x).sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+
+
 def test_holds_no_parameters_and_nothing_to_save() -> None:
     quantiser = FSQ(COSMOS)
     assert list(quantiser.parameters()) == []

@@ -9,6 +9,7 @@ import torch
 from builders import TWO_JOINTS, moving_square, small_tokenizer, write_squares
 from data_builders import write_tokens
 
+from worldline.data.augment import AugmentConfig
 from worldline.data.onex_write import finish_raw, write_raw_shard
 from worldline.data.open import open_source
 from worldline.data.source import Source
@@ -97,11 +98,21 @@ def test_frames_are_resized_first_where_a_size_is_given(tmp_path: Path) -> None:
     assert torch.equal(tokens, tokenizer.encode(resize(frames, 8)[None])[0])
 
 
-def test_batching_changes_nothing(tmp_path: Path) -> None:
-    source = _source(tmp_path / "raw")
-    for size in (1, 16):
-        _run(source, tmp_path / str(size), batch_size=size)
-    assert _digests(tmp_path / "1") == _digests(tmp_path / "16")
+def test_augmented_phases_are_crops_of_their_own(tmp_path: Path) -> None:
+    source, augment = _source(tmp_path / "raw", (51, 51)), AugmentConfig(crop_scale=(0.5, 0.9), brightness=0.2)
+    for name in ("one", "two"):
+        _run(source, tmp_path / name, phases=34, augment=augment, size=16)
+    assert _digests(tmp_path / "one") == _digests(tmp_path / "two")
+    tokens = open_source(tmp_path / "one")
+    # 34 phases are two passes over the 17 starts: pass p begins at frame p // 2
+    passes = [tokens.read(i, 0, 34) for i in (0, 1, 34, 35)]
+    assert len({tuple(clip.tokens.flatten().tolist()) for clip in passes if clip.tokens is not None}) == 4
+    assert all(torch.equal(clip.states, source.read(i // 2, 0, 34).states) for i, clip in enumerate(passes))
+
+
+def test_worlds_do_not_train_on_flipped_pictures(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="flip"):
+        _run(_source(tmp_path / "raw", (34,)), tmp_path / "out", augment=AugmentConfig(flip=0.5))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +140,13 @@ def test_run_again_it_writes_nothing_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"fingerprint": "another"}, {"size": 8}, {"phases": 3}, {"episodes": [0, 1]}],
+    [
+        {"fingerprint": "another"},
+        {"size": 8},
+        {"phases": 3},
+        {"episodes": [0, 1]},
+        {"augment": AugmentConfig(brightness=0.1)},
+    ],
     ids=lambda c: next(iter(c)),
 )
 def test_shards_of_other_settings_never_mix(tmp_path: Path, change: dict[str, object]) -> None:

@@ -14,7 +14,7 @@ from worldline.schema import Batch, DataError, Origin, UsageError
 from worldline.tokenizers.cosmos import CosmosConfig
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.tokenizers.load import describe, fingerprint, load_tokenizer
-from worldline.tokenizers.tokenizer import to_pixels, to_signed
+from worldline.tokenizers.tokenizer import ROWS, to_pixels, to_signed
 
 FINE = replace(
     SMALL_TOKENIZER,
@@ -84,7 +84,7 @@ def test_default_is_the_grid_of_cosmos() -> None:
     assert (grid.block, grid.temporal_stride) == (17, 8)
 
 
-@pytest.mark.parametrize("config", [SMALL_TOKENIZER, FINE])
+@pytest.mark.parametrize("config", [SMALL_TOKENIZER, FINE, replace(SMALL_TOKENIZER, hold=0.75)])
 @pytest.mark.parametrize("frame", [0, 1, 8, 9, 16])
 def test_encoding_never_looks_ahead(config: FSQVideoConfig, frame: int) -> None:
     tokenizer, video = small_tokenizer(config), noise_frames(1, 17, 3, 16, 16)
@@ -95,6 +95,37 @@ def test_encoding_never_looks_ahead(config: FSQVideoConfig, frame: int) -> None:
     assert torch.equal(before[:, :owner], after[:, :owner])
     assert not torch.equal(before[:, owner], after[:, owner])
     assert torch.equal(tokenizer.encode(video)[:, :owner], tokenizer.encode(changed)[:, :owner])
+
+
+def test_a_long_recording_goes_through_in_order() -> None:
+    tokenizer, video = small_tokenizer(), noise_frames(2, 17 * (ROWS + 3), 3, 8, 8)
+    tokens = tokenizer.encode(video)
+    assert torch.equal(tokens, torch.cat([tokenizer.encode(block) for block in video.split(17, dim=1)], dim=1))
+    blocks = [tokenizer.decode(block) for block in tokens.split(3, dim=1)]
+    difference = tokenizer.decode(tokens).int() - torch.cat(blocks, dim=1).int()
+    assert difference.abs().max() <= 1, "rounding alone may differ with the rows that go through at once"
+
+
+def test_with_hold_a_still_noisy_video_keeps_its_words_across_blocks() -> None:
+    still = noise_frames(1, 1, 3, 16, 16).expand(1, 68, 3, 16, 16)
+    noise = noise_frames(1, 68, 3, 16, 16, seed=1).int() % 61 - 30
+    shaken = (still.int() + noise).clamp(0, 255).byte()
+
+    def kept(hold: float) -> float:
+        tokens = small_tokenizer(replace(SMALL_TOKENIZER, hold=hold)).encode(shaken)
+        return (tokens[:, 1:] == tokens[:, :-1]).float().mean().item()
+
+    assert kept(0.0) < 0.9
+    assert kept(0.75) > 0.98
+
+
+def test_hold_is_part_of_a_tokenizers_identity(tmp_path: Path) -> None:
+    for name, hold in (("none", 0.0), ("some", 0.5), ("more", 0.75)):
+        tokenizer = small_tokenizer(replace(SMALL_TOKENIZER, hold=hold))
+        (tmp_path / name).mkdir()
+        write_model(tmp_path / name, describe(tokenizer), tokenizer.state_dict())
+    assert len({fingerprint(tmp_path / name) for name in ("none", "some", "more")}) == 3
+    assert load_tokenizer(tmp_path / "some").config.hold == 0.5  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("config", [SMALL_TOKENIZER, FINE])
@@ -347,12 +378,8 @@ def test_fingerprint_of_cosmos_covers_both_files(tmp_path: Path) -> None:
 
 def _features(tokenizer: FSQVideoTokenizer, frames: Tensor) -> Tensor:
     """What the quantiser is given, `b l h w d`: rounding may hide a leak that is in here."""
-    seen: list[Tensor] = []
-    handle = tokenizer.quantiser.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        tokenizer.codes_of(to_signed(frames))
-    handle.remove()
-    return seen[0]
+        return tokenizer.latents_of(to_signed(frames))
 
 
 def _squares() -> Batch:

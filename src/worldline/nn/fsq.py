@@ -33,8 +33,23 @@ class FSQ(nn.Module):
     def forward(self, z: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """Codes in [-1, 1] nearest to the bounded input; gradients pass straight through the rounding."""
         bounded = self._bound(z)
-        rounded = bounded + (bounded.round() - bounded).detach()
-        return rounded / (self._levels // 2)
+        return self._codes(bounded, bounded.round())
+
+    def held(self, z: Float[Tensor, "b l *n d"], hold: float) -> Float[Tensor, "b l *n d"]:
+        """Codes along time that change only for a reason: with hysteresis, like a Schmitt trigger.
+
+        A code stays what it was one step before while every channel of the input is within half a level and `hold`
+        levels of it; otherwise it is the nearest. At 0 this is `forward`.
+        """
+        bounded = self._bound(z)
+        kept = [bounded[:, 0].round()]
+        for now in bounded[:, 1:].unbind(dim=1):
+            near = ((now - kept[-1]).abs() <= 0.5 + hold).all(dim=-1, keepdim=True)
+            kept.append(torch.where(near, kept[-1], now.round()))
+        return self._codes(bounded, torch.stack(kept, dim=1))
+
+    def _codes(self, bounded: Tensor, levels: Tensor) -> Tensor:
+        return (bounded + (levels - bounded).detach()) / (self._levels // 2)
 
     def _bound(self, z: Tensor) -> Tensor:
         # Even level counts have no level at zero: shift by half a step so that rounding still gives L levels.

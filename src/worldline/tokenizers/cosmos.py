@@ -14,7 +14,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from worldline.schema import DataError, TokenGrid, UsageError
-from worldline.tokenizers.tokenizer import blocks_of, to_pixels, to_signed
+from worldline.tokenizers.tokenizer import by_blocks, to_pixels, to_signed
 
 HUB_ID = "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8"
 LEVELS = (8, 8, 8, 5, 5, 5)
@@ -60,13 +60,13 @@ class CosmosTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
         self.grid(*frames.shape[-2:])
-        blocks = blocks_of(frames, _BLOCK, what="frames")
-        return torch.cat([self.encoder(to_signed(block).to(self.dtype))[0].long() for block in blocks], dim=1)
+        return by_blocks(
+            frames, _BLOCK, lambda rows: self.encoder(to_signed(rows).to(self.dtype))[0].long(), what="frames"
+        )
 
     @torch.no_grad()
     def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        blocks = blocks_of(tokens, _LATENTS, what="token grids")
-        return torch.cat([to_pixels(self.decoder(block.int()).float()) for block in blocks], dim=1)
+        return by_blocks(tokens, _LATENTS, lambda rows: to_pixels(self.decoder(rows.int()).float()), what="token grids")
 
 
 def _load(path: Path) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from worldline.files import read_json
 from worldline.nn.load import load_weights
 from worldline.rundir import from_json, model_folder, read_model, to_json
 from worldline.schema import UsageError
@@ -79,7 +80,7 @@ def describe(tokenizer: AnyTokenizer | WanVAETokenizer) -> dict[str, Any]:
 
 
 def fingerprint(path: Path) -> str:
-    """Identity of a tokenizer's weights: a hash of the bytes that decide its tokens or latents.
+    """Identity of a tokenizer: a hash of what decides its tokens or latents, weights and (where it has one) hold.
 
     Raises:
         UsageError: the path is neither a run or model folder nor a download of Cosmos or of Wan's VAE.
@@ -93,7 +94,15 @@ def fingerprint(path: Path) -> str:
     for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
+    if hold := _hold(files[0].with_name("model.json")):
+        digest.update(str(hold).encode())
     return digest.hexdigest()
+
+
+def _hold(description: Path) -> float:
+    """The one setting that changes the words of the same weights."""
+    config = read_json(description).get("config") if description.is_file() else None
+    return float(config.get("hold", 0.0)) if isinstance(config, dict) else 0.0
 
 
 def _kind(description: dict[str, Any]) -> Any:

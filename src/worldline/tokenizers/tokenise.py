@@ -1,27 +1,28 @@
 """Turn any source of frames into a 1X token folder, once. Resumable; keyed by source, tokenizer and settings.
 
 One shard per source episode. Within it, one segment per *phase*: the episode from frame p on, cut to whole blocks.
-More phases give a world more places to start from without inventing a format: to a reader they are segments.
+More phases give a world more places to start from without inventing a format: to a reader they are segments. With
+augmentation each phase is also its own crop and colours: a world then meets every scene in that many framings.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from einops import rearrange
 from jaxtyping import Int32, Int64, UInt8
 from torch import Tensor
 
+from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import identity
 from worldline.data.onex_write import finish_tokens, token_shard_done, write_token_shard
 from worldline.data.source import Source
 from worldline.data.video import resize
 from worldline.files import claim
-from worldline.schema import TokenGrid, UsageError
+from worldline.schema import Clip, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
 
@@ -50,7 +51,7 @@ def tokenise(
     episodes: Sequence[int],
     size: int | None = None,
     phases: int = 1,
-    batch_size: int = 16,
+    augment: AugmentConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokeniseReport:
     """Tokenise episodes of a frame source into `out`. Killed and run again, it goes on where it stopped.
@@ -60,15 +61,19 @@ def tokenise(
         episodes: which episodes of the source, in order.
         size: centre-crop and resize frames to this square first; None keeps them.
         phases: start offsets per episode, spread evenly over a block.
+        augment: crop and recolour each phase of each episode in its own way, a pure function of their numbers.
 
     Raises:
-        UsageError: `out` holds tokens of another source, tokenizer or setting, or the source holds no frames.
+        UsageError: `out` holds tokens of another source, tokenizer or setting, the source holds no frames, or
+            augmentation flips pictures, which would no longer show the states beside them.
     """
     if source.image_size is None:
         raise UsageError(f"{source.path} holds tokens already; there are no frames to tokenise")
+    if augment is not None and augment.flip:
+        raise UsageError("a flipped picture no longer shows the states beside it; leave --data.augment.flip at 0")
     height, width = (size, size) if size else source.image_size
     grid = tokenizer.grid(height, width)
-    key = token_key(source, fingerprint=fingerprint, episodes=episodes, size=size, phases=phases)
+    key = token_key(source, fingerprint=fingerprint, episodes=episodes, size=size, phases=phases, augment=augment)
     claim(out, "tokenise.json", key, what="tokens")
     offsets = [grid.block * phase // phases for phase in range(phases)]
     frames_done, reused, short, left_out = 0, 0, 0, 0
@@ -81,7 +86,10 @@ def tokenise(
         if token_shard_done(out, shard):
             reused += 1
         else:
-            _write_episode(source, episode, spans, tokenizer, grid, out, shard, size=size, batch_size=batch_size)
+            clip = source.read(episode, 0, length)
+            views = _views(clip, spans, size, augment, shard)
+            tokens = [_blocks(tokenizer.encode(view[None]), grid) for view in views]
+            _write_episode(out, shard, tokens, clip, spans, grid, source)
         if progress:
             progress(shard + 1, len(episodes))
     finish_tokens(
@@ -105,10 +113,20 @@ def tokenise(
 
 
 def token_key(
-    source: Source, *, fingerprint: str, episodes: Sequence[int], size: int | None, phases: int
+    source: Source,
+    *,
+    fingerprint: str,
+    episodes: Sequence[int],
+    size: int | None,
+    phases: int,
+    augment: AugmentConfig | None = None,
 ) -> dict[str, object]:
     """What the tokens of a folder depend on; written into its metadata as provenance."""
-    return {**source_key(source, fingerprint=fingerprint, episodes=episodes, size=size), "phases": phases}
+    return {
+        **source_key(source, fingerprint=fingerprint, episodes=episodes, size=size),
+        "phases": phases,
+        "augment": asdict(augment) if augment else None,
+    }
 
 
 def source_key(source: Source, *, fingerprint: str, episodes: Sequence[int], size: int | None) -> dict[str, object]:
@@ -137,23 +155,30 @@ def key_hash(key: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _views(
+    clip: Clip, spans: Sequence[tuple[int, int]], size: int | None, augment: AugmentConfig | None, shard: int
+) -> Iterator[UInt8[Tensor, "t 3 h w"]]:
+    """The frames of each span, scaled; augmented, each in a way of its own."""
+    assert clip.frames is not None, "the caller checked that the source holds frames"
+    if augment is None:
+        frames = resize(clip.frames, size) if size else clip.frames
+        yield from (frames[start:stop] for start, stop in spans)
+        return
+    side = size or min(clip.frames.shape[-2:])
+    for phase, (start, stop) in enumerate(spans):
+        seed = np.random.SeedSequence([shard, phase]).generate_state(1)[0]
+        yield augment_frames(clip.frames[start:stop], augment, size=side, seed=int(seed))
+
+
 def _write_episode(
-    source: Source,
-    episode: int,
-    spans: Sequence[tuple[int, int]],
-    tokenizer: Tokenizer,
-    grid: TokenGrid,
     out: Path,
     shard: int,
-    *,
-    size: int | None,
-    batch_size: int,
+    tokens: Sequence[Int32[np.ndarray, "_ l gh gw"]],
+    clip: Clip,
+    spans: Sequence[tuple[int, int]],
+    grid: TokenGrid,
+    source: Source,
 ) -> None:
-    length = source.episodes[episode].length
-    clip = source.read(episode, 0, length)
-    assert clip.frames is not None, "the caller checked that the source holds frames"
-    frames = resize(clip.frames, size) if size else clip.frames
-    tokens = [_encode(frames[start:stop], tokenizer, grid, batch_size) for start, stop in spans]
     states = [clip.states[start:stop].numpy() for start, stop in spans]
     segments = [np.full(stop - start, phase, np.int32) for phase, (start, stop) in enumerate(spans)]
     none = np.zeros((0, grid.latents_per_block, grid.height, grid.width), np.int32)
@@ -167,9 +192,5 @@ def _write_episode(
     )
 
 
-def _encode(
-    frames: UInt8[Tensor, "t 3 h w"], tokenizer: Tokenizer, grid: TokenGrid, batch_size: int
-) -> Int32[np.ndarray, "n l gh gw"]:
-    blocks = rearrange(frames, "(n f) c h w -> n f c h w", f=grid.block)
-    encoded: list[Int64[Tensor, "n l gh gw"]] = [tokenizer.encode(part) for part in blocks.split(batch_size)]
-    return torch.cat(encoded).numpy().astype(np.int32)
+def _blocks(tokens: Int64[Tensor, "1 m gh gw"], grid: TokenGrid) -> Int32[np.ndarray, "n l gh gw"]:
+    return rearrange(tokens[0], "(n l) gh gw -> n l gh gw", l=grid.latents_per_block).numpy().astype(np.int32)

@@ -4,12 +4,18 @@ The one place where pixels become numbers. A tokenizer never sees a state. Outsi
 range [-1, 1] exists only in here.
 """
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import torch
+from einops import rearrange
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.schema import LatentGrid, TokenGrid, UsageError
+
+ROWS = 16
+"""Blocks of frames that go through a network at once: a recording may be minutes long."""
 
 
 def to_signed(frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b 3 t h w"]:
@@ -22,11 +28,17 @@ def to_pixels(video: Float32[Tensor, "b 3 t h w"]) -> UInt8[Tensor, "b t 3 h w"]
     return (((video + 1) / 2).clamp(0, 1) * 255 + 0.5).byte().transpose(1, 2)
 
 
-def blocks_of(x: Tensor, size: int, *, what: str) -> tuple[Tensor, ...]:
-    """Split axis 1 into whole blocks. Raises `UsageError` where it is not a multiple of `size`."""
+def by_blocks(x: Tensor, size: int, network: Callable[[Tensor], Tensor], *, what: str) -> Tensor:
+    """Put the whole blocks along axis 1 through a network, `ROWS` at a time: `b (n size) ... -> b (n l) ...`.
+
+    Raises:
+        UsageError: axis 1 is not a whole number of blocks of `size`.
+    """
     if x.shape[1] % size:
         raise UsageError(f"{x.shape[1]} {what} are not a whole number of blocks of {size}")
-    return x.split(size, dim=1)
+    blocks = rearrange(x, "b (n s) ... -> (b n) s ...", s=size)
+    made = torch.cat([network(rows) for rows in blocks.split(ROWS)])
+    return rearrange(made, "(b n) l ... -> b (n l) ...", b=x.shape[0])
 
 
 @runtime_checkable
@@ -41,7 +53,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
-        """Tokens of whole blocks of frames (`t` a multiple of the block)."""
+        """Tokens of whole blocks of frames (`t` a multiple of the block), in their order in time."""
         ...
 
     def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips, parse_slice
 from worldline.data.open import open_source
 from worldline.data.source import Source
@@ -107,9 +108,10 @@ def _as_tokens(
         raise UsageError(f"{data.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)")
     if data.cache is None:
         raise UsageError(f"{data.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
-    train = _tokenised(config, source, tokenizer, data.train_episodes, config.phases, progress)
+    augment = data.augment if data.augment.changes else None
+    train = _tokenised(config, source, tokenizer, data.train_episodes, config.phases, augment, progress)
     val_source = open_data(data, data.val_path) if data.val_path else source
-    val = _tokenised(config, val_source, tokenizer, data.val_episodes, 1, progress)
+    val = _tokenised(config, val_source, tokenizer, data.val_episodes, 1, None, progress)
     grid = open_source(train).grid
     assert grid is not None, "tokenise writes tokens"
     pattern = FramePattern.consecutive(grid.frames_of(model.context_grids + model.horizon_grids))
@@ -122,6 +124,7 @@ def _tokenised(
     tokenizer: AnyTokenizer,
     episodes: str,
     phases: int,
+    augment: AugmentConfig | None,
     progress: Progress,
 ) -> Path:
     assert config.tokenizer is not None
@@ -129,7 +132,7 @@ def _tokenised(
     chosen = parse_slice(episodes, len(source.episodes))
     identity = fingerprint(config.tokenizer)
     size = config.data.image_size
-    key = token_key(source, fingerprint=identity, episodes=chosen, size=size, phases=phases)
+    key = token_key(source, fingerprint=identity, episodes=chosen, size=size, phases=phases, augment=augment)
     out = config.data.cache / f"tokens-{key_hash(key)}"
     report = tokenise(
         source,
@@ -139,6 +142,7 @@ def _tokenised(
         episodes=chosen,
         size=size,
         phases=phases,
+        augment=augment,
         progress=lambda *at: progress(f"tokenising into {out}", *at),
     )
     if report.episodes_too_short == report.episodes:
