@@ -29,6 +29,7 @@ from worldline.worlds.world import GridStep
 FORECAST, SHUFFLED, BLIND = "forecast", "forecast, states of another clip", "blind to states"
 WORDS = "forecast, likeliest words"
 COPY, UNIGRAM, ROUND_TRIP = "copy last frame", "token frequencies", "tokenizer round trip"
+DETAILED = "tokenizer round trip, detail kept"
 ROLES: dict[str, Role] = {
     FORECAST: "model",
     WORDS: "ablation",
@@ -37,6 +38,7 @@ ROLES: dict[str, Role] = {
     COPY: "baseline",
     UNIGRAM: "baseline",
     ROUND_TRIP: "ceiling",
+    DETAILED: "ceiling",
 }
 COMPARED = (  # better, than, metric
     (FORECAST, COPY, "psnr_db_last"),
@@ -128,6 +130,7 @@ def evaluate_compression(
             "temperature": sampling.temperature,
             "decoding": "greedy" if sampling.temperature == 0 else "sampled",
             "pictures": forecaster.pictures,
+            "keep_detail": forecaster.keep_detail,
             "seed": protocol.seed,
             "vocabulary": forecaster.grid.vocab_size,
         },
@@ -174,10 +177,13 @@ def _score(
         tally.not_computed["psnr_db"] = tally.not_computed["ssim"] = "the data hold tokens only, no frames"
         return
     split = forecaster.context_frames
-    frames = {name: forecaster.show(rollout) for name, rollout in rollouts.items()}
-    if forecaster.pictures == "mean":
+    seen = batch.frames[:, :split]
+    frames = {name: forecaster.show(rollout, seen) for name, rollout in rollouts.items()}
+    if forecaster.pictures == "mean" or forecaster.keep_detail:
         frames[WORDS] = forecaster.decode(rollouts[FORECAST].tokens)
     frames[ROUND_TRIP] = forecaster.decode(future)
+    if forecaster.keep_detail:
+        frames[DETAILED] = forecaster.show(Rollout.certain(past, future), seen)
     frames[COPY] = _copy(forecaster, batch)
     truth = batch.frames[:, split : split + forecaster.horizon_frames]
     for name, predicted in frames.items():

@@ -1,13 +1,14 @@
 """The compression track's forecaster: a discrete world between a tokenizer's encoder and decoder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
+from worldline.forecasting.detail import keep_detail
 from worldline.process.categorical import Sampling
 from worldline.schema import Forecast, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import CodeTokenizer, Tokenizer
@@ -21,14 +22,23 @@ sure one is shown no better by it (docs/log.md).
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rollout:
     """A predicted horizon."""
 
+    context: Int64[Tensor, "b c gh gw"]
+    """The words it began from."""
     tokens: Int64[Tensor, "b l gh gw"]
     """The words chosen."""
+    kept: Float32[Tensor, "b l gh gw"]
+    """Share in which a patch shows its word of the last context grid: 0 or 1 of chosen words, else a probability."""
     mean_codes: Float32[Tensor, "b l gh gw d"] | None = None
     """Mean of the codes under the distributions they were chosen from, where these are to be shown."""
+
+    @staticmethod
+    def certain(context: Int64[Tensor, "b c gh gw"], tokens: Int64[Tensor, "b l gh gw"]) -> "Rollout":
+        """The horizon of which every word is certain: the words chosen, or the true ones for a round trip."""
+        return Rollout(context=context, tokens=tokens, kept=(tokens == context[:, -1:]).float())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,8 @@ class TokenForecaster:
     num_samples: int = 1
     """Independent roll-outs per clip; more than one needs a temperature above 0."""
     pictures: Pictures = "words"
+    keep_detail: bool = False
+    """Show the last context frame's detail beyond its words where words are kept (worldline.forecasting.detail)."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where world and tokenizer are; inputs are moved there, forecasts come back to the CPU."""
 
@@ -77,7 +89,8 @@ class TokenForecaster:
             raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
         context = self.encode(frames)
         rollouts = [self.rollout(context, states, generator=generator) for _ in range(self.num_samples)]
-        return Forecast(frames=torch.stack([self.show(one) for one in rollouts], dim=1), tokens=rollouts[0].tokens)
+        shown = [self.show(one, frames) for one in rollouts]
+        return Forecast(frames=torch.stack(shown, dim=1), tokens=rollouts[0].tokens)
 
     def rollout(
         self,
@@ -96,24 +109,40 @@ class TokenForecaster:
             context.to(self.device), states.to(self.device), sampling=self.sampling, generator=generator
         )
         codebook = self._codes().codebook if self.pictures == "mean" else None
-        grids, means = [], []
+        grids, means, kept = [], [], []
         for index, step in enumerate(steps):
             grids.append(step.tokens.cpu())
             if codebook is not None:
-                means.append((step.logits.float().softmax(dim=-1) @ codebook).cpu())
+                probabilities = step.logits.float().softmax(dim=-1)
+                means.append((probabilities @ codebook).cpu())
+                before = context[:, -1, ..., None].to(self.device)
+                kept.append(probabilities.gather(-1, before).squeeze(-1).cpu())
             if watch is not None:
                 watch(index, step)
-        return Rollout(torch.stack(grids, dim=1), torch.stack(means, dim=1) if means else None)
+        chosen = Rollout.certain(context, torch.stack(grids, dim=1))
+        if codebook is None:
+            return chosen
+        return replace(chosen, kept=torch.stack(kept, dim=1), mean_codes=torch.stack(means, dim=1))
 
-    def show(self, rollout: Rollout) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of a predicted horizon. Raises `UsageError` without a tokenizer."""
+    def show(self, rollout: Rollout, frames: UInt8[Tensor, "b c 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of a predicted horizon, after the context `frames`. Raises `UsageError` without a tokenizer."""
         if rollout.mean_codes is None:
-            return self.decode(rollout.tokens)
-        return self._codes().decode_codes(rollout.mean_codes.to(self.device)).cpu()
+            decoded = self.decode(rollout.tokens)
+        else:
+            decoded = self._codes().decode_codes(rollout.mean_codes.to(self.device)).cpu()
+        if not self.keep_detail:
+            return decoded
+        last = rollout.context[:, -self.grid.latents_per_block :]
+        return keep_detail(
+            decoded, rollout.kept, seen=frames[:, -1], decoded_seen=self.decode(last)[:, -1], grid=self.grid
+        )
 
     def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
-        """The true horizon, encoded by itself and decoded. Raises `UsageError` without a tokenizer."""
-        return self.decode(self.encode(frames[:, self.context_frames : self.context_frames + self.horizon_frames]))
+        """The true horizon, encoded and shown. Raises `UsageError` without a tokenizer."""
+        split = self.context_frames
+        tokens = self.encode(frames[:, : split + self.horizon_frames])
+        past, future = tokens[:, : self.world.context_grids], tokens[:, self.world.context_grids :]
+        return self.show(Rollout.certain(past, future), frames[:, :split])
 
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
         """Tokens of whole blocks of frames. Raises `UsageError` without a tokenizer."""
