@@ -10,6 +10,7 @@ import torch
 from builders import TWO_JOINTS, write_squares
 from latent_builders import PATTERN, small_vae, world_run
 
+from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.latents import LatentSource
 from worldline.data.open import open_source
@@ -131,6 +132,19 @@ def test_damaged_latents_are_named(place: Path, tmp_path: Path) -> None:
 
 
 # --- training ---
+
+
+@pytest.mark.parametrize(
+    ("augment", "cached", "message"),
+    [(AugmentConfig(brightness=0.1), True, "cache"), (AugmentConfig(flip=0.5), False, "flip")],
+)
+def test_augmentation_that_would_do_nothing_or_harm_is_refused(
+    place: Path, tmp_path: Path, augment: AugmentConfig, cached: bool, message: str
+) -> None:
+    config = world_run(place / "train", place / "val", place / "vae")
+    data = replace(config.data, augment=augment, cache=tmp_path / "cache" if cached else None)
+    with pytest.raises(UsageError, match=message):
+        train(replace(config, data=data), tmp_path / "run")
 
 
 def test_it_trains_on_latents_on_a_cache_and_straight_from_video_alike(place: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from worldline.training.checkpoint import TrainState
 from worldline.training.config import TrainConfig
 from worldline.training.loop import NonFiniteLossError, evaluated, split, train
 from worldline.training.optimizer import MovingAverage, OptimizerConfig, build_optimizer
+from worldline.training.prepare import prepare
 from worldline.training.prepared import Prepared
 from worldline.training.validate import validate
 from worldline.worlds.load import load_world
@@ -502,6 +503,23 @@ def test_tokens_are_made_once(tmp_path: Path) -> None:
     assert _log(tmp_path / "one") == _log(tmp_path / "two")
 
 
+def test_augmentation_makes_every_pass_of_a_worlds_frames_another(tmp_path: Path) -> None:
+    config = _frame_world(tmp_path, _tokenizer(tmp_path))
+    augment = AugmentConfig(crop_scale=(0.6, 0.9), brightness=0.1)
+    augmented = replace(config, data=replace(config.data, augment=augment))
+    places = [RunDir(tmp_path / name) for name in ("plain", "augmented")]
+    plain, crops = (
+        prepare(one, place, lambda *_: None) for one, place in zip((config, augmented), places, strict=True)
+    )
+    assert not torch.equal(_all_tokens(plain.train), _all_tokens(crops.train))
+    assert torch.equal(_all_tokens(plain.val), _all_tokens(crops.val)), "what is judged on is never augmented"
+    assert all(torch.equal(a.states, b.states) for a, b in zip(plain.train, crops.train, strict=True))
+
+
+def _all_tokens(clips: Clips) -> Tensor:
+    return torch.stack([clip.tokens for clip in clips if clip.tokens is not None])
+
+
 def test_a_world_may_be_conditioned_on_actions(tmp_path: Path) -> None:
     write_lerobot(tmp_path / "robot", "v2.1")
     tokenizer = _tokenizer(tmp_path)
@@ -527,12 +545,15 @@ def test_blocks_of_another_length_give_samples_of_another_length(tmp_path: Path)
     [
         ({"tokenizer": None}, "--tokenizer"),
         ({"model": replace(SMALL_WORLD, context_grids=2, horizon_grids=4)}, "whole blocks of 3"),
+        ({"data": AugmentConfig(flip=0.5)}, "flip"),
     ],
 )
 def test_a_world_that_cannot_be_is_refused_before_the_first_step(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     config = _frame_world(tmp_path, _tokenizer(tmp_path))
+    if "data" in change:
+        change = {"data": replace(config.data, augment=change["data"])}
     with pytest.raises(UsageError, match=message):
         train(replace(config, **change), tmp_path / "run")
 

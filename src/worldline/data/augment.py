@@ -1,8 +1,6 @@
-"""Random crops, flips and colours for training tokenizers.
+"""Random crops, flips and colours for training, the same for all frames of a clip, decided by one seed.
 
-The same for all frames of a clip, decided by one seed.
-
-Not for worlds: a flipped image no longer shows the states beside it.
+Tokenizers take all of it, worlds everything but flips: a flipped image no longer shows the states beside it.
 """
 
 from dataclasses import dataclass
@@ -13,6 +11,8 @@ from einops import rearrange
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn import functional
+
+from worldline.schema import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,11 @@ class AugmentConfig:
     def changes(self) -> bool:
         """Whether anything is changed at all."""
         return self != AugmentConfig()
+
+    def keep_sides(self) -> None:
+        """Check that augmentation may be used beside states. Raises `UsageError` where it flips."""
+        if self.flip:
+            raise UsageError("a flipped image no longer shows the states beside it; leave --data.augment.flip at 0")
 
 
 def augment_frames(

@@ -68,8 +68,8 @@ class Clips(Sequence[Clip]):
     ) -> None:
         if source.grid is not None and not pattern.is_consecutive:
             raise UsageError(f"{source.path}: tokens cannot be subsampled in time; use consecutive frames")
-        if source.grid is not None and augment is not None:
-            raise UsageError(f"{source.path}: tokens cannot be augmented")
+        if source.image_size is None and augment is not None:
+            raise UsageError(f"{source.path}: only frames can be augmented, this is {source.kind}")
         self.source, self.windows, self.pattern = source, index, pattern
         self.image_size, self.augment = image_size, augment
 

@@ -65,12 +65,12 @@ def tokenise(
 
     Raises:
         UsageError: `out` holds tokens of another source, tokenizer or setting, the source holds no frames, or
-            augmentation flips pictures, which would no longer show the states beside them.
+            augmentation flips them.
     """
     if source.image_size is None:
         raise UsageError(f"{source.path} holds tokens already; there are no frames to tokenise")
-    if augment is not None and augment.flip:
-        raise UsageError("a flipped picture no longer shows the states beside it; leave --data.augment.flip at 0")
+    if augment is not None:
+        augment.keep_sides()
     height, width = (size, size) if size else source.image_size
     grid = tokenizer.grid(height, width)
     key = token_key(source, fingerprint=fingerprint, episodes=episodes, size=size, phases=phases, augment=augment)

@@ -140,10 +140,16 @@ def _as_latents(
 ) -> DataConfig:
     """The data configuration over latents: as it is where they are there or made on the fly, else over a cache."""
     data = config.data
+    data.augment.keep_sides()
     if isinstance(source, LatentSource):
         return _checked(data, source, identity)
     if data.cache is None:
         return data  # straight from video, batch by batch
+    if data.augment.changes:
+        raise UsageError(
+            "latents in a cache are encoded once, so nothing would be augmented; train straight from video "
+            "(--data.cache None) or leave --data.augment alone"
+        )
     train = _cached(config, source, vae, data.train_episodes, identity, progress)
     val_source = open_data(data, data.val_path) if data.val_path else source
     val = _cached(config, val_source, vae, data.val_episodes, identity, progress)
