@@ -103,6 +103,7 @@ def test_augmented_phases_are_crops_of_their_own(tmp_path: Path) -> None:
     for name in ("one", "two"):
         _run(source, tmp_path / name, phases=34, augment=augment, size=16)
     assert _digests(tmp_path / "one") == _digests(tmp_path / "two")
+    assert _run(source, tmp_path / "one", phases=34, augment=augment, size=16).reused == 2
     tokens = open_source(tmp_path / "one")
     # 34 phases are two passes over the 17 starts: pass p begins at frame p // 2
     passes = [tokens.read(i, 0, 34) for i in (0, 1, 34, 35)]

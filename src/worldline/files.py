@@ -74,15 +74,15 @@ def claim(out: Path, name: str, key: Mapping[str, Any], *, what: str) -> None:
     """Make a folder ours by writing `key` into its file `name`, or check that it is: settings must never mix.
 
     Args:
-        key: what the content of the folder depends on, as JSON values.
+        key: what the content of the folder depends on, as values that JSON can hold.
         what: the content, for messages (`tokens`, `latents`).
 
     Raises:
         UsageError: it holds such content of other settings, or something else.
     """
     if (out / name).exists():
-        found = read_json(out / name)
-        differing = [field for field in key if found.get(field) != key[field]]
+        found, wanted = read_json(out / name), json.loads(json.dumps(key))  # JSON knows no tuples
+        differing = [field for field in wanted if found.get(field) != wanted[field]]
         if differing:
             raise UsageError(
                 f"{out} holds {what} made with another {', '.join(differing)}; choose another folder or remove it"
