@@ -20,8 +20,8 @@ from worldline.evaluation.compression import Protocol, evaluate_compression
 from worldline.evaluation.held_out import foreign_states, held_out, spread
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.tokenizer import evaluate_tokenizer
-from worldline.forecasting.detail import keep_detail
 from worldline.forecasting.forecaster import CopyLast
+from worldline.forecasting.kept import keep_seen
 from worldline.forecasting.load import Loaded
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.process.categorical import Sampling
@@ -225,50 +225,53 @@ def test_pictures_of_likeliest_words_are_scored_beside_mean_ones(tmp_path: Path)
     assert rows["forecast"]["psnr_db_last"] != rows["tokenizer round trip"]["psnr_db_last"]
 
 
-def test_detail_beyond_the_words_is_kept_where_the_words_are() -> None:
+def test_where_every_word_is_kept_the_last_frame_seen_is_shown() -> None:
     case = _Case()
     still = replace(case.oracle().over_tokens().world, futures=case.tokens[:, [2, 2, 2]])  # pyright: ignore[reportArgumentType]
-    forecaster = replace(case.oracle().over_tokens(), world=still, keep_detail=True)
-    context = case.frames[:, :17]
-    last = case.tokenizer.decode(case.tokens[:, :3])[:, 16:]
-    frames = forecaster.forecast(context, case.states).frames[:, 0]
-    decoded = case.tokenizer.decode(case.tokens[:, [2, 2, 2]])
-    expected = (decoded.int() + context[:, 16:].int() - last.int()).clamp(0, 255)
-    assert torch.equal(frames.int(), expected)
-    same = (decoded == last).all(dim=2)
-    assert same.any()
-    assert torch.equal(frames.movedim(2, -1)[same], context[:, 16:].expand_as(frames).movedim(2, -1)[same])
+    forecaster = replace(case.oracle().over_tokens(), world=still, keep_seen=True)
+    frames = forecaster.forecast(case.frames[:, :17], case.states).frames[:, 0]
+    assert torch.equal(frames, case.frames[:, 16:17].expand_as(frames))
 
 
-def test_no_detail_is_kept_where_no_word_is() -> None:
+def test_where_no_word_is_kept_the_words_are_shown() -> None:
     case = _Case()
     changed = (case.tokens[:, [2, 2, 2]] + 1) % case.tokenizer.vocab_size
     world = replace(case.oracle().over_tokens().world, futures=changed)  # pyright: ignore[reportArgumentType]
-    forecaster = replace(case.oracle().over_tokens(), world=world, keep_detail=True)
+    forecaster = replace(case.oracle().over_tokens(), world=world, keep_seen=True)
     frames = forecaster.forecast(case.frames[:, :17], case.states).frames[:, 0]
     assert torch.equal(frames, case.tokenizer.decode(changed))
 
 
-def test_detail_fades_with_the_probability_of_the_word_and_between_patches() -> None:
+def test_what_was_seen_fades_with_the_probability_of_its_word_and_between_patches() -> None:
     grid = TokenGrid(height=1, width=2, vocab_size=9, block=9, temporal_stride=8)
     decoded = torch.full((1, 9, 3, 8, 16), 100, dtype=torch.uint8)
     kept = torch.tensor([[[[0.5, 0.5]], [[1.0, 0.0]]]])
     seen = torch.full((1, 3, 8, 16), 120, dtype=torch.uint8)
-    frames = keep_detail(decoded, kept, seen=seen, decoded_seen=seen - 20, grid=grid)
-    assert (frames[:, 0] == 110).all(), "half as likely, half the detail"
+    frames = keep_seen(decoded, kept, seen=seen, grid=grid)
+    assert (frames[:, 0] == 110).all(), "half as likely, half of it"
     # From the middle of one patch to the middle of the next, 8 px, it falls linearly; all 8 frames of a latent alike.
     row = frames[0, 1:, 0, 0]
     assert torch.equal(row, row[:1].expand_as(row))
     assert row[0].tolist() == [120, 120, 120, 120, 119, 116, 114, 111, 109, 106, 104, 101, 100, 100, 100, 100]
 
 
-def test_kept_detail_is_scored_beside_plain_words(tmp_path: Path) -> None:
+def test_mean_codes_keep_a_word_by_its_probability() -> None:
     case = _Case()
-    loaded = replace(case.oracle(), forecaster=replace(case.oracle().over_tokens(), keep_detail=True))
+    forecaster = _undecided(case, pictures="mean", keep_seen=True)
+    # The future's first word of two equally likely ones is the last context grid's everywhere.
+    last = case.tokens[:, 2:3].expand(-1, 3, -1, -1)
+    world = replace(forecaster.world, futures=last)  # pyright: ignore[reportArgumentType]
+    rollout = replace(forecaster, world=world).rollout(case.tokens[:, :3], case.states)
+    assert torch.equal(rollout.kept, torch.full_like(rollout.kept, 0.5))
+
+
+def test_kept_parts_are_scored_beside_plain_words(tmp_path: Path) -> None:
+    case = _Case()
+    loaded = replace(case.oracle(), forecaster=replace(case.oracle().over_tokens(), keep_seen=True))
     evaluation = _evaluate(loaded, case.clips, tmp_path)
     rows = _means(evaluation)
-    assert evaluation.settings["keep_detail"] is True
-    assert rows["forecast"]["psnr_db_last"] == rows["tokenizer round trip, detail kept"]["psnr_db_last"]
+    assert evaluation.settings["keep_seen"] is True
+    assert rows["forecast"]["psnr_db_last"] == rows["tokenizer round trip, seen parts kept"]["psnr_db_last"]
     assert rows["forecast, likeliest words"]["psnr_db_last"] == rows["tokenizer round trip"]["psnr_db_last"]
     assert rows["forecast"]["psnr_db_last"] != rows["tokenizer round trip"]["psnr_db_last"]
 

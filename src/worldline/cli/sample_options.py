@@ -10,7 +10,7 @@ from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.schema import UsageError
 
-TOKENS_ONLY = ("temperature", "top_k", "top_p", "pictures", "keep_detail")
+TOKENS_ONLY = ("temperature", "top_k", "top_p", "pictures", "keep_seen")
 LATENTS_ONLY = ("steps", "guidance", "sampler", "average_repeats")
 
 
@@ -24,8 +24,8 @@ class SampleOptions:
     top_p: float | None = None
     pictures: Pictures = "words"
     """Worlds over tokens: show the chosen words, or the mean code of their distribution."""
-    keep_detail: bool = False
-    """Worlds over tokens: where a patch keeps its word, show what the last frame seen had beyond that word."""
+    keep_seen: bool = False
+    """Worlds over tokens: where a patch keeps its word, show the last frame seen instead of the decoded word."""
     steps: int = 20
     """Worlds over latents: evaluations of the velocity; the report uses 20 and 100."""
     guidance: float = 1.0
@@ -42,7 +42,7 @@ class SampleOptions:
             tokens=Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p),
             flow=FlowSampling(sampler=self.sampler, steps=self.steps, guidance=self.guidance),
             pictures=self.pictures,
-            keep_detail=self.keep_detail,
+            keep_seen=self.keep_seen,
             num_samples=self.num_samples,
             average_repeats=self.average_repeats,
             rows=self.rows,

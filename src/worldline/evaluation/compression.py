@@ -29,7 +29,7 @@ from worldline.worlds.world import GridStep
 FORECAST, SHUFFLED, BLIND = "forecast", "forecast, states of another clip", "blind to states"
 WORDS = "forecast, likeliest words"
 COPY, UNIGRAM, ROUND_TRIP = "copy last frame", "token frequencies", "tokenizer round trip"
-DETAILED = "tokenizer round trip, detail kept"
+KEPT = "tokenizer round trip, seen parts kept"
 ROLES: dict[str, Role] = {
     FORECAST: "model",
     WORDS: "ablation",
@@ -38,7 +38,7 @@ ROLES: dict[str, Role] = {
     COPY: "baseline",
     UNIGRAM: "baseline",
     ROUND_TRIP: "ceiling",
-    DETAILED: "ceiling",
+    KEPT: "ceiling",
 }
 COMPARED = (  # better, than, metric
     (FORECAST, COPY, "psnr_db_last"),
@@ -130,7 +130,7 @@ def evaluate_compression(
             "temperature": sampling.temperature,
             "decoding": "greedy" if sampling.temperature == 0 else "sampled",
             "pictures": forecaster.pictures,
-            "keep_detail": forecaster.keep_detail,
+            "keep_seen": forecaster.keep_seen,
             "seed": protocol.seed,
             "vocabulary": forecaster.grid.vocab_size,
         },
@@ -179,11 +179,11 @@ def _score(
     split = forecaster.context_frames
     seen = batch.frames[:, :split]
     frames = {name: forecaster.show(rollout, seen) for name, rollout in rollouts.items()}
-    if forecaster.pictures == "mean" or forecaster.keep_detail:
+    if forecaster.pictures == "mean" or forecaster.keep_seen:
         frames[WORDS] = forecaster.decode(rollouts[FORECAST].tokens)
     frames[ROUND_TRIP] = forecaster.decode(future)
-    if forecaster.keep_detail:
-        frames[DETAILED] = forecaster.show(Rollout.certain(past, future), seen)
+    if forecaster.keep_seen:
+        frames[KEPT] = forecaster.show(Rollout.certain(past, future), seen)
     frames[COPY] = _copy(forecaster, batch)
     truth = batch.frames[:, split : split + forecaster.horizon_frames]
     for name, predicted in frames.items():

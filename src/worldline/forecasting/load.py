@@ -27,7 +27,7 @@ class SamplingChoice:
     tokens: Sampling = field(default_factory=Sampling)
     flow: FlowSampling = field(default_factory=FlowSampling)
     pictures: Pictures = "words"
-    keep_detail: bool = False
+    keep_seen: bool = False
     num_samples: int = 1
     average_repeats: bool = False
     rows: int = 32
@@ -86,7 +86,7 @@ def load_forecaster(
                 sampling=choice.tokens,
                 num_samples=choice.num_samples,
                 pictures=choice.pictures,
-                keep_detail=choice.keep_detail,
+                keep_seen=choice.keep_seen,
                 device=device,
             )
         case WanWorld():

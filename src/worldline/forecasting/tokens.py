@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from worldline.forecasting.detail import keep_detail
+from worldline.forecasting.kept import keep_seen
 from worldline.process.categorical import Sampling
 from worldline.schema import Forecast, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import CodeTokenizer, Tokenizer
@@ -26,8 +26,6 @@ sure one is shown no better by it (docs/log.md).
 class Rollout:
     """A predicted horizon."""
 
-    context: Int64[Tensor, "b c gh gw"]
-    """The words it began from."""
     tokens: Int64[Tensor, "b l gh gw"]
     """The words chosen."""
     kept: Float32[Tensor, "b l gh gw"]
@@ -38,7 +36,7 @@ class Rollout:
     @staticmethod
     def certain(context: Int64[Tensor, "b c gh gw"], tokens: Int64[Tensor, "b l gh gw"]) -> "Rollout":
         """The horizon of which every word is certain: the words chosen, or the true ones for a round trip."""
-        return Rollout(context=context, tokens=tokens, kept=(tokens == context[:, -1:]).float())
+        return Rollout(tokens=tokens, kept=(tokens == context[:, -1:]).float())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +51,8 @@ class TokenForecaster:
     num_samples: int = 1
     """Independent roll-outs per clip; more than one needs a temperature above 0."""
     pictures: Pictures = "words"
-    keep_detail: bool = False
-    """Show the last context frame's detail beyond its words where words are kept (worldline.forecasting.detail)."""
+    keep_seen: bool = False
+    """Show the last context frame where its words are kept (worldline.forecasting.kept)."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where world and tokenizer are; inputs are moved there, forecasts come back to the CPU."""
 
@@ -130,12 +128,7 @@ class TokenForecaster:
             decoded = self.decode(rollout.tokens)
         else:
             decoded = self._codes().decode_codes(rollout.mean_codes.to(self.device)).cpu()
-        if not self.keep_detail:
-            return decoded
-        last = rollout.context[:, -self.grid.latents_per_block :]
-        return keep_detail(
-            decoded, rollout.kept, seen=frames[:, -1], decoded_seen=self.decode(last)[:, -1], grid=self.grid
-        )
+        return keep_seen(decoded, rollout.kept, seen=frames[:, -1], grid=self.grid) if self.keep_seen else decoded
 
     def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
         """The true horizon, encoded and shown. Raises `UsageError` without a tokenizer."""
