@@ -3,9 +3,8 @@
     python benchmarks/loss_memory.py [--quick] [--batch 160]
 
 Nothing is computed: one step (forward and backward) runs on the `meta` device, where tensors have a shape and no
-memory, and the bytes of every tensor storage are added while it lives. What CUDA would do otherwise than `meta` is
-put in its place (`AsOnCuda`): bfloat16 autocast, flash attention, dropout with one byte per mask entry. Not
-counted: memory inside kernels, the allocator's rounding and fragments, the CUDA context (about 0.5 GB).
+memory, and the bytes of every tensor storage are added while it lives (`worldline.training.meter`, which also says
+what is not counted).
 
 Two checks are printed. The bytes PyTorch is told to save for the backward pass (`saved_tensors_hooks`), which is
 another count of what is alive between forward and backward; and the same count of a small world on real CPU
@@ -13,21 +12,15 @@ tensors. With CUDA, the largest batch that fits is also measured.
 GB are 10^9 bytes, B in a card's name too.
 """
 
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
-from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from common import options, publish, random_batch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from worldline.process.categorical import cross_entropy
+from worldline.training.meter import follow
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
 REPORT = STTransformerConfig()
@@ -36,87 +29,6 @@ PIECES = (1, 2, 4, 5, 8, 10, 16, 20, 32, 40, 80, 160)
 CARDS_GB = (24, 40, 80, 141)
 RESERVE = 0.9  # of a card: what is not counted needs room, too
 SMALL = STTransformerConfig(grid_height=8, grid_width=8, vocab_size=1000, width=64, heads=2, layers=2, loss_chunk=200)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Adds the bytes of every storage that comes to life inside it, and takes them off when it dies."""
-
-    def __init__(self, given: list[Tensor]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in given)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor):
-                self.add(tensor)
-        return out
-
-    def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage in self.known:
-            return
-        self.known.add(storage)
-        weakref.finalize(storage, self._remove, storage.nbytes())
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-
-    def _remove(self, size: int) -> None:
-        self.now -= size
-
-
-class AsOnCuda:
-    """CUDA's way of the operations whose memory differs there, under bfloat16 autocast: weights are cast once."""
-
-    def __init__(self) -> None:
-        self.cast: dict[int, Tensor] | None = {}
-        self.plain_linear, self.plain_conv1d, self.plain_layer_norm = F.linear, F.conv1d, F.layer_norm
-
-    @contextmanager
-    def instead(self) -> Iterator[None]:
-        """Put these functions in the place of PyTorch's. Autograd then differentiates what they are made of."""
-        with patch.multiple(
-            F,
-            linear=self.linear,
-            conv1d=self.conv1d,
-            layer_norm=self.layer_norm,
-            dropout=self.dropout,
-            scaled_dot_product_attention=self.attention,
-        ):
-            yield
-
-    def leave_autocast(self) -> None:
-        """Drop the cast weights; from now on (recomputation in the backward pass) every use casts anew."""
-        self.cast = None
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self.plain_linear(self._low(x), self._low(weight), None if bias is None else self._low(bias))
-
-    def conv1d(self, x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
-        return self.plain_conv1d(self._low(x), self._low(weight), self._low(bias), *rest)
-
-    def layer_norm(self, x: Tensor, *shape_and_weights: Any) -> Tensor:
-        return self.plain_layer_norm(x.float(), *shape_and_weights)
-
-    def dropout(self, x: Tensor, p: float, training: bool, inplace: bool = False) -> Tensor:
-        assert not inplace
-        return torch.native_dropout(x, p, training)[0] if p > 0 and training else x
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: None, *, dropout_p: float, is_causal: bool) -> Tensor:
-        assert mask is None, "training has no past, so no mask"
-        if q.device.type == "cpu":  # the same tensors are saved, but this kernel has no dropout
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal)[0]
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal)[0]
-
-    def _low(self, x: Tensor) -> Tensor:
-        if x.dtype != torch.float32:
-            return x
-        if not x.is_leaf or not x.requires_grad or self.cast is None:
-            return x.bfloat16()
-        if id(x) not in self.cast:
-            self.cast[id(x)] = x.bfloat16()
-        return self.cast[id(x)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,26 +43,26 @@ class Memory:
     """The most that was alive at once."""
 
 
-def measure(loss: Callable[[], Tensor], given: list[Tensor]) -> Memory:
+def measure(loss: Callable[[], Tensor], given: list[Tensor], device: str = "meta") -> Memory:
     """Follow the forward and the backward pass of a loss. What is given (weights, inputs) is not counted."""
     mine = {tensor.untyped_storage()._cdata for tensor in given}
     saved: dict[int, Tensor] = {}  # one tensor per storage; keeping it keeps the address from being used again
+    sizes: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage()._cdata not in mine:
             saved[tensor.untyped_storage()._cdata] = tensor.detach()
         return tensor
 
-    cuda = AsOnCuda()
-    with LiveBytes(given) as live, cuda.instead():
+    def forward() -> Tensor:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             value = loss()
-        cuda.leave_autocast()
-        size = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in saved.values()))
         saved.clear()
-        held = live.now
-        value.backward()
-    return Memory(saved=size, held=held, peak=live.peak)
+        return value
+
+    found = follow(forward, given, autocast=True, device=device)
+    return Memory(saved=sizes[0], held=found.held, peak=found.peak)
 
 
 def world_memory(config: STTransformerConfig, batch: int, device: str = "meta") -> tuple[Memory, int]:
@@ -161,7 +73,7 @@ def world_memory(config: STTransformerConfig, batch: int, device: str = "meta") 
     assert data.tokens is not None
     weights = list(world.parameters())
     given = [*world.state_dict().values(), *weights, data.tokens, data.states]
-    return measure(lambda: world.loss(data, generator)[0], given), sum(weight.nbytes for weight in weights)
+    return measure(lambda: world.loss(data, generator)[0], given, device), sum(weight.nbytes for weight in weights)
 
 
 def head_memory(config: STTransformerConfig, batch: int, *, chunk: int | None) -> Memory:

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -91,20 +90,6 @@ def test_calls_are_made_in_turns_after_a_warm_up(load) -> None:
     seconds = load("common").in_turns({"a": lambda: made.append("a"), "b": lambda: made.append("b")}, repeats=2)
     assert made == ["a", "b"] * 3
     assert [len(times) for times in seconds.values()] == [2, 2]
-
-
-def test_live_bytes_follow_tensors_through_their_lives(load) -> None:
-    given = torch.zeros(100)
-    with load("loss_memory").LiveBytes([given]) as live:
-        first = given + 1
-        assert live.now == 400
-        view = first[:10]
-        second = first.double()
-        assert live.now == 400 + 800, "a view owns no memory"
-        del first
-        assert live.now == 400 + 800, "the view keeps the memory alive"
-        del view, second
-    assert (live.now, live.peak) == (0, 1200)
 
 
 def test_a_naive_head_saves_what_one_counts_by_hand(load) -> None:

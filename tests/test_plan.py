@@ -19,7 +19,7 @@ from worldline.schema import Batch, UsageError
 from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.training.config import ModelConfig, TrainConfig
 from worldline.training.footprint import Footprint, build, empty_batch, give_gradients, tensors_of
-from worldline.training.meter import follow
+from worldline.training.meter import Meter, follow
 from worldline.training.optimizer import MovingAverage, build_optimizer
 from worldline.training.plan import RESERVE, card, memory, plan, refuse_too_little, setting
 from worldline.worlds.wan import LoraConfig, WanConfig
@@ -63,6 +63,20 @@ def _in_flesh(name: str) -> tuple[torch.nn.Module, Batch]:
 
 def _loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     return model.loss(batch, torch.Generator().manual_seed(0))[0]  # pyright: ignore[reportCallIssue]
+
+
+def test_bytes_follow_tensors_through_their_lives() -> None:
+    given = torch.zeros(100)
+    with Meter([given], "cpu") as live:
+        first = given + 1
+        assert live.now == 400
+        view = first[:10]
+        second = first.double()
+        assert live.now == 400 + 800, "a view owns no memory"
+        del first
+        assert live.now == 400 + 800, "the view keeps the memory alive"
+        del view, second
+    assert (live.now, live.peak) == (0, 1200)
 
 
 @each_model
