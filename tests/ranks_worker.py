@@ -1,10 +1,12 @@
 """What each of two processes does for test_ranks.py: `python ranks_worker.py FOLDER JOB...`, results as JSON there."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from latent_builders import SMALL_BACKBONE, SMALL_VAE
 from torch import Tensor, nn
 
 from worldline.files import read_json, write_json
@@ -13,14 +15,12 @@ from worldline.nn.load import changing_state
 from worldline.process.flow import FlowSampling
 from worldline.rundir import RunDir, from_json
 from worldline.schema import Batch, Origin, UsageError
-from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.training.checkpoint import TrainState, restore, save_checkpoint
 from worldline.training.config import TrainConfig
 from worldline.training.loop import NonFiniteLossError, train
 from worldline.training.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.training.ranks import OtherRankError, Ranks, gathered
 from worldline.worlds.wan import LoraConfig, WanConfig
-from worldline.worlds.wan_weights import BackboneConfig
 
 CPU = torch.device("cpu")
 
@@ -149,16 +149,7 @@ def wan(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """Adapters on a frozen bfloat16 Wan with checkpointed blocks; every rank is given the same clips and noise."""
     del folder
     torch.manual_seed(0)
-    sizes = BackboneConfig(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=8,
-        freq_dim=16,
-        ffn_dim=48,
-        num_layers=2,
-    )
+    sizes = replace(SMALL_BACKBONE, patch_size=(1, 2, 2), num_layers=2)
     config = WanConfig(
         backbone=sizes,
         lora=LoraConfig(rank=3),
@@ -180,17 +171,7 @@ def vae(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """A small Wan VAE, whose blocks hand each other lists that they write into; the same clips on every rank."""
     del folder
     torch.manual_seed(0)
-    config = WanVAEConfig(
-        base_dim=4,
-        decoder_base_dim=4,
-        z_dim=4,
-        dim_mult=(1, 1, 1),
-        num_res_blocks=1,
-        temporal_downsample=(True, True),
-        latents_mean=(),
-        latents_std=(),
-    )
-    model = ranks.place(config.build(), CPU).train()
+    model = ranks.place(SMALL_VAE.build(), CPU).train()
     frames = torch.randint(0, 256, (2, 5, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     origins = (Origin(source="drawn", episode=0, start=0),) * 2
     clips = Batch(frames=frames, states=torch.zeros(2, 5, 1), fps=30.0, origins=origins)
