@@ -57,7 +57,8 @@ class FSQVideoConfig:
 
     Noise in a real camera moves a still patch over the edge between two words again and again, and no world can
     predict that. On a G1 with 0.75 four fifths of the words stay from one grid to the next instead of half of them,
-    for 0.2 dB of the round trip.
+    for 0.2 dB of the round trip (docs/log.md). What is encoded at once holds its words across blocks; a window that is
+    cut out and encoded by itself begins anew.
     """
     mlp_ratio: int = 2
     block_frames: int = 17
