@@ -116,6 +116,18 @@ def test_worlds_do_not_train_on_flipped_pictures(tmp_path: Path) -> None:
         _run(_source(tmp_path / "raw", (34,)), tmp_path / "out", augment=AugmentConfig(flip=0.5))
 
 
+def test_augmenting_oblong_frames_needs_a_size(tmp_path: Path) -> None:
+    frames, states = moving_square(34)
+    wide = np.concatenate([frames, frames[:, :, :8]], axis=2)
+    write_raw_shard(tmp_path / "raw", 0, frames=wide, states=states, segments=np.zeros(34, np.int32), fps=30.0)
+    finish_raw(tmp_path / "raw", num_shards=1, num_images=34, fps=30.0, layout=TWO_JOINTS, provenance={})
+    source, augment = open_source(tmp_path / "raw"), AugmentConfig(brightness=0.1)
+    assert source.image_size == (16, 24)
+    with pytest.raises(UsageError, match=r"--data\.image-size"):
+        _run(source, tmp_path / "out", augment=augment)
+    assert _run(source, tmp_path / "out", augment=augment, size=16).blocks == 2
+
+
 @pytest.mark.parametrize(
     "lost", ["metadata/metadata_1.json", "videos/video_1.bin", "segment_indices/segment_idx_1.bin"]
 )

@@ -65,13 +65,17 @@ def tokenise(
 
     Raises:
         UsageError: `out` holds tokens of another source, tokenizer or setting, the source holds no frames, or
-            augmentation flips them.
+            augmentation flips them or meets oblong ones without a `size`.
     """
     if source.image_size is None:
         raise UsageError(f"{source.path} holds tokens already; there are no frames to tokenise")
+    height, width = (size, size) if size else source.image_size
     if augment is not None:
         augment.keep_sides()
-    height, width = (size, size) if size else source.image_size
+        if height != width:
+            raise UsageError(
+                f"augmentation crops squares, but frames are {height}x{width}; give them a size (--data.image-size)"
+            )
     grid = tokenizer.grid(height, width)
     key = token_key(source, fingerprint=fingerprint, episodes=episodes, size=size, phases=phases, augment=augment)
     claim(out, "tokenise.json", key, what="tokens")
@@ -164,10 +168,9 @@ def _views(
         frames = resize(clip.frames, size) if size else clip.frames
         yield from (frames[start:stop] for start, stop in spans)
         return
-    side = size or min(clip.frames.shape[-2:])
     for phase, (start, stop) in enumerate(spans):
         seed = np.random.SeedSequence([shard, phase]).generate_state(1)[0]
-        yield augment_frames(clip.frames[start:stop], augment, size=side, seed=int(seed))
+        yield augment_frames(clip.frames[start:stop], augment, size=size or clip.frames.shape[-1], seed=int(seed))
 
 
 def _write_episode(
