@@ -121,7 +121,7 @@ class FSQVideoTokenizer(nn.Module):
 
     def codes_of(self, latents: Float[Tensor, "b l gh gw d"]) -> Float[Tensor, "b l gh gw d"]:
         """Quantised codes in [-1, 1] of successive latents."""
-        return self.quantiser.held(latents, self.config.hold) if self.config.hold else self.quantiser(latents)
+        return self.quantiser.held(latents, self.config.hold)
 
     def video_of(self, codes: Float[Tensor, "b l gh gw d"]) -> Float32[Tensor, "b 3 t h w"]:
         """Video of one block of codes, unclamped. The copies that filled latent 0 are dropped again."""

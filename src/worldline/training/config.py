@@ -33,7 +33,8 @@ class TrainConfig:
     text: Path | None = None
     """The prompt as `worldline text` encoded it; without it the prompt is a row of zeros."""
     phases: int = 4
-    """Start offsets per episode when frames are tokenised for training (see worldline.tokenizers.tokenise)."""
+    """Passes over each episode when frames are tokenised for training, each from another frame on, and with
+    `data.augment` each in its own crop and colours (see worldline.tokenizers.tokenise)."""
     initial: Path | None = None
     """Run or model folder whose weights to start from, for example a tokenizer trained on the twin."""
     steps: int = 0
