@@ -36,7 +36,7 @@ def load_tokenizer(path: Path) -> AnyTokenizer:
         raise UsageError(f"{path} holds Wan's VAE, whose latents are continuous; a tokenizer with words is needed here")
     folder = model_folder(path)
     description, weights = read_model(folder)
-    if _kind(description) == "wan-vae":
+    if _setting(description, "kind") == "wan-vae":
         raise UsageError(f"{path} holds a VAE, whose latents are continuous; a tokenizer with words is needed here")
     tokenizer = from_json(TokenizerConfig, description.get("config"), folder / "model.json").build()
     if isinstance(tokenizer, FSQVideoTokenizer):  # Cosmos' weights stay in its own files
@@ -65,7 +65,7 @@ def load_vae(path: Path) -> WanVAETokenizer:
         raise UsageError(_no_vae(path))
     folder = model_folder(path)
     description, weights = read_model(folder)
-    if (kind := _kind(description)) != "wan-vae":
+    if (kind := _setting(description, "kind")) != "wan-vae":
         raise UsageError(f"{path} holds a model of kind {kind!r}, not a VAE (kind 'wan-vae')")
     if "path" in description:
         return load_vae(_elsewhere(folder, description))
@@ -94,20 +94,17 @@ def fingerprint(path: Path) -> str:
     for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    if hold := _hold(files[0].with_name("model.json")):
+    described = files[0].with_name("model.json")
+    hold = _setting(read_json(described), "hold") if described.is_file() else None
+    if hold:  # the one setting that changes the words of the same weights
         digest.update(str(hold).encode())
     return digest.hexdigest()
 
 
-def _hold(description: Path) -> float:
-    """The one setting that changes the words of the same weights."""
-    config = read_json(description).get("config") if description.is_file() else None
-    return float(config.get("hold", 0.0)) if isinstance(config, dict) else 0.0
-
-
-def _kind(description: dict[str, Any]) -> Any:
+def _setting(description: dict[str, Any], name: str) -> Any:
+    """One entry of the configuration in a `model.json`; None where it has none."""
     config = description.get("config")
-    return config.get("kind") if isinstance(config, dict) else None
+    return config.get(name) if isinstance(config, dict) else None
 
 
 def _elsewhere(folder: Path, description: dict[str, Any]) -> Path:

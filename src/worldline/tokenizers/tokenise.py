@@ -93,7 +93,7 @@ def tokenise(
             clip = source.read(episode, 0, length)
             views = _views(clip, spans, size, augment, shard)
             tokens = [_blocks(tokenizer.encode(view[None]), grid) for view in views]
-            _write_episode(out, shard, tokens, clip, spans, grid, source)
+            _write_episode(out, shard, tokens, clip, spans, grid)
         if progress:
             progress(shard + 1, len(episodes))
     finish_tokens(
@@ -180,7 +180,6 @@ def _write_episode(
     clip: Clip,
     spans: Sequence[tuple[int, int]],
     grid: TokenGrid,
-    source: Source,
 ) -> None:
     states = [clip.states[start:stop].numpy() for start, stop in spans]
     segments = [np.full(stop - start, phase, np.int32) for phase, (start, stop) in enumerate(spans)]
@@ -189,9 +188,9 @@ def _write_episode(
         out,
         shard,
         tokens=np.concatenate([none, *tokens]),
-        states=np.concatenate([np.zeros((0, source.layout.dim), np.float32), *states]),
+        states=np.concatenate([clip.states[:0].numpy(), *states]),
         segments=np.concatenate([np.zeros(0, np.int32), *segments]),
-        fps=source.fps,
+        fps=clip.fps,
     )
 
 
