@@ -13,13 +13,13 @@ from worldline.files import read_json, write_json
 from worldline.nn.adaln import StateModulationConfig
 from worldline.nn.load import changing_state
 from worldline.process.flow import FlowSampling
+from worldline.ranks import OtherRankError, Ranks, gathered
 from worldline.rundir import RunDir, from_json
 from worldline.schema import Batch, Origin, UsageError
 from worldline.training.checkpoint import TrainState, restore, save_checkpoint
 from worldline.training.config import TrainConfig
 from worldline.training.loop import NonFiniteLossError, train
 from worldline.training.optimizer import MovingAverage, OptimizerConfig, build_optimizer
-from worldline.training.ranks import OtherRankError, Ranks, gathered
 from worldline.worlds.wan import LoraConfig, WanConfig
 
 CPU = torch.device("cpu")

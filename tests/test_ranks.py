@@ -20,13 +20,13 @@ from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
 from worldline.files import write_json
 from worldline.nn.load import changing_state, load_weights
+from worldline.ranks import Ranks, shards_of, whole
 from worldline.rundir import RunDir, load_tensors, to_json
 from worldline.schema import DataError, UsageError
 from worldline.training.checkpoint import restore, save_checkpoint
 from worldline.training.config import TrainConfig
 from worldline.training.loop import train
 from worldline.training.optimizer import OptimizerConfig
-from worldline.training.ranks import Ranks, shards_of, whole
 from worldline.worlds.load import load_world
 
 

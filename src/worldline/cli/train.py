@@ -11,10 +11,10 @@ from worldline import builtin
 from worldline.cli.console import Progress, say, show
 from worldline.cli.recipe_options import parse_recipe
 from worldline.files import read_json
+from worldline.ranks import Ranks
 from worldline.rundir import RunDir, from_json
 from worldline.training.config import TrainConfig
 from worldline.training.loop import TrainResult, train
-from worldline.training.ranks import Ranks
 
 EXAMPLES = """Train a model by a recipe; every field of the recipe can be overridden.
 

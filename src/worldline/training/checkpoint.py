@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from worldline.files import read_json, write_json
 from worldline.nn.load import changing_state, load_changing
+from worldline.ranks import laid, whole
 from worldline.rundir import RunDir, load_tensors, new_folder, save_tensors, write_model
 from worldline.schema import DataError, UsageError
 from worldline.training.optimizer import MovingAverage
-from worldline.training.ranks import laid, whole
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from worldline.data.loader import Loader
 from worldline.files import read_json, write_json
 from worldline.nn.load import changing_state, load_changing
+from worldline.ranks import Ranks, gathered
 from worldline.rundir import RunDir, environment, from_json, to_json
 from worldline.schema import Batch, Origin, UsageError
 from worldline.training.checkpoint import TrainState, restore, save_checkpoint
@@ -23,7 +24,6 @@ from worldline.training.config import TrainConfig
 from worldline.training.optimizer import MovingAverage, build_optimizer
 from worldline.training.plan import refuse_too_little
 from worldline.training.prepare import prepare
-from worldline.training.ranks import Ranks, gathered
 from worldline.training.validate import sample_strip, validate
 
 Report = Callable[[str, int, int, dict[str, float]], None]

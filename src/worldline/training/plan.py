@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from worldline.nn.load import changing_state
+from worldline.ranks import Ranks, shards_of
 from worldline.schema import UsageError
 from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.training.config import TrainConfig
 from worldline.training.footprint import DEPTHS, Footprint, SizeUnknownError, tensors_of
-from worldline.training.ranks import Ranks, shards_of
 
 CARDS_GB = (24.0, 40.0, 80.0, 141.0)
 RESERVE = 0.1
