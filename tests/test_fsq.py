@@ -99,13 +99,13 @@ def _still_but_noisy(steps: int = 400, noise: float = 0.6) -> torch.Tensor:
 
 def test_without_hold_codes_are_the_nearest() -> None:
     z = 3 * torch.randn(2, 7, 4, 4, 6, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(FSQ(COSMOS).held(z, 0.0), FSQ(COSMOS)(z))
+    assert torch.equal(FSQ(COSMOS).with_hysteresis(z, 0.0), FSQ(COSMOS)(z))
 
 
 def test_noise_within_the_hold_changes_nothing() -> None:
     quantiser, z = FSQ((5,)), _still_but_noisy()
     assert (quantiser(z).diff(dim=1) != 0).float().mean() > 0.3, "the nearest level flickers"
-    held = quantiser.held(z, 0.5)
+    held = quantiser.with_hysteresis(z, 0.5)
     assert torch.equal(held, held[:, :1].expand_as(held))
 
 
@@ -113,29 +113,29 @@ def test_what_moves_further_than_the_hold_takes_the_nearest_level() -> None:
     levels = torch.tensor([0.0, 0.9, 1.1, 0.2, -0.4, -2.0])
     z = torch.atanh(levels / (4 * 1.001 / 2)).view(1, -1, 1)
     # within one level (0.5 + 0.5) of the last code it stays; beyond, it rounds
-    assert (FSQ((5,)).held(z, 0.5) * 2).flatten().tolist() == [0, 0, 1, 1, 0, -2]
+    assert (FSQ((5,)).with_hysteresis(z, 0.5) * 2).flatten().tolist() == [0, 0, 1, 1, 0, -2]
 
 
-def test_a_word_is_held_as_a_whole() -> None:
+def test_a_token_is_kept_or_changed_as_a_whole() -> None:
     levels = torch.tensor([[0.0, 0.0], [0.6, 0.0], [0.6, 1.4]])
     z = torch.atanh(levels / (4 * 1.001 / 2)).unsqueeze(0)
-    # the first channel stays at 0 while the word is held, and rounds as soon as the second one leaves
-    assert (FSQ((5, 5)).held(z, 0.3) * 2)[0].tolist() == [[0, 0], [0, 0], [1, 1]]
+    # the first channel stays at 0 while the token is kept, and rounds as soon as the second one leaves
+    assert (FSQ((5, 5)).with_hysteresis(z, 0.3) * 2)[0].tolist() == [[0, 0], [0, 0], [1, 1]]
 
 
-def test_a_held_code_depends_on_the_past_alone() -> None:
+def test_a_code_with_hysteresis_depends_on_the_past_alone() -> None:
     z = torch.randn(1, 6, 3, 6, generator=torch.Generator().manual_seed(0))
     changed = z.clone()
     changed[:, 4] += 1
-    before, after = FSQ(COSMOS).held(z, 0.75), FSQ(COSMOS).held(changed, 0.75)
+    before, after = FSQ(COSMOS).with_hysteresis(z, 0.75), FSQ(COSMOS).with_hysteresis(changed, 0.75)
     assert torch.equal(before[:, :4], after[:, :4])
     assert not torch.equal(before[:, 4], after[:, 4])
 
 
-def test_gradient_passes_through_a_held_code_as_through_the_nearest() -> None:
+def test_gradient_passes_through_a_kept_code_as_through_the_nearest() -> None:
     z = _still_but_noisy(20)
     gradients = []
-    for code in (FSQ((5,)).forward, lambda x: FSQ((5,)).held(x, 0.5)):
+    for code in (FSQ((5,)).forward, lambda x: FSQ((5,)).with_hysteresis(x, 0.5)):
         x = z.clone().requires_grad_()
         code(x).sum().backward()
         gradients.append(x.grad)

@@ -84,7 +84,7 @@ def test_default_is_the_grid_of_cosmos() -> None:
     assert (grid.block, grid.temporal_stride) == (17, 8)
 
 
-@pytest.mark.parametrize("config", [SMALL_TOKENIZER, FINE, replace(SMALL_TOKENIZER, hold=0.75)])
+@pytest.mark.parametrize("config", [SMALL_TOKENIZER, FINE, replace(SMALL_TOKENIZER, hysteresis=0.75)])
 @pytest.mark.parametrize("frame", [0, 1, 8, 9, 16])
 def test_encoding_never_looks_ahead(config: FSQVideoConfig, frame: int) -> None:
     tokenizer, video = small_tokenizer(config), noise_frames(1, 17, 3, 16, 16)
@@ -106,26 +106,41 @@ def test_a_long_recording_goes_through_in_order() -> None:
     assert difference.abs().max() <= 1, "rounding alone may differ with the rows that go through at once"
 
 
-def test_with_hold_a_still_noisy_video_keeps_its_words_across_blocks() -> None:
-    still = noise_frames(1, 1, 3, 16, 16).expand(1, 68, 3, 16, 16)
-    noise = noise_frames(1, 68, 3, 16, 16, seed=1).int() % 61 - 30
-    shaken = (still.int() + noise).clamp(0, 255).byte()
+def _shaken(frames: int) -> torch.Tensor:
+    """A still picture with camera noise."""
+    still = noise_frames(1, 1, 3, 16, 16).expand(1, frames, 3, 16, 16)
+    noise = noise_frames(1, frames, 3, 16, 16, seed=1).int() % 61 - 30
+    return (still.int() + noise).clamp(0, 255).byte()
 
-    def kept(hold: float) -> float:
-        tokens = small_tokenizer(replace(SMALL_TOKENIZER, hold=hold)).encode(shaken)
+
+def test_with_hysteresis_a_still_noisy_block_keeps_its_tokens() -> None:
+    def kept(hysteresis: float) -> float:
+        tokens = small_tokenizer(replace(SMALL_TOKENIZER, hysteresis=hysteresis)).encode(_shaken(17))
         return (tokens[:, 1:] == tokens[:, :-1]).float().mean().item()
 
     assert kept(0.0) < 0.9
     assert kept(0.75) > 0.98
 
 
-def test_hold_is_part_of_a_tokenizers_identity(tmp_path: Path) -> None:
-    for name, hold in (("none", 0.0), ("some", 0.5), ("more", 0.75)):
-        tokenizer = small_tokenizer(replace(SMALL_TOKENIZER, hold=hold))
+@pytest.mark.parametrize("hysteresis", [0.0, 0.75, 100.0])
+def test_the_tokens_of_a_block_depend_on_that_block_alone(hysteresis: float) -> None:
+    """The truth that a forecast is scored against is the same with and without the context, at any hysteresis."""
+    tokenizer, video = small_tokenizer(replace(SMALL_TOKENIZER, hysteresis=hysteresis)), _shaken(51)
+    together = tokenizer.encode(video)
+    assert (together[:, 3:] == tokenizer.encode(video[:, 17:])).float().mean() > 0.999  # a tie may fall either way
+    assert (together[:, :3] == tokenizer.encode(video[:, :17])).float().mean() > 0.999
+    first_of_blocks = together[:, ::3]
+    nearest = small_tokenizer(replace(SMALL_TOKENIZER, hysteresis=0.0)).encode(video)[:, ::3]
+    assert (first_of_blocks == nearest).float().mean() > 0.999
+
+
+def test_hysteresis_is_part_of_a_tokenizers_identity(tmp_path: Path) -> None:
+    for name, hysteresis in (("none", 0.0), ("some", 0.5), ("more", 0.75)):
+        tokenizer = small_tokenizer(replace(SMALL_TOKENIZER, hysteresis=hysteresis))
         (tmp_path / name).mkdir()
         write_model(tmp_path / name, describe(tokenizer), tokenizer.state_dict())
     assert len({fingerprint(tmp_path / name) for name in ("none", "some", "more")}) == 3
-    assert load_tokenizer(tmp_path / "some").config.hold == 0.5  # pyright: ignore[reportAttributeAccessIssue]
+    assert load_tokenizer(tmp_path / "some").config.hysteresis == 0.5  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("config", [SMALL_TOKENIZER, FINE])

@@ -35,18 +35,18 @@ class FSQ(nn.Module):
         bounded = self._bound(z)
         return self._codes(bounded, bounded.round())
 
-    def held(self, z: Float[Tensor, "b l *n d"], hold: float) -> Float[Tensor, "b l *n d"]:
-        """Codes along time that change only for a reason: with hysteresis, like a Schmitt trigger.
+    def with_hysteresis(self, z: Float[Tensor, "b l *n d"], margin: float) -> Float[Tensor, "b l *n d"]:
+        """Codes along time that change only for a reason, like a Schmitt trigger's output.
 
-        A code stays what it was one step before while every channel of the input is within half a level and `hold`
+        A code stays what it was one step before while every channel of the input is within half a level and `margin`
         levels of it; otherwise it is the nearest. At 0 this is `forward`.
         """
         bounded = self._bound(z)
-        kept = [bounded[:, 0].round()]
+        codes = [bounded[:, 0].round()]
         for now in bounded[:, 1:].unbind(dim=1):
-            near = ((now - kept[-1]).abs() <= 0.5 + hold).all(dim=-1, keepdim=True)
-            kept.append(torch.where(near, kept[-1], now.round()))
-        return self._codes(bounded, torch.stack(kept, dim=1))
+            near = ((now - codes[-1]).abs() <= 0.5 + margin).all(dim=-1, keepdim=True)
+            codes.append(torch.where(near, codes[-1], now.round()))
+        return self._codes(bounded, torch.stack(codes, dim=1))
 
     def _codes(self, bounded: Tensor, levels: Tensor) -> Tensor:
         return (bounded + (levels - bounded).detach()) / (self._levels // 2)

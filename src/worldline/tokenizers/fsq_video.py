@@ -52,13 +52,12 @@ class FSQVideoConfig:
 
     With more, later latents refine earlier ones: a better round trip for the same bits, but tokens hard to predict.
     """
-    hold: float = 0.0
-    """Levels beyond the nearest that a latent may move before its word changes (`FSQ.held`); 0 takes the nearest word.
+    hysteresis: float = 0.0
+    """Levels beyond the nearest that a latent may move before its token changes; 0 takes the nearest token.
 
-    Noise in a real camera moves a still patch over the edge between two words again and again, and no world can
-    predict that. On a G1 with 0.75 four fifths of the words stay from one grid to the next instead of half of them,
-    for 0.2 dB of the round trip (docs/log.md). What is encoded at once holds its words across blocks; a window that is
-    cut out and encoded by itself begins anew.
+    Noise in a real camera moves a still patch over the edge between two tokens again and again, and no world can
+    predict that. The rule begins anew with every block of `block_frames` frames, so the tokens of a block depend on
+    that block alone: on no context, on no window, on no neighbour (`FSQ.with_hysteresis`; docs/compression.md).
     """
     mlp_ratio: int = 2
     block_frames: int = 17
@@ -121,7 +120,7 @@ class FSQVideoTokenizer(nn.Module):
 
     def codes_of(self, latents: Float[Tensor, "b l gh gw d"]) -> Float[Tensor, "b l gh gw d"]:
         """Quantised codes in [-1, 1] of successive latents."""
-        return self.quantiser.held(latents, self.config.hold)
+        return self.quantiser.with_hysteresis(latents, self.config.hysteresis)
 
     def video_of(self, codes: Float[Tensor, "b l gh gw d"]) -> Float32[Tensor, "b 3 t h w"]:
         """Video of one block of codes, unclamped. The copies that filled latent 0 are dropped again."""
@@ -149,10 +148,10 @@ class FSQVideoTokenizer(nn.Module):
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
         """Tokens of whole blocks. Raises `UsageError` if `t` is not a multiple of `block_frames`."""
         self.grid(*frames.shape[-2:])
-        latents = by_blocks(
-            frames, self.config.block_frames, lambda rows: self.latents_of(to_signed(rows)), what="frames"
-        )
-        return self.quantiser.indices(self.codes_of(latents))
+        return by_blocks(frames, self.config.block_frames, self._tokens_of, what="frames")
+
+    def _tokens_of(self, block: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
+        return self.quantiser.indices(self.codes_of(self.latents_of(to_signed(block))))
 
     @torch.no_grad()
     def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:

@@ -80,7 +80,7 @@ def describe(tokenizer: AnyTokenizer | WanVAETokenizer) -> dict[str, Any]:
 
 
 def fingerprint(path: Path) -> str:
-    """Identity of a tokenizer: a hash of what decides its tokens or latents, weights and (where it has one) hold.
+    """Identity of a tokenizer: a hash of what decides its tokens or latents, weights and (where it has one) hysteresis.
 
     Raises:
         UsageError: the path is neither a run or model folder nor a download of Cosmos or of Wan's VAE.
@@ -95,9 +95,9 @@ def fingerprint(path: Path) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     described = files[0].with_name("model.json")
-    hold = _setting(read_json(described), "hold") if described.is_file() else None
-    if hold:  # the one setting that changes the words of the same weights
-        digest.update(str(hold).encode())
+    hysteresis = _setting(read_json(described), "hysteresis") if described.is_file() else None
+    if hysteresis:  # the one setting that changes the tokens of the same weights; the rule has a name of its own
+        digest.update(f"hysteresis per block {hysteresis}".encode())
     return digest.hexdigest()
 
 
