@@ -109,7 +109,7 @@ def test_greedy_ties_go_to_the_lower_id(size: int) -> None:
 
 def _drawn(logits: Tensor, sampling: Sampling, count: int = 20_000) -> Tensor:
     """How often each token is drawn."""
-    tokens = draw(logits.expand(count, -1), sampling, torch.Generator().manual_seed(0))
+    (tokens,) = draw(logits.expand(1, count, -1), sampling, [torch.Generator().manual_seed(0)])
     return torch.bincount(tokens, minlength=len(logits))
 
 
@@ -158,11 +158,34 @@ def test_top_k_of_more_than_the_vocabulary_changes_nothing() -> None:
 
 
 def test_the_same_generator_draws_the_same() -> None:
-    logits = torch.randn(2, 3, 4, 50, generator=torch.Generator().manual_seed(1))
-    one, same, other = (draw(logits, Sampling(temperature=1.0), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
-    assert one.shape == (2, 3, 4)
+    logits = torch.randn(1, 3, 4, 50, generator=torch.Generator().manual_seed(1))
+    one, same, other = (draw(logits, Sampling(temperature=1.0), [torch.Generator().manual_seed(s)]) for s in (1, 1, 2))
+    assert one.shape == (1, 3, 4)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_every_row_is_drawn_from_its_own_generator() -> None:
+    logits = torch.randn(1, 30, 50, generator=torch.Generator().manual_seed(1)).expand(3, -1, -1)
+    rows = draw(logits, Sampling(temperature=1.0), [torch.Generator().manual_seed(s) for s in (5, 6, 5)])
+    assert torch.equal(rows[0], rows[2])
+    assert not torch.equal(rows[0], rows[1])
+    with pytest.raises(ValueError, match="zip"):
+        draw(logits, Sampling(temperature=1.0), [torch.Generator()])
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-30, 1e-3])
+def test_a_temperature_near_nothing_is_greedy(temperature: float) -> None:
+    logits = 50 * torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(2))
+    cold = draw(logits, Sampling(temperature=temperature), [torch.Generator().manual_seed(s) for s in (0, 1)])
+    assert torch.equal(cold, logits.argmax(dim=-1))
+
+
+def test_a_token_without_probability_is_never_drawn_however_many_there_are() -> None:
+    logits = torch.full((1, 4000, 9), -torch.inf)
+    logits[..., [2, 5]] = 0.0
+    tokens = draw(logits, Sampling(temperature=1.0), [torch.Generator().manual_seed(0)])
+    assert set(tokens.unique().tolist()) == {2, 5}
 
 
 def test_sampling_without_a_generator_is_refused() -> None:

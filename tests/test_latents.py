@@ -20,6 +20,7 @@ from worldline.evaluation.sampling import COPY, SINGLE, SamplingProtocol, evalua
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.load import SamplingChoice, load_forecaster
 from worldline.process.flow import FlowSampling
+from worldline.process.noise import clip_seeds
 from worldline.rundir import RunDir, load_tensors
 from worldline.schema import DataError, UsageError
 from worldline.tokenizers.encode import EncodeReport, encode
@@ -203,7 +204,7 @@ def test_a_run_folder_is_enough_to_forecast(run: Path, place: Path) -> None:
     assert forecaster.times == (*range(20, 77, 4),)
     clip = open_source(place / "val").read(0, 0, 77)
     assert clip.frames is not None
-    made = forecaster.forecast(clip.frames[None, :17], clip.states[None], generator=torch.Generator().manual_seed(0))
+    made = forecaster.forecast(clip.frames[None, :17], clip.states[None], seeds=(0,))
     assert made.frames.shape == (1, 3, 15, 3, 16, 16)
     assert not torch.equal(made.frames[:, 0], made.frames[:, 1]), "samples differ"
     with pytest.raises(UsageError, match="17 frames, but 16"):
@@ -215,11 +216,14 @@ def test_a_seed_means_the_same_forecast_whatever_the_batch(run: Path, place: Pat
     clips = [source.read(e, 0, 77) for e in range(3)]
     frames = torch.stack([c.frames[:17] for c in clips if c.frames is not None])
     states = torch.stack([c.states for c in clips])
-    together = forecaster_of(run, num_samples=2).forecast(frames, states, generator=torch.Generator().manual_seed(4))
-    one_by_one, generator = forecaster_of(run, num_samples=2, rows=1), torch.Generator().manual_seed(4)
-    alone = [one_by_one.forecast(frames[i : i + 1], states[i : i + 1], generator=generator).frames for i in range(3)]
-    difference = (together.frames.int() - torch.cat(alone).int()).abs()
-    assert difference.max() <= 1, "at most a rounding of one grey level"
+    seeds = clip_seeds(4, [clip.origin for clip in clips])
+    together = forecaster_of(run, num_samples=2).forecast(frames, states, seeds=seeds).frames
+    one_by_one = forecaster_of(run, num_samples=3, rows=1)
+    backwards = [one_by_one.forecast(frames[[i]], states[[i]], seeds=[seeds[i]]).frames for i in (2, 1, 0)]
+    alone = torch.cat(backwards[::-1])[:, :2]
+    assert (together.int() - alone.int()).abs().max() <= 1, "at most a rounding of one grey level"
+    others = forecaster_of(run, num_samples=2).forecast(frames, states, seeds=clip_seeds(5, [c.origin for c in clips]))
+    assert (together.int() - others.frames.int()).abs().max() > 20
 
 
 def test_the_future_does_not_leak_into_a_forecast(run: Path, place: Path) -> None:
@@ -230,10 +234,10 @@ def test_the_future_does_not_leak_into_a_forecast(run: Path, place: Path) -> Non
     assert clip.frames is not None
     forecaster = forecaster_of(run)
     seen = clip.frames[None, :17].clone()
-    honest = forecaster.forecast(seen, clip.states[None], generator=torch.Generator().manual_seed(0))
+    honest = forecaster.forecast(seen, clip.states[None], seeds=(0,))
     frames = clip.frames.clone()
     frames[17:] = 0
-    blinded = forecaster.forecast(frames[None, :17], clip.states[None], generator=torch.Generator().manual_seed(0))
+    blinded = forecaster.forecast(frames[None, :17], clip.states[None], seeds=(0,))
     assert torch.equal(honest.frames, blinded.frames)
 
 
@@ -241,9 +245,7 @@ def test_averaging_the_repeated_instant_changes_the_last_frame_only(run: Path, p
     clip = open_source(place / "val").read(0, 0, 77)
     assert clip.frames is not None
     made = [
-        forecaster_of(run, average_repeats=on).forecast(
-            clip.frames[None, :17], clip.states[None], generator=torch.Generator().manual_seed(0)
-        )
+        forecaster_of(run, average_repeats=on).forecast(clip.frames[None, :17], clip.states[None], seeds=(0,))
         for on in (False, True)
     ]
     assert torch.equal(made[0].frames[:, :, :-1], made[1].frames[:, :, :-1])

@@ -262,7 +262,7 @@ def test_cached_forecast_is_the_uncached_one(config: STTransformerConfig, temper
             context,
             batch.states,
             sampling=sampling,
-            generator=torch.Generator().manual_seed(3),
+            generators=[torch.Generator().manual_seed(seed) for seed in (3, 4)],
             cached=cached,
         )
         for cached in (True, False)
@@ -301,7 +301,7 @@ def test_sampled_forecasts_differ_by_seed_only() -> None:
             context,
             batch.states,
             sampling=Sampling(temperature=1.0),
-            generator=torch.Generator().manual_seed(seed),
+            generators=[torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)],
         )[0]
         for seed in (1, 1, 2)
     )

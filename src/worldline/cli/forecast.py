@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
 from worldline import builtin
@@ -15,6 +14,7 @@ from worldline.evaluation.held_out import held_out, spread
 from worldline.forecasting.forecaster import shown_context, shown_pace
 from worldline.forecasting.load import load_forecaster
 from worldline.forecasting.video import write_comparison
+from worldline.process.noise import clip_seeds
 from worldline.schema import UsageError
 
 EXAMPLES = """Forecast clips of a data set: context and states in, video out (real | forecast side by side, as mp4).
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
         forecast = forecaster.forecast(
             clip.frames[None, :split],
             clip.states[None],
-            generator=torch.Generator(forecaster.device).manual_seed(job.seed),
+            seeds=clip_seeds(job.seed, [clip.origin]),
         )
         path = out / f"clip_{number:05d}.mp4"
         fps = clip.fps / shown_pace(forecaster)

@@ -23,6 +23,7 @@ from worldline.evaluation.tally import CodeScores, Tally
 from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.load import Loaded
 from worldline.forecasting.tokens import Rollout, TokenForecaster
+from worldline.process.noise import clip_seeds
 from worldline.schema import Batch, UsageError, stack
 from worldline.worlds.world import GridStep
 
@@ -92,7 +93,6 @@ def evaluate_compression(
     if blind is not None and _speech(blind) != _speech(loaded):
         raise UsageError(f"the world in {blind.folder} speaks other tokens than the one in {loaded.folder}")
     began, forecaster = time.monotonic(), loaded.over_tokens()
-    generator = torch.Generator(forecaster.device).manual_seed(protocol.seed)
     chosen = spread(len(clips), protocol.num_clips)
     others = foreign_states(clips, chosen)
     tally = Tally()
@@ -108,7 +108,7 @@ def evaluate_compression(
         batch = stack([clips[chosen[i]] for i in now])
         keep = [i - begin for i in now if i in shown]
         foreign = None if others is None else others[now.start : now.stop]
-        _score(tally, forecaster, batch, foreign, blind, unigram, generator, keep)
+        _score(tally, forecaster, batch, foreign, blind, unigram, protocol.seed, keep)
         if progress:
             progress(now.stop, len(chosen))
     write_forecasts(
@@ -150,7 +150,7 @@ def _score(
     others: Float32[Tensor, "b t s"] | None,
     blind: Loaded | None,
     unigram: Int64[np.ndarray, " v"] | None,
-    generator: torch.Generator,
+    seed: int,
     keep: list[int],
 ) -> None:
     tally.episodes += [origin.episode for origin in batch.origins]
@@ -165,7 +165,7 @@ def _score(
         worlds.append((BLIND, blind.over_tokens(), batch.states))
     for name, one, states in worlds:
         scores = CodeScores(future)
-        rollouts[name] = one.rollout(past, states, generator=generator, watch=scores.add)
+        rollouts[name] = one.rollout(past, states, seeds=clip_seeds(seed, batch.origins), watch=scores.add)
         scores.into(tally.values[name], 0)
     forced = CodeScores(future)
     for index, step in enumerate(_teacher_forced(forecaster, tokens, batch)):

@@ -22,6 +22,7 @@ from worldline.evaluation.tally import Tally
 from worldline.forecasting import ensemble
 from worldline.forecasting.forecaster import CopyLast, Forecaster, shown_context
 from worldline.forecasting.postprocess import blur_and_match
+from worldline.process.noise import clip_seeds
 from worldline.schema import Batch, UsageError, stack
 
 SINGLE, MEDOID, BLURRED = "one sample", "medoid", "one sample, blurred and matched"
@@ -69,7 +70,7 @@ def evaluate_sampling(
 ) -> Evaluation:
     """Run the protocol and write `metrics.json` and `forecasts.npz` into `out`.
 
-    Every row draws its noise from the same seed, so rows differ by what they are, not by luck.
+    Sample k of a clip is made from the same noise in every row, so rows differ by what they are, not by luck.
 
     Args:
         settings: how the forecaster samples, to be kept with the numbers.
@@ -90,16 +91,13 @@ def evaluate_sampling(
         tally.not_computed[SHUFFLED] = "the data hold one clip only"
     if blind is None:
         tally.not_computed[BLIND] = "no blind world was given (--blind RUN)"
-    streams = {
-        name: torch.Generator(forecaster.device).manual_seed(protocol.seed) for name in (SINGLE, SHUFFLED, BLIND)
-    }
     shown = set(spread(len(chosen), protocol.shown_clips))
     count = 0
     for begin in range(0, len(chosen), protocol.batch_size):
         now = range(begin, min(begin + protocol.batch_size, len(chosen)))
         batch = stack([clips[chosen[i]] for i in now])
         foreign = None if others is None else others[now.start : now.stop]
-        pictures, count = _forecasts(forecaster, batch, foreign, blind, protocol, streams)
+        pictures, count = _forecasts(forecaster, batch, foreign, blind, protocol)
         _score(tally, pictures, forecaster, batch, keep=[i - begin for i in now if i in shown])
         if progress:
             progress(now.stop, len(chosen))
@@ -153,13 +151,13 @@ def _forecasts(
     others: Float32[Tensor, "b t s"] | None,
     blind: Forecaster | None,
     protocol: SamplingProtocol,
-    streams: dict[str, torch.Generator],
 ) -> tuple[dict[str, UInt8[Tensor, "b f 3 h w"]], int]:
     """What every row shows at the forecaster's times, and how many samples were drawn."""
     frames = _frames(batch)
     context = frames[:, : forecaster.context_frames]
     last, sigma = context[:, -1], protocol.blur_px or frames.shape[-1] / 64
-    samples = forecaster.forecast(context, batch.states, generator=streams[SINGLE]).frames
+    seeds = clip_seeds(protocol.seed, batch.origins)
+    samples = forecaster.forecast(context, batch.states, seeds=seeds).frames
     count = samples.shape[1]
     single = ensemble.combine(samples, "single")
     copy = CopyLast.beside(forecaster).forecast(context, batch.states).frames[:, 0]
@@ -171,10 +169,10 @@ def _forecasts(
     if count > 2:
         made[MEDOID] = ensemble.combine(samples, "medoid")
     if others is not None:
-        shuffled = forecaster.forecast(context, others, generator=streams[SHUFFLED]).frames
+        shuffled = forecaster.forecast(context, others, seeds=seeds).frames
         made[SHUFFLED] = ensemble.combine(shuffled, "mean")
     if blind is not None:
-        unseeing = blind.forecast(context, batch.states, generator=streams[BLIND]).frames
+        unseeing = blind.forecast(context, batch.states, seeds=seeds).frames
         made[BLIND] = ensemble.combine(unseeing, "mean")
     return made, count
 

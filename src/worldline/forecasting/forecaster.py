@@ -3,6 +3,7 @@
 Everything after it (evaluation, report, environments) knows only forecasters, so tracks and baselines share it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -35,7 +36,7 @@ class Forecaster(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes, and where its generator must live."""
+        """Where it computes."""
         ...
 
     def forecast(
@@ -43,13 +44,15 @@ class Forecaster(Protocol):
         frames: UInt8[Tensor, "b c 3 h w"],
         states: Float32[Tensor, "b t s"],
         *,
-        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Forecast:
         """Predict the frames at `times` after `frames`, which are the context and nothing else.
 
         Args:
             frames: exactly `context_frames` of them, uint8 RGB.
             states: one row per frame of context and horizon, raw units.
+            seeds: one per clip (`worldline.process.noise.clip_seeds`). Sample k of a clip depends on its frames, its
+                states, its seed and k alone. None is enough where nothing is drawn.
         """
         ...
 
@@ -84,9 +87,9 @@ class CopyLast:
         frames: UInt8[Tensor, "b c 3 h w"],
         states: Float32[Tensor, "b t s"],
         *,
-        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Forecast:
-        del states, generator
+        del states, seeds
         still = frames[:, -1:].expand(-1, len(self.times), -1, -1, -1)
         return Forecast(frames=still.unsqueeze(1))
 

@@ -1,5 +1,6 @@
 """The sampling track's forecaster: a continuous world between a VAE's encoder and decoder, many samples at a time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from worldline.data.windows import FramePattern
 from worldline.process.flow import FlowSampling
+from worldline.process.noise import generators, normal
 from worldline.schema import Forecast, LatentGrid, UsageError
 from worldline.tokenizers.tokenizer import LatentTokenizer
 from worldline.worlds.world import LatentWorld
@@ -18,8 +20,7 @@ from worldline.worlds.world import LatentWorld
 class LatentForecaster:
     """A continuous world, its VAE, and which frames of a window it was trained on.
 
-    Noise is drawn clip by clip, so a forecast depends on the generator and the order of the clips, not on how they
-    are batched.
+    Noise belongs to a sample (`worldline.process.noise`), so a forecast does not depend on how clips are batched.
     """
 
     world: LatentWorld
@@ -60,26 +61,26 @@ class LatentForecaster:
         frames: UInt8[Tensor, "b c 3 h w"],
         states: Float32[Tensor, "b t s"],
         *,
-        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Forecast:
         """Encode the context once, generate `num_samples` futures from noise, decode each.
 
-        Args:
-            generator: the noise is drawn on its device.
-
         Raises:
             UsageError: another number of frames than the context.
+            ValueError: no seeds, or another number of them than clips.
         """
         if frames.shape[1] != self.context_frames:
             raise UsageError(f"the context is {self.context_frames} frames, but {frames.shape[1]} were given")
+        if seeds is None or len(seeds) != len(frames):
+            raise ValueError("a world over latents begins with noise: give one seed for each clip")
         taken = frames[:, list(self.pattern.frames[: self.context_taken])]
         context = self.tokenizer.encode(taken.to(self.device))
-        noise = self._noise(context, generator)
         samples = self.num_samples
+        noise = normal(generators(seeds, samples), (self.world.horizon_latents, *context.shape[2:]))
         parts = zip(
             repeat(context, "b l c h w -> (b k) l c h w", k=samples).split(self.rows),
             repeat(states, "b t s -> (b k) t s", k=samples).split(self.rows),
-            rearrange(noise, "b k l c h w -> (b k) l c h w").split(self.rows),
+            noise.split(self.rows),
             strict=True,
         )
         video = torch.cat([self._future(*part) for part in parts])
@@ -91,11 +92,6 @@ class LatentForecaster:
         taken = frames[:, list(self.pattern.frames)]
         parts = [self.tokenizer.decode(self.tokenizer.encode(part.to(self.device))) for part in taken.split(self.rows)]
         return self._one_per_instant(torch.cat(parts).cpu())
-
-    def _noise(self, context: Tensor, generator: torch.Generator | None) -> Float32[Tensor, "b k l c h w"]:
-        shape = (self.num_samples, self.world.horizon_latents, *context.shape[2:])
-        place = generator.device if generator else self.device
-        return torch.stack([torch.randn(shape, generator=generator, device=place) for _ in context])
 
     def _future(self, context: Tensor, states: Tensor, noise: Tensor) -> UInt8[Tensor, "n t 3 h w"]:
         future = self.world.forecast(context, states.to(self.device), noise.to(self.device), sampling=self.sampling)

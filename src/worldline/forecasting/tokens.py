@@ -1,15 +1,17 @@
 """The compression track's forecaster: a discrete world between a tokenizer's encoder and decoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.forecasting.kept import keep_seen
 from worldline.process.categorical import Sampling
+from worldline.process.noise import generators
 from worldline.schema import Forecast, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import CodeTokenizer, Tokenizer
 from worldline.worlds.world import GridStep, TokenWorld
@@ -74,7 +76,7 @@ class TokenForecaster:
         frames: UInt8[Tensor, "b c 3 h w"],
         states: Float32[Tensor, "b t s"],
         *,
-        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Forecast:
         """Encode the context, roll the world forward, decode.
 
@@ -85,26 +87,37 @@ class TokenForecaster:
             raise UsageError(f"the context is {self.context_frames} frames, but {frames.shape[1]} were given")
         if self.num_samples > 1 and self.sampling.temperature == 0:
             raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
-        context = self.encode(frames)
-        rollouts = [self.rollout(context, states, generator=generator) for _ in range(self.num_samples)]
-        shown = [self.show(one, frames) for one in rollouts]
-        return Forecast(frames=torch.stack(shown, dim=1), tokens=rollouts[0].tokens)
+        samples = self.num_samples
+        made = self.rollout(self.encode(frames), states, seeds=seeds, num_samples=samples)
+        shown = self.show(made, frames.repeat_interleave(samples, dim=0))
+        return Forecast(
+            frames=rearrange(shown, "(b k) t c h w -> b k t c h w", k=samples), tokens=made.tokens[::samples]
+        )
 
     def rollout(
         self,
         context: Int64[Tensor, "b c gh gw"],
         states: Float32[Tensor, "b t s"],
         *,
-        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
+        num_samples: int = 1,
         watch: Callable[[int, GridStep], None] | None = None,
     ) -> Rollout:
-        """The horizon of a tokenised context. `watch(i, step)` sees grid i and its logits.
+        """Horizons of tokenised contexts, `num_samples` of each, in the order `(b k)`.
+
+        Args:
+            seeds: one per clip; needed at a temperature above 0.
+            watch: `watch(i, step)` sees grid i and its logits.
 
         Raises:
             UsageError: mean codes are to be shown, but words of this tokenizer have none.
         """
+        context, states = context.repeat_interleave(num_samples, dim=0), states.repeat_interleave(num_samples, dim=0)
         steps = self.world.forecast(
-            context.to(self.device), states.to(self.device), sampling=self.sampling, generator=generator
+            context.to(self.device),
+            states.to(self.device),
+            sampling=self.sampling,
+            generators=None if seeds is None else generators(seeds, num_samples),
         )
         codebook = self._codes().codebook if self.pictures == "mean" else None
         grids, means, kept = [], [], []

@@ -4,6 +4,7 @@ Training corrupts the input grids (scheduled sampling) and scores the true token
 a grid from logits, greedily or not. Knows logits and token ids, no model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,22 +40,31 @@ class Sampling:
 
 
 def draw(
-    logits: Float[Tensor, "*n v"], sampling: Sampling, generator: torch.Generator | None = None
-) -> Int64[Tensor, "*n"]:
-    """Choose a token per position. Greedy ties go to the lower id; anything else needs the generator.
+    logits: Float[Tensor, "b *n v"], sampling: Sampling, generators: Sequence[torch.Generator] | None = None
+) -> Int64[Tensor, "b *n"]:
+    """Choose a token per position. Greedy ties go to the lower id; anything else needs a generator for each row.
 
     Raises:
-        ValueError: a temperature above 0 without a generator.
+        ValueError: a temperature above 0 without generators, or another number of them than rows.
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    if generator is None:
-        raise ValueError("sampling at a temperature above 0 needs an explicit generator")
-    logits = _truncate(logits.float() / sampling.temperature, sampling)
-    # Gumbel-max: one draw per position without materialising normalised probabilities. Exponential(1) noise e gives
-    # Gumbel noise -log(e); argmax(logits - log e) is a sample of softmax(logits).
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits - noise.log()).argmax(dim=-1)
+    if generators is None:
+        raise ValueError("sampling at a temperature above 0 needs explicit generators, one for each row")
+    return torch.stack([_drawn(row, sampling, one) for row, one in zip(logits, generators, strict=True)])
+
+
+def _drawn(logits: Float[Tensor, "*n v"], sampling: Sampling, generator: torch.Generator) -> Int64[Tensor, "*n"]:
+    """The first token at which the summed probability reaches a uniform number.
+
+    One number per position, where Gumbel's trick takes one per token of the vocabulary: few enough to draw on the CPU,
+    so that every device chooses alike. In (0, 1], a token without probability is never reached.
+    """
+    above = (logits.float() - logits.float().amax(dim=-1, keepdim=True)) / sampling.temperature
+    reached = _truncate(above, sampling).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    uniform = 1 - torch.rand(logits.shape[:-1], generator=generator, dtype=torch.float64)
+    wanted = uniform.to(logits.device).unsqueeze(-1) * reached[..., -1:]
+    return torch.searchsorted(reached, wanted).squeeze(-1)
 
 
 def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:

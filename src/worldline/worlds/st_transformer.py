@@ -6,7 +6,7 @@ teacher forcing shifts them by one. What the report leaves open and we chose: se
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -241,7 +241,7 @@ class STTransformer(nn.Module):
         states: Float[Tensor, "b t s"],
         *,
         sampling: Sampling,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
         cached: bool = True,
     ) -> Iterator[GridStep]:
         """Yield the horizon grid by grid; `cached=False` recomputes the past each time (same result, slower)."""
@@ -252,7 +252,7 @@ class STTransformer(nn.Module):
         for _ in range(self.config.horizon_grids):
             hidden = self.hidden(new if cached else past, codes, caches)[:, -1]
             logits = rearrange(self.logits(hidden), "b (h w) v -> b h w v", h=self.config.grid_height)
-            step = GridStep(draw(logits, sampling, generator), logits)
+            step = GridStep(draw(logits, sampling, generators), logits)
             yield step
             new = step.tokens[:, None]
             past = torch.cat([past, new], dim=1)

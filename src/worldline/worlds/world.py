@@ -4,7 +4,7 @@ Discrete worlds roll token grids forward, continuous ones generate all latents o
 `loss` for the training loop, and a forecast that starts from an encoded context and raw robot states.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -45,9 +45,13 @@ class TokenWorld(Protocol):
         states: Float[Tensor, "b t s"],
         *,
         sampling: Sampling,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Iterator[GridStep]:
-        """Roll forward grid by grid, each conditioned on the model's own earlier grids, never on the truth."""
+        """Roll forward grid by grid, each conditioned on the model's own earlier grids, never on the truth.
+
+        Args:
+            generators: one for each clip; needed at a temperature above 0.
+        """
         ...
 
     def teacher_forced(self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]) -> Iterator[GridStep]:

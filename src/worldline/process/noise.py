@@ -1,0 +1,40 @@
+"""Noise belongs to a sample: what sample k of a clip is made from depends on (seed, clip, k), and on nothing else.
+
+Neither the number of samples, nor the clips beside it, nor their order, nor the process or processor that computes it
+changes it. It is drawn on the CPU, where every machine draws the same.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from worldline.schema import Origin, UsageError
+
+
+def clip_seeds(seed: int, origins: Sequence[Origin]) -> tuple[int, ...]:
+    """One seed per clip, of the episode and frame it begins at; where its data lie does not count.
+
+    Raises:
+        UsageError: a negative seed.
+    """
+    if seed < 0:
+        raise UsageError(f"a seed of {seed} makes no noise; give 0 or more")
+    return tuple(_mixed(seed, origin.episode, origin.start) for origin in origins)
+
+
+def generators(seeds: Sequence[int], num_samples: int) -> list[torch.Generator]:
+    """One generator for each sample of each clip, in the order `(b k)`."""
+    return [torch.Generator().manual_seed(_mixed(seed, k)) for seed in seeds for k in range(num_samples)]
+
+
+def normal(streams: Sequence[torch.Generator], shape: Sequence[int]) -> Float32[Tensor, "n *shape"]:
+    """Standard normal noise, one part of `shape` from each generator."""
+    return torch.stack([torch.randn(*shape, generator=stream) for stream in streams])
+
+
+def _mixed(*numbers: int) -> int:
+    """Numbers without a pattern from numbers with one; torch reads 32 bits of it."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
