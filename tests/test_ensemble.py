@@ -97,7 +97,7 @@ def test_of_one_sample_all_make_that_sample(how: str) -> None:
 
 
 def test_spread_is_the_unbiased_deviation_in_grey_levels() -> None:
-    assert torch.equal(spread(_grey(10, 20, 30)), torch.full((1, 1, 2, 2), 10.0))
+    torch.testing.assert_close(spread(_grey(10, 20, 30)), torch.full((1, 1, 2, 2), 10.0))
     assert torch.equal(spread(_grey(70, 70)), torch.zeros(1, 1, 2, 2))
 
 

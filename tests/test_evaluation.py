@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from builders import SMALL_TOKENIZER, SMALL_WORLD, TWO_JOINTS, moving_square, noise_frames, small_tokenizer, small_world
 from data_builders import write_raw
+from tolerances import assert_pixels_agree
 from torch import Tensor
 
 from worldline.data.clips import Clips
@@ -27,6 +28,7 @@ from worldline.forecasting.tokens import TokenForecaster
 from worldline.process.categorical import Sampling
 from worldline.schema import Batch, Clip, Episode, Origin, StateLayout, TokenGrid, UsageError
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
+from worldline.tokenizers.tokenizer import to_signed
 from worldline.worlds.world import GridStep
 
 CONTRACT = {
@@ -173,8 +175,23 @@ def _means(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     return {row.name: {name: value.mean for name, value in row.metrics.items()} for row in evaluation.rows}
 
 
+def same(value: float) -> Any:
+    """The figure of the same pictures decoded in another batch: a few pixels by one grey level."""
+    return pytest.approx(value, abs=5e-3)
+
+
 def _evaluate(loaded: Loaded, clips: Clips, out: Path, **options: Any) -> Evaluation:
     return evaluate_compression(loaded, clips, protocol=Protocol(batch_size=3), out=out, **options)
+
+
+@pytest.mark.parametrize("levels", [SMALL_TOKENIZER.levels, (8, 8, 5, 5), (8, 8)])
+def test_no_token_of_these_clips_is_near_a_tie(levels: tuple[int, ...]) -> None:
+    """So they are the same tokens on every processor and in every batch, and known scores can be exact."""
+    case = _Case(levels=levels)
+    with torch.no_grad():
+        latents = torch.cat([case.tokenizer.latents_of(to_signed(part)) for part in case.frames.split(17, dim=1)], 1)
+    for shift in (-1e-4, 1e-4):
+        assert torch.equal(case.tokenizer.quantiser.indices(case.tokenizer.codes_of(latents + shift)), case.tokens)
 
 
 # --- what is shown ---
@@ -196,21 +213,21 @@ def test_two_equally_likely_words_are_shown_as_the_code_between_them() -> None:
     assert rollout.mean_codes is not None
     torch.testing.assert_close(rollout.mean_codes, expected)
     frames = forecaster.forecast(case.frames[:, :17], case.states).frames[:, 0]
-    assert torch.equal(frames, case.tokenizer.decode_codes(rollout.mean_codes))
+    assert_pixels_agree(frames, case.tokenizer.decode_codes(rollout.mean_codes))
 
 
 def test_chosen_words_are_shown_unless_asked_otherwise() -> None:
     case = _Case()
     forecast = _undecided(case).forecast(case.frames[:, :17], case.states)
     assert forecast.tokens is not None
-    assert torch.equal(forecast.frames[:, 0], case.tokenizer.decode(forecast.tokens))
+    assert_pixels_agree(forecast.frames[:, 0], case.tokenizer.decode(forecast.tokens))
 
 
 def test_words_without_codes_have_no_mean() -> None:
     case = _Case()
     forecaster = replace(_undecided(case), tokenizer=_WithoutCodes(case.tokenizer))
     words = forecaster.forecast(case.frames[:, :17], case.states)
-    assert torch.equal(words.frames[:, 0], case.tokenizer.decode(case.tokens[:, 3:]))
+    assert_pixels_agree(words.frames[:, 0], case.tokenizer.decode(case.tokens[:, 3:]))
     with pytest.raises(UsageError, match="--pictures words"):
         replace(forecaster, pictures="mean").forecast(case.frames[:, :17], case.states)
 
@@ -221,8 +238,8 @@ def test_pictures_of_likeliest_words_are_scored_beside_mean_ones(tmp_path: Path)
     evaluation = _evaluate(loaded, case.clips, tmp_path)
     rows = _means(evaluation)
     assert evaluation.settings["pictures"] == "mean"
-    assert rows["forecast, likeliest words"]["psnr_db_last"] == rows["tokenizer round trip"]["psnr_db_last"]
-    assert rows["forecast"]["psnr_db_last"] != rows["tokenizer round trip"]["psnr_db_last"]
+    assert rows["forecast, likeliest words"]["psnr_db_last"] == same(rows["tokenizer round trip"]["psnr_db_last"])
+    assert rows["forecast"]["psnr_db_last"] != same(rows["tokenizer round trip"]["psnr_db_last"])
 
 
 def test_where_every_word_is_kept_the_last_frame_seen_is_shown() -> None:
@@ -239,7 +256,7 @@ def test_where_no_word_is_kept_the_words_are_shown() -> None:
     world = replace(case.oracle().over_tokens().world, futures=changed)  # pyright: ignore[reportArgumentType]
     forecaster = replace(case.oracle().over_tokens(), world=world, keep_seen=True)
     frames = forecaster.forecast(case.frames[:, :17], case.states).frames[:, 0]
-    assert torch.equal(frames, case.tokenizer.decode(changed))
+    assert_pixels_agree(frames, case.tokenizer.decode(changed))
 
 
 def test_what_was_seen_fades_with_the_probability_of_its_word_and_between_patches() -> None:
@@ -271,9 +288,9 @@ def test_kept_parts_are_scored_beside_plain_words(tmp_path: Path) -> None:
     evaluation = _evaluate(loaded, case.clips, tmp_path)
     rows = _means(evaluation)
     assert evaluation.settings["keep_seen"] is True
-    assert rows["forecast"]["psnr_db_last"] == rows["tokenizer round trip, seen parts kept"]["psnr_db_last"]
-    assert rows["forecast, likeliest words"]["psnr_db_last"] == rows["tokenizer round trip"]["psnr_db_last"]
-    assert rows["forecast"]["psnr_db_last"] != rows["tokenizer round trip"]["psnr_db_last"]
+    assert rows["forecast"]["psnr_db_last"] == same(rows["tokenizer round trip, seen parts kept"]["psnr_db_last"])
+    assert rows["forecast, likeliest words"]["psnr_db_last"] == same(rows["tokenizer round trip"]["psnr_db_last"])
+    assert rows["forecast"]["psnr_db_last"] != same(rows["tokenizer round trip"]["psnr_db_last"])
 
 
 # --- worlds with known scores ---
@@ -286,7 +303,7 @@ def test_a_world_that_knows_everything_costs_nothing(tmp_path: Path) -> None:
         assert rows["forecast"][metric] == 0
     assert rows["forecast"]["token_accuracy"] == rows["forecast"]["top500_coverage"] == 1
     for metric in ("psnr_db_last", "psnr_db_mean", "ssim_mean"):
-        assert rows["forecast"][metric] == rows["tokenizer round trip"][metric]
+        assert rows["forecast"][metric] == same(rows["tokenizer round trip"][metric])
 
 
 def test_states_of_another_clip_lead_to_that_clips_future(tmp_path: Path) -> None:
@@ -496,7 +513,7 @@ def test_a_forecast_has_samples_of_the_horizon_only() -> None:
     draw = [forecaster.forecast(case.frames[:2, :17], case.states[:2], seeds=(seed, 9)) for seed in (0, 0, 1)]
     assert draw[0].frames.shape == (2, 3, 17, 3, 16, 16)
     assert draw[0].tokens is not None
-    assert torch.equal(draw[0].frames[:, 0], case.tokenizer.decode(draw[0].tokens))
+    assert_pixels_agree(draw[0].frames[:, 0], case.tokenizer.decode(draw[0].tokens))
     assert torch.equal(draw[0].frames, draw[1].frames)
     assert not torch.equal(draw[0].frames, draw[2].frames)
     assert not torch.equal(draw[0].frames[:, 0], draw[0].frames[:, 1])

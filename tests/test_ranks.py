@@ -14,6 +14,7 @@ import pytest
 import ranks_worker
 import torch
 from builders import SMALL_TOKENIZER, SMALL_WORLD, write_followed_tokens, write_squares
+from tolerances import assert_whole_agrees
 from torch import nn
 
 from worldline.data.augment import AugmentConfig
@@ -109,18 +110,18 @@ def _assert_equal(one: Path, two: Path, step: int) -> None:
 
 
 def _assert_close(one: Path, two: Path, step: int) -> None:
-    """Figures and weights up to rounding.
+    """Figures and weights up to rounding: gradients are summed in another order.
 
     Adding a bias to all keys of an attention changes nothing, so its gradient is rounding noise, which AdamW scales up.
     """
     for expected, found in zip(_log(one), _log(two), strict=True):
-        assert found == pytest.approx(expected, rel=1e-5)
+        assert found == pytest.approx(expected, rel=1e-4)
     for name in ("model", "trainer"):
         expected, found = _tensors(one, name, step), _tensors(two, name, step)
         assert expected.keys() == found.keys()
         for key, value in expected.items():
             if name == "model" and not key.endswith("k_norm.bias"):
-                torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=key)
+                assert_whole_agrees(found[key], value, share=1e-3)
 
 
 def _cut(run: Path, to: Path, step: int) -> None:
@@ -184,7 +185,7 @@ def _assert_adapted(folder: Path, done: list[dict[str, Any]]) -> None:
     for run in (one, two):
         assert _tensors(run, "model", 0).keys() == {*trainable, "first.weight", "first.bias", "rare", "scale"}
         for key, value in _tensors(one, "model", 0).items():
-            torch.testing.assert_close(_tensors(run, "model", 0)[key], value, rtol=1e-4, atol=1e-5)
+            assert_whole_agrees(_tensors(run, "model", 0)[key], value, share=1e-3)
     assert done[0] == done[1]
     _assert_equal(one, folder / "adapted_again", 0)
     state = ranks_worker.adapted(Ranks())
@@ -212,9 +213,7 @@ def test_the_models_of_the_sampling_track_train_sharded_as_whole(tmp_path: Path)
             torch.testing.assert_close(
                 torch.tensor(found["figures"]), torch.tensor(expected["figures"]), rtol=1e-3, atol=0
             )
-            # As a whole, not number by number: AdamW turns rounding noise in a gradient near zero into a full step.
-            made, wanted = torch.tensor(found["made"]), torch.tensor(expected["made"])
-            assert (made - wanted).norm() < 2e-2 * wanted.norm()
+            assert_whole_agrees(torch.tensor(found["made"]), torch.tensor(expected["made"]), share=2e-2)
             assert found["saved"] == expected["saved"]
         assert expected["figures"][2][0] < expected["figures"][0][0], "three steps on the same clips lower the loss"
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from builders import SMALL_WORLD, small_world, token_batch
+from tolerances import assert_tokens_agree, assert_values_agree
 from torch import Tensor, nn
 
 from worldline.nn.fsq import FSQ
@@ -66,7 +67,7 @@ def test_a_modulated_world_begins_as_one_that_knows_no_states() -> None:
     blind = BLIND.build().eval()
     blind.load_state_dict({k: v for k, v in modulated.state_dict().items() if k in blind.state_dict()}, strict=True)
     tokens = _present(batch.tokens)[:, :5]
-    assert torch.equal(_logits(modulated, tokens, batch.states), _logits(blind, tokens, batch.states))
+    assert_values_agree(_logits(modulated, tokens, batch.states), _logits(blind, tokens, batch.states))
     modulated.loss(batch, torch.Generator())[0].backward()
     for block in modulated.blocks:
         weight = block.get_submodule("modulation").get_parameter("weight")
@@ -97,7 +98,7 @@ def test_input_and_output_embedding_are_one() -> None:
     shapes = [tuple(p.shape) for p in world.parameters()]
     assert shapes.count((SMALL_WORLD.vocab_size, SMALL_WORLD.width)) == 1
     features = torch.eye(SMALL_WORLD.width)
-    assert torch.equal(world.logits(features), world.embedding.weight.T)
+    assert_values_agree(world.logits(features), world.embedding.weight.T)
 
 
 # --- what may see what ---
@@ -253,7 +254,9 @@ def _rollout(world: STTransformer, context: Tensor, states: Tensor, **options: A
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("config", [SMALL_WORLD, BLIND, WIDE, ADALN])
-def test_cached_forecast_is_the_uncached_one(config: STTransformerConfig, temperature: float) -> None:
+def test_cached_and_uncached_forecasts_are_those_of_teacher_forcing(
+    config: STTransformerConfig, temperature: float
+) -> None:
     world, batch = small_world(config), token_batch(config, rows=51)
     context, sampling = _present(batch.tokens)[:, :3], Sampling(temperature=temperature)
     fast, slow = (
@@ -268,8 +271,11 @@ def test_cached_forecast_is_the_uncached_one(config: STTransformerConfig, temper
         for cached in (True, False)
     )
     assert fast[0].shape == (2, config.horizon_grids, 2, 2)
-    assert torch.equal(fast[0], slow[0])
-    torch.testing.assert_close(fast[1], slow[1], atol=1e-5, rtol=1e-5)
+    assert_tokens_agree(fast[0][:, 0], slow[0][:, 0])
+    # Each by its own tokens: a near tie in one grid may send the two ways apart.
+    for tokens, logits in (fast, slow):
+        forced = world.teacher_forced(torch.cat([context, tokens], dim=1), batch.states)
+        assert_values_agree(logits, torch.stack([step.logits for step in forced], dim=1))
 
 
 def test_forecast_starts_as_teacher_forcing_and_then_follows_itself() -> None:
@@ -277,19 +283,23 @@ def test_forecast_starts_as_teacher_forcing_and_then_follows_itself() -> None:
     tokens = _present(batch.tokens)
     guessed, logits = _rollout(world, tokens[:, :3], batch.states, sampling=Sampling())
     forced = list(world.teacher_forced(tokens, batch.states))
-    torch.testing.assert_close(logits[:, 0], forced[0].logits)
+    assert_values_agree(logits[:, 0], forced[0].logits)
     own = torch.cat([tokens[:, :3], guessed], dim=1)
     for index, step in enumerate(world.teacher_forced(own, batch.states)):
-        torch.testing.assert_close(logits[:, index], step.logits)
+        assert_values_agree(logits[:, index], step.logits)
     assert not torch.allclose(logits[:, 1], forced[1].logits)
 
 
-def test_a_clips_forecast_does_not_depend_on_its_batch() -> None:
+def test_a_clips_forecast_depends_on_its_batch_by_rounding_alone() -> None:
     world, batch = small_world(), token_batch(size=5)
     context = _present(batch.tokens)[:, :3]
-    together, _ = _rollout(world, context, batch.states, sampling=Sampling())
-    alone = [_rollout(world, context[i : i + 1], batch.states[i : i + 1], sampling=Sampling())[0] for i in range(5)]
-    assert torch.equal(together, torch.cat(alone))
+    tokens, logits = _rollout(world, context, batch.states, sampling=Sampling())
+    clips = [_rollout(world, context[i : i + 1], batch.states[i : i + 1], sampling=Sampling()) for i in range(5)]
+    alone, alone_logits = (torch.cat(part) for part in zip(*clips, strict=True))
+    assert_tokens_agree(tokens[:, 0], alone[:, 0])
+    same = (tokens == alone).flatten(1).all(dim=1)
+    assert same.sum() >= 4, "a near tie may send one clip another way"
+    assert_values_agree(logits[same], alone_logits[same])
 
 
 def test_sampled_forecasts_differ_by_seed_only() -> None:
@@ -316,7 +326,7 @@ def test_rows_behind_those_needed_are_ignored() -> None:
     """The challenge's test files hold 64 rows of states for 34 frames."""
     world, batch = small_world(), token_batch(rows=64)
     short = replace(batch, states=batch.states[:, :34])
-    assert torch.equal(world.loss(batch, torch.Generator())[0], world.loss(short, torch.Generator())[0])
+    assert_values_agree(world.loss(batch, torch.Generator())[0], world.loss(short, torch.Generator())[0])
 
 
 def test_too_few_rows_of_states_are_refused() -> None:

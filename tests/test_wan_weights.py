@@ -161,7 +161,9 @@ def test_the_diffusers_folder_loads_as_diffusers_loads_it(folder: Path, dtype: t
         "encoder_hidden_states": torch.randn(1, 3, 16).to(dtype),
     }
     with torch.no_grad():
-        assert torch.equal(ours(**given).sample, theirs(**given).sample)
+        # The files are mapped, not copied: sums may begin at other places of a cache line.
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(ours(**given).sample, theirs(**given).sample, rtol=tolerance, atol=tolerance)
 
 
 def test_building_in_bfloat16_keeps_in_float32_what_loading_keeps(folder: Path) -> None:
