@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,15 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """Write the raw bytes of an array, C order, atomically."""
     with atomic(path) as temporary:
         np.ascontiguousarray(array).tofile(temporary)
+
+
+@contextmanager
+def npy_rows(path: Path, dtype: str, shape: tuple[int, ...]) -> Iterator[Callable[[np.ndarray], object]]:
+    """Write a `.npy` atomically by pieces along its first axis, in order; the bytes are those of `np.save`."""
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        yield lambda rows: file.write(np.ascontiguousarray(rows, dtype).data)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

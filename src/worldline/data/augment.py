@@ -47,27 +47,45 @@ class AugmentConfig:
 
 
 def augment_frames(
-    frames: UInt8[Tensor, "t 3 h w"], config: AugmentConfig, *, size: int, seed: int
+    frames: UInt8[Tensor, "t 3 h w"],
+    config: AugmentConfig,
+    *,
+    size: int,
+    seed: int,
+    first: UInt8[Tensor, "3 h w"] | None = None,
 ) -> UInt8[Tensor, "t 3 size size"]:
-    """Crop, scale to `size`, flip and recolour: a pure function of its arguments."""
+    """Crop, scale to `size`, flip and recolour: a pure function of its arguments.
+
+    Args:
+        first: the clip's first frame, whose grey contrast turns around, where `frames` are a later piece of the clip.
+    """
     rng = np.random.default_rng(seed)
     height, width = frames.shape[-2:]
     side = max(1, round(min(height, width) * rng.uniform(*config.crop_scale)))
     top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
     flip = rng.random() < config.flip
     gains = [rng.uniform(1 - x, 1 + x) for x in (config.brightness, config.contrast, config.saturation)]
-    cropped = frames[..., top : top + side, left : left + side]
-    if side != size:
-        cropped = functional.interpolate(cropped, size=(size, size), mode="bilinear", antialias=True)
-    return _recolour(cropped.flip(-1) if flip else cropped, *gains)
+
+    def placed(frames: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 size size"]:
+        cropped = frames[..., top : top + side, left : left + side]
+        if side != size:
+            cropped = functional.interpolate(cropped, size=(size, size), mode="bilinear", antialias=True)
+        return cropped.flip(-1) if flip else cropped
+
+    made = placed(frames)
+    return _recolour(made, made[0] if first is None else placed(first[None])[0], *gains)
 
 
 def _recolour(
-    frames: UInt8[Tensor, "t 3 h w"], brightness: float, contrast: float, saturation: float
+    frames: UInt8[Tensor, "t 3 h w"],
+    first: UInt8[Tensor, "3 h w"],
+    brightness: float,
+    contrast: float,
+    saturation: float,
 ) -> UInt8[Tensor, "t 3 h w"]:
     """One affine map of RGB holds all three gains, so pixels are touched once."""
     grey = torch.tensor([0.299, 0.587, 0.114])
-    mean = float(frames[0].float().mean(dim=(1, 2)) @ grey)
+    mean = float(first.float().mean(dim=(1, 2)) @ grey)
     matrix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * grey.expand(3, 3))
     offset = brightness * (1 - contrast) * mean
     pixels = rearrange(frames, "t c h w -> c (t h w)").float()

@@ -22,7 +22,7 @@ from worldline.data.lerobot import LerobotSource
 from worldline.data.onex import OnexSource
 from worldline.data.source import Source
 from worldline.data.video import resize, stream_frames
-from worldline.files import atomic, mapped_npy, write_json
+from worldline.files import mapped_npy, npy_rows, write_json
 from worldline.schema import (
     Clip,
     DataError,
@@ -161,6 +161,23 @@ def frame_chunks(source: Source, episode: int, *, size: int | None) -> Iterator[
     return chunks if size is None else (resize(chunk, size) for chunk in chunks)
 
 
+def frame_runs(
+    chunks: Iterator[UInt8[Tensor, "t 3 h w"]], spans: Sequence[tuple[int, int]]
+) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
+    """Cut spans (first frame, end) out of an episode that goes by once, in order of their first frames.
+
+    Holds the frames from the first that a later span needs on, and no others.
+    """
+    held: list[Tensor] = []
+    first = 0
+    for start, stop in spans:
+        while first + sum(map(len, held)) < stop:
+            held.append(next(chunks))
+            while held and first + len(held[0]) <= start:
+                first += len(held.pop(0))
+        yield torch.cat(held)[start - first : stop - first]
+
+
 def _frames_of(source: Source, episode: int, start: int, stop: int) -> UInt8[Tensor, "t 3 h w"]:
     frames = source.read(episode, start, stop).frames
     if frames is None:
@@ -170,14 +187,9 @@ def _frames_of(source: Source, episode: int, start: int, stop: int) -> UInt8[Ten
 
 def _write(path: Path, source: Source, episode: int, size: int) -> None:
     shape = (source.episodes[episode].length, 3, size, size)
-    with atomic(path) as temporary:
-        table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        row = 0
+    with npy_rows(path, "uint8", shape) as append:
         for chunk in frame_chunks(source, episode, size=size):
-            table[row : row + len(chunk)] = chunk.numpy()
-            row += len(chunk)
-        table.flush()
-        del table
+            append(chunk.numpy())
 
 
 def _frames(path: Path, shape: tuple[int, ...]) -> np.ndarray:

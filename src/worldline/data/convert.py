@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from einops import rearrange
 
 from worldline.data.cache import Progress, frame_chunks, identity
@@ -36,7 +35,7 @@ def convert(source: Source, out: Path, *, size: int | None, progress: Progress |
     """Write every episode of a source to `out` as one shard of 1X raw video at `size` px (None: as stored).
 
     A killed run leaves a folder without `metadata.json`, which readers refuse; the next call goes on from
-    there. One episode is held in memory at a time.
+    there. A few dozen frames are held in memory at a time.
 
     Raises:
         UsageError: the source has no video, or `out` holds something else.
@@ -98,11 +97,11 @@ def _provenance(source: Source, size: int | None) -> dict[str, object]:
 def _write(source: Source, out: Path, episode: int, size: int | None) -> None:
     length = source.episodes[episode].length
     states = source.read_states(episode, 0, length)
-    frames = torch.cat(list(frame_chunks(source, episode, size=size)))
+    chunks = frame_chunks(source, episode, size=size)
     write_raw_shard(
         out,
         episode,
-        frames=rearrange(frames, "f c h w -> f h w c").numpy(),
+        frames=(frame for chunk in chunks for frame in rearrange(chunk, "f c h w -> f h w c").numpy()),
         states=states,
         segments=np.zeros(length, np.int32),
         fps=source.fps,

@@ -9,7 +9,8 @@ A causal VAE encodes the first frame of a window alone, so latents belong to a w
 run: a window is read back exactly where it was encoded. Knows no VAE.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from jaxtyping import Float32
 from worldline.data.checks import check_window
 from worldline.data.source import Source
 from worldline.data.windows import FramePattern
-from worldline.files import atomic, mapped_npy, read_json, write_json
+from worldline.files import mapped_npy, npy_rows, read_json, write_json
 from worldline.schema import Clip, DataError, Episode, LatentGrid, Origin, StateLayout, TokenGrid, UsageError
 
 CLAIM, METADATA = "encode.json", "metadata.json"
@@ -118,13 +119,15 @@ def episode_done(out: Path, episode: int) -> bool:
     return (out / f"latents_{episode}.npy").exists()
 
 
-def write_episode(
-    out: Path, episode: int, *, latents: Float32[np.ndarray, "n l c gh gw"], states: Float32[np.ndarray, "f s"]
-) -> None:
-    """Write one episode atomically."""
-    for name, array in (("states", states), ("latents", latents.astype(np.float16))):
-        with atomic(out / f"{name}_{episode}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, array)
+@contextmanager
+def written_episode(
+    out: Path, episode: int, *, states: Float32[np.ndarray, "f s"], shape: tuple[int, ...]
+) -> Iterator[Callable[[Float32[np.ndarray, "n l c gh gw"]], object]]:
+    """Write one episode whose latents, `shape` of them, come in pieces; it is done when the block succeeds."""
+    with npy_rows(out / f"states_{episode}.npy", "float32", states.shape) as append:
+        append(states)
+    with npy_rows(out / f"latents_{episode}.npy", "float16", shape) as append:
+        yield append
 
 
 def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid, contract: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ makes shard r done; `metadata.json` comes after all shards and makes the folder 
 it is unfinished, and readers say so.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from worldline.data.video import encode
-from worldline.files import read_json, write_array, write_json
+from worldline.files import atomic, read_json, write_array, write_json
 from worldline.schema import DataError, StateLayout, TokenGrid, UsageError
 
 FOLDERS = ("videos", "robot_states", "segment_indices", "metadata")
@@ -24,7 +26,7 @@ def write_raw_shard(
     root: Path,
     shard: int,
     *,
-    frames: UInt8[np.ndarray, "f h w 3"],
+    frames: Iterable[UInt8[np.ndarray, "h w 3"]],
     states: Float32[np.ndarray, "f s"],
     segments: Int32[np.ndarray, "f"],
     fps: float,
@@ -32,6 +34,8 @@ def write_raw_shard(
     gop: int = 16,
 ) -> None:
     """Write one shard of video, states and segment numbers. The same input gives the same bytes.
+
+    Frames may come one by one, so that an episode need not be in memory.
 
     Raises:
         UsageError: an odd or empty image size, which H.264 in yuv420p cannot hold.
@@ -60,8 +64,26 @@ def write_token_shard(
     """
     if fps <= 0 or len(tokens) > len(states):
         raise UsageError(f"{root}: {len(tokens)} blocks for {len(states)} frames at {fps} Hz cannot be right")
+    with token_shard(root, shard, states=states, segments=segments) as put:
+        put(0, tokens)
+
+
+@contextmanager
+def token_shard(
+    root: Path, shard: int, *, states: Float32[np.ndarray, "f s"], segments: Int32[np.ndarray, "f"]
+) -> Iterator[Callable[[int, Int32[np.ndarray, "n l h w"]], None]]:
+    """Write one shard whose tokens come in pieces: what is given takes them, and the number of their first block.
+
+    Pieces may come in any order; together they are all blocks. The shard is done when the block succeeds.
+    """
     _make_folders(root)
-    write_array(root / f"videos/video_{shard}.bin", tokens)
+    with atomic(root / f"videos/video_{shard}.bin") as temporary, temporary.open("wb") as file:
+
+        def put(first: int, tokens: Int32[np.ndarray, "n l h w"]) -> None:
+            file.seek(first * tokens[0:1].nbytes)
+            file.write(np.ascontiguousarray(tokens).data)
+
+        yield put
     _write_rows(root, shard, states, segments)
 
 

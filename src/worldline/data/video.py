@@ -5,9 +5,10 @@ the keyframe before it and goes forward by timestamp, so B-frames, long GOPs and
 right.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -97,16 +98,22 @@ def stream_frames(
     raise _damaged(path, start, stop, f"no intact frame {wanted}")
 
 
-def encode(path: Path, frames: UInt8[np.ndarray, "f h w 3"], *, fps: float, crf: int = 18, gop: int = 16) -> None:
-    """Write H.264 in an mp4, atomically; the same frames give the same bytes.
+def encode(
+    path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps: float, crf: int = 18, gop: int = 16
+) -> None:
+    """Write H.264 in an mp4, atomically; the same frames give the same bytes. They may come one by one.
 
     No B-frames over a short GOP: random windows then decode after at most `gop - 1` extra frames. yuv420p, BT.601
     limited range and tagged so; sizes must be even. One thread, and no macroblock tree: x264's (core 165) reads
     memory it has not written, which changed the bytes of about 1 small clip in 20.
     """
-    num_frames, height, width, _ = frames.shape
-    if height % 2 or width % 2 or num_frames == 0:
-        raise UsageError(f"{path}: cannot encode {num_frames} frames of {height}x{width}; need >= 1 of even size")
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise UsageError(f"{path}: there are no frames to encode; a video needs at least one")
+    height, width, _ = first.shape
+    if height % 2 or width % 2:
+        raise UsageError(f"{path}: cannot encode frames of {height}x{width}; H.264 needs an even size")
     rate = Fraction(fps).limit_denominator(100_000)
     options = {"crf": str(crf), "preset": "veryfast", "x264-params": "mbtree=0"}
     with atomic(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
@@ -116,7 +123,7 @@ def encode(path: Path, frames: UInt8[np.ndarray, "f h w 3"], *, fps: float, crf:
         context.gop_size, context.max_b_frames, context.thread_count = gop, 0, 1
         context.colorspace, context.color_range = _BT601, _LIMITED
         converter = VideoReformatter()
-        for i, rgb in enumerate(frames):
+        for i, rgb in enumerate(chain([first], frames)):
             frame = converter.reformat(
                 av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24"),
                 format="yuv420p",

@@ -4,19 +4,19 @@ Several processes may share the work: each takes every `world_size`-th episode, 
 writes the metadata that make the folder readable.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
-from worldline.data.latents import CLAIM, episode_done, finish, write_episode
+from worldline.data.cache import frame_chunks, frame_runs
+from worldline.data.latents import CLAIM, episode_done, finish, written_episode
 from worldline.data.source import Source
-from worldline.data.video import resize
 from worldline.data.windows import FramePattern, windows
 from worldline.files import claim
 from worldline.schema import UsageError
@@ -104,13 +104,12 @@ def encode(
         if episode_done(out, number):
             reused += 1
         else:
-            clip = source.read(episodes[number], 0, length)
-            assert clip.frames is not None, "the source says that it holds frames"
-            frames = resize(clip.frames, size) if size else clip.frames
-            latents = _encode(frames, starts, tokenizer, pattern, batch_size, device or torch.device("cpu"))
-            if latents is None:
-                latents = np.zeros((0, grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width))
-            write_episode(out, number, latents=latents.astype(np.float32), states=clip.states.numpy())
+            states = source.read_states(episodes[number], 0, length)
+            shape = (len(starts), grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width)
+            batches = _batches(frame_chunks(source, episodes[number], size=size), starts, pattern, batch_size)
+            with written_episode(out, number, states=states, shape=shape) as append:
+                for batch in batches:
+                    append(tokenizer.encode(batch.to(device or "cpu")).cpu().numpy())
         if progress:
             progress(done, len(mine))
     complete = all(episode_done(out, number) for number in range(len(episodes)))
@@ -121,17 +120,12 @@ def encode(
     )
 
 
-def _encode(
-    frames: UInt8[Tensor, "t 3 h w"],
-    starts: np.ndarray,
-    tokenizer: LatentTokenizer,
-    pattern: FramePattern,
-    batch_size: int,
-    device: torch.device,
-) -> Float32[np.ndarray, "n l c gh gw"] | None:
+def _batches(
+    chunks: Iterator[UInt8[Tensor, "t 3 h w"]], starts: np.ndarray, pattern: FramePattern, batch_size: int
+) -> Iterator[UInt8[Tensor, "b f 3 h w"]]:
+    """The frames of all windows, so many windows at a time, while the episode goes by."""
     taken = torch.tensor(pattern.frames)
-    parts = []
-    for begin in range(0, len(starts), batch_size):
-        batch = torch.stack([frames[int(start) + taken] for start in starts[begin : begin + batch_size]])
-        parts.append(tokenizer.encode(batch.to(device)).cpu().numpy())
-    return np.concatenate(parts) if parts else None
+    parts = [starts[i : i + batch_size].tolist() for i in range(0, len(starts), batch_size)]
+    runs = frame_runs(chunks, [(part[0], part[-1] + pattern.window) for part in parts])
+    for part, frames in zip(parts, runs, strict=True):
+        yield torch.stack([frames[start - part[0] + taken] for start in part])

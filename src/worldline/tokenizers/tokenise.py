@@ -8,22 +8,23 @@ augmentation each phase is also its own crop and colours: a world then meets eve
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from einops import rearrange
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.data.augment import AugmentConfig, augment_frames
-from worldline.data.cache import identity
-from worldline.data.onex_write import finish_tokens, token_shard_done, write_token_shard
+from worldline.data.cache import frame_chunks, frame_runs, identity
+from worldline.data.onex_write import finish_tokens, token_shard, token_shard_done
 from worldline.data.source import Source
-from worldline.data.video import resize
 from worldline.files import claim
-from worldline.schema import Clip, TokenGrid, UsageError
-from worldline.tokenizers.tokenizer import Tokenizer
+from worldline.schema import TokenGrid, UsageError
+from worldline.tokenizers.tokenizer import ROWS, Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ def tokenise(
     size: int | None = None,
     phases: int = 1,
     augment: AugmentConfig | None = None,
+    device: torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokeniseReport:
     """Tokenise episodes of a frame source into `out`. Killed and run again, it goes on where it stopped.
@@ -62,6 +64,7 @@ def tokenise(
         size: centre-crop and resize frames to this square first; None keeps them.
         phases: start offsets per episode, spread evenly over a block.
         augment: crop and recolour each phase of each episode in its own way, a pure function of their numbers.
+        device: where the tokenizer is; None is the CPU.
 
     Raises:
         UsageError: `out` holds tokens of another source, tokenizer or setting, the source holds no frames, or
@@ -90,10 +93,12 @@ def tokenise(
         if token_shard_done(out, shard):
             reused += 1
         else:
-            clip = source.read(episode, 0, length)
-            views = _views(clip, spans, size, augment, shard)
-            tokens = [_blocks(tokenizer.encode(view[None]), grid) for view in views]
-            _write_episode(out, shard, tokens, clip, spans, grid)
+            chunks = frame_chunks(source, episode, size=None if augment else size)
+            pieces = _pieces(spans, grid.block * _blocks_at_once(height, width))
+            views = _views(chunks, pieces, augment, size=height, shard=shard)
+            with _shard(out, shard, source.read_states(episode, 0, length), spans, grid) as put:
+                for view, (start, _, phase) in zip(views, pieces, strict=True):
+                    put(phase, start, tokenizer.encode(view[None].to(device or "cpu")).cpu().numpy())
         if progress:
             progress(shard + 1, len(episodes))
     finish_tokens(
@@ -159,40 +164,51 @@ def key_hash(key: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _views(
-    clip: Clip, spans: Sequence[tuple[int, int]], size: int | None, augment: AugmentConfig | None, shard: int
-) -> Iterator[UInt8[Tensor, "t 3 h w"]]:
-    """The frames of each span, scaled; augmented, each in a way of its own."""
-    assert clip.frames is not None, "the caller checked that the source holds frames"
-    if augment is None:
-        frames = resize(clip.frames, size) if size else clip.frames
-        yield from (frames[start:stop] for start, stop in spans)
-        return
-    for phase, (start, stop) in enumerate(spans):
-        seed = np.random.SeedSequence([shard, phase]).generate_state(1)[0]
-        yield augment_frames(clip.frames[start:stop], augment, size=size or clip.frames.shape[-1], seed=int(seed))
+def _blocks_at_once(height: int, width: int) -> int:
+    """Blocks of one episode that are read, and go through the tokenizer, together: fewer where frames are large."""
+    return max(1, min(ROWS, ROWS * 256 * 256 // (height * width)))
 
 
-def _write_episode(
-    out: Path,
-    shard: int,
-    tokens: Sequence[Int32[np.ndarray, "_ l gh gw"]],
-    clip: Clip,
-    spans: Sequence[tuple[int, int]],
-    grid: TokenGrid,
-) -> None:
-    states = [clip.states[start:stop].numpy() for start, stop in spans]
-    segments = [np.full(stop - start, phase, np.int32) for phase, (start, stop) in enumerate(spans)]
-    none = np.zeros((0, grid.latents_per_block, grid.height, grid.width), np.int32)
-    write_token_shard(
-        out,
-        shard,
-        tokens=np.concatenate([none, *tokens]),
-        states=np.concatenate([clip.states[:0].numpy(), *states]),
-        segments=np.concatenate([np.zeros(0, np.int32), *segments]),
-        fps=clip.fps,
+def _pieces(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int, int]]:
+    """Every span cut into pieces of so many frames, in the order in which they begin: first frame, end, phase."""
+    return sorted(
+        (begin, min(begin + length, stop), phase)
+        for phase, (start, stop) in enumerate(spans)
+        for begin in range(start, stop, length)
     )
 
 
-def _blocks(tokens: Int64[Tensor, "1 m gh gw"], grid: TokenGrid) -> Int32[np.ndarray, "n l gh gw"]:
-    return rearrange(tokens[0], "(n l) gh gw -> n l gh gw", l=grid.latents_per_block).numpy().astype(np.int32)
+def _views(
+    chunks: Iterator[UInt8[Tensor, "t 3 h w"]],
+    pieces: Sequence[tuple[int, int, int]],
+    augment: AugmentConfig | None,
+    *,
+    size: int,
+    shard: int,
+) -> Iterator[UInt8[Tensor, "n 3 y x"]]:
+    """The frames of each piece while the episode goes by; augmented, each phase in a way of its own."""
+    firsts: dict[int, Tensor] = {}
+    for frames, (_, _, phase) in zip(frame_runs(chunks, [piece[:2] for piece in pieces]), pieces, strict=True):
+        if augment is None:
+            yield frames
+            continue
+        first = firsts.setdefault(phase, frames[0].clone())
+        seed = np.random.SeedSequence([shard, phase]).generate_state(1)[0]
+        yield augment_frames(frames, augment, size=size, seed=int(seed), first=first)
+
+
+@contextmanager
+def _shard(
+    out: Path, shard: int, states: Float32[np.ndarray, "t s"], spans: Sequence[tuple[int, int]], grid: TokenGrid
+) -> Iterator[Callable[[int, int, Int64[np.ndarray, "1 m gh gw"]], None]]:
+    """One episode's shard: what is given takes a phase, a frame of the episode and the tokens from there on."""
+    rows = np.concatenate([np.arange(0), *(np.arange(*span) for span in spans)])
+    segments = np.repeat(np.arange(len(spans), dtype=np.int32), [stop - start for start, stop in spans])
+    firsts = np.cumsum([0, *((stop - start) // grid.block for start, stop in spans)])
+    with token_shard(out, shard, states=states[rows], segments=segments) as put:
+
+        def put_phase(phase: int, start: int, tokens: Int64[np.ndarray, "1 m gh gw"]) -> None:
+            blocks = rearrange(tokens[0], "(n l) gh gw -> n l gh gw", l=grid.latents_per_block).astype(np.int32)
+            put(int(firsts[phase]) + (start - spans[phase][0]) // grid.block, blocks)
+
+        yield put_phase
