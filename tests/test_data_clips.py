@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,15 @@ import torch
 from data_builders import ramp, write_lerobot, write_raw, write_tokens
 from tolerances import assert_pixels_agree
 
+from worldline.data import loader as loader_module
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import CachedSource, cached_frames
 from worldline.data.clips import Clips, DataConfig, open_clips, parse_slice
-from worldline.data.loader import Loader, clip_keys
+from worldline.data.loader import IN_FLIGHT, Loader, clip_keys, clips_in_part
 from worldline.data.open import open_source
 from worldline.data.video import resize
 from worldline.data.windows import FramePattern, source_windows
-from worldline.schema import Batch, DataError, UsageError
+from worldline.schema import Batch, DataError, UsageError, join
 
 
 def _config(root: Path, **changes: object) -> DataConfig:
@@ -238,9 +240,21 @@ def test_resuming_at_any_step_gives_the_same_batches(tmp_path: Path) -> None:
     assert straight[0].frames.shape == (3, 8, 3, 16, 16)
 
 
-def test_workers_change_nothing(tmp_path: Path) -> None:
+def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_raw(tmp_path / "d")
     clips = open_clips(_config(root, augment=AugmentConfig.usual(), cache=tmp_path / "cache"), "train")
-    alone = list(Loader(clips, 2, seed=5, rank=1, world_size=2).iterate(2, 7))
-    helped = list(Loader(clips, 2, seed=5, rank=1, world_size=2, num_workers=2).iterate(2, 7))
+    half = partial(Loader, clips, 5, seed=5, rank=1, world_size=2)
+    alone = list(half(pieces=2).iterate(2, 7))
+    helped = list(half(pieces=2, num_workers=2).iterate(2, 7))
+    assert [len(piece) for piece in alone] == [2, 3] * 5
     assert all(_same(a, b) for a, b in zip(alone, helped, strict=True))
+    monkeypatch.setattr(loader_module, "IN_FLIGHT", 1)  # every clip comes by itself
+    singly = list(half(num_workers=1).iterate(2, 4))
+    assert all(_same(join(alone[2 * i : 2 * i + 2]), whole) for i, whole in enumerate(singly))
+
+
+def test_workers_read_ahead_a_bounded_number_of_bytes() -> None:
+    video, latents, tokens = 16_500_000, 1_180_000, 24_000
+    for size, piece, part in ((video, 128, 1), (latents, 128, 26), (tokens, 160, 160), (10**12, 4, 1)):
+        assert clips_in_part(size, piece, workers=8) == part
+        assert part == 1 or 2 * 8 * part * size <= IN_FLIGHT

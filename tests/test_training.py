@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips
+from worldline.data.loader import Loader
 from worldline.devices import pick_device
 from worldline.rundir import RunDir, load_tensors, read_model, save_tensors, write_model
-from worldline.schema import DataError, UsageError, stack
+from worldline.schema import DataError, UsageError, join, stack
 from worldline.tokenizers.load import load_tokenizer
 from worldline.training.checkpoint import TrainState
 from worldline.training.config import TrainConfig
-from worldline.training.loop import NonFiniteLossError, evaluated, split, train
+from worldline.training.loop import NonFiniteLossError, evaluated, train
 from worldline.training.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.training.prepare import prepare
 from worldline.training.prepared import Prepared
@@ -249,13 +250,13 @@ def test_more_pieces_than_clips_are_refused_before_anything_is_written(tmp_path:
 
 def test_a_batch_is_cut_in_order_and_not_into_nothing(tmp_path: Path) -> None:
     clips = open_clips(_world(tmp_path).data, "train")
-    batch = stack([clips[i] for i in range(5)])
-    parts = split(batch, 3)
+    batch = Loader(clips, 5, seed=0).batch(3)
+    parts = list(Loader(clips, 5, seed=0, pieces=3).iterate(3, 4))
     assert [len(part) for part in parts] == [2, 1, 2]
-    assert torch.equal(torch.cat([part.states for part in parts]), batch.states)
-    assert tuple(origin for part in parts for origin in part.origins) == batch.origins
+    assert torch.equal(join(parts).states, batch.states)
+    assert join(parts).origins == batch.origins
     with pytest.raises(UsageError, match="5 clips cannot be cut into 6"):
-        split(batch, 6)
+        Loader(clips, 5, seed=0, pieces=6)
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,22 @@ def stack(clips: Sequence[Clip]) -> Batch:
     )
 
 
+def join(parts: Sequence[Batch]) -> Batch:
+    """One batch of several, in order; they hold the same."""
+
+    def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        return None if tensors[0] is None else torch.cat([_present(tensor) for tensor in tensors])
+
+    return replace(
+        parts[0],
+        states=torch.cat([part.states for part in parts]),
+        origins=tuple(origin for part in parts for origin in part.origins),
+        frames=joined([part.frames for part in parts]),
+        tokens=joined([part.tokens for part in parts]),
+        latents=joined([part.latents for part in parts]),
+    )
+
+
 def _present(tensor: Tensor | None) -> Tensor:
     if tensor is None:
         raise ValueError("clips of one batch must all hold frames, or all tokens, or all latents")

@@ -8,13 +8,19 @@ Knows nothing of what is in a clip.
 import multiprocessing
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Int64
 from torch.utils.data import DataLoader
 
 from worldline.data.clips import Clips
-from worldline.schema import Batch, UsageError, stack
+from worldline.schema import Batch, Clip, UsageError, join, stack
+
+IN_FLIGHT = 500_000_000
+"""Bytes that the workers of one process may read ahead."""
+PREFETCH = 2
+"""Parts that each worker has begun, at most."""
 
 
 def clip_keys(
@@ -42,7 +48,11 @@ def _permutation(num_clips: int, seed: int, epoch: int) -> Int64[np.ndarray, "n"
 
 
 class Loader:
-    """Batches of clips in the order of `clip_keys`, the same for any number of workers."""
+    """Batches of clips in the order of `clip_keys`, piece by piece, the same for any number of workers.
+
+    A piece is what goes through a model at once. No more is held than it, and what workers read ahead of it in parts:
+    about `IN_FLIGHT` bytes, or one clip for each part that they have begun.
+    """
 
     def __init__(
         self,
@@ -52,13 +62,16 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        pieces: int = 1,
     ) -> None:
+        if not 1 <= pieces <= batch_size:
+            raise UsageError(f"a batch of {batch_size} clips cannot be cut into {pieces} pieces; lower --accumulate")
         self.clips, self.batch_size, self.seed = clips, batch_size, seed
-        self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
+        self.rank, self.world_size, self.num_workers, self.pieces = rank, world_size, num_workers, pieces
 
-    def keys(self, step: int) -> list[tuple[int, int]]:
-        """Clip numbers and augmentation seeds of this rank's batch at `step`."""
-        return clip_keys(
+    def keys(self, step: int) -> list[list[tuple[int, int]]]:
+        """Clip numbers and augmentation seeds of this rank's batch at `step`: pieces of nearly equal size, in order."""
+        keys = clip_keys(
             len(self.clips),
             seed=self.seed,
             step=step,
@@ -66,38 +79,58 @@ class Loader:
             rank=self.rank,
             world_size=self.world_size,
         )
+        edges = [round(i * len(keys) / self.pieces) for i in range(self.pieces + 1)]
+        return [keys[a:b] for a, b in pairwise(edges)]
 
     def batch(self, step: int) -> Batch:
-        """Read the batch of one step in this process."""
-        return stack([self.clips[key] for key in self.keys(step)])
+        """Read the whole batch of one step in this process."""
+        return stack([self.clips[key] for piece in self.keys(step) for key in piece])
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps `start .. stop-1`, read ahead by the workers.
+        """Pieces of the batches of steps `start .. stop-1`, read ahead by the workers.
 
         Workers are started here and end here.
         """
+        pieces = (piece for step in range(start, stop) for piece in self.keys(step))
         if self.num_workers == 0:
-            yield from (self.batch(step) for step in range(start, stop))
+            yield from (stack([self.clips[key] for key in piece]) for piece in pieces)
             return
+        size = clips_in_part(clip_bytes(self.clips[0]), -(-self.batch_size // self.pieces), self.num_workers)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["worldline.data.clips"])
-        yield from DataLoader(
-            self.clips,  # pyright: ignore[reportArgumentType] - any sequence will do
-            batch_sampler=_Steps(self, start, stop),
-            num_workers=self.num_workers,
-            collate_fn=stack,
-            multiprocessing_context=context,
+        parts = iter(
+            DataLoader(
+                self.clips,  # pyright: ignore[reportArgumentType] - any sequence will do
+                batch_sampler=_Parts(self, start, stop, size),
+                num_workers=self.num_workers,
+                prefetch_factor=PREFETCH,
+                collate_fn=stack,
+                multiprocessing_context=context,
+            )
         )
+        yield from (join([next(parts) for _ in range(0, len(piece), size)]) for piece in pieces)
 
 
-class _Steps:
-    """The keys of successive steps, computed when they are asked for: a batch sampler for `DataLoader`."""
+def clip_bytes(clip: Clip) -> int:
+    """Bytes of a clip's tensors."""
+    return sum(x.nbytes for x in (clip.states, clip.frames, clip.tokens, clip.latents) if x is not None)
 
-    def __init__(self, loader: Loader, start: int, stop: int) -> None:
-        self.loader, self.steps = loader, range(start, stop)
+
+def clips_in_part(size: int, piece: int, workers: int) -> int:
+    """How many clips of `size` bytes a worker reads at once: what all have begun stays below `IN_FLIGHT`."""
+    return max(1, min(piece, IN_FLIGHT // (PREFETCH * workers * max(1, size))))
+
+
+class _Parts:
+    """The keys of what workers read at once, computed when they are asked for: a batch sampler for `DataLoader`."""
+
+    def __init__(self, loader: Loader, start: int, stop: int, size: int) -> None:
+        self.loader, self.steps, self.size = loader, range(start, stop), size
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.steps) * sum(-(-len(piece) // self.size) for piece in self.loader.keys(0))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return (self.loader.keys(step) for step in self.steps)
+        for step in self.steps:
+            for piece in self.loader.keys(step):
+                yield from (piece[i : i + self.size] for i in range(0, len(piece), self.size))

@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -91,14 +91,15 @@ def train(
         if ranks.writes:
             run.forget_after(state.step)
     total = config.total_steps(len(made.train))
-    loader = Loader(made.train, share, config.seed, ranks.rank, ranks.world_size, config.workers)
+    loader = Loader(made.train, share, config.seed, ranks.rank, ranks.world_size, config.workers, config.accumulate)
     board = SummaryWriter(str(path / "tensorboard"), purge_step=state.step) if ranks.writes else None
     figures: dict[str, float] = {}
     began, before = time.monotonic(), state.seconds
 
-    for batch in loader.iterate(state.step, total):
+    pieces = loader.iterate(state.step, total)
+    while state.step < total:
         rate = config.optimizer.learning_rate(state.step, total)
-        now = _step(state, batch, config, rate, device, ranks, made.ready)
+        now = _step(state, islice(pieces, config.accumulate), config, rate, device, ranks, made.ready)
         state.step += 1
         state.seconds = before + time.monotonic() - began
         out_of_time = config.max_minutes is not None and ranks.agreed(
@@ -136,7 +137,7 @@ def train(
 
 def _step(
     state: TrainState,
-    batch: Batch,
+    pieces: Iterable[Batch],
     config: TrainConfig,
     rate: float,
     device: torch.device,
@@ -151,10 +152,10 @@ def _step(
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
     figures = {"train/loss": 0.0}
-    pieces = split(batch, config.accumulate)
+    origins: tuple[Origin, ...] = ()
     for number, piece in enumerate(pieces, start=1):
-        share = len(piece) / len(batch)
-        ranks.sum_gradients(state.model, now=number == len(pieces))
+        share, origins = len(piece) / ranks.share(config.batch_size), origins + piece.origins
+        ranks.sum_gradients(state.model, now=number == config.accumulate)
         with _precision(config, device):
             loss, extra = state.model.loss(ready(piece.to(device)), generator)  # pyright: ignore[reportCallIssue]
         (loss * share).backward()
@@ -162,7 +163,7 @@ def _step(
             figures[f"train/{name}"] = figures.get(f"train/{name}", 0.0) + value * share
     mean = ranks.mean(figures)
     if not math.isfinite(mean["train/loss"]):
-        _refuse(ranks.everyones((figures["train/loss"], batch.origins)), state.step)
+        _refuse(ranks.everyones((figures["train/loss"], origins)), state.step)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm or torch.inf)
     state.optimizer.step()
     if state.average:
@@ -206,25 +207,6 @@ class evaluated:  # noqa: N801 - reads as a verb: `with evaluated(state):`
         if self.state.average:
             load_changing(self.state.model, self.raw)
         self.state.model.train()
-
-
-def split(batch: Batch, pieces: int) -> list[Batch]:
-    """Cut a batch into `pieces` of nearly equal size, in order."""
-    if pieces == 1:
-        return [batch]
-    _check_pieces(len(batch), pieces)
-    edges = [round(i * len(batch) / pieces) for i in range(pieces + 1)]
-    return [
-        replace(
-            batch,
-            states=batch.states[a:b],
-            origins=batch.origins[a:b],
-            frames=None if batch.frames is None else batch.frames[a:b],
-            tokens=None if batch.tokens is None else batch.tokens[a:b],
-            latents=None if batch.latents is None else batch.latents[a:b],
-        )
-        for a, b in pairwise(edges)
-    ]
 
 
 def _check_pieces(clips: int, pieces: int) -> None:
