@@ -29,8 +29,9 @@ def ship(run: Path, out: Path, tokenizer: Path | None) -> None:
         description["tokenizer"] = _rounded(RunDir(run).tokenizer, tokenizer)
     with new_folder(out) as folder:
         write_model(folder, description, {name: value.half() for name, value in weights.items()})
-        if (run / "unigram.npy").exists():
-            shutil.copy(run / "unigram.npy", folder / "unigram.npy")
+        for counts in ("unigram.npy", "kept.npy"):
+            if (run / counts).exists():
+                shutil.copy(run / counts, folder / counts)
         for name in ("config.json", "environment.json"):
             text = (run / name).read_text(encoding="utf-8")
             (folder / name).write_text(ABSOLUTE.sub("", text), encoding="utf-8")

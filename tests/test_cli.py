@@ -205,6 +205,7 @@ def test_a_world_is_evaluated_beside_its_baselines(lab: Path, tmp_path: Path, ca
         "forecast, states of another clip": "ablation",
         "blind to states": "baseline",
         "copy last frame": "baseline",
+        "keep_last_tokens": "baseline",
         "token frequencies": "baseline",
         "tokenizer round trip": "ceiling",
     }

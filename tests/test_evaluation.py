@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldline.data.clips import Clips
 from worldline.data.windows import FramePattern, source_windows
-from worldline.evaluation.compression import Protocol, evaluate_compression
+from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
 from worldline.evaluation.held_out import foreign_states, held_out, spread
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.tokenizer import evaluate_tokenizer
@@ -362,10 +362,44 @@ def test_token_frequencies_cost_what_their_counts_say(tmp_path: Path) -> None:
     case = _Case()
     counts = np.zeros(200, np.int64)
     counts[:50] = 3
-    rows = _means(_evaluate(case.oracle(), case.clips, tmp_path, unigram=counts))
+    rows = _means(_evaluate(case.oracle(), case.clips, tmp_path, counts=TokenCounts(unigram=counts)))
     shares = (counts + 1) / (counts + 1).sum()
     expected = -np.log(shares)[case.tokens[:, 3:].numpy()].mean()
     assert rows["token frequencies"]["full_ce"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_keeping_the_last_tokens_scores_as_by_hand(tmp_path: Path) -> None:
+    case = _Case()
+    counts = TokenCounts(unigram=np.arange(200), kept=np.array([[90, 10], [70, 30], [0, 0]]))
+    evaluation = _evaluate(case.oracle(), case.clips, tmp_path, counts=counts)
+    row = _means(evaluation)["keep_last_tokens"]
+    last, future = case.tokens[:, 2:3], case.tokens[:, 3:]
+    stays = last == future
+    assert row["token_accuracy"] == pytest.approx(stays.float().mean().item())
+    # One imagined token of either kind: the third grid, of which nothing is known, changes half the time.
+    changed = torch.tensor([11 / 102, 31 / 102, 1 / 2]).view(1, 3, 1, 1)
+    prior = torch.arange(1.0, 201) / torch.arange(1.0, 201).sum()
+    others = changed * prior[future] / (1 - prior[last])
+    expected = -torch.where(stays, 1 - changed, others).log().mean().item()
+    assert row["full_ce"] == row["top500_ce_residual"] == pytest.approx(expected, rel=1e-5)
+    still = case.tokenizer.decode(last.expand_as(future))
+    error = (still[:, -1].double() - case.frames[:, 33].double()).square().mean(dim=(1, 2, 3))
+    assert row["psnr_db_last"] == pytest.approx((10 * (255**2 / error).log10()).mean().item(), abs=1e-3)
+    assert evaluation.settings["keep_last_tokens_changed"] == "0.1078, 0.3039, 0.5000"
+    assert evaluation.settings["keep_last_tokens_from"] == "training tokens"
+
+
+def test_keeping_the_last_tokens_knows_nothing_of_the_future_it_is_scored_on(tmp_path: Path) -> None:
+    """Without counts of the training tokens its distribution is a constant, whatever is evaluated."""
+    case = _Case()
+    for name, frames in (("moving", case.frames), ("still", case.frames[:, :1].expand(-1, 34, -1, -1, -1))):
+        clips = _clips(_Memory(states=case.states, frames=frames.contiguous()))
+        evaluation = _evaluate(case.oracle(), clips, tmp_path / name)
+        tokens = case.tokenizer.encode(frames.contiguous())
+        stays = (tokens[:, 2:3] == tokens[:, 3:]).float().mean().item()
+        row = _means(evaluation)["keep_last_tokens"]
+        assert row["full_ce"] == pytest.approx(math.log(2) + (1 - stays) * math.log(199), rel=1e-5)
+        assert "constant" in str(evaluation.settings["keep_last_tokens_from"])
 
 
 def test_copying_the_last_frame_scores_as_by_hand(tmp_path: Path) -> None:

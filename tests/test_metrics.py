@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter
 
 from worldline.metrics import bootstrap, codes, image
+from worldline.metrics.kept import kept_code_lengths
 
 
 def _random_images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -183,6 +184,42 @@ def test_chunks_and_half_precision_do_not_change_the_result() -> None:
     torch.testing.assert_close(parts.residual, whole.residual)
     assert parts.residual.dtype == torch.float32
     assert torch.equal(parts.covered, whole.covered)
+
+
+# --- kept.py ---
+
+
+def _dense(prior: torch.Tensor, kept: int, changed: float) -> torch.Tensor:
+    """The distribution that is meant, written out."""
+    others = prior.index_fill(0, torch.tensor(kept), 0)
+    return (changed * others / others.sum()).index_fill(0, torch.tensor(kept), 1 - changed)
+
+
+@pytest.mark.parametrize("changed", [0.02, 0.5, 0.9, 0.999, 1 - 1e-6])
+@pytest.mark.parametrize(("vocab_size", "k"), [(40, 7), (40, 39), (40, 40), (900, 500), (3, 1)])
+def test_keeping_tokens_costs_what_the_distribution_written_out_says(changed: float, vocab_size: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    prior = torch.rand(vocab_size, generator=generator, dtype=torch.float64).pow(4) + 1e-4
+    prior = prior / prior.sum()
+    kept, target = torch.randint(vocab_size, (2, 300), generator=generator)
+    target[:60] = kept[:60]
+    rows = torch.stack([_dense(prior, int(token), changed) for token in kept])
+    assert rows.sum(dim=1).sub(1).abs().max() < 1e-12, "a proper distribution"
+    expected = codes.top_k_code_lengths(rows.log(), target, k=k)
+    found = kept_code_lengths(prior, kept, target, changed=changed, k=k)
+    assert torch.equal(found.covered, expected.covered)
+    assert torch.equal(found.correct, expected.correct)
+    for name in ("residual", "floor", "hits_only", "full_ce"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5, equal_nan=True, msg=name
+        )
+
+
+def test_a_distribution_that_is_none_is_refused() -> None:
+    tokens = torch.zeros(1, dtype=torch.int64)
+    for prior, changed in (([0.5, 0.5], 0.0), ([0.5, 0.5], 1.0), ([1.0, 0.0], 0.5)):
+        with pytest.raises(ValueError, match="positive prior"):
+            kept_code_lengths(torch.tensor(prior, dtype=torch.float64), tokens, tokens, changed=changed)
 
 
 def test_per_clip_averages_tokens_and_leaves_misses_out_of_hits_only() -> None:

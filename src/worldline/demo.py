@@ -9,10 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from worldline import builtin
-from worldline.evaluation.compression import Protocol, evaluate_compression
+from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
 from worldline.evaluation.held_out import held_out
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
@@ -96,7 +94,7 @@ def _evaluate(run: Path, out: Path, config: DemoConfig, report: Report) -> Evalu
         held_out(run, loaded.contract, window=window, data=builtin.TWIN_MINI_VAL),
         protocol=Protocol(num_clips=config.num_clips),
         out=RunDir(out).evaluation,
-        unigram=np.load(run / "unigram.npy"),
+        counts=TokenCounts.of(run),
         progress=lambda done, total: report(f"judging {out.name} world", done, total, {}),
     )
 
@@ -112,5 +110,6 @@ def _evaluate_sampling(run: Path, out: Path, config: DemoConfig, report: Report)
         run=run,
         out=RunDir(out).evaluation,
         settings={"steps": flow.steps, "guidance": flow.guidance, "sampler": flow.sampler},
+        tokenizer=loaded.identity,
         progress=lambda done, total: report("judging the world over latents", done, total, {}),
     )

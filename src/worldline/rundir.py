@@ -5,7 +5,8 @@
     run/metrics.jsonl          one JSON object per logged step
     run/tokenizer/             the tokenizer a token world was trained on: a model folder
     run/checkpoints/step_N/    a model folder, plus the trainer's state to resume from
-    run/unigram.npy            how often each token occurs in training (worlds)
+    run/unigram.npy            how often each token occurs in training (worlds over tokens)
+    run/kept.npy               how many of each future grid's training tokens are the last context grid's, and not
     run/evaluation/            metrics.json, forecasts.npz
     run/report.html
 

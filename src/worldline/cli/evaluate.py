@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
 from worldline import builtin
@@ -12,7 +11,7 @@ from worldline.cli.console import Progress, show
 from worldline.cli.sample_options import SampleOptions
 from worldline.data.windows import FramePattern
 from worldline.devices import pick_device
-from worldline.evaluation.compression import Protocol, evaluate_compression
+from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
 from worldline.evaluation.held_out import held_out
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
@@ -62,8 +61,8 @@ class Job:
     batch_size: int = 8
     window_stride: int | None = None
     """Frames between the starts of clips; disjoint clips if not given."""
-    means: tuple[int, ...] = (5,)
-    """Sampling protocol: sizes of smaller ensembles that are scored beside the whole one."""
+    means: tuple[int, ...] | None = None
+    """Sampling protocol: sizes of smaller ensembles that are scored beside the whole one; 5, if more are drawn."""
     sample: Annotated[SampleOptions, tyro.conf.arg(name="")] = field(default_factory=SampleOptions)
     seed: int = 0
     device: str = "auto"
@@ -105,14 +104,13 @@ def _world(job: Job, run: Path, out: Path, progress: Progress) -> Evaluation:
     blind = _load(job, builtin.resolve(job.blind)) if job.blind else None
     watch = progress.named("forecasting held-out clips")
     if isinstance(forecaster, TokenForecaster) and job.protocol != "sampling":
-        counts = run / "unigram.npy"
         return evaluate_compression(
             loaded,
             clips,
             protocol=Protocol(num_clips=job.num_clips, batch_size=job.batch_size, seed=job.seed),
             out=out,
             blind=blind,
-            unigram=np.load(counts) if counts.exists() else None,
+            counts=TokenCounts.of(run),
             progress=watch,
         )
     if job.protocol == "compression":
@@ -124,6 +122,7 @@ def _world(job: Job, run: Path, out: Path, progress: Progress) -> Evaluation:
         run=run,
         out=out,
         settings=job.sample.settings(forecaster),
+        tokenizer=loaded.identity,
         blind=blind.forecaster if blind else None,
         progress=watch,
     )

@@ -1,21 +1,22 @@
 """The compression protocol: three grids of context, all states, three grids predicted from own predictions only.
 
 Scores the forecast as tokens (top-500 code length, full cross-entropy) and as pixels (PSNR, SSIM), beside the
-baselines that give the numbers a meaning: copying the last frame, token frequencies, a world blind to states, and
-the world itself fed another clip's states. Definitions: docs/metrics.md.
+baselines that give the numbers a meaning: copying the last frame, keeping the last tokens, token frequencies, a world
+blind to states, and the world itself fed another clip's states. Definitions: docs/metrics.md.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from worldline.data.clips import Clips
+from worldline.evaluation.batches import Progress, check_sizes, tallied
 from worldline.evaluation.held_out import foreign_states, spread
 from worldline.evaluation.result import Evaluation, Role
 from worldline.evaluation.summary import summarise, write_forecasts
@@ -23,13 +24,16 @@ from worldline.evaluation.tally import CodeScores, Tally
 from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.load import Loaded
 from worldline.forecasting.tokens import Rollout, TokenForecaster
+from worldline.metrics.kept import kept_code_lengths
 from worldline.process.noise import clip_seeds
-from worldline.schema import Batch, UsageError, stack
+from worldline.ranks import Ranks
+from worldline.schema import Batch, UsageError
 from worldline.worlds.world import GridStep
 
 FORECAST, SHUFFLED, BLIND = "forecast", "forecast, states of another clip", "blind to states"
 WORDS = "forecast, likeliest words"
 COPY, UNIGRAM, ROUND_TRIP = "copy last frame", "token frequencies", "tokenizer round trip"
+KEEP_LAST = "keep_last_tokens"
 KEPT = "tokenizer round trip, seen parts kept"
 ROLES: dict[str, Role] = {
     FORECAST: "model",
@@ -37,6 +41,7 @@ ROLES: dict[str, Role] = {
     SHUFFLED: "ablation",
     BLIND: "baseline",
     COPY: "baseline",
+    KEEP_LAST: "baseline",
     UNIGRAM: "baseline",
     ROUND_TRIP: "ceiling",
     KEPT: "ceiling",
@@ -49,24 +54,61 @@ COMPARED = (  # better, than, metric
     (FORECAST, SHUFFLED, "full_ce"),
     (FORECAST, BLIND, "psnr_db_last"),
     (FORECAST, BLIND, "full_ce"),
+    (FORECAST, KEEP_LAST, "psnr_db_last"),
+    (FORECAST, KEEP_LAST, "full_ce"),
+    (FORECAST, KEEP_LAST, "token_accuracy"),
     (FORECAST, UNIGRAM, "full_ce"),
     (ROUND_TRIP, FORECAST, "psnr_db_last"),
 )
-
-Progress = Callable[[int, int], None]
+SHOWN = (FORECAST, COPY, ROUND_TRIP, SHUFFLED)
+CHANGED = 0.5
+"""Probability that a token does not stay the last context grid's, where a run has not counted how often they did."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How much is evaluated. The protocol itself has no options."""
+    """How much is evaluated. The protocol itself has no options.
+
+    Raises:
+        UsageError: numbers by which nothing can be evaluated.
+    """
 
     num_clips: int | None = 128
     """Evenly spread over the held-out windows; None takes them all."""
     batch_size: int = 8
+    shuffled: bool = True
+    """Score the world given another clip's states, too: one more roll-out of every clip."""
     shown_clips: int = 6
     """Clips whose frames are kept for the report."""
     seed: int = 0
     """For sampled roll-outs."""
+
+    def __post_init__(self) -> None:
+        check_sizes(num_clips=self.num_clips, batch_size=self.batch_size, seed=self.seed, shown_clips=self.shown_clips)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenCounts:
+    """What a run's training tokens say before anything is seen: how often each occurs, and how many stay."""
+
+    unigram: Int64[np.ndarray, " v"]
+    kept: Int64[np.ndarray, "l 2"] | None = None
+    """Of each future grid's training tokens, how many are as the last context grid's there, and how many not."""
+
+    @staticmethod
+    def of(run: Path) -> "TokenCounts | None":
+        """Those of a run folder, of a checkpoint inside one, or None where it has none."""
+        place = next((p for p in (run, run.parent.parent) if (p / "unigram.npy").exists()), None)
+        if place is None:
+            return None
+        kept = place / "kept.npy"
+        return TokenCounts(unigram=np.load(place / "unigram.npy"), kept=np.load(kept) if kept.exists() else None)
+
+    def changed(self) -> list[float] | None:
+        """Share of each future grid's tokens that do not stay, with one imagined token of either kind."""
+        if self.kept is None:
+            return None
+        return ((self.kept[:, 1] + 1) / (self.kept.sum(axis=1) + 2)).tolist()
 
 
 def evaluate_compression(
@@ -76,14 +118,16 @@ def evaluate_compression(
     protocol: Protocol,
     out: Path,
     blind: Loaded | None = None,
-    unigram: Int64[np.ndarray, " v"] | None = None,
+    counts: TokenCounts | None = None,
+    ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run the protocol and write `metrics.json` and `forecasts.npz` into `out`.
 
     Args:
         blind: a world trained without states on the same tokens, for the baseline.
-        unigram: counts of the training tokens, for the frequency baseline.
+        counts: of the training tokens, for the baselines that know nothing else.
+        ranks: processes that share the clips; each returns the whole evaluation, and the first one writes.
 
     Raises:
         UsageError: the data hold no future to compare with, or `blind` speaks other tokens.
@@ -92,32 +136,26 @@ def evaluate_compression(
         raise UsageError(f"{clips.source.path} holds no future tokens: test samples can be forecast, not evaluated")
     if blind is not None and _speech(blind) != _speech(loaded):
         raise UsageError(f"the world in {blind.folder} speaks other tokens than the one in {loaded.folder}")
-    began, forecaster = time.monotonic(), loaded.over_tokens()
+    began, forecaster, ranks = time.monotonic(), loaded.over_tokens(), ranks or Ranks()
     chosen = spread(len(clips), protocol.num_clips)
-    others = foreign_states(clips, chosen)
-    tally = Tally()
-    if others is None:
-        tally.not_computed[SHUFFLED] = "the data hold one clip only"
+    scorer = _Scorer(
+        forecaster=forecaster,
+        blind=None if blind is None else blind.over_tokens(),
+        others=foreign_states(clips, chosen) if protocol.shuffled else None,
+        counts=counts,
+        shown=frozenset(spread(len(chosen), protocol.shown_clips)),
+        seed=protocol.seed,
+    )
+    tally = tallied(clips, chosen, scorer, batch_size=protocol.batch_size, ranks=ranks, progress=progress)
+    if tally is None:
+        return ranks.agreed(None)
+    if scorer.others is None:
+        tally.not_computed[SHUFFLED] = "the data hold one clip only" if protocol.shuffled else "switched off"
     if blind is None:
         tally.not_computed[BLIND] = "no blind world was given (--blind RUN)"
-    if unigram is None:
+    if counts is None:
         tally.not_computed[UNIGRAM] = "the run folder has no token counts (unigram.npy)"
-    shown = set(spread(len(chosen), protocol.shown_clips))
-    for begin in range(0, len(chosen), protocol.batch_size):
-        now = range(begin, min(begin + protocol.batch_size, len(chosen)))
-        batch = stack([clips[chosen[i]] for i in now])
-        keep = [i - begin for i in now if i in shown]
-        foreign = None if others is None else others[now.start : now.stop]
-        _score(tally, forecaster, batch, foreign, blind, unigram, protocol.seed, keep)
-        if progress:
-            progress(now.stop, len(chosen))
-    write_forecasts(
-        out / "forecasts.npz",
-        tally,
-        rows=(FORECAST, COPY, ROUND_TRIP, SHUFFLED),
-        context=forecaster.context_frames,
-    )
-    sampling = forecaster.sampling
+    write_forecasts(out / "forecasts.npz", tally, rows=SHOWN, context=forecaster.context_frames)
     evaluation = summarise(
         tally,
         clips,
@@ -126,70 +164,117 @@ def evaluate_compression(
         roles=ROLES,
         compared=COMPARED,
         horizon_frames=forecaster.horizon_frames,
-        settings={
-            "temperature": sampling.temperature,
-            "decoding": "greedy" if sampling.temperature == 0 else "sampled",
-            "pictures": forecaster.pictures,
-            "keep_seen": forecaster.keep_seen,
-            "seed": protocol.seed,
-            "vocabulary": forecaster.grid.vocab_size,
-        },
+        tokenizer=loaded.identity,
+        settings={**_settings(forecaster, scorer.changed, counts), "seed": protocol.seed},
         seconds=time.monotonic() - began,
     )
     evaluation.save(out / "metrics.json")
-    return evaluation
+    return ranks.agreed(evaluation)
 
 
 # --- one batch ---
 
 
-def _score(
-    tally: Tally,
-    forecaster: TokenForecaster,
-    batch: Batch,
-    others: Float32[Tensor, "b t s"] | None,
-    blind: Loaded | None,
-    unigram: Int64[np.ndarray, " v"] | None,
-    seed: int,
-    keep: list[int],
-) -> None:
-    tally.episodes += [origin.episode for origin in batch.origins]
-    context = forecaster.world.context_grids
-    tokens = batch.tokens if batch.tokens is not None else forecaster.encode(_frames(batch))
-    past, future = tokens[:, :context], tokens[:, context:]
-    rollouts: dict[str, Rollout] = {}
-    worlds = [(FORECAST, forecaster, batch.states)]
-    if others is not None:
-        worlds.append((SHUFFLED, forecaster, others))
-    if blind is not None:
-        worlds.append((BLIND, blind.over_tokens(), batch.states))
-    for name, one, states in worlds:
-        scores = CodeScores(future)
-        rollouts[name] = one.rollout(past, states, seeds=clip_seeds(seed, batch.origins), watch=scores.add)
-        scores.into(tally.values[name], 0)
-    forced = CodeScores(future)
-    for index, step in enumerate(_teacher_forced(forecaster, tokens, batch)):
-        forced.add(index, step)
-    forced.into(tally.values[FORECAST], 1)
-    if unigram is not None:
-        _score_unigram(tally, future, unigram)
-    if batch.frames is None:
-        tally.not_computed["psnr_db"] = tally.not_computed["ssim"] = "the data hold tokens only, no frames"
-        return
-    split = forecaster.context_frames
-    seen = batch.frames[:, :split]
-    frames = {name: forecaster.show(rollout, seen) for name, rollout in rollouts.items()}
-    if forecaster.pictures == "mean" or forecaster.keep_seen:
-        frames[WORDS] = forecaster.decode(rollouts[FORECAST].tokens)
-    frames[ROUND_TRIP] = forecaster.decode(future)
-    if forecaster.keep_seen:
-        frames[KEPT] = forecaster.show(Rollout.certain(past, future), seen)
-    frames[COPY] = _copy(forecaster, batch)
-    truth = batch.frames[:, split : split + forecaster.horizon_frames]
-    for name, predicted in frames.items():
-        tally.add_frames(name, predicted, truth)
-        tally.shown[name] += [torch.cat([batch.frames[i, :split], predicted[i]]) for i in keep]
-    tally.shown["real"] += [batch.frames[i, : split + forecaster.horizon_frames] for i in keep]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scorer:
+    """Scores one batch of clips in every row."""
+
+    forecaster: TokenForecaster
+    blind: TokenForecaster | None
+    others: Float32[Tensor, "n t s"] | None
+    """For each chosen clip the states of another one."""
+    counts: TokenCounts | None
+    shown: frozenset[int]
+    """Places among the chosen clips whose frames are kept."""
+    seed: int
+
+    def __call__(self, batch: Batch, now: range) -> Tally:
+        tally = Tally(episodes=[origin.episode for origin in batch.origins])
+        context = self.forecaster.world.context_grids
+        tokens = batch.tokens if batch.tokens is not None else self.forecaster.encode(_frames(batch))
+        past, future = tokens[:, :context], tokens[:, context:]
+        rollouts = self._score_worlds(tally, past, future, batch, now)
+        forced = CodeScores(future)
+        for index, step in enumerate(_teacher_forced(self.forecaster, tokens, batch)):
+            forced.add(index, step)
+        forced.into(tally.values[FORECAST], 1)
+        self._score_kept(tally, past, future)
+        if self.counts is not None:
+            _score_unigram(tally, future, self.counts.unigram)
+        if batch.frames is None:
+            tally.not_computed["psnr_db"] = tally.not_computed["ssim"] = "the data hold tokens only, no frames"
+        else:
+            self._score_frames(
+                tally, past, future, batch, rollouts, keep=[i for i, j in enumerate(now) if j in self.shown]
+            )
+        return tally
+
+    @property
+    def changed(self) -> list[float]:
+        """For each future grid the probability that a token is not the last context grid's."""
+        counted = None if self.counts is None else self.counts.changed()
+        return counted or [CHANGED] * self.forecaster.world.horizon_grids
+
+    @property
+    def prior(self) -> Float64[Tensor, " v"]:
+        """How likely each token is where nothing was seen: as often as in training, or each alike."""
+        size = self.forecaster.grid.vocab_size
+        counts = np.zeros(size) if self.counts is None else self.counts.unigram
+        return torch.from_numpy((counts + 1.0) / (counts + 1.0).sum())
+
+    def _score_worlds(
+        self,
+        tally: Tally,
+        past: Int64[Tensor, "b c h w"],
+        future: Int64[Tensor, "b l h w"],
+        batch: Batch,
+        now: range,
+    ) -> dict[str, Rollout]:
+        worlds = [(FORECAST, self.forecaster, batch.states)]
+        if self.others is not None:
+            worlds.append((SHUFFLED, self.forecaster, self.others[now.start : now.stop]))
+        if self.blind is not None:
+            worlds.append((BLIND, self.blind, batch.states))
+        rollouts = {}
+        for name, world, states in worlds:
+            scores = CodeScores(future)
+            rollouts[name] = world.rollout(past, states, seeds=clip_seeds(self.seed, batch.origins), watch=scores.add)
+            scores.into(tally.values[name], 0)
+        return rollouts
+
+    def _score_kept(self, tally: Tally, past: Int64[Tensor, "b c h w"], future: Int64[Tensor, "b l h w"]) -> None:
+        scores, prior = CodeScores(future), self.prior
+        for index, changed in enumerate(self.changed):
+            kept, true = past[:, -1].flatten(), future[:, index].flatten()
+            scores.note(kept_code_lengths(prior, kept, true, changed=changed))
+        scores.into(tally.values[KEEP_LAST], 0)
+
+    def _score_frames(
+        self,
+        tally: Tally,
+        past: Int64[Tensor, "b c h w"],
+        future: Int64[Tensor, "b l h w"],
+        batch: Batch,
+        rollouts: dict[str, Rollout],
+        *,
+        keep: list[int],
+    ) -> None:
+        forecaster, real = self.forecaster, _frames(batch)
+        split = forecaster.context_frames
+        seen, truth = real[:, :split], real[:, split : split + forecaster.horizon_frames]
+        frames = {name: forecaster.show(rollout, seen) for name, rollout in rollouts.items()}
+        if forecaster.pictures == "mean" or forecaster.keep_seen:
+            frames[WORDS] = forecaster.decode(rollouts[FORECAST].tokens)
+        frames[KEEP_LAST] = forecaster.decode(past[:, -1:].expand_as(future))
+        frames[ROUND_TRIP] = forecaster.decode(future)
+        if forecaster.keep_seen:
+            frames[KEPT] = forecaster.show(Rollout.certain(past, future), seen)
+        frames[COPY] = CopyLast.beside(forecaster).forecast(seen, batch.states).frames[:, 0]
+        for name, predicted in frames.items():
+            tally.add_frames(name, predicted, truth)
+            if name in SHOWN:
+                tally.shown[name] += [torch.cat([seen[i], predicted[i]]) for i in keep]
+        tally.shown["real"] += [real[i, : split + forecaster.horizon_frames] for i in keep]
 
 
 def _teacher_forced(forecaster: TokenForecaster, tokens: Int64[Tensor, "b l h w"], batch: Batch) -> Iterator[GridStep]:
@@ -206,17 +291,31 @@ def _score_unigram(tally: Tally, future: Int64[Tensor, "b l h w"], counts: Int64
     scores.into(tally.values[UNIGRAM], 0)
 
 
-def _copy(forecaster: TokenForecaster, batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
-    copy = CopyLast.beside(forecaster)
-    return copy.forecast(_frames(batch)[:, : copy.context_frames], batch.states).frames[:, 0]
-
-
 def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
     assert batch.frames is not None, "the caller checked for frames"
     return batch.frames
 
 
 # --- all batches ---
+
+
+def _settings(
+    forecaster: TokenForecaster, changed: list[float], counts: TokenCounts | None
+) -> dict[str, str | int | float | bool]:
+    """How the forecaster chooses tokens and what `keep_last_tokens` assumes, for the record."""
+    sampling = forecaster.sampling
+    limits = {"top_k": sampling.top_k, "top_p": sampling.top_p}
+    counted = counts is not None and counts.kept is not None
+    return {
+        "temperature": sampling.temperature,
+        **{name: value for name, value in limits.items() if value is not None},
+        "decoding": "greedy" if sampling.temperature == 0 else "sampled",
+        "pictures": forecaster.pictures,
+        "keep_seen": forecaster.keep_seen,
+        "keep_last_tokens_changed": ", ".join(f"{share:.4f}" for share in changed),
+        "keep_last_tokens_from": "training tokens" if counted else "a constant, since the run has no kept.npy",
+        "vocabulary": forecaster.grid.vocab_size,
+    }
 
 
 def _speech(loaded: Loaded) -> tuple[object, ...]:

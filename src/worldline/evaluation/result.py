@@ -14,10 +14,15 @@ from pydantic import TypeAdapter, ValidationError, with_config
 from worldline.files import atomic
 from worldline.metrics.bootstrap import Interval
 from worldline.schema import DataError
+from worldline.tokenizers.load import TokenizerIdentity
 
 Role = Literal["model", "baseline", "ceiling", "ablation"]
 """`ceiling`: the best any forecaster of this kind could do (the tokenizer alone); `ablation`: the model with
 a part taken away (say, its states shuffled)."""
+
+
+Split = Literal["held out", "training data", "not checked"]
+"""Whether the model was trained on the recordings it was judged on; `not checked` where the run does not tell."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class DataSummary:
     horizon_frames: int
     """Future frames that are predicted."""
     fps: float
+    split: Split = "not checked"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +175,8 @@ class Evaluation:
     settings: dict[str, str | int | float | bool]
     environment: dict[str, str]
     seconds: float
+    tokenizer: TokenizerIdentity | None = None
+    """Whose tokens or latents were scored; None where that is not known. Costs of tokens compare within one only."""
 
     def save(self, path: Path) -> None:
         """Write JSON atomically, making the folder. NaN becomes null.

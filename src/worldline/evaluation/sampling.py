@@ -5,8 +5,8 @@ single one, the means of several, and the medoid (report, table 2); beside them 
 meaning: copying the last frame, the older blur and histogram matching, another clip's states, a world blind to states.
 """
 
+import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from worldline.data.clips import Clips
+from worldline.evaluation.batches import Progress, check_sizes, tallied
 from worldline.evaluation.held_out import foreign_states, spread
 from worldline.evaluation.result import Evaluation, Role
 from worldline.evaluation.summary import summarise, write_forecasts
@@ -23,33 +24,64 @@ from worldline.forecasting import ensemble
 from worldline.forecasting.forecaster import CopyLast, Forecaster, shown_context
 from worldline.forecasting.postprocess import blur_and_match
 from worldline.process.noise import clip_seeds
-from worldline.schema import Batch, UsageError, stack
+from worldline.ranks import Ranks
+from worldline.schema import Batch, UsageError
+from worldline.tokenizers.load import TokenizerIdentity
 
 SINGLE, MEDOID, BLURRED = "one sample", "medoid", "one sample, blurred and matched"
 SHUFFLED, BLIND = "states of another clip", "blind to states"
 COPY, COPY_BLURRED, ROUND_TRIP = "copy last frame", "copy, blurred", "tokenizer round trip"
+SHOWN = (SINGLE, COPY, ROUND_TRIP, SHUFFLED)
 NOT_COMPUTED = {
     "lpips": "needs learned weights that are not part of worldline",
     "fid": "needs the standard Inception weights, and far more images than a laptop's evaluation has",
 }
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingProtocol:
-    """How much is evaluated."""
+    """How much is evaluated.
+
+    Raises:
+        UsageError: numbers by which nothing can be evaluated.
+    """
 
     num_clips: int | None = 64
     """Evenly spread over the held-out windows; None takes them all."""
-    means: tuple[int, ...] = (5,)
-    """Sizes of smaller ensembles that are scored beside the whole one."""
+    means: tuple[int, ...] | None = None
+    """Sizes of smaller ensembles that are scored beside the whole one; None takes 5, where more samples are drawn."""
+    shuffled_samples: int | None = None
+    """Futures per clip given another clip's states; 0 leaves that row out, None takes as many as the forecast."""
     blur_px: float | None = None
     """Deviation of the Gaussian blur; None takes 1/64 of the picture's width."""
     batch_size: int = 4
     shown_clips: int = 6
     """Clips whose frames are kept for the report."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(num_clips=self.num_clips, batch_size=self.batch_size, seed=self.seed, shown_clips=self.shown_clips)
+        if self.means and min(self.means) < 1:
+            raise UsageError(f"a mean of {min(self.means)} samples is none; give --means numbers of 1 or more")
+        if self.shuffled_samples is not None and self.shuffled_samples < 0:
+            raise UsageError(f"{self.shuffled_samples} shuffled samples cannot be drawn; give 0 to leave them out")
+        if self.blur_px is not None and not 0 < self.blur_px < math.inf:
+            raise UsageError(f"a blur of {self.blur_px} px is none; give more than 0")
+
+    def sizes(self, num_samples: int) -> tuple[int, ...]:
+        """Numbers of samples whose mean is scored, largest first: all of them, those of `means` and of the shuffled.
+
+        Raises:
+            UsageError: one of them is more than are drawn.
+        """
+        means = (5,) * (num_samples > 5) if self.means is None else self.means
+        wanted = {num_samples, 1, *means, self.shuffled_samples or num_samples}
+        if max(wanted) > num_samples:
+            raise UsageError(
+                f"{num_samples} samples are drawn (--num-samples), too few for a mean of {max(wanted)} "
+                "(--means, --shuffled-samples)"
+            )
+        return tuple(sorted(wanted, reverse=True))
 
 
 def mean_of(count: int) -> str:
@@ -65,7 +97,9 @@ def evaluate_sampling(
     run: Path,
     out: Path,
     settings: dict[str, str | int | float | bool],
+    tokenizer: TokenizerIdentity | None = None,
     blind: Forecaster | None = None,
+    ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run the protocol and write `metrics.json` and `forecasts.npz` into `out`.
@@ -74,7 +108,9 @@ def evaluate_sampling(
 
     Args:
         settings: how the forecaster samples, to be kept with the numbers.
+        tokenizer: which one the forecaster's pictures come out of.
         blind: a forecaster trained without states, for the baseline.
+        ranks: processes that share the clips; each returns the whole evaluation, and the first one writes.
 
     Raises:
         UsageError: the data hold no frames, or `blind` forecasts other times.
@@ -83,50 +119,52 @@ def evaluate_sampling(
         raise UsageError(f"{clips.source.path} holds no frames to compare a forecast with; give data that do (--data)")
     if blind is not None and blind.times != forecaster.times:
         raise UsageError("the blind world forecasts other times than the one it is compared with")
-    began = time.monotonic()
+    began, ranks, sizes = time.monotonic(), ranks or Ranks(), protocol.sizes(forecaster.num_samples)
     chosen = spread(len(clips), protocol.num_clips)
-    others = foreign_states(clips, chosen)
-    tally = Tally(not_computed=dict(NOT_COMPUTED))
-    if others is None:
-        tally.not_computed[SHUFFLED] = "the data hold one clip only"
+    scorer = _Scorer(
+        forecaster=forecaster,
+        blind=blind,
+        others=None if protocol.shuffled_samples == 0 else foreign_states(clips, chosen),
+        protocol=protocol,
+        sizes=sizes,
+        shown=frozenset(spread(len(chosen), protocol.shown_clips)),
+    )
+    tally = tallied(clips, chosen, scorer, batch_size=protocol.batch_size, ranks=ranks, progress=progress)
+    if tally is None:
+        return ranks.agreed(None)
+    tally.not_computed |= NOT_COMPUTED
+    if scorer.others is None:
+        off = protocol.shuffled_samples == 0
+        tally.not_computed[SHUFFLED] = "switched off" if off else "the data hold one clip only"
     if blind is None:
         tally.not_computed[BLIND] = "no blind world was given (--blind RUN)"
-    shown = set(spread(len(chosen), protocol.shown_clips))
-    count = 0
-    for begin in range(0, len(chosen), protocol.batch_size):
-        now = range(begin, min(begin + protocol.batch_size, len(chosen)))
-        batch = stack([clips[chosen[i]] for i in now])
-        foreign = None if others is None else others[now.start : now.stop]
-        pictures, count = _forecasts(forecaster, batch, foreign, blind, protocol)
-        _score(tally, pictures, forecaster, batch, keep=[i - begin for i in now if i in shown])
-        if progress:
-            progress(now.stop, len(chosen))
-    full = mean_of(count)
-    roles = _roles(count, protocol.means)
-    write_forecasts(
-        out / "forecasts.npz",
-        tally,
-        rows=(full, SINGLE, COPY, ROUND_TRIP, SHUFFLED) if count > 1 else (SINGLE, COPY, ROUND_TRIP, SHUFFLED),
-        context=len(shown_context(forecaster)),
-    )
+    full, roles = mean_of(sizes[0]), _roles(sizes)
+    shown = dict.fromkeys((full, *SHOWN))
+    write_forecasts(out / "forecasts.npz", tally, rows=tuple(shown), context=len(shown_context(forecaster)))
     evaluation = summarise(
         tally,
         clips,
         protocol="sampling",
         run=run,
         roles=roles,
-        compared=_compared(full, roles),
+        compared=_compared(full, mean_of(scorer.shuffled_samples), roles),
         horizon_frames=forecaster.horizon_frames,
-        settings={"num_samples": count, "seed": protocol.seed, **settings},
+        tokenizer=tokenizer,
+        settings={
+            "num_samples": sizes[0],
+            "shuffled_samples": 0 if scorer.others is None else scorer.shuffled_samples,
+            "seed": protocol.seed,
+            **settings,
+        },
         seconds=time.monotonic() - began,
     )
     evaluation.save(out / "metrics.json")
-    return evaluation
+    return ranks.agreed(evaluation)
 
 
-def _roles(count: int, means: tuple[int, ...]) -> dict[str, Role]:
-    models = {mean_of(size): "model" for size in sorted({1, count, *(m for m in means if m < count)}, reverse=True)}
-    medoid = {MEDOID: "model"} if count > 2 else {}
+def _roles(sizes: tuple[int, ...]) -> dict[str, Role]:
+    models = {mean_of(size): "model" for size in sizes}
+    medoid = {MEDOID: "model"} if sizes[0] > 2 else {}
     others: dict[str, Role] = {
         BLURRED: "baseline",
         SHUFFLED: "ablation",
@@ -138,60 +176,63 @@ def _roles(count: int, means: tuple[int, ...]) -> dict[str, Role]:
     return {**models, **medoid, **others}  # pyright: ignore[reportReturnType]
 
 
-def _compared(full: str, roles: dict[str, Role]) -> list[tuple[str, str, str]]:
+def _compared(full: str, as_shuffled: str, roles: dict[str, Role]) -> list[tuple[str, str, str]]:
+    """Claims to check; the shuffled one is compared with the mean of as many samples, made from the same noise."""
     metric = "psnr_db_last"
-    rivals = [name for name in (COPY, COPY_BLURRED, SINGLE, MEDOID, BLURRED, SHUFFLED, BLIND) if name != full]
+    rivals = [name for name in (COPY, COPY_BLURRED, SINGLE, MEDOID, BLURRED, BLIND) if name != full]
     pairs = [(full, name, metric) for name in rivals if name in roles]
-    return [*pairs, (full, COPY, "psnr_db_mean"), (full, COPY, "ssim_last"), (ROUND_TRIP, full, metric)]
+    shuffled = (as_shuffled, SHUFFLED, metric)
+    return [*pairs, shuffled, (full, COPY, "psnr_db_mean"), (full, COPY, "ssim_last"), (ROUND_TRIP, full, metric)]
 
 
-def _forecasts(
-    forecaster: Forecaster,
-    batch: Batch,
-    others: Float32[Tensor, "b t s"] | None,
-    blind: Forecaster | None,
-    protocol: SamplingProtocol,
-) -> tuple[dict[str, UInt8[Tensor, "b f 3 h w"]], int]:
-    """What every row shows at the forecaster's times, and how many samples were drawn."""
-    frames = _frames(batch)
-    context = frames[:, : forecaster.context_frames]
-    last, sigma = context[:, -1], protocol.blur_px or frames.shape[-1] / 64
-    seeds = clip_seeds(protocol.seed, batch.origins)
-    samples = forecaster.forecast(context, batch.states, seeds=seeds).frames
-    count = samples.shape[1]
-    single = ensemble.combine(samples, "single")
-    copy = CopyLast.beside(forecaster).forecast(context, batch.states).frames[:, 0]
-    made = {
-        mean_of(size): ensemble.combine(samples[:, :size], "mean") for size in (count, *protocol.means) if size <= count
-    }
-    made |= {SINGLE: single, BLURRED: blur_and_match(single, last, sigma)}
-    made |= {COPY: copy, COPY_BLURRED: blur_and_match(copy, last, sigma), ROUND_TRIP: forecaster.round_trip(frames)}
-    if count > 2:
-        made[MEDOID] = ensemble.combine(samples, "medoid")
-    if others is not None:
-        shuffled = forecaster.forecast(context, others, seeds=seeds).frames
-        made[SHUFFLED] = ensemble.combine(shuffled, "mean")
-    if blind is not None:
-        unseeing = blind.forecast(context, batch.states, seeds=seeds).frames
-        made[BLIND] = ensemble.combine(unseeing, "mean")
-    return made, count
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scorer:
+    """Scores one batch of clips in every row."""
 
+    forecaster: Forecaster
+    blind: Forecaster | None
+    others: Float32[Tensor, "n t s"] | None
+    """For each chosen clip the states of another one."""
+    protocol: SamplingProtocol
+    sizes: tuple[int, ...]
+    shown: frozenset[int]
+    """Places among the chosen clips whose frames are kept."""
 
-def _score(
-    tally: Tally,
-    pictures: dict[str, UInt8[Tensor, "b f 3 h w"]],
-    forecaster: Forecaster,
-    batch: Batch,
-    *,
-    keep: list[int],
-) -> None:
-    tally.episodes += [origin.episode for origin in batch.origins]
-    frames, seen = _frames(batch), shown_context(forecaster)
-    truth = frames[:, list(forecaster.times)]
-    for name, predicted in pictures.items():
-        tally.add_frames(name, predicted, truth)
-        tally.shown[name] += [torch.cat([frames[i, seen], predicted[i]]) for i in keep]
-    tally.shown["real"] += [torch.cat([frames[i, seen], truth[i]]) for i in keep]
+    @property
+    def shuffled_samples(self) -> int:
+        return self.protocol.shuffled_samples or self.sizes[0]
+
+    def __call__(self, batch: Batch, now: range) -> Tally:
+        tally = Tally(episodes=[origin.episode for origin in batch.origins])
+        frames, seen = _frames(batch), shown_context(self.forecaster)
+        truth = frames[:, list(self.forecaster.times)]
+        keep = [i for i, place in enumerate(now) if place in self.shown]
+        for name, predicted in self._pictures(batch, now).items():
+            tally.add_frames(name, predicted, truth)
+            if name in (mean_of(self.sizes[0]), *SHOWN):
+                tally.shown[name] += [torch.cat([frames[i, seen], predicted[i]]) for i in keep]
+        tally.shown["real"] += [torch.cat([frames[i, seen], truth[i]]) for i in keep]
+        return tally
+
+    def _pictures(self, batch: Batch, now: range) -> dict[str, UInt8[Tensor, "b f 3 h w"]]:
+        """What every row shows at the forecaster's times."""
+        forecaster, frames = self.forecaster, _frames(batch)
+        context, seeds = frames[:, : forecaster.context_frames], clip_seeds(self.protocol.seed, batch.origins)
+        last, sigma = context[:, -1], self.protocol.blur_px or frames.shape[-1] / 64
+        samples = forecaster.forecast(context, batch.states, seeds=seeds).frames
+        copy = CopyLast.beside(forecaster).forecast(context, batch.states).frames[:, 0]
+        made = {mean_of(size): ensemble.combine(samples[:, :size], "mean") for size in self.sizes}
+        made |= {SINGLE: samples[:, 0], BLURRED: blur_and_match(samples[:, 0], last, sigma)}
+        made |= {COPY: copy, COPY_BLURRED: blur_and_match(copy, last, sigma)}
+        made[ROUND_TRIP] = forecaster.round_trip(frames)
+        if samples.shape[1] > 2:
+            made[MEDOID] = ensemble.combine(samples, "medoid")
+        if self.others is not None:
+            fewer, states = forecaster.drawing(self.shuffled_samples), self.others[now.start : now.stop]
+            made[SHUFFLED] = ensemble.combine(fewer.forecast(context, states, seeds=seeds).frames, "mean")
+        if self.blind is not None:
+            made[BLIND] = ensemble.combine(self.blind.forecast(context, batch.states, seeds=seeds).frames, "mean")
+        return made
 
 
 def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:

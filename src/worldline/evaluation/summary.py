@@ -14,6 +14,7 @@ from worldline.files import atomic
 from worldline.metrics.bootstrap import intervals, paired_difference
 from worldline.metrics.image import psnr
 from worldline.rundir import environment
+from worldline.tokenizers.load import TokenizerIdentity
 
 
 def summarise(
@@ -25,14 +26,18 @@ def summarise(
     roles: Mapping[str, Role],
     compared: Sequence[tuple[str, str, str]],
     horizon_frames: int,
+    tokenizer: TokenizerIdentity | None,
     settings: dict[str, str | int | float | bool],
     seconds: float,
+    fps: float | None = None,
 ) -> Evaluation:
     """Average what was tallied, with intervals over episodes.
 
     Args:
         roles: the rows in their order, and what each is.
+        fps: of the frames that are judged, where these are not all of the video.
         compared: (better, than, metric) claims to check on the same clips, where both rows have the metric.
+        tokenizer: whose tokens or latents were scored; None where that is not known.
     """
     episodes = torch.tensor(tally.episodes)
     values = {row: {m: torch.cat(parts) for m, parts in metrics.items()} for row, metrics in tally.values.items()}
@@ -47,8 +52,9 @@ def summarise(
             num_episodes=len(episodes.unique()),
             image_size=None if frames is None else (frames.shape[-2], frames.shape[-1]),
             horizon_frames=horizon_frames,
-            fps=clips.source.fps,
+            fps=clips.source.fps if fps is None else fps,
         ),
+        tokenizer=tokenizer,
         rows=tuple(
             Row(name=name, role=role, metrics=code_intervals(values[name], episodes))
             for name, role in roles.items()

@@ -5,6 +5,7 @@ Knows metrics, not models: who predicted what is only a row's name.
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -12,7 +13,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from worldline.metrics.bootstrap import Interval, interval
-from worldline.metrics.codes import per_clip, top_k_code_lengths
+from worldline.metrics.codes import CodeLengths, per_clip, top_k_code_lengths
 from worldline.metrics.image import MetricUnavailable, psnr, ssim
 from worldline.worlds.world import GridStep
 
@@ -26,15 +27,32 @@ CODE_NAMES = {  # field of CodeLengths -> metric of a forecast, metric of the te
 }
 
 
+_rows = partial(defaultdict, partial(defaultdict, list))  # a function written here could not go to another process
+
+
 @dataclass
 class Tally:
     """Numbers per clip, gathered batch by batch: `values[row][metric]` and `curves[metric][row]` are lists."""
 
-    values: dict[str, dict[str, list[Tensor]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    curves: dict[str, dict[str, list[Tensor]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    shown: dict[str, list[UInt8[Tensor, "t 3 h w"]]] = field(default_factory=lambda: defaultdict(list))
+    values: dict[str, dict[str, list[Tensor]]] = field(default_factory=_rows)
+    curves: dict[str, dict[str, list[Tensor]]] = field(default_factory=_rows)
+    shown: dict[str, list[UInt8[Tensor, "t 3 h w"]]] = field(default_factory=partial(defaultdict, list))
     episodes: list[int] = field(default_factory=list)
     not_computed: dict[str, str] = field(default_factory=dict)
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    """What is added up over all clips, such as how often each token occurred."""
+
+    def add(self, later: "Tally") -> None:
+        """Append what was found of later clips."""
+        for mine, others in ((self.values, later.values), (self.curves, later.curves)):
+            for outer, lists in others.items():
+                for inner, parts in lists.items():
+                    mine[outer][inner] += parts
+        for row, clips in later.shown.items():
+            self.shown[row] += clips
+        self.episodes += later.episodes
+        self.not_computed |= later.not_computed
+        self.totals |= {name: self.totals.get(name, 0) + value for name, value in later.totals.items()}
 
     def add_frames(self, name: str, predicted: UInt8[Tensor, "b t 3 h w"], truth: UInt8[Tensor, "b t 3 h w"]) -> None:
         """Score predicted frames of a row; a metric whose packages are missing is noted, not made up."""
@@ -58,7 +76,10 @@ class CodeScores:
 
     def add(self, index: int, step: GridStep) -> None:
         logits = rearrange(step.logits, "b h w v -> (b h w) v")
-        lengths = top_k_code_lengths(logits, self.future[:, index].flatten().to(logits.device))
+        self.note(top_k_code_lengths(logits, self.future[:, index].flatten().to(logits.device)))
+
+    def note(self, lengths: CodeLengths) -> None:
+        """Take the costs of the next grid as they are."""
         self.grids.append({name: value.cpu() for name, value in per_clip(lengths, len(self.future)).items()})
 
     def into(self, values: dict[str, list[Tensor]], which: int) -> None:

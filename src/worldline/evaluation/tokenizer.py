@@ -1,19 +1,24 @@
-"""What survives a tokenizer: round-trip PSNR and SSIM on held-out blocks, and how its codes or latents are spread."""
+"""What survives a tokenizer: round-trip PSNR and SSIM on held-out blocks, and how its tokens or latents are spread.
+
+Blocks are encoded by themselves, as they are wherever else tokens are made.
+"""
 
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from worldline.data.clips import Clips
+from worldline.evaluation.batches import Progress, check_sizes, tallied
 from worldline.evaluation.held_out import spread
-from worldline.evaluation.result import DataSummary, Evaluation, Row
-from worldline.metrics.bootstrap import interval, intervals
-from worldline.metrics.image import MetricUnavailable, psnr, ssim
-from worldline.rundir import environment
-from worldline.schema import UsageError, stack
+from worldline.evaluation.result import Evaluation
+from worldline.evaluation.summary import summarise
+from worldline.evaluation.tally import Tally
+from worldline.ranks import Ranks
+from worldline.schema import Batch, UsageError
+from worldline.tokenizers.load import TokenizerIdentity
 from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer
 
 ROUND_TRIP = "tokenizer round trip"
@@ -27,95 +32,84 @@ def evaluate_tokenizer(
     num_clips: int | None,
     batch_size: int,
     out: Path,
-    progress: Callable[[int, int], None] | None = None,
+    identity: TokenizerIdentity | None = None,
+    device: torch.device | None = None,
+    ranks: Ranks | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Encode and decode held-out blocks; write `metrics.json` into `out`.
 
-    Usage is in the settings. Of words: those that occurred, and the perplexity of their frequencies (the number of
-    words an evenly used vocabulary of the same entropy would have). Of continuous latents: mean and deviation over
+    Usage is in the settings. Of tokens: those that occurred, and the perplexity of their frequencies (the number of
+    tokens an evenly used vocabulary of the same entropy would have). Of continuous latents: mean and deviation over
     all channels, which should be about 0 and 1.
 
+    Args:
+        device: where the tokenizer is; the CPU if not given.
+        ranks: processes that share the clips; each returns the whole evaluation, and the first one writes.
+
     Raises:
-        UsageError: the data hold no frames.
+        UsageError: the data hold no frames, or the numbers are such that nothing can be evaluated.
     """
-    began = time.monotonic()
+    check_sizes(num_clips=num_clips, batch_size=batch_size)
+    if clips.source.image_size is None:
+        raise UsageError(f"{clips.source.path} holds no frames to tokenise")
+    began, ranks = time.monotonic(), ranks or Ranks()
+    scorer = _Scorer(tokenizer=tokenizer, device=device or torch.device("cpu"))
     chosen = spread(len(clips), num_clips)
-    usage = _WordUsage(tokenizer.vocab_size) if isinstance(tokenizer, Tokenizer) else _LatentUsage()
-    quality: dict[str, list[torch.Tensor]] = {"psnr_db": [], "ssim": []}
-    not_computed: dict[str, str] = {}
-    episodes: list[int] = []
-    size = (0, 0)
-    for begin in range(0, len(chosen), batch_size):
-        batch = stack([clips[i] for i in chosen[begin : begin + batch_size]])
-        if batch.frames is None:
-            raise UsageError(f"{clips.source.path} holds no frames to tokenise")
-        size = (batch.frames.shape[-2], batch.frames.shape[-1])
-        encoded = tokenizer.encode(batch.frames)
-        decoded = tokenizer.decode(encoded)
-        usage.add(encoded)
-        episodes += [origin.episode for origin in batch.origins]
-        quality["psnr_db"].append(psnr(decoded, batch.frames))
-        try:
-            quality["ssim"].append(ssim(decoded, batch.frames))
-        except MetricUnavailable as reason:
-            not_computed["ssim"] = str(reason)
-        if progress:
-            progress(min(begin + batch_size, len(chosen)), len(chosen))
-    frames = {metric: torch.cat(parts) for metric, parts in quality.items() if parts}
-    which = torch.tensor(episodes)
-    metrics = {"roundtrip_psnr_db": interval(frames["psnr_db"].mean(dim=1), which)}
-    for metric, values in frames.items():
-        metrics[f"{metric}_last"] = interval(values[:, -1], which)
-        metrics[f"{metric}_mean"] = interval(values.mean(dim=1), which)
-    evaluation = Evaluation(
+    tally = tallied(clips, chosen, scorer, batch_size=batch_size, ranks=ranks, progress=progress)
+    if tally is None:
+        return ranks.agreed(None)
+    evaluation = summarise(
+        tally,
+        clips,
         protocol="tokenizer",
-        run=run.resolve().name,
-        data=DataSummary(
-            name=clips.source.path.resolve().name,
-            kind=clips.source.kind,
-            num_clips=len(episodes),
-            num_episodes=len(set(episodes)),
-            image_size=size,
-            horizon_frames=len(clips.pattern.frames),
-            fps=clips.source.fps / clips.pattern.stride,
-        ),
-        rows=(Row(name=ROUND_TRIP, role="ceiling", metrics=metrics),),
-        curves={metric: {ROUND_TRIP: intervals(values, which)} for metric, values in frames.items()},
-        comparisons=(),
-        not_computed=not_computed,
-        settings=usage.settings(),
-        environment=environment(),
+        run=run,
+        roles={ROUND_TRIP: "ceiling"},
+        compared=(),
+        horizon_frames=len(clips.pattern.frames),
+        fps=clips.source.fps / clips.pattern.stride,
+        tokenizer=identity,
+        settings=_usage(tally.totals),
         seconds=time.monotonic() - began,
     )
     evaluation.save(out / "metrics.json")
-    return evaluation
+    return ranks.agreed(evaluation)
 
 
-class _WordUsage:
-    def __init__(self, vocab_size: int) -> None:
-        self.counts = np.zeros(vocab_size, np.int64)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scorer:
+    """Scores the round trip of one batch of clips, and counts what was in the middle."""
 
-    def add(self, tokens: torch.Tensor) -> None:
-        self.counts += np.bincount(tokens.flatten().numpy(), minlength=len(self.counts))
+    tokenizer: Tokenizer | LatentTokenizer
+    device: torch.device
 
-    def settings(self) -> dict[str, str | int | float | bool]:
-        shares = self.counts[self.counts > 0] / self.counts.sum()
+    def __call__(self, batch: Batch, now: range) -> Tally:
+        del now  # every clip is treated alike
+        assert batch.frames is not None, "the caller checked for frames"
+        tally = Tally(episodes=[origin.episode for origin in batch.origins])
+        encoded = self.tokenizer.encode(batch.frames.to(self.device))
+        tally.add_frames(ROUND_TRIP, self.tokenizer.decode(encoded).cpu(), batch.frames)
+        metrics = tally.values[ROUND_TRIP]
+        metrics["roundtrip_psnr_db"] = list(metrics["psnr_db_mean"])
+        if isinstance(self.tokenizer, Tokenizer):
+            tally.totals["tokens"] = torch.bincount(encoded.flatten().cpu(), minlength=self.tokenizer.vocab_size)
+        else:
+            values = encoded.cpu().double()
+            tally.totals["latents"] = torch.stack(
+                [values.new_tensor(values.numel()), values.sum(), values.square().sum()]
+            )
+        return tally
+
+
+def _usage(totals: dict[str, Tensor]) -> dict[str, str | int | float | bool]:
+    if "tokens" in totals:
+        counts = totals["tokens"].double()
+        shares = counts[counts > 0] / counts.sum()
         return {
-            "vocabulary": len(self.counts),
-            "codes_used": int((self.counts > 0).sum()),
-            "code_perplexity": round(float(np.exp(-(shares * np.log(shares)).sum())), 1),
+            "vocabulary": len(counts),
+            "codes_used": len(shares),
+            "code_perplexity": round(float((-(shares * shares.log()).sum()).exp()), 1),
         }
-
-
-class _LatentUsage:
-    def __init__(self) -> None:
-        self.sums = np.zeros(3)
-
-    def add(self, latents: torch.Tensor) -> None:
-        values = latents.double()
-        self.sums += (values.numel(), values.sum().item(), values.square().sum().item())
-
-    def settings(self) -> dict[str, str | int | float | bool]:
-        count, total, squares = self.sums.tolist()
-        mean = total / count
-        return {"latent_mean": round(mean, 4), "latent_std": round((squares / count - mean**2) ** 0.5, 4)}
+    count, total, squares = totals["latents"].tolist()
+    mean = total / count
+    return {"latent_mean": round(mean, 4), "latent_std": round((squares / count - mean**2) ** 0.5, 4)}

@@ -4,7 +4,7 @@ Everything after it (evaluation, report, environments) knows only forecasters, s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -35,8 +35,17 @@ class Forecaster(Protocol):
         ...
 
     @property
+    def num_samples(self) -> int:
+        """Futures per clip."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
+        ...
+
+    def drawing(self, num_samples: int) -> "Forecaster":
+        """The same forecaster with so many futures per clip."""
         ...
 
     def forecast(
@@ -71,6 +80,7 @@ class CopyLast:
 
     context_frames: int
     times: tuple[int, ...]
+    num_samples: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @staticmethod
@@ -82,6 +92,9 @@ class CopyLast:
     def horizon_frames(self) -> int:
         return self.times[-1] + 1 - self.context_frames
 
+    def drawing(self, num_samples: int) -> "CopyLast":
+        return replace(self, num_samples=num_samples)
+
     def forecast(
         self,
         frames: UInt8[Tensor, "b c 3 h w"],
@@ -91,7 +104,7 @@ class CopyLast:
     ) -> Forecast:
         del states, seeds
         still = frames[:, -1:].expand(-1, len(self.times), -1, -1, -1)
-        return Forecast(frames=still.unsqueeze(1))
+        return Forecast(frames=still.unsqueeze(1).expand(-1, self.num_samples, -1, -1, -1, -1))
 
     def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
         return frames[:, list(self.times)]

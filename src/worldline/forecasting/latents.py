@@ -1,7 +1,7 @@
 """The sampling track's forecaster: a continuous world between a VAE's encoder and decoder, many samples at a time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from einops import rearrange, repeat
@@ -54,6 +54,9 @@ class LatentForecaster:
     @property
     def times(self) -> tuple[int, ...]:
         return tuple(dict.fromkeys(self.pattern.frames[self.context_taken :]))
+
+    def drawing(self, num_samples: int) -> "LatentForecaster":
+        return replace(self, num_samples=num_samples)
 
     @torch.no_grad()
     def forecast(

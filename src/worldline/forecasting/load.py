@@ -14,7 +14,7 @@ from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.rundir import RunDir, from_json, read_model
 from worldline.schema import LatentGrid, TokenGrid, UsageError
-from worldline.tokenizers.load import fingerprint, load_tokenizer, load_vae
+from worldline.tokenizers.load import TokenizerIdentity, fingerprint, identity_of, load_tokenizer, load_vae
 from worldline.worlds.load import load_world
 from worldline.worlds.st_transformer import STTransformer
 from worldline.worlds.wan import WanWorld
@@ -43,6 +43,11 @@ class Loaded:
     """The model folder of the world."""
     tokenizer: str | None = None
     """Fingerprint of the tokenizer behind the world; None where it was trained on tokens as they came."""
+
+    @property
+    def identity(self) -> TokenizerIdentity | None:
+        """Which tokenizer the world speaks the tokens of, or forecasts the latents of; None where that is not known."""
+        return None if self.tokenizer is None else identity_of(self.tokenizer, self.forecaster.tokenizer)
 
     def over_tokens(self) -> TokenForecaster:
         """The forecaster of a world over tokens. Raises `UsageError` for one over latents."""
@@ -103,7 +108,8 @@ def load_forecaster(
                 rows=choice.rows,
                 device=device,
             )
-    return Loaded(forecaster=forecaster, contract=contract, folder=path, tokenizer=expected)
+    spoken = expected or (_fingerprint(place) if place else None)
+    return Loaded(forecaster=forecaster, contract=contract, folder=path, tokenizer=spoken)
 
 
 def _tokenizer_of(path: Path, expected: str | None) -> Path | None:

@@ -70,6 +70,9 @@ class TokenForecaster:
     def times(self) -> tuple[int, ...]:
         return tuple(range(self.context_frames, self.context_frames + self.horizon_frames))
 
+    def drawing(self, num_samples: int) -> "TokenForecaster":
+        return replace(self, num_samples=num_samples)
+
     @torch.no_grad()
     def forecast(
         self,

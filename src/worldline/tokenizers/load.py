@@ -1,6 +1,7 @@
 """Save and load tokenizers by path: a run folder or a model folder is enough, or a published download."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,19 @@ from worldline.tokenizers.wan_vae_keys import HUB_ID, ORIGINAL_NAME, read_config
 TokenizerConfig = Annotated[FSQVideoConfig | CosmosConfig, Field(discriminator="kind")]
 AnyTokenizer = FSQVideoTokenizer | CosmosTokenizer
 """Tokenizers with a vocabulary. The continuous one has a loader of its own, `load_vae`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerIdentity:
+    """Which tokenizer made tokens or latents: what their costs must have in common to be compared."""
+
+    fingerprint: str
+    """The first twelve digits of it."""
+    hysteresis: float | None = None
+    """Levels by which a token resists change (`FSQVideoConfig.hysteresis`); None where there is no such rule."""
+
+    def __str__(self) -> str:
+        return self.fingerprint + ("" if self.hysteresis is None else f", hysteresis {self.hysteresis:g}")
 
 
 def load_tokenizer(path: Path) -> AnyTokenizer:
@@ -99,6 +113,12 @@ def fingerprint(path: Path) -> str:
     if hysteresis:  # the one setting that changes the tokens of the same weights; the rule has a name of its own
         digest.update(f"hysteresis per block {hysteresis}".encode())
     return digest.hexdigest()
+
+
+def identity_of(fingerprint: str, tokenizer: object) -> TokenizerIdentity:
+    """The identity of a tokenizer that was loaded, and whose fingerprint is known."""
+    hysteresis = tokenizer.config.hysteresis if isinstance(tokenizer, FSQVideoTokenizer) else None
+    return TokenizerIdentity(fingerprint=fingerprint[:12], hysteresis=hysteresis)
 
 
 def _setting(description: dict[str, Any], name: str) -> Any:

@@ -12,6 +12,7 @@ from worldline.data.open import open_source
 from worldline.data.source import Source
 from worldline.data.states import StateStats, compute_stats
 from worldline.data.windows import FramePattern
+from worldline.files import atomic
 from worldline.rundir import RunDir, to_json
 from worldline.schema import TokenGrid, UsageError
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
@@ -78,7 +79,7 @@ def prepare_token_world(
     }
     if config.tokenizer and tokenizer:
         keep_tokenizer(run, config.tokenizer, tokenizer, weights=config_is_ours(tokenizer))
-    _write_unigram(run, train, grid)
+    _write_counts(run, train, grid, model_config.context_grids)
     return Prepared(
         model=model,
         train=train,
@@ -155,11 +156,16 @@ def config_is_ours(tokenizer: AnyTokenizer) -> bool:
     return isinstance(tokenizer.config, FSQVideoConfig)
 
 
-def _write_unigram(run: RunDir, train: Clips, grid: TokenGrid) -> None:
-    """Count the training tokens: the unigram baseline of the evaluation."""
+def _write_counts(run: RunDir, train: Clips, grid: TokenGrid, context_grids: int) -> None:
+    """Count the training tokens, for the baselines of the evaluation: how often each occurs, and how many stay."""
     counts = np.zeros(grid.vocab_size, np.int64)
+    kept = 0
     for number in range(len(train)):
         tokens = train[number].tokens
         assert tokens is not None
         counts += np.bincount(tokens.flatten().numpy(), minlength=grid.vocab_size)
-    np.save(run.path / "unigram.npy", counts)
+        stays = (tokens[context_grids:] == tokens[context_grids - 1]).flatten(1).sum(dim=1)
+        kept = kept + np.stack([stays.numpy(), tokens[0].numel() - stays.numpy()], axis=1)
+    for name, array in (("unigram", counts), ("kept", kept)):
+        with atomic(run.path / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, array)
