@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from worldline.rundir import read_model, write_model
 from worldline.schema import Batch, DataError, Origin, UsageError
+from worldline.tokenizers import tokenizer as tokenizers
 from worldline.tokenizers.cosmos import CosmosConfig
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.tokenizers.load import describe, fingerprint, load_tokenizer
-from worldline.tokenizers.tokenizer import ROWS, to_pixels, to_signed
+from worldline.tokenizers.tokenizer import to_pixels, to_signed
 
 FINE = replace(
     SMALL_TOKENIZER,
@@ -98,8 +99,9 @@ def test_encoding_never_looks_ahead(config: FSQVideoConfig, frame: int) -> None:
     assert torch.equal(tokenizer.encode(video)[:, :owner], tokenizer.encode(changed)[:, :owner])
 
 
-def test_a_long_recording_goes_through_in_order() -> None:
-    tokenizer, video = small_tokenizer(), noise_frames(2, 17 * (ROWS + 3), 3, 8, 8)
+def test_a_long_recording_goes_through_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, video = small_tokenizer(), noise_frames(2, 17 * 9, 3, 8, 8)
+    monkeypatch.setattr(tokenizers, "PIECE", 4 * 17 * 64)
     tokens = tokenizer.encode(video)
     assert_tokens_agree(tokens, torch.cat([tokenizer.encode(block) for block in video.split(17, dim=1)], dim=1))
     blocks = [tokenizer.decode(block) for block in tokens.split(3, dim=1)]

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from worldline.rundir import RunDir, read_model, write_model
 from worldline.schema import Batch, DataError, LatentGrid, Origin, UsageError
+from worldline.tokenizers import tokenizer as tokenizers
 from worldline.tokenizers.load import describe, fingerprint, load_tokenizer, load_vae
 from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer, to_signed
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
 from worldline.tokenizers.wan_vae_keys import ORIGINAL_NAME, diffusers_name, read_tensors
+from worldline.training.meter import follow
 from worldline.training.prepared import keep_tokenizer
 
 pytest.importorskip("diffusers", reason="needs the extra `wan`")
@@ -143,23 +145,31 @@ def test_both_ways_have_gradients() -> None:
     assert video.grad.abs().amax(dim=(0, 1, 3, 4)).min() > 0, "every frame"
 
 
-def test_slices_change_nothing_and_tiles_leave_seams() -> None:
-    tokenizer, video = vae(), noise_frames(2, 5, 3, 80, 80)
-    whole = tokenizer.encode(video)
-    decoded = tokenizer.video_of(whole)
-    tokenizer.save_memory(slices=True)
-    assert_values_agree(tokenizer.encode(video), whole)
-    assert_values_agree(tokenizer.video_of(whole), decoded)
-    tokenizer.save_memory(slices=False, tile=32)
-    tiled, pieced = tokenizer.encode(video), tokenizer.video_of(whole)
-    assert tiled.shape == whole.shape
-    assert pieced.shape == decoded.shape
-    assert (tiled - whole).abs().max() > 1e-3
-    assert (pieced - decoded).abs().max() > 1e-3
-    tokenizer.save_memory(slices=False)
-    assert torch.equal(tokenizer.encode(video), whole)
-    with pytest.raises(UsageError, match="multiple of 32"):
-        tokenizer.save_memory(tile=48)
+def test_pieces_change_rounding_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, video = vae(), noise_frames(5, 5, 3, 16, 16)
+    latents, sizes = tokenizer.encode(video), []
+    frames = tokenizer.decode(latents)
+    monkeypatch.setattr(tokenizers, "PIECE", 2 * 5 * 16 * 16 + 1)
+    tokenizer.vae.post_quant_conv.register_forward_hook(lambda module, given, out: sizes.append(len(given[0])))
+    assert_values_agree(tokenizer.encode(video), latents)
+    assert (tokenizer.decode(latents).int() - frames.int()).abs().max() <= 1
+    assert sizes == [2, 2, 1]
+    monkeypatch.setattr(tokenizers, "PIECE", 1)
+    assert_values_agree(tokenizer.encode(video), latents)
+
+
+def test_at_full_size_many_clips_take_the_memory_of_one() -> None:
+    """Wan2.2's VAE at 512x512: 32 clips decoded together would take 183 GB."""
+    with torch.device("meta"):
+        tokenizer = WanVAEConfig().build().to("meta").eval().requires_grad_(False)
+    weights = [*tokenizer.parameters(), *tokenizer.buffers()]
+    latents = torch.empty(2, 6, 48, 32, 32, device="meta")
+    frames = torch.empty(2, 5, 3, 512, 512, dtype=torch.uint8, device="meta")
+    decoding = follow(lambda: tokenizer.decode(latents), weights, autocast=False, backward=False)
+    encoding = follow(lambda: tokenizer.encode(frames), weights, autocast=False, backward=False)
+    assert decoding.peak < 6e9
+    assert encoding.peak < 2.2e9
+    assert decoding.forward_flop == pytest.approx(2 * 102.4e12, rel=0.01), "both clips are decoded"
 
 
 # --- statistics ---

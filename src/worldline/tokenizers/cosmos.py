@@ -60,13 +60,18 @@ class CosmosTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
         self.grid(*frames.shape[-2:])
-        return by_blocks(
-            frames, _BLOCK, lambda rows: self.encoder(to_signed(rows).to(self.dtype))[0].long(), what="frames"
-        )
+        return by_blocks(frames, _BLOCK, self._tokens_of, video=(_BLOCK, *frames.shape[-2:]), what="frames")
 
     @torch.no_grad()
     def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        return by_blocks(tokens, _LATENTS, lambda rows: to_pixels(self.decoder(rows.int()).float()), what="token grids")
+        video = (_BLOCK, tokens.shape[2] * _STRIDE, tokens.shape[3] * _STRIDE)
+        return by_blocks(tokens, _LATENTS, self._frames_of, video=video, what="token grids")
+
+    def _tokens_of(self, block: Tensor) -> Tensor:
+        return self.encoder(to_signed(block).to(self.dtype))[0].long()
+
+    def _frames_of(self, block: Tensor) -> Tensor:
+        return to_pixels(self.decoder(block.int()).float())
 
 
 def _load(path: Path) -> Any:

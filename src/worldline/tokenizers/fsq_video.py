@@ -148,7 +148,8 @@ class FSQVideoTokenizer(nn.Module):
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
         """Tokens of whole blocks. Raises `UsageError` if `t` is not a multiple of `block_frames`."""
         self.grid(*frames.shape[-2:])
-        return by_blocks(frames, self.config.block_frames, self._tokens_of, what="frames")
+        block = self.config.block_frames
+        return by_blocks(frames, block, self._tokens_of, video=(block, *frames.shape[-2:]), what="frames")
 
     def _tokens_of(self, block: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
         return self.quantiser.indices(self.codes_of(self.latents_of(to_signed(block))))
@@ -166,8 +167,10 @@ class FSQVideoTokenizer(nn.Module):
     @torch.no_grad()
     def decode_codes(self, codes: Float32[Tensor, "b l gh gw d"]) -> UInt8[Tensor, "b t 3 h w"]:
         """Frames of whole blocks of codes. Raises `UsageError` if `l` is not a whole number of blocks."""
-        per_block = 1 + (self.config.block_frames - 1) // self.config.temporal_stride
-        return by_blocks(codes, per_block, lambda rows: to_pixels(self.video_of(rows)), what="token grids")
+        block, stride = self.config.block_frames, self.config.spatial_stride
+        video = (block, codes.shape[2] * stride, codes.shape[3] * stride)
+        per_block = 1 + (block - 1) // self.config.temporal_stride
+        return by_blocks(codes, per_block, lambda part: to_pixels(self.video_of(part)), video=video, what="token grids")
 
 
 def _encoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:

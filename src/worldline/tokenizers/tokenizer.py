@@ -4,6 +4,7 @@ The one place where pixels become numbers. A tokenizer never sees a state. Outsi
 range [-1, 1] exists only in here.
 """
 
+import math
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -14,8 +15,11 @@ from torch import Tensor
 
 from worldline.schema import LatentGrid, TokenGrid, UsageError
 
-ROWS = 16
-"""Blocks of frames that go through a network at once: a recording may be minutes long."""
+PIECE = 2**21
+"""Pixels of video that go through a network at once, unless one clip alone has more: 24 clips of 21 frames of 64x64.
+
+Of 512x512 it is one clip; Wan's VAE then holds 5.7 GB to decode it, however many there are.
+"""
 
 
 def to_signed(frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b 3 t h w"]:
@@ -28,8 +32,21 @@ def to_pixels(video: Float32[Tensor, "b 3 t h w"]) -> UInt8[Tensor, "b t 3 h w"]
     return (((video + 1) / 2).clamp(0, 1) * 255 + 0.5).byte().transpose(1, 2)
 
 
-def by_blocks(x: Tensor, size: int, network: Callable[[Tensor], Tensor], *, what: str) -> Tensor:
-    """Put the whole blocks along axis 1 through a network, `ROWS` at a time: `b (n size) ... -> b (n l) ...`.
+def by_pieces(x: Tensor, network: Callable[[Tensor], Tensor], *, video: tuple[int, int, int]) -> Tensor:
+    """Put clips through a network, as many at a time as `PIECE` allows for a `video` of so many frames, rows, columns.
+
+    Pieces change rounding at most.
+    """
+    return torch.cat([network(part) for part in x.split(max(1, PIECE // max(1, math.prod(video))))])
+
+
+def by_blocks(
+    x: Tensor, size: int, network: Callable[[Tensor], Tensor], *, video: tuple[int, int, int], what: str
+) -> Tensor:
+    """Put the whole blocks along axis 1 through a network, piece by piece: `b (n size) ... -> b (n l) ...`.
+
+    Args:
+        video: frames, rows and columns of one block.
 
     Raises:
         UsageError: axis 1 is not a whole number of blocks of `size`.
@@ -37,7 +54,7 @@ def by_blocks(x: Tensor, size: int, network: Callable[[Tensor], Tensor], *, what
     if x.shape[1] % size:
         raise UsageError(f"{x.shape[1]} {what} are not a whole number of blocks of {size}")
     blocks = rearrange(x, "b (n s) ... -> (b n) s ...", s=size)
-    made = torch.cat([network(rows) for rows in blocks.split(ROWS)])
+    made = by_pieces(blocks, network, video=video)
     return rearrange(made, "(b n) l ... -> b (n l) ...", b=x.shape[0])
 
 

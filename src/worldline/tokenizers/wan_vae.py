@@ -16,7 +16,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from worldline.schema import Batch, LatentGrid, UsageError
-from worldline.tokenizers.tokenizer import to_pixels, to_signed
+from worldline.tokenizers.tokenizer import by_pieces, to_pixels, to_signed
 
 _STRIDE = 4
 """Frames per latent. diffusers cuts video into chunks of four, whatever the configuration says."""
@@ -135,36 +135,16 @@ class WanVAETokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b l c gh gw"]:
         """Latents of 1 + 4k frames. Raises `UsageError` for other lengths and sizes off the stride."""
-        return self.latents_of(to_signed(frames))
+        _, count, _, height, width = frames.shape
+        return by_pieces(frames, lambda clips: self.latents_of(to_signed(clips)), video=(count, height, width))
 
     @torch.no_grad()
     def decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
         """The `1 + 4 (l - 1)` frames of `l` latents."""
-        return to_pixels(self.video_of(latents))
-
-    def save_memory(self, *, slices: bool = True, tile: int | None = None) -> None:
-        """Let `encode` and `decode` hold less at once, through diffusers' own means; by default nothing is cut.
-
-        Time needs no such option: diffusers always works through one latent frame after another, and keeps of the
-        past only the last features of each convolution.
-
-        Args:
-            slices: one clip of the batch at a time. Changes rounding at most.
-            tile: side in pixels of overlapping squares that are coded apart and blended, for frames larger than that
-                (when encoding, twice that with `patch_size` 2). A multiple of 4 spatial strides. Leaves seams, and
-                no tile knows of the others, so latents differ from those of whole frames: never encode training
-                data with it.
-
-        Raises:
-            UsageError: a tile that is no multiple of 4 spatial strides.
-        """
-        unit = 4 * self.config.spatial_stride
-        if tile is not None and (tile < unit or tile % unit):
-            raise UsageError(f"a tile must be a multiple of {unit} pixels, not {tile}")
-        self.vae.use_slicing = slices
-        self.vae.use_tiling = tile is not None
-        if tile is not None:
-            self.vae.enable_tiling(tile, tile, tile * 3 // 4, tile * 3 // 4)
+        _, length, _, height, width = latents.shape
+        stride = self.config.spatial_stride
+        video = (1 + _STRIDE * (length - 1), height * stride, width * stride)
+        return by_pieces(latents, lambda clips: to_pixels(self.video_of(clips)), video=video)
 
     @torch.no_grad()
     def measure_statistics(self, batches: Iterable[Batch]) -> None:

@@ -54,7 +54,6 @@ class Footprint:
             built = build(_vae_config(config, self.model_config, vae))
             assert isinstance(built, WanVAETokenizer), "built from its configuration"
             self.vae = built.eval().requires_grad_(False)
-            self.vae.save_memory()  # as for training
             _check_latents(self.model_config, self.latent_grid, len(config.data.pattern.frames))
         self._passes: dict[tuple[Any, ...], Pass] = {}
 

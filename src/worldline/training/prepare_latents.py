@@ -97,7 +97,6 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, run: RunD
     initialise(model, config.initial)
     keep_tokenizer(run, config.tokenizer, vae, weights=_size(vae) <= COPIED)
     vae = vae.to(pick_device(config.device)).requires_grad_(False)
-    vae.save_memory()  # validation decodes several clips, which need not be in memory together
     return Prepared(
         model=model,
         train=train,
