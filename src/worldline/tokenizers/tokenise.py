@@ -24,7 +24,10 @@ from worldline.data.onex_write import finish_tokens, token_shard, token_shard_do
 from worldline.data.source import Source
 from worldline.files import claim
 from worldline.schema import TokenGrid, UsageError
-from worldline.tokenizers.tokenizer import ROWS, Tokenizer
+from worldline.tokenizers.tokenizer import Tokenizer
+
+_BLOCKS = 16
+"""Blocks of 256x256 that are read at once, and of smaller frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +169,7 @@ def key_hash(key: dict[str, object]) -> str:
 
 def _blocks_at_once(height: int, width: int) -> int:
     """Blocks of one episode that are read, and go through the tokenizer, together: fewer where frames are large."""
-    return max(1, min(ROWS, ROWS * 256 * 256 // (height * width)))
+    return max(1, min(_BLOCKS, _BLOCKS * 256 * 256 // (height * width)))
 
 
 def _pieces(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int, int]]:
