@@ -479,7 +479,7 @@ def test_training_begins_with_given_weights(tmp_path: Path) -> None:
 
 def _frame_world(tmp: Path, tokenizer: TrainConfig, **data: Any) -> TrainConfig:
     train(replace(tokenizer, steps=1), tmp / "tokenizer")
-    source = replace(tokenizer.data, augment=AugmentConfig(), **data)
+    source = replace(tokenizer.data, augment=AugmentConfig(), **{"window_stride": 17, **data})
     return replace(_world(tmp), data=source, tokenizer=tmp / "tokenizer", phases=2, steps=2)
 
 
@@ -503,6 +503,19 @@ def test_tokens_are_made_once(tmp_path: Path) -> None:
     train(config, tmp_path / "two")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("video_*.bin")} == made
     assert _log(tmp_path / "one") == _log(tmp_path / "two")
+
+
+def test_windows_of_tokens_begin_as_far_apart_as_asked_for(tmp_path: Path) -> None:
+    config = _frame_world(tmp_path, _tokenizer(tmp_path))
+    for stride, starts in ((17, [0, 17, 0]), (34, [0, 0]), (51, [0, 0])):  # 51 frames, and 34 from frame 8 on
+        data = replace(config.data, window_stride=stride, train_episodes="0")
+        made = prepare(replace(config, data=data), RunDir(tmp_path / f"{stride}"), lambda *_: None)
+        assert made.train.windows.start.tolist() == starts
+    for stride, fits in ((20, 17), (30, 34), (5, 17)):
+        data = replace(config.data, window_stride=stride, cache=tmp_path / "untouched")
+        with pytest.raises(UsageError, match=f"--data.window-stride {fits}"):
+            train(replace(config, data=data), tmp_path / "run")
+    assert not (tmp_path / "untouched").exists()
 
 
 def test_augmentation_makes_every_pass_of_a_worlds_frames_another(tmp_path: Path) -> None:
@@ -535,7 +548,7 @@ def test_a_world_may_be_conditioned_on_actions(tmp_path: Path) -> None:
 def test_blocks_of_another_length_give_samples_of_another_length(tmp_path: Path) -> None:
     tokenizer = _tokenizer(tmp_path)
     short = replace(SMALL_TOKENIZER, patch=(4, 4), block_frames=9)
-    train(_frame_world(tmp_path, replace(tokenizer, model=short)), tmp_path / "run")
+    train(_frame_world(tmp_path, replace(tokenizer, model=short), window_stride=9), tmp_path / "run")
     world, _ = load_world(tmp_path / "run")
     assert (world.config.block, world.config.temporal_stride) == (9, 4)
     assert world.states is not None

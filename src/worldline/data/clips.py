@@ -41,7 +41,7 @@ class DataConfig:
     """Square size in px; None keeps the stored size."""
     pattern: FramePattern = field(default_factory=FramePattern)
     window_stride: int = 34
-    """Frames between the starts of successive windows."""
+    """Frames between the starts of successive windows. For tokens a multiple of their block (17)."""
     cache: Path | None = None
     """Folder for decoded frames and tokens; frames need `image_size`."""
     cache_size: int | None = None

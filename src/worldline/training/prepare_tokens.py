@@ -109,6 +109,7 @@ def _as_tokens(
         raise UsageError(f"{data.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)")
     if data.cache is None:
         raise UsageError(f"{data.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
+    _check_stride(data.window_stride, tokenizer.grid(*_size(data, source)).block)
     augment = data.augment if data.augment.changes else None
     train = _tokenised(config, source, tokenizer, data.train_episodes, config.phases, augment, progress)
     val_source = open_data(data, data.val_path) if data.val_path else source
@@ -116,7 +117,22 @@ def _as_tokens(
     grid = open_source(train).grid
     assert grid is not None, "tokenise writes tokens"
     pattern = FramePattern.consecutive(grid.frames_of(model.context_grids + model.horizon_grids))
-    return DataConfig(path=train, val_path=val, pattern=pattern, window_stride=grid.block)
+    return DataConfig(path=train, val_path=val, pattern=pattern, window_stride=data.window_stride)
+
+
+def _size(data: DataConfig, source: Source) -> tuple[int, int]:
+    if source.image_size is None:
+        raise UsageError(f"{data.path} holds neither tokens nor frames, it is {source.kind}")
+    return (data.image_size, data.image_size) if data.image_size else source.image_size
+
+
+def _check_stride(stride: int, block: int) -> None:
+    if stride % block:
+        fits = max(block, round(stride / block) * block)
+        raise UsageError(
+            f"windows of tokens begin with a block of {block} frames, so that every {stride} frames none can begin; "
+            f"give a multiple of {block} (--data.window-stride {fits}), and for more starts more --phases"
+        )
 
 
 def _tokenised(
