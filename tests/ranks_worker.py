@@ -9,6 +9,8 @@ import torch
 from latent_builders import SMALL_BACKBONE, SMALL_VAE
 from torch import Tensor, nn
 
+from worldline.data.open import open_source
+from worldline.data.windows import FramePattern
 from worldline.files import read_json, write_json
 from worldline.nn.adaln import StateModulationConfig
 from worldline.nn.load import changing_state
@@ -16,6 +18,7 @@ from worldline.process.flow import FlowSampling
 from worldline.ranks import OtherRankError, Ranks, gathered
 from worldline.rundir import RunDir, from_json
 from worldline.schema import Batch, Origin, UsageError
+from worldline.tokenizers.encode import encode
 from worldline.training.checkpoint import TrainState, restore, save_checkpoint
 from worldline.training.config import TrainConfig
 from worldline.training.loop import NonFiniteLossError, train
@@ -115,14 +118,13 @@ def agree(folder: Path, ranks: Ranks) -> dict[str, Any]:
     broken = ranks.mean({"loss": float("nan") if ranks.rank == 1 else 0.0})
     told = ranks.agreed(f"from {ranks.rank}")
     try:
-        with ranks.first(folder / "place") as place:
+        with ranks.first():
             if ranks.rank == 0:
                 raise UsageError("no such data")
-        failed = str(place)
+        failed = ""
     except (UsageError, OtherRankError) as error:
         failed = str(error)
-    with ranks.first(folder) as place:
-        scratch = place != folder
+    with ranks.first():
         order = len(list(folder.glob("was_here.*")))
         (folder / f"was_here.{ranks.rank}").touch()
     return {
@@ -130,9 +132,27 @@ def agree(folder: Path, ranks: Ranks) -> dict[str, Any]:
         "broken": broken["loss"] != broken["loss"],
         "told": told,
         "failed": failed,
-        "scratch": scratch,
         "there_before": order,
     }
+
+
+def encodes(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Encode three episodes together; then another job's settings are refused, to both."""
+    source, pattern = open_source(folder / "raw"), FramePattern(window=17, stride=4)
+
+    def work(stride: int) -> int:
+        contract: dict[str, Any] = {}
+        keys: dict[str, Any] = {"fingerprint": "f", "episodes": range(3), "contract": contract, "ranks": ranks}
+        torch.manual_seed(0)
+        vae = SMALL_VAE.build().eval()
+        return encode(source, vae, folder / "latents", pattern=pattern, window_stride=stride, **keys).episodes
+
+    mine = work(8)
+    try:
+        work(4)
+    except (UsageError, OtherRankError) as error:
+        return {"episodes": mine, "refused": str(error)}
+    return {"episodes": mine, "refused": ""}
 
 
 def diverge(folder: Path, ranks: Ranks) -> dict[str, Any]:
@@ -194,7 +214,7 @@ def steps(model: Any, clips: Batch, *, peak: float) -> list[list[float]]:
     return figures
 
 
-JOBS = {job.__name__: job for job in (adapt, adapted_again, learn, shares, agree, diverge, wan, vae)}
+JOBS = {job.__name__: job for job in (adapt, adapted_again, learn, shares, agree, encodes, diverge, wan, vae)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

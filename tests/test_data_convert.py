@@ -95,7 +95,7 @@ def test_a_killed_process_leaves_nothing_that_a_reader_accepts(tmp_path: Path) -
 def test_another_data_set_or_size_is_not_mixed_in(tmp_path: Path) -> None:
     source = open_source(write_lerobot(tmp_path / "d", "v2.1", (20,)))
     convert(source, tmp_path / "out", size=16)
-    with pytest.raises(UsageError, match="another data set or size"):
+    with pytest.raises(UsageError, match=r"a conversion made with another image_size \(image_size: 16 there, 8 now"):
         convert(source, tmp_path / "out", size=8)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/letter.txt").write_text("keep me")

@@ -97,15 +97,6 @@ def test_a_killed_encoding_is_refused_then_carried_on(place: Path, tmp_path: Pat
     assert {p.name: p.read_bytes() for p in out.iterdir()} == expected
 
 
-def test_two_processes_share_the_work(place: Path, tmp_path: Path) -> None:
-    first = encode_into(place, tmp_path / "out", rank=0, world_size=2)
-    assert (first.episodes, first.complete) == (2, False)
-    second = encode_into(place, tmp_path / "out", rank=1, world_size=2)
-    assert (second.episodes, second.complete) == (1, True)
-    whole = {p.name: p.read_bytes() for p in (place / "encoded").iterdir()}
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == whole
-
-
 def test_latents_of_other_settings_never_mix(place: Path, tmp_path: Path) -> None:
     encode_into(place, tmp_path / "out")
     with pytest.raises(UsageError, match="another window_stride"):

@@ -141,7 +141,8 @@ def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path:
     _cut(tmp_path / "one", tmp_path / "one_then_two", 2)
     ranks_worker.adapt(tmp_path, Ranks())
     write_json(tmp_path / "config.json", to_json(TrainConfig, config))
-    done = _work(tmp_path, "learn", "shares", "agree", "adapt", "adapted_again")
+    write_squares(tmp_path / "raw", 3, length=33)
+    done = _work(tmp_path, "learn", "shares", "agree", "encodes", "adapt", "adapted_again")
 
     _assert_close(tmp_path / "one", tmp_path / "two", 4)
     _assert_close(tmp_path / "one", tmp_path / "one_then_two", 4)
@@ -153,6 +154,7 @@ def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path:
 
     _assert_sharded(done["shares"])
     _assert_agreed(done["agree"])
+    _assert_encoded(tmp_path, done["encodes"])
     _assert_adapted(tmp_path, done["adapt"])
 
 
@@ -174,8 +176,18 @@ def _assert_agreed(said: list[dict[str, Any]]) -> None:
         assert found["broken"], "a loss that is no number on one rank is none on all"
         assert found["told"] == "from 0"
         assert found["failed"] == ["no such data", "rank 0 stopped: UsageError: no such data"][rank]
-        assert found["scratch"] == (rank == 1), "only rank 0 prepares into the run folder"
         assert found["there_before"] == rank, "rank 0 goes first"
+
+
+def _assert_encoded(folder: Path, said: list[dict[str, Any]]) -> None:
+    """Two ranks are one owner of a folder: they share the work, write the bytes of one, and are refused together."""
+    assert [found["episodes"] for found in said] == [2, 1]
+    assert all("latents made with another window_stride" in found["refused"] for found in said)
+    two = {path.name: path.read_bytes() for path in (folder / "latents").iterdir()}
+    shutil.rmtree(folder / "latents")
+    assert ranks_worker.encodes(folder, Ranks())["episodes"] == 3
+    assert {path.name: path.read_bytes() for path in (folder / "latents").iterdir()} == two
+    assert len(two) == 8
 
 
 def _assert_adapted(folder: Path, done: list[dict[str, Any]]) -> None:

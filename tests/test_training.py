@@ -196,6 +196,41 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
 
 
+SECOND = """
+import sys
+from pathlib import Path
+from worldline.files import read_json
+from worldline.rundir import from_json
+from worldline.schema import UsageError
+from worldline.training.config import TrainConfig
+from worldline.training.loop import train
+
+path = Path(sys.argv[1])
+config = from_json(TrainConfig, read_json(path / "config.json"), path)
+for resume in (False, True):
+    try:
+        train(config, path, resume=resume)
+    except UsageError as error:
+        print(error)
+"""
+
+
+def test_a_second_training_in_the_same_folder_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    config, run, said = _world(tmp_path), tmp_path / "run", []
+
+    def report(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+        del total, figures
+        if what == "training" and done == 3:
+            started = subprocess.run([sys.executable, "-c", SECOND, str(run)], capture_output=True, text=True)
+            said.extend(started.stdout.splitlines() or [started.stderr])
+
+    train(config, run, report=report)
+    assert len(said) == 2, said
+    assert all(f"{run} is in use by process {os.getpid()} on " in line for line in said)
+    train(config, tmp_path / "undisturbed")
+    _assert_same_end(tmp_path / "undisturbed", run)
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 2}, {"steps": 9}])
 def test_another_configuration_cannot_be_resumed(tmp_path: Path, change: dict[str, Any]) -> None:
     config = _world(tmp_path, steps=1)
@@ -212,8 +247,11 @@ def test_nothing_cannot_be_resumed(tmp_path: Path) -> None:
 def test_a_request_that_fails_does_not_take_the_folder(tmp_path: Path) -> None:
     config = _world(tmp_path, steps=1)
     wrong = replace(config, data=replace(config.data, path=tmp_path / "absent"))
-    with pytest.raises(DataError):
-        train(wrong, tmp_path / "run")
+    later = replace(config, initial=tmp_path / "absent")  # refused when all else is prepared
+    for refused in (wrong, later, replace(config, epochs=1.0)):
+        with pytest.raises((DataError, UsageError)):
+            train(refused, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
     assert train(config, tmp_path / "run").step == 1
 
 
@@ -522,10 +560,7 @@ def test_augmentation_makes_every_pass_of_a_worlds_frames_another(tmp_path: Path
     config = _frame_world(tmp_path, _tokenizer(tmp_path))
     augment = AugmentConfig(crop_scale=(0.6, 0.9), brightness=0.1)
     augmented = replace(config, data=replace(config.data, augment=augment))
-    places = [RunDir(tmp_path / name) for name in ("plain", "augmented")]
-    plain, crops = (
-        prepare(one, place, lambda *_: None) for one, place in zip((config, augmented), places, strict=True)
-    )
+    plain, crops = (prepare(one, lambda *_: None) for one in (config, augmented))
     assert not torch.equal(_all_tokens(plain.train), _all_tokens(crops.train))
     assert torch.equal(_all_tokens(plain.val), _all_tokens(crops.val)), "what is judged on is never augmented"
     assert all(torch.equal(a.states, b.states) for a, b in zip(plain.train, crops.train, strict=True))

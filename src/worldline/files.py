@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from worldline.schema import DataError, UsageError
+from worldline.schema import DataError
 
 
 @contextmanager
@@ -77,30 +77,6 @@ def _mapped(path: Path, dtype: str, shape: tuple[int, ...], _size: int, _mtime: 
     if 0 in shape:
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype=dtype, mode="r", shape=shape)
-
-
-def claim(out: Path, name: str, key: Mapping[str, Any], *, what: str) -> None:
-    """Make a folder ours by writing `key` into its file `name`, or check that it is: settings must never mix.
-
-    Args:
-        key: what the content of the folder depends on, as values that JSON can hold.
-        what: the content, for messages (`tokens`, `latents`).
-
-    Raises:
-        UsageError: it holds such content of other settings, or something else.
-    """
-    if (out / name).exists():
-        found, wanted = read_json(out / name), json.loads(json.dumps(key))  # JSON knows no tuples
-        differing = [field for field in wanted if found.get(field) != wanted[field]]
-        if differing:
-            raise UsageError(
-                f"{out} holds {what} made with another {', '.join(differing)}; choose another folder or remove it"
-            )
-        return
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty and was not begun by this command; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / name, dict(key))
 
 
 def mapped_npy(path: Path, *, what: str, fix: str) -> np.ndarray:

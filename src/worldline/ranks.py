@@ -6,9 +6,8 @@ of losses, optimizers or checkpoints.
 """
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from worldline.devices import pick_device
+from worldline.owner import Claim, owned
 from worldline.schema import UsageError
 
 ENTRIES = ("loss", "encode", "decode", "forecast", "teacher_forced", "measure_statistics")
@@ -92,10 +92,8 @@ class Ranks:
     # --- agree ---
 
     @contextmanager
-    def first(self, folder: Path) -> Iterator[Path]:
+    def first(self) -> Iterator[None]:
         """Rank 0 goes through the block before the others, so that these find the caches it filled.
-
-        Gives the folder to write into: to all but rank 0, one that is thrown away.
 
         Raises:
             OtherRankError: this is not rank 0, and rank 0 failed.
@@ -104,15 +102,37 @@ class Ranks:
             failure = self.agreed(None)
             if failure is not None:
                 raise OtherRankError(f"rank 0 stopped: {failure}")
-            with tempfile.TemporaryDirectory() as scratch:
-                yield Path(scratch)
+            yield
             return
         try:
-            yield folder
+            yield
         except BaseException as error:
             self.agreed(f"{type(error).__name__}: {error}")
             raise
         self.agreed(None)
+
+    @contextmanager
+    def owning(self, folder: Path, *, claim: Claim | None = None, wait: bool = False) -> Iterator[None]:
+        """Inside, the ranks of this job alone write into the folder: rank 0 owns it (see `owned`) until all are done.
+
+        Raises:
+            UsageError: on rank 0, as `owned`.
+            OtherRankError: on the others, where rank 0 was refused.
+        """
+        with ExitStack() as stack:
+            refusal = None
+            if self.writes:
+                try:
+                    stack.enter_context(owned(folder, claim=claim, wait=wait))
+                except Exception as error:
+                    refusal = error
+            told = self.agreed(str(refusal) if refusal else None)
+            if refusal is not None:
+                raise refusal
+            if told is not None:
+                raise OtherRankError(f"rank 0 stopped: {told}")
+            yield
+            self.everyones(None)
 
     def agreed(self, value: Any) -> Any:
         """Rank 0's value, on every rank; waits for all."""

@@ -218,32 +218,32 @@ def _tokenize(job: TokenizeJob) -> None:
 
 
 def _encode(job: EncodeJob) -> None:
-    from worldline.devices import pick_device
+    from worldline.ranks import Ranks
     from worldline.tokenizers.encode import encode
     from worldline.tokenizers.load import fingerprint, load_vae
 
     source, place = _open(job), builtin.resolve(job.tokenizer)
-    device, progress = pick_device(job.device), Progress()
-    done = encode(
-        source,
-        load_vae(place).to(device),
-        job.out,
-        fingerprint=fingerprint(place),
-        episodes=parse_slice(job.episodes, len(source.episodes)),
-        pattern=job.pattern,
-        window_stride=job.window_stride,
-        contract={"image_size": job.size, "conditioning": job.conditioning, "camera": job.camera},
-        size=job.size,
-        batch_size=job.batch_size,
-        device=device,
-        rank=int(os.environ.get("RANK", "0")),
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
-        progress=progress.named("encoding"),
-    )
+    progress = Progress()
+    with Ranks.start(job.device) as ranks:
+        device = ranks.device(job.device)
+        done = encode(
+            source,
+            load_vae(place).to(device),
+            job.out,
+            fingerprint=fingerprint(place),
+            episodes=parse_slice(job.episodes, len(source.episodes)),
+            pattern=job.pattern,
+            window_stride=job.window_stride,
+            contract={"image_size": job.size, "conditioning": job.conditioning, "camera": job.camera},
+            size=job.size,
+            batch_size=job.batch_size,
+            device=device,
+            ranks=ranks,
+            progress=progress.named("encoding"),
+        )
     text = (
         f"{done.folder}: {done.windows} windows of {done.episodes} episodes ({done.reused} were there already); "
         f"{done.episodes_too_short} episodes too short for a window"
-        f"{'' if done.complete else '; other processes are still at work'}"
     )
     show(to_json(type(done), done), text=text, as_json=job.json)
 

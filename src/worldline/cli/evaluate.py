@@ -18,6 +18,7 @@ from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
 from worldline.forecasting.load import Loaded, load_forecaster
 from worldline.forecasting.tokens import TokenForecaster
+from worldline.owner import owned
 from worldline.report.text import text_table
 from worldline.rundir import RunDir, from_json, model_folder, read_model, to_json
 from worldline.schema import UsageError
@@ -77,10 +78,11 @@ def main(arguments: list[str]) -> None:
     description = read_model(model_folder(run))[0]
     out = job.out or RunDir(builtin.results_of(run)).evaluation
     progress = Progress()
-    if description["config"]["kind"] in ("st-transformer", "wan"):
-        evaluation = _world(job, run, out, progress)
-    else:
-        evaluation = _tokenizer(job, run, out, description, progress)
+    with owned(out):
+        if description["config"]["kind"] in ("st-transformer", "wan"):
+            evaluation = _world(job, run, out, progress)
+        else:
+            evaluation = _tokenizer(job, run, out, description, progress)
     progress.close()
     show(
         to_json(Evaluation, evaluation),

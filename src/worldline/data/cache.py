@@ -22,7 +22,8 @@ from worldline.data.lerobot import LerobotSource
 from worldline.data.onex import OnexSource
 from worldline.data.source import Source
 from worldline.data.video import resize, stream_frames
-from worldline.files import mapped_npy, npy_rows, write_json
+from worldline.files import mapped_npy, npy_rows
+from worldline.owner import Claim, owned
 from worldline.schema import (
     Clip,
     DataError,
@@ -115,16 +116,16 @@ def cached_frames(
     if isinstance(source, CachedSource):
         source = source.inner
     place = folder / f"{identity(source)}-{size}px"
-    place.mkdir(parents=True, exist_ok=True)
-    if not (place / "cache.json").exists():
-        write_json(place / "cache.json", {"source": str(source.path), "kind": source.kind, "size": size})
     chosen = range(len(source.episodes)) if episodes is None else episodes
-    for done, episode in enumerate(chosen, start=1):
-        path = episode_file(place, episode)
-        if not path.exists():
-            _write(path, source, episode, size)
-        if progress is not None:
-            progress(done, len(chosen))
+    if not all(episode_file(place, episode).exists() for episode in chosen):
+        claim = Claim(file="cache.json", key={"kind": source.kind, "size": size}, what="frames")
+        with owned(place, claim=claim, wait=True):
+            for done, episode in enumerate(chosen, start=1):
+                path = episode_file(place, episode)
+                if not path.exists():
+                    _write(path, source, episode, size)
+                if progress is not None:
+                    progress(done, len(chosen))
     return CachedSource(inner=source, folder=place, size=size)
 
 

@@ -13,7 +13,7 @@ from einops import rearrange
 from worldline.data.cache import Progress, frame_chunks, identity
 from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
 from worldline.data.source import Source
-from worldline.files import read_json, remove_temporaries, write_json
+from worldline.owner import Claim, owned
 from worldline.schema import UsageError
 
 
@@ -38,29 +38,29 @@ def convert(source: Source, out: Path, *, size: int | None, progress: Progress |
     there. A few dozen frames are held in memory at a time.
 
     Raises:
-        UsageError: the source has no video, or `out` holds something else.
+        UsageError: the source has no video, or `out` holds something else or is in use.
         DataError: a video does not decode, or states are not as the metadata say.
     """
     if source.image_size is None:
         raise UsageError(f"{source.path}: only video can be converted, this is {source.kind}")
     started, already_done = time.monotonic(), 0
-    _claim(source, out, size)
-    for done, episode in enumerate(source.episodes, start=1):
-        if raw_shard_done(out, episode.index):
-            already_done += 1
-        else:
-            _write(source, out, episode.index, size)
-        if progress is not None:
-            progress(done, len(source.episodes))
-    frames = sum(episode.length for episode in source.episodes)
-    finish_raw(
-        out,
-        num_shards=len(source.episodes),
-        num_images=frames,
-        fps=source.fps,
-        layout=source.layout,
-        provenance=_provenance(source, size) | {"left_out": list(source.left_out)},
-    )
+    frames, key = sum(episode.length for episode in source.episodes), _provenance(source, size)
+    with owned(out, claim=Claim(file="conversion.json", key=key, what="a conversion")):
+        for done, episode in enumerate(source.episodes, start=1):
+            if raw_shard_done(out, episode.index):
+                already_done += 1
+            else:
+                _write(source, out, episode.index, size)
+            if progress is not None:
+                progress(done, len(source.episodes))
+        finish_raw(
+            out,
+            num_shards=len(source.episodes),
+            num_images=frames,
+            fps=source.fps,
+            layout=source.layout,
+            provenance=key | {"left_out": list(source.left_out)},
+        )
     return ConvertReport(
         out=out,
         episodes=len(source.episodes),
@@ -69,19 +69,6 @@ def convert(source: Source, out: Path, *, size: int | None, progress: Progress |
         bytes=sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
         seconds=time.monotonic() - started,
     )
-
-
-def _claim(source: Source, out: Path, size: int | None) -> None:
-    """Note in `out` what is being converted, so that a resumed run cannot mix two data sets."""
-    note = out / "conversion.json"
-    if note.exists():
-        if read_json(note) != _provenance(source, size):
-            raise UsageError(f"{out}: holds a conversion of another data set or size; choose another folder")
-    elif out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out}: is not empty and no conversion that could go on; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(out)
-    write_json(note, _provenance(source, size))
 
 
 def _provenance(source: Source, size: int | None) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Encode any source of frames to windows of latents, once. Resumable; keyed by source, VAE and settings.
 
-Several processes may share the work: each takes every `world_size`-th episode, and whoever finds all of them done
-writes the metadata that make the folder readable.
+Several ranks may share the work: each takes every `world_size`-th episode, and when all are done rank 0 writes the
+metadata that make the folder readable.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,8 @@ from worldline.data.cache import frame_chunks, frame_runs
 from worldline.data.latents import CLAIM, episode_done, finish, written_episode
 from worldline.data.source import Source
 from worldline.data.windows import FramePattern, windows
-from worldline.files import claim
+from worldline.owner import Claim
+from worldline.ranks import Ranks
 from worldline.schema import UsageError
 from worldline.tokenizers.tokenise import source_key
 from worldline.tokenizers.tokenizer import LatentTokenizer
@@ -35,8 +36,6 @@ class EncodeReport:
     """Episodes without a whole window; they are in the folder but give no clip."""
     reused: int
     """Episodes that were there already."""
-    complete: bool
-    """Whether every episode is there, those of other processes included."""
 
 
 def latent_key(
@@ -69,8 +68,8 @@ def encode(
     size: int | None = None,
     batch_size: int = 8,
     device: torch.device | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    ranks: Ranks | None = None,
+    wait: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncodeReport:
     """Encode windows of a frame source into `out`. Killed and run again, it goes on where it stopped.
@@ -83,9 +82,11 @@ def encode(
         contract: what a model trained on the latents must know of the data (camera, conditioning, picture size).
         size: centre-crop and resize frames to this square first; None keeps them.
         batch_size: windows that are encoded at once.
+        ranks: the processes that share the work; each must call this.
+        wait: for another job that is writing `out`, instead of refusing.
 
     Raises:
-        UsageError: frames that do not fit the VAE, a source without frames, or a folder of other settings.
+        UsageError: frames that do not fit the VAE, a source without frames, or a folder of other settings or in use.
     """
     if source.image_size is None:
         raise UsageError(f"{source.path} holds no frames; there is nothing to encode")
@@ -94,30 +95,29 @@ def encode(
     key = latent_key(
         source, fingerprint=fingerprint, episodes=episodes, size=size, pattern=pattern, window_stride=window_stride
     )
-    claim(out, CLAIM, key, what="latents")
     count, short, reused = 0, 0, 0
-    mine = range(rank, len(episodes), world_size)
-    for done, number in enumerate(mine, start=1):
-        length = source.episodes[episodes[number]].length
-        starts = windows(np.array([length]), window=pattern.window, stride=window_stride).start
-        count, short = count + len(starts), short + (len(starts) == 0)
-        if episode_done(out, number):
-            reused += 1
-        else:
-            states = source.read_states(episodes[number], 0, length)
-            shape = (len(starts), grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width)
-            batches = _batches(frame_chunks(source, episodes[number], size=size), starts, pattern, batch_size)
-            with written_episode(out, number, states=states, shape=shape) as append:
-                for batch in batches:
-                    append(tokenizer.encode(batch.to(device or "cpu")).cpu().numpy())
-        if progress:
-            progress(done, len(mine))
-    complete = all(episode_done(out, number) for number in range(len(episodes)))
-    if complete:
-        finish(out, source, episodes, grid, contract)
-    return EncodeReport(
-        folder=out, episodes=len(mine), windows=count, episodes_too_short=short, reused=reused, complete=complete
-    )
+    ranks = ranks or Ranks()
+    mine = range(ranks.rank, len(episodes), ranks.world_size)
+    with ranks.owning(out, claim=Claim(file=CLAIM, key=key, what="latents"), wait=wait):
+        for done, number in enumerate(mine, start=1):
+            length = source.episodes[episodes[number]].length
+            starts = windows(np.array([length]), window=pattern.window, stride=window_stride).start
+            count, short = count + len(starts), short + (len(starts) == 0)
+            if episode_done(out, number):
+                reused += 1
+            else:
+                states = source.read_states(episodes[number], 0, length)
+                shape = (len(starts), grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width)
+                batches = _batches(frame_chunks(source, episodes[number], size=size), starts, pattern, batch_size)
+                with written_episode(out, number, states=states, shape=shape) as append:
+                    for batch in batches:
+                        append(tokenizer.encode(batch.to(device or "cpu")).cpu().numpy())
+            if progress:
+                progress(done, len(mine))
+        ranks.everyones(None)
+        if ranks.writes:
+            finish(out, source, episodes, grid, contract)
+    return EncodeReport(folder=out, episodes=len(mine), windows=count, episodes_too_short=short, reused=reused)
 
 
 def _batches(

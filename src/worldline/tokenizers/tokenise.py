@@ -22,7 +22,7 @@ from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import frame_chunks, frame_runs, identity
 from worldline.data.onex_write import finish_tokens, token_shard, token_shard_done
 from worldline.data.source import Source
-from worldline.files import claim
+from worldline.owner import Claim, owned
 from worldline.schema import TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
@@ -57,6 +57,7 @@ def tokenise(
     phases: int = 1,
     augment: AugmentConfig | None = None,
     device: torch.device | None = None,
+    wait: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokeniseReport:
     """Tokenise episodes of a frame source into `out`. Killed and run again, it goes on where it stopped.
@@ -68,10 +69,11 @@ def tokenise(
         phases: start offsets per episode, spread evenly over a block.
         augment: crop and recolour each phase of each episode in its own way, a pure function of their numbers.
         device: where the tokenizer is; None is the CPU.
+        wait: for another process that is writing `out`, instead of refusing.
 
     Raises:
-        UsageError: `out` holds tokens of another source, tokenizer or setting, the source holds no frames, or
-            augmentation flips them or meets oblong ones without a `size`.
+        UsageError: `out` holds tokens of another source, tokenizer or setting, or is in use; the source holds no
+            frames; or augmentation flips them or meets oblong ones without a `size`.
     """
     if source.image_size is None:
         raise UsageError(f"{source.path} holds tokens already; there are no frames to tokenise")
@@ -84,35 +86,35 @@ def tokenise(
             )
     grid = tokenizer.grid(height, width)
     key = token_key(source, fingerprint=fingerprint, episodes=episodes, size=size, phases=phases, augment=augment)
-    claim(out, "tokenise.json", key, what="tokens")
     offsets = [grid.block * phase // phases for phase in range(phases)]
     frames_done, reused, short, left_out = 0, 0, 0, 0
-    for shard, episode in enumerate(episodes):
-        length = source.episodes[episode].length
-        spans = [(p, p + (length - p) // grid.block * grid.block) for p in offsets if length - p >= grid.block]
-        frames_done += sum(stop - start for start, stop in spans)
-        left_out += sum(max(0, length - p) for p in offsets) - sum(stop - start for start, stop in spans)
-        short += all(stop - start < 2 * grid.block for start, stop in spans)
-        if token_shard_done(out, shard):
-            reused += 1
-        else:
-            chunks = frame_chunks(source, episode, size=None if augment else size)
-            pieces = _pieces(spans, grid.block * _blocks_at_once(height, width))
-            views = _views(chunks, pieces, augment, size=height, shard=shard)
-            with _shard(out, shard, source.read_states(episode, 0, length), spans, grid) as put:
-                for view, (start, _, phase) in zip(views, pieces, strict=True):
-                    put(phase, start, tokenizer.encode(view[None].to(device or "cpu")).cpu().numpy())
-        if progress:
-            progress(shard + 1, len(episodes))
-    finish_tokens(
-        out,
-        num_shards=len(episodes),
-        num_images=frames_done,
-        fps=source.fps,
-        layout=source.layout,
-        grid=grid,
-        provenance=key,
-    )
+    with owned(out, claim=Claim(file="tokenise.json", key=key, what="tokens"), wait=wait):
+        for shard, episode in enumerate(episodes):
+            length = source.episodes[episode].length
+            spans = [(p, p + (length - p) // grid.block * grid.block) for p in offsets if length - p >= grid.block]
+            frames_done += sum(stop - start for start, stop in spans)
+            left_out += sum(max(0, length - p) for p in offsets) - sum(stop - start for start, stop in spans)
+            short += all(stop - start < 2 * grid.block for start, stop in spans)
+            if token_shard_done(out, shard):
+                reused += 1
+            else:
+                chunks = frame_chunks(source, episode, size=None if augment else size)
+                pieces = _pieces(spans, grid.block * _blocks_at_once(height, width))
+                views = _views(chunks, pieces, augment, size=height, shard=shard)
+                with _shard(out, shard, source.read_states(episode, 0, length), spans, grid) as put:
+                    for view, (start, _, phase) in zip(views, pieces, strict=True):
+                        put(phase, start, tokenizer.encode(view[None].to(device or "cpu")).cpu().numpy())
+            if progress:
+                progress(shard + 1, len(episodes))
+        finish_tokens(
+            out,
+            num_shards=len(episodes),
+            num_images=frames_done,
+            fps=source.fps,
+            layout=source.layout,
+            grid=grid,
+            provenance=key,
+        )
     return TokeniseReport(
         folder=out,
         episodes=len(episodes),

@@ -63,24 +63,26 @@ def train(
     this with the same arguments and its own `ranks`; rank 0 alone writes and reports.
 
     Raises:
-        UsageError: the folder holds a run already, or another run than the one to resume; the batch does not divide
-            among the ranks; or a GPU has too little memory.
+        UsageError: the folder holds a run already, or another run than the one to resume, or is in use; the batch does
+            not divide among the ranks; or a GPU has too little memory.
         DataError: data or weights are not what they should be.
         NonFiniteLossError: the loss is no longer a number.
     """
-    ranks, run = ranks or Ranks(), RunDir(path)
-    report = report if report and ranks.writes else lambda *_: None
-    share = ranks.share(config.batch_size)
-    _check_pieces(share, config.accumulate)
+    ranks = ranks or Ranks()
+    _check_pieces(ranks.share(config.batch_size), config.accumulate)
+    with ranks.owning(path):
+        return _train(config, RunDir(path), resume, ranks, report if report and ranks.writes else lambda *_: None)
+
+
+def _train(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report: Report) -> TrainResult:
+    """Train in a folder that is ours. It stays empty until all that can be refused has been checked."""
     _begin(run, config, resume)
-    device = ranks.device(config.device)
-    with ranks.first(path) as folder:
+    device, share = ranks.device(config.device), ranks.share(config.batch_size)
+    with ranks.first():
         if config.check_memory and ranks.writes and device.type == "cuda":
             refuse_too_little(config, free=torch.cuda.mem_get_info(device)[0], gpus=ranks.world_size)
-        made = prepare(config, RunDir(folder), lambda what, done, total: report(what, done, total, {}))
-    if ranks.writes and not resume:  # written only now: a request that cannot be carried out must not take the folder
-        write_json(run.path / "environment.json", environment())
-        write_json(run.config, to_json(TrainConfig, config))
+        made = prepare(config, lambda what, done, total: report(what, done, total, {}))
+    total = config.total_steps(len(made.train))
     model = ranks.place(made.model, device).train()
     optimizer = build_optimizer(config.optimizer, model)
     decay = config.optimizer.ema_decay
@@ -90,9 +92,12 @@ def train(
             restore(run, state)
         if ranks.writes:
             run.forget_after(state.step)
-    total = config.total_steps(len(made.train))
+    elif ranks.writes:
+        made.keep(run)
+        write_json(run.path / "environment.json", environment())
+        write_json(run.config, to_json(TrainConfig, config))  # last: with it, the folder holds a run
     loader = Loader(made.train, share, config.seed, ranks.rank, ranks.world_size, config.workers, config.accumulate)
-    board = SummaryWriter(str(path / "tensorboard"), purge_step=state.step) if ranks.writes else None
+    board = SummaryWriter(str(run.path / "tensorboard"), purge_step=state.step) if ranks.writes else None
     figures: dict[str, float] = {}
     began, before = time.monotonic(), state.seconds
 
@@ -131,7 +136,7 @@ def train(
         board.close()
     ranks.agreed(None)  # when any rank returns, the last checkpoint is written
     return TrainResult(
-        run=path, step=state.step, total_steps=total, seconds=state.seconds, figures=figures, left_out=made.left_out
+        run=run.path, step=state.step, total_steps=total, seconds=state.seconds, figures=figures, left_out=made.left_out
     )
 
 
@@ -234,4 +239,3 @@ def _begin(run: RunDir, config: TrainConfig, resume: bool) -> None:
         return
     if run.config.exists():
         raise UsageError(f"{run.path} holds a run already; add --resume to go on, or choose another folder")
-    run.path.mkdir(parents=True, exist_ok=True)

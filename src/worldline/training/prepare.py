@@ -3,7 +3,6 @@
 All that can go wrong with a request goes wrong here, before the first step.
 """
 
-from worldline.rundir import RunDir
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.training.config import TrainConfig
@@ -14,8 +13,8 @@ from worldline.worlds.st_transformer import STTransformerConfig
 from worldline.worlds.wan import WanConfig
 
 
-def prepare(config: TrainConfig, run: RunDir, progress: Progress) -> Prepared:
-    """Open the data, tokenise, encode or decode what is needed into caches, build the model.
+def prepare(config: TrainConfig, progress: Progress) -> Prepared:
+    """Open the data, tokenise, encode or decode what is needed into caches, build the model. Writes no run folder.
 
     Raises:
         DataError: the data or given weights are not what they should be.
@@ -27,6 +26,6 @@ def prepare(config: TrainConfig, run: RunDir, progress: Progress) -> Prepared:
         case WanVAEConfig():
             return prepare_vae(config, config.model, progress)
         case STTransformerConfig():
-            return prepare_token_world(config, config.model, run, progress)
+            return prepare_token_world(config, config.model, progress)
         case WanConfig():
-            return prepare_latent_world(config, config.model, run, progress)
+            return prepare_latent_world(config, config.model, progress)

@@ -13,7 +13,7 @@ from worldline.data.source import Source
 from worldline.data.states import StateStats, compute_stats
 from worldline.data.windows import FramePattern
 from worldline.devices import pick_device
-from worldline.rundir import RunDir, to_json
+from worldline.rundir import to_json
 from worldline.schema import Batch, LatentGrid, UsageError, stack
 from worldline.tokenizers.encode import encode, latent_key
 from worldline.tokenizers.load import describe, fingerprint, load_vae
@@ -65,7 +65,7 @@ def _some(clips: Clips, config: TrainConfig) -> Iterator[Batch]:
         yield stack([clips[i] for i in numbers]).to(pick_device(config.device))
 
 
-def prepare_latent_world(config: TrainConfig, model_config: WanConfig, run: RunDir, progress: Progress) -> Prepared:
+def prepare_latent_world(config: TrainConfig, model_config: WanConfig, progress: Progress) -> Prepared:
     """Latents of both splits, made now, made before or made batch by batch, and a world that fits them.
 
     Raises:
@@ -95,7 +95,7 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, run: RunD
     if model.states is not None and model_config.states.normalise:
         model.states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
     initialise(model, config.initial)
-    keep_tokenizer(run, config.tokenizer, vae, weights=_size(vae) <= COPIED)
+    place = config.tokenizer
     vae = vae.to(pick_device(config.device)).requires_grad_(False)
     return Prepared(
         model=model,
@@ -111,6 +111,7 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, run: RunD
         tokenizer=vae,
         left_out=source.left_out,
         ready=lambda batch: batch if batch.latents is not None else _encoded(batch, vae),
+        keep=lambda run: keep_tokenizer(run, place, vae, weights=_size(vae) <= COPIED),
     )
 
 
@@ -197,6 +198,7 @@ def _cached(
         contract={"image_size": data.image_size, "conditioning": data.conditioning, "camera": data.camera},
         size=data.image_size,
         device=device,
+        wait=True,  # another training may be filling the same cache
         progress=lambda *at: progress(f"encoding into {out}", *at),
     )
     return open_latents(out).path

@@ -41,9 +41,7 @@ def prepare_fsq(config: TrainConfig, model_config: FSQVideoConfig, progress: Pro
     )
 
 
-def prepare_token_world(
-    config: TrainConfig, model_config: STTransformerConfig, run: RunDir, progress: Progress
-) -> Prepared:
+def prepare_token_world(config: TrainConfig, model_config: STTransformerConfig, progress: Progress) -> Prepared:
     """Tokens of both splits (made now where there are frames), and a world that fits them."""
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
     data = _as_tokens(config, model_config, tokenizer, progress)
@@ -77,9 +75,12 @@ def prepare_token_world(
         "statistics": to_json(StateStats, statistics),
         "tokenizer": fingerprint(config.tokenizer) if config.tokenizer else None,
     }
-    if config.tokenizer and tokenizer:
-        keep_tokenizer(run, config.tokenizer, tokenizer, weights=config_is_ours(tokenizer))
-    _write_counts(run, train, grid, model_config.context_grids)
+
+    def keep(run: RunDir) -> None:
+        if config.tokenizer and tokenizer:
+            keep_tokenizer(run, config.tokenizer, tokenizer, weights=config_is_ours(tokenizer))
+        _write_counts(run, train, grid, model_config.context_grids)
+
     return Prepared(
         model=model,
         train=train,
@@ -87,6 +88,7 @@ def prepare_token_world(
         description=description,
         tokenizer=tokenizer,
         left_out=open_data(config.data, config.data.path).left_out,
+        keep=keep,
     )
 
 
@@ -160,6 +162,7 @@ def _tokenised(
         size=size,
         phases=phases,
         augment=augment,
+        wait=True,  # another training may be filling the same cache
         progress=lambda *at: progress(f"tokenising into {out}", *at),
     )
     if report.episodes_too_short == report.episodes:

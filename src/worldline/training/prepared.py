@@ -24,7 +24,7 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def _nothing() -> None:
+def _nothing(*_: RunDir) -> None:
     return None
 
 
@@ -42,6 +42,8 @@ class Prepared:
     """What the training data list but do not have."""
     ready: Callable[[Batch], Batch] = _as_it_is
     """Turns a loaded batch, on the device, into what the model's loss reads (say, frames into latents)."""
+    keep: Callable[[RunDir], None] = _nothing
+    """Writes into a new run folder what belongs beside its checkpoints (the tokenizer, token counts)."""
     finish: Callable[[], None] = _nothing
     """Called on the trained model before its last checkpoint, to measure what only a trained one has."""
 

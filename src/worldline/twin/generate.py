@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
-from worldline.files import atomic, read_json, remove_temporaries, write_json
+from worldline.files import atomic, read_json
+from worldline.owner import Claim, owned
 from worldline.schema import DataError, UsageError
 from worldline.twin.backend import load_mujoco
 from worldline.twin.behaviour import Behaviour
@@ -77,23 +78,24 @@ def generate(
         progress: called with the number of finished episodes and of all.
 
     Raises:
-        UsageError: the folder holds something else, or MuJoCo or OpenGL is missing.
+        UsageError: the folder holds something else or is in use, or MuJoCo or OpenGL is missing.
     """
     versions = {"revision": REVISION, "mujoco": load_mujoco().__version__}
     record: dict[str, object] = {**asdict(config), **versions}
-    _claim(out, record)
-    todo = [episode for episode in range(config.episodes) if not _done(out, episode)]
-    for count, _ in enumerate(_write_all(out, config, todo, workers), config.episodes - len(todo) + 1):
-        if progress is not None:
-            progress(count, config.episodes)
-    finish_raw(
-        out,
-        num_shards=config.episodes,
-        num_images=config.episodes * config.frames,
-        fps=float(config.fps),
-        layout=LAYOUT,
-        provenance={"generator": "worldline twin", **record},
-    )
+    with owned(out, claim=Claim(file=RECORD, key=record, what="data of the twin")):
+        (out / "physics").mkdir(exist_ok=True)
+        todo = [episode for episode in range(config.episodes) if not _done(out, episode)]
+        for count, _ in enumerate(_write_all(out, config, todo, workers), config.episodes - len(todo) + 1):
+            if progress is not None:
+                progress(count, config.episodes)
+        finish_raw(
+            out,
+            num_shards=config.episodes,
+            num_images=config.episodes * config.frames,
+            fps=float(config.fps),
+            layout=LAYOUT,
+            provenance={"generator": "worldline twin", **record},
+        )
 
 
 def record_episode(config: TwinConfig, episode: int) -> Recording:
@@ -148,24 +150,6 @@ def resume(root: Path, episode: int, frame: int) -> tuple[Simulation, Float32[np
     for command in commands[frame // every * every : frame]:
         simulation.step(command)
     return simulation, commands[frame:]
-
-
-def _claim(out: Path, record: dict[str, object]) -> None:
-    """Make the folder ours, or make sure that it is already."""
-    path = out / RECORD
-    if path.exists():
-        found = read_json(path)
-        differing = sorted(key for key in record.keys() | found.keys() if record.get(key) != found.get(key))
-        if differing:
-            changes = ", ".join(f"{key} {found.get(key)} instead of {record.get(key)}" for key in differing)
-            raise UsageError(f"{out} holds data of another config ({changes}). Choose another folder or remove it.")
-    elif out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty and holds no data of the twin. Choose another folder.")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, record)
-    (out / "physics").mkdir(exist_ok=True)
-    remove_temporaries(out)
 
 
 def _write_all(out: Path, config: TwinConfig, episodes: list[int], workers: int) -> Iterator[None]:

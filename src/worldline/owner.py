@@ -1,0 +1,164 @@
+"""One owner per folder: a lock that the operating system takes back when its owner ends, however it ends.
+
+    FOLDER/.owner.lock     locked while somebody writes into the folder; absent or free otherwise
+    FOLDER/.owner.json     who that is, for the messages of those who may not
+
+Whatever writes a folder over minutes or days (a training, tokens, latents, a conversion, cached frames, a data set of
+the twin, an evaluation) goes through `owned`. Several ranks of one job are one owner: `Ranks.owning`. The lock is
+`flock`: it holds between processes of one machine, and between machines on NFS version 4, CephFS and Lustre with its
+option `flock`. A file system without it gets marker files instead, with a warning; these outlive a killed owner.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import socket
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from worldline.files import read_json, remove_temporaries, write_json
+from worldline.schema import DataError, UsageError
+
+LOCK, OWNER = ".owner.lock", ".owner.json"
+_POLL = 0.5
+"""Seconds between looks at a folder that is waited for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What the content of a folder depends on. It is kept in the folder, and content of two kinds never mixes."""
+
+    file: str
+    """Name of the file in the folder that holds the key."""
+    key: Mapping[str, Any]
+    """Values that JSON can hold."""
+    what: str
+    """The content, for messages (`tokens`, `latents`)."""
+
+    def check(self, folder: Path) -> bool:
+        """Whether the folder is new, and not one to go on with.
+
+        Raises:
+            UsageError: it holds such content of another key, or something else.
+        """
+        if (folder / self.file).exists():
+            found, wanted = read_json(folder / self.file), json.loads(json.dumps(self.key))  # JSON knows no tuples
+            differing = [name for name in wanted if found.get(name) != wanted[name]]
+            if differing:
+                raise UsageError(
+                    f"{folder} holds {self.what} made with another {', '.join(differing)} "
+                    f"({'; '.join(_difference(name, found.get(name), wanted[name]) for name in differing)}); "
+                    "choose another folder or remove it"
+                )
+            return False
+        if any(path.name not in (LOCK, OWNER) for path in folder.iterdir()):
+            raise UsageError(f"{folder} is not empty and was not begun by this command; choose another folder")
+        return True
+
+
+@contextmanager
+def owned(folder: Path, *, claim: Claim | None = None, wait: bool = False) -> Iterator[None]:
+    """Inside, this process alone writes into `folder`, which is made if it is absent.
+
+    If the block fails before it wrote anything, the folder is as it was: absent, if it was absent.
+
+    Args:
+        claim: what the folder's content depends on; kept in it, and compared where it is there already. What a killed
+            owner left half-written in such a folder is removed.
+        wait: until another owner has finished, instead of refusing. For caches, where both want the same.
+
+    Raises:
+        UsageError: another process owns the folder (says which), or it holds something else than `claim` says.
+    """
+    folder = Path(os.path.abspath(folder))  # a block may change the working directory
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = _locked(folder, wait)
+    new = False
+    try:
+        write_json(folder / OWNER, _me())
+        if claim is not None:
+            if new := claim.check(folder):
+                write_json(folder / claim.file, dict(claim.key))
+            remove_temporaries(folder)
+        yield
+    except BaseException:
+        if claim is not None and new and _holds_nothing_but(folder, claim.file):
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+            (folder / claim.file).unlink(missing_ok=True)
+        raise
+    finally:
+        (folder / OWNER).unlink(missing_ok=True)
+        # While it is locked: whoever has opened it meanwhile sees that it lies nowhere, and opens the next one.
+        (folder / LOCK).unlink(missing_ok=True)
+        _remove_empty(made)
+        lock.release()
+
+
+def _locked(folder: Path, wait: bool) -> FileLock:
+    """The lock of a folder, taken."""
+    told = False
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"{folder} is a file, or lies below one; choose another folder") from None
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=_POLL if told else 0, poll_interval=_POLL)
+            return lock
+        except FileNotFoundError:
+            continue  # another owner failed and removed the folder it had made
+        except Timeout:
+            if not wait:
+                raise UsageError(
+                    f"{folder} is in use by {_owner(folder)}; wait for it to end, or choose another folder"
+                ) from None
+            if not told:
+                warnings.warn(f"waiting for {_owner(folder)}, which is filling {folder}", stacklevel=4)
+            told = True
+
+
+def _me() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _owner(folder: Path) -> str:
+    try:
+        owner = read_json(folder / OWNER)
+        return "process {pid} on {host} since {since} ({command})".format(**owner)
+    except (DataError, KeyError):  # it has not said so yet, or no longer
+        return "another process"
+
+
+def _difference(name: str, found: Any, wanted: Any) -> str:
+    texts = [text if len(text := json.dumps(value)) <= 40 else f"{text[:37]}..." for value in (found, wanted)]
+    return f"{name}: {texts[0]} there, {texts[1]} now"
+
+
+def _holds_nothing_but(folder: Path, name: str) -> bool:
+    return all(path.is_dir() or path.name in (LOCK, OWNER, name) for path in folder.rglob("*"))
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, innermost first, up to the first that holds something."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
