@@ -41,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def encode_into(root: Path, out: Path, **changes: object) -> EncodeReport:
+def encode_into(root: Path, out: Path, split: str = "train", **changes: object) -> EncodeReport:
     options: dict[str, object] = {
         "fingerprint": fingerprint(root / "vae"),
         "episodes": [0, 1, 2],
@@ -51,7 +51,7 @@ def encode_into(root: Path, out: Path, **changes: object) -> EncodeReport:
         "size": 16,
     }
     vae = load_vae(root / "vae")
-    return encode(open_source(root / "train"), vae, out, **{**options, **changes})  # pyright: ignore[reportArgumentType]
+    return encode(open_source(root / split), vae, out, **{**options, **changes})  # pyright: ignore[reportArgumentType]
 
 
 def latents_of(path: Path) -> LatentSource:
@@ -143,7 +143,7 @@ def test_it_trains_on_latents_on_a_cache_and_straight_from_video_alike(place: Pa
     vae = place / "vae"
     cached = world_run(place / "train", place / "val", vae)
     cached = replace(cached, data=replace(cached.data, cache=tmp_path / "cache"))
-    encode_into(place, tmp_path / "val_encoded", episodes=[0])
+    encode_into(place, tmp_path / "val_encoded", split="val", episodes=[0])
     on_disk = world_run(place / "encoded", tmp_path / "val_encoded", vae)
     video = world_run(place / "train", place / "val", vae)
     losses = {}
@@ -159,7 +159,7 @@ def test_it_trains_on_latents_on_a_cache_and_straight_from_video_alike(place: Pa
 def test_latents_of_another_vae_are_refused(place: Path, tmp_path: Path) -> None:
     other, _ = small_vae(tmp_path / "other", seed=5)
     with pytest.raises(UsageError, match="encoded with another VAE"):
-        train(world_run(place / "encoded", place / "encoded", other), tmp_path / "run")
+        train(world_run(place / "encoded", place / "val", other), tmp_path / "run")
 
 
 def test_a_stopped_run_resumes_bit_for_bit(place: Path, tmp_path: Path) -> None:

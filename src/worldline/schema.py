@@ -116,6 +116,8 @@ class Episode:
     """Names the place on disk in messages, for example `shard 3, segment 17`."""
     phase: int = 0
     """Position of the episode's first frame in its file's grid of token blocks (0 where there are no tokens)."""
+    recording: str | None = None
+    """Which recording the episode was made from (`splits.recording_of`), where its folder names it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,12 @@ from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, cached_frames
 from worldline.data.open import open_source
 from worldline.data.source import Conditioning, Source
+from worldline.data.splits import Recordings, recordings, refuse_shared
 from worldline.data.video import resize
 from worldline.data.windows import FramePattern, WindowIndex, source_windows
 from worldline.schema import Clip, UsageError
+
+Split = Literal["train", "val"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,26 +107,48 @@ class Clips(Sequence[Clip]):
         return clip if self.image_size is None else replace(clip, frames=resize(clip.frames, self.image_size))
 
 
-def open_clips(config: DataConfig, split: Literal["train", "val"], *, progress: Progress | None = None) -> Clips:
-    """Open the training or validation clips of a configuration; `progress` watches the filling of the cache.
+def open_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]:
+    """The data set behind the training or validation clips, and which of its episodes are taken.
 
     Raises:
-        UsageError: training and validation share episodes, the split holds no window, or a cache without a
-            size.
+        UsageError: a slice that selects no episode, and what `open_source` raises.
         DataError: what `open_source` raises.
     """
-    path = config.path if split == "train" or config.val_path is None else config.val_path
-    source: Source = open_source(
-        path,
+    source = open_source(
+        config.path if split == "train" or config.val_path is None else config.val_path,
         camera=config.camera,
         conditioning=config.conditioning,
         layout=config.state_kinds or None,
         allow_missing=config.allow_missing,
     )
     text = config.train_episodes if split == "train" else config.val_episodes
-    episodes = parse_slice(text, len(source.episodes))
-    if split == "val" and config.val_path is None:
-        _refuse_overlap(config, len(source.episodes))
+    return source, parse_slice(text, len(source.episodes))
+
+
+def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) -> Recordings:
+    """Refuse to validate on a recording that is trained on; say which those are. Reads states only.
+
+    Args:
+        trained_on: what the weights that training starts from were trained on.
+
+    Raises:
+        UsageError: a validation episode is also trained on, at whatever path.
+        DataError: states are not what they should be.
+    """
+    source, episodes = open_split(config, "train")
+    trained_on = recordings(source, episodes).joined(trained_on or Recordings())
+    refuse_shared(trained_on, *open_split(config, "val"))
+    return trained_on
+
+
+def open_clips(config: DataConfig, split: Split, *, progress: Progress | None = None) -> Clips:
+    """Open the training or validation clips of a configuration; `progress` watches the filling of the cache.
+
+    Raises:
+        UsageError: the split holds no window, or a cache without a size.
+        DataError: what `open_source` raises.
+    """
+    source, episodes = open_split(config, split)
     if config.cache is not None and source.grid is None:
         if config.image_size is None:
             raise UsageError("a cache of decoded frames needs image_size")
@@ -131,7 +156,8 @@ def open_clips(config: DataConfig, split: Literal["train", "val"], *, progress: 
         source = cached_frames(source, size=size, folder=config.cache, progress=progress, episodes=episodes)
     index = source_windows(source, window=config.pattern.window, stride=config.window_stride, episodes=episodes)
     if len(index) == 0:
-        raise UsageError(f"{path}: no window of {config.pattern.window} frames in the {split} episodes {text!r}")
+        text = config.train_episodes if split == "train" else config.val_episodes
+        raise UsageError(f"{source.path}: no window of {config.pattern.window} frames in the {split} episodes {text!r}")
     augment = config.augment if split == "train" and config.augment.changes else None
     return Clips(source, index, pattern=config.pattern, image_size=config.image_size, augment=augment)
 
@@ -152,12 +178,3 @@ def parse_slice(text: str, length: int) -> range:
             return range(length)[start:stop:step]
         case _:
             raise UsageError(f"{text!r} is no slice of episodes; write for example ':-10', '0:50' or '7'")
-
-
-def _refuse_overlap(config: DataConfig, length: int) -> None:
-    shared = set(parse_slice(config.train_episodes, length)) & set(parse_slice(config.val_episodes, length))
-    if shared:
-        raise UsageError(
-            f"{config.path}: {len(shared)} episodes are in both train_episodes {config.train_episodes!r} and "
-            f"val_episodes {config.val_episodes!r}; for example ':-10' and '-10:' share none"
-        )

@@ -13,6 +13,7 @@ from einops import rearrange
 from worldline.data.cache import Progress, frame_chunks, identity
 from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
 from worldline.data.source import Source
+from worldline.data.splits import recording_of
 from worldline.owner import Claim, owned
 from worldline.schema import UsageError
 
@@ -59,7 +60,11 @@ def convert(source: Source, out: Path, *, size: int | None, progress: Progress |
             num_images=frames,
             fps=source.fps,
             layout=source.layout,
-            provenance=key | {"left_out": list(source.left_out)},
+            provenance=key
+            | {
+                "left_out": list(source.left_out),
+                "recordings": [recording_of(source, episode.index) for episode in source.episodes],
+            },
         )
     return ConvertReport(
         out=out,

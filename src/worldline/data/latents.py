@@ -21,6 +21,7 @@ from jaxtyping import Float32
 
 from worldline.data.checks import check_window
 from worldline.data.source import Source
+from worldline.data.splits import recording_of
 from worldline.data.windows import FramePattern
 from worldline.files import mapped_npy, npy_rows, read_json, write_json
 from worldline.schema import Clip, DataError, Episode, LatentGrid, Origin, StateLayout, TokenGrid, UsageError
@@ -97,13 +98,16 @@ def open_latents(path: Path) -> LatentSource:
             fix="Run the same `worldline data encode` again; it goes on where it stopped.",
         )
     key, metadata = read_json(path / CLAIM), read_json(path / METADATA)
+    recordings = metadata.get("recordings") or [None] * len(metadata["lengths"])
     return LatentSource(
         path=path,
         fps=metadata["fps"],
         layout=StateLayout(names=tuple(metadata["state_names"]), kinds=tuple(metadata["state_kinds"])),
         episodes=tuple(
-            Episode(index=i, length=length, name=name)
-            for i, (length, name) in enumerate(zip(metadata["lengths"], metadata["names"], strict=True))
+            Episode(index=i, length=length, name=name, recording=recording)
+            for i, (length, name, recording) in enumerate(
+                zip(metadata["lengths"], metadata["names"], recordings, strict=True)
+            )
         ),
         left_out=tuple(metadata["left_out"]),
         latent_grid=LatentGrid(**metadata["latent_grid"]),
@@ -141,6 +145,7 @@ def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid,
             "state_kinds": list(source.layout.kinds),
             "lengths": [episode.length for episode in chosen],
             "names": [episode.name for episode in chosen],
+            "recordings": [recording_of(source, i) for i in episodes],
             "left_out": list(source.left_out),
             "latent_grid": {
                 "channels": grid.channels,

@@ -63,7 +63,7 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
     if missing and not allow_missing:
         report(_missing(root, missing, int(metadata["num_shards"])))
     shards = tuple(s for i in complete if (s := _shard(folder, i, suffix, layout, grid, report)) is not None)
-    episodes, places = _episodes(shards, grid)
+    episodes, places = _episodes(shards, grid, _recordings(metadata))
     return OnexSource(
         kind="1x-raw" if grid is None else "1x-tokens",
         path=root,
@@ -217,7 +217,16 @@ def _blocks_problem(path: Path, num_frames: int, grid: TokenGrid) -> DataError |
     )
 
 
-def _episodes(shards: tuple[Shard, ...], grid: TokenGrid | None) -> tuple[tuple[Episode, ...], np.ndarray]:
+def _recordings(metadata: dict[str, Any]) -> dict[int, str]:
+    """Which recording each shard was made from, where a writer of ours noted it."""
+    provenance = metadata.get("provenance")
+    noted = provenance.get("recordings") if isinstance(provenance, dict) else None
+    return {i: str(name) for i, name in enumerate(noted)} if isinstance(noted, list) else {}
+
+
+def _episodes(
+    shards: tuple[Shard, ...], grid: TokenGrid | None, recordings: dict[int, str]
+) -> tuple[tuple[Episode, ...], np.ndarray]:
     episodes: list[Episode] = []
     places: list[np.ndarray] = []
     for position, shard in enumerate(shards):
@@ -228,7 +237,8 @@ def _episodes(shards: tuple[Shard, ...], grid: TokenGrid | None) -> tuple[tuple[
         for first, length in zip(firsts.tolist(), lengths.tolist(), strict=True):
             name = f"shard {shard.index}, segment {segments[first]}"
             phase = 0 if grid is None else first % grid.block
-            episodes.append(Episode(index=len(episodes), length=length, name=name, phase=phase))
+            recording = recordings.get(shard.index)
+            episodes.append(Episode(index=len(episodes), length=length, name=name, phase=phase, recording=recording))
     return tuple(episodes), np.concatenate(places).astype(np.int64) if places else np.zeros((0, 2), np.int64)
 
 

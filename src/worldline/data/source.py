@@ -78,3 +78,12 @@ class Source(Protocol):
             IndexError: the window leaves the episode.
         """
         ...
+
+
+@runtime_checkable
+class Filmed(Source, Protocol):
+    """A source that knows which file shows an episode."""
+
+    def footage(self, episode: int) -> tuple[Path, int]:
+        """The video or token file that shows an episode, and the episode's first frame in it."""
+        ...

@@ -22,6 +22,7 @@ from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import frame_chunks, frame_runs, identity
 from worldline.data.onex_write import finish_tokens, token_shard, token_shard_done
 from worldline.data.source import Source
+from worldline.data.splits import recording_of
 from worldline.owner import Claim, owned
 from worldline.schema import TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
@@ -113,7 +114,7 @@ def tokenise(
             fps=source.fps,
             layout=source.layout,
             grid=grid,
-            provenance=key,
+            provenance=key | {"recordings": [recording_of(source, i) for i in episodes]},
         )
     return TokeniseReport(
         folder=out,

@@ -3,6 +3,13 @@
 All that can go wrong with a request goes wrong here, before the first step.
 """
 
+from dataclasses import replace
+from pathlib import Path
+
+from worldline.data.clips import check_held_out
+from worldline.data.splits import Recordings
+from worldline.files import read_json
+from worldline.rundir import from_json, model_folder, to_json
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.training.config import TrainConfig
@@ -18,8 +25,22 @@ def prepare(config: TrainConfig, progress: Progress) -> Prepared:
 
     Raises:
         DataError: the data or given weights are not what they should be.
-        UsageError: the configuration asks for something impossible.
+        UsageError: the configuration asks for something impossible, or would validate on what it trains on.
     """
+    trained_on = check_held_out(config.data, trained_on=_trained_on(config.initial))
+    made = _prepare(config, progress)
+    return replace(made, description={**made.description, "trained_on": to_json(Recordings, trained_on)})
+
+
+def _trained_on(initial: Path | None) -> Recordings:
+    """What the weights that training starts from were trained on, as far as they say."""
+    if initial is None:
+        return Recordings()
+    path = model_folder(initial) / "model.json"
+    return from_json(Recordings, read_json(path).get("trained_on", {}), path)
+
+
+def _prepare(config: TrainConfig, progress: Progress) -> Prepared:
     match config.model:
         case FSQVideoConfig():
             return prepare_fsq(config, config.model, progress)

@@ -1,0 +1,88 @@
+"""Held out means held out: which recordings the episodes of a source show, told by what is in them, not by where.
+
+An episode is known by its states: a copy, a link, another path, a second listing, a conversion, tokens or latents of it
+are the same recording. Folders that hold parts of episodes (tokens, latents) name the recordings they were made from.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from worldline.data.source import Filmed, Source
+from worldline.schema import Episode, UsageError
+
+_HEAD = 1 << 20
+"""Bytes at the beginning of a video by which recordings are told apart where their states never change."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recordings:
+    """A set of recordings, as a run stores those it was trained on (`trained_on` in model.json)."""
+
+    contents: tuple[str, ...] = ()
+    """What `recording_of` says of each, sorted."""
+
+    def among(self, source: Source, episodes: Sequence[int]) -> list[Episode]:
+        """Those of the episodes that show one of these recordings."""
+        mine = set(self.contents)
+        return [source.episodes[i] for i in dict.fromkeys(episodes) if recording_of(source, i) in mine]
+
+    def joined(self, other: "Recordings") -> "Recordings":
+        """Both sets in one."""
+        return Recordings(contents=tuple(sorted({*self.contents, *other.contents})))
+
+
+def recordings(source: Source, episodes: Sequence[int]) -> Recordings:
+    """The recordings that some episodes show. Reads their states, no video; says what cannot be told apart.
+
+    Raises:
+        DataError: the states of an episode are not what they should be.
+    """
+    found = [_identify(source, i) for i in dict.fromkeys(episodes)]
+    still = sum(by_video for _, by_video in found)
+    if still:
+        log.warning(
+            "%s: the states of %d episodes never change, so these are known by their video files alone: "
+            "the same recording encoded again would not be noticed",
+            source.path,
+            still,
+        )
+    return Recordings(contents=tuple(sorted({name for name, _ in found})))
+
+
+def recording_of(source: Source, episode: int) -> str:
+    """Name the recording an episode shows, by its states: 16 hexadecimal digits.
+
+    Where states never change they tell nothing, and the beginning of the video file is taken with them.
+    """
+    return _identify(source, episode)[0]
+
+
+def _identify(source: Source, episode: int) -> tuple[str, bool]:
+    """The name of a recording, and whether it is known by its video alone."""
+    listed = source.episodes[episode]
+    if listed.recording is not None:
+        return listed.recording, False
+    states = source.read_states(episode, 0, listed.length)
+    digest = hashlib.sha256(f"{states.shape}".encode() + states.tobytes())
+    stands_still = bool((states == states[0]).all())
+    if stands_still and isinstance(source, Filmed):
+        path, first = source.footage(episode)
+        with path.open("rb") as file:
+            digest.update(f"{path.stat().st_size} {first}".encode() + file.read(_HEAD))
+    return digest.hexdigest()[:16], stands_still
+
+
+def refuse_shared(train: Recordings, source: Source, episodes: Sequence[int]) -> None:
+    """Raise `UsageError` where an episode that is to be held out shows a recording that is trained on."""
+    shared = train.among(source, episodes)
+    if shared:
+        names = ", ".join(episode.name for episode in shared[:4]) + (", ..." if len(shared) > 4 else "")
+        raise UsageError(
+            f"{source.path}: {len(shared)} of {len(episodes)} validation episodes are also trained on ({names}), "
+            "here or in a copy, or are listed twice; nothing would be held out. Give splits that share none, for "
+            "example --data.train-episodes :-10 --data.val-episodes -10:, or other validation data (--data.val-path)"
+        )

@@ -1,0 +1,166 @@
+"""Held out means held out: shared recordings are found by content in all four kinds of recipes, before any work."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import SMALL_TOKENIZER, SMALL_WORLD, small_tokenizer, write_squares
+from data_builders import TWO_JOINTS, moving_picture
+from latent_builders import SMALL_VAE, SMALL_WAN, small_vae
+
+from worldline.data.clips import DataConfig, check_held_out
+from worldline.data.convert import convert
+from worldline.data.onex_write import finish_raw, write_raw_shard
+from worldline.data.open import open_source
+from worldline.data.splits import Recordings, recording_of, recordings
+from worldline.data.windows import FramePattern
+from worldline.rundir import RunDir, read_model, write_model
+from worldline.schema import UsageError
+from worldline.tokenizers.encode import encode
+from worldline.tokenizers.load import describe
+from worldline.tokenizers.tokenise import tokenise
+from worldline.training.config import TrainConfig
+from worldline.training.loop import train
+from worldline.training.optimizer import OptimizerConfig
+
+NINE = FramePattern.consecutive(9)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return write_squares(tmp_path / "raw", 3, length=34)
+
+
+def _run(root: Path, kind: str, **data: object) -> TrainConfig:
+    """A run of each kind of recipe: two that train on frames, two that first turn frames into something else."""
+    tokenizer = None
+    if kind == "tokens":
+        tokenizer = root.parent / "tokenizer"
+        _write_tokenizer(tokenizer)
+    if kind == "latents":
+        tokenizer = small_vae(root.parent / "vae")[0]
+    model = {"tokenizer": SMALL_TOKENIZER, "vae": SMALL_VAE, "tokens": SMALL_WORLD, "latents": SMALL_WAN}[kind]
+    config = DataConfig(path=root, image_size=16, pattern=NINE, window_stride=9, cache=root.parent / "cache")
+    return TrainConfig(
+        model=model,
+        data=replace(config, **data),
+        optimizer=OptimizerConfig(),
+        batch_size=2,
+        tokenizer=tokenizer,
+        steps=1,
+        device="cpu",
+        validation_clips=2,
+    )
+
+
+def _write_tokenizer(folder: Path) -> None:
+    folder.mkdir()
+    tokenizer = small_tokenizer()
+    write_model(folder, describe(tokenizer), tokenizer.state_dict())
+
+
+def _copy(root: Path) -> Path:
+    return shutil.copytree(root, root.parent / "copy")
+
+
+def _link(root: Path) -> Path:
+    (root.parent / "link").symlink_to(root)
+    return root.parent / "link"
+
+
+def _converted(root: Path) -> Path:
+    return convert(open_source(root), root.parent / "converted", size=8).out
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "vae", "tokens", "latents"])
+def test_no_run_validates_on_what_it_trains_on(raw: Path, kind: str) -> None:
+    config = _run(raw, kind, val_path=None)
+    with pytest.raises(UsageError, match=r"3 of 3 validation episodes are also trained on \(shard 0, segment 0"):
+        train(config, raw.parent / "run")
+    assert not (raw.parent / "cache").exists(), "it was refused before anything was decoded, tokenized or encoded"
+    assert not RunDir(raw.parent / "run").config.exists(), "the folder stays free"
+
+
+@pytest.mark.parametrize("other", [lambda root: root, lambda root: root / ".." / root.name, _copy, _link, _converted])
+def test_validation_data_elsewhere_are_compared_by_content(raw: Path, other: Callable[[Path], Path]) -> None:
+    shared = DataConfig(path=raw, train_episodes=":2", val_path=other(raw))
+    with pytest.raises(UsageError, match="2 of 3 validation episodes"):
+        check_held_out(shared)
+    trained_on = check_held_out(replace(shared, val_episodes="2:"))
+    assert trained_on == recordings(open_source(raw), [0, 1])
+
+
+def test_an_episode_that_is_there_twice_is_never_on_both_sides(raw: Path) -> None:
+    for path in [*raw.glob("*/*_0.*")]:
+        shutil.copy(path, path.with_name(path.name.replace("_0.", "_3.")))
+    metadata = json.loads((raw / "metadata.json").read_text())
+    (raw / "metadata.json").write_text(json.dumps(metadata | {"num_shards": 4}))
+    with pytest.raises(UsageError, match=r"1 of 1 validation episodes are also trained on \(shard 3, segment 0\)"):
+        check_held_out(DataConfig(path=raw, train_episodes=":3", val_episodes="3:"))
+
+
+def test_tokens_latents_and_conversions_name_the_recordings_they_were_made_from(raw: Path) -> None:
+    source, base = open_source(raw), raw.parent
+    tokenise(source, small_tokenizer(), base / "tokens", fingerprint="x", episodes=[2, 0], phases=3)
+    vae = small_vae(base / "vae")[1]
+    encode(
+        source, vae, base / "latents", fingerprint="y", episodes=[1], pattern=NINE, window_stride=9, contract={}, size=8
+    )
+    tokens, latents = open_source(base / "tokens"), open_source(base / "latents")
+    names = [recording_of(source, i) for i in range(3)]
+    assert len(set(names)) == 3
+    by_shard = {episode.name.split(",")[0]: recording_of(tokens, episode.index) for episode in tokens.episodes}
+    assert by_shard == {"shard 0": names[2], "shard 1": names[0]}
+    assert recording_of(latents, 0) == names[1]
+    tokenise(source, small_tokenizer(), base / "all", fingerprint="x", episodes=range(3))
+    with pytest.raises(UsageError, match="2 of 3 validation episodes"):
+        check_held_out(DataConfig(path=base / "tokens", val_path=base / "all"))
+    with pytest.raises(UsageError, match="1 of 1 validation episodes"):
+        check_held_out(DataConfig(path=raw, val_path=base / "latents"))
+
+
+def test_a_run_says_what_it_was_trained_on_and_what_it_began_from(raw: Path) -> None:
+    first = _run(raw, "tokenizer", train_episodes=":1", val_episodes="2:")
+    train(first, raw.parent / "first")
+    second = replace(first, data=replace(first.data, train_episodes="1:2"), initial=raw.parent / "first")
+    train(second, raw.parent / "second")
+    latest = RunDir(raw.parent / "second").latest()
+    assert latest is not None
+    trained_on = Recordings(contents=tuple(read_model(latest)[0]["trained_on"]["contents"]))
+    assert [e.index for e in trained_on.among(open_source(raw), [2, 1, 0])] == [1, 0]
+    with pytest.raises(UsageError, match="1 of 2 validation episodes"):
+        train(replace(second, data=replace(second.data, train_episodes="2:", val_episodes=":2")), raw.parent / "third")
+
+
+def _standing_still(root: Path, episodes: int) -> Path:
+    for shard in range(episodes):
+        frames = moving_picture(20, shift=float(shard))
+        write_raw_shard(
+            root, shard, frames=frames, states=np.zeros((20, 2), np.float32), segments=np.zeros(20, np.int32), fps=30.0
+        )
+    finish_raw(root, num_shards=episodes, num_images=20 * episodes, fps=30.0, layout=TWO_JOINTS, provenance={})
+    return root
+
+
+def test_states_that_never_change_are_told_apart_by_their_videos_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = DataConfig(path=_standing_still(tmp_path / "still", 3), train_episodes=":2", val_episodes="2:")
+    with caplog.at_level(logging.WARNING):
+        check_held_out(config)
+    assert "states of 2 episodes never change" in caplog.text
+    with pytest.raises(UsageError, match="2 of 3 validation episodes"):
+        check_held_out(replace(config, val_path=_copy(config.path), val_episodes=":"))
+
+
+def test_damaged_notes_of_recordings_are_no_crash(raw: Path) -> None:
+    path = raw / "metadata.json"
+    for notes in ("text", ["a"], [1, None, {}], {"0": "a"}):
+        metadata = json.loads(path.read_text()) | {"provenance": {"recordings": notes}}
+        path.write_text(json.dumps(metadata))
+        assert len(recordings(open_source(raw), range(3)).contents) >= 1
