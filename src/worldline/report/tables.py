@@ -18,7 +18,7 @@ from worldline.evaluation.result import (
     metrics_of,
 )
 from worldline.metrics.bootstrap import Interval
-from worldline.report.text import judged_frames
+from worldline.report.text import INCOMPARABLE, judged_frames, tokenizer_of
 
 HEADLINE_CODE_METRIC = "top500_ce_residual"
 ORDER: tuple[Role, ...] = ("model", "baseline", "ablation", "ceiling")
@@ -49,8 +49,12 @@ class Table:
 
     protocol: str
     data: DataSummary
+    tokenizers: str
+    """Whose tokens or latents were scored; of several, which run's."""
     columns: tuple[MetricInfo, ...]
     lines: tuple[Line, ...]
+    note: str = ""
+    """Why a column that one would look for is not there."""
 
     @property
     def frames(self) -> str:
@@ -61,17 +65,22 @@ class Table:
 def tables(evaluations: Mapping[str, Evaluation], group: Literal["headline", "code"]) -> list[Table]:
     """Tabulate the rows of runs (name -> evaluation), one table per protocol and data: only those compare.
 
-    A row that several runs have to the last digit (a baseline, as a rule) is listed once.
+    Costs of tokens compare only where one tokenizer made them: each has a `code` table of its own, and a headline of
+    several leaves them out. A row that several runs have to the last digit (a baseline, as a rule) is listed once.
     """
-    alike: dict[tuple[str, DataSummary], list[tuple[str, Row]]] = {}
+    alike: dict[object, dict[str, Evaluation]] = {}
     for name, evaluation in evaluations.items():
-        rows = alike.setdefault((evaluation.protocol, evaluation.data), [])
-        rows += [(name, row) for row in evaluation.rows]
-    found = [_table(protocol, data, rows, group) for (protocol, data), rows in alike.items()]
+        key = (evaluation.protocol, evaluation.data, evaluation.tokenizer if group == "code" else None)
+        alike.setdefault(key, {})[name] = evaluation
+    found = [_table(runs, group) for runs in alike.values()]
     return [table for table in found if table.lines]
 
 
-def _table(protocol: str, data: DataSummary, owned: list[tuple[str, Row]], group: str) -> Table:
+def _table(runs: Mapping[str, Evaluation], group: str) -> Table:
+    first = next(iter(runs.values()))
+    owned = [(name, row) for name, evaluation in runs.items() for row in evaluation.rows]
+    mixed = len({evaluation.tokenizer for evaluation in runs.values()}) > 1
+    made = {name: tokenizer_of(evaluation) for name, evaluation in runs.items()}
     owners: dict[str, list[str]] = {}
     distinct: dict[str, Row] = {}
     for run, row in owned:
@@ -79,7 +88,8 @@ def _table(protocol: str, data: DataSummary, owned: list[tuple[str, Row]], group
         owners.setdefault(repr(row), []).append(run)
         distinct.setdefault(repr(row), row)
     rows = sorted(distinct.values(), key=lambda row: ORDER.index(row.role))
-    metrics = [metric for metric in metrics_of(rows) if _belongs(metric, group)]
+    belonging = [metric for metric in metrics_of(rows) if _belongs(metric, group)]
+    metrics = [metric for metric in belonging if not (mixed and METRIC_INFO[metric].group == "code")]
     best = {metric: best_rows(rows, metric) for metric in metrics}
     lines = [
         Line(
@@ -91,8 +101,14 @@ def _table(protocol: str, data: DataSummary, owned: list[tuple[str, Row]], group
         for row in rows
         if set(metrics) & set(row.metrics)
     ]
-    columns = tuple(METRIC_INFO[metric] for metric in metrics)
-    return Table(protocol=protocol, data=data, columns=columns, lines=tuple(lines))
+    return Table(
+        protocol=first.protocol,
+        data=first.data,
+        tokenizers="; ".join(f"{name}: {text}" for name, text in made.items()) if mixed else next(iter(made.values())),
+        columns=tuple(METRIC_INFO[metric] for metric in metrics),
+        lines=tuple(lines),
+        note=INCOMPARABLE if metrics != belonging else "",
+    )
 
 
 def _listed(runs: list[str]) -> str:

@@ -2,10 +2,14 @@
 
 import math
 
-from worldline.evaluation.result import METRIC_INFO, Comparison, Evaluation, Row, best_rows, metrics_of
+from worldline.evaluation.result import METRIC_INFO, Comparison, DataSummary, Evaluation, Row, best_rows, metrics_of
 from worldline.metrics.bootstrap import Interval
 
 ABSENT = "- "
+INCOMPARABLE = (
+    "Costs of tokens do not compare here: the tokens are of different tokenizers or hysteresis, so what there is to "
+    "predict is not the same."
+)
 
 
 def format_number(value: float, unit: str) -> str:
@@ -36,12 +40,23 @@ def judged_frames(protocol: str) -> str:
     return "frames" if protocol == "tokenizer" else "future frames"
 
 
+def tokenizer_of(evaluation: Evaluation) -> str:
+    """Name the tokenizer that made what was scored, as every table does."""
+    return "tokenizer not recorded" if evaluation.tokenizer is None else f"tokenizer {evaluation.tokenizer}"
+
+
+def split_of(data: DataSummary) -> str:
+    """Say whether what was judged on had been trained on, as every table does."""
+    return {"held out": "held out", "training data": "TRAINING DATA"}.get(data.split, "not checked to be held out")
+
+
 def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
     """Lay out an evaluation: metrics down, forecasters across, as many side by side as `width` allows."""
     data, rows = evaluation.data, evaluation.rows
     lines = [
         f"{evaluation.protocol}: {data.num_clips} clips of {data.num_episodes} episodes of {data.name}, "
-        f"{data.horizon_frames} {judged_frames(evaluation.protocol)} at {data.fps:g} per second",
+        f"{split_of(data)}, {data.horizon_frames} {judged_frames(evaluation.protocol)} at {data.fps:g} per second",
+        tokenizer_of(evaluation),
         "mean [95 % interval over episodes]; * best mean",
     ]
     metrics = metrics_of(rows)

@@ -119,6 +119,7 @@ def _render(runs: Sequence[Run]) -> str:
     engine.filters |= {
         "number": lambda value, unit: text.format_number(value, unit).replace("-", "\N{MINUS SIGN}"),
         "duration": text.duration,
+        "split": text.split_of,
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     }
     evaluations = {run.name: run.evaluation for run in runs if run.evaluation is not None}
@@ -131,4 +132,5 @@ def _render(runs: Sequence[Run]) -> str:
         comparisons=[_comparisons(run) for run in runs],
         training=[_training(run) for run in runs],
         metric_info=METRIC_INFO,
+        incomparable=text.INCOMPARABLE,
     )
