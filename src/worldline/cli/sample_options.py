@@ -33,8 +33,8 @@ class SampleOptions:
     sampler: Literal["euler", "unipc"] = "euler"
     average_repeats: bool = False
     """Worlds over latents: average the frames that show the same instant (frames 19 and 20 of the report's 21)."""
-    rows: int = 32
-    """Worlds over latents: samples generated at once, over all clips; lower it where memory is short."""
+    rows: int | None = None
+    """Samples generated at once, over all clips; if not given, what a few GB of memory hold."""
 
     def choice(self) -> SamplingChoice:
         """What a forecaster is loaded with."""

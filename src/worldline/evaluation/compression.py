@@ -6,7 +6,6 @@ blind to states, and the world itself fed another clip's states. Definitions: do
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -195,8 +194,7 @@ class _Scorer:
         past, future = tokens[:, :context], tokens[:, context:]
         rollouts = self._score_worlds(tally, past, future, batch, now)
         forced = CodeScores(future)
-        for index, step in enumerate(_teacher_forced(self.forecaster, tokens, batch)):
-            forced.add(index, step)
+        self.forecaster.teacher_forced(tokens, batch.states, watch=forced.add)
         forced.into(tally.values[FORECAST], 1)
         self._score_kept(tally, past, future)
         if self.counts is not None:
@@ -246,7 +244,7 @@ class _Scorer:
         scores, prior = CodeScores(future), self.prior
         for index, changed in enumerate(self.changed):
             kept, true = past[:, -1].flatten(), future[:, index].flatten()
-            scores.note(kept_code_lengths(prior, kept, true, changed=changed))
+            scores.note(index, kept_code_lengths(prior, kept, true, changed=changed), len(past))
         scores.into(tally.values[KEEP_LAST], 0)
 
     def _score_frames(
@@ -275,11 +273,6 @@ class _Scorer:
             if name in SHOWN:
                 tally.shown[name] += [torch.cat([seen[i], predicted[i]]) for i in keep]
         tally.shown["real"] += [real[i, : split + forecaster.horizon_frames] for i in keep]
-
-
-def _teacher_forced(forecaster: TokenForecaster, tokens: Int64[Tensor, "b l h w"], batch: Batch) -> Iterator[GridStep]:
-    device = forecaster.device
-    return forecaster.world.teacher_forced(tokens.to(device), batch.states.to(device))
 
 
 def _score_unigram(tally: Tally, future: Int64[Tensor, "b l h w"], counts: Int64[np.ndarray, " v"]) -> None:

@@ -72,22 +72,28 @@ class CodeScores:
 
     def __init__(self, future: Int64[Tensor, "b l h w"]) -> None:
         self.future = future
-        self.grids: list[dict[str, Tensor]] = []
+        self.grids: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in range(future.shape[1])]
+        self.scored = [0] * future.shape[1]
 
     def add(self, index: int, step: GridStep) -> None:
+        """Score grid `index` of the next few clips."""
+        first, count = self.scored[index], len(step.tokens)
         logits = rearrange(step.logits, "b h w v -> (b h w) v")
-        self.note(top_k_code_lengths(logits, self.future[:, index].flatten().to(logits.device)))
+        truth = self.future[first : first + count, index].flatten().to(logits.device)
+        self.note(index, top_k_code_lengths(logits, truth), count)
 
-    def note(self, lengths: CodeLengths) -> None:
-        """Take the costs of the next grid as they are."""
-        self.grids.append({name: value.cpu() for name, value in per_clip(lengths, len(self.future)).items()})
+    def note(self, index: int, lengths: CodeLengths, count: int) -> None:
+        """Take the costs of grid `index` of the next `count` clips as they are."""
+        self.scored[index] += count
+        for name, value in per_clip(lengths, count).items():
+            self.grids[index][name].append(value.cpu())
 
     def into(self, values: dict[str, list[Tensor]], which: int) -> None:
         """Append the mean over grids under the names of forecasts (0) or of the teacher-forced bound (1)."""
         for name, names in CODE_NAMES.items():
             metric = names[which]
             if metric is not None:
-                values[metric].append(torch.stack([grid[name] for grid in self.grids]).nanmean(dim=0))
+                values[metric].append(torch.stack([torch.cat(grid[name]) for grid in self.grids]).nanmean(dim=0))
 
 
 def code_intervals(values: dict[str, Tensor], episodes: Int64[Tensor, " n"]) -> dict[str, Interval]:

@@ -15,6 +15,9 @@ from worldline.schema import Forecast, LatentGrid, UsageError
 from worldline.tokenizers.tokenizer import LatentTokenizer
 from worldline.worlds.world import LatentWorld
 
+GENERATED = 10 * 2**20
+"""Bytes of latents that are generated at once: eight samples of the 5 B world at 512x512, for which it holds 4.2 GB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatentForecaster:
@@ -33,8 +36,11 @@ class LatentForecaster:
     """Independent futures per clip."""
     average_repeats: bool = False
     """Where a pattern takes an instant twice, average both decoded frames (a free ensemble) instead of the last."""
-    rows: int = 32
-    """Samples that are generated and decoded at once, over all clips; lower it where memory is short."""
+    rows: int | None = None
+    """Samples that are generated at once, over all clips; None takes as many as have `GENERATED` bytes of latents.
+
+    Decoding goes by pieces of its own (`worldline.tokenizers.tokenizer.PIECE`). Neither changes more than rounding.
+    """
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where world and VAE are; inputs are moved there, forecasts come back to the CPU."""
 
@@ -42,6 +48,12 @@ class LatentForecaster:
     def context_taken(self) -> int:
         """Frames of the context that are encoded: 5 for two latents of stride 4."""
         return 1 + (self.world.context_latents - 1) * self.grid.temporal_stride
+
+    @property
+    def rows_at_once(self) -> int:
+        length = self.world.context_latents + self.world.horizon_latents
+        size = 4 * length * self.grid.channels * self.grid.height * self.grid.width
+        return self.rows or max(1, GENERATED // size)
 
     @property
     def context_frames(self) -> int:
@@ -81,9 +93,9 @@ class LatentForecaster:
         samples = self.num_samples
         noise = normal(generators(seeds, samples), (self.world.horizon_latents, *context.shape[2:]))
         parts = zip(
-            repeat(context, "b l c h w -> (b k) l c h w", k=samples).split(self.rows),
-            repeat(states, "b t s -> (b k) t s", k=samples).split(self.rows),
-            noise.split(self.rows),
+            repeat(context, "b l c h w -> (b k) l c h w", k=samples).split(self.rows_at_once),
+            repeat(states, "b t s -> (b k) t s", k=samples).split(self.rows_at_once),
+            noise.split(self.rows_at_once),
             strict=True,
         )
         video = torch.cat([self._future(*part) for part in parts])
@@ -93,8 +105,7 @@ class LatentForecaster:
     def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
         """The true frames of the pattern, encoded with their context and decoded."""
         taken = frames[:, list(self.pattern.frames)]
-        parts = [self.tokenizer.decode(self.tokenizer.encode(part.to(self.device))) for part in taken.split(self.rows)]
-        return self._one_per_instant(torch.cat(parts).cpu())
+        return self._one_per_instant(self.tokenizer.decode(self.tokenizer.encode(taken.to(self.device))).cpu())
 
     def _future(self, context: Tensor, states: Tensor, noise: Tensor) -> UInt8[Tensor, "n t 3 h w"]:
         future = self.world.forecast(context, states.to(self.device), noise.to(self.device), sampling=self.sampling)

@@ -30,7 +30,7 @@ class SamplingChoice:
     keep_seen: bool = False
     num_samples: int = 1
     average_repeats: bool = False
-    rows: int = 32
+    rows: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,7 @@ def load_forecaster(
                 num_samples=choice.num_samples,
                 pictures=choice.pictures,
                 keep_seen=choice.keep_seen,
+                rows=choice.rows,
                 device=device,
             )
         case WanWorld():

@@ -1,6 +1,6 @@
 """The compression track's forecaster: a discrete world between a tokenizer's encoder and decoder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -23,6 +23,9 @@ Words are what the world goes on from either way. The mean is what squared error
 sure one is shown no better by it (docs/log.md).
 """
 
+LOGITS = 2**30
+"""Bytes of one grid's logits that exist at once in a roll-out: four clips of the report's 32x32 of 64,000 words."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
@@ -34,6 +37,16 @@ class Rollout:
     """Share in which a patch shows its word of the last context grid: 0 or 1 of chosen words, else a probability."""
     mean_codes: Float32[Tensor, "b l gh gw d"] | None = None
     """Mean of the codes under the distributions they were chosen from, where these are to be shown."""
+
+    @staticmethod
+    def joined(parts: "Sequence[Rollout]") -> "Rollout":
+        """Roll-outs of successive clips as one."""
+        means = [part.mean_codes for part in parts if part.mean_codes is not None]
+        return Rollout(
+            tokens=torch.cat([part.tokens for part in parts]),
+            kept=torch.cat([part.kept for part in parts]),
+            mean_codes=torch.cat(means) if means else None,
+        )
 
     @staticmethod
     def certain(context: Int64[Tensor, "b c gh gw"], tokens: Int64[Tensor, "b l gh gw"]) -> "Rollout":
@@ -55,8 +68,17 @@ class TokenForecaster:
     pictures: Pictures = "words"
     keep_seen: bool = False
     """Show the last context frame where its words are kept (worldline.forecasting.kept)."""
+    rows: int | None = None
+    """Roll-outs at once, over all clips; None takes as many as have `LOGITS` bytes of logits for one grid.
+
+    Changes rounding at most.
+    """
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where world and tokenizer are; inputs are moved there, forecasts come back to the CPU."""
+
+    @property
+    def rows_at_once(self) -> int:
+        return self.rows or max(1, LOGITS // (4 * self.grid.height * self.grid.width * self.grid.vocab_size))
 
     @property
     def context_frames(self) -> int:
@@ -97,6 +119,7 @@ class TokenForecaster:
             frames=rearrange(shown, "(b k) t c h w -> b k t c h w", k=samples), tokens=made.tokens[::samples]
         )
 
+    @torch.no_grad()
     def rollout(
         self,
         context: Int64[Tensor, "b c gh gw"],
@@ -106,22 +129,52 @@ class TokenForecaster:
         num_samples: int = 1,
         watch: Callable[[int, GridStep], None] | None = None,
     ) -> Rollout:
-        """Horizons of tokenised contexts, `num_samples` of each, in the order `(b k)`.
+        """Horizons of tokenised contexts, `num_samples` of each, in the order `(b k)`, a few rows at a time.
 
         Args:
             seeds: one per clip; needed at a temperature above 0.
-            watch: `watch(i, step)` sees grid i and its logits.
+            watch: `watch(i, step)` sees grid i of a few rows and its logits: all grids of the first rows, then all of
+                the next.
 
         Raises:
             UsageError: mean codes are to be shown, but words of this tokenizer have none.
         """
         context, states = context.repeat_interleave(num_samples, dim=0), states.repeat_interleave(num_samples, dim=0)
-        steps = self.world.forecast(
-            context.to(self.device),
-            states.to(self.device),
-            sampling=self.sampling,
-            generators=None if seeds is None else generators(seeds, num_samples),
-        )
+        streams = None if seeds is None else generators(seeds, num_samples)
+        parts = []
+        for rows in self._pieces(len(context)):
+            steps = self.world.forecast(
+                context[rows].to(self.device),
+                states[rows].to(self.device),
+                sampling=self.sampling,
+                generators=None if streams is None else streams[rows],
+            )
+            parts.append(self._followed(steps, context[rows], watch))
+        return Rollout.joined(parts)
+
+    @torch.no_grad()
+    def teacher_forced(
+        self,
+        tokens: Int64[Tensor, "b l gh gw"],
+        states: Float32[Tensor, "b t s"],
+        *,
+        watch: Callable[[int, GridStep], None],
+    ) -> None:
+        """Let `watch(i, step)` see future grid i of a few rows, given the true grids before it, as in `rollout`."""
+        for rows in self._pieces(len(tokens)):
+            steps = self.world.teacher_forced(tokens[rows].to(self.device), states[rows].to(self.device))
+            for index, step in enumerate(steps):
+                watch(index, step)
+
+    def _pieces(self, count: int) -> list[slice]:
+        return [slice(first, first + self.rows_at_once) for first in range(0, count, self.rows_at_once)]
+
+    def _followed(
+        self,
+        steps: Iterator[GridStep],
+        context: Int64[Tensor, "b c gh gw"],
+        watch: Callable[[int, GridStep], None] | None,
+    ) -> Rollout:
         codebook = self._codes().codebook if self.pictures == "mean" else None
         grids, means, kept = [], [], []
         for index, step in enumerate(steps):

@@ -1,0 +1,130 @@
+"""Forecasts are made in pieces of bounded size, whatever the batch: the same results, in the memory of a piece."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from builders import SMALL_WORLD, noise_frames, small_tokenizer, small_world
+from latent_builders import SMALL_VAE
+from torch import Tensor
+
+from worldline.data.windows import FramePattern
+from worldline.forecasting.latents import LatentForecaster
+from worldline.forecasting.tokens import Pictures, TokenForecaster
+from worldline.nn.adaln import StateModulationConfig
+from worldline.process.categorical import Sampling
+from worldline.process.flow import FlowSampling
+from worldline.schema import LatentGrid, TokenGrid
+from worldline.training.footprint import build
+from worldline.training.meter import follow
+from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+from worldline.worlds.wan import WanConfig, WanWorld
+from worldline.worlds.wan_weights import BackboneConfig
+from worldline.worlds.world import GridStep
+
+REPORT_GRID = TokenGrid(height=32, width=32, vocab_size=64_000)
+SEEDS = (4, 8, 15, 16, 23)
+
+
+def forecaster_of(rows: int | None, pictures: Pictures = "words", **changes: object) -> TokenForecaster:
+    tokenizer = small_tokenizer()
+    made = TokenForecaster(
+        world=small_world(replace(SMALL_WORLD, vocab_size=200)),
+        grid=tokenizer.grid(16, 16),
+        tokenizer=tokenizer,
+        sampling=Sampling(temperature=1.0),
+        pictures=pictures,
+        keep_seen=pictures == "mean",
+        num_samples=3,
+        rows=rows,
+    )
+    return replace(made, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def states_of(count: int) -> Tensor:
+    return torch.randn(count, 34, 2, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("pictures", ["words", "mean"])
+def test_forecasts_do_not_depend_on_the_rows_at_once(pictures: Pictures) -> None:
+    frames, states = noise_frames(5, 17, 3, 16, 16), states_of(5)
+    whole = forecaster_of(None, pictures).forecast(frames, states, seeds=SEEDS)
+    for rows in (1, 4, 100):
+        pieces = forecaster_of(rows, pictures).forecast(frames, states, seeds=SEEDS)
+        assert torch.equal(pieces.tokens, whole.tokens)  # pyright: ignore[reportArgumentType]
+        assert (pieces.frames.int() - whole.frames.int()).abs().max() <= 1
+
+
+def test_all_grids_of_the_first_rows_are_seen_before_those_of_the_next() -> None:
+    forecaster = forecaster_of(2, sampling=Sampling())
+    context = forecaster.encode(noise_frames(5, 17, 3, 16, 16))
+    seen: list[tuple[int, int]] = []
+    found: list[Tensor] = []
+
+    def watch(index: int, step: GridStep) -> None:
+        seen.append((index, len(step.tokens)))
+        found.append(step.logits)
+
+    made = forecaster.rollout(context, states_of(5), watch=watch)
+    assert seen == [(0, 2), (1, 2), (2, 2), (0, 2), (1, 2), (2, 2), (0, 1), (1, 1), (2, 1)]
+    seen.clear()
+    followed = torch.cat([context, made.tokens], dim=1)
+    forecaster.teacher_forced(followed, states_of(5), watch=watch)
+    assert seen == [(0, 2), (1, 2), (2, 2), (0, 2), (1, 2), (2, 2), (0, 1), (1, 1), (2, 1)]
+    for own, forced in zip(found[:9], found[9:], strict=True):
+        torch.testing.assert_close(own, forced, rtol=1e-4, atol=1e-4)
+
+
+def test_a_roll_out_of_many_clips_takes_the_memory_of_its_rows() -> None:
+    config = replace(SMALL_WORLD, vocab_size=5000, grid_height=4, grid_width=4)
+    world, grid = small_world(config), TokenGrid(height=4, width=4, vocab_size=5000)
+    context = torch.randint(5000, (12, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    logits = 4 * 16 * 5000  # of one grid of one clip
+
+    def peak(rows: int | None) -> int:
+        forecaster = TokenForecaster(world=world, grid=grid, tokenizer=None, rows=rows)
+        weights = [*world.parameters(), *world.buffers()]
+        work = lambda: forecaster.rollout(context, states_of(12)).tokens  # noqa: E731
+        return follow(work, weights, autocast=False, device="cpu", native=True, backward=False).peak
+
+    assert peak(None) > 12 * logits
+    assert peak(1) < 4 * logits
+
+
+def test_a_roll_out_at_the_report_s_size_has_room_on_a_card() -> None:
+    """All three grids of a batch of 32 clips would take 25 GB of logits alone."""
+    forecaster = TokenForecaster(world=small_world(), grid=REPORT_GRID, tokenizer=None)
+    assert forecaster.rows_at_once == 4
+    world = build(STTransformerConfig()).eval()
+    assert isinstance(world, STTransformer)
+    context = torch.zeros(4, 3, 32, 32, dtype=torch.int64, device="meta")
+    states = torch.zeros(4, 34, 25, device="meta")
+
+    @torch.no_grad()
+    def roll() -> Tensor:
+        for step in world.forecast(context, states, sampling=Sampling()):
+            context.copy_(step.tokens[:, None].expand(-1, 3, -1, -1))
+        return context
+
+    assert follow(roll, [*world.parameters()], autocast=False, native=True, backward=False).peak < 6e9
+
+
+def test_generation_at_the_5b_s_size_takes_less_than_decoding_a_clip() -> None:
+    backbone = replace(BackboneConfig(), num_layers=2)  # no layer's memory outlives it
+    layout = StateModulationConfig(kinds=("angle",) * 21 + ("velocity",) * 2 + ("binary",) * 2)
+    world = build(WanConfig(backbone=backbone, states=layout)).eval()
+    assert isinstance(world, WanWorld)
+    forecaster = LatentForecaster(
+        world=world,
+        grid=LatentGrid(channels=48, height=32, width=32),
+        tokenizer=SMALL_VAE.build(),  # not asked: what is generated is not decoded here
+        pattern=FramePattern.report_77(),
+    )
+    rows = forecaster.rows_at_once
+    assert rows == 8
+    shapes = ((rows, 2, 48, 32, 32), (rows, 77, 25), (rows, 4, 48, 32, 32))
+    context, states, noise = (torch.empty(*shape, device="meta") for shape in shapes)
+    work = lambda: world.forecast(context, states, noise, sampling=FlowSampling(steps=1))  # noqa: E731
+    weights = [*world.parameters(), *world.buffers()]
+    assert follow(work, weights, autocast=False, backward=False).peak < 4.5e9
+    assert replace(forecaster, rows=3).rows_at_once == 3
