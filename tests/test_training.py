@@ -547,7 +547,7 @@ def test_windows_of_tokens_begin_as_far_apart_as_asked_for(tmp_path: Path) -> No
     config = _frame_world(tmp_path, _tokenizer(tmp_path))
     for stride, starts in ((17, [0, 17, 0]), (34, [0, 0]), (51, [0, 0])):  # 51 frames, and 34 from frame 8 on
         data = replace(config.data, window_stride=stride, train_episodes="0")
-        made = prepare(replace(config, data=data), RunDir(tmp_path / f"{stride}"), lambda *_: None)
+        made = prepare(replace(config, data=data), lambda *_: None)
         assert made.train.windows.start.tolist() == starts
     for stride, fits in ((20, 17), (30, 34), (5, 17)):
         data = replace(config.data, window_stride=stride, cache=tmp_path / "untouched")
