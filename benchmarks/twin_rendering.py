@@ -69,7 +69,7 @@ def copy_last_psnr(root: Path, config: TwinConfig) -> float:
     """PSNR in dB between each frame and the one `HORIZON` later, per image, then averaged."""
     values = []
     for episode in range(config.episodes):
-        frames = decode(root / f"videos/video_{episode}.mp4", 0, config.frames).numpy().astype(np.float32)
+        frames = decode(root / f"videos/video_{episode}.mp4", range(config.frames)).numpy().astype(np.float32)
         error = np.mean((frames[HORIZON:] - frames[:-HORIZON]) ** 2, axis=(1, 2, 3))
         values.append(10 * np.log10(255**2 / np.maximum(error, 1e-3)))
     return float(np.mean(values))

@@ -359,7 +359,7 @@ def test_missing_cosmos_says_what_to_download(tmp_path: Path) -> None:
 
 def test_half_a_cosmos_names_the_missing_half(tmp_path: Path) -> None:
     (_write_cosmos(tmp_path) / "decoder.jit").unlink()
-    with pytest.raises(DataError, match="found nothing") as error:
+    with pytest.raises(DataError, match="found no file") as error:
         load_tokenizer(tmp_path)
     assert error.value.path == tmp_path / "decoder.jit"
 

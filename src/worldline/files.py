@@ -12,6 +12,8 @@ import numpy as np
 
 from worldline.schema import DataError
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -49,13 +51,32 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises `DataError` where the file is absent, not JSON or not an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(path, expected="a JSON file", found="nothing", fix="Restore the file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(path, expected="JSON", found=str(error), fix="Restore the file.") from error
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8 and no JSON are ValueErrors
+        raise unreadable(path, expected="JSON", found=str(error), fix="Restore the file.") from error
     if not isinstance(content, dict):
         raise DataError(path, expected="a JSON object", found=type(content).__name__, fix="Restore the file.")
     return content
+
+
+def unreadable(path: Path, *, expected: str, found: str, fix: str) -> DataError:
+    """Say what is wrong with a file that could not be read: the true cause where the file itself shows one."""
+    kind = "damaged"
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+    except FileNotFoundError:
+        kind, found = "missing_files", "a link to nothing" if path.is_symlink() else "no file"
+    except (OSError, ValueError) as error:  # a folder, no permission; a name that no file can have
+        found = f"{type(error).__name__}: {error}"
+    else:
+        if head.startswith(_LFS_POINTER):
+            kind, found = "git_lfs_pointer", "a Git LFS pointer in its place"
+            fix = "Run `git lfs pull` in the data set's folder (git-lfs must be installed)."
+        elif not head:
+            found = "an empty file"
+        elif head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            found = "a web page, as a download that was refused leaves it"
+    return DataError(path, expected=expected, found=found, fix=fix, kind=kind)
 
 
 def remove_temporaries(folder: Path) -> int:
@@ -68,8 +89,12 @@ def remove_temporaries(folder: Path) -> int:
 
 def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Map a raw binary file read-only. The caller has checked its size; maps are kept while the file is unchanged."""
-    status = path.stat()
-    return _mapped(path, dtype, shape, status.st_size, status.st_mtime_ns)
+    try:
+        status = path.stat()
+        return _mapped(path, dtype, shape, status.st_size, status.st_mtime_ns)
+    except (OSError, ValueError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise unreadable(path, expected=f"{dtype}{list(shape)}", found=found, fix="Fetch it again.") from error
 
 
 @lru_cache(maxsize=1024)
@@ -84,7 +109,7 @@ def mapped_npy(path: Path, *, what: str, fix: str) -> np.ndarray:
     try:
         return _mapped_npy(path, path.stat().st_mtime_ns)
     except (OSError, ValueError) as error:
-        raise DataError(path, expected=what, found=f"{type(error).__name__}: {error}", fix=fix) from error
+        raise unreadable(path, expected=what, found=f"{type(error).__name__}: {error}", fix=fix) from error
 
 
 @lru_cache(maxsize=4096)

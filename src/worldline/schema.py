@@ -27,10 +27,14 @@ from torch import Tensor
 
 
 class DataError(Exception):
-    """Data on disk are not what they should be. Says which file, what was expected, what was found, what to do."""
+    """Data on disk are not what they should be. Says which file, what was expected, what was found, what to do.
 
-    def __init__(self, path: Path | str, *, expected: str, found: str, fix: str) -> None:
+    `kind` is a short stable id (`missing_files`, `rate`, ...): problems of one kind and remedy are reported as one.
+    """
+
+    def __init__(self, path: Path | str, *, expected: str, found: str, fix: str, kind: str = "damaged") -> None:
         self.path, self.expected, self.found, self.fix = Path(path), expected, found, fix
+        self.kind = kind
         super().__init__(f"{path}: expected {expected}, found {found}. {fix}")
 
 

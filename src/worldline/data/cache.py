@@ -21,7 +21,7 @@ from worldline.data.checks import check_window
 from worldline.data.lerobot import LerobotSource
 from worldline.data.onex import OnexSource
 from worldline.data.source import Source
-from worldline.data.video import resize, stream_frames
+from worldline.data.video import resize
 from worldline.files import mapped_npy, npy_rows
 from worldline.owner import Claim, owned
 from worldline.schema import (
@@ -155,8 +155,7 @@ def frame_chunks(source: Source, episode: int, *, size: int | None) -> Iterator[
     """Go once over an episode's frames in bounded memory, scaled to `size`; None keeps the stored size."""
     length = source.episodes[episode].length
     if isinstance(source, OnexSource | LerobotSource):
-        video, first = source.footage(episode)
-        chunks = stream_frames(video, first, first + length, fps=source.fps, threads=0)
+        chunks = source.frames(episode, 0, length, threads=0)
     else:
         chunks = (_frames_of(source, episode, i, min(i + _CHUNK, length)) for i in range(0, length, _CHUNK))
     return chunks if size is None else (resize(chunk, size) for chunk in chunks)

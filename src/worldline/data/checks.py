@@ -1,9 +1,14 @@
 """Checks that every source makes, so that every source says the same about the same fault."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from worldline.schema import DataError, Episode
 
@@ -14,6 +19,63 @@ Report = Callable[[DataError], None]
 def raise_problem(problem: DataError) -> None:
     """Be a `Report` that stops at the first fault."""
     raise problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeavingOut:
+    """What to do with a part of a data set that is at fault while it is opened, and a line for each part left out."""
+
+    allowed: bool
+    """Whether parts may be left out; without it the first raises."""
+    report: Report = raise_problem
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def inspecting(self) -> bool:
+        """Whether faults are collected and not raised."""
+        return self.report is not raise_problem
+
+    def leave(self, what: str, problem: DataError, *, harmless: bool = False) -> None:
+        """Leave out a part, or raise what is wrong with it.
+
+        Args:
+            harmless: nothing is lost by leaving it out, so that it needs no leave.
+        """
+        if self.inspecting or not (self.allowed or harmless):
+            self.report(problem)
+        self.lines.append(what)
+
+    @contextmanager
+    def around(self, what: str) -> Iterator[None]:
+        """Leave out what is read within, where it is at fault."""
+        try:
+            yield
+        except DataError as problem:
+            self.leave(f"{what} ({problem.found})", problem)
+
+
+T = TypeVar("T")
+
+
+def validated(path: Path, form: type[T], content: Any, where: str = "") -> T:
+    """Give content that came out of a file the type it should have. Raises `DataError` naming the first misfit."""
+    try:
+        return adapter(form).validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+        text = repr(first["input"])
+        found = text if len(text) <= 80 else f"{text[:77]}..."
+        problem = first["msg"][:1].lower() + first["msg"][1:]
+        raise DataError(
+            path, expected=f"{place}: {problem}", found=found, fix="Correct or restore it.", kind="metadata"
+        ) from error
+
+
+@lru_cache(maxsize=64)
+def adapter(form: Any) -> Any:
+    """What validates a type, made once."""
+    return TypeAdapter(form)
 
 
 def check_window(episode: Episode, start: int, stop: int) -> None:
@@ -33,6 +95,7 @@ def check_finite(path: Path, states: np.ndarray, names: Sequence[str], first_row
         expected="finite states",
         found=f"{value} in row {first_row + rows[0]}, {name} ({len(rows)} such values)",
         fix="Repair the recording or leave the episode out.",
+        kind="states",
     )
 
 

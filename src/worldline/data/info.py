@@ -211,7 +211,7 @@ def _video_faults(source: OnexSource | LerobotSource, video: Path, stop: int, th
     last = min(stop, info.num_frames)
     for start in (0,) if thorough else (0, last - 1):
         try:
-            for _ in stream_frames(video, start, last if thorough else start + 1, fps=source.fps, threads=0):
+            for _ in stream_frames(video, range(start, last if thorough else start + 1), threads=0):
                 pass
         except DataError as problem:
             yield problem
@@ -245,7 +245,7 @@ def _count_faults(source: OnexSource | LerobotSource) -> Iterator[DataError]:
 
 def _cameras(path: Path) -> tuple[str, ...]:
     try:
-        return cameras(path) if looks_like_lerobot(path) else ()
+        return tuple(cameras(path)) if looks_like_lerobot(path) else ()
     except DataError:
         return ()
 

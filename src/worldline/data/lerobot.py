@@ -1,23 +1,29 @@
-"""LeRobot data sets, v2.x and v3.0, read as they lie: parquet tables and mp4 files.
+"""LeRobot data sets, v2.x and v3.0, read as they lie: parquet tables, and mp4 files or images in the tables.
 
 No lerobot package needed.
 
-States come from `observation.state`, from `action`, or from both side by side. Knows nothing of windows.
+Rows and frames are paired by their times: the table's `timestamp` against the times at which the video shows its
+frames. Knows nothing of windows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pyarrow
 import torch
-from jaxtyping import Float32, Int64
-from pyarrow import parquet
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from torch import Tensor
 
 from worldline.data.checks import check_finite, check_window
-from worldline.data.video import decode
+from worldline.data.pairing import Mismatch, pair, rate, runs_at
+from worldline.data.tables import matrix, read_columns, read_images
+from worldline.data.video import FrameTimes, decode_image, frame_times, probe, stream_frames
 from worldline.schema import Clip, DataError, Episode, Origin, StateLayout, TokenGrid
+
+_IMAGES = 16
+"""Images of a table that are decoded at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +33,29 @@ class Recording:
     number: int
     """`episode_index` in the table."""
     table: Path
-    video: Path
-    first_frame: int
-    """Position of the episode's first frame in its video file (v3.0 joins episodes)."""
+    video: Path | None
+    """None where the camera's images lie in the table."""
+    begins: float | None = None
+    """Seconds into the video, where one file holds several episodes (v3.0)."""
+    first_frame: int = 0
+    """The episode's first frame in its file, if the episodes there follow one another without gap or surplus."""
+    frames_in_file: int | None = None
+    """Frames of all episodes that the metadata place in the video; None where the file is the episode's own."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Table:
+    """What is needed of a parquet file."""
+
+    values: Float32[np.ndarray, "n s"]
+    episodes: Int64[np.ndarray, "n"] | None
+    """Episode number of every row; None where the file does not say."""
+    times: Float64[np.ndarray, "n"]
+    """Seconds since the episode began."""
+
+    def rows_of(self, number: int) -> Bool[np.ndarray, "n"]:
+        """Mark the rows of an episode."""
+        return np.ones(len(self.values), bool) if self.episodes is None else self.episodes == number
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,86 +80,213 @@ class LerobotSource:
     def read(self, episode: int, start: int, stop: int) -> Clip:
         """Read states and decoded frames of a window."""
         states = torch.from_numpy(self.read_states(episode, start, stop))
-        video, first = self.footage(episode)
-        frames = decode(video, first + start, first + stop, fps=self.fps)
+        frames = torch.cat(list(self.frames(episode, start, stop)))
         origin = Origin(source=str(self.path), episode=episode, start=start)
         return Clip(states=states, fps=self.fps, origin=origin, frames=frames)
+
+    def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
+        """Decode the frames of rows `start .. stop-1` in pieces of bounded size."""
+        check_window(self.episodes[episode], start, stop)
+        video = self.recordings[episode].video
+        if video is not None:
+            yield from stream_frames(video, self.shown(episode)[start:stop], threads=threads)
+            return
+        path, rows, _ = self._rows(episode)
+        places = np.flatnonzero(rows)[start:stop].tolist()
+        for i in range(0, len(places), _IMAGES):
+            piece = places[i : i + _IMAGES]
+            images = zip(piece, read_images(path, self.camera, piece, self.path), strict=True)
+            yield torch.stack([decode_image(data, path, f"row {row} of {self.camera}") for row, data in images])
 
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
         """Read states alone, checked to be finite and to have one row per frame."""
         check_window(self.episodes[episode], start, stop)
-        rows, length = self.rows(episode), self.episodes[episode].length
-        if len(rows) != length:
-            raise DataError(
-                self.recordings[episode].table,
-                expected=f"{length} rows of {self.episodes[episode].name}, as the metadata say",
-                found=f"{len(rows)}",
-                fix="Fetch the file again, or correct the episode's length in meta/.",
-            )
-        window = rows[start:stop].copy()
-        check_finite(self.recordings[episode].table, window, self.layout.names, start)
+        path, rows, table = self._rows(episode)
+        window = table.values[np.flatnonzero(rows)[start:stop]]
+        check_finite(path, window, self.layout.names, start)
         return window
 
-    def rows(self, episode: int) -> Float32[np.ndarray, "t s"]:
-        """All state rows the table holds of an episode, unchecked."""
+    def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
+        """The frame of the video that shows each row.
+
+        Raises:
+            DataError: rows and frames do not belong together by their times.
+        """
         recording = self.recordings[episode]
-        table, numbers = read_table(recording.table, self.columns, self.dims)
-        return table if (numbers == recording.number).all() else table[numbers == recording.number]
+        assert recording.video is not None
+        path, rows, table = self._rows(episode)
+        times, video = table.times[rows], frame_times(recording.video)
+        if not (np.diff(times) > 0).all() or not np.isfinite(times).all():
+            row = int(np.flatnonzero(~(np.diff(times, prepend=-np.inf) > 0))[0])
+            raise DataError(
+                path,
+                expected=f"timestamps of {self.episodes[episode].name} that rise from row to row",
+                found=f"{times[row]:.6g} in row {row}, after {times[max(0, row - 1)]:.6g}",
+                fix="Correct them, or drop the column: rows are then taken to follow one another at info.json's fps.",
+                kind="timestamps",
+            )
+        if not runs_at(times, self.fps):
+            raise DataError(
+                path,
+                expected=f"{self.fps:g} rows per second, as meta/info.json says",
+                found=f"{rate(times):.4g} by the timestamps of {self.episodes[episode].name}{_shows(video)}",
+                fix="Correct fps in meta/info.json or the timestamps, or leave the episode out.",
+                kind="rate",
+            )
+        own = len(video) if recording.frames_in_file is None else recording.frames_in_file
+        one_to_one = own == len(video) and (recording.frames_in_file is not None or own == len(times))
+        begins, zero = recording.begins or 0.0, float(video.seconds[0])
+        found = pair(
+            times,
+            video.seconds,
+            starts=(begins, begins + zero) if zero else (begins,),
+            first=recording.first_frame if one_to_one else None,
+            fps=self.fps,
+        )
+        if isinstance(found, Mismatch):
+            raise self._unpaired(episode, found, times, video)
+        return found
+
+    def check(self, episode: int) -> tuple[int, int] | None:
+        """Check all of an episode but its pixels, as cheaply as can be; give the size of its frames.
+
+        The times of a video's frames are read only where its header leaves a doubt.
+
+        Raises:
+            DataError: its rows or its video are not what they should be.
+        """
+        length, recording = self.episodes[episode].length, self.recordings[episode]
+        self.read_states(episode, 0, length)
+        if recording.video is None:
+            return next(self.frames(episode, 0, 1)).shape[-2:]
+        info, (_, rows, table) = probe(recording.video), self._rows(episode)
+        times = table.times[rows]
+        own = length if recording.frames_in_file is None else recording.frames_in_file
+        regular = np.abs(times - np.arange(length) / self.fps).max() <= 0.1 / self.fps
+        if info.num_frames != own or abs(info.fps - self.fps) > 0.005 * self.fps or not regular:
+            self.shown(episode)
+        return info.height, info.width
 
     def footage(self, episode: int) -> tuple[Path, int]:
-        """The video that shows an episode, and the episode's first frame in it."""
-        return self.recordings[episode].video, self.recordings[episode].first_frame
+        """The file that shows an episode, and about where the episode's frames begin in it."""
+        recording = self.recordings[episode]
+        return recording.video or recording.table, recording.first_frame
+
+    def _rows(self, episode: int) -> tuple[Path, Bool[np.ndarray, "n"], Table]:
+        """The table that holds an episode, and which of its rows are the episode's.
+
+        Metadata may name another file than the one that holds the rows (v3.0); LeRobot finds them by number, and so
+        do we.
+        """
+        recording, length = self.recordings[episode], self.episodes[episode].length
+        table = self._table(recording.table)
+        rows = table.rows_of(recording.number)
+        if rows.sum() == length:
+            return recording.table, rows, table
+        elsewhere = holders(self.path, recording.number).get(length) if self.kind == "lerobot-v3.0" else None
+        if elsewhere is not None:
+            table = self._table(elsewhere)
+            return elsewhere, table.rows_of(recording.number), table
+        others = [] if table.episodes is None else np.unique(table.episodes).tolist()
+        held = f"; it holds episodes {others[:4]}" if others and recording.number not in others else ""
+        raise DataError(
+            recording.table,
+            expected=f"{length} rows of {self.episodes[episode].name}, as the metadata say",
+            found=f"{rows.sum()}{held}",
+            fix="Fetch the file again, or correct the episode's length in meta/.",
+            kind="rows",
+        )
+
+    def _table(self, path: Path) -> Table:
+        return read_table(path, self.columns, self.dims, self.fps)
+
+    def _unpaired(self, episode: int, found: Mismatch, times: Float64[np.ndarray, "n"], video: FrameTimes) -> DataError:
+        recording, name = self.recordings[episode], self.episodes[episode].name
+        assert recording.video is not None
+        shown = video.seconds
+        same_rate = abs(rate(shown) - rate(times)) <= 0.01 * rate(times)
+        if recording.frames_in_file is None and len(video) < len(times) and same_rate:
+            return DataError(
+                recording.video,
+                expected=f"{len(times)} frames, one per row of {name}",
+                found=f"{len(video)}; none shows row {found.row} at {found.at:.3f} s",
+                fix="Download or encode it again, or leave the episode out.",
+                kind="frames",
+            )
+        return DataError(
+            recording.video,
+            expected=f"a frame within half a frame of every row of {name}, at {rate(times) or self.fps:.4g} rows/s",
+            found=f"row {found.row} at {found.at:.3f} s, the nearest frame at {found.nearest:.3f} s{_shows(video)}",
+            fix="Encode the video at the rows' rate, correct the timestamps, or leave the episode out.",
+            kind="frames" if same_rate else "rate",
+        )
 
 
-def read_table(
-    path: Path, columns: tuple[str, ...], dims: tuple[int, ...]
-) -> tuple[Float32[np.ndarray, "n s"], Int64[np.ndarray, "n"]]:
-    """Read state columns and episode numbers of a parquet file; kept in memory while the file is unchanged.
+def _shows(video: FrameTimes) -> str:
+    return f"; the video runs at {rate(video.seconds):.4g} frames/s"
+
+
+def read_table(path: Path, columns: tuple[str, ...], dims: tuple[int, ...], fps: float) -> Table:
+    """Read states, episode numbers and times of a parquet file; kept in memory while the file is unchanged.
 
     Raises:
         DataError: not parquet, a column is absent, holds no numbers, or is of another width.
     """
     try:
         status = path.stat()
-    except FileNotFoundError:
-        raise DataError(path, expected="a parquet file", found="no file", fix="Fetch it again.") from None
-    return _read_table(path, columns, dims, status.st_size, status.st_mtime_ns)
+    except (OSError, ValueError):
+        read_columns(path, columns)  # says what is wrong with it
+        raise
+    return _read_table(path, columns, dims, fps, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)
 def _read_table(
-    path: Path, columns: tuple[str, ...], dims: tuple[int, ...], _size: int, _mtime: int
-) -> tuple[Float32[np.ndarray, "n s"], Int64[np.ndarray, "n"]]:
-    try:
-        present = parquet.read_schema(path).names
-        absent = [name for name in (*columns, "episode_index") if name not in present]
-        if absent:
-            raise DataError(
-                path,
-                expected=f"columns {absent}",
-                found=f"{present}",
-                fix="Choose another conditioning or repair it.",
-            )
-        table = parquet.read_table(path, columns=[*columns, "episode_index"])
-        parts = [_matrix(path, table[name], name, dim) for name, dim in zip(columns, dims, strict=True)]
-        numbers = table["episode_index"].to_numpy().astype(np.int64)
-    except (pyarrow.ArrowException, OSError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(path, expected="a parquet file", found=found, fix="Fetch it again.") from error
-    return np.concatenate(parts, axis=1), numbers
+    path: Path, columns: tuple[str, ...], dims: tuple[int, ...], fps: float, _size: int, _mtime: int
+) -> Table:
+    table = read_columns(path, columns, ("episode_index", "timestamp", "frame_index"))
+    parts = [matrix(path, table, name, dim) for name, dim in zip(columns, dims, strict=True)]
+
+    def numbers(name: str) -> Float64[np.ndarray, "n"] | None:
+        return matrix(path, table, name, 1)[:, 0] if name in table.column_names else None
+
+    episodes, times, frames = numbers("episode_index"), numbers("timestamp"), numbers("frame_index")
+    episodes = None if episodes is None else _whole(episodes)
+    if times is None:
+        times = (_place(len(table), episodes) if frames is None else frames) / fps
+    with np.errstate(over="ignore"):
+        return Table(values=np.concatenate(parts, axis=1).astype(np.float32), episodes=episodes, times=times)
 
 
-def _matrix(path: Path, column: pyarrow.ChunkedArray, name: str, dim: int) -> Float32[np.ndarray, "n d"]:
-    array = column.combine_chunks()
-    is_list = pyarrow.types.is_list(array.type) or pyarrow.types.is_fixed_size_list(array.type)
-    flat = array.flatten() if is_list else array
-    values = flat.to_numpy(zero_copy_only=False).astype(np.float32)
-    lengths = set(np.diff(array.offsets.to_numpy()).tolist()) if pyarrow.types.is_list(array.type) else {dim}
-    if values.size != len(array) * dim or not lengths <= {dim}:
-        raise DataError(
-            path,
-            expected=f"{name} of {dim} values per row, as meta/info.json says",
-            found=f"{values.size} values in {len(array)} rows",
-            fix="Correct the shape in meta/info.json or convert the data set again.",
-        )
-    return values.reshape(-1, dim)
+def _place(rows: int, episodes: Int64[np.ndarray, "n"] | None) -> Float64[np.ndarray, "n"]:
+    """Place of every row within its episode, where no column says it."""
+    if episodes is None:
+        return np.arange(rows, dtype=np.float64)
+    _, first, which = np.unique(episodes, return_index=True, return_inverse=True)
+    return (np.arange(rows) - first[which]).astype(np.float64)
+
+
+def holders(root: Path, number: int) -> dict[int, Path]:
+    """Tables that hold rows of an episode, by how many."""
+    files = {path: path.stat() for path in sorted((root / "data").rglob("*.parquet")) if path.is_file()}
+    counts = _counts(tuple((path, status.st_size, status.st_mtime_ns) for path, status in files.items()))
+    return {of[number]: path for path, of in counts.items() if number in of}
+
+
+@lru_cache(maxsize=8)
+def _counts(files: tuple[tuple[Path, int, int], ...]) -> dict[Path, dict[int, int]]:
+    """Rows per episode in every table that can be read."""
+    found: dict[Path, dict[int, int]] = {}
+    for path, _, _ in files:
+        try:
+            episodes = matrix(path, read_columns(path, ("episode_index",)), "episode_index", 1)[:, 0]
+        except DataError:
+            continue
+        numbers, counts = np.unique(_whole(episodes), return_counts=True)
+        found[path] = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    return found
+
+
+def _whole(numbers: Float64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+    """Episode numbers as integers; -1, which no episode has, for what is none."""
+    return np.where(np.abs(numbers) < 2**53, numbers, -1).astype(np.int64)

@@ -1,24 +1,28 @@
 """Read the metadata of a LeRobot data set, v2.x or v3.0: cameras, state names, where every episode lies.
 
-Only `meta/` and folder listings are read, plus a few tables to guess what the state dimensions are where no
-statistics are stored. Faults go to a `Report`.
+Metadata are checked where they come in: every value that is used has the type and range it should have, or is named.
+Only `meta/` and folder listings are read, a few tables to guess what the state dimensions are, and a video's header
+for the size of the pictures. Faults go to a `Report`.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from glob import escape
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import pyarrow
-from pyarrow import parquet
+from pydantic import Field, ValidationError
 
-from worldline.data.checks import Report, raise_problem, summarise
+from worldline.data.checks import LeavingOut, Report, adapter, raise_problem, summarise, validated
 from worldline.data.lerobot import LerobotSource, Recording, read_table
 from worldline.data.source import Conditioning
 from worldline.data.states import guess_layout
-from worldline.files import read_json
+from worldline.data.tables import read_columns
+from worldline.data.video import probe
+from worldline.files import read_json, unreadable
 from worldline.schema import DataError, Episode, UsageError
 
 _COLUMNS: dict[str, tuple[str, ...]] = {
@@ -27,7 +31,50 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "state+action": ("observation.state", "action"),
 }
 _GUESS_FROM = 8
-"""Episodes whose values are looked at to guess the layout, where meta/ holds no statistics."""
+"""Tables whose values are looked at to guess the layout. meta/stats.json is not believed: it is often of other data."""
+
+_Index = Annotated[int, Field(ge=0, le=10**9)]
+_Length = Annotated[int, Field(ge=0, le=10**7)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Meta:
+    """What is used of meta/info.json."""
+
+    codebase_version: str
+    fps: Annotated[float, Field(ge=0.01, le=10_000, allow_inf_nan=False)]
+    features: dict[str, dict[str, Any]]
+    data_path: str
+    video_path: str | None = None
+    chunks_size: Annotated[int, Field(gt=0)] = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """One line of meta/episodes.jsonl (v2.x)."""
+
+    episode_index: _Index
+    length: _Length
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """One row of meta/episodes/*.parquet (v3.0)."""
+
+    episode_index: _Index
+    length: _Length
+    data_chunk: _Index
+    data_file: _Index
+    video_chunk: _Index = 0
+    video_file: _Index = 0
+    begins: Annotated[float, Field(ge=0, le=10**7, allow_inf_nan=False)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shaped:
+    """The shape of a feature."""
+
+    shape: Annotated[tuple[Annotated[int, Field(gt=0, le=100_000)], ...], Field(max_length=4)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +90,15 @@ def looks_like_lerobot(root: Path) -> bool:
     return (root / "meta/info.json").exists()
 
 
-def cameras(root: Path) -> tuple[str, ...]:
-    """Keys of the video features, in the order of meta/info.json."""
-    features = read_json(root / "meta/info.json").get("features", {})
-    return tuple(key for key, feature in features.items() if feature.get("dtype") == "video")
+def cameras(root: Path) -> dict[str, str]:
+    """Keys of the cameras in the order of meta/info.json, each with why it is not taken unasked (or nothing).
+
+    Depth maps are not taken unasked, nor are cameras of which no file exists.
+    """
+    path = root / "meta/info.json"
+    meta = _meta(path)
+    keys = [key for key, feature in meta.features.items() if feature.get("dtype") in ("video", "image")]
+    return {key: _why_not(root, meta, key) for key in keys}
 
 
 def open_lerobot(
@@ -62,86 +114,131 @@ def open_lerobot(
     Raises `DataError` for bad metadata or missing files, `UsageError` for bad choices.
     """
     path = root / "meta/info.json"
-    info = _info(path)
-    key, version = _camera(path, camera), info["codebase_version"]
-    columns = _COLUMNS[conditioning]
-    dims = tuple(_dim(path, info, name) for name in columns)
-    listed = (_listed_v3 if version == "v3.0" else _listed_v2)(root, info, key)
-    entries, missing = _present(listed)
-    if missing and not allow_missing:
-        report(_missing(root, missing, len(listed)))
-    names = _names(info, columns, dims)
-    low, high = _ranges(root, columns, dims, entries, report)
-    return LerobotSource(
-        kind=f"lerobot-{version}",
+    meta = _meta(path)
+    key, columns = _camera(root, camera), _COLUMNS[conditioning]
+    dims = tuple(_dim(path, meta, name) for name in columns)
+    leaving = LeavingOut(allowed=allow_missing, report=report)
+    listed = (_listed_v3 if meta.codebase_version == "v3.0" else _listed_v2)(root, meta, key, leaving)
+    entries = _present(root, _once_and_not_empty(root, listed, leaving), leaving)
+    names = _names(meta, columns, dims)
+    source = LerobotSource(
+        kind=f"lerobot-{meta.codebase_version}",
         path=root,
-        fps=float(info["fps"]),
-        layout=guess_layout(names, low, high),
+        fps=meta.fps,
+        layout=guess_layout(names, *_ranges(columns, dims, entries, meta.fps)),
         episodes=tuple(
             Episode(index=i, length=entry.length, name=f"episode {entry.recording.number}")
             for i, entry in enumerate(entries)
         ),
-        image_size=_image_size(info["features"][key].get("shape", (0, 0))),
+        image_size=stated_size(path, meta.features[key]),
         grid=None,
-        left_out=tuple(missing),
+        left_out=tuple(leaving.lines),
         camera=key,
         columns=columns,
         dims=dims,
         recordings=tuple(entry.recording for entry in entries),
     )
+    return replace(source, image_size=_stored_size(source) or source.image_size)
 
 
-def _info(path: Path) -> dict[str, Any]:
-    info = read_json(path)
-    version = info.get("codebase_version")
+def _meta(path: Path) -> _Meta:
+    content = read_json(path)
+    version = content.get("codebase_version")
     if version not in ("v2.0", "v2.1", "v3.0"):
-        expected = "codebase_version v2.0, v2.1 or v3.0"
-        raise DataError(path, expected=expected, found=repr(version), fix="Convert it with LeRobot's tools.")
-    needed = ("fps", "features", "data_path", "video_path")
-    absent = [key for key in needed if not info.get(key)]
-    if absent:
-        raise DataError(path, expected=", ".join(needed), found=f"no {absent}", fix="Restore the file.")
-    return info
-
-
-def _image_size(shape: Sequence[int]) -> tuple[int, int]:
-    """Height and width of a feature whose channels come first or last."""
-    channels_first = len(shape) == 3 and shape[0] in (1, 3)
-    return (int(shape[-2]), int(shape[-1])) if channels_first else (int(shape[0]), int(shape[1]))
-
-
-def _camera(path: Path, wanted: str | None) -> str:
-    available = cameras(path.parents[1])
-    if not available:
         raise DataError(
             path,
-            expected="a camera stored as video",
-            found="none",
-            fix="Convert images in tables to video first (LeRobot's own tools do).",
+            expected="codebase_version v2.0, v2.1 or v3.0",
+            found=repr(version),
+            fix="Convert the data set with the scripts of the lerobot package (convert_dataset_v1_to_v2 and on).",
+            kind="format",
         )
-    if wanted is None and len(available) == 1:
-        return available[0]
-    matches = [key for key in available if wanted is not None and (key == wanted or key.endswith(f".{wanted}"))]
+    return validated(path, _Meta, content)
+
+
+def _why_not(root: Path, meta: _Meta, key: str) -> str:
+    feature = meta.features[key]
+    facts = {**feature, **(feature["info"] if isinstance(feature.get("info"), dict) else {})}
+    if any(facts.get(name) is True for name in ("is_depth_map", "video.is_depth_map")):
+        return "a depth map"
+    shape = feature.get("shape")
+    if isinstance(shape, list) and len(shape) == 3 and 1 in (shape[0], shape[-1]):
+        return "one channel, as a depth map"
+    if feature["dtype"] == "video" and not _has_files(root, meta, key):
+        return "no file"
+    return ""
+
+
+def _has_files(root: Path, meta: _Meta, key: str) -> bool:
+    """Whether any video of a camera exists, wherever the template puts it."""
+    if meta.video_path is None:
+        return False
+    pattern = _filled(root / "meta/info.json", meta.video_path, _Stars(video_key=escape(key)))
+    return any(True for _ in root.glob(pattern))
+
+
+class _Stars(dict[str, Any]):
+    """Fills every other field of a path template with a star, whatever its format."""
+
+    def __missing__(self, name: str) -> "_Star":
+        return _Star()
+
+
+class _Star:
+    def __format__(self, spec: str) -> str:
+        return "*"
+
+
+def _filled(path: Path, template: str, values: dict[str, Any]) -> str:
+    """Fill a path template of meta/info.json."""
+    try:
+        place = template.format_map(values)
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        found = f"{template!r} ({type(error).__name__}: {error})"
+        expected = "a path with fields such as {episode_index:06d}"
+        raise DataError(path, expected=expected, found=found, fix="Restore the file.", kind="metadata") from error
+    if not place or "\0" in place or Path(place).is_absolute() or ".." in Path(place).parts:
+        expected = "a path below the data set's folder"
+        raise DataError(path, expected=expected, found=f"{place!r}", fix="Restore the file.", kind="metadata")
+    return place
+
+
+def _camera(root: Path, wanted: str | None) -> str:
+    available = cameras(root)
+    if not available:
+        expected = "a camera, stored as video or as images"
+        raise DataError(
+            root / "meta/info.json", expected=expected, found="none", fix="Record one, or use another data set."
+        )
+    usual = [key for key, why_not in available.items() if not why_not]
+    matches = [key for key in available if key == wanted]
+    if wanted is None and len(usual) <= 1:
+        matches = usual or (list(available) if len(available) == 1 else [])
+    elif wanted is not None and not matches:
+        matches = [key for key in available if key.endswith(f".{wanted}")]
     if len(matches) == 1:
         return matches[0]
     problem = "several cameras, choose one" if wanted is None else f"no single camera is called {wanted!r}"
-    raise UsageError(f"{path.parents[1]}: {problem}; available: {', '.join(available)}")
+    notes = [f"{key} ({why_not})" if why_not else key for key, why_not in available.items()]
+    raise UsageError(f"{root}: {problem}; available: {', '.join(notes)}")
 
 
-def _dim(path: Path, info: dict[str, Any], name: str) -> int:
-    feature = info["features"].get(name)
+def _dim(path: Path, meta: _Meta, name: str) -> int:
+    feature = meta.features.get(name)
     if feature is None:
-        numeric = [key for key, value in info["features"].items() if value.get("dtype") != "video"]
+        numeric = [key for key, value in meta.features.items() if value.get("dtype") not in ("video", "image")]
         raise UsageError(f"{path}: the data set has no {name!r}; it has {', '.join(numeric)}")
-    return int(np.prod(feature.get("shape") or (1,)))
+    dim = prod(validated(path, _Shaped, feature, f"features.{name}").shape or ())
+    if dim > 100_000:
+        raise DataError(path, expected="a state", found=f"{name} of {dim} values", fix="Correct its shape.")
+    return dim
 
 
-def _names(info: dict[str, Any], columns: tuple[str, ...], dims: tuple[int, ...]) -> tuple[str, ...]:
+def _names(meta: _Meta, columns: tuple[str, ...], dims: tuple[int, ...]) -> tuple[str, ...]:
     """Names of the dimensions; `state.0` and so on where the metadata give none or another number of them."""
     names: list[str] = []
     for column, dim in zip(columns, dims, strict=True):
         prefix = column.rsplit(".", 1)[-1]
-        found = _flatten(info["features"][column].get("names"))
+        found = _flatten(meta.features[column].get("names"))
         if len(found) != dim or len(set(found)) != dim:
             found = [f"{prefix}.{i}" for i in range(dim)]
         elif len(columns) > 1:
@@ -150,13 +247,18 @@ def _names(info: dict[str, Any], columns: tuple[str, ...], dims: tuple[int, ...]
     return tuple(names)
 
 
+def stated_names(root: Path, column: str) -> list[str]:
+    """The names that the metadata give to a column's dimensions, as many as they are."""
+    return _flatten(_meta(root / "meta/info.json").features[column].get("names"))
+
+
 def _flatten(names: Any) -> list[str]:
     match names:
         case str():
             return [names]
         case list():
             return [name for item in names for name in _flatten(item)]
-        case dict() if all(isinstance(value, int) for value in names.values()):
+        case dict() if names and all(type(value) is int for value in names.values()):
             return sorted(names, key=names.__getitem__)
         case dict():
             return [name for item in names.values() for name in _flatten(item)]
@@ -164,115 +266,228 @@ def _flatten(names: Any) -> list[str]:
             return []
 
 
-def _listed_v2(root: Path, info: dict[str, Any], camera: str) -> list[_Entry]:
+def _listed_v2(root: Path, meta: _Meta, camera: str, leaving: LeavingOut) -> list[_Entry]:
     path = root / "meta/episodes.jsonl"
-    if not path.exists():
-        raise DataError(path, expected="the list of episodes", found="no file", fix="Restore it.")
+    try:
+        # By line feeds alone: a task may hold other characters that Python takes for the end of a line.
+        lines = path.read_bytes().split(b"\n")
+    except (OSError, ValueError) as error:
+        raise unreadable(path, expected="the list of episodes", found=str(error), fix="Restore it.") from error
     entries: list[_Entry] = []
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    has_video = meta.features[camera]["dtype"] == "video"
+    for number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
-        try:
-            row = json.loads(text)
-            number, length = int(row["episode_index"]), int(row["length"])
+        with leaving.around(f"line {number} of {path.name}"):
+            line = _line(path, number, text)
             keys = {
-                "episode_index": number,
-                "episode_chunk": number // int(info.get("chunks_size", 1000)),
+                "episode_index": line.episode_index,
+                "episode_chunk": line.episode_index // meta.chunks_size,
                 "video_key": camera,
             }
             recording = Recording(
-                number=number,
-                table=root / info["data_path"].format(**keys),
-                video=root / info["video_path"].format(**keys),
-                first_frame=0,
+                number=line.episode_index,
+                table=root / _filled(root / "meta/info.json", meta.data_path, keys),
+                video=root / _video_place(root, meta, keys) if has_video else None,
             )
-        except (ValueError, KeyError, TypeError) as error:
-            found = f"{type(error).__name__}: {error} in line {line}"
-            raise DataError(path, expected="episode_index and length", found=found, fix="Restore it.") from error
-        entries.append(_Entry(length=length, recording=recording))
+            entries.append(_Entry(length=line.length, recording=recording))
     return entries
 
 
-def _listed_v3(root: Path, info: dict[str, Any], camera: str) -> list[_Entry]:
+def _line(path: Path, number: int, text: bytes) -> _Line:
+    try:
+        return adapter(_Line).validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        found = f"{first['msg']}{f' ({where})' if where else ''} in line {number}"
+        raise DataError(
+            path, expected="episode_index and length", found=found, fix="Restore it.", kind="metadata"
+        ) from error
+
+
+def _video_place(root: Path, meta: _Meta, keys: dict[str, Any]) -> str:
+    path = root / "meta/info.json"
+    if meta.video_path is None:
+        found = "none, though a camera is said to be video"
+        raise DataError(path, expected="video_path", found=found, fix="Restore the file.", kind="metadata")
+    return _filled(path, meta.video_path, keys)
+
+
+def _listed_v3(root: Path, meta: _Meta, camera: str, leaving: LeavingOut) -> list[_Entry]:
     folder = root / "meta/episodes"
     files = sorted(folder.glob("*/*.parquet"))
     if not files:
         raise DataError(folder, expected="parquet files that list the episodes", found="none", fix="Restore them.")
-    video = f"videos/{camera}"
-    columns = [
-        *("episode_index", "length", "data/chunk_index", "data/file_index"),
-        *(f"{video}/{key}" for key in ("chunk_index", "file_index", "from_timestamp")),
-    ]
+    columns = {
+        "episode_index": "episode_index",
+        "length": "length",
+        "data_chunk": "data/chunk_index",
+        "data_file": "data/file_index",
+    }
+    if meta.features[camera]["dtype"] == "video":
+        columns |= {
+            "video_chunk": f"videos/{camera}/chunk_index",
+            "video_file": f"videos/{camera}/file_index",
+            "begins": f"videos/{camera}/from_timestamp",
+        }
     entries: list[_Entry] = []
     for path in files:
-        try:
-            rows = parquet.read_table(path, columns=columns).select(columns).to_pylist()
-            entries.extend(_entry_v3(root, info, camera, row) for row in rows)
-        except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            found = f"{type(error).__name__}: {error}"
-            raise DataError(path, expected=f"columns {columns}", found=found, fix="Restore the file.") from error
-    return sorted(entries, key=lambda entry: entry.recording.number)
+        with leaving.around(f"what {path.name} lists"):
+            table = read_columns(path, tuple(columns.values()))
+            for i, row in enumerate(table.to_pylist()):
+                with leaving.around(f"row {i} of {path.name}"):
+                    values = {name: row[column] for name, column in columns.items()}
+                    entry = validated(path, _Row, values, f"row {i}")
+                    entries.append(_entry_v3(root, meta, camera, entry, has_video="begins" in columns))
+    return entries
 
 
-def _entry_v3(root: Path, info: dict[str, Any], camera: str, row: dict[str, Any]) -> _Entry:
-    video = f"videos/{camera}"
-    table_keys = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
-    video_keys = {"chunk_index": row[f"{video}/chunk_index"], "file_index": row[f"{video}/file_index"]}
+def _entry_v3(root: Path, meta: _Meta, camera: str, row: _Row, *, has_video: bool) -> _Entry:
+    info = root / "meta/info.json"
+    table = _filled(info, meta.data_path, {"chunk_index": row.data_chunk, "file_index": row.data_file})
+    keys = {"video_key": camera, "chunk_index": row.video_chunk, "file_index": row.video_file}
     recording = Recording(
-        number=int(row["episode_index"]),
-        table=root / info["data_path"].format(**table_keys),
-        video=root / info["video_path"].format(video_key=camera, **video_keys),
-        first_frame=round(row[f"{video}/from_timestamp"] * float(info["fps"])),
+        number=row.episode_index,
+        table=root / table,
+        video=root / _video_place(root, meta, keys) if has_video else None,
+        begins=row.begins if has_video else None,
     )
-    return _Entry(length=int(row["length"]), recording=recording)
+    return _Entry(length=row.length, recording=recording)
 
 
-def _present(listed: list[_Entry]) -> tuple[list[_Entry], list[str]]:
-    """Split what is listed into what has both files and, in words, what has not. Lists every folder once."""
-    files = {path for entry in listed for path in (entry.recording.table, entry.recording.video)}
-    existing = {path for folder in {p.parent for p in files} if folder.is_dir() for path in folder.iterdir()}
-    present: list[_Entry] = []
-    missing: list[str] = []
-    for entry in listed:
-        paths = (entry.recording.table, entry.recording.video)
-        absent = [path.name for path in paths if path not in existing]
-        if absent:
-            missing.append(f"episode {entry.recording.number} ({' '.join(absent)})")
-        else:
-            present.append(entry)
-    return present, missing
+def _numbered(entries: list[_Entry]) -> list[_Entry]:
+    """Where videos are shared (v3.0), count the frames before each episode in its video, and of all episodes there."""
+    if not any(entry.recording.begins is not None for entry in entries):
+        return entries
+    done: Counter[Path | None] = Counter()
+    total: Counter[Path | None] = Counter()
+    for entry in entries:
+        total[entry.recording.video] += entry.length
+    numbered: list[_Entry] = []
+    for entry in sorted(entries, key=lambda entry: (entry.recording.begins or 0.0, entry.recording.number)):
+        video = entry.recording.video
+        recording = replace(entry.recording, first_frame=done[video], frames_in_file=total[video])
+        numbered.append(replace(entry, recording=recording))
+        done[video] += entry.length
+    return sorted(numbered, key=lambda entry: entry.recording.number)
 
 
-def _missing(root: Path, missing: list[str], count: int) -> DataError:
+def _once_and_not_empty(root: Path, entries: list[_Entry], leaving: LeavingOut) -> list[_Entry]:
+    """Use an episode that is listed twice once, as it is listed last; leave out what has no frame."""
+    last = {entry.recording.number: entry for entry in entries}
+    for number, times in Counter(entry.recording.number for entry in entries).items():
+        if times > 1:
+            what = f"episode {number} (listed {times} times, used once)"
+            leaving.leave(what, _surplus(root, "every episode once", what, "duplicate"), harmless=True)
+        if last[number].length == 0:
+            what = f"episode {number} (of no frame)"
+            leaving.leave(what, _surplus(root, "episodes with frames", what, "empty_episode"), harmless=True)
+    return _numbered([entry for entry in last.values() if entry.length > 0])
+
+
+def _surplus(root: Path, expected: str, found: str, kind: str) -> DataError:
+    fix = "Take the surplus line out of the list of episodes in meta/; it is left out here."
+    return DataError(root / "meta", expected=expected, found=found, fix=fix, kind=kind)
+
+
+def _numbered(entries: list[_Entry]) -> list[_Entry]:
+    """Where videos are shared (v3.0), count the frames before each episode in its video, and of all episodes there."""
+    if not any(entry.recording.begins is not None for entry in entries):
+        return entries
+    done: Counter[Path | None] = Counter()
+    total: Counter[Path | None] = Counter()
+    for entry in entries:
+        total[entry.recording.video] += entry.length
+    numbered: list[_Entry] = []
+    for entry in sorted(entries, key=lambda entry: (entry.recording.begins or 0.0, entry.recording.number)):
+        video = entry.recording.video
+        recording = replace(entry.recording, first_frame=done[video], frames_in_file=total[video])
+        numbered.append(replace(entry, recording=recording))
+        done[video] += entry.length
+    return sorted(numbered, key=lambda entry: entry.recording.number)
+
+
+def _once_and_not_empty(listing: _Listing) -> _Listing:
+    """Use an episode that is listed twice once, as it is listed last; leave out what has no frame."""
+    last = {entry.recording.number: entry for entry in listing.entries}
+    times = Counter(entry.recording.number for entry in listing.entries)
+    left_out = [*listing.left_out]
+    left_out += [f"episode {number} (listed {n} times, used once)" for number, n in times.items() if n > 1]
+    left_out += [f"episode {number} (of no frame)" for number, entry in last.items() if entry.length == 0]
+    entries = [entry for entry in last.values() if entry.length > 0]
+    return _Listing(entries=_numbered(entries), left_out=left_out)
+
+
+def _present(root: Path, listed: list[_Entry], leaving: LeavingOut) -> list[_Entry]:
+    """Leave out what has not both files. Lists every folder once."""
+    files = {path for entry in listed for path in _files(entry)}
+    existing = {path for folder in {p.parent for p in files} for path in _inside(folder)}
+    absent = {i: [p.name for p in _files(entry) if p not in existing] for i, entry in enumerate(listed)}
+    missing = [f"episode {listed[i].recording.number} ({' '.join(names)})" for i, names in absent.items() if names]
+    if missing and not leaving.allowed:
+        raise _missing(root, f"all {len(listed)} listed episodes", summarise(missing))
+    for what in missing:
+        leaving.leave(what, _missing(root, "every listed episode", what))
+    return [entry for i, entry in enumerate(listed) if not absent[i]]
+
+
+def _files(entry: _Entry) -> list[Path]:
+    video = entry.recording.video
+    return [entry.recording.table] if video is None else [entry.recording.table, video]
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    try:
+        yield from folder.iterdir()
+    except OSError:
+        return
+
+
+def _missing(root: Path, of: str, missing: str) -> DataError:
     return DataError(
         root,
-        expected=f"the table and video of all {count} listed episodes",
-        found=f"missing {summarise(missing)}",
+        expected=f"the table and video of {of}",
+        found=f"missing {missing}",
         fix="Fetch the rest, or open with allow_missing to use what is there.",
+        kind="missing_files",
     )
 
 
 def _ranges(
-    root: Path, columns: tuple[str, ...], dims: tuple[int, ...], entries: list[_Entry], report: Report
+    columns: tuple[str, ...], dims: tuple[int, ...], entries: list[_Entry], fps: float
 ) -> tuple[list[float], list[float]]:
-    """Smallest and largest value per dimension, from meta/stats.json or else from a few tables."""
-    stats = read_json(root / "meta/stats.json") if (root / "meta/stats.json").exists() else {}
-    try:
-        low, high = ([float(x) for c in columns for x in np.ravel(stats[c][key])] for key in ("min", "max"))
-        if len(low) == len(high) == sum(dims):
-            return low, high
-    except (KeyError, TypeError, ValueError):
-        pass
+    """Smallest and largest value per dimension in a few tables. What is wrong with a table is said when it is read."""
     tables = sorted({entry.recording.table for entry in entries})
     lows, highs = [np.full(sum(dims), 0.0)], [np.full(sum(dims), 0.0)]
     for path in tables[:: max(1, len(tables) // _GUESS_FROM)][:_GUESS_FROM]:
         try:
-            values = read_table(path, columns, dims)[0]
-        except DataError as problem:
-            report(problem)
+            values = read_table(path, columns, dims, fps).values
+        except DataError:
             continue
         if len(values):
-            with np.errstate(all="ignore"):
-                lows.append(np.nan_to_num(values).min(axis=0))
-                highs.append(np.nan_to_num(values).max(axis=0))
+            lows.append(np.nan_to_num(values).min(axis=0))
+            highs.append(np.nan_to_num(values).max(axis=0))
     return np.min(lows, axis=0).tolist(), np.max(highs, axis=0).tolist()
+
+
+def _stored_size(source: LerobotSource) -> tuple[int, int] | None:
+    """Height and width of the frames of the first episode that can be opened."""
+    for episode, recording in zip(source.episodes[:_GUESS_FROM], source.recordings, strict=False):
+        try:
+            if recording.video is None:
+                return tuple(next(source.frames(episode.index, 0, 1)).shape[-2:])
+            info = probe(recording.video)
+            return info.height, info.width
+        except DataError:
+            continue
+    return None
+
+
+def stated_size(path: Path, feature: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of a feature whose channels come first or last."""
+    shape = validated(path, _Shaped, feature, "the camera").shape or ()
+    if len(shape) < 2:
+        raise DataError(path, expected="height and width of the camera", found=f"{shape}", fix="Correct its shape.")
+    channels_first = len(shape) == 3 and shape[0] in (1, 3)
+    return (shape[-2], shape[-1]) if channels_first else (shape[0], shape[1])

@@ -7,16 +7,18 @@ blocks of 17 frames count from the first frame of the shard, and a last partial 
 it was padded is not documented. Knows nothing of windows beyond "both ends on the block grid".
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.data.checks import check_finite, check_window
-from worldline.data.video import decode
+from worldline.data.pairing import rate, runs_at
+from worldline.data.video import frame_times, stream_frames
 from worldline.files import mapped
 from worldline.schema import (
     Clip,
@@ -63,13 +65,20 @@ class OnexSource:
         shard, first = self._place(episode)
         origin = Origin(source=str(self.path), episode=episode, start=start)
         if self.grid is None:
-            frames = decode(shard.video, first + start, first + stop, fps=self.fps)
+            frames = torch.cat(list(self.frames(episode, start, stop)))
             return Clip(states=states, fps=self.fps, origin=origin, frames=frames)
         if self.kind == "1x-test":
             tokens = self._context(shard, start, stop, self.grid)
         else:
             tokens = self._tokens(shard, first + start, first + stop, self.grid)
         return Clip(states=states, fps=self.fps, origin=origin, tokens=tokens)
+
+    def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
+        """Decode frames `start .. stop-1` in pieces of bounded size: row i of a shard is frame i of its video."""
+        check_window(self.episodes[episode], start, stop)
+        shard, first = self._place(episode)
+        check_rate(shard.video, self.fps)
+        return stream_frames(shard.video, range(first + start, first + stop), threads=threads)
 
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
         """Read states alone, checked to be finite."""
@@ -107,6 +116,19 @@ class OnexSource:
         tokens = np.array(mapped(shard.video, "int32", (grid.latents_per_block, grid.height, grid.width)), np.int64)
         check_ids(shard.video, tokens[None], grid, 0)
         return torch.from_numpy(tokens)
+
+
+def check_rate(video: Path, fps: float) -> None:
+    """Raise `DataError` where a video runs at another rate than its metadata say."""
+    times = frame_times(video).seconds
+    if not runs_at(times, fps):
+        raise DataError(
+            video,
+            expected=f"{fps:g} frames per second, as metadata.json says",
+            found=f"{rate(times):.4g}",
+            fix="Correct hz in metadata.json, or encode the video again.",
+            kind="rate",
+        )
 
 
 def check_ids(path: Path, blocks: np.ndarray, grid: TokenGrid, first_block: int) -> None:

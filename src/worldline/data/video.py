@@ -1,13 +1,16 @@
 """Video files <-> uint8 frames, with PyAV. Knows timestamps and colour, nothing of episodes or robots.
 
-Frame `i` of a file is the frame whose presentation time is `i / fps` after the first one: decoding seeks to
-the keyframe before it and goes forward by timestamp, so B-frames, long GOPs and concatenated files come out
-right.
+Frames are numbered in the order in which they are shown; `frame_times` says when. Decoding seeks to the keyframe before
+the first wanted frame and goes forward by timestamp, so B-frames, long GOPs, variable rates and concatenated files come
+out right.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 
@@ -17,11 +20,11 @@ import torch
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
-from jaxtyping import UInt8
+from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from worldline.files import atomic
+from worldline.files import atomic, unreadable
 from worldline.schema import DataError, UsageError
 
 _BT601 = 6  # ffmpeg's AVCOL_SPC_SMPTE170M: what readers that ignore the tag assume at these sizes
@@ -45,57 +48,123 @@ class VideoInfo:
     codec: str
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrameTimes:
+    """When the frames of a file are shown, in its own ticks: read from all packets, none decoded."""
+
+    ticks: Int64[np.ndarray, "n"]
+    """Rising; frame i is shown at `ticks[i]`."""
+    keys: Int64[np.ndarray, "k"]
+    """When keyframes are shown, rising."""
+    key_seeks: Int64[np.ndarray, "k"]
+    """Where to seek for each of them: containers index by the time of decoding."""
+    tick: Fraction
+    """Seconds."""
+
+    def __len__(self) -> int:
+        return len(self.ticks)
+
+    @property
+    def seconds(self) -> Float64[np.ndarray, "n"]:
+        return self.ticks * float(self.tick)
+
+    def seek_for(self, tick: int) -> int:
+        """Where to seek so that decoding begins at or before a frame."""
+        before = int(np.searchsorted(self.keys, tick, side="right")) - 1
+        return int(self.key_seeks[before]) if before >= 0 else int(self.ticks[0])
+
+
 def probe(path: Path) -> VideoInfo:
-    """Read size, rate, codec and number of frames without decoding.
+    """Read size, rate, codec and number of frames from the header.
 
     Raises `DataError` for what is no video.
     """
-    with _opened(path) as (container, stream):
-        count = stream.frames or sum(1 for packet in container.demux(stream) if packet.pts is not None)
-        return VideoInfo(
-            num_frames=count,
+    with _opened(path) as (_, stream):
+        info = VideoInfo(
+            num_frames=stream.frames,
             height=stream.codec_context.height,
             width=stream.codec_context.width,
             fps=float(stream.average_rate or 0),
             codec=stream.codec_context.name,
         )
+    return info if info.num_frames else replace(info, num_frames=len(frame_times(path)))
 
 
-def decode(
-    path: Path, start: int, stop: int, *, fps: float | None = None, threads: int = 1
-) -> UInt8[Tensor, "t 3 h w"]:
-    """Decode frames `start .. stop-1`, RGB. Raises `DataError` where one is missing or damaged.
+def frame_times(path: Path) -> FrameTimes:
+    """When every frame of a file is shown; kept while the file is unchanged.
 
-    `fps` is the rate by which frames are counted; the container's average rate where it is not given.
+    Raises `DataError` for what is no video, or holds no frame.
     """
-    return torch.cat(list(stream_frames(path, start, stop, fps=fps, threads=threads)))
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise _no_video(path, error) from error
+    return _frame_times(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _frame_times(path: Path, _size: int, _mtime: int) -> FrameTimes:
+    shown: list[int] = []
+    keys: dict[int, int] = {}
+    with _opened(path) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.pts is not None and packet.size and not packet.is_discard:
+                shown.append(packet.pts)
+                if packet.is_keyframe:
+                    keys[packet.pts] = packet.pts if packet.dts is None else packet.dts
+        tick = stream.time_base
+    if not shown or tick is None:
+        raise DataError(path, expected="a video", found="no frame in it", fix="Download or encode it again.")
+    at = sorted(keys)
+    return FrameTimes(
+        ticks=np.unique(np.array(shown, np.int64)),
+        keys=np.array(at, np.int64),
+        key_seeks=np.array([keys[key] for key in at], np.int64),
+        tick=tick,
+    )
+
+
+def decode(path: Path, frames: range | Int64[np.ndarray, "t"], *, threads: int = 1) -> UInt8[Tensor, "t 3 h w"]:
+    """Decode frames of rising numbers, RGB. Raises `DataError` where one is missing or damaged."""
+    return torch.cat(list(stream_frames(path, frames, threads=threads)))
 
 
 def stream_frames(
-    path: Path, start: int, stop: int, *, fps: float | None = None, chunk: int = 64, threads: int = 1
-) -> Iterator[UInt8[Tensor, "t 3 h w"]]:
-    """Decode frames `start .. stop-1` in chunks of at most `chunk`, so that memory stays bounded."""
+    path: Path, frames: range | Int64[np.ndarray, "t"], *, chunk: int = 64, threads: int = 1
+) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
+    """Decode frames of rising numbers in chunks of at most `chunk`, so that memory stays bounded."""
+    times = frame_times(path)
+    numbers = list(frames) if isinstance(frames, range) else frames.tolist()
+    if numbers[-1] >= len(times):
+        raise _damaged(path, numbers, f"no frame {max(numbers[0], len(times))}")
     pending: list[np.ndarray] = []
-    wanted = start
-    converter = VideoReformatter()
-    try:
-        with _opened(path) as (container, stream):
-            stream.codec_context.thread_count = threads
-            for index, frame in _from_keyframe(container, stream, start, fps):
-                if index < wanted:
-                    continue
-                if index > wanted or frame.is_corrupt:
-                    break
-                pending.append(_pixels(frame, converter))
-                wanted += 1
-                if len(pending) == chunk or wanted == stop:
-                    yield torch.from_numpy(np.stack(pending))
-                    pending = []
-                if wanted == stop:
-                    return
-    except FFmpegError as error:
-        raise _damaged(path, start, stop, f"{error} at frame {wanted}") from error
-    raise _damaged(path, start, stop, f"no intact frame {wanted}")
+    converter, wanted = VideoReformatter(), iter(zip(numbers, times.ticks[numbers].tolist(), strict=True))
+    with _opened(path, where=f"frames {numbers[0]}..{numbers[-1]}") as (container, stream):
+        stream.codec_context.thread_count = threads
+        (number, tick), shape = next(wanted), None
+        for frame in _from_keyframe(container, stream, times, tick):
+            if frame.pts is None or frame.pts < tick:
+                continue
+            if frame.pts > tick or frame.is_corrupt:
+                break
+            pending.append(_pixels(frame, converter))
+            if pending[-1].shape != (shape := shape or pending[-1].shape):
+                raise _damaged(path, numbers, f"another picture size from frame {number} on")
+            number, tick = next(wanted, (None, 0))
+            if len(pending) == chunk or number is None:
+                yield torch.from_numpy(np.stack(pending))
+                pending = []
+            if number is None:
+                return
+    raise _damaged(path, numbers, f"no intact frame {number}")
+
+
+def decode_image(data: bytes, path: Path, where: str) -> UInt8[Tensor, "3 h w"]:
+    """Decode a PNG, JPEG or other image that lies `where` in a file. Raises `DataError` where it is damaged."""
+    with _opened(path, data, where=where) as (container, stream):
+        for frame in container.decode(stream):
+            return torch.from_numpy(_pixels(frame, VideoReformatter()))
+    raise DataError(path, expected="an image", found=f"none that decodes in {where}", fix="Fetch the file again.")
 
 
 def encode(
@@ -163,61 +232,50 @@ def _pixels(frame: av.VideoFrame, converter: VideoReformatter) -> UInt8[np.ndarr
     return np.stack([rows[2], rows[0], rows[1]])
 
 
-class _opened:  # noqa: N801 - reads as a verb phrase: `with _opened(path) as (container, stream)`
-    """Open a video's container and first video stream; what is no video raises `DataError`."""
+@contextmanager
+def _opened(
+    path: Path, data: bytes | None = None, *, where: str = ""
+) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+    """Open a container, or an image's bytes, and its first video stream. The one place that maps PyAV's errors."""
+    try:
+        # Names and comments in a container may be of any encoding; none is used.
+        with av.open(str(path) if data is None else BytesIO(data), metadata_errors="ignore") as container:
+            stream = next(iter(container.streams.video), None)
+            if stream is None or stream.codec_context is None:
+                found = "none" if stream is None else "one of a codec that this build of FFmpeg does not know"
+                raise DataError(path, expected="a video stream", found=found, fix="Download or encode it again.")
+            yield container, stream
+    except (FFmpegError, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise _no_video(path, error, where) from error
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
-    def __enter__(self) -> tuple[InputContainer, av.VideoStream]:
-        try:
-            self.container = av.open(str(self.path))
-        except FileNotFoundError:
-            raise DataError(self.path, expected="a video", found="no file", fix="Restore it.") from None
-        except FFmpegError as error:
-            raise DataError(
-                self.path, expected="a video", found=str(error), fix="Download or encode it again."
-            ) from error
-        if not self.container.streams.video:
-            self.container.close()
-            raise DataError(self.path, expected="a video stream", found="none", fix="Download it again.")
-        return self.container, self.container.streams.video[0]
-
-    def __exit__(self, *_: object) -> None:
-        self.container.close()
+def _no_video(path: Path, error: Exception, where: str = "") -> DataError:
+    found = str(getattr(error, "strerror", None) or error)
+    expected = f"{where} to decode" if where else "a video"
+    return unreadable(path, expected=expected, found=found, fix="Download or encode it again.")
 
 
 def _from_keyframe(
-    container: InputContainer, stream: av.VideoStream, start: int, fps: float | None
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decoded frames with their indices, beginning at or before `start`."""
-    rate = stream.average_rate if fps is None else Fraction(fps).limit_denominator(100_000)
-    if rate is None or stream.time_base is None:
-        raise DataError(container.name, expected="a frame rate", found="none", fix="Encode the video again.")
-    first, per_tick = stream.start_time or 0, stream.time_base * rate
-
-    def numbered() -> Iterator[tuple[int, av.VideoFrame]]:
-        for frame in container.decode(stream):
-            if frame.pts is not None:
-                yield round((frame.pts - first) * per_tick), frame
-
-    # Half a frame later than wanted, so that rounding never lands on the keyframe before the right one.
-    container.seek(first + int((start + Fraction(1, 2)) / per_tick), stream=stream, backward=True)
-    frames = numbered()
-    index, frame = next(frames, (-1, None))
-    if frame is None or index > start:
+    container: InputContainer, stream: av.VideoStream, times: FrameTimes, tick: int
+) -> Iterator[av.VideoFrame]:
+    """Decoded frames, beginning at or before the frame shown at `tick`."""
+    container.seek(times.seek_for(tick), stream=stream, backward=True)
+    frames = container.decode(stream)
+    first = next((frame for frame in frames if frame.pts is not None), None)
+    if first is None or first.pts is None or first.pts > tick:
         # Some files index keyframes wrongly: then go through the file from its beginning.
-        container.seek(first, stream=stream, backward=True)
-        yield from numbered()
+        container.seek(int(min(times.key_seeks.min(initial=0), times.ticks[0])), stream=stream, backward=True)
+        yield from container.decode(stream)
         return
-    yield index, frame
+    yield first
     yield from frames
 
 
-def _damaged(path: Path, start: int, stop: int, found: str) -> DataError:
+def _damaged(path: Path, numbers: Sequence[int], found: str) -> DataError:
     return DataError(
         path,
-        expected=f"frames {start}..{stop - 1} to decode",
+        expected=f"frames {numbers[0]}..{numbers[-1]} to decode",
         found=found,
         fix="The file is cut short or damaged: download or encode it again.",
+        kind="frames",
     )

@@ -1,0 +1,105 @@
+"""Which frame of a video shows which row of a table: by time, never by trust in a rate. Opens no file.
+
+Rows carry seconds since their episode began, frames the seconds at which they are shown. Every row takes the frame
+nearest to it; where one is further than half a frame away the two do not belong together, and no frame is given.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+_RATE_SLACK = 0.03
+"""Clocks of recorders differ and jitter by less than this; no two usual rates are that near but 29.97 and 30."""
+_CLOCK_SLACK = 0.005
+"""Rows and frames that are one to one may differ by this in rate (29.97 and 30)."""
+_ROUNDING = 0.02
+"""Of a frame: time stamps are rounded to float32 and to a container's time base."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mismatch:
+    """The first row that has no frame of its own."""
+
+    row: int
+    at: float
+    """Seconds since the episode began."""
+    nearest: float
+    """Seconds, on the same clock, of the frame that is nearest."""
+
+
+def rate(times: Float64[np.ndarray, "n"]) -> float:
+    """Steps per second, from the median step; 0 where there is none."""
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    return 1 / step if step > 0 else 0.0
+
+
+def runs_at(times: Float64[np.ndarray, "n"], fps: float) -> bool:
+    """Tell whether times run at a rate, up to jitter, a gap and the clocks of recorders."""
+    if len(times) < 2 or abs(rate(times) - fps) <= _RATE_SLACK * fps:
+        return True
+    steps = len(times) - 1
+    return abs((times[-1] - times[0]) * fps - steps) <= max(1.0, _RATE_SLACK * steps)
+
+
+def pair(
+    rows: Float64[np.ndarray, "n"],
+    shown: Float64[np.ndarray, "m"],
+    *,
+    starts: tuple[float, ...],
+    first: int | None,
+    fps: float,
+) -> Int64[np.ndarray, "n"] | Mismatch:
+    """Give the frame of every row.
+
+    Args:
+        rows: seconds of the rows, rising.
+        shown: seconds of the file's frames, rising.
+        starts: where in the file the episode may begin, in seconds, the likeliest first. Rows may also be stamped
+            with a clock that does not begin at 0: then their first is taken to be there.
+        first: the frame at which the episode begins, where as many frames as rows are known to be its own.
+        fps: the rate where there is no step to measure it by.
+    """
+    half = _half_a_frame(rows, shown, fps)
+    found: list[Int64[np.ndarray, n] | Mismatch] = []
+    if first is not None and first + len(rows) <= len(shown):
+        own = shown[first : first + len(rows)]
+        offsets = (own - own[0]) * _clock(rows, own) - (rows - rows[0])
+        if np.abs(offsets).max() <= half:
+            return first + np.arange(len(rows))
+    for start in starts:
+        for begun in (0.0, float(rows[0])) if rows[0] != 0 else (0.0,):
+            found.append(_nearest(rows - begun + start, shown, half))
+            if not isinstance(found[-1], Mismatch):
+                return found[-1]
+    return max((f for f in found if isinstance(f, Mismatch)), key=lambda mismatch: mismatch.row)
+
+
+def _clock(rows: Float64[np.ndarray, "n"], own: Float64[np.ndarray, "n"]) -> float:
+    """How much faster the rows' clock runs than that of as many frames, where it is within `_CLOCK_SLACK` of it."""
+    if len(rows) < 2:
+        return 1.0
+    ratio = float((rows[-1] - rows[0]) / (own[-1] - own[0]))
+    return ratio if abs(ratio - 1) <= _CLOCK_SLACK else 1.0
+
+
+def _half_a_frame(rows: Float64[np.ndarray, "n"], shown: Float64[np.ndarray, "m"], fps: float) -> float:
+    steps = [float(np.median(np.diff(times))) for times in (rows, shown) if len(times) > 1]
+    return (0.5 + _ROUNDING) * min(steps, default=1 / fps)
+
+
+def _nearest(
+    wanted: Float64[np.ndarray, "n"], shown: Float64[np.ndarray, "m"], half: float
+) -> Int64[np.ndarray, "n"] | Mismatch:
+    right = np.searchsorted(shown, wanted).clip(1, max(1, len(shown) - 1))
+    left = right - 1
+    right = right.clip(max=len(shown) - 1)
+    frames = np.where(wanted - shown[left] <= shown[right] - wanted, left, right)
+    apart = np.abs(shown[frames] - wanted) > half
+    shared = np.diff(frames, prepend=-1) <= 0
+    wrong = np.flatnonzero(apart | shared)
+    if len(wrong) == 0:
+        return frames
+    row = int(wrong[0])
+    begin = wanted[0]
+    return Mismatch(row=row, at=float(wanted[row] - begin), nearest=float(shown[frames[row]] - begin))

@@ -1,0 +1,146 @@
+"""Parquet files -> arrays: numbers however Arrow nests them, and images. Knows nothing of episodes or robots."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+from jaxtyping import Float64
+from pyarrow import compute, parquet, types
+
+from worldline.files import unreadable
+from worldline.schema import DataError
+
+_LISTS = (
+    types.is_list,
+    types.is_large_list,
+    types.is_fixed_size_list,
+    types.is_list_view,
+    types.is_large_list_view,
+)
+_NUMBERS = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
+
+
+def column_names(path: Path) -> tuple[str, ...]:
+    """Names of a file's columns. Raises `DataError` for what is no parquet file."""
+    return _file(path)[0]
+
+
+def num_rows(path: Path) -> int:
+    """Rows of a file. Raises `DataError` for what is no parquet file."""
+    return _file(path)[1]
+
+
+def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pyarrow.Table:
+    """Read columns, and those of `optional` that are there.
+
+    Raises:
+        DataError: no parquet file, damaged, or one of `columns` is absent.
+    """
+    present = column_names(path)
+    absent = [name for name in columns if name not in present]
+    if absent:
+        raise DataError(
+            path,
+            expected=f"columns {absent}",
+            found=f"{list(present)}",
+            fix="Choose other columns to condition on, or repair the file.",
+            kind="columns",
+        )
+    wanted = [*columns, *(name for name in optional if name in present)]
+    try:
+        return parquet.read_table(path, columns=wanted).select(wanted)
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+        raise _damaged(path, error) from error
+
+
+def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> Float64[np.ndarray, "n d"]:
+    """Turn a column into `dim` numbers per row: numbers, lists of numbers or lists of lists, of any Arrow type.
+
+    Raises `DataError` where a row has another number of values, none at all, or something that is no number.
+    """
+    array, width = _plain(table[name].combine_chunks()), 1
+    expected = f"{name} of {dim} values per row, as meta/info.json says"
+    fix = "Correct the shape in meta/info.json or convert the data set again."
+    while True:
+        if array.null_count:
+            row = compute.is_null(array).index(True).as_py() // width
+            found, kind = f"{array.null_count} empty values, the first in row {row}", "states"
+            raise DataError(path, expected=expected, found=found, fix="Fill them or leave the episode out.", kind=kind)
+        if not any(is_list(array.type) for is_list in _LISTS):
+            break
+        lengths = compute.unique(compute.list_value_length(array)).to_pylist()
+        if len(lengths) > 1:
+            found = f"rows of {min(lengths) * width} to {max(lengths) * width} values"
+            raise DataError(path, expected=expected, found=found, fix=fix, kind="columns")
+        width *= lengths[0] if lengths else dim
+        array = _plain(array.flatten())
+    if not any(is_number(array.type) for is_number in _NUMBERS):
+        raise DataError(path, expected=expected, found=f"values of type {array.type}", fix=fix, kind="columns")
+    if len(table) and width != dim:
+        raise DataError(path, expected=expected, found=f"{width}", fix=fix, kind="columns")
+    array = array.cast(pyarrow.int8()) if types.is_boolean(array.type) else array
+    return array.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False).reshape(len(table), dim)
+
+
+def read_images(path: Path, name: str, rows: Sequence[int], root: Path) -> list[bytes]:
+    """Read the encoded images of ascending rows: bytes, or LeRobot's `{bytes, path}`, path below `root`.
+
+    Reads the row groups that hold them alone. Raises `DataError` where one is absent.
+    """
+    cells: list[object] = []
+    try:
+        with parquet.ParquetFile(path) as file:
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            ends = np.cumsum(sizes)
+            groups = np.searchsorted(ends, rows, side="right")
+            for group in np.unique(groups).tolist():
+                column = file.read_row_group(group, columns=[name])[name]
+                first = int(ends[group]) - sizes[group]
+                cells.extend(column[row - first].as_py() for row in np.asarray(rows)[groups == group].tolist())
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
+        raise _damaged(path, error) from error
+    return [_image(path, name, row, cell, root) for row, cell in zip(rows, cells, strict=True)]
+
+
+def _image(path: Path, name: str, row: int, cell: object, root: Path) -> bytes:
+    place = None
+    if isinstance(cell, dict):
+        cell, place = cell.get("bytes"), cell.get("path")
+    if isinstance(cell, bytes) and cell:
+        return cell
+    if isinstance(place, str) and place:
+        try:
+            return (root / place).read_bytes()
+        except (OSError, ValueError) as error:
+            found = f"{type(error).__name__}: {error}"
+            raise unreadable(root / place, expected="an image", found=found, fix="Fetch it again.") from error
+    found = f"{'nothing' if cell is None else type(cell).__name__} in row {row} of {name}"
+    raise DataError(path, expected="an encoded image", found=found, fix="Fetch the file again.", kind="frames")
+
+
+def _plain(array: pyarrow.Array) -> pyarrow.Array:
+    """Undo what only wraps values: extension types (tensors of fixed shape) and dictionaries."""
+    if isinstance(array, pyarrow.ExtensionArray):
+        array = array.storage
+    return array.dictionary_decode() if types.is_dictionary(array.type) else array
+
+
+def _file(path: Path) -> tuple[tuple[str, ...], int]:
+    try:
+        status = path.stat()
+        return _cached_file(path, status.st_size, status.st_mtime_ns)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+@lru_cache(maxsize=4096)
+def _cached_file(path: Path, _size: int, _mtime: int) -> tuple[tuple[str, ...], int]:
+    with parquet.ParquetFile(path) as file:
+        return tuple(file.schema_arrow.names), file.metadata.num_rows
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    found = f"{type(error).__name__}: {error}".rstrip(".")
+    return unreadable(path, expected="a parquet file", found=found, fix="Fetch it again.")
