@@ -147,9 +147,11 @@ def test_info_for_people_names_problems(tmp_path: Path, capsys: Capture) -> None
     states = np.fromfile(raw / "robot_states/states_1.bin", np.float32)
     states[5] = np.nan
     states.tofile(raw / "robot_states/states_1.bin")
-    data.main(["info", str(raw)])
+    with pytest.raises(SystemExit) as exited:
+        data.main(["info", str(raw)])
+    assert exited.value.code == 2  # a script notices
     shown = capsys.readouterr().out
-    assert "problem: " in shown
+    assert shown.count("problem: ") == 1
     assert "states_1.bin" in shown
     assert "elbow" in shown
 

@@ -1,6 +1,7 @@
 """LeRobot v2.1 and v3.0, read directly: the right frames with the right rows, and every damage named."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,8 @@ def test_camera_is_chosen_by_key_or_last_part(tmp_path: Path) -> None:
     info = json.loads((root / "meta/info.json").read_text())
     info["features"]["observation.images.wrist"] = info["features"][CAMERA]
     (root / "meta/info.json").write_text(json.dumps(info))
+    folder = root / "videos/chunk-000"
+    shutil.copytree(folder / CAMERA, folder / "observation.images.wrist")
     with pytest.raises(UsageError, match="several cameras"):
         open_source(root)
 

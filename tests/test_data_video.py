@@ -66,14 +66,8 @@ def test_real_recordings_decode_by_window(pattern: str) -> None:
 
 def test_reading_past_the_end_says_which_frame_is_missing(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", moving_picture(20), fps=30.0)
-    with pytest.raises(DataError, match=r"expected frames 10\.\.29 to decode, found no intact frame 20"):
+    with pytest.raises(DataError, match=r"expected frames 10\.\.29 to decode, found no frame 20"):
         decode(tmp_path / "a.mp4", range(10, 30))
-
-
-def test_wrong_rate_is_an_error_and_not_wrong_frames(tmp_path: Path) -> None:
-    encode(tmp_path / "a.mp4", moving_picture(20), fps=10.0)
-    with pytest.raises(DataError):
-        decode(tmp_path / "a.mp4", range(0, 20))
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "holed", "absent"])

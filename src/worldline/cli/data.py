@@ -45,7 +45,7 @@ class Opening:
 
 @dataclass(frozen=True, kw_only=True)
 class InfoJob(Opening):
-    """Print what a data set holds and everything that is wrong with it."""
+    """Print what a data set holds and everything that is wrong with it. Exits with 2 where there is a problem."""
 
     thorough: bool = False
     """Decode every frame of every video instead of the first and last."""
@@ -152,13 +152,15 @@ def _info(job: InfoJob) -> None:
     )
     progress.close()
     show(to_json(Info, info), text=_info_text(info), as_json=job.json)
+    if info.problems:
+        raise SystemExit(2)
 
 
 def _info_text(info: Info) -> str:
     size = f"{info.image_size[0]}x{info.image_size[1]}" if info.image_size else "tokens only"
     lines = [
         f"{info.path}: {info.kind}",
-        f"  episodes     {info.episodes} ({len(info.left_out)} more listed but absent)",
+        f"  episodes     {info.episodes} ({len(info.left_out)} more listed and left out)",
         f"  frames       {info.frames} at {info.fps:g} fps, {size}",
         f"  cameras      {', '.join(info.cameras) or '-'} (using {info.camera})" if info.cameras else "",
         f"  tokens       {info.grid}" if info.grid else "",
@@ -169,6 +171,7 @@ def _info_text(info: Info) -> str:
     for i, (name, kind) in enumerate(zip(info.state_names, info.state_kinds, strict=True)):
         spread = f"{statistics.minimum[i]:9.3f} .. {statistics.maximum[i]:8.3f}" if statistics else ""
         lines.append(f"    {i:3} {name:28} {kind:9} {spread}")
+    lines += [f"  note: {note}" for note in info.notes]
     lines += [f"  problem: {problem}" for problem in info.problems] or ["  no problems found"]
     return "\n".join(line for line in lines if line)
 
@@ -187,7 +190,7 @@ def _convert(job: ConvertJob) -> None:
     source = _open(job)
     progress = Progress()
     done = convert(source, job.out, size=job.size, progress=progress.named("converting"))
-    left_out = f", {len(source.left_out)} listed episodes were absent" if source.left_out else ""
+    left_out = f", {len(source.left_out)} listed episodes were left out" if source.left_out else ""
     text = f"{done.out}: {done.episodes} episodes, {done.frames} frames, {done.bytes / 1e6:.1f} MB{left_out}"
     show(to_json(type(done), done) | {"left_out": len(source.left_out)}, text=text, as_json=job.json)
 

@@ -1,26 +1,39 @@
 """`inspect`: what a data set holds and everything that is wrong with it. Changes nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from worldline.data.checks import check_finite
+from worldline.data.faults import faults, stats_faults
 from worldline.data.lerobot import LerobotSource
 from worldline.data.lerobot_open import cameras, looks_like_lerobot
-from worldline.data.onex import OnexSource, check_ids
+from worldline.data.onex import OnexSource
 from worldline.data.onex_open import looks_like_onex
 from worldline.data.open import open_reporting, open_source
 from worldline.data.source import Conditioning
 from worldline.data.states import StateStats, compute_stats
-from worldline.data.video import probe, stream_frames
 from worldline.data.windows import source_windows
-from worldline.files import mapped, read_json
-from worldline.schema import DataError, Episode, TokenGrid
+from worldline.schema import DataError, TokenGrid
 
 _SAMPLE = 34
 """Frames of a compression sample: two blocks of 17."""
+_EXAMPLES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """All faults of one kind that one thing mends."""
+
+    kind: str
+    """A short stable id, as `DataError.kind`."""
+    count: int
+    examples: tuple[str, ...]
+    """The first few, with file, expected and found."""
+    remedy: str
+
+    def __str__(self) -> str:
+        more = f" (and {self.count - 1} more)" if self.count > 1 else ""
+        return f"{self.kind}: {self.examples[0]}{more}. {self.remedy}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +61,10 @@ class Info:
     """Over the episodes whose states are sound; None where there are none."""
     bytes: int
     left_out: tuple[str, ...]
-    """Listed but absent."""
-    problems: tuple[str, ...]
+    """Listed, but absent, empty or listed twice."""
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    """What is worth knowing and not wrong."""
 
 
 def inspect(
@@ -74,39 +89,68 @@ def inspect(
     """
     if not (looks_like_lerobot(path) or looks_like_onex(path)):
         open_source(path)
-    problems: list[str] = []
+    found: dict[str, DataError] = {}  # by its text: several checks may find the same
+
+    def note(problem: DataError) -> None:
+        found.setdefault(str(problem), problem)
+
     seen = _cameras(path)
+    usual = [key for key, why_not in seen.items() if not why_not] or list(seen)
     try:
         source = open_reporting(
             path,
-            camera=camera or (seen[0] if len(seen) > 1 else None),
+            camera=camera or (usual[0] if len(usual) > 1 else None),
             conditioning=conditioning,
             layout=layout,
             allow_missing=True,
-            report=lambda problem: problems.append(str(problem)),
+            report=note,
         )
     except DataError as problem:
-        return _unreadable(path, seen, (*problems, str(problem)))
-    problems.extend(f"{path}: missing {line}" for line in source.left_out)
+        note(problem)
+        return _unreadable(path, tuple(seen), _by_kind(path, found.values()))
     faulty: set[int] = set()
-    for episode, problem in _faults(source, thorough, progress):
-        problems.append(str(problem))
+    for episode, problem in faults(source, thorough=thorough, progress=progress):
+        note(problem)
         faulty.update(() if episode is None else (episode,))
     sound = [episode.index for episode in source.episodes if episode.index not in faulty]
     statistics = compute_stats(source, episodes=sound) if sound else None
-    if statistics is not None and statistics.constant:
-        names = ", ".join(statistics.names[i] for i in statistics.constant)
-        problems.append(f"{path}: {len(statistics.constant)} state dimensions never change: {names}")
-    return _summary(source, seen, statistics, tuple(problems))
+    if statistics is not None and isinstance(source, LerobotSource):
+        for problem in stats_faults(source, statistics):
+            note(problem)
+    if source.episodes and not len(source_windows(source, window=_sample(source), stride=_sample(source))):
+        note(_too_short(source))
+    notes = tuple(_notes(source, seen, statistics))
+    return _summary(source, tuple(seen), statistics, _by_kind(path, found.values()), notes)
+
+
+def _by_kind(path: Path, found: Iterable[DataError]) -> tuple[Problem, ...]:
+    """One problem per kind and remedy, in the order in which they were found."""
+    grouped: dict[tuple[str, str], list[DataError]] = {}
+    for problem in found:
+        grouped.setdefault((problem.kind, problem.fix), []).append(problem)
+    return tuple(
+        Problem(kind=kind, count=len(of), examples=tuple(_example(path, one) for one in of[:_EXAMPLES]), remedy=fix)
+        for (kind, fix), of in grouped.items()
+    )
+
+
+def _example(path: Path, problem: DataError) -> str:
+    place = problem.path.relative_to(path) if problem.path.is_relative_to(path) else problem.path
+    return f"{place}: expected {problem.expected}, found {problem.found}"
+
+
+def _sample(source: OnexSource | LerobotSource) -> int:
+    return _SAMPLE if source.grid is None else 2 * source.grid.block
 
 
 def _summary(
     source: OnexSource | LerobotSource,
     seen: tuple[str, ...],
     statistics: StateStats | None,
-    problems: tuple[str, ...],
+    problems: tuple[Problem, ...],
+    notes: tuple[str, ...],
 ) -> Info:
-    sample = _SAMPLE if source.grid is None else 2 * source.grid.block
+    sample = _sample(source)
     return Info(
         path=source.path,
         kind=source.kind,
@@ -125,11 +169,12 @@ def _summary(
         statistics=statistics,
         bytes=_bytes(source.path),
         left_out=source.left_out,
-        problems=tuple(dict.fromkeys(problems)),
+        problems=problems,
+        notes=notes,
     )
 
 
-def _unreadable(path: Path, seen: tuple[str, ...], problems: tuple[str, ...]) -> Info:
+def _unreadable(path: Path, seen: tuple[str, ...], problems: tuple[Problem, ...]) -> Info:
     return Info(
         path=path,
         kind="lerobot" if looks_like_lerobot(path) else "1x",
@@ -149,105 +194,38 @@ def _unreadable(path: Path, seen: tuple[str, ...], problems: tuple[str, ...]) ->
         bytes=_bytes(path),
         left_out=(),
         problems=problems,
+        notes=(),
     )
 
 
-def _faults(
-    source: OnexSource | LerobotSource, thorough: bool, progress: Callable[[int, int], None] | None
-) -> Iterator[tuple[int | None, DataError]]:
-    """Faults with the episode whose states they spoil, None for all others."""
-    yield from ((None, problem) for problem in _count_faults(source))
-    spans = _spans(source)
-    for done, (path, stop) in enumerate(spans.items(), start=1):
-        if source.grid is None:
-            faults = _video_faults(source, path, stop, thorough)
-        else:
-            faults = _token_faults(source.grid, path, stop)
-        yield from ((None, problem) for problem in faults)
-        if progress is not None:
-            progress(done, len(spans))
-    for episode in source.episodes:
-        yield from ((episode.index, problem) for problem in _state_faults(source, episode))
+def _notes(source: OnexSource | LerobotSource, seen: dict[str, str], statistics: StateStats | None) -> Iterator[str]:
+    """What is worth knowing and not wrong."""
+    if statistics is not None and statistics.constant:
+        names = ", ".join(statistics.names[i] for i in statistics.constant)
+        yield f"{len(statistics.constant)} state dimensions never change: {names}"
+    yield from (f"{key} is not taken unasked: {why}" for key, why in seen.items() if why and why != "no file")
+    sample = _sample(source)
+    short = [episode.length for episode in source.episodes if episode.length < sample]
+    if short and len(short) < len(source.episodes):
+        yield f"{len(short)} episodes are shorter than the {sample} frames of a compression sample and give none"
 
 
-def _state_faults(source: OnexSource | LerobotSource, episode: Episode) -> Iterator[DataError]:
-    """What is wrong with an episode's states; a wrong number of rows does not hide what else is."""
+def _too_short(source: OnexSource | LerobotSource) -> DataError:
+    lengths = sorted(episode.length for episode in source.episodes)
+    return DataError(
+        source.path,
+        expected=f"an episode of at least {_sample(source)} frames, a compression sample",
+        found=f"lengths of {lengths[0]} to {lengths[-1]}",
+        fix="Record longer episodes, or train the sampling track on a shorter window.",
+        kind="too_short",
+    )
+
+
+def _cameras(path: Path) -> dict[str, str]:
     try:
-        source.read_states(episode.index, 0, episode.length)
-    except DataError as problem:
-        yield problem
-        if isinstance(source, LerobotSource):
-            try:
-                table = source.recordings[episode.index].table
-                check_finite(table, source.rows(episode.index), source.layout.names, 0)
-            except DataError as other:
-                yield other
-
-
-def _spans(source: OnexSource | LerobotSource) -> dict[Path, int]:
-    """Every video or token file with the number of frames its episodes need of it."""
-    spans: dict[Path, int] = {}
-    for episode in source.episodes:
-        path, first = source.footage(episode.index)
-        spans[path] = max(spans.get(path, 0), first + episode.length)
-    return spans
-
-
-def _video_faults(source: OnexSource | LerobotSource, video: Path, stop: int, thorough: bool) -> Iterator[DataError]:
-    try:
-        info = probe(video)
-    except DataError as problem:
-        yield problem
-        return
-    again = "Download or encode it again, or correct the metadata."
-    if info.num_frames != stop:
-        found = f"{info.num_frames}"
-        yield DataError(video, expected=f"{stop} frames, one per row of states", found=found, fix=again)
-    if abs(info.fps - source.fps) > 0.005 * source.fps:
-        yield DataError(video, expected=f"{source.fps:g} frames per second", found=f"{info.fps:g}", fix=again)
-    if (info.height, info.width) != source.image_size and source.image_size is not None:
-        size = "x".join(str(n) for n in source.image_size)
-        yield DataError(video, expected=f"frames of {size}", found=f"{info.height}x{info.width}", fix=again)
-    last = min(stop, info.num_frames)
-    for start in (0,) if thorough else (0, last - 1):
-        try:
-            for _ in stream_frames(video, range(start, last if thorough else start + 1), threads=0):
-                pass
-        except DataError as problem:
-            yield problem
-
-
-def _token_faults(grid: TokenGrid, path: Path, stop: int) -> Iterator[DataError]:
-    block = (grid.latents_per_block, grid.height, grid.width)
-    stored = path.stat().st_size // (4 * int(np.prod(block)))
-    count = min(stored, stop // grid.block)  # a partial last block is never read
-    table = mapped(path, "int32", (count, *block))
-    for first in range(0, count, 1024):
-        try:
-            check_ids(path, table[first : first + 1024], grid, first)
-        except DataError as problem:
-            yield problem
-
-
-def _count_faults(source: OnexSource | LerobotSource) -> Iterator[DataError]:
-    """Compare the totals that the metadata claim with what is there, where nothing is left out."""
-    is_lerobot = isinstance(source, LerobotSource)
-    path = source.path / ("meta/info.json" if is_lerobot else "metadata.json")
-    if source.left_out or not path.exists():
-        return
-    metadata = read_json(path)
-    frames = sum(episode.length for episode in source.episodes)
-    claims = [("total_episodes", len(source.episodes)), ("total_frames", frames)]
-    for key, found in claims if is_lerobot else [("num_images", frames)]:
-        if key in metadata and metadata[key] != found:
-            yield DataError(path, expected=f"{key} {metadata[key]}", found=f"{found}", fix="Correct the metadata.")
-
-
-def _cameras(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(cameras(path)) if looks_like_lerobot(path) else ()
+        return cameras(path) if looks_like_lerobot(path) else {}
     except DataError:
-        return ()
+        return {}
 
 
 def _bytes(path: Path) -> int:

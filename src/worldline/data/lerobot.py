@@ -172,6 +172,23 @@ class LerobotSource:
         recording = self.recordings[episode]
         return recording.video or recording.table, recording.first_frame
 
+    def stored_states(self, episode: int) -> Float32[np.ndarray, "n s"]:
+        """All rows that the episode's table holds of it, unchecked, however many there are."""
+        recording = self.recordings[episode]
+        table = self._table(recording.table)
+        return table.values[table.rows_of(recording.number)]
+
+    def moved(self) -> tuple[int, ...]:
+        """Episodes whose rows lie in another table than the metadata say, and are read from there."""
+        found: list[int] = []
+        for episode in self.episodes:
+            try:
+                if self._rows(episode.index)[0] != self.recordings[episode.index].table:
+                    found.append(episode.index)
+            except DataError:
+                continue
+        return tuple(found)
+
     def _rows(self, episode: int) -> tuple[Path, Bool[np.ndarray, "n"], Table]:
         """The table that holds an episode, and which of its rows are the episode's.
 

@@ -391,34 +391,6 @@ def _surplus(root: Path, expected: str, found: str, kind: str) -> DataError:
     return DataError(root / "meta", expected=expected, found=found, fix=fix, kind=kind)
 
 
-def _numbered(entries: list[_Entry]) -> list[_Entry]:
-    """Where videos are shared (v3.0), count the frames before each episode in its video, and of all episodes there."""
-    if not any(entry.recording.begins is not None for entry in entries):
-        return entries
-    done: Counter[Path | None] = Counter()
-    total: Counter[Path | None] = Counter()
-    for entry in entries:
-        total[entry.recording.video] += entry.length
-    numbered: list[_Entry] = []
-    for entry in sorted(entries, key=lambda entry: (entry.recording.begins or 0.0, entry.recording.number)):
-        video = entry.recording.video
-        recording = replace(entry.recording, first_frame=done[video], frames_in_file=total[video])
-        numbered.append(replace(entry, recording=recording))
-        done[video] += entry.length
-    return sorted(numbered, key=lambda entry: entry.recording.number)
-
-
-def _once_and_not_empty(listing: _Listing) -> _Listing:
-    """Use an episode that is listed twice once, as it is listed last; leave out what has no frame."""
-    last = {entry.recording.number: entry for entry in listing.entries}
-    times = Counter(entry.recording.number for entry in listing.entries)
-    left_out = [*listing.left_out]
-    left_out += [f"episode {number} (listed {n} times, used once)" for number, n in times.items() if n > 1]
-    left_out += [f"episode {number} (of no frame)" for number, entry in last.items() if entry.length == 0]
-    entries = [entry for entry in last.values() if entry.length > 0]
-    return _Listing(entries=_numbered(entries), left_out=left_out)
-
-
 def _present(root: Path, listed: list[_Entry], leaving: LeavingOut) -> list[_Entry]:
     """Leave out what has not both files. Lists every folder once."""
     files = {path for entry in listed for path in _files(entry)}

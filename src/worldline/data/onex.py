@@ -18,7 +18,7 @@ from torch import Tensor
 
 from worldline.data.checks import check_finite, check_window
 from worldline.data.pairing import rate, runs_at
-from worldline.data.video import frame_times, stream_frames
+from worldline.data.video import frame_times, probe, stream_frames
 from worldline.files import mapped
 from worldline.schema import (
     Clip,
@@ -76,9 +76,35 @@ class OnexSource:
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         """Decode frames `start .. stop-1` in pieces of bounded size: row i of a shard is frame i of its video."""
         check_window(self.episodes[episode], start, stop)
+        return stream_frames(self._place(episode)[0].video, self.shown(episode)[start:stop], threads=threads)
+
+    def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
+        """The frame of the shard's video that shows each row. Raises `DataError` unless it has all, at our rate."""
         shard, first = self._place(episode)
-        check_rate(shard.video, self.fps)
-        return stream_frames(shard.video, range(first + start, first + stop), threads=threads)
+        times = frame_times(shard.video).seconds
+        fix = "Download or encode it again, or correct the metadata."
+        if len(times) < shard.num_frames:
+            expected, found = f"{shard.num_frames} frames, one per row of states", f"{len(times)}"
+            raise DataError(shard.video, expected=expected, found=found, fix=fix, kind="frames")
+        if not runs_at(times, self.fps):
+            expected, found = f"{self.fps:g} frames per second, as metadata.json says", f"{rate(times):.4g}"
+            raise DataError(shard.video, expected=expected, found=found, fix=fix, kind="rate")
+        return np.arange(first, first + self.episodes[episode].length)
+
+    def check(self, episode: int) -> tuple[int, int] | None:
+        """Check all of an episode but its pixels, as cheaply as can be; give the size of its frames, if it has any.
+
+        Raises:
+            DataError: its states or its video are not what they should be.
+        """
+        self.read_states(episode, 0, self.episodes[episode].length)
+        if self.grid is not None:
+            return None
+        shard, _ = self._place(episode)
+        info = probe(shard.video)
+        if info.num_frames != shard.num_frames or abs(info.fps - self.fps) > 0.005 * self.fps:
+            self.shown(episode)
+        return info.height, info.width
 
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
         """Read states alone, checked to be finite."""
@@ -116,19 +142,6 @@ class OnexSource:
         tokens = np.array(mapped(shard.video, "int32", (grid.latents_per_block, grid.height, grid.width)), np.int64)
         check_ids(shard.video, tokens[None], grid, 0)
         return torch.from_numpy(tokens)
-
-
-def check_rate(video: Path, fps: float) -> None:
-    """Raise `DataError` where a video runs at another rate than its metadata say."""
-    times = frame_times(video).seconds
-    if not runs_at(times, fps):
-        raise DataError(
-            video,
-            expected=f"{fps:g} frames per second, as metadata.json says",
-            found=f"{rate(times):.4g}",
-            fix="Correct hz in metadata.json, or encode the video again.",
-            kind="rate",
-        )
 
 
 def check_ids(path: Path, blocks: np.ndarray, grid: TokenGrid, first_block: int) -> None:

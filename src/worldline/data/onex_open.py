@@ -6,20 +6,52 @@ collects them all.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
-from worldline.data.checks import Report, raise_problem, summarise
+from worldline.data.checks import LeavingOut, Report, raise_problem, summarise, validated
 from worldline.data.onex import OnexSource, Shard, segment_runs
-from worldline.data.states import ONEX_LAYOUT
+from worldline.data.states import ONEX_LAYOUT, Kind
 from worldline.data.video import probe
-from worldline.files import mapped, read_json
+from worldline.files import mapped, read_json, unreadable
 from worldline.schema import DataError, Episode, StateLayout, TokenGrid
 
 COSMOS_GRID = TokenGrid(height=32, width=32, vocab_size=64_000)
 """The grid of the challenge's tokens (Cosmos DV8x8x8 at 256x256), where metadata.json does not say otherwise.
 """
+
+
+_Count = Annotated[int, Field(gt=0, le=10**6)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Meta:
+    """What is used of metadata.json."""
+
+    num_shards: Annotated[int, Field(ge=0, le=10**6)]
+    hz: Annotated[float, Field(ge=0.01, le=10_000, allow_inf_nan=False)]
+    state_names: tuple[str, ...] | None = None
+    state_kinds: tuple[Kind, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grid:
+    """How metadata.json describes a token grid."""
+
+    token_grid: tuple[_Count, _Count, _Count]
+    vocab_size: Annotated[int, Field(gt=0, le=2**31)]
+    block: _Count
+    temporal_stride: _Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Marker:
+    """metadata_{r}.json."""
+
+    shard_num_frames: Annotated[int, Field(ge=0, le=10**9)]
+    shard_ind: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +89,22 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
     suffix = folder.suffix()
     if _is_test(folder):
         return _open_test(folder, report)
+    leaving = LeavingOut(allowed=allow_missing, report=report)
     metadata = _metadata(folder, report)
-    layout, grid = _layout(root, metadata), _grid(root, metadata) if suffix == "bin" else None
-    complete, missing = _present(folder, suffix, int(metadata["num_shards"]))
-    if missing and not allow_missing:
-        report(_missing(root, missing, int(metadata["num_shards"])))
-    shards = tuple(s for i in complete if (s := _shard(folder, i, suffix, layout, grid, report)) is not None)
+    meta = validated(root / "metadata.json", _Meta, metadata)
+    layout, grid = _layout(root, meta), _grid(root, metadata) if suffix == "bin" else None
+    complete = _present(folder, suffix, meta.num_shards, leaving)
+    shards = tuple(s for i in complete if (s := _shard(folder, i, suffix, layout, grid, leaving)) is not None)
     episodes, places = _episodes(shards, grid, _recordings(metadata))
     return OnexSource(
         kind="1x-raw" if grid is None else "1x-tokens",
         path=root,
-        fps=float(metadata["hz"]),
+        fps=meta.hz,
         layout=layout,
         episodes=episodes,
-        image_size=_image_size(shards, report) if grid is None else None,
+        image_size=_image_size(shards) if grid is None else None,
         grid=grid,
-        left_out=tuple(missing),
+        left_out=tuple(leaving.lines),
         shards=shards,
         places=places,
     )
@@ -84,9 +116,18 @@ def _metadata(folder: _Folder, report: Report) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     if path.exists():
         metadata = read_json(path)
-        absent = [key for key in ("num_shards", "hz") if not isinstance(metadata.get(key), int | float)]
+        if "token_dtype" in metadata:
+            raise DataError(
+                path,
+                expected="1X World Model Challenge v2.0",
+                found="its v1.x (one video.bin of tokens per folder)",
+                fix="Download the v2.0 data set.",
+                kind="format",
+            )
+        absent = [key for key in ("num_shards", "hz") if key not in metadata]
         if absent:
-            report(DataError(path, expected="numbers num_shards and hz", found=f"no {absent}", fix="Restore it."))
+            expected = "numbers num_shards and hz"
+            report(DataError(path, expected=expected, found=f"no {absent}", fix="Restore it.", kind="metadata"))
     else:
         report(
             DataError(
@@ -94,21 +135,23 @@ def _metadata(folder: _Folder, report: Report) -> dict[str, Any]:
                 expected="a finished 1X v2.0 folder",
                 found="no metadata.json, which is written last",
                 fix="Let the writer or the download finish, or start it again: it resumes.",
+                kind="unfinished",
             )
         )
     return {"num_shards": len(list(folder.file("metadata", "").glob("metadata_*.json"))), "hz": 30} | metadata
 
 
-def _layout(root: Path, metadata: dict[str, Any]) -> StateLayout:
-    if "state_names" not in metadata:
+def _layout(root: Path, meta: _Meta) -> StateLayout:
+    if meta.state_names is None:
         return ONEX_LAYOUT
-    names, kinds = tuple(metadata["state_names"]), tuple(metadata.get("state_kinds", ()))
-    if len(names) != len(kinds) or not set(kinds) <= {"angle", "velocity", "binary", "other"}:
+    names, kinds = meta.state_names, meta.state_kinds
+    if len(names) != len(kinds) or len(set(names)) != len(names) or not names:
         raise DataError(
             root / "metadata.json",
-            expected="one kind (angle, velocity, binary or other) for every state name",
-            found=f"{len(names)} names and kinds {kinds}",
-            fix="Correct state_kinds.",
+            expected="different state names, and one kind for each",
+            found=f"{len(set(names))} different names of {len(names)}, and {len(kinds)} kinds",
+            fix="Correct state_names and state_kinds.",
+            kind="names",
         )
     return StateLayout(names=names, kinds=kinds)
 
@@ -116,85 +159,89 @@ def _layout(root: Path, metadata: dict[str, Any]) -> StateLayout:
 def _grid(root: Path, metadata: dict[str, Any]) -> TokenGrid:
     if "token_grid" not in metadata:
         return COSMOS_GRID
-    try:
-        latents, height, width = (int(n) for n in metadata["token_grid"])
-        grid = TokenGrid(
-            height=height,
-            width=width,
-            vocab_size=int(metadata["vocab_size"]),
-            block=int(metadata["block"]),
-            temporal_stride=int(metadata["temporal_stride"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(
-            root / "metadata.json",
-            expected="token_grid [l, h, w], vocab_size, block, temporal_stride",
-            found=found,
-            fix="Restore the file.",
-        ) from error
+    stated = validated(root / "metadata.json", _Grid, metadata)
+    latents, height, width = stated.token_grid
+    grid = TokenGrid(
+        height=height,
+        width=width,
+        vocab_size=stated.vocab_size,
+        block=stated.block,
+        temporal_stride=stated.temporal_stride,
+    )
     if grid.latents_per_block != latents:
         raise DataError(
             root / "metadata.json",
             expected=f"{grid.latents_per_block} latent frames per block of {grid.block}",
             found=f"token_grid says {latents}",
             fix="Correct block, temporal_stride or token_grid.",
+            kind="metadata",
         )
     return grid
 
 
-def _present(folder: _Folder, suffix: str, num_shards: int) -> tuple[list[int], list[str]]:
-    complete: list[int] = []
-    missing: list[str] = []
-    for index in range(num_shards):
-        absent = [path.name for path in folder.shard(index, suffix) if not path.exists()]
-        if absent:
-            missing.append(f"shard {index} ({' '.join(absent)})")
-        else:
-            complete.append(index)
-    return complete, missing
+def _present(folder: _Folder, suffix: str, num_shards: int, leaving: LeavingOut) -> list[int]:
+    """Leave out shards of which a file is absent."""
+    absent = {i: [path.name for path in folder.shard(i, suffix) if not path.exists()] for i in range(num_shards)}
+    missing = [f"shard {i} ({' '.join(names)})" for i, names in absent.items() if names]
+    if missing and not leaving.allowed:
+        raise _missing(folder.root, f"{num_shards} shards", summarise(missing))
+    for what in missing:
+        leaving.leave(what, _missing(folder.root, "every listed shard", what))
+    return [i for i, names in absent.items() if not names]
 
 
-def _missing(root: Path, missing: list[str], num_shards: int) -> DataError:
+def _missing(root: Path, of: str, missing: str) -> DataError:
     return DataError(
         root,
-        expected=f"all files of {num_shards} shards",
-        found=f"missing {summarise(missing)}",
+        expected=f"all files of {of}",
+        found=f"missing {missing}",
         fix="Fetch the rest, or open with allow_missing to use what is there.",
+        kind="missing_files",
     )
 
 
 def _shard(
-    folder: _Folder, index: int, suffix: str, layout: StateLayout, grid: TokenGrid | None, report: Report
+    folder: _Folder, index: int, suffix: str, layout: StateLayout, grid: TokenGrid | None, leaving: LeavingOut
 ) -> Shard | None:
     marker, video, states, segments = folder.shard(index, suffix)
     try:
-        num_frames = int(read_json(marker).get("shard_num_frames", -1))
+        stated = validated(marker, _Marker, read_json(marker))
     except DataError as problem:
-        report(problem)
+        leaving.leave(f"shard {index} ({problem.found})", problem)
         return None
-    if num_frames < 0:
-        report(DataError(marker, expected="shard_num_frames", found="no such key", fix="Restore the file."))
-        return None
+    num_frames = stated.shard_num_frames
     problems = [
+        _number_problem(marker, index, stated.shard_ind),
         _size_problem(states, num_frames, layout.dim, f"{num_frames} x {layout.dim} float32"),
         _size_problem(segments, num_frames, 1, f"{num_frames} int32"),
         None if grid is None else _blocks_problem(video, num_frames, grid),
     ]
-    for problem in problems:
-        if problem is not None:
-            report(problem)
-    if any(problems):
+    found = [problem for problem in problems if problem is not None]
+    if num_frames == 0 and not found:
+        fix = "Take the shard out of the data set; it is left out here."
+        empty = DataError(marker, expected="frames", found="a shard of none", fix=fix, kind="empty_episode")
+        leaving.leave(f"shard {index} (of no frame)", empty, harmless=True)
+        return None
+    for problem in found:
+        leaving.leave(f"shard {index} ({problem.path.name}: {problem.found})", problem)
+    if found:
         return None
     return Shard(index=index, num_frames=num_frames, video=video, states=states, segments=segments)
 
 
+def _number_problem(marker: Path, index: int, stated: int | None) -> DataError | None:
+    if stated in (None, index):
+        return None
+    fix = "A shard may be there twice under two names: download them again, or correct shard_ind."
+    return DataError(marker, expected=f"shard_ind {index}", found=f"{stated}", fix=fix, kind="duplicate")
+
+
 def _size_problem(path: Path, rows: int, columns: int, shape: str) -> DataError | None:
     size = path.stat().st_size
-    if size == 4 * rows * columns:
+    if size == 4 * rows * columns and path.is_file():
         return None
     other = f", which would be {size // (4 * rows)} columns" if rows and size % (4 * rows) == 0 else ""
-    return DataError(
+    return unreadable(
         path,
         expected=f"{shape} = {4 * rows * columns} bytes",
         found=f"{size} bytes{other}",
@@ -206,10 +253,10 @@ def _blocks_problem(path: Path, num_frames: int, grid: TokenGrid) -> DataError |
     block = 4 * grid.latents_per_block * grid.height * grid.width
     whole, size = num_frames // grid.block, path.stat().st_size
     allowed = {whole, -(-num_frames // grid.block)}
-    if size % block == 0 and size // block in allowed:
+    if size % block == 0 and size // block in allowed and path.is_file():
         return None
     shape = f"[{grid.latents_per_block}, {grid.height}, {grid.width}]"
-    return DataError(
+    return unreadable(
         path,
         expected=f"{max(allowed)} blocks of {shape} int32 ({block} bytes each) for {num_frames} frames",
         found=f"{size} bytes = {size / block:.3f} blocks",
@@ -242,12 +289,12 @@ def _episodes(
     return tuple(episodes), np.concatenate(places).astype(np.int64) if places else np.zeros((0, 2), np.int64)
 
 
-def _image_size(shards: tuple[Shard, ...], report: Report) -> tuple[int, int] | None:
+def _image_size(shards: tuple[Shard, ...]) -> tuple[int, int] | None:
+    """Height and width of the first video that can be opened; what is wrong with one is said when it is read."""
     for shard in shards:
         try:
             info = probe(shard.video)
-        except DataError as problem:
-            report(problem)
+        except DataError:
             continue
         return info.height, info.width
     return None
@@ -263,8 +310,10 @@ def _is_test(folder: _Folder) -> bool:
 
 
 def _open_test(folder: _Folder, report: Report) -> OnexSource:
-    metadata = read_json(folder.root / "metadata.json") if (folder.root / "metadata.json").exists() else {}
-    layout, grid = _layout(folder.root, metadata), _grid(folder.root, metadata)
+    path = folder.root / "metadata.json"
+    metadata = {"num_shards": 0, "hz": 30} | (read_json(path) if path.exists() else {})
+    meta = validated(path, _Meta, metadata)
+    layout, grid = _layout(folder.root, meta), _grid(folder.root, metadata)
     shards: list[Shard] = []
     count = len(list(folder.file("videos", "").glob("video_*.bin")))
     for index in range(count):
@@ -281,7 +330,7 @@ def _open_test(folder: _Folder, report: Report) -> OnexSource:
     return OnexSource(
         kind="1x-test",
         path=folder.root,
-        fps=float(metadata.get("hz", 30)),
+        fps=meta.hz,
         layout=layout,
         episodes=tuple(Episode(index=i, length=s.num_frames, name=f"sample {s.index}") for i, s in enumerate(shards)),
         image_size=None,
