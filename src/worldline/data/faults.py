@@ -77,6 +77,18 @@ def faults(source: Opened, *, thorough: bool, progress: Progress | None) -> Iter
             progress(done, len(files))
 
 
+def surplus_frames(source: Opened) -> dict[Path, int]:
+    """Frames of each LeRobot video that no row belongs to. They are never read."""
+    found: dict[Path, int] = {}
+    for path, episodes in _files(source).items() if isinstance(source, LerobotSource) else ():
+        try:
+            rows = sum(source.episodes[episode].length for episode in episodes)
+            found[path] = len(frame_times(path)) - rows if path.suffix != ".parquet" else 0
+        except DataError:
+            continue
+    return {path: count for path, count in found.items() if count > 0}
+
+
 def _files(source: Opened) -> dict[Path, list[int]]:
     """Every file that shows something, with its episodes."""
     files: dict[Path, list[int]] = {}
@@ -106,6 +118,9 @@ def _video_faults(source: Opened, video: Path, episodes: list[int], thorough: bo
         return
     if source.image_size is not None and (info.height, info.width) != source.image_size:
         yield _other_size(video, source.image_size, (info.height, info.width))
+    if isinstance(source, OnexSource) and len(times) > (stop := source.num_frames(episodes[0])):
+        expected, fix = f"{stop} frames, one per row of states", "Encode it again, or correct the metadata."
+        yield DataError(video, expected=expected, found=f"{len(times)}", fix=fix, kind="frames")
     wanted: list[int] = []
     for episode in episodes:
         try:

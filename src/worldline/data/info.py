@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldline.data.faults import faults, stats_faults
+from worldline.data.faults import faults, stats_faults, surplus_frames
 from worldline.data.lerobot import LerobotSource
 from worldline.data.lerobot_open import cameras, looks_like_lerobot
 from worldline.data.onex import OnexSource
@@ -204,6 +204,9 @@ def _notes(source: OnexSource | LerobotSource, seen: dict[str, str], statistics:
         names = ", ".join(statistics.names[i] for i in statistics.constant)
         yield f"{len(statistics.constant)} state dimensions never change: {names}"
     yield from (f"{key} is not taken unasked: {why}" for key, why in seen.items() if why and why != "no file")
+    surplus = surplus_frames(source)
+    if surplus:
+        yield f"{sum(surplus.values())} frames of {len(surplus)} videos belong to no row and are not read"
     sample = _sample(source)
     short = [episode.length for episode in source.episodes if episode.length < sample]
     if short and len(short) < len(source.episodes):

@@ -130,7 +130,8 @@ class LerobotSource:
                 path,
                 expected=f"{self.fps:g} rows per second, as meta/info.json says",
                 found=f"{rate(times):.4g} by the timestamps of {self.episodes[episode].name}{_shows(video)}",
-                fix="Correct fps in meta/info.json or the timestamps, or leave the episode out.",
+                fix="Correct fps in meta/info.json or the timestamps (without that column rows follow one another at "
+                "info.json's fps), or leave the episode out.",
                 kind="rate",
             )
         own = len(video) if recording.frames_in_file is None else recording.frames_in_file

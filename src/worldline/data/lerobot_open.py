@@ -116,9 +116,9 @@ def open_lerobot(
     path = root / "meta/info.json"
     meta = _meta(path)
     key, columns = _camera(root, camera), _COLUMNS[conditioning]
-    dims = tuple(_dim(path, meta, name) for name in columns)
     leaving = LeavingOut(allowed=allow_missing, report=report)
     listed = (_listed_v3 if meta.codebase_version == "v3.0" else _listed_v2)(root, meta, key, leaving)
+    dims = tuple(_dim(path, meta, name) for name in columns)
     entries = _present(root, _once_and_not_empty(root, listed, leaving), leaving)
     names = _names(meta, columns, dims)
     source = LerobotSource(

@@ -91,6 +91,10 @@ class OnexSource:
             raise DataError(shard.video, expected=expected, found=found, fix=fix, kind="rate")
         return np.arange(first, first + self.episodes[episode].length)
 
+    def num_frames(self, episode: int) -> int:
+        """Frames of the shard that holds an episode."""
+        return self._place(episode)[0].num_frames
+
     def check(self, episode: int) -> tuple[int, int] | None:
         """Check all of an episode but its pixels, as cheaply as can be; give the size of its frames, if it has any.
 
