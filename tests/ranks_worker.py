@@ -6,17 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from builders import SMALL_WORLD, small_tokenizer, small_world
 from latent_builders import SMALL_BACKBONE, SMALL_VAE
 from torch import Tensor, nn
 
+from worldline.data.clips import Clips
 from worldline.data.open import open_source
-from worldline.data.windows import FramePattern
+from worldline.data.windows import FramePattern, source_windows
+from worldline.evaluation.compression import Protocol, evaluate_compression
+from worldline.evaluation.result import Evaluation
+from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
+from worldline.evaluation.tokenizer import evaluate_tokenizer
 from worldline.files import read_json, write_json
+from worldline.forecasting.load import Loaded
+from worldline.forecasting.tokens import TokenForecaster
 from worldline.nn.adaln import StateModulationConfig
 from worldline.nn.load import changing_state
+from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.ranks import OtherRankError, Ranks, gathered
-from worldline.rundir import RunDir, from_json
+from worldline.rundir import RunDir, from_json, to_json
 from worldline.schema import Batch, Origin, UsageError
 from worldline.tokenizers.encode import encode
 from worldline.training.checkpoint import TrainState, restore, save_checkpoint
@@ -201,6 +210,41 @@ def vae(folder: Path, ranks: Ranks) -> dict[str, Any]:
     return {"figures": figures, "made": made.flatten()[:50].tolist(), "saved": sorted(changing_state(model))}
 
 
+def judge(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Put a small world through every protocol, five clips in batches of two."""
+    source, out = open_source(folder / "squares"), folder / f"judged_{ranks.world_size}"
+    tokenizer = small_tokenizer()
+    forecaster = TokenForecaster(
+        tokenizer=tokenizer,
+        world=small_world(replace(SMALL_WORLD, vocab_size=tokenizer.vocab_size)),
+        grid=tokenizer.grid(16, 16),
+        sampling=Sampling(temperature=1.0),
+    )
+    loaded = Loaded(forecaster=forecaster, contract={}, folder=folder)
+    pair, block = (
+        Clips(source, source_windows(source, window=window, stride=17), pattern=FramePattern.consecutive(window))
+        for window in (34, 17)
+    )
+    judged = {
+        "compression": evaluate_compression(
+            loaded, pair, protocol=Protocol(num_clips=5, batch_size=2), out=out / "compression", ranks=ranks
+        ),
+        "sampling": evaluate_sampling(
+            forecaster.drawing(3),
+            pair,
+            protocol=SamplingProtocol(num_clips=5, batch_size=2, shuffled_samples=2),
+            run=folder,
+            out=out / "sampling",
+            settings={},
+            ranks=ranks,
+        ),
+        "tokenizer": evaluate_tokenizer(
+            tokenizer, block, run=folder, num_clips=5, batch_size=2, out=out / "tokenizer", ranks=ranks
+        ),
+    }
+    return {name: to_json(Evaluation, evaluation) for name, evaluation in judged.items()}
+
+
 def steps(model: Any, clips: Batch, *, peak: float) -> list[list[float]]:
     """Loss and gradient norm of three optimizer steps on the same clips and noise."""
     optimizer, figures = build_optimizer(OptimizerConfig(peak=peak), model), []
@@ -214,7 +258,7 @@ def steps(model: Any, clips: Batch, *, peak: float) -> list[list[float]]:
     return figures
 
 
-JOBS = {job.__name__: job for job in (adapt, adapted_again, learn, shares, agree, encodes, diverge, wan, vae)}
+JOBS = {job.__name__: job for job in (adapt, adapted_again, learn, shares, agree, encodes, judge, diverge, wan, vae)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

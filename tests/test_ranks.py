@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ranks_worker
 import torch
@@ -142,7 +143,8 @@ def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path:
     ranks_worker.adapt(tmp_path, Ranks())
     write_json(tmp_path / "config.json", to_json(TrainConfig, config))
     write_squares(tmp_path / "raw", 3, length=33)
-    done = _work(tmp_path, "learn", "shares", "agree", "encodes", "adapt", "adapted_again")
+    write_squares(tmp_path / "squares", 3)
+    done = _work(tmp_path, "learn", "shares", "agree", "encodes", "adapt", "adapted_again", "judge")
 
     _assert_close(tmp_path / "one", tmp_path / "two", 4)
     _assert_close(tmp_path / "one", tmp_path / "one_then_two", 4)
@@ -156,6 +158,7 @@ def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path:
     _assert_agreed(done["agree"])
     _assert_encoded(tmp_path, done["encodes"])
     _assert_adapted(tmp_path, done["adapt"])
+    _assert_judged(tmp_path, done["judge"])
 
 
 def _assert_sharded(shares: list[dict[str, Any]]) -> None:
@@ -204,6 +207,26 @@ def _assert_adapted(folder: Path, done: list[dict[str, Any]]) -> None:
     restore(RunDir(two), state)
     save_checkpoint(RunDir(folder / "adapted_back"), state, {}, keep=1)
     _assert_equal(two, folder / "adapted_back", 0)
+
+
+def _assert_judged(folder: Path, found: list[dict[str, Any]]) -> None:
+    """Two ranks find to the last digit what one does, both know it, and one of them writes it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers do: the same program again
+    try:
+        alone = ranks_worker.judge(folder, Ranks())
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1]
+    for protocol, expected in alone.items():
+        clock = {"seconds", "environment"}
+        for name in expected.keys() - clock:
+            assert found[0][protocol][name] == expected[name], (protocol, name)
+        assert expected["data"]["num_clips"] == 5
+    for protocol in ("compression", "sampling"):
+        one, two = (np.load(folder / f"judged_{ranks}/{protocol}/forecasts.npz") for ranks in (1, 2))
+        assert one.files == two.files
+        assert all(np.array_equal(one[name], two[name]) for name in one.files)
 
 
 @pytest.mark.slow
