@@ -111,6 +111,11 @@ def write_model(folder: Path, description: dict[str, Any], weights: Mapping[str,
 
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a model folder. Raises `DataError` where a file is missing, damaged or of a later format."""
+    return describe_model(folder), load_tensors(folder / "model.safetensors")
+
+
+def describe_model(folder: Path) -> dict[str, Any]:
+    """Read `model.json` alone. Raises `DataError` where it is missing, damaged or of a later format."""
     description = read_json(folder / "model.json")
     if description.get("format") != 1:
         raise DataError(
@@ -119,7 +124,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             found=f"format {description.get('format')!r}",
             fix="Use the version of worldline that wrote it.",
         )
-    return description, load_tensors(folder / "model.safetensors")
+    return description
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

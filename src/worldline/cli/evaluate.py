@@ -20,7 +20,7 @@ from worldline.forecasting.load import Loaded, load_forecaster
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.owner import owned
 from worldline.report.text import text_table
-from worldline.rundir import RunDir, from_json, model_folder, read_model, to_json
+from worldline.rundir import RunDir, describe_model, from_json, model_folder, to_json
 from worldline.schema import UsageError
 from worldline.tokenizers.load import load_tokenizer, load_vae
 
@@ -74,8 +74,9 @@ class Job:
 def main(arguments: list[str]) -> None:
     """Parse, evaluate, print the table."""
     job = tyro.cli(Job, prog="worldline evaluate", description=EXAMPLES, args=arguments)
+    job.sample.choice()  # values that make no sense are refused before anything is read
     run = builtin.resolve(job.run)
-    description = read_model(model_folder(run))[0]
+    description = describe_model(model_folder(run))
     out = job.out or RunDir(builtin.results_of(run)).evaluation
     progress = Progress()
     with owned(out):
@@ -92,9 +93,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _world(job: Job, run: Path, out: Path, progress: Progress) -> Evaluation:
+    job.sample.check(describe_model(model_folder(run)))
     loaded = _load(job, run)
     forecaster = loaded.forecaster
-    job.sample.check(forecaster)
     clips = held_out(
         run,
         loaded.contract,

@@ -15,6 +15,7 @@ from worldline.forecasting.forecaster import shown_context, shown_pace
 from worldline.forecasting.load import load_forecaster
 from worldline.forecasting.video import write_comparison
 from worldline.process.noise import clip_seeds
+from worldline.rundir import describe_model, model_folder
 from worldline.schema import UsageError
 
 EXAMPLES = """Forecast clips of a data set: context and states in, video out (real | forecast side by side, as mp4).
@@ -51,16 +52,18 @@ class Job:
 def main(arguments: list[str]) -> None:
     """Parse, forecast, write one video per clip."""
     job = tyro.cli(Job, prog="worldline forecast", description=EXAMPLES, args=arguments)
+    choice = job.sample.choice()
+    clip_seeds(job.seed, ())  # refuses what is no seed
     run = builtin.resolve(job.run)
+    job.sample.check(describe_model(model_folder(run)))
     loaded = load_forecaster(
         run,
         tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
         weights=job.weights,
-        choice=job.sample.choice(),
+        choice=choice,
         device=pick_device(job.device),
     )
     forecaster = loaded.forecaster
-    job.sample.check(forecaster)
     split = forecaster.context_frames
     context = shown_context(forecaster)
     shown = [*context, *forecaster.times]

@@ -1,7 +1,8 @@
 """The sampling options that `forecast` and `evaluate` share, for both kinds of world."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.load import SamplingChoice
@@ -37,7 +38,7 @@ class SampleOptions:
     """Samples generated at once, over all clips; if not given, what a few GB of memory hold."""
 
     def choice(self) -> SamplingChoice:
-        """What a forecaster is loaded with."""
+        """What a forecaster is loaded with. Raises `UsageError` for values that make no sense."""
         return SamplingChoice(
             tokens=Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p),
             flow=FlowSampling(sampler=self.sampler, steps=self.steps, guidance=self.guidance),
@@ -48,14 +49,30 @@ class SampleOptions:
             rows=self.rows,
         )
 
-    def check(self, forecaster: TokenForecaster | LatentForecaster) -> None:
-        """Refuse options that this kind of forecaster would ignore. Raises `UsageError`."""
-        foreign = TOKENS_ONLY if isinstance(forecaster, LatentForecaster) else LATENTS_ONLY
+    def check(self, description: Mapping[str, Any]) -> None:
+        """Refuse what the world of a model description would ignore, before its weights are read.
+
+        Raises:
+            UsageError: an option of the other kind of world, or one that this very world has no use for.
+        """
+        config, over_latents = description["config"], description["config"]["kind"] == "wan"
+        foreign = TOKENS_ONLY if over_latents else LATENTS_ONLY
         given = [name for name in foreign if getattr(self, name) != getattr(SampleOptions(), name)]
         if given:
-            kind = "latents" if isinstance(forecaster, LatentForecaster) else "tokens"
+            kind = "latents" if over_latents else "tokens"
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"this is a world over {kind}: {names} would change nothing")
+        if not over_latents and self.num_samples > 1 and self.temperature == 0:
+            raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
+        if over_latents and self.guidance != 1 and config.get("blind"):
+            raise UsageError("this world ignores the states: --guidance would change nothing")
+        if over_latents and self.guidance != 1 and not config.get("states", {}).get("null"):
+            raise UsageError(
+                f"--guidance {self.guidance:g} compares states with none, which this world has not learned; train one "
+                "with a null code (--model.states.null, --model.drop-states)"
+            )
+        if self.average_repeats and not description["contract"]["pattern"]["repeat_last"]:
+            raise UsageError("this world shows no instant twice: --average-repeats would change nothing")
 
     def settings(self, forecaster: TokenForecaster | LatentForecaster) -> dict[str, str | int | float | bool]:
         """How a forecaster of this kind samples, for the record."""

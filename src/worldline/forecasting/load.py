@@ -22,7 +22,11 @@ from worldline.worlds.wan import WanWorld
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingChoice:
-    """How to sample from whichever world a path holds; each kind takes its own part."""
+    """How to sample from whichever world a path holds; each kind takes its own part.
+
+    Raises:
+        UsageError: fewer than one sample, or fewer than one row at once.
+    """
 
     tokens: Sampling = field(default_factory=Sampling)
     flow: FlowSampling = field(default_factory=FlowSampling)
@@ -31,6 +35,12 @@ class SamplingChoice:
     num_samples: int = 1
     average_repeats: bool = False
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise UsageError(f"{self.num_samples} samples forecast nothing; give --num-samples 1 or more")
+        if self.rows is not None and self.rows < 1:
+            raise UsageError(f"{self.rows} rows at once forecast nothing; give --rows 1 or more, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

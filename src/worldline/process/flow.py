@@ -50,7 +50,7 @@ class FlowSampling:
     """How noise becomes data.
 
     Raises:
-        UsageError: fewer than one step, a shift that is not positive, or a negative guidance.
+        UsageError: fewer than one step, a shift that is not positive, or a guidance that is negative or not finite.
     """
 
     sampler: Literal["euler", "unipc"] = "euler"
@@ -65,12 +65,12 @@ class FlowSampling:
         _check_shift(self.shift)
         if self.steps < 1:
             raise UsageError(f"{self.steps} sampling steps lead nowhere; give at least 1")
-        if not self.guidance >= 0:
+        if not 0 <= self.guidance < math.inf:
             raise UsageError(f"a guidance of {self.guidance} makes no sense; 0 ignores the condition, 1 follows it")
 
 
 def _check_shift(shift: float) -> None:
-    if not shift > 0:
+    if not 0 < shift < math.inf:
         raise UsageError(f"a shift of {shift} makes no schedule; it must be positive (1 is even spacing, Wan's is 5)")
 
 

@@ -1,0 +1,95 @@
+"""The sampling options of `forecast` and `evaluate`: values are checked before anything is read, none does nothing."""
+
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worldline import builtin
+from worldline.cli import evaluate, forecast
+from worldline.cli.sample_options import LATENTS_ONLY, TOKENS_ONLY, SampleOptions
+from worldline.schema import UsageError
+
+TOKENS, LATENTS = "tokens", "latents"
+NONSENSE = [
+    ("--num-samples 0", "num-samples"),
+    ("--num-samples -2", "num-samples"),
+    ("--rows 0", "--rows"),
+    ("--rows -1", "--rows"),
+    ("--temperature -1", "temperature"),
+    ("--temperature nan", "temperature"),
+    ("--temperature inf", "temperature"),
+    ("--temperature 1 --top-k 0", "top_k"),
+    ("--temperature 1 --top-p 0", "top_p"),
+    ("--temperature 1 --top-p 1.5", "top_p"),
+    ("--temperature 1 --top-p nan", "top_p"),
+    ("--top-k 5", "top_k would change nothing"),
+    ("--top-p 0.9", "top_p would change nothing"),
+    ("--steps 0", "steps"),
+    ("--guidance -1", "guidance"),
+    ("--guidance inf", "guidance"),
+    ("--guidance nan", "guidance"),
+]
+OF_THIS_WORLD = [
+    (TOKENS, "--steps 5", "--steps would change nothing"),
+    (TOKENS, "--guidance 2", "--guidance would change nothing"),
+    (TOKENS, "--sampler unipc", "--sampler would change nothing"),
+    (TOKENS, "--average-repeats", "--average-repeats would change nothing"),
+    (TOKENS, "--num-samples 3", "--temperature"),
+    (LATENTS, "--temperature 1", "--temperature would change nothing"),
+    (LATENTS, "--temperature 1 --top-k 3", "--temperature, --top-k would change nothing"),
+    (LATENTS, "--pictures mean", "--pictures would change nothing"),
+    (LATENTS, "--keep-seen", "--keep-seen would change nothing"),
+    (LATENTS, "--guidance 2", "null code"),
+]
+
+
+def without_weights(place: Path, kind: str, **changes: Any) -> Path:
+    """What describes a world, and no weights: whatever is said of it is said before they are read."""
+    shutil.copy((builtin.COMPRESSION_TINY if kind == TOKENS else builtin.SAMPLING_TINY) / "model.json", place)
+    content = json.loads((place / "model.json").read_text())
+    content["config"] |= changes
+    (place / "model.json").write_text(json.dumps(content))
+    return place
+
+
+@pytest.mark.parametrize("verb", [forecast, evaluate])
+@pytest.mark.parametrize(("words", "message"), NONSENSE)
+def test_values_that_make_no_sense_are_refused_before_anything_is_read(verb: Any, words: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        verb.main(["/absent", *words.split()])
+
+
+def test_a_seed_below_nothing_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(UsageError, match="seed of -1"):
+        forecast.main(["/absent", "--seed", "-1"])
+
+
+@pytest.mark.parametrize("verb", [forecast, evaluate])
+@pytest.mark.parametrize(("kind", "words", "message"), OF_THIS_WORLD)
+def test_what_a_world_would_ignore_is_refused_before_its_weights_are_read(
+    verb: Any, kind: str, words: str, message: str, tmp_path: Path
+) -> None:
+    place = without_weights(tmp_path, kind, states={"null": False})
+    with pytest.raises(UsageError, match=message):
+        verb.main([str(place), *words.split()])
+
+
+def test_a_world_without_states_has_nothing_to_guide() -> None:
+    description = {"config": {"kind": "wan", "blind": True, "states": {"null": True}}, "contract": {}}
+    with pytest.raises(UsageError, match="--guidance would change nothing"):
+        SampleOptions(guidance=2.0).check(description)
+
+
+def test_a_pattern_that_shows_every_instant_once_has_nothing_to_average() -> None:
+    description = {"config": {"kind": "wan"}, "contract": {"pattern": {"repeat_last": 0}}}
+    with pytest.raises(UsageError, match="--average-repeats would change nothing"):
+        SampleOptions(average_repeats=True).check(description)
+
+
+def test_every_option_belongs_to_a_kind_of_world_or_to_both() -> None:
+    names = {field.name for field in fields(SampleOptions)}
+    assert names == {*TOKENS_ONLY, *LATENTS_ONLY, "num_samples", "rows"}
