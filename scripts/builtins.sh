@@ -18,13 +18,13 @@ worldline data twin $work/val --episodes 48 --seed 1000
 data="--data.path $work/train --data.val-path $work/val --data.cache $work/cache"
 
 # --- checkpoints ---
-worldline train tokenizer_tiny $data --run $work/tokenizer_first
+worldline train tokenizer_tiny $data --out $work/tokenizer_first
 worldline train tokenizer_tiny $data --initial $work/tokenizer_first --optimizer.peak 8e-4 --optimizer.warmup-steps 20 \
-    --steps 1000 --seed 1 --run $work/tokenizer
+    --steps 1000 --seed 1 --out $work/tokenizer
 python scripts/ship.py $work/tokenizer $assets/tokenizer_tiny
-worldline train compression_tiny $data --tokenizer $work/tokenizer --steps 13000 --run $work/world
+worldline train compression_tiny $data --tokenizer $work/tokenizer --steps 13000 --out $work/world
 python scripts/ship.py $work/world $assets/compression_tiny $assets/tokenizer_tiny
-worldline train vae_tiny $data --run $work/vae
+worldline train vae_tiny $data --out $work/vae
 python scripts/ship.py $work/vae $assets/vae_tiny
-worldline train sampling_tiny $data --tokenizer $work/vae --run $work/sampling
+worldline train sampling_tiny $data --tokenizer $work/vae --out $work/sampling
 python scripts/ship.py $work/sampling $assets/sampling_tiny $assets/vae_tiny

@@ -54,10 +54,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lab = tmp_path_factory.mktemp("lab")
     data = _on(write_squares(lab / "raw", 4, length=68), lab / "cache")
     few = _words("--batch-size 2 --validation-clips 2 --json")
-    train.main(["tokenizer_tiny", "--run", str(lab / "tokenizer"), "--steps", "4", *SMALL_TOKENIZER, *data, *few])
+    train.main(["tokenizer_tiny", "--out", str(lab / "tokenizer"), "--steps", "4", *SMALL_TOKENIZER, *data, *few])
     tokenizer = ["--tokenizer", str(lab / "tokenizer"), "--phases", "2"]
     for recipe in ("compression_tiny", "compression_tiny_blind"):
-        train.main([recipe, "--run", str(lab / recipe), "--steps", "3", *SMALL_WORLD, *data, *few, *tokenizer])
+        train.main([recipe, "--out", str(lab / recipe), "--steps", "3", *SMALL_WORLD, *data, *few, *tokenizer])
     return lab
 
 
@@ -183,7 +183,7 @@ def test_a_failed_job_ends_with_1(lab: Path, tmp_path: Path, monkeypatch: pytest
     wild = _words("--optimizer.peak 1e30 --optimizer.warmup-steps 0 --optimizer.clip-norm None")
     words = [
         "compression_tiny",
-        "--run",
+        "--out",
         tmp_path / "run",
         "--steps",
         "4",
@@ -274,7 +274,7 @@ def test_a_report_of_two_runs_is_one_page(lab: Path, tmp_path: Path, capsys: Cap
 def test_a_run_by_another_tokenizer_is_refused(lab: Path, tmp_path: Path) -> None:
     few = _words("--batch-size 2 --validation-clips 2 --steps 1 --seed 9")
     other = tmp_path / "other"
-    train.main(["tokenizer_tiny", "--run", str(other), *SMALL_TOKENIZER, *_on(lab / "raw", lab / "cache"), *few])
+    train.main(["tokenizer_tiny", "--out", str(other), *SMALL_TOKENIZER, *_on(lab / "raw", lab / "cache"), *few])
     with pytest.raises(UsageError, match="another tokenizer"):
         evaluate.main([str(lab / "compression_tiny"), "--tokenizer", str(other), "--out", str(tmp_path / "out")])
 

@@ -46,7 +46,7 @@ def test_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         main([name, "--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for option in ("--run", "--batch-size", "--model.", "--data.path", "--optimizer.peak"):
+    for option in ("--out", "--batch-size", "--model.", "--data.path", "--optimizer.peak"):
         assert option in shown
 
 

@@ -123,10 +123,14 @@ JOBS = (
 )
 
 
+def parse(arguments: list[str]) -> InfoJob | ConvertJob | TokenizeJob | EncodeJob | TwinJob:
+    choose(arguments, ("info", "convert", "tokenize", "encode", "twin"), what="data verb")
+    return tyro.cli(JOBS, prog="worldline data", description="Work with data sets." + EXAMPLES, args=arguments)  # pyright: ignore
+
+
 def main(arguments: list[str]) -> None:
     """Parse and do what is asked."""
-    choose(arguments, ("info", "convert", "tokenize", "encode", "twin"), what="data verb")
-    job = tyro.cli(JOBS, prog="worldline data", description="Work with data sets." + EXAMPLES, args=arguments)  # pyright: ignore
+    job = parse(arguments)
     match job:
         case InfoJob():
             _info(job)

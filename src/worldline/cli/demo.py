@@ -27,9 +27,13 @@ class Job:
     json: bool = False
 
 
+def parse(arguments: list[str]) -> Job:
+    return tyro.cli(Job, prog="worldline demo", description=EXAMPLES, args=arguments)
+
+
 def main(arguments: list[str]) -> None:
     """Parse, run, print the tables and the path of the report."""
-    job = tyro.cli(Job, prog="worldline demo", description=EXAMPLES, args=arguments)
+    job = parse(arguments)
     progress = Progress()
     done = run_demo(job.out, job.config, progress)
     progress.close()

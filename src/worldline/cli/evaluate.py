@@ -71,9 +71,13 @@ class Job:
     json: bool = False
 
 
+def parse(arguments: list[str]) -> Job:
+    return tyro.cli(Job, prog="worldline evaluate", description=EXAMPLES, args=arguments)
+
+
 def main(arguments: list[str]) -> None:
     """Parse, evaluate, print the table."""
-    job = tyro.cli(Job, prog="worldline evaluate", description=EXAMPLES, args=arguments)
+    job = parse(arguments)
     job.sample.choice()  # values that make no sense are refused before anything is read
     run = builtin.resolve(job.run)
     description = describe_model(model_folder(run))

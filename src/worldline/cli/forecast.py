@@ -49,9 +49,13 @@ class Job:
     json: bool = False
 
 
+def parse(arguments: list[str]) -> Job:
+    return tyro.cli(Job, prog="worldline forecast", description=EXAMPLES, args=arguments)
+
+
 def main(arguments: list[str]) -> None:
     """Parse, forecast, write one video per clip."""
-    job = tyro.cli(Job, prog="worldline forecast", description=EXAMPLES, args=arguments)
+    job = parse(arguments)
     choice = job.sample.choice()
     clip_seeds(job.seed, ())  # refuses what is no seed
     run = builtin.resolve(job.run)

@@ -1,13 +1,10 @@
 """`worldline plan RECIPE`: what a training would need, before it is started."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated
-
-import tyro
 
 from worldline import builtin
 from worldline.cli.console import show
-from worldline.cli.recipe_options import parse_recipe
+from worldline.cli.recipe_options import Recipe, parse_recipe
 from worldline.recipes.all import RECIPES
 from worldline.rundir import to_json
 from worldline.tokenizers.wan_vae import WanVAEConfig
@@ -31,7 +28,7 @@ UNITS = {"Z": 1e21, "E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9}
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    config: Recipe
     gpus: int = 1
     """Processes that torchrun would start, one for each GPU."""
     gpu_memory: float | None = None
@@ -40,9 +37,13 @@ class Job:
     """Print one JSON object on stdout and nothing else."""
 
 
+def parse(arguments: list[str]) -> Job:
+    return parse_recipe(Job, "plan", EXAMPLES, arguments)[1]
+
+
 def main(arguments: list[str]) -> None:
     """Parse, count, print."""
-    _, job = parse_recipe(Job, "plan", EXAMPLES, arguments)
+    job = parse(arguments)
     found = plan(_named(job.config), gpu_gb=job.gpu_memory, gpus=job.gpus, vae=_vae(job.config))
     show(to_json(Plan, found), text=text(found), as_json=job.json)
 

@@ -24,8 +24,12 @@ class Job:
     json: bool = False
 
 
+def parse(arguments: list[str]) -> Job:
+    return tyro.cli(Job, prog="worldline report", description=EXAMPLES, args=arguments)
+
+
 def main(arguments: list[str]) -> None:
     """Parse and write the page."""
-    job = tyro.cli(Job, prog="worldline report", description=EXAMPLES, args=arguments)
+    job = parse(arguments)
     path = write_report(job.runs, job.out or job.runs[0])
     show({"report": str(path), "bytes": path.stat().st_size}, text=str(path), as_json=job.json)

@@ -33,9 +33,13 @@ class Job:
     json: bool = False
 
 
+def parse(arguments: list[str]) -> Job:
+    return tyro.cli(Job, prog="worldline text", description=EXAMPLES, args=arguments)
+
+
 def main(arguments: list[str]) -> None:
     """Parse, encode and write."""
-    job = tyro.cli(Job, prog="worldline text", description=EXAMPLES, args=arguments)
+    job = parse(arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported, which reads it once
     encoder = fingerprint_encoder(job.weights)
     job.out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,13 +3,12 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
 from worldline import builtin
 from worldline.cli.console import Progress, say, show
-from worldline.cli.recipe_options import parse_recipe
+from worldline.cli.recipe_options import Recipe, parse_recipe
 from worldline.files import read_json
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, from_json
@@ -19,8 +18,8 @@ from worldline.training.loop import TrainResult, train
 EXAMPLES = """Train a model by a recipe; every field of the recipe can be overridden.
 
 Examples:
-  worldline train tokenizer_tiny --run runs/tokenizer
-  worldline train compression_tiny --tokenizer runs/tokenizer --run runs/world
+  worldline train tokenizer_tiny --out runs/tokenizer
+  worldline train compression_tiny --tokenizer runs/tokenizer --out runs/world
   worldline train compression_tiny --data.path MY_ROBOT --data.val-path None --data.train-episodes :-10 \\
       --data.val-episodes -10: --tokenizer runs/tokenizer
   worldline train --resume runs/world
@@ -33,31 +32,40 @@ Examples:
 class Job:
     """One training run."""
 
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    run: Path | None = None
+    config: Recipe
+    out: Path | None = None
     """Run folder; a new one below `runs/` if not given."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
 
-def main(arguments: list[str]) -> None:
-    """Parse and train. `--resume RUN` needs no recipe: the run folder holds the whole configuration."""
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """A run to go on with. It needs no recipe: the run folder holds the whole configuration."""
+
+    run: tyro.conf.Positional[Path]
+    max_minutes: float | None = None
+    json: bool = False
+
+
+def parse(arguments: list[str]) -> Job | Resume:
     if arguments[:1] == ["--resume"]:
-        _resume(arguments[1:])
-        return
+        return tyro.cli(Resume, prog="worldline train --resume", args=arguments[1:])
     name, job = parse_recipe(Job, "train", EXAMPLES, arguments)
-    run = job.run or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    _train(_resolved(job.config), run, resume=False, as_json=job.json)
+    return replace(job, out=job.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
-def _resume(arguments: list[str]) -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Resume:
-        run: tyro.conf.Positional[Path]
-        max_minutes: float | None = None
-        json: bool = False
+def main(arguments: list[str]) -> None:
+    """Parse and train."""
+    job = parse(arguments)
+    if isinstance(job, Resume):
+        _resume(job)
+    else:
+        assert job.out is not None, "parse names a folder"
+        _train(_resolved(job.config), job.out, resume=False, as_json=job.json)
 
-    job = tyro.cli(Resume, prog="worldline train --resume", args=arguments)
+
+def _resume(job: Resume) -> None:
     path = RunDir(job.run).config
     config: TrainConfig = from_json(TrainConfig, read_json(path), path)
     _train(replace(config, max_minutes=job.max_minutes), job.run, resume=True, as_json=job.json)

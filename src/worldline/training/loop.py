@@ -238,4 +238,7 @@ def _begin(run: RunDir, config: TrainConfig, resume: bool) -> None:
             raise UsageError(f"{run.path} was started with another configuration; resume takes it from {run.config}")
         return
     if run.config.exists():
-        raise UsageError(f"{run.path} holds a run already; add --resume to go on, or choose another folder")
+        raise UsageError(
+            f"{run.path} holds a run already; go on with `worldline train --resume {run.path}`, or choose another "
+            "folder (--out)"
+        )

@@ -148,7 +148,7 @@ def _as_latents(
     if data.augment.changes:
         raise UsageError(
             "latents in a cache are encoded once, so nothing would be augmented; train straight from video "
-            "(--data.cache None) or leave --data.augment alone"
+            "(--data.cache None) or augment nothing"
         )
     train = _cached(config, source, vae, data.train_episodes, identity, progress)
     val_source = open_data(data, data.val_path) if data.val_path else source

@@ -1,0 +1,241 @@
+"""What the project tells people to type can be typed: every command and option parses by the real parsers."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+from builders import write_followed_tokens, write_squares
+from commands import (
+    PAGES,
+    ROOT,
+    SCRIPTS,
+    SOURCES,
+    Told,
+    options,
+    page_commands,
+    parse,
+    parses,
+    script_commands,
+    source_commands,
+    source_texts,
+    words_of,
+)
+from latent_builders import small_vae
+from torch.distributed.run import get_args_parser
+
+from worldline.cli import plan, train
+from worldline.cli.main import VERBS
+from worldline.recipes.all import RECIPES
+from worldline.training.config import TrainConfig
+from worldline.worlds.wan import LoraConfig, WanConfig
+
+Capture = pytest.CaptureFixture[str]
+DATA_VERBS = ("info", "convert", "tokenize", "encode", "twin")
+PARSERS = (
+    *(["train", recipe] for recipe in ("sampling_revontuli", "compression_tiny", "tokenizer_tiny", "vae_tiny")),
+    ["plan", "vae_tiny"],
+    ["train", "--resume", "X"],
+    ["data", "info", "X"],
+    ["data", "convert", "X", "Y"],
+    ["data", "tokenize", "X", "Y", "--tokenizer", "Z"],
+    ["data", "encode", "X", "Y", "--tokenizer", "Z"],
+    ["data", "twin", "X", "--episodes", "1"],
+    *([verb, "X"] for verb in ("evaluate", "forecast", "text", "report")),
+    ["demo"],
+)
+"""One sound command for every parser there is; recipes for the same kind of model have the same options."""
+
+
+@lru_cache
+def _help(*words: str) -> str:
+    """The help of a verb."""
+    said = io.StringIO()
+    with redirect_stdout(said), pytest.raises(SystemExit):
+        parse([*words, "--help"])
+    return said.getvalue()
+
+
+def _problems(commands: list[Told], capsys: Capture) -> list[str]:
+    found = []
+    for told in commands:
+        words = words_of(told.text)
+        known = words[0] in VERBS or words[0] == "--help"
+        if not known or (words[0] == "data" and len(words) > 1 and words[1].split("|")[0] not in DATA_VERBS):
+            found.append(f"{told}: no such verb")
+        elif len(words) > 1 + (words[0] == "data") and "|" not in words[1]:
+            said = parses([word for word in words if word != "..."], capsys)
+            found += [f"{told}\n{said}"] if said else []
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_pages_parse(page: Path, capsys: Capture) -> None:
+    assert _problems(list(page_commands(page)), capsys) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_commands_of_scripts_parse(script: Path, tmp_path: Path, capsys: Capture) -> None:
+    commands = script_commands(script, tmp_path / "bin")
+    assert len(commands) > 5
+    assert _problems(commands, capsys) == []
+
+
+def test_commands_of_help_texts_and_messages_parse(capsys: Capture) -> None:
+    commands = [told for path in SOURCES for told in source_commands(path)]
+    assert len(commands) > 30
+    assert _problems(commands, capsys) == []
+
+
+def test_options_that_are_named_anywhere_parse(capsys: Capture) -> None:
+    """An option alone must be one of some verb's; an option with a value must be taken with it."""
+    texts = [Told(page.name, page.read_text(encoding="utf-8")) for page in PAGES]
+    texts += [told for path in SOURCES for told in source_texts(path)]
+    named = {option: told.place for told in texts for option in options(told)}
+    foreign = {string for action in get_args_parser()._actions for string in action.option_strings}
+    foreign |= {"--resume", "--help", "--help-all"}
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        foreign |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', file.read_text(encoding="utf-8")))
+    left = {option: place for option, place in named.items() if option[0] not in foreign and not _git(option[0])}
+    assert len(left) > 60
+    assert {option: place for option, place in left.items() if not _taken(*option, capsys)} == {}
+
+
+def _git(option: str) -> bool:
+    return option in ("--dirty", "--always", "--abbrev", "--exclude", "--quiet", "--editable")
+
+
+def _taken(option: str, value: str | None, capsys: Capture) -> bool:
+    known = [words for words in PARSERS if re.search(rf"{option}(?![\w-])", _help(*words))]
+    if value is None:
+        return bool(known)
+    return any(not parses([*words, option, *[value] * count], capsys) for words in known for count in (1, 2))
+
+
+def test_what_is_wrong_is_found(tmp_path: Path, capsys: Capture) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        '```bash\nset="--nonsense 3"\nworldline evaluate X $set && worldline report Y # why\n```\n'
+        "`worldline VERB` `worldline train compression_tiny --model.blind`\n"
+        "```bash\ntorchrun --no-python worldline evaluate Z $set\n```\n"
+    )
+    commands = list(page_commands(page))
+    assert [words_of(told.text) for told in commands] == [
+        ["evaluate", "X", "--nonsense", "3"],
+        ["report", "Y"],
+        ["evaluate", "Z", "--nonsense", "3"],
+        ["train", "compression_tiny", "--model.blind"],
+    ]
+    assert len(_problems(commands, capsys)) == 3
+    assert options(Told("", "`--check-memory False`, --seed=3 (--model.lora None): --data.cache DIR --x-y.")) == {
+        ("--check-memory", "False"),
+        ("--seed", "3"),
+        ("--model.lora", "None"),
+        ("--data.cache", None),
+        ("--x-y", None),
+    }
+    assert not _taken("--model.blind", "Treu", capsys)
+    assert not _taken("--run", None, capsys)
+
+
+# --- one spelling ---
+
+
+def _config(words: str) -> TrainConfig:
+    job = parse(words.split())
+    assert isinstance(job, train.Job | plan.Job)
+    return job.config
+
+
+def test_a_field_that_is_true_or_false_takes_its_value() -> None:
+    words = "--model.states.null True --check-memory False --model.gradient-checkpointing False --model.blind True"
+    config = _config(f"train sampling_revontuli {words} --model.block-bias False")
+    assert isinstance(config.model, WanConfig)
+    assert not config.check_memory
+    assert (config.model.states.null, config.model.gradient_checkpointing) == (True, False)
+    assert (config.model.blind, config.model.block_bias) == (True, False)
+
+
+def test_an_optional_part_goes_and_comes() -> None:
+    recipe, tiny = RECIPES["sampling_revontuli"](), RECIPES["sampling_tiny"]()
+    assert isinstance(recipe.model, WanConfig)
+    assert isinstance(tiny.model, WanConfig)
+    without = replace(recipe, model=replace(recipe.model, lora=None))
+    assert _config("train sampling_revontuli --model.lora None") == without
+    assert _config("train sampling_revontuli --seed 3 --model.lora=None") == replace(without, seed=3)
+    lora = replace(tiny, model=replace(tiny.model, lora=LoraConfig(rank=4)))
+    assert _config("train sampling_tiny --model.lora.rank 4") == lora
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_one_length_of_a_run_replaces_the_other(name: str) -> None:
+    by_steps, by_epochs = _config(f"plan {name} --steps 7"), _config(f"train {name} --epochs=1.5")
+    assert (by_steps.steps, by_steps.epochs) == (7, 0)
+    assert (by_epochs.steps, by_epochs.epochs) == (0, 1.5)
+
+
+# --- torchrun ---
+
+
+@pytest.mark.parametrize("words", PARSERS, ids=" ".join)
+def test_torchrun_hands_every_option_on(words: list[str]) -> None:
+    """torchrun takes an abbreviation of one of its own options for that option, wherever it stands."""
+    shown = set(re.findall(r"--[a-z][a-z0-9.-]*", _help(*words)))
+    assert len(shown) > 2
+    for option in shown:
+        assert words_of(f"torchrun --no-python worldline train RECIPE {option} X")[-2:] == [option, "X"]
+
+
+def _tiny(recipe: str, folder: Path) -> list[str]:
+    """Options that make a recipe small enough for two processes of a laptop, with data of its kind."""
+    data = f"--data.path {folder}/train --data.val-path {folder}/val --out {folder}/run --device cpu --workers 0"
+    short = "--steps 2 --batch-size 2 --accumulate 1 --validation-clips 2"
+    if recipe.startswith("compression"):
+        for name, episodes in (("train", 4), ("val", 2)):
+            write_followed_tokens(folder / name, episodes)
+        return f"{data} {short} --model.width 16 --model.heads 2 --model.layers 1 --model.state-hidden 8".split()
+    for name, episodes in (("train", 3), ("val", 2)):
+        write_squares(folder / name, episodes, length=81)
+    small_vae(folder / "vae")
+    heads = (
+        "--model.backbone.num-attention-heads 2 --model.backbone.attention-head-dim 12 --model.backbone.num-layers 1"
+    )
+    sizes = "--model.backbone.in-channels 4 --model.backbone.out-channels 4 --model.backbone.ffn-dim 48"
+    patch = "--model.backbone.patch-size 1 1 1 --model.states.hidden 16 --data.image-size 16"
+    alone = f"--model.lora None --weights None --text None --tokenizer {folder}/vae"
+    return f"{data} {short} {heads} {sizes} {patch} {alone}".split()
+
+
+def _torchrun_lines() -> list[Told]:
+    found = [told for page in PAGES for told in page_commands(page)]
+    found += [told for path in SOURCES for told in source_commands(path)]
+    return [told for told in found if told.text.startswith("torchrun")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", _torchrun_lines(), ids=lambda told: told.place)
+def test_torchrun_lines_start_two_processes(told: Told, tmp_path: Path) -> None:
+    words = words_of(told.text)
+    assert words[0] == "train"
+    # Whatever the line says of the number of machines and cards, the words behind it are as typed; later ones win.
+    command = ["torchrun", "--standalone", "--nproc-per-node", "2", "--no-python", "worldline"]
+    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [*command, *words, *_tiny(words[1], tmp_path), "--json"],
+        env={**clean, "PATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == 2, "one rank reports"
