@@ -1,6 +1,9 @@
 """What each of two processes does for test_ranks.py: `python ranks_worker.py FOLDER JOB...`, results as JSON there."""
 
+import os
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +111,20 @@ def learn(folder: Path, ranks: Ranks) -> dict[str, Any]:
     result = train(config, folder / "two", ranks=ranks)
     train(config, folder / "one_then_two", resume=True, ranks=ranks)
     return {"figures": result.figures}
+
+
+def terminated(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """SIGTERM reaches one process only; both save the same step, and go on from it."""
+    config, pids = from_json(TrainConfig, read_json(folder / "config.json"), folder), ranks.everyones(os.getpid())
+
+    def report(what: str, done: int, *_: object) -> None:
+        if what == "training" and done == 1:
+            os.kill(pids[1], signal.SIGTERM)
+            time.sleep(0.2)
+
+    stopped = train(config, folder / "terminated", ranks=ranks, report=report)
+    went_on = train(config, folder / "terminated", resume=True, ranks=ranks)
+    return {"stopped": stopped.stopped, "at": stopped.step, "end": went_on.step}
 
 
 def shares(folder: Path, ranks: Ranks) -> dict[str, Any]:
@@ -258,7 +275,10 @@ def steps(model: Any, clips: Batch, *, peak: float) -> list[list[float]]:
     return figures
 
 
-JOBS = {job.__name__: job for job in (adapt, adapted_again, learn, shares, agree, encodes, judge, diverge, wan, vae)}
+JOBS = {
+    job.__name__: job
+    for job in (adapt, adapted_again, learn, terminated, shares, agree, encodes, judge, diverge, wan, vae)
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -144,7 +144,7 @@ def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path:
     write_json(tmp_path / "config.json", to_json(TrainConfig, config))
     write_squares(tmp_path / "raw", 3, length=33)
     write_squares(tmp_path / "squares", 3)
-    done = _work(tmp_path, "learn", "shares", "agree", "encodes", "adapt", "adapted_again", "judge")
+    done = _work(tmp_path, "learn", "terminated", "shares", "agree", "encodes", "adapt", "adapted_again", "judge")
 
     _assert_close(tmp_path / "one", tmp_path / "two", 4)
     _assert_close(tmp_path / "one", tmp_path / "one_then_two", 4)
@@ -154,6 +154,9 @@ def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path:
     train(config, tmp_path / "two_then_one", resume=True)
     _assert_close(tmp_path / "two", tmp_path / "two_then_one", 4)
 
+    assert all(found["stopped"] and found["at"] in (1, 2, 3) for found in done["terminated"])
+    assert done["terminated"][0]["at"] == done["terminated"][1]["at"]
+    _assert_equal(tmp_path / "two", tmp_path / "terminated", 4)
     _assert_sharded(done["shares"])
     _assert_agreed(done["agree"])
     _assert_encoded(tmp_path, done["encodes"])

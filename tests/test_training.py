@@ -3,8 +3,11 @@
 import json
 import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +24,10 @@ from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.loader import Loader
 from worldline.devices import pick_device
-from worldline.rundir import RunDir, load_tensors, read_model, save_tensors, write_model
+from worldline.rundir import Best, RunDir, load_tensors, model_folder, read_model, save_tensors, write_model
 from worldline.schema import DataError, UsageError, join, stack
 from worldline.tokenizers.load import load_tokenizer
-from worldline.training.checkpoint import TrainState
+from worldline.training.checkpoint import TrainState, better
 from worldline.training.config import TrainConfig
 from worldline.training.loop import NonFiniteLossError, evaluated, train
 from worldline.training.optimizer import MovingAverage, OptimizerConfig, build_optimizer
@@ -157,6 +160,105 @@ def test_out_of_time_it_stops_with_a_checkpoint_to_go_on_from(tmp_path: Path) ->
     assert (result.step, result.total_steps) == (1, 2)
     train(replace(config, max_minutes=None), tmp_path / "parts", resume=True)
     _assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+# --- stopped, damaged, best ---
+
+
+def test_sigterm_saves_the_running_step_and_the_resumed_run_is_exact(tmp_path: Path) -> None:
+    config = _world(tmp_path, steps=5, evaluate_every=3, checkpoint_every=5)
+    train(config, tmp_path / "whole")
+
+    def report(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+        del total, figures
+        if what == "training" and done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    result = train(config, tmp_path / "parts", report=report)
+    assert (result.step, result.total_steps, result.stopped) == (2, 5, True)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not train(config, tmp_path / "parts", resume=True).stopped
+    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_the_command_line_ends_with_0_when_it_is_told_to_stop(tmp_path: Path) -> None:
+    few = ["--data.train-episodes", ":2", "--data.val-episodes", ":1", "--data.cache", str(tmp_path / "cache")]
+    recipe = ["tokenizer_tiny", *few, "--steps", "9999", "--log-every", "1", "--workers", "2", "--device", "cpu"]
+    command = [sys.executable, "-m", "worldline", "train", *recipe, "--run", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and not (tmp_path / "run/metrics.jsonl").exists():
+        time.sleep(0.2)
+    assert process.poll() is None, process.communicate()
+    os.killpg(process.pid, signal.SIGTERM)  # as schedulers do: to the workers too
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "stopped by SIGTERM, with a checkpoint; to go on: worldline train --resume" in said
+    assert RunDir(tmp_path / "run").latest() is not None
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_of_a_cut_newest_checkpoint_the_one_before_is_taken_and_it_is_said(tmp_path: Path) -> None:
+    config, run = _world(tmp_path), tmp_path / "run"
+    train(config, run)
+    whole = shutil.copytree(run, tmp_path / "whole")
+    newest, older = RunDir(run).checkpoint(4), RunDir(run).checkpoint(2)
+    expected = load_tensors(older / "model.safetensors")
+    _cut(newest / "trainer.safetensors")
+    load_world(run)  # needs the model alone, which is whole
+    _cut(newest / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"step_0000004/model.safetensors: .* Going on with .*step_0000002"):
+        world, description = load_world(run)
+    assert description["step"] == 2
+    assert all(torch.equal(value, expected[name]) for name, value in world.state_dict().items())
+    with pytest.warns(UserWarning, match=r"Going on with .*step_0000002"):
+        train(config, run, resume=True)
+    _assert_same_end(whole, run)
+    assert (run / "checkpoints/damaged_step_0000004").is_dir()
+    for folder in RunDir(run).checkpoints():
+        (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match=r"step_0000004/model\.safetensors"):
+        load_world(run)
+
+
+def test_the_best_checkpoint_is_kept_and_known_after_a_resume(tmp_path: Path) -> None:
+    changes = {"steps": 3, "evaluate_every": 1, "checkpoint_every": 3, "keep_checkpoints": 1, "keep_best": "val/loss"}
+    optimizer = OptimizerConfig(peak=0.3, warmup_steps=0, schedule="constant")  # so that the last is not the best
+    config = _world(tmp_path, optimizer=optimizer, **changes)
+    train(config, tmp_path / "whole")
+    values = {line["step"]: line["val/loss"] for line in _log(tmp_path / "whole")}
+    step = min(values, key=lambda number: values[number])
+    assert step < 3, values
+    assert RunDir(tmp_path / "whole").best() == Best(metric="val/loss", step=step, value=values[step])
+    assert [folder.name[-1] for folder in RunDir(tmp_path / "whole").checkpoints()] == [str(step), "3"]
+    assert read_model(model_folder(tmp_path / "whole", "best"))[0]["step"] == step
+    assert read_model(model_folder(tmp_path / "whole", "3"))[0]["step"] == 3
+    with pytest.raises(UsageError, match=rf"no checkpoint '2'.*steps \[{step}, 3\]"):
+        model_folder(tmp_path / "whole", "2")
+    _interrupt(config, tmp_path / "parts", step + 1)
+    train(config, tmp_path / "parts", resume=True)
+    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert RunDir(tmp_path / "parts").best() == RunDir(tmp_path / "whole").best()
+    assert model_folder(tmp_path / "parts", "best").is_dir()
+
+
+def test_of_figures_with_dots_and_names_the_better_is_known() -> None:
+    low, high = (Best(metric="val/loss", step=i, value=float(i)) for i in (1, 2))
+    assert better(better(None, high), low) == low
+    assert better(low, replace(low, step=9)) == low, "of equals the first"
+    assert better(low, replace(low, value=math.nan)) == low
+    low, high = (replace(one, metric="val/psnr_db") for one in (low, high))
+    assert better(low, high) == high
+
+
+def test_a_figure_that_validation_does_not_have_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no figure 'val/los' .*; it has val/loss"):
+        train(_world(tmp_path, keep_best="val/los"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 KILLED = """

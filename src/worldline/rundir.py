@@ -5,6 +5,7 @@
     run/metrics.jsonl          one JSON object per logged step
     run/tokenizer/             the tokenizer a token world was trained on: a model folder
     run/checkpoints/step_N/    a model folder, plus the trainer's state to resume from
+    run/best.json              which checkpoint is the best by the metric of `keep_best`, and its value
     run/unigram.npy            how often each token occurs in training (worlds over tokens)
     run/kept.npy               how many of each future grid's training tokens are the last context grid's, and not
     run/evaluation/            metrics.json, forecasts.npz
@@ -21,7 +22,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -30,12 +32,14 @@ from typing import Any
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from worldline.files import read_json, write_json
+from worldline.files import atomic, read_json, write_json
 from worldline.schema import DataError, UsageError
+
+MODEL_FILES = ("model.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,33 @@ class RunDir:
     def checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step_{step:07d}"
 
-    def latest(self) -> Path | None:
-        """The checkpoint of the highest step, or None."""
-        found = sorted((self.path / "checkpoints").glob("step_*"))
-        return found[-1] if found else None
+    def checkpoints(self) -> list[Path]:
+        """What lies there as checkpoints, by step."""
+        return sorted((self.path / "checkpoints").glob("step_*"))
+
+    def latest(self, *, files: Sequence[str] = MODEL_FILES) -> Path | None:
+        """The checkpoint of the highest step whose files are whole, or None where there is none at all.
+
+        Warns where a newer one is damaged. Raises `DataError` where all are.
+        """
+        damage: DataError | None = None
+        for folder in reversed(self.checkpoints()):
+            try:
+                check_whole(folder, files)
+            except DataError as error:
+                damage = damage or error
+                continue
+            if damage is not None:
+                warnings.warn(f"{damage} Going on with {folder}, the newest that is whole.", stacklevel=2)
+            return folder
+        if damage is not None:
+            raise damage
+        return None
+
+    def best(self) -> "Best | None":
+        """The checkpoint that was best by the metric of `keep_best`, or None where none is kept."""
+        path = self.path / "best.json"
+        return from_json(Best, read_json(path), path) if path.exists() else None
 
     def log(self, record: Mapping[str, int | float]) -> None:
         """Append one line to metrics.jsonl."""
@@ -74,13 +101,33 @@ class RunDir:
             file.write(json.dumps(dict(record)) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop logged lines of steps after `step`, which a resumed run is about to write again."""
+        """Drop logged lines of steps after `step`, which a resumed run is about to write again.
+
+        Checkpoints of such steps are damaged, or the run would go on from them: they are put aside.
+        """
+        for folder in self.checkpoints():
+            if int(folder.name.removeprefix("step_")) > step:
+                aside = folder.with_name(f"damaged_{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(folder, aside)
         if self.metrics.exists():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            temporary = self.metrics.with_suffix(".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            os.replace(temporary, self.metrics)
+            kept = [json.dumps(line) + "\n" for line in self.logged() if line["step"] <= step]
+            with atomic(self.metrics) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+
+    def logged(self) -> list[dict[str, int | float]]:
+        """The lines of metrics.jsonl, without a last one that was cut short."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True) if self.metrics.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """Which checkpoint was best, as `best.json` says it."""
+
+    metric: str
+    step: int
+    value: float
 
 
 @contextmanager
@@ -134,9 +181,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read safetensors. Raises `DataError` where the file is missing or damaged."""
-    try:
+    with _intact(path):
         return load_file(path)
-    except (FileNotFoundError, SafetensorError) as error:
+
+
+@contextmanager
+def _intact(path: Path) -> Iterator[None]:
+    """Turn what reading a missing or damaged safetensors file raises into `DataError`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
         raise DataError(
             path,
             expected="a safetensors file",
@@ -145,18 +199,44 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def model_folder(path: Path) -> Path:
-    """The model folder meant by a path: itself, or the latest checkpoint of a run folder.
+def check_whole(folder: Path, files: Sequence[str] = MODEL_FILES) -> None:
+    """Read the JSON and the headers of safetensors. Raises `DataError` where a file is absent or cut short."""
+    for name in files:
+        if name.endswith(".json"):
+            read_json(folder / name)
+        else:
+            with _intact(folder / name), safe_open(folder / name, framework="pt"):
+                pass  # it compares the file's size with what the header promises
+
+
+def model_folder(path: Path, checkpoint: str = "latest") -> Path:
+    """The model folder meant by a path: itself, or a checkpoint of a run folder.
+
+    Args:
+        checkpoint: `latest`, `best` (by the metric of `keep_best`) or a step.
 
     Raises:
-        UsageError: the path is neither.
+        UsageError: the path is neither, or the run has no such checkpoint.
+        DataError: no checkpoint is whole.
     """
+    run = RunDir(path)
     if (path / "model.json").is_file():
-        return path
-    latest = RunDir(path).latest()
-    if latest is None:
-        raise UsageError(f"{path} is neither a run folder with checkpoints nor a model folder (no model.json)")
-    return latest
+        if checkpoint == "latest":
+            return path
+        raise UsageError(f"{path} is one model and no run, so it has no checkpoint {checkpoint!r}")
+    there = [int(folder.name.removeprefix("step_")) for folder in run.checkpoints()]
+    if checkpoint == "latest":
+        latest = run.latest()
+        if latest is None:
+            raise UsageError(f"{path} is neither a run folder with checkpoints nor a model folder (no model.json)")
+        return latest
+    best = run.best()
+    if checkpoint == "best" and best is None:
+        raise UsageError(f"{path} kept no best checkpoint: that is what training with --keep-best METRIC does")
+    step = best.step if checkpoint == "best" and best else int(checkpoint) if checkpoint.isdecimal() else None
+    if step not in there:
+        raise UsageError(f"{path} has no checkpoint {checkpoint!r}; there are latest, best and steps {there}")
+    return run.checkpoint(step)
 
 
 def to_json(kind: Any, config: Any) -> dict[str, Any]:

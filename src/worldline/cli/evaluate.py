@@ -54,6 +54,8 @@ class Job:
     """A world trained without states on the same tokens, as a baseline."""
     tokenizer: Path | None = None
     """Where the tokenizer lies, if not in the run folder."""
+    checkpoint: str = "latest"
+    """Which checkpoint of a run folder: `latest`, `best` (see `--keep-best` of training) or a step."""
     weights: Path | None = None
     """Folder of the pretrained backbone, if it has moved since training (worlds with adapters)."""
     out: Path | None = None
@@ -80,14 +82,15 @@ def main(arguments: list[str]) -> None:
     job = parse(arguments)
     job.sample.choice()  # values that make no sense are refused before anything is read
     run = builtin.resolve(job.run)
-    description = describe_model(model_folder(run))
+    model = model_folder(run, job.checkpoint)
+    description = describe_model(model)
     out = job.out or RunDir(builtin.results_of(run)).evaluation
     progress = Progress()
     with owned(out):
         if description["config"]["kind"] in ("st-transformer", "wan"):
             evaluation = _world(job, run, out, progress)
         else:
-            evaluation = _tokenizer(job, run, out, description, progress)
+            evaluation = _tokenizer(job, run, model, out, description, progress)
     progress.close()
     show(
         to_json(Evaluation, evaluation),
@@ -97,8 +100,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _world(job: Job, run: Path, out: Path, progress: Progress) -> Evaluation:
-    job.sample.check(describe_model(model_folder(run)))
-    loaded = _load(job, run)
+    job.sample.check(describe_model(model_folder(run, job.checkpoint)))
+    loaded = _load(job, run, job.checkpoint)
     forecaster = loaded.forecaster
     clips = held_out(
         run,
@@ -135,17 +138,20 @@ def _world(job: Job, run: Path, out: Path, progress: Progress) -> Evaluation:
     )
 
 
-def _load(job: Job, run: Path) -> Loaded:
+def _load(job: Job, run: Path, checkpoint: str = "latest") -> Loaded:
     return load_forecaster(
         run,
         tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
         weights=job.weights,
+        checkpoint=checkpoint,
         choice=job.sample.choice(),
         device=pick_device(job.device),
     )
 
 
-def _tokenizer(job: Job, run: Path, out: Path, description: dict[str, Any], progress: Progress) -> Evaluation:
+def _tokenizer(
+    job: Job, run: Path, model: Path, out: Path, description: dict[str, Any], progress: Progress
+) -> Evaluation:
     contract = description.get("contract")
     if contract is None:
         raise UsageError(f"{run} does not say what data it was trained on; give the tokenizer's own run folder")
@@ -164,7 +170,7 @@ def _tokenizer(job: Job, run: Path, out: Path, description: dict[str, Any], prog
         episodes=job.episodes,
     )
     return evaluate_tokenizer(
-        load_vae(run) if is_vae else load_tokenizer(run),
+        load_vae(model) if is_vae else load_tokenizer(model),
         clips,
         run=run,
         num_clips=job.num_clips,

@@ -38,6 +38,8 @@ class Job:
     clips: tuple[int, ...] = ()
     """Numbers of the clips; four, evenly spread, if none are given."""
     tokenizer: Path | None = None
+    checkpoint: str = "latest"
+    """Which checkpoint of a run folder: `latest`, `best` (see `--keep-best` of training) or a step."""
     weights: Path | None = None
     """Folder of the pretrained backbone, if it has moved since training (worlds with adapters)."""
     out: Path | None = None
@@ -59,11 +61,12 @@ def main(arguments: list[str]) -> None:
     choice = job.sample.choice()
     clip_seeds(job.seed, ())  # refuses what is no seed
     run = builtin.resolve(job.run)
-    job.sample.check(describe_model(model_folder(run)))
+    job.sample.check(describe_model(model_folder(run, job.checkpoint)))
     loaded = load_forecaster(
         run,
         tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
         weights=job.weights,
+        checkpoint=job.checkpoint,
         choice=choice,
         device=pick_device(job.device),
     )

@@ -107,6 +107,9 @@ def _show(result: TrainResult, *, as_json: bool) -> None:
     }
     if result.left_out:
         say(f"{len(result.left_out)} listed episodes were absent and left out, for example: {result.left_out[0]}")
+    if result.stopped:
+        say(f"stopped by SIGTERM, with a checkpoint; to go on: worldline train --resume {result.run}")
     lines = [f"{result.run}: step {result.step} of {result.total_steps} after {result.seconds:.0f} s"]
     lines += [f"  {name:24} {value:.5g}" for name, value in figures.items()]
+    done["stopped"] = result.stopped
     show({**done, "left_out": len(result.left_out), "figures": figures}, text="\n".join(lines), as_json=as_json)

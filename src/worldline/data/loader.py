@@ -6,6 +6,7 @@ Knows nothing of what is in a clip.
 """
 
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
@@ -105,10 +106,16 @@ class Loader:
                 num_workers=self.num_workers,
                 prefetch_factor=PREFETCH,
                 collate_fn=stack,
+                worker_init_fn=_outlives_termination,
                 multiprocessing_context=context,
             )
         )
         yield from (join([next(parts) for _ in range(0, len(piece), size)]) for piece in pieces)
+
+
+def _outlives_termination(_: int) -> None:
+    """A scheduler sends SIGTERM to every process of a job; the training ends its workers itself, when it has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def clip_bytes(clip: Clip) -> int:

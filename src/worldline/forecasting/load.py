@@ -12,7 +12,7 @@ from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.tokens import Pictures, TokenForecaster
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
-from worldline.rundir import RunDir, from_json, read_model
+from worldline.rundir import RunDir, from_json, model_folder, read_model
 from worldline.schema import LatentGrid, TokenGrid, UsageError
 from worldline.tokenizers.load import TokenizerIdentity, fingerprint, identity_of, load_tokenizer, load_vae
 from worldline.worlds.load import load_world
@@ -71,6 +71,7 @@ def load_forecaster(
     *,
     tokenizer: Path | None = None,
     weights: Path | None = None,
+    checkpoint: str = "latest",
     choice: SamplingChoice | None = None,
     device: torch.device | None = None,
 ) -> Loaded:
@@ -80,13 +81,14 @@ def load_forecaster(
         path: run folder, or model folder inside one.
         tokenizer: where it lies, if not in the run folder; must be the one the world was trained on.
         weights: where the pretrained backbone lies, if it has moved since training (worlds with adapters).
+        checkpoint: which one of a run folder: `latest`, `best` or a step.
 
     Raises:
         UsageError: the tokenizer is missing though the world was trained with one, or is another one.
         DataError: files are missing or damaged.
     """
     device, choice = device or torch.device("cpu"), choice or SamplingChoice()
-    world, description = load_world(path, weights=weights)
+    world, description = load_world(model_folder(path, checkpoint), weights=weights)
     expected = description.get("tokenizer")
     place = tokenizer or _tokenizer_of(path, expected)
     if place is not None and expected not in (None, _fingerprint(place)):

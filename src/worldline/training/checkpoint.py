@@ -4,9 +4,10 @@ The files are the same for any number of ranks: whole tensors, written by rank 0
 goes on with one, or the other way round.
 """
 
+import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 from worldline.files import read_json, write_json
 from worldline.nn.load import changing_state, load_changing
 from worldline.ranks import laid, whole
-from worldline.rundir import RunDir, load_tensors, new_folder, save_tensors, write_model
+from worldline.rundir import MODEL_FILES, Best, RunDir, load_tensors, new_folder, save_tensors, write_model
 from worldline.schema import DataError, UsageError
 from worldline.training.optimizer import MovingAverage
+
+_FILES = ("trainer.json", "trainer.safetensors")
+_HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy")
 
 
 @dataclass
@@ -33,9 +37,15 @@ class TrainState:
 
 
 def save_checkpoint(
-    run: RunDir, state: TrainState, description: dict[str, Any], *, keep: int, writes: bool = True
+    run: RunDir,
+    state: TrainState,
+    description: dict[str, Any],
+    *,
+    keep: int,
+    best: Best | None = None,
+    writes: bool = True,
 ) -> None:
-    """Write checkpoint `state.step` atomically, then drop all but the newest `keep`.
+    """Write checkpoint `state.step` atomically, note which is the best, and drop all but it and the newest `keep`.
 
     Every rank must call it, since each holds a part; only the one that `writes` does. `model.safetensors` holds the
     weights to use, without frozen parameters: the moving average where there is one. The raw weights then lie in
@@ -55,18 +65,41 @@ def save_checkpoint(
         write_model(folder, {**description, "step": state.step}, weights)
         save_tensors(folder / "trainer.safetensors", trainer)
         write_json(folder / "trainer.json", {"step": state.step, "seconds": state.seconds, "groups": hyper})
-    for old in sorted((run.path / "checkpoints").glob("step_*"))[:-keep]:
-        shutil.rmtree(old)
+    if best is not None:  # before the one that was best is dropped
+        write_json(run.path / "best.json", asdict(best))
+    for old in run.checkpoints()[:-keep]:
+        if best is None or old != run.checkpoint(best.step):
+            shutil.rmtree(old)
+
+
+def best_so_far(run: RunDir, metric: str) -> Best | None:
+    """The best among the steps that are logged and have a checkpoint, None where there is none."""
+    best = None
+    for line in run.logged():
+        value = line.get(metric)
+        if value is not None and run.checkpoint(int(line["step"])).is_dir():
+            best = better(best, Best(metric=metric, step=int(line["step"]), value=value))
+    return best
+
+
+def better(best: Best | None, found: Best) -> Best | None:
+    """The better of two, by their metric; of equals the first."""
+    sign = 1 if any(part in found.metric for part in _HIGHER_IS_BETTER) else -1
+    if not math.isfinite(found.value):
+        return best
+    return found if best is None or sign * (found.value - best.value) > 0 else best
 
 
 def restore(run: RunDir, state: TrainState) -> None:
     """Put the run's latest checkpoint into `state`, bit for bit; every rank reads it and takes its part.
 
+    Of a damaged checkpoint the one before it is taken, with a warning.
+
     Raises:
         UsageError: there is no checkpoint.
-        DataError: its files are damaged, or of another model.
+        DataError: all are damaged, or of another model.
     """
-    folder = run.latest()
+    folder = run.latest(files=(*MODEL_FILES, *_FILES))
     if folder is None:
         raise UsageError(f"{run.path} has no checkpoint to resume from; start it without --resume")
     trainer = read_json(folder / "trainer.json")

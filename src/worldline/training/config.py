@@ -59,6 +59,8 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
+    keep_best: str | None = None
+    """Also keep the checkpoint that is best by this figure of validation, for example `val/loss` or `val/psnr_db`."""
     validation_clips: int = 64
     """Held-out clips behind `val/...` figures during training."""
 

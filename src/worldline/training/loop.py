@@ -17,17 +17,23 @@ from worldline.data.loader import Loader
 from worldline.files import read_json, write_json
 from worldline.nn.load import changing_state, load_changing
 from worldline.ranks import Ranks, gathered
-from worldline.rundir import RunDir, environment, from_json, to_json
+from worldline.rundir import Best, RunDir, environment, from_json, to_json
 from worldline.schema import Batch, Origin, UsageError
-from worldline.training.checkpoint import TrainState, restore, save_checkpoint
+from worldline.training.checkpoint import TrainState, best_so_far, better, restore, save_checkpoint
 from worldline.training.config import TrainConfig
 from worldline.training.optimizer import MovingAverage, build_optimizer
 from worldline.training.plan import refuse_too_little
 from worldline.training.prepare import prepare
+from worldline.training.prepared import Prepared
+from worldline.training.termination import termination
 from worldline.training.validate import sample_strip, validate
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 """Called with (what is being done, done, total, figures to show)."""
+
+
+STOPPED = "stopped"
+"""Among the figures of a step, the one that is not logged."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -47,6 +53,8 @@ class TrainResult:
     """The last logged and validated figures."""
     left_out: tuple[str, ...]
     """What the data set lists but does not have (only with `allow_missing`)."""
+    stopped: bool = False
+    """Whether SIGTERM ended it, with a checkpoint of its last step."""
 
 
 def train(
@@ -59,7 +67,8 @@ def train(
 ) -> TrainResult:
     """Train a model into a run folder; with `resume`, go on from its latest checkpoint as if never stopped.
 
-    A run that was stopped before its first checkpoint begins again at step 0. Over several ranks every process calls
+    A run that was stopped before its first checkpoint begins again at step 0. SIGTERM ends it with a checkpoint of the
+    step that is running. Over several ranks every process calls
     this with the same arguments and its own `ranks`; rank 0 alone writes and reports.
 
     Raises:
@@ -88,56 +97,87 @@ def _train(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report:
     decay = config.optimizer.ema_decay
     state = TrainState(model, optimizer, MovingAverage(model, decay) if decay else None)
     if resume:
-        if run.latest() is not None:
+        if run.checkpoints():
             restore(run, state)
         if ranks.writes:
             run.forget_after(state.step)
-    elif ranks.writes:
-        made.keep(run)
-        write_json(run.path / "environment.json", environment())
-        write_json(run.config, to_json(TrainConfig, config))  # last: with it, the folder holds a run
+    else:
+        _check_figure(config, state, made, device)
+        if ranks.writes:
+            made.keep(run)
+            write_json(run.path / "environment.json", environment())
+            write_json(run.config, to_json(TrainConfig, config))  # last: with it, the folder holds a run
     loader = Loader(made.train, share, config.seed, ranks.rank, ranks.world_size, config.workers, config.accumulate)
+    figures, stopped = _steps(config, run, made, state, total, loader, device, ranks, report)
+    ranks.everyones(None)  # when any rank returns, the last checkpoint is written
+    return TrainResult(
+        run=run.path,
+        step=state.step,
+        total_steps=total,
+        seconds=state.seconds,
+        figures=figures,
+        left_out=made.left_out,
+        stopped=stopped,
+    )
+
+
+def _steps(
+    config: TrainConfig,
+    run: RunDir,
+    made: Prepared,
+    state: TrainState,
+    total: int,
+    loader: Loader,
+    device: torch.device,
+    ranks: Ranks,
+    report: Report,
+) -> tuple[dict[str, float], bool]:
+    """Go on from the state's step to the last; give the last figures, and whether SIGTERM ended it before."""
     board = SummaryWriter(str(run.path / "tensorboard"), purge_step=state.step) if ranks.writes else None
+    best = ranks.agreed(best_so_far(run, config.keep_best) if config.keep_best and ranks.writes else None)
     figures: dict[str, float] = {}
-    began, before = time.monotonic(), state.seconds
-
+    began, before, stopped = time.monotonic(), state.seconds, False
     pieces = loader.iterate(state.step, total)
-    while state.step < total:
-        rate = config.optimizer.learning_rate(state.step, total)
-        now = _step(state, islice(pieces, config.accumulate), config, rate, device, ranks, made.ready)
-        state.step += 1
-        state.seconds = before + time.monotonic() - began
-        out_of_time = config.max_minutes is not None and ranks.agreed(
-            time.monotonic() - began > 60 * config.max_minutes
-        )
-        last = state.step == total or out_of_time
-        validates = last or state.step % config.evaluate_every == 0
+    with termination() as asked:
+        while state.step < total and not stopped:
+            rate = config.optimizer.learning_rate(state.step, total)
+            now = _step(state, islice(pieces, config.accumulate), config, rate, device, ranks, made.ready, asked)
+            stopped = now.pop(STOPPED) > 0
+            state.step += 1
+            state.seconds = before + time.monotonic() - began
+            out_of_time = config.max_minutes is not None and ranks.agreed(
+                time.monotonic() - began > 60 * config.max_minutes
+            )
+            last = state.step == total or out_of_time
+            validates = last or state.step % config.evaluate_every == 0
+            found = None
 
-        if validates:  # on every rank, on the same clips: a sharded model is run by all or by none
-            with evaluated(state):
-                now |= validate(model, made, num_clips=config.validation_clips, device=device)
-                strip = sample_strip(model, made, device=device)
-            if board and strip is not None:
-                board.add_image("real above forecast", strip, state.step)
-        if board and (validates or state.step % config.log_every == 0):
-            run.log({"step": state.step, "seconds": round(state.seconds, 3), **now})
-            for name, value in now.items():
-                board.add_scalar(name, value, state.step)
-        if last:
-            _finish(state, made.finish)
-        if last or state.step % config.checkpoint_every == 0:
-            save_checkpoint(run, state, made.description, keep=config.keep_checkpoints, writes=ranks.writes)
-        figures |= now
-        report("training", state.step, total, figures)
-        if last:
-            break
+            if validates:  # on every rank, on the same clips: a sharded model is run by all or by none
+                with evaluated(state):
+                    now |= validate(state.model, made, num_clips=config.validation_clips, device=device)
+                    strip = sample_strip(state.model, made, device=device)
+                if board and strip is not None:
+                    board.add_image("real above forecast", strip, state.step)
+                if config.keep_best:
+                    found = Best(metric=config.keep_best, step=state.step, value=now[config.keep_best])
+                    best = better(best, found)
+            if board and (validates or state.step % config.log_every == 0):
+                run.log({"step": state.step, "seconds": round(state.seconds, 3), **now})
+                for name, value in now.items():
+                    board.add_scalar(name, value, state.step)
+            if last:
+                _finish(state, made.finish)
+            if last or stopped or (found and best is found) or state.step % config.checkpoint_every == 0:
+                keep = config.keep_checkpoints
+                save_checkpoint(run, state, made.description, keep=keep, best=best, writes=ranks.writes)
+            figures |= now
+            report("training", state.step, total, figures)
+            if last:
+                break
 
     if board:
         board.close()
-    ranks.agreed(None)  # when any rank returns, the last checkpoint is written
-    return TrainResult(
-        run=run.path, step=state.step, total_steps=total, seconds=state.seconds, figures=figures, left_out=made.left_out
-    )
+    return figures, stopped and state.step < total
 
 
 def _step(
@@ -148,8 +188,12 @@ def _step(
     device: torch.device,
     ranks: Ranks,
     ready: Callable[[Batch], Batch],
+    asked: Callable[[], bool],
 ) -> dict[str, float]:
-    """One optimizer step; its figures are means over the ranks. All randomness is a function of (seed, step, rank)."""
+    """One optimizer step; its figures are means over the ranks. All randomness is a function of (seed, step, rank).
+
+    Among them is the share of ranks that are asked to stop, so that all learn of it in the same step.
+    """
     seed = _mix(config.seed, state.step, ranks.rank)
     torch.manual_seed(seed)  # dropout
     generator = torch.Generator().manual_seed(seed + 1)
@@ -166,7 +210,7 @@ def _step(
         (loss * share).backward()
         for name, value in {"loss": loss.item(), **extra}.items():
             figures[f"train/{name}"] = figures.get(f"train/{name}", 0.0) + value * share
-    mean = ranks.mean(figures)
+    mean = ranks.mean({**figures, STOPPED: float(asked())})
     if not math.isfinite(mean["train/loss"]):
         _refuse(ranks.everyones((figures["train/loss"], origins)), state.step)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm or torch.inf)
@@ -212,6 +256,15 @@ class evaluated:  # noqa: N801 - reads as a verb: `with evaluated(state):`
         if self.state.average:
             load_changing(self.state.model, self.raw)
         self.state.model.train()
+
+
+def _check_figure(config: TrainConfig, state: TrainState, made: Prepared, device: torch.device) -> None:
+    """Raise `UsageError` where validation has no figure of the name in `keep_best`: asked of a single clip."""
+    if config.keep_best:
+        with evaluated(state):
+            found = validate(state.model, made, num_clips=1, device=device)
+        if config.keep_best not in found:
+            raise UsageError(f"validation has no figure {config.keep_best!r} (--keep-best); it has {', '.join(found)}")
 
 
 def _check_pieces(clips: int, pieces: int) -> None:
