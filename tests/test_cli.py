@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from builders import write_squares
 
 from worldline.cli import data, evaluate, forecast, report, train
 from worldline.cli import main as entry
+from worldline.data.open import open_source
+from worldline.data.splits import recording_of
 from worldline.evaluation.result import METRIC_INFO, Evaluation
 from worldline.schema import DataError, UsageError
 
@@ -240,6 +243,75 @@ def test_other_data_are_judged_by_the_same_contract(lab: Path, tmp_path: Path, c
     printed = _printed(capsys)
     assert printed["data"]["num_clips"] == 1
     assert "one clip only" in printed["not_computed"]["forecast, states of another clip"]
+
+
+# --- what is held out ---
+
+
+@pytest.fixture
+def squares(lab: Path, tmp_path: Path) -> dict[str, Path]:
+    """What the lab was trained on in its own place, as a copy, and one of its episodes listed again among others."""
+    copied, again = tmp_path / "copied", write_squares(tmp_path / "again", 2, length=68, first=60)
+    shutil.copytree(lab / "raw", copied)
+    for folder in ("robot_states", "segment_indices", "videos"):
+        for path in (lab / "raw" / folder).glob("*_0.*"):
+            shutil.copy(path, again / folder / path.name.replace("_0.", "_1."))
+    return {"itself": lab / "raw", "copied": copied, "again": again}
+
+
+@pytest.mark.parametrize(("which", "known"), [("itself", "2 of 4"), ("copied", "2 of 4"), ("again", "1 of 2")])
+@pytest.mark.parametrize("run", ["compression_tiny", "tokenizer"])
+def test_what_was_trained_on_is_judged_on_only_when_asked_for_by_name(
+    lab: Path, squares: dict[str, Path], tmp_path: Path, run: str, which: str, known: str, capsys: Capture
+) -> None:
+    words = [str(lab / run), "--data", str(squares[which]), "--out", str(tmp_path / "out"), "--num-clips", "2"]
+    with pytest.raises(UsageError, match=rf"{known} episodes are recordings that the run was trained on.*--on"):
+        evaluate.main(words)
+    assert not (tmp_path / "out").exists()
+    evaluate.main([*words, "--on", "training-data"])
+    assert "TRAINING DATA" in capsys.readouterr().out
+    assert Evaluation.load(tmp_path / "out/metrics.json").data.split == "training data"
+
+
+def test_a_baseline_must_not_have_been_trained_on_the_held_out_clips(lab: Path, tmp_path: Path) -> None:
+    seen = tmp_path / "blind"
+    shutil.copytree(lab / "compression_tiny_blind", seen)
+    for path in seen.glob("checkpoints/*/model.json"):
+        whole = json.loads(path.read_text())
+        held = json.loads((lab / "compression_tiny" / path.relative_to(seen)).read_text())
+        assert whole["trained_on"] == held["trained_on"]
+        val = open_source(lab / "raw")
+        whole["trained_on"]["contents"] = [recording_of(val, 3)]
+        path.write_text(json.dumps(whole))
+    words = [str(lab / "compression_tiny"), "--out", str(tmp_path / "out"), "--blind", str(seen)]
+    with pytest.raises(UsageError, match="1 of 2 episodes are recordings"):
+        evaluate.main(words)
+
+
+def test_the_runs_own_training_clips_can_be_asked_for(lab: Path, tmp_path: Path, capsys: Capture) -> None:
+    run = str(lab / "compression_tiny")
+    evaluate.main([run, "--on", "training-data", "--episodes", "0", "--out", str(tmp_path), "--json"])
+    printed = _printed(capsys)
+    assert printed["data"]["split"] == "training data"
+    assert (printed["data"]["num_clips"], printed["data"]["num_episodes"]) == (2, 1)
+    other = write_squares(tmp_path / "other", 1, length=34, first=50)
+    with pytest.raises(UsageError, match="none of these episodes was trained on"):
+        evaluate.main([run, "--on", "training-data", "--data", str(other), "--out", str(tmp_path / "out")])
+
+
+def test_a_run_that_does_not_tell_is_judged_and_the_table_says_it_was_not_checked(
+    lab: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    run = tmp_path / "old"
+    shutil.copytree(lab / "tokenizer", run)
+    for path in run.glob("checkpoints/*/model.json"):
+        described = json.loads(path.read_text())
+        del described["trained_on"]
+        path.write_text(json.dumps(described))
+    evaluate.main([str(run), "--num-clips", "1"])
+    captured = capsys.readouterr()
+    assert "does not say which recordings it was trained on" in captured.err
+    assert "not checked to be held out" in captured.out
 
 
 def test_forecasts_are_videos_of_the_clip_and_its_futures(lab: Path, tmp_path: Path, capsys: Capture) -> None:

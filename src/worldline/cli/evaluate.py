@@ -1,35 +1,34 @@
 """`worldline evaluate RUN`: judge a run on held-out data against the baselines."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from worldline import builtin
-from worldline.cli.console import Progress, show
+from worldline.cli.console import Progress, say, show
 from worldline.cli.sample_options import SampleOptions
+from worldline.data.clips import Clips
 from worldline.data.windows import FramePattern
-from worldline.devices import pick_device
 from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
-from worldline.evaluation.held_out import held_out
-from worldline.evaluation.result import Evaluation
+from worldline.evaluation.held_out import On, held_out, split_of
+from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
 from worldline.forecasting.load import Loaded, load_forecaster
-from worldline.forecasting.tokens import TokenForecaster
-from worldline.owner import owned
+from worldline.ranks import Ranks
 from worldline.report.text import text_table
 from worldline.rundir import RunDir, describe_model, from_json, model_folder, to_json
 from worldline.schema import UsageError
-from worldline.tokenizers.load import load_tokenizer, load_vae
+from worldline.tokenizers.load import fingerprint, identity_of, load_tokenizer, load_vae
 
 EXAMPLES = """Judge a run on the held-out data its config.json names, or on other data.
 
 A world over tokens is judged by the compression protocol: three token grids of context, all states, three grids
 predicted from the model's own predictions. A world over latents is judged by the sampling protocol: 17 frames and 77
 states in, the frame two seconds ahead out. A tokenizer is judged by what survives its round trip. Writes
-evaluation/metrics.json.
+evaluation/metrics.json. Under torchrun the processes share the clips.
 
 Examples:
   worldline evaluate runs/world --blind runs/world_blind
@@ -37,7 +36,18 @@ Examples:
   worldline evaluate sampling-tiny --num-samples 20 --window-stride 8
   worldline evaluate runs/sampling --protocol sampling --num-samples 20 --steps 100 --guidance 1.5
   worldline evaluate runs/tokenizer --num-clips 256 --json
+  worldline evaluate runs/world --on training-data
+  torchrun --nproc-per-node 8 --no-python worldline evaluate runs/sampling --num-clips None --num-samples 20
 """
+
+
+Kind = Literal["compression", "sampling", "tokenizer"]
+UNUSED: dict[Kind, tuple[str, ...]] = {
+    "compression": ("means",),
+    "sampling": (),
+    "tokenizer": ("protocol", "blind", "tokenizer", "weights", "means", "shuffled_samples", "seed"),
+}
+"""Options that would change nothing under a protocol; those of sampling are checked beside the forecaster, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +60,8 @@ class Job:
     """Data set to judge on; if not given, the run's own validation data (for built-ins: twin-mini-val)."""
     episodes: str | None = None
     """Python slice over its episodes."""
+    on: On = "held-out"
+    """`held-out` refuses recordings that the run was trained on; `training-data` takes them, and the table says so."""
     blind: Path | None = None
     """A world trained without states on the same tokens, as a baseline."""
     tokenizer: Path | None = None
@@ -61,16 +73,57 @@ class Job:
     out: Path | None = None
     """Folder for metrics.json and forecasts.npz; if not given, `RUN/evaluation` (for built-ins: runs/NAME)."""
     num_clips: int | None = 128
+    """Evenly spread over the windows; None takes them all."""
     batch_size: int = 8
     window_stride: int | None = None
     """Frames between the starts of clips; disjoint clips if not given."""
     means: tuple[int, ...] | None = None
     """Sampling protocol: sizes of smaller ensembles that are scored beside the whole one; 5, if more are drawn."""
+    shuffled_samples: int | None = None
+    """Futures per clip given another clip's states; 0 leaves that row out; as many as the forecast if not given."""
     sample: Annotated[SampleOptions, tyro.conf.arg(name="")] = field(default_factory=SampleOptions)
     seed: int = 0
     device: str = "auto"
-    """`auto` takes CUDA where there is one."""
+    """`auto` takes CUDA where there is one; under torchrun each process its own."""
     json: bool = False
+
+    def check(self) -> None:
+        """Refuse values that cannot be used, before anything is read. Raises `UsageError`."""
+        self.sampling_protocol().sizes(self.sample.num_samples)
+        self.sample.choice()
+        if self.window_stride is not None and self.window_stride < 1:
+            raise UsageError(f"clips cannot start every {self.window_stride} frames; give --window-stride 1 or more")
+
+    def sampling_protocol(self) -> SamplingProtocol:
+        return SamplingProtocol(
+            num_clips=self.num_clips,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            means=self.means,
+            shuffled_samples=self.shuffled_samples,
+        )
+
+    def compression_protocol(self) -> Protocol:
+        """Raises `UsageError` for more than one roll-out per clip."""
+        if self.sample.num_samples != 1 or self.shuffled_samples not in (None, 0, 1):
+            raise UsageError(
+                "the compression protocol scores one roll-out of each clip; leave out --num-samples, give "
+                "--shuffled-samples 0 or 1, or judge the pictures of several (--protocol sampling)"
+            )
+        shuffled = self.shuffled_samples != 0
+        return Protocol(num_clips=self.num_clips, batch_size=self.batch_size, seed=self.seed, shuffled=shuffled)
+
+    def refuse_unused(self, kind: Kind) -> None:
+        """Refuse options that would change nothing. Raises `UsageError`."""
+        plain = {f.name: f.default for f in fields(Job)}
+        given = [name for name in UNUSED[kind] if getattr(self, name) != plain[name]]
+        if kind == "tokenizer":
+            default = SampleOptions()
+            given += [f.name for f in fields(default) if getattr(self.sample, f.name) != getattr(default, f.name)]
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            what = "a tokenizer is judged" if kind == "tokenizer" else f"the {kind} protocol judges"
+            raise UsageError(f"{names} would change nothing: {what} without")
 
 
 def parse(arguments: list[str]) -> Job:
@@ -80,101 +133,151 @@ def parse(arguments: list[str]) -> Job:
 def main(arguments: list[str]) -> None:
     """Parse, evaluate, print the table."""
     job = parse(arguments)
-    job.sample.choice()  # values that make no sense are refused before anything is read
+    job.check()
+    out = job.out or RunDir(builtin.results_of(builtin.resolve(job.run))).evaluation
+    with Ranks.start(job.device) as ranks:
+        with ranks.first():  # what is refused is refused once, and before any weights are read
+            request = _request(job, out, ranks)
+        with ranks.owning(out):
+            evaluation = request.tokenizer() if request.kind == "tokenizer" else request.world()
+        request.progress.close()
+    if ranks.writes:
+        table = f"{text_table(evaluation)}\n\n{out / 'metrics.json'}"
+        show(to_json(Evaluation, evaluation), text=table, as_json=job.json)
+
+
+def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
     run = builtin.resolve(job.run)
     model = model_folder(run, job.checkpoint)
     description = describe_model(model)
-    out = job.out or RunDir(builtin.results_of(run)).evaluation
-    progress = Progress()
-    with owned(out):
-        if description["config"]["kind"] in ("st-transformer", "wan"):
-            evaluation = _world(job, run, out, progress)
-        else:
-            evaluation = _tokenizer(job, run, model, out, description, progress)
-    progress.close()
-    show(
-        to_json(Evaluation, evaluation),
-        text=f"{text_table(evaluation)}\n\n{out / 'metrics.json'}",
-        as_json=job.json,
+    kind = _kind(job, run, description)
+    job.refuse_unused(kind)
+    if kind == "compression":
+        job.compression_protocol()
+    if kind != "tokenizer":
+        job.sample.check(description)
+    models = [model, *([model_folder(builtin.resolve(job.blind))] if job.blind else [])]
+    data = builtin.data_for(run, job.data)
+    contract = _contract(run, description)
+    split = split_of(run, contract, models, data=data, episodes=job.episodes, on=job.on)
+    if split == "not checked" and ranks.writes:
+        say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
+    return _Request(
+        job=job, run=run, model=model, kind=kind, contract=contract, data=data, split=split, out=out, ranks=ranks
     )
 
 
-def _world(job: Job, run: Path, out: Path, progress: Progress) -> Evaluation:
-    job.sample.check(describe_model(model_folder(run, job.checkpoint)))
-    loaded = _load(job, run, job.checkpoint)
-    forecaster = loaded.forecaster
-    clips = held_out(
-        run,
-        loaded.contract,
-        window=forecaster.context_frames + forecaster.horizon_frames,
-        stride=job.window_stride,
-        data=builtin.data_for(run, job.data),
-        episodes=job.episodes,
-    )
-    blind = _load(job, builtin.resolve(job.blind)) if job.blind else None
-    watch = progress.named("forecasting held-out clips")
-    if isinstance(forecaster, TokenForecaster) and job.protocol != "sampling":
-        return evaluate_compression(
-            loaded,
-            clips,
-            protocol=Protocol(num_clips=job.num_clips, batch_size=job.batch_size, seed=job.seed),
-            out=out,
-            blind=blind,
-            counts=TokenCounts.of(run),
-            progress=watch,
-        )
-    if job.protocol == "compression":
-        raise UsageError(f"{run} holds a world over latents: it has no tokens to be scored (--protocol sampling)")
-    return evaluate_sampling(
-        forecaster,
-        clips,
-        protocol=SamplingProtocol(num_clips=job.num_clips, batch_size=job.batch_size, seed=job.seed, means=job.means),
-        run=run,
-        out=out,
-        settings=job.sample.settings(forecaster),
-        tokenizer=loaded.identity,
-        blind=blind.forecaster if blind else None,
-        progress=watch,
-    )
+def _kind(job: Job, run: Path, description: dict[str, Any]) -> Kind:
+    match description.get("config", {}).get("kind"):
+        case "st-transformer":
+            if job.weights:
+                raise UsageError("--weights would change nothing: a world over tokens has no pretrained backbone")
+            return "sampling" if job.protocol == "sampling" else "compression"
+        case "wan":
+            if job.protocol == "compression":
+                raise UsageError(
+                    f"{run} holds a world over latents: it has no tokens to be scored (--protocol sampling)"
+                )
+            return "sampling"
+        case _:
+            return "tokenizer"
 
 
-def _load(job: Job, run: Path, checkpoint: str = "latest") -> Loaded:
-    return load_forecaster(
-        run,
-        tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
-        weights=job.weights,
-        checkpoint=checkpoint,
-        choice=job.sample.choice(),
-        device=pick_device(job.device),
-    )
-
-
-def _tokenizer(
-    job: Job, run: Path, model: Path, out: Path, description: dict[str, Any], progress: Progress
-) -> Evaluation:
+def _contract(run: Path, description: dict[str, Any]) -> dict[str, Any]:
     contract = description.get("contract")
     if contract is None:
         raise UsageError(f"{run} does not say what data it was trained on; give the tokenizer's own run folder")
-    is_vae = description["config"]["kind"] == "wan-vae"
-    if is_vae:
-        pattern = from_json(FramePattern, contract["pattern"], run)
-    else:
-        pattern = FramePattern.consecutive(contract["token_grid"]["block"])
-    clips = held_out(
-        run,
-        contract,
-        window=pattern.window,
-        stride=job.window_stride,
-        pattern=pattern,
-        data=builtin.data_for(run, job.data),
-        episodes=job.episodes,
-    )
-    return evaluate_tokenizer(
-        load_vae(model) if is_vae else load_tokenizer(model),
-        clips,
-        run=run,
-        num_clips=job.num_clips,
-        batch_size=job.batch_size,
-        out=out,
-        progress=progress.named("round trips"),
-    )
+    return contract
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """An evaluation that was found to be possible."""
+
+    job: Job
+    run: Path
+    model: Path
+    """The checkpoint that is judged."""
+    kind: Kind
+    contract: dict[str, Any]
+    data: Path | None
+    split: Split
+    out: Path
+    ranks: Ranks
+    progress: Progress = field(default_factory=Progress)
+
+    def world(self) -> Evaluation:
+        job, loaded = self.job, self._load(self.run, self.job.checkpoint)
+        forecaster = loaded.forecaster
+        clips = self._clips(FramePattern.consecutive(forecaster.context_frames + forecaster.horizon_frames))
+        blind = self._load(builtin.resolve(job.blind)) if job.blind else None
+        watch = self.progress.named("forecasting clips")
+        if self.kind == "compression":
+            return evaluate_compression(
+                loaded,
+                clips,
+                protocol=job.compression_protocol(),
+                out=self.out,
+                split=self.split,
+                blind=blind,
+                counts=TokenCounts.of(self.run),
+                ranks=self.ranks,
+                progress=watch,
+            )
+        return evaluate_sampling(
+            forecaster,
+            clips,
+            protocol=job.sampling_protocol(),
+            run=self.run,
+            out=self.out,
+            settings=job.sample.settings(forecaster),
+            tokenizer=loaded.identity,
+            split=self.split,
+            blind=blind.forecaster if blind else None,
+            ranks=self.ranks,
+            progress=watch,
+        )
+
+    def _load(self, run: Path, checkpoint: str = "latest") -> Loaded:
+        job = self.job
+        return load_forecaster(
+            run,
+            checkpoint=checkpoint,
+            tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
+            weights=job.weights,
+            choice=job.sample.choice(),
+            device=self.ranks.device(job.device),
+        )
+
+    def _clips(self, pattern: FramePattern) -> Clips:
+        return held_out(
+            self.run,
+            self.contract,
+            window=pattern.window,
+            stride=self.job.window_stride,
+            pattern=pattern,
+            data=self.data,
+            episodes=self.job.episodes,
+            on=self.job.on,
+        )
+
+    def tokenizer(self) -> Evaluation:
+        job, model, device = self.job, self.model, self.ranks.device(self.job.device)
+        if "latent_grid" in self.contract:
+            tokenizer, pattern = load_vae(model), from_json(FramePattern, self.contract["pattern"], model)
+        else:
+            tokenizer = load_tokenizer(model)
+            pattern = FramePattern.consecutive(self.contract["token_grid"]["block"])
+        return evaluate_tokenizer(
+            tokenizer.to(device),
+            self._clips(pattern),
+            run=self.run,
+            num_clips=job.num_clips,
+            batch_size=job.batch_size,
+            out=self.out,
+            split=self.split,
+            identity=identity_of(fingerprint(model), tokenizer),
+            device=device,
+            ranks=self.ranks,
+            progress=self.progress.named("round trips"),
+        )

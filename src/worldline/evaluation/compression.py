@@ -17,7 +17,7 @@ from torch import Tensor
 from worldline.data.clips import Clips
 from worldline.evaluation.batches import Progress, check_sizes, tallied
 from worldline.evaluation.held_out import foreign_states, spread
-from worldline.evaluation.result import Evaluation, Role
+from worldline.evaluation.result import Evaluation, Role, Split
 from worldline.evaluation.summary import summarise, write_forecasts
 from worldline.evaluation.tally import CodeScores, Tally
 from worldline.forecasting.forecaster import CopyLast
@@ -116,6 +116,7 @@ def evaluate_compression(
     *,
     protocol: Protocol,
     out: Path,
+    split: Split = "not checked",
     blind: Loaded | None = None,
     counts: TokenCounts | None = None,
     ranks: Ranks | None = None,
@@ -124,6 +125,7 @@ def evaluate_compression(
     """Run the protocol and write `metrics.json` and `forecasts.npz` into `out`.
 
     Args:
+        split: what `split_of` said of the clips, for the record.
         blind: a world trained without states on the same tokens, for the baseline.
         counts: of the training tokens, for the baselines that know nothing else.
         ranks: processes that share the clips; each returns the whole evaluation, and the first one writes.
@@ -160,6 +162,7 @@ def evaluate_compression(
         clips,
         protocol="compression",
         run=loaded.folder,
+        split=split,
         roles=ROLES,
         compared=COMPARED,
         horizon_frames=forecaster.horizon_frames,

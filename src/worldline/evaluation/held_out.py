@@ -1,19 +1,69 @@
 """Which clips a run is judged on: held-out windows in the shape and units its checkpoint was trained with."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from worldline.data.clips import Clips, DataConfig, open_clips
+from worldline.data.clips import Clips, DataConfig, open_clips, open_split
+from worldline.data.source import Source
+from worldline.data.splits import Recordings
 from worldline.data.windows import FramePattern
+from worldline.evaluation.result import Split
 from worldline.files import read_json
-from worldline.rundir import RunDir, from_json
+from worldline.rundir import RunDir, describe_model, from_json, model_folder
 from worldline.schema import UsageError
+
+On = Literal["held-out", "training-data"]
+"""What may be judged on: recordings that the run was not trained on, or, asked for by name, those that it was."""
+
+
+def split_of(
+    run: Path,
+    contract: dict[str, Any],
+    models: Sequence[Path],
+    *,
+    data: Path | None = None,
+    episodes: str | None = None,
+    on: On = "held-out",
+) -> Split:
+    """Whether models were trained on what they are to be judged on. Reads states only, and no weights.
+
+    Args:
+        models: run or model folders of all that is judged: the run's world, and one it is compared with.
+
+    The other arguments are those of `held_out`.
+
+    Raises:
+        UsageError: they were trained on some of it though it is to be held out, or on none of it though it is to be
+            training data; or the data have other states or another rate than the run was trained with.
+    """
+    source, chosen = open_split(_config(run, contract, data, episodes, on), "val")
+    _check(source, contract)
+    known = [found for model in models if (found := _trained_on(model)) is not None]
+    shared = list(dict.fromkeys(episode.name for one in known for episode in one.among(source, chosen)))
+    if on == "training-data":
+        if not shared and len(known) == len(models):
+            raise UsageError(f"{source.path}: none of these episodes was trained on; leave out --on training-data")
+        return "training data"
+    if shared:
+        names = ", ".join(shared[:4]) + (", ..." if len(shared) > 4 else "")
+        raise UsageError(
+            f"{source.path}: {len(shared)} of {len(chosen)} episodes are recordings that the run was trained on "
+            f"({names}), here or in a copy; give others (--data, --episodes), or ask for it: --on training-data"
+        )
+    return "held out" if len(known) == len(models) else "not checked"
+
+
+def _trained_on(model: Path) -> Recordings | None:
+    folder = model_folder(model)
+    recorded = describe_model(folder).get("trained_on")
+    return None if recorded is None else from_json(Recordings, recorded, folder / "model.json")
 
 
 def held_out(
@@ -25,8 +75,9 @@ def held_out(
     pattern: FramePattern | None = None,
     data: Path | None = None,
     episodes: str | None = None,
+    on: On = "held-out",
 ) -> Clips:
-    """Windows over the validation data of a run, or over other data of the same contract.
+    """Windows over the validation data of a run, or over other data of the same contract (see `split_of`).
 
     Args:
         contract: the `contract` entry of the run's model description.
@@ -34,38 +85,36 @@ def held_out(
         stride: frames between the starts of clips; None makes them disjoint.
         pattern: which frames of a window are wanted; None wants all.
         data: another data set than the run's; `episodes` is then a slice of that one.
+        on: `training-data` takes the run's training episodes for its validation episodes.
 
     Raises:
         UsageError: the data have other states or another rate than the model was trained with.
     """
-    config = _config(run, data, contract)
-    if episodes is not None:
-        config = replace(config, val_episodes=episodes)
+    config = _config(run, contract, data, episodes, on)
     pattern = pattern or FramePattern.consecutive(window)
-    wanted = replace(config, pattern=pattern, window_stride=stride or window, cache=None, cache_size=None)
-    clips = open_clips(wanted, "val")
-    _check(clips, contract, data or config.path)
+    clips = open_clips(replace(config, pattern=pattern, window_stride=stride or window), "val")
+    _check(clips.source, contract)
     return clips
 
 
-def _config(run: Path, data: Path | None, contract: dict[str, Any]) -> DataConfig:
-    if data is not None:
-        nothing = "0:0"  # all of the given data is held out: the run was trained on something else
-        return DataConfig(
-            path=data,
-            train_episodes=nothing,
-            camera=contract["camera"],
-            conditioning=contract["conditioning"],
-            image_size=contract["image_size"],
-        )
+def _config(run: Path, contract: dict[str, Any], data: Path | None, episodes: str | None, on: On) -> DataConfig:
+    """The run's data configuration in all but the place, with what to judge on as its validation clips."""
     path = next((p for p in (RunDir(run).config, RunDir(run.parent.parent).config) if p.exists()), None)
-    if path is None:
+    if path is None and data is None:
         raise UsageError(f"{run} has no config.json that names its data; give the data to judge it on (--data DIR)")
-    return from_json(DataConfig, read_json(path).get("data"), path)
+    config = DataConfig(path=Path()) if path is None else from_json(DataConfig, read_json(path).get("data"), path)
+    as_trained = {name: contract[name] for name in ("camera", "conditioning", "image_size")}
+    config = replace(config, **as_trained, cache=None, cache_size=None)
+    if data is not None:
+        config = replace(config, path=data, val_path=None, val_episodes=":")
+    elif on == "training-data":
+        config = replace(config, val_path=None, val_episodes=config.train_episodes)
+    return config if episodes is None else replace(config, val_episodes=episodes)
 
 
-def _check(clips: Clips, contract: dict[str, Any], path: Path) -> None:
-    names, expected = list(clips.source.layout.names), contract["state_names"]
+def _check(source: Source, contract: dict[str, Any]) -> None:
+    path = source.path
+    names, expected = list(source.layout.names), contract["state_names"]
     if len(names) != len(expected):
         raise UsageError(
             f"{path} has {len(names)}-dimensional states, but the model was trained with {len(expected)} "
@@ -74,8 +123,8 @@ def _check(clips: Clips, contract: dict[str, Any], path: Path) -> None:
     if names != expected:
         first = next(i for i, (a, b) in enumerate(zip(names, expected, strict=True)) if a != b)
         raise UsageError(f"{path}: state {first} is {names[first]!r}, the model was trained with {expected[first]!r}")
-    if abs(clips.source.fps - contract["fps"]) > 1e-3:
-        raise UsageError(f"{path} runs at {clips.source.fps} fps, but the model was trained at {contract['fps']}")
+    if abs(source.fps - contract["fps"]) > 1e-3:
+        raise UsageError(f"{path} runs at {source.fps} fps, but the model was trained at {contract['fps']}")
 
 
 def spread(num_clips: int, wanted: int | None) -> list[int]:

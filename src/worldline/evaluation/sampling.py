@@ -17,7 +17,7 @@ from torch import Tensor
 from worldline.data.clips import Clips
 from worldline.evaluation.batches import Progress, check_sizes, tallied
 from worldline.evaluation.held_out import foreign_states, spread
-from worldline.evaluation.result import Evaluation, Role
+from worldline.evaluation.result import Evaluation, Role, Split
 from worldline.evaluation.summary import summarise, write_forecasts
 from worldline.evaluation.tally import Tally
 from worldline.forecasting import ensemble
@@ -96,6 +96,7 @@ def evaluate_sampling(
     protocol: SamplingProtocol,
     run: Path,
     out: Path,
+    split: Split = "not checked",
     settings: dict[str, str | int | float | bool],
     tokenizer: TokenizerIdentity | None = None,
     blind: Forecaster | None = None,
@@ -107,6 +108,7 @@ def evaluate_sampling(
     Sample k of a clip is made from the same noise in every row, so rows differ by what they are, not by luck.
 
     Args:
+        split: what `split_of` said of the clips, for the record.
         settings: how the forecaster samples, to be kept with the numbers.
         tokenizer: which one the forecaster's pictures come out of.
         blind: a forecaster trained without states, for the baseline.
@@ -146,6 +148,7 @@ def evaluate_sampling(
         clips,
         protocol="sampling",
         run=run,
+        split=split,
         roles=roles,
         compared=_compared(full, mean_of(scorer.shuffled_samples), roles),
         horizon_frames=forecaster.horizon_frames,

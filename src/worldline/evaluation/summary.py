@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 
 from worldline.data.clips import Clips
-from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Role, Row
+from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Role, Row, Split
 from worldline.evaluation.tally import Tally, code_intervals
 from worldline.files import atomic
 from worldline.metrics.bootstrap import intervals, paired_difference
@@ -23,6 +23,7 @@ def summarise(
     *,
     protocol: str,
     run: Path,
+    split: Split,
     roles: Mapping[str, Role],
     compared: Sequence[tuple[str, str, str]],
     horizon_frames: int,
@@ -53,6 +54,7 @@ def summarise(
             image_size=None if frames is None else (frames.shape[-2], frames.shape[-1]),
             horizon_frames=horizon_frames,
             fps=clips.source.fps if fps is None else fps,
+            split=split,
         ),
         tokenizer=tokenizer,
         rows=tuple(

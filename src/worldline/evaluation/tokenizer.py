@@ -13,7 +13,7 @@ from torch import Tensor
 from worldline.data.clips import Clips
 from worldline.evaluation.batches import Progress, check_sizes, tallied
 from worldline.evaluation.held_out import spread
-from worldline.evaluation.result import Evaluation
+from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.summary import summarise
 from worldline.evaluation.tally import Tally
 from worldline.ranks import Ranks
@@ -32,6 +32,7 @@ def evaluate_tokenizer(
     num_clips: int | None,
     batch_size: int,
     out: Path,
+    split: Split = "not checked",
     identity: TokenizerIdentity | None = None,
     device: torch.device | None = None,
     ranks: Ranks | None = None,
@@ -44,6 +45,7 @@ def evaluate_tokenizer(
     all channels, which should be about 0 and 1.
 
     Args:
+        split: what `split_of` said of the clips, for the record.
         device: where the tokenizer is; the CPU if not given.
         ranks: processes that share the clips; each returns the whole evaluation, and the first one writes.
 
@@ -64,6 +66,7 @@ def evaluate_tokenizer(
         clips,
         protocol="tokenizer",
         run=run,
+        split=split,
         roles={ROUND_TRIP: "ceiling"},
         compared=(),
         horizon_frames=len(clips.pattern.frames),
