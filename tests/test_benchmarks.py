@@ -41,6 +41,7 @@ def _quick(name: str, *arguments: str) -> dict:
         pytest.param("sampling_world", "sampling_tiny", marks=pytest.mark.slow),
         pytest.param("loss_memory", "step", marks=pytest.mark.slow),
         pytest.param("training_step", "tokenizer_tiny", marks=pytest.mark.slow),
+        pytest.param("threads", "busy", marks=pytest.mark.slow),
         pytest.param("data_loading", "cached_clips_per_second", marks=pytest.mark.slow),
         pytest.param("twin_rendering", "frames_per_second", marks=pytest.mark.slow),
     ],

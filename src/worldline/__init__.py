@@ -1,0 +1,5 @@
+"""Generative world models of robots."""
+
+from worldline.threads import choose
+
+choose()
