@@ -1,22 +1,39 @@
 """A source of frames becomes a 1X token folder: what lies where, resumed after a kill, and what is left out."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from builders import TWO_JOINTS, moving_square, small_tokenizer, write_squares
+from builders import (
+    SMALL_TOKENIZER,
+    SMALL_WORLD,
+    TWO_JOINTS,
+    moving_square,
+    small_tokenizer,
+    small_world,
+    write_squares,
+)
 from data_builders import write_tokens
 from tolerances import assert_tokens_agree
 
 from worldline.data.augment import AugmentConfig
+from worldline.data.clips import DataConfig
 from worldline.data.onex_write import finish_raw, write_raw_shard
 from worldline.data.open import open_source
 from worldline.data.source import Source
 from worldline.data.video import resize
+from worldline.forecasting.tokens import TokenForecaster
+from worldline.rundir import new_folder, write_model
 from worldline.schema import UsageError
+from worldline.tokenizers.load import describe, load_tokenizer
 from worldline.tokenizers.tokenise import TokeniseReport, tokenise
+from worldline.training.config import TrainConfig
+from worldline.training.optimizer import OptimizerConfig
+from worldline.training.prepare import prepare
+from worldline.training.prepared import Prepared
 
 LENGTHS = (51, 40, 20, 10)
 
@@ -33,8 +50,8 @@ def _source(root: Path, lengths: tuple[int, ...] = LENGTHS) -> Source:
 
 
 def _run(source: Source, out: Path, **changes: object) -> TokeniseReport:
-    settings = {"fingerprint": "one", "episodes": range(len(source.episodes))} | changes
-    return tokenise(source, small_tokenizer(), out, **settings)  # pyright: ignore[reportArgumentType]
+    settings = {"fingerprint": "one", "episodes": range(len(source.episodes)), "tokenizer": small_tokenizer()} | changes
+    return tokenise(source, out=out, **settings)  # pyright: ignore[reportArgumentType]
 
 
 def _digests(root: Path) -> dict[str, str]:
@@ -210,3 +227,44 @@ def test_a_size_off_the_stride_is_refused_before_anything_is_written(tmp_path: P
     with pytest.raises(UsageError, match="12x12"):
         _run(_source(tmp_path / "raw", (17,)), tmp_path / "out", size=12)
     assert not (tmp_path / "out").exists()
+
+
+# --- one truth ---
+
+
+def _prepared(root: Path, tokenizer: Path, *, train: str, val: str) -> Prepared:
+    """Clips of tokens as a training makes them of its frames."""
+    data = DataConfig(path=root / "raw", train_episodes=train, val_episodes=val, window_stride=17, cache=root / "cache")
+    config = TrainConfig(
+        model=SMALL_WORLD, data=data, tokenizer=tokenizer, optimizer=OptimizerConfig(peak=1e-3), batch_size=1, phases=2
+    )
+    return prepare(config, lambda *_: None)
+
+
+@pytest.mark.parametrize("hysteresis", [0.0, 0.75, 100.0])
+def test_a_clips_tokens_are_the_same_wherever_they_are_made(tmp_path: Path, hysteresis: float) -> None:
+    """Tokenised to disk, for training and for validation, for a forecast with and without the future, and judged."""
+    source, tokenizer = (
+        _source(tmp_path / "raw", (68, 51)),
+        small_tokenizer(replace(SMALL_TOKENIZER, hysteresis=hysteresis)),
+    )
+    with new_folder(tmp_path / "tokenizer") as folder:
+        write_model(folder, describe(tokenizer), tokenizer.state_dict())
+    frames = source.read(1, 0, 34).frames
+    assert frames is not None
+    world = small_world(replace(SMALL_WORLD, vocab_size=200))
+    folder = tmp_path / "tokenizer"
+    forecaster = TokenForecaster(world=world, grid=tokenizer.grid(16, 16), tokenizer=load_tokenizer(folder))
+    whole = forecaster.encode(frames[None])[0]
+
+    _run(source, tmp_path / "disk", tokenizer=tokenizer)
+    on_disk = open_source(tmp_path / "disk").read(1, 0, 34).tokens
+    trained = _prepared(tmp_path, folder, train="1:2", val="0:1").train[0].tokens
+    validated = _prepared(tmp_path, folder, train="0:1", val="1:2").val[0].tokens
+    context, future = forecaster.encode(frames[None, :17])[0], forecaster.encode(frames[None, 17:])[0]
+    judged = torch.cat([tokenizer.encode(block[None])[0] for block in frames.split(17)])
+    for tokens in (on_disk, trained, validated, torch.cat([context, future]), judged):
+        assert tokens is not None
+        assert_tokens_agree(tokens, whole)
+    assert torch.equal(whole[1], whole[0]) == torch.equal(whole[4], whole[3]) == (hysteresis == 100)
+    assert not torch.equal(whole[3], whole[2]), "each block begins with what is there, not with what was"
