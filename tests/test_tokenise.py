@@ -266,5 +266,7 @@ def test_a_clips_tokens_are_the_same_wherever_they_are_made(tmp_path: Path, hyst
     for tokens in (on_disk, trained, validated, torch.cat([context, future]), judged):
         assert tokens is not None
         assert_tokens_agree(tokens, whole)
-    assert torch.equal(whole[1], whole[0]) == torch.equal(whole[4], whole[3]) == (hysteresis == 100)
+    if hysteresis == 100:
+        assert torch.equal(whole[1], whole[0])
+        assert torch.equal(whole[4], whole[3])
     assert not torch.equal(whole[3], whole[2]), "each block begins with what is there, not with what was"
