@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from worldline.data.onex_write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
-from worldline.schema import Batch, Origin, StateLayout, TokenGrid
+from worldline.schema import Batch, LatentGrid, Origin, StateLayout, TokenGrid
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
@@ -43,6 +44,19 @@ def small_tokenizer(config: FSQVideoConfig = SMALL_TOKENIZER, seed: int = 0) -> 
     tokenizer = config.build()
     randomise(tokenizer, seed)
     return tokenizer.eval()
+
+
+class Means:
+    """A `LatentTokenizer` without weights: the mean of every 8x8 square of every fourth frame."""
+
+    def grid(self, height: int, width: int) -> LatentGrid:
+        return LatentGrid(channels=3, height=height // 8, width=width // 8)
+
+    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b l c gh gw"]:
+        return frames[:, ::4].float().unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).mean(dim=(-1, -3)) / 128 - 1
+
+    def decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
+        raise NotImplementedError
 
 
 def small_world(config: STTransformerConfig = SMALL_WORLD, seed: int = 0) -> STTransformer:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from builders import SMALL_WORLD, small_tokenizer, small_world
+from builders import SMALL_WORLD, Means, small_tokenizer, small_world
 from latent_builders import SMALL_BACKBONE, SMALL_VAE
 from torch import Tensor, nn
 
+from worldline.data.cache import cached_frames
 from worldline.data.clips import Clips
+from worldline.data.convert import convert
 from worldline.data.open import open_source
 from worldline.data.windows import FramePattern, source_windows
 from worldline.evaluation.compression import Protocol, evaluate_compression
@@ -31,10 +33,12 @@ from worldline.ranks import OtherRankError, Ranks, gathered
 from worldline.rundir import RunDir, from_json, to_json
 from worldline.schema import Batch, Origin, UsageError
 from worldline.tokenizers.encode import encode
+from worldline.tokenizers.tokenise import TokeniseReport, tokenise
 from worldline.training.checkpoint import TrainState, restore, save_checkpoint
 from worldline.training.config import TrainConfig
 from worldline.training.loop import NonFiniteLossError, train
 from worldline.training.optimizer import MovingAverage, OptimizerConfig, build_optimizer
+from worldline.training.prepare import prepare
 from worldline.worlds.wan import LoraConfig, WanConfig
 
 CPU = torch.device("cpu")
@@ -162,23 +166,28 @@ def agree(folder: Path, ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def encodes(folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """Encode three episodes together; then another job's settings are refused, to both."""
-    source, pattern = open_source(folder / "raw"), FramePattern(window=17, stride=4)
+def data(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """All that is made of frames, by all ranks together; then another job's settings are refused, to all."""
+    source, out = open_source(folder / "squares"), folder / f"made_by_{ranks.world_size}"
+    shared: dict[str, Any] = {"fingerprint": "-", "episodes": range(3), "ranks": ranks}
 
-    def work(stride: int) -> int:
-        contract: dict[str, Any] = {}
-        keys: dict[str, Any] = {"fingerprint": "f", "episodes": range(3), "contract": contract, "ranks": ranks}
-        torch.manual_seed(0)
-        vae = SMALL_VAE.build().eval()
-        return encode(source, vae, folder / "latents", pattern=pattern, window_stride=stride, **keys).episodes
+    def tokens(phases: int) -> TokeniseReport:
+        return tokenise(source, small_tokenizer(), out / "tokens", phases=phases, **shared)
 
-    mine = work(8)
+    converted, blocks = convert(source, out / "raw", size=8, ranks=ranks).episodes, tokens(2).blocks
+    cached_frames(source, size=8, folder=out / "frames", ranks=ranks)
+    pattern, contract = FramePattern(window=17, stride=4), {}
+    latents = encode(
+        source, Means(), out / "latents", pattern=pattern, window_stride=8, contract=contract, **shared
+    ).windows
+    config = from_json(TrainConfig, read_json(folder / "on_frames.json"), folder)
+    made = prepare(replace(config, data=replace(config.data, cache=out / "cache")), lambda *_: None, ranks)
     try:
-        work(4)
+        tokens(3)
     except (UsageError, OtherRankError) as error:
-        return {"episodes": mine, "refused": str(error)}
-    return {"episodes": mine, "refused": ""}
+        refused = str(error)
+    counts = [converted, blocks, latents, len(made.train), len(made.val)]
+    return {"made": counts, "reused": tokens(2).reused, "refused": refused}
 
 
 def diverge(folder: Path, ranks: Ranks) -> dict[str, Any]:
@@ -277,7 +286,7 @@ def steps(model: Any, clips: Batch, *, peak: float) -> list[list[float]]:
 
 JOBS = {
     job.__name__: job
-    for job in (adapt, adapted_again, learn, terminated, shares, agree, encodes, judge, diverge, wan, vae)
+    for job in (adapt, adapted_again, learn, terminated, shares, agree, data, judge, diverge, wan, vae)
 }
 
 if __name__ == "__main__":

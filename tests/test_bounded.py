@@ -9,30 +9,14 @@ import numpy as np
 import pytest
 import torch
 from builders import TWO_JOINTS, noise_frames
-from jaxtyping import Float32, UInt8
-from torch import Tensor
 
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import frame_runs
 from worldline.data.onex_write import finish_raw, write_raw_shard
 from worldline.files import npy_rows
-from worldline.schema import LatentGrid
 
 LENGTHS = (450, 3000)
 """Frames of a first episode, long enough to fill every buffer, and of one whose 64x64 frames are 37 MB."""
-
-
-class Means:
-    """A `LatentTokenizer` without weights: the mean of every 8x8 square of every fourth frame."""
-
-    def grid(self, height: int, width: int) -> LatentGrid:
-        return LatentGrid(channels=3, height=height // 8, width=width // 8)
-
-    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b l c gh gw"]:
-        return frames[:, ::4].float().unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).mean(dim=(-1, -3)) / 128 - 1
-
-    def decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        raise NotImplementedError
 
 
 def _write(root: Path) -> None:
@@ -52,8 +36,7 @@ def _write(root: Path) -> None:
 WORK = """
 import json, resource, sys
 from pathlib import Path
-from builders import small_tokenizer
-from test_bounded import Means
+from builders import Means, small_tokenizer
 from worldline.data.augment import AugmentConfig
 from worldline.data.cache import cached_frames
 from worldline.data.convert import convert

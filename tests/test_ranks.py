@@ -1,11 +1,13 @@
 """Training over two processes: it is the training of one, the model is really sharded, and checkpoints fit both."""
 
+import hashlib
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import ranks_worker
 import torch
-from builders import SMALL_TOKENIZER, SMALL_WORLD, write_followed_tokens, write_squares
+from builders import SMALL_TOKENIZER, SMALL_WORLD, small_tokenizer, write_followed_tokens, write_squares
 from tolerances import assert_whole_agrees
 from torch import nn
 
@@ -23,8 +25,9 @@ from worldline.data.clips import DataConfig
 from worldline.files import write_json
 from worldline.nn.load import changing_state, load_weights
 from worldline.ranks import Ranks, shards_of, whole
-from worldline.rundir import RunDir, load_tensors, to_json
+from worldline.rundir import RunDir, load_tensors, to_json, write_model
 from worldline.schema import DataError, UsageError
+from worldline.tokenizers.load import describe
 from worldline.training.checkpoint import restore, save_checkpoint
 from worldline.training.config import TrainConfig
 from worldline.training.loop import train
@@ -56,8 +59,8 @@ def _world(tmp: Path, **changes: Any) -> TrainConfig:
     )
 
 
-def _launch(command: list[str], *, processes: int = 2) -> list[str]:
-    """Run a command as so many processes, as torchrun does; give what each wrote on stderr."""
+def _launch(command: list[str], *, processes: int = 2) -> list[tuple[int, str]]:
+    """Run a command as so many processes, as torchrun does; give the exit code and stderr of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -81,13 +84,13 @@ def _launch(command: list[str], *, processes: int = 2) -> list[str]:
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * processes, "\n".join(errors)
-    return errors
+    return [(process.returncode, error) for process, error in zip(started, errors, strict=True)]
 
 
 def _work(folder: Path, *jobs: str) -> dict[str, list[dict[str, Any]]]:
     """Have two processes do jobs of ranks_worker.py; their results by job, in order of rank."""
-    _launch([sys.executable, ranks_worker.__file__, str(folder), *jobs])
+    ended = _launch([sys.executable, ranks_worker.__file__, str(folder), *jobs])
+    assert [code for code, _ in ended] == [0, 0], "\n".join(error for _, error in ended)
     return {job: [json.loads((folder / f"{job}.{rank}.json").read_text()) for rank in range(2)] for job in jobs}
 
 
@@ -142,9 +145,8 @@ def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path:
     _cut(tmp_path / "one", tmp_path / "one_then_two", 2)
     ranks_worker.adapt(tmp_path, Ranks())
     write_json(tmp_path / "config.json", to_json(TrainConfig, config))
-    write_squares(tmp_path / "raw", 3, length=33)
-    write_squares(tmp_path / "squares", 3)
-    done = _work(tmp_path, "learn", "terminated", "shares", "agree", "encodes", "adapt", "adapted_again", "judge")
+    _write_frames(tmp_path, config)
+    done = _work(tmp_path, "learn", "terminated", "shares", "agree", "data", "adapt", "adapted_again", "judge")
 
     _assert_close(tmp_path / "one", tmp_path / "two", 4)
     _assert_close(tmp_path / "one", tmp_path / "one_then_two", 4)
@@ -159,9 +161,19 @@ def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path:
     _assert_equal(tmp_path / "two", tmp_path / "terminated", 4)
     _assert_sharded(done["shares"])
     _assert_agreed(done["agree"])
-    _assert_encoded(tmp_path, done["encodes"])
+    _assert_shared(tmp_path, done["data"])
     _assert_adapted(tmp_path, done["adapt"])
     _assert_judged(tmp_path, done["judge"])
+
+
+def _alone(job: Callable[[Path, Ranks], dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """What one process finds, with as many threads as the workers have: the same program again."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return job(folder, Ranks())
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _assert_sharded(shares: list[dict[str, Any]]) -> None:
@@ -185,15 +197,30 @@ def _assert_agreed(said: list[dict[str, Any]]) -> None:
         assert found["there_before"] == rank, "rank 0 goes first"
 
 
-def _assert_encoded(folder: Path, said: list[dict[str, Any]]) -> None:
+def _write_frames(tmp: Path, config: TrainConfig) -> None:
+    """Three episodes, a tokenizer, and a world that trains on them by it."""
+    write_squares(tmp / "squares", 3)
+    (tmp / "tokenizer").mkdir()
+    tokenizer = small_tokenizer()
+    write_model(tmp / "tokenizer", describe(tokenizer), tokenizer.state_dict())
+    frames = DataConfig(path=tmp / "squares", train_episodes=":-1", val_episodes="-1:", window_stride=17)
+    on_frames = replace(config, data=frames, tokenizer=tmp / "tokenizer", phases=2)
+    write_json(tmp / "on_frames.json", to_json(TrainConfig, on_frames))
+
+
+def _assert_shared(folder: Path, said: list[dict[str, Any]]) -> None:
     """Two ranks are one owner of a folder: they share the work, write the bytes of one, and are refused together."""
-    assert [found["episodes"] for found in said] == [2, 1]
-    assert all("latents made with another window_stride" in found["refused"] for found in said)
-    two = {path.name: path.read_bytes() for path in (folder / "latents").iterdir()}
-    shutil.rmtree(folder / "latents")
-    assert ranks_worker.encodes(folder, Ranks())["episodes"] == 3
-    assert {path.name: path.read_bytes() for path in (folder / "latents").iterdir()} == two
-    assert len(two) == 8
+    alone = _alone(ranks_worker.data, folder)
+    assert (alone["made"], alone["reused"]) == ([3, 15, 15, 6, 2], 3)
+    for found in said:
+        assert (found["made"], found["reused"]) == (alone["made"], alone["reused"]), "all ranks report the whole"
+        assert "tokens made with another phases" in found["refused"]
+    assert _digests(folder / "made_by_1") == _digests(folder / "made_by_2")
+
+
+def _digests(root: Path) -> dict[str, str]:
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _assert_adapted(folder: Path, done: list[dict[str, Any]]) -> None:
@@ -214,12 +241,7 @@ def _assert_adapted(folder: Path, done: list[dict[str, Any]]) -> None:
 
 def _assert_judged(folder: Path, found: list[dict[str, Any]]) -> None:
     """Two ranks find to the last digit what one does, both know it, and one of them writes it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the workers do: the same program again
-    try:
-        alone = ranks_worker.judge(folder, Ranks())
-    finally:
-        torch.set_num_threads(threads)
+    alone = _alone(ranks_worker.judge, folder)
     assert found[0] == found[1]
     for protocol, expected in alone.items():
         clock = {"seconds", "environment"}
@@ -230,6 +252,18 @@ def _assert_judged(folder: Path, found: list[dict[str, Any]]) -> None:
         one, two = (np.load(folder / f"judged_{ranks}/{protocol}/forecasts.npz") for ranks in (1, 2))
         assert one.files == two.files
         assert all(np.array_equal(one[name], two[name]) for name in one.files)
+
+
+def test_a_rank_that_fails_ends_the_others_with_a_message(tmp_path: Path) -> None:
+    write_squares(tmp_path / "raw", 2, length=17)
+    (tmp_path / "raw/videos/video_1.mp4").write_bytes(b"no video")
+    script = "from worldline.cli.main import main; main()"
+    command = [sys.executable, "-c", script, "data", "convert", str(tmp_path / "raw"), str(tmp_path / "out"), "--json"]
+    (fine, waiting), (damaged, reason) = _launch(command)
+    assert (fine, damaged) == (1, 2)
+    assert "video_1.mp4" in reason
+    assert "another process of this job has ended" in waiting
+    assert not (tmp_path / "out/metadata.json").exists(), "an unfinished folder"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ of losses, optimizers or checkpoints.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,7 +26,7 @@ ENTRIES = ("loss", "encode", "decode", "forecast", "teacher_forced", "measure_st
 
 
 class OtherRankError(RuntimeError):
-    """Rank 0 stopped, and this one therefore too; carries rank 0's message."""
+    """Another rank stopped, and this one therefore too; carries rank 0's message."""
 
 
 @dataclass(frozen=True)
@@ -134,20 +134,50 @@ class Ranks:
             yield
             self.everyones(None)
 
+    def made(
+        self,
+        items: Sequence[int],
+        make: Callable[[int], None],
+        *,
+        done: Callable[[int], bool],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Make those of some items that are not done, each rank its share, and wait for all.
+
+        What is made must not depend on who makes it. Returns how many were done before, over all ranks.
+
+        Args:
+            progress: called on rank 0 with (done, all) of its share.
+
+        Raises:
+            OtherRankError: another rank failed at its share.
+        """
+        mine, before = items[self.rank :: self.world_size], 0
+        for number, item in enumerate(mine, start=1):
+            if done(item):
+                before += 1
+            else:
+                make(item)
+            if progress and self.writes:
+                progress(number, len(mine))
+        return sum(self.everyones(before))
+
     def agreed(self, value: Any) -> Any:
-        """Rank 0's value, on every rank; waits for all."""
+        """Rank 0's value, on every rank; waits for all. Raises `OtherRankError` where one has ended."""
         if self.world_size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0, group=self.patient)
+        with _all_there():
+            dist.broadcast_object_list(values, src=0, group=self.patient)
         return values[0]
 
     def everyones(self, value: Any) -> list[Any]:
-        """Every rank's value, in order of rank."""
+        """Every rank's value, in order of rank. Raises `OtherRankError` where one has ended."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.patient)
+        with _all_there():
+            dist.all_gather_object(values, value, group=self.patient)
         return values
 
     def collected(self, value: Any) -> list[Any]:
@@ -155,7 +185,8 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         values: list[Any] | None = [None] * self.world_size if self.writes else None
-        dist.gather_object(value, values, dst=0, group=self.patient)
+        with _all_there():
+            dist.gather_object(value, values, dst=0, group=self.patient)
         return values or []
 
     def mean(self, figures: dict[str, float]) -> dict[str, float]:
@@ -198,6 +229,16 @@ class Ranks:
         """Say whether the next backward pass sums gradients over ranks; only a batch's last piece has to."""
         if self.world_size > 1:
             model.set_requires_gradient_sync(now)  # pyright: ignore[reportCallIssue] - `place` gave it this method
+
+
+@contextmanager
+def _all_there() -> Iterator[None]:
+    """Say what it means when a collective loses its connection."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise OtherRankError(f"another process of this job has ended, see its own message ({reason})") from error
 
 
 def shards_of(model: nn.Module) -> list[nn.Module]:

@@ -15,6 +15,7 @@ from worldline.data.info import Info, inspect
 from worldline.data.open import open_source
 from worldline.data.source import Source
 from worldline.data.windows import FramePattern
+from worldline.ranks import Ranks
 from worldline.rundir import to_json
 
 EXAMPLES = """
@@ -53,7 +54,10 @@ class InfoJob(Opening):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertJob(Opening):
-    """Write any source of frames in the 1X raw layout."""
+    """Write any source of frames in the 1X raw layout.
+
+    Under torchrun every process takes its share of the episodes.
+    """
 
     out: tyro.conf.Positional[Path]
     size: int | None = None
@@ -63,7 +67,10 @@ class ConvertJob(Opening):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeJob(Opening):
-    """Write any source of frames as tokens in the 1X token layout."""
+    """Write any source of frames as tokens in the 1X token layout.
+
+    Under torchrun every process takes its share of the episodes.
+    """
 
     out: tyro.conf.Positional[Path]
     tokenizer: Path
@@ -73,6 +80,7 @@ class TokenizeJob(Opening):
     """Python slice over the episodes."""
     phases: int = 1
     """Start offsets per episode, spread over a block of frames: more places for a world to start from."""
+    device: str = "auto"
     allow_missing: bool = False
 
 
@@ -193,7 +201,10 @@ def _open(job: ConvertJob | TokenizeJob | EncodeJob) -> Source:
 def _convert(job: ConvertJob) -> None:
     source = _open(job)
     progress = Progress()
-    done = convert(source, job.out, size=job.size, progress=progress.named("converting"))
+    with Ranks.start("cpu") as ranks:
+        done = convert(source, job.out, size=job.size, ranks=ranks, progress=progress.named("converting"))
+    if not ranks.writes:
+        return
     left_out = f", {len(source.left_out)} listed episodes were left out" if source.left_out else ""
     text = f"{done.out}: {done.episodes} episodes, {done.frames} frames, {done.bytes / 1e6:.1f} MB{left_out}"
     show(to_json(type(done), done) | {"left_out": len(source.left_out)}, text=text, as_json=job.json)
@@ -206,16 +217,22 @@ def _tokenize(job: TokenizeJob) -> None:
     source = _open(job)
     place = builtin.resolve(job.tokenizer)
     progress = Progress()
-    done = tokenise(
-        source,
-        load_tokenizer(place),
-        job.out,
-        fingerprint=fingerprint(place),
-        episodes=parse_slice(job.episodes, len(source.episodes)),
-        size=job.size,
-        phases=job.phases,
-        progress=progress.named("tokenising"),
-    )
+    with Ranks.start(job.device) as ranks:
+        device = ranks.device(job.device)
+        done = tokenise(
+            source,
+            load_tokenizer(place).to(device),
+            job.out,
+            fingerprint=fingerprint(place),
+            episodes=parse_slice(job.episodes, len(source.episodes)),
+            size=job.size,
+            phases=job.phases,
+            device=device,
+            ranks=ranks,
+            progress=progress.named("tokenising"),
+        )
+    if not ranks.writes:
+        return
     text = (
         f"{done.folder}: {done.blocks} blocks of {done.episodes} episodes ({done.reused} were there already); "
         f"{done.frames_left_out} frames behind the last whole block left out, "
@@ -225,7 +242,6 @@ def _tokenize(job: TokenizeJob) -> None:
 
 
 def _encode(job: EncodeJob) -> None:
-    from worldline.ranks import Ranks
     from worldline.tokenizers.encode import encode
     from worldline.tokenizers.load import fingerprint, load_vae
 
@@ -248,6 +264,8 @@ def _encode(job: EncodeJob) -> None:
             ranks=ranks,
             progress=progress.named("encoding"),
         )
+    if not ranks.writes:
+        return
     text = (
         f"{done.folder}: {done.windows} windows of {done.episodes} episodes ({done.reused} were there already); "
         f"{done.episodes_too_short} episodes too short for a window"

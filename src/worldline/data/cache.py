@@ -23,7 +23,8 @@ from worldline.data.onex import OnexSource
 from worldline.data.source import Source
 from worldline.data.video import resize
 from worldline.files import mapped_npy, npy_rows
-from worldline.owner import Claim, owned
+from worldline.owner import Claim
+from worldline.ranks import Ranks
 from worldline.schema import (
     Clip,
     DataError,
@@ -101,11 +102,12 @@ def cached_frames(
     folder: Path,
     progress: Progress | None = None,
     episodes: Sequence[int] | None = None,
+    ranks: Ranks | None = None,
 ) -> Source:
     """Decode every episode (or the chosen ones) to `size` px squares below `folder`, and read from there.
 
-    Resumable: finished episodes are kept, and another data set, camera, size or changed video gets another
-    folder. Needs `3 * size * size` bytes per frame of disk: 197 kB at 256 px.
+    Several ranks share the episodes; each must call this. Resumable: finished episodes are kept, and another data set,
+    camera, size or changed video gets another folder. Takes `3 * size**2` bytes of disk a frame: 197 kB at 256 px.
 
     Raises:
         UsageError: the source has no video.
@@ -116,16 +118,15 @@ def cached_frames(
     if isinstance(source, CachedSource):
         source = source.inner
     place = folder / f"{identity(source)}-{size}px"
-    chosen = range(len(source.episodes)) if episodes is None else episodes
-    if not all(episode_file(place, episode).exists() for episode in chosen):
+    chosen, ranks = range(len(source.episodes)) if episodes is None else episodes, ranks or Ranks()
+
+    def done(episode: int) -> bool:
+        return episode_file(place, episode).exists()
+
+    if not ranks.agreed(all(map(done, chosen))):
         claim = Claim(file="cache.json", key={"kind": source.kind, "size": size}, what="frames")
-        with owned(place, claim=claim, wait=True):
-            for done, episode in enumerate(chosen, start=1):
-                path = episode_file(place, episode)
-                if not path.exists():
-                    _write(path, source, episode, size)
-                if progress is not None:
-                    progress(done, len(chosen))
+        with ranks.owning(place, claim=claim, wait=True):
+            ranks.made(chosen, lambda episode: _write(place, source, episode, size), done=done, progress=progress)
     return CachedSource(inner=source, folder=place, size=size)
 
 
@@ -185,9 +186,9 @@ def _frames_of(source: Source, episode: int, start: int, stop: int) -> UInt8[Ten
     return frames
 
 
-def _write(path: Path, source: Source, episode: int, size: int) -> None:
+def _write(folder: Path, source: Source, episode: int, size: int) -> None:
     shape = (source.episodes[episode].length, 3, size, size)
-    with npy_rows(path, "uint8", shape) as append:
+    with npy_rows(episode_file(folder, episode), "uint8", shape) as append:
         for chunk in frame_chunks(source, episode, size=size):
             append(chunk.numpy())
 

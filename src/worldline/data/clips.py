@@ -17,6 +17,7 @@ from worldline.data.source import Conditioning, Source
 from worldline.data.splits import Recordings, recordings, refuse_shared
 from worldline.data.video import resize
 from worldline.data.windows import FramePattern, WindowIndex, source_windows
+from worldline.ranks import Ranks
 from worldline.schema import Clip, UsageError
 
 Split = Literal["train", "val"]
@@ -141,8 +142,12 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
     return trained_on
 
 
-def open_clips(config: DataConfig, split: Split, *, progress: Progress | None = None) -> Clips:
+def open_clips(
+    config: DataConfig, split: Split, *, ranks: Ranks | None = None, progress: Progress | None = None
+) -> Clips:
     """Open the training or validation clips of a configuration; `progress` watches the filling of the cache.
+
+    Where there is a cache to fill, `ranks` share it, and each must call this.
 
     Raises:
         UsageError: the split holds no window, or a cache without a size.
@@ -152,8 +157,8 @@ def open_clips(config: DataConfig, split: Split, *, progress: Progress | None = 
     if config.cache is not None and source.grid is None:
         if config.image_size is None:
             raise UsageError("a cache of decoded frames needs image_size")
-        size = config.cache_size or config.image_size
-        source = cached_frames(source, size=size, folder=config.cache, progress=progress, episodes=episodes)
+        size, cache = config.cache_size or config.image_size, config.cache
+        source = cached_frames(source, size=size, folder=cache, episodes=episodes, ranks=ranks, progress=progress)
     index = source_windows(source, window=config.pattern.window, stride=config.window_stride, episodes=episodes)
     if len(index) == 0:
         text = config.train_episodes if split == "train" else config.val_episodes

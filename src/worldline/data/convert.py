@@ -14,7 +14,8 @@ from worldline.data.cache import Progress, frame_chunks, identity
 from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
 from worldline.data.source import Source
 from worldline.data.splits import recording_of
-from worldline.owner import Claim, owned
+from worldline.owner import Claim
+from worldline.ranks import Ranks
 from worldline.schema import UsageError
 
 
@@ -32,11 +33,13 @@ class ConvertReport:
     seconds: float
 
 
-def convert(source: Source, out: Path, *, size: int | None, progress: Progress | None = None) -> ConvertReport:
+def convert(
+    source: Source, out: Path, *, size: int | None, ranks: Ranks | None = None, progress: Progress | None = None
+) -> ConvertReport:
     """Write every episode of a source to `out` as one shard of 1X raw video at `size` px (None: as stored).
 
     A killed run leaves a folder without `metadata.json`, which readers refuse; the next call goes on from
-    there. A few dozen frames are held in memory at a time.
+    there. A few dozen frames are held in memory at a time. Several ranks share the episodes; each must call this.
 
     Raises:
         UsageError: the source has no video, or `out` holds something else or is in use.
@@ -44,28 +47,28 @@ def convert(source: Source, out: Path, *, size: int | None, progress: Progress |
     """
     if source.image_size is None:
         raise UsageError(f"{source.path}: only video can be converted, this is {source.kind}")
-    started, already_done = time.monotonic(), 0
+    started, ranks = time.monotonic(), ranks or Ranks()
     frames, key = sum(episode.length for episode in source.episodes), _provenance(source, size)
-    with owned(out, claim=Claim(file="conversion.json", key=key, what="a conversion")):
-        for done, episode in enumerate(source.episodes, start=1):
-            if raw_shard_done(out, episode.index):
-                already_done += 1
-            else:
-                _write(source, out, episode.index, size)
-            if progress is not None:
-                progress(done, len(source.episodes))
-        finish_raw(
-            out,
-            num_shards=len(source.episodes),
-            num_images=frames,
-            fps=source.fps,
-            layout=source.layout,
-            provenance=key
-            | {
-                "left_out": list(source.left_out),
-                "recordings": [recording_of(source, episode.index) for episode in source.episodes],
-            },
+    with ranks.owning(out, claim=Claim(file="conversion.json", key=key, what="a conversion")):
+        already_done = ranks.made(
+            range(len(source.episodes)),
+            lambda episode: _write(source, out, episode, size),
+            done=lambda episode: raw_shard_done(out, episode),
+            progress=progress,
         )
+        if ranks.writes:
+            finish_raw(
+                out,
+                num_shards=len(source.episodes),
+                num_images=frames,
+                fps=source.fps,
+                layout=source.layout,
+                provenance=key
+                | {
+                    "left_out": list(source.left_out),
+                    "recordings": [recording_of(source, episode.index) for episode in source.episodes],
+                },
+            )
     return ConvertReport(
         out=out,
         episodes=len(source.episodes),

@@ -91,33 +91,34 @@ def encode(
     if source.image_size is None:
         raise UsageError(f"{source.path} holds no frames; there is nothing to encode")
     grid = tokenizer.grid(*((size, size) if size else source.image_size))
-    grid.latents_of(len(pattern.frames))
+    in_window = grid.latents_of(len(pattern.frames))
     key = latent_key(
         source, fingerprint=fingerprint, episodes=episodes, size=size, pattern=pattern, window_stride=window_stride
     )
-    count, short, reused = 0, 0, 0
+    lengths = [source.episodes[episode].length for episode in episodes]
+    starts = [windows(np.array([length]), window=pattern.window, stride=window_stride).start for length in lengths]
+
+    def make(number: int) -> None:
+        states = source.read_states(episodes[number], 0, lengths[number])
+        shape = (len(starts[number]), in_window, grid.channels, grid.height, grid.width)
+        chunks = frame_chunks(source, episodes[number], size=size)
+        with written_episode(out, number, states=states, shape=shape) as append:
+            for batch in _batches(chunks, starts[number], pattern, batch_size):
+                append(tokenizer.encode(batch.to(device or "cpu")).cpu().numpy())
+
     ranks = ranks or Ranks()
-    mine = range(ranks.rank, len(episodes), ranks.world_size)
     with ranks.owning(out, claim=Claim(file=CLAIM, key=key, what="latents"), wait=wait):
-        for done, number in enumerate(mine, start=1):
-            length = source.episodes[episodes[number]].length
-            starts = windows(np.array([length]), window=pattern.window, stride=window_stride).start
-            count, short = count + len(starts), short + (len(starts) == 0)
-            if episode_done(out, number):
-                reused += 1
-            else:
-                states = source.read_states(episodes[number], 0, length)
-                shape = (len(starts), grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width)
-                batches = _batches(frame_chunks(source, episodes[number], size=size), starts, pattern, batch_size)
-                with written_episode(out, number, states=states, shape=shape) as append:
-                    for batch in batches:
-                        append(tokenizer.encode(batch.to(device or "cpu")).cpu().numpy())
-            if progress:
-                progress(done, len(mine))
-        ranks.everyones(None)
+        numbers = range(len(episodes))
+        reused = ranks.made(numbers, make, done=lambda number: episode_done(out, number), progress=progress)
         if ranks.writes:
             finish(out, source, episodes, grid, contract)
-    return EncodeReport(folder=out, episodes=len(mine), windows=count, episodes_too_short=short, reused=reused)
+    return EncodeReport(
+        folder=out,
+        episodes=len(episodes),
+        windows=sum(map(len, starts)),
+        episodes_too_short=sum(len(found) == 0 for found in starts),
+        reused=reused,
+    )
 
 
 def _batches(

@@ -23,7 +23,8 @@ from worldline.data.cache import frame_chunks, frame_runs, identity
 from worldline.data.onex_write import finish_tokens, token_shard, token_shard_done
 from worldline.data.source import Source
 from worldline.data.splits import recording_of
-from worldline.owner import Claim, owned
+from worldline.owner import Claim
+from worldline.ranks import Ranks
 from worldline.schema import TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
@@ -58,6 +59,7 @@ def tokenise(
     phases: int = 1,
     augment: AugmentConfig | None = None,
     device: torch.device | None = None,
+    ranks: Ranks | None = None,
     wait: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokeniseReport:
@@ -70,7 +72,8 @@ def tokenise(
         phases: start offsets per episode, spread evenly over a block.
         augment: crop and recolour each phase of each episode in its own way, a pure function of their numbers.
         device: where the tokenizer is; None is the CPU.
-        wait: for another process that is writing `out`, instead of refusing.
+        ranks: the processes that share the work; each must call this.
+        wait: for another job that is writing `out`, instead of refusing.
 
     Raises:
         UsageError: `out` holds tokens of another source, tokenizer or setting, or is in use; the source holds no
@@ -88,41 +91,38 @@ def tokenise(
     grid = tokenizer.grid(height, width)
     key = token_key(source, fingerprint=fingerprint, episodes=episodes, size=size, phases=phases, augment=augment)
     offsets = [grid.block * phase // phases for phase in range(phases)]
-    frames_done, reused, short, left_out = 0, 0, 0, 0
-    with owned(out, claim=Claim(file="tokenise.json", key=key, what="tokens"), wait=wait):
-        for shard, episode in enumerate(episodes):
-            length = source.episodes[episode].length
-            spans = [(p, p + (length - p) // grid.block * grid.block) for p in offsets if length - p >= grid.block]
-            frames_done += sum(stop - start for start, stop in spans)
-            left_out += sum(max(0, length - p) for p in offsets) - sum(stop - start for start, stop in spans)
-            short += all(stop - start < 2 * grid.block for start, stop in spans)
-            if token_shard_done(out, shard):
-                reused += 1
-            else:
-                chunks = frame_chunks(source, episode, size=None if augment else size)
-                pieces = _pieces(spans, grid.block * _blocks_at_once(height, width))
-                views = _views(chunks, pieces, augment, size=height, shard=shard)
-                with _shard(out, shard, source.read_states(episode, 0, length), spans, grid) as put:
-                    for view, (start, _, phase) in zip(views, pieces, strict=True):
-                        put(phase, start, tokenizer.encode(view[None].to(device or "cpu")).cpu().numpy())
-            if progress:
-                progress(shard + 1, len(episodes))
-        finish_tokens(
-            out,
-            num_shards=len(episodes),
-            num_images=frames_done,
-            fps=source.fps,
-            layout=source.layout,
-            grid=grid,
-            provenance=key | {"recordings": [recording_of(source, i) for i in episodes]},
-        )
+    lengths = [source.episodes[episode].length for episode in episodes]
+    spans = [_spans(length, grid.block, offsets) for length in lengths]
+
+    def make(shard: int) -> None:
+        episode, pieces = episodes[shard], _pieces(spans[shard], grid.block * blocks_at_once(height, width))
+        chunks = frame_chunks(source, episode, size=None if augment else size)
+        views = _views(chunks, pieces, augment, size=height, shard=shard)
+        with _shard(out, shard, source.read_states(episode, 0, lengths[shard]), spans[shard], grid) as put:
+            for view, (start, _, phase) in zip(views, pieces, strict=True):
+                put(phase, start, tokenizer.encode(view[None].to(device or "cpu")).cpu().numpy())
+
+    ranks, frames = ranks or Ranks(), sum(stop - start for found in spans for start, stop in found)
+    with ranks.owning(out, claim=Claim(file="tokenise.json", key=key, what="tokens"), wait=wait):
+        shards = range(len(episodes))
+        reused = ranks.made(shards, make, done=lambda shard: token_shard_done(out, shard), progress=progress)
+        if ranks.writes:
+            finish_tokens(
+                out,
+                num_shards=len(episodes),
+                num_images=frames,
+                fps=source.fps,
+                layout=source.layout,
+                grid=grid,
+                provenance=key | {"recordings": [recording_of(source, i) for i in episodes]},
+            )
     return TokeniseReport(
         folder=out,
         episodes=len(episodes),
-        blocks=frames_done // grid.block,
-        frames=frames_done,
-        frames_left_out=left_out,
-        episodes_too_short=short,
+        blocks=frames // grid.block,
+        frames=frames,
+        frames_left_out=sum(max(0, length - offset) for length in lengths for offset in offsets) - frames,
+        episodes_too_short=sum(all(stop - start < 2 * grid.block for start, stop in found) for found in spans),
         reused=reused,
     )
 
@@ -170,7 +170,12 @@ def key_hash(key: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _blocks_at_once(height: int, width: int) -> int:
+def _spans(length: int, block: int, offsets: Sequence[int]) -> list[tuple[int, int]]:
+    """First frame and end of the whole blocks from each start offset on, where there is one."""
+    return [(start, start + (length - start) // block * block) for start in offsets if length - start >= block]
+
+
+def blocks_at_once(height: int, width: int) -> int:
     """Blocks of one episode that are read, and go through the tokenizer, together: fewer where frames are large."""
     return max(1, min(_BLOCKS, _BLOCKS * 256 * 256 // (height * width)))
 

@@ -90,7 +90,7 @@ def _train(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report:
     with ranks.first():
         if config.check_memory and ranks.writes and device.type == "cuda":
             refuse_too_little(config, free=torch.cuda.mem_get_info(device)[0], gpus=ranks.world_size)
-        made = prepare(config, lambda what, done, total: report(what, done, total, {}))
+    made = prepare(config, lambda what, done, total: report(what, done, total, {}), ranks)
     total = config.total_steps(len(made.train))
     model = ranks.place(made.model, device).train()
     optimizer = build_optimizer(config.optimizer, model)

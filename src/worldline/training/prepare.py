@@ -9,6 +9,7 @@ from pathlib import Path
 from worldline.data.clips import check_held_out
 from worldline.data.splits import Recordings
 from worldline.files import read_json
+from worldline.ranks import Ranks
 from worldline.rundir import from_json, model_folder, to_json
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig
@@ -20,15 +21,17 @@ from worldline.worlds.st_transformer import STTransformerConfig
 from worldline.worlds.wan import WanConfig
 
 
-def prepare(config: TrainConfig, progress: Progress) -> Prepared:
+def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None) -> Prepared:
     """Open the data, tokenise, encode or decode what is needed into caches, build the model. Writes no run folder.
+
+    Every rank calls this: all have the same in the end, and fill the caches together.
 
     Raises:
         DataError: the data or given weights are not what they should be.
         UsageError: the configuration asks for something impossible, or would validate on what it trains on.
     """
     trained_on = check_held_out(config.data, trained_on=_trained_on(config.initial))
-    made = _prepare(config, progress)
+    made = _prepare(config, ranks or Ranks(), progress)
     return replace(made, description={**made.description, "trained_on": to_json(Recordings, trained_on)})
 
 
@@ -40,13 +43,13 @@ def _trained_on(initial: Path | None) -> Recordings:
     return from_json(Recordings, read_json(path).get("trained_on", {}), path)
 
 
-def _prepare(config: TrainConfig, progress: Progress) -> Prepared:
+def _prepare(config: TrainConfig, ranks: Ranks, progress: Progress) -> Prepared:
     match config.model:
         case FSQVideoConfig():
-            return prepare_fsq(config, config.model, progress)
+            return prepare_fsq(config, config.model, ranks, progress)
         case WanVAEConfig():
-            return prepare_vae(config, config.model, progress)
+            return prepare_vae(config, config.model, ranks, progress)
         case STTransformerConfig():
-            return prepare_token_world(config, config.model, progress)
+            return prepare_token_world(config, config.model, ranks, progress)
         case WanConfig():
-            return prepare_latent_world(config, config.model, progress)
+            return prepare_latent_world(config, config.model, ranks, progress)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from worldline.data.source import Source
 from worldline.data.states import StateStats, compute_stats
 from worldline.data.windows import FramePattern
 from worldline.devices import pick_device
+from worldline.ranks import Ranks
 from worldline.rundir import to_json
 from worldline.schema import Batch, LatentGrid, UsageError, stack
 from worldline.tokenizers.encode import encode, latent_key
@@ -32,10 +34,12 @@ COPIED = 100_000_000
 """Parameters up to which a VAE is copied into the run folder; of a larger one the run says where it lies."""
 
 
-def prepare_vae(config: TrainConfig, model_config: WanVAEConfig, progress: Progress) -> Prepared:
+def prepare_vae(config: TrainConfig, model_config: WanVAEConfig, ranks: Ranks, progress: Progress) -> Prepared:
     """Clips of frames as `data.pattern` says, and a VAE with fresh weights."""
-    train = open_clips(config.data, "train", progress=lambda *at: progress("decoding training frames", *at))
-    val = open_clips(config.data, "val", progress=lambda *at: progress("decoding validation frames", *at))
+    train = open_clips(
+        config.data, "train", ranks=ranks, progress=lambda *at: progress("decoding training frames", *at)
+    )
+    val = open_clips(config.data, "val", ranks=ranks, progress=lambda *at: progress("decoding validation frames", *at))
     frames = train[0].frames
     if frames is None:
         raise UsageError(f"{config.data.path} holds no frames; a VAE trains on frames")
@@ -65,7 +69,7 @@ def _some(clips: Clips, config: TrainConfig) -> Iterator[Batch]:
         yield stack([clips[i] for i in numbers]).to(pick_device(config.device))
 
 
-def prepare_latent_world(config: TrainConfig, model_config: WanConfig, progress: Progress) -> Prepared:
+def prepare_latent_world(config: TrainConfig, model_config: WanConfig, ranks: Ranks, progress: Progress) -> Prepared:
     """Latents of both splits, made now, made before or made batch by batch, and a world that fits them.
 
     Raises:
@@ -76,7 +80,7 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, progress:
         raise UsageError("a world over latents needs the VAE that makes them (--tokenizer RUN or Wan2.2's folder)")
     pattern, source = config.data.pattern, open_data(config.data, config.data.path)
     vae, identity = load_vae(config.tokenizer), fingerprint(config.tokenizer)
-    data = _as_latents(config, source, vae, identity, progress)
+    data = _as_latents(config, source, vae, identity, ranks, progress)
     train, val = open_clips(data, "train"), open_clips(data, "val")
     grid = _grid(train, vae)
     model_config = _fitted(model_config, train, grid, pattern)
@@ -136,7 +140,7 @@ def _grid(clips: Clips, vae: WanVAETokenizer) -> LatentGrid:
 
 
 def _as_latents(
-    config: TrainConfig, source: Source, vae: WanVAETokenizer, identity: str, progress: Progress
+    config: TrainConfig, source: Source, vae: WanVAETokenizer, identity: str, ranks: Ranks, progress: Progress
 ) -> DataConfig:
     """The data configuration over latents: as it is where they are there or made on the fly, else over a cache."""
     data = config.data
@@ -150,9 +154,10 @@ def _as_latents(
             "latents in a cache are encoded once, so nothing would be augmented; train straight from video "
             "(--data.cache None) or augment nothing"
         )
-    train = _cached(config, source, vae, data.train_episodes, identity, progress)
+    make = partial(_cached, config, vae=vae, identity=identity, ranks=ranks, progress=progress)
+    train = make(source, data.train_episodes)
     val_source = open_data(data, data.val_path) if data.val_path else source
-    val = _cached(config, val_source, vae, data.val_episodes, identity, progress)
+    val = make(val_source, data.val_episodes)
     return DataConfig(
         path=train,
         val_path=val,
@@ -173,7 +178,14 @@ def _checked(data: DataConfig, source: LatentSource, identity: str) -> DataConfi
 
 
 def _cached(
-    config: TrainConfig, source: Source, vae: WanVAETokenizer, episodes: str, identity: str, progress: Progress
+    config: TrainConfig,
+    source: Source,
+    episodes: str,
+    *,
+    vae: WanVAETokenizer,
+    identity: str,
+    ranks: Ranks,
+    progress: Progress,
 ) -> Path:
     data = config.data
     assert data.cache is not None
@@ -186,7 +198,7 @@ def _cached(
         pattern=data.pattern,
         window_stride=data.window_stride,
     )
-    out, device = data.cache / f"latents-{key_hash(key)}", pick_device(config.device)
+    out, device = data.cache / f"latents-{key_hash(key)}", ranks.device(config.device)
     encode(
         source,
         vae.to(device),
@@ -198,6 +210,7 @@ def _cached(
         contract={"image_size": data.image_size, "conditioning": data.conditioning, "camera": data.camera},
         size=data.image_size,
         device=device,
+        ranks=ranks,
         wait=True,  # another training may be filling the same cache
         progress=lambda *at: progress(f"encoding into {out}", *at),
     )

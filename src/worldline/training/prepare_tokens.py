@@ -1,6 +1,7 @@
 """Preparing the compression track: the discrete tokenizer, and the world over its tokens."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from worldline.data.source import Source
 from worldline.data.states import StateStats, compute_stats
 from worldline.data.windows import FramePattern
 from worldline.files import atomic
+from worldline.ranks import Ranks
 from worldline.rundir import RunDir, to_json
 from worldline.schema import TokenGrid, UsageError
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
@@ -23,11 +25,11 @@ from worldline.training.prepared import Prepared, Progress, contract, initialise
 from worldline.worlds.st_transformer import STTransformerConfig
 
 
-def prepare_fsq(config: TrainConfig, model_config: FSQVideoConfig, progress: Progress) -> Prepared:
+def prepare_fsq(config: TrainConfig, model_config: FSQVideoConfig, ranks: Ranks, progress: Progress) -> Prepared:
     """Clips of one block of frames, and a tokenizer with fresh weights."""
     data = replace(config.data, pattern=FramePattern.consecutive(model_config.block_frames))
-    train = open_clips(data, "train", progress=lambda *at: progress("decoding training frames", *at))
-    val = open_clips(data, "val", progress=lambda *at: progress("decoding validation frames", *at))
+    train = open_clips(data, "train", ranks=ranks, progress=lambda *at: progress("decoding training frames", *at))
+    val = open_clips(data, "val", ranks=ranks, progress=lambda *at: progress("decoding validation frames", *at))
     torch.manual_seed(config.seed)  # the first weights are a function of the seed
     model = model_config.build()
     shape = train[0].frames
@@ -41,10 +43,12 @@ def prepare_fsq(config: TrainConfig, model_config: FSQVideoConfig, progress: Pro
     )
 
 
-def prepare_token_world(config: TrainConfig, model_config: STTransformerConfig, progress: Progress) -> Prepared:
+def prepare_token_world(
+    config: TrainConfig, model_config: STTransformerConfig, ranks: Ranks, progress: Progress
+) -> Prepared:
     """Tokens of both splits (made now where there are frames), and a world that fits them."""
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
-    data = _as_tokens(config, model_config, tokenizer, progress)
+    data = _as_tokens(config, model_config, tokenizer, ranks, progress)
     train, val = open_clips(data, "train"), open_clips(data, "val")
     grid = train.source.grid
     assert grid is not None, "_as_tokens leaves a token source"
@@ -100,7 +104,7 @@ def _levels(model: STTransformerConfig, tokenizer: AnyTokenizer | None) -> tuple
 
 
 def _as_tokens(
-    config: TrainConfig, model: STTransformerConfig, tokenizer: AnyTokenizer | None, progress: Progress
+    config: TrainConfig, model: STTransformerConfig, tokenizer: AnyTokenizer | None, ranks: Ranks, progress: Progress
 ) -> DataConfig:
     """The data configuration over tokens: as it is for a token source, else over a cache that is filled now."""
     data = config.data
@@ -113,9 +117,12 @@ def _as_tokens(
         raise UsageError(f"{data.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
     _check_stride(data.window_stride, tokenizer.grid(*_size(data, source)).block)
     augment = data.augment if data.augment.changes else None
-    train = _tokenised(config, source, tokenizer, data.train_episodes, config.phases, augment, progress)
+    device = ranks.device(config.device)
+    make = partial(_tokenised, config, tokenizer=tokenizer.to(device), device=device, ranks=ranks, progress=progress)
+    train = make(source, data.train_episodes, phases=config.phases, augment=augment)
     val_source = open_data(data, data.val_path) if data.val_path else source
-    val = _tokenised(config, val_source, tokenizer, data.val_episodes, 1, None, progress)
+    val = make(val_source, data.val_episodes, phases=1, augment=None)
+    tokenizer.to("cpu")
     grid = open_source(train).grid
     assert grid is not None, "tokenise writes tokens"
     pattern = FramePattern.consecutive(grid.frames_of(model.context_grids + model.horizon_grids))
@@ -140,10 +147,13 @@ def _check_stride(stride: int, block: int) -> None:
 def _tokenised(
     config: TrainConfig,
     source: Source,
-    tokenizer: AnyTokenizer,
     episodes: str,
+    *,
+    tokenizer: AnyTokenizer,
     phases: int,
     augment: AugmentConfig | None,
+    device: torch.device,
+    ranks: Ranks,
     progress: Progress,
 ) -> Path:
     assert config.tokenizer is not None
@@ -162,6 +172,8 @@ def _tokenised(
         size=size,
         phases=phases,
         augment=augment,
+        device=device,
+        ranks=ranks,
         wait=True,  # another training may be filling the same cache
         progress=lambda *at: progress(f"tokenising into {out}", *at),
     )
