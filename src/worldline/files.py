@@ -50,7 +50,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises `DataError` where the file is absent, not JSON or not an object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # half a character, which JSON can escape, can be neither printed nor written
+            str(content).encode()
     except (OSError, ValueError, RecursionError) as error:  # no UTF-8 and no JSON are ValueErrors
         raise unreadable(path, expected="JSON", found=str(error), fix="Restore the file.") from error
     if not isinstance(content, dict):

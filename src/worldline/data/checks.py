@@ -72,6 +72,20 @@ def validated(path: Path, form: type[T], content: Any, where: str = "") -> T:
         ) from error
 
 
+def sound_episodes(episodes: Sequence[Episode], check: Callable[[int], object], leaving: LeavingOut) -> list[int]:
+    """Episodes that pass their check, where others may be left out: one that is damaged costs itself alone."""
+    if not leaving.allowed or leaving.inspecting:
+        return list(range(len(episodes)))
+    sound: list[int] = []
+    for episode in episodes:
+        before = len(leaving.lines)
+        with leaving.around(episode.name):
+            check(episode.index)
+        if len(leaving.lines) == before:
+            sound.append(episode.index)
+    return sound
+
+
 @lru_cache(maxsize=64)
 def adapter(form: Any) -> Any:
     """What validates a type, made once."""

@@ -32,6 +32,8 @@ class Recording:
 
     number: int
     """`episode_index` in the table."""
+    root: Path
+    """The data set's folder."""
     table: Path
     video: Path | None
     """None where the camera's images lie in the table."""
@@ -95,7 +97,7 @@ class LerobotSource:
         places = np.flatnonzero(rows)[start:stop].tolist()
         for i in range(0, len(places), _IMAGES):
             piece = places[i : i + _IMAGES]
-            images = zip(piece, read_images(path, self.camera, piece, self.path), strict=True)
+            images = zip(piece, read_images(path, self.camera, piece, self.recordings[episode].root), strict=True)
             yield torch.stack([decode_image(data, path, f"row {row} of {self.camera}") for row, data in images])
 
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
@@ -201,7 +203,7 @@ class LerobotSource:
         rows = table.rows_of(recording.number)
         if rows.sum() == length:
             return recording.table, rows, table
-        elsewhere = holders(self.path, recording.number).get(length) if self.kind == "lerobot-v3.0" else None
+        elsewhere = holders(recording.root, recording.number).get(length) if self.kind == "lerobot-v3.0" else None
         if elsewhere is not None:
             table = self._table(elsewhere)
             return elsewhere, table.rows_of(recording.number), table

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, ValidationError
 
-from worldline.data.checks import LeavingOut, Report, adapter, raise_problem, summarise, validated
+from worldline.data.checks import LeavingOut, Report, adapter, raise_problem, sound_episodes, summarise, validated
 from worldline.data.lerobot import LerobotSource, Recording, read_table
 from worldline.data.source import Conditioning
 from worldline.data.states import guess_layout
@@ -32,6 +32,9 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 }
 _GUESS_FROM = 8
 """Tables whose values are looked at to guess the layout. meta/stats.json is not believed: it is often of other data."""
+
+_LONGEST_NAME = 255
+"""Bytes of a file's name that file systems allow."""
 
 _Index = Annotated[int, Field(ge=0, le=10**9)]
 _Length = Annotated[int, Field(ge=0, le=10**7)]
@@ -138,7 +141,18 @@ def open_lerobot(
         dims=dims,
         recordings=tuple(entry.recording for entry in entries),
     )
-    return replace(source, image_size=_stored_size(source) or source.image_size)
+    return _sound(replace(source, image_size=_stored_size(source) or source.image_size), leaving)
+
+
+def _sound(source: LerobotSource, leaving: LeavingOut) -> LerobotSource:
+    """Leave out damaged episodes, where that is allowed."""
+    kept = sound_episodes(source.episodes, source.check, leaving)
+    return replace(
+        source,
+        episodes=tuple(replace(source.episodes[i], index=new) for new, i in enumerate(kept)),
+        recordings=tuple(source.recordings[i] for i in kept),
+        left_out=tuple(leaving.lines),
+    )
 
 
 def _meta(path: Path) -> _Meta:
@@ -196,9 +210,11 @@ def _filled(path: Path, template: str, values: dict[str, Any]) -> str:
         found = f"{template!r} ({type(error).__name__}: {error})"
         expected = "a path with fields such as {episode_index:06d}"
         raise DataError(path, expected=expected, found=found, fix="Restore the file.", kind="metadata") from error
-    if not place or "\0" in place or Path(place).is_absolute() or ".." in Path(place).parts:
+    parts = Path(place).parts
+    too_long = any(len(part.encode(errors="replace")) > _LONGEST_NAME for part in parts)
+    if not parts or "\0" in place or Path(place).is_absolute() or ".." in parts or too_long:
         expected = "a path below the data set's folder"
-        raise DataError(path, expected=expected, found=f"{place!r}", fix="Restore the file.", kind="metadata")
+        raise DataError(path, expected=expected, found=f"{place[:80]!r}", fix="Restore the file.", kind="metadata")
     return place
 
 
@@ -287,6 +303,7 @@ def _listed_v2(root: Path, meta: _Meta, camera: str, leaving: LeavingOut) -> lis
             }
             recording = Recording(
                 number=line.episode_index,
+                root=root,
                 table=root / _filled(root / "meta/info.json", meta.data_path, keys),
                 video=root / _video_place(root, meta, keys) if has_video else None,
             )
@@ -349,6 +366,7 @@ def _entry_v3(root: Path, meta: _Meta, camera: str, row: _Row, *, has_video: boo
     keys = {"video_key": camera, "chunk_index": row.video_chunk, "file_index": row.video_file}
     recording = Recording(
         number=row.episode_index,
+        root=root,
         table=root / table,
         video=root / _video_place(root, meta, keys) if has_video else None,
         begins=row.begins if has_video else None,

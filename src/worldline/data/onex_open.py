@@ -4,14 +4,14 @@ Reads JSON, segment numbers and file sizes only. Faults go to a `Report`: openin
 collects them all.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from worldline.data.checks import LeavingOut, Report, raise_problem, summarise, validated
+from worldline.data.checks import LeavingOut, Report, raise_problem, sound_episodes, summarise, validated
 from worldline.data.onex import OnexSource, Shard, segment_runs
 from worldline.data.states import ONEX_LAYOUT, Kind
 from worldline.data.video import probe
@@ -96,7 +96,7 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
     complete = _present(folder, suffix, meta.num_shards, leaving)
     shards = tuple(s for i in complete if (s := _shard(folder, i, suffix, layout, grid, leaving)) is not None)
     episodes, places = _episodes(shards, grid, _recordings(metadata))
-    return OnexSource(
+    source = OnexSource(
         kind="1x-raw" if grid is None else "1x-tokens",
         path=root,
         fps=meta.hz,
@@ -107,6 +107,13 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
         left_out=tuple(leaving.lines),
         shards=shards,
         places=places,
+    )
+    kept = sound_episodes(source.episodes, source.check, leaving)
+    return replace(
+        source,
+        episodes=tuple(replace(episodes[i], index=new) for new, i in enumerate(kept)),
+        places=places[kept] if len(kept) else places[:0],
+        left_out=tuple(leaving.lines),
     )
 
 
