@@ -209,7 +209,8 @@ class _Request:
     def world(self) -> Evaluation:
         job, loaded = self.job, self._load(self.run, self.job.checkpoint)
         forecaster = loaded.forecaster
-        clips = self._clips(FramePattern.consecutive(forecaster.context_frames + forecaster.horizon_frames))
+        window = FramePattern.consecutive(forecaster.context_frames + forecaster.horizon_frames)
+        clips = self._clips(window).sized(forecaster.image_size)
         blind = self._load(builtin.resolve(job.blind)) if job.blind else None
         watch = self.progress.named("forecasting clips")
         if self.kind == "compression":

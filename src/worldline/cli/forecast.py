@@ -1,30 +1,39 @@
-"""`worldline forecast RUN`: predict what a robot will see, as video."""
+"""`worldline forecast RUN`: predict what a robot will see, as video, pictures or arrays."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from worldline import builtin
 from worldline.cli.console import Progress, show
 from worldline.cli.sample_options import SampleOptions
-from worldline.devices import pick_device
+from worldline.data.clips import Clips
 from worldline.evaluation.held_out import held_out, spread
-from worldline.forecasting.forecaster import shown_context, shown_pace
-from worldline.forecasting.load import load_forecaster
+from worldline.forecasting.forecaster import shown_pace
+from worldline.forecasting.load import Loaded, has_tokenizer, load_forecaster, refuse_unfit, window_of
+from worldline.forecasting.predictions import Prediction, beside, predict
+from worldline.forecasting.saved import INDEX, Layout, save_npz, save_png, write_index
 from worldline.forecasting.video import write_comparison
 from worldline.process.noise import clip_seeds
+from worldline.ranks import Ranks
 from worldline.rundir import describe_model, model_folder
 from worldline.schema import UsageError
 
-EXAMPLES = """Forecast clips of a data set: context and states in, video out (real | forecast side by side, as mp4).
+EXAMPLES = """Forecast clips of a data set: context and states in; video, pictures or arrays out.
+
+A true future is not needed: samples of the challenge's test sets, and data of tokens alone, can be forecast.
 
 Examples:
   worldline forecast compression-tiny
   worldline forecast runs/world --clips 3 17 --temperature 1.0 --top-p 0.9 --num-samples 4
   worldline forecast sampling-tiny --num-samples 3 --steps 20
+  worldline forecast runs/revontuli --data test_v2.0 --format npz
+  worldline forecast runs/sampling --data test_v2.0_raw --format png --num-samples 20
 """
+AT_ONCE = 16
+"""Clips that are forecast at once at most, where their rows allow more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +45,36 @@ class Job:
     episodes: str | None = None
     """Python slice over its episodes."""
     clips: tuple[int, ...] = ()
-    """Numbers of the clips; four, evenly spread, if none are given."""
+    """Numbers of the clips to forecast."""
+    num_clips: int | Literal["all"] | None = None
+    """So many clips, evenly spread; if neither is given, all samples of a test set, and four clips of other data."""
     tokenizer: Path | None = None
+    """Where the tokenizer lies, if not in the run folder."""
     checkpoint: str = "latest"
     """Which checkpoint of a run folder: `latest`, `best` (see `--keep-best` of training) or a step."""
     weights: Path | None = None
     """Folder of the pretrained backbone, if it has moved since training (worlds with adapters)."""
     out: Path | None = None
-    """Folder for the videos; if not given, `RUN/forecasts` (for built-ins: runs/NAME)."""
+    """Folder for the forecasts; if not given, `RUN/forecasts` (for built-ins: runs/NAME)."""
+    format: Layout = "mp4"
+    """`mp4` shows context and futures, beside the real clip where it is known; `png` holds the predicted frames alone,
+    without loss; `npz` these and, of worlds over tokens, the tokens with their 500 best log-probabilities."""
     sample: Annotated[SampleOptions, tyro.conf.arg(name="")] = field(default_factory=SampleOptions)
     seed: int = 0
     device: str = "auto"
-    """`auto` takes CUDA where there is one."""
+    """`auto` takes CUDA where there is one; under torchrun each process its own."""
     json: bool = False
+
+    def check(self) -> None:
+        """Refuse values that cannot be used, before anything is read. Raises `UsageError`."""
+        self.sample.choice()
+        clip_seeds(self.seed, ())
+        if self.clips and self.num_clips is not None:
+            raise UsageError("--clips names the clips, so --num-clips would change nothing; give one of them")
+        if self.clips and min(self.clips) < 0:
+            raise UsageError(f"there is no clip {min(self.clips)}; clips are counted from 0")
+        if isinstance(self.num_clips, int) and self.num_clips < 1:
+            raise UsageError(f"{self.num_clips} clips are none to forecast; give --num-clips 1 or more, or all")
 
 
 def parse(arguments: list[str]) -> Job:
@@ -56,49 +82,103 @@ def parse(arguments: list[str]) -> Job:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, forecast, write one video per clip."""
+    """Parse, forecast, write one file or folder per clip."""
     job = parse(arguments)
-    choice = job.sample.choice()
-    clip_seeds(job.seed, ())  # refuses what is no seed
+    job.check()
     run = builtin.resolve(job.run)
-    job.sample.check(describe_model(model_folder(run, job.checkpoint)))
+    out = job.out or builtin.results_of(run) / "forecasts"
+    with Ranks.start(job.device) as ranks:
+        with ranks.first():  # what is refused is refused once, and before any weights are read
+            clips, numbers = _chosen(job, run)
+        with ranks.owning(out):
+            (out / INDEX).unlink(missing_ok=True)  # of an earlier forecast, whose files may now change
+            written = _forecast(job, run, out, clips, numbers, ranks)
+    if ranks.writes:
+        show({"out": str(out), "files": written}, text="\n".join(written), as_json=job.json)
+
+
+def _chosen(job: Job, run: Path) -> tuple[Clips, list[int]]:
+    """The clips of the data, and which of them are to be forecast."""
+    model = model_folder(run, job.checkpoint)
+    description = describe_model(model)
+    job.sample.check(description)
+    data = builtin.data_for(run, job.data)
+    clips = held_out(run, description["contract"], window=window_of(description), data=data, episodes=job.episodes)
+    beside_it = job.tokenizer is not None or has_tokenizer(run, description)
+    refuse_unfit(clips.source, description, tokenizer=beside_it, pictures=job.format != "npz")
+    if job.clips and max(job.clips) >= len(clips):
+        raise UsageError(f"there is no clip {max(job.clips)}; the data have clips 0..{len(clips) - 1}")
+    usual = "all" if clips.source.kind == "1x-test" else 4
+    wanted = job.num_clips or usual
+    return clips, list(dict.fromkeys(job.clips)) or spread(len(clips), None if wanted == "all" else wanted)
+
+
+def _forecast(job: Job, run: Path, out: Path, clips: Clips, numbers: list[int], ranks: Ranks) -> list[str]:
     loaded = load_forecaster(
         run,
         tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
         weights=job.weights,
         checkpoint=job.checkpoint,
-        choice=choice,
-        device=pick_device(job.device),
+        choice=job.sample.choice(),
+        device=ranks.device(job.device),
     )
-    forecaster = loaded.forecaster
-    split = forecaster.context_frames
-    context = shown_context(forecaster)
-    shown = [*context, *forecaster.times]
-    clips = held_out(
-        run,
-        loaded.contract,
-        window=split + forecaster.horizon_frames,
-        data=builtin.data_for(run, job.data),
-        episodes=job.episodes,
-    )
-    out, progress = job.out or builtin.results_of(run) / "forecasts", Progress()
-    numbers = job.clips or tuple(spread(len(clips), 4))
-    written = []
-    for done, number in enumerate(numbers, start=1):
-        if not 0 <= number < len(clips):
-            raise UsageError(f"there is no clip {number}; the data have clips 0..{len(clips) - 1}")
-        clip = clips[number]
-        if clip.frames is None:
-            raise UsageError(f"{clips.source.path} holds no frames; give the data set that does (--data DIR)")
-        forecast = forecaster.forecast(
-            clip.frames[None, :split],
-            clip.states[None],
-            seeds=clip_seeds(job.seed, [clip.origin]),
-        )
-        path = out / f"clip_{number:05d}.mp4"
-        fps = clip.fps / shown_pace(forecaster)
-        write_comparison(path, clip.frames[shown], forecast.frames[0], context=len(context), fps=fps)
-        written.append(str(path))
-        progress("forecasting", done, len(numbers))
+    forecaster, progress = loaded.forecaster, Progress()
+    clips = clips.sized(forecaster.image_size)
+    size = max(1, min(AT_ONCE, forecaster.rows_at_once // job.sample.num_samples))
+    parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+    written: dict[int, str] = {}
+    for part in parts[ranks.rank :: ranks.world_size]:
+        batch = [clips[number] for number in part]
+        for number, clip, made in zip(part, batch, predict(forecaster, batch, seed=job.seed), strict=True):
+            path = out / _name(clips, number)
+            written[number] = str(_save(job, path, loaded, clip, made))
+        if ranks.writes:
+            progress("forecasting", min(len(numbers), len(written) * ranks.world_size), len(numbers))
     progress.close()
-    show({"videos": written}, text="\n".join(written), as_json=job.json)
+    everyones = {number: path for found in ranks.everyones(written) for number, path in found.items()}
+    if ranks.writes:
+        _index(job, run, out, clips, numbers, loaded)
+    return [everyones[number] for number in numbers]
+
+
+def _save(job: Job, path: Path, loaded: Loaded, clip: Any, made: Prediction) -> Path:
+    forecaster = loaded.forecaster
+    match job.format:
+        case "npz":
+            return save_npz(path.with_name(f"{path.name}.npz"), made, times=forecaster.times)
+        case "png":
+            return save_png(path, made, times=forecaster.times)
+        case "mp4":
+            assert made.frames is not None, "asked for in advance"
+            seen, real = beside(forecaster, clip)
+            video, fps = path.with_name(f"{path.name}.mp4"), clip.fps / shown_pace(forecaster)
+            write_comparison(video, seen, made.frames, real=real, fps=fps)
+            return video
+
+
+def _index(job: Job, run: Path, out: Path, clips: Clips, numbers: list[int], loaded: Loaded) -> None:
+    places = [(int(clips.windows.episode[number]), int(clips.windows.start[number])) for number in numbers]
+    samples = [
+        {"name": _name(clips, n), "clip": n, "episode": clips.source.episodes[e].name, "start": start}
+        for n, (e, start) in zip(numbers, places, strict=True)
+    ]
+    write_index(
+        out,
+        samples,
+        layout=job.format,
+        run=run.resolve().name,
+        checkpoint=model_folder(run, job.checkpoint).name,
+        data=clips.source.path.resolve().name,
+        fps=clips.source.fps,
+        times=list(loaded.forecaster.times),
+        num_samples=job.sample.num_samples,
+        seed=job.seed,
+        settings=job.sample.settings(loaded.forecaster),
+    )
+
+
+def _name(clips: Clips, number: int) -> str:
+    """The name of a clip's files: of a test sample that of its own file, `sample_12`."""
+    if clips.source.kind == "1x-test":
+        return clips.source.episodes[int(clips.windows.episode[number])].name.replace(" ", "_")
+    return f"clip_{number:05d}"

@@ -92,6 +92,11 @@ class Clips(Sequence[Clip]):
         clip = self.source.read(int(self.windows.episode[number]), start, start + self.pattern.window)
         return self._scaled(self._subsampled(clip), seed)
 
+    def sized(self, image_size: int | None) -> "Clips":
+        """The same clips with frames of another size; None leaves them as they are."""
+        size = image_size or self.image_size
+        return Clips(self.source, self.windows, pattern=self.pattern, image_size=size, augment=self.augment)
+
     def _subsampled(self, clip: Clip) -> Clip:
         if self.pattern.is_consecutive:
             return clip

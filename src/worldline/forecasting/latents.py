@@ -45,6 +45,11 @@ class LatentForecaster:
     """Where world and VAE are; inputs are moved there, forecasts come back to the CPU."""
 
     @property
+    def image_size(self) -> int | None:
+        """Side of the frames it takes and gives; None where they are not square."""
+        return self.grid.height * self.tokenizer.spatial_stride if self.grid.height == self.grid.width else None
+
+    @property
     def context_taken(self) -> int:
         """Frames of the context that are encoded: 5 for two latents of stride 4."""
         return 1 + (self.world.context_latents - 1) * self.grid.temporal_stride

@@ -1,5 +1,6 @@
 """From a path to a forecaster: the world of a run, the tokenizer it was trained on, and how to sample."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 from worldline import builtin
+from worldline.data.source import Source
 from worldline.data.windows import FramePattern
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.tokens import Pictures, TokenForecaster
@@ -15,6 +17,7 @@ from worldline.process.flow import FlowSampling
 from worldline.rundir import RunDir, from_json, model_folder, read_model
 from worldline.schema import LatentGrid, TokenGrid, UsageError
 from worldline.tokenizers.load import TokenizerIdentity, fingerprint, identity_of, load_tokenizer, load_vae
+from worldline.tokenizers.tokenizer import Tokenizer
 from worldline.worlds.load import load_world
 from worldline.worlds.st_transformer import STTransformer
 from worldline.worlds.wan import WanWorld
@@ -96,10 +99,13 @@ def load_forecaster(
     contract = description["contract"]
     match world:
         case STTransformer():
+            spoken_by = load_tokenizer(place).to(device) if place else None
+            grid = TokenGrid(**contract["token_grid"])
+            _check_grid(spoken_by, grid, place)
             forecaster = TokenForecaster(
-                tokenizer=load_tokenizer(place).to(device) if place else None,
+                tokenizer=spoken_by,
                 world=world.to(device),
-                grid=TokenGrid(**contract["token_grid"]),
+                grid=grid,
                 sampling=choice.tokens,
                 num_samples=choice.num_samples,
                 pictures=choice.pictures,
@@ -123,6 +129,53 @@ def load_forecaster(
             )
     spoken = expected or (_fingerprint(place) if place else None)
     return Loaded(forecaster=forecaster, contract=contract, folder=path, tokenizer=spoken)
+
+
+def _check_grid(tokenizer: Tokenizer | None, grid: TokenGrid, place: Path | None) -> None:
+    if tokenizer is None:
+        return
+    made = tokenizer.grid(grid.height * tokenizer.spatial_stride, grid.width * tokenizer.spatial_stride)
+    if made != grid:
+        raise UsageError(f"the tokenizer in {place} makes tokens of {made}, but this world speaks those of {grid}")
+
+
+def window_of(description: Mapping[str, Any]) -> int:
+    """Video frames of context and horizon of the world of a model description: the states a forecast needs."""
+    config, contract = description["config"], description["contract"]
+    if config["kind"] == "wan":
+        return contract["pattern"]["window"]
+    return TokenGrid(**contract["token_grid"]).frames_of(config["context_grids"] + config["horizon_grids"])
+
+
+def refuse_unfit(source: Source, description: Mapping[str, Any], *, tokenizer: bool, pictures: bool) -> None:
+    """Refuse data that a world cannot forecast from, before any weights are read.
+
+    Args:
+        tokenizer: whether one is there.
+        pictures: whether frames are to be shown.
+
+    Raises:
+        UsageError: the data hold neither what the world begins with nor what is turned into it.
+    """
+    if description["config"]["kind"] == "wan":
+        if source.image_size is None:
+            raise UsageError(f"{source.path} holds no frames for a forecast to begin with; give data that do (--data)")
+        return
+    grid, needed = TokenGrid(**description["contract"]["token_grid"]), source.grid is None or pictures
+    if needed and not tokenizer:
+        instead = "" if source.grid is None else ", or ask for tokens alone (--format npz)"
+        raise UsageError(
+            f"this world was trained on tokens alone; give the tokenizer they came from (--tokenizer DIR){instead}"
+        )
+    if source.grid is None and source.image_size is None:
+        raise UsageError(f"{source.path} holds neither frames nor tokens, but {source.kind}; give other data (--data)")
+    if source.grid not in (None, grid):
+        raise UsageError(f"{source.path} holds tokens of {source.grid}, but this world speaks those of {grid}")
+
+
+def has_tokenizer(path: Path, description: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer lies beside a world or ships with worldline. Raises `UsageError` where one should."""
+    return _tokenizer_of(path, description.get("tokenizer")) is not None
 
 
 def _tokenizer_of(path: Path, expected: str | None) -> Path | None:

@@ -77,6 +77,13 @@ class TokenForecaster:
     """Where world and tokenizer are; inputs are moved there, forecasts come back to the CPU."""
 
     @property
+    def image_size(self) -> int | None:
+        """Side of the frames it takes and gives; None where they are not square, or without a tokenizer."""
+        if self.tokenizer is None or self.grid.height != self.grid.width:
+            return None
+        return self.grid.height * self.tokenizer.spatial_stride
+
+    @property
     def rows_at_once(self) -> int:
         return self.rows or max(1, LOGITS // (4 * self.grid.height * self.grid.width * self.grid.vocab_size))
 
@@ -191,13 +198,21 @@ class TokenForecaster:
             return chosen
         return replace(chosen, kept=torch.stack(kept, dim=1), mean_codes=torch.stack(means, dim=1))
 
-    def show(self, rollout: Rollout, frames: UInt8[Tensor, "b c 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of a predicted horizon, after the context `frames`. Raises `UsageError` without a tokenizer."""
+    def show(self, rollout: Rollout, frames: UInt8[Tensor, "b c 3 h w"] | None) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of a predicted horizon, after the context `frames`, which only `keep_seen` needs.
+
+        Raises:
+            UsageError: there is no tokenizer, or no frame that could stay in view.
+        """
         if rollout.mean_codes is None:
             decoded = self.decode(rollout.tokens)
         else:
             decoded = self._codes().decode_codes(rollout.mean_codes.to(self.device)).cpu()
-        return keep_seen(decoded, rollout.kept, seen=frames[:, -1], grid=self.grid) if self.keep_seen else decoded
+        if not self.keep_seen:
+            return decoded
+        if frames is None:
+            raise UsageError("what was seen can only be kept where there are frames; leave out --keep-seen")
+        return keep_seen(decoded, rollout.kept, seen=frames[:, -1], grid=self.grid)
 
     def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
         """The true horizon, encoded and shown. Raises `UsageError` without a tokenizer."""

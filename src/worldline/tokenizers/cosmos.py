@@ -52,6 +52,10 @@ class CosmosTokenizer(nn.Module):
     def vocab_size(self) -> int:
         return 64_000
 
+    @property
+    def spatial_stride(self) -> int:
+        return _STRIDE
+
     def grid(self, height: int, width: int) -> TokenGrid:
         if height % _STRIDE or width % _STRIDE:
             raise UsageError(f"frames of {height}x{width} do not divide by the tokenizer's stride {_STRIDE}")

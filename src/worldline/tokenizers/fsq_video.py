@@ -100,8 +100,12 @@ class FSQVideoTokenizer(nn.Module):
     def vocab_size(self) -> int:
         return self.quantiser.vocab_size
 
+    @property
+    def spatial_stride(self) -> int:
+        return self.config.spatial_stride
+
     def grid(self, height: int, width: int) -> TokenGrid:
-        stride = self.config.spatial_stride
+        stride = self.spatial_stride
         if height % stride or width % stride:
             raise UsageError(f"frames of {height}x{width} do not divide by the tokenizer's stride {stride}")
         return TokenGrid(
@@ -167,7 +171,7 @@ class FSQVideoTokenizer(nn.Module):
     @torch.no_grad()
     def decode_codes(self, codes: Float32[Tensor, "b l gh gw d"]) -> UInt8[Tensor, "b t 3 h w"]:
         """Frames of whole blocks of codes. Raises `UsageError` if `l` is not a whole number of blocks."""
-        block, stride = self.config.block_frames, self.config.spatial_stride
+        block, stride = self.config.block_frames, self.spatial_stride
         video = (block, codes.shape[2] * stride, codes.shape[3] * stride)
         per_block = 1 + (block - 1) // self.config.temporal_stride
         return by_blocks(codes, per_block, lambda part: to_pixels(self.video_of(part)), video=video, what="token grids")

@@ -65,6 +65,11 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels of a frame's side for each position of a grid's."""
+        ...
+
     def grid(self, height: int, width: int) -> TokenGrid:
         """How tokens lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
         ...
@@ -95,6 +100,11 @@ class CodeTokenizer(Tokenizer, Protocol):
 @runtime_checkable
 class LatentTokenizer(Protocol):
     """Continuous video autoencoder, causal in time: latent k depends on frames up to the last it covers."""
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels of a frame's side for each position of a grid's."""
+        ...
 
     def grid(self, height: int, width: int) -> LatentGrid:
         """How latents lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""

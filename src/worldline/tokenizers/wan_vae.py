@@ -112,8 +112,12 @@ class WanVAETokenizer(nn.Module):
         self.register_buffer("latents_mean", torch.tensor(config.latents_mean or zeros, device="cpu"))
         self.register_buffer("latents_std", torch.tensor(config.latents_std or ones, device="cpu"))
 
+    @property
+    def spatial_stride(self) -> int:
+        return self.config.spatial_stride
+
     def grid(self, height: int, width: int) -> LatentGrid:
-        stride = self.config.spatial_stride
+        stride = self.spatial_stride
         if height % stride or width % stride:
             raise UsageError(f"frames of {height}x{width} do not divide by the VAE's stride {stride}")
         return LatentGrid(channels=self.config.z_dim, height=height // stride, width=width // stride)
@@ -142,7 +146,7 @@ class WanVAETokenizer(nn.Module):
     def decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
         """The `1 + 4 (l - 1)` frames of `l` latents."""
         _, length, _, height, width = latents.shape
-        stride = self.config.spatial_stride
+        stride = self.spatial_stride
         video = (1 + _STRIDE * (length - 1), height * stride, width * stride)
         return by_pieces(latents, lambda clips: to_pixels(self.video_of(clips)), video=video)
 

@@ -1,0 +1,177 @@
+"""Predictions on disk, in arrays and pictures that other programs read, and their reader.
+
+    OUT/forecast.json                        what was forecast and how; written last, so where it is, all is there
+    OUT/NAME.npz                             --format npz: the arrays below
+    OUT/NAME/future_K/frame_TTT.png          --format png: future K, frame TTT counted from the first of the context
+    OUT/NAME/tokens.npz                      --format png, worlds over tokens: the arrays below without frames
+    OUT/NAME.mp4                             --format mp4: to be looked at, with the context before it
+
+| array         | dtype   | shape     | what                                                                       |
+|---------------|---------|-----------|----------------------------------------------------------------------------|
+| frames        | uint8   | k t h w 3 | predicted frames of each future, RGB                                       |
+| times         | int32   | t         | their positions, counted from the first frame of the context               |
+| tokens        | int32   | k l h w   | predicted token grids of each future                                       |
+| top_ids       | int32   | l h w n   | of future 0: the n likeliest tokens of each place, likeliest first (n 500) |
+| top_log_probs | float32 | l h w n   | their log-probabilities in nats, at temperature 1 over the whole vocabulary|
+
+A sample of the challenge's test set is named as its file, `sample_12`; any other clip by its number, `clip_00012`.
+"""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import av
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import UInt8
+
+from worldline.files import atomic, read_json, write_json
+from worldline.forecasting.predictions import Prediction
+from worldline.rundir import new_folder
+from worldline.schema import DataError, UsageError
+
+INDEX = "forecast.json"
+TOKEN_ARRAYS = {"tokens": "int32", "top_ids": "int32", "top_log_probs": "float32"}
+Layout = Literal["mp4", "png", "npz"]
+
+
+def save_npz(path: Path, prediction: Prediction, *, times: Sequence[int]) -> Path:
+    """Write all arrays of a prediction into one file."""
+    arrays = _token_arrays(prediction)
+    if prediction.frames is not None:
+        arrays |= {"frames": _frames(prediction), "times": np.array(times, np.int32)}
+    return _write(path, arrays)
+
+
+def save_png(folder: Path, prediction: Prediction, *, times: Sequence[int]) -> Path:
+    """Write the frames of a prediction as pictures, and its tokens, if it has any, beside them."""
+    with new_folder(folder) as temporary:
+        for number, future in enumerate(_frames(prediction)):
+            (temporary / f"future_{number}").mkdir()
+            for time, frame in zip(times, future, strict=True):
+                (temporary / _png(number, time)).write_bytes(_encode_png(frame))
+        if prediction.tokens is not None:
+            _write(temporary / "tokens.npz", _token_arrays(prediction))
+    return folder
+
+
+def write_index(folder: Path, samples: Sequence[Mapping[str, Any]], *, layout: Layout, **facts: Any) -> None:
+    """Say what was forecast; `samples` have a `name` each."""
+    write_json(folder / INDEX, {"format": 1, "layout": layout, **facts, "samples": [dict(one) for one in samples]})
+
+
+def read_predictions(folder: Path) -> dict[str, Prediction]:
+    """Read every sample a forecast wrote, and check that its arrays are what the layout promises.
+
+    Raises:
+        DataError: a file is missing, damaged or of another shape, type or range; names it.
+        UsageError: the forecast was written as videos.
+    """
+    index = read_json(folder / INDEX)
+    layout, times = index.get("layout"), index.get("times")
+    if layout == "mp4":
+        raise UsageError(f"{folder} holds videos to be looked at; forecast with --format npz or png to read frames")
+    names = [one.get("name") for one in index.get("samples", [])]
+    if layout not in ("npz", "png") or not isinstance(times, list) or not all(isinstance(name, str) for name in names):
+        raise _wrong(folder / INDEX, "layout, times and named samples", f"{layout!r} and {len(names)} samples")
+    read = _read_npz if layout == "npz" else _read_png
+    return {name: read(folder / name, times, int(index.get("num_samples", 1))) for name in names}
+
+
+def _read_npz(stem: Path, times: list[int], count: int) -> Prediction:
+    path = stem.with_name(f"{stem.name}.npz")
+    arrays = _load(path)
+    if "frames" in arrays:
+        _check(path, arrays, "frames", "uint8", (count, len(times), None, None, 3))
+        if arrays.get("times", np.zeros(0)).tolist() != times:
+            raise _wrong(path, f"frames at {times}", f"{arrays.get('times')}")
+    return _prediction(path, arrays, arrays.get("frames"), count)
+
+
+def _read_png(folder: Path, times: list[int], count: int) -> Prediction:
+    frames = np.stack([[_decode_png(folder / _png(k, time)) for time in times] for k in range(count)])
+    path = folder / "tokens.npz"
+    return _prediction(path, _load(path) if path.exists() else {}, frames, count)
+
+
+def _prediction(path: Path, arrays: dict[str, np.ndarray], frames: np.ndarray | None, count: int) -> Prediction:
+    shown = None if frames is None else rearrange(torch.from_numpy(frames), "k t h w c -> k t c h w")
+    if not arrays.keys() & TOKEN_ARRAYS.keys():
+        if shown is None:
+            raise _wrong(path, "frames or tokens", f"{sorted(arrays)}")
+        return Prediction(frames=shown)
+    _check(path, arrays, "tokens", "int32", (count, None, None, None))
+    place = arrays["tokens"].shape[1:]
+    for name in ("top_ids", "top_log_probs"):
+        _check(path, arrays, name, TOKEN_ARRAYS[name], (*place, None))
+    chances = arrays["top_log_probs"]
+    if not (chances <= 0).all() or (np.diff(chances) > 0).any() or (np.exp(chances).sum(-1) > 1.001).any():
+        raise _wrong(path, "log-probabilities of at most 0, likeliest first", f"{chances.min()} .. {chances.max()}")
+    return Prediction(
+        frames=shown,
+        tokens=torch.from_numpy(arrays["tokens"]).long(),
+        top_ids=torch.from_numpy(arrays["top_ids"]).long(),
+        top_log_probs=torch.from_numpy(chances),
+    )
+
+
+def _check(path: Path, arrays: dict[str, np.ndarray], name: str, dtype: str, shape: tuple[int | None, ...]) -> None:
+    expected = f"{name}, {dtype} [{', '.join('*' if n is None else str(n) for n in shape)}]"
+    found = arrays.get(name)
+    if found is None:
+        raise _wrong(path, expected, f"{sorted(arrays)}")
+    fits = len(found.shape) == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=True))
+    if found.dtype != dtype or not fits:
+        raise _wrong(path, expected, f"{found.dtype} {list(found.shape)}")
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+        raise _wrong(path, "arrays as numpy saves them", f"{type(error).__name__}: {error}") from error
+
+
+def _token_arrays(prediction: Prediction) -> dict[str, np.ndarray]:
+    arrays = {name: getattr(prediction, name) for name in TOKEN_ARRAYS}
+    return {name: value.numpy().astype(TOKEN_ARRAYS[name]) for name, value in arrays.items() if value is not None}
+
+
+def _frames(prediction: Prediction) -> UInt8[np.ndarray, "k t h w 3"]:
+    assert prediction.frames is not None, "the caller checked for frames"
+    return np.ascontiguousarray(rearrange(prediction.frames.numpy(), "k t c h w -> k t h w c"))
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    return path
+
+
+def _png(future: int, time: int) -> str:
+    return f"future_{future}/frame_{time:03d}.png"
+
+
+def _encode_png(frame: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    context: Any = av.CodecContext.create("png", "w")
+    context.height, context.width, _ = frame.shape
+    context.pix_fmt, context.time_base = "rgb24", Fraction(1)
+    packets = context.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")) + context.encode(None)
+    return b"".join(bytes(packet) for packet in packets)
+
+
+def _decode_png(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        with av.open(str(path)) as container:
+            return next(container.decode(video=0)).to_ndarray(format="rgb24")
+    except (OSError, av.FFmpegError, StopIteration, IndexError) as error:
+        raise _wrong(path, "a picture", f"{type(error).__name__}: {error}") from error
+
+
+def _wrong(path: Path, expected: str, found: str) -> DataError:
+    return DataError(path, expected=expected, found=found, fix="Forecast again.")
