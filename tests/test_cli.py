@@ -317,7 +317,7 @@ def test_a_run_that_does_not_tell_is_judged_and_the_table_says_it_was_not_checke
 def test_forecasts_are_videos_of_the_clip_and_its_futures(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     sampled = _words("--clips 0 3 --temperature 1.0 --num-samples 2 --json")
     forecast.main([str(lab / "compression_tiny"), "--out", str(tmp_path), *sampled])
-    videos = _printed(capsys)["videos"]
+    videos = _printed(capsys)["files"]
     assert [Path(video).name for video in videos] == ["clip_00000.mp4", "clip_00003.mp4"]
     with av.open(videos[0]) as container:
         shapes = [(frame.width, frame.height) for frame in container.decode(video=0)]

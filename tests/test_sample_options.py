@@ -38,7 +38,7 @@ OF_THIS_WORLD = [
     (TOKENS, "--guidance 2", "--guidance would change nothing"),
     (TOKENS, "--sampler unipc", "--sampler would change nothing"),
     (TOKENS, "--average-repeats", "--average-repeats would change nothing"),
-    (TOKENS, "--num-samples 3", "--temperature"),
+    (TOKENS, "--num-samples 3", "--temperature|--num-samples"),
     (LATENTS, "--temperature 1", "--temperature would change nothing"),
     (LATENTS, "--temperature 1 --top-k 3", "--temperature, --top-k would change nothing"),
     (LATENTS, "--pictures mean", "--pictures would change nothing"),

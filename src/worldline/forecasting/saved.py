@@ -26,6 +26,7 @@ from zipfile import BadZipFile
 import av
 import numpy as np
 import torch
+from av.error import FFmpegError
 from einops import rearrange
 from jaxtyping import UInt8
 
@@ -131,7 +132,7 @@ def _check(path: Path, arrays: dict[str, np.ndarray], name: str, dtype: str, sha
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
         raise _wrong(path, "arrays as numpy saves them", f"{type(error).__name__}: {error}") from error
@@ -169,7 +170,7 @@ def _decode_png(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     try:
         with av.open(str(path)) as container:
             return next(container.decode(video=0)).to_ndarray(format="rgb24")
-    except (OSError, av.FFmpegError, StopIteration, IndexError) as error:
+    except (OSError, FFmpegError, StopIteration, IndexError) as error:
         raise _wrong(path, "a picture", f"{type(error).__name__}: {error}") from error
 
 

@@ -1,0 +1,201 @@
+"""Forecasts as files: without a future beside the context, by both tracks, and what their reader refuses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import SMALL_WORLD, TOKEN_GRID, TWO_JOINTS, small_tokenizer, small_world, write_squares
+
+from worldline.cli import evaluate, forecast
+from worldline.forecasting.saved import read_predictions
+from worldline.process.categorical import Sampling
+from worldline.rundir import to_json, write_model
+from worldline.schema import DataError, TokenGrid, UsageError
+from worldline.tokenizers.load import describe
+from worldline.worlds.load import describe as describe_world
+
+GRID = small_tokenizer().grid(16, 16)
+
+
+def write_world(place: Path, grid: TokenGrid = GRID, image_size: int | None = 64) -> Path:
+    """A world over tokens as training on a token folder leaves it: it knows no tokenizer, and a foreign image size."""
+    world = small_world(replace(SMALL_WORLD, vocab_size=grid.vocab_size))
+    contract = {
+        "fps": 30.0,
+        "image_size": image_size,
+        "conditioning": "state",
+        "camera": None,
+        "state_names": list(TWO_JOINTS.names),
+        "state_kinds": list(TWO_JOINTS.kinds),
+        "token_grid": to_json(TokenGrid, grid),
+        "source_kind": "1x-tokens",
+    }
+    place.mkdir(parents=True)
+    write_model(place, {**describe_world(world), "contract": contract, "tokenizer": None}, world.state_dict())
+    return place
+
+
+def write_tokenizer(place: Path) -> Path:
+    tokenizer = small_tokenizer()
+    place.mkdir(parents=True)
+    write_model(place, describe(tokenizer), tokenizer.state_dict())
+    return place
+
+
+def write_test_tokens(root: Path, samples: int = 3, rows: int = 64, grid: TokenGrid = GRID) -> Path:
+    """Samples as the challenge's test set has them: three grids of context, and states beyond them."""
+    for name in ("videos", "robot_states"):
+        (root / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(samples):
+        tokens = rng.integers(grid.vocab_size, size=(grid.latents_per_block, grid.height, grid.width))
+        tokens.astype(np.int32).tofile(root / f"videos/video_{i}.bin")
+        rng.standard_normal((rows, 2)).astype(np.float32).tofile(root / f"robot_states/states_{i}.bin")
+    facts = {"num_shards": samples, "hz": 30, "state_names": TWO_JOINTS.names, "state_kinds": TWO_JOINTS.kinds}
+    facts |= {"token_grid": [grid.latents_per_block, grid.height, grid.width], "vocab_size": grid.vocab_size}
+    facts |= {"block": grid.block, "temporal_stride": grid.temporal_stride}
+    (root / "metadata.json").write_text(json.dumps(facts))
+    return root
+
+
+def run(*arguments: object) -> None:
+    forecast.main([*map(str, arguments), "--device", "cpu"])
+
+
+def test_test_samples_of_tokens_are_forecast_without_a_tokenizer(tmp_path: Path) -> None:
+    world, data = write_world(tmp_path / "world"), write_test_tokens(tmp_path / "test")
+    run(world, "--data", data, "--out", tmp_path / "out", "--format", "npz")
+    found = read_predictions(tmp_path / "out")
+    assert list(found) == ["sample_0", "sample_1", "sample_2"], "all of them, named as their files"
+    for i, made in enumerate(found.values()):
+        assert made.frames is None
+        assert made.tokens is not None
+        assert made.top_ids is not None
+        assert made.top_log_probs is not None
+        context = np.fromfile(data / f"videos/video_{i}.bin", np.int32).reshape(1, 3, 2, 2)
+        states = np.fromfile(data / f"robot_states/states_{i}.bin", np.float32).reshape(1, 64, 2)[:, :34]
+        reference = small_world(replace(SMALL_WORLD, vocab_size=200))
+        with torch.no_grad():
+            steps = reference.forecast(torch.from_numpy(context).long(), torch.from_numpy(states), sampling=Sampling())
+            for index, step in enumerate(steps):
+                chances = step.logits[0].log_softmax(dim=-1)
+                assert torch.equal(made.tokens[0, index], step.tokens[0])
+                assert torch.equal(made.top_ids[index, ..., 0], step.tokens[0])
+                expected = chances.gather(-1, made.top_ids[index])
+                torch.testing.assert_close(made.top_log_probs[index], expected, rtol=1e-4, atol=1e-4)
+        assert made.top_ids.shape == (3, 2, 2, 200), "no more than there are"
+
+
+def test_a_tokenizer_shows_them_whatever_the_image_size_a_recipe_had(tmp_path: Path) -> None:
+    world, tokenizer = write_world(tmp_path / "world"), write_tokenizer(tmp_path / "tokenizer")
+    data = write_test_tokens(tmp_path / "test")
+    for layout in ("npz", "png", "mp4"):
+        run(world, "--data", data, "--tokenizer", tokenizer, "--out", tmp_path / layout, "--format", layout)
+    arrays, pictures = read_predictions(tmp_path / "npz"), read_predictions(tmp_path / "png")
+    for name, made in arrays.items():
+        assert made.frames is not None
+        assert made.tokens is not None
+        assert made.frames.shape == (1, 17, 3, 16, 16)
+        assert torch.equal(made.frames, small_tokenizer().decode(made.tokens))
+        for field in ("frames", "tokens", "top_ids", "top_log_probs"):
+            assert torch.equal(getattr(pictures[name], field), getattr(made, field)), field
+    assert sorted(path.name for path in (tmp_path / "mp4").glob("*.mp4")) == [f"sample_{i}.mp4" for i in range(3)]
+    with pytest.raises(UsageError, match="--format npz or png"):
+        read_predictions(tmp_path / "mp4")
+
+
+def test_it_forecasts_and_judges_frames_of_any_size_with_that_tokenizer(tmp_path: Path) -> None:
+    world, tokenizer = write_world(tmp_path / "world"), write_tokenizer(tmp_path / "tokenizer")
+    data = write_squares(tmp_path / "raw", 1, length=34, size=32)
+    run(world, "--data", data, "--tokenizer", tokenizer, "--out", tmp_path / "out", "--format", "npz")
+    (made,) = read_predictions(tmp_path / "out").values()
+    assert made.frames is not None
+    assert made.frames.shape == (1, 17, 3, 16, 16)
+    words = [world, "--data", data, "--tokenizer", tokenizer, "--out", tmp_path / "judged", "--device", "cpu"]
+    evaluate.main([*map(str, words)])
+    assert (tmp_path / "judged/metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "--tokenizer DIR.*--format npz"),
+        ("--format png", "--tokenizer DIR.*--format npz"),
+        ("--format npz --clips 3", r"no clip 3; the data have clips 0\.\.2"),
+        ("--format npz --clips -1", "counted from 0"),
+        ("--format npz --num-clips 0", "--num-clips 1"),
+        ("--format npz --clips 1 --num-clips 2", "give one of them"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_weights_are_read(words: str, message: str, tmp_path: Path) -> None:
+    world, data = write_world(tmp_path / "world"), write_test_tokens(tmp_path / "test")
+    (world / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=message):
+        run(world, "--data", data, "--out", tmp_path / "out", *words.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_and_tokenizers_of_another_grid_are_refused(tmp_path: Path) -> None:
+    world, tokenizer = write_world(tmp_path / "world", TOKEN_GRID), write_tokenizer(tmp_path / "tokenizer")
+    fitting, other = (write_test_tokens(tmp_path / str(g.vocab_size), grid=g) for g in (TOKEN_GRID, GRID))
+    with pytest.raises(UsageError, match=r"tokens of TokenGrid.*vocab_size=200"):
+        run(world, "--data", other, "--out", tmp_path / "out", "--format", "npz")
+    with pytest.raises(UsageError, match=r"makes tokens of TokenGrid.*vocab_size=200"):
+        run(world, "--data", fitting, "--tokenizer", tokenizer, "--out", tmp_path / "out", "--format", "npz")
+    raw = write_squares(tmp_path / "raw", 1, length=34)
+    with pytest.raises(UsageError, match="--tokenizer DIR"):
+        run(world, "--data", raw, "--out", tmp_path / "out", "--format", "npz")
+
+
+def test_chosen_samples_alone_are_written_and_mean_the_same(tmp_path: Path) -> None:
+    world, data = write_world(tmp_path / "world"), write_test_tokens(tmp_path / "test")
+    sampled = ["--data", data, "--format", "npz", "--temperature", "1.0"]
+    run(world, *sampled, "--num-samples", "3", "--out", tmp_path / "all")
+    run(world, *sampled, "--clips", "2", "0", "2", "--rows", "1", "--out", tmp_path / "some")
+    whole, some = read_predictions(tmp_path / "all"), read_predictions(tmp_path / "some")
+    assert list(some) == ["sample_2", "sample_0"]
+    for name, made in some.items():
+        assert made.tokens is not None
+        assert torch.equal(made.tokens, whole[name].tokens[:1])  # pyright: ignore[reportOptionalSubscript]
+        torch.testing.assert_close(made.top_log_probs, whole[name].top_log_probs)
+
+
+def _damaged(folder: Path, damage: str) -> str:
+    """Damage one file of a forecast; give its name."""
+    path = folder / "sample_1.npz"
+    arrays: dict[str, Any] = dict(np.load(path))
+    match damage:
+        case "absent":
+            path.unlink()
+            return path.name
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-200])
+            return path.name
+        case "index":
+            (folder / "forecast.json").unlink()
+            return "forecast.json"
+        case "type":
+            arrays["tokens"] = arrays["tokens"].astype(np.int64)
+        case "shape":
+            arrays["top_ids"] = arrays["top_ids"][:, :1]
+        case "range":
+            arrays["top_log_probs"] = -arrays["top_log_probs"]
+        case "order":
+            arrays["top_log_probs"] = arrays["top_log_probs"][..., ::-1]
+        case "less":
+            del arrays["top_ids"]
+    np.savez(path, **arrays)
+    return path.name
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut", "index", "type", "shape", "range", "order", "less"])
+def test_the_reader_names_the_file_that_is_not_what_it_should_be(damage: str, tmp_path: Path) -> None:
+    world, data = write_world(tmp_path / "world"), write_test_tokens(tmp_path / "test", samples=2)
+    run(world, "--data", data, "--out", tmp_path / "out", "--format", "npz")
+    name = _damaged(tmp_path / "out", damage)
+    with pytest.raises(DataError, match=name):
+        read_predictions(tmp_path / "out")
