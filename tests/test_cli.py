@@ -115,12 +115,12 @@ def test_bad_data_end_with_2_and_name_the_file(
 
 
 def test_a_process_of_its_own_keeps_stdout_for_the_result(tmp_path: Path) -> None:
-    raw = write_squares(tmp_path / "raw", 1, length=17)
+    raw = write_squares(tmp_path / "raw", 1, length=34)
     command = [sys.executable, "-c", "from worldline.cli.main import main; main()", "data", "info", str(raw), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
-    assert json.loads(done.stdout)["frames"] == 17
+    assert json.loads(done.stdout)["frames"] == 34
 
 
 # --- data ---

@@ -14,7 +14,7 @@ from tolerances import assert_pixels_agree
 from worldline.data import loader as loader_module
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import CachedSource, cached_frames
-from worldline.data.clips import Clips, DataConfig, open_clips, parse_slice
+from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.loader import IN_FLIGHT, Loader, clip_keys, clips_in_part
 from worldline.data.open import open_source
 from worldline.data.video import resize
@@ -61,22 +61,10 @@ def test_splits_share_no_episode(tmp_path: Path) -> None:
     train, val = open_clips(config, "train"), open_clips(config, "val")
     assert {clip.origin.episode for clip in train} == {0, 1}
     assert {clip.origin.episode for clip in val} == {2}
-    with pytest.raises(UsageError, match="no window"):
+    with pytest.raises(UsageError, match="selects none of its 3 episodes"):
         open_clips(replace(config, train_episodes="3:"), "train")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [(":", [0, 1, 2, 3]), ("1:", [1, 2, 3]), (":-1", [0, 1, 2]), ("::2", [0, 2]), ("-1", [3]), ("1", [1])],
-)
-def test_slices_mean_what_python_means(text: str, expected: list[int]) -> None:
-    assert list(parse_slice(text, 4)) == expected
-
-
-@pytest.mark.parametrize("text", ["all", "1,2", "::0", "1:2:3:4", ""])
-def test_other_slices_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="no slice"):
-        parse_slice(text, 4)
+    with pytest.raises(UsageError, match="no window of 60 frames in the 2 train episodes, which have 40 to 50 frames"):
+        open_clips(replace(config, pattern=FramePattern.consecutive(60)), "train")
 
 
 @pytest.mark.parametrize("kind", ["lerobot", "1x"])

@@ -61,9 +61,9 @@ def test_state_names_in_every_form(tmp_path: Path, names: object, expected: tupl
 def test_kinds_are_guessed_and_can_be_overridden(tmp_path: Path) -> None:
     root = write_lerobot(tmp_path / "d", "v2.1", (4,), ["elbow", "wheel_velocity"])
     assert open_source(root).layout.kinds == ("angle", "velocity")
-    assert open_source(root, layout={"elbow": "other"}).layout.kinds == ("other", "velocity")
+    assert open_source(root, state_kinds={"elbow": "other"}).layout.kinds == ("other", "velocity")
     with pytest.raises(UsageError, match="knee"):
-        open_source(root, layout={"knee": "angle"})
+        open_source(root, state_kinds={"knee": "angle"})
 
 
 def test_camera_is_chosen_by_key_or_last_part(tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ def test_validation_data_elsewhere_are_compared_by_content(raw: Path, other: Cal
 def test_an_episode_that_is_there_twice_is_never_on_both_sides(raw: Path) -> None:
     for path in [*raw.glob("*/*_0.*")]:
         shutil.copy(path, path.with_name(path.name.replace("_0.", "_3.")))
+    marker = raw / "metadata/metadata_3.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"shard_ind": 3}))
     metadata = json.loads((raw / "metadata.json").read_text())
     (raw / "metadata.json").write_text(json.dumps(metadata | {"num_shards": 4}))
     with pytest.raises(UsageError, match=r"1 of 1 validation episodes are also trained on \(shard 3, segment 0\)"):

@@ -34,6 +34,11 @@ def resolve(path: Path) -> Path:
     raise UsageError(f"{path} does not exist, and no built-in has that name; built-ins: {', '.join(NAMES)}")
 
 
+def resolve_all(path: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+    """The same for one path or several."""
+    return resolve(path) if isinstance(path, Path) else tuple(resolve(one) for one in path)
+
+
 def is_builtin(path: Path) -> bool:
     """Whether a path lies inside the package, where nothing may be written."""
     return path.resolve().is_relative_to(ASSETS.resolve())

@@ -120,6 +120,8 @@ class Episode:
     """Names the place on disk in messages, for example `shard 3, segment 17`."""
     phase: int = 0
     """Position of the episode's first frame in its file's grid of token blocks (0 where there are no tokens)."""
+    number: int | None = None
+    """Its own number in the data set, where that is not `index` (LeRobot's `episode_index`)."""
     recording: str | None = None
     """Which recording the episode was made from (`splits.recording_of`), where its folder names it."""
 

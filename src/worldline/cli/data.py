@@ -9,10 +9,10 @@ import tyro
 
 from worldline import builtin
 from worldline.cli.console import Progress, choose, show
-from worldline.data.clips import parse_slice
+from worldline.data.choose import choose_episodes, only
 from worldline.data.convert import convert
 from worldline.data.info import Info, inspect
-from worldline.data.open import open_source
+from worldline.data.open import OpenOptions, reading
 from worldline.data.source import Source
 from worldline.data.windows import FramePattern
 from worldline.ranks import Ranks
@@ -30,18 +30,29 @@ Examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening:
-    """How to read a data set."""
+class Opening(OpenOptions):
+    """Which data set, and which of its episodes."""
 
     path: tyro.conf.Positional[Path]
     """Folder: 1X v2.0 (tokens or raw), LeRobot v2.1 or v3.0; or a built-in name such as twin-mini."""
-    camera: str | None = None
-    """LeRobot camera key, or its last part."""
-    conditioning: Literal["state", "action", "state+action"] = "state"
-    state_kinds: dict[str, Literal["angle", "velocity", "binary", "other"]] = field(default_factory=dict)
-    """Kinds that override the guess, by state name."""
+    join: tuple[Path, ...] = ()
+    """Further data sets of the same layout, whose episodes follow."""
+    episodes: str = ":"
+    """Python slices and numbers of episodes, for example `:-10` or `:40,45,50:60`."""
+    exclude_episodes: tuple[int, ...] = ()
+    """Episodes to leave out, by the data set's own numbers; no other changes its place in a slice."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
+
+    @property
+    def paths(self) -> Path | tuple[Path, ...]:
+        paths = tuple(builtin.resolve(path) for path in (self.path, *self.join))
+        return paths if self.join else paths[0]
+
+    def source(self) -> tuple[Source, tuple[int, ...]]:
+        """The opened data, and the chosen episodes."""
+        source = self.open(self.paths)
+        return source, choose_episodes(source, self.episodes, exclude=self.exclude_episodes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +73,6 @@ class ConvertJob(Opening):
     out: tyro.conf.Positional[Path]
     size: int | None = None
     """Centre-crop and resize to this square; as stored if not given."""
-    allow_missing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +86,9 @@ class TokenizeJob(Opening):
     tokenizer: Path
     """Run or model folder of ours, or a folder with Cosmos' encoder.jit and decoder.jit."""
     size: int | None = None
-    episodes: str = ":"
-    """Python slice over the episodes."""
     phases: int = 1
     """Start offsets per episode, spread over a block of frames: more places for a world to start from."""
     device: str = "auto"
-    allow_missing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +102,12 @@ class EncodeJob(Opening):
     tokenizer: Path
     """A VAE of ours, or Wan2.2's folder or Wan2.2_VAE.pth."""
     size: int | None = None
-    episodes: str = ":"
-    """Python slice over the episodes."""
     pattern: FramePattern = field(default_factory=FramePattern.report_77)
     """Frames of a window that are encoded; 77 -> 21 as in the report if not given."""
     window_stride: int = 8
     """Frames between the starts of successive windows."""
     batch_size: int = 8
     device: str = "auto"
-    allow_missing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +159,10 @@ def main(arguments: list[str]) -> None:
 def _info(job: InfoJob) -> None:
     progress = Progress()
     info = inspect(
-        builtin.resolve(job.path),
-        camera=job.camera,
-        conditioning=job.conditioning,
-        layout=dict(job.state_kinds) or None,
+        job.paths,
+        job,
+        episodes=job.episodes,
+        exclude=job.exclude_episodes,
         thorough=job.thorough,
         progress=progress.named("checking files"),
     )
@@ -188,19 +192,9 @@ def _info_text(info: Info) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _open(job: ConvertJob | TokenizeJob | EncodeJob) -> Source:
-    return open_source(
-        builtin.resolve(job.path),
-        camera=job.camera,
-        conditioning=job.conditioning,
-        layout=dict(job.state_kinds) or None,
-        allow_missing=job.allow_missing,
-    )
-
-
 def _convert(job: ConvertJob) -> None:
-    source = _open(job)
-    progress = Progress()
+    source, chosen = job.source()
+    source, progress = only(source, chosen), Progress()
     with Ranks.start("cpu") as ranks:
         done = convert(source, job.out, size=job.size, ranks=ranks, progress=progress.named("converting"))
     if not ranks.writes:
@@ -214,7 +208,7 @@ def _tokenize(job: TokenizeJob) -> None:
     from worldline.tokenizers.load import fingerprint, load_tokenizer
     from worldline.tokenizers.tokenise import tokenise
 
-    source = _open(job)
+    source, chosen = job.source()
     place = builtin.resolve(job.tokenizer)
     progress = Progress()
     with Ranks.start(job.device) as ranks:
@@ -224,7 +218,7 @@ def _tokenize(job: TokenizeJob) -> None:
             load_tokenizer(place).to(device),
             job.out,
             fingerprint=fingerprint(place),
-            episodes=parse_slice(job.episodes, len(source.episodes)),
+            episodes=chosen,
             size=job.size,
             phases=job.phases,
             device=device,
@@ -245,8 +239,8 @@ def _encode(job: EncodeJob) -> None:
     from worldline.tokenizers.encode import encode
     from worldline.tokenizers.load import fingerprint, load_vae
 
-    source, place = _open(job), builtin.resolve(job.tokenizer)
-    progress = Progress()
+    source, chosen = job.source()
+    place, progress = builtin.resolve(job.tokenizer), Progress()
     with Ranks.start(job.device) as ranks:
         device = ranks.device(job.device)
         done = encode(
@@ -254,10 +248,10 @@ def _encode(job: EncodeJob) -> None:
             load_vae(place).to(device),
             job.out,
             fingerprint=fingerprint(place),
-            episodes=parse_slice(job.episodes, len(source.episodes)),
+            episodes=chosen,
             pattern=job.pattern,
             window_stride=job.window_stride,
-            contract={"image_size": job.size, "conditioning": job.conditioning, "camera": job.camera},
+            contract=reading(job, job.size),
             size=job.size,
             batch_size=job.batch_size,
             device=device,

@@ -74,10 +74,10 @@ def _resume(job: Resume) -> None:
 def _resolved(config: TrainConfig) -> TrainConfig:
     """Replace names of built-ins (twin-mini, tokenizer-tiny) by their paths."""
     data = config.data
-    val = builtin.resolve(data.val_path) if data.val_path else None
+    val = builtin.resolve_all(data.val_path) if data.val_path else None
     return replace(
         config,
-        data=replace(data, path=builtin.resolve(data.path), val_path=val),
+        data=replace(data, path=builtin.resolve_all(data.path), val_path=val),
         tokenizer=builtin.resolve(config.tokenizer) if config.tokenizer else config.weights,
         initial=builtin.resolve(config.initial) if config.initial else None,
     )

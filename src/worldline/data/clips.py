@@ -12,8 +12,9 @@ import torch
 
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, cached_frames
-from worldline.data.open import open_source
-from worldline.data.source import Conditioning, Source
+from worldline.data.choose import choose_episodes
+from worldline.data.open import OpenOptions
+from worldline.data.source import Source
 from worldline.data.splits import Recordings, recordings, refuse_shared
 from worldline.data.video import resize
 from worldline.data.windows import FramePattern, WindowIndex, source_windows
@@ -24,34 +25,42 @@ Split = Literal["train", "val"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(OpenOptions):
     """What to train and validate on."""
 
-    path: Path
-    """Data set folder: 1X v2.0 (tokens or raw) or LeRobot (v2.x, v3.0)."""
-    camera: str | None = None
-    """LeRobot camera key, or its last part."""
-    conditioning: Conditioning = "state"
-    state_kinds: dict[str, str] = field(default_factory=dict)
-    """Kinds that override the guess, by state name."""
-    allow_missing: bool = False
-    """Use what is there where listed episodes are absent."""
+    path: Path | tuple[Path, ...]
+    """Data set folder: 1X v2.0 (tokens or raw) or LeRobot (v2.x, v3.0). Several of one layout are read as one."""
     train_episodes: str = ":"
-    """Python slice over the episodes, for example `:-10`."""
-    val_path: Path | None = None
-    """Validation folder; None takes `val_episodes` of `path`."""
+    """Python slices and numbers of episodes, for example `:-10` or `:40,45,50:60`."""
+    val_path: Path | tuple[Path, ...] | None = None
+    """Validation data; None takes `val_episodes` of `path`."""
     val_episodes: str = ":"
+    exclude_episodes: tuple[int, ...] = ()
+    """Episodes of `path` to leave out, by the data set's own numbers; no other changes its place in a slice."""
     image_size: int | None = None
     """Square size in px; None keeps the stored size."""
     pattern: FramePattern = field(default_factory=FramePattern)
     window_stride: int = 34
-    """Frames between the starts of successive windows. For tokens a multiple of their block (17)."""
+    """Frames between the starts of successive windows."""
     cache: Path | None = None
     """Folder for decoded frames and tokens; frames need `image_size`."""
     cache_size: int | None = None
     """Square size of cached frames, where augmentation is to crop from more than `image_size`."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Applied to training clips only."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "cache_size", "window_stride"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value}: give at least 1 (--data.{name.replace('_', '-')})")
+        if self.cache_size is not None and self.cache_size < (self.image_size or 0):
+            raise UsageError(
+                f"cache_size {self.cache_size} is smaller than image_size {self.image_size}: cached frames are cut and "
+                "scaled down to the image size, never up (--data.cache-size)"
+            )
+        if self.path == () or self.val_path == ():
+            raise UsageError("no data set is given (--data.path)")
 
 
 class Clips(Sequence[Clip]):
@@ -117,18 +126,15 @@ def open_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]
     """The data set behind the training or validation clips, and which of its episodes are taken.
 
     Raises:
-        UsageError: a slice that selects no episode, and what `open_source` raises.
+        UsageError: what `open_source` and `choose_episodes` raise.
         DataError: what `open_source` raises.
     """
-    source = open_source(
-        config.path if split == "train" or config.val_path is None else config.val_path,
-        camera=config.camera,
-        conditioning=config.conditioning,
-        layout=config.state_kinds or None,
-        allow_missing=config.allow_missing,
-    )
+    if split == "val" and config.val_path is not None:
+        source = config.open(config.val_path)
+        return source, choose_episodes(source, config.val_episodes)
+    source = config.open(config.path)
     text = config.train_episodes if split == "train" else config.val_episodes
-    return source, parse_slice(text, len(source.episodes))
+    return source, choose_episodes(source, text, exclude=config.exclude_episodes)
 
 
 def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) -> Recordings:
@@ -166,25 +172,14 @@ def open_clips(
         source = cached_frames(source, size=size, folder=cache, episodes=episodes, ranks=ranks, progress=progress)
     index = source_windows(source, window=config.pattern.window, stride=config.window_stride, episodes=episodes)
     if len(index) == 0:
-        text = config.train_episodes if split == "train" else config.val_episodes
-        raise UsageError(f"{source.path}: no window of {config.pattern.window} frames in the {split} episodes {text!r}")
+        raise _no_window(source, episodes, split, config.pattern.window)
     augment = config.augment if split == "train" and config.augment.changes else None
     return Clips(source, index, pattern=config.pattern, image_size=config.image_size, augment=augment)
 
 
-def parse_slice(text: str, length: int) -> range:
-    """Turn the text of a Python slice, or one number, into a range. Raises `UsageError` for other text."""
-    parts = text.split(":")
-    try:
-        numbers = [int(part) if part.strip() else None for part in parts]
-    except ValueError:
-        numbers = []
-    match numbers:
-        case [int(one)]:
-            return range(length)[one : one + 1 or None]
-        case [start, stop]:
-            return range(length)[start:stop]
-        case [start, stop, step] if step != 0:
-            return range(length)[start:stop:step]
-        case _:
-            raise UsageError(f"{text!r} is no slice of episodes; write for example ':-10', '0:50' or '7'")
+def _no_window(source: Source, episodes: Sequence[int], split: Split, window: int) -> UsageError:
+    lengths = [source.episodes[i].length for i in episodes]
+    return UsageError(
+        f"{source.path}: no window of {window} frames in the {len(episodes)} {split} episodes, which have "
+        f"{min(lengths)} to {max(lengths)} frames; choose longer episodes or a shorter window"
+    )

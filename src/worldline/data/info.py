@@ -1,19 +1,19 @@
 """`inspect`: what a data set holds and everything that is wrong with it. Changes nothing."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from worldline.data.choose import JOINED, choose_episodes, only
 from worldline.data.faults import faults, stats_faults, surplus_frames
 from worldline.data.lerobot import LerobotSource
 from worldline.data.lerobot_open import cameras, looks_like_lerobot
 from worldline.data.onex import OnexSource
 from worldline.data.onex_open import looks_like_onex
-from worldline.data.open import open_reporting, open_source
-from worldline.data.source import Conditioning
+from worldline.data.open import OpenOptions, open_source
 from worldline.data.states import StateStats, compute_stats
 from worldline.data.windows import source_windows
-from worldline.schema import DataError, TokenGrid
+from worldline.schema import DataError, TokenGrid, UsageError
 
 _SAMPLE = 34
 """Frames of a compression sample: two blocks of 17."""
@@ -68,11 +68,11 @@ class Info:
 
 
 def inspect(
-    path: Path,
+    path: Path | Sequence[Path],
+    options: OpenOptions | None = None,
     *,
-    camera: str | None = None,
-    conditioning: Conditioning = "state",
-    layout: dict[str, str] | None = None,
+    episodes: str = ":",
+    exclude: Sequence[int] = (),
     thorough: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Info:
@@ -82,32 +82,36 @@ def inspect(
     state and every token id is read. Faults are collected in `Info.problems`, never raised.
 
     Args:
-        camera: LeRobot camera; the first where it is not given.
+        path: its folder, or several that are read as one.
+        options: how it is read; of several cameras the first is taken where none is given.
+        episodes: which of them, as `choose_episodes` takes it; `exclude` leaves out by number.
 
     Raises:
         DataError: the folder is no data set of a known format.
+        UsageError: there is no such camera, column or episode, or the data sets differ.
     """
-    if not (looks_like_lerobot(path) or looks_like_onex(path)):
-        open_source(path)
+    options, paths = options or OpenOptions(), [path] if isinstance(path, Path) else list(path)
     found: dict[str, DataError] = {}  # by its text: several checks may find the same
 
     def note(problem: DataError) -> None:
-        found.setdefault(str(problem), problem)
+        if not (options.allow_missing and problem.kind == "missing_files"):
+            found.setdefault(str(problem), problem)
 
-    seen = _cameras(path)
+    for one in paths:
+        if not (looks_like_lerobot(one) or looks_like_onex(one)):
+            open_source(one)
+    seen = _cameras(paths[0])
     usual = [key for key, why_not in seen.items() if not why_not] or list(seen)
+    camera = options.camera or (usual[0] if len(usual) > 1 else None)
     try:
-        source = open_reporting(
-            path,
-            camera=camera or (usual[0] if len(usual) > 1 else None),
-            conditioning=conditioning,
-            layout=layout,
-            allow_missing=True,
-            report=note,
-        )
+        source = replace(options, camera=camera, allow_missing=True).open(path, report=note)
     except DataError as problem:
         note(problem)
-        return _unreadable(path, tuple(seen), _by_kind(path, found.values()))
+        return _unreadable(paths[0], tuple(seen), _by_kind(paths[0], found.values()))
+    if not isinstance(source, OnexSource | LerobotSource):
+        raise UsageError(f"{source.path} holds {source.kind}: look at the data set they were encoded from")
+    if source.episodes and (episodes != ":" or exclude):
+        source = only(source, choose_episodes(source, episodes, exclude=exclude))
     faulty: set[int] = set()
     for episode, problem in faults(source, thorough=thorough, progress=progress):
         note(problem)
@@ -120,7 +124,7 @@ def inspect(
     if source.episodes and not len(source_windows(source, window=_sample(source), stride=_sample(source))):
         note(_too_short(source))
     notes = tuple(_notes(source, seen, statistics))
-    return _summary(source, tuple(seen), statistics, _by_kind(path, found.values()), notes)
+    return _summary(source, tuple(seen), statistics, _by_kind(source.path, found.values()), notes)
 
 
 def _by_kind(path: Path, found: Iterable[DataError]) -> tuple[Problem, ...]:
@@ -167,7 +171,7 @@ def _summary(
         samples=len(source_windows(source, window=sample, stride=sample)),
         windows_77=0 if source.grid is not None else len(source_windows(source, window=77, stride=8)),
         statistics=statistics,
-        bytes=_bytes(source.path),
+        bytes=sum(_bytes(Path(root)) for root in str(source.path).split(JOINED)),
         left_out=source.left_out,
         problems=problems,
         notes=notes,
@@ -204,6 +208,8 @@ def _notes(source: OnexSource | LerobotSource, seen: dict[str, str], statistics:
         names = ", ".join(statistics.names[i] for i in statistics.constant)
         yield f"{len(statistics.constant)} state dimensions never change: {names}"
     yield from (f"{key} is not taken unasked: {why}" for key, why in seen.items() if why and why != "no file")
+    if JOINED in str(source.path):
+        yield "several data sets are read as one; what their own metadata claim is checked when each is looked at alone"
     surplus = surplus_frames(source)
     if surplus:
         yield f"{sum(surplus.values())} frames of {len(surplus)} videos belong to no row and are not read"

@@ -18,18 +18,14 @@ from pydantic import Field, ValidationError
 
 from worldline.data.checks import LeavingOut, Report, adapter, raise_problem, sound_episodes, summarise, validated
 from worldline.data.lerobot import LerobotSource, Recording, read_table
-from worldline.data.source import Conditioning
 from worldline.data.states import guess_layout
 from worldline.data.tables import read_columns
 from worldline.data.video import probe
 from worldline.files import read_json, unreadable
 from worldline.schema import DataError, Episode, UsageError
 
-_COLUMNS: dict[str, tuple[str, ...]] = {
-    "state": ("observation.state",),
-    "action": ("action",),
-    "state+action": ("observation.state", "action"),
-}
+_BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+"""Numeric columns that are never meant as states."""
 _GUESS_FROM = 8
 """Tables whose values are looked at to guess the layout. meta/stats.json is not believed: it is often of other data."""
 
@@ -108,20 +104,20 @@ def open_lerobot(
     root: Path,
     *,
     camera: str | None = None,
-    conditioning: Conditioning = "state",
+    columns: tuple[str, ...] = ("observation.state",),
     allow_missing: bool = False,
     report: Report = raise_problem,
 ) -> LerobotSource:
-    """Open a LeRobot data set.
+    """Open a LeRobot data set; `columns` of its tables, side by side, are the states.
 
     Raises `DataError` for bad metadata or missing files, `UsageError` for bad choices.
     """
     path = root / "meta/info.json"
     meta = _meta(path)
-    key, columns = _camera(root, camera), _COLUMNS[conditioning]
+    key = _camera(root, camera)
     leaving = LeavingOut(allowed=allow_missing, report=report)
     listed = (_listed_v3 if meta.codebase_version == "v3.0" else _listed_v2)(root, meta, key, leaving)
-    dims = tuple(_dim(path, meta, name) for name in columns)
+    dims = _dims(path, meta, columns)
     entries = _present(root, _once_and_not_empty(root, listed, leaving), leaving)
     names = _names(meta, columns, dims)
     source = LerobotSource(
@@ -130,7 +126,12 @@ def open_lerobot(
         fps=meta.fps,
         layout=guess_layout(names, *_ranges(columns, dims, entries, meta.fps)),
         episodes=tuple(
-            Episode(index=i, length=entry.length, name=f"episode {entry.recording.number}")
+            Episode(
+                index=i,
+                length=entry.length,
+                name=f"episode {entry.recording.number}",
+                number=entry.recording.number,
+            )
             for i, entry in enumerate(entries)
         ),
         image_size=stated_size(path, meta.features[key]),
@@ -177,17 +178,26 @@ def _why_not(root: Path, meta: _Meta, key: str) -> str:
     shape = feature.get("shape")
     if isinstance(shape, list) and len(shape) == 3 and 1 in (shape[0], shape[-1]):
         return "one channel, as a depth map"
-    if feature["dtype"] == "video" and not _has_files(root, meta, key):
+    if feature["dtype"] == "video" and not any(True for _ in _videos(root, meta, key)):
         return "no file"
     return ""
 
 
-def _has_files(root: Path, meta: _Meta, key: str) -> bool:
-    """Whether any video of a camera exists, wherever the template puts it."""
-    if meta.video_path is None:
-        return False
-    pattern = _filled(root / "meta/info.json", meta.video_path, _Stars(video_key=escape(key)))
-    return any(True for _ in root.glob(pattern))
+def _videos(root: Path, meta: _Meta, key: str) -> Iterator[Path]:
+    """The videos of a camera that exist, wherever the template puts them."""
+    if meta.video_path is not None:
+        yield from root.glob(_filled(root / "meta/info.json", meta.video_path, _Stars(video_key=escape(key))))
+
+
+def _described(root: Path, key: str, why_not: str) -> str:
+    """A camera in words: size, kind and number of files."""
+    meta = _meta(root / "meta/info.json")
+    feature = meta.features[key]
+    size = "x".join(str(side) for side in stated_size(root / "meta/info.json", feature))
+    kind = why_not if why_not and why_not != "no file" else "colour"
+    in_tables = feature["dtype"] == "image"
+    files = "images in the tables" if in_tables else f"{sum(1 for _ in _videos(root, meta, key))} videos"
+    return f"{key} ({size}, {kind}, {files})"
 
 
 class _Stars(dict[str, Any]):
@@ -234,15 +244,26 @@ def _camera(root: Path, wanted: str | None) -> str:
     if len(matches) == 1:
         return matches[0]
     problem = "several cameras, choose one" if wanted is None else f"no single camera is called {wanted!r}"
-    notes = [f"{key} ({why_not})" if why_not else key for key, why_not in available.items()]
-    raise UsageError(f"{root}: {problem}; available: {', '.join(notes)}")
+    described = [_described(root, key, why_not) for key, why_not in available.items()]
+    raise UsageError(f"{root}: {problem} (--camera, in recipes --data.camera): {'; '.join(described)}")
+
+
+def _dims(path: Path, meta: _Meta, columns: tuple[str, ...]) -> tuple[int, ...]:
+    if len(set(columns)) != len(columns):
+        raise UsageError(f"state keys {', '.join(columns)}: each can be given once")
+    return tuple(_dim(path, meta, name) for name in columns)
 
 
 def _dim(path: Path, meta: _Meta, name: str) -> int:
     feature = meta.features.get(name)
-    if feature is None:
-        numeric = [key for key, value in meta.features.items() if value.get("dtype") not in ("video", "image")]
-        raise UsageError(f"{path}: the data set has no {name!r}; it has {', '.join(numeric)}")
+    if feature is None or feature.get("dtype") in ("video", "image", "string"):
+        others = ("video", "image", "string")
+        numeric = [k for k, f in meta.features.items() if f.get("dtype") not in others and k not in _BOOKKEEPING]
+        problem = f"has no {name!r}" if feature is None else f"holds no numbers in {name!r}"
+        raise UsageError(
+            f"{path}: the data set {problem}; choose its states by name, one or several joined (state keys): "
+            f"{', '.join(numeric) or 'it has none'}"
+        )
     dim = prod(validated(path, _Shaped, feature, f"features.{name}").shape or ())
     if dim > 100_000:
         raise DataError(path, expected="a state", found=f"{name} of {dim} values", fix="Correct its shape.")
@@ -252,8 +273,9 @@ def _dim(path: Path, meta: _Meta, name: str) -> int:
 def _names(meta: _Meta, columns: tuple[str, ...], dims: tuple[int, ...]) -> tuple[str, ...]:
     """Names of the dimensions; `state.0` and so on where the metadata give none or another number of them."""
     names: list[str] = []
-    for column, dim in zip(columns, dims, strict=True):
-        prefix = column.rsplit(".", 1)[-1]
+    last = [column.rsplit(".", 1)[-1] for column in columns]
+    for column, dim, end in zip(columns, dims, last, strict=True):
+        prefix = end if last.count(end) == 1 else column
         found = _flatten(meta.features[column].get("names"))
         if len(found) != dim or len(set(found)) != dim:
             found = [f"{prefix}.{i}" for i in range(dim)]

@@ -3,6 +3,7 @@
 A window never leaves its episode. Token windows also lie on the block grid of their file.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,11 @@ class FramePattern:
     """Take every `stride`-th frame, beginning with the first."""
     repeat_last: int = 0
     """Append the window's last frame this many times more."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("window", 1), ("stride", 1), ("repeat_last", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"a pattern's {name.replace('_', ' ')} is at least {least}, not {getattr(self, name)}")
 
     @staticmethod
     def consecutive(window: int) -> "FramePattern":
@@ -88,7 +94,7 @@ def token_windows(
     return windows(lengths, window=blocks * block, stride=block if overlapping else blocks * block, first=first)
 
 
-def source_windows(source: Source, *, window: int, stride: int, episodes: range | None = None) -> WindowIndex:
+def source_windows(source: Source, *, window: int, stride: int, episodes: Sequence[int] | None = None) -> WindowIndex:
     """Windows over a source, or over some of its episodes. Reads nothing.
 
     Token sources: `window` and `stride` are multiples of the block, 34 and 34 for disjoint pairs of blocks,

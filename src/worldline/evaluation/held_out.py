@@ -104,9 +104,10 @@ def _config(run: Path, contract: dict[str, Any], data: Path | None, episodes: st
         raise UsageError(f"{run} has no config.json that names its data; give the data to judge it on (--data DIR)")
     config = DataConfig(path=Path()) if path is None else from_json(DataConfig, read_json(path).get("data"), path)
     as_trained = {name: contract[name] for name in ("camera", "conditioning", "image_size")}
+    as_trained |= {"state_keys": tuple(contract.get("state_keys", ()))}
     config = replace(config, **as_trained, cache=None, cache_size=None)
     if data is not None:
-        config = replace(config, path=data, val_path=None, val_episodes=":")
+        config = replace(config, path=data, val_path=None, val_episodes=":", exclude_episodes=())
     elif on == "training-data":
         config = replace(config, val_path=None, val_episodes=config.train_episodes)
     return config if episodes is None else replace(config, val_episodes=episodes)

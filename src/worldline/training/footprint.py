@@ -7,6 +7,7 @@ adds the same, and with a few clips; other numbers lie on straight lines. Knows 
 
 from dataclasses import fields, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,7 +61,9 @@ class Footprint:
     @property
     def encodes(self) -> bool:
         """Whether every step encodes its frames: a world over latents, on video, without a cache."""
-        return self.vae is not None and self.config.data.cache is None and not looks_like_latents(self.config.data.path)
+        path = self.config.data.path
+        has_latents = isinstance(path, Path) and looks_like_latents(path)
+        return self.vae is not None and self.config.data.cache is None and not has_latents
 
     @property
     def can_checkpoint(self) -> bool:

@@ -1,6 +1,6 @@
 """Preparing the sampling track: the VAE, and the state-conditioned world over its latents."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from worldline.data.clips import Clips, DataConfig, open_clips, parse_slice
+from worldline.data.clips import Clips, DataConfig, open_clips, open_split
 from worldline.data.latents import LatentSource, open_latents
+from worldline.data.open import reading
 from worldline.data.source import Source
 from worldline.data.states import StateStats, compute_stats
 from worldline.data.windows import FramePattern
@@ -22,7 +23,7 @@ from worldline.tokenizers.load import describe, fingerprint, load_vae
 from worldline.tokenizers.tokenise import key_hash
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
 from worldline.training.config import TrainConfig
-from worldline.training.prepared import Prepared, Progress, contract, initialise, keep_tokenizer, open_data
+from worldline.training.prepared import Prepared, Progress, contract, initialise, keep_tokenizer
 from worldline.worlds.load import describe as describe_world
 from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_text import load_text
@@ -42,7 +43,7 @@ def prepare_vae(config: TrainConfig, model_config: WanVAEConfig, ranks: Ranks, p
     val = open_clips(config.data, "val", ranks=ranks, progress=lambda *at: progress("decoding validation frames", *at))
     frames = train[0].frames
     if frames is None:
-        raise UsageError(f"{config.data.path} holds no frames; a VAE trains on frames")
+        raise UsageError(f"{train.source.path} holds no frames; a VAE trains on frames")
     torch.manual_seed(config.seed)  # the first weights are a function of the seed
     model = model_config.build()
     grid = model.grid(frames.shape[-2], frames.shape[-1])
@@ -78,9 +79,9 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, ranks: Ra
     """
     if config.tokenizer is None:
         raise UsageError("a world over latents needs the VAE that makes them (--tokenizer RUN or Wan2.2's folder)")
-    pattern, source = config.data.pattern, open_data(config.data, config.data.path)
+    pattern, (source, chosen) = config.data.pattern, open_split(config.data, "train")
     vae, identity = load_vae(config.tokenizer), fingerprint(config.tokenizer)
-    data = _as_latents(config, source, vae, identity, ranks, progress)
+    data = _as_latents(config, source, chosen, vae, identity, ranks, progress)
     train, val = open_clips(data, "train"), open_clips(data, "val")
     grid = _grid(train, vae)
     model_config = _fitted(model_config, train, grid, pattern)
@@ -140,7 +141,13 @@ def _grid(clips: Clips, vae: WanVAETokenizer) -> LatentGrid:
 
 
 def _as_latents(
-    config: TrainConfig, source: Source, vae: WanVAETokenizer, identity: str, ranks: Ranks, progress: Progress
+    config: TrainConfig,
+    source: Source,
+    chosen: Sequence[int],
+    vae: WanVAETokenizer,
+    identity: str,
+    ranks: Ranks,
+    progress: Progress,
 ) -> DataConfig:
     """The data configuration over latents: as it is where they are there or made on the fly, else over a cache."""
     data = config.data
@@ -155,9 +162,7 @@ def _as_latents(
             "(--data.cache None) or augment nothing"
         )
     make = partial(_cached, config, vae=vae, identity=identity, ranks=ranks, progress=progress)
-    train = make(source, data.train_episodes)
-    val_source = open_data(data, data.val_path) if data.val_path else source
-    val = make(val_source, data.val_episodes)
+    train, val = make(source, chosen), make(*open_split(data, "val"))
     return DataConfig(
         path=train,
         val_path=val,
@@ -180,7 +185,7 @@ def _checked(data: DataConfig, source: LatentSource, identity: str) -> DataConfi
 def _cached(
     config: TrainConfig,
     source: Source,
-    episodes: str,
+    chosen: Sequence[int],
     *,
     vae: WanVAETokenizer,
     identity: str,
@@ -189,7 +194,6 @@ def _cached(
 ) -> Path:
     data = config.data
     assert data.cache is not None
-    chosen = parse_slice(episodes, len(source.episodes))
     key = latent_key(
         source,
         fingerprint=identity,
@@ -207,7 +211,7 @@ def _cached(
         episodes=chosen,
         pattern=data.pattern,
         window_stride=data.window_stride,
-        contract={"image_size": data.image_size, "conditioning": data.conditioning, "camera": data.camera},
+        contract=reading(data, data.image_size),
         size=data.image_size,
         device=device,
         ranks=ranks,

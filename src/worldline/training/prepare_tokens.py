@@ -1,5 +1,6 @@
 """Preparing the compression track: the discrete tokenizer, and the world over its tokens."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from worldline.data.augment import AugmentConfig
-from worldline.data.clips import Clips, DataConfig, open_clips, parse_slice
+from worldline.data.clips import Clips, DataConfig, open_clips, open_split
 from worldline.data.open import open_source
 from worldline.data.source import Source
 from worldline.data.states import StateStats, compute_stats
@@ -21,7 +22,7 @@ from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.tokenizers.load import AnyTokenizer, describe, fingerprint, load_tokenizer
 from worldline.tokenizers.tokenise import key_hash, token_key, tokenise
 from worldline.training.config import TrainConfig
-from worldline.training.prepared import Prepared, Progress, contract, initialise, keep_tokenizer, open_data
+from worldline.training.prepared import Prepared, Progress, contract, initialise, keep_tokenizer
 from worldline.worlds.st_transformer import STTransformerConfig
 
 
@@ -34,7 +35,7 @@ def prepare_fsq(config: TrainConfig, model_config: FSQVideoConfig, ranks: Ranks,
     model = model_config.build()
     shape = train[0].frames
     if shape is None:
-        raise UsageError(f"{data.path} holds tokens only; a tokenizer trains on frames")
+        raise UsageError(f"{train.source.path} holds tokens only; a tokenizer trains on frames")
     grid = model.grid(shape.shape[-2], shape.shape[-1])
     initialise(model, config.initial)
     description = {**describe(model), "contract": contract(train.source, data, grid)}
@@ -91,7 +92,7 @@ def prepare_token_world(
         val=val,
         description=description,
         tokenizer=tokenizer,
-        left_out=open_data(config.data, config.data.path).left_out,
+        left_out=open_split(config.data, "train")[0].left_out,
         keep=keep,
     )
 
@@ -108,20 +109,22 @@ def _as_tokens(
 ) -> DataConfig:
     """The data configuration over tokens: as it is for a token source, else over a cache that is filled now."""
     data = config.data
-    source = open_data(data, data.path)
+    source, chosen = open_split(data, "train")
     if source.grid is not None:
         return data
     if tokenizer is None or config.tokenizer is None:
-        raise UsageError(f"{data.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)")
+        raise UsageError(f"{source.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)")
     if data.cache is None:
-        raise UsageError(f"{data.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
-    _check_stride(data.window_stride, tokenizer.grid(*_size(data, source)).block)
+        raise UsageError(f"{source.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
+    block, held_out = tokenizer.grid(*_size(data, source)).block, open_split(data, "val")
+    _check_stride(data.window_stride, block)
+    _check_lengths(source, chosen, 2 * block)
+    _check_lengths(*held_out, 2 * block)
     augment = data.augment if data.augment.changes else None
     device = ranks.device(config.device)
     make = partial(_tokenised, config, tokenizer=tokenizer.to(device), device=device, ranks=ranks, progress=progress)
-    train = make(source, data.train_episodes, phases=config.phases, augment=augment)
-    val_source = open_data(data, data.val_path) if data.val_path else source
-    val = make(val_source, data.val_episodes, phases=1, augment=None)
+    train = make(source, chosen, phases=config.phases, augment=augment)
+    val = make(*held_out, phases=1, augment=None)
     tokenizer.to("cpu")
     grid = open_source(train).grid
     assert grid is not None, "tokenise writes tokens"
@@ -131,8 +134,17 @@ def _as_tokens(
 
 def _size(data: DataConfig, source: Source) -> tuple[int, int]:
     if source.image_size is None:
-        raise UsageError(f"{data.path} holds neither tokens nor frames, it is {source.kind}")
+        raise UsageError(f"{source.path} holds neither tokens nor frames, it is {source.kind}")
     return (data.image_size, data.image_size) if data.image_size else source.image_size
+
+
+def _check_lengths(source: Source, episodes: Sequence[int], least: int) -> None:
+    longest = max(source.episodes[i].length for i in episodes)
+    if longest < least:
+        raise UsageError(
+            f"{source.path}: none of the {len(episodes)} episodes has the {least} frames of two token blocks, the "
+            f"longest has {longest}; record longer episodes, or train the sampling track on a shorter window"
+        )
 
 
 def _check_stride(stride: int, block: int) -> None:
@@ -147,7 +159,7 @@ def _check_stride(stride: int, block: int) -> None:
 def _tokenised(
     config: TrainConfig,
     source: Source,
-    episodes: str,
+    episodes: Sequence[int],
     *,
     tokenizer: AnyTokenizer,
     phases: int,
@@ -158,17 +170,16 @@ def _tokenised(
 ) -> Path:
     assert config.tokenizer is not None
     assert config.data.cache is not None
-    chosen = parse_slice(episodes, len(source.episodes))
     identity = fingerprint(config.tokenizer)
     size = config.data.image_size
-    key = token_key(source, fingerprint=identity, episodes=chosen, size=size, phases=phases, augment=augment)
+    key = token_key(source, fingerprint=identity, episodes=episodes, size=size, phases=phases, augment=augment)
     out = config.data.cache / f"tokens-{key_hash(key)}"
-    report = tokenise(
+    tokenise(
         source,
         tokenizer,
         out,
         fingerprint=identity,
-        episodes=chosen,
+        episodes=episodes,
         size=size,
         phases=phases,
         augment=augment,
@@ -177,8 +188,6 @@ def _tokenised(
         wait=True,  # another training may be filling the same cache
         progress=lambda *at: progress(f"tokenising into {out}", *at),
     )
-    if report.episodes_too_short == report.episodes:
-        raise UsageError(f"{source.path}: no episode of {episodes!r} is as long as two blocks of frames")
     return out
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from worldline.data.clips import Clips, DataConfig
-from worldline.data.open import open_source
+from worldline.data.open import reading
 from worldline.data.source import Source
 from worldline.nn.load import load_weights
 from worldline.rundir import RunDir, model_folder, new_folder, read_model, write_model
@@ -52,25 +52,12 @@ def contract(source: Source, data: DataConfig, grid: TokenGrid | LatentGrid) -> 
     """What a model was trained on and must be given: rates, units and order of the state, image and token sizes."""
     return {
         "fps": source.fps,
-        "image_size": data.image_size,
-        "conditioning": data.conditioning,
-        "camera": data.camera,
+        **reading(data, data.image_size),
         "state_names": list(source.layout.names),
         "state_kinds": list(source.layout.kinds),
         "token_grid" if isinstance(grid, TokenGrid) else "latent_grid": asdict(grid),
         "source_kind": source.kind,
     }
-
-
-def open_data(data: DataConfig, path: Path) -> Source:
-    """Open a data set as a configuration says."""
-    return open_source(
-        path,
-        camera=data.camera,
-        conditioning=data.conditioning,
-        layout=data.state_kinds or None,
-        allow_missing=data.allow_missing,
-    )
 
 
 def initialise(model: nn.Module, path: Path | None) -> None:

@@ -1,0 +1,165 @@
+"""Choosing among data sets and episodes: several data sets as one, and some episodes of one. Reads nothing."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from worldline.data.lerobot import LerobotSource
+from worldline.data.onex import OnexSource
+from worldline.data.source import Source
+from worldline.schema import Episode, UsageError
+
+JOINED = " + "
+"""Between the paths of data sets that are read as one."""
+
+
+def choose_episodes(source: Source, text: str = ":", *, exclude: Sequence[int] = ()) -> tuple[int, ...]:
+    """Positions of the chosen episodes, each once, in the order in which they are named.
+
+    Args:
+        text: Python slices and numbers, joined by commas (`:40,45,50:60`), over all episodes of the source. Excluding
+            one moves no other: `-10:` are the same ten whether or not one of them is excluded.
+        exclude: episodes to leave out by their own numbers (`Episode.number`).
+
+    Raises:
+        UsageError: other text, a part that selects nothing, an unknown number, or nothing is left.
+    """
+    left_out = _numbered(source, exclude)
+    count = len(source.episodes)
+    chosen = dict.fromkeys(i for part in text.split(",") for i in _part(source.path, part, text, count))
+    kept = tuple(i for i in chosen if i not in left_out)
+    if not kept:
+        raise UsageError(f"{source.path}: all of the episodes {text!r} are excluded; nothing is left")
+    return kept
+
+
+def _part(path: Path, part: str, text: str, count: int) -> range:
+    try:
+        numbers = [int(number) if number.strip() else None for number in part.split(":")]
+    except ValueError:
+        numbers = []
+    match numbers:
+        case [int(one)]:
+            found = range(count)[one : one + 1 or None]
+        case [start, stop]:
+            found = range(count)[start:stop]
+        case [start, stop, step] if step != 0:
+            found = range(count)[start:stop:step]
+        case _:
+            raise UsageError(
+                f"{text!r} is no choice of episodes; write slices and numbers, for example ':-10' or ':40,45,50:60'"
+            )
+    if not found:
+        raise UsageError(f"{path}: {part!r} selects none of its {count} episodes")
+    return found
+
+
+def _numbered(source: Source, numbers: Sequence[int]) -> set[int]:
+    """Positions of episodes by their own numbers."""
+    positions: dict[int, list[int]] = {}
+    for episode in source.episodes:
+        positions.setdefault(own_number(episode), []).append(episode.index)
+    for number in numbers:
+        found = positions.get(number, [])
+        if len(found) > 1:
+            names = " and ".join(source.episodes[i].name for i in found)
+            raise UsageError(
+                f"{source.path}: {number} is the number of {names}; leave one out by its position, for example with "
+                f"--data.train-episodes :{found[0]},{found[0] + 1}:"
+            )
+        if not found and not any(line.startswith(f"episode {number} ") for line in source.left_out):
+            raise UsageError(
+                f"{source.path}: there is no episode {number} to exclude; numbers are {min(positions, default=0)} to "
+                f"{max(positions, default=0)}"
+            )
+    return {positions[number][0] for number in numbers if number in positions}
+
+
+def own_number(episode: Episode) -> int:
+    """The number of an episode in its data set."""
+    return episode.index if episode.number is None else episode.number
+
+
+def only(source: Source, episodes: Sequence[int]) -> OnexSource | LerobotSource:
+    """A source of some episodes of another; the others count as left out."""
+    if not isinstance(source, OnexSource | LerobotSource):
+        raise UsageError(f"{source.path} holds {source.kind}; episodes can be chosen of the data they were made from")
+    others = set(range(len(source.episodes))) - set(episodes)
+    left_out = (*source.left_out, *(f"{source.episodes[i].name} (not chosen)" for i in sorted(others)))
+    kept = tuple(
+        replace(source.episodes[i], index=position, number=own_number(source.episodes[i]))
+        for position, i in enumerate(episodes)
+    )
+    if isinstance(source, LerobotSource):
+        return replace(
+            source, episodes=kept, left_out=left_out, recordings=tuple(source.recordings[i] for i in episodes)
+        )
+    return replace(source, episodes=kept, left_out=left_out, places=source.places[list(episodes)])
+
+
+def join(sources: Sequence[Source]) -> Source:
+    """Several data sets as one, their episodes one after the other. Its path names them all.
+
+    Raises:
+        UsageError: they differ in format, states, rate, picture size, camera or token grid.
+    """
+    first, *others = sources
+    if not others:
+        return first
+    for other in others:
+        _refuse_differing(first, other)
+    path = Path(JOINED.join(str(source.path) for source in sources))
+    episodes = tuple(
+        replace(episode, index=index, number=own_number(episode), name=f"{source.path.name}: {episode.name}")
+        for index, (source, episode) in enumerate((source, e) for source in sources for e in source.episodes)
+    )
+    left_out = tuple(f"{source.path.name}: {line}" for source in sources for line in source.left_out)
+    if isinstance(first, LerobotSource):
+        parts = [source for source in sources if isinstance(source, LerobotSource)]
+        recordings = tuple(recording for part in parts for recording in part.recordings)
+        return replace(first, path=path, episodes=episodes, left_out=left_out, recordings=recordings)
+    parts = [source for source in sources if isinstance(source, OnexSource)]
+    shards = np.cumsum([0, *(len(part.shards) for part in parts)])
+    places = [part.places + np.array([before, 0]) for part, before in zip(parts, shards, strict=False)]
+    return replace(
+        parts[0],
+        path=path,
+        episodes=episodes,
+        left_out=left_out,
+        shards=tuple(shard for part in parts for shard in part.shards),
+        places=np.concatenate(places),
+    )
+
+
+def _refuse_differing(first: Source, other: Source) -> None:
+    if not isinstance(first, OnexSource | LerobotSource) or type(first) is not type(other):
+        raise UsageError(
+            f"{first.path} ({first.kind}) and {other.path} ({other.kind}) cannot be joined: data sets of one format "
+            "can, and not latents. Bring both to one format (worldline data convert), or join them before they are "
+            "encoded (worldline data encode --join)"
+        )
+    for what, one, two in (
+        ("state names", first.layout.names, other.layout.names),
+        ("frames per second", first.fps, other.fps),
+        ("picture size", first.image_size, other.image_size),
+        ("tokens", first.grid, other.grid),
+        ("columns of states", *(getattr(source, "columns", None) for source in (first, other))),
+        ("cameras", *(getattr(source, "camera", None) for source in (first, other))),
+        ("state kinds", first.layout.kinds, other.layout.kinds),
+    ):
+        if one != two:
+            raise UsageError(
+                f"{first.path} and {other.path} cannot be joined, they differ in {what}: {one} and {two}. "
+                f"{_REMEDIES.get(what, 'Leave one of them out')}"
+            )
+
+
+_REMEDIES = {
+    "picture size": "Convert one of them (worldline data convert --size)",
+    "cameras": "Name the one to take (--data.camera)",
+    "state names": "Choose columns that both have (--data.state-keys)",
+    "columns of states": "Choose columns that both have (--data.state-keys)",
+    "state kinds": "Say what the states are (--data.state-kinds)",
+}

@@ -1,0 +1,278 @@
+"""Choosing: state keys by name, several data sets as one, episodes by place and by number; bad values are refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from builders import write_squares
+from data_builders import CAMERA, ramp, write_lerobot, write_raw, write_tokens
+from latent_builders import small_vae
+from pyarrow import parquet
+
+from worldline.data.choose import choose_episodes, join, only
+from worldline.data.clips import DataConfig, check_held_out, open_clips
+from worldline.data.info import inspect
+from worldline.data.onex import OnexSource
+from worldline.data.open import OpenOptions, open_source
+from worldline.data.windows import FramePattern
+from worldline.schema import UsageError
+from worldline.tokenizers.encode import encode
+
+EIGHT = FramePattern.consecutive(8)
+
+
+def renamed(root: Path, names: dict[str, str]) -> Path:
+    """Give the columns of a LeRobot v2.1 data set other names."""
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"] = {names.get(key, key): feature for key, feature in info["features"].items()}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    for path in root.glob("data/*/*.parquet"):
+        table = parquet.read_table(path)
+        parquet.write_table(table.rename_columns([names.get(name, name) for name in table.column_names]), path)
+    return root
+
+
+def renumbered(root: Path, numbers: dict[int, int]) -> Path:
+    """Give the episodes of a LeRobot v2.1 data set other numbers."""
+    lines = [json.loads(line) for line in (root / "meta/episodes.jsonl").read_text().splitlines()]
+    for line in lines:
+        old, new = line["episode_index"], numbers[line["episode_index"]]
+        for path in root.glob(f"*/chunk-000/**/episode_{old:06d}.*"):
+            path.rename(path.with_name(f"moved_{new:06d}{path.suffix}"))
+        line["episode_index"] = new
+    for path in root.glob("*/chunk-000/**/moved_*"):
+        path.rename(path.with_name(path.name.replace("moved", "episode")))
+    for path in root.glob("data/*/*.parquet"):
+        table, number = parquet.read_table(path), int(path.stem.split("_")[1])
+        column = table.column_names.index("episode_index")
+        numbers_now = pa.array(np.full(len(table), number))
+        parquet.write_table(table.set_column(column, "episode_index", numbers_now), path)
+    (root / "meta/episodes.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    return root
+
+
+# --- states by name ---
+
+
+def test_states_are_columns_of_any_name_joined_in_the_order_given(tmp_path: Path) -> None:
+    names = {"observation.state": "robot.hand", "action": "robot.arm"}
+    root = renamed(write_lerobot(tmp_path / "d", "v2.1", (20,), names=["a", "b"]), names)
+    with pytest.raises(UsageError, match=r"no 'observation.state'; .*\(state keys\): robot.hand, robot.arm"):
+        open_source(root)
+    source = open_source(root, state_keys=["robot.arm", "robot.hand"])
+    assert source.layout.names == ("arm.a", "arm.b", "hand.a", "hand.b")
+    states = ramp(20, 2)
+    np.testing.assert_allclose(source.read_states(0, 0, 20), np.concatenate([states + 0.5, states], axis=1), rtol=1e-6)
+    assert open_source(root, state_keys=["robot.hand"]).layout.names == ("a", "b")
+
+
+def test_columns_that_end_alike_keep_their_whole_names(tmp_path: Path) -> None:
+    root = renamed(
+        write_lerobot(tmp_path / "d", "v2.1", (20,)), {"observation.state": "left.joints", "action": "right.joints"}
+    )
+    source = open_source(root, state_keys=["left.joints", "right.joints"])
+    assert len(set(source.layout.names)) == 4
+    assert source.layout.names[2] == "right.joints.0"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"state_keys": ["absent"]}, "no 'absent'"),
+        ({"state_keys": [CAMERA]}, "no numbers in 'observation.images.head'"),
+        ({"state_keys": ["action", "action"]}, "each can be given once"),
+        ({"state_keys": ["action"], "conditioning": "action"}, "give one of the two"),
+    ],
+)
+def test_state_keys_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    root = write_lerobot(tmp_path / "d", "v2.1", (20,))
+    with pytest.raises(UsageError, match=message):
+        open_source(root, **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_1x_data_set_has_no_columns_to_choose(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="leave out camera, conditioning and state keys"):
+        open_source(write_raw(tmp_path), state_keys=["arm"])
+
+
+def test_several_cameras_are_listed_with_size_kind_and_files(tmp_path: Path) -> None:
+    root = write_lerobot(tmp_path / "d", "v2.1", (20, 21))
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"]["observation.images.wrist"] = info["features"][CAMERA] | {"shape": [16, 24, 3]}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert open_source(root).read(0, 0, 1).frames is not None, "of two cameras one alone has files"
+    folder = root / "videos/chunk-000/observation.images.wrist"
+    folder.mkdir()
+    (folder / "episode_000000.mp4").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"head \(32x32, colour, 2 videos\); .*wrist \(16x24, colour, 1 videos\)"):
+        open_source(root)
+
+
+# --- episodes ---
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (":", [0, 1, 2, 3]),
+        ("1:", [1, 2, 3]),
+        (":-1", [0, 1, 2]),
+        ("::2", [0, 2]),
+        ("-1", [3]),
+        (":1,3", [0, 3]),
+        ("3,:2,1:", [3, 0, 1, 2]),
+        (" 1 , -1: ", [1, 3]),
+    ],
+)
+def test_slices_and_numbers_mean_what_python_means(four: OnexSource, text: str, expected: list[int]) -> None:
+    assert list(choose_episodes(four, text)) == expected
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> OnexSource:
+    source = open_source(
+        write_tokens(tmp_path_factory.mktemp("four") / "t", np.repeat(np.arange(4, dtype=np.int32), 34))
+    )
+    assert isinstance(source, OnexSource)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *((text, "no choice of episodes") for text in ("all", "1;2", "::0", "1:2:3:4", "", "1,", "1.5")),
+        *((text, "selects none of its 4 episodes") for text in ("4", "7:", ":-4", "0:0", ":2,9", "-5")),
+    ],
+)
+def test_other_choices_are_refused(four: OnexSource, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        choose_episodes(four, text)
+
+
+def test_episodes_are_excluded_by_their_own_numbers_and_no_other_moves(tmp_path: Path) -> None:
+    root = renumbered(write_lerobot(tmp_path / "d", "v2.1", (20, 21, 22, 23)), {0: 3, 1: 7, 2: 9, 3: 12})
+    source = open_source(root)
+    assert [episode.name for episode in source.episodes] == [f"episode {n}" for n in (3, 7, 9, 12)]
+    assert choose_episodes(source, ":-1", exclude=[7]) == (0, 2)
+    config = DataConfig(
+        path=root, train_episodes=":-1", val_episodes="-1:", exclude_episodes=(7,), pattern=EIGHT, window_stride=8
+    )
+    assert {clip.origin.episode for clip in open_clips(config, "train")} == {0, 2}
+    with pytest.raises(UsageError, match="no episode 2 to exclude; numbers are 3 to 12"):
+        choose_episodes(source, exclude=[2])
+    with pytest.raises(UsageError, match="excluded; nothing is left"):
+        open_clips(replace(config, exclude_episodes=(12,)), "val")
+
+
+def test_a_source_of_some_episodes_reads_what_the_whole_reads(four: OnexSource, tmp_path: Path) -> None:
+    lerobot = open_source(write_lerobot(tmp_path / "d", "v3.0"))
+    for source, kept in ((four, (3, 1)), (lerobot, (2, 0))):
+        part = only(source, kept)
+        assert len(part.episodes) == 2
+        assert len(part.left_out) == len(source.episodes) - 2
+        for position, whole in enumerate(kept):
+            length = source.episodes[whole].length
+            one, two = part.read(position, 0, length), source.read(whole, 0, length)
+            assert torch.equal(one.states, two.states)
+            assert one.frames is None if two.frames is None else torch.equal(one.frames, two.frames)  # pyright: ignore
+
+
+# --- several data sets ---
+
+
+def test_several_data_sets_are_read_as_one(tmp_path: Path) -> None:
+    first, second = write_lerobot(tmp_path / "a", "v2.1", (20, 30)), write_lerobot(tmp_path / "b", "v3.0", (25, 40, 35))
+    both = open_source((first, second))
+    assert [episode.length for episode in both.episodes] == [20, 30, 25, 40, 35]
+    assert [episode.name for episode in both.episodes][2:4] == ["b: episode 0", "b: episode 1"]
+    alone = open_source(second)
+    assert torch.equal(both.read(4, 3, 9).frames, alone.read(2, 3, 9).frames)  # pyright: ignore[reportArgumentType]
+    assert torch.equal(both.read(4, 3, 9).states, alone.read(2, 3, 9).states)
+    assert str(first) in str(both.path)
+    assert str(second) in str(both.path)
+    assert choose_episodes(both, exclude=[2]) == (0, 1, 2, 3)
+    with pytest.raises(UsageError, match=r"1 is the number of a: episode 1 and b: episode 1; .*:1,2:"):
+        choose_episodes(both, exclude=[1])
+
+
+@pytest.mark.parametrize("write", [write_raw, lambda root: write_tokens(root, np.zeros(60, np.int32))])
+def test_1x_folders_are_joined_too(tmp_path: Path, write: object) -> None:
+    first, second = (open_source(write(tmp_path / name)) for name in "ab")  # pyright: ignore[reportCallIssue]
+    both = join([first, second])
+    count = len(first.episodes)
+    assert len(both.episodes) == 2 * count
+    one, two = both.read(count, 0, 34), second.read(0, 0, 34)
+    assert torch.equal(one.states, two.states)
+    assert (one.tokens is None) == (two.tokens is None)
+
+
+def test_training_on_two_data_sets_holds_out_episodes_of_either(tmp_path: Path) -> None:
+    roots = write_squares(tmp_path / "a", 2, length=20), write_squares(tmp_path / "b", 2, length=20, first=5)
+    config = DataConfig(path=roots, train_episodes=":1,2:3", val_episodes="1,-1", pattern=EIGHT, window_stride=8)
+    assert len(check_held_out(config).contents) == 2
+    assert [clip.origin.episode for clip in open_clips(config, "val")] == [1, 1, 3, 3]
+    with pytest.raises(UsageError, match=r"2 of 2 validation episodes are also trained on \(shard 0, segment 0"):
+        check_held_out(replace(config, train_episodes=":", val_path=roots[1], val_episodes=":"))
+
+
+def test_data_sets_that_differ_are_not_joined(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw")
+    vae = small_vae(tmp_path / "vae")[1]
+    latents = tmp_path / "latents"
+    nine = FramePattern.consecutive(9)
+    squares = open_source(write_squares(tmp_path / "squares", 1, length=20))
+    encode(squares, vae, latents, fingerprint="y", episodes=[0], pattern=nine, window_stride=9, contract={}, size=8)
+    lerobot = write_lerobot(tmp_path / "d", "v2.1", (20,))
+    other = write_lerobot(tmp_path / "names", "v2.1", (20,), names=["x", "y"])
+    for roots, message in (
+        ((raw, write_raw(tmp_path / "small", size=16)), r"differ in picture size: \(32, 32\) and \(16, 16\)"),
+        ((raw, lerobot), "cannot be joined: data sets of one format"),
+        ((latents, latents), "cannot be joined: .* not latents"),
+        ((lerobot, other), "differ in state names"),
+        ((raw, write_tokens(tmp_path / "t", np.zeros(40, np.int32))), "differ in"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            open_source(roots)
+
+
+def test_info_looks_at_joined_data_and_at_chosen_episodes(tmp_path: Path) -> None:
+    roots = write_lerobot(tmp_path / "a", "v2.1", (40, 50)), write_lerobot(tmp_path / "b", "v3.0", (45, 60))
+    both = inspect(roots)
+    assert both.episodes == 4
+    assert both.frames == 195
+    assert both.bytes == inspect(roots[0]).bytes + inspect(roots[1]).bytes
+    assert both.problems == ()
+    some = inspect(roots[1], OpenOptions(conditioning="action"), episodes="1:")
+    assert some.frames == 60
+    assert some.problems == ()
+
+
+# --- values ---
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": 0},
+        {"image_size": -8},
+        {"cache_size": 0},
+        {"cache_size": 15},
+        {"window_stride": 0},
+        {"window_stride": -3},
+        {"path": ()},
+    ],
+)
+def test_impossible_sizes_and_strides_are_refused_where_they_are_given(change: dict[str, object]) -> None:
+    config = DataConfig(path=Path("d"), image_size=16)
+    with pytest.raises(UsageError):
+        replace(config, **change)
+
+
+@pytest.mark.parametrize("change", [{"window": 0}, {"window": -1}, {"stride": 0}, {"repeat_last": -1}])
+def test_impossible_patterns_are_refused(change: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="at least"):
+        replace(EIGHT, **change)
