@@ -17,6 +17,7 @@ from data_builders import (
     write_tokens,
 )
 
+from worldline.data.clips import Clips
 from worldline.data.onex_write import (
     finish_raw,
     raw_shard_done,
@@ -26,6 +27,8 @@ from worldline.data.onex_write import (
 )
 from worldline.data.open import open_source
 from worldline.data.states import ONEX_LAYOUT
+from worldline.data.video import encode
+from worldline.data.windows import FramePattern, source_windows
 from worldline.schema import DataError, TokenGrid, UsageError
 
 SEGMENTS = np.repeat(np.arange(4, dtype=np.int32), [60, 1, 80, 34])  # 175 frames: 10 blocks and 5 frames
@@ -98,6 +101,51 @@ def test_test_samples_hold_context_tokens_and_all_states(tmp_path: Path) -> None
     assert clip.tokens.shape == (3, 32, 32)
     assert (clip.tokens == 2).all()
     torch.testing.assert_close(clip.states, torch.from_numpy(ramp(34, 25, start=200)))
+
+
+def write_test_videos(root: Path, numbers: tuple[int, ...] = (0, 1, 2), frames: int = 17, rows: int = 77) -> Path:
+    """Raw test samples: the frames of the context, and the states of what follows, too."""
+    for name in ("videos", "robot_states"):
+        (root / name).mkdir(parents=True)
+    for i in numbers:
+        encode(root / f"videos/video_{i}.mp4", moving_picture(frames, shift=float(i)), fps=30.0)
+        ramp(rows, 25, start=100 * i).tofile(root / f"robot_states/states_{i}.bin")
+    return root
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_raw_test_samples_hold_context_frames_and_all_states(flat: bool, tmp_path: Path) -> None:
+    root = write_test_videos(tmp_path)
+    source = open_source(flatten(root) if flat else root)
+    assert (source.kind, source.image_size, source.grid) == ("1x-test", (32, 32), None)
+    assert [episode.length for episode in source.episodes] == [77, 77, 77]
+    index = source_windows(source, window=77, stride=8)
+    assert index.episode.tolist() == [0, 1, 2]
+    clip = source.read(2, 0, 77)
+    assert clip.frames is not None
+    assert clip.frames.shape == (17, 3, 32, 32)
+    assert (clip.frames.int() - torch.from_numpy(moving_picture(17, shift=2.0)).permute(0, 3, 1, 2)).abs().max() < 20
+    torch.testing.assert_close(clip.states, torch.from_numpy(ramp(77, 25, start=200)))
+    clips = Clips(source, index, pattern=FramePattern.report_77())
+    with pytest.raises(UsageError, match="can be forecast"):
+        clips[0]
+
+
+def test_test_samples_keep_the_numbers_of_their_files(tmp_path: Path) -> None:
+    source = open_source(write_test_videos(tmp_path / "sound", (3, 11)))
+    assert [episode.name for episode in source.episodes] == ["sample 3", "sample 11"]
+    (write_test_videos(tmp_path / "cut", (3, 11)) / "robot_states/states_11.bin").unlink()
+    with pytest.raises(DataError, match=r"states_11\.bin.*no file"):
+        open_source(tmp_path / "cut")
+    with pytest.raises(DataError, match=r"states_3\.bin.*at least the 17.*16 rows"):
+        open_source(write_test_videos(tmp_path / "short", (3,), rows=16))
+
+
+def test_a_shard_of_video_without_its_segments_is_no_test_set(tmp_path: Path) -> None:
+    root = flatten(write_raw(tmp_path))
+    (root / "segment_idx_0.bin").unlink()
+    with pytest.raises(DataError, match="segment_idx_0"):
+        open_source(root)
 
 
 def test_a_last_partial_block_may_be_absent_too(tmp_path: Path) -> None:

@@ -5,17 +5,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
-from builders import SMALL_WORLD, TOKEN_GRID, TWO_JOINTS, small_tokenizer, small_world, write_squares
+from builders import (
+    SMALL_WORLD,
+    TOKEN_GRID,
+    TWO_JOINTS,
+    moving_square,
+    randomise,
+    small_tokenizer,
+    small_world,
+    write_squares,
+)
+from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN, small_vae
 
 from worldline.cli import evaluate, forecast
+from worldline.data.open import open_source
+from worldline.data.video import encode
+from worldline.data.windows import FramePattern
+from worldline.forecasting.load import SamplingChoice, load_forecaster
 from worldline.forecasting.saved import read_predictions
 from worldline.process.categorical import Sampling
+from worldline.process.flow import FlowSampling
+from worldline.process.noise import clip_seeds
 from worldline.rundir import to_json, write_model
-from worldline.schema import DataError, TokenGrid, UsageError
-from worldline.tokenizers.load import describe
+from worldline.schema import DataError, LatentGrid, TokenGrid, UsageError
+from worldline.tokenizers.load import describe, fingerprint
 from worldline.worlds.load import describe as describe_world
 
 GRID = small_tokenizer().grid(16, 16)
@@ -60,6 +77,41 @@ def write_test_tokens(root: Path, samples: int = 3, rows: int = 64, grid: TokenG
     facts |= {"block": grid.block, "temporal_stride": grid.temporal_stride}
     (root / "metadata.json").write_text(json.dumps(facts))
     return root
+
+
+def write_test_videos(root: Path, samples: int = 2, rows: int = 77) -> Path:
+    """Raw samples of the test set: 17 frames of context, and states beyond them."""
+    for name in ("videos", "robot_states"):
+        (root / name).mkdir(parents=True)
+    for i in range(samples):
+        frames, states = moving_square(rows, seed=i)
+        encode(root / f"videos/video_{i}.mp4", frames[:17], fps=30.0)
+        states.tofile(root / f"robot_states/states_{i}.bin")
+    facts = {"num_shards": samples, "hz": 30, "state_names": TWO_JOINTS.names, "state_kinds": TWO_JOINTS.kinds}
+    (root / "metadata.json").write_text(json.dumps(facts))
+    return root
+
+
+def write_latent_world(place: Path, vae: Path) -> Path:
+    """A world over latents as training leaves it, with random weights; its VAE is at another place."""
+    states = replace(SMALL_WAN.states, kinds=TWO_JOINTS.kinds, taken=PATTERN.frames, window=PATTERN.window)
+    world = replace(SMALL_WAN, states=states).build()
+    randomise(world)
+    contract = {
+        "fps": 30.0,
+        "image_size": None,
+        "conditioning": "state",
+        "camera": None,
+        "state_names": list(TWO_JOINTS.names),
+        "state_kinds": list(TWO_JOINTS.kinds),
+        "latent_grid": to_json(LatentGrid, SMALL_VAE.build().grid(16, 16)),
+        "pattern": to_json(FramePattern, PATTERN),
+        "source_kind": "latents",
+    }
+    place.mkdir(parents=True)
+    description = {**describe_world(world), "contract": contract, "tokenizer": fingerprint(vae)}
+    write_model(place, description, world.state_dict())
+    return place
 
 
 def run(*arguments: object) -> None:
@@ -118,6 +170,46 @@ def test_it_forecasts_and_judges_frames_of_any_size_with_that_tokenizer(tmp_path
     words = [world, "--data", data, "--tokenizer", tokenizer, "--out", tmp_path / "judged", "--device", "cpu"]
     evaluate.main([*map(str, words)])
     assert (tmp_path / "judged/metrics.json").exists()
+
+
+def test_raw_test_samples_are_forecast_by_both_kinds_of_world(tmp_path: Path) -> None:
+    data, (vae, _) = write_test_videos(tmp_path / "test"), small_vae(tmp_path / "vae")
+    latents = write_latent_world(tmp_path / "latents", vae)
+    tokens, tokenizer = write_world(tmp_path / "tokens"), write_tokenizer(tmp_path / "tokenizer")
+    for world, given, times in ((latents, vae, range(20, 77, 4)), (tokens, tokenizer, range(17, 34))):
+        flow = SamplingChoice(flow=FlowSampling(steps=2), num_samples=2) if world == latents else SamplingChoice()
+        few = ["--steps", "2", "--num-samples", "2"] if world == latents else []
+        run(world, "--data", data, "--tokenizer", given, "--format", "png", *few, "--out", world / "out")
+        made = read_predictions(world / "out")
+        assert list(made) == ["sample_0", "sample_1"]
+        assert json.loads((world / "out/forecast.json").read_text())["times"] == list(times)
+        pictures = {path.name for path in (world / "out/sample_1/future_0").iterdir()}
+        assert pictures == {f"frame_{time:03d}.png" for time in times}
+        forecaster, clip = (
+            load_forecaster(world, tokenizer=given, choice=flow).forecaster,
+            open_source(data).read(1, 0, 77),
+        )
+        assert clip.frames is not None
+        assert clip.frames.shape == (17, 3, 16, 16)
+        rows = forecaster.context_frames + forecaster.horizon_frames
+        seeds = clip_seeds(0, [clip.origin])
+        expected = forecaster.forecast(clip.frames[None], clip.states[None, :rows], seeds=seeds).frames[0]
+        found = made["sample_1"].frames
+        assert found is not None
+        assert (found.int() - expected.int()).abs().max() <= 1
+    with pytest.raises(UsageError, match="can be forecast, not evaluated"):
+        evaluate.main([str(latents), "--data", str(data), "--tokenizer", str(vae), "--device", "cpu"])
+    run(latents, "--data", data, "--tokenizer", vae, "--steps", "1", "--out", tmp_path / "video")
+    with av.open(str(tmp_path / "video/sample_0.mp4")) as container:
+        shapes = [(frame.width, frame.height) for frame in container.decode(video=0)]
+    assert shapes == [(4 * 16, 4 * 16)] * 20, "the five frames of the context that are encoded, and the forecast"
+
+
+def test_a_world_over_latents_does_not_begin_with_tokens(tmp_path: Path) -> None:
+    vae, _ = small_vae(tmp_path / "vae")
+    world, data = write_latent_world(tmp_path / "world", vae), write_test_tokens(tmp_path / "test", rows=77)
+    with pytest.raises(UsageError, match="no frames for a forecast to begin with"):
+        run(world, "--data", data, "--tokenizer", vae, "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,11 @@ class Clips(Sequence[Clip]):
     def _subsampled(self, clip: Clip) -> Clip:
         if self.pattern.is_consecutive:
             return clip
+        if clip.frames is not None and len(clip.frames) < self.pattern.window:
+            raise UsageError(
+                f"{self.source.path} holds {len(clip.frames)} frames of a sample, not the {self.pattern.window} needed "
+                "here: test samples can be forecast, not learned from or judged"
+            )
         taken = torch.tensor(self.pattern.frames)
         frames = None if clip.frames is None else clip.frames[taken]
         return replace(clip, frames=frames, fps=clip.fps / self.pattern.stride)

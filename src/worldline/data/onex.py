@@ -60,12 +60,13 @@ class OnexSource:
     """Position in `shards` and first frame within that shard, per episode."""
 
     def read(self, episode: int, start: int, stop: int) -> Clip:
-        """Read a window. In the test set `start` is 0, and the tokens are those of the 17 context frames."""
+        """Read a window. In the test set `start` is 0, and tokens or frames are those of the context alone."""
         states = torch.from_numpy(self.read_states(episode, start, stop))
         shard, first = self._place(episode)
         origin = Origin(source=str(self.path), episode=episode, start=start)
         if self.grid is None:
-            frames = torch.cat(list(self.frames(episode, start, stop)))
+            until = min(stop, len(self.shown(episode))) if self.kind == "1x-test" else stop
+            frames = torch.cat(list(self.frames(episode, start, until)))
             return Clip(states=states, fps=self.fps, origin=origin, frames=frames)
         if self.kind == "1x-test":
             tokens = self._context(shard, start, stop, self.grid)
@@ -76,20 +77,27 @@ class OnexSource:
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         """Decode frames `start .. stop-1` in pieces of bounded size: row i of a shard is frame i of its video."""
         check_window(self.episodes[episode], start, stop)
-        return stream_frames(self._place(episode)[0].video, self.shown(episode)[start:stop], threads=threads)
+        shown = self.shown(episode)
+        if stop > len(shown):
+            raise UsageError(f"{self.path}: a test sample holds the {len(shown)} frames of its context, not {stop}")
+        return stream_frames(self._place(episode)[0].video, shown[start:stop], threads=threads)
 
     def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
-        """The frame of the shard's video that shows each row. Raises `DataError` unless it has all, at our rate."""
+        """The frame of the shard's video that shows each row; in the test set, of the rows that are shown.
+
+        Raises:
+            DataError: it has not all of them, or another rate.
+        """
         shard, first = self._place(episode)
         times = frame_times(shard.video).seconds
         fix = "Download or encode it again, or correct the metadata."
-        if len(times) < shard.num_frames:
+        if len(times) < shard.num_frames and self.kind != "1x-test":
             expected, found = f"{shard.num_frames} frames, one per row of states", f"{len(times)}"
             raise DataError(shard.video, expected=expected, found=found, fix=fix, kind="frames")
         if not runs_at(times, self.fps):
             expected, found = f"{self.fps:g} frames per second, as metadata.json says", f"{rate(times):.4g}"
             raise DataError(shard.video, expected=expected, found=found, fix=fix, kind="rate")
-        return np.arange(first, first + self.episodes[episode].length)
+        return np.arange(first, min(first + self.episodes[episode].length, len(times)))
 
     def num_frames(self, episode: int) -> int:
         """Frames of the shard that holds an episode."""

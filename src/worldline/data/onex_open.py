@@ -88,7 +88,7 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
     folder = _Folder(root=root, nested=(root / "videos").is_dir() or (root / "robot_states").is_dir())
     suffix = folder.suffix()
     if _is_test(folder):
-        return _open_test(folder, report)
+        return _open_test(folder, suffix, report)
     leaving = LeavingOut(allowed=allow_missing, report=report)
     metadata = _metadata(folder, report)
     meta = validated(root / "metadata.json", _Meta, metadata)
@@ -310,42 +310,67 @@ def _image_size(shards: tuple[Shard, ...]) -> tuple[int, int] | None:
 def _is_test(folder: _Folder) -> bool:
     """Samples without segment numbers: the test set.
 
-    A training folder being written has its folders already.
+    A training folder being written has its folders already, and a shard of video its own metadata.
     """
     segments = folder.root / "segment_indices" if folder.nested else folder.root / "segment_idx_0.bin"
-    return not segments.exists() and folder.file("videos", "video_0.bin").exists()
+    if segments.exists():
+        return False
+    marked = any(folder.file("metadata", "").glob("metadata_*.json"))
+    return bool(_samples(folder, "bin")) or (bool(_samples(folder, "mp4")) and not marked)
 
 
-def _open_test(folder: _Folder, report: Report) -> OnexSource:
+def _samples(folder: _Folder, suffix: str) -> list[int]:
+    """Numbers of the samples that have a video or states."""
+    names = [*folder.file("videos", "").glob(f"video_*.{suffix}")]
+    numbers = [path.stem.removeprefix("video_") for path in names]
+    if names:
+        numbers += [path.stem.removeprefix("states_") for path in folder.file("robot_states", "").glob("states_*.bin")]
+    return sorted({int(number) for number in numbers if number.isdecimal()})
+
+
+def _open_test(folder: _Folder, suffix: str, report: Report) -> OnexSource:
     path = folder.root / "metadata.json"
     metadata = {"num_shards": 0, "hz": 30} | (read_json(path) if path.exists() else {})
     meta = validated(path, _Meta, metadata)
-    layout, grid = _layout(folder.root, meta), _grid(folder.root, metadata)
+    layout, grid = _layout(folder.root, meta), _grid(folder.root, metadata) if suffix == "bin" else None
     shards: list[Shard] = []
-    count = len(list(folder.file("videos", "").glob("video_*.bin")))
-    for index in range(count):
-        video, states = folder.shard(index, "bin")[1:3]
-        problem = next((_absent(path) for path in (video, states) if not path.exists()), None)
-        problem = problem or _size_problem(video, 1, _block_size(grid), f"one block of {_block_size(grid)} int32")
-        rows, rest = divmod(states.stat().st_size, 4 * layout.dim) if problem is None else (0, 0)
-        if problem is None and (rest or rows < grid.block):
-            problem = _size_problem(states, 64, layout.dim, f"64 x {layout.dim} float32")
-        if problem is not None:
+    for index in _samples(folder, suffix):
+        try:
+            shards.append(_sample(folder, index, suffix, layout, grid))
+        except DataError as problem:
             report(problem)
-            continue
-        shards.append(Shard(index=index, num_frames=rows, video=video, states=states, segments=None))
     return OnexSource(
         kind="1x-test",
         path=folder.root,
         fps=meta.hz,
         layout=layout,
         episodes=tuple(Episode(index=i, length=s.num_frames, name=f"sample {s.index}") for i, s in enumerate(shards)),
-        image_size=None,
+        image_size=_image_size(tuple(shards)) if grid is None else None,
         grid=grid,
         left_out=(),
         shards=tuple(shards),
         places=np.stack([np.arange(len(shards)), np.zeros(len(shards), int)], axis=1).astype(np.int64),
     )
+
+
+def _sample(folder: _Folder, index: int, suffix: str, layout: StateLayout, grid: TokenGrid | None) -> Shard:
+    """A sample of the test set: frames or tokens of its context, and states of this and of what is to be forecast."""
+    video, states = folder.shard(index, suffix)[1:3]
+    problem = next((_absent(path) for path in (video, states) if not path.exists()), None)
+    if problem is None and grid is not None:
+        problem = _size_problem(video, 1, _block_size(grid), f"one block of {_block_size(grid)} int32")
+    if problem is not None:
+        raise problem
+    rows, rest = divmod(states.stat().st_size, 4 * layout.dim)
+    context = probe(video).num_frames if grid is None else grid.block
+    if rest or rows < context:
+        raise DataError(
+            states,
+            expected=f"rows of {layout.dim} float32, at least the {context} of the context",
+            found=f"{states.stat().st_size} bytes, {rows} rows and {rest} bytes over",
+            fix="Fetch the sample again.",
+        )
+    return Shard(index=index, num_frames=rows, video=video, states=states, segments=None)
 
 
 def _block_size(grid: TokenGrid) -> int:

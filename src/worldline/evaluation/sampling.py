@@ -117,6 +117,8 @@ def evaluate_sampling(
     Raises:
         UsageError: the data hold no frames, or `blind` forecasts other times.
     """
+    if clips.source.kind == "1x-test":
+        raise UsageError(f"{clips.source.path} holds no future frames: test samples can be forecast, not evaluated")
     if clips[0].frames is None:
         raise UsageError(f"{clips.source.path} holds no frames to compare a forecast with; give data that do (--data)")
     if blind is not None and blind.times != forecaster.times:
