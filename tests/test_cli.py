@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ import av
 import numpy as np
 import pytest
 from builders import write_squares
+from latent_builders import small_vae, world_run
 
 from worldline.cli import data, evaluate, forecast, report, train
 from worldline.cli import main as entry
+from worldline.cli.sample_options import SampleOptions
 from worldline.data.open import open_source
 from worldline.data.splits import recording_of
 from worldline.evaluation.result import METRIC_INFO, Evaluation
+from worldline.rundir import to_json
 from worldline.schema import DataError, UsageError
+from worldline.training.loop import train as run_training
 
 Capture = pytest.CaptureFixture[str]
 
@@ -243,6 +248,151 @@ def test_other_data_are_judged_by_the_same_contract(lab: Path, tmp_path: Path, c
     printed = _printed(capsys)
     assert printed["data"]["num_clips"] == 1
     assert "one clip only" in printed["not_computed"]["forecast, states of another clip"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--batch-size 0", "--batch-size 1"),
+        ("--batch-size -1", "--batch-size 1"),
+        ("--num-clips 0", "--num-clips 1"),
+        ("--num-clips -3", "--num-clips 1"),
+        ("--num-samples 0", "sample"),
+        ("--num-samples -2", "sample"),
+        ("--means 0", "--means"),
+        ("--means 2 7 --num-samples 3", "too few for a mean of 7"),
+        ("--shuffled-samples -1", "0 to leave them out"),
+        ("--shuffled-samples 4 --num-samples 3", "too few for a mean of 4"),
+        ("--window-stride 0", "--window-stride 1"),
+        ("--window-stride -17", "--window-stride 1"),
+        ("--seed -1", "from 0"),
+        ("--seed 4294967296", "from 0"),
+        ("--guidance inf", "guidance"),
+        ("--guidance nan", "guidance"),
+        ("--temperature nan", "temperature"),
+        ("--temperature inf", "temperature"),
+        ("--top-p 0", "top_p|top-p"),
+        ("--steps 0", "step"),
+        ("--rows 0", "rows"),
+    ],
+)
+def test_values_by_which_nothing_can_be_judged_are_refused_before_anything_is_read(
+    tmp_path: Path, words: str, message: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/model.json").write_text("this is not read")
+    with pytest.raises(UsageError, match=message):
+        evaluate.main([str(tmp_path / "run"), *_words(words)])
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "run", tmp_path / "run/model.json"]
+
+
+# --- every option does something, or is refused ---
+
+HOW_NOT_WHAT = {"batch_size", "rows", "device"}
+"""Fields that change how much is computed at once, or where, and no number."""
+CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that change it, and those it needs beside it
+    "protocol": ("--protocol sampling", ""),
+    "data": ("--data {other}", ""),
+    "episodes": ("--episodes 0:1", "--data {other}"),
+    "on": ("--on training-data", ""),
+    "blind": ("--blind {blind}", ""),
+    "tokenizer": ("--tokenizer {wrong}", ""),
+    "checkpoint": ("--checkpoint best", ""),
+    "weights": ("--weights {other}", ""),
+    "out": ("--out {out}", ""),
+    "num_clips": ("--num-clips 1", ""),
+    "window_stride": ("--window-stride 9", "--num-clips None"),
+    "means": ("--means 2", "--protocol sampling --num-samples 3 --temperature 1"),
+    "shuffled_samples": ("--shuffled-samples 0", ""),
+    "seed": ("--seed 5", ""),
+    "json": ("--json", ""),
+    "num_samples": ("--num-samples 2", "--protocol sampling --temperature 1"),
+    "temperature": ("--temperature 1", ""),
+    "top_k": ("--top-k 3", "--temperature 1"),
+    "top_p": ("--top-p 0.5", "--temperature 1"),
+    "pictures": ("--pictures mean", ""),
+    "keep_seen": ("--keep-seen", ""),
+    "steps": ("--steps 3", ""),
+    "guidance": ("--guidance 1.5", ""),
+    "sampler": ("--sampler unipc", ""),
+    "average_repeats": ("--average-repeats", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def latent_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world over latents, named as that over tokens is in the other lab."""
+    pytest.importorskip("diffusers", reason="needs the extra `wan`")
+    lab = tmp_path_factory.mktemp("latent_lab")
+    small_vae(lab / "vae")
+    raw = [write_squares(lab / f"raw{i}", 2, length=93, first=i) for i in (0, 7)]
+    run_training(world_run(*raw, lab / "vae", steps=1, checkpoint_every=1), lab / "compression_tiny")
+    return lab
+
+
+def _told(words: str, capsys: Capture, out: Path) -> tuple[str, Any]:
+    """What an evaluation prints and finds, without what tells the time; or that it was refused."""
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        evaluate.main(_words(words))
+    except UsageError as refusal:
+        return "refused", str(refusal)
+    printed = capsys.readouterr().out.replace(str(out), "OUT")
+    found = Evaluation.load(out / "metrics.json")
+    return printed if words.endswith("--json") else "", to_json(Evaluation, replace(found, seconds=0.0, environment={}))
+
+
+def _assert_nothing_is_idle(
+    lab: Path, run: str, tmp_path: Path, capsys: Capture, base: str, **others: tuple[str, str]
+) -> set[str]:
+    """Change one option after the other, some by other words; give those that were refused."""
+    places = {
+        "other": write_squares(tmp_path / "other", 2, length=93, first=50),
+        "blind": lab / f"{run}_blind",
+        "wrong": lab / "wrong",
+        "out": tmp_path / "elsewhere",
+    }
+    names = {f.name for f in fields(evaluate.Job)} | {f.name for f in fields(SampleOptions)}
+    assert names - {"run", "sample"} == CHANGES.keys() | HOW_NOT_WHAT, "an option without a test"
+    refused, plain, out = set(), {}, tmp_path / "out"
+    for name, (change, beside) in (CHANGES | others).items():
+        for needed in (beside, ""):  # what an option needs beside it may be refused, too, and then so must it be
+            common = f"{lab / run} {base} {needed} --out {out}".format(**places)
+            if common not in plain:
+                plain[common] = _told(common, capsys, out)
+            if plain[common][0] != "refused":
+                break
+        changed = _told(f"{common} {change.format(**places)}", capsys, places["out"] if name == "out" else out)
+        assert changed != plain[common] or name == "out", name
+        if changed[0] == "refused":
+            refused.add(name)
+    assert (places["out"] / "metrics.json").exists()
+    return refused
+
+
+def test_no_option_is_idle_for_a_world_over_tokens(lab: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(lab / "tokenizer", lab / "wrong")
+    for path in (lab / "wrong").glob("checkpoints/*/model.json"):
+        path.write_text(path.read_text().replace('"hysteresis": 0.0', '"hysteresis": 0.5'))
+    refused = _assert_nothing_is_idle(lab, "compression_tiny", tmp_path, capsys, "--num-clips 2")
+    assert refused == {"tokenizer", "checkpoint", "weights", "steps", "guidance", "sampler", "average_repeats"}
+
+
+def test_no_option_is_idle_for_a_tokenizer(lab: Path, tmp_path: Path, capsys: Capture) -> None:
+    refused = _assert_nothing_is_idle(lab, "tokenizer", tmp_path, capsys, "--num-clips 2")
+    assert CHANGES.keys() - refused == {"data", "episodes", "on", "out", "num_clips", "window_stride", "json"}
+
+
+@pytest.mark.slow
+def test_no_option_is_idle_for_a_world_over_latents(latent_lab: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(latent_lab / "compression_tiny", latent_lab / "compression_tiny_blind")
+    small_vae(latent_lab / "wrong", seed=1)
+    others = {"protocol": ("--protocol compression", ""), "means": ("--means 2", "--num-samples 3")}
+    refused = _assert_nothing_is_idle(
+        latent_lab, "compression_tiny", tmp_path, capsys, "--num-clips 2 --steps 2", **others
+    )
+    only_tokens = {"temperature", "top_k", "top_p", "pictures", "keep_seen"}
+    assert refused == {"protocol", "tokenizer", "checkpoint", "weights", *only_tokens}
 
 
 # --- what is held out ---

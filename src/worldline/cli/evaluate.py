@@ -89,8 +89,8 @@ class Job:
 
     def check(self) -> None:
         """Refuse values that cannot be used, before anything is read. Raises `UsageError`."""
-        self.sampling_protocol().sizes(self.sample.num_samples)
         self.sample.choice()
+        self.sampling_protocol().sizes(self.sample.num_samples)
         if self.window_stride is not None and self.window_stride < 1:
             raise UsageError(f"clips cannot start every {self.window_stride} frames; give --window-stride 1 or more")
 
@@ -168,10 +168,10 @@ def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
 
 
 def _kind(job: Job, run: Path, description: dict[str, Any]) -> Kind:
+    if job.weights and not description.get("config", {}).get("lora"):
+        raise UsageError(f"--weights would change nothing: {run} has no adapters on a pretrained backbone")
     match description.get("config", {}).get("kind"):
         case "st-transformer":
-            if job.weights:
-                raise UsageError("--weights would change nothing: a world over tokens has no pretrained backbone")
             return "sampling" if job.protocol == "sampling" else "compression"
         case "wan":
             if job.protocol == "compression":
