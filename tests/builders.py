@@ -49,6 +49,8 @@ def small_tokenizer(config: FSQVideoConfig = SMALL_TOKENIZER, seed: int = 0) -> 
 class Means:
     """A `LatentTokenizer` without weights: the mean of every 8x8 square of every fourth frame."""
 
+    spatial_stride = 8
+
     def grid(self, height: int, width: int) -> LatentGrid:
         return LatentGrid(channels=3, height=height // 8, width=width // 8)
 

@@ -13,6 +13,7 @@ from builders import SMALL_WORLD, Means, small_tokenizer, small_world
 from latent_builders import SMALL_BACKBONE, SMALL_VAE
 from torch import Tensor, nn
 
+from worldline.cli import forecast
 from worldline.data.cache import cached_frames
 from worldline.data.clips import Clips
 from worldline.data.convert import convert
@@ -271,6 +272,14 @@ def judge(folder: Path, ranks: Ranks) -> dict[str, Any]:
     return {name: to_json(Evaluation, evaluation) for name, evaluation in judged.items()}
 
 
+def forecasts(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Three clips by the command's own code, two roll-outs of each, one clip at a time."""
+    out = folder / f"forecast_by_{ranks.world_size}"
+    words = "--clips 5 0 2 --num-samples 2 --temperature 1 --rows 2 --format png --device cpu --out"
+    job = forecast.parse(["compression-tiny", *words.split(), str(out)])
+    return {"files": [Path(path).name for path in forecast.carry_out(job, ranks)]}
+
+
 def steps(model: Any, clips: Batch, *, peak: float) -> list[list[float]]:
     """Loss and gradient norm of three optimizer steps on the same clips and noise."""
     optimizer, figures = build_optimizer(OptimizerConfig(peak=peak), model), []
@@ -286,7 +295,7 @@ def steps(model: Any, clips: Batch, *, peak: float) -> list[list[float]]:
 
 JOBS = {
     job.__name__: job
-    for job in (adapt, adapted_again, learn, terminated, shares, agree, data, judge, diverge, wan, vae)
+    for job in (adapt, adapted_again, learn, terminated, shares, agree, data, judge, forecasts, diverge, wan, vae)
 }
 
 if __name__ == "__main__":

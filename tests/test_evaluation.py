@@ -127,6 +127,10 @@ class _WithoutCodes:
     def vocab_size(self) -> int:
         return self.behind.vocab_size
 
+    @property
+    def spatial_stride(self) -> int:
+        return self.behind.spatial_stride
+
     def grid(self, height: int, width: int) -> TokenGrid:
         return self.behind.grid(height, width)
 

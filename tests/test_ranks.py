@@ -146,7 +146,9 @@ def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path:
     ranks_worker.adapt(tmp_path, Ranks())
     write_json(tmp_path / "config.json", to_json(TrainConfig, config))
     _write_frames(tmp_path, config)
-    done = _work(tmp_path, "learn", "terminated", "shares", "agree", "data", "adapt", "adapted_again", "judge")
+    done = _work(
+        tmp_path, "learn", "terminated", "shares", "agree", "data", "adapt", "adapted_again", "judge", "forecasts"
+    )
 
     _assert_close(tmp_path / "one", tmp_path / "two", 4)
     _assert_close(tmp_path / "one", tmp_path / "one_then_two", 4)
@@ -164,6 +166,9 @@ def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path:
     _assert_shared(tmp_path, done["data"])
     _assert_adapted(tmp_path, done["adapt"])
     _assert_judged(tmp_path, done["judge"])
+    alone = _alone(ranks_worker.forecasts, tmp_path)
+    assert done["forecasts"] == [alone, alone]
+    assert _digests(tmp_path / "forecast_by_1") == _digests(tmp_path / "forecast_by_2")
 
 
 def _alone(job: Callable[[Path, Ranks], dict[str, Any]], folder: Path) -> dict[str, Any]:

@@ -32,8 +32,8 @@ Examples:
   worldline forecast runs/revontuli --data test_v2.0 --format npz
   worldline forecast runs/sampling --data test_v2.0_raw --format png --num-samples 20
 """
-AT_ONCE = 16
-"""Clips that are forecast at once at most, where their rows allow more."""
+AT_ONCE = 4
+"""Clips that one process forecasts at once at most, where their rows allow more: the fewer, the better they share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +85,25 @@ def main(arguments: list[str]) -> None:
     """Parse, forecast, write one file or folder per clip."""
     job = parse(arguments)
     job.check()
-    run = builtin.resolve(job.run)
-    out = job.out or builtin.results_of(run) / "forecasts"
     with Ranks.start(job.device) as ranks:
-        with ranks.first():  # what is refused is refused once, and before any weights are read
-            clips, numbers = _chosen(job, run)
-        with ranks.owning(out):
-            (out / INDEX).unlink(missing_ok=True)  # of an earlier forecast, whose files may now change
-            written = _forecast(job, run, out, clips, numbers, ranks)
+        written = carry_out(job, ranks)
     if ranks.writes:
-        show({"out": str(out), "files": written}, text="\n".join(written), as_json=job.json)
+        show({"out": str(_out(job)), "files": written}, text="\n".join(written), as_json=job.json)
+
+
+def carry_out(job: Job, ranks: Ranks) -> list[str]:
+    """Forecast the clips asked for, each on one of the ranks; give what was written, in their order."""
+    run, out = builtin.resolve(job.run), _out(job)
+    with ranks.first():  # what is refused is refused once, and before any weights are read
+        clips, numbers = _chosen(job, run)
+    with ranks.owning(out):
+        if ranks.writes:
+            (out / INDEX).unlink(missing_ok=True)  # of an earlier forecast, whose files may now change
+        return _forecast(job, run, out, clips, numbers, ranks)
+
+
+def _out(job: Job) -> Path:
+    return job.out or builtin.results_of(builtin.resolve(job.run)) / "forecasts"
 
 
 def _chosen(job: Job, run: Path) -> tuple[Clips, list[int]]:
