@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from worldline import builtin
+from worldline.checks import number, whole
 from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
 from worldline.evaluation.held_out import held_out
 from worldline.evaluation.result import Evaluation
@@ -38,6 +39,10 @@ class DemoConfig:
     """Held-out clips the world over latents is judged on."""
     num_samples: int = 10
     """Futures drawn for each of those."""
+
+    def __post_init__(self) -> None:
+        whole(self, "steps", "num_clips", "sampling_clips", "num_samples")
+        number(self, "max_minutes", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)

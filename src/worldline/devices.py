@@ -9,10 +9,13 @@ def pick_device(name: str) -> torch.device:
     """The device a name means; `auto` takes CUDA where there is one.
 
     Raises:
-        UsageError: CUDA was asked for where there is none.
+        UsageError: there is no such device, or CUDA was asked for where there is none.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError("CUDA was asked for, but PyTorch finds no CUDA device here; use --device cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {name!r}; give auto, cpu, cuda or cuda:N") from error

@@ -36,6 +36,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from worldline.checks import InvalidValue
 from worldline.files import atomic, read_json, write_json
 from worldline.schema import DataError, UsageError
 
@@ -254,6 +255,15 @@ def from_json(kind: Any, content: Any, path: Path) -> Any:
         # pydantic takes no `config` for a bare dataclass, but a container of one hands it down to every level.
         adapter = TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))  # pyright: ignore[reportInvalidTypeForm]
         return adapter.validate_python((content,))[0]
+    except InvalidValue as error:
+        raise DataError(
+            path,
+            expected=f"{error.kind.__name__}.{error.field} to be {error.allowed}",
+            found=repr(error.found),
+            fix="Correct the entry.",
+        ) from error
+    except UsageError as error:
+        raise DataError(path, expected="a sound configuration", found=str(error), fix="Correct the entry.") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])

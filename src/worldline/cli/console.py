@@ -3,11 +3,14 @@
 import difflib
 import json
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from typing import Any, get_args, get_type_hints
 
 from tqdm import tqdm
 
+from worldline.checks import InvalidValue
 from worldline.schema import UsageError
 
 
@@ -64,3 +67,24 @@ def choose(arguments: list[str], names: Iterable[str], *, what: str) -> str | No
     close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise UsageError(f"there is no {what} {word!r}; {hint}there are: {', '.join(names)}")
+
+
+@contextmanager
+def options_of(part: Any = None, prefix: str = "--") -> Iterator[None]:
+    """Name wrong values by their options. `part` is the configuration whose fields are options behind `prefix`."""
+    try:
+        yield
+    except InvalidValue as error:
+        place = _place(part, error, prefix) if part else None
+        raise error.at((place or f"--{error.field}").replace("_", "-")) from error
+
+
+def _place(part: Any, error: InvalidValue, prefix: str) -> str | None:
+    """The option that sets the field an error is about, if it is one of this configuration or a part of it."""
+    if part is error.kind:
+        return prefix + error.field
+    for name, hint in get_type_hints(part).items():
+        for kind in filter(is_dataclass, (hint, *get_args(hint))):
+            if found := _place(kind, error, f"{prefix}{name}."):
+                return found
+    return None

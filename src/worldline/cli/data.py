@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 import tyro
 
 from worldline import builtin
-from worldline.cli.console import Progress, choose, show
+from worldline.checks import MOST_WORKERS, seed, whole
+from worldline.cli.console import Progress, choose, options_of, show
 from worldline.data.choose import choose_episodes, only
+from worldline.data.clips import MOST_PIXELS
 from worldline.data.convert import convert
 from worldline.data.info import Info, inspect
 from worldline.data.open import OpenOptions, reading
@@ -74,6 +76,9 @@ class ConvertJob(Opening):
     size: int | None = None
     """Centre-crop and resize to this square; as stored if not given."""
 
+    def __post_init__(self) -> None:
+        whole(self, "size", most=MOST_PIXELS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeJob(Opening):
@@ -89,6 +94,10 @@ class TokenizeJob(Opening):
     phases: int = 1
     """Start offsets per episode, spread over a block of frames: more places for a world to start from."""
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        whole(self, "size", most=MOST_PIXELS)
+        whole(self, "phases")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +118,10 @@ class EncodeJob(Opening):
     batch_size: int = 8
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        whole(self, "size", most=MOST_PIXELS)
+        whole(self, "window_stride", "batch_size")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TwinJob:
@@ -125,6 +138,11 @@ class TwinJob:
     workers: int = os.cpu_count() or 1
     json: bool = False
 
+    def __post_init__(self) -> None:
+        whole(self, "episodes", "frames", "snapshot_every")
+        whole(self, "workers", most=MOST_WORKERS)
+        seed(self, "seed")
+
 
 JOBS = (
     Annotated[InfoJob, tyro.conf.subcommand("info")]
@@ -137,7 +155,8 @@ JOBS = (
 
 def parse(arguments: list[str]) -> InfoJob | ConvertJob | TokenizeJob | EncodeJob | TwinJob:
     choose(arguments, ("info", "convert", "tokenize", "encode", "twin"), what="data verb")
-    return tyro.cli(JOBS, prog="worldline data", description="Work with data sets." + EXAMPLES, args=arguments)  # pyright: ignore
+    with options_of():
+        return tyro.cli(JOBS, prog="worldline data", description="Work with data sets." + EXAMPLES, args=arguments)  # pyright: ignore
 
 
 def main(arguments: list[str]) -> None:

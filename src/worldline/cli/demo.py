@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from worldline.cli.console import Progress, show
+from worldline.cli.console import Progress, options_of, show
 from worldline.demo import DemoConfig, run_demo
 from worldline.report.text import text_table
 
@@ -28,7 +28,8 @@ class Job:
 
 
 def parse(arguments: list[str]) -> Job:
-    return tyro.cli(Job, prog="worldline demo", description=EXAMPLES, args=arguments)
+    with options_of(DemoConfig, "--config."):
+        return tyro.cli(Job, prog="worldline demo", description=EXAMPLES, args=arguments)
 
 
 def main(arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from worldline import builtin
+from worldline.checks import number, whole
 from worldline.cli.console import show
 from worldline.cli.recipe_options import Recipe, parse_recipe
 from worldline.recipes.all import RECIPES
@@ -35,6 +36,10 @@ class Job:
     """Of one GPU, in GB; without it the usual sizes."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
+
+    def __post_init__(self) -> None:
+        whole(self, "gpus")
+        number(self, "gpu_memory", above=0)
 
 
 def parse(arguments: list[str]) -> Job:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from worldline.cli.console import choose
+from worldline.cli.console import choose, options_of
 from worldline.recipes.all import RECIPES
 from worldline.training.config import TrainConfig
 
@@ -39,13 +39,14 @@ def parse_recipe(job: Callable[..., Job], verb: str, description: str, arguments
         {known: (recipe.__doc__ or "").splitlines()[0] for known, recipe in RECIPES.items()},
         prefix_names=False,
     )
-    return name, tyro.cli(
-        kind,
-        prog=f"worldline {verb}",
-        description=description,
-        args=arguments,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    with options_of(TrainConfig):
+        return name, tyro.cli(
+            kind,
+            prog=f"worldline {verb}",
+            description=description,
+            args=arguments,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
 
 
 def _given(option: str, arguments: list[str]) -> bool:

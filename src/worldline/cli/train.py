@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from worldline import builtin
-from worldline.cli.console import Progress, say, show
+from worldline.cli.console import Progress, options_of, say, show
 from worldline.cli.recipe_options import Recipe, parse_recipe
 from worldline.files import read_json
 from worldline.ranks import Ranks
@@ -68,7 +68,9 @@ def main(arguments: list[str]) -> None:
 def _resume(job: Resume) -> None:
     path = RunDir(job.run).config
     config: TrainConfig = from_json(TrainConfig, read_json(path), path)
-    _train(replace(config, max_minutes=job.max_minutes), job.run, resume=True, as_json=job.json)
+    with options_of(TrainConfig):
+        config = replace(config, max_minutes=job.max_minutes)
+    _train(config, job.run, resume=True, as_json=job.json)
 
 
 def _resolved(config: TrainConfig) -> TrainConfig:

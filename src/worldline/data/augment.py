@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from worldline.checks import number, refuse
 from worldline.schema import UsageError
 
 
@@ -29,6 +30,12 @@ class AugmentConfig:
     """Gain around the clip's mean grey."""
     saturation: float = 0.0
     """Gain around each pixel's grey."""
+
+    def __post_init__(self) -> None:
+        number(self, "crop_scale", above=0, most=1)
+        number(self, "flip", "brightness", "contrast", "saturation", most=1)
+        if self.crop_scale[0] > self.crop_scale[1]:
+            refuse(self, "crop_scale", "the smaller number first")
 
     @staticmethod
     def usual() -> "AugmentConfig":

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from worldline.checks import whole
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, cached_frames
 from worldline.data.choose import choose_episodes
@@ -22,6 +23,10 @@ from worldline.ranks import Ranks
 from worldline.schema import Clip, UsageError
 
 Split = Literal["train", "val"]
+
+
+MOST_PIXELS = 16384
+"""A side of a picture; codecs take no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +55,8 @@ class DataConfig(OpenOptions):
     """Applied to training clips only."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "cache_size", "window_stride"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} {value}: give at least 1 (--data.{name.replace('_', '-')})")
+        whole(self, "window_stride")
+        whole(self, "image_size", "cache_size", most=MOST_PIXELS)
         if self.cache_size is not None and self.cache_size < (self.image_size or 0):
             raise UsageError(
                 f"cache_size {self.cache_size} is smaller than image_size {self.image_size}: cached frames are cut and "

@@ -10,9 +10,13 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
+from worldline.checks import whole
 from worldline.data.onex import segment_runs
 from worldline.data.source import Source
 from worldline.schema import UsageError
+
+MOST_FRAMES = 1_000_000
+"""Of a window: nine hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +31,8 @@ class FramePattern:
     """Append the window's last frame this many times more."""
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 1), ("stride", 1), ("repeat_last", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"a pattern's {name.replace('_', ' ')} is at least {least}, not {getattr(self, name)}")
+        whole(self, "window", "stride", most=MOST_FRAMES)
+        whole(self, "repeat_last", least=0, most=MOST_FRAMES)
 
     @staticmethod
     def consecutive(window: int) -> "FramePattern":

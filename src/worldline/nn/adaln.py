@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from worldline.checks import refuse, whole
 from worldline.schema import UsageError
 
 Kind = Literal["angle", "velocity", "binary", "other"]
@@ -48,6 +49,12 @@ class StateModulationConfig:
     """Learn a code that stands for `no states`, for classifier-free guidance."""
     normalise: bool = False
     """Standardise the plain features with the training data's statistics; sines and cosines stay of raw values."""
+
+    def __post_init__(self) -> None:
+        whole(self, "window", "hidden", "norm_groups")
+        whole(self, "taken", least=0, most=self.window - 1)
+        if self.hidden % self.norm_groups:
+            refuse(self, "norm_groups", f"a divisor of hidden, {self.hidden}")
 
     @property
     def waves(self) -> tuple[int, ...]:

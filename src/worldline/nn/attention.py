@@ -12,6 +12,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from worldline.checks import refuse
+
 
 @dataclass(frozen=True, kw_only=True)
 class STBlockConfig:
@@ -22,6 +24,10 @@ class STBlockConfig:
     """On attention weights, inside the MLP and on every residual branch (report, section 3.1)."""
     modulated: bool = False
     """Every branch is shifted, scaled and gated by a condition per grid (adaLN-Zero; Peebles & Xie 2022)."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            refuse(self, "heads", f"a divisor of the width {self.width}")
 
 
 class TemporalCache:
@@ -47,8 +53,6 @@ class Attention(nn.Module):
 
     def __init__(self, config: STBlockConfig) -> None:
         super().__init__()
-        if config.width % config.heads:
-            raise ValueError(f"width {config.width} does not divide into {config.heads} heads")
         self.heads, self.dropout = config.heads, config.dropout
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.q_norm = nn.LayerNorm(config.width // config.heads)

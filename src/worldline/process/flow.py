@@ -17,10 +17,13 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from worldline.checks import number, whole
 from worldline.schema import UsageError
 
 TIMESTEPS = 1000.0
 """The network is told `1000 sigma`, in float32: bfloat16 would round it by up to 2 near 1000."""
+MOST_LEVELS = 1_000_000
+"""Every one is an entry of a table."""
 UNIPC_START = 0.999
 """Noise level, before the shift, where Wan's UniPC begins: at exactly 1 its log-SNR would be infinite."""
 
@@ -40,9 +43,8 @@ class FlowConfig:
     """`bell` favours the middle of the schedule, as the team's training library did ("bsmntw")."""
 
     def __post_init__(self) -> None:
-        _check_shift(self.shift)
-        if self.num_train_steps < 2:
-            raise UsageError(f"num_train_steps is {self.num_train_steps}, but a schedule needs at least 2 noise levels")
+        number(self, "shift", above=0)
+        whole(self, "num_train_steps", least=2, most=MOST_LEVELS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
+from worldline.checks import MOST, number, refuse, whole
 from worldline.nn.causal_video import CausalBlock, Merge, Unmerge
 from worldline.nn.fsq import FSQ
 from worldline.schema import Batch, TokenGrid, UsageError
@@ -67,6 +68,23 @@ class FSQVideoConfig:
     saturation_weight: float = 0.01
     """Weight of the penalty on encoder outputs beyond +-`SATURATION`, where tanh is flat and levels fall out of use."""
 
+    def __post_init__(self) -> None:
+        whole(self, "levels", least=2)
+        whole(self, "patch", "merges", "widths", "blocks", "kernel", "encoder_kernels", "mlp_ratio", "block_frames")
+        whole(self, "past", least=0)
+        number(self, "hysteresis", "l1_weight", "saturation_weight")
+        if not self.levels or math.prod(self.levels) > MOST:
+            refuse(self, "levels", f"one number or more, with a product of at most {MOST}")
+        for name in ("kernel", "encoder_kernels"):
+            sides = getattr(self, name)
+            if any(side % 2 == 0 for side in (sides if isinstance(sides, tuple) else (sides,))):
+                refuse(self, name, "odd, so that a kernel has a middle")
+        for name in ("widths", "blocks", "encoder_kernels"):
+            if len(getattr(self, name)) != len(self.merges) + 1:
+                refuse(self, name, f"{len(self.merges) + 1} numbers, one for each stage: one more than merges")
+        if (self.block_frames - 1) % self.temporal_stride:
+            refuse(self, "block_frames", f"1 + a multiple of the temporal stride {self.temporal_stride}")
+
     @property
     def temporal_stride(self) -> int:
         return self.patch[0] * math.prod(t for t, _ in self.merges)
@@ -84,13 +102,6 @@ class FSQVideoTokenizer(nn.Module):
 
     def __init__(self, config: FSQVideoConfig) -> None:
         super().__init__()
-        stages = len(config.merges) + 1
-        if not len(config.widths) == len(config.blocks) == len(config.encoder_kernels) == stages:
-            raise UsageError(
-                "a tokenizer needs one width, block count and encoder kernel per stage: one more than merges"
-            )
-        if (config.block_frames - 1) % config.temporal_stride:
-            raise UsageError(f"block_frames must be 1 + a multiple of {config.temporal_stride}")
         self.config = config
         self.quantiser = FSQ(config.levels)
         self.encoder = nn.Sequential(*_encoder_layers(config))

@@ -6,6 +6,7 @@ configuration is that of the 704.7 M parameter VAE of Wan2.2 TI2V-5B; smaller on
 Knows nothing of files (`load.py`) and needs the extra `wan`, imported only when a VAE is built.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
+from worldline.checks import number, refuse, whole
 from worldline.schema import Batch, LatentGrid, UsageError
 from worldline.tokenizers.tokenizer import by_pieces, to_pixels, to_signed
 
@@ -70,6 +72,25 @@ class WanVAEConfig:
     kl_weight: float = 1e-5
     """Weight of the divergence from the standard normal, in nats per latent value."""
 
+    def __post_init__(self) -> None:
+        whole(self, "base_dim", "decoder_base_dim", "z_dim", "dim_mult", "num_res_blocks", "patch_size")
+        number(self, "dropout", below=1)
+        number(self, "l1_weight", "kl_weight")
+        number(self, "latents_mean", least=-math.inf)
+        number(self, "latents_std", above=0)
+        steps = len(self.dim_mult) - 1
+        if steps < 0 or len(self.temporal_downsample) != steps:
+            refuse(
+                self, "temporal_downsample", f"{max(steps, 1)} entries, one for each step between stages of dim_mult"
+            )
+        if self.temporal_stride != _STRIDE:
+            refuse(self, "temporal_downsample", f"true twice: diffusers' VAE works in chunks of {_STRIDE} frames")
+        if self.attn_scales:
+            refuse(self, "attn_scales", "empty: diffusers' Wan VAE has no use for them")
+        for name in ("latents_mean", "latents_std"):
+            if getattr(self, name) and len(getattr(self, name)) != self.z_dim:
+                refuse(self, name, f"{self.z_dim} numbers, one for each channel, or empty to be measured")
+
     @property
     def spatial_stride(self) -> int:
         return self.patch_size * 2 ** (len(self.dim_mult) - 1)
@@ -103,7 +124,6 @@ class WanVAETokenizer(nn.Module):
 
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
-        _check(config)
         self.config = config
         self.vae = _autoencoder(config)
         _channels_last(self.vae)
@@ -223,18 +243,6 @@ class WanVAETokenizer(nn.Module):
         if latents.shape[2] > 1:
             parts.append(self.vae.decoder(latents[:, :, 1:], feat_cache=cache, feat_idx=[0]))
         return rearrange(torch.cat(parts, dim=2), "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p).float()
-
-
-def _check(config: WanVAEConfig) -> None:
-    if len(config.temporal_downsample) != len(config.dim_mult) - 1:
-        raise UsageError("temporal_downsample needs one entry fewer than dim_mult: one per step between stages")
-    if config.temporal_stride != _STRIDE:
-        raise UsageError(f"diffusers' VAE works in chunks of {_STRIDE} frames: set two of temporal_downsample")
-    if config.attn_scales:
-        raise UsageError("attn_scales must be empty: diffusers' Wan VAE has no use for them")
-    for name, values in (("latents_mean", config.latents_mean), ("latents_std", config.latents_std)):
-        if values and len(values) != config.z_dim:
-            raise UsageError(f"{name} has {len(values)} numbers for {config.z_dim} channels; leave it empty to measure")
 
 
 def _autoencoder(config: WanVAEConfig) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from worldline.checks import MOST_WORKERS, number, refuse, seed, whole
 from worldline.data.clips import DataConfig
 from worldline.schema import UsageError
 from worldline.tokenizers.fsq_video import FSQVideoConfig
@@ -64,8 +65,19 @@ class TrainConfig:
     validation_clips: int = 64
     """Held-out clips behind `val/...` figures during training."""
 
-    def total_steps(self, num_clips: int) -> int:
-        """Steps of the run. Raises `UsageError` unless exactly one of `steps` and `epochs` is given."""
+    def __post_init__(self) -> None:
+        whole(self, "batch_size", "phases", "accumulate", "log_every", "evaluate_every", "checkpoint_every")
+        whole(self, "keep_checkpoints", "validation_clips")
+        whole(self, "steps", least=0)
+        whole(self, "workers", least=0, most=MOST_WORKERS)
+        number(self, "epochs")
+        number(self, "max_minutes", above=0)
+        seed(self, "seed")
         if (self.steps > 0) == (self.epochs > 0):
-            raise UsageError("give the length of the run as --steps or as --epochs, one of the two")
+            raise UsageError("give the length of the run as --steps or as --epochs, one of the two, above 0")
+        if self.accumulate > self.batch_size:
+            refuse(self, "accumulate", f"at most the batch of {self.batch_size}")
+
+    def total_steps(self, num_clips: int) -> int:
+        """Steps of the run."""
         return self.steps or max(1, round(self.epochs * num_clips / self.batch_size))

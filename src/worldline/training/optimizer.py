@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from worldline.checks import number, whole
 from worldline.nn.load import changing_state
 
 
@@ -27,6 +28,14 @@ class OptimizerConfig:
     """Scale gradients down to this global norm."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights with this decay, and evaluate it instead."""
+
+    def __post_init__(self) -> None:
+        number(self, "peak", above=0)
+        whole(self, "warmup_steps", least=0)
+        number(self, "beta1", "beta2", below=1)
+        number(self, "weight_decay")
+        number(self, "clip_norm", above=0)
+        number(self, "ema_decay", above=0, below=1)
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """Learning rate of a step: linear warm-up, then the schedule."""

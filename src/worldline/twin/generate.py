@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from worldline.checks import refuse, seed, whole
 from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
 from worldline.files import atomic, read_json
 from worldline.owner import Claim, owned
@@ -45,10 +46,11 @@ class TwinConfig:
     """Frames between saved physics states."""
 
     def __post_init__(self) -> None:
-        if self.size % 2 or not 2 <= self.size <= 512:
-            raise UsageError(f"size must be even and from 2 to 512, not {self.size}")
-        if min(self.episodes, self.frames, self.snapshot_every) < 1 or self.seed < 0:
-            raise UsageError("episodes, frames and snapshot_every must be at least 1, and seed at least 0")
+        whole(self, "episodes", "frames", "fps", "snapshot_every")
+        whole(self, "size", least=2, most=512)
+        seed(self, "seed")
+        if self.size % 2:
+            refuse(self, "size", "even, for the video codec")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from worldline.checks import number, refuse, whole
 from worldline.nn.attention import STBlock, STBlockConfig, TemporalCache
 from worldline.nn.fsq import FSQ
 from worldline.nn.states import StateEncoder, StateEncoderConfig
@@ -65,6 +66,18 @@ class STTransformerConfig:
     """Probability that an input token of the future is the model's own instead of the truth (0: teacher forcing)."""
     loss_chunk: int = 8192
     """Tokens whose logits exist at once in the loss."""
+
+    def __post_init__(self) -> None:
+        whole(
+            self, "grid_height", "grid_width", "state_dim", "context_grids", "horizon_grids", "block", "temporal_stride"
+        )
+        whole(self, "width", "heads", "layers", "mlp_ratio", "state_hidden", "loss_chunk")
+        whole(self, "vocab_size", "code_levels", least=2)
+        number(self, "dropout", below=1)
+        number(self, "init_std", above=0)
+        number(self, "scheduled_sampling", most=1)
+        if self.width % self.heads:
+            refuse(self, "heads", f"a divisor of the width {self.width}")
 
     def build(self) -> "STTransformer":
         return STTransformer(self)

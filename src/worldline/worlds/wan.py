@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from worldline.checks import number, refuse, whole
 from worldline.nn.adaln import StateModulation, StateModulationConfig
 from worldline.process.flow import (
     TIMESTEPS,
@@ -40,6 +41,9 @@ class LoraConfig:
 
     rank: int = 32
 
+    def __post_init__(self) -> None:
+        whole(self, "rank")
+
 
 @dataclass(frozen=True, kw_only=True)
 class WanConfig:
@@ -64,6 +68,14 @@ class WanConfig:
     """Keys of the cross-attention: the prompt's rows, then rows of zeros, which are not masked (as upstream)."""
     flow: FlowConfig = field(default_factory=FlowConfig)
     gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        whole(self, "context_latents", "horizon_latents", "text_rows", "text_length")
+        number(self, "drop_states", most=1)
+        if self.drop_states > 0 and not self.states.null:
+            raise UsageError("drop_states needs a null code to put in their place (--model.states.null True)")
+        if self.text_rows > self.text_length:
+            refuse(self, "text_rows", f"at most text_length, {self.text_length}")
 
     def build(self, backbone: nn.Module | None = None) -> "WanWorld":
         """Build it, over a given pretrained backbone or one with random weights (`lora` is applied to either)."""
@@ -105,8 +117,6 @@ class WanWorld(nn.Module):
                 f"{config.states.mode!r} compresses the states of a window to {config.states.num_codes} codes, but "
                 f"there are {self.length} latents: {config.context_latents} of context, {config.horizon_latents} ahead"
             )
-        if config.drop_states > 0 and not config.states.null:
-            raise UsageError("drop_states needs a null code to put in their place (--model.states.null True)")
         self.backbone: Any = config.backbone.build() if backbone is None else backbone
         if config.lora is not None:
             _add_adapters(self.backbone, config.lora, block_bias=config.block_bias)

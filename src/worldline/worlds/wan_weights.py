@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from safetensors import safe_open
 
+from worldline.checks import number, refuse, whole
 from worldline.files import read_json
 from worldline.schema import DataError, UsageError
 
@@ -76,6 +77,20 @@ class BackboneConfig:
     added_kv_proj_dim: int | None = None
     rope_max_seq_len: int = 1024
     pos_embed_seq_len: int | None = None
+
+    def __post_init__(self) -> None:
+        whole(
+            self, "patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim"
+        )
+        whole(self, "freq_dim", "ffn_dim", "num_layers", "rope_max_seq_len")
+        number(self, "eps", above=0)
+        if self.attention_head_dim % 2 or self.attention_head_dim < 6:
+            refuse(self, "attention_head_dim", "even and at least 6: positions turn pairs of numbers on three axes")
+        if self.freq_dim % 2:
+            refuse(self, "freq_dim", "even: half are sines")
+        for name in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
+            if getattr(self, name) is not None:
+                refuse(self, name, "None: no world here is given an image beside its latents")
 
     @property
     def width(self) -> int:

@@ -1,0 +1,90 @@
+"""What the values of a configuration may be. Every configuration says so in its `__post_init__`, whoever makes it.
+
+    def __post_init__(self) -> None:
+        whole(self, "rows", "columns", least=1)
+        number(self, "dropout", below=1)
+
+None passes (it is a type's business whether a field may be None), and of tuples every entry is checked.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from worldline.schema import UsageError
+
+MOST = 2**31 - 1
+"""No count of anything here is larger, and every library below can hold it."""
+MOST_WORKERS = 1024
+MOST_SEED = 2**32 - 1
+"""What NumPy's and PyTorch's generators both take."""
+
+
+class InvalidValue(UsageError):  # noqa: N818 - an error by its base, named after what it is about
+    """A field of a configuration holds what it cannot; `place` is how whoever gave it knows the field."""
+
+    def __init__(self, kind: type, field: str, found: object, allowed: str, place: str = "") -> None:
+        self.kind, self.field, self.found, self.allowed = kind, field, found, allowed
+        super().__init__(f"{place or f'{kind.__name__}.{field}'} is {found!r}, but must be {allowed}")
+
+    def at(self, place: str) -> "InvalidValue":
+        """The same, for somebody who knows the field by another name."""
+        return InvalidValue(self.kind, self.field, self.found, self.allowed, place)
+
+
+def refuse(config: object, field: str, allowed: str) -> NoReturn:
+    """Raise `InvalidValue` about a field, whose value is none of what is allowed."""
+    raise InvalidValue(type(config), field, getattr(config, field), allowed)
+
+
+def whole(config: object, *fields: str, least: int = 1, most: int = MOST) -> None:
+    """Check that fields are whole numbers from `least` to `most`. Raises `InvalidValue`."""
+    for field, value in _values(config, fields):
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            end = f"of at least {least}" if most == MOST and value <= MOST else f"from {least} to {most}"
+            refuse(config, field, f"{_kind(config, field, 'whole number')} {end}")
+
+
+def number(
+    config: object,
+    *fields: str,
+    least: float = 0,
+    most: float = math.inf,
+    above: float | None = None,
+    below: float = math.inf,
+) -> None:
+    """Check that fields are finite numbers from `least` to `most`, above `above` and below `below`.
+
+    Raises:
+        InvalidValue: one is not.
+    """
+    low = f"above {above:g}" if above is not None else f"of at least {least:g}"
+    high = f" and below {below:g}" if below < math.inf else f" and at most {most:g}" if most < math.inf else ""
+    for field, value in _values(config, fields):
+        fits = isinstance(value, int | float) and math.isfinite(value) and least <= value <= most and value < below
+        if not fits or (above is not None and value <= above):
+            refuse(config, field, f"{_kind(config, field, 'number')} {low}{high}")
+
+
+def seed(config: object, *fields: str) -> None:
+    """Check that fields are seeds. Raises `InvalidValue`."""
+    whole(config, *fields, least=0, most=MOST_SEED)
+
+
+def _kind(config: object, field: str, kind: str) -> str:
+    return f"{kind}s, each" if isinstance(getattr(config, field), tuple | list) else f"a {kind}"
+
+
+def _values(config: object, fields: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for field in fields:
+        for value in _flat(getattr(config, field)):
+            if value is not None:
+                yield field, value
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for entry in value:
+            yield from _flat(entry)
+    else:
+        yield value
