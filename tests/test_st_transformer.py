@@ -11,6 +11,7 @@ from builders import SMALL_WORLD, small_world, token_batch
 from tolerances import assert_tokens_agree, assert_values_agree
 from torch import Tensor, nn
 
+from worldline.checks import InvalidValue
 from worldline.nn.fsq import FSQ
 from worldline.nn.states import StateEncoder, StateEncoderConfig, align
 from worldline.process.categorical import Sampling
@@ -78,14 +79,14 @@ def test_a_modulated_world_begins_as_one_that_knows_no_states() -> None:
 def test_words_with_near_codes_begin_near() -> None:
     """Inner products of random Fourier features are a Gaussian of the distance (Rahimi & Recht 2007)."""
     torch.manual_seed(0)
-    config = replace(SMALL_WORLD, vocab_size=64, code_levels=(8, 8), width=4096, heads=1, layers=0)
+    config = replace(SMALL_WORLD, vocab_size=64, code_levels=(8, 8), width=1024, heads=1, layers=1)
     words = config.build().embedding.weight.detach()
     alike = F.cosine_similarity(words[None], words[:, None], dim=-1)
     codes = FSQ((8, 8)).codebook
     distance = torch.cdist(codes, codes)
     noise = 0.5**2 / (0.5**2 + 2**2)  # the share of the words' own draw in their variance
     expected = torch.where(distance == 0, 1.0, (1 - noise) * torch.exp(-((2 * distance) ** 2) / 2))
-    torch.testing.assert_close(alike, expected, rtol=0, atol=0.1)
+    torch.testing.assert_close(alike, expected, rtol=0, atol=0.15)
 
 
 def test_code_levels_of_another_vocabulary_are_refused() -> None:
@@ -365,8 +366,8 @@ def test_a_forecast_of_another_context_says_both_numbers() -> None:
 
 
 def test_a_width_that_does_not_divide_into_heads_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 heads"):
-        replace(SMALL_WORLD, heads=3).build()
+    with pytest.raises(InvalidValue, match="heads is 3, but must be a divisor of the width 16"):
+        replace(SMALL_WORLD, heads=3)
 
 
 # --- states ---

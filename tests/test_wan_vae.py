@@ -91,12 +91,12 @@ def test_sizes_off_the_stride_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"temporal_downsample": (True,)}, "one entry fewer than dim_mult"),
+        ({"temporal_downsample": (True,)}, r"temporal_downsample is \(True,\), but must be 2 entries"),
         ({"temporal_downsample": (True, False)}, "chunks of 4 frames"),
-        ({"latents_mean": (0.0,)}, "latents_mean has 1 numbers for 3 channels"),
-        ({"z_dim": 4}, "latents_mean has 3 numbers for 4 channels"),
+        ({"latents_mean": (0.0,)}, r"latents_mean is \(0\.0,\), but must be 3 numbers"),
+        ({"z_dim": 4}, "latents_mean is .*, but must be 4 numbers"),
         ({"dim_mult": (1, 2, 4)}, "is_residual needs matching dim_mult"),
-        ({"attn_scales": (1.0,)}, "attn_scales must be empty"),
+        ({"attn_scales": (1.0,)}, r"attn_scales is \(1\.0,\), but must be empty"),
     ],
 )
 def test_impossible_configurations_are_refused(changes: dict[str, object], message: str) -> None:

@@ -48,21 +48,21 @@ def whole(config: object, *fields: str, least: int = 1, most: int = MOST) -> Non
 def number(
     config: object,
     *fields: str,
-    least: float = 0,
-    most: float = math.inf,
-    above: float | None = None,
-    below: float = math.inf,
+    least: float | int = 0,
+    most: float | int = math.inf,
+    above: float | int = -math.inf,
+    below: float | int = math.inf,
 ) -> None:
     """Check that fields are finite numbers from `least` to `most`, above `above` and below `below`.
 
     Raises:
         InvalidValue: one is not.
     """
-    low = f"above {above:g}" if above is not None else f"of at least {least:g}"
+    low = f"above {above:g}" if above >= least else f"of at least {least:g}"
     high = f" and below {below:g}" if below < math.inf else f" and at most {most:g}" if most < math.inf else ""
     for field, value in _values(config, fields):
-        fits = isinstance(value, int | float) and math.isfinite(value) and least <= value <= most and value < below
-        if not fits or (above is not None and value <= above):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (is_number and least <= value <= most and above < value < below):
             refuse(config, field, f"{_kind(config, field, 'number')} {low}{high}")
 
 

@@ -155,7 +155,7 @@ JOBS = (
 
 def parse(arguments: list[str]) -> InfoJob | ConvertJob | TokenizeJob | EncodeJob | TwinJob:
     choose(arguments, ("info", "convert", "tokenize", "encode", "twin"), what="data verb")
-    with options_of():
+    with options_of(EncodeJob):
         return tyro.cli(JOBS, prog="worldline data", description="Work with data sets." + EXAMPLES, args=arguments)  # pyright: ignore
 
 
