@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
+from worldline.schema import UsageError
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), *sorted((ROOT / "runs").glob("*.sh"))]
@@ -113,6 +115,8 @@ def parses(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Nothing where the words parse or ask for help; else what the parser says about them."""
     try:
         parse(words)
+    except UsageError as error:
+        return str(error)
     except SystemExit as ended:
         said = capsys.readouterr()
         return "" if ended.code == 0 else said.err or f"exit {ended.code}"

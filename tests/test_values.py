@@ -24,7 +24,7 @@ MAY_BE_ZERO = {
     *("data.pattern.repeat_last", "data.augment.flip", "data.augment.brightness", "data.augment.contrast"),
     *("data.augment.saturation", "model.dropout", "model.scheduled_sampling", "model.drop_states", "model.past"),
     *("model.hysteresis", "model.l1_weight", "model.saturation_weight", "model.kl_weight", "model.states.taken"),
-    "model.latents_mean",
+    *("model.latents_mean", "data.exclude_episodes"),
 }
 MAY_BE_NEGATIVE = {"model.latents_mean"}
 MAY_BE_HUGE = {

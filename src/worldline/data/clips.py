@@ -56,6 +56,7 @@ class DataConfig(OpenOptions):
 
     def __post_init__(self) -> None:
         whole(self, "window_stride")
+        whole(self, "exclude_episodes", least=0)
         whole(self, "image_size", "cache_size", most=MOST_PIXELS)
         if self.cache_size is not None and self.cache_size < (self.image_size or 0):
             raise UsageError(
