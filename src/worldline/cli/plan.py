@@ -89,6 +89,11 @@ def text(found: Plan) -> str:
             "what fits, a tenth to spare:",
             *(line for card in found.cards for line in _card_lines(found, card)),
             "",
+            *_host_lines(found),
+            "",
+            "the other verbs, in one process each:",
+            *(f"  {v.name:19} {_gb(v.gpu)} GB of GPU, {_gb(v.host)} GB of main memory: {v.what}" for v in found.verbs),
+            "",
             *found.notes,
         ]
     )
@@ -111,6 +116,19 @@ def _setting_lines(found: Plan, setting: Setting, title: str) -> list[str]:
     if setting.encoding:
         lines.append(f"  encoding     {_gb(setting.encoding)} GB, before it")
     return [*lines, f"  validation   {_gb(setting.validation)} GB, after it"]
+
+
+def _host_lines(found: Plan) -> list[str]:
+    host, gpus = found.host, found.setting.gpus
+    parts = {
+        "loading": host.loading,
+        "building the model": host.building,
+        "reading a checkpoint to resume": host.resuming,
+        "writing one": host.saving,
+    }
+    processes = "1 process" if gpus == 1 else f"{gpus} processes in one machine"
+    shown = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
+    return [f"main memory, {processes}: {_gb(host.total)} GB", f"  Python {_gb(host.processes)}; at times {shown}"]
 
 
 def _card_lines(found: Plan, card: Card) -> list[str]:

@@ -118,8 +118,8 @@ def _outlives_termination(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def clip_bytes(clip: Clip) -> int:
-    """Bytes of a clip's tensors."""
+def clip_bytes(clip: Clip | Batch) -> int:
+    """Bytes of its tensors."""
     return sum(x.nbytes for x in (clip.states, clip.frames, clip.tokens, clip.latents) if x is not None)
 
 

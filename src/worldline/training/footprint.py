@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from worldline.data.latents import looks_like_latents
 from worldline.files import read_json
+from worldline.process.categorical import Sampling
+from worldline.process.flow import FlowSampling
 from worldline.rundir import from_json, model_folder
 from worldline.schema import Batch, LatentGrid, Origin, UsageError
-from worldline.tokenizers.fsq_video import FSQVideoConfig
+from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
 from worldline.tokenizers.wan_vae_keys import read_config, vae_files
 from worldline.training.config import TrainConfig
 from worldline.training.meter import Pass, follow
 from worldline.training.validate import PREVIEW_CLIPS
-from worldline.worlds.st_transformer import STTransformerConfig
-from worldline.worlds.wan import WanConfig
+from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+from worldline.worlds.wan import WanConfig, WanWorld
 
 DEPTHS = (3, 4)
 """Blocks with which a deep model is followed. With two, a backward pass has not yet met all that it meets."""
@@ -75,10 +77,13 @@ class Footprint:
         return isinstance(self.model_config, WanConfig) and self.model_config.gradient_checkpointing
 
     @property
+    def image_size(self) -> int:
+        return _image_size(self.config)
+
+    @property
     def latent_grid(self) -> LatentGrid:
         assert self.vae is not None, "asked of a world over latents only"
-        size = _image_size(self.config)
-        return self.vae.grid(size, size)
+        return self.vae.grid(self.image_size, self.image_size)
 
     def batch(self, clips: int) -> Batch:
         """What the model's loss reads of so many clips, without values."""
@@ -99,20 +104,52 @@ class Footprint:
         shape = (len(data.pattern.frames), 3, size, size)
         return self._vae_pass("encode", shape, torch.uint8, clips, autocast=autocast)
 
+    def decode(self, clips: int) -> Pass:
+        """The VAE's decoding of whole clips. No autocast."""
+        assert isinstance(self.model_config, WanConfig), "only such worlds have a VAE beside them"
+        grid, length = self.latent_grid, self.model_config.context_latents + self.model_config.horizon_latents
+        shape = (length, grid.channels, grid.height, grid.width)
+        return self._vae_pass("decode", shape, torch.float32, clips, autocast=False)
+
     def validate(self) -> Pass:
         """The largest of validation's passes: the loss, frames encoded for it, a preview decoded. No autocast."""
         wanted = self.config.validation_clips
         clips = max(1, -(-wanted // max(1, wanted // 8)))  # as `validate` cuts them
         passes = [self._loss(clips)]
         if self.vae is not None:
-            assert isinstance(self.model_config, WanConfig), "only such worlds have a VAE"
-            grid = self.latent_grid
-            length = self.model_config.context_latents + self.model_config.horizon_latents
-            shape = (length, grid.channels, grid.height, grid.width)
-            passes.append(self._vae_pass("decode", shape, torch.float32, PREVIEW_CLIPS, autocast=False))
+            passes.append(self.decode(PREVIEW_CLIPS))
             if self.encodes:
                 passes.append(self.encode(clips, autocast=False))
         return max(passes, key=lambda found: found.peak)
+
+    def forecast(self, rows: int) -> Pass:
+        """A world's generation of so many futures at once, without decoding. No autocast."""
+        return self._once(("forecast", rows), lambda config: self._generate(config, rows), self.model_config)
+
+    def _generate(self, config: AnyConfig, rows: int) -> Pass:
+        world, batch = build(config).eval(), self.batch(rows)
+
+        def work() -> Tensor:
+            if isinstance(world, WanWorld):
+                assert batch.latents is not None, "made for a world over latents"
+                context, future = batch.latents[:, : world.context_latents], batch.latents[:, world.context_latents :]
+                return world.forecast(context, batch.states, torch.empty_like(future), sampling=FlowSampling(steps=2))
+            assert isinstance(world, STTransformer), "asked of a world only"
+            assert batch.tokens is not None, "made for a world over tokens"
+            steps = world.forecast(batch.tokens[:, : world.context_grids], batch.states, sampling=Sampling())
+            return torch.stack([step.tokens for step in steps])
+
+        with torch.no_grad():
+            return follow(work, tensors_of(world), autocast=False, backward=False)
+
+    def code(self, clips: int) -> Pass:
+        """Encoding and decoding by a tokenizer whose recipe this is: blocks of frames or whole clips. No autocast."""
+        with torch.no_grad():
+            model, frames = self.model.eval(), self.batch(clips).frames
+            assert isinstance(model, FSQVideoTokenizer | WanVAETokenizer), "asked of a tokenizer only"
+            assert frames is not None, "a tokenizer reads frames"
+            there_and_back = lambda: model.decode(model.encode(frames.clone()))  # noqa: E731
+            return follow(there_and_back, tensors_of(model), autocast=False, backward=False)
 
     def _train(self, clips: int, checkpointing: bool) -> Pass:
         config = self.model_config

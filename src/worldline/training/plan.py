@@ -4,11 +4,13 @@ Neither weights nor data nor a GPU are needed: the passes of the run are followe
 (`footprint.py`). What is counted and what is estimated is said in `Plan.notes`. GB are 10^9 bytes, B of a card too.
 """
 
+import os
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from worldline.nn.load import changing_state
@@ -17,6 +19,7 @@ from worldline.schema import UsageError
 from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.training.config import TrainConfig
 from worldline.training.footprint import DEPTHS, Footprint, SizeUnknownError, tensors_of
+from worldline.training.machine import Host, Verb, host, verbs
 
 CARDS_GB = (24.0, 40.0, 80.0, 141.0)
 RESERVE = 0.1
@@ -50,6 +53,11 @@ class Memory:
     def resident(self) -> int:
         """What stays from step to step."""
         return self.weights + self.tokenizer + self.gradients + self.moments + self.average
+
+    @property
+    def certain(self) -> int:
+        """What no setting but more GPUs makes smaller: weights, VAE, moments and average."""
+        return self.weights + self.tokenizer + self.moments + self.average
 
     @property
     def total(self) -> int:
@@ -135,6 +143,10 @@ class Plan:
     least: Setting
     """The least memory on as many GPUs."""
     cards: tuple[Card, ...]
+    host: Host
+    """Main memory, where all GPUs are in one machine."""
+    verbs: tuple[Verb, ...]
+    """What the verbs that use the model take, in one process each."""
     notes: tuple[str, ...]
 
 
@@ -169,6 +181,8 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1, vae
         otherwise=switched,
         least=setting(run, gpus=gpus, accumulate=share, checkpointing=run.can_checkpoint),
         cards=tuple(card(run, gb, chosen) for gb in ((gpu_gb,) if gpu_gb else CARDS_GB)),
+        host=host(run, gpus=gpus, clips=chosen.clips),
+        verbs=verbs(run),
         notes=_notes(run),
     )
 
@@ -176,10 +190,11 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1, vae
 def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1, vae: WanVAEConfig | None = None) -> None:
     """Check that a run fits into the memory that each GPU has free, in bytes, before anything long is started.
 
-    Warns where this cannot be said, since sizes are not configured.
+    Only what certainly cannot fit is refused. Where the estimate says that it will not, or cannot say anything since
+    sizes are not configured, this warns.
 
     Raises:
-        UsageError: it does not; says what needs how much, and a setting that fits.
+        UsageError: what stays on a GPU from step to step is more than is free; names a setting that fits.
     """
     try:
         run = Footprint(config, vae)
@@ -187,6 +202,13 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1, vae: Wan
     except SizeUnknownError as reason:
         warnings.warn(f"whether the run fits the GPU was not checked: {reason}", stacklevel=2)
         return
+    main, here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), min(gpus, max(1, torch.cuda.device_count()))
+    if (held := host(run, gpus=here, clips=wanted.clips).total) > main:
+        warnings.warn(
+            f"{here} processes may take {held / 1e9:.0f} GB of main memory, but this machine has {main / 1e9:.0f} GB; "
+            "fewer --workers or processes take less (worldline plan says what holds it)",
+            stacklevel=2,
+        )
     if wanted.needed <= free:
         return
     fitting = card(run, free / 1e9, wanted).settings
@@ -197,10 +219,16 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1, vae: Wan
         for s in fitting
     ]
     fits = f"what fits: {', or '.join(hints)}" if hints else "nothing fits this GPU"
-    raise UsageError(
-        f"{wanted.greediest} would take {wanted.needed / 1e9:.1f} GB of GPU memory with {wanted.clips} clips at once, "
-        f"but {free / 1e9:.1f} GB are free; {fits}. "
-        "This is an estimate (worldline plan); --check-memory False tries all the same"
+    has = f"but {free / 1e9:.1f} GB are free; {fits}"
+    if (certain := wanted.memory.certain) > free:
+        raise UsageError(
+            f"weights, moments and averages alone take {certain / 1e9:.1f} GB of each GPU, {has}; "
+            "--check-memory False tries all the same"
+        )
+    warnings.warn(
+        f"{wanted.greediest} may take {wanted.needed / 1e9:.1f} GB of GPU memory with {wanted.clips} clips at once, "
+        f"{has}. This is an estimate (worldline plan) that was never compared with a GPU, so the run goes on",
+        stacklevel=2,
     )
 
 
@@ -317,7 +345,11 @@ def _notes(run: Footprint) -> tuple[str, ...]:
         f"estimated: passes of more than a few clips and than {DEPTHS[-1]} blocks, by straight lines; what FSDP "
         f"gathers; the {RESERVE:.0%} of a card kept free for memory inside kernels, fragments and the CUDA context",
         f"assumed: {precision}; flash attention; sizes of states, pictures and tokens as configured, without the data",
-        "measured on a GPU: nothing",
+        "compared with the memory of a real process on a CPU, at tiny sizes, within a quarter: a training step and a "
+        "forecast of a world over tokens, a tokenizer's way there and back; all else tensor by tensor only",
+        "measured on a GPU: nothing, so every figure above is a forecast itself",
+        "main memory: Python's part as measured with PyTorch's build for CPUs; more where stored video is larger than "
+        "the pictures trained on; files that are mapped (caches, latents, tokens) may fill what is free, and give way",
     ]
     if run.model_config.kind == "wan" and run.model_config.lora is not None:
         notes.append(

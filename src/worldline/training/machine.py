@@ -1,0 +1,129 @@
+"""What a run takes besides the memory of its GPUs: main memory; and what the other verbs take at the run's sizes."""
+
+from dataclasses import dataclass
+
+from worldline.data.loader import PREFETCH, clip_bytes, clips_in_part
+from worldline.forecasting.latents import LatentForecaster
+from worldline.forecasting.tokens import TokenForecaster
+from worldline.schema import TokenGrid
+from worldline.tokenizers.fsq_video import FSQVideoConfig
+from worldline.tokenizers.tokenise import blocks_at_once
+from worldline.tokenizers.wan_vae import WanVAEConfig
+from worldline.training.footprint import Footprint, tensors_of
+from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+from worldline.worlds.wan import WanWorld
+
+PROCESS, WORKER = 500_000_000, 300_000_000
+"""Bytes of Python and its libraries in a process and in one that loads: measured with PyTorch's build for CPUs."""
+WINDOWS = 8
+"""Windows that `worldline data encode` encodes, and clips that `worldline evaluate` judges, at once by default."""
+CHUNK = 64
+"""Frames of a video that are decoded at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """Bytes of main memory of one machine, with one process for each of its GPUs. Nothing is page-locked."""
+
+    processes: int
+    """Python and its libraries, loading workers included."""
+    building: int
+    """Model and VAE, which every process holds whole before they go to its GPU."""
+    resuming: int
+    """A checkpoint, which every process reads whole."""
+    saving: int
+    """The same, which the first process gathers."""
+    loading: int
+    """The piece at work, and what workers decode and read ahead."""
+
+    @property
+    def total(self) -> int:
+        return self.processes + max(self.building, self.resuming, self.saving + self.loading)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """What another verb takes in one process."""
+
+    name: str
+    what: str
+    """How much of it is done at once."""
+    gpu: int
+    host: int
+
+
+def host(run: Footprint, *, gpus: int, clips: int) -> Host:
+    """Main memory of a training in pieces of so many clips, where all its GPUs are in one machine."""
+    config, model = run.config, sum(x.nbytes for x in tensors_of(run.model))
+    vae = sum(x.nbytes for x in tensors_of(run.vae)) if run.vae else 0
+    trained = sum(x.numel() for x in run.model.parameters() if x.requires_grad)
+    checkpoint = 4 * trained * (4 if config.optimizer.ema_decay else 3)
+    size = _loaded(run)
+    ahead = PREFETCH * config.workers * clips_in_part(size, clips, config.workers) * size if config.workers else 0
+    decoded = 0 if run.batch(1).frames is None and not run.encodes else 2 * config.data.pattern.window * _frame(run)
+    return Host(
+        processes=gpus * (PROCESS + config.workers * WORKER),
+        building=gpus * (model + vae),
+        resuming=gpus * checkpoint,
+        saving=checkpoint,
+        loading=gpus * (2 * clips * size + ahead + max(1, config.workers) * decoded),
+    )
+
+
+def verbs(run: Footprint) -> tuple[Verb, ...]:
+    """What the verbs that use the model of a run take, in one process."""
+    model, config = sum(x.nbytes for x in tensors_of(run.model)), run.model_config
+    match config:
+        case FSQVideoConfig():
+            blocks, frame = blocks_at_once(run.image_size, run.image_size), _frame(run)
+            took = model + run.code(max(blocks, WINDOWS)).peak
+            held = PROCESS + model + 2 * frame * (config.block_frames * (blocks + 1) + CHUNK)
+            return (Verb(name="tokenize, evaluate", what=f"{blocks} blocks at once", gpu=took, host=held),)
+        case WanVAEConfig():
+            return (_encoding(run, model, model + run.code(WINDOWS).peak, "encode, evaluate"),)
+        case STTransformerConfig():
+            world, grid = run.model, _grid(config)
+            assert isinstance(world, STTransformer), "built from its configuration"
+            rows = TokenForecaster(world=world, grid=grid, tokenizer=None).rows_at_once
+            took, held = model + run.forecast(rows).peak, PROCESS + model + 2 * WINDOWS * _loaded(run)
+            return (Verb(name="forecast, evaluate", what=f"up to {rows} futures at once", gpu=took, host=held),)
+        case _:
+            return _latent_verbs(run, model)
+
+
+def _latent_verbs(run: Footprint, model: int) -> tuple[Verb, ...]:
+    assert run.vae is not None, "comes with its world"
+    assert isinstance(run.model, WanWorld), "built from its configuration"
+    vae, pattern = sum(x.nbytes for x in tensors_of(run.vae)), run.config.data.pattern
+    forecaster = LatentForecaster(world=run.model, grid=run.latent_grid, tokenizer=run.vae, pattern=pattern)
+    rows, encode = forecaster.rows_at_once, run.encode(WINDOWS, autocast=False).peak
+    took = max(run.forecast(rows).peak, run.decode(rows).peak, encode)
+    held = PROCESS + model + vae + WINDOWS * (pattern.window + 3 * len(pattern.frames)) * _frame(run)
+    shown = Verb(name="forecast, evaluate", what=f"up to {rows} futures at once", gpu=model + vae + took, host=held)
+    return (_encoding(run, vae, vae + encode, "encode"), shown)
+
+
+def _encoding(run: Footprint, weights: int, gpu: int, name: str) -> Verb:
+    data = run.config.data
+    frames = data.pattern.window + (WINDOWS - 1) * data.window_stride + CHUNK
+    held = PROCESS + weights + 2 * frames * _frame(run)
+    return Verb(name=name, what=f"{WINDOWS} windows at once", gpu=gpu, host=held)
+
+
+def _loaded(run: Footprint) -> int:
+    """Bytes of a clip as it is loaded."""
+    return len(run.config.data.pattern.frames) * _frame(run) if run.encodes else clip_bytes(run.batch(1))
+
+
+def _frame(run: Footprint) -> int:
+    return 3 * run.image_size**2
+
+
+def _grid(config: STTransformerConfig) -> TokenGrid:
+    return TokenGrid(
+        height=config.grid_height,
+        width=config.grid_width,
+        vocab_size=config.vocab_size,
+        block=config.block,
+        temporal_stride=config.temporal_stride,
+    )
