@@ -11,21 +11,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from builders import SMALL_TOKENIZER, SMALL_WORLD, TWO_JOINTS, moving_square, noise_frames, small_tokenizer, small_world
-from data_builders import write_raw
+from data_builders import CAMERA, write_lerobot, write_raw
 from tolerances import assert_pixels_agree
 from torch import Tensor
 
-from worldline.data.clips import Clips
+from worldline.data.clips import Clips, DataConfig
 from worldline.data.windows import FramePattern, source_windows
 from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
 from worldline.evaluation.held_out import foreign_states, held_out, spread
 from worldline.evaluation.result import Evaluation
+from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
+from worldline.files import write_json
 from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.kept import keep_seen
 from worldline.forecasting.load import Loaded
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.process.categorical import Sampling
+from worldline.process.noise import clip_seeds
+from worldline.rundir import to_json
 from worldline.schema import Batch, Clip, Episode, Origin, StateLayout, TokenGrid, UsageError
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
 from worldline.tokenizers.tokenizer import to_signed
@@ -429,6 +433,54 @@ def test_the_size_of_a_batch_changes_no_number(tmp_path: Path) -> None:
         assert metrics == pytest.approx(four[name], rel=1e-4), name
 
 
+# --- noise belongs to a sample ---
+
+
+def _sampled(case: _Case) -> TokenForecaster:
+    forecaster = case.loaded(small_world(replace(SMALL_WORLD, vocab_size=200))).over_tokens()
+    return replace(forecaster, sampling=Sampling(temperature=1.0))
+
+
+def test_a_sample_is_the_same_in_an_evaluation_of_any_size_and_in_a_forecast_alone(tmp_path: Path) -> None:
+    case = _Case()
+    forecaster, pictures = _sampled(case), []
+    for samples, size, clips in ((3, 4, None), (1, 1, None), (2, 3, 2)):
+        protocol = SamplingProtocol(num_clips=clips, batch_size=size, seed=7)
+        out = tmp_path / str(samples)
+        evaluate_sampling(
+            forecaster.drawing(samples), case.clips, protocol=protocol, run=tmp_path, out=out, settings={}
+        )
+        archive = np.load(out / "forecasts.npz")
+        single = archive[f"forecast_{archive['rows'].tolist().index('one sample')}"][:, 17:]
+        pictures.append(torch.from_numpy(single).permute(0, 1, 4, 2, 3))
+    assert_pixels_agree(pictures[1], pictures[0])
+    assert_pixels_agree(pictures[2], pictures[0][[0, 3]])
+    for number in range(CLIPS):
+        clip = case.clips[number]
+        assert clip.frames is not None
+        alone = forecaster.forecast(clip.frames[None, :17], clip.states[None], seeds=clip_seeds(7, [clip.origin]))
+        assert_pixels_agree(alone.frames[0, 0], pictures[0][number])
+
+
+def test_fewer_shuffled_samples_are_compared_with_as_many_of_the_forecast(tmp_path: Path) -> None:
+    case = _Case()
+    clips = _clips(_Memory(states=case.states[:1].expand(4, -1, -1).contiguous(), frames=case.frames))
+    found = {}
+    for samples in (None, 2, 1, 0):
+        protocol = SamplingProtocol(shuffled_samples=samples, means=())
+        found[samples] = evaluate_sampling(
+            _sampled(case).drawing(3), clips, protocol=protocol, run=tmp_path, out=tmp_path, settings={}
+        )
+    assert found[0].not_computed["states of another clip"] == "switched off"
+    assert [e.settings["shuffled_samples"] for e in found.values()] == [3, 2, 1, 0]
+    assert "states of another clip" not in _means(found[0])
+    for samples, mean in ((None, "mean of 3"), (2, "mean of 2"), (1, "one sample")):
+        (shuffled,) = [c for c in found[samples].comparisons if c.than == "states of another clip"]
+        assert shuffled.better == mean
+        # Every clip has the same states here, so that another clip's are its own: the same noise gives the same.
+        assert shuffled.difference.mean == pytest.approx(0, abs=1e-3)
+
+
 # --- what a forecast may know ---
 
 
@@ -502,6 +554,33 @@ def test_data_of_another_contract_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             held_out(tmp_path, CONTRACT | change, window=34, data=raw)
+
+
+def test_other_data_are_read_as_the_runs_own_in_all_but_their_place(tmp_path: Path) -> None:
+    """Conditioning, camera, kinds of states, and that files may be missing."""
+    data = DataConfig(
+        path=tmp_path / "absent",
+        val_path=tmp_path / "absent too",
+        camera=CAMERA,
+        conditioning="action",
+        state_kinds={"elbow": "velocity", "gripper": "binary"},
+        allow_missing=True,
+        exclude_episodes=(0,),
+    )
+    write_json(tmp_path / "config.json", {"data": to_json(DataConfig, data)})
+    contract = CONTRACT | {"conditioning": "action", "camera": CAMERA, "image_size": 16}
+    other = write_lerobot(tmp_path / "other", "v2.1", names=["elbow", "gripper"])
+    (other / "data/chunk-000/episode_000001.parquet").unlink()
+    clips = held_out(tmp_path, contract, window=34, data=other)
+    assert clips.source.layout.kinds == ("velocity", "binary")
+    assert len(clips.source.left_out) == 1
+    assert len(clips) == 2, "episodes 0 and 2: what is excluded of the run's own data has no say here"
+    assert clips[0].states[0].tolist() == [0.5, 1.5], "actions"
+    assert clips[0].frames is not None
+    assert clips[0].frames.shape[-2:] == (16, 16)
+    for change in ({"camera": "another"}, {"conditioning": "state+action"}):
+        with pytest.raises(UsageError):
+            held_out(tmp_path, contract | change, window=34, data=other)
 
 
 def test_held_out_windows_share_no_frame(tmp_path: Path) -> None:
