@@ -61,9 +61,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def unreadable(path: Path, *, expected: str, found: str, fix: str) -> DataError:
+def unreadable(path: Path, *, expected: str, found: str, fix: str, kind: str = "damaged") -> DataError:
     """Say what is wrong with a file that could not be read: the true cause where the file itself shows one."""
-    kind = "damaged"
     try:
         with path.open("rb") as file:
             head = file.read(256)

@@ -340,7 +340,7 @@ def _line(path: Path, number: int, text: bytes) -> _Line:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         found = f"{first['msg']}{f' ({where})' if where else ''} in line {number}"
-        raise DataError(
+        raise unreadable(
             path, expected="episode_index and length", found=found, fix="Restore it.", kind="metadata"
         ) from error
 

@@ -39,7 +39,7 @@ def runs_at(times: Float64[np.ndarray, "n"], fps: float) -> bool:
     if len(times) < 2 or abs(rate(times) - fps) <= _RATE_SLACK * fps:
         return True
     steps = len(times) - 1
-    return abs((times[-1] - times[0]) * fps - steps) <= max(1.0, _RATE_SLACK * steps)
+    return bool(abs((times[-1] - times[0]) * fps - steps) <= max(1.0, _RATE_SLACK * steps))
 
 
 def pair(
