@@ -261,7 +261,7 @@ def test_unknown_folders_say_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder"):
         open_source(tmp_path / "absent")
     write_tokens(tmp_path / "train_v2.0", SEGMENTS)
-    with pytest.raises(DataError, match=r"train_v2\.0 inside"):
+    with pytest.raises(DataError, match=r"1: train_v2\.0 inside"):
         open_source(tmp_path)
 
 

@@ -37,7 +37,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldline.checks import InvalidValue
-from worldline.files import atomic, read_json, write_json
+from worldline.files import atomic, read_json, unreadable, write_json
 from worldline.schema import DataError, UsageError
 
 MODEL_FILES = ("model.json", "model.safetensors")
@@ -192,12 +192,8 @@ def _intact(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise DataError(
-            path,
-            expected="a safetensors file",
-            found=str(error),
-            fix="Copy the model folder again, or retrain.",
-        ) from error
+        fix = "Copy the model folder again, or retrain."
+        raise unreadable(path, expected="a safetensors file", found=str(error), fix=fix) from error
 
 
 def check_whole(folder: Path, files: Sequence[str] = MODEL_FILES) -> None:

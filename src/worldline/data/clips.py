@@ -14,6 +14,7 @@ from worldline.checks import whole
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, cached_frames
 from worldline.data.choose import choose_episodes
+from worldline.data.faults import check_episodes
 from worldline.data.open import OpenOptions
 from worldline.data.source import Source
 from worldline.data.splits import Recordings, recordings, refuse_shared
@@ -147,18 +148,23 @@ def open_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]
 
 
 def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) -> Recordings:
-    """Refuse to validate on a recording that is trained on; say which those are. Reads states only.
+    """Refuse to validate on a recording that is trained on; say which those are. Decodes nothing.
+
+    What is damaged among the chosen episodes is said here too, before any work.
 
     Args:
         trained_on: what the weights that training starts from were trained on.
 
     Raises:
         UsageError: a validation episode is also trained on, at whatever path.
-        DataError: states are not what they should be.
+        DataError: states or videos are not what they should be.
     """
     source, episodes = open_split(config, "train")
+    check_episodes(source, episodes, size=config.image_size)
     trained_on = recordings(source, episodes).joined(trained_on or Recordings())
-    refuse_shared(trained_on, *open_split(config, "val"))
+    source, episodes = open_split(config, "val")
+    check_episodes(source, episodes, size=config.image_size)
+    refuse_shared(trained_on, source, episodes)
     return trained_on
 
 
@@ -174,14 +180,15 @@ def open_clips(
         DataError: what `open_source` raises.
     """
     source, episodes = open_split(config, split)
+    index = source_windows(source, window=config.pattern.window, stride=config.window_stride, episodes=episodes)
+    if len(index) == 0:
+        raise _no_window(source, episodes, split, config.pattern.window)
+    check_episodes(source, episodes, size=config.image_size)
     if config.cache is not None and source.grid is None:
         if config.image_size is None:
             raise UsageError("a cache of decoded frames needs image_size")
         size, cache = config.cache_size or config.image_size, config.cache
         source = cached_frames(source, size=size, folder=cache, episodes=episodes, ranks=ranks, progress=progress)
-    index = source_windows(source, window=config.pattern.window, stride=config.window_stride, episodes=episodes)
-    if len(index) == 0:
-        raise _no_window(source, episodes, split, config.pattern.window)
     augment = config.augment if split == "train" and config.augment.changes else None
     return Clips(source, index, pattern=config.pattern, image_size=config.image_size, augment=augment)
 

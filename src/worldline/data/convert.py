@@ -11,6 +11,7 @@ import numpy as np
 from einops import rearrange
 
 from worldline.data.cache import Progress, frame_chunks, identity
+from worldline.data.faults import check_episodes
 from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
 from worldline.data.source import Source
 from worldline.data.splits import recording_of
@@ -47,6 +48,7 @@ def convert(
     """
     if source.image_size is None:
         raise UsageError(f"{source.path}: only video can be converted, this is {source.kind}")
+    check_episodes(source, range(len(source.episodes)), size=size)
     started, ranks = time.monotonic(), ranks or Ranks()
     frames, key = sum(episode.length for episode in source.episodes), _provenance(source, size)
     with ranks.owning(out, claim=Claim(file="conversion.json", key=key, what="a conversion")):

@@ -46,7 +46,11 @@ def check_episodes(source: Source, episodes: Sequence[int], *, size: int | None 
 
 
 def _with_a_way_out(problem: DataError, episode: Episode) -> DataError:
-    fix = f"{problem.fix} Or leave out what is at fault ({episode.name}): open with allow_missing."
+    number = episode.index if episode.number is None else episode.number
+    fix = (
+        f"{problem.fix} Or leave {episode.name} out: --exclude-episodes {number} (in recipes --data.exclude-episodes), "
+        "or whatever is damaged with --allow-missing."
+    )
     return DataError(problem.path, expected=problem.expected, found=problem.found, fix=fix, kind=problem.kind)
 
 

@@ -13,20 +13,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32
+from pydantic import Field
 
-from worldline.data.checks import check_window
+from worldline.data.checks import check_window, validated
 from worldline.data.source import Source
 from worldline.data.splits import recording_of
+from worldline.data.states import Kind
 from worldline.data.windows import FramePattern
 from worldline.files import mapped_npy, npy_rows, read_json, write_json
 from worldline.schema import Clip, DataError, Episode, LatentGrid, Origin, StateLayout, TokenGrid, UsageError
 
 CLAIM, METADATA = "encode.json", "metadata.json"
+_AGAIN = "Encode the data again."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +73,10 @@ class LatentSource:
                 f"{self.path} holds windows of {self.pattern.window} frames at multiples of {self.stride}, "
                 f"not of {stop - start} at {start}; encode the data again for those"
             )
-        table = _table(self.path / f"latents_{episode}.npy")
+        grid, count = self.latent_grid, 1 + (self.episodes[episode].length - self.pattern.window) // self.stride
+        in_window = grid.latents_of(len(self.pattern.frames))
+        shape = (count, in_window, grid.channels, grid.height, grid.width)
+        table = _table(self.path / f"latents_{episode}.npy", shape)
         latents = torch.from_numpy(np.array(table[start // self.stride], np.float32))
         states = torch.from_numpy(self.read_states(episode, start, stop))
         origin = Origin(source=str(self.path), episode=episode, start=start)
@@ -79,7 +85,8 @@ class LatentSource:
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
         """States alone, a copy."""
         check_window(self.episodes[episode], start, stop)
-        return np.array(_table(self.path / f"states_{episode}.npy")[start:stop])
+        shape = (self.episodes[episode].length, self.layout.dim)
+        return np.array(_table(self.path / f"states_{episode}.npy", shape)[start:stop], np.float32)
 
 
 def looks_like_latents(path: Path) -> bool:
@@ -87,34 +94,64 @@ def looks_like_latents(path: Path) -> bool:
     return (path / CLAIM).is_file()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Claim:
+    """What is used of encode.json."""
+
+    episodes: list[Any]
+    pattern: FramePattern
+    window_stride: Annotated[int, Field(ge=1)]
+    tokenizer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Metadata:
+    """metadata.json."""
+
+    fps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    state_names: tuple[str, ...]
+    state_kinds: tuple[Kind, ...]
+    lengths: tuple[Annotated[int, Field(ge=0, le=10**9)], ...]
+    names: tuple[str, ...]
+    left_out: tuple[str, ...]
+    latent_grid: LatentGrid
+    contract: dict[str, Any]
+    recordings: tuple[str, ...] | None = None
+
+
 def open_latents(path: Path) -> LatentSource:
     """Open a folder of latents. Raises `DataError` where it is unfinished or damaged."""
+    key = validated(path / CLAIM, _Claim, read_json(path / CLAIM))
     if not (path / METADATA).exists():
-        done, listed = len(list(path.glob("latents_*.npy"))), len(read_json(path / CLAIM)["episodes"])
+        done = len(list(path.glob("latents_*.npy")))
         raise DataError(
             path,
-            expected=f"latents of {listed} episodes and {METADATA}",
+            expected=f"latents of {len(key.episodes)} episodes and {METADATA}",
             found=f"{done} episodes, encoding unfinished",
             fix="Run the same `worldline data encode` again; it goes on where it stopped.",
+            kind="unfinished",
         )
-    key, metadata = read_json(path / CLAIM), read_json(path / METADATA)
-    recordings = metadata.get("recordings") or [None] * len(metadata["lengths"])
+    metadata = validated(path / METADATA, _Metadata, read_json(path / METADATA))
+    counts = {len(metadata.lengths), len(metadata.names), len(metadata.recordings or metadata.names)}
+    if len(counts) > 1 or len(metadata.state_names) != len(metadata.state_kinds):
+        expected, found = "as many names as lengths, and as many kinds as states", f"{sorted(counts)} episodes"
+        raise DataError(path / METADATA, expected=expected, found=found, fix=_AGAIN, kind="metadata")
     return LatentSource(
         path=path,
-        fps=metadata["fps"],
-        layout=StateLayout(names=tuple(metadata["state_names"]), kinds=tuple(metadata["state_kinds"])),
+        fps=metadata.fps,
+        layout=StateLayout(names=metadata.state_names, kinds=metadata.state_kinds),
         episodes=tuple(
             Episode(index=i, length=length, name=name, recording=recording)
             for i, (length, name, recording) in enumerate(
-                zip(metadata["lengths"], metadata["names"], recordings, strict=True)
+                zip(metadata.lengths, metadata.names, metadata.recordings or [None] * len(metadata.names), strict=True)
             )
         ),
-        left_out=tuple(metadata["left_out"]),
-        latent_grid=LatentGrid(**metadata["latent_grid"]),
-        pattern=FramePattern(**key["pattern"]),
-        stride=key["window_stride"],
-        tokenizer=key["tokenizer"],
-        contract=metadata["contract"],
+        left_out=metadata.left_out,
+        latent_grid=metadata.latent_grid,
+        pattern=key.pattern,
+        stride=key.window_stride,
+        tokenizer=key.tokenizer,
+        contract=metadata.contract,
     )
 
 
@@ -158,5 +195,11 @@ def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid,
     )
 
 
-def _table(path: Path) -> np.ndarray:
-    return mapped_npy(path, what="an array", fix="Encode the data again.")
+def _table(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Map an array that must have a shape (-1: any length there). Raises `DataError` where it has another."""
+    table = mapped_npy(path, what="an array", fix=_AGAIN)
+    same = table.ndim == len(shape) and all(b in (-1, a) for a, b in zip(table.shape, shape, strict=True))
+    if not same or not np.issubdtype(table.dtype, np.floating):
+        found = f"{table.dtype}{list(table.shape)}"
+        raise DataError(path, expected=f"numbers of shape {list(shape)}", found=found, fix=_AGAIN)
+    return table

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from worldline.data.checks import Report, raise_problem
+from worldline.data.checks import Report, raise_problem, summarise
 from worldline.data.choose import join
 from worldline.data.latents import looks_like_latents, open_latents
 from worldline.data.lerobot import LerobotSource
@@ -23,6 +24,21 @@ _USUAL: dict[Conditioning, tuple[str, ...]] = {
 """LeRobot's own names of columns."""
 
 
+_LOOKED_AT = 2_000
+"""Folders at most that are looked into for a data set, where the one given is none."""
+_FOREIGN = {
+    "a LeRobot v1.x data set": ("meta_data/info.json",),
+    "1X World Model Challenge v1.x": ("video.bin", "segment_ids.bin"),
+    "RLDS (TensorFlow Datasets)": ("dataset_info.json", "*/dataset_info.json", "*.tfrecord*", "*/*.tfrecord*"),
+    "zarr": (".zgroup", ".zarray", "zarr.json", "*.zarr", "*.zarr.zip"),
+    "HDF5": ("*.hdf5", "*.h5", "*/*.hdf5", "*/*.h5"),
+    "ROS bags": ("*.bag", "*.mcap", "*.db3", "*/*.mcap", "*/*.db3"),
+    "a Hugging Face `datasets` folder": ("dataset_dict.json", "state.json", "*.arrow", "*/*.arrow"),
+    "WebDataset shards": ("*.tar",),
+}
+"""Other formats, and the files by which they are known."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpenOptions:
     """How a data set is read: the choices that every verb and every recipe shares."""
@@ -36,7 +52,7 @@ class OpenOptions:
     state_kinds: dict[str, Kind] = field(default_factory=dict)
     """Kinds that override the guess, by state name."""
     allow_missing: bool = False
-    """Use what is there where listed episodes are absent."""
+    """Leave out episodes that are absent or damaged, and use the others."""
 
     def open(self, path: Path | Sequence[Path], *, report: Report = raise_problem) -> Source:
         """Open a data set, or several as one. Raises what `open_source` raises."""
@@ -92,7 +108,8 @@ def open_source(
         conditioning: columns of a LeRobot table that make up the states, by their usual names.
         state_keys: such columns by any names, joined in this order, in place of `conditioning`.
         state_kinds: kinds that override the guess, by state name.
-        allow_missing: leave out listed episodes whose files are absent, and name them in `Source.left_out`.
+        allow_missing: leave out listed episodes that are absent or damaged, and name them in `Source.left_out`. Their
+            states and the headers of their videos are then read on opening.
 
     Encoded latents have chosen their camera, columns and kinds already; the arguments do not concern them.
 
@@ -110,13 +127,24 @@ def open_source(
     return options.open(path)
 
 
+def _inside(path: Path, pattern: str) -> list[str]:
+    """Data sets below a folder that is none itself."""
+    folders = (p for p in islice(path.glob(pattern), _LOOKED_AT) if p.is_dir())
+    return sorted(str(p.relative_to(path)) for p in folders if looks_like_lerobot(p) or looks_like_onex(p))
+
+
 def _unknown(path: Path) -> DataError:
     if not path.is_dir():
-        return DataError(path, expected="a folder", found="no folder", fix="Check the path.")
-    inside = sorted(p.name for p in path.iterdir() if p.is_dir() and (looks_like_lerobot(p) or looks_like_onex(p)))
-    return DataError(
-        path,
-        expected="meta/info.json (LeRobot), or metadata.json, robot_states/ or states_0.bin (1X v2.0)",
-        found=f"none of them, but {', '.join(inside)} inside" if inside else "none of them",
-        fix="Give one of those folders." if inside else "Give the folder that holds these files.",
-    )
+        found = "a file" if path.is_file() else "no folder"
+        return DataError(path, expected="a folder", found=found, fix="Check the path.", kind="format")
+    expected = "meta/info.json (LeRobot), or metadata.json, robot_states/ or states_0.bin (1X v2.0)"
+    inside = _inside(path, "*") or _inside(path, "*/*")
+    if inside:
+        found = f"none of them, but {summarise(inside)} inside"
+        return DataError(path, expected=expected, found=found, fix="Give one of those folders.", kind="format")
+    for name, signs in _FOREIGN.items():
+        if any(next(path.glob(sign), None) for sign in signs):
+            fix = "Convert it to LeRobot v2.1 or v3.0, with its own project's converter or any4lerobot, and give that."
+            return DataError(path, expected=expected, found=f"what looks like {name}", fix=fix, kind="format")
+    fix = "Give the folder that holds these files."
+    return DataError(path, expected=expected, found="none of them", fix=fix, kind="format")

@@ -75,10 +75,19 @@ class FrameTimes:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Read size, rate, codec and number of frames from the header.
+    """Read size, rate, codec and number of frames from the header; kept while the file is unchanged.
 
     Raises `DataError` for what is no video.
     """
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise _no_video(path, error) from error
+    return _probe(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _probe(path: Path, _size: int, _mtime: int) -> VideoInfo:
     with _opened(path) as (_, stream):
         info = VideoInfo(
             num_frames=stream.frames,

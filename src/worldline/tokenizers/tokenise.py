@@ -20,6 +20,7 @@ from torch import Tensor
 
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import frame_chunks, frame_runs, identity
+from worldline.data.faults import check_episodes
 from worldline.data.onex_write import finish_tokens, token_shard, token_shard_done
 from worldline.data.source import Source
 from worldline.data.splits import recording_of
@@ -89,6 +90,7 @@ def tokenise(
                 f"augmentation crops squares, but frames are {height}x{width}; give them a size (--data.image-size)"
             )
     grid = tokenizer.grid(height, width)
+    check_episodes(source, episodes, size=size)
     key = token_key(source, fingerprint=fingerprint, episodes=episodes, size=size, phases=phases, augment=augment)
     offsets = [grid.block * phase // phases for phase in range(phases)]
     lengths = [source.episodes[episode].length for episode in episodes]

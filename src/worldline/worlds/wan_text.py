@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from worldline.files import atomic
+from worldline.files import atomic, unreadable
 from worldline.schema import DataError, UsageError
 from worldline.worlds.wan_weights import HUB_ID, ORIGINAL_HUB_ID, digest
 
@@ -111,7 +111,7 @@ def load_text(path: Path) -> Float[Tensor, "n d"]:
         with safe_open(path, framework="pt") as opened:
             found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
-        raise DataError(path, expected=expected, found=str(error), fix=fix) from error
+        raise unreadable(path, expected=expected, found=str(error), fix=fix) from error
     rows = found.get("text")
     if rows is None or rows.ndim != 2 or rows.dtype != torch.float32:
         shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in found.items()}

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 from worldline.checks import number, refuse, whole
-from worldline.files import read_json
+from worldline.files import read_json, unreadable
 from worldline.schema import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ def read_header(file: Path) -> list[StoredTensor]:
     try:
         header = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise DataError(file, expected="a safetensors file", found=f"{size} other bytes", fix=_AGAIN) from None
+        raise unreadable(file, expected="a safetensors file", found=f"{size} other bytes", fix=_AGAIN) from None
     header.pop("__metadata__", None)
     tensors = []
     for key, entry in header.items():
