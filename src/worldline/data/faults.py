@@ -149,8 +149,9 @@ def _image_faults(source: LerobotSource, episodes: list[int], thorough: bool) ->
         try:
             for start, stop in [(0, length)] if thorough else [(0, 1), (length - 1, length)]:
                 for frames in source.frames(episode, start, stop):
-                    if tuple(frames.shape[-2:]) != source.image_size and source.image_size is not None:
-                        yield _other_size(source.footage(episode)[0], source.image_size, tuple(frames.shape[-2:]))
+                    height, width = frames.shape[-2:]
+                    if source.image_size is not None and source.image_size != (height, width):
+                        yield _other_size(source.footage(episode)[0], source.image_size, (height, width))
         except DataError as problem:
             yield problem
 

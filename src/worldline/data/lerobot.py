@@ -161,7 +161,7 @@ class LerobotSource:
         length, recording = self.episodes[episode].length, self.recordings[episode]
         self.read_states(episode, 0, length)
         if recording.video is None:
-            return next(self.frames(episode, 0, 1)).shape[-2:]
+            return self.first_size(episode)
         info, (_, rows, table) = probe(recording.video), self._rows(episode)
         times = table.times[rows]
         own = length if recording.frames_in_file is None else recording.frames_in_file
@@ -169,6 +169,14 @@ class LerobotSource:
         if info.num_frames != own or abs(info.fps - self.fps) > 0.005 * self.fps or not regular:
             self.shown(episode)
         return info.height, info.width
+
+    def first_size(self, episode: int) -> tuple[int, int]:
+        """Height and width of an episode's first frame, as it is stored."""
+        video = self.recordings[episode].video
+        if video is not None:
+            return probe(video).height, probe(video).width
+        _, _, height, width = next(self.frames(episode, 0, 1)).shape
+        return height, width
 
     def footage(self, episode: int) -> tuple[Path, int]:
         """The file that shows an episode, and about where the episode's frames begin in it."""

@@ -20,7 +20,6 @@ from worldline.data.checks import LeavingOut, Report, adapter, raise_problem, so
 from worldline.data.lerobot import LerobotSource, Recording, read_table
 from worldline.data.states import guess_layout
 from worldline.data.tables import read_columns
-from worldline.data.video import probe
 from worldline.files import read_json, unreadable
 from worldline.schema import DataError, Episode, UsageError
 
@@ -485,12 +484,9 @@ def _ranges(
 
 def _stored_size(source: LerobotSource) -> tuple[int, int] | None:
     """Height and width of the frames of the first episode that can be opened."""
-    for episode, recording in zip(source.episodes[:_GUESS_FROM], source.recordings, strict=False):
+    for episode in source.episodes[:_GUESS_FROM]:
         try:
-            if recording.video is None:
-                return tuple(next(source.frames(episode.index, 0, 1)).shape[-2:])
-            info = probe(recording.video)
-            return info.height, info.width
+            return source.first_size(episode.index)
         except DataError:
             continue
     return None

@@ -61,7 +61,7 @@ def pair(
         fps: the rate where there is no step to measure it by.
     """
     half = _half_a_frame(rows, shown, fps)
-    found: list[Int64[np.ndarray, n] | Mismatch] = []
+    mismatches: list[Mismatch] = []
     if first is not None and first + len(rows) <= len(shown):
         own = shown[first : first + len(rows)]
         offsets = (own - own[0]) * _clock(rows, own) - (rows - rows[0])
@@ -69,10 +69,11 @@ def pair(
             return first + np.arange(len(rows))
     for start in starts:
         for begun in (0.0, float(rows[0])) if rows[0] != 0 else (0.0,):
-            found.append(_nearest(rows - begun + start, shown, half))
-            if not isinstance(found[-1], Mismatch):
-                return found[-1]
-    return max((f for f in found if isinstance(f, Mismatch)), key=lambda mismatch: mismatch.row)
+            found = _nearest(rows - begun + start, shown, half)
+            if not isinstance(found, Mismatch):
+                return found
+            mismatches.append(found)
+    return max(mismatches, key=lambda mismatch: mismatch.row)
 
 
 def _clock(rows: Float64[np.ndarray, "n"], own: Float64[np.ndarray, "n"]) -> float:

@@ -65,12 +65,12 @@ def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> Float64[np.
     fix = "Correct the shape in meta/info.json or convert the data set again."
     while True:
         if array.null_count:
-            row = compute.is_null(array).index(True).as_py() // width
+            row = array.is_null().index(True).as_py() // width
             found, kind = f"{array.null_count} empty values, the first in row {row}", "states"
             raise DataError(path, expected=expected, found=found, fix="Fill them or leave the episode out.", kind=kind)
         if not any(is_list(array.type) for is_list in _LISTS):
             break
-        lengths = compute.unique(compute.list_value_length(array)).to_pylist()
+        lengths = compute.call_function("list_value_length", [array]).unique().to_pylist()
         if len(lengths) > 1:
             found = f"rows of {min(lengths) * width} to {max(lengths) * width} values"
             raise DataError(path, expected=expected, found=found, fix=fix, kind="columns")

@@ -248,7 +248,7 @@ def _opened(
     """Open a container, or an image's bytes, and its first video stream. The one place that maps PyAV's errors."""
     try:
         # Names and comments in a container may be of any encoding; none is used.
-        with av.open(str(path) if data is None else BytesIO(data), metadata_errors="ignore") as container:
+        with av.open(str(path) if data is None else BytesIO(data), "r", metadata_errors="ignore") as container:
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
                 found = "none" if stream is None else "one of a codec that this build of FFmpeg does not know"
