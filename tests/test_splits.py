@@ -9,59 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import SMALL_TOKENIZER, SMALL_WORLD, small_tokenizer, write_squares
+from builders import small_tokenizer, write_squares
 from data_builders import TWO_JOINTS, moving_picture
-from latent_builders import SMALL_VAE, SMALL_WAN, small_vae
+from latent_builders import small_vae
+from run_builders import NINE, run_of
 
 from worldline.data.clips import DataConfig, check_held_out
 from worldline.data.convert import convert
 from worldline.data.onex_write import finish_raw, write_raw_shard
 from worldline.data.open import open_source
 from worldline.data.splits import Recordings, recording_of, recordings
-from worldline.data.windows import FramePattern
-from worldline.rundir import RunDir, read_model, write_model
+from worldline.rundir import RunDir, read_model
 from worldline.schema import UsageError
 from worldline.tokenizers.encode import encode
-from worldline.tokenizers.load import describe
 from worldline.tokenizers.tokenise import tokenise
-from worldline.training.config import TrainConfig
 from worldline.training.loop import train
-from worldline.training.optimizer import OptimizerConfig
-
-NINE = FramePattern.consecutive(9)
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
     return write_squares(tmp_path / "raw", 3, length=34)
-
-
-def _run(root: Path, kind: str, **data: object) -> TrainConfig:
-    """A run of each kind of recipe: two that train on frames, two that first turn frames into something else."""
-    tokenizer = None
-    if kind == "tokens":
-        tokenizer = root.parent / "tokenizer"
-        _write_tokenizer(tokenizer)
-    if kind == "latents":
-        tokenizer = small_vae(root.parent / "vae")[0]
-    model = {"tokenizer": SMALL_TOKENIZER, "vae": SMALL_VAE, "tokens": SMALL_WORLD, "latents": SMALL_WAN}[kind]
-    config = DataConfig(path=root, image_size=16, pattern=NINE, window_stride=9, cache=root.parent / "cache")
-    return TrainConfig(
-        model=model,
-        data=replace(config, **data),
-        optimizer=OptimizerConfig(),
-        batch_size=2,
-        tokenizer=tokenizer,
-        steps=1,
-        device="cpu",
-        validation_clips=2,
-    )
-
-
-def _write_tokenizer(folder: Path) -> None:
-    folder.mkdir()
-    tokenizer = small_tokenizer()
-    write_model(folder, describe(tokenizer), tokenizer.state_dict())
 
 
 def _copy(root: Path) -> Path:
@@ -79,7 +46,7 @@ def _converted(root: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["tokenizer", "vae", "tokens", "latents"])
 def test_no_run_validates_on_what_it_trains_on(raw: Path, kind: str) -> None:
-    config = _run(raw, kind, val_path=None)
+    config = run_of(raw, kind, val_path=None)
     with pytest.raises(UsageError, match=r"3 of 3 validation episodes are also trained on \(shard 0, segment 0"):
         train(config, raw.parent / "run")
     assert not (raw.parent / "cache").exists(), "it was refused before anything was decoded, tokenized or encoded"
@@ -127,7 +94,7 @@ def test_tokens_latents_and_conversions_name_the_recordings_they_were_made_from(
 
 
 def test_a_run_says_what_it_was_trained_on_and_what_it_began_from(raw: Path) -> None:
-    first = _run(raw, "tokenizer", train_episodes=":1", val_episodes="2:")
+    first = run_of(raw, "tokenizer", train_episodes=":1", val_episodes="2:")
     train(first, raw.parent / "first")
     second = replace(first, data=replace(first.data, train_episodes="1:2"), initial=raw.parent / "first")
     train(second, raw.parent / "second")

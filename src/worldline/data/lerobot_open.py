@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from worldline.data.checks import LeavingOut, Report, adapter, raise_problem, sound_episodes, summarise, validated
 from worldline.data.lerobot import LerobotSource, Recording, read_table
+from worldline.data.plausible import usual_range
 from worldline.data.states import guess_layout
 from worldline.data.tables import read_columns
 from worldline.files import read_json, unreadable
@@ -260,7 +261,8 @@ def _dim(path: Path, meta: _Meta, name: str) -> int:
         numeric = [k for k, f in meta.features.items() if f.get("dtype") not in others and k not in _BOOKKEEPING]
         problem = f"has no {name!r}" if feature is None else f"holds no numbers in {name!r}"
         raise UsageError(
-            f"{path}: the data set {problem}; choose its states by name, one or several joined (state keys): "
+            f"{path}: the data set {problem}; choose its states by name, one or several joined (--state-keys, in "
+            f"recipes --data.state-keys): "
             f"{', '.join(numeric) or 'it has none'}"
         )
     dim = prod(validated(path, _Shaped, feature, f"features.{name}").shape or ())
@@ -468,18 +470,16 @@ def _missing(root: Path, of: str, missing: str) -> DataError:
 def _ranges(
     columns: tuple[str, ...], dims: tuple[int, ...], entries: list[_Entry], fps: float
 ) -> tuple[list[float], list[float]]:
-    """Smallest and largest value per dimension in a few tables. What is wrong with a table is said when it is read."""
-    tables = sorted({entry.recording.table for entry in entries})
-    lows, highs = [np.full(sum(dims), 0.0)], [np.full(sum(dims), 0.0)]
+    """Smallest and largest plausible value per dimension in a few tables. What is wrong with one is said on reading."""
+    tables, read = sorted({entry.recording.table for entry in entries}), [np.zeros((1, sum(dims)), np.float32)]
     for path in tables[:: max(1, len(tables) // _GUESS_FROM)][:_GUESS_FROM]:
         try:
             values = read_table(path, columns, dims, fps).values
         except DataError:
             continue
-        if len(values):
-            lows.append(np.nan_to_num(values).min(axis=0))
-            highs.append(np.nan_to_num(values).max(axis=0))
-    return np.min(lows, axis=0).tolist(), np.max(highs, axis=0).tolist()
+        read.append(np.nan_to_num(values, posinf=0.0, neginf=0.0))
+    low, high = usual_range(np.concatenate(read))
+    return low.tolist(), high.tolist()
 
 
 def _stored_size(source: LerobotSource) -> tuple[int, int] | None:

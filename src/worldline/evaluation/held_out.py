@@ -11,8 +11,10 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
+from worldline.data.plausible import implausible, unlike, warn
 from worldline.data.source import Source
 from worldline.data.splits import Recordings
+from worldline.data.states import StateStats
 from worldline.data.windows import FramePattern
 from worldline.evaluation.result import Split
 from worldline.files import read_json
@@ -45,6 +47,7 @@ def split_of(
     """
     source, chosen = open_split(_config(run, contract, data, episodes, on), "val")
     _check(source, contract)
+    _warn_of_strange_states(source, chosen, models[0])
     known = [found for model in models if (found := _trained_on(model)) is not None]
     shared = list(dict.fromkeys(episode.name for one in known for episode in one.among(source, chosen)))
     if on == "training-data":
@@ -58,6 +61,16 @@ def split_of(
             f"({names}), here or in a copy; give others (--data, --episodes), or ask for it: --on training-data"
         )
     return "held out" if len(known) == len(models) else "not checked"
+
+
+def _warn_of_strange_states(source: Source, episodes: Sequence[int], model: Path) -> None:
+    """Say what the states have that the model's training had not, or, where it does not say, what no robot gives."""
+    folder = model_folder(model)
+    recorded = describe_model(folder).get("statistics")
+    if recorded is None:
+        warn(implausible(source, episodes))
+    else:
+        warn(unlike(source, episodes, from_json(StateStats, recorded, folder / "model.json")))
 
 
 def _trained_on(model: Path) -> Recordings | None:

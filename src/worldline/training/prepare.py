@@ -6,8 +6,10 @@ All that can go wrong with a request goes wrong here, before the first step.
 from dataclasses import replace
 from pathlib import Path
 
-from worldline.data.clips import check_held_out
+from worldline.data.clips import DataConfig, check_held_out, open_split
+from worldline.data.plausible import implausible, unlike, warn
 from worldline.data.splits import Recordings
+from worldline.data.states import compute_stats
 from worldline.files import read_json
 from worldline.ranks import Ranks
 from worldline.rundir import from_json, model_folder, to_json
@@ -31,8 +33,18 @@ def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None)
         UsageError: the configuration asks for something impossible, or would validate on what it trains on.
     """
     trained_on = check_held_out(config.data, trained_on=_trained_on(config.initial))
-    made = _prepare(config, ranks or Ranks(), progress)
+    ranks = ranks or Ranks()
+    if ranks.writes:
+        _warn_of_strange_states(config.data)
+    made = _prepare(config, ranks, progress)
     return replace(made, description={**made.description, "trained_on": to_json(Recordings, trained_on)})
+
+
+def _warn_of_strange_states(data: DataConfig) -> None:
+    """Say what no robot gives, and what validation has that training has not, before anything is built on it."""
+    source, episodes = open_split(data, "train")
+    warn(implausible(source, episodes))
+    warn(unlike(*open_split(data, "val"), compute_stats(source, episodes=episodes)))
 
 
 def _trained_on(initial: Path | None) -> Recordings:

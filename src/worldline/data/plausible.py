@@ -1,0 +1,203 @@
+"""Finite numbers that no robot gives: a lost frame read as a joint, degrees among radians, a sensor that went silent.
+
+Nothing here is certain, so nothing is refused: what is found is reported with its first place and a count. Rules go by
+quantiles, which a few wild values cannot move.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from worldline.data.choose import own_number
+from worldline.data.lerobot import LerobotSource
+from worldline.data.source import Source
+from worldline.data.states import StateStats
+from worldline.schema import DataError
+
+_SAMPLE_ROWS = 1_000_000
+_UNIT = 20.0
+"""By what factor an episode must be larger than others for its unit to be another; degrees are 57 times radians."""
+_SMALL = 0.5
+"""Differences below this (rad, m/s, a closure) are no sign of another unit or range."""
+_STILL_ROWS = 34
+"""Rows after which a dimension that never changed counts as constant."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bounds:
+    """Between which values every dimension is plausible.
+
+    100 times the span of the middle 90 % of rows beyond these, and 20 times the span of the middle 98 % beyond those,
+    whichever is less; a span counts as 1 at least, so that what rarely moves (a gripper, a base) may.
+    """
+
+    low: Float[np.ndarray, "s"]
+    high: Float[np.ndarray, "s"]
+
+    @classmethod
+    def of(cls, rows: Float[np.ndarray, "n s"]) -> "Bounds":
+        bounds = [_beyond(rows, 0.05, 100.0), _beyond(rows, 0.01, 20.0)]
+        return cls(low=np.max([low for low, _ in bounds], axis=0), high=np.min([high for _, high in bounds], axis=0))
+
+    def broken(self, rows: Float[np.ndarray, "n s"]) -> Bool[np.ndarray, "n s"]:
+        """Mark the values outside."""
+        return (rows < self.low) | (rows > self.high)
+
+
+def _beyond(rows: np.ndarray, share: float, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    low = np.quantile(rows, share, axis=0, method="higher").astype(np.float64)
+    high = np.quantile(rows, 1 - share, axis=0, method="lower").astype(np.float64)
+    low, high = np.minimum(low, high), np.maximum(low, high)  # of one or two rows
+    room = factor * np.maximum(high - low, 1.0)
+    return low - room, high + room
+
+
+def usual_range(rows: Float[np.ndarray, "n s"]) -> tuple[Float[np.ndarray, "s"], Float[np.ndarray, "s"]]:
+    """Smallest and largest plausible value of every dimension."""
+    kept = np.where(Bounds.of(rows).broken(rows), np.nan, rows)
+    return np.nanmin(kept, axis=0), np.nanmax(kept, axis=0)
+
+
+def implausible(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
+    """What is strange in the states of some episodes, one fault per kind: wild values, episodes in another unit.
+
+    Raises:
+        DataError: states are not what they should be.
+    """
+    bounds, found, sizes = Bounds.of(_sample(source, episodes)), _Places(source), []
+    for episode in episodes:
+        rows = source.read_states(episode, 0, source.episodes[episode].length)
+        found.add(episode, bounds.broken(rows), rows)
+        sizes.append(np.quantile(np.abs(rows), 0.95, axis=0, method="lower"))
+    if found.count:
+        dim = found.dim
+        yield found.fault(
+            "wild_value",
+            expected=f"{source.layout.names[dim]} within {bounds.low[dim]:.4g} .. {bounds.high[dim]:.4g}, "
+            "far around nearly all of its rows",
+        )
+    yield from _other_units(source, episodes, np.stack(sizes))
+
+
+def _other_units(source: Source, episodes: Sequence[int], sizes: Float[np.ndarray, "e s"]) -> Iterator[DataError]:
+    """Episodes in which at least half of the dimensions that move are many times as large as in the usual episode."""
+    usual = np.median(sizes, axis=0)
+    larger = sizes > _UNIT * np.maximum(usual, _SMALL)
+    strange = larger.any(axis=1) & (larger.sum(axis=1) * 2 >= (sizes > 0).sum(axis=1))
+    if strange.any():
+        first = int(strange.argmax())
+        dim = int(larger[first].argmax())
+        episode = source.episodes[episodes[first]]
+        yield DataError(
+            _file(source, episode.index),
+            expected=f"{source.layout.names[dim]} of about {usual[dim]:.3g}, as in most episodes",
+            found=f"{sizes[first, dim]:.3g} in {episode.name}, as if in another unit ({strange.sum()} such episodes)",
+            fix=f"Convert the unit, or leave out what is at fault ({_option(source, episode.index)}).",
+            kind="other_unit",
+        )
+
+
+def unlike(source: Source, episodes: Sequence[int], known: StateStats) -> Iterator[DataError]:
+    """What in the states of some episodes is clearly not as in training, one fault per kind.
+
+    A value far outside of what training had; a range that does not meet that of training, or is many times as wide or
+    as small (degrees for radians, and the reverse); a dimension that stands still here and moved in training. What
+    training had are the quantiles 1 % to 99 % of its statistics.
+
+    Raises:
+        DataError: states are not what they should be.
+    """
+    low, high = (np.array(values, np.float64) for values in (known.q01, known.q99))
+    span, rows = high - low, _sample(source, episodes)
+    room, wide = np.maximum(span, _SMALL), 20 * np.maximum(span, 1.0)
+    bounds, found = Bounds(low=low - wide, high=high + wide), _Places(source)
+    here_low, here_high = (np.quantile(rows, q, axis=0) for q in (0.05, 0.95))
+    other = (here_low > high + room) | (here_high < low - room) | (here_high - here_low > 10 * room)
+    tiny = np.maximum(np.abs(here_low), np.abs(here_high)) * _UNIT < np.maximum(np.abs(low), np.abs(high))
+    if tiny.sum() * 2 >= len(tiny):
+        other |= tiny  # radians where training had degrees
+    for episode in episodes:
+        states = source.read_states(episode, 0, source.episodes[episode].length)
+        found.add(episode, bounds.broken(states) & ~other, states)
+    if found.count:
+        dim = found.dim
+        yield found.fault(
+            "wild_value",
+            expected=f"{source.layout.names[dim]} within {bounds.low[dim]:.4g} .. {bounds.high[dim]:.4g}, far around "
+            f"what it was in training ({low[dim]:.4g} .. {high[dim]:.4g})",
+        )
+    names = source.layout.names
+    if other.any():
+        dim = int(other.argmax())
+        yield DataError(
+            source.path,
+            expected=f"{names[dim]} as in training, {low[dim]:.4g} .. {high[dim]:.4g}",
+            found=f"{here_low[dim]:.4g} .. {here_high[dim]:.4g} ({other.sum()} such dimensions)",
+            fix="Check unit and order of the states; the model has never seen such values.",
+            kind="other_range",
+        )
+    still = np.flatnonzero((rows == rows[0]).all(axis=0) & (high > low) & (len(rows) >= _STILL_ROWS))
+    if len(still):
+        listed = ", ".join(names[dim] for dim in still[:4]) + (", ..." if len(still) > 4 else "")
+        yield DataError(
+            source.path,
+            expected=f"{names[still[0]]} to move, as in training",
+            found=f"{rows[0, still[0]]:.4g} in every row ({len(still)} such dimensions: {listed})",
+            fix="Check that the sensor was recorded; the model takes it for what the robot does.",
+            kind="stands_still",
+        )
+
+
+def warn(problems: Iterator[DataError]) -> None:
+    """Tell each problem to the log."""
+    for problem in problems:
+        log.warning("implausible states: %s", problem)
+
+
+class _Places:
+    """Counts values in the order of reading and remembers where the first one was."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.count, self.in_episodes = source, 0, 0
+        self.episode, self.row, self.dim, self.value = 0, 0, 0, 0.0
+
+    def add(self, episode: int, marked: Bool[np.ndarray, "n s"], rows: Float[np.ndarray, "n s"]) -> None:
+        if not marked.any():
+            return
+        if not self.count:
+            self.episode = episode
+            self.row, self.dim = (int(i) for i in np.argwhere(marked)[0])
+            self.value = float(rows[self.row, self.dim])
+        self.count += int(marked.sum())
+        self.in_episodes += 1
+
+    def fault(self, kind: str, *, expected: str) -> DataError:
+        name = self.source.episodes[self.episode].name
+        return DataError(
+            _file(self.source, self.episode),
+            expected=expected,
+            found=f"{self.value:.6g} in row {self.row} of {name} ({self.count} such values in {self.in_episodes} "
+            "episodes)",
+            fix=f"Repair the recording, or leave out what is at fault ({_option(self.source, self.episode)}).",
+            kind=kind,
+        )
+
+
+def _option(source: Source, episode: int) -> str:
+    return f"--exclude-episodes {own_number(source.episodes[episode])}"
+
+
+def _file(source: Source, episode: int) -> Path:
+    return source.recordings[episode].table if isinstance(source, LerobotSource) else source.path
+
+
+def _sample(source: Source, episodes: Sequence[int]) -> Float[np.ndarray, "n s"]:
+    """Rows of all episodes, evenly thinned out beyond a million."""
+    every = -(-sum(source.episodes[i].length for i in episodes) // _SAMPLE_ROWS)
+    return np.concatenate([source.read_states(i, 0, source.episodes[i].length)[::every] for i in episodes])
