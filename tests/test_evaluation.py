@@ -677,6 +677,31 @@ def test_a_tokenizers_round_trip_scores_as_by_hand(tmp_path: Path) -> None:
     assert Evaluation.load(tmp_path / "out/metrics.json") == evaluation
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_tokenizer_is_judged_on_the_device_that_is_asked_for(tmp_path: Path) -> None:
+    case, found = _Case(), []
+    source = _Memory(states=case.states, frames=case.frames)
+    clips = Clips(source, source_windows(source, window=17, stride=17), pattern=FramePattern.consecutive(17))
+    for name in ("cpu", "cuda"):
+        device = torch.device(name)
+        used = torch.cuda.memory_stats().get("allocation.all.allocated", 0)
+        found.append(
+            evaluate_tokenizer(
+                case.tokenizer.to(device),
+                clips,
+                run=tmp_path,
+                num_clips=None,
+                batch_size=3,
+                out=tmp_path / name,
+                device=device,
+            )
+        )
+        assert (torch.cuda.memory_stats().get("allocation.all.allocated", 0) > used) == (name == "cuda")
+    one, two = (_means(evaluation)["tokenizer round trip"] for evaluation in found)
+    assert two == pytest.approx(one, rel=1e-3)
+
+
 def test_tokens_alone_cannot_judge_a_tokenizer(tmp_path: Path) -> None:
     case = _Case()
     grid = case.tokenizer.grid(16, 16)

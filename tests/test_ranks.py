@@ -20,8 +20,10 @@ from builders import SMALL_TOKENIZER, SMALL_WORLD, small_tokenizer, write_follow
 from tolerances import assert_whole_agrees
 from torch import nn
 
+from worldline.cli import evaluate
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
+from worldline.evaluation.result import Evaluation
 from worldline.files import write_json
 from worldline.nn.load import changing_state, load_weights
 from worldline.ranks import Ranks, shards_of, whole
@@ -310,18 +312,50 @@ def test_torchrun_trains_a_tokenizer_by_the_command_line(tmp_path: Path) -> None
     config = _world(tmp_path, model=replace(SMALL_TOKENIZER, past=0), data=data, accumulate=1)
     train(config, tmp_path / "one")
     _cut(tmp_path / "one", tmp_path / "run", 2)
-    script = "from worldline.cli.main import main; main()"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    command += [sys.executable, "-c", script, "train", "--resume", str(tmp_path / "run"), "--json"]
-    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=1200, env={**clean, "OMP_NUM_THREADS": "1"}
-    )
+    done = _torchrun("train", "--resume", str(tmp_path / "run"), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["step"] == 4, "one rank reports"
     for expected, found in zip(_log(tmp_path / "one"), _log(tmp_path / "run"), strict=True):
         losses = {name: value for name, value in expected.items() if name.endswith("/loss")}
         assert {name: found[name] for name in losses} == pytest.approx(losses, rel=1e-3)
+
+
+def _torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    script = "from worldline.cli.main import main; main()"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command += [sys.executable, "-c", script, *arguments]
+    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=1200, env={**clean, "OMP_NUM_THREADS": "1"}
+    )
+
+
+@pytest.mark.slow
+def test_torchrun_evaluates_by_the_command_line_as_one_process_does(tmp_path: Path) -> None:
+    config = _world(tmp_path, steps=1)
+    train(config, tmp_path / "run")
+    words = ["evaluate", str(tmp_path / "run"), "--batch-size", "1", "--device", "cpu", "--json"]
+    for ranks in (1, 2):
+        run = [*words, "--out", str(tmp_path / f"by_{ranks}")]
+        if ranks == 2:
+            done = _torchrun(*run)
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["protocol"] == "compression", "one rank reports"
+        else:
+            evaluate.main(run[1:])
+    one, two = (Evaluation.load(tmp_path / f"by_{ranks}/metrics.json") for ranks in (1, 2))
+    assert one.data == two.data
+    assert one.data.num_clips == 4
+    for row, other in zip(one.rows, two.rows, strict=True):
+        for name, value in row.metrics.items():
+            assert other.metrics[name].mean == pytest.approx(value.mean, rel=1e-5), (row.name, name)
+    refused = _torchrun(*words, "--data", str(tmp_path / "tokens/train"), "--out", str(tmp_path / "refused"))
+    assert refused.returncode != 0
+    assert refused.stderr.count("recordings that the run was trained on") <= 2, (
+        "said by rank 0; rank 1 says who said it"
+    )
+    assert "rank 0 stopped" in refused.stderr
+    assert not (tmp_path / "refused").exists()
 
 
 # --- one process ---
