@@ -221,6 +221,7 @@ def test_a_world_over_latents_does_not_begin_with_tokens(tmp_path: Path) -> None
         ("--format npz --clips -1", "counted from 0"),
         ("--format npz --num-clips 0", "--num-clips 1"),
         ("--format npz --clips 1 --num-clips 2", "give one of them"),
+        ("--format npz --weights wan", "--weights would change nothing"),
     ],
 )
 def test_what_cannot_be_is_refused_before_weights_are_read(words: str, message: str, tmp_path: Path) -> None:
@@ -229,6 +230,16 @@ def test_what_cannot_be_is_refused_before_weights_are_read(words: str, message: 
     with pytest.raises(UsageError, match=message):
         run(world, "--data", data, "--out", tmp_path / "out", *words.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_world_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds a tokenizer"):
+        run(write_tokenizer(tmp_path / "tokenizer"))
+    damaged = write_world(tmp_path / "world")
+    for content in ({"format": 1}, {"format": 1, "config": {"kind": "st-transformer"}}, {"format": 1, "config": []}):
+        (damaged / "model.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match=r"model\.json.*configuration of a world"):
+            run(damaged)
 
 
 def test_tokens_and_tokenizers_of_another_grid_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from worldline.cli.sample_options import SampleOptions
 from worldline.data.clips import Clips
 from worldline.evaluation.held_out import held_out, spread
 from worldline.forecasting.forecaster import shown_pace
-from worldline.forecasting.load import Loaded, has_tokenizer, load_forecaster, refuse_unfit, window_of
+from worldline.forecasting.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit, window_of
 from worldline.forecasting.predictions import Prediction, beside, predict
 from worldline.forecasting.saved import INDEX, Layout, save_npz, save_png, write_index
 from worldline.forecasting.video import write_comparison
@@ -110,7 +110,10 @@ def _chosen(job: Job, run: Path) -> tuple[Clips, list[int]]:
     """The clips of the data, and which of them are to be forecast."""
     model = model_folder(run, job.checkpoint)
     description = describe_model(model)
+    check_world(description, model)
     job.sample.check(description)
+    if job.weights and not description["config"].get("lora"):
+        raise UsageError("--weights would change nothing: this world holds all of its weights")
     data = builtin.data_for(run, job.data)
     clips = held_out(run, description["contract"], window=window_of(description), data=data, episodes=job.episodes)
     beside_it = job.tokenizer is not None or has_tokenizer(run, description)

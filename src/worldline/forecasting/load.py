@@ -15,7 +15,7 @@ from worldline.forecasting.tokens import Pictures, TokenForecaster
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.rundir import RunDir, from_json, model_folder, read_model
-from worldline.schema import LatentGrid, TokenGrid, UsageError
+from worldline.schema import DataError, LatentGrid, TokenGrid, UsageError
 from worldline.tokenizers.load import TokenizerIdentity, fingerprint, identity_of, load_tokenizer, load_vae
 from worldline.tokenizers.tokenizer import Tokenizer
 from worldline.worlds.load import load_world
@@ -137,6 +137,27 @@ def _check_grid(tokenizer: Tokenizer | None, grid: TokenGrid, place: Path | None
     made = tokenizer.grid(grid.height * tokenizer.spatial_stride, grid.width * tokenizer.spatial_stride)
     if made != grid:
         raise UsageError(f"the tokenizer in {place} makes tokens of {made}, but this world speaks those of {grid}")
+
+
+def check_world(description: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a model folder that holds no world.
+
+    Raises:
+        UsageError: it holds a tokenizer.
+        DataError: its description lacks what a world's must say.
+    """
+    config, contract = description.get("config"), description.get("contract")
+    kind = config.get("kind") if isinstance(config, dict) else None
+    if kind in ("fsq-video", "cosmos-dv8x8x8", "wan-vae"):
+        raise UsageError(f"{folder} holds a tokenizer, which forecasts nothing; give a world's run folder")
+    needed = {"st-transformer": "token_grid", "wan": "pattern"}.get(str(kind))
+    if needed is None or not isinstance(contract, dict) or needed not in contract:
+        raise DataError(
+            folder / "model.json",
+            expected="the configuration of a world and what data it was trained on",
+            found=f"a configuration of kind {kind!r} and " + ("a contract" if contract else "no contract"),
+            fix="Copy the model folder again, or retrain.",
+        )
 
 
 def window_of(description: Mapping[str, Any]) -> int:
