@@ -12,10 +12,10 @@ from pathlib import Path
 from worldline import builtin
 from worldline.checks import number, whole
 from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
-from worldline.evaluation.held_out import held_out
-from worldline.evaluation.result import Evaluation
+from worldline.evaluation.held_out import held_out, split_of
+from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
-from worldline.forecasting.load import SamplingChoice, load_forecaster
+from worldline.forecasting.load import Loaded, SamplingChoice, load_forecaster
 from worldline.process.flow import FlowSampling
 from worldline.recipes.compression import compression_tiny
 from worldline.report.write import write_report
@@ -99,6 +99,7 @@ def _evaluate(run: Path, out: Path, config: DemoConfig, report: Report) -> Evalu
         held_out(run, loaded.contract, window=window, data=builtin.TWIN_MINI_VAL),
         protocol=Protocol(num_clips=config.num_clips),
         out=RunDir(out).evaluation,
+        split=_split(run, loaded),
         counts=TokenCounts.of(run),
         progress=lambda done, total: report(f"judging {out.name} world", done, total, {}),
     )
@@ -116,5 +117,10 @@ def _evaluate_sampling(run: Path, out: Path, config: DemoConfig, report: Report)
         out=RunDir(out).evaluation,
         settings={"steps": flow.steps, "guidance": flow.guidance, "sampler": flow.sampler},
         tokenizer=loaded.identity,
+        split=_split(run, loaded),
         progress=lambda done, total: report("judging the world over latents", done, total, {}),
     )
+
+
+def _split(run: Path, loaded: Loaded) -> Split:
+    return split_of(run, loaded.contract, [run], data=builtin.TWIN_MINI_VAL)
