@@ -249,10 +249,10 @@ def test_a_single_number_per_row_is_read(tmp_path: Path, shape: list[int], kind:
 @pytest.mark.parametrize(
     ("cells", "found"),
     [
-        (lambda rows: [None if i == 7 else row for i, row in enumerate(rows)], "1 empty values, the first in row 7"),
-        (lambda rows: [[None, 1.0] if i == 7 else row for i, row in enumerate(rows)], "the first in row 7"),
+        (lambda rows: [None if i == 7 else row for i, row in enumerate(rows)], "1 empty values in row 7 "),
+        (lambda rows: [[None, 1.0] if i == 7 else row for i, row in enumerate(rows)], "1 empty values in row 7 "),
         (lambda rows: [["a", "b"] for _ in rows], "values of type string"),
-        (lambda rows: [[1.0] if i == 7 else row for i, row in enumerate(rows)], "rows of 1 to 2 values"),
+        (lambda rows: [[1.0] if i == 7 else row for i, row in enumerate(rows)], "1 values in row 7 "),
         (lambda rows: [{"x": 1.0, "y": 2.0} for _ in rows], "values of type struct"),
         (lambda rows: [[] for _ in rows], "values of type null"),
     ],
@@ -265,6 +265,35 @@ def test_what_is_no_row_of_numbers_is_named(tmp_path: Path, cells: Callable[[Any
     with pytest.raises(DataError, match=found) as caught:
         open_source(root).read_states(0, 0, 36)
     assert caught.value.path == table_of(root, 0)
+
+
+def test_a_bad_row_in_a_shared_table_costs_its_own_episode(tmp_path: Path) -> None:
+    def columns(episode: int, count: int, first: int) -> dict[str, Any]:
+        cells: list[Any] = states(count, first).tolist()
+        times: list[Any] = (np.arange(count) / 30).tolist()
+        if episode == 1:
+            cells[3], cells[5] = None, [1.0, 2.0, 3.0]
+        if episode == 2:
+            times[4] = np.nan
+        return {"state": pa.array(cells, pa.list_(pa.float32())), "times": times}
+
+    root = write(tmp_path / "d", "v3.0", (20, 21, 22, 23), columns=columns)
+    source = open_source(root)
+    with pytest.raises(DataError, match=r"1 empty values in row 3 \(2 such rows\)"):
+        source.read_states(1, 0, 21)
+    np.testing.assert_array_equal(source.read_states(1, 6, 21), states(21, 20)[6:])
+    np.testing.assert_array_equal(source.read_states(3, 0, 23), states(23, 63))
+    kept = open_source(root, allow_missing=True)
+    assert [episode.name for episode in kept.episodes] == ["episode 0", "episode 3"]
+    assert _read(root, 1, allow_missing=True) == list(range(63, 86))
+
+
+def test_marks_of_encoding_and_line_ends_of_other_systems_are_read(tmp_path: Path) -> None:
+    root = write(tmp_path / "d")
+    for name in ("info.json", "episodes.jsonl"):
+        path = root / "meta" / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert inspect(root).problems == ()
 
 
 # --- images in tables ---

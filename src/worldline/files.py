@@ -50,7 +50,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises `DataError` where the file is absent, not JSON or not an object."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark of the encoding first
         content = json.loads(text)
         if "\\ud" in text.lower():  # half a character, which JSON can escape, can be neither printed nor written
             str(content).encode()

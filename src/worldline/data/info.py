@@ -143,7 +143,7 @@ def _by_kind(path: Path, found: Iterable[DataError]) -> tuple[Problem, ...]:
 
 def _example(path: Path, problem: DataError) -> str:
     place = problem.path.relative_to(path) if problem.path.is_relative_to(path) else problem.path
-    return f"{place}: expected {problem.expected}, found {problem.found}"
+    return f"{'' if place == Path('.') else f'{place}: '}expected {problem.expected}, found {problem.found}"
 
 
 def _sample(source: OnexSource | LerobotSource) -> int:

@@ -53,7 +53,9 @@ class Table:
     episodes: Int64[np.ndarray, "n"] | None
     """Episode number of every row; None where the file does not say."""
     times: Float64[np.ndarray, "n"]
-    """Seconds since the episode began."""
+    """Seconds since the episode began; NaN where the file does not say."""
+    faults: dict[int, str]
+    """What is wrong with the states of a row, where it does not hold its numbers."""
 
     def rows_of(self, number: int) -> Bool[np.ndarray, "n"]:
         """Mark the rows of an episode."""
@@ -104,7 +106,17 @@ class LerobotSource:
         """Read states alone, checked to be finite and to have one row per frame."""
         check_window(self.episodes[episode], start, stop)
         path, rows, table = self._rows(episode)
-        window = table.values[np.flatnonzero(rows)[start:stop]]
+        places = np.flatnonzero(rows)[start:stop]
+        window = table.values[places]
+        wrong = [i for i, place in enumerate(places.tolist()) if place in table.faults] if table.faults else []
+        if wrong:
+            raise DataError(
+                path,
+                expected=f"{self.layout.dim} numbers in every row of {self.episodes[episode].name}",
+                found=f"{table.faults[int(places[wrong[0]])]} in row {start + wrong[0]} ({len(wrong)} such rows)",
+                fix="Repair the recording or leave the episode out.",
+                kind="states",
+            )
         check_finite(path, window, self.layout.names, start)
         return window
 
@@ -276,14 +288,16 @@ def _read_table(
     parts = [matrix(path, table, name, dim) for name, dim in zip(columns, dims, strict=True)]
 
     def numbers(name: str) -> Float64[np.ndarray, "n"] | None:
-        return matrix(path, table, name, 1)[:, 0] if name in table.column_names else None
+        return matrix(path, table, name, 1).values[:, 0] if name in table.column_names else None
 
     episodes, times, frames = numbers("episode_index"), numbers("timestamp"), numbers("frame_index")
     episodes = None if episodes is None else _whole(episodes)
     if times is None:
         times = (_place(len(table), episodes) if frames is None else frames) / fps
     with np.errstate(over="ignore"):
-        return Table(values=np.concatenate(parts, axis=1).astype(np.float32), episodes=episodes, times=times)
+        values = np.concatenate([part.values for part in parts], axis=1).astype(np.float32)
+    faults = {row: found for part in parts for row, found in part.faults.items()}
+    return Table(values=values, episodes=episodes, times=times, faults=faults)
 
 
 def _place(rows: int, episodes: Int64[np.ndarray, "n"] | None) -> Float64[np.ndarray, "n"]:
@@ -307,7 +321,7 @@ def _counts(files: tuple[tuple[Path, int, int], ...]) -> dict[Path, dict[int, in
     found: dict[Path, dict[int, int]] = {}
     for path, _, _ in files:
         try:
-            episodes = matrix(path, read_columns(path, ("episode_index",)), "episode_index", 1)[:, 0]
+            episodes = matrix(path, read_columns(path, ("episode_index",)), "episode_index", 1).values[:, 0]
         except DataError:
             continue
         numbers, counts = np.unique(_whole(episodes), return_counts=True)

@@ -5,6 +5,7 @@ Only `meta/` and folder listings are read, a few tables to guess what the state 
 for the size of the pictures. Faults go to a `Report`.
 """
 
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -309,7 +310,7 @@ def _listed_v2(root: Path, meta: _Meta, camera: str, leaving: LeavingOut) -> lis
     path = root / "meta/episodes.jsonl"
     try:
         # By line feeds alone: a task may hold other characters that Python takes for the end of a line.
-        lines = path.read_bytes().split(b"\n")
+        lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
     except (OSError, ValueError) as error:
         raise unreadable(path, expected="the list of episodes", found=str(error), fix="Restore it.") from error
     entries: list[_Entry] = []
@@ -462,7 +463,7 @@ def _missing(root: Path, of: str, missing: str) -> DataError:
         root,
         expected=f"the table and video of {of}",
         found=f"missing {missing}",
-        fix="Fetch the rest, or open with allow_missing to use what is there.",
+        fix="Fetch the rest, or leave them out with --allow-missing (in recipes --data.allow-missing).",
         kind="missing_files",
     )
 

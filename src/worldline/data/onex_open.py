@@ -202,7 +202,7 @@ def _missing(root: Path, of: str, missing: str) -> DataError:
         root,
         expected=f"all files of {of}",
         found=f"missing {missing}",
-        fix="Fetch the rest, or open with allow_missing to use what is there.",
+        fix="Fetch the rest, or leave them out with --allow-missing (in recipes --data.allow-missing).",
         kind="missing_files",
     )
 

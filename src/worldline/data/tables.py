@@ -1,8 +1,10 @@
 """Parquet files -> arrays: numbers however Arrow nests them, and images. Knows nothing of episodes or robots."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -55,33 +57,68 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
         raise _damaged(path, error) from error
 
 
-def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> Float64[np.ndarray, "n d"]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Numbers:
+    """A column as numbers. What is wrong with single rows is noted, so that one costs its own episode alone."""
+
+    values: Float64[np.ndarray, "n d"]
+    """NaN in faulty rows."""
+    faults: dict[int, str]
+    """What is wrong with a row, where it does not hold its numbers."""
+
+
+def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> Numbers:
     """Turn a column into `dim` numbers per row: numbers, lists of numbers or lists of lists, of any Arrow type.
 
-    Raises `DataError` where a row has another number of values, none at all, or something that is no number.
+    Raises `DataError` where no row has `dim` values, or where they are no numbers.
     """
-    array, width = _plain(table[name].combine_chunks()), 1
-    expected = f"{name} of {dim} values per row, as meta/info.json says"
-    fix = "Correct the shape in meta/info.json or convert the data set again."
+    array = column = table[name].combine_chunks()
+    width, even = 1, True
     while True:
-        if array.null_count:
-            row = array.is_null().index(True).as_py() // width
-            found, kind = f"{array.null_count} empty values, the first in row {row}", "states"
-            raise DataError(path, expected=expected, found=found, fix="Fill them or leave the episode out.", kind=kind)
+        array = _plain(array)
+        even = even and not array.null_count
         if not any(is_list(array.type) for is_list in _LISTS):
             break
         lengths = compute.call_function("list_value_length", [array]).unique().to_pylist()
-        if len(lengths) > 1:
-            found = f"rows of {min(lengths) * width} to {max(lengths) * width} values"
-            raise DataError(path, expected=expected, found=found, fix=fix, kind="columns")
-        width *= lengths[0] if lengths else dim
-        array = _plain(array.flatten())
+        even, width = even and len(lengths) == 1, width * (lengths[0] or 0) if len(lengths) == 1 else width
+        array = array.flatten()
+    expected = f"{name} of {dim} values per row, as meta/info.json says"
+    fix = "Correct the shape in meta/info.json or convert the data set again."
     if not any(is_number(array.type) for is_number in _NUMBERS):
         raise DataError(path, expected=expected, found=f"values of type {array.type}", fix=fix, kind="columns")
-    if len(table) and width != dim:
-        raise DataError(path, expected=expected, found=f"{width}", fix=fix, kind="columns")
+    if even and (width == dim or not len(table)):
+        return Numbers(values=_floats(array).reshape(len(table), dim), faults={})
+    numbers = _row_by_row(column, dim)
+    if len(numbers.faults) == len(table):
+        found = f"{numbers.faults[0]} in row 0, and as little in any other"
+        raise DataError(path, expected=expected, found=found, fix=fix, kind="columns")
+    return numbers
+
+
+def _row_by_row(column: pyarrow.Array, dim: int) -> Numbers:
+    values, faults = np.full((len(column), dim), np.nan), {}
+    for row, cell in enumerate(column.to_pylist()):
+        flat = list(_flat(cell))
+        empty = sum(value is None for value in flat)
+        if empty or len(flat) != dim:
+            faults[row] = f"{empty} empty values" if empty else f"{len(flat)} values"
+        else:
+            values[row] = [float(value) for value in flat]
+    return Numbers(values=values, faults=faults)
+
+
+def _flat(cell: object) -> Iterator[Any]:
+    """The values of a cell, however they are nested."""
+    if isinstance(cell, list | np.ndarray):
+        for item in cell:
+            yield from _flat(item)
+    else:
+        yield cell
+
+
+def _floats(array: pyarrow.Array) -> Float64[np.ndarray, "n"]:
     array = array.cast(pyarrow.int8()) if types.is_boolean(array.type) else array
-    return array.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False).reshape(len(table), dim)
+    return array.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 
 def read_images(path: Path, name: str, rows: Sequence[int], root: Path) -> list[bytes]:

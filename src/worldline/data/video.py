@@ -249,8 +249,8 @@ def _opened(
     try:
         # Names and comments in a container may be of any encoding; none is used.
         with av.open(str(path) if data is None else BytesIO(data), "r", metadata_errors="ignore") as container:
-            stream = next(iter(container.streams.video), None)
-            if stream is None or stream.codec_context is None:
+            stream = container.streams.best("video")  # not a cover picture
+            if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
                 found = "none" if stream is None else "one of a codec that this build of FFmpeg does not know"
                 raise DataError(path, expected="a video stream", found=found, fix="Download or encode it again.")
             yield container, stream
