@@ -21,8 +21,8 @@ def check_sizes(*, num_clips: int | None, batch_size: int, seed: int = 0, shown_
         raise UsageError(f"{num_clips} clips are too few to judge anything by; give --num-clips 1 or more, or None")
     if batch_size < 1:
         raise UsageError(f"a batch of {batch_size} clips evaluates nothing; give --batch-size 1 or more")
-    if not 0 <= seed < 1 << 32:
-        raise UsageError(f"a seed of {seed} cannot be used; give a whole number from 0 to {(1 << 32) - 1}")
+    if seed < 0:
+        raise UsageError(f"a seed of {seed} makes no noise; give --seed 0 or more")
     if shown_clips < 1:
         raise UsageError(f"{shown_clips} shown clips leave the report without pictures; give 1 or more")
 
