@@ -50,7 +50,7 @@ class TrainConfig:
     device: str = "auto"
     """`auto` takes CUDA where there is one."""
     check_memory: bool = True
-    """On CUDA, refuse a run that by `worldline plan` needs more memory than is free, before it prepares anything."""
+    """On CUDA, compare `worldline plan` with what is free first: warn, and refuse what certainly cannot fit."""
     autocast: bool = True
     """bfloat16 autocast on hardware that has bfloat16 arithmetic; elsewhere fp32."""
     workers: int = 0
