@@ -387,7 +387,7 @@ def test_recipes_take_on_a_cpu_what_the_plan_says(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_page_s_figures_are_the_plan_s() -> None:
-    text = (Path(__file__).parents[1] / "docs/sampling.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs/memory.md").read_text(encoding="utf-8")
     recipe = sampling_revontuli()
     run = Footprint(replace(recipe, data=replace(recipe.data, cache=NOWHERE)))
     for gpus, accumulate in ((1, 128), (8, 16), (32, 4)):
@@ -398,3 +398,9 @@ def test_the_page_s_figures_are_the_plan_s() -> None:
     for gigabytes in (24.0, 80.0):
         fits = next(s for s in card(run, gigabytes, one).settings if s.gradient_checkpointing)
         assert f"takes {fits.clips} clips at once (`--accumulate {fits.accumulate}`)" in " ".join(text.split())
+    machine = host(Footprint(recipe), gpus=8, clips=8)
+    for size in (machine.total, machine.building, machine.processes, machine.loading, machine.resuming):
+        assert f"{size / 1e9:.0f} GB" in text
+    for verb in verbs(run):
+        assert f"{verb.gpu / 1e9:.1f} GB" in text
+        assert f"{verb.host / 1e9:.1f} GB" in text
