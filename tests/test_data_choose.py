@@ -14,11 +14,12 @@ from latent_builders import small_vae
 from pyarrow import parquet
 
 from worldline.data.choose import choose_episodes, join, only
-from worldline.data.clips import DataConfig, check_held_out, open_clips
+from worldline.data.clips import DataConfig, check_held_out, open_clips, open_split
 from worldline.data.info import inspect
 from worldline.data.onex import OnexSource
 from worldline.data.open import OpenOptions, open_source
 from worldline.data.windows import FramePattern
+from worldline.evaluation.held_out import DataChanges, held_out
 from worldline.schema import UsageError
 from worldline.tokenizers.encode import encode
 
@@ -61,7 +62,7 @@ def renumbered(root: Path, numbers: dict[int, int]) -> Path:
 def test_states_are_columns_of_any_name_joined_in_the_order_given(tmp_path: Path) -> None:
     names = {"observation.state": "robot.hand", "action": "robot.arm"}
     root = renamed(write_lerobot(tmp_path / "d", "v2.1", (20,), names=["a", "b"]), names)
-    with pytest.raises(UsageError, match=r"no 'observation.state'; .*\(state keys\): robot.hand, robot.arm"):
+    with pytest.raises(UsageError, match=r"no 'observation.state'; .*--data.state-keys\): robot.hand, robot.arm"):
         open_source(root)
     source = open_source(root, state_keys=["robot.arm", "robot.hand"])
     assert source.layout.names == ("arm.a", "arm.b", "hand.a", "hand.b")
@@ -276,3 +277,39 @@ def test_impossible_sizes_and_strides_are_refused_where_they_are_given(change: d
 def test_impossible_patterns_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="at least"):
         replace(EIGHT, **change)
+
+
+# --- data to judge on ---
+
+
+def test_other_data_are_read_with_the_keys_of_training_and_chosen_alike(tmp_path: Path) -> None:
+    contract = {
+        "camera": "head",
+        "conditioning": "state",
+        "state_keys": ["action"],
+        "image_size": 16,
+        "state_names": ["action.0", "action.1"],
+        "fps": 30.0,
+    }
+    first, second = (write_lerobot(tmp_path / name, "v2.1", (20, 30)) for name in "ab")
+    clips = held_out(tmp_path, contract, window=10, data=(first, second))
+    assert [int(episode) for episode in clips.windows.episode] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    np.testing.assert_allclose(clips[0].states, ramp(10, 2) + 0.5, rtol=1e-6)
+    few = held_out(tmp_path, contract, window=10, data=first, changes=DataChanges(exclude_episodes=(0,)))
+    assert {int(episode) for episode in few.windows.episode} == {1}
+    with pytest.raises(UsageError, match="no single camera is called 'wrist'"):
+        held_out(tmp_path, contract, window=10, data=first, changes=DataChanges(camera="wrist"))
+    with pytest.raises(UsageError, match=r"state 0 is 'state.0', the model was trained with 'action.0'"):
+        held_out(tmp_path, contract, window=10, data=first, changes=DataChanges(state_keys=("observation.state",)))
+    squares = write_squares(tmp_path / "raw", 1, length=20)
+    like = contract | {"state_names": ["elbow", "gripper"]}
+    assert len(held_out(tmp_path, like, window=10, data=squares)) == 2, "a 1X folder has no camera to choose"
+
+
+def test_excluding_concerns_what_is_judged_on(tmp_path: Path) -> None:
+    train, val = write_squares(tmp_path / "train", 2, length=20), write_squares(tmp_path / "val", 3, length=20, first=9)
+    config = DataConfig(path=train, exclude_episodes=(0,), val_path=val, val_episodes=":-1")
+    changed = DataChanges(exclude_episodes=(1,)).of(config)
+    assert open_split(changed, "val")[1] == (0,)
+    with pytest.raises(UsageError, match="nothing is left"):
+        open_split(DataChanges(exclude_episodes=(1,)).of(replace(config, val_path=None)), "val")

@@ -49,8 +49,8 @@ def results_of(run: Path) -> Path:
     return Path("runs") / run.name if is_builtin(run) else run
 
 
-def data_for(run: Path, data: Path | None) -> Path | None:
+def data_for(run: Path, data: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
     """The data set to use with a run: the one asked for; else the built-in one for built-ins; else the run's own."""
     if data is not None:
-        return resolve(data)
+        return resolve_all(data)
     return TWIN_MINI_VAL if is_builtin(run) else None

@@ -12,7 +12,7 @@ from worldline.cli.sample_options import SampleOptions
 from worldline.data.clips import Clips
 from worldline.data.windows import FramePattern
 from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
-from worldline.evaluation.held_out import On, held_out, split_of
+from worldline.evaluation.held_out import AS_TRAINED, DataChanges, On, held_out, split_of
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
@@ -56,10 +56,12 @@ class Job:
     """Run folder, model folder, or a built-in name such as compression-tiny."""
     protocol: Literal["auto", "compression", "sampling"] = "auto"
     """`auto` takes the one of the world's track; `sampling` judges any world by its pictures alone."""
-    data: Path | None = None
-    """Data set to judge on; if not given, the run's own validation data (for built-ins: twin-mini-val)."""
+    data: Path | tuple[Path, ...] | None = None
+    """Data set to judge on, or several of one layout; if not given, the run's own validation data (for built-ins:
+    twin-mini-val)."""
     episodes: str | None = None
-    """Python slice over its episodes."""
+    """Python slices and numbers of its episodes, for example `:-10` or `:40,45,50:60`."""
+    changes: Annotated[DataChanges, tyro.conf.arg(name="")] = AS_TRAINED
     on: On = "held-out"
     """`held-out` refuses recordings that the run was trained on; `training-data` takes them, and the table says so."""
     blind: Path | None = None
@@ -159,7 +161,7 @@ def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
     models = [model, *([model_folder(builtin.resolve(job.blind))] if job.blind else [])]
     data = builtin.data_for(run, job.data)
     contract = _contract(run, description)
-    split = split_of(run, contract, models, data=data, episodes=job.episodes, on=job.on)
+    split = split_of(run, contract, models, data=data, episodes=job.episodes, changes=job.changes, on=job.on)
     if split == "not checked" and ranks.writes:
         say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
     return _Request(
@@ -200,7 +202,7 @@ class _Request:
     """The checkpoint that is judged."""
     kind: Kind
     contract: dict[str, Any]
-    data: Path | None
+    data: Path | tuple[Path, ...] | None
     split: Split
     out: Path
     ranks: Ranks
@@ -259,6 +261,7 @@ class _Request:
             pattern=pattern,
             data=self.data,
             episodes=self.job.episodes,
+            changes=self.job.changes,
             on=self.job.on,
         )
 

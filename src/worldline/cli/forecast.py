@@ -10,7 +10,7 @@ from worldline import builtin
 from worldline.cli.console import Progress, show
 from worldline.cli.sample_options import SampleOptions
 from worldline.data.clips import Clips
-from worldline.evaluation.held_out import held_out, spread
+from worldline.evaluation.held_out import AS_TRAINED, DataChanges, held_out, spread
 from worldline.forecasting.forecaster import shown_pace
 from worldline.forecasting.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit, window_of
 from worldline.forecasting.predictions import Prediction, beside, predict
@@ -40,10 +40,12 @@ AT_ONCE = 4
 class Job:
     run: tyro.conf.Positional[Path]
     """Run folder, model folder, or a built-in name such as compression-tiny."""
-    data: Path | None = None
-    """Data set to forecast; if not given, the run's own validation data (for built-ins: twin-mini-val)."""
+    data: Path | tuple[Path, ...] | None = None
+    """Data set to forecast, or several of one layout; if not given, the run's own validation data (for built-ins:
+    twin-mini-val)."""
     episodes: str | None = None
-    """Python slice over its episodes."""
+    """Python slices and numbers of its episodes, for example `:-10` or `:40,45,50:60`."""
+    changes: Annotated[DataChanges, tyro.conf.arg(name="")] = AS_TRAINED
     clips: tuple[int, ...] = ()
     """Numbers of the clips to forecast."""
     num_clips: int | Literal["all"] | None = None
@@ -115,7 +117,14 @@ def _chosen(job: Job, run: Path) -> tuple[Clips, list[int]]:
     if job.weights and not description["config"].get("lora"):
         raise UsageError("--weights would change nothing: this world holds all of its weights")
     data = builtin.data_for(run, job.data)
-    clips = held_out(run, description["contract"], window=window_of(description), data=data, episodes=job.episodes)
+    clips = held_out(
+        run,
+        description["contract"],
+        window=window_of(description),
+        data=data,
+        episodes=job.episodes,
+        changes=job.changes,
+    )
     beside_it = job.tokenizer is not None or has_tokenizer(run, description)
     refuse_unfit(clips.source, description, tokenizer=beside_it, pictures=job.format != "npz")
     if job.clips and max(job.clips) >= len(clips):

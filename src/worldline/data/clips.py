@@ -15,7 +15,7 @@ from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, cached_frames
 from worldline.data.choose import choose_episodes
 from worldline.data.faults import check_episodes
-from worldline.data.open import OpenOptions
+from worldline.data.open import OpenOptions, Roots
 from worldline.data.source import Source
 from worldline.data.splits import Recordings, recordings, refuse_shared
 from worldline.data.video import resize
@@ -34,11 +34,11 @@ MOST_PIXELS = 16384
 class DataConfig(OpenOptions):
     """What to train and validate on."""
 
-    path: Path | tuple[Path, ...]
+    path: Roots
     """Data set folder: 1X v2.0 (tokens or raw) or LeRobot (v2.x, v3.0). Several of one layout are read as one."""
     train_episodes: str = ":"
     """Python slices and numbers of episodes, for example `:-10` or `:40,45,50:60`."""
-    val_path: Path | tuple[Path, ...] | None = None
+    val_path: Roots | None = None
     """Validation data; None takes `val_episodes` of `path`."""
     val_episodes: str = ":"
     exclude_episodes: tuple[int, ...] = ()

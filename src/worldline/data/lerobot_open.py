@@ -263,8 +263,7 @@ def _dim(path: Path, meta: _Meta, name: str) -> int:
         problem = f"has no {name!r}" if feature is None else f"holds no numbers in {name!r}"
         raise UsageError(
             f"{path}: the data set {problem}; choose its states by name, one or several joined (--state-keys, in "
-            f"recipes --data.state-keys): "
-            f"{', '.join(numeric) or 'it has none'}"
+            f"recipes --data.state-keys): {', '.join(numeric) or 'it has none'}"
         )
     dim = prod(validated(path, _Shaped, feature, f"features.{name}").shape or ())
     if dim > 100_000:

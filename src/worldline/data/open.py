@@ -16,6 +16,8 @@ from worldline.data.source import Conditioning, Source
 from worldline.data.states import Kind, override_kinds
 from worldline.schema import DataError, UsageError
 
+Roots = Path | tuple[Path, ...]
+"""A data set, or several that are read as one."""
 _USUAL: dict[Conditioning, tuple[str, ...]] = {
     "state": ("observation.state",),
     "action": ("action",),
@@ -79,6 +81,11 @@ class OpenOptions:
             raise UsageError("state keys are given in place of the conditioning; give one of the two")
         columns = self.state_keys or _USUAL[self.conditioning]
         return open_lerobot(path, camera=self.camera, columns=columns, allow_missing=self.allow_missing, report=report)
+
+
+def has_choices(path: Roots) -> bool:
+    """Whether a data set is of a format whose camera and columns can be chosen."""
+    return all(looks_like_lerobot(root) for root in ([path] if isinstance(path, Path) else path))
 
 
 def reading(options: OpenOptions, image_size: int | None) -> dict[str, Any]:

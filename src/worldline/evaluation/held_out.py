@@ -1,7 +1,7 @@
 """Which clips a run is judged on: held-out windows in the shape and units its checkpoint was trained with."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
+from worldline.data.open import Roots, has_choices
 from worldline.data.plausible import implausible, unlike, warn
 from worldline.data.source import Source
 from worldline.data.splits import Recordings
@@ -25,13 +26,44 @@ On = Literal["held-out", "training-data"]
 """What may be judged on: recordings that the run was not trained on, or, asked for by name, those that it was."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataChanges:
+    """Which of the data are taken and how they are read, where that is not as in training."""
+
+    exclude_episodes: tuple[int, ...] = ()
+    """Episodes to leave out, by the data set's own numbers; no other changes its place in a slice."""
+    camera: str | None = None
+    """LeRobot camera key, or its last part; the one of the training data if not given."""
+    state_keys: tuple[str, ...] = ()
+    """Columns of LeRobot's tables that make up the states, in this order; as in training if not given."""
+    allow_missing: bool = False
+    """Use what is there where listed episodes are absent."""
+
+    def of(self, config: DataConfig) -> DataConfig:
+        """A configuration whose validation data are taken and read so."""
+        if config.val_path is not None:
+            config = replace(config, path=config.val_path, val_path=None, exclude_episodes=())
+        keys = {"state_keys": self.state_keys, "conditioning": "state"} if self.state_keys else {}
+        return replace(
+            config,
+            exclude_episodes=(*config.exclude_episodes, *self.exclude_episodes),
+            camera=self.camera or config.camera,
+            allow_missing=self.allow_missing or config.allow_missing,
+            **keys,
+        )
+
+
+AS_TRAINED = DataChanges()
+
+
 def split_of(
     run: Path,
     contract: dict[str, Any],
     models: Sequence[Path],
     *,
-    data: Path | None = None,
+    data: Roots | None = None,
     episodes: str | None = None,
+    changes: DataChanges = AS_TRAINED,
     on: On = "held-out",
 ) -> Split:
     """Whether models were trained on what they are to be judged on. Reads states only, and no weights.
@@ -45,7 +77,7 @@ def split_of(
         UsageError: they were trained on some of it though it is to be held out, or on none of it though it is to be
             training data; or the data have other states or another rate than the run was trained with.
     """
-    source, chosen = open_split(_config(run, contract, data, episodes, on), "val")
+    source, chosen = open_split(_config(run, contract, data, episodes, changes, on), "val")
     _check(source, contract)
     _warn_of_strange_states(source, chosen, models[0])
     known = [found for model in models if (found := _trained_on(model)) is not None]
@@ -86,8 +118,9 @@ def held_out(
     window: int,
     stride: int | None = None,
     pattern: FramePattern | None = None,
-    data: Path | None = None,
+    data: Roots | None = None,
     episodes: str | None = None,
+    changes: DataChanges = AS_TRAINED,
     on: On = "held-out",
 ) -> Clips:
     """Windows over the validation data of a run, or over other data of the same contract (see `split_of`).
@@ -97,33 +130,44 @@ def held_out(
         window: frames per clip.
         stride: frames between the starts of clips; None makes them disjoint.
         pattern: which frames of a window are wanted; None wants all.
-        data: another data set than the run's; `episodes` is then a slice of that one.
+        data: another data set than the run's, or several; `episodes` is then a choice of these.
+        changes: how these are read, where not as in training.
         on: `training-data` takes the run's training episodes for its validation episodes.
 
     Raises:
         UsageError: the data have other states or another rate than the model was trained with.
     """
-    config = _config(run, contract, data, episodes, on)
+    config = _config(run, contract, data, episodes, changes, on)
     pattern = pattern or FramePattern.consecutive(window)
     clips = open_clips(replace(config, pattern=pattern, window_stride=stride or window), "val")
     _check(clips.source, contract)
     return clips
 
 
-def _config(run: Path, contract: dict[str, Any], data: Path | None, episodes: str | None, on: On) -> DataConfig:
+def _config(
+    run: Path, contract: dict[str, Any], data: Roots | None, episodes: str | None, changes: DataChanges, on: On
+) -> DataConfig:
     """The run's data configuration in all but the place, with what to judge on as its validation clips."""
     path = next((p for p in (RunDir(run).config, RunDir(run.parent.parent).config) if p.exists()), None)
     if path is None and data is None:
         raise UsageError(f"{run} has no config.json that names its data; give the data to judge it on (--data DIR)")
     config = DataConfig(path=Path()) if path is None else from_json(DataConfig, read_json(path).get("data"), path)
-    as_trained = {name: contract[name] for name in ("camera", "conditioning", "image_size")}
-    as_trained |= {"state_keys": tuple(contract.get("state_keys", ()))}
-    config = replace(config, **as_trained, cache=None, cache_size=None)
+    config = replace(config, image_size=contract["image_size"], cache=None, cache_size=None)
     if data is not None:
         config = replace(config, path=data, val_path=None, val_episodes=":", exclude_episodes=())
     elif on == "training-data":
         config = replace(config, val_path=None, val_episodes=config.train_episodes)
+    config = changes.of(replace(config, **_as_trained(contract, config.val_path or config.path)))
     return config if episodes is None else replace(config, val_episodes=episodes)
+
+
+def _as_trained(contract: dict[str, Any], path: Roots) -> dict[str, Any]:
+    """How the model's data were read; nothing of it concerns a format in which there is nothing to choose."""
+    if not has_choices(path):
+        return {"camera": None, "conditioning": "state", "state_keys": ()}
+    return {name: contract[name] for name in ("camera", "conditioning")} | {
+        "state_keys": tuple(contract.get("state_keys", ()))
+    }
 
 
 def _check(source: Source, contract: dict[str, Any]) -> None:
