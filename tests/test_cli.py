@@ -20,6 +20,7 @@ from worldline.cli import main as entry
 from worldline.cli.sample_options import SampleOptions
 from worldline.data.open import open_source
 from worldline.data.splits import recording_of
+from worldline.evaluation.held_out import DataChanges
 from worldline.evaluation.result import METRIC_INFO, Evaluation
 from worldline.rundir import to_json
 from worldline.schema import DataError, UsageError
@@ -287,12 +288,17 @@ def test_values_by_which_nothing_can_be_judged_are_refused_before_anything_is_re
 
 # --- every option does something, or is refused ---
 
-HOW_NOT_WHAT = {"batch_size", "rows", "device"}
-"""Fields that change how much is computed at once, or where, and no number."""
+HOW_NOT_WHAT = {"batch_size", "rows", "device", "allow_missing"}
+"""Fields that change how much is computed at once, or where, and no number; and what concerns absent files alone."""
+LEROBOT = {"camera", "state_keys"}
+"""What there is to choose in LeRobot's format alone."""
 CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that change it, and those it needs beside it
     "protocol": ("--protocol sampling", ""),
     "data": ("--data {other}", ""),
     "episodes": ("--episodes 0:1", "--data {other}"),
+    "exclude_episodes": ("--exclude-episodes 1", "--data {other}"),
+    "camera": ("--camera head", ""),
+    "state_keys": ("--state-keys action", ""),
     "on": ("--on training-data", ""),
     "blind": ("--blind {blind}", ""),
     "tokenizer": ("--tokenizer {wrong}", ""),
@@ -351,8 +357,8 @@ def _assert_nothing_is_idle(
         "wrong": lab / "wrong",
         "out": tmp_path / "elsewhere",
     }
-    names = {f.name for f in fields(evaluate.Job)} | {f.name for f in fields(SampleOptions)}
-    assert names - {"run", "sample"} == CHANGES.keys() | HOW_NOT_WHAT, "an option without a test"
+    names = {f.name for options in (evaluate.Job, SampleOptions, DataChanges) for f in fields(options)}
+    assert names - {"run", "sample", "changes"} == CHANGES.keys() | HOW_NOT_WHAT, "an option without a test"
     refused, plain, out = set(), {}, tmp_path / "out"
     for name, (change, beside) in (CHANGES | others).items():
         for needed in (beside, ""):  # what an option needs beside it may be refused, too, and then so must it be
@@ -374,12 +380,15 @@ def test_no_option_is_idle_for_a_world_over_tokens(lab: Path, tmp_path: Path, ca
     for path in (lab / "wrong").glob("checkpoints/*/model.json"):
         path.write_text(path.read_text().replace('"hysteresis": 0.0', '"hysteresis": 0.5'))
     refused = _assert_nothing_is_idle(lab, "compression_tiny", tmp_path, capsys, "--num-clips 2")
-    assert refused == {"tokenizer", "checkpoint", "weights", "steps", "guidance", "sampler", "average_repeats"}
+    others = {"steps", "guidance", "sampler", "average_repeats"}
+    assert refused == {"tokenizer", "checkpoint", "weights", *others, *LEROBOT}
 
 
 def test_no_option_is_idle_for_a_tokenizer(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     refused = _assert_nothing_is_idle(lab, "tokenizer", tmp_path, capsys, "--num-clips 2")
-    assert CHANGES.keys() - refused == {"data", "episodes", "on", "out", "num_clips", "window_stride", "json"}
+    assert CHANGES.keys() - refused == {
+        *("data", "episodes", "exclude_episodes", "on", "out", "num_clips", "window_stride", "json")
+    }
 
 
 @pytest.mark.slow
@@ -391,7 +400,7 @@ def test_no_option_is_idle_for_a_world_over_latents(latent_lab: Path, tmp_path: 
         latent_lab, "compression_tiny", tmp_path, capsys, "--num-clips 2 --steps 2", **others
     )
     only_tokens = {"temperature", "top_k", "top_p", "pictures", "keep_seen"}
-    assert refused == {"protocol", "tokenizer", "checkpoint", "weights", *only_tokens}
+    assert refused == {"protocol", "tokenizer", "checkpoint", "weights", *only_tokens, *LEROBOT}
 
 
 # --- what is held out ---
