@@ -384,7 +384,7 @@ def test_an_episode_listed_twice_is_used_once_as_listed_last(tmp_path: Path, ver
     assert (_read(root, 0), _read(root, 1)) == (list(range(40)), list(range(40, 76)))
 
 
-@pytest.mark.parametrize("damage", ["video", "table", "rows", "nan", "line"])
+@pytest.mark.parametrize("damage", ["video", "table", "rows", "no rows", "nan", "line"])
 def test_one_damaged_episode_costs_one_episode(tmp_path: Path, damage: str) -> None:
     root = write(tmp_path / "d", lengths=(20, 21, 22))
     match damage:
@@ -394,6 +394,8 @@ def test_one_damaged_episode_costs_one_episode(tmp_path: Path, damage: str) -> N
             table_of(root, 1).write_bytes(table_of(root, 1).read_bytes()[:-300])
         case "rows":
             parquet.write_table(parquet.read_table(table_of(root, 1)).slice(0, 15), table_of(root, 1))
+        case "no rows":
+            parquet.write_table(parquet.read_table(table_of(root, 1)).slice(0, 0), table_of(root, 1))
         case "nan":
             rows = parquet.read_table(table_of(root, 1))
             cells = pa.array([[float("nan"), 0.0]] * 21, pa.list_(pa.float32()))

@@ -86,7 +86,9 @@ def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> Numbers:
     fix = "Correct the shape in meta/info.json or convert the data set again."
     if not any(is_number(array.type) for is_number in _NUMBERS):
         raise DataError(path, expected=expected, found=f"values of type {array.type}", fix=fix, kind="columns")
-    if even and (width == dim or not len(table)):
+    if not len(table):
+        return Numbers(values=np.zeros((0, dim)), faults={})
+    if even and width == dim:
         return Numbers(values=_floats(array).reshape(len(table), dim), faults={})
     numbers = _row_by_row(column, dim)
     if len(numbers.faults) == len(table):
