@@ -133,3 +133,23 @@ def test_damaged_notes_of_recordings_are_no_crash(raw: Path) -> None:
         metadata = json.loads(path.read_text()) | {"provenance": {"recordings": notes}}
         path.write_text(json.dumps(metadata))
         assert len(recordings(open_source(raw), range(3)).contents) >= 1
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "vae", "tokens", "latents"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 15}, "do not divide"),
+        ({"val_episodes": "9:"}, "selects none of its 3 episodes"),
+        ({"train_episodes": "0", "exclude_episodes": (0,)}, "nothing is left"),
+        ({"camera": "wrist"}, "leave out camera"),
+    ],
+)
+def test_data_that_cannot_be_used_are_refused_before_any_work(
+    raw: Path, kind: str, change: dict[str, object], message: str
+) -> None:
+    config = run_of(raw, kind, train_episodes=":2", val_episodes="2:")
+    with pytest.raises(UsageError, match=message):
+        train(replace(config, data=replace(config.data, **change)), raw.parent / "run")  # pyright: ignore
+    assert not (raw.parent / "cache").exists()
+    assert not (raw.parent / "run/config.json").exists()

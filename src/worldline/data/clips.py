@@ -168,6 +168,20 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
     return trained_on
 
 
+def open_windows(config: DataConfig, split: Split) -> tuple[Source, Sequence[int], WindowIndex]:
+    """The data set behind the clips of a split, the episodes taken and the windows in them. Decodes nothing.
+
+    Raises:
+        UsageError: the split holds no window, and what `open_split` raises.
+        DataError: what `open_source` raises.
+    """
+    source, episodes = open_split(config, split)
+    index = source_windows(source, window=config.pattern.window, stride=config.window_stride, episodes=episodes)
+    if len(index) == 0:
+        raise _no_window(source, episodes, split, config.pattern.window)
+    return source, episodes, index
+
+
 def open_clips(
     config: DataConfig, split: Split, *, ranks: Ranks | None = None, progress: Progress | None = None
 ) -> Clips:
@@ -179,10 +193,7 @@ def open_clips(
         UsageError: the split holds no window, or a cache without a size.
         DataError: what `open_source` raises.
     """
-    source, episodes = open_split(config, split)
-    index = source_windows(source, window=config.pattern.window, stride=config.window_stride, episodes=episodes)
-    if len(index) == 0:
-        raise _no_window(source, episodes, split, config.pattern.window)
+    source, episodes, index = open_windows(config, split)
     check_episodes(source, episodes, size=config.image_size)
     if config.cache is not None and source.grid is None:
         if config.image_size is None:

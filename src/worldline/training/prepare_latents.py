@@ -23,7 +23,7 @@ from worldline.tokenizers.load import describe, fingerprint, load_vae
 from worldline.tokenizers.tokenise import key_hash
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
 from worldline.training.config import TrainConfig
-from worldline.training.prepared import Prepared, Progress, contract, initialise, keep_tokenizer
+from worldline.training.prepared import Prepared, Progress, contract, frame_size, initialise, keep_tokenizer
 from worldline.worlds.load import describe as describe_world
 from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_text import load_text
@@ -37,17 +37,14 @@ COPIED = 100_000_000
 
 def prepare_vae(config: TrainConfig, model_config: WanVAEConfig, ranks: Ranks, progress: Progress) -> Prepared:
     """Clips of frames as `data.pattern` says, and a VAE with fresh weights."""
+    torch.manual_seed(config.seed)  # the first weights are a function of the seed
+    model = model_config.build()
+    grid = model.grid(*frame_size(config.data))
+    grid.latents_of(len(config.data.pattern.frames))
     train = open_clips(
         config.data, "train", ranks=ranks, progress=lambda *at: progress("decoding training frames", *at)
     )
     val = open_clips(config.data, "val", ranks=ranks, progress=lambda *at: progress("decoding validation frames", *at))
-    frames = train[0].frames
-    if frames is None:
-        raise UsageError(f"{train.source.path} holds no frames; a VAE trains on frames")
-    torch.manual_seed(config.seed)  # the first weights are a function of the seed
-    model = model_config.build()
-    grid = model.grid(frames.shape[-2], frames.shape[-1])
-    grid.latents_of(len(config.data.pattern.frames))
     initialise(model, config.initial)
     return Prepared(
         model=model,

@@ -22,21 +22,26 @@ from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.tokenizers.load import AnyTokenizer, describe, fingerprint, load_tokenizer
 from worldline.tokenizers.tokenise import key_hash, token_key, tokenise
 from worldline.training.config import TrainConfig
-from worldline.training.prepared import Prepared, Progress, contract, initialise, keep_tokenizer
+from worldline.training.prepared import (
+    Prepared,
+    Progress,
+    contract,
+    frame_size,
+    initialise,
+    keep_tokenizer,
+    picture_size,
+)
 from worldline.worlds.st_transformer import STTransformerConfig
 
 
 def prepare_fsq(config: TrainConfig, model_config: FSQVideoConfig, ranks: Ranks, progress: Progress) -> Prepared:
     """Clips of one block of frames, and a tokenizer with fresh weights."""
     data = replace(config.data, pattern=FramePattern.consecutive(model_config.block_frames))
-    train = open_clips(data, "train", ranks=ranks, progress=lambda *at: progress("decoding training frames", *at))
-    val = open_clips(data, "val", ranks=ranks, progress=lambda *at: progress("decoding validation frames", *at))
     torch.manual_seed(config.seed)  # the first weights are a function of the seed
     model = model_config.build()
-    shape = train[0].frames
-    if shape is None:
-        raise UsageError(f"{train.source.path} holds tokens only; a tokenizer trains on frames")
-    grid = model.grid(shape.shape[-2], shape.shape[-1])
+    grid = model.grid(*frame_size(data))
+    train = open_clips(data, "train", ranks=ranks, progress=lambda *at: progress("decoding training frames", *at))
+    val = open_clips(data, "val", ranks=ranks, progress=lambda *at: progress("decoding validation frames", *at))
     initialise(model, config.initial)
     description = {**describe(model), "contract": contract(train.source, data, grid)}
     return Prepared(
@@ -116,7 +121,7 @@ def _as_tokens(
         raise UsageError(f"{source.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)")
     if data.cache is None:
         raise UsageError(f"{source.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
-    block, held_out = tokenizer.grid(*_size(data, source)).block, open_split(data, "val")
+    block, held_out = tokenizer.grid(*picture_size(data, source)).block, open_split(data, "val")
     _check_stride(data.window_stride, block)
     _check_lengths(source, chosen, 2 * block)
     _check_lengths(*held_out, 2 * block)
@@ -130,12 +135,6 @@ def _as_tokens(
     assert grid is not None, "tokenise writes tokens"
     pattern = FramePattern.consecutive(grid.frames_of(model.context_grids + model.horizon_grids))
     return DataConfig(path=train, val_path=val, pattern=pattern, window_stride=data.window_stride)
-
-
-def _size(data: DataConfig, source: Source) -> tuple[int, int]:
-    if source.image_size is None:
-        raise UsageError(f"{source.path} holds neither tokens nor frames, it is {source.kind}")
-    return (data.image_size, data.image_size) if data.image_size else source.image_size
 
 
 def _check_lengths(source: Source, episodes: Sequence[int], least: int) -> None:

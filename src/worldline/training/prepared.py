@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from worldline.data.clips import Clips, DataConfig
+from worldline.data.clips import Clips, DataConfig, open_windows
 from worldline.data.open import reading
 from worldline.data.source import Source
 from worldline.nn.load import load_weights
 from worldline.rundir import RunDir, model_folder, new_folder, read_model, write_model
-from worldline.schema import Batch, LatentGrid, TokenGrid
+from worldline.schema import Batch, LatentGrid, TokenGrid, UsageError
 from worldline.tokenizers.load import AnyTokenizer, describe, fingerprint
 from worldline.tokenizers.wan_vae import WanVAETokenizer
 
@@ -58,6 +58,23 @@ def contract(source: Source, data: DataConfig, grid: TokenGrid | LatentGrid) -> 
         "token_grid" if isinstance(grid, TokenGrid) else "latent_grid": asdict(grid),
         "source_kind": source.kind,
     }
+
+
+def frame_size(data: DataConfig) -> tuple[int, int]:
+    """Height and width of the frames that are trained on; both splits have windows of them. Decodes nothing.
+
+    Raises:
+        UsageError: the data hold no frames, or a split no window.
+    """
+    open_windows(data, "val")
+    return picture_size(data, open_windows(data, "train")[0])
+
+
+def picture_size(data: DataConfig, source: Source) -> tuple[int, int]:
+    """Height and width of a source's frames, scaled as asked for."""
+    if source.image_size is None:
+        raise UsageError(f"{source.path} holds no frames, it is {source.kind}; give video")
+    return (data.image_size, data.image_size) if data.image_size else source.image_size
 
 
 def initialise(model: nn.Module, path: Path | None) -> None:
