@@ -23,11 +23,23 @@ def keep_seen(
 ) -> UInt8[Tensor, "b t 3 h w"]:
     """Mix decoded frames with the last one seen: `kept * seen + (1 - kept) * decoded`, `kept` bilinear between patches.
 
+    Clip by clip, since in floating point frames take four times the memory.
+
     Args:
         decoded: the forecast of whole blocks of frames.
         kept: for each token, 0 to 1, the probability that it is still the word of the last context grid.
         seen: the last context frame.
     """
+    clips = zip(decoded.split(1), kept.split(1), seen.split(1), strict=True)
+    return torch.cat([_mixed(*clip, grid) for clip in clips])
+
+
+def _mixed(
+    decoded: UInt8[Tensor, "b t 3 h w"],
+    kept: Float32[Tensor, "b l gh gw"],
+    seen: UInt8[Tensor, "b 3 h w"],
+    grid: TokenGrid,
+) -> UInt8[Tensor, "b t 3 h w"]:
     height, width = decoded.shape[-2:]
     per_frame = kept.repeat_interleave(grid.frames_of_latents(kept.shape[1]).to(kept.device), dim=1)
     weights = F.interpolate(per_frame, size=(height, width), mode="bilinear", align_corners=False)

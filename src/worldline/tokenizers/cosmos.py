@@ -64,7 +64,8 @@ class CosmosTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
         self.grid(*frames.shape[-2:])
-        return by_blocks(frames, _BLOCK, self._tokens_of, video=(_BLOCK, *frames.shape[-2:]), what="frames")
+        video = (_BLOCK, frames.shape[-2], frames.shape[-1])
+        return by_blocks(frames, _BLOCK, self._tokens_of, video=video, what="frames")
 
     @torch.no_grad()
     def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
@@ -82,7 +83,7 @@ def _load(path: Path) -> Any:
     expected = f"a TorchScript file of {HUB_ID}"
     fix = f"Download encoder.jit and decoder.jit of {HUB_ID} into {path.parent}."
     if not path.is_file():
-        raise DataError(path, expected=expected, found="nothing", fix=fix)
+        raise DataError(path, expected=expected, found="no file", fix=fix)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # NVIDIA publishes no other form of these weights

@@ -164,7 +164,8 @@ class FSQVideoTokenizer(nn.Module):
         """Tokens of whole blocks. Raises `UsageError` if `t` is not a multiple of `block_frames`."""
         self.grid(*frames.shape[-2:])
         block = self.config.block_frames
-        return by_blocks(frames, block, self._tokens_of, video=(block, *frames.shape[-2:]), what="frames")
+        video = (block, frames.shape[-2], frames.shape[-1])
+        return by_blocks(frames, block, self._tokens_of, video=video, what="frames")
 
     def _tokens_of(self, block: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
         return self.quantiser.indices(self.codes_of(self.latents_of(to_signed(block))))
