@@ -313,3 +313,15 @@ def test_excluding_concerns_what_is_judged_on(tmp_path: Path) -> None:
     assert open_split(changed, "val")[1] == (0,)
     with pytest.raises(UsageError, match="nothing is left"):
         open_split(DataChanges(exclude_episodes=(1,)).of(replace(config, val_path=None)), "val")
+
+
+def test_info_says_how_many_episodes_are_too_short_for_each_track(tmp_path: Path) -> None:
+    notes = inspect(write_lerobot(tmp_path / "d", "v2.1", (20, 33, 40, 80))).notes
+    assert [note for note in notes if "shorter" in note] == [
+        "2 of 4 episodes are shorter than the 34 frames of a sample of the compression track and give none (they have "
+        "20 to 33)",
+        "3 of 4 episodes are shorter than the 77 frames of a sample of the sampling track and give none (they have "
+        "20 to 40)",
+    ]
+    tokens = inspect(write_tokens(tmp_path / "t", np.zeros(60, np.int32))).notes
+    assert not [note for note in tokens if "shorter" in note]

@@ -15,6 +15,7 @@ from worldline.data.clips import MOST_PIXELS
 from worldline.data.convert import convert
 from worldline.data.info import Info, inspect
 from worldline.data.open import OpenOptions, reading
+from worldline.data.plausible import implausible, warn
 from worldline.data.source import Source
 from worldline.data.windows import FramePattern
 from worldline.ranks import Ranks
@@ -52,9 +53,12 @@ class Opening(OpenOptions):
         return paths if self.join else paths[0]
 
     def source(self) -> tuple[Source, tuple[int, ...]]:
-        """The opened data, and the chosen episodes."""
+        """The opened data, and the chosen episodes; says what is strange in their states."""
         source = self.open(self.paths)
-        return source, choose_episodes(source, self.episodes, exclude=self.exclude_episodes)
+        chosen = choose_episodes(source, self.episodes, exclude=self.exclude_episodes)
+        if os.environ.get("RANK", "0") == "0":
+            warn(implausible(source, chosen))
+        return source, chosen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,8 @@ from worldline.schema import DataError, TokenGrid, UsageError
 
 _SAMPLE = 34
 """Frames of a compression sample: two blocks of 17."""
+_SAMPLING = 77
+"""Frames of a sample of the sampling track."""
 _EXAMPLES = 4
 
 
@@ -172,7 +174,7 @@ def _summary(
         cameras=seen,
         grid=source.grid,
         samples=len(source_windows(source, window=sample, stride=sample)),
-        windows_77=0 if source.grid is not None else len(source_windows(source, window=77, stride=8)),
+        windows_77=0 if source.grid is not None else len(source_windows(source, window=_SAMPLING, stride=8)),
         statistics=statistics,
         bytes=sum(_bytes(Path(root)) for root in str(source.path).split(JOINED)),
         left_out=source.left_out,
@@ -216,10 +218,14 @@ def _notes(source: OnexSource | LerobotSource, seen: dict[str, str], statistics:
     surplus = surplus_frames(source)
     if surplus:
         yield f"{sum(surplus.values())} frames of {len(surplus)} videos belong to no row and are not read"
-    sample = _sample(source)
-    short = [episode.length for episode in source.episodes if episode.length < sample]
-    if short and len(short) < len(source.episodes):
-        yield f"{len(short)} episodes are shorter than the {sample} frames of a compression sample and give none"
+    tracks = {"compression": _sample(source)} | ({} if source.grid else {"sampling": _SAMPLING})
+    for track, frames in tracks.items():
+        short = [episode.length for episode in source.episodes if episode.length < frames]
+        if short:
+            yield (
+                f"{len(short)} of {len(source.episodes)} episodes are shorter than the {frames} frames of a sample of "
+                f"the {track} track and give none (they have {min(short)} to {max(short)})"
+            )
 
 
 def _too_short(source: OnexSource | LerobotSource) -> DataError:
