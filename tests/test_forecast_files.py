@@ -233,6 +233,16 @@ def test_what_cannot_be_is_refused_before_weights_are_read(words: str, message: 
     assert not (tmp_path / "out").exists()
 
 
+def test_states_that_are_no_numbers_are_refused_before_weights_are_read(tmp_path: Path) -> None:
+    world, data = write_world(tmp_path / "world"), write_test_tokens(tmp_path / "test")
+    (world / "model.safetensors").unlink()
+    states = np.fromfile(data / "robot_states/states_2.bin", np.float32)
+    states[5] = np.nan
+    states.tofile(data / "robot_states/states_2.bin")
+    with pytest.raises(DataError, match=r"states_2\.bin"):
+        run(world, "--data", data, "--format", "npz", "--out", tmp_path / "out")
+
+
 def test_what_is_no_world_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds a tokenizer"):
         run(write_tokenizer(tmp_path / "tokenizer"))
@@ -257,11 +267,14 @@ def test_tokens_and_tokenizers_of_another_grid_are_refused(tmp_path: Path) -> No
 
 def test_chosen_samples_alone_are_written_and_mean_the_same(tmp_path: Path) -> None:
     world, data = write_world(tmp_path / "world"), write_test_tokens(tmp_path / "test")
-    sampled = ["--data", data, "--format", "npz", "--temperature", "1.0"]
+    sampled = ["--data", data, "--format", "npz", "--temperature", "1.0", "--top-k", "50", "--top-p", "0.9"]
     run(world, *sampled, "--num-samples", "3", "--out", tmp_path / "all")
     run(world, *sampled, "--clips", "2", "0", "2", "--rows", "1", "--out", tmp_path / "some")
     whole, some = read_predictions(tmp_path / "all"), read_predictions(tmp_path / "some")
     assert list(some) == ["sample_2", "sample_0"]
+    recorded = json.loads((tmp_path / "all/forecast.json").read_text())
+    assert (recorded["num_samples"], recorded["seed"], recorded["settings"]["temperature"]) == (3, 0, 1.0)
+    assert (recorded["settings"]["top_k"], recorded["settings"]["top_p"]) == (50, 0.9)
     for name, made in some.items():
         assert made.tokens is not None
         assert torch.equal(made.tokens, whole[name].tokens[:1])  # pyright: ignore[reportOptionalSubscript]

@@ -215,5 +215,3 @@ class Forecast:
     """Predicted video frames of the horizon only."""
     tokens: Int64[Tensor, "b l gh gw"] | None = None
     """The token grids behind sample 0 (discrete worlds)."""
-    log_probs: Float32[Tensor, "b l gh gw v"] | None = None
-    """Log-probabilities the world gave each token of those grids while generating them, in nats."""

@@ -10,7 +10,7 @@ from worldline import builtin
 from worldline.cli.console import Progress, show
 from worldline.cli.sample_options import SampleOptions
 from worldline.data.clips import Clips
-from worldline.evaluation.held_out import AS_TRAINED, DataChanges, held_out, spread
+from worldline.evaluation.held_out import AS_TRAINED, DataChanges, held_out, spread, warn_of_strange_states
 from worldline.forecasting.forecaster import shown_pace
 from worldline.forecasting.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit, window_of
 from worldline.forecasting.predictions import Prediction, beside, predict
@@ -131,7 +131,9 @@ def _chosen(job: Job, run: Path) -> tuple[Clips, list[int]]:
         raise UsageError(f"there is no clip {max(job.clips)}; the data have clips 0..{len(clips) - 1}")
     usual = "all" if clips.source.kind == "1x-test" else 4
     wanted = job.num_clips or usual
-    return clips, list(dict.fromkeys(job.clips)) or spread(len(clips), None if wanted == "all" else wanted)
+    numbers = list(dict.fromkeys(job.clips)) or spread(len(clips), None if wanted == "all" else wanted)
+    warn_of_strange_states(clips.source, sorted({int(clips.windows.episode[number]) for number in numbers}), model)
+    return clips, numbers
 
 
 def _forecast(job: Job, run: Path, out: Path, clips: Clips, numbers: list[int], ranks: Ranks) -> list[str]:

@@ -79,7 +79,7 @@ def split_of(
     """
     source, chosen = open_split(_config(run, contract, data, episodes, changes, on), "val")
     _check(source, contract)
-    _warn_of_strange_states(source, chosen, models[0])
+    warn_of_strange_states(source, chosen, models[0])
     known = [found for model in models if (found := _trained_on(model)) is not None]
     shared = list(dict.fromkeys(episode.name for one in known for episode in one.among(source, chosen)))
     if on == "training-data":
@@ -95,7 +95,7 @@ def split_of(
     return "held out" if len(known) == len(models) else "not checked"
 
 
-def _warn_of_strange_states(source: Source, episodes: Sequence[int], model: Path) -> None:
+def warn_of_strange_states(source: Source, episodes: Sequence[int], model: Path) -> None:
     """Say what the states have that the model's training had not, or, where it does not say, what no robot gives."""
     folder = model_folder(model)
     recorded = describe_model(folder).get("statistics")
