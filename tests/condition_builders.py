@@ -56,6 +56,15 @@ def write_film(
         out.mux(stream.encode(None))
 
 
+def encoded(image: UInt8[np.ndarray, "h w 3"], codec: str = "png") -> bytes:
+    """A PNG or JPEG (`mjpeg`)."""
+    context = av.CodecContext.create(codec, "w")
+    context.height, context.width = image.shape[:2]
+    context.pix_fmt, context.time_base = {"png": "rgb24", "mjpeg": "yuvj444p"}[codec], Fraction(1, 30)
+    frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=context.pix_fmt)
+    return b"".join(bytes(packet) for packet in (*context.encode(frame), *context.encode(None)))
+
+
 def states(count: int, first: int) -> Float32[np.ndarray, "f 2"]:
     """Rows that tell their own number."""
     return np.stack([(first + np.arange(count)) / 1000, np.arange(count) // 7 % 2], axis=1).astype(np.float32)
@@ -117,6 +126,20 @@ def write(
     (root / "meta/info.json").write_text(json.dumps(content | dict(info or {})))
     (_write_v3 if version == "v3.0" else _write_v2)(root, lengths, firsts, tables, fps, videos, edit, file_of)
     return root
+
+
+def write_images(root: Path, lengths: Sequence[int] = (36, 5)) -> Path:
+    """A data set of PNGs in its tables."""
+    return write(
+        root,
+        lengths=lengths,
+        columns=lambda _, count, first: {
+            CAMERA: pa.array([{"bytes": encoded(image), "path": None} for image in film(count, first)])
+        },
+        features={CAMERA: {"dtype": "image", "shape": [32, 32, 3], "names": None}},
+        info={"video_path": None},
+        videos=False,
+    )
 
 
 _PATHS = {

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from data_builders import moving_picture, write_lerobot, write_raw, write_tokens
+from condition_builders import write_images
+from data_builders import moving_picture, ramp, write_lerobot, write_raw, write_tokens
 from pyarrow import parquet
 
 from worldline.data.video import encode
 
 LENGTHS = (36, 20, 12)
-SETS = ("lerobot-v2.1", "lerobot-v3.0", "1x-raw", "1x-tokens")
+SETS = ("lerobot-v2.1", "lerobot-v3.0", "lerobot-v2.1 images", "1x-raw", "1x-tokens", "1x-test")
 _POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
 _VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 3, 10**6, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf")),
@@ -43,7 +44,9 @@ def build(root: Path) -> dict[str, Path]:
     sets = {
         "lerobot-v2.1": write_lerobot(root / "v21", "v2.1", LENGTHS, names),
         "lerobot-v3.0": write_lerobot(root / "v30", "v3.0", LENGTHS, names),
+        "lerobot-v2.1 images": write_images(root / "images"),
         "1x-raw": write_raw(root / "raw", LENGTHS),
+        "1x-test": _test_samples(root / "test"),
         "1x-tokens": write_tokens(root / "tokens", segments),
     }
     stats = {"observation.state": {"min": [0, 1], "max": [0.211, 1.211]}}
@@ -51,6 +54,15 @@ def build(root: Path) -> dict[str, Path]:
         (sets[kind] / "meta/stats.json").write_text(json.dumps(stats))
         (sets[kind] / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "do it"}\n')
     return sets
+
+
+def _test_samples(root: Path) -> Path:
+    for folder in ("videos", "robot_states"):
+        (root / folder).mkdir(parents=True)
+    for i in range(2):
+        encode(root / f"videos/video_{i}.mp4", moving_picture(17), fps=30.0)
+        ramp(77, 25).tofile(root / f"robot_states/states_{i}.bin")
+    return root
 
 
 def mutate(root: Path, rng: np.random.Generator) -> str:

@@ -4,15 +4,13 @@ import json
 import os
 from collections.abc import Callable
 from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pyarrow as pa
 import pytest
-from condition_builders import CAMERA, film, numbers, states, table_of, video_of, write, write_film
+from condition_builders import CAMERA, encoded, film, numbers, states, table_of, video_of, write, write_film
 from data_builders import write_raw, write_tokens
 from pyarrow import parquet
 
@@ -299,21 +297,13 @@ def test_marks_of_encoding_and_line_ends_of_other_systems_are_read(tmp_path: Pat
 # --- images in tables ---
 
 
-def _encoded(image: np.ndarray, codec: str) -> bytes:
-    context = av.CodecContext.create(codec, "w")
-    context.height, context.width = image.shape[:2]
-    context.pix_fmt, context.time_base = {"png": "rgb24", "mjpeg": "yuvj444p"}[codec], Fraction(1, 30)
-    frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=context.pix_fmt)
-    return b"".join(bytes(packet) for packet in (*context.encode(frame), *context.encode(None)))
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("stored", ["png", "mjpeg", "plain bytes", "files"])
 def test_images_in_tables_are_a_camera(tmp_path: Path, version: str, stored: str) -> None:
     codec = "mjpeg" if stored == "mjpeg" else "png"
 
     def columns(episode: int, count: int, first: int) -> dict[str, Any]:
-        images = [_encoded(image, codec) for image in film(count, first)]
+        images = [encoded(image, codec) for image in film(count, first)]
         if stored == "plain bytes":
             return {CAMERA: pa.array(images)}
         cells: list[dict[str, Any]] = [{"bytes": data, "path": "x.png"} for data in images]
@@ -339,7 +329,7 @@ def test_images_in_tables_are_a_camera(tmp_path: Path, version: str, stored: str
 
 def test_a_damaged_image_is_named_by_its_row(tmp_path: Path) -> None:
     def columns(_episode: int, count: int, first: int) -> dict[str, Any]:
-        images = [_encoded(image, "png") for image in film(count, first)]
+        images = [encoded(image, "png") for image in film(count, first)]
         images[9], images[12] = b"\x89PNG nothing", b""
         return {CAMERA: pa.array([{"bytes": data, "path": None} for data in images])}
 

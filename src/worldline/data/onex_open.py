@@ -87,9 +87,9 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
     """Open a 1X v2.0 folder. Raises `DataError` for an unfinished, incomplete or inconsistent one."""
     folder = _Folder(root=root, nested=(root / "videos").is_dir() or (root / "robot_states").is_dir())
     suffix = folder.suffix()
-    if _is_test(folder):
-        return _open_test(folder, suffix, report)
     leaving = LeavingOut(allowed=allow_missing, report=report)
+    if _is_test(folder):
+        return _open_test(folder, suffix, leaving)
     metadata = _metadata(folder, report)
     meta = validated(root / "metadata.json", _Meta, metadata)
     layout, grid = _layout(root, meta), _grid(root, metadata) if suffix == "bin" else None
@@ -328,17 +328,15 @@ def _samples(folder: _Folder, suffix: str) -> list[int]:
     return sorted({int(number) for number in numbers if number.isdecimal()})
 
 
-def _open_test(folder: _Folder, suffix: str, report: Report) -> OnexSource:
+def _open_test(folder: _Folder, suffix: str, leaving: LeavingOut) -> OnexSource:
     path = folder.root / "metadata.json"
     metadata = {"num_shards": 0, "hz": 30} | (read_json(path) if path.exists() else {})
     meta = validated(path, _Meta, metadata)
     layout, grid = _layout(folder.root, meta), _grid(folder.root, metadata) if suffix == "bin" else None
     shards: list[Shard] = []
     for index in _samples(folder, suffix):
-        try:
+        with leaving.around(f"sample {index}"):
             shards.append(_sample(folder, index, suffix, layout, grid))
-        except DataError as problem:
-            report(problem)
     return OnexSource(
         kind="1x-test",
         path=folder.root,
@@ -347,7 +345,7 @@ def _open_test(folder: _Folder, suffix: str, report: Report) -> OnexSource:
         episodes=tuple(Episode(index=i, length=s.num_frames, name=f"sample {s.index}") for i, s in enumerate(shards)),
         image_size=_image_size(tuple(shards)) if grid is None else None,
         grid=grid,
-        left_out=(),
+        left_out=tuple(leaving.lines),
         shards=tuple(shards),
         places=np.stack([np.arange(len(shards)), np.zeros(len(shards), int)], axis=1).astype(np.int64),
     )
