@@ -167,6 +167,7 @@ def check_ids(path: Path, blocks: np.ndarray, grid: TokenGrid, first_block: int)
             expected=f"token ids in 0..{grid.vocab_size - 1}",
             found=f"{ids} in block {first_block + i} ({wrong.sum()} such blocks)",
             fix="Tokenise again, or check the vocabulary size in metadata.json.",
+            kind="tokens",
         )
 
 
