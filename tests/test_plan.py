@@ -231,19 +231,19 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 
 def test_a_run_that_does_not_fit_the_free_memory_is_refused_with_one_that_does() -> None:
-    config = _run(ADAPTED, batch_size=64)
-    run = Footprint(config, SMALL_VAE)
+    config = _run(replace(SMALL_WORLD, width=128), batch_size=64)
+    run = Footprint(config)
     whole, cut = (setting(run, gpus=1, accumulate=n, checkpointing=False).needed for n in (1, 16))
     between = int(cut / (1 - RESERVE)) + 1
     assert between < whole
-    refuse_too_little(config, free=whole, vae=SMALL_VAE)
+    refuse_too_little(config, free=whole)
     with pytest.warns(UserWarning, match=r"training may take .* 64 clips at once.*what fits: --accumulate \d.*never"):
-        refuse_too_little(config, free=between, vae=SMALL_VAE)
+        refuse_too_little(config, free=between)
     certain = setting(run, gpus=1, accumulate=16, checkpointing=False).memory.certain
     with pytest.raises(UsageError, match=r"averages alone take .*nothing fits this GPU.*--check-memory False"):
-        refuse_too_little(config, free=certain - 1, vae=SMALL_VAE)
+        refuse_too_little(config, free=certain - 1)
     with pytest.warns(UserWarning, match="nothing fits this GPU"):
-        refuse_too_little(config, free=certain, vae=SMALL_VAE)
+        refuse_too_little(config, free=certain)
 
 
 def test_memory_that_data_would_decide_is_not_guessed() -> None:
