@@ -52,17 +52,22 @@ def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
     return {name: float(f"{value:.{digits}g}") for name, value in found.items()}
 
 
-def in_turns(calls: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call in each of `repeats` rounds. Every round makes every call once; one round warms up."""
+def in_turns(
+    calls: Mapping[str, Callable[[], object]], *, repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each call in each of `repeats` rounds. Every round makes every call once; one round warms up.
+
+    Seconds of the processor (`clock=time.process_time`) suffer less from other work on the machine.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
             _finish()
-            began = time.perf_counter()
+            began = clock()
             call()
             _finish()
             if turn:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     return seconds
 
 

@@ -1,10 +1,12 @@
 """How much memory a training step of the report's world needs, head and loss above all. Prints JSON.
 
-    python benchmarks/loss_memory.py [--quick] [--batch 160]
+    OMP_NUM_THREADS=1 python benchmarks/loss_memory.py [--quick] [--batch 160] [--repeats 5]
 
-Nothing is computed: one step (forward and backward) runs on the `meta` device, where tensors have a shape and no
-memory, and the bytes of every tensor storage are added while it lives (`worldline.training.meter`, which also says
-what is not counted).
+Three heads: `worldline` is what worldline trains with; `checkpointed` is what it had before, chunks whose logits are
+computed again in the backward pass; `naive` has all logits at once. Their memory is counted, nothing is computed: one
+step (forward and backward) runs on the `meta` device, where tensors have a shape and no memory, and the bytes of every
+tensor storage are added while it lives (`worldline.training.meter`, which also says what is not counted). Their
+seconds are those of one thread of a CPU in float32, in turns.
 
 Two checks are printed. The bytes PyTorch is told to save for the backward pass (`saved_tensors_hooks`), which is
 another count of what is alive between forward and backward; and the same count of a small world on real CPU
@@ -12,12 +14,16 @@ tensors. With CUDA, the largest batch that fits is also measured.
 GB are 10^9 bytes, B in a card's name too.
 """
 
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
-from common import options, publish, random_batch
+import torch.nn.functional as F
+from common import in_turns, options, publish, random_batch, ratio, spread
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from worldline.process.categorical import cross_entropy
 from worldline.training.meter import follow
@@ -29,6 +35,35 @@ PIECES = (1, 2, 4, 5, 8, 10, 16, 20, 32, 40, 80, 160)
 CARDS_GB = (24, 40, 80, 141)
 RESERVE = 0.9  # of a card: what is not counted needs room, too
 SMALL = STTransformerConfig(grid_height=8, grid_width=8, vocab_size=1000, width=64, heads=2, layers=2, loss_chunk=200)
+
+Head = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Features, embedding and true tokens to the mean cost."""
+
+
+def naive(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight).float(), target)
+
+
+def checkpointed(hidden: Tensor, weight: Tensor, target: Tensor, *, chunk: int) -> Tensor:
+    """As worldline had it: all logits of a single chunk stay."""
+
+    def summed(h: Tensor, t: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(h, weight).float(), t, reduction="sum")
+
+    if len(target) <= chunk:
+        return summed(hidden, target) / len(target)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for h, t in zip(hidden.split(chunk), target.split(chunk), strict=True):
+        total = total + checkpoint(summed, h, t, use_reentrant=False, preserve_rng_state=False)
+    return total / len(target)
+
+
+def heads(chunk: int) -> dict[str, Head]:
+    return {
+        "worldline": partial(cross_entropy, chunk=chunk),
+        "checkpointed": partial(checkpointed, chunk=chunk),
+        "naive": naive,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,25 +100,34 @@ def measure(loss: Callable[[], Tensor], given: list[Tensor], device: str = "meta
     return Memory(saved=sizes[0], held=found.held, peak=found.peak)
 
 
-def world_memory(config: STTransformerConfig, batch: int, device: str = "meta") -> tuple[Memory, int]:
+def world_memory(
+    config: STTransformerConfig, batch: int, device: str = "meta", *, head: str = "worldline"
+) -> tuple[Memory, int]:
     """A training step of a world without its optimizer, and the bytes of its weights."""
     with torch.device(device):
         world = STTransformer(config).train()
-    data, generator = random_batch(config, batch, device), torch.Generator()
+    data, scored = random_batch(config, batch, device), heads(config.loss_chunk)[head]
     assert data.tokens is not None
+    tokens, context = data.tokens, config.context_grids
     weights = list(world.parameters())
-    given = [*world.state_dict().values(), *weights, data.tokens, data.states]
-    return measure(lambda: world.loss(data, generator)[0], given, device), sum(weight.nbytes for weight in weights)
+    given = [*world.state_dict().values(), *weights, tokens, data.states]
+
+    def loss() -> Tensor:  # as the world's own, but for the head
+        hidden = world.hidden(tokens[:, :-1], world.state_codes(data.states))[:, context - 1 :]
+        return scored(hidden.flatten(0, 2), world.embedding.weight, tokens[:, context:].flatten())
+
+    return measure(loss, given, device), sum(weight.nbytes for weight in weights)
 
 
-def head_memory(config: STTransformerConfig, batch: int, *, chunk: int | None) -> Memory:
-    """Head and loss alone, from the last features (not counted) on. No chunk: all logits at once."""
+def head_memory(config: STTransformerConfig, batch: int, head: str) -> Memory:
+    """Head and loss alone, from the last features (not counted) on."""
     tokens = batch * config.horizon_grids * config.grid_height * config.grid_width
     with torch.device("meta"):
         hidden = torch.empty(tokens, config.width, requires_grad=True)
         weight = nn.Parameter(torch.empty(config.vocab_size, config.width))
         target = torch.empty(tokens, dtype=torch.int64)
-    return measure(lambda: cross_entropy(hidden, weight, target, chunk=chunk or tokens), [hidden, weight, target])
+    given = [hidden, weight, target]
+    return measure(lambda: heads(config.loss_chunk)[head](*given), given)
 
 
 def gigabytes(found: Memory) -> dict[str, float]:
@@ -95,32 +139,55 @@ def gb(size: float) -> float:
 
 
 def head(batch: int) -> dict[str, object]:
-    """Chunked against naive, at a batch in one piece."""
+    """The three of them, at a batch in one piece."""
     logits = batch * REPORT.horizon_grids * REPORT.grid_height * REPORT.grid_width * REPORT.vocab_size
+    found = {name: head_memory(REPORT, batch, name) for name in heads(REPORT.loss_chunk)}
     return {
         "logits_bf16_gb": gb(2 * logits),
         "logits_fp32_gb": gb(4 * logits),
+        "chunk_tokens": REPORT.loss_chunk,
         "logits_of_a_chunk_fp32_gb": gb(4 * REPORT.loss_chunk * REPORT.vocab_size),
-        "chunked": {
-            "chunk_tokens": REPORT.loss_chunk,
-            **gigabytes(head_memory(REPORT, batch, chunk=REPORT.loss_chunk)),
-        },
-        "naive": gigabytes(head_memory(REPORT, batch, chunk=None)),
+        **{name: gigabytes(memory) for name, memory in found.items()},
+        "peak_checkpointed_to_worldline_ratio": round(found["checkpointed"].peak / found["worldline"].peak, 2),
     }
+
+
+def seconds(repeats: int, *, quick: bool) -> dict[str, object]:
+    """Forward and backward pass of the three on a CPU, in float32: 512 tokens, in chunks of 128 and in one."""
+    tokens, width, words = (64, 32, 500) if quick else (512, REPORT.width, REPORT.vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, width, generator=generator).requires_grad_()
+    weight = (0.02 * torch.randn(words, width, generator=generator)).requires_grad_()
+    target = torch.randint(words, (tokens,), generator=generator)
+
+    def call(head: Head) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(head(hidden, weight, target), (hidden, weight))
+
+    chunks = {"chunks": tokens // 4, "one_chunk": tokens}
+    calls = {f"{name}_{chunk}": partial(call, h) for chunk, n in chunks.items() for name, h in heads(n).items()}
+    found = in_turns(calls, repeats=repeats, clock=time.process_time)
+    ratios = {
+        f"{other}_to_worldline_ratio_{chunk}": ratio(found, f"{other}_{chunk}", f"worldline_{chunk}")
+        for chunk in chunks
+        for other in ("checkpointed", "naive")
+    }
+    return {"shape": [tokens, width, words], "cpu_seconds": {name: spread(s) for name, s in found.items()}, **ratios}
 
 
 def step(batch: int, pieces: tuple[int, ...]) -> dict[str, object]:
     """A whole step by the number of pieces the batch is cut into, and which cards hold it."""
     table, totals = [], {}
-    naive = replace(REPORT, loss_chunk=batch * REPORT.horizon_grids * REPORT.grid_height * REPORT.grid_width)
     for accumulate in pieces:
         piece = batch // accumulate
         found, weights = world_memory(REPORT, piece)
         # Gradients are in the peak; weights and AdamW's two moments are not.
         totals[piece] = found.peak + 3 * weights
-        whole = world_memory(naive, piece)[0].peak + 3 * weights
+        others = {
+            f"total_with_{name}_head_gb": gb(world_memory(REPORT, piece, head=name)[0].peak + 3 * weights)
+            for name in ("checkpointed", "naive")
+        }
         row = {"accumulate": accumulate, "piece": piece, **gigabytes(found)}
-        table.append({**row, "total_gb": gb(totals[piece]), "total_with_naive_head_gb": gb(whole)})
+        table.append({**row, "total_gb": gb(totals[piece]), **others})
     cards = {
         f"{card}_gb": max((piece for piece, total in totals.items() if total <= RESERVE * card * 1e9), default=None)
         for card in CARDS_GB
@@ -169,6 +236,7 @@ def _allocated(piece: int) -> int:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--batch", type=int, default=REPORT_BATCH)
+    parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     batch = arguments.batch
     pieces = (batch,) if arguments.quick else tuple(n for n in PIECES if batch % n == 0)
@@ -176,6 +244,7 @@ def main() -> None:
         "shape": f"{batch} clips x {REPORT.horizon_grids * 1024} future tokens, {REPORT.vocab_size} words, "
         f"width {REPORT.width}, {REPORT.layers} layers, bfloat16 autocast, dropout {REPORT.dropout}",
         "head": head(batch),
+        "head_on_cpu": seconds(1 if arguments.quick else arguments.repeats, quick=arguments.quick),
         "step": step(batch, pieces),
         "checks": checks(),
         "measured_on_cuda": None,

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/training_step.py [--quick] [--repeats 7] [--piece 8]
 
-Random data, no loader: the step alone (forward, backward, AdamW). What dropout and what the chunked cross-entropy
-cost is measured in turns with the same step without it. FLOPs are counted by PyTorch on shapes alone, without
+Random data, no loader: the step alone (forward, backward, AdamW). What dropout and what the chunks of the
+cross-entropy cost is measured in turns with the same step without them. FLOPs are counted on shapes alone, without
 recomputation; `fraction_of_matmul_peak` compares the step with a bfloat16 matrix product on the same card.
 `tokens` are the positions the transformer reads: 5 grids of a clip of 6.
 """
@@ -16,13 +16,13 @@ from dataclasses import replace
 import torch
 from common import in_turns, options, publish, random_batch, ratio, spread
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from worldline.recipes.compression import compression_revontuli, compression_tiny
 from worldline.recipes.tokenizer import tokenizer_tiny
 from worldline.schema import Batch, Origin
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.training.config import TrainConfig
+from worldline.training.meter import follow
 from worldline.training.optimizer import build_optimizer
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
@@ -71,12 +71,12 @@ def world_steps(recipe: TrainConfig, world: STTransformerConfig, size: int, repe
 
 
 def flops_per_clip(world: STTransformerConfig) -> float:
-    """Floating-point operations of forward and backward for one clip, the loss in one piece: no recomputation."""
+    """Floating-point operations of forward and backward for one clip, without a second pass of the loss's logits."""
     with torch.device("meta"):
-        model = STTransformer(replace(world, dropout=0.0, loss_chunk=world.vocab_size + 10**9))
-    with FlopCounterMode(display=False) as counter:
-        model.loss(random_batch(world, 1, "meta"), torch.Generator())[0].backward()
-    return float(counter.get_total_flops())
+        model = STTransformer(replace(world, dropout=0.0))
+    batch = random_batch(world, 1, "meta")
+    found = follow(lambda: model.loss(batch, torch.Generator())[0], model.parameters(), autocast=False)
+    return float(found.forward_flop + found.backward_flop)
 
 
 def tokenizer_steps(recipe: TrainConfig, config: FSQVideoConfig, size: int, repeats: int) -> dict[str, object]:

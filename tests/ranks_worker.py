@@ -298,10 +298,15 @@ JOBS = {
     for job in (adapt, adapted_again, learn, terminated, shares, agree, data, judge, forecasts, diverge, wan, vae)
 }
 
-if __name__ == "__main__":
+
+def main(target: str, *names: str) -> None:
+    """In a function, so that the group is gone, with its threads, before Python ends."""
     torch.set_num_threads(1)
-    target, *names = sys.argv[1:]
     with Ranks.start("cpu") as group:
         for name in names:
             result = JOBS[name](Path(target), group)
             write_json(Path(target) / f"{name}.{group.rank}.json", result)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

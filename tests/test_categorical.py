@@ -1,16 +1,15 @@
 """The categorical process: cross-entropy in chunks, drawing tokens, scheduled sampling."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from worldline.process.categorical import Sampling, cross_entropy, draw, scheduled
 from worldline.schema import UsageError
+from worldline.training.meter import follow
 
 N, V, D = 60, 50, 8
 
@@ -26,15 +25,34 @@ def _problem(n: int = N, v: int = V) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 20, N - 1, N, N + 1, 10_000])
-def test_chunks_change_neither_value_nor_gradients(chunk: int) -> None:
+def test_value_and_gradients_are_those_of_the_plain_loss(chunk: int) -> None:
     hidden, weight, target = _problem()
-    expected = F.cross_entropy(hidden @ weight.T, target)
-    wanted = torch.autograd.grad(expected, (hidden, weight))
+    expected, wanted = _plain(hidden, weight, target)
     loss = cross_entropy(hidden, weight, target, chunk=chunk)
-    found = torch.autograd.grad(loss, (hidden, weight))
-    torch.testing.assert_close(loss, expected)
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    for one, other in zip(torch.autograd.grad(loss, (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [800, 10_000])
+def test_under_autocast_products_are_bfloat16_and_the_mean_is_float32(chunk: int) -> None:
+    hidden, weight, target = _problem(n=3000)
+    expected, wanted = _plain(hidden.bfloat16(), weight.bfloat16(), target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = cross_entropy(hidden, weight, target, chunk=chunk)
+    assert loss.dtype == torch.float32
+    # Each cost is rounded to eight bits, but not their mean: it is a hundred times nearer than bfloat16 could tell.
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    for one, other in zip(torch.autograd.grad(loss, (hidden, weight)), wanted, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 1e-2 * other.norm()
+
+
+def _plain(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """All logits at once, in float64: the loss and its gradients."""
+    inputs = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    loss = F.cross_entropy(inputs[0] @ inputs[1].T, target)
+    return loss.detach(), torch.autograd.grad(loss, inputs)
 
 
 def test_uniform_logits_cost_the_log_of_the_vocabulary() -> None:
@@ -49,51 +67,26 @@ def test_costs_are_summed_in_float32_whatever_the_features_are() -> None:
     assert loss.dtype == torch.float32
 
 
-class _Largest(TorchDispatchMode):
-    """Watch every tensor any operation makes, in the forward and the backward pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
-
-
-def _footprint(n: int, v: int, chunk: int) -> tuple[int, int]:
-    """Elements of the largest tensor made, and of all tensors kept for the backward pass."""
+@pytest.mark.parametrize("chunk", [16, 256, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_chunk_of_logits_exists_and_none_waits_for_the_backward_pass(dtype: torch.dtype, chunk: int) -> None:
+    n, v = 256, 500
     hidden, weight, target = _problem(n, v)
-    kept = 0
-
-    def keep(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        kept += tensor.numel()
-        return tensor
-
-    with _Largest() as largest:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = cross_entropy(hidden, weight, target, chunk=chunk)
-        loss.backward()
-    return largest.elements, kept
-
-
-def test_no_more_logits_than_a_chunk_of_them_ever_exist() -> None:
-    n, v, chunk = 256, 500, 16
-    largest, kept = _footprint(n, v, chunk)
-    assert largest == chunk * v
-    assert kept < chunk * v, "logits are made again in the backward pass, not kept"
+    given = [hidden.detach().to(dtype).requires_grad_(), weight.detach().to(dtype).requires_grad_(), target]
+    found = follow(lambda: cross_entropy(*given, chunk=chunk), given, autocast=False, device="cpu", native=True)
+    both = 4 * (n + v) * D  # as large as the two gradients
+    per_token = 16 * n
+    logits = min(chunk, n) * v * (4 if dtype == torch.float32 else 4 + 4)  # and a copy
+    assert found.held <= both + per_token < 4 * n * v
+    assert logits / 2 <= found.peak <= logits + 3 * both + per_token
 
 
 def test_the_measurement_sees_logits_that_are_kept() -> None:
-    largest, kept = _footprint(256, 500, chunk=256)
-    assert largest == 256 * 500
-    assert kept >= 256 * 500
+    hidden, weight, target = given = _problem(256, 500)
+    plain = follow(
+        lambda: F.cross_entropy(F.linear(hidden, weight), target), given, autocast=False, device="cpu", native=True
+    )
+    assert plain.held >= 4 * 256 * 500
 
 
 # --- drawing ---

@@ -114,7 +114,7 @@ def test_the_memory_figures_are_those_of_the_benchmark() -> None:
     result = json.loads((ROOT / "benchmarks/results/loss_memory.json").read_text(encoding="utf-8"))
     head, rows = result["head"], {row["accumulate"]: row for row in result["step"]["steps"]}
     text = (ROOT / "docs/compression.md").read_text(encoding="utf-8")
-    quoted = [head["logits_bf16_gb"], head["logits_fp32_gb"], head["naive"]["peak_gb"], head["chunked"]["peak_gb"]]
+    quoted = [head["logits_bf16_gb"], head["logits_fp32_gb"], head["naive"]["peak_gb"], head["worldline"]["peak_gb"]]
     assert [figure for figure in quoted if f"{figure:.1f} GB" not in text] == []
     table = re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) GB \| ([\d.]+) GB \| (?:(\d+) GB)? ?\|$", text, re.MULTILINE)
     assert len(table) == 6

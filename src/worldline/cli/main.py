@@ -1,7 +1,9 @@
 """The command line: finds the verb, imports only that verb, turns errors into exit codes. No logic."""
 
 import importlib
+import os
 import sys
+from typing import NoReturn
 
 VERBS = {
     "data": "info, convert, tokenize, twin: look at data, change its format, make some",
@@ -31,13 +33,22 @@ def main() -> None:
         importlib.import_module(f"worldline.cli.{verb}").main(arguments[1:])
     except (DataError, UsageError) as error:
         print(f"worldline {verb}: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(2)
     except KeyboardInterrupt:
         print(f"worldline {verb}: interrupted", file=sys.stderr)
-        sys.exit(1)
+        _end(1)
     except (RuntimeError, OSError) as error:
         print(f"worldline {verb}: failed: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end(1)
+
+
+def _end(code: int) -> NoReturn:
+    """Exit. One of several ranks at once: threads of a group that broke would abort Python on its way out."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _help() -> str:

@@ -255,7 +255,7 @@ def _fitted(config: TrainConfig) -> AnyConfig:
 
 
 def _sampled(config: AnyConfig) -> tuple[int, ...]:
-    """Clips with which a pass is followed. A loss in chunks keeps all logits of a single chunk, and none of several."""
+    """Clips with which a pass is followed. The logits of a loss grow with them up to one chunk."""
     if not isinstance(config, STTransformerConfig):
         return (1, 2)
     whole = config.loss_chunk // (config.horizon_grids * config.grid_height * config.grid_width)

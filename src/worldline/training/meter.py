@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules import linear_cross_entropy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry
+
+from worldline.process.categorical import cross_entropy
 
 _BFLOAT16 = frozenset({"linear", "conv1d", "conv2d", "conv3d", "matmul", "__matmul__", "mm", "bmm", "addmm", "einsum"})
 _BFLOAT16 |= {"scaled_dot_product_attention"}
@@ -25,11 +28,12 @@ _FLOAT32 = frozenset({"layer_norm", "rms_norm", "group_norm", "softmax", "log_so
 _FLOAT32 |= {"cross_entropy", "nll_loss", "mse_loss", "l1_loss", "interpolate", "norm", "logsumexp", "softplus"}
 
 _ATEN = torch.ops.aten
-_ON_CPU: dict[Any, Any] = {
+_LIKE: dict[Any, Any] = {
+    _ATEN.addmm_: _ATEN.addmm,
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _ATEN._scaled_dot_product_flash_attention,
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _ATEN._scaled_dot_product_flash_attention_backward,
 }
-"""Attention on a CPU, which PyTorch does not count, and what it is counted like."""
+"""What PyTorch does not count, such as attention on a CPU, and what it is counted like."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,9 @@ class Meter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
+        if func.namespace == "torch_nn":  # the loss in chunks: one operation from outside, made of others
+            with self:
+                return getattr(linear_cross_entropy, func.__name__.split(".")[0])._init_fn(*args, **kwargs)
         out = func(*args, **kwargs)
         self.flop += _flop(func.overloadpacket, args, kwargs, out)
         for tensor in tree_iter(out):
@@ -118,7 +125,7 @@ def _flop(operation: Any, args: Any, kwargs: Any, out: Any) -> int:
     if operation is _ATEN.convolution_backward:  # PyTorch's formula forgets the groups
         gradient, weight, wanted = args[0], args[2], args[-1]
         return 2 * gradient.numel() * weight[0].numel() * sum(wanted[:2])
-    operation = _ON_CPU.get(operation, operation)
+    operation = _LIKE.get(operation, operation)
     return flop_registry[operation](*args, **kwargs, out_val=out) if operation in flop_registry else 0
 
 
@@ -126,7 +133,8 @@ class AsOnCuda(TorchFunctionMode):
     """CUDA's way of the functions whose memory or type differs there, and an answer where values are asked for.
 
     Autocast's lists are those of PyTorch's `autocast_mode.h`, as far as models here use them. Attention is flash
-    attention, RMSNorm is fused, and dropout keeps one byte for each entry of its mask.
+    attention, RMSNorm is fused, and dropout keeps one byte for each entry of its mask. The loss in chunks is the CPU's:
+    in bfloat16 that casts the embedding and adds its gradient up in fp32 besides, which CUDA does not.
     """
 
     def __init__(self, *, autocast: bool) -> None:
@@ -158,6 +166,9 @@ class AsOnCuda(TorchFunctionMode):
                 return _dropout(*args, **kwargs)
             case "rms_norm":
                 return _rms_norm(*args, **kwargs)
+            case "linear_cross_entropy" if self.autocast and args[0].dtype == torch.float32:
+                hidden, weight = self._low(args[0]), self._low(args[1])
+                return cross_entropy(hidden, weight, args[2], chunk=kwargs["options"].batch_chunk_size)
             case _:
                 return func(*args, **kwargs)
 
