@@ -248,9 +248,10 @@ def test_a_run_that_does_not_fit_the_free_memory_is_refused_with_one_that_does()
     with pytest.warns(UserWarning, match=r"training may take .* 64 clips at once.*what fits: --accumulate \d.*never"):
         refuse_too_little(config, free=between)
     certain = setting(run, gpus=1, accumulate=16, checkpointing=False).memory.certain
-    with pytest.raises(UsageError, match=r"averages alone take .*nothing fits this GPU.*--check-memory False"):
-        refuse_too_little(config, free=certain - 1)
-    with pytest.warns(UserWarning, match="nothing fits this GPU"):
+    for free, fits in ((certain - 1, r"what fits: --accumulate \d on \d+ GPUs"), (1000, "nothing fits this GPU")):
+        with pytest.raises(UsageError, match=rf"averages alone take .*{fits}.*--check-memory False"):
+            refuse_too_little(config, free=free)
+    with pytest.warns(UserWarning, match="training may take"):
         refuse_too_little(config, free=certain)
 
 
