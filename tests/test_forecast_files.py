@@ -143,6 +143,17 @@ def test_test_samples_of_tokens_are_forecast_without_a_tokenizer(tmp_path: Path)
         assert made.top_ids.shape == (3, 2, 2, 200), "no more than there are"
 
 
+def test_samples_of_several_test_sets_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    world = write_world(tmp_path / "world")
+    sets = [write_test_tokens(tmp_path / name / "test", samples=2) for name in ("one", "two")]
+    run(world, "--data", *sets, "--out", tmp_path / "out", "--format", "npz", "--temperature", "1.0")
+    found = read_predictions(tmp_path / "out")
+    assert list(found) == [f"clip_{i:05d}" for i in range(4)]
+    first, third = found["clip_00000"], found["clip_00002"]
+    torch.testing.assert_close(first.top_log_probs[0], third.top_log_probs[0])  # pyright: ignore[reportOptionalSubscript]
+    assert not torch.equal(first.tokens, third.tokens), "two samples, though their tokens are alike"  # pyright: ignore
+
+
 def test_a_tokenizer_shows_them_whatever_the_image_size_a_recipe_had(tmp_path: Path) -> None:
     world, tokenizer = write_world(tmp_path / "world"), write_tokenizer(tmp_path / "tokenizer")
     data = write_test_tokens(tmp_path / "test")

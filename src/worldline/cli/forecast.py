@@ -201,7 +201,8 @@ def _index(job: Job, run: Path, out: Path, clips: Clips, numbers: list[int], loa
 
 
 def _name(clips: Clips, number: int) -> str:
-    """The name of a clip's files: of a test sample that of its own file, `sample_12`."""
-    if clips.source.kind == "1x-test":
-        return clips.source.episodes[int(clips.windows.episode[number])].name.replace(" ", "_")
+    """The name of a clip's files: of a sample of one test set that of its own file, `sample_12`."""
+    own = clips.source.episodes[int(clips.windows.episode[number])].name
+    if clips.source.kind == "1x-test" and own.startswith("sample "):  # of several sets joined, it names the set first
+        return own.replace(" ", "_")
     return f"clip_{number:05d}"
