@@ -303,7 +303,12 @@ def _damaged(folder: Path, damage: str) -> str:
         case "cut":
             path.write_bytes(path.read_bytes()[:-200])
             return path.name
-        case "index":
+        case "index" | "sample":
+            index = json.loads((folder / "forecast.json").read_text())
+            index |= {"num_samples": "many"} if damage == "index" else {"samples": ["sample_1"]}
+            (folder / "forecast.json").write_text(json.dumps(index))
+            return "forecast.json"
+        case "no index":
             (folder / "forecast.json").unlink()
             return "forecast.json"
         case "type":
@@ -320,7 +325,9 @@ def _damaged(folder: Path, damage: str) -> str:
     return path.name
 
 
-@pytest.mark.parametrize("damage", ["absent", "cut", "index", "type", "shape", "range", "order", "less"])
+@pytest.mark.parametrize(
+    "damage", ["absent", "cut", "index", "sample", "no index", "type", "shape", "range", "order", "less"]
+)
 def test_the_reader_names_the_file_that_is_not_what_it_should_be(damage: str, tmp_path: Path) -> None:
     world, data = write_world(tmp_path / "world"), write_test_tokens(tmp_path / "test", samples=2)
     run(world, "--data", data, "--out", tmp_path / "out", "--format", "npz")

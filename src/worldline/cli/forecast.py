@@ -14,7 +14,7 @@ from worldline.evaluation.held_out import AS_TRAINED, DataChanges, held_out, spr
 from worldline.forecasting.forecaster import shown_pace
 from worldline.forecasting.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit, window_of
 from worldline.forecasting.predictions import Prediction, beside, predict
-from worldline.forecasting.saved import INDEX, Layout, save_npz, save_png, write_index
+from worldline.forecasting.saved import INDEX, Index, Layout, Sample, save_npz, save_png, write_index
 from worldline.forecasting.video import write_comparison
 from worldline.process.noise import clip_seeds
 from worldline.ranks import Ranks
@@ -160,7 +160,7 @@ def _forecast(job: Job, run: Path, out: Path, clips: Clips, numbers: list[int], 
     progress.close()
     everyones = {number: path for found in ranks.everyones(written) for number, path in found.items()}
     if ranks.writes:
-        _index(job, run, out, clips, numbers, loaded)
+        write_index(out, _index(job, run, clips, numbers, loaded))
     return [everyones[number] for number in numbers]
 
 
@@ -179,24 +179,23 @@ def _save(job: Job, path: Path, loaded: Loaded, clip: Any, made: Prediction) -> 
             return video
 
 
-def _index(job: Job, run: Path, out: Path, clips: Clips, numbers: list[int], loaded: Loaded) -> None:
+def _index(job: Job, run: Path, clips: Clips, numbers: list[int], loaded: Loaded) -> Index:
     places = [(int(clips.windows.episode[number]), int(clips.windows.start[number])) for number in numbers]
-    samples = [
-        {"name": _name(clips, n), "clip": n, "episode": clips.source.episodes[e].name, "start": start}
-        for n, (e, start) in zip(numbers, places, strict=True)
-    ]
-    write_index(
-        out,
-        samples,
+    episodes = clips.source.episodes
+    return Index(
         layout=job.format,
         run=run.resolve().name,
         checkpoint=model_folder(run, job.checkpoint).name,
         data=clips.source.path.resolve().name,
         fps=clips.source.fps,
-        times=list(loaded.forecaster.times),
+        times=loaded.forecaster.times,
         num_samples=job.sample.num_samples,
         seed=job.seed,
         settings=job.sample.settings(loaded.forecaster),
+        samples=tuple(
+            Sample(name=_name(clips, number), clip=number, episode=episodes[episode].name, start=start)
+            for number, (episode, start) in zip(numbers, places, strict=True)
+        ),
     )
 
 

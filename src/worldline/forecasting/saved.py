@@ -17,7 +17,8 @@
 A sample of the challenge's test set is named as its file, `sample_12`; any other clip by its number, `clip_00012`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -32,12 +33,42 @@ from jaxtyping import UInt8
 
 from worldline.files import atomic, read_json, write_json
 from worldline.forecasting.predictions import Prediction
-from worldline.rundir import new_folder
+from worldline.rundir import from_json, new_folder, to_json
 from worldline.schema import DataError, UsageError
 
 INDEX = "forecast.json"
 TOKEN_ARRAYS = {"tokens": "int32", "top_ids": "int32", "top_log_probs": "float32"}
 Layout = Literal["mp4", "png", "npz"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One forecast clip and where it comes from."""
+
+    name: str
+    clip: int
+    """Number among the clips of the data."""
+    episode: str
+    start: int
+    """Its first frame, counted from that of the episode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What `forecast.json` says."""
+
+    layout: Layout
+    run: str
+    checkpoint: str
+    data: str
+    fps: float
+    """Video frames per second, between which `times` count."""
+    times: tuple[int, ...]
+    num_samples: int
+    seed: int
+    settings: dict[str, str | int | float | bool]
+    samples: tuple[Sample, ...]
+    format: Literal[1] = 1
 
 
 def save_npz(path: Path, prediction: Prediction, *, times: Sequence[int]) -> Path:
@@ -60,9 +91,9 @@ def save_png(folder: Path, prediction: Prediction, *, times: Sequence[int]) -> P
     return folder
 
 
-def write_index(folder: Path, samples: Sequence[Mapping[str, Any]], *, layout: Layout, **facts: Any) -> None:
-    """Say what was forecast; `samples` have a `name` each."""
-    write_json(folder / INDEX, {"format": 1, "layout": layout, **facts, "samples": [dict(one) for one in samples]})
+def write_index(folder: Path, index: Index) -> None:
+    """Say what was forecast, when all of it is there."""
+    write_json(folder / INDEX, to_json(Index, index))
 
 
 def read_predictions(folder: Path) -> dict[str, Prediction]:
@@ -72,15 +103,11 @@ def read_predictions(folder: Path) -> dict[str, Prediction]:
         DataError: a file is missing, damaged or of another shape, type or range; names it.
         UsageError: the forecast was written as videos.
     """
-    index = read_json(folder / INDEX)
-    layout, times = index.get("layout"), index.get("times")
-    if layout == "mp4":
+    index: Index = from_json(Index, read_json(folder / INDEX), folder / INDEX)
+    if index.layout == "mp4":
         raise UsageError(f"{folder} holds videos to be looked at; forecast with --format npz or png to read frames")
-    names = [one.get("name") for one in index.get("samples", [])]
-    if layout not in ("npz", "png") or not isinstance(times, list) or not all(isinstance(name, str) for name in names):
-        raise _wrong(folder / INDEX, "layout, times and named samples", f"{layout!r} and {len(names)} samples")
-    read = _read_npz if layout == "npz" else _read_png
-    return {name: read(folder / name, times, int(index.get("num_samples", 1))) for name in names}
+    read, times = _read_npz if index.layout == "npz" else _read_png, list(index.times)
+    return {sample.name: read(folder / sample.name, times, index.num_samples) for sample in index.samples}
 
 
 def _read_npz(stem: Path, times: list[int], count: int) -> Prediction:
