@@ -12,7 +12,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from builders import write_squares
+import torch
+from builders import write_followed_tokens, write_squares
 from latent_builders import small_vae, world_run
 
 from worldline.cli import data, evaluate, forecast, report, train
@@ -22,7 +23,7 @@ from worldline.data.open import open_source
 from worldline.data.splits import recording_of
 from worldline.evaluation.held_out import DataChanges
 from worldline.evaluation.result import METRIC_INFO, Evaluation
-from worldline.rundir import to_json
+from worldline.rundir import save_tensors, to_json
 from worldline.schema import DataError, UsageError
 from worldline.training.loop import train as run_training
 
@@ -422,13 +423,44 @@ def squares(lab: Path, tmp_path: Path) -> dict[str, Path]:
 def test_what_was_trained_on_is_judged_on_only_when_asked_for_by_name(
     lab: Path, squares: dict[str, Path], tmp_path: Path, run: str, which: str, known: str, capsys: Capture
 ) -> None:
-    words = [str(lab / run), "--data", str(squares[which]), "--out", str(tmp_path / "out"), "--num-clips", "2"]
+    words = ["--data", str(squares[which]), "--out", str(tmp_path / "out"), "--num-clips", "2"]
     with pytest.raises(UsageError, match=rf"{known} episodes are recordings that the run was trained on.*--on"):
-        evaluate.main(words)
+        evaluate.main([str(_without_weights(lab / run, tmp_path / "run")), *words])
     assert not (tmp_path / "out").exists()
-    evaluate.main([*words, "--on", "training-data"])
+    evaluate.main([str(lab / run), *words, "--on", "training-data"])
     assert "TRAINING DATA" in capsys.readouterr().out
     assert Evaluation.load(tmp_path / "out/metrics.json").data.split == "training data"
+
+
+def _without_weights(run: Path, out: Path) -> Path:
+    """A copy of a run whose weights are of nothing: what is refused in time needs none."""
+    shutil.copytree(run, out)
+    for path in out.glob("checkpoints/*/model.safetensors"):
+        save_tensors(path, {"none": torch.zeros(1)})
+    return out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--data {short}", "no window of 34 frames"),
+        ("--episodes 7:", "episode"),
+        ("--data {tokens} --protocol sampling", "no frames to compare"),
+        ("--data {tokens}", "but this world speaks those of"),
+        ("--on training-data --data {short}", "none of these episodes was trained on"),
+    ],
+)
+def test_data_by_which_a_world_cannot_be_judged_are_refused_before_its_weights_are_read(
+    lab: Path, tmp_path: Path, words: str, message: str
+) -> None:
+    places = {
+        "short": write_squares(tmp_path / "short", 1, length=20, first=70),
+        "tokens": write_followed_tokens(tmp_path / "tokens", 1),
+    }
+    run = _without_weights(lab / "compression_tiny", tmp_path / "run")
+    with pytest.raises(UsageError, match=message):
+        evaluate.main([str(run), "--out", str(tmp_path / "out"), *_words(words.format(**places))])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_baseline_must_not_have_been_trained_on_the_held_out_clips(lab: Path, tmp_path: Path) -> None:

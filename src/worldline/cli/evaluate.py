@@ -16,7 +16,7 @@ from worldline.evaluation.held_out import AS_TRAINED, DataChanges, On, held_out,
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
-from worldline.forecasting.load import Loaded, load_forecaster
+from worldline.forecasting.load import Loaded, has_tokenizer, load_forecaster, refuse_unfit, window_of
 from worldline.ranks import Ranks
 from worldline.report.text import text_table
 from worldline.rundir import RunDir, describe_model, from_json, model_folder, to_json
@@ -164,9 +164,36 @@ def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
     split = split_of(run, contract, models, data=data, episodes=job.episodes, changes=job.changes, on=job.on)
     if split == "not checked" and ranks.writes:
         say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
-    return _Request(
-        job=job, run=run, model=model, kind=kind, contract=contract, data=data, split=split, out=out, ranks=ranks
+    pattern = _pattern(kind, description, model)
+    clips = held_out(
+        run,
+        contract,
+        window=pattern.window,
+        stride=job.window_stride,
+        pattern=pattern,
+        data=data,
+        episodes=job.episodes,
+        changes=job.changes,
+        on=job.on,
     )
+    if clips.source.kind == "1x-test":
+        raise UsageError(f"{clips.source.path} holds no future: test samples can be forecast, not evaluated")
+    if clips.source.image_size is None and kind != "compression":
+        raise UsageError(f"{clips.source.path} holds no frames to compare with; give data that do (--data)")
+    if kind != "tokenizer":
+        beside_it = job.tokenizer is not None or has_tokenizer(run, description)
+        refuse_unfit(clips.source, description, tokenizer=beside_it, pictures=kind == "sampling")
+    return _Request(job=job, run=run, model=model, kind=kind, clips=clips, split=split, out=out, ranks=ranks)
+
+
+def _pattern(kind: Kind, description: dict[str, Any], model: Path) -> FramePattern:
+    """The frames that a clip to judge on must have."""
+    contract = description["contract"]
+    if kind != "tokenizer":
+        return FramePattern.consecutive(window_of(description))
+    if "latent_grid" in contract:
+        return from_json(FramePattern, contract["pattern"], model)
+    return FramePattern.consecutive(contract["token_grid"]["block"])
 
 
 def _kind(job: Job, run: Path, description: dict[str, Any]) -> Kind:
@@ -201,8 +228,7 @@ class _Request:
     model: Path
     """The checkpoint that is judged."""
     kind: Kind
-    contract: dict[str, Any]
-    data: Path | tuple[Path, ...] | None
+    clips: Clips
     split: Split
     out: Path
     ranks: Ranks
@@ -211,8 +237,7 @@ class _Request:
     def world(self) -> Evaluation:
         job, loaded = self.job, self._load(self.run, self.job.checkpoint)
         forecaster = loaded.forecaster
-        window = FramePattern.consecutive(forecaster.context_frames + forecaster.horizon_frames)
-        clips = self._clips(window).sized(forecaster.image_size)
+        clips = self.clips.sized(forecaster.image_size)
         blind = self._load(builtin.resolve(job.blind)) if job.blind else None
         watch = self.progress.named("forecasting clips")
         if self.kind == "compression":
@@ -252,29 +277,13 @@ class _Request:
             device=self.ranks.device(job.device),
         )
 
-    def _clips(self, pattern: FramePattern) -> Clips:
-        return held_out(
-            self.run,
-            self.contract,
-            window=pattern.window,
-            stride=self.job.window_stride,
-            pattern=pattern,
-            data=self.data,
-            episodes=self.job.episodes,
-            changes=self.job.changes,
-            on=self.job.on,
-        )
-
     def tokenizer(self) -> Evaluation:
         job, model, device = self.job, self.model, self.ranks.device(self.job.device)
-        if "latent_grid" in self.contract:
-            tokenizer, pattern = load_vae(model), from_json(FramePattern, self.contract["pattern"], model)
-        else:
-            tokenizer = load_tokenizer(model)
-            pattern = FramePattern.consecutive(self.contract["token_grid"]["block"])
+        is_vae = describe_model(model)["config"]["kind"] == "wan-vae"
+        tokenizer = load_vae(model) if is_vae else load_tokenizer(model)
         return evaluate_tokenizer(
             tokenizer.to(device),
-            self._clips(pattern),
+            self.clips,
             run=self.run,
             num_clips=job.num_clips,
             batch_size=job.batch_size,
