@@ -40,7 +40,7 @@ from worldline.worlds.wan import LoraConfig, WanConfig
 Capture = pytest.CaptureFixture[str]
 DATA_VERBS = ("info", "convert", "tokenize", "encode", "twin")
 PARSERS = (
-    *(["train", recipe] for recipe in ("sampling_revontuli", "compression_tiny", "tokenizer_tiny", "vae_tiny")),
+    *(["train", recipe] for recipe in ("sampling_revontuli_cfg", "compression_tiny", "tokenizer_tiny", "vae_tiny")),
     ["plan", "vae_tiny"],
     ["train", "--resume", "X"],
     ["data", "info", "X"],

@@ -696,7 +696,10 @@ def test_blocks_of_another_length_give_samples_of_another_length(tmp_path: Path)
     ("change", "message"),
     [
         ({"tokenizer": None}, "--tokenizer"),
-        ({"model": replace(SMALL_WORLD, context_grids=2, horizon_grids=4)}, "whole blocks of 3"),
+        (
+            {"model": replace(SMALL_WORLD, context_grids=2, horizon_grids=4)},
+            "no whole number of blocks, which have 3",
+        ),
         ({"data": AugmentConfig(flip=0.5)}, "flip"),
     ],
 )

@@ -8,9 +8,10 @@ import tyro
 
 from worldline import builtin
 from worldline.cli.console import Progress, options_of, say, show
-from worldline.cli.recipe_options import Recipe, parse_recipe
+from worldline.cli.recipe_options import Recipe, parse_recipe, refuse_idle
 from worldline.files import read_json
 from worldline.ranks import Ranks
+from worldline.recipes.all import RECIPES
 from worldline.rundir import RunDir, from_json
 from worldline.training.config import TrainConfig
 from worldline.training.loop import TrainResult, train
@@ -52,6 +53,8 @@ def parse(arguments: list[str]) -> Job | Resume:
     if arguments[:1] == ["--resume"]:
         return tyro.cli(Resume, prog="worldline train --resume", args=arguments[1:])
     name, job = parse_recipe(Job, "train", EXAMPLES, arguments)
+    assert name is not None, "without a recipe the parser ends the program"
+    refuse_idle(job.config, RECIPES[name]())
     return replace(job, out=job.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 

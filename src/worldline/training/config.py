@@ -18,6 +18,10 @@ from worldline.worlds.wan import WanConfig
 ModelConfig = Annotated[FSQVideoConfig | WanVAEConfig | STTransformerConfig | WanConfig, Field(discriminator="kind")]
 
 
+TOKENIZERS = ("fsq-video", "wan-vae")
+FROM_DATA = "it is taken from the data"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides a run's numbers, given the bytes of its data set."""
@@ -30,7 +34,8 @@ class TrainConfig:
     tokenizer: Path | None = None
     """Run or model folder of the tokenizer (or Wan's or Cosmos' own folder), for a world on a source of frames."""
     weights: Path | None = None
-    """Folder of the pretrained backbone under a world's adapters: diffusers' layout or the original files."""
+    """Folder of the pretrained backbone, in diffusers' layout or the original files: frozen under a world's adapters;
+    with `--model.lora None`, what the training of the whole backbone begins with."""
     text: Path | None = None
     """The prompt as `worldline text` encoded it; without it the prompt is a row of zeros."""
     phases: int = 4
@@ -78,6 +83,42 @@ class TrainConfig:
         if self.accumulate > self.batch_size:
             refuse(self, "accumulate", f"at most the batch of {self.batch_size}")
 
+        for field, reason in idle(self).items():
+            if field in ("tokenizer", "weights", "text") and getattr(self, field) is not None:
+                raise UsageError(f"--{field} would change nothing: {reason}")
+
     def total_steps(self, num_clips: int) -> int:
         """Steps of the run."""
         return self.steps or max(1, round(self.epochs * num_clips / self.batch_size))
+
+
+def idle(config: TrainConfig) -> dict[str, str]:
+    """Fields that change nothing in a run like this, and why. A name that ends in `.` stands for all below it."""
+    model, data = config.model, config.data
+    found = {"data.cache_size": "only cached frames that are augmented are cut from larger ones"}
+    if model.kind in TOKENIZERS and data.cache is not None and data.augment.changes:
+        found = {}
+    if model.kind in TOKENIZERS:
+        found["tokenizer"] = "what is trained is a tokenizer"
+    if model.kind != "wan":
+        found["weights"] = "only a world over latents can have a pretrained backbone"
+        found["text"] = "only a world over latents reads a prompt"
+    if model.kind != "st-transformer":
+        found["phases"] = "only frames that are tokenized have start offsets"
+    match model:
+        case FSQVideoConfig():
+            found["data.pattern."] = "a clip is one block (--model.block-frames)"
+        case STTransformerConfig():
+            found["data.pattern."] = "a clip is context and horizon (--model.context-grids, --model.horizon-grids)"
+            sizes = ("grid_height", "grid_width", "vocab_size", "state_dim", "block", "temporal_stride")
+            found |= {f"model.{name}": FROM_DATA for name in sizes}
+            if model.blind:
+                states = ("state_hidden", "state_pooling", "conditioning", "normalise_states")
+                found |= {f"model.{name}": "the world is unconditional" for name in states}
+        case WanConfig():
+            found |= {f"model.states.{name}": FROM_DATA for name in ("kinds", "taken", "window")}
+            if model.blind:
+                found |= {f"model.{name}": "the world is unconditional" for name in ("states.", "drop_states")}
+            if model.lora is None:
+                found["model.block_bias"] = "without adapters the whole backbone is trained, its tables too"
+    return found

@@ -84,7 +84,7 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, ranks: Ra
     model_config = _fitted(model_config, train, grid, pattern)
     base = _base(config, model_config)
     torch.manual_seed(config.seed)  # the first weights are a function of the seed
-    backbone = load_backbone(Path(base["path"]), model_config.backbone) if base else None
+    backbone = load_backbone(Path(base["path"]), model_config.backbone, dtype=_dtype(model_config)) if base else None
     model = model_config.build(backbone)
     if config.text is not None:
         model.set_text(load_text(config.text))
@@ -235,15 +235,23 @@ def _fitted(model: WanConfig, clips: Clips, grid: LatentGrid, pattern: FramePatt
     return replace(model, states=states)
 
 
+def _dtype(model: WanConfig) -> torch.dtype:
+    """A frozen backbone is kept in bfloat16; what is trained is fp32."""
+    return torch.float32 if model.lora is None else torch.bfloat16
+
+
 def _base(config: TrainConfig, model: WanConfig) -> dict[str, str] | None:
-    """Where the frozen backbone lies and what it is; None where the whole backbone is trained from nothing."""
-    if model.lora is None:
+    """Where the pretrained backbone lies and what it is; None where the whole backbone is trained from nothing.
+
+    Without adapters the backbone is only where training begins: all of it is trained, and checkpoints hold all of it.
+    """
+    if config.weights is None and model.lora is None:
         return None
     if config.weights is None:
         raise UsageError(
             "adapters need a pretrained backbone: give Wan2.2 TI2V-5B's folder (--weights DIR), from the hub "
             "Wan-AI/Wan2.2-TI2V-5B-Diffusers (transformer/) or Wan-AI/Wan2.2-TI2V-5B (diffusion_pytorch_model-*); "
-            "nothing is downloaded for you. To train a backbone from nothing: --model.lora None"
+            "nothing is downloaded for you. To train a backbone from nothing: --model.lora None and no --weights"
         )
     return {"path": str(config.weights.resolve()), "fingerprint": fingerprint_backbone(config.weights)}
 

@@ -10,7 +10,6 @@ import torch
 
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
-from worldline.data.open import open_source
 from worldline.data.source import Source
 from worldline.data.states import StateStats, compute_stats
 from worldline.data.windows import FramePattern
@@ -58,11 +57,6 @@ def prepare_token_world(
     train, val = open_clips(data, "train"), open_clips(data, "val")
     grid = train.source.grid
     assert grid is not None, "_as_tokens leaves a token source"
-    if model_config.context_grids % grid.latents_per_block or model_config.horizon_grids % grid.latents_per_block:
-        raise UsageError(
-            f"context ({model_config.context_grids} grids) and horizon ({model_config.horizon_grids}) must be whole "
-            f"blocks of {grid.latents_per_block} grids"
-        )
     model_config = replace(
         model_config,
         grid_height=grid.height,
@@ -116,12 +110,13 @@ def _as_tokens(
     data = config.data
     source, chosen = open_split(data, "train")
     if source.grid is not None:
-        return data
+        return replace(data, pattern=_pattern(model, source.grid))
     if tokenizer is None or config.tokenizer is None:
         raise UsageError(f"{source.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)")
     if data.cache is None:
         raise UsageError(f"{source.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
-    block, held_out = tokenizer.grid(*picture_size(data, source)).block, open_split(data, "val")
+    future, held_out = tokenizer.grid(*picture_size(data, source)), open_split(data, "val")
+    pattern, block = _pattern(model, future), future.block  # what cannot be is refused before anything is tokenized
     _check_stride(data.window_stride, block)
     _check_lengths(source, chosen, 2 * block)
     _check_lengths(*held_out, 2 * block)
@@ -131,10 +126,18 @@ def _as_tokens(
     train = make(source, chosen, phases=config.phases, augment=augment)
     val = make(*held_out, phases=1, augment=None)
     tokenizer.to("cpu")
-    grid = open_source(train).grid
-    assert grid is not None, "tokenise writes tokens"
-    pattern = FramePattern.consecutive(grid.frames_of(model.context_grids + model.horizon_grids))
     return DataConfig(path=train, val_path=val, pattern=pattern, window_stride=data.window_stride)
+
+
+def _pattern(model: STTransformerConfig, grid: TokenGrid) -> FramePattern:
+    """The frames of a clip: context and horizon, in whole blocks."""
+    for name, grids in (("context", model.context_grids), ("horizon", model.horizon_grids)):
+        if grids % grid.latents_per_block:
+            raise UsageError(
+                f"a {name} of {grids} grids is no whole number of blocks, which have {grid.latents_per_block} grids "
+                f"(--model.{name}-grids)"
+            )
+    return FramePattern.consecutive(grid.frames_of(model.context_grids + model.horizon_grids))
 
 
 def _check_lengths(source: Source, episodes: Sequence[int], least: int) -> None:

@@ -35,6 +35,8 @@ def load_world(path: Path, *, weights: Path | None = None) -> tuple[AnyWorld, di
     world: AnyWorld
     if isinstance(config, WanConfig) and config.lora is not None:
         world = config.build(_backbone(config, description, weights, folder))
+    elif weights is not None:
+        raise UsageError(f"{folder} holds all weights of its world; --weights would change nothing")
     else:
         world = config.build()
     load_weights(world, tensors, folder)
