@@ -86,6 +86,8 @@ class BackboneConfig:
         number(self, "eps", above=0)
         if self.attention_head_dim % 2 or self.attention_head_dim < 6:
             refuse(self, "attention_head_dim", "even and at least 6: positions turn pairs of numbers on three axes")
+        if self.out_channels != self.in_channels:
+            refuse(self, "out_channels", f"as many as in_channels, {self.in_channels}: what is predicted is a latent")
         if self.freq_dim % 2:
             refuse(self, "freq_dim", "even: half are sines")
         for name in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
