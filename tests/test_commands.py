@@ -53,6 +53,9 @@ PARSERS = (
 )
 """One sound command for every parser there is; recipes for the same kind of model have the same options."""
 
+ELSEWHERE = ("--dirty", "--always", "--abbrev", "--exclude", "--quiet", "--editable", "--shm-size")
+"""Options of git, pip and docker."""
+
 
 @lru_cache
 def _help(*words: str) -> str:
@@ -103,13 +106,9 @@ def test_options_that_are_named_anywhere_parse(capsys: Capture) -> None:
     foreign |= {"--resume", "--help", "--help-all"}
     for file in (ROOT / "benchmarks").glob("*.py"):
         foreign |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', file.read_text(encoding="utf-8")))
-    left = {option: place for option, place in named.items() if option[0] not in foreign and not _git(option[0])}
+    left = {option: place for option, place in named.items() if option[0] not in foreign and option[0] not in ELSEWHERE}
     assert len(left) > 60
     assert {option: place for option, place in left.items() if not _taken(*option, capsys)} == {}
-
-
-def _git(option: str) -> bool:
-    return option in ("--dirty", "--always", "--abbrev", "--exclude", "--quiet", "--editable")
 
 
 def _taken(option: str, value: str | None, capsys: Capture) -> bool:
