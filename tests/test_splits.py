@@ -14,6 +14,7 @@ from data_builders import TWO_JOINTS, moving_picture
 from latent_builders import small_vae
 from run_builders import NINE, run_of
 
+from worldline import builtin
 from worldline.data.clips import DataConfig, check_held_out
 from worldline.data.convert import convert
 from worldline.data.onex_write import finish_raw, write_raw_shard
@@ -153,3 +154,14 @@ def test_data_that_cannot_be_used_are_refused_before_any_work(
         train(replace(config, data=replace(config.data, **change)), raw.parent / "run")  # pyright: ignore
     assert not (raw.parent / "cache").exists()
     assert not (raw.parent / "run/config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "model", [builtin.TOKENIZER_TINY, builtin.COMPRESSION_TINY, builtin.VAE_TINY, builtin.SAMPLING_TINY]
+)
+def test_built_ins_say_that_twin_mini_was_trained_on_and_its_validation_set_not(model: Path) -> None:
+    trained_on = Recordings(contents=tuple(json.loads((model / "model.json").read_text())["trained_on"]["contents"]))
+    assert len(trained_on.contents) == 400
+    train, val = open_source(builtin.TWIN_MINI_TRAIN), open_source(builtin.TWIN_MINI_VAL)
+    assert len(trained_on.among(train, range(80))) == 80
+    assert trained_on.among(val, range(20)) == []
