@@ -25,6 +25,7 @@ from worldline.evaluation.held_out import DataChanges
 from worldline.evaluation.result import METRIC_INFO, Evaluation
 from worldline.rundir import save_tensors, to_json
 from worldline.schema import DataError, UsageError
+from worldline.tokenizers.load import TokenizerIdentity, fingerprint
 from worldline.training.loop import train as run_training
 
 Capture = pytest.CaptureFixture[str]
@@ -226,6 +227,8 @@ def test_a_world_is_evaluated_beside_its_baselines(lab: Path, tmp_path: Path, ca
     )
     assert set().union(*(row.metrics for row in evaluation.rows)) <= set(METRIC_INFO)
     assert evaluation.not_computed == {}
+    assert evaluation.tokenizer == TokenizerIdentity(fingerprint=fingerprint(lab / "tokenizer")[:12], hysteresis=0.0)
+    assert evaluation.data.split == "held out"
     assert (evaluation.data.num_clips, evaluation.data.num_episodes, evaluation.data.horizon_frames) == (4, 2, 17)
     assert len(evaluation.curves["psnr_db"]["forecast"]) == 17
 
@@ -236,6 +239,7 @@ def test_a_tokenizer_is_evaluated(lab: Path, tmp_path: Path, capsys: Capture) ->
     evaluation = Evaluation.load(tmp_path / "metrics.json")
     assert evaluation.protocol == "tokenizer"
     assert evaluation.settings["vocabulary"] == 200
+    assert evaluation.tokenizer == TokenizerIdentity(fingerprint=fingerprint(lab / "tokenizer")[:12], hysteresis=0.0)
     assert [row.role for row in evaluation.rows] == ["ceiling"]
 
 
