@@ -1,7 +1,7 @@
 """Save and load tokenizers by path: a run folder or a model folder is enough, or a published download."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,8 +28,9 @@ class TokenizerIdentity:
 
     fingerprint: str
     """The first twelve digits of it."""
-    hysteresis: float | None = None
-    """Levels by which a token resists change (`FSQVideoConfig.hysteresis`); None where there is no such rule."""
+    hysteresis: float | None = field(default=None, compare=False)
+    """Levels by which a token resists change (`FSQVideoConfig.hysteresis`), which the fingerprint is of, too; None
+    where there is no such rule, or the tokenizer is not at hand."""
 
     def __str__(self) -> str:
         return self.fingerprint + ("" if self.hysteresis is None else f", hysteresis {self.hysteresis:g}")
