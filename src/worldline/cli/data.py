@@ -13,6 +13,7 @@ from worldline.cli.console import Progress, choose, options_of, show
 from worldline.data.choose import choose_episodes, only
 from worldline.data.clips import MOST_PIXELS
 from worldline.data.convert import convert
+from worldline.data.faults import check_episodes
 from worldline.data.info import Info, inspect
 from worldline.data.open import OpenOptions, reading
 from worldline.data.plausible import implausible, warn
@@ -52,10 +53,11 @@ class Opening(OpenOptions):
         paths = tuple(builtin.resolve(path) for path in (self.path, *self.join))
         return paths if self.join else paths[0]
 
-    def source(self) -> tuple[Source, tuple[int, ...]]:
-        """The opened data, and the chosen episodes; says what is strange in their states."""
+    def source(self, size: int | None) -> tuple[Source, tuple[int, ...]]:
+        """The opened data, and the chosen episodes, checked; says what is strange in their states."""
         source = self.open(self.paths)
         chosen = choose_episodes(source, self.episodes, exclude=self.exclude_episodes)
+        check_episodes(source, chosen, size=size)
         if os.environ.get("RANK", "0") == "0":
             warn(implausible(source, chosen))
         return source, chosen
@@ -216,7 +218,7 @@ def _info_text(info: Info) -> str:
 
 
 def _convert(job: ConvertJob) -> None:
-    source, chosen = job.source()
+    source, chosen = job.source(job.size)
     source, progress = only(source, chosen), Progress()
     with Ranks.start("cpu") as ranks:
         done = convert(source, job.out, size=job.size, ranks=ranks, progress=progress.named("converting"))
@@ -231,7 +233,7 @@ def _tokenize(job: TokenizeJob) -> None:
     from worldline.tokenizers.load import fingerprint, load_tokenizer
     from worldline.tokenizers.tokenise import tokenise
 
-    source, chosen = job.source()
+    source, chosen = job.source(job.size)
     place = builtin.resolve(job.tokenizer)
     progress = Progress()
     with Ranks.start(job.device) as ranks:
@@ -262,7 +264,7 @@ def _encode(job: EncodeJob) -> None:
     from worldline.tokenizers.encode import encode
     from worldline.tokenizers.load import fingerprint, load_vae
 
-    source, chosen = job.source()
+    source, chosen = job.source(job.size)
     place, progress = builtin.resolve(job.tokenizer), Progress()
     with Ranks.start(job.device) as ranks:
         device = ranks.device(job.device)

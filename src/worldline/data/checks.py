@@ -108,7 +108,7 @@ def check_finite(path: Path, states: np.ndarray, names: Sequence[str], first_row
         path,
         expected="finite states",
         found=f"{value} in row {first_row + rows[0]}, {name} ({len(rows)} such values)",
-        fix="Repair the recording or leave the episode out.",
+        fix="Repair the recording.",
         kind="states",
     )
 

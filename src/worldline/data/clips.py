@@ -159,13 +159,18 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
         UsageError: a validation episode is also trained on, at whatever path.
         DataError: states or videos are not what they should be.
     """
-    source, episodes = open_split(config, "train")
-    check_episodes(source, episodes, size=config.image_size)
+    source, episodes = _checked_split(config, "train")
     trained_on = recordings(source, episodes).joined(trained_on or Recordings())
-    source, episodes = open_split(config, "val")
-    check_episodes(source, episodes, size=config.image_size)
-    refuse_shared(trained_on, source, episodes)
+    refuse_shared(trained_on, *_checked_split(config, "val"))
     return trained_on
+
+
+def _checked_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]:
+    """A split whose damage is said. Of episodes that are too short to give a clip, that is said first, elsewhere."""
+    source, episodes = open_split(config, split)
+    long = [i for i in episodes if source.episodes[i].length >= config.pattern.window]
+    check_episodes(source, long, size=config.image_size)
+    return source, episodes
 
 
 def open_windows(config: DataConfig, split: Split) -> tuple[Source, Sequence[int], WindowIndex]:

@@ -114,7 +114,7 @@ class LerobotSource:
                 path,
                 expected=f"{self.layout.dim} numbers in every row of {self.episodes[episode].name}",
                 found=f"{table.faults[int(places[wrong[0]])]} in row {start + wrong[0]} ({len(wrong)} such rows)",
-                fix="Repair the recording or leave the episode out.",
+                fix="Repair the recording.",
                 kind="states",
             )
         check_finite(path, window, self.layout.names, start)
@@ -145,7 +145,7 @@ class LerobotSource:
                 expected=f"{self.fps:g} rows per second, as meta/info.json says",
                 found=f"{rate(times):.4g} by the timestamps of {self.episodes[episode].name}{_shows(video)}",
                 fix="Correct fps in meta/info.json or the timestamps (without that column rows follow one another at "
-                "info.json's fps), or leave the episode out.",
+                "info.json's fps).",
                 kind="rate",
             )
         own = len(video) if recording.frames_in_file is None else recording.frames_in_file
@@ -250,14 +250,14 @@ class LerobotSource:
                 recording.video,
                 expected=f"{len(times)} frames, one per row of {name}",
                 found=f"{len(video)}; none shows row {found.row} at {found.at:.3f} s",
-                fix="Download or encode it again, or leave the episode out.",
+                fix="Download or encode it again.",
                 kind="frames",
             )
         return DataError(
             recording.video,
             expected=f"a frame within half a frame of every row of {name}, at {rate(times) or self.fps:.4g} rows/s",
             found=f"row {found.row} at {found.at:.3f} s, the nearest frame at {found.nearest:.3f} s{_shows(video)}",
-            fix="Encode the video at the rows' rate, correct the timestamps, or leave the episode out.",
+            fix="Encode the video at the rows' rate, or correct the timestamps.",
             kind="frames" if same_rate else "rate",
         )
 

@@ -73,6 +73,14 @@ class OpenOptions:
             source = open_onex(path, allow_missing=self.allow_missing, report=report)
         else:
             raise _unknown(path)
+        if source.left_out and not source.episodes and report is raise_problem:
+            raise DataError(
+                path,
+                expected="episodes that can be used",
+                found=f"all left out: {summarise(source.left_out)}",
+                fix="`worldline data info` says what is wrong with each.",
+                kind="missing_files",
+            )
         kinds = dict(self.state_kinds)
         return replace(source, layout=override_kinds(source.layout, kinds)) if kinds else source
 

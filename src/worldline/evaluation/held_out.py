@@ -11,6 +11,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
+from worldline.data.faults import check_episodes
 from worldline.data.open import Roots, has_choices
 from worldline.data.plausible import implausible, unlike, warn
 from worldline.data.source import Source
@@ -79,6 +80,7 @@ def split_of(
     """
     source, chosen = open_split(_config(run, contract, data, episodes, changes, on), "val")
     _check(source, contract)
+    check_episodes(source, chosen, size=contract.get("image_size"))
     warn_of_strange_states(source, chosen, models[0])
     known = [found for model in models if (found := _trained_on(model)) is not None]
     shared = list(dict.fromkeys(episode.name for one in known for episode in one.among(source, chosen)))
