@@ -158,8 +158,19 @@ def test_it_trains_on_latents_on_a_cache_and_straight_from_video_alike(place: Pa
 
 def test_latents_of_another_vae_are_refused(place: Path, tmp_path: Path) -> None:
     other, _ = small_vae(tmp_path / "other", seed=5)
-    with pytest.raises(UsageError, match="encoded with another VAE"):
-        train(world_run(place / "encoded", place / "val", other), tmp_path / "run")
+    with pytest.raises(UsageError, match=rf"encoded was made with another tokenizer \(.*{other} is "):
+        train(world_run(place / "encoded", place / "encoded", other), tmp_path / "run")
+    root = tmp_path / "judged"
+    root.mkdir()
+    (root / "train").symlink_to(place / "val")
+    (root / "vae").symlink_to(other)
+    encode_into(root, root / "encoded", episodes=[0])
+    mixed = world_run(place / "encoded", root / "encoded", place / "vae")
+    with pytest.raises(UsageError, match=r"validation data .*judged/encoded was made with another tokenizer"):
+        train(mixed, tmp_path / "run")
+    with pytest.raises(UsageError, match=r"holds latents, but .*val does not; encode it too"):
+        train(world_run(place / "encoded", place / "val", place / "vae"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_stopped_run_resumes_bit_for_bit(place: Path, tmp_path: Path) -> None:

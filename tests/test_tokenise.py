@@ -196,7 +196,7 @@ def test_changed_data_at_the_same_place_are_other_data(tmp_path: Path) -> None:
     states = np.fromfile(path, np.float32)
     states[0] += 0.125
     states.tofile(path)
-    with pytest.raises(UsageError, match="source_fingerprint"):
+    with pytest.raises(UsageError, match="another content"):
         _run(open_source(tmp_path / "raw"), tmp_path / "out")
 
 
@@ -205,7 +205,7 @@ def test_new_video_at_the_same_place_is_other_data(tmp_path: Path) -> None:
     states = (tmp_path / "raw/robot_states/states_0.bin").read_bytes()
     write_squares(tmp_path / "raw", 2, first=9)
     (tmp_path / "raw/robot_states/states_0.bin").write_bytes(states)
-    with pytest.raises(UsageError, match="source_fingerprint"):
+    with pytest.raises(UsageError, match="another content"):
         _run(open_source(tmp_path / "raw"), tmp_path / "out")
 
 

@@ -333,7 +333,7 @@ def test_a_second_training_in_the_same_folder_is_refused_and_harms_nothing(tmp_p
     _assert_same_end(tmp_path / "undisturbed", run)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 2}, {"steps": 9}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 2}, {"log_every": 9}])
 def test_another_configuration_cannot_be_resumed(tmp_path: Path, change: dict[str, Any]) -> None:
     config = _world(tmp_path, steps=1)
     train(config, tmp_path / "run")

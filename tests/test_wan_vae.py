@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import moving_square, noise_frames, randomise, small_tokenizer
+from safetensors.torch import load_file, save_file
 from tolerances import assert_pixels_agree, assert_values_agree
 from torch import Tensor
 
@@ -414,6 +415,34 @@ def test_a_folder_of_diffusers_is_read_with_its_configuration(download: tuple[Pa
     assert fingerprint(folder) == fingerprint(folder / "vae")
     with pytest.raises(UsageError, match="continuous"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8], ids=str)
+def test_quantised_weights_are_refused_and_not_widened(
+    download: tuple[Path, WanVAETokenizer], tmp_path: Path, kind: torch.dtype
+) -> None:
+    folder, tokenizer = download
+    for file in (folder / "vae").glob("*.safetensors"):
+        save_file({name: value.to(kind) for name, value in load_file(file).items()}, file)
+    with pytest.raises(DataError, match=rf"found {kind}.*quantised"):
+        load_vae(folder)
+    tensors = {original_name(name, 1): value.to(kind) for name, value in tokenizer.vae.state_dict().items()}
+    torch.save(tensors, tmp_path / ORIGINAL_NAME)
+    with pytest.raises(DataError, match=rf"found {kind}.*quantised"):
+        read_tensors([tmp_path / ORIGINAL_NAME], tokenizer.vae.state_dict())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_weights_are_taken_and_it_is_said(
+    download: tuple[Path, WanVAETokenizer], kind: torch.dtype
+) -> None:
+    folder, tokenizer = download
+    for file in (folder / "vae").glob("*.safetensors"):
+        save_file({name: value.to(kind) for name, value in load_file(file).items()}, file)
+    with pytest.warns(UserWarning, match=rf"weights are stored as {kind}"):
+        loaded = load_vae(folder)
+    expected = tokenizer.vae.state_dict()["encoder.conv_in.weight"].to(kind).float()
+    assert torch.equal(loaded.vae.state_dict()["encoder.conv_in.weight"], expected)
 
 
 def test_a_missing_shard_is_named_by_its_first_tensor(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The run folder: the interface between training, evaluation and report. Knows files, no model.
 
     run/config.json            complete configuration of the run
+    run/identity.json          what the run was made with, a hash for each part
     run/environment.json       versions, commit, machine
     run/metrics.jsonl          one JSON object per logged step
     run/tokenizer/             the tokenizer a token world was trained on: a model folder
@@ -52,6 +53,10 @@ class RunDir:
     @property
     def config(self) -> Path:
         return self.path / "config.json"
+
+    @property
+    def identity(self) -> Path:
+        return self.path / "identity.json"
 
     @property
     def evaluation(self) -> Path:
@@ -183,7 +188,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read safetensors. Raises `DataError` where the file is missing or damaged."""
     with _intact(path):
-        return load_file(path)
+        tensors = load_file(path)
+    quantised = sorted({str(x.dtype) for x in tensors.values() if x.is_floating_point() and x.element_size() < 2})
+    if quantised:
+        raise DataError(
+            path,
+            expected="weights of 16 or 32 bits",
+            found=f"{', '.join(quantised)}: quantised, and so other weights",
+            fix="Give the files that were not quantised.",
+        )
+    return tensors
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
 from worldline.forecasting.load import Loaded, has_tokenizer, load_forecaster, refuse_unfit, window_of
+from worldline.identity import Identity, Part, refuse_another
 from worldline.ranks import Ranks
 from worldline.report.text import text_table
 from worldline.rundir import RunDir, describe_model, from_json, model_folder, to_json
@@ -50,6 +51,10 @@ UNUSED: dict[Kind, tuple[str, ...]] = {
 """Options that would change nothing under a protocol; those of sampling are checked beside the forecaster, too."""
 
 
+_SHARED: tuple[Part, ...] = ("data", "tokenizer")
+"""What a world and the one it is compared with must have been trained with."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     run: tyro.conf.Positional[Path]
@@ -68,6 +73,8 @@ class Job:
     """A world trained without states on the same tokens, as a baseline."""
     tokenizer: Path | None = None
     """Where the tokenizer lies, if not in the run folder."""
+    allow_different: tuple[Part, ...] = ()
+    """What may be another one, on purpose, than the run was made with: `tokenizer`, `validation` or `data`."""
     checkpoint: str = "latest"
     """Which checkpoint of a run folder: `latest`, `best` (see `--keep-best` of training) or a step."""
     weights: Path | None = None
@@ -159,9 +166,27 @@ def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
     if kind != "tokenizer":
         job.sample.check(description)
     models = [model, *([model_folder(builtin.resolve(job.blind))] if job.blind else [])]
+    for other in models[1:]:
+        refuse_another(
+            Identity.of(description),
+            Identity.of(describe_model(other)),
+            what=str(run),
+            places=dict.fromkeys(_SHARED, other),
+            parts=_SHARED,
+            allowed=job.allow_different,
+        )
     data = builtin.data_for(run, job.data)
     contract = _contract(run, description)
-    split = split_of(run, contract, models, data=data, episodes=job.episodes, changes=job.changes, on=job.on)
+    split = split_of(
+        run,
+        contract,
+        models,
+        data=data,
+        episodes=job.episodes,
+        changes=job.changes,
+        on=job.on,
+        allow_different=job.allow_different,
+    )
     if split == "not checked" and ranks.writes:
         say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
     pattern = _pattern(kind, description, model)
@@ -271,6 +296,7 @@ class _Request:
         return load_forecaster(
             run,
             checkpoint=checkpoint,
+            allow_different=job.allow_different,
             tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
             weights=job.weights,
             choice=job.sample.choice(),

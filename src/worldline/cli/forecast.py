@@ -16,6 +16,7 @@ from worldline.forecasting.load import Loaded, check_world, has_tokenizer, load_
 from worldline.forecasting.predictions import Prediction, beside, predict
 from worldline.forecasting.saved import INDEX, Index, Layout, Sample, save_npz, save_png, write_index
 from worldline.forecasting.video import write_comparison
+from worldline.identity import Part
 from worldline.process.noise import clip_seeds
 from worldline.ranks import Ranks
 from worldline.rundir import describe_model, model_folder
@@ -52,6 +53,8 @@ class Job:
     """So many clips, evenly spread; if neither is given, all samples of a test set, and four clips of other data."""
     tokenizer: Path | None = None
     """Where the tokenizer lies, if not in the run folder."""
+    allow_different: tuple[Part, ...] = ()
+    """What may be another one, on purpose, than the world was trained with: `tokenizer`."""
     checkpoint: str = "latest"
     """Which checkpoint of a run folder: `latest`, `best` (see `--keep-best` of training) or a step."""
     weights: Path | None = None
@@ -142,6 +145,7 @@ def _forecast(job: Job, run: Path, out: Path, clips: Clips, numbers: list[int], 
         tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
         weights=job.weights,
         checkpoint=job.checkpoint,
+        allow_different=job.allow_different,
         choice=job.sample.choice(),
         device=ranks.device(job.device),
     )

@@ -1,19 +1,20 @@
 """`worldline train RECIPE`: train a model into a run folder."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from worldline import builtin
 from worldline.cli.console import Progress, options_of, say, show
 from worldline.cli.recipe_options import Recipe, parse_recipe, refuse_idle
-from worldline.files import read_json
+from worldline.identity import Part
 from worldline.ranks import Ranks
 from worldline.recipes.all import RECIPES
-from worldline.rundir import RunDir, from_json
-from worldline.training.config import TrainConfig
+from worldline.rundir import RunDir
+from worldline.training.config import TrainConfig, read_config
 from worldline.training.loop import TrainResult, train
 
 EXAMPLES = """Train a model by a recipe; every field of the recipe can be overridden.
@@ -24,6 +25,7 @@ Examples:
   worldline train compression_tiny --data.path MY_ROBOT --data.val-path None --data.train-episodes :-10 \\
       --data.val-episodes -10: --tokenizer runs/tokenizer
   worldline train --resume runs/world
+  worldline train --resume runs/world --steps 9000 --data.path NEW_PLACE
   torchrun --nproc-per-node 8 --no-python worldline train compression_revontuli --data.path train_v2.0 \\
       --data.val-path val_v2.0
 """
@@ -41,11 +43,39 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Moved:
+    """New places of the same data."""
+
+    path: Path | tuple[Path, ...] | None = None
+    """New place of the training data."""
+    val_path: Path | tuple[Path, ...] | None = None
+    """New place of the validation data."""
+    cache: Path | None = None
+    """Another folder for decoded frames, tokens and latents; filled again where it has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resume:
     """A run to go on with. It needs no recipe: the run folder holds the whole configuration."""
 
     run: tyro.conf.Positional[Path]
+    steps: int | None = None
+    """Another length of the run, for example to go on with a finished one. Schedules count to the new last step."""
+    epochs: float | None = None
+    """The same, in passes over the training clips."""
+    data: Moved = field(default_factory=Moved)
+    tokenizer: Path | None = None
+    """New place of the tokenizer. As of all that has moved, it must still be the same one."""
+    weights: Path | None = None
+    """New place of the pretrained backbone."""
+    text: Path | None = None
+    """New place of the encoded prompt."""
+    allow_different: tuple[Part, ...] = ()
+    """What may be another one, on purpose, than the run was begun with."""
     max_minutes: float | None = None
+    device: str | None = None
+    """As before if not given; so are workers."""
+    workers: int | None = None
     json: bool = False
 
 
@@ -69,11 +99,24 @@ def main(arguments: list[str]) -> None:
 
 
 def _resume(job: Resume) -> None:
-    path = RunDir(job.run).config
-    config: TrainConfig = from_json(TrainConfig, read_json(path), path)
+    found = read_config(RunDir(job.run))
+    data = {name: getattr(job.data, name) for name in ("path", "val_path", "cache")}
+    given = {name: getattr(job, name) for name in ("tokenizer", "weights", "text", "device", "workers")}
+    if job.weights and not job.tokenizer and found.tokenizer == found.weights:
+        given["tokenizer"] = job.weights  # one folder holds both
+    if job.steps is not None or job.epochs is not None:
+        given |= {"steps": job.steps or 0, "epochs": job.epochs or 0.0}
     with options_of(TrainConfig):
-        config = replace(config, max_minutes=job.max_minutes)
+        config = replace(found, data=replace(found.data, **_given(data)), **_given(given))
+        config = replace(config, max_minutes=job.max_minutes, allow_different=job.allow_different)
     _train(config, job.run, resume=True, as_json=job.json)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that are not None, names of built-ins replaced by their paths."""
+    there = {name: value for name, value in options.items() if value is not None}
+    named = {"path", "val_path", "tokenizer", "weights"}
+    return {name: builtin.resolve_all(value) if name in named else value for name, value in there.items()}
 
 
 def _resolved(config: TrainConfig) -> TrainConfig:

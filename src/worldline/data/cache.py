@@ -6,8 +6,6 @@ One `.npy` per episode, written atomically, in a folder named after the data set
 is there already is kept. States still come from the original files.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from worldline.data.checks import check_window
+from worldline.data.content import footage_of
 from worldline.data.lerobot import LerobotSource
 from worldline.data.onex import OnexSource
 from worldline.data.source import Source
@@ -107,7 +106,8 @@ def cached_frames(
     """Decode every episode (or the chosen ones) to `size` px squares below `folder`, and read from there.
 
     Several ranks share the episodes; each must call this. Resumable: finished episodes are kept, and another data set,
-    camera, size or changed video gets another folder. Takes `3 * size**2` bytes of disk a frame: 197 kB at 256 px.
+    camera, size or changed video gets another folder, a copied or moved one does not. Takes `3 * size**2` bytes of disk
+    a frame: 197 kB at 256 px.
 
     Raises:
         UsageError: the source has no video.
@@ -117,7 +117,7 @@ def cached_frames(
         raise UsageError(f"{source.path}: only video can be cached, this is {source.kind}")
     if isinstance(source, CachedSource):
         source = source.inner
-    place = folder / f"{identity(source)}-{size}px"
+    place = folder / f"{footage_of(source, range(len(source.episodes)))[:16]}-{size}px"
     chosen, ranks = range(len(source.episodes)) if episodes is None else episodes, ranks or Ranks()
 
     def done(episode: int) -> bool:
@@ -128,23 +128,6 @@ def cached_frames(
         with ranks.owning(place, claim=claim, wait=True):
             ranks.made(chosen, lambda episode: _write(place, source, episode, size), done=done, progress=progress)
     return CachedSource(inner=source, folder=place, size=size)
-
-
-def identity(source: Source) -> str:
-    """Name a data set by its place, episodes and the size and date of its videos: 16 hexadecimal digits."""
-    source = source.inner if isinstance(source, CachedSource) else source
-    places: list[tuple[Path, int]] = []
-    if isinstance(source, OnexSource | LerobotSource):
-        places = [source.footage(episode.index) for episode in source.episodes]
-    status = {path: path.stat() for path in dict.fromkeys(path for path, _ in places)}
-    content = {
-        "path": str(source.path.resolve()),
-        "kind": source.kind,
-        "episodes": [(episode.name, episode.length) for episode in source.episodes],
-        "firsts": [first for _, first in places],
-        "videos": [(str(path), s.st_size, s.st_mtime_ns) for path, s in status.items()],
-    }
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def episode_file(folder: Path, episode: int) -> Path:

@@ -145,6 +145,7 @@ def _refuse_differing(first: Source, other: Source) -> None:
         ("frames per second", first.fps, other.fps),
         ("picture size", first.image_size, other.image_size),
         ("tokens", first.grid, other.grid),
+        ("tokenizers", *(getattr(source, "tokenizer", None) for source in (first, other))),
         ("columns of states", *(getattr(source, "columns", None) for source in (first, other))),
         ("cameras", *(getattr(source, "camera", None) for source in (first, other))),
         ("state kinds", first.layout.kinds, other.layout.kinds),

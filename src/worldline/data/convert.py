@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from einops import rearrange
 
-from worldline.data.cache import Progress, frame_chunks, identity
+from worldline.data.cache import Progress, frame_chunks
+from worldline.data.content import content_of
 from worldline.data.faults import check_episodes
 from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
 from worldline.data.source import Source
@@ -67,6 +68,7 @@ def convert(
                 layout=source.layout,
                 provenance=key
                 | {
+                    "converted_from": str(source.path),
                     "left_out": list(source.left_out),
                     "recordings": [recording_of(source, episode.index) for episode in source.episodes],
                 },
@@ -83,9 +85,8 @@ def convert(
 
 def _provenance(source: Source, size: int | None) -> dict[str, object]:
     return {
-        "converted_from": str(source.path),
         "kind": source.kind,
-        "identity": identity(source),
+        "content": content_of(source, range(len(source.episodes))),
         "image_size": size,
         "state_names": list(source.layout.names),
     }

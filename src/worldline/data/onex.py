@@ -58,6 +58,8 @@ class OnexSource:
     shards: tuple[Shard, ...]
     places: Int64[np.ndarray, "e 2"]
     """Position in `shards` and first frame within that shard, per episode."""
+    tokenizer: str | None = None
+    """Fingerprint of the tokenizer that made the tokens, where metadata.json names it."""
 
     def read(self, episode: int, start: int, stop: int) -> Clip:
         """Read a window. In the test set `start` is 0, and tokens or frames are those of the context alone."""

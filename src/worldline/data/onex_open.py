@@ -107,6 +107,7 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
         left_out=tuple(leaving.lines),
         shards=shards,
         places=places,
+        tokenizer=_made_by(metadata) if grid is not None else None,
     )
     kept = sound_episodes(source.episodes, source.check, leaving)
     return replace(
@@ -115,6 +116,13 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
         places=places[kept] if len(kept) else places[:0],
         left_out=tuple(leaving.lines),
     )
+
+
+def _made_by(metadata: dict[str, Any]) -> str | None:
+    """Fingerprint of the tokenizer that made the tokens, where a writer of ours noted it."""
+    provenance = metadata.get("provenance")
+    noted = provenance.get("tokenizer") if isinstance(provenance, dict) else None
+    return noted if isinstance(noted, str) else None
 
 
 def _metadata(folder: _Folder, report: Report) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Which clips a run is judged on: held-out windows in the shape and units its checkpoint was trained with."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
+from worldline.data.content import content_of
 from worldline.data.faults import check_episodes
 from worldline.data.open import Roots, has_choices
 from worldline.data.plausible import implausible, unlike, warn
@@ -20,6 +21,8 @@ from worldline.data.states import StateStats
 from worldline.data.windows import FramePattern
 from worldline.evaluation.result import Split
 from worldline.files import read_json
+from worldline.identity import Identity, Part, refuse_another
+from worldline.places import located
 from worldline.rundir import RunDir, describe_model, from_json, model_folder
 from worldline.schema import UsageError
 
@@ -66,20 +69,29 @@ def split_of(
     episodes: str | None = None,
     changes: DataChanges = AS_TRAINED,
     on: On = "held-out",
+    allow_different: Collection[Part] = (),
 ) -> Split:
     """Whether models were trained on what they are to be judged on. Reads states only, and no weights.
 
     Args:
         models: run or model folders of all that is judged: the run's world, and one it is compared with.
+        allow_different: `validation`, where the run's own data may have changed since it was trained.
 
     The other arguments are those of `held_out`.
 
     Raises:
         UsageError: they were trained on some of it though it is to be held out, or on none of it though it is to be
-            training data; or the data have other states or another rate than the run was trained with.
+            training data; the data have other states or another rate than the run was trained with; or the run's own
+            data are not there, or no longer what they were.
     """
-    source, chosen = open_split(_config(run, contract, data, episodes, changes, on), "val")
+    config = _config(run, contract, data, episodes, changes, on)
+    source, chosen = open_split(config, "val")
     _check(source, contract)
+    if (data, episodes, changes, on) == (None, None, AS_TRAINED, "held-out"):  # the run's own
+        made = Identity.of(describe_model(model_folder(run)))
+        if made.validation is not None:
+            found = Identity(validation=content_of(source, chosen))
+            refuse_another(made, found, what=str(run), places={"validation": source.path}, allowed=allow_different)
     check_episodes(source, chosen, size=contract.get("image_size"))
     warn_of_strange_states(source, chosen, models[0])
     known = [found for model in models if (found := _trained_on(model)) is not None]
@@ -153,12 +165,19 @@ def _config(
     path = next((p for p in (RunDir(run).config, RunDir(run.parent.parent).config) if p.exists()), None)
     if path is None and data is None:
         raise UsageError(f"{run} has no config.json that names its data; give the data to judge it on (--data DIR)")
-    config = DataConfig(path=Path()) if path is None else from_json(DataConfig, read_json(path).get("data"), path)
+    config = DataConfig(path=Path())
+    if path is not None:
+        config = located(from_json(DataConfig, read_json(path).get("data"), path), path.parent)
     config = replace(config, image_size=contract["image_size"], cache=None, cache_size=None)
     if data is not None:
         config = replace(config, path=data, val_path=None, val_episodes=":", exclude_episodes=())
     elif on == "training-data":
         config = replace(config, val_path=None, val_episodes=config.train_episodes)
+    place = config.val_path or config.path
+    if data is None and isinstance(place, Path) and not place.exists():
+        raise UsageError(
+            f"{run} was trained beside the data in {place}, which are not there now; give their new place (--data DIR)"
+        )
     config = changes.of(replace(config, **_as_trained(contract, config.val_path or config.path)))
     return config if episodes is None else replace(config, val_episodes=episodes)
 

@@ -1,6 +1,6 @@
 """From a path to a forecaster: the world of a run, the tokenizer it was trained on, and how to sample."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from worldline.data.source import Source
 from worldline.data.windows import FramePattern
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.tokens import Pictures, TokenForecaster
+from worldline.identity import Identity, Part, refuse_another
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
-from worldline.rundir import RunDir, from_json, model_folder, read_model
+from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import DataError, LatentGrid, TokenGrid, UsageError
 from worldline.tokenizers.load import TokenizerIdentity, fingerprint, identity_of, load_tokenizer, load_vae
 from worldline.tokenizers.tokenizer import Tokenizer
@@ -54,6 +55,8 @@ class Loaded:
     contract: dict[str, Any]
     folder: Path
     """The model folder of the world."""
+    made_with: Identity = field(default_factory=Identity)
+    """What the world was trained with, as far as its checkpoint says."""
     tokenizer: str | None = None
     """Fingerprint of the tokenizer behind the world; None where it was trained on tokens as they came."""
 
@@ -75,6 +78,7 @@ def load_forecaster(
     tokenizer: Path | None = None,
     weights: Path | None = None,
     checkpoint: str = "latest",
+    allow_different: Collection[Part] = (),
     choice: SamplingChoice | None = None,
     device: torch.device | None = None,
 ) -> Loaded:
@@ -85,6 +89,7 @@ def load_forecaster(
         tokenizer: where it lies, if not in the run folder; must be the one the world was trained on.
         weights: where the pretrained backbone lies, if it has moved since training (worlds with adapters).
         checkpoint: which one of a run folder: `latest`, `best` or a step.
+        allow_different: what may be another one, on purpose, than the world was trained with.
 
     Raises:
         UsageError: the tokenizer is missing though the world was trained with one, or is another one.
@@ -92,10 +97,14 @@ def load_forecaster(
     """
     device, choice = device or torch.device("cpu"), choice or SamplingChoice()
     world, description = load_world(model_folder(path, checkpoint), weights=weights)
-    expected = description.get("tokenizer")
+    made_with = Identity.of(description)
+    expected = made_with.tokenizer
     place = tokenizer or _tokenizer_of(path, expected)
-    if place is not None and expected not in (None, _fingerprint(place)):
-        raise UsageError(f"the world in {path} was trained on the output of another tokenizer than {place}")
+    spoken = fingerprint(place) if place else expected
+    places: dict[Part, Path | str | None] = {"tokenizer": place}
+    refuse_another(
+        made_with, Identity(tokenizer=spoken), what=f"the world in {path}", places=places, allowed=allow_different
+    )
     contract = description["contract"]
     match world:
         case STTransformer():
@@ -127,8 +136,7 @@ def load_forecaster(
                 rows=choice.rows,
                 device=device,
             )
-    spoken = expected or (_fingerprint(place) if place else None)
-    return Loaded(forecaster=forecaster, contract=contract, folder=path, tokenizer=spoken)
+    return Loaded(forecaster=forecaster, contract=contract, folder=path, made_with=made_with, tokenizer=spoken)
 
 
 def _check_grid(tokenizer: Tokenizer | None, grid: TokenGrid, place: Path | None) -> None:
@@ -196,7 +204,7 @@ def refuse_unfit(source: Source, description: Mapping[str, Any], *, tokenizer: b
 
 def has_tokenizer(path: Path, description: Mapping[str, Any]) -> bool:
     """Whether a tokenizer lies beside a world or ships with worldline. Raises `UsageError` where one should."""
-    return _tokenizer_of(path, description.get("tokenizer")) is not None
+    return _tokenizer_of(path, Identity.of(description).tokenizer) is not None
 
 
 def _tokenizer_of(path: Path, expected: str | None) -> Path | None:
@@ -209,11 +217,3 @@ def _tokenizer_of(path: Path, expected: str | None) -> Path | None:
         if shipped.is_dir() and expected == fingerprint(shipped):
             return shipped
     raise UsageError(f"{path} has no tokenizer beside it; give the one it was trained on (--tokenizer DIR)")
-
-
-def _fingerprint(place: Path) -> str:
-    if (place / "model.json").is_file():
-        recorded = read_model(place)[0].get("fingerprint")
-        if recorded:
-            return str(recorded)
-    return fingerprint(place)

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,19 +102,38 @@ def fingerprint(path: Path) -> str:
         UsageError: the path is neither a run or model folder nor a download of Cosmos or of Wan's VAE.
     """
     cosmos = [path / "encoder.jit", path / "decoder.jit"]
-    if all(file.is_file() for file in cosmos):
-        files = cosmos
-    else:
-        files = vae_files(path) or [model_folder(path) / "model.safetensors"]
+    files = cosmos if all(file.is_file() for file in cosmos) else vae_files(path)
+    if not files:
+        folder = model_folder(path)
+        description = read_json(folder / "model.json")
+        if "path" in description:  # a run's note of where the weights lie
+            return fingerprint(_elsewhere(folder, description))
+        if "fingerprint" in description:  # weights of a published layout, saved in ours
+            return str(description["fingerprint"])
+        files = [folder / "model.safetensors"]
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        status = file.stat()
+        digest.update(_file_digest(file, status.st_size, status.st_mtime_ns))
     described = files[0].with_name("model.json")
     hysteresis = _setting(read_json(described), "hysteresis") if described.is_file() else None
     if hysteresis:  # the one setting that changes the tokens of the same weights; the rule has a name of its own
         digest.update(f"hysteresis per block {hysteresis}".encode())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _file_digest(file: Path, _size: int, _mtime: int) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def own_weights(path: Path) -> Path | None:
+    """The weights of a tokenizer in our own layout, to be copied as they are; None of any other."""
+    if (path / "encoder.jit").is_file() or vae_files(path):
+        return None
+    folder = model_folder(path)
+    return None if read_json(folder / "model.json").keys() & {"path", "fingerprint"} else folder / "model.safetensors"
 
 
 def identity_of(fingerprint: str, tokenizer: object) -> TokenizerIdentity:
@@ -133,11 +153,12 @@ def _elsewhere(folder: Path, description: dict[str, Any]) -> Path:
     path = Path(description["path"])
     if not path.exists():
         raise UsageError(
-            f"the VAE behind {folder} was at {path} when the run began, and is not there now; give it (--tokenizer DIR)"
+            f"the tokenizer behind {folder} was at {path} when the run began, and is not there now; give its new place "
+            "(--tokenizer DIR)"
         )
     if (found := fingerprint(path)) != description["fingerprint"]:
         raise UsageError(
-            f"the VAE at {path} is another one (fingerprint {found[:12]}) than when {folder} was made "
+            f"the tokenizer at {path} is another one (fingerprint {found[:12]}) than when {folder} was made "
             f"({description['fingerprint'][:12]}); give that one (--tokenizer DIR)"
         )
     return path

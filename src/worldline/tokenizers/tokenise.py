@@ -19,7 +19,8 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.data.augment import AugmentConfig, augment_frames
-from worldline.data.cache import frame_chunks, frame_runs, identity
+from worldline.data.cache import frame_chunks, frame_runs
+from worldline.data.content import content_of
 from worldline.data.faults import check_episodes
 from worldline.data.onex_write import finish_tokens, token_shard, token_shard_done
 from worldline.data.source import Source
@@ -149,22 +150,13 @@ def token_key(
 def source_key(source: Source, *, fingerprint: str, episodes: Sequence[int], size: int | None) -> dict[str, object]:
     """What anything encoded from a source depends on: the data, the tokenizer and the picture size."""
     return {
-        "source": str(source.path.resolve()),
         "source_kind": source.kind,
-        "source_fingerprint": source_fingerprint(source, episodes),
+        "content": content_of(source, episodes),
         "states": list(source.layout.names),
         "episodes": list(episodes),
         "tokenizer": fingerprint,
         "size": size,
     }
-
-
-def source_fingerprint(source: Source, episodes: Sequence[int]) -> str:
-    """Identity of some episodes of a source: its videos by place, size and date, its states by content."""
-    content = hashlib.sha256(identity(source).encode())
-    for episode in episodes:
-        content.update(source.read_states(episode, 0, source.episodes[episode].length).tobytes())
-    return content.hexdigest()[:16]
 
 
 def key_hash(key: dict[str, object]) -> str:

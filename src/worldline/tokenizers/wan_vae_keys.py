@@ -6,6 +6,7 @@ reader knows only the layout of Wan2.1 and fails on the latter, so its keys are 
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ _STEM = "diffusion_pytorch_model"
 _FIX = f"Give the VAE of {HUB_ID} (folder vae) or {ORIGINAL_NAME} of {ORIGINAL_HUB_ID}, complete."
 _COMPUTED = ("in_channels", "out_channels", "scale_factor_temporal", "scale_factor_spatial")
 """Entries of diffusers' `config.json` that follow from the others here; they are compared, not read."""
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What weights may be stored as. Quantised ones (float8, int8) give other latents than those the world learnt on."""
 
 _RENAMES = (
     (r"^conv1\.", "quant_conv."),
@@ -117,6 +121,16 @@ def read_tensors(files: list[Path], expected: Mapping[str, Tensor]) -> dict[str,
         if found.shape != value.shape:
             shapes = tuple(value.shape), tuple(found.shape)
             raise DataError(files[0], expected=f"{key} of shape {shapes[0]}", found=f"{shapes[1]}", fix=_FIX)
+    kinds = {value.dtype for _, value in stored.values()}
+    if quantised := sorted(str(kind) for kind in kinds - set(_DTYPES)):
+        found = f"{', '.join(quantised)}: quantised weights, whose latents are others"
+        raise DataError(files[0], expected=f"tensors in {', '.join(map(str, _DTYPES))}", found=found, fix=_FIX)
+    if halved := sorted(str(kind) for kind in kinds - {torch.float32}):
+        warnings.warn(
+            f"{files[0]}: weights are stored as {', '.join(halved)}; they are computed with in float32, but are not "
+            "quite those of the float32 file, and neither are the latents",
+            stacklevel=2,
+        )
     for name in sorted(stored.keys() - expected.keys()):
         raise DataError(files[0], expected="the tensors of this VAE only", found=f"{stored[name][0]} besides", fix=_FIX)
     return {name: value.float() for name, (_, value) in stored.items()}

@@ -1,6 +1,6 @@
 """`TrainConfig`: one complete run. Recipes return it, the command line overrides it, config.json stores it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +8,10 @@ from pydantic import Field
 
 from worldline.checks import MOST_WORKERS, number, refuse, seed, whole
 from worldline.data.clips import DataConfig
+from worldline.files import read_json, write_json
+from worldline.identity import Part
+from worldline.places import located, stored
+from worldline.rundir import RunDir, from_json, to_json
 from worldline.schema import UsageError
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig
@@ -70,6 +74,9 @@ class TrainConfig:
     validation_clips: int = 64
     """Held-out clips behind `val/...` figures during training."""
 
+    allow_different: tuple[Part, ...] = ()
+    """What may be another one on purpose than the tokens, initial weights or run to resume were made with."""
+
     def __post_init__(self) -> None:
         whole(self, "batch_size", "phases", "accumulate", "log_every", "evaluate_every", "checkpoint_every")
         whole(self, "keep_checkpoints", "validation_clips")
@@ -122,3 +129,41 @@ def idle(config: TrainConfig) -> dict[str, str]:
             if model.lora is None:
                 found["model.block_bias"] = "without adapters the whole backbone is trained, its tables too"
     return found
+
+
+def write_config(run: RunDir, config: TrainConfig) -> None:
+    """Keep a run's configuration, with paths that outlive a move."""
+    write_json(run.config, to_json(TrainConfig, stored(config, run.path)))
+
+
+def read_config(run: RunDir) -> TrainConfig:
+    """A run's configuration, with paths as they can be opened from here. Raises `DataError` where it is damaged.
+
+    Where the tokenizer is gone, the run's own copy takes its place.
+    """
+    config: TrainConfig = located(from_json(TrainConfig, read_json(run.config), run.config), run.path)
+    if config.tokenizer is not None and not config.tokenizer.exists() and run.tokenizer.is_dir():
+        return replace(config, tokenizer=run.tokenizer)
+    return config
+
+
+def resumed(found: TrainConfig, given: TrainConfig, run: RunDir) -> TrainConfig:
+    """The configuration that a resumed run keeps: what was found, with the length and the places that are given.
+
+    Raises:
+        UsageError: something else differs that decides what the run computes.
+    """
+    length_and_places = {
+        "steps": given.steps,
+        "epochs": given.epochs,
+        "tokenizer": given.tokenizer,
+        "weights": given.weights,
+        "text": given.text,
+        "initial": given.initial,
+        "data": replace(found.data, path=given.data.path, val_path=given.data.val_path, cache=given.data.cache),
+    }
+    kept = replace(found, **length_and_places)
+    of_this_call = ("max_minutes", "device", "workers", "check_memory", "allow_different")
+    if replace(kept, **{name: getattr(given, name) for name in of_this_call}) != given:
+        raise UsageError(f"{run.path} was started with another configuration; resume takes it from {run.config}")
+    return kept

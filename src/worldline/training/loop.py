@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from worldline.data.loader import Loader
-from worldline.files import read_json, write_json
+from worldline.files import write_json
+from worldline.identity import Identity, hash_of
 from worldline.nn.load import changing_state, load_changing
 from worldline.ranks import Ranks, gathered
-from worldline.rundir import Best, RunDir, environment, from_json, to_json
+from worldline.rundir import Best, RunDir, environment
 from worldline.schema import Batch, Origin, UsageError
 from worldline.training.checkpoint import TrainState, best_so_far, better, restore, save_checkpoint
-from worldline.training.config import TrainConfig
+from worldline.training.config import TrainConfig, read_config, resumed, write_config
+from worldline.training.identify import checked_identity, refuse_absent
 from worldline.training.optimizer import MovingAverage, build_optimizer
 from worldline.training.plan import refuse_too_little
-from worldline.training.prepare import prepare
+from worldline.training.prepare import normalises, prepare
 from worldline.training.prepared import Prepared
 from worldline.training.termination import termination
 from worldline.training.validate import sample_strip, validate
@@ -85,12 +87,18 @@ def train(
 
 def _train(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report: Report) -> TrainResult:
     """Train in a folder that is ours. It stays empty until all that can be refused has been checked."""
-    _begin(run, config, resume)
+    keep = _begin(run, config, resume)
+    if resume and run.checkpoints():
+        config = replace(config, initial=run.latest())  # it knows what the run's first weights were trained on
     device, share = ranks.device(config.device), ranks.share(config.batch_size)
     with ranks.first():
         if config.check_memory and ranks.writes and device.type == "cuda":
             refuse_too_little(config, free=torch.cuda.mem_get_info(device)[0], gpus=ranks.world_size)
+        identity = checked_identity(config, run, resume=resume) if ranks.writes else Identity()
     made = prepare(config, lambda what, done, total: report(what, done, total, {}), ranks)
+    if normalises(config):
+        identity = replace(identity, statistics=hash_of(made.description["statistics"]))
+    made = replace(made, description={**made.description, "identity": identity.to_json()})
     total = config.total_steps(len(made.train))
     model = ranks.place(made.model, device).train()
     optimizer = build_optimizer(config.optimizer, model)
@@ -99,6 +107,8 @@ def _train(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report:
     if resume:
         if run.checkpoints():
             restore(run, state)
+        if total < state.step:
+            raise UsageError(f"{run.path} is at step {state.step} already; a length of {total} steps cannot be reached")
         if ranks.writes:
             run.forget_after(state.step)
     else:
@@ -106,7 +116,9 @@ def _train(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report:
         if ranks.writes:
             made.keep(run)
             write_json(run.path / "environment.json", environment())
-            write_json(run.config, to_json(TrainConfig, config))  # last: with it, the folder holds a run
+    if ranks.writes:
+        write_json(run.identity, identity.to_json())
+        write_config(run, keep)  # last: with it, the folder holds a run
     loader = Loader(made.train, share, config.seed, ranks.rank, ranks.world_size, config.workers, config.accumulate)
     figures, stopped = _steps(config, run, made, state, total, loader, device, ranks, report)
     ranks.everyones(None)  # when any rank returns, the last checkpoint is written
@@ -283,15 +295,15 @@ def _mix(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step + rank * 2_654_435_769) * 2
 
 
-def _begin(run: RunDir, config: TrainConfig, resume: bool) -> None:
-    """Check that the folder is free, or that the one to resume is of the same configuration."""
+def _begin(run: RunDir, config: TrainConfig, resume: bool) -> TrainConfig:
+    """Check that the folder is free, or that the one to resume is of the same configuration; give the one to keep."""
     if resume:
-        found = from_json(TrainConfig, read_json(run.config), run.config)
-        if replace(found, max_minutes=None) != replace(config, max_minutes=None):
-            raise UsageError(f"{run.path} was started with another configuration; resume takes it from {run.config}")
-        return
+        kept = resumed(read_config(run), config, run)
+        refuse_absent(config, run)
+        return kept
     if run.config.exists():
         raise UsageError(
             f"{run.path} holds a run already; go on with `worldline train --resume {run.path}`, or choose another "
             "folder (--out)"
         )
+    return config

@@ -12,7 +12,7 @@ from worldline.data.splits import Recordings
 from worldline.data.states import compute_stats
 from worldline.files import read_json
 from worldline.ranks import Ranks
-from worldline.rundir import from_json, model_folder, to_json
+from worldline.rundir import describe_model, from_json, model_folder, to_json
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.training.config import TrainConfig
@@ -37,7 +37,21 @@ def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None)
     if ranks.writes:
         _warn_of_strange_states(config.data)
     made = _prepare(config, ranks, progress)
-    return replace(made, description={**made.description, "trained_on": to_json(Recordings, trained_on)})
+    description = {**made.description, "trained_on": to_json(Recordings, trained_on)}
+    if config.initial is not None and normalises(config):  # by the statistics that came with the weights
+        description["statistics"] = describe_model(model_folder(config.initial)).get("statistics")
+    return replace(made, description=description)
+
+
+def normalises(config: TrainConfig) -> bool:
+    """Whether the model divides states by statistics."""
+    match config.model:
+        case STTransformerConfig():
+            return config.model.normalise_states and not config.model.blind
+        case WanConfig():
+            return config.model.states.normalise and not config.model.blind
+        case _:
+            return False
 
 
 def _warn_of_strange_states(data: DataConfig) -> None:

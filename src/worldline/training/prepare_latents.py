@@ -27,7 +27,7 @@ from worldline.training.prepared import Prepared, Progress, contract, frame_size
 from worldline.worlds.load import describe as describe_world
 from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_text import load_text
-from worldline.worlds.wan_weights import fingerprint_backbone, load_backbone
+from worldline.worlds.wan_weights import load_backbone
 
 MEASURED_CLIPS = 512
 """Training clips behind the mean and deviation of a new VAE's latents."""
@@ -77,22 +77,18 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, ranks: Ra
     if config.tokenizer is None:
         raise UsageError("a world over latents needs the VAE that makes them (--tokenizer RUN or Wan2.2's folder)")
     pattern, (source, chosen) = config.data.pattern, open_split(config.data, "train")
+    base = _base(config, model_config)
     vae, identity = load_vae(config.tokenizer), fingerprint(config.tokenizer)
+    _check_channels(model_config, vae.config.z_dim)
     data = _as_latents(config, source, chosen, vae, identity, ranks, progress)
     train, val = open_clips(data, "train"), open_clips(data, "val")
     grid = _grid(train, vae)
     model_config = _fitted(model_config, train, grid, pattern)
-    base = _base(config, model_config)
     torch.manual_seed(config.seed)  # the first weights are a function of the seed
-    backbone = load_backbone(Path(base["path"]), model_config.backbone, dtype=_dtype(model_config)) if base else None
+    backbone = load_backbone(base, model_config.backbone, dtype=_dtype(model_config)) if base else None
     model = model_config.build(backbone)
     if config.text is not None:
         model.set_text(load_text(config.text))
-    elif base:
-        raise UsageError(
-            "a pretrained backbone expects the empty prompt's encoding, not zeros: compute it once with "
-            "`worldline text WEIGHTS --out text.safetensors`, then give it (--text text.safetensors)"
-        )
     statistics = compute_stats(train.source, episodes=sorted(set(train.windows.episode.tolist())))
     if model.states is not None and model_config.states.normalise:
         model.states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
@@ -107,8 +103,7 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, ranks: Ra
             **describe_world(model),
             "contract": _contract(source, config.data, grid) | {"pattern": asdict(pattern)},
             "statistics": to_json(StateStats, statistics),
-            "tokenizer": identity,
-            **({"base": base} if base else {}),
+            **({"base": {"path": str(base)}} if base else {}),
         },
         tokenizer=vae,
         left_out=source.left_out,
@@ -150,7 +145,7 @@ def _as_latents(
     data = config.data
     data.augment.keep_sides()
     if isinstance(source, LatentSource):
-        return _checked(data, source, identity)
+        return _checked(data, source)
     if data.cache is None:
         return data  # straight from video, batch by batch
     if data.augment.changes:
@@ -168,15 +163,17 @@ def _as_latents(
     )
 
 
-def _checked(data: DataConfig, source: LatentSource, identity: str) -> DataConfig:
-    if source.tokenizer != identity:
-        raise UsageError(
-            f"{source.path} was encoded with another VAE (fingerprint {source.tokenizer[:12]}) than the one given "
-            f"({identity[:12]}); encode the data again or give that VAE (--tokenizer)"
-        )
-    if source.pattern != data.pattern:
-        raise UsageError(f"{source.path} was encoded with {source.pattern}, but the run asks for {data.pattern}")
-    return replace(data, pattern=FramePattern.consecutive(source.pattern.window))
+def _checked(data: DataConfig, train: LatentSource) -> DataConfig:
+    """The data configuration over latents that are there; both splits must hold them, of the pattern that is wanted."""
+    val = open_split(data, "val")[0]
+    if not isinstance(val, LatentSource):
+        raise UsageError(f"{train.path} holds latents, but {val.path} does not; encode it too (worldline data encode)")
+    for source in (train, val):
+        if source.pattern != data.pattern:
+            raise UsageError(f"{source.path} was encoded with {source.pattern}, but the run asks for {data.pattern}")
+        if source.latent_grid != train.latent_grid:
+            raise UsageError(f"{source.path} holds {source.latent_grid}, but {train.path} {train.latent_grid}")
+    return replace(data, pattern=FramePattern.consecutive(train.pattern.window))
 
 
 def _cached(
@@ -218,13 +215,17 @@ def _cached(
     return open_latents(out).path
 
 
-def _fitted(model: WanConfig, clips: Clips, grid: LatentGrid, pattern: FramePattern) -> WanConfig:
-    """The configuration with what the data decide: state kinds, windows; channels must fit already."""
-    if model.backbone.in_channels != grid.channels:
+def _check_channels(model: WanConfig, channels: int) -> None:
+    if model.backbone.in_channels != channels:
         raise UsageError(
-            f"the backbone reads {model.backbone.in_channels} channels, but the VAE's latents have {grid.channels} "
+            f"the backbone reads {model.backbone.in_channels} channels, but the VAE's latents have {channels} "
             "(--model.backbone.in-channels, --model.backbone.out-channels)"
         )
+
+
+def _fitted(model: WanConfig, clips: Clips, grid: LatentGrid, pattern: FramePattern) -> WanConfig:
+    """The configuration with what the data decide: state kinds, windows; channels must fit already."""
+    _check_channels(model, grid.channels)
     _, patch_h, patch_w = model.backbone.patch_size
     if grid.height % patch_h or grid.width % patch_w:
         raise UsageError(f"latents of {grid.height}x{grid.width} do not divide into patches of {patch_h}x{patch_w}")
@@ -240,8 +241,8 @@ def _dtype(model: WanConfig) -> torch.dtype:
     return torch.float32 if model.lora is None else torch.bfloat16
 
 
-def _base(config: TrainConfig, model: WanConfig) -> dict[str, str] | None:
-    """Where the pretrained backbone lies and what it is; None where the whole backbone is trained from nothing.
+def _base(config: TrainConfig, model: WanConfig) -> Path | None:
+    """Where the pretrained backbone lies; None where the whole backbone is trained from nothing.
 
     Without adapters the backbone is only where training begins: all of it is trained, and checkpoints hold all of it.
     """
@@ -253,7 +254,12 @@ def _base(config: TrainConfig, model: WanConfig) -> dict[str, str] | None:
             "Wan-AI/Wan2.2-TI2V-5B-Diffusers (transformer/) or Wan-AI/Wan2.2-TI2V-5B (diffusion_pytorch_model-*); "
             "nothing is downloaded for you. To train a backbone from nothing: --model.lora None and no --weights"
         )
-    return {"path": str(config.weights.resolve()), "fingerprint": fingerprint_backbone(config.weights)}
+    if config.text is None:
+        raise UsageError(
+            "a pretrained backbone expects the empty prompt's encoding, not zeros: compute it once with "
+            "`worldline text WEIGHTS --out text.safetensors`, then give it (--text text.safetensors)"
+        )
+    return config.weights.resolve()
 
 
 def _size(model: torch.nn.Module) -> int:

@@ -77,7 +77,6 @@ def prepare_token_world(
         "config": to_json(STTransformerConfig, model_config),
         "contract": contract(train.source, config.data, grid),
         "statistics": to_json(StateStats, statistics),
-        "tokenizer": fingerprint(config.tokenizer) if config.tokenizer else None,
     }
 
     def keep(run: RunDir) -> None:

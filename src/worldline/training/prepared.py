@@ -1,5 +1,6 @@
 """What preparing a run ends in, and the steps that every kind of run shares."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from worldline.data.source import Source
 from worldline.nn.load import load_weights
 from worldline.rundir import RunDir, model_folder, new_folder, read_model, write_model
 from worldline.schema import Batch, LatentGrid, TokenGrid, UsageError
-from worldline.tokenizers.load import AnyTokenizer, describe, fingerprint
+from worldline.tokenizers.load import AnyTokenizer, describe, fingerprint, own_weights
 from worldline.tokenizers.wan_vae import WanVAETokenizer
 
 Progress = Callable[[str, int, int], None]
@@ -86,8 +87,13 @@ def initialise(model: nn.Module, path: Path | None) -> None:
 
 def keep_tokenizer(run: RunDir, path: Path, tokenizer: AnyTokenizer | WanVAETokenizer, *, weights: bool) -> None:
     """Describe a tokenizer in the run; with `weights` copy it, so that the run folder stands alone, else say where."""
-    description = {**describe(tokenizer), "fingerprint": fingerprint(path)}
+    own = own_weights(path) if weights else None
+    description = describe(tokenizer)
+    if own is None:
+        description["fingerprint"] = fingerprint(path)
     if not weights:
         description["path"] = str(path.resolve())
     with new_folder(run.tokenizer) as folder:
         write_model(folder, description, tokenizer.state_dict() if weights else {})
+        if own is not None:  # byte for byte, and so of the same fingerprint
+            shutil.copyfile(own, folder / "model.safetensors")

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from worldline.identity import Identity, refuse_another
 from worldline.nn.load import load_weights
 from worldline.rundir import from_json, model_folder, read_model, to_json
 from worldline.schema import UsageError
@@ -44,12 +45,15 @@ def load_world(path: Path, *, weights: Path | None = None) -> tuple[AnyWorld, di
 
 
 def _backbone(config: WanConfig, description: dict[str, Any], weights: Path | None, folder: Path) -> Any:
-    base = description["base"]
-    place = weights or Path(base["path"])
-    backbone = load_backbone(place, config.backbone)
-    if fingerprint_backbone(place) != base["fingerprint"]:
-        raise UsageError(f"the adapters in {folder} were trained on another backbone than the one in {place}")
-    return backbone
+    place = weights or Path(description["base"]["path"])
+    if not place.exists():
+        raise UsageError(
+            f"the backbone under the adapters in {folder} was at {place} when they were trained, and is not there now; "
+            "give its new place (--weights DIR)"
+        )
+    found = Identity(backbone=fingerprint_backbone(place))
+    refuse_another(Identity.of(description), found, what=f"the world in {folder}", places={"backbone": place})
+    return load_backbone(place, config.backbone)
 
 
 def describe(world: AnyWorld) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""What a data set holds, as a hash: a copy or a moved folder is the same data, a changed or exchanged file is not.
+
+States are hashed whole. Video, token and latent files are too large for that: their sizes and three samples of them
+are, which keeps 100 GB to seconds. A change in the middle of a large file that leaves its size is not seen.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from worldline.data.source import Filmed, Source
+
+SAMPLE = 1 << 16
+"""Bytes read at the beginning, in the middle and at the end of a file."""
+
+
+def content_of(source: Source, episodes: Sequence[int]) -> str:
+    """Hash of what some episodes hold, in their order; 64 hexadecimal digits.
+
+    Raises:
+        DataError: states are not what they should be.
+    """
+    digest = hashlib.sha256(json.dumps([source.fps, source.layout.names, footage_of(source, episodes)]).encode())
+    for episode in episodes:
+        states = source.read_states(episode, 0, source.episodes[episode].length)
+        digest.update(f"{states.shape}".encode())
+        digest.update(states.tobytes())
+    return digest.hexdigest()
+
+
+def footage_of(source: Source, episodes: Sequence[int]) -> str:
+    """Hash of lengths and of the files that show some episodes, without their states; 64 hexadecimal digits."""
+    digest = hashlib.sha256(source.kind.encode())
+    for episode in episodes:
+        digest.update(f" {source.episodes[episode].length}".encode())
+        if isinstance(source, Filmed):
+            path, first = source.footage(episode)
+            status = path.stat()
+            digest.update(f" {first} {_sampled(path, status.st_size, status.st_mtime_ns)}".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1 << 17)
+def _sampled(path: Path, size: int, _mtime: int) -> str:
+    digest = hashlib.sha256(f"{size}".encode())
+    with path.open("rb") as file:
+        for start in (0, size // 2, max(0, size - SAMPLE)):
+            file.seek(start)
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest()

@@ -1,0 +1,102 @@
+"""What a model was made with, as one hash per part: kept with it, and compared wherever it meets such things again.
+
+A part says what something is, not where it lies or when it was copied. A part that is not known is never compared.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from worldline.schema import UsageError
+
+Part = Literal["data", "validation", "split", "pattern", "tokenizer", "backbone", "text", "statistics"]
+PARTS: tuple[Part, ...] = get_args(Part)
+_SHORT = 12
+"""Digits of a hash that a message shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """One hash for each part, None where there is no such part or it is not known."""
+
+    data: str | None = None
+    """States, lengths and footage of the training episodes."""
+    validation: str | None = None
+    """The same of the validation episodes."""
+    split: str | None = None
+    """Which episodes of their data sets those are."""
+    pattern: str | None = None
+    """Which frames make a clip, how far apart clips begin, and the size of pictures."""
+    tokenizer: str | None = None
+    """What made the tokens or latents (`worldline.tokenizers.load.fingerprint`)."""
+    backbone: str | None = None
+    """The pretrained weights under a world."""
+    text: str | None = None
+    """The encoded prompt."""
+    statistics: str | None = None
+    """Mean and deviation of the states, as the model divides by them."""
+
+    @classmethod
+    def of(cls, description: Mapping[str, Any]) -> "Identity":
+        """What a `model.json` says; one written before there were identities says it of tokenizer and backbone."""
+        if "identity" in description:
+            known = {name: value for name, value in description["identity"].items() if name in PARTS}
+            return cls(**known)
+        return cls(tokenizer=description.get("tokenizer"), backbone=description.get("base", {}).get("fingerprint"))
+
+    def differing(self, found: "Identity", parts: Collection[Part] = PARTS) -> tuple[Part, ...]:
+        """The parts that both know, and that are not the same."""
+
+        def differs(part: Part) -> bool:
+            a, b = getattr(self, part), getattr(found, part)
+            return None not in (a, b) and a != b
+
+        return tuple(part for part in PARTS if part in parts and differs(part))
+
+    def to_json(self) -> dict[str, str]:
+        """The parts that are known."""
+        return {part: value for part, value in asdict(self).items() if value is not None}
+
+
+def hash_of(value: Any) -> str:
+    """Hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_another(
+    made: Identity,
+    found: Identity,
+    *,
+    what: str,
+    places: Mapping[Part, Path | str | None] | None = None,
+    parts: Collection[Part] = PARTS,
+    allowed: Collection[Part] = (),
+) -> tuple[Part, ...]:
+    """Check that what is found is what something was made with; give the parts that may differ, and do.
+
+    Args:
+        what: what was made, for the message (`the run in runs/world`).
+        places: where each part was found, for the message.
+        allowed: parts that may differ on purpose.
+
+    Raises:
+        UsageError: a part is another one; names each, with both hashes.
+    """
+    differing = made.differing(found, parts)
+    refused: list[Part] = [part for part in differing if part not in allowed]
+    if refused:
+        named = [_named(part, made, found, (places or {}).get(part)) for part in refused]
+        raise UsageError(
+            f"{what} was made with another {'; another '.join(named)}. Give what it was made with, or allow the "
+            f"difference on purpose: --allow-different {' '.join(refused)}"
+        )
+    return differing
+
+
+def _named(part: Part, made: Identity, found: Identity, place: Path | str | None) -> str:
+    was, now = (getattr(one, part)[:_SHORT] for one in (made, found))
+    where = f"{place} is {now}" if place else f"found {now}"
+    return f"{part} ({was}; {where})"

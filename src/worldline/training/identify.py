@@ -1,0 +1,115 @@
+"""What a training is made with, and whether that is what it must be: known before anything costly is done."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from worldline.data.clips import open_split
+from worldline.data.content import content_of
+from worldline.data.source import Source
+from worldline.files import read_json
+from worldline.identity import Identity, Part, hash_of, refuse_another
+from worldline.rundir import RunDir, describe_model, model_folder
+from worldline.schema import DataError, UsageError
+from worldline.tokenizers.load import fingerprint
+from worldline.training.config import TrainConfig
+from worldline.worlds.st_transformer import STTransformerConfig
+from worldline.worlds.wan import WanConfig
+from worldline.worlds.wan_weights import fingerprint_backbone
+
+_OF_A_WORLD: tuple[Part, ...] = ("tokenizer", "backbone", "text")
+"""What a world cannot do with another of, while its weights may well go on with other data."""
+
+
+def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Identity:
+    """Identify what a run is made with, and compare it with all it must fit.
+
+    That is: tokens and latents with the tokenizer that is given, the weights that training starts from with the same
+    tokenizer, backbone and text, and, to resume, everything with what the run was begun with.
+
+    Raises:
+        UsageError: something is another one and may not be (`config.allow_different`); names it.
+        DataError: states or weights are not what they should be.
+    """
+    data, allowed = config.data, config.allow_different
+    splits = {"training": open_split(data, "train"), "validation": open_split(data, "val")}
+    given = fingerprint(config.tokenizer) if config.tokenizer and _is_world(config) else None
+    for name, (source, _) in splits.items():
+        made = Identity(tokenizer=_made_by(source))
+        what = f"the {source.kind} of the {name} data {source.path}"
+        refuse_another(
+            made, Identity(tokenizer=given), what=what, places={"tokenizer": config.tokenizer}, allowed=allowed
+        )
+    sources = [source for source, _ in splits.values()]
+    if given is None and None not in (made_by := [_made_by(source) for source in sources]):
+        train, val = (Identity(tokenizer=one) for one in made_by)
+        refuse_another(train, val, what=str(sources[0].path), places={"tokenizer": sources[1].path}, allowed=allowed)
+    found = Identity(
+        data=content_of(*splits["training"]),
+        validation=content_of(*splits["validation"]),
+        split=hash_of([list(episodes) for _, episodes in splits.values()]),
+        pattern=hash_of([asdict(data.pattern), data.window_stride, data.image_size]),
+        tokenizer=given or _made_by(sources[0]),
+        backbone=fingerprint_backbone(config.weights) if config.weights and _is_world(config) else None,
+        text=_file_hash(config.text) if config.text else None,
+    )
+    places = _places(config, splits)
+    if resume:
+        what, made = f"the run in {run.path}", stored_identity(run)
+        refuse_another(made, found, what=what, places=places, allowed=allowed)
+    elif config.initial is not None:
+        what, made = f"the model in {config.initial}", Identity.of(describe_model(model_folder(config.initial)))
+        refuse_another(made, found, what=what, places=places, parts=_OF_A_WORLD, allowed=allowed)
+    return found
+
+
+def stored_identity(run: RunDir) -> Identity:
+    """What a run was begun with; of a run of an earlier version, what its newest checkpoint says."""
+    if run.identity.exists():
+        return Identity.of({"identity": read_json(run.identity)})
+    latest = run.latest()
+    return Identity.of(describe_model(latest)) if latest else Identity()
+
+
+def refuse_absent(config: TrainConfig, run: RunDir) -> None:
+    """Say of what has moved since a run was begun by which option to give its new place. Raises `UsageError`."""
+    flags = {"--data.path": config.data.path, "--data.val-path": config.data.val_path}
+    flags |= {"--tokenizer": config.tokenizer, "--weights": config.weights, "--text": config.text}
+    gone = [f"{path} ({flag} PLACE)" for flag, paths in flags.items() for path in _each(paths) if not path.exists()]
+    if gone:
+        raise UsageError(
+            f"the run in {run.path} was made with what is not there now: {', '.join(gone)}. Give the new place of each"
+        )
+
+
+def _each(paths: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
+    return () if paths is None else (paths,) if isinstance(paths, Path) else paths
+
+
+def _places(config: TrainConfig, splits: Mapping[str, tuple[Source, Sequence[int]]]) -> dict[Part, Path | str | None]:
+    return {
+        "data": splits["training"][0].path,
+        "validation": splits["validation"][0].path,
+        "tokenizer": config.tokenizer,
+        "backbone": config.weights,
+        "text": config.text,
+    }
+
+
+def _is_world(config: TrainConfig) -> bool:
+    return isinstance(config.model, STTransformerConfig | WanConfig)
+
+
+def _made_by(source: Source) -> str | None:
+    """Fingerprint of the tokenizer that made the tokens or latents of a source, where it says so."""
+    return getattr(source, "tokenizer", None)
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        fix = "Write it with `worldline text`."
+        raise DataError(path, expected="an encoded prompt", found=str(error), fix=fix) from error
