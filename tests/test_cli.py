@@ -293,8 +293,8 @@ def test_values_by_which_nothing_can_be_judged_are_refused_before_anything_is_re
 
 # --- every option does something, or is refused ---
 
-HOW_NOT_WHAT = {"batch_size", "rows", "device", "allow_missing"}
-"""Fields that change how much is computed at once, or where, and no number; and what concerns absent files alone."""
+HOW_NOT_WHAT = {"batch_size", "rows", "device", "allow_missing", "allow_different"}
+"""Fields that change how much is computed at once, or where, and no number; and what allows."""
 LEROBOT = {"camera", "state_keys"}
 """What there is to choose in LeRobot's format alone."""
 CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that change it, and those it needs beside it
