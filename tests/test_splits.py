@@ -17,6 +17,7 @@ from run_builders import NINE, run_of
 from worldline import builtin
 from worldline.data.clips import DataConfig, check_held_out
 from worldline.data.convert import convert
+from worldline.data.info import inspect
 from worldline.data.onex_write import finish_raw, write_raw_shard
 from worldline.data.open import open_source
 from worldline.data.splits import Recordings, recording_of, recordings
@@ -72,6 +73,8 @@ def test_an_episode_that_is_there_twice_is_never_on_both_sides(raw: Path) -> Non
     (raw / "metadata.json").write_text(json.dumps(metadata | {"num_shards": 4}))
     with pytest.raises(UsageError, match=r"1 of 1 validation episodes are also trained on \(shard 3, segment 0\)"):
         check_held_out(DataConfig(path=raw, train_episodes=":3", val_episodes="3:"))
+    (problem,) = [problem for problem in inspect(raw).problems if problem.kind == "duplicate"]
+    assert "the states of shard 0, segment 0 in shard 3, segment 0 again (1 such episodes)" in str(problem)
 
 
 def test_tokens_latents_and_conversions_name_the_recordings_they_were_made_from(raw: Path) -> None:

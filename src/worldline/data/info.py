@@ -12,6 +12,7 @@ from worldline.data.onex import OnexSource
 from worldline.data.onex_open import looks_like_onex
 from worldline.data.open import OpenOptions, open_source
 from worldline.data.plausible import implausible
+from worldline.data.splits import repeated
 from worldline.data.states import StateStats, compute_stats
 from worldline.data.windows import source_windows
 from worldline.schema import DataError, TokenGrid, UsageError
@@ -121,7 +122,7 @@ def inspect(
         faulty.update(() if episode is None else (episode,))
     sound = [episode.index for episode in source.episodes if episode.index not in faulty]
     statistics = compute_stats(source, episodes=sound) if sound else None
-    for problem in implausible(source, sound) if sound else ():
+    for problem in (*repeated(source, sound), *implausible(source, sound)) if sound else ():
         note(problem)
     if statistics is not None and isinstance(source, LerobotSource):
         for problem in stats_faults(source, statistics):

@@ -6,11 +6,12 @@ are the same recording. Folders that hold parts of episodes (tokens, latents) na
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from worldline.data.choose import own_number
 from worldline.data.source import Filmed, Source
-from worldline.schema import Episode, UsageError
+from worldline.schema import DataError, Episode, UsageError
 
 _HEAD = 1 << 20
 """Bytes at the beginning of a video by which recordings are told apart where their states never change."""
@@ -59,6 +60,25 @@ def recording_of(source: Source, episode: int) -> str:
     Where states never change they tell nothing, and the beginning of the video file is taken with them.
     """
     return _identify(source, episode)[0]
+
+
+def repeated(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
+    """Say of how many episodes the recording is there under another number already, and name the first."""
+    first: dict[str, int] = {}
+    pairs: list[tuple[int, int]] = []
+    for episode in episodes:
+        before = first.setdefault(recording_of(source, episode), episode)
+        if before != episode and source.kind != "1x-tokens":  # tokens may hold a recording at several start offsets
+            pairs.append((before, episode))
+    if pairs:
+        one, two = (source.episodes[i] for i in pairs[0])
+        yield DataError(
+            source.path,
+            expected="every recording once",
+            found=f"the states of {one.name} in {two.name} again ({len(pairs)} such episodes)",
+            fix=f"Leave one of them out (--exclude-episodes {own_number(two)}).",
+            kind="duplicate",
+        )
 
 
 def _identify(source: Source, episode: int) -> tuple[str, bool]:
