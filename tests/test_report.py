@@ -508,3 +508,20 @@ def test_damaged_forecasts_name_the_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match=r"forecasts\.npz: expected a NumPy archive"):
         gather(run)
+
+
+def test_plots_of_an_evaluation_show_its_rows(tmp_path: Path) -> None:
+    path = Path(__file__).parents[1] / "scripts/plots.py"
+    spec = importlib.util.spec_from_file_location("plots", path)
+    assert spec is not None
+    assert spec.loader is not None
+    plots = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plots)
+    _evaluation().save(tmp_path / "metrics.json")
+    for out in ("one.svg", "two.svg"):
+        plots.main(tmp_path / out, [tmp_path / "metrics.json", tmp_path / "metrics.json"])
+    drawn = (tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert drawn == (tmp_path / "two.svg").read_text(encoding="utf-8")
+    shown = [row.name for row in _evaluation().rows if "psnr_db_last" in row.metrics]
+    assert len(shown) > 1
+    assert [name for name in shown if drawn.count(f">{name}<") < 2] == []
