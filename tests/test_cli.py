@@ -36,7 +36,7 @@ def _words(line: str) -> list[str]:
 
 
 SMALL_TOKENIZER = _words("--model.levels 8 5 5 --model.widths 8 16 --model.blocks 1 1 --model.kernel 3")
-SMALL_WORLD = _words("--model.width 16 --model.heads 2 --model.layers 1 --model.state-hidden 8")
+SMALL_WORLD = _words("--model.width 16 --model.heads 2 --model.layers 1")
 
 
 def _worldline(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -491,6 +491,29 @@ def test_the_runs_own_training_clips_can_be_asked_for(lab: Path, tmp_path: Path,
     other = write_squares(tmp_path / "other", 1, length=34, first=50)
     with pytest.raises(UsageError, match="none of these episodes was trained on"):
         evaluate.main([run, "--on", "training-data", "--data", str(other), "--out", str(tmp_path / "out")])
+
+
+def test_tokens_of_another_tokenizer_are_judged_only_when_that_is_allowed_and_under_its_name(
+    lab: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    other = tmp_path / "another tokenizer"
+    shutil.copytree(lab / "tokenizer", other)
+    for path in other.glob("checkpoints/*/model.json"):
+        path.write_text(path.read_text().replace('"hysteresis": 0.0', '"hysteresis": 0.5'))
+    places = {name: tmp_path / name for name in ("own", "another")}
+    for tokenizer, place in zip((lab / "tokenizer", other), places.values(), strict=True):
+        words = [str(lab / "raw"), str(place), "--tokenizer", str(tokenizer), "--size", "16", "--episodes", "2:"]
+        data.main(["tokenize", *words])
+    run = [str(lab / "compression_tiny"), "--out", str(tmp_path / "out"), "--data"]
+    evaluate.main([*run, str(places["own"])])
+    with pytest.raises(UsageError, match=r"made with another tokenizer .*--allow-different tokenizer"):
+        evaluate.main([*run, str(places["another"])])
+    assert Evaluation.load(tmp_path / "out/metrics.json").tokenizer == TokenizerIdentity(
+        fingerprint=fingerprint(lab / "tokenizer")[:12]
+    )
+    evaluate.main([*run, str(places["another"]), "--allow-different", "tokenizer"])
+    found = Evaluation.load(tmp_path / "out/metrics.json").tokenizer
+    assert found == TokenizerIdentity(fingerprint=fingerprint(other)[:12])
 
 
 def test_a_run_that_does_not_tell_is_judged_and_the_table_says_it_was_not_checked(

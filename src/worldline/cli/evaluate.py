@@ -207,7 +207,13 @@ def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
         raise UsageError(f"{clips.source.path} holds no frames to compare with; give data that do (--data)")
     if kind != "tokenizer":
         beside_it = job.tokenizer is not None or has_tokenizer(run, description)
-        refuse_unfit(clips.source, description, tokenizer=beside_it, pictures=kind == "sampling")
+        refuse_unfit(
+            clips.source,
+            description,
+            tokenizer=beside_it,
+            pictures=kind == "sampling",
+            allow_different=job.allow_different,
+        )
     return _Request(job=job, run=run, model=model, kind=kind, clips=clips, split=split, out=out, ranks=ranks)
 
 

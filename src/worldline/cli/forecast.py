@@ -129,7 +129,13 @@ def _chosen(job: Job, run: Path) -> tuple[Clips, list[int]]:
         changes=job.changes,
     )
     beside_it = job.tokenizer is not None or has_tokenizer(run, description)
-    refuse_unfit(clips.source, description, tokenizer=beside_it, pictures=job.format != "npz")
+    refuse_unfit(
+        clips.source,
+        description,
+        tokenizer=beside_it,
+        pictures=job.format != "npz",
+        allow_different=job.allow_different,
+    )
     if job.clips and max(job.clips) >= len(clips):
         raise UsageError(f"there is no clip {max(job.clips)}; the data have clips 0..{len(clips) - 1}")
     usual = "all" if clips.source.kind == "1x-test" else 4

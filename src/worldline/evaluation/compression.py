@@ -27,6 +27,7 @@ from worldline.metrics.kept import kept_code_lengths
 from worldline.process.noise import clip_seeds
 from worldline.ranks import Ranks
 from worldline.schema import Batch, UsageError
+from worldline.tokenizers.load import TokenizerIdentity
 from worldline.worlds.world import GridStep
 
 FORECAST, SHUFFLED, BLIND = "forecast", "forecast, states of another clip", "blind to states"
@@ -166,7 +167,7 @@ def evaluate_compression(
         roles=ROLES,
         compared=COMPARED,
         horizon_frames=forecaster.horizon_frames,
-        tokenizer=loaded.identity,
+        tokenizer=_scored(loaded, clips),
         settings={**_settings(forecaster, scorer.changed, counts), "seed": protocol.seed},
         seconds=time.monotonic() - began,
     )
@@ -312,6 +313,14 @@ def _settings(
         "keep_last_tokens_from": "training tokens" if counted else "a constant, since the run has no kept.npy",
         "vocabulary": forecaster.grid.vocab_size,
     }
+
+
+def _scored(loaded: Loaded, clips: Clips) -> TokenizerIdentity | None:
+    """Which tokenizer chose the true tokens: that of the data, where these are tokens and name it, else the world's."""
+    made_by: str | None = getattr(clips.source, "tokenizer", None)
+    if made_by in (None, loaded.tokenizer):
+        return loaded.identity
+    return TokenizerIdentity(fingerprint=made_by[:12])
 
 
 def _speech(loaded: Loaded) -> tuple[object, ...]:

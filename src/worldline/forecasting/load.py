@@ -176,15 +176,24 @@ def window_of(description: Mapping[str, Any]) -> int:
     return TokenGrid(**contract["token_grid"]).frames_of(config["context_grids"] + config["horizon_grids"])
 
 
-def refuse_unfit(source: Source, description: Mapping[str, Any], *, tokenizer: bool, pictures: bool) -> None:
+def refuse_unfit(
+    source: Source,
+    description: Mapping[str, Any],
+    *,
+    tokenizer: bool,
+    pictures: bool,
+    allow_different: Collection[Part] = (),
+) -> None:
     """Refuse data that a world cannot forecast from, before any weights are read.
 
     Args:
         tokenizer: whether one is there.
         pictures: whether frames are to be shown.
+        allow_different: `tokenizer`, where tokens may be of another one than the world was trained on.
 
     Raises:
-        UsageError: the data hold neither what the world begins with nor what is turned into it.
+        UsageError: the data hold neither what the world begins with nor what is turned into it, or tokens of another
+            tokenizer.
     """
     if description["config"]["kind"] == "wan":
         if source.image_size is None:
@@ -200,6 +209,9 @@ def refuse_unfit(source: Source, description: Mapping[str, Any], *, tokenizer: b
         raise UsageError(f"{source.path} holds neither frames nor tokens, but {source.kind}; give other data (--data)")
     if source.grid not in (None, grid):
         raise UsageError(f"{source.path} holds tokens of {source.grid}, but this world speaks those of {grid}")
+    made_by: dict[Part, Path | str | None] = {"tokenizer": f"that of the tokens in {source.path}"}
+    found = Identity(tokenizer=getattr(source, "tokenizer", None))
+    refuse_another(Identity.of(description), found, what="this world", places=made_by, allowed=allow_different)
 
 
 def has_tokenizer(path: Path, description: Mapping[str, Any]) -> bool:
