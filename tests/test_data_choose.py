@@ -8,20 +8,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from builders import write_squares
+from builders import small_tokenizer, write_squares
 from data_builders import CAMERA, ramp, write_lerobot, write_raw, write_tokens
 from latent_builders import small_vae
 from pyarrow import parquet
 
 from worldline.data.choose import choose_episodes, join, only
 from worldline.data.clips import DataConfig, check_held_out, open_clips, open_split
+from worldline.data.convert import convert
 from worldline.data.info import inspect
 from worldline.data.onex import OnexSource
-from worldline.data.open import OpenOptions, open_source
+from worldline.data.open import OpenOptions, contract_of, open_source
 from worldline.data.windows import FramePattern
 from worldline.evaluation.held_out import DataChanges, held_out
 from worldline.schema import UsageError
 from worldline.tokenizers.encode import encode
+from worldline.tokenizers.tokenise import tokenise
 
 EIGHT = FramePattern.consecutive(8)
 
@@ -325,3 +327,25 @@ def test_info_says_how_many_episodes_are_too_short_for_each_track(tmp_path: Path
     ]
     tokens = inspect(write_tokens(tmp_path / "t", np.zeros(60, np.int32))).notes
     assert not [note for note in tokens if "shorter" in note]
+
+
+def test_what_is_made_from_data_says_how_they_were_read(tmp_path: Path) -> None:
+    source = open_source(write_lerobot(tmp_path / "d", "v2.1", (40,)), conditioning="action")
+    converted = convert(source, tmp_path / "raw", size=16).out
+    raw = open_source(converted)
+    tokenise(raw, small_tokenizer(), tmp_path / "tokens", fingerprint="x", episodes=[0])
+    contracts = [contract_of(open_source(path), OpenOptions(), path, None) for path in (converted, tmp_path / "tokens")]
+    assert contracts == [{"image_size": 16, "conditioning": "state", "camera": CAMERA, "state_keys": ["action"]}] * 2
+    like = contracts[1] | {"state_names": ["action.0", "action.1"], "fps": 30.0}
+    clip = held_out(tmp_path, like, window=10, data=tmp_path / "d")[0]
+    assert torch.equal(clip.states, raw.read(0, 0, 10).states)
+    assert clip.frames is not None
+    assert clip.frames.shape[-2:] == (16, 16)
+
+
+@pytest.mark.parametrize("notes", ["text", {"camera": 3, "image_size": "big", "state_keys": "a"}, [1]])
+def test_damaged_notes_of_how_data_were_read_are_no_crash(tmp_path: Path, notes: object) -> None:
+    root = write_raw(tmp_path)
+    metadata = json.loads((root / "metadata.json").read_text()) | {"provenance": {"reading": notes}}
+    (root / "metadata.json").write_text(json.dumps(metadata))
+    assert contract_of(open_source(root), OpenOptions(), root, None)["camera"] is None

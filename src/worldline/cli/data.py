@@ -15,7 +15,7 @@ from worldline.data.clips import MOST_PIXELS
 from worldline.data.convert import convert
 from worldline.data.faults import check_episodes
 from worldline.data.info import Info, inspect
-from worldline.data.open import OpenOptions, reading
+from worldline.data.open import OpenOptions, contract_of
 from worldline.data.plausible import implausible, warn
 from worldline.data.source import Source
 from worldline.data.windows import FramePattern
@@ -276,7 +276,7 @@ def _encode(job: EncodeJob) -> None:
             episodes=chosen,
             pattern=job.pattern,
             window_stride=job.window_stride,
-            contract=reading(job, job.size),
+            contract=contract_of(source, job, job.paths, job.size),
             size=job.size,
             batch_size=job.batch_size,
             device=device,

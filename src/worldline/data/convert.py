@@ -14,6 +14,7 @@ from worldline.data.cache import Progress, frame_chunks
 from worldline.data.content import content_of
 from worldline.data.faults import check_episodes
 from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
+from worldline.data.reading import reading
 from worldline.data.source import Source
 from worldline.data.splits import recording_of
 from worldline.owner import Claim
@@ -70,6 +71,7 @@ def convert(
                 | {
                     "converted_from": str(source.path),
                     "left_out": list(source.left_out),
+                    "reading": reading(source, size),
                     "recordings": [recording_of(source, episode.index) for episode in source.episodes],
                 },
             )

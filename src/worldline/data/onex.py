@@ -8,8 +8,9 @@ it was padded is not documented. Knows nothing of windows beyond "both ends on t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +61,8 @@ class OnexSource:
     """Position in `shards` and first frame within that shard, per episode."""
     tokenizer: str | None = None
     """Fingerprint of the tokenizer that made the tokens, where metadata.json names it."""
+    made_from: dict[str, Any] = field(default_factory=dict)
+    """How the data were read that the folder was made from, where it says so: see `worldline.data.reading`."""
 
     def read(self, episode: int, start: int, stop: int) -> Clip:
         """Read a window. In the test set `start` is 0, and tokens or frames are those of the context alone."""

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from worldline.data.checks import LeavingOut, Report, raise_problem, sound_episodes, summarise, validated
 from worldline.data.onex import OnexSource, Shard, segment_runs
+from worldline.data.reading import noted
 from worldline.data.states import ONEX_LAYOUT, Kind
 from worldline.data.video import probe
 from worldline.files import mapped, read_json, unreadable
@@ -108,6 +109,7 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
         shards=shards,
         places=places,
         tokenizer=_made_by(metadata) if grid is not None else None,
+        made_from=noted(metadata),
     )
     kept = sound_episodes(source.episodes, source.check, leaving)
     return replace(

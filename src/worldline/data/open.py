@@ -12,6 +12,7 @@ from worldline.data.latents import looks_like_latents, open_latents
 from worldline.data.lerobot import LerobotSource
 from worldline.data.lerobot_open import looks_like_lerobot, open_lerobot
 from worldline.data.onex_open import looks_like_onex, open_onex
+from worldline.data.reading import reading
 from worldline.data.source import Conditioning, Source
 from worldline.data.states import Kind, override_kinds
 from worldline.schema import DataError, UsageError
@@ -96,14 +97,19 @@ def has_choices(path: Roots) -> bool:
     return all(looks_like_lerobot(root) for root in ([path] if isinstance(path, Path) else path))
 
 
-def reading(options: OpenOptions, image_size: int | None) -> dict[str, Any]:
-    """What a model must know of how its data were read, for its contract."""
-    return {
+def contract_of(source: Source, options: OpenOptions, path: Roots, image_size: int | None) -> dict[str, Any]:
+    """What a model must know of how its data were read, or, where they were made from others, how those were.
+
+    Args:
+        source: the data at `path`, or what was made of them.
+    """
+    asked = {
         "image_size": image_size,
         "conditioning": options.conditioning,
         "camera": options.camera,
         "state_keys": list(options.state_keys),
     }
+    return asked if has_choices(path) else asked | reading(source, image_size)
 
 
 def open_source(

@@ -23,6 +23,7 @@ from worldline.data.cache import frame_chunks, frame_runs
 from worldline.data.content import content_of
 from worldline.data.faults import check_episodes
 from worldline.data.onex_write import finish_tokens, token_shard, token_shard_done
+from worldline.data.reading import reading
 from worldline.data.source import Source
 from worldline.data.splits import recording_of
 from worldline.owner import Claim
@@ -117,7 +118,8 @@ def tokenise(
                 fps=source.fps,
                 layout=source.layout,
                 grid=grid,
-                provenance=key | {"recordings": [recording_of(source, i) for i in episodes]},
+                provenance=key
+                | {"recordings": [recording_of(source, i) for i in episodes], "reading": reading(source, size)},
             )
     return TokeniseReport(
         folder=out,

@@ -10,7 +10,7 @@ import torch
 
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
 from worldline.data.latents import LatentSource, open_latents
-from worldline.data.open import reading
+from worldline.data.open import contract_of
 from worldline.data.source import Source
 from worldline.data.states import StateStats, compute_stats
 from worldline.data.windows import FramePattern
@@ -205,7 +205,7 @@ def _cached(
         episodes=chosen,
         pattern=data.pattern,
         window_stride=data.window_stride,
-        contract=reading(data, data.image_size),
+        contract=contract_of(source, data, data.path, data.image_size),
         size=data.image_size,
         device=device,
         ranks=ranks,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from worldline.data.clips import Clips, DataConfig, open_windows
-from worldline.data.open import reading
+from worldline.data.open import contract_of
 from worldline.data.source import Source
 from worldline.nn.load import load_weights
 from worldline.rundir import RunDir, model_folder, new_folder, read_model, write_model
@@ -53,7 +53,7 @@ def contract(source: Source, data: DataConfig, grid: TokenGrid | LatentGrid) -> 
     """What a model was trained on and must be given: rates, units and order of the state, image and token sizes."""
     return {
         "fps": source.fps,
-        **reading(data, data.image_size),
+        **contract_of(source, data, data.path, data.image_size),
         "state_names": list(source.layout.names),
         "state_kinds": list(source.layout.kinds),
         "token_grid" if isinstance(grid, TokenGrid) else "latent_grid": asdict(grid),
