@@ -33,6 +33,7 @@ from worldline.process.flow import FlowSampling
 from worldline.process.noise import clip_seeds
 from worldline.rundir import to_json, write_model
 from worldline.schema import DataError, LatentGrid, TokenGrid, UsageError
+from worldline.tokenizers.encode import encode as encode_latents
 from worldline.tokenizers.load import describe, fingerprint
 from worldline.worlds.load import describe as describe_world
 
@@ -215,6 +216,30 @@ def test_raw_test_samples_are_forecast_by_both_kinds_of_world(tmp_path: Path) ->
     with av.open(str(tmp_path / "video/sample_0.mp4")) as container:
         shapes = [(frame.width, frame.height) for frame in container.decode(video=0)]
     assert shapes == [(4 * 16, 4 * 16)] * 20, "the five frames of the context that are encoded, and the forecast"
+
+
+def test_encoded_data_are_forecast_as_the_frames_they_were_made_of(tmp_path: Path) -> None:
+    raw, (place, vae) = write_squares(tmp_path / "raw", 2, length=160), small_vae(tmp_path / "vae")
+    world, data = write_latent_world(tmp_path / "world", place), tmp_path / "encoded"
+    encoded = {"fingerprint": fingerprint(place), "episodes": (0, 1), "pattern": PATTERN, "window_stride": 20}
+    encode_latents(open_source(raw), vae, data, **encoded, contract={"camera": None})
+    few = ["--tokenizer", place, "--steps", "2", "--num-clips", "all"]
+    for source, name in ((raw, "frames"), (data, "latents")):
+        run(world, "--data", source, *few, "--format", "npz", "--out", tmp_path / name)
+    frames, latents = read_predictions(tmp_path / "frames"), read_predictions(tmp_path / "latents")
+    assert len(frames) == 4, "at 0 and 77 of each"
+    assert len(latents) == 4, "at 0 and 80 of each"
+    for name in ("clip_00000", "clip_00002"):
+        one, other = frames[name].frames, latents[name].frames
+        assert one is not None
+        assert other is not None
+        assert (one.float() - other.float()).abs().mean() < 1, "latents on disk are float16"
+    run(world, "--data", data, *few, "--out", tmp_path / "video")
+    assert len(list((tmp_path / "video").glob("*.mp4"))) == 4
+    other, _ = small_vae(tmp_path / "other", seed=1)
+    elsewhere = write_latent_world(tmp_path / "elsewhere", other)
+    with pytest.raises(UsageError, match="latents of another VAE"):
+        run(elsewhere, "--data", data, "--tokenizer", other, "--out", tmp_path / "out")
 
 
 def test_a_world_over_latents_does_not_begin_with_tokens(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -20,7 +20,7 @@ from worldline.identity import Part
 from worldline.process.noise import clip_seeds
 from worldline.ranks import Ranks
 from worldline.rundir import describe_model, model_folder
-from worldline.schema import UsageError
+from worldline.schema import Clip, UsageError
 
 EXAMPLES = """Forecast clips of a data set: context and states in; video, pictures or arrays out.
 
@@ -119,12 +119,11 @@ def _chosen(job: Job, run: Path) -> tuple[Clips, list[int]]:
     job.sample.check(description)
     if job.weights and not description["config"].get("lora"):
         raise UsageError("--weights would change nothing: this world holds all of its weights")
-    data = builtin.data_for(run, job.data)
     clips = held_out(
         run,
         description["contract"],
         window=window_of(description),
-        data=data,
+        data=builtin.data_for(run, job.data),
         episodes=job.episodes,
         changes=job.changes,
     )
@@ -174,7 +173,7 @@ def _forecast(job: Job, run: Path, out: Path, clips: Clips, numbers: list[int], 
     return [everyones[number] for number in numbers]
 
 
-def _save(job: Job, path: Path, loaded: Loaded, clip: Any, made: Prediction) -> Path:
+def _save(job: Job, path: Path, loaded: Loaded, clip: Clip, made: Prediction) -> Path:
     forecaster = loaded.forecaster
     match job.format:
         case "npz":
@@ -184,7 +183,7 @@ def _save(job: Job, path: Path, loaded: Loaded, clip: Any, made: Prediction) -> 
         case "mp4":
             assert made.frames is not None, "asked for in advance"
             seen, real = beside(forecaster, clip)
-            video, fps = path.with_name(f"{path.name}.mp4"), clip.fps / shown_pace(forecaster)
+            video, fps = path.with_name(f"{path.name}.mp4"), loaded.contract["fps"] / shown_pace(forecaster)
             write_comparison(video, seen, made.frames, real=real, fps=fps)
             return video
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
 from worldline.data.content import content_of
 from worldline.data.faults import check_episodes
+from worldline.data.latents import looks_like_latents, open_latents
 from worldline.data.open import Roots, has_choices
 from worldline.data.plausible import implausible, unlike, warn
 from worldline.data.source import Source
@@ -153,9 +154,16 @@ def held_out(
     """
     config = _config(run, contract, data, episodes, changes, on)
     pattern = pattern or FramePattern.consecutive(window)
-    clips = open_clips(replace(config, pattern=pattern, window_stride=stride or window), "val")
+    clips = open_clips(replace(config, pattern=pattern, window_stride=stride or _apart(config, window)), "val")
     _check(clips.source, contract)
     return clips
+
+
+def _apart(config: DataConfig, window: int) -> int:
+    """Frames between windows that share none; of encoded data those windows that there are."""
+    root = config.val_path or config.path
+    step = open_latents(root).stride if isinstance(root, Path) and looks_like_latents(root) else 1
+    return -(-window // step) * step
 
 
 def _config(

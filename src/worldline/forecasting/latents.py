@@ -91,11 +91,21 @@ class LatentForecaster:
         """
         if frames.shape[1] != self.context_frames:
             raise UsageError(f"the context is {self.context_frames} frames, but {frames.shape[1]} were given")
-        if seeds is None or len(seeds) != len(frames):
-            raise ValueError("a world over latents begins with noise: give one seed for each clip")
         taken = frames[:, list(self.pattern.frames[: self.context_taken])]
-        context = self.tokenizer.encode(taken.to(self.device))
-        samples = self.num_samples
+        return self.continued(self.tokenizer.encode(taken.to(self.device)), states, seeds=seeds)
+
+    @torch.no_grad()
+    def continued(
+        self,
+        context: Float32[Tensor, "b l c gh gw"],
+        states: Float32[Tensor, "b t s"],
+        *,
+        seeds: Sequence[int] | None,
+    ) -> Forecast:
+        """Forecast from latents of the context. Raises `ValueError` as `forecast`."""
+        if seeds is None or len(seeds) != len(context):
+            raise ValueError("a world over latents begins with noise: give one seed for each clip")
+        context, samples = context.to(self.device), self.num_samples
         noise = normal(generators(seeds, samples), (self.world.horizon_latents, *context.shape[2:]))
         parts = zip(
             repeat(context, "b l c h w -> (b k) l c h w", k=samples).split(self.rows_at_once),
@@ -105,6 +115,14 @@ class LatentForecaster:
         )
         video = torch.cat([self._future(*part) for part in parts])
         return Forecast(frames=rearrange(video, "(b k) t c h w -> b k t c h w", k=samples))
+
+    @torch.no_grad()
+    def decoded(
+        self, latents: Float32[Tensor, "b l c gh gw"]
+    ) -> tuple[UInt8[Tensor, "b c 3 h w"], UInt8[Tensor, "b f 3 h w"]]:
+        """Frames of a whole clip of latents: those of the context that are encoded, and those at `times`."""
+        video = self.tokenizer.decode(latents.to(self.device)).cpu()
+        return video[:, : self.context_taken], self._one_per_instant(video)
 
     @torch.no_grad()
     def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from worldline import builtin
+from worldline.data.latents import LatentSource
 from worldline.data.source import Source
 from worldline.data.windows import FramePattern
 from worldline.forecasting.latents import LatentForecaster
@@ -196,7 +197,9 @@ def refuse_unfit(
             tokenizer.
     """
     if description["config"]["kind"] == "wan":
-        if source.image_size is None:
+        if isinstance(source, LatentSource):
+            _refuse_other_latents(source, description)
+        elif source.image_size is None:
             raise UsageError(f"{source.path} holds no frames for a forecast to begin with; give data that do (--data)")
         return
     grid, needed = TokenGrid(**description["contract"]["token_grid"]), source.grid is None or pictures
@@ -212,6 +215,14 @@ def refuse_unfit(
     made_by: dict[Part, Path | str | None] = {"tokenizer": f"that of the tokens in {source.path}"}
     found = Identity(tokenizer=getattr(source, "tokenizer", None))
     refuse_another(Identity.of(description), found, what="this world", places=made_by, allowed=allow_different)
+
+
+def _refuse_other_latents(source: LatentSource, description: Mapping[str, Any]) -> None:
+    pattern = FramePattern(**description["contract"]["pattern"])
+    if source.pattern != pattern:
+        raise UsageError(f"{source.path} holds latents of {source.pattern}, but this world was trained on {pattern}")
+    if description.get("tokenizer") not in (None, source.tokenizer):
+        raise UsageError(f"{source.path} holds latents of another VAE than this world was trained on")
 
 
 def has_tokenizer(path: Path, description: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """Forecasts of single samples: what a world predicts after a context, with or without a true future beside it.
 
-The context is frames or token grids, the states are those of context and horizon; nothing else is read of a sample.
+The context is frames, token grids or latents, the states are those of context and horizon; nothing else is read.
 """
 
 from collections.abc import Sequence
@@ -38,12 +38,18 @@ def predict(forecaster: TokenForecaster | LatentForecaster, clips: Sequence[Clip
     """Forecast each clip from its context and states. Its future, if there is one, is not looked at.
 
     Raises:
-        UsageError: a clip has neither frames nor tokens of the whole context, or no tokenizer turns one into the other.
+        UsageError: a clip has neither frames nor tokens nor latents of the whole context, or no tokenizer makes the
+            one of the other.
     """
     seeds = clip_seeds(seed, [clip.origin for clip in clips])
     states = torch.stack([clip.states for clip in clips])
     if isinstance(forecaster, LatentForecaster):
-        made = forecaster.forecast(_seen(forecaster, clips), states, seeds=seeds)
+        if clips[0].latents is None:
+            made = forecaster.forecast(_seen(forecaster, clips), states, seeds=seeds)
+        else:
+            count = forecaster.world.context_latents
+            context = torch.stack([clip.latents[:count] for clip in clips if clip.latents is not None])
+            made = forecaster.continued(context, states, seeds=seeds)
         return [Prediction(frames=frames) for frames in made.frames]
     samples, top = forecaster.num_samples, _Top(forecaster.num_samples)
     made = forecaster.rollout(_context(forecaster, clips), states, seeds=seeds, num_samples=samples, watch=top.add)
@@ -68,8 +74,12 @@ def beside(
 ) -> tuple[UInt8[Tensor, "c 3 h w"], UInt8[Tensor, "f 3 h w"] | None]:
     """What to show a prediction with: frames of the context at its pace, and the real ones at its times, if known.
 
-    Of a clip of tokens these are what the tokenizer makes of them.
+    Of a clip of tokens or latents these are what the tokenizer makes of them.
     """
+    if clip.latents is not None:
+        assert isinstance(forecaster, LatentForecaster), "predicted from latents"
+        seen, real = forecaster.decoded(clip.latents[None])
+        return seen[0], real[0]
     frames = clip.frames
     if frames is None:
         assert isinstance(forecaster, TokenForecaster), "predicted from tokens"
