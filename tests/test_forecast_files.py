@@ -279,6 +279,15 @@ def test_states_that_are_no_numbers_are_refused_before_weights_are_read(tmp_path
         run(world, "--data", data, "--format", "npz", "--out", tmp_path / "out")
 
 
+def test_a_damaged_sample_is_named_before_weights_are_read(tmp_path: Path) -> None:
+    world, data = write_world(tmp_path / "world"), write_test_videos(tmp_path / "test")
+    (world / "model.safetensors").unlink()
+    encode(data / "videos/video_1.mp4", moving_square(17)[0], fps=10.0)
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    with pytest.raises(DataError, match=r"video_1\.mp4.*30 frames per second"):
+        run(world, "--data", data, "--tokenizer", tokenizer, "--out", tmp_path / "out")
+
+
 def test_what_is_no_world_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds a tokenizer"):
         run(write_tokenizer(tmp_path / "tokenizer"))

@@ -10,6 +10,7 @@ from worldline import builtin
 from worldline.cli.console import Progress, show
 from worldline.cli.sample_options import SampleOptions
 from worldline.data.clips import Clips
+from worldline.data.faults import check_episodes
 from worldline.evaluation.held_out import AS_TRAINED, DataChanges, held_out, spread, warn_of_strange_states
 from worldline.forecasting.forecaster import shown_pace
 from worldline.forecasting.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit, window_of
@@ -140,7 +141,9 @@ def _chosen(job: Job, run: Path) -> tuple[Clips, list[int]]:
     usual = "all" if clips.source.kind == "1x-test" else 4
     wanted = job.num_clips or usual
     numbers = list(dict.fromkeys(job.clips)) or spread(len(clips), None if wanted == "all" else wanted)
-    warn_of_strange_states(clips.source, sorted({int(clips.windows.episode[number]) for number in numbers}), model)
+    episodes = sorted({int(clips.windows.episode[number]) for number in numbers})
+    check_episodes(clips.source, episodes, size=clips.image_size)
+    warn_of_strange_states(clips.source, episodes, model)
     return clips, numbers
 
 

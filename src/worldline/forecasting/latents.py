@@ -119,7 +119,7 @@ class LatentForecaster:
     @torch.no_grad()
     def decoded(
         self, latents: Float32[Tensor, "b l c gh gw"]
-    ) -> tuple[UInt8[Tensor, "b c 3 h w"], UInt8[Tensor, "b f 3 h w"]]:
+    ) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"]]:
         """Frames of a whole clip of latents: those of the context that are encoded, and those at `times`."""
         video = self.tokenizer.decode(latents.to(self.device)).cpu()
         return video[:, : self.context_taken], self._one_per_instant(video)
