@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -184,6 +185,16 @@ def test_chunks_and_half_precision_do_not_change_the_result() -> None:
     torch.testing.assert_close(parts.residual, whole.residual)
     assert parts.residual.dtype == torch.float32
     assert torch.equal(parts.covered, whole.covered)
+
+
+@pytest.mark.parametrize(("vocab_size", "k"), [(900, 500), (900, 1), (3, 500), (500, 500), (501, 500)])
+def test_one_distribution_for_all_tokens_costs_what_it_costs_row_by_row(vocab_size: int, k: int) -> None:
+    logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(7)).mul(4).round()  # with many ties
+    target = torch.randint(0, vocab_size, (300,), generator=torch.Generator().manual_seed(8))
+    found = codes.shared_code_lengths(logits, target, k=k)
+    expected = codes.top_k_code_lengths(logits.expand(300, -1), target, k=k)
+    for field in fields(codes.CodeLengths):
+        torch.testing.assert_close(getattr(found, field.name), getattr(expected, field.name), equal_nan=True)
 
 
 # --- kept.py ---

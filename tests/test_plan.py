@@ -36,7 +36,15 @@ from worldline.worlds.wan import LoraConfig, WanConfig
 NOWHERE = Path("nowhere")
 DEEP_WORLD = replace(SMALL_WORLD, layers=5, loss_chunk=30, dropout=0.1)
 ADAPTED = replace(SMALL_WAN, lora=LoraConfig(rank=4), block_bias=True)
-MODELS = {"fsq": SMALL_TOKENIZER, "vae": SMALL_VAE, "tokens": SMALL_WORLD, "latents": SMALL_WAN, "adapters": ADAPTED}
+GUESSING = replace(SMALL_WORLD, scheduled_sampling=0.5, scheduled_sampling_rise=0.5, loss_chunk=10)
+MODELS = {
+    "fsq": SMALL_TOKENIZER,
+    "vae": SMALL_VAE,
+    "tokens": SMALL_WORLD,
+    "guesses": GUESSING,
+    "latents": SMALL_WAN,
+    "adapters": ADAPTED,
+}
 DEEP_WAN = replace(ADAPTED, backbone=replace(SMALL_WAN.backbone, num_layers=5))
 each_model = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "vae" else []) for name in MODELS]

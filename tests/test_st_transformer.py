@@ -16,6 +16,7 @@ from worldline.nn.fsq import FSQ
 from worldline.nn.states import StateEncoder, StateEncoderConfig, align
 from worldline.process.categorical import Sampling
 from worldline.schema import Batch, UsageError
+from worldline.training.meter import follow
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
 BLIND = replace(SMALL_WORLD, blind=True)
@@ -228,7 +229,7 @@ def test_dropout_acts_in_training_and_is_off_in_evaluation() -> None:
 def test_scheduled_sampling_feeds_the_world_its_own_guesses() -> None:
     batch = token_batch()
     forced = small_world().loss(batch, torch.Generator().manual_seed(0))[0]
-    world = small_world(replace(SMALL_WORLD, scheduled_sampling=1.0))
+    world = small_world(replace(SMALL_WORLD, scheduled_sampling=1.0, loss_chunk=5)).train()
     found = world.loss(batch, torch.Generator().manual_seed(0))[0]
     # By hand: grids 3 and 4 of the input give way to the guesses that the true grids before them lead to.
     tokens = _present(batch.tokens)
@@ -239,8 +240,47 @@ def test_scheduled_sampling_feeds_the_world_its_own_guesses() -> None:
     assert found != forced
 
 
+def test_scheduled_sampling_acts_in_training_alone() -> None:
+    world, batch = small_world(replace(SMALL_WORLD, scheduled_sampling=1.0)), token_batch()
+    forced, figures = small_world().loss(batch, torch.Generator())
+    assert torch.equal(world.loss(batch, torch.Generator())[0], forced)
+    assert figures == world.loss(batch, torch.Generator())[1] == {}
+    assert world.train().loss(batch, torch.Generator())[1] == {"scheduled_sampling": 1.0}
+
+
+def test_scheduled_sampling_rises_over_its_share_of_the_training() -> None:
+    config = replace(SMALL_WORLD, scheduled_sampling=0.8, scheduled_sampling_rise=0.5)
+    world, batch = small_world(config).train(), token_batch()
+    for progress, expected in ((0.0, 0.0), (0.25, 0.4), (0.5, 0.8), (1.0, 0.8)):
+        world.progress = progress
+        assert world.loss(batch, torch.Generator())[1] == {"scheduled_sampling": pytest.approx(expected)}
+    world.progress = 0.0
+    forced = small_world().loss(batch, torch.Generator())[0]
+    assert torch.equal(world.loss(batch, torch.Generator())[0], forced)
+
+
+def test_scheduled_sampling_holds_no_more_logits_than_the_loss_does() -> None:
+    config = replace(SMALL_WORLD, vocab_size=5000, scheduled_sampling=0.5, loss_chunk=4)
+    world, batch = small_world(config).train(), token_batch(config, size=8)
+    peaks = [
+        follow(
+            lambda share=share: replaced(world, share).loss(batch, torch.Generator())[0],
+            [*world.parameters(), *world.buffers()],
+            autocast=False,
+            device="cpu",
+        ).peak
+        for share in (0.0, 0.5)
+    ]
+    assert peaks[1] < peaks[0] + 4 * config.loss_chunk * config.vocab_size
+
+
+def replaced(world: STTransformer, share: float) -> STTransformer:
+    world.config = replace(world.config, scheduled_sampling=share)
+    return world
+
+
 def test_scheduled_sampling_is_decided_by_the_generator() -> None:
-    world, batch = small_world(replace(SMALL_WORLD, scheduled_sampling=0.5)), token_batch(size=4)
+    world, batch = small_world(replace(SMALL_WORLD, scheduled_sampling=0.5)).train(), token_batch(size=4)
     one, same, other = (world.loss(batch, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2))
     assert one == same != other
 

@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import SMALL_TOKENIZER, SMALL_WORLD, small_world, write_followed_tokens, write_squares
+import torch.nn.functional as F
+from builders import SMALL_TOKENIZER, SMALL_WORLD, small_world, token_batch, write_followed_tokens, write_squares
 from data_builders import write_lerobot
+from tolerances import assert_values_agree
 from torch import Tensor, nn
 
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.loader import Loader
 from worldline.devices import pick_device
+from worldline.process.categorical import Sampling
 from worldline.rundir import Best, RunDir, load_tensors, model_folder, read_model, save_tensors, write_model
 from worldline.schema import DataError, UsageError, join, stack
 from worldline.tokenizers.load import load_tokenizer
@@ -33,7 +36,7 @@ from worldline.training.loop import NonFiniteLossError, evaluated, train
 from worldline.training.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.training.prepare import prepare
 from worldline.training.prepared import Prepared
-from worldline.training.validate import validate
+from worldline.training.validate import autoregressive_loss, validate
 from worldline.worlds.load import load_world
 from worldline.worlds.st_transformer import STTransformerConfig
 
@@ -51,7 +54,9 @@ def _world(tmp: Path, **changes: Any) -> TrainConfig:
         write_followed_tokens(tmp / "tokens/val", 2, seed=1)
     return replace(
         TrainConfig(
-            model=replace(SMALL_WORLD, dropout=0.2, normalise_states=True, scheduled_sampling=0.5),
+            model=replace(
+                SMALL_WORLD, dropout=0.2, normalise_states=True, scheduled_sampling=0.8, scheduled_sampling_rise=1.0
+            ),
             data=DataConfig(path=tmp / "tokens/train", val_path=tmp / "tokens/val", window_stride=17),
             optimizer=OptimizerConfig(peak=1e-2, warmup_steps=2, clip_norm=1.0, ema_decay=0.8),
             batch_size=4,
@@ -495,7 +500,31 @@ def test_validation_is_the_mean_over_evenly_spread_clips(tmp_path: Path, batch_s
     assert len(clips) == 6
     losses = [world.loss(stack([clips[i]]), torch.Generator())[0].item() for i in (0, 1, 2, 4, 5)]
     found = validate(world, _prepared(world, clips), num_clips=5, device=CPU, batch_size=batch_size)
-    assert found == {"val/loss": pytest.approx(sum(losses) / 5)}
+    followed = [autoregressive_loss(world, stack([clips[i]])).item() for i in (0, 1, 2, 4, 5)]
+    assert found["val/loss"] == pytest.approx(sum(losses) / 5)
+    assert found["val/autoregressive_loss"] == pytest.approx(sum(followed) / 5)
+
+
+def test_the_autoregressive_loss_is_that_of_the_truth_along_the_worlds_own_way() -> None:
+    world, batch = small_world(), token_batch(size=3)
+    assert batch.tokens is not None
+    context, future = batch.tokens[:, :3], batch.tokens[:, 3:]
+    guessed = [step.tokens for step in world.forecast(context, batch.states, sampling=Sampling())]
+    own = torch.cat([context, torch.stack(guessed, dim=1)], dim=1)
+    logits = torch.stack([step.logits for step in world.teacher_forced(own, batch.states)], dim=1)
+    expected = F.cross_entropy(logits.flatten(0, 3), future.flatten())
+    assert_values_agree(autoregressive_loss(world, batch), expected)
+    assert autoregressive_loss(world, batch) != world.loss(batch, torch.Generator())[0], "nor is it teacher-forced"
+    # Where the world guesses right, both are the same.
+    right = replace(batch, tokens=own)
+    assert_values_agree(autoregressive_loss(world, right), world.loss(right, torch.Generator())[0].detach())
+
+
+def test_scheduled_sampling_rises_with_the_steps_of_a_run(tmp_path: Path) -> None:
+    train(_world(tmp_path), tmp_path / "run")
+    shares = [line["train/scheduled_sampling"] for line in _log(tmp_path / "run")]
+    assert shares == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    assert not any("val/scheduled_sampling" in line for line in _log(tmp_path / "run"))
 
 
 def test_validation_is_logged_where_it_was_done(tmp_path: Path) -> None:

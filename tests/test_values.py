@@ -22,7 +22,14 @@ MAY_BE_ZERO = {
     *("steps", "epochs", "seed", "workers"),
     *("optimizer.warmup_steps", "optimizer.beta1", "optimizer.beta2", "optimizer.weight_decay"),
     *("data.pattern.repeat_last", "data.augment.flip", "data.augment.brightness", "data.augment.contrast"),
-    *("data.augment.saturation", "model.dropout", "model.scheduled_sampling", "model.drop_states", "model.past"),
+    *(
+        "data.augment.saturation",
+        "model.dropout",
+        "model.scheduled_sampling",
+        "model.scheduled_sampling_rise",
+        "model.drop_states",
+        "model.past",
+    ),
     *("model.hysteresis", "model.l1_weight", "model.saturation_weight", "model.kl_weight", "model.states.taken"),
     *("model.latents_mean", "data.exclude_episodes"),
 }

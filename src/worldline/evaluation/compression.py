@@ -23,12 +23,12 @@ from worldline.evaluation.tally import CodeScores, Tally
 from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.load import Loaded
 from worldline.forecasting.tokens import Rollout, TokenForecaster
+from worldline.metrics.codes import shared_code_lengths
 from worldline.metrics.kept import kept_code_lengths
 from worldline.process.noise import clip_seeds
 from worldline.ranks import Ranks
 from worldline.schema import Batch, UsageError
 from worldline.tokenizers.load import TokenizerIdentity
-from worldline.worlds.world import GridStep
 
 FORECAST, SHUFFLED, BLIND = "forecast", "forecast, states of another clip", "blind to states"
 WORDS = "forecast, likeliest words"
@@ -283,8 +283,8 @@ def _score_unigram(tally: Tally, future: Int64[Tensor, "b l h w"], counts: Int64
     # One imagined count each (Laplace): a token never seen in training must not cost infinitely much.
     logits = torch.from_numpy(np.log(counts + 1.0)).float().log_softmax(dim=0)
     scores = CodeScores(future)
-    for index in range(future.shape[1]):
-        scores.add(index, GridStep(future[:, index], logits.expand(*future[:, index].shape, -1)))
+    for index, grid in enumerate(future.unbind(dim=1)):
+        scores.note(index, shared_code_lengths(logits, grid.flatten()), len(grid))
     scores.into(tally.values[UNIGRAM], 0)
 
 

@@ -72,6 +72,36 @@ def top_k_code_lengths(
         inside[rows] = best.logsumexp(dim=1)
         missed = rank[rows] >= k
         outside[rows][missed] = _log_outside(part[missed], best[missed])
+    return _lengths(rank, truth, total, inside, outside, k, vocab_size, miss_probability)
+
+
+@torch.no_grad()
+def shared_code_lengths(
+    logits: Float[Tensor, " v"],
+    target: Int64[Tensor, " n"],
+    *,
+    k: int = 500,
+    miss_probability: float = MISS_PROBABILITY,
+) -> CodeLengths:
+    """The same where one distribution is predicted everywhere: it is ranked once, and each token's cost looked up."""
+    k = min(k, len(logits))
+    ordered, order = logits.float().sort(descending=True, stable=True)  # stable: of equals, lower ids come first
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))[target]
+    total, inside, outside = (part.logsumexp(dim=0) for part in (ordered, ordered[:k], ordered[k:]))
+    return _lengths(rank, logits.float()[target], total, inside, outside, k, len(logits), miss_probability)
+
+
+def _lengths(
+    rank: Int64[Tensor, " n"],
+    truth: Float32[Tensor, " n"],
+    total: Float32[Tensor, "*m"],
+    inside: Float32[Tensor, "*m"],
+    outside: Float32[Tensor, "*m"],
+    k: int,
+    vocab_size: int,
+    miss_probability: float,
+) -> CodeLengths:
+    """From each true token's rank and logit and the log of the mass of all tokens, the k best and the others."""
     covered, hit = rank < k, inside - truth
     return CodeLengths(
         residual=torch.where(covered, total - truth, total - outside + math.log(max(1, vocab_size - k))),

@@ -24,7 +24,7 @@ from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
 from worldline.tokenizers.wan_vae_keys import read_config, vae_files
 from worldline.training.config import TrainConfig
 from worldline.training.meter import Pass, follow
-from worldline.training.validate import PREVIEW_CLIPS
+from worldline.training.validate import PREVIEW_CLIPS, autoregressive_loss
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 from worldline.worlds.wan import WanConfig, WanWorld
 
@@ -112,10 +112,12 @@ class Footprint:
         return self._vae_pass("decode", shape, torch.float32, clips, autocast=False)
 
     def validate(self) -> Pass:
-        """The largest of validation's passes: the loss, frames encoded for it, a preview decoded. No autocast."""
+        """The largest of validation's passes: the loss, a roll-out, frames encoded, a preview decoded. No autocast."""
         wanted = self.config.validation_clips
         clips = max(1, -(-wanted // max(1, wanted // 8)))  # as `validate` cuts them
         passes = [self._loss(clips)]
+        if isinstance(self.model_config, STTransformerConfig):
+            passes.append(self._once(("roll out", clips), lambda c: self._roll_out(c, clips), self.model_config))
         if self.vae is not None:
             passes.append(self.decode(PREVIEW_CLIPS))
             if self.encodes:
@@ -125,6 +127,11 @@ class Footprint:
     def forecast(self, rows: int) -> Pass:
         """A world's generation of so many futures at once, without decoding. No autocast."""
         return self._once(("forecast", rows), lambda config: self._generate(config, rows), self.model_config)
+
+    def _roll_out(self, config: AnyConfig, clips: int) -> Pass:
+        world, batch = build(config).eval(), self.batch(clips)
+        assert isinstance(world, STTransformer), "asked of a world over tokens only"
+        return follow(lambda: autoregressive_loss(world, batch), tensors_of(world), autocast=False, backward=False)
 
     def _generate(self, config: AnyConfig, rows: int) -> Pass:
         world, batch = build(config).eval(), self.batch(rows)

@@ -2,11 +2,13 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from worldline.data.clips import Clips
+from worldline.forecasting.tokens import LOGITS
 from worldline.metrics.image import psnr
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
@@ -29,7 +31,8 @@ def validate(
 ) -> dict[str, float]:
     """Mean loss and figures over evenly spread validation clips, as `val/...`. The model is in evaluation mode.
 
-    A world over latents also forecasts a few of them: `val/psnr_db` is of the last frame, against the decoded true
+    A world over tokens also goes on from its own tokens: `val/autoregressive_loss` (see `autoregressive_loss`).
+    A world over latents also forecasts a few clips: `val/psnr_db` is of the last frame, against the decoded true
     latents, since a source of latents has no other frames.
     """
     chosen = _spread(made.val, num_clips)
@@ -37,12 +40,31 @@ def validate(
     for part in np.array_split(chosen, max(1, len(chosen) // batch_size)):
         batch = made.ready(stack([made.val[int(i)] for i in part]).to(device))
         loss, figures = model.loss(batch, torch.Generator().manual_seed(0))  # pyright: ignore[reportCallIssue]
+        if isinstance(model, STTransformer):
+            figures["autoregressive_loss"] = autoregressive_loss(model, batch).item()
         for name, value in {"loss": loss.item(), **figures}.items():
             totals[name] = totals.get(name, 0.0) + value * len(part) / len(chosen)
     if isinstance(model, WanWorld):
         real, forecast = _preview(model, made, PREVIEW_CLIPS, device)
         totals["psnr_db"] = psnr(forecast[:, -1:], real[:, -1:]).mean().item()
     return {f"val/{name}": value for name, value in totals.items()}
+
+
+@torch.no_grad()
+def autoregressive_loss(world: STTransformer, batch: Batch) -> Tensor:
+    """Cross-entropy in nats per token of the true future along the world's own greedy roll-out (report, figure 3b).
+
+    The gap to the teacher-forced loss is what the world's own mistakes cost it. A few clips go through at a time.
+    """
+    assert batch.tokens is not None, "the teacher-forced loss has read them"
+    config, costs = world.config, []
+    rows = max(1, LOGITS // (4 * config.grid_height * config.grid_width * config.vocab_size))
+    for tokens, states in zip(batch.tokens.split(rows), batch.states.split(rows), strict=True):
+        context, future = tokens.tensor_split([config.context_grids], dim=1)
+        for index, step in enumerate(world.forecast(context, states, sampling=Sampling())):
+            for logits, truth in zip(step.logits, future[:, index], strict=True):
+                costs.append(F.cross_entropy(logits.flatten(0, 1), truth.flatten()))
+    return torch.stack(costs).mean()
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from worldline.checks import number, refuse, whole
 from worldline.nn.attention import STBlock, STBlockConfig, TemporalCache
 from worldline.nn.fsq import FSQ
 from worldline.nn.states import StateEncoder, StateEncoderConfig
-from worldline.process.categorical import Sampling, cross_entropy, draw, scheduled
+from worldline.process.categorical import Sampling, cross_entropy, draw, likeliest, scheduled
 from worldline.schema import Batch, UsageError
 from worldline.worlds.world import GridStep
 
@@ -63,7 +63,12 @@ class STTransformerConfig:
     blind: bool = False
     """Ignore the states: the baseline that shows what conditioning is worth."""
     scheduled_sampling: float = 0.0
-    """Probability that an input token of the future is the model's own instead of the truth (0: teacher forcing)."""
+    """Probability that an input token of the future is the model's own instead of the truth (0: teacher forcing).
+
+    In training only: validation and evaluation are teacher-forced, or follow the model's own roll-out.
+    """
+    scheduled_sampling_rise: float = 0.0
+    """Share of the training's steps over which that probability rises from 0, evenly; 0: it is there from the start."""
     loss_chunk: int = 8192
     """Tokens whose logits exist at once in the loss."""
 
@@ -76,6 +81,7 @@ class STTransformerConfig:
         number(self, "dropout", below=1)
         number(self, "init_std", above=0)
         number(self, "scheduled_sampling", most=1)
+        number(self, "scheduled_sampling_rise", most=1)
         if self.width % self.heads:
             refuse(self, "heads", f"a divisor of the width {self.width}")
 
@@ -85,6 +91,9 @@ class STTransformerConfig:
 
 class STTransformer(nn.Module):
     """A `TokenWorld`. States enter in raw units, one row per video frame of context and horizon."""
+
+    progress: float = 1.0
+    """Share of the training that is done, as the training loop tells every model that has such an attribute."""
 
     def __init__(self, config: STTransformerConfig) -> None:
         super().__init__()
@@ -212,13 +221,16 @@ class STTransformer(nn.Module):
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Teacher-forced cross-entropy in nats per token, over the future grids only (report, equation 2).
 
+        In training with scheduled sampling, some input tokens of the future are the world's own.
+
         Raises:
             UsageError: the batch has no tokens, or grids, states or counts of another shape than the world's.
         """
         tokens, context = self._tokens(batch), self.config.context_grids
         codes = self.state_codes(batch.states)
-        inputs = tokens[:, :-1]
-        if self.config.scheduled_sampling > 0:
+        inputs, figures = tokens[:, :-1], {}
+        if self.training and self.config.scheduled_sampling > 0:
+            figures["scheduled_sampling"] = self.own_share
             inputs = self._self_corrupted(inputs, codes, generator)
         hidden = self.hidden(inputs, codes)[:, context - 1 :]
         loss = cross_entropy(
@@ -227,7 +239,13 @@ class STTransformer(nn.Module):
             rearrange(tokens[:, context:], "b t h w -> (b t h w)"),
             chunk=self.config.loss_chunk,
         )
-        return loss, {}
+        return loss, figures
+
+    @property
+    def own_share(self) -> float:
+        """Probability, now, that an input token of the future is the world's own."""
+        rise = self.config.scheduled_sampling_rise
+        return self.config.scheduled_sampling * (min(1.0, self.progress / rise) if rise else 1.0)
 
     def _self_corrupted(self, inputs: Tensor, codes: Tensor | None, generator: torch.Generator) -> Tensor:
         context = self.config.context_grids
@@ -235,8 +253,8 @@ class STTransformer(nn.Module):
             return inputs  # a horizon of one grid has no future inputs
         with torch.no_grad():
             hidden = self.hidden(inputs[:, :-1], codes)[:, context - 1 :]
-            predicted = self.logits(hidden).argmax(dim=-1).view_as(inputs[:, context:])
-        future = scheduled(inputs[:, context:], predicted, self.config.scheduled_sampling, generator)
+        predicted = likeliest(hidden.flatten(0, 2), self.embedding.weight, chunk=self.config.loss_chunk)
+        future = scheduled(inputs[:, context:], predicted.view_as(inputs[:, context:]), self.own_share, generator)
         return torch.cat([inputs[:, :context], future], dim=1)
 
     def _tokens(self, batch: Batch) -> Int64[Tensor, "b l h w"]:
