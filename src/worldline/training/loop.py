@@ -154,7 +154,7 @@ def _steps(
         while state.step < total and not stopped:
             rate = config.optimizer.learning_rate(state.step, total)
             if hasattr(state.model, "progress"):
-                state.model.progress = state.step / total  # pyright: ignore[reportAttributeAccessIssue]
+                state.model.progress = state.step / total  # pyright: ignore[reportArgumentType]
             now = _step(state, islice(pieces, config.accumulate), config, rate, device, ranks, made.ready, asked)
             stopped = now.pop(STOPPED) > 0
             state.step += 1
