@@ -1,7 +1,10 @@
 """Small file habits of the data layer: atomic writes, JSON with useful errors, read-only maps. Knows no format."""
 
+import errno
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -12,16 +15,45 @@ import numpy as np
 
 from worldline.schema import DataError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_SAID = re.compile(r"No space left|File too large|quota exceeded|\d+ requested and \d+ written", re.IGNORECASE)
+"""How safetensors and NumPy say the same without a number."""
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+class DiskFullError(OSError):
+    """There was no room for a file. What was there before is as it was, and nothing half-written is left."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say which file there was no room for, and how much there is. Raises `DiskFullError`."""
+    try:
+        yield
+    except Exception as error:  # libraries have errors of their own for a full disk
+        full = isinstance(error, DiskFullError) or getattr(error, "errno", None) in _FULL
+        if not full and not _FULL_SAID.search(str(error)):
+            raise
+        folder = next(place for place in path.absolute().parents if place.is_dir())
+        free = shutil.disk_usage(folder).free
+        raise DiskFullError(
+            f"{path}: no room to write it ({free / 1e6:.1f} MB are free in {folder}). Make room and start again; "
+            "nothing half-written was left"
+        ) from error
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; move it there when the block succeeds, remove it when it fails."""
+    """Give a temporary name beside `path`; move it there when the block succeeds, remove it when it fails.
+
+    Raises:
+        DiskFullError: there was no room.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with writing(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -38,7 +38,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldline.checks import InvalidValue
-from worldline.files import atomic, read_json, unreadable, write_json
+from worldline.files import atomic, read_json, unreadable, write_json, writing
 from worldline.schema import DataError, UsageError
 
 MODEL_FILES = ("model.json", "model.safetensors")
@@ -103,7 +103,7 @@ class RunDir:
 
     def log(self, record: Mapping[str, int | float]) -> None:
         """Append one line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(record)) + "\n")
 
     def forget_after(self, step: int) -> None:
@@ -144,7 +144,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
+        with writing(path):
+            yield temporary
         if path.exists():
             retired = path.with_name(f".{path.name}.{os.getpid()}.old")
             os.replace(path, retired)

@@ -1,0 +1,130 @@
+"""A full disk ends a job with one line that names the file and the room there is, and leaves nothing half-written."""
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import write_followed_tokens
+
+from worldline.cli import main as entry
+from worldline.data.video import encode
+from worldline.files import DiskFullError, atomic, npy_rows, write_array, write_json
+from worldline.rundir import RunDir, new_folder, write_model
+
+SIZE = 96 * 1024
+FRAMES = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), np.uint8)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for little."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("only root may mount a small file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _rows(path: Path) -> None:
+    with npy_rows(path, "f4", (64, 1024)) as write:
+        for _ in range(64):
+            write(np.ones((1, 1024), np.float32))
+
+
+def _checkpoint(path: Path) -> None:
+    with new_folder(path) as folder:
+        write_model(folder, {"config": {}}, {"weight": torch.ones(64, 1024)})
+
+
+def _described(path: Path) -> None:
+    with new_folder(path) as folder:
+        write_model(folder, {"config": "x" * 2 * SIZE}, {"weight": torch.ones(1)})
+
+
+def _log(path: Path) -> None:
+    for step in range(10_000):
+        RunDir(path.parent).log({"step": step, "train/loss": 0.123456789})
+
+
+def _arrays(path: Path) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, frames=FRAMES)
+
+
+WRITERS: list[tuple[str, Callable[[Path], object]]] = [
+    ("table.json", lambda path: write_json(path, {"text": "x" * 2 * SIZE})),
+    ("states.bin", lambda path: write_array(path, np.ones(SIZE, np.float32))),
+    ("frames.npy", _rows),
+    ("step_0000002", _checkpoint),
+    ("step_0000004", _described),
+    ("metrics.jsonl", _log),
+    ("forecasts.npz", _arrays),
+    ("video.mp4", lambda path: encode(path, FRAMES, fps=30.0)),
+]
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS, ids=[name for name, _ in WRITERS])
+def test_the_file_is_named_and_nothing_half_written_is_left(
+    name: str, write: Callable[[Path], object], small_disk: Path
+) -> None:
+    with pytest.raises(DiskFullError, match=rf"{name}: no room to write it \(0\.\d MB are free in .*disk\)"):
+        write(small_disk / name)
+    left = [path.name for path in small_disk.iterdir()]
+    assert left == (["metrics.jsonl"] if name == "metrics.jsonl" else [])
+    if left:
+        assert [line["step"] for line in RunDir(small_disk).logged()][:2] == [0, 1]
+
+
+def test_what_was_there_stays(small_disk: Path) -> None:
+    write_json(small_disk / "table.json", {"kept": True})
+    with pytest.raises(DiskFullError):
+        write_json(small_disk / "table.json", {"text": "x" * 2 * SIZE})
+    assert "kept" in (small_disk / "table.json").read_text()
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_json(tmp_path / "absent/table.json", {})
+    with pytest.raises(ZeroDivisionError), atomic(tmp_path / "x"):
+        raise ZeroDivisionError
+
+
+def test_a_limit_on_the_size_of_files_is_told_too(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(DiskFullError, match=r"states\.bin: no room to write it"):
+            write_array(tmp_path / "states.bin", np.ones(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_ends_with_1_and_one_line(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_followed_tokens(tmp_path / "train", 4)
+    write_followed_tokens(tmp_path / "val", 2, seed=1)
+    words = f"train compression_tiny --data.path {tmp_path}/train --data.val-path {tmp_path}/val --tokenizer None"
+    words += " --model.width 64 --model.heads 2 --model.layers 1 --model.code-levels --steps 4 --batch-size 2"
+    words += f" --checkpoint-every 1 --evaluate-every 2 --validation-clips 2 --device cpu --out {small_disk}/run"
+    monkeypatch.setattr(sys, "argv", ["worldline", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1, said
+    assert "Traceback" not in said
+    assert "worldline train: failed: " in said.splitlines()[-1]
+    assert "no room to write it" in said.splitlines()[-1]
+    assert list(small_disk.rglob(".*.tmp")) == []
