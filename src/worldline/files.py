@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -142,7 +143,7 @@ def mapped_npy(path: Path, *, what: str, fix: str) -> np.ndarray:
     """Map a `.npy` file read-only. Raises `DataError` where it is missing or damaged."""
     try:
         return _mapped_npy(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # its header is Python
         raise unreadable(path, expected=what, found=f"{type(error).__name__}: {error}", fix=fix) from error
 
 

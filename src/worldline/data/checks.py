@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from worldline.schema import DataError, Episode
+from worldline.schema import DataError, Episode, UsageError
 
 Report = Callable[[DataError], None]
 """What to do with a fault found while opening: raise it, or note it and leave the faulty part out."""
@@ -61,6 +61,9 @@ def validated(path: Path, form: type[T], content: Any, where: str = "") -> T:
     """Give content that came out of a file the type it should have. Raises `DataError` naming the first misfit."""
     try:
         return adapter(form).validate_python(content)
+    except UsageError as error:  # a configuration that checks itself
+        fix = "Correct or restore it."
+        raise DataError(path, expected="sound settings", found=str(error), fix=fix, kind="metadata") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in (where, *first["loc"]) if part != "")

@@ -136,6 +136,12 @@ def open_latents(path: Path) -> LatentSource:
     if len(counts) > 1 or len(metadata.state_names) != len(metadata.state_kinds):
         expected, found = "as many names as lengths, and as many kinds as states", f"{sorted(counts)} episodes"
         raise DataError(path / METADATA, expected=expected, found=found, fix=_AGAIN, kind="metadata")
+    try:
+        metadata.latent_grid.latents_of(len(key.pattern.frames))
+    except (UsageError, ZeroDivisionError) as error:
+        raise DataError(
+            path / METADATA, expected="a grid of the pattern's frames", found=str(error), fix=_AGAIN
+        ) from None
     return LatentSource(
         path=path,
         fps=metadata.fps,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from worldline.data.checks import check_finite, check_window
@@ -50,16 +50,25 @@ class Table:
     """What is needed of a parquet file."""
 
     values: Float32[np.ndarray, "n s"]
-    episodes: Int64[np.ndarray, "n"] | None
-    """Episode number of every row; None where the file does not say."""
+    numbers: Int64[np.ndarray, "e"] | None
+    """Episodes of which there are rows, rising; None where the file does not say."""
+    places: Int64[np.ndarray, "n"]
+    """The rows of the first of these, in order, then of the second, and so on."""
+    ends: Int64[np.ndarray, "_"]
+    """Where in `places` each of them ends."""
     times: Float64[np.ndarray, "n"]
     """Seconds since the episode began; NaN where the file does not say."""
     faults: dict[int, str]
     """What is wrong with the states of a row, where it does not hold its numbers."""
 
-    def rows_of(self, number: int) -> Bool[np.ndarray, "n"]:
-        """Mark the rows of an episode."""
-        return np.ones(len(self.values), bool) if self.episodes is None else self.episodes == number
+    def rows_of(self, number: int) -> Int64[np.ndarray, "r"]:
+        """The rows of an episode."""
+        if self.numbers is None:
+            return self.places
+        at = int(np.searchsorted(self.numbers, number))
+        if at == len(self.numbers) or self.numbers[at] != number:
+            return self.places[:0]
+        return self.places[self.ends[at - 1] if at else 0 : self.ends[at]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,7 +105,7 @@ class LerobotSource:
             yield from stream_frames(video, self.shown(episode)[start:stop], threads=threads)
             return
         path, rows, _ = self._rows(episode)
-        places = np.flatnonzero(rows)[start:stop].tolist()
+        places = rows[start:stop].tolist()
         for i in range(0, len(places), _IMAGES):
             piece = places[i : i + _IMAGES]
             images = zip(piece, read_images(path, self.camera, piece, self.recordings[episode].root), strict=True)
@@ -106,7 +115,7 @@ class LerobotSource:
         """Read states alone, checked to be finite and to have one row per frame."""
         check_window(self.episodes[episode], start, stop)
         path, rows, table = self._rows(episode)
-        places = np.flatnonzero(rows)[start:stop]
+        places = rows[start:stop]
         window = table.values[places]
         wrong = [i for i, place in enumerate(places.tolist()) if place in table.faults] if table.faults else []
         if wrong:
@@ -212,8 +221,8 @@ class LerobotSource:
                 continue
         return tuple(found)
 
-    def _rows(self, episode: int) -> tuple[Path, Bool[np.ndarray, "n"], Table]:
-        """The table that holds an episode, and which of its rows are the episode's.
+    def _rows(self, episode: int) -> tuple[Path, Int64[np.ndarray, "n"], Table]:
+        """The table that holds an episode, and the rows that are the episode's.
 
         Metadata may name another file than the one that holds the rows (v3.0); LeRobot finds them by number, and so
         do we.
@@ -221,18 +230,18 @@ class LerobotSource:
         recording, length = self.recordings[episode], self.episodes[episode].length
         table = self._table(recording.table)
         rows = table.rows_of(recording.number)
-        if rows.sum() == length:
+        if len(rows) == length:
             return recording.table, rows, table
         elsewhere = holders(recording.root, recording.number).get(length) if self.kind == "lerobot-v3.0" else None
         if elsewhere is not None:
             table = self._table(elsewhere)
             return elsewhere, table.rows_of(recording.number), table
-        others = [] if table.episodes is None else np.unique(table.episodes).tolist()
+        others = [] if table.numbers is None else table.numbers.tolist()
         held = f"; it holds episodes {others[:4]}" if others and recording.number not in others else ""
         raise DataError(
             recording.table,
             expected=f"{length} rows of {self.episodes[episode].name}, as the metadata say",
-            found=f"{rows.sum()}{held}",
+            found=f"{len(rows)}{held}",
             fix="Fetch the file again, or correct the episode's length in meta/.",
             kind="rows",
         )
@@ -297,7 +306,12 @@ def _read_table(
     with np.errstate(over="ignore"):
         values = np.concatenate([part.values for part in parts], axis=1).astype(np.float32)
     faults = {row: found for part in parts for row, found in part.faults.items()}
-    return Table(values=values, episodes=episodes, times=times, faults=faults)
+    found, ends, places = None, np.zeros(0, np.int64), np.arange(len(table))
+    if episodes is not None:
+        places = np.argsort(episodes, kind="stable")
+        found, counts = np.unique(episodes, return_counts=True)
+        ends = np.cumsum(counts)
+    return Table(values=values, numbers=found, places=places, ends=ends, times=times, faults=faults)
 
 
 def _place(rows: int, episodes: Int64[np.ndarray, "n"] | None) -> Float64[np.ndarray, "n"]:

@@ -53,7 +53,8 @@ class Source(Protocol):
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What the source lists but cannot give, one line each (only with `allow_missing`)."""
+        """What the source lists and does not give, one line each: absent or damaged (only with `allow_missing`), of no
+        frame, or listed twice."""
         ...
 
     def read(self, episode: int, start: int, stop: int) -> Clip:
