@@ -279,6 +279,16 @@ def test_states_that_are_no_numbers_are_refused_before_weights_are_read(tmp_path
         run(world, "--data", data, "--format", "npz", "--out", tmp_path / "out")
 
 
+def test_a_forecast_that_fails_to_start_harms_no_earlier_one(tmp_path: Path) -> None:
+    world, data = write_world(tmp_path / "world"), write_test_tokens(tmp_path / "test", samples=1)
+    words = ["--data", data, "--format", "npz", "--out", tmp_path / "out"]
+    run(world, *words)
+    (world / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(DataError, match=r"model\.safetensors"):
+        run(world, *words, "--seed", "1")
+    assert list(read_predictions(tmp_path / "out")) == ["sample_0"]
+
+
 def test_a_damaged_sample_is_named_before_weights_are_read(tmp_path: Path) -> None:
     world, data = write_world(tmp_path / "world"), write_test_videos(tmp_path / "test")
     (world / "model.safetensors").unlink()

@@ -79,24 +79,24 @@ def test_all_grids_of_the_first_rows_are_seen_before_those_of_the_next() -> None
 def test_a_roll_out_of_many_clips_takes_the_memory_of_its_rows() -> None:
     config = replace(SMALL_WORLD, vocab_size=5000, grid_height=4, grid_width=4)
     world, grid = small_world(config), TokenGrid(height=4, width=4, vocab_size=5000)
-    context = torch.randint(5000, (12, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    context = torch.randint(5000, (5, 3, 4, 4), generator=torch.Generator().manual_seed(0))
     logits = 4 * 16 * 5000  # of one grid of one clip
 
     def peak(rows: int | None) -> int:
         forecaster = TokenForecaster(world=world, grid=grid, tokenizer=None, rows=rows)
         weights = [*world.parameters(), *world.buffers()]
-        work = lambda: forecaster.rollout(context, states_of(12)).tokens  # noqa: E731
+        work = lambda: forecaster.rollout(context, states_of(5)).tokens  # noqa: E731
         return follow(work, weights, autocast=False, device="cpu", native=True, backward=False).peak
 
-    assert peak(None) > 12 * logits
-    assert peak(1) < 4 * logits
+    assert peak(None) > 5 * logits
+    assert peak(1) < 3 * logits
 
 
 def test_a_roll_out_at_the_report_s_size_has_room_on_a_card() -> None:
-    """All three grids of a batch of 32 clips would take 25 GB of logits alone."""
+    """A batch of 32 clips would take 25 GB of logits alone. Every layer more keeps 84 MB: 4.1 GB for all 24."""
     forecaster = TokenForecaster(world=small_world(), grid=REPORT_GRID, tokenizer=None)
     assert forecaster.rows_at_once == 4
-    world = build(STTransformerConfig()).eval()
+    world = build(STTransformerConfig(layers=3)).eval()
     assert isinstance(world, STTransformer)
     context = torch.zeros(4, 3, 32, 32, dtype=torch.int64, device="meta")
     states = torch.zeros(4, 34, 25, device="meta")
@@ -107,7 +107,7 @@ def test_a_roll_out_at_the_report_s_size_has_room_on_a_card() -> None:
             context.copy_(step.tokens[:, None].expand(-1, 3, -1, -1))
         return context
 
-    assert follow(roll, [*world.parameters()], autocast=False, native=True, backward=False).peak < 6e9
+    assert follow(roll, [*world.parameters()], autocast=False, native=True, backward=False).peak < 2.5e9
 
 
 def test_generation_at_the_5b_s_size_takes_less_than_decoding_a_clip() -> None:

@@ -103,8 +103,6 @@ def carry_out(job: Job, ranks: Ranks) -> list[str]:
     with ranks.first():  # what is refused is refused once, and before any weights are read
         clips, numbers = _chosen(job, run)
     with ranks.owning(out):
-        if ranks.writes:
-            (out / INDEX).unlink(missing_ok=True)  # of an earlier forecast, whose files may now change
         return _forecast(job, run, out, clips, numbers, ranks)
 
 
@@ -159,6 +157,8 @@ def _forecast(job: Job, run: Path, out: Path, clips: Clips, numbers: list[int], 
     )
     forecaster, progress = loaded.forecaster, Progress()
     clips = clips.sized(forecaster.image_size)
+    if ranks.writes:
+        (out / INDEX).unlink(missing_ok=True)  # of an earlier forecast, whose files may change from here on
     size = max(1, min(AT_ONCE, forecaster.rows_at_once // job.sample.num_samples))
     parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
     written: dict[int, str] = {}
