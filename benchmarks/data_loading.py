@@ -6,6 +6,7 @@ Without `--data` a moving pattern is written to a temporary folder, so the numbe
 """
 
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from common import in_turns, options, publish, spread
 
 from worldline.data.clips import Clips, DataConfig, open_clips
-from worldline.data.loader import Loader
+from worldline.data.loader import PREFETCH, Loader, clip_bytes, clips_in_part
 from worldline.data.onex import segment_runs
 from worldline.data.onex_write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
 from worldline.data.open import open_source
@@ -68,6 +69,12 @@ def clips_per_second(clips: Clips, workers: int, seconds: float) -> dict[str, fl
     return spread(rates)
 
 
+def read_ahead(clips: Clips, workers: int) -> float:
+    """How much the workers hold ahead of training, in MB."""
+    size = clip_bytes(clips[0])
+    return round(PREFETCH * workers * clips_in_part(size, BATCH, workers) * size / 1e6, 1) if workers else 0.0
+
+
 def milliseconds(call: Callable[[], object]) -> dict[str, float]:
     """How long a few calls take."""
     return spread([1000 * seconds for seconds in in_turns({"call": call}, repeats=REPEATS)["call"]])
@@ -96,6 +103,8 @@ def measure(folder: Path, data: Path | None, *, frames: int, workers: int, secon
         "open_token_shard_ms": milliseconds(lambda: open_source(tokens)),
         "index_token_pairs_of_a_1x_shard_ms": milliseconds(lambda: token_windows(lengths, firsts % 17)),
         "index_77_windows_of_a_1x_shard_ms": milliseconds(lambda: segment_windows(segments)),
+        "read_ahead_mb": read_ahead(open_clips(config, "train"), workers),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000),
     }
 
 

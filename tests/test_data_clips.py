@@ -1,5 +1,7 @@
 """Clips, the frame cache, augmentation and the order of batches."""
 
+import multiprocessing
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -15,11 +17,11 @@ from worldline.data import loader as loader_module
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import CachedSource, cached_frames
 from worldline.data.clips import Clips, DataConfig, open_clips
-from worldline.data.loader import IN_FLIGHT, Loader, clip_keys, clips_in_part
+from worldline.data.loader import IN_FLIGHT, Loader, clip_bytes, clip_keys, clips_in_part
 from worldline.data.open import open_source
 from worldline.data.video import resize
 from worldline.data.windows import FramePattern, source_windows
-from worldline.schema import Batch, DataError, UsageError, join
+from worldline.schema import Batch, Clip, DataError, UsageError, join
 
 
 def _config(root: Path, **changes: object) -> DataConfig:
@@ -237,6 +239,35 @@ def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(loader_module, "IN_FLIGHT", 1)  # every clip comes by itself
     singly = list(half(num_workers=1).iterate(2, 4))
     assert all(_same(join(alone[2 * i : 2 * i + 2]), whole) for i, whole in enumerate(singly))
+
+
+class _Counted(Clips):
+    """Clips that leave a byte in a file for each that a worker reads."""
+
+    log: Path
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Clip:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if multiprocessing.parent_process() is not None:
+            with self.log.open("ab") as file:
+                file.write(b"x")
+        return super().__getitem__(key)
+
+
+def test_no_more_is_read_than_the_piece_at_work_and_what_may_be_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = open_clips(_config(write_raw(tmp_path / "d")), "train")
+    clips = _Counted(plain.source, plain.windows, pattern=plain.pattern, image_size=16)
+    clips.log, size = tmp_path / "log", clip_bytes(plain[0])
+    monkeypatch.setattr(loader_module, "IN_FLIGHT", 5 * size)  # one worker may have begun two parts of two clips
+    pieces = Loader(clips, 16, seed=0, num_workers=1, pieces=4).iterate(0, 9)
+    next(pieces)
+    read = 0
+    while read != (now := clips.log.stat().st_size):
+        read = now
+        time.sleep(0.5)
+    assert read == 4 + 2 * 2, "the piece of four, and two parts of two"
+    del pieces
 
 
 def test_workers_read_ahead_a_bounded_number_of_bytes() -> None:

@@ -112,14 +112,14 @@ class Footprint:
         return self._vae_pass("decode", shape, torch.float32, clips, autocast=False)
 
     def validate(self) -> Pass:
-        """The largest of validation's passes: the loss, a roll-out, frames encoded, a preview decoded. No autocast."""
+        """The largest of validation's passes: the loss, a roll-out, frames encoded, a preview made. No autocast."""
         wanted = self.config.validation_clips
         clips = max(1, -(-wanted // max(1, wanted // 8)))  # as `validate` cuts them
         passes = [self._loss(clips)]
         if isinstance(self.model_config, STTransformerConfig):
             passes.append(self._once(("roll out", clips), lambda c: self._roll_out(c, clips), self.model_config))
         if self.vae is not None:
-            passes.append(self.decode(PREVIEW_CLIPS))
+            passes += [self.forecast(PREVIEW_CLIPS), self.decode(PREVIEW_CLIPS)]
             if self.encodes:
                 passes.append(self.encode(clips, autocast=False))
         return max(passes, key=lambda found: found.peak)

@@ -61,9 +61,9 @@ def prepare_vae(config: TrainConfig, model_config: WanVAEConfig, ranks: Ranks, p
 
 
 def _some(clips: Clips, config: TrainConfig) -> Iterator[Batch]:
-    step = max(1, len(clips) // MEASURED_CLIPS)
-    for begin in range(0, len(clips), step * config.batch_size):
-        numbers = range(begin, min(begin + step * config.batch_size, len(clips)), step)
+    step, at_once = max(1, len(clips) // MEASURED_CLIPS), -(-config.batch_size // config.accumulate)
+    for begin in range(0, len(clips), step * at_once):
+        numbers = range(begin, min(begin + step * at_once, len(clips)), step)
         yield stack([clips[i] for i in numbers]).to(pick_device(config.device))
 
 
