@@ -183,7 +183,7 @@ def open_windows(config: DataConfig, split: Split) -> tuple[Source, Sequence[int
     source, episodes = open_split(config, split)
     index = source_windows(source, window=config.pattern.window, stride=config.window_stride, episodes=episodes)
     if len(index) == 0:
-        raise _no_window(source, episodes, split, config.pattern.window)
+        raise no_window(source, episodes, config.pattern.window, what=f"{split} episodes")
     return source, episodes, index
 
 
@@ -209,9 +209,10 @@ def open_clips(
     return Clips(source, index, pattern=config.pattern, image_size=config.image_size, augment=augment)
 
 
-def _no_window(source: Source, episodes: Sequence[int], split: Split, window: int) -> UsageError:
+def no_window(source: Source, episodes: Sequence[int], window: int, *, what: str = "episodes") -> UsageError:
+    """Say that none of the episodes is as long as a window, and how long they are."""
     lengths = [source.episodes[i].length for i in episodes]
     return UsageError(
-        f"{source.path}: no window of {window} frames in the {len(episodes)} {split} episodes, which have "
-        f"{min(lengths)} to {max(lengths)} frames; choose longer episodes or a shorter window"
+        f"{source.path}: no window of {window} frames in the {len(episodes)} {what}, which have {min(lengths)} to "
+        f"{max(lengths)} frames; choose longer episodes or a shorter window"
     )

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from worldline.data.cache import frame_chunks, frame_runs
+from worldline.data.clips import no_window
 from worldline.data.faults import check_episodes
 from worldline.data.latents import CLAIM, episode_done, finish, written_episode
 from worldline.data.source import Source
@@ -93,6 +94,8 @@ def encode(
         raise UsageError(f"{source.path} holds no frames; there is nothing to encode")
     grid = tokenizer.grid(*((size, size) if size else source.image_size))
     in_window = grid.latents_of(len(pattern.frames))
+    if all(source.episodes[episode].length < pattern.window for episode in episodes):
+        raise no_window(source, episodes, pattern.window)
     check_episodes(source, episodes, size=size)
     key = latent_key(
         source, fingerprint=fingerprint, episodes=episodes, size=size, pattern=pattern, window_stride=window_stride
