@@ -452,6 +452,9 @@ def _without_weights(run: Path, out: Path) -> Path:
         ("--data {tokens} --protocol sampling", "no frames to compare"),
         ("--data {tokens}", "but this world speaks those of"),
         ("--on training-data --data {short}", "none of these episodes was trained on"),
+        ("--blind {tokenizer}", "no world of the kind"),
+        ("--tokenizer {other}", "made with another tokenizer"),
+        ("--tokenizer {short}", "neither a run folder"),
     ],
 )
 def test_data_by_which_a_world_cannot_be_judged_are_refused_before_its_weights_are_read(
@@ -460,6 +463,8 @@ def test_data_by_which_a_world_cannot_be_judged_are_refused_before_its_weights_a
     places = {
         "short": write_squares(tmp_path / "short", 1, length=20, first=70),
         "tokens": write_followed_tokens(tmp_path / "tokens", 1),
+        "tokenizer": lab / "tokenizer",
+        "other": _without_weights(lab / "tokenizer", tmp_path / "other"),
     }
     run = _without_weights(lab / "compression_tiny", tmp_path / "run")
     with pytest.raises(UsageError, match=message):

@@ -166,15 +166,7 @@ def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
     if kind != "tokenizer":
         job.sample.check(description)
     models = [model, *([model_folder(builtin.resolve(job.blind))] if job.blind else [])]
-    for other in models[1:]:
-        refuse_another(
-            Identity.of(description),
-            Identity.of(describe_model(other)),
-            what=str(run),
-            places=dict.fromkeys(_SHARED, other),
-            parts=_SHARED,
-            allowed=job.allow_different,
-        )
+    _refuse_others(job, run, description, models[1:])
     data = builtin.data_for(run, job.data)
     contract = _contract(run, description)
     split = split_of(
@@ -215,6 +207,23 @@ def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
             allow_different=job.allow_different,
         )
     return _Request(job=job, run=run, model=model, kind=kind, clips=clips, split=split, out=out, ranks=ranks)
+
+
+def _refuse_others(job: Job, run: Path, description: dict[str, Any], compared: list[Path]) -> None:
+    """Refuse a tokenizer and worlds that do not belong to the run, by what their descriptions and files say."""
+    made = Identity.of(description)
+    for other in compared:
+        theirs = describe_model(other)
+        if theirs.get("config", {}).get("kind") != description["config"]["kind"]:
+            raise UsageError(f"{other} is no world of the kind of {run}; give one that was trained without states")
+        places = dict.fromkeys(_SHARED, other)
+        refuse_another(
+            made, Identity.of(theirs), what=str(run), places=places, parts=_SHARED, allowed=job.allow_different
+        )
+    if job.tokenizer is not None:
+        place = builtin.resolve(job.tokenizer)
+        found = Identity(tokenizer=fingerprint(place))
+        refuse_another(made, found, what=str(run), places={"tokenizer": place}, allowed=job.allow_different)
 
 
 def _pattern(kind: Kind, description: dict[str, Any], model: Path) -> FramePattern:
