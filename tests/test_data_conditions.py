@@ -162,6 +162,13 @@ def test_timestamps_that_do_not_rise_are_named(tmp_path: Path, times: str) -> No
         _read(root, 0)
 
 
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("ns", "UTC"), pa.duration("ms")])
+def test_times_of_arrows_own_types_are_read(tmp_path: Path, kind: pa.DataType) -> None:
+    per_second = {"ms": 1e3, "us": 1e6, "ns": 1e9}[kind.unit]
+    stamps = pa.array(((1_700_000_000 + np.arange(40) / 30) * per_second).astype(np.int64)).cast(kind)
+    assert _read(write(tmp_path / "d", lengths=(40,), columns=lambda *_: {"timestamp": stamps}), 0) == list(range(40))
+
+
 def test_without_timestamps_rows_follow_one_another(tmp_path: Path) -> None:
     for name, columns in (("a", {"timestamp": None}), ("b", {"timestamp": None, "frame_index": None})):
         for version in VERSIONS:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from worldline.data.checks import check_finite, check_window
 from worldline.data.pairing import Mismatch, pair, rate, runs_at
-from worldline.data.tables import matrix, read_columns, read_images
+from worldline.data.tables import matrix, read_columns, read_images, seconds
 from worldline.data.video import FrameTimes, decode_image, frame_times, probe, stream_frames
 from worldline.schema import Clip, DataError, Episode, Origin, StateLayout, TokenGrid
 
@@ -297,7 +297,7 @@ def _read_table(
     parts = [matrix(path, table, name, dim) for name, dim in zip(columns, dims, strict=True)]
 
     def numbers(name: str) -> Float64[np.ndarray, "n"] | None:
-        return matrix(path, table, name, 1).values[:, 0] if name in table.column_names else None
+        return seconds(path, table, name) if name in table.column_names else None
 
     episodes, times, frames = numbers("episode_index"), numbers("timestamp"), numbers("frame_index")
     episodes = None if episodes is None else _whole(episodes)

@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.data.checks import check_finite, check_window
-from worldline.data.pairing import rate, runs_at
+from worldline.data.pairing import CLOCK_SLACK, rate, runs_at
 from worldline.data.video import frame_times, probe, stream_frames
 from worldline.files import mapped
 from worldline.schema import (
@@ -99,7 +99,7 @@ class OnexSource:
         if len(times) < shard.num_frames and self.kind != "1x-test":
             expected, found = f"{shard.num_frames} frames, one per row of states", f"{len(times)}"
             raise DataError(shard.video, expected=expected, found=found, fix=fix, kind="frames")
-        if not runs_at(times, self.fps):
+        if not runs_at(times, self.fps, slack=CLOCK_SLACK):
             expected, found = f"{self.fps:g} frames per second, as metadata.json says", f"{rate(times):.4g}"
             raise DataError(shard.video, expected=expected, found=found, fix=fix, kind="rate")
         return np.arange(first, min(first + self.episodes[episode].length, len(times)))

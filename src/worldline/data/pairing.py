@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
-_RATE_SLACK = 0.03
+RATE_SLACK = 0.03
 """Clocks of recorders differ and jitter by less than this; no two usual rates are that near but 29.97 and 30."""
-_CLOCK_SLACK = 0.005
+CLOCK_SLACK = 0.005
 """Rows and frames that are one to one may differ by this in rate (29.97 and 30)."""
 _ROUNDING = 0.02
 """Of a frame: time stamps are rounded to float32 and to a container's time base."""
@@ -34,12 +34,12 @@ def rate(times: Float64[np.ndarray, "n"]) -> float:
     return 1 / step if step > 0 else 0.0
 
 
-def runs_at(times: Float64[np.ndarray, "n"], fps: float) -> bool:
+def runs_at(times: Float64[np.ndarray, "n"], fps: float, *, slack: float = RATE_SLACK) -> bool:
     """Tell whether times run at a rate, up to jitter, a gap and the clocks of recorders."""
-    if len(times) < 2 or abs(rate(times) - fps) <= _RATE_SLACK * fps:
+    if len(times) < 2 or abs(rate(times) - fps) <= slack * fps:
         return True
     steps = len(times) - 1
-    return bool(abs((times[-1] - times[0]) * fps - steps) <= max(1.0, _RATE_SLACK * steps))
+    return bool(abs((times[-1] - times[0]) * fps - steps) <= max(1.0, slack * steps))
 
 
 def pair(
@@ -77,11 +77,11 @@ def pair(
 
 
 def _clock(rows: Float64[np.ndarray, "n"], own: Float64[np.ndarray, "n"]) -> float:
-    """How much faster the rows' clock runs than that of as many frames, where it is within `_CLOCK_SLACK` of it."""
+    """How much faster the rows' clock runs than that of as many frames, where it is within `CLOCK_SLACK` of it."""
     if len(rows) < 2:
         return 1.0
     ratio = float((rows[-1] - rows[0]) / (own[-1] - own[0]))
-    return ratio if abs(ratio - 1) <= _CLOCK_SLACK else 1.0
+    return ratio if abs(ratio - 1) <= CLOCK_SLACK else 1.0
 
 
 def _half_a_frame(rows: Float64[np.ndarray, "n"], shown: Float64[np.ndarray, "m"], fps: float) -> float:

@@ -97,6 +97,15 @@ def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> Numbers:
     return numbers
 
 
+def seconds(path: Path, table: pyarrow.Table, name: str) -> Float64[np.ndarray, "n"]:
+    """A column of times in seconds: numbers, or Arrow's own times. NaN where there is none."""
+    column = table[name]
+    if types.is_timestamp(column.type) or types.is_duration(column.type):
+        per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit]
+        return _floats(column.cast(pyarrow.int64()).combine_chunks()) / per_second
+    return matrix(path, table, name, 1).values[:, 0]
+
+
 def _row_by_row(column: pyarrow.Array, dim: int) -> Numbers:
     values, faults = np.full((len(column), dim), np.nan), {}
     for row, cell in enumerate(column.to_pylist()):
