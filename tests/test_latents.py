@@ -1,6 +1,7 @@
 """Latents on disk: encoded once, resumable, never of another VAE; and the world trained and used on them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from latent_builders import PATTERN, small_vae, world_run
 
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips
+from worldline.data.content import content_of
 from worldline.data.latents import LatentSource
 from worldline.data.open import open_source
 from worldline.data.windows import FramePattern, source_windows
@@ -171,6 +173,16 @@ def test_latents_of_another_vae_are_refused(place: Path, tmp_path: Path) -> None
     with pytest.raises(UsageError, match=r"holds latents, but .*val does not; encode it too"):
         train(world_run(place / "encoded", place / "val", place / "vae"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_changed_latents_are_other_data_and_moved_ones_are_not(place: Path, tmp_path: Path) -> None:
+    first = content_of(open_source(place / "encoded"), range(2))
+    copy = shutil.copytree(place / "encoded", tmp_path / "copy")
+    assert content_of(open_source(copy), range(2)) == first
+    changed = np.load(copy / "latents_1.npy")
+    changed[0, 0, 0, 0, 0] += 1
+    np.save(copy / "latents_1.npy", changed)
+    assert content_of(open_source(copy), range(2)) != first
 
 
 def test_a_stopped_run_resumes_bit_for_bit(place: Path, tmp_path: Path) -> None:

@@ -82,6 +82,10 @@ class LatentSource:
         origin = Origin(source=str(self.path), episode=episode, start=start)
         return Clip(states=states, fps=self.fps / self.pattern.stride, origin=origin, latents=latents)
 
+    def footage(self, episode: int) -> tuple[Path, int]:
+        """The file of an episode's latents, which begins with its first frame."""
+        return self.path / f"latents_{episode}.npy", 0
+
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
         """States alone, a copy."""
         check_window(self.episodes[episode], start, stop)

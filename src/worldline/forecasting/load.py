@@ -97,7 +97,7 @@ def load_forecaster(
         DataError: files are missing or damaged.
     """
     device, choice = device or torch.device("cpu"), choice or SamplingChoice()
-    world, description = load_world(model_folder(path, checkpoint), weights=weights)
+    world, description = load_world(model_folder(path, checkpoint), weights=weights, allow_different=allow_different)
     made_with = Identity.of(description)
     expected = made_with.tokenizer
     place = tokenizer or _tokenizer_of(path, expected)

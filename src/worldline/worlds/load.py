@@ -1,11 +1,12 @@
 """Save and load worlds by path: a run folder or a model folder is enough."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from worldline.identity import Identity, refuse_another
+from worldline.identity import Identity, Part, refuse_another
 from worldline.nn.load import load_weights
 from worldline.rundir import from_json, model_folder, read_model, to_json
 from worldline.schema import UsageError
@@ -17,7 +18,9 @@ WorldConfig = Annotated[STTransformerConfig | WanConfig, Field(discriminator="ki
 AnyWorld = STTransformer | WanWorld
 
 
-def load_world(path: Path, *, weights: Path | None = None) -> tuple[AnyWorld, dict[str, Any]]:
+def load_world(
+    path: Path, *, weights: Path | None = None, allow_different: Collection[Part] = ()
+) -> tuple[AnyWorld, dict[str, Any]]:
     """Build the world a path describes, in evaluation mode, on the CPU; with its whole description.
 
     What was trained is fp32, because the report found bfloat16 inference to be worse (section 3.2). A frozen backbone
@@ -25,6 +28,7 @@ def load_world(path: Path, *, weights: Path | None = None) -> tuple[AnyWorld, di
 
     Args:
         weights: folder of the pretrained backbone, if not where the checkpoint says (worlds with adapters only).
+        allow_different: `backbone`, where it may be another one on purpose.
 
     Raises:
         DataError: files are missing or damaged, or weights do not fit the description.
@@ -35,7 +39,7 @@ def load_world(path: Path, *, weights: Path | None = None) -> tuple[AnyWorld, di
     config: STTransformerConfig | WanConfig = from_json(WorldConfig, description.get("config"), folder / "model.json")
     world: AnyWorld
     if isinstance(config, WanConfig) and config.lora is not None:
-        world = config.build(_backbone(config, description, weights, folder))
+        world = config.build(_backbone(config, description, weights, folder, allow_different))
     elif weights is not None:
         raise UsageError(f"{folder} holds all weights of its world; --weights would change nothing")
     else:
@@ -44,7 +48,9 @@ def load_world(path: Path, *, weights: Path | None = None) -> tuple[AnyWorld, di
     return world.eval(), description
 
 
-def _backbone(config: WanConfig, description: dict[str, Any], weights: Path | None, folder: Path) -> Any:
+def _backbone(
+    config: WanConfig, description: dict[str, Any], weights: Path | None, folder: Path, allowed: Collection[Part]
+) -> Any:
     place = weights or Path(description["base"]["path"])
     if not place.exists():
         raise UsageError(
@@ -52,7 +58,8 @@ def _backbone(config: WanConfig, description: dict[str, Any], weights: Path | No
             "give its new place (--weights DIR)"
         )
     found = Identity(backbone=fingerprint_backbone(place))
-    refuse_another(Identity.of(description), found, what=f"the world in {folder}", places={"backbone": place})
+    what, made = f"the world in {folder}", Identity.of(description)
+    refuse_another(made, found, what=what, places={"backbone": place}, allowed=allowed)
     return load_backbone(place, config.backbone)
 
 
