@@ -23,7 +23,7 @@ from worldline.data.open import open_source
 from worldline.data.splits import recording_of
 from worldline.evaluation.held_out import DataChanges
 from worldline.evaluation.result import METRIC_INFO, Evaluation
-from worldline.rundir import save_tensors, to_json
+from worldline.rundir import RunDir, save_tensors, to_json
 from worldline.schema import DataError, UsageError
 from worldline.tokenizers.load import TokenizerIdentity, fingerprint
 from worldline.training.loop import train as run_training
@@ -239,6 +239,8 @@ def test_a_tokenizer_is_evaluated(lab: Path, tmp_path: Path, capsys: Capture) ->
     evaluation = Evaluation.load(tmp_path / "metrics.json")
     assert evaluation.protocol == "tokenizer"
     assert evaluation.settings["vocabulary"] == 200
+    latest = RunDir(lab / "tokenizer").checkpoints()[-1].name
+    assert evaluation.settings["checkpoint"] == latest
     assert evaluation.tokenizer == TokenizerIdentity(fingerprint=fingerprint(lab / "tokenizer")[:12], hysteresis=0.0)
     assert [row.role for row in evaluation.rows] == ["ceiling"]
 

@@ -168,7 +168,7 @@ def evaluate_compression(
         compared=COMPARED,
         horizon_frames=forecaster.horizon_frames,
         tokenizer=_scored(loaded, clips),
-        settings={**_settings(forecaster, scorer.changed, counts), "seed": protocol.seed},
+        settings={**loaded.chosen, **_settings(forecaster, scorer.changed, counts), "seed": protocol.seed},
         seconds=time.monotonic() - began,
     )
     evaluation.save(out / "metrics.json")

@@ -34,6 +34,7 @@ def evaluate_tokenizer(
     out: Path,
     split: Split = "not checked",
     identity: TokenizerIdentity | None = None,
+    checkpoint: str | None = None,
     device: torch.device | None = None,
     ranks: Ranks | None = None,
     progress: Progress | None = None,
@@ -46,6 +47,7 @@ def evaluate_tokenizer(
 
     Args:
         split: what `split_of` said of the clips, for the record.
+        checkpoint: which one of a run folder this is, for the record.
         device: where the tokenizer is; the CPU if not given.
         ranks: processes that share the clips; each returns the whole evaluation, and the first one writes.
 
@@ -72,7 +74,7 @@ def evaluate_tokenizer(
         horizon_frames=len(clips.pattern.frames),
         fps=clips.source.fps / clips.pattern.stride,
         tokenizer=identity,
-        settings=_usage(tally.totals),
+        settings=({"checkpoint": checkpoint} if checkpoint else {}) | _usage(tally.totals),
         seconds=time.monotonic() - began,
     )
     evaluation.save(out / "metrics.json")

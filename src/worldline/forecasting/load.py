@@ -56,10 +56,17 @@ class Loaded:
     contract: dict[str, Any]
     folder: Path
     """The model folder of the world."""
+    checkpoint: str = ""
+    """Name of the checkpoint of a run folder; empty for a model folder."""
     made_with: Identity = field(default_factory=Identity)
     """What the world was trained with, as far as its checkpoint says."""
     tokenizer: str | None = None
     """Fingerprint of the tokenizer behind the world; None where it was trained on tokens as they came."""
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """Which checkpoint of a run this is, for the settings of an evaluation."""
+        return {"checkpoint": self.checkpoint} if self.checkpoint else {}
 
     @property
     def identity(self) -> TokenizerIdentity | None:
@@ -97,7 +104,8 @@ def load_forecaster(
         DataError: files are missing or damaged.
     """
     device, choice = device or torch.device("cpu"), choice or SamplingChoice()
-    world, description = load_world(model_folder(path, checkpoint), weights=weights, allow_different=allow_different)
+    model = model_folder(path, checkpoint)
+    world, description = load_world(model, weights=weights, allow_different=allow_different)
     made_with = Identity.of(description)
     expected = made_with.tokenizer
     place = tokenizer or _tokenizer_of(path, expected)
@@ -137,7 +145,14 @@ def load_forecaster(
                 rows=choice.rows,
                 device=device,
             )
-    return Loaded(forecaster=forecaster, contract=contract, folder=path, made_with=made_with, tokenizer=spoken)
+    return Loaded(
+        forecaster=forecaster,
+        contract=contract,
+        folder=path,
+        checkpoint=model.name if model != path else "",
+        made_with=made_with,
+        tokenizer=spoken,
+    )
 
 
 def _check_grid(tokenizer: Tokenizer | None, grid: TokenGrid, place: Path | None) -> None:
