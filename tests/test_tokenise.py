@@ -236,7 +236,13 @@ def _prepared(root: Path, tokenizer: Path, *, train: str, val: str) -> Prepared:
     """Clips of tokens as a training makes them of its frames."""
     data = DataConfig(path=root / "raw", train_episodes=train, val_episodes=val, window_stride=17, cache=root / "cache")
     config = TrainConfig(
-        model=SMALL_WORLD, data=data, tokenizer=tokenizer, optimizer=OptimizerConfig(peak=1e-3), batch_size=1, phases=2
+        model=SMALL_WORLD,
+        data=data,
+        tokenizer=tokenizer,
+        optimizer=OptimizerConfig(peak=1e-3),
+        batch_size=1,
+        steps=1,
+        phases=2,
     )
     return prepare(config, lambda *_: None)
 
