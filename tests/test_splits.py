@@ -168,3 +168,19 @@ def test_built_ins_say_that_twin_mini_was_trained_on_and_its_validation_set_not(
     train, val = open_source(builtin.TWIN_MINI_TRAIN), open_source(builtin.TWIN_MINI_VAL)
     assert len(trained_on.among(train, range(80))) == 80
     assert trained_on.among(val, range(20)) == []
+
+
+def test_a_tokenizer_that_has_seen_the_validation_episodes_is_named(
+    raw: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = raw.parent / "tokenizer_run"
+    train(run_of(raw, "tokenizer", train_episodes=":2", val_episodes="2:"), run)
+    caplog.set_level(logging.WARNING)
+    for held_out, says in (("1", True), ("2", False)):
+        config = run_of(raw, "tokens", train_episodes="0", val_episodes=held_out, window_stride=17)
+        train(replace(config, tokenizer=run), raw.parent / f"world{held_out}")
+        assert (
+            "was trained on 1 of the 1 validation episodes (the first is shard 1, segment 0)" in caplog.text
+        ) == says
+        caplog.clear()
+        shutil.rmtree(raw.parent / "tokenizer")

@@ -3,6 +3,7 @@
 All that can go wrong with a request goes wrong here, before the first step.
 """
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from worldline.data.splits import Recordings
 from worldline.data.states import compute_stats
 from worldline.files import read_json
 from worldline.ranks import Ranks
-from worldline.rundir import describe_model, from_json, model_folder, to_json
+from worldline.rundir import RunDir, describe_model, from_json, model_folder, to_json
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.training.config import TrainConfig
@@ -21,6 +22,8 @@ from worldline.training.prepare_tokens import prepare_fsq, prepare_token_world
 from worldline.training.prepared import Prepared, Progress
 from worldline.worlds.st_transformer import STTransformerConfig
 from worldline.worlds.wan import WanConfig
+
+log = logging.getLogger(__name__)
 
 
 def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None) -> Prepared:
@@ -36,6 +39,7 @@ def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None)
     ranks = ranks or Ranks()
     if ranks.writes:
         _warn_of_strange_states(config.data)
+        _warn_of_a_tokenizer_that_knows(config)
     made = _prepare(config, ranks, progress)
     description = {**made.description, "trained_on": to_json(Recordings, trained_on)}
     if config.initial is not None and normalises(config):  # by the statistics that came with the weights
@@ -59,6 +63,21 @@ def _warn_of_strange_states(data: DataConfig) -> None:
     source, episodes = open_split(data, "train")
     warn(implausible(source, episodes))
     warn(unlike(*open_split(data, "val"), compute_stats(source, episodes=episodes)))
+
+
+def _warn_of_a_tokenizer_that_knows(config: TrainConfig) -> None:
+    """Say where the tokenizer has seen validation episodes: its part of their pictures is better than elsewhere."""
+    folder = config.tokenizer
+    if folder is None or not ((folder / "model.json").is_file() or RunDir(folder).latest()):
+        return  # another's files, which do not say what they were trained on
+    source, episodes = open_split(config.data, "val")
+    seen = _trained_on(folder).among(source, episodes)
+    if seen:
+        log.warning(
+            "%s: the tokenizer in %s was trained on %d of the %d validation episodes (the first is %s): pictures of "
+            "them come out better than those of new recordings would; train it on the same split",
+            *(source.path, folder, len(seen), len(episodes), seen[0].name),
+        )
 
 
 def _trained_on(initial: Path | None) -> Recordings:
