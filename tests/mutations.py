@@ -62,7 +62,7 @@ def _test_samples(root: Path) -> Path:
         (root / folder).mkdir(parents=True)
     for i in range(2):
         encode(root / f"videos/video_{i}.mp4", moving_picture(17), fps=30.0)
-        ramp(77, 25).tofile(root / f"robot_states/states_{i}.bin")
+        ramp(77, 25, start=100 * i).tofile(root / f"robot_states/states_{i}.bin")
     return root
 
 
