@@ -97,7 +97,7 @@ def test_data_info_says_it(tmp_path: Path) -> None:
 )
 def test_states_unlike_those_of_training_are_named(tmp_path: Path, change: object, kind: str, words: str) -> None:
     trained = compute_stats(open_source(write(tmp_path / "train", [moved(i) for i in range(4)])))
-    source = open_source(write(tmp_path / "new", [np.float32(change(moved(9)))]))  # pyright: ignore[reportCallIssue]
+    source = open_source(write(tmp_path / "new", [np.asarray(change(moved(9)), np.float32)]))  # pyright: ignore[reportCallIssue]
     problems = list(unlike(source, [0], trained))
     assert kinds(problems) == [kind]
     assert words in str(problems[0])
@@ -122,7 +122,7 @@ def test_a_wild_value_in_training_does_not_make_others_plausible(tmp_path: Path)
 def test_what_moves_rarely_is_plausible(tmp_path: Path) -> None:
     states = [moved(episode) * [1, 0] for episode in range(4)]
     states[2][30:33, 1] = [1, 5, 1]  # a gripper that closes once, a base that is driven once
-    source = open_source(write(tmp_path / "d", [np.float32(rows) for rows in states]))
+    source = open_source(write(tmp_path / "d", [np.asarray(rows, np.float32) for rows in states]))
     assert list(implausible(source, range(4))) == []
 
 

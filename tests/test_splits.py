@@ -128,7 +128,7 @@ def test_states_that_never_change_are_told_apart_by_their_videos_and_that_is_sai
         check_held_out(config)
     assert "states of 2 episodes never change" in caplog.text
     with pytest.raises(UsageError, match="2 of 3 validation episodes"):
-        check_held_out(replace(config, val_path=_copy(config.path), val_episodes=":"))
+        check_held_out(replace(config, val_path=_copy(tmp_path / "still"), val_episodes=":"))
 
 
 def test_damaged_notes_of_recordings_are_no_crash(raw: Path) -> None:
