@@ -263,7 +263,10 @@ def _assert_judged(folder: Path, found: list[dict[str, Any]]) -> None:
 
 def test_a_rank_that_fails_ends_the_others_with_a_message(tmp_path: Path) -> None:
     write_squares(tmp_path / "raw", 2, length=17)
-    (tmp_path / "raw/videos/video_1.mp4").write_bytes(b"no video")
+    video = tmp_path / "raw/videos/video_1.mp4"
+    data = video.read_bytes()
+    begin = data.index(b"mdat") + 4
+    video.write_bytes(data[:begin] + bytes(data.index(b"moov") - begin - 4) + data[data.index(b"moov") - 4 :])
     script = "from worldline.cli.main import main; main()"
     command = [sys.executable, "-c", script, "data", "convert", str(tmp_path / "raw"), str(tmp_path / "out"), "--json"]
     (fine, waiting), (damaged, reason) = _launch(command)
