@@ -382,6 +382,7 @@ def _assert_nothing_is_idle(
     return refused
 
 
+@pytest.mark.slow
 def test_no_option_is_idle_for_a_world_over_tokens(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     shutil.copytree(lab / "tokenizer", lab / "wrong")
     for path in (lab / "wrong").glob("checkpoints/*/model.json"):
