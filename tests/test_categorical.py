@@ -175,6 +175,13 @@ def test_a_temperature_near_nothing_is_greedy(temperature: float) -> None:
     assert torch.equal(cold, logits.argmax(dim=-1))
 
 
+def test_logits_that_differ_in_the_last_digits_draw_the_same_tokens() -> None:
+    logits = torch.randn(1, 2000, 3000, generator=torch.Generator().manual_seed(0))
+    tilted = logits + 1e-4 * torch.linspace(-1, 1, 3000)  # errors of one sign add up in sums of probabilities
+    one, other = (draw(x, Sampling(temperature=1.0), [torch.Generator().manual_seed(0)]) for x in (logits, tilted))
+    assert (one != other).float().mean() < 2e-3
+
+
 def test_a_token_without_probability_is_never_drawn_however_many_there_are() -> None:
     logits = torch.full((1, 4000, 9), -torch.inf)
     logits[..., [2, 5]] = 0.0

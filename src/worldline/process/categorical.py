@@ -61,16 +61,16 @@ def draw(
 
 
 def _drawn(logits: Float[Tensor, "*n v"], sampling: Sampling, generator: torch.Generator) -> Int64[Tensor, "*n"]:
-    """The first token at which the summed probability reaches a uniform number.
+    """Gumbel's trick: with Exponential(1) noise e, the largest of `logits - log e` is a sample of their softmax.
 
-    One number per position, where Gumbel's trick takes one per token of the vocabulary: few enough to draw on the CPU,
-    so that every device chooses alike. In (0, 1], a token without probability is never reached.
+    It takes a number per token of the vocabulary where the inverse of the summed probabilities takes one in all. But
+    logits that differ in the last digits, as those of another batch do, then choose the same tokens; by the inverse the
+    errors of all tokens before one add up and move it. Drawn on the CPU, so that every device chooses alike.
     """
+    # The largest is taken off first: divided by a temperature near 0, logits would be infinite.
     above = (logits.float() - logits.float().amax(dim=-1, keepdim=True)) / sampling.temperature
-    reached = _truncate(above, sampling).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    uniform = 1 - torch.rand(logits.shape[:-1], generator=generator, dtype=torch.float64)
-    wanted = uniform.to(logits.device).unsqueeze(-1) * reached[..., -1:]
-    return torch.searchsorted(reached, wanted).squeeze(-1)
+    noise = torch.empty(logits.shape).exponential_(generator=generator).to(logits.device)
+    return (_truncate(above, sampling) - noise.log_()).argmax(dim=-1)
 
 
 def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
