@@ -1,18 +1,20 @@
 """How long a training step takes with OpenMP's own settings and with worldline's, idle and beside busy processes.
 
-    python benchmarks/threads.py [--quick] [--repeats 7] [--busy 1]
+    python benchmarks/threads.py [--quick] [--repeats 7] [--busy 1] [--realtime]
 
 The step is that of `compression_tiny`. Each way of waiting has a process of its own, since OpenMP reads its settings
 when PyTorch is loaded; the processes make their steps in turns, while the others sleep. `openmp` is what PyTorch does
 by itself, `worldline` what `worldline.threads` chooses, `one_thread` what a careful user would set by hand. "Idle" is
-as idle as the machine is otherwise: see `load_average`.
+as idle as the machine is otherwise: see `load_average`. With `--realtime` (root, Linux) the idle steps run at real-time
+priority, before all other work, as if there were none; the busy ones stand beside that work and the busy processes.
 """
 
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from common import in_turns, options, publish, ratio, spread
 
@@ -60,6 +62,21 @@ class Stepper:
 
 
 @contextmanager
+def realtime(ways: dict[str, Stepper]) -> Iterator[None]:
+    """Inside, nothing else takes a core from the threads of the steps. They have all begun: each has made one step."""
+    for way in ways.values():
+        way()
+    tasks = [int(task.name) for way in ways.values() for task in Path(f"/proc/{way.process.pid}/task").iterdir()]
+    for task in tasks:
+        os.sched_setscheduler(task, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            os.sched_setscheduler(task, os.SCHED_OTHER, os.sched_param(0))
+
+
+@contextmanager
 def busy(count: int) -> Iterator[None]:
     """So many processes that do nothing but compute, each on one core."""
     started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
@@ -75,13 +92,18 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--busy", type=int, default=1, help="busy processes beside the step")
+    parser.add_argument("--realtime", action="store_true", help="idle steps before all other work (root, Linux)")
     arguments = parser.parse_args()
     repeats, clips = (1, 1) if arguments.quick else (arguments.repeats, 4)
     ways = {name: Stepper(*way, clips) for name, way in WAYS.items()}
-    figures: dict[str, object] = {"busy_processes": arguments.busy, "batch": clips}
+    figures: dict[str, object] = {
+        "busy_processes": arguments.busy,
+        "idle_at_realtime_priority": arguments.realtime,
+        "batch": clips,
+    }
     try:
         for condition, count in (("idle", 0), ("busy", arguments.busy)):
-            with busy(count):
+            with busy(count), realtime(ways) if arguments.realtime and not count else nullcontext():
                 seconds = in_turns(ways, repeats=repeats)
             figures[condition] = {
                 "seconds_per_step": {name: spread(found) for name, found in seconds.items()},
