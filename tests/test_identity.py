@@ -234,15 +234,18 @@ def test_paths_outlive_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     run = Path("runs/a")
     (run / "own").mkdir(parents=True)
-    data = DataConfig(path=Path("data"), val_path=builtin.TWIN_MINI_VAL, cache=tmp_path / "cache")
+    several = (Path("data"), run / "more", builtin.TWIN_MINI_TRAIN)
+    data = DataConfig(path=several, val_path=builtin.TWIN_MINI_VAL, cache=tmp_path / "cache")
     config = _world(tmp_path, data=data, tokenizer=run / "own")
     kept = stored(config, run)
-    assert (kept.data.path, kept.data.val_path) == (tmp_path / "data", Path("twin-mini-val"))
+    assert kept.data.path == (tmp_path / "data", Path("more"), Path("twin-mini"))
+    assert kept.data.val_path == Path("twin-mini-val")
     assert (kept.tokenizer, kept.data.cache) == (Path("own"), tmp_path / "cache")
     monkeypatch.chdir("/")
     (tmp_path / "runs/a").rename(tmp_path / "b")
     found = located(kept, tmp_path / "b")
-    assert (found.data.path, found.data.val_path) == (tmp_path / "data", builtin.TWIN_MINI_VAL)
+    assert found.data.path == (tmp_path / "data", tmp_path / "b/more", builtin.TWIN_MINI_TRAIN)
+    assert found.data.val_path == builtin.TWIN_MINI_VAL
     assert found.tokenizer == tmp_path / "b/own"
 
 

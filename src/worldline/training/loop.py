@@ -70,12 +70,13 @@ def train(
     """Train a model into a run folder; with `resume`, go on from its latest checkpoint as if never stopped.
 
     A run that was stopped before its first checkpoint begins again at step 0. SIGTERM ends it with a checkpoint of the
-    step that is running. Over several ranks every process calls
-    this with the same arguments and its own `ranks`; rank 0 alone writes and reports.
+    step that is running. Over several ranks every process calls this with the same arguments and its own `ranks`; rank
+    0 alone writes and reports.
 
     Raises:
-        UsageError: the folder holds a run already, or another run than the one to resume, or is in use; the batch does
-            not divide among the ranks; or a GPU has too little memory.
+        UsageError: the folder holds a run already, or another run than the one to resume, or is in use; what the run is
+            made with is another than it must be; the batch does not divide among the ranks; or a GPU has too little
+            memory.
         DataError: data or weights are not what they should be.
         NonFiniteLossError: the loss is no longer a number.
     """
