@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -261,6 +262,17 @@ def test_a_run_that_does_not_fit_the_free_memory_is_refused_with_one_that_does()
             refuse_too_little(config, free=free)
     with pytest.warns(UserWarning, match="training may take"):
         refuse_too_little(config, free=certain)
+
+
+def test_a_machine_with_too_little_main_memory_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _run(SMALL_WORLD, workers=2)
+    needed = host(Footprint(config), gpus=1, clips=config.batch_size).total
+    for pages, short in ((needed - 1, True), (needed, False)):
+        monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": pages}.get)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            refuse_too_little(config, free=10**12)
+        assert ["of main memory, but this machine has" in str(w.message) for w in found] == [True] * short
 
 
 def test_memory_that_data_would_decide_is_not_guessed() -> None:
