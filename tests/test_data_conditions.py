@@ -153,12 +153,13 @@ def test_a_frame_lost_in_the_middle_is_no_shift(tmp_path: Path) -> None:
         _read(root, 0, 30, 34)
 
 
-@pytest.mark.parametrize("times", ["falling", "equal", "no number"])
-def test_timestamps_that_do_not_rise_are_named(tmp_path: Path, times: str) -> None:
+@pytest.mark.parametrize("row", [9, 39])
+@pytest.mark.parametrize("times", ["falling", "equal", "no number", "infinite"])
+def test_timestamps_that_do_not_rise_are_named(tmp_path: Path, times: str, row: int) -> None:
     stamps = np.arange(40) / 30
-    stamps[9] = {"falling": 0.1, "equal": stamps[8], "no number": np.nan}[times]
+    stamps[row] = {"falling": 0.1, "equal": stamps[row - 1], "no number": np.nan, "infinite": np.inf}[times]
     root = write(tmp_path / "d", lengths=(40,), columns=lambda *_: {"times": stamps})
-    with pytest.raises(DataError, match=r"rise from row to row.*in row 9"):
+    with pytest.raises(DataError, match=rf"rise from row to row.*in row {row},"):
         _read(root, 0)
 
 

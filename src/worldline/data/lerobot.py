@@ -139,8 +139,27 @@ class LerobotSource:
         assert recording.video is not None
         path, rows, table = self._rows(episode)
         times, video = table.times[rows], frame_times(recording.video)
-        if not (np.diff(times) > 0).all() or not np.isfinite(times).all():
-            row = int(np.flatnonzero(~(np.diff(times, prepend=-np.inf) > 0))[0])
+        self._check_times(episode, path, times, video)
+        own = len(video) if recording.frames_in_file is None else recording.frames_in_file
+        one_to_one = own == len(video) and (recording.frames_in_file is not None or own == len(times))
+        begins, zero = recording.begins or 0.0, float(video.seconds[0])
+        found = pair(
+            times,
+            video.seconds,
+            starts=(begins, begins + zero) if zero else (begins,),
+            first=recording.first_frame if one_to_one else None,
+            fps=self.fps,
+        )
+        if isinstance(found, Mismatch):
+            raise self._unpaired(episode, found, times, video)
+        return found
+
+    def _check_times(self, episode: int, path: Path, times: Float64[np.ndarray, "n"], video: FrameTimes) -> None:
+        """Raise `DataError` unless times rise, at the rate of meta/info.json."""
+        with np.errstate(invalid="ignore"):
+            sound = np.isfinite(times) & (np.diff(times, prepend=-np.inf) > 0)
+        if not sound.all():
+            row = int(sound.argmin())
             raise DataError(
                 path,
                 expected=f"timestamps of {self.episodes[episode].name} that rise from row to row",
@@ -157,19 +176,6 @@ class LerobotSource:
                 "info.json's fps).",
                 kind="rate",
             )
-        own = len(video) if recording.frames_in_file is None else recording.frames_in_file
-        one_to_one = own == len(video) and (recording.frames_in_file is not None or own == len(times))
-        begins, zero = recording.begins or 0.0, float(video.seconds[0])
-        found = pair(
-            times,
-            video.seconds,
-            starts=(begins, begins + zero) if zero else (begins,),
-            first=recording.first_frame if one_to_one else None,
-            fps=self.fps,
-        )
-        if isinstance(found, Mismatch):
-            raise self._unpaired(episode, found, times, video)
-        return found
 
     def check(self, episode: int) -> tuple[int, int] | None:
         """Check all of an episode but its pixels, as cheaply as can be; give the size of its frames.
