@@ -37,6 +37,7 @@ from worldline.worlds.wan_text import save_text
         ("compression_tiny --model.vocab-size 5", "taken from the data"),
         ("compression_tiny --model.blind True --model.state-hidden 3", "unconditional"),
         ("compression_tiny_blind --model.conditioning add", "unconditional"),
+        ("compression_tiny --model.scheduled-sampling-rise 0.5", "--model.scheduled-sampling"),
         ("tokenizer_tiny --tokenizer X", "what is trained is a tokenizer"),
         ("tokenizer_tiny --phases 3", "start offsets"),
         ("tokenizer_tiny --data.pattern.stride 2", "--model.block-frames"),
@@ -133,6 +134,7 @@ PLACES = {
 MEMORY_ONLY = {"loss_chunk", "gradient_checkpointing"}
 """These change what a step takes, not what it gives."""
 NOT_IN_THE_LOSS = {
+    "scheduled_sampling_rise": "a matter of the step, see test_st_transformer.py",
     "block_frames": "the frames of a clip, checked by the loss",
     "backbone.rope_max_seq_len": "the longest sequence, refused when exceeded",
     "states.normalise": "statistics are set from the data, see test_adaln.py",
@@ -278,3 +280,27 @@ def test_every_field_of_a_run_changes_what_it_does(tmp_path: Path) -> None:
         if others and all(_run(other, tmp_path / f"{number}_{i}") == before for i, other in enumerate(others)):
             silent.append(place)
     assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"context_latents": 3}, "make 6 latents, the world reads 7"),
+        ({"backbone": replace(SMALL_BACKBONE, patch_size=(1, 4, 4))}, "do not divide into patches of 4x4"),
+        ({"backbone": replace(SMALL_BACKBONE, in_channels=8, out_channels=8)}, "latents have 4"),
+        ({"states": replace(SMALL_WAN.states, mode="full"), "context_latents": 1, "horizon_latents": 5}, ""),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_encoded(
+    changes: dict[str, Any], said: str, latents: TrainConfig, tmp_path: Path
+) -> None:
+    model = replace(SMALL_WAN, **changes)
+    config = replace(latents, model=model, data=replace(latents.data, cache=tmp_path / "cache"), weights=None)
+    if said:
+        with pytest.raises(UsageError, match=said):
+            train(config, tmp_path / "run")
+        assert not (tmp_path / "cache").exists()
+        assert not (tmp_path / "run").exists()
+    else:  # what can be is not
+        train(config, tmp_path / "run")
+        assert (tmp_path / "cache").exists()

@@ -119,6 +119,8 @@ def idle(config: TrainConfig) -> dict[str, str]:
             found["data.pattern."] = "a clip is context and horizon (--model.context-grids, --model.horizon-grids)"
             sizes = ("grid_height", "grid_width", "vocab_size", "state_dim", "block", "temporal_stride")
             found |= {f"model.{name}": FROM_DATA for name in sizes}
+            if model.scheduled_sampling == 0:
+                found["model.scheduled_sampling_rise"] = "no token is the model's own (--model.scheduled-sampling)"
             if model.blind:
                 states = ("state_hidden", "state_pooling", "conditioning", "normalise_states")
                 found |= {f"model.{name}": "the world is unconditional" for name in states}

@@ -23,7 +23,15 @@ from worldline.tokenizers.load import describe, fingerprint, load_vae
 from worldline.tokenizers.tokenise import key_hash
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
 from worldline.training.config import TrainConfig
-from worldline.training.prepared import Prepared, Progress, contract, frame_size, initialise, keep_tokenizer
+from worldline.training.prepared import (
+    Prepared,
+    Progress,
+    contract,
+    frame_size,
+    initialise,
+    keep_tokenizer,
+    picture_size,
+)
 from worldline.worlds.load import describe as describe_world
 from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_text import load_text
@@ -80,10 +88,10 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, ranks: Ra
     base = _base(config, model_config)
     vae, identity = load_vae(config.tokenizer), fingerprint(config.tokenizer)
     _check_channels(model_config, vae.config.z_dim)
+    grid = _grid(source, config.data, vae)
+    model_config = _fitted(model_config, source, grid, pattern)  # what cannot be is refused before anything is encoded
     data = _as_latents(config, source, chosen, vae, identity, ranks, progress)
     train, val = open_clips(data, "train"), open_clips(data, "val")
-    grid = _grid(train, vae)
-    model_config = _fitted(model_config, train, grid, pattern)
     torch.manual_seed(config.seed)  # the first weights are a function of the seed
     backbone = load_backbone(base, model_config.backbone, dtype=_dtype(model_config)) if base else None
     model = model_config.build(backbone)
@@ -123,13 +131,8 @@ def _contract(source: Source, data: DataConfig, grid: LatentGrid) -> dict[str, A
     return made | source.contract if isinstance(source, LatentSource) else made
 
 
-def _grid(clips: Clips, vae: WanVAETokenizer) -> LatentGrid:
-    if isinstance(clips.source, LatentSource):
-        return clips.source.latent_grid
-    frames = clips[0].frames
-    if frames is None:
-        raise UsageError(f"{clips.source.path} holds tokens; this world trains on frames or latents")
-    return vae.grid(frames.shape[-2], frames.shape[-1])
+def _grid(source: Source, data: DataConfig, vae: WanVAETokenizer) -> LatentGrid:
+    return source.latent_grid if isinstance(source, LatentSource) else vae.grid(*picture_size(data, source))
 
 
 def _as_latents(
@@ -223,7 +226,7 @@ def _check_channels(model: WanConfig, channels: int) -> None:
         )
 
 
-def _fitted(model: WanConfig, clips: Clips, grid: LatentGrid, pattern: FramePattern) -> WanConfig:
+def _fitted(model: WanConfig, source: Source, grid: LatentGrid, pattern: FramePattern) -> WanConfig:
     """The configuration with what the data decide: state kinds, windows; channels must fit already."""
     _check_channels(model, grid.channels)
     _, patch_h, patch_w = model.backbone.patch_size
@@ -232,8 +235,10 @@ def _fitted(model: WanConfig, clips: Clips, grid: LatentGrid, pattern: FramePatt
     expected, found = model.context_latents + model.horizon_latents, grid.latents_of(len(pattern.frames))
     if expected != found:
         raise UsageError(f"the pattern's {len(pattern.frames)} frames make {found} latents, the world reads {expected}")
-    states = replace(model.states, kinds=clips.source.layout.kinds, taken=pattern.frames, window=pattern.window)
-    return replace(model, states=states)
+    states = replace(model.states, kinds=source.layout.kinds, taken=pattern.frames, window=pattern.window)
+    fitted = replace(model, states=states)
+    fitted.check_codes()
+    return fitted
 
 
 def _dtype(model: WanConfig) -> torch.dtype:

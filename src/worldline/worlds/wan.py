@@ -77,6 +77,15 @@ class WanConfig:
         if self.text_rows > self.text_length:
             refuse(self, "text_rows", f"at most text_length, {self.text_length}")
 
+    def check_codes(self) -> None:
+        """Check that the states of a window become one code for each latent. Raises `UsageError`."""
+        length = self.context_latents + self.horizon_latents
+        if self.states.num_codes != length:
+            raise UsageError(
+                f"{self.states.mode!r} compresses the states of a window to {self.states.num_codes} codes, but "
+                f"there are {length} latents: {self.context_latents} of context, {self.horizon_latents} ahead"
+            )
+
     def build(self, backbone: nn.Module | None = None) -> "WanWorld":
         """Build it, over a given pretrained backbone or one with random weights (`lora` is applied to either)."""
         return WanWorld(self, backbone)
@@ -112,11 +121,7 @@ class WanWorld(nn.Module):
     def __init__(self, config: WanConfig, backbone: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
-        if config.states.num_codes != self.length:
-            raise UsageError(
-                f"{config.states.mode!r} compresses the states of a window to {config.states.num_codes} codes, but "
-                f"there are {self.length} latents: {config.context_latents} of context, {config.horizon_latents} ahead"
-            )
+        config.check_codes()
         self.backbone: Any = config.backbone.build() if backbone is None else backbone
         if config.lora is not None:
             _add_adapters(self.backbone, config.lora, block_bias=config.block_bias)
