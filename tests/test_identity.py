@@ -25,7 +25,7 @@ from worldline.rundir import RunDir, describe_model, load_tensors, model_folder,
 from worldline.schema import UsageError
 from worldline.tokenizers.load import describe, fingerprint, load_tokenizer
 from worldline.tokenizers.tokenise import tokenise
-from worldline.training.config import TrainConfig
+from worldline.training.config import TrainConfig, read_config
 from worldline.training.loop import train
 from worldline.training.optimizer import OptimizerConfig
 
@@ -201,6 +201,17 @@ def test_a_run_is_not_gone_on_with_by_another_tokenizer_or_split(tmp_path: Path)
     config = replace(config, data=replace(data, path=moved), tokenizer=tmp_path / "one_moved", steps=2)
     assert train(config, tmp_path / "run", resume=True).step == 2
     assert sorted((tmp_path / "cache").iterdir()) == made, "moved data and tokenizers are the same"
+    shutil.rmtree(tmp_path / "one_moved")
+    alone = read_config(RunDir(tmp_path / "run"))
+    assert alone.tokenizer == tmp_path / "run/tokenizer", "the run has a copy"
+    assert train(replace(alone, steps=3), tmp_path / "run", resume=True).step == 3
+
+
+def test_to_have_none_is_to_have_another(tmp_path: Path) -> None:
+    config, one = _world(tmp_path), _tokenizer(tmp_path / "one", 1)  # nobody knows who made these tokens
+    train(config, tmp_path / "run")
+    with pytest.raises(UsageError, match=rf"made with another tokenizer \(none; {one} is {fingerprint(one)[:12]}\)"):
+        train(replace(config, tokenizer=one, steps=2), tmp_path / "run", resume=True)
 
 
 def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_been_asked_for(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from worldline.data.clips import open_split
@@ -57,11 +57,17 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
     places = _places(config, splits)
     if resume:
         what, made = f"the run in {run.path}", stored_identity(run)
-        refuse_another(made, found, what=what, places=places, allowed=allowed)
+        made = _explicit(made) if run.identity.exists() else made
+        refuse_another(made, _explicit(found), what=what, places=places, allowed=allowed)
     elif config.initial is not None:
         what, made = f"the model in {config.initial}", Identity.of(describe_model(model_folder(config.initial)))
         refuse_another(made, found, what=what, places=places, parts=_OF_A_WORLD, allowed=allowed)
     return found
+
+
+def _explicit(identity: Identity) -> Identity:
+    """With a word where a run has no tokenizer, backbone or text, so that having none differs from having one."""
+    return replace(identity, **{part: "none" for part in _OF_A_WORLD if getattr(identity, part) is None})
 
 
 def stored_identity(run: RunDir) -> Identity:
