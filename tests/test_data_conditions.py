@@ -25,6 +25,7 @@ from condition_builders import (
 from data_builders import write_raw, write_tokens
 from pyarrow import parquet
 
+from worldline.cli import data
 from worldline.data.faults import check_episodes
 from worldline.data.info import Info, inspect
 from worldline.data.open import open_source
@@ -647,3 +648,11 @@ def test_arrays_of_latents_of_another_shape_are_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="git lfs pull"):
             source.read(0, 0, 5)
         (root / f"{name}.npy").write_bytes(kept)
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path / "d", lengths=(20, 0, 20), edit=lambda rows: rows.append(rows[0]))
+    data.main(["convert", str(root), str(tmp_path / "out")])
+    shown = capsys.readouterr()
+    assert "left out 2: episode 0 (listed 2 times, used once), episode 1 (of no frame)" in shown.err
+    assert "2 listed episodes were left out" in shown.out

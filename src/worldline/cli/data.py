@@ -9,7 +9,8 @@ import tyro
 
 from worldline import builtin
 from worldline.checks import MOST_WORKERS, seed, whole
-from worldline.cli.console import Progress, choose, options_of, show
+from worldline.cli.console import Progress, choose, options_of, say, show
+from worldline.data.checks import summarise
 from worldline.data.choose import choose_episodes, only
 from worldline.data.clips import MOST_PIXELS
 from worldline.data.convert import convert
@@ -59,6 +60,8 @@ class Opening(OpenOptions):
         chosen = choose_episodes(source, self.episodes, exclude=self.exclude_episodes)
         check_episodes(source, chosen, size=size)
         if os.environ.get("RANK", "0") == "0":
+            if source.left_out:
+                say(f"{source.path}: left out {summarise(source.left_out)}")
             warn(implausible(source, chosen))
         return source, chosen
 

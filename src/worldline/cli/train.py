@@ -154,7 +154,7 @@ def _show(result: TrainResult, *, as_json: bool) -> None:
         "seconds": round(result.seconds, 1),
     }
     if result.left_out:
-        say(f"{len(result.left_out)} listed episodes were absent and left out, for example: {result.left_out[0]}")
+        say(f"{len(result.left_out)} listed episodes were left out, for example: {result.left_out[0]}")
     if result.stopped:
         say(f"stopped by SIGTERM, with a checkpoint; to go on: worldline train --resume {result.run}")
     lines = [f"{result.run}: step {result.step} of {result.total_steps} after {result.seconds:.0f} s"]
