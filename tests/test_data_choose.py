@@ -13,7 +13,7 @@ from data_builders import CAMERA, ramp, write_lerobot, write_raw, write_tokens
 from latent_builders import small_vae
 from pyarrow import parquet
 
-from worldline.data.choose import choose_episodes, join, only
+from worldline.data.choose import choose_episodes, how_to_leave_out, join, only
 from worldline.data.clips import DataConfig, check_held_out, open_clips, open_split
 from worldline.data.convert import convert
 from worldline.data.info import inspect
@@ -349,3 +349,13 @@ def test_damaged_notes_of_how_data_were_read_are_no_crash(tmp_path: Path, notes:
     metadata = json.loads((root / "metadata.json").read_text()) | {"provenance": {"reading": notes}}
     (root / "metadata.json").write_text(json.dumps(metadata))
     assert contract_of(open_source(root), OpenOptions(), root, None)["camera"] is None
+
+
+def test_the_option_that_leaves_an_episode_out_does_so(tmp_path: Path) -> None:
+    first, second = (write_lerobot(tmp_path / name, "v2.1", (20, 30)) for name in "ab")
+    assert how_to_leave_out(open_source(first), 1).startswith("--exclude-episodes 1 ")
+    both = open_source((first, second))
+    for episode in range(4):
+        option, text, _ = how_to_leave_out(both, episode).split(maxsplit=2)
+        assert option == "--episodes"
+        assert choose_episodes(both, text) == tuple(i for i in range(4) if i != episode)

@@ -82,6 +82,15 @@ def own_number(episode: Episode) -> int:
     return episode.index if episode.number is None else episode.number
 
 
+def how_to_leave_out(source: Source, episode: int) -> str:
+    """The option that leaves an episode out, for messages."""
+    number = own_number(source.episodes[episode])
+    if sum(own_number(other) == number for other in source.episodes) == 1:
+        return f"--exclude-episodes {number} (in recipes --data.exclude-episodes)"
+    before, after = f":{episode}" * (episode > 0), f"{episode + 1}:" * (episode + 1 < len(source.episodes))
+    return f"--episodes {','.join(part for part in (before, after) if part)} (in recipes --data.train-episodes)"
+
+
 def only(source: Source, episodes: Sequence[int]) -> OnexSource | LerobotSource:
     """A source of some episodes of another; the others count as left out."""
     if not isinstance(source, OnexSource | LerobotSource):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from worldline.data.checks import check_finite
-from worldline.data.choose import JOINED
+from worldline.data.choose import JOINED, how_to_leave_out
 from worldline.data.lerobot import LerobotSource
 from worldline.data.lerobot_open import cameras, stated_names, stated_size
 from worldline.data.onex import OnexSource, check_ids
@@ -40,16 +40,15 @@ def check_episodes(source: Source, episodes: Sequence[int], *, size: int | None 
         try:
             found = source.check(episode)
         except DataError as problem:
-            raise _with_a_way_out(problem, source.episodes[episode]) from problem
+            raise _with_a_way_out(problem, source, episode) from problem
         if size is None and found is not None and found != source.image_size and source.image_size is not None:
             raise _other_size(source.footage(episode)[0], source.image_size, found)
 
 
-def _with_a_way_out(problem: DataError, episode: Episode) -> DataError:
-    number = episode.index if episode.number is None else episode.number
+def _with_a_way_out(problem: DataError, source: Source, episode: int) -> DataError:
     fix = (
-        f"{problem.fix} Or leave {episode.name} out: --exclude-episodes {number} (in recipes --data.exclude-episodes), "
-        "or whatever is damaged with --allow-missing."
+        f"{problem.fix} Or leave {source.episodes[episode].name} out: {how_to_leave_out(source, episode)}, or whatever "
+        "is damaged with --allow-missing."
     )
     return DataError(problem.path, expected=problem.expected, found=problem.found, fix=fix, kind=problem.kind)
 

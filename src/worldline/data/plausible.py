@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from worldline.data.choose import own_number
+from worldline.data.choose import how_to_leave_out
 from worldline.data.lerobot import LerobotSource
 from worldline.data.source import Source
 from worldline.data.states import StateStats
@@ -98,7 +98,7 @@ def _other_units(source: Source, episodes: Sequence[int], sizes: Float[np.ndarra
             _file(source, episode.index),
             expected=f"{source.layout.names[dim]} of about {usual[dim]:.3g}, as in most episodes",
             found=f"{sizes[first, dim]:.3g} in {episode.name}, as if in another unit ({strange.sum()} such episodes)",
-            fix=f"Convert the unit, or leave out what is at fault ({_option(source, episode.index)}).",
+            fix=f"Convert the unit, or leave out what is at fault ({how_to_leave_out(source, episode.index)}).",
             kind="other_unit",
         )
 
@@ -184,13 +184,9 @@ class _Places:
             expected=expected,
             found=f"{self.value:.6g} in row {self.row} of {name} ({self.count} such values in {self.in_episodes} "
             "episodes)",
-            fix=f"Repair the recording, or leave out what is at fault ({_option(self.source, self.episode)}).",
+            fix=f"Repair the recording, or leave out what is at fault ({how_to_leave_out(self.source, self.episode)}).",
             kind=kind,
         )
-
-
-def _option(source: Source, episode: int) -> str:
-    return f"--exclude-episodes {own_number(source.episodes[episode])}"
 
 
 def _file(source: Source, episode: int) -> Path:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from worldline.data.choose import own_number
+from worldline.data.choose import how_to_leave_out
 from worldline.data.source import Filmed, Source
 from worldline.schema import DataError, Episode, UsageError
 
@@ -76,7 +76,7 @@ def repeated(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
             source.path,
             expected="every recording once",
             found=f"the states of {one.name} in {two.name} again ({len(pairs)} such episodes)",
-            fix=f"Leave one of them out (--exclude-episodes {own_number(two)}).",
+            fix=f"Leave one of them out ({how_to_leave_out(source, two.index)}).",
             kind="duplicate",
         )
 
