@@ -20,7 +20,7 @@ from builders import (
     write_squares,
 )
 from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN, small_vae
-from tolerances import assert_pixels_agree
+from tolerances import assert_pixels_agree, assert_tokens_agree
 
 from worldline.cli import evaluate, forecast
 from worldline.data.open import open_source
@@ -137,8 +137,8 @@ def test_test_samples_of_tokens_are_forecast_without_a_tokenizer(tmp_path: Path)
             steps = reference.forecast(torch.from_numpy(context).long(), torch.from_numpy(states), sampling=Sampling())
             for index, step in enumerate(steps):
                 chances = step.logits[0].log_softmax(dim=-1)
-                assert torch.equal(made.tokens[0, index], step.tokens[0])
-                assert torch.equal(made.top_ids[index, ..., 0], step.tokens[0])
+                assert_tokens_agree(made.tokens[0, index], step.tokens[0])
+                assert_tokens_agree(made.top_ids[index, ..., 0], step.tokens[0])
                 expected = chances.gather(-1, made.top_ids[index])
                 torch.testing.assert_close(made.top_log_probs[index], expected, rtol=1e-4, atol=1e-4)
         assert made.top_ids.shape == (3, 2, 2, 200), "no more than there are"
@@ -332,7 +332,7 @@ def test_chosen_samples_alone_are_written_and_mean_the_same(tmp_path: Path) -> N
     assert (recorded["settings"]["top_k"], recorded["settings"]["top_p"]) == (50, 0.9)
     for name, made in some.items():
         assert made.tokens is not None
-        assert torch.equal(made.tokens, whole[name].tokens[:1])  # pyright: ignore[reportOptionalSubscript]
+        assert_tokens_agree(made.tokens, whole[name].tokens[:1])  # pyright: ignore[reportOptionalSubscript]
         torch.testing.assert_close(made.top_log_probs, whole[name].top_log_probs)
 
 
