@@ -13,6 +13,8 @@ from data_builders import CAMERA, ramp, write_lerobot, write_raw, write_tokens
 from latent_builders import small_vae
 from pyarrow import parquet
 
+from worldline.cli import data as data_cli
+from worldline.cli import train as train_cli
 from worldline.data.choose import choose_episodes, how_to_leave_out, join, only
 from worldline.data.clips import DataConfig, check_held_out, open_clips, open_split
 from worldline.data.convert import convert
@@ -21,6 +23,7 @@ from worldline.data.onex import OnexSource
 from worldline.data.open import OpenOptions, contract_of, open_source
 from worldline.data.windows import FramePattern
 from worldline.evaluation.held_out import DataChanges, held_out
+from worldline.rundir import from_json, to_json
 from worldline.schema import UsageError
 from worldline.tokenizers.encode import encode
 from worldline.tokenizers.tokenise import tokenise
@@ -359,3 +362,22 @@ def test_the_option_that_leaves_an_episode_out_does_so(tmp_path: Path) -> None:
         option, text, _ = how_to_leave_out(both, episode).split(maxsplit=2)
         assert option == "--episodes"
         assert choose_episodes(both, text) == tuple(i for i in range(4) if i != episode)
+
+
+def test_choices_are_typed_as_the_docs_say(tmp_path: Path) -> None:
+    def data(words: str) -> DataConfig:
+        job = train_cli.parse(["compression_tiny", *words.split()])
+        assert isinstance(job, train_cli.Job)
+        return job.config.data
+
+    assert data("--data.path A").path == Path("A")
+    assert data("--data.path A B --data.val-path None").path == (Path("A"), Path("B"))
+    assert data("--data.val-path A B").val_path == (Path("A"), Path("B"))
+    assert data("--data.exclude-episodes 7 12").exclude_episodes == (7, 12)
+    assert data("--data.state-keys robot.arm robot.hand").state_keys == ("robot.arm", "robot.hand")
+    assert data("--data.train-episodes :40,45,50:60").train_episodes == ":40,45,50:60"
+    two = data("--data.path A B --data.exclude-episodes 3")
+    assert from_json(DataConfig, json.loads(json.dumps(to_json(DataConfig, two))), tmp_path) == two
+    job = data_cli.parse(["convert", "A", "OUT", "--join", "B", "--exclude-episodes", "7", "--state-keys", "arm"])
+    assert isinstance(job, data_cli.ConvertJob)
+    assert (job.path, job.out, job.join, job.exclude_episodes) == (Path("A"), Path("OUT"), (Path("B"),), (7,))
