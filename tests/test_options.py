@@ -37,6 +37,7 @@ from worldline.worlds.wan_text import save_text
         ("compression_tiny --model.vocab-size 5", "taken from the data"),
         ("compression_tiny --model.blind True --model.state-hidden 3", "unconditional"),
         ("compression_tiny_blind --model.conditioning add", "unconditional"),
+        ("compression_tiny --model.code-levels 8 8", "the tokenizer's own"),
         ("compression_tiny --model.scheduled-sampling-rise 0.5", "--model.scheduled-sampling"),
         ("tokenizer_tiny --tokenizer X", "what is trained is a tokenizer"),
         ("tokenizer_tiny --phases 3", "start offsets"),
@@ -61,6 +62,8 @@ def test_what_would_change_nothing_is_refused_with_the_reason(words: str, why: s
     [
         "tokenizer_tiny --data.cache-size 96",
         "compression_tiny --model.blind True",
+        "compression_tiny --model.code-levels",
+        "compression_revontuli --model.code-levels 8 8 8 5 5 5",
         "sampling_tiny --model.blind True",
         "vae_tiny --data.pattern.window 17",
         "sampling_revontuli --model.lora None --weights X --text Y",

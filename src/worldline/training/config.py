@@ -119,6 +119,8 @@ def idle(config: TrainConfig) -> dict[str, str]:
             found["data.pattern."] = "a clip is context and horizon (--model.context-grids, --model.horizon-grids)"
             sizes = ("grid_height", "grid_width", "vocab_size", "state_dim", "block", "temporal_stride")
             found |= {f"model.{name}": FROM_DATA for name in sizes}
+            if model.code_levels and config.tokenizer and not (config.tokenizer / "encoder.jit").is_file():  # Cosmos'
+                found["model.code_levels"] = "the tokenizer's own levels are taken; an empty list takes none"
             if model.scheduled_sampling == 0:
                 found["model.scheduled_sampling_rise"] = "no token is the model's own (--model.scheduled-sampling)"
             if model.blind:
