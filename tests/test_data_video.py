@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
+from condition_builders import film, write_film
 from data_builders import moving_picture
 
-from worldline.data.video import decode, encode, probe, resize, stream_frames
+from worldline.data.video import decode, encode, frame_times, probe, resize, stream_frames
 from worldline.schema import DataError, UsageError
 
 SHARED = Path(__file__).parents[2] / "shared/data"
@@ -68,6 +70,19 @@ def test_reading_past_the_end_says_which_frame_is_missing(tmp_path: Path) -> Non
     encode(tmp_path / "a.mp4", moving_picture(20), fps=30.0)
     with pytest.raises(DataError, match=r"expected frames 10\.\.29 to decode, found no frame 20"):
         decode(tmp_path / "a.mp4", range(10, 30))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_seeking_lands_on_the_keyframe_before_a_frame(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_film(path, film(48), b_frames=3)  # a keyframe every 12
+    times = frame_times(path)
+    with av.open(str(path)) as container:
+        for number in (0, 11, 12, 30, 36, 47):
+            place = times.seeks_for(int(times.ticks[number]))[0]
+            container.seek(place, stream=container.streams.video[0], backward=True)
+            first = next(frame for frame in container.decode(video=0) if frame.pts is not None)
+            assert first.pts == times.ticks[number // 12 * 12]  # and not one whole group earlier
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "holed", "absent"])

@@ -56,8 +56,8 @@ class FrameTimes:
     """Rising; frame i is shown at `ticks[i]`."""
     keys: Int64[np.ndarray, "k"]
     """When keyframes are shown, rising."""
-    key_seeks: Int64[np.ndarray, "k"]
-    """Where to seek for each of them: containers index by the time of decoding."""
+    key_decoded: Int64[np.ndarray, "k"]
+    """When each of them is decoded: some containers seek by that."""
     tick: Fraction
     """Seconds."""
 
@@ -68,10 +68,11 @@ class FrameTimes:
     def seconds(self) -> Float64[np.ndarray, "n"]:
         return self.ticks * float(self.tick)
 
-    def seek_for(self, tick: int) -> int:
-        """Where to seek so that decoding begins at or before a frame."""
+    def seeks_for(self, tick: int) -> tuple[int, ...]:
+        """Where to seek so that decoding begins at or before a frame: the nearest first, the file's beginning last."""
         before = int(np.searchsorted(self.keys, tick, side="right")) - 1
-        return int(self.key_seeks[before]) if before >= 0 else int(self.ticks[0])
+        near = (int(self.keys[before]), int(self.key_decoded[before])) if before >= 0 else ()
+        return (*near, int(min(self.key_decoded.min(initial=0), self.ticks[0])))
 
 
 def probe(path: Path) -> VideoInfo:
@@ -128,7 +129,7 @@ def _frame_times(path: Path, _size: int, _mtime: int) -> FrameTimes:
     return FrameTimes(
         ticks=np.unique(np.array(shown, np.int64)),
         keys=np.array(at, np.int64),
-        key_seeks=np.array([keys[key] for key in at], np.int64),
+        key_decoded=np.array([keys[key] for key in at], np.int64),
         tick=tick,
     )
 
@@ -268,16 +269,14 @@ def _from_keyframe(
     container: InputContainer, stream: av.VideoStream, times: FrameTimes, tick: int
 ) -> Iterator[av.VideoFrame]:
     """Decoded frames, beginning at or before the frame shown at `tick`."""
-    container.seek(times.seek_for(tick), stream=stream, backward=True)
-    frames = container.decode(stream)
-    first = next((frame for frame in frames if frame.pts is not None), None)
-    if first is None or first.pts is None or first.pts > tick:
-        # Some files index keyframes wrongly: then go through the file from its beginning.
-        container.seek(int(min(times.key_seeks.min(initial=0), times.ticks[0])), stream=stream, backward=True)
-        yield from container.decode(stream)
-        return
-    yield first
-    yield from frames
+    for place in times.seeks_for(tick):
+        container.seek(place, stream=stream, backward=True)
+        frames = container.decode(stream)
+        first = next((frame for frame in frames if frame.pts is not None), None)
+        if first is not None and first.pts is not None and first.pts <= tick:
+            yield first
+            yield from frames
+            return
 
 
 def _damaged(path: Path, numbers: Sequence[int], found: str) -> DataError:
