@@ -171,6 +171,16 @@ def test_autocast_halves_what_linear_layers_keep() -> None:
     assert low.backward_flop == full.backward_flop + 3 * product
 
 
+def test_a_worlds_own_guesses_cost_a_pass_and_leave_nothing_behind() -> None:
+    plain, guessing = (
+        _footprint(replace(GUESSING, scheduled_sampling=share)).train(4, checkpointing=False) for share in (0.0, 0.5)
+    )
+    assert guessing.backward_flop == plain.backward_flop
+    assert guessing.held == pytest.approx(plain.held, rel=0.01)
+    assert guessing.peak == pytest.approx(plain.peak, rel=0.05)
+    assert 1.5 * plain.forward_flop < guessing.forward_flop < 2 * plain.forward_flop
+
+
 # --- frozen weights and checkpointing ---
 
 

@@ -141,7 +141,8 @@ class AsOnCuda(TorchFunctionMode):
         super().__init__()
         self.autocast = autocast
         self.casts: dict[int, Tensor] | None = {}
-        """Trained weights are cast once in the forward pass and kept till its end; after that, at every use."""
+        """Trained weights are cast once in the forward pass and kept till its end; after that, or without gradients, at
+        every use."""
 
     def leave_autocast(self) -> None:
         """Drop the cast weights; what is computed again in the backward pass casts anew."""
@@ -175,7 +176,7 @@ class AsOnCuda(TorchFunctionMode):
     def _low(self, x: Any) -> Any:
         if not isinstance(x, Tensor) or x.dtype != torch.float32:
             return x
-        if self.casts is None or not (x.is_leaf and x.requires_grad):
+        if self.casts is None or not torch.is_grad_enabled() or not (x.is_leaf and x.requires_grad):
             return x.bfloat16()
         if id(x) not in self.casts:
             self.casts[id(x)] = x.bfloat16()
