@@ -143,4 +143,4 @@ def test_real_broken_recording_names_the_98_missing_episodes() -> None:
     assert (info.episodes, len(info.left_out)) == (2, 98)
     missing = next(problem for problem in info.problems if problem.kind == "missing_files")
     assert missing.count == 98  # one line, not 98
-    assert _found(info, "missing episode 2 ")
+    assert _found(info, "missing episode 0 ")
