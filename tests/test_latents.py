@@ -170,7 +170,7 @@ def test_latents_of_another_vae_are_refused(place: Path, tmp_path: Path) -> None
     mixed = world_run(place / "encoded", root / "encoded", place / "vae")
     with pytest.raises(UsageError, match=r"validation data .*judged/encoded was made with another tokenizer"):
         train(mixed, tmp_path / "run")
-    with pytest.raises(UsageError, match=r"holds latents, but .*val does not; encode it too"):
+    with pytest.raises(UsageError, match=r"encoded cannot be validated on .*val, they differ in content"):
         train(world_run(place / "encoded", place / "val", place / "vae"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -22,7 +22,7 @@ from worldline.data.onex_write import finish_raw, write_raw_shard
 from worldline.data.open import open_source
 from worldline.data.splits import Recordings, recording_of, recordings
 from worldline.rundir import RunDir, read_model
-from worldline.schema import UsageError
+from worldline.schema import StateLayout, UsageError
 from worldline.tokenizers.encode import encode
 from worldline.tokenizers.tokenise import tokenise
 from worldline.training.loop import train
@@ -57,7 +57,7 @@ def test_no_run_validates_on_what_it_trains_on(raw: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("other", [lambda root: root, lambda root: root / ".." / root.name, _copy, _link, _converted])
 def test_validation_data_elsewhere_are_compared_by_content(raw: Path, other: Callable[[Path], Path]) -> None:
-    shared = DataConfig(path=raw, train_episodes=":2", val_path=other(raw))
+    shared = DataConfig(path=raw, train_episodes=":2", val_path=other(raw), image_size=16)
     with pytest.raises(UsageError, match="2 of 3 validation episodes"):
         check_held_out(shared)
     trained_on = check_held_out(replace(shared, val_episodes="2:"))
@@ -95,6 +95,32 @@ def test_tokens_latents_and_conversions_name_the_recordings_they_were_made_from(
         check_held_out(DataConfig(path=base / "tokens", val_path=base / "all"))
     with pytest.raises(UsageError, match="1 of 1 validation episodes"):
         check_held_out(DataConfig(path=raw, val_path=base / "latents"))
+    for train_on, val, free in (("tokens", "latents", "0"), ("latents", "all", "2"), ("tokens", "raw", "1")):
+        config = DataConfig(path=base / train_on, val_path=base / val, val_episodes=free)
+        with pytest.raises(UsageError, match=r"they differ in content: \w+ and \w+"):
+            check_held_out(config)
+
+
+def _others(root: Path, change: str) -> Path:
+    """Recordings of squares by a robot, or a camera, of another kind."""
+    names = {"names": ("knee", "gripper"), "more": ("elbow", "gripper", "knee")}.get(change, TWO_JOINTS.names)
+    layout, fps = StateLayout(names=names, kinds=("angle",) * len(names)), 10.0 if change == "rate" else 30.0
+    frames = moving_picture(34, size=32 if change == "size" else 16)
+    states = np.tile(np.linspace(0, 1, 34, dtype=np.float32)[:, None], (1, len(names)))
+    write_raw_shard(root, 0, frames=frames, states=states, segments=np.zeros(34, np.int32), fps=fps)
+    finish_raw(root, num_shards=1, num_images=34, fps=fps, layout=layout, provenance={})
+    return root
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "vae", "tokens", "latents"])
+@pytest.mark.parametrize("change", ["names", "more", "rate", "size"])
+def test_data_unlike_those_of_training_cannot_validate(raw: Path, kind: str, change: str) -> None:
+    other, size = _others(raw.parent / "other", change), None if change == "size" else 16
+    says = {"rate": "frames per second: 30.0 and 10.0", "size": "picture size"}.get(change, "state names")
+    with pytest.raises(UsageError, match=f"differ in {says}"):
+        train(run_of(raw, kind, val_path=other, image_size=size), raw.parent / "run")
+    assert not (raw.parent / "cache").exists()
+    assert not (raw.parent / "run").exists()
 
 
 def test_a_run_says_what_it_was_trained_on_and_what_it_began_from(raw: Path) -> None:

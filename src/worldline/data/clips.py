@@ -156,13 +156,36 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
         trained_on: what the weights that training starts from were trained on.
 
     Raises:
-        UsageError: a validation episode is also trained on, at whatever path.
+        UsageError: a validation episode is also trained on, at whatever path; or what is trained on cannot be
+            validated on such data.
         DataError: states or videos are not what they should be.
     """
     source, episodes = _checked_split(config, "train")
     trained_on = recordings(source, episodes).joined(trained_on or Recordings())
-    refuse_shared(trained_on, *_checked_split(config, "val"))
+    held_out, chosen = _checked_split(config, "val")
+    refuse_shared(trained_on, held_out, chosen)
+    _refuse_unlike(source, held_out, sized=config.image_size is not None)
     return trained_on
+
+
+def _refuse_unlike(train: Source, val: Source, *, sized: bool) -> None:
+    """Raise `UsageError` where validation data are not of the shape and units of the training data."""
+    for what, one, two in (
+        ("content", _content(train), _content(val)),
+        ("state names", train.layout.names, val.layout.names),
+        ("frames per second", round(train.fps, 3), round(val.fps, 3)),
+        ("tokens", train.grid, val.grid),
+        *([] if sized else [("picture size", train.image_size, val.image_size)]),
+    ):
+        if one != two:
+            raise UsageError(
+                f"what is trained on {train.path} cannot be validated on {val.path}, they differ in {what}: {one} and "
+                f"{two}. Give validation data like the training data (--data.val-path)"
+            )
+
+
+def _content(source: Source) -> str:
+    return "tokens" if source.grid else "frames" if source.image_size else source.kind
 
 
 def _checked_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]:

@@ -168,10 +168,8 @@ def _as_latents(
 
 def _checked(data: DataConfig, train: LatentSource) -> DataConfig:
     """The data configuration over latents that are there; both splits must hold them, of the pattern that is wanted."""
-    val = open_split(data, "val")[0]
-    if not isinstance(val, LatentSource):
-        raise UsageError(f"{train.path} holds latents, but {val.path} does not; encode it too (worldline data encode)")
-    for source in (train, val):
+    for source in (train, open_split(data, "val")[0]):
+        assert isinstance(source, LatentSource), "both splits hold the same"
         if source.pattern != data.pattern:
             raise UsageError(f"{source.path} was encoded with {source.pattern}, but the run asks for {data.pattern}")
         if source.latent_grid != train.latent_grid:

@@ -110,11 +110,12 @@ def _as_tokens(
     source, chosen = open_split(data, "train")
     if source.grid is not None:
         return replace(data, pattern=_pattern(model, source.grid))
+    size = picture_size(data, source)
     if tokenizer is None or config.tokenizer is None:
         raise UsageError(f"{source.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)")
     if data.cache is None:
         raise UsageError(f"{source.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
-    future, held_out = tokenizer.grid(*picture_size(data, source)), open_split(data, "val")
+    future, held_out = tokenizer.grid(*size), open_split(data, "val")
     pattern, block = _pattern(model, future), future.block  # what cannot be is refused before anything is tokenized
     _check_stride(data.window_stride, block)
     _check_lengths(source, chosen, 2 * block)

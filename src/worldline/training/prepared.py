@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from worldline.data.clips import Clips, DataConfig, open_windows
+from worldline.data.clips import Clips, DataConfig, open_split, open_windows
 from worldline.data.open import contract_of
 from worldline.data.source import Source
 from worldline.nn.load import load_weights
@@ -67,8 +67,10 @@ def frame_size(data: DataConfig) -> tuple[int, int]:
     Raises:
         UsageError: the data hold no frames, or a split no window.
     """
+    size = picture_size(data, open_split(data, "train")[0])
     open_windows(data, "val")
-    return picture_size(data, open_windows(data, "train")[0])
+    open_windows(data, "train")
+    return size
 
 
 def picture_size(data: DataConfig, source: Source) -> tuple[int, int]:
