@@ -127,7 +127,7 @@ def test_kill_minus_nine_frees_the_folder(tmp_path: Path) -> None:
     process.start()
     inside.wait()
     assert process.pid is not None
-    _refused(run, match=rf"run is in use by process {process.pid} on \S+ since 20.*pytest")
+    _refused(run, match=rf"run is in use by process {process.pid} on \S+ since 20[-0-9]+ [:0-9]+ \(.*\S\)")
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     with owned(run):

@@ -330,7 +330,7 @@ def test_an_interrupted_run_is_carried_on(dataset: Path, tmp_path: Path) -> None
 
 
 def test_another_config_or_foreign_files_are_refused(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="seed 5 instead of 7"):
+    with pytest.raises(UsageError, match=r"made with another seed \(seed: 5 there, 7 now\)"):
         generate(dataset, replace(TINY, seed=7))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
