@@ -33,7 +33,7 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 class DemoConfig:
     """How long the demo takes."""
 
-    steps: int = 1200
+    steps: int = 1000
     """Training steps of the world that is trained before your eyes."""
     max_minutes: float = 5.0
     """Stop that training after this long, whatever step it is at."""
