@@ -180,15 +180,6 @@ class Ranks:
             dist.all_gather_object(values, value, group=self.patient)
         return values
 
-    def collected(self, value: Any) -> list[Any]:
-        """Every rank's value on rank 0, in order of rank, for what is too large to be everywhere; elsewhere nothing."""
-        if self.world_size == 1:
-            return [value]
-        values: list[Any] | None = [None] * self.world_size if self.writes else None
-        with _all_there():
-            dist.gather_object(value, values, dst=0, group=self.patient)
-        return values or []
-
     def mean(self, figures: dict[str, float]) -> dict[str, float]:
         """Mean of each figure over the ranks, which must all give the same names in the same order."""
         if self.world_size == 1:

@@ -290,7 +290,7 @@ def from_json(kind: Any, content: Any, path: Path) -> Any:
 def environment() -> dict[str, str]:
     """What ran on what: versions, commit, processor, accelerator. Written into every run folder."""
     return {
-        "worldline": _version("worldline"),
+        "worldline": version_of("worldline"),
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -302,7 +302,8 @@ def environment() -> dict[str, str]:
     }
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Version of an installed package, or that it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,6 +1,7 @@
 """`worldline evaluate RUN`: judge a run on held-out data against the baselines."""
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from worldline.data.clips import Clips
 from worldline.data.windows import FramePattern
 from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
 from worldline.evaluation.held_out import AS_TRAINED, DataChanges, On, held_out, split_of
+from worldline.evaluation.parts import Parts, made_from
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
@@ -29,7 +31,8 @@ EXAMPLES = """Judge a run on the held-out data its config.json names, or on othe
 A world over tokens is judged by the compression protocol: three token grids of context, all states, three grids
 predicted from the model's own predictions. A world over latents is judged by the sampling protocol: 17 frames and 77
 states in, the frame two seconds ahead out. A tokenizer is judged by what survives its round trip. Writes
-evaluation/metrics.json. Under torchrun the processes share the clips.
+evaluation/metrics.json. Under torchrun the processes share the clips. One that was stopped goes on where it was when
+the same is asked for again.
 
 Examples:
   worldline evaluate runs/world --blind runs/world_blind
@@ -276,34 +279,29 @@ class _Request:
 
     def world(self) -> Evaluation:
         job, loaded = self.job, self._load(self.run, self.job.checkpoint)
-        forecaster = loaded.forecaster
-        clips = self.clips.sized(forecaster.image_size)
+        clips = self.clips.sized(loaded.forecaster.image_size)
         blind = self._load(builtin.resolve(job.blind)) if job.blind else None
-        watch = self.progress.named("forecasting clips")
+        models = {model_folder(self.run, job.checkpoint): loaded.tokenizer}
+        models |= {model_folder(blind.folder): blind.tokenizer} if blind else {}
+        shared: dict[str, Any] = {"out": self.out, "split": self.split, "ranks": self.ranks}
+        shared["progress"] = self.progress.named("forecasting clips, by batches")
         if self.kind == "compression":
+            protocol, counts = job.compression_protocol(), TokenCounts.of(self.run)
+            parts = self._parts(clips, models, asdict(protocol), counts=counts and counts.content())
             return evaluate_compression(
-                loaded,
-                clips,
-                protocol=job.compression_protocol(),
-                out=self.out,
-                split=self.split,
-                blind=blind,
-                counts=TokenCounts.of(self.run),
-                ranks=self.ranks,
-                progress=watch,
+                loaded, clips, protocol=protocol, blind=blind, counts=counts, parts=parts, **shared
             )
+        protocol = job.sampling_protocol()
         return evaluate_sampling(
-            forecaster,
+            loaded.forecaster,
             clips,
-            protocol=job.sampling_protocol(),
+            protocol=protocol,
             run=self.run,
-            out=self.out,
-            settings=loaded.chosen | job.sample.settings(forecaster),
+            settings=loaded.chosen | job.sample.settings(loaded.forecaster),
             tokenizer=loaded.identity,
-            split=self.split,
             blind=blind.forecaster if blind else None,
-            ranks=self.ranks,
-            progress=watch,
+            parts=self._parts(clips, models, asdict(protocol)),
+            **shared,
         )
 
     def _load(self, run: Path, checkpoint: str = "latest") -> Loaded:
@@ -333,6 +331,29 @@ class _Request:
             identity=identity_of(fingerprint(model), tokenizer),
             checkpoint=model.name if model != self.run else None,
             device=device,
+            parts=self._parts(self.clips, {model: None}, {"num_clips": job.num_clips, "batch_size": job.batch_size}),
             ranks=self.ranks,
-            progress=self.progress.named("round trips"),
+            progress=self.progress.named("round trips, by batches"),
         )
+
+    def _parts(self, clips: Clips, models: Mapping[Path, str | None], protocol: dict[str, Any], **more: Any) -> Parts:
+        """What such an evaluation left that was stopped; says how much that is."""
+        job, key = self.job, None
+        if self.ranks.writes:
+            key = made_from(
+                clips,
+                models,
+                weights=job.weights,
+                device=self.ranks.device(job.device),
+                kind=self.kind,
+                split=self.split,
+                protocol=protocol,
+                sample=asdict(job.sample),
+                **more,
+            )
+        parts = Parts.begun(self.out, key, ranks=self.ranks)
+        if self.ranks.writes and parts.dropped:
+            say(f"{self.out}: removed what was scored by an evaluation that was stopped and differs from this one")
+        if self.ranks.writes and parts.there:
+            say(f"{self.out}: {len(parts.there)} batches were there already, of this evaluation when it was stopped")
+        return parts

@@ -1,21 +1,22 @@
 """`worldline forecast RUN`: predict what a robot will see, as video, pictures or arrays."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from worldline import builtin
-from worldline.cli.console import Progress, show
+from worldline.cli.console import Progress, say, show
 from worldline.cli.sample_options import SampleOptions
 from worldline.data.clips import Clips
 from worldline.data.faults import check_episodes
 from worldline.evaluation.held_out import AS_TRAINED, DataChanges, held_out, spread, warn_of_strange_states
+from worldline.evaluation.parts import made_from
 from worldline.forecasting.forecaster import shown_pace
 from worldline.forecasting.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit, window_of
 from worldline.forecasting.predictions import Prediction, beside, predict
-from worldline.forecasting.saved import INDEX, Index, Layout, Sample, save_npz, save_png, write_index
+from worldline.forecasting.saved import Index, Layout, Sample, begin_index, finish_index, save_npz, save_png
 from worldline.forecasting.video import write_comparison
 from worldline.identity import Part
 from worldline.process.noise import clip_seeds
@@ -157,47 +158,55 @@ def _forecast(job: Job, run: Path, out: Path, clips: Clips, numbers: list[int], 
     )
     forecaster, progress = loaded.forecaster, Progress()
     clips = clips.sized(forecaster.image_size)
+    files = {number: out / _file(job, clips, number) for number in numbers}
+    there: set[Path] = set()
     if ranks.writes:
-        (out / INDEX).unlink(missing_ok=True)  # of an earlier forecast, whose files may change from here on
+        there = begin_index(out, _index(job, run, clips, numbers, loaded, ranks), list(files.values()))
+        if there:
+            say(f"{out}: {len(there)} of {len(files)} forecasts were there already")
+    there = ranks.agreed(there)
     size = max(1, min(AT_ONCE, forecaster.rows_at_once // job.sample.num_samples))
     parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
-    written: dict[int, str] = {}
-    for part in parts[ranks.rank :: ranks.world_size]:
-        batch = [clips[number] for number in part]
-        for number, clip, made in zip(part, batch, predict(forecaster, batch, seed=job.seed), strict=True):
-            path = out / _name(clips, number)
-            written[number] = str(_save(job, path, loaded, clip, made))
-        if ranks.writes:
-            progress("forecasting", min(len(numbers), len(written) * ranks.world_size), len(numbers))
+
+    def make(part: int) -> None:
+        batch = [clips[number] for number in parts[part]]
+        for number, clip, made in zip(parts[part], batch, predict(forecaster, batch, seed=job.seed), strict=True):
+            _save(job, files[number], loaded, clip, made)
+
+    done = {i for i, part in enumerate(parts) if there.issuperset(files[number] for number in part)}
+    ranks.made(range(len(parts)), make, done=done.__contains__, progress=progress.named("forecasting"))
     progress.close()
-    everyones = {number: path for found in ranks.everyones(written) for number, path in found.items()}
     if ranks.writes:
-        write_index(out, _index(job, run, clips, numbers, loaded))
-    return [everyones[number] for number in numbers]
+        finish_index(out)
+    return [str(files[number]) for number in numbers]
 
 
-def _save(job: Job, path: Path, loaded: Loaded, clip: Clip, made: Prediction) -> Path:
+def _file(job: Job, clips: Clips, number: int) -> str:
+    """The file of a clip's forecast, or its folder of pictures."""
+    return _name(clips, number) + ("" if job.format == "png" else f".{job.format}")
+
+
+def _save(job: Job, path: Path, loaded: Loaded, clip: Clip, made: Prediction) -> None:
     forecaster = loaded.forecaster
     match job.format:
         case "npz":
-            return save_npz(path.with_name(f"{path.name}.npz"), made, times=forecaster.times)
+            save_npz(path, made, times=forecaster.times)
         case "png":
-            return save_png(path, made, times=forecaster.times)
+            save_png(path, made, times=forecaster.times)
         case "mp4":
             assert made.frames is not None, "asked for in advance"
             seen, real = beside(forecaster, clip)
-            video, fps = path.with_name(f"{path.name}.mp4"), loaded.contract["fps"] / shown_pace(forecaster)
-            write_comparison(video, seen, made.frames, real=real, fps=fps)
-            return video
+            fps = loaded.contract["fps"] / shown_pace(forecaster)
+            write_comparison(path, seen, made.frames, real=real, fps=fps)
 
 
-def _index(job: Job, run: Path, clips: Clips, numbers: list[int], loaded: Loaded) -> Index:
+def _index(job: Job, run: Path, clips: Clips, numbers: list[int], loaded: Loaded, ranks: Ranks) -> Index:
     places = [(int(clips.windows.episode[number]), int(clips.windows.start[number])) for number in numbers]
-    episodes = clips.source.episodes
+    episodes, model = clips.source.episodes, model_folder(run, job.checkpoint)
     return Index(
         layout=job.format,
         run=run.resolve().name,
-        checkpoint=model_folder(run, job.checkpoint).name,
+        checkpoint=model.name,
         data=clips.source.path.resolve().name,
         fps=clips.source.fps,
         times=loaded.forecaster.times,
@@ -207,6 +216,15 @@ def _index(job: Job, run: Path, clips: Clips, numbers: list[int], loaded: Loaded
         samples=tuple(
             Sample(name=_name(clips, number), clip=number, episode=episodes[episode].name, start=start)
             for number, (episode, start) in zip(numbers, places, strict=True)
+        ),
+        made_from=made_from(
+            clips,
+            {model: loaded.tokenizer},
+            weights=job.weights,
+            device=ranks.device(job.device),
+            sample=asdict(job.sample),
+            seed=job.seed,
+            numbers=numbers,
         ),
     )
 

@@ -1,18 +1,19 @@
 """Go over the chosen clips batch by batch, each batch on one rank, and put together what was found, in clip order.
 
 Every protocol's loop is this one. What a batch scores depends on the batch alone, so the numbers are those of one
-process, however many there are.
+process that was never stopped, however many there are and however often they were.
 """
 
 from collections.abc import Callable, Sequence
 
 from worldline.data.clips import Clips
+from worldline.evaluation.parts import Parts
 from worldline.evaluation.tally import Tally
 from worldline.ranks import Ranks
 from worldline.schema import Batch, UsageError, stack
 
 Progress = Callable[[int, int], None]
-"""Called with (clips done, all clips)."""
+"""Called on rank 0 with (batches done, all batches) of its share."""
 
 
 def check_sizes(*, num_clips: int | None, batch_size: int, seed: int = 0, shown_clips: int = 1) -> None:
@@ -33,6 +34,7 @@ def tallied(
     score: Callable[[Batch, range], Tally],
     *,
     batch_size: int,
+    parts: Parts,
     ranks: Ranks,
     progress: Progress | None,
 ) -> Tally | None:
@@ -40,20 +42,18 @@ def tallied(
 
     Args:
         score: given a batch and the places of its clips among the chosen ones.
+        parts: where each batch's numbers are kept; those that are there are not scored again.
     """
-    found: dict[int, Tally] = {}
     begins = range(0, len(chosen), batch_size)
-    for begin in begins[ranks.rank :: ranks.world_size]:
+
+    def make(begin: int) -> None:
         now = range(begin, min(begin + batch_size, len(chosen)))
-        found[begin] = score(stack([clips[chosen[i]] for i in now]), now)
-        if progress and ranks.writes and now.stop < len(chosen):
-            progress(now.stop, len(chosen))
-    everything = {begin: tally for part in ranks.collected(found) for begin, tally in part.items()}
+        parts.write(begin, score(stack([clips[chosen[i]] for i in now]), now))
+
+    ranks.made(begins, make, done=parts.there.__contains__, progress=progress)
     if not ranks.writes:
         return None
     whole = Tally()
-    for begin in sorted(everything):
-        whole.add(everything[begin])
-    if progress:
-        progress(len(chosen), len(chosen))
+    for begin in begins:
+        whole.add(parts.read(begin))
     return whole

@@ -17,12 +17,14 @@ from torch import Tensor
 from worldline.data.clips import Clips
 from worldline.evaluation.batches import Progress, check_sizes, tallied
 from worldline.evaluation.held_out import foreign_states, spread
+from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Evaluation, Role, Split
 from worldline.evaluation.summary import summarise, write_forecasts
 from worldline.evaluation.tally import CodeScores, Tally
 from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.load import Loaded
 from worldline.forecasting.tokens import Rollout, TokenForecaster
+from worldline.identity import hash_of
 from worldline.metrics.codes import shared_code_lengths
 from worldline.metrics.kept import kept_code_lengths
 from worldline.process.noise import clip_seeds
@@ -104,6 +106,10 @@ class TokenCounts:
         kept = place / "kept.npy"
         return TokenCounts(unigram=np.load(place / "unigram.npy"), kept=np.load(kept) if kept.exists() else None)
 
+    def content(self) -> str:
+        """Hash of the counts."""
+        return hash_of([self.unigram.tolist(), None if self.kept is None else self.kept.tolist()])
+
     def changed(self) -> list[float] | None:
         """Share of each future grid's tokens that do not stay, with one imagined token of either kind."""
         if self.kept is None:
@@ -120,6 +126,7 @@ def evaluate_compression(
     split: Split = "not checked",
     blind: Loaded | None = None,
     counts: TokenCounts | None = None,
+    parts: Parts | None = None,
     ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -129,7 +136,8 @@ def evaluate_compression(
         split: what `split_of` said of the clips, for the record.
         blind: a world trained without states on the same tokens, for the baseline.
         counts: of the training tokens, for the baselines that know nothing else.
-        ranks: processes that share the clips; each returns the whole evaluation, and the first one writes.
+        parts: what an evaluation by the very same left that was stopped; None begins from nothing.
+        ranks: processes that share the clips; each returns the whole evaluation, and the first one writes it.
 
     Raises:
         UsageError: the data hold no future to compare with, or `blind` speaks other tokens.
@@ -148,7 +156,8 @@ def evaluate_compression(
         shown=frozenset(spread(len(chosen), protocol.shown_clips)),
         seed=protocol.seed,
     )
-    tally = tallied(clips, chosen, scorer, batch_size=protocol.batch_size, ranks=ranks, progress=progress)
+    parts, size = parts or Parts.begun(out, ranks=ranks), protocol.batch_size
+    tally = tallied(clips, chosen, scorer, batch_size=size, parts=parts, ranks=ranks, progress=progress)
     if tally is None:
         return ranks.agreed(None)
     if scorer.others is None:
@@ -172,6 +181,7 @@ def evaluate_compression(
         seconds=time.monotonic() - began,
     )
     evaluation.save(out / "metrics.json")
+    parts.remove()
     return ranks.agreed(evaluation)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from worldline.data.clips import Clips
 from worldline.evaluation.batches import Progress, check_sizes, tallied
 from worldline.evaluation.held_out import foreign_states, spread
+from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Evaluation, Role, Split
 from worldline.evaluation.summary import summarise, write_forecasts
 from worldline.evaluation.tally import Tally
@@ -100,6 +101,7 @@ def evaluate_sampling(
     settings: dict[str, str | int | float | bool],
     tokenizer: TokenizerIdentity | None = None,
     blind: Forecaster | None = None,
+    parts: Parts | None = None,
     ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -112,7 +114,8 @@ def evaluate_sampling(
         settings: how the forecaster samples, to be kept with the numbers.
         tokenizer: which one the forecaster's pictures come out of.
         blind: a forecaster trained without states, for the baseline.
-        ranks: processes that share the clips; each returns the whole evaluation, and the first one writes.
+        parts: what an evaluation by the very same left that was stopped; None begins from nothing.
+        ranks: processes that share the clips; each returns the whole evaluation, and the first one writes it.
 
     Raises:
         UsageError: the data hold no frames, or `blind` forecasts other times.
@@ -133,7 +136,8 @@ def evaluate_sampling(
         sizes=sizes,
         shown=frozenset(spread(len(chosen), protocol.shown_clips)),
     )
-    tally = tallied(clips, chosen, scorer, batch_size=protocol.batch_size, ranks=ranks, progress=progress)
+    parts, size = parts or Parts.begun(out, ranks=ranks), protocol.batch_size
+    tally = tallied(clips, chosen, scorer, batch_size=size, parts=parts, ranks=ranks, progress=progress)
     if tally is None:
         return ranks.agreed(None)
     tally.not_computed |= NOT_COMPUTED
@@ -164,6 +168,7 @@ def evaluate_sampling(
         seconds=time.monotonic() - began,
     )
     evaluation.save(out / "metrics.json")
+    parts.remove()
     return ranks.agreed(evaluation)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from worldline.data.clips import Clips
 from worldline.evaluation.batches import Progress, check_sizes, tallied
 from worldline.evaluation.held_out import spread
+from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.summary import summarise
 from worldline.evaluation.tally import Tally
@@ -36,6 +37,7 @@ def evaluate_tokenizer(
     identity: TokenizerIdentity | None = None,
     checkpoint: str | None = None,
     device: torch.device | None = None,
+    parts: Parts | None = None,
     ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -49,7 +51,8 @@ def evaluate_tokenizer(
         split: what `split_of` said of the clips, for the record.
         checkpoint: which one of a run folder this is, for the record.
         device: where the tokenizer is; the CPU if not given.
-        ranks: processes that share the clips; each returns the whole evaluation, and the first one writes.
+        parts: what an evaluation by the very same left that was stopped; None begins from nothing.
+        ranks: processes that share the clips; each returns the whole evaluation, and the first one writes it.
 
     Raises:
         UsageError: the data hold no frames, or the numbers are such that nothing can be evaluated.
@@ -60,7 +63,8 @@ def evaluate_tokenizer(
     began, ranks = time.monotonic(), ranks or Ranks()
     scorer = _Scorer(tokenizer=tokenizer, device=device or torch.device("cpu"))
     chosen = spread(len(clips), num_clips)
-    tally = tallied(clips, chosen, scorer, batch_size=batch_size, ranks=ranks, progress=progress)
+    parts = parts or Parts.begun(out, ranks=ranks)
+    tally = tallied(clips, chosen, scorer, batch_size=batch_size, parts=parts, ranks=ranks, progress=progress)
     if tally is None:
         return ranks.agreed(None)
     evaluation = summarise(
@@ -78,6 +82,7 @@ def evaluate_tokenizer(
         seconds=time.monotonic() - began,
     )
     evaluation.save(out / "metrics.json")
+    parts.remove()
     return ranks.agreed(evaluation)
 
 

@@ -1,6 +1,7 @@
 """Predictions on disk, in arrays and pictures that other programs read, and their reader.
 
     OUT/forecast.json                        what was forecast and how; written last, so where it is, all is there
+    OUT/forecast.unfinished.json             the same, until then
     OUT/NAME.npz                             --format npz: the arrays below
     OUT/NAME/future_K/frame_TTT.png          --format png: future K, frame TTT counted from the first of the context
     OUT/NAME/tokens.npz                      --format png, worlds over tokens: the arrays below without frames
@@ -17,6 +18,8 @@
 A sample of the challenge's test set is named as its file, `sample_12`; any other clip by its number, `clip_00012`.
 """
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -36,7 +39,7 @@ from worldline.forecasting.predictions import Prediction
 from worldline.rundir import from_json, new_folder, to_json
 from worldline.schema import DataError, UsageError
 
-INDEX = "forecast.json"
+INDEX, UNFINISHED = "forecast.json", "forecast.unfinished.json"
 TOKEN_ARRAYS = {"tokens": "int32", "top_ids": "int32", "top_log_probs": "float32"}
 Layout = Literal["mp4", "png", "npz"]
 
@@ -68,6 +71,8 @@ class Index:
     seed: int
     settings: dict[str, str | int | float | bool]
     samples: tuple[Sample, ...]
+    made_from: str = ""
+    """Hash of all that decides what the files hold; empty where that is not known."""
     format: Literal[1] = 1
 
 
@@ -91,9 +96,27 @@ def save_png(folder: Path, prediction: Prediction, *, times: Sequence[int]) -> P
     return folder
 
 
-def write_index(folder: Path, index: Index) -> None:
-    """Say what was forecast, when all of it is there."""
-    write_json(folder / INDEX, to_json(Index, index))
+def begin_index(folder: Path, index: Index, files: Sequence[Path]) -> set[Path]:
+    """Say what is going to be forecast; give those of its files that are there already. Others of their names go."""
+    said = to_json(Index, index)
+    if not any(_says(folder / name, said) for name in (INDEX, UNFINISHED)):
+        for path in (folder / INDEX, folder / UNFINISHED, *files):  # first what says that the others are sound
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    write_json(folder / UNFINISHED, said)
+    (folder / INDEX).unlink(missing_ok=True)
+    return {path for path in files if path.exists()}
+
+
+def _says(path: Path, said: dict[str, Any]) -> bool:
+    try:
+        return path.exists() and read_json(path) == said
+    except DataError:  # damaged: what it said is not known
+        return False
+
+
+def finish_index(folder: Path) -> None:
+    """Say that all of it is there."""
+    os.replace(folder / UNFINISHED, folder / INDEX)
 
 
 def read_predictions(folder: Path) -> dict[str, Prediction]:

@@ -1,0 +1,264 @@
+"""Evaluations and forecasts that were stopped go on where they were, and end with the bytes of those that were not."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from builders import SMALL_WORLD, small_tokenizer, small_world, write_squares
+from latent_builders import small_vae
+from test_forecast_files import write_latent_world, write_test_tokens, write_tokenizer, write_world
+
+from worldline.cli import evaluate, forecast
+from worldline.data.clips import Clips
+from worldline.evaluation.parts import PARTS, Parts
+from worldline.evaluation.tally import Tally
+from worldline.forecasting.saved import read_predictions
+from worldline.ranks import Ranks
+from worldline.rundir import read_model, write_model
+from worldline.schema import Clip, DataError
+from worldline.worlds.st_transformer import STTransformer
+
+Kind = str
+KINDS = ("compression", "sampling", "tokenizer")
+
+
+def _words(kind: Kind, root: Path) -> list[str]:
+    """The command that judges a small model of a kind, which is made, on six clips in batches of two."""
+    data = write_squares(root / "data", 3, length=154)
+    if kind == "sampling":
+        vae, _ = small_vae(root / "vae")
+        judged = [write_latent_world(root / "model", vae), "--tokenizer", vae, "--num-samples", 2, "--steps", 1]
+    elif kind == "compression":
+        judged = [write_world(root / "model"), "--tokenizer", write_tokenizer(root / "tokenizer")]
+        judged += ["--temperature", 1]
+    else:
+        judged = [write_tokenizer(root / "model")]
+        (root / "model/model.json").write_text(json.dumps(_with_contract(root / "model")))
+    words = [*judged, "--data", data, "--num-clips", 6, "--batch-size", 2, "--device", "cpu"]
+    return [str(word) for word in words]
+
+
+def _with_contract(model: Path) -> dict[str, Any]:
+    """A tokenizer's description that says what data it was trained on, as training writes it."""
+    grid = small_tokenizer().grid(16, 16)
+    contract = {"fps": 30.0, "image_size": None, "conditioning": "state", "camera": None}
+    contract |= {"state_names": ["elbow", "gripper"], "state_kinds": ["radian", "closure"]}
+    return read_model(model)[0] | {"contract": contract | {"token_grid": vars(grid)}}
+
+
+class Read(list[int]):
+    """Numbers of clips that were read to be scored or forecast."""
+
+    most: int | None = None
+
+    def stop(self, main: Callable[[list[str]], None], words: list[str], after: int) -> None:
+        """Press Ctrl-C when one more clip than so many is read."""
+        self.clear()
+        self.most = after
+        with pytest.raises(KeyboardInterrupt):
+            main(words)
+        self.clear()
+        self.most = None
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Read:
+    """The clips that are read from here on, and when Ctrl-C is pressed."""
+    read, plain = Read(), Clips.__getitem__
+
+    def reading(self: Clips, key: int) -> Clip:
+        if Path(sys._getframe(1).f_code.co_filename).name in (
+            "batches.py",
+            "forecast.py",
+        ):  # beartype looks at some, too
+            if len(read) == read.most:
+                raise KeyboardInterrupt
+            read.append(key)
+        return plain(self, key)
+
+    monkeypatch.setattr(Clips, "__getitem__", reading)
+    return read
+
+
+def _found(out: Path) -> tuple[dict[str, Any], str]:
+    """What an evaluation wrote, but for the clock and the machine; frames as a hash of the file."""
+    content = json.loads((out / "metrics.json").read_text())
+    frames = out / "forecasts.npz"
+    digest = hashlib.sha256(frames.read_bytes()).hexdigest() if frames.exists() else ""
+    return {name: content[name] for name in content.keys() - {"seconds", "environment"}}, digest
+
+
+def test_a_part_gives_back_every_number(tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    tally = Tally(episodes=[3, 1], not_computed={"lpips": "no weights"})
+    tally.values["b"]["full_ce"] += [torch.rand(2, generator=rng), torch.tensor([float("nan")], dtype=torch.float64)]
+    tally.values["a"]["full_ce"] += [torch.rand(2, generator=rng).double()]
+    tally.curves["psnr_db"]["a"].append(torch.rand(2, 3, generator=rng))
+    tally.shown["real"].append(torch.randint(256, (1, 3, 2, 2), generator=rng).to(torch.uint8))
+    tally.totals["tokens"] = torch.arange(5)
+    parts = Parts.begun(tmp_path, ranks=Ranks())
+    parts.write(8, tally)
+    found = parts.read(8)
+
+    assert (found.episodes, found.not_computed, list(found.values)) == ([3, 1], {"lpips": "no weights"}, ["b", "a"])
+    for mine, theirs in zip(_tensors(tally), _tensors(found), strict=True):
+        assert mine.dtype == theirs.dtype
+        assert torch.equal(mine.nan_to_num(-1), theirs.nan_to_num(-1))
+    parts.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def _tensors(tally: Tally) -> list[torch.Tensor]:
+    lists = [x for part in (tally.values, tally.curves) for by in part.values() for x in by.values()]
+    return [*(x for one in (*lists, *tally.shown.values()) for x in one), *tally.totals.values()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_that_was_stopped_goes_on(
+    kind: Kind, tmp_path: Path, read: Read, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = _words(kind, tmp_path)
+    evaluate.main([*words, "--out", str(tmp_path / "whole")])
+    out, again = tmp_path / "out", [*words, "--out", str(tmp_path / "out")]
+    for clips in (5, 1):  # in the third batch, then in the third batch again
+        read.stop(evaluate.main, again, after=clips)
+        assert not (out / "metrics.json").exists()
+        assert len(list(out.glob(f"{PARTS}/*/batch_*"))) == 2
+    newest = max(out.glob(f"{PARTS}/*/batch_*"))
+    newest.write_bytes(newest.read_bytes()[:-1])  # as a machine that lost its power may leave it
+    (newest.parent / ".batch_000004.safetensors.123.tmp").write_bytes(b"killed while it was written")
+    capsys.readouterr()
+    evaluate.main(again)
+    assert "1 batches were there already" in capsys.readouterr().err
+    assert len(read) == 4, "two batches"
+    assert _found(out) == _found(tmp_path / "whole")
+    assert not (out / PARTS).exists()
+    assert not (tmp_path / "whole" / PARTS).exists()
+
+
+def test_parts_of_anything_else_are_not_used(tmp_path: Path, read: Read, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*_words("compression", tmp_path), "--out", str(tmp_path / "out")]
+
+    def key(*more: str) -> str:
+        """Stop after the first batch; says which parts are there then."""
+        read.stop(evaluate.main, [*words, *more], after=2)
+        (folder,) = (tmp_path / "out" / PARTS).iterdir()
+        return folder.name
+
+    keys = [key(), key("--seed", "1")]
+    assert "removed what was scored" in capsys.readouterr().err
+    keys += [key("--batch-size", "1"), key("--num-clips", "5"), key("--temperature", "0.5"), key("--rows", "1")]
+    keys += [key("--shuffled-samples", "0"), key("--window-stride", "17"), key("--episodes", ":2")]
+    _retrain(tmp_path / "other", 2)
+    keys.append(key("--blind", str(tmp_path / "other")))
+    _retrain(tmp_path / "other", 3)
+    keys.append(key("--blind", str(tmp_path / "other")))
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "data").rename(tmp_path / "moved/data")
+    words[words.index(str(tmp_path / "data"))] = str(tmp_path / "moved/data")
+    assert key() == keys[0], "what was moved is the same"
+    _retrain(tmp_path / "model", 1)
+    keys.append(key())
+    data = next((tmp_path / "moved/data").rglob("*.bin"))
+    content = bytearray(data.read_bytes())
+    content[-1] ^= 1
+    data.write_bytes(content)
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+
+
+def _retrain(model: Path, seed: int) -> None:
+    """Other weights of the same shapes."""
+    if not model.exists():
+        write_world(model)
+    description, _ = read_model(model)
+    world: STTransformer = small_world(replace(SMALL_WORLD, vocab_size=small_tokenizer().vocab_size), seed=seed)
+    description.pop("format")
+    write_model(model, description, world.state_dict())
+
+
+# --- forecasts ---
+
+
+def _times(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("sample_*")}
+
+
+@pytest.mark.parametrize("layout", ["npz", "png"])
+def test_forecasts_that_are_there_are_kept(
+    layout: str, tmp_path: Path, read: Read, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write_test_tokens(tmp_path / "data"), tmp_path / "out"
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    words = [write_world(tmp_path / "model"), "--data", data, "--tokenizer", tokenizer, "--format", layout]
+    words = [str(word) for word in (*words, "--rows", 1, "--temperature", 1, "--device", "cpu", "--out", out)]
+    forecast.main([*words[:-1], str(tmp_path / "whole")])
+    read.stop(forecast.main, words, after=2)
+    with pytest.raises(DataError, match=r"forecast\.json"):
+        read_predictions(out)
+    stopped = _times(out)
+    assert len(stopped) == 2
+    capsys.readouterr()
+    forecast.main(words)
+    assert "2 of 3 forecasts were there already" in capsys.readouterr().err
+    assert stopped.items() < _times(out).items()
+    assert _bytes(out) == _bytes(tmp_path / "whole")
+
+    whole = _times(out)
+    forecast.main(words)
+    assert "3 of 3" in capsys.readouterr().err
+    assert _times(out) == whole
+    for change in ("seed", "weights"):
+        if change == "seed":
+            words += ["--seed", "1"]
+        else:
+            _retrain(tmp_path / "model", 1)
+        read.stop(forecast.main, words, after=1)
+        assert len(_times(out)) == 1, "those of another forecast are gone"
+        forecast.main(words)
+        assert "1 of 3" in capsys.readouterr().err
+        assert not whole.items() & _times(out).items()
+        whole = _times(out)
+    assert len(read_predictions(out)) == 3
+
+
+def _bytes(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+# --- killed ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_an_evaluation_that_is_killed_again_and_again_ends_as_one_that_was_not(
+    end: signal.Signals, tmp_path: Path
+) -> None:
+    words = [*_words("compression", tmp_path), "--batch-size", "1"]
+    command = [sys.executable, "-c", "from worldline.cli.main import main; main()", "evaluate", *words, "--out"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=env, capture_output=True)
+    out, before, kills = tmp_path / "out", 0, 0
+    while kills < 3:
+        process = subprocess.Popen([*command, str(out)], env=env, stderr=subprocess.PIPE)
+        while process.poll() is None and len(list(out.glob(f"{PARTS}/*/batch_*"))) <= before:
+            time.sleep(0.005)
+        process.send_signal(end)
+        process.communicate()
+        if process.returncode == 0:
+            break
+        kills, before = kills + 1, len(list(out.glob(f"{PARTS}/*/batch_*")))
+    assert kills, "it was killed at least once while it ran"
+    subprocess.run([*command, str(out)], check=True, env=env, capture_output=True)
+    assert _found(out) == _found(tmp_path / "whole")
+    assert sorted(path.name for path in out.iterdir()) == ["forecasts.npz", "metrics.json"]
