@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from worldline.data.convert import convert
 from worldline.data.open import open_source
 from worldline.data.windows import FramePattern, source_windows
 from worldline.evaluation.compression import Protocol, evaluate_compression
+from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
@@ -237,9 +239,11 @@ def vae(folder: Path, ranks: Ranks) -> dict[str, Any]:
     return {"figures": figures, "made": made.flatten()[:50].tolist(), "saved": sorted(changing_state(model))}
 
 
-def judge(folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """Put a small world through every protocol, five clips in batches of two."""
-    source, out = open_source(folder / "squares"), folder / f"judged_{ranks.world_size}"
+def judge(
+    folder: Path, ranks: Ranks, *, by: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Put a small world through every protocol, five clips in batches of two; go on where another was stopped."""
+    source, out = open_source(folder / "squares"), folder / f"judged_{by or ranks.world_size}"
     tokenizer = small_tokenizer()
     forecaster = TokenForecaster(
         tokenizer=tokenizer,
@@ -254,7 +258,13 @@ def judge(folder: Path, ranks: Ranks) -> dict[str, Any]:
     )
     judged = {
         "compression": evaluate_compression(
-            loaded, pair, protocol=Protocol(num_clips=5, batch_size=2), out=out / "compression", ranks=ranks
+            loaded,
+            pair,
+            protocol=Protocol(num_clips=5, batch_size=2),
+            out=out / "compression",
+            parts=Parts.begun(out / "compression", "this very evaluation", ranks=ranks),
+            ranks=ranks,
+            progress=progress,
         ),
         "sampling": evaluate_sampling(
             forecaster.drawing(3),

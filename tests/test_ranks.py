@@ -148,6 +148,7 @@ def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path:
     ranks_worker.adapt(tmp_path, Ranks())
     write_json(tmp_path / "config.json", to_json(TrainConfig, config))
     _write_frames(tmp_path, config)
+    _begin_to_judge(tmp_path)
     done = _work(
         tmp_path, "learn", "terminated", "shares", "agree", "data", "adapt", "adapted_again", "judge", "forecasts"
     )
@@ -244,6 +245,17 @@ def _assert_adapted(folder: Path, done: list[dict[str, Any]]) -> None:
     restore(RunDir(two), state)
     save_checkpoint(RunDir(folder / "adapted_back"), state, {}, keep=1)
     _assert_equal(two, folder / "adapted_back", 0)
+
+
+def _begin_to_judge(folder: Path) -> None:
+    """One process is stopped after the first of three batches, of what two will go on with."""
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ranks_worker.judge(folder, Ranks(), by=2, progress=stop)
+    assert len(list((folder / "judged_2/compression").rglob("batch_*"))) == 1
 
 
 def _assert_judged(folder: Path, found: list[dict[str, Any]]) -> None:

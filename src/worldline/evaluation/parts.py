@@ -95,6 +95,7 @@ def _name(begin: int) -> str:
 def _found(out: Path, key: str | None) -> Parts:
     folder = out / PARTS / f"key_{(key or 'unknown')[:16]}"
     others = [other for other in folder.parent.glob("key_*") if other != folder or key is None]
+    dropped = any(any(other.glob("batch_*")) for other in others)
     for other in others:
         shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,7 @@ def _found(out: Path, key: str | None) -> Parts:
             there.add(int(file.stem.removeprefix("batch_")))
         except DataError:  # a machine that lost its power leaves empty files; that batch is scored again
             file.unlink()
-    return Parts(folder=folder, there=frozenset(there), dropped=bool(others))
+    return Parts(folder=folder, there=frozenset(there), dropped=dropped)
 
 
 def made_from(

@@ -98,13 +98,20 @@ def save_png(folder: Path, prediction: Prediction, *, times: Sequence[int]) -> P
 
 def begin_index(folder: Path, index: Index, files: Sequence[Path]) -> set[Path]:
     """Say what is going to be forecast; give those of its files that are there already. Others of their names go."""
-    said = to_json(Index, index)
+    said, names = to_json(Index, index), {f".{path.name}" for path in files}
+    gone = [path for path in folder.glob(".*.*") if path.suffix in (".tmp", ".old") and _stem(path) in names]
     if not any(_says(folder / name, said) for name in (INDEX, UNFINISHED)):
-        for path in (folder / INDEX, folder / UNFINISHED, *files):  # first what says that the others are sound
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        gone = [folder / INDEX, folder / UNFINISHED, *gone, *files]  # first what says that the others are sound
+    for path in gone:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_json(folder / UNFINISHED, said)
     (folder / INDEX).unlink(missing_ok=True)
     return {path for path in files if path.exists()}
+
+
+def _stem(path: Path) -> str:
+    """What a killed writer's `.NAME.PID.tmp` was to become, with the dot."""
+    return path.name.rsplit(".", 2)[0]
 
 
 def _says(path: Path, said: dict[str, Any]) -> bool:
