@@ -3,6 +3,7 @@
 That its commands and options can be typed is checked in test_commands.py.
 """
 
+import importlib
 import json
 import os
 import re
@@ -85,6 +86,26 @@ def test_marked_blocks_run(block: str, tmp_path: Path) -> None:
         command, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in DOCS if _blocks(page, "python test")], ids=lambda page: page.name)
+def test_marked_scripts_run_one_after_the_other(page: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mujoco")
+    script = tmp_path / "script.py"
+    for block in _blocks(page, "python test"):
+        script.write_text(block, encoding="utf-8")
+        done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@every_page
+def test_what_scripts_import_is_there(page: Path) -> None:
+    for language in ("python", "python test"):
+        for block in _blocks(page, language):
+            for name, names in re.findall(r"^from (worldline[.\w]*) import (.+)$", block, re.MULTILINE):
+                module = importlib.import_module(name)
+                assert [one for one in names.split(", ") if not hasattr(module, one)] == []
 
 
 # --- figures ---
