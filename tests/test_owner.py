@@ -123,7 +123,7 @@ def test_kill_minus_nine_frees_the_folder(tmp_path: Path) -> None:
             inside.set()
             signal.pause()
 
-    process = FORK.Process(target=hold)
+    process = FORK.Process(target=hold, daemon=True)
     process.start()
     inside.wait()
     assert process.pid is not None
@@ -143,7 +143,7 @@ def test_whoever_waits_is_told_for_whom(tmp_path: Path) -> None:
             inside.set()
             leave.wait()
 
-    process = FORK.Process(target=hold)
+    process = FORK.Process(target=hold, daemon=True)
     process.start()
     inside.wait()
     Timer(0.7, leave.set).start()
