@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from builders import write_followed_tokens, write_squares
-from latent_builders import small_vae, world_run
+from latent_builders import SMALL_WAN, small_vae, world_run
 
 from worldline.cli import data, evaluate, forecast, report, train
 from worldline.cli import main as entry
@@ -98,6 +98,7 @@ def test_every_verb_has_help(verb: str, monkeypatch: pytest.MonkeyPatch, capsys:
         (["data", "info", "/absent"], "/absent does not exist"),
         (["evaluate", "/absent"], "/absent does not exist"),
         (["report", "/absent"], "/absent is no folder"),
+        (["report"], "give a run folder"),
         (["train", "--resume", "/absent"], "/absent/config.json"),
         (["train", "compression_tiny", "--colour", "blue"], "--colour"),
     ],
@@ -401,7 +402,8 @@ def test_no_option_is_idle_for_a_tokenizer(lab: Path, tmp_path: Path, capsys: Ca
 
 @pytest.mark.slow
 def test_no_option_is_idle_for_a_world_over_latents(latent_lab: Path, tmp_path: Path, capsys: Capture) -> None:
-    shutil.copytree(latent_lab / "compression_tiny", latent_lab / "compression_tiny_blind")
+    raw, without = (latent_lab / "raw0", latent_lab / "raw7"), replace(SMALL_WAN, blind=True, drop_states=0.0)
+    run_training(world_run(*raw, latent_lab / "vae", model=without), latent_lab / "compression_tiny_blind")
     small_vae(latent_lab / "wrong", seed=1)
     others = {"protocol": ("--protocol compression", ""), "means": ("--means 2", "--num-samples 3")}
     refused = _assert_nothing_is_idle(
@@ -456,6 +458,7 @@ def _without_weights(run: Path, out: Path) -> Path:
         ("--data {tokens}", "but this world speaks those of"),
         ("--on training-data --data {short}", "none of these episodes was trained on"),
         ("--blind {tokenizer}", "no world of the kind"),
+        ("--blind {run}", "that was trained without states"),
         ("--tokenizer {other}", "made with another tokenizer"),
         ("--tokenizer {short}", "neither a run folder"),
     ],
@@ -468,6 +471,7 @@ def test_data_by_which_a_world_cannot_be_judged_are_refused_before_its_weights_a
         "tokens": write_followed_tokens(tmp_path / "tokens", 1),
         "tokenizer": lab / "tokenizer",
         "other": _without_weights(lab / "tokenizer", tmp_path / "other"),
+        "run": lab / "compression_tiny",
     }
     run = _without_weights(lab / "compression_tiny", tmp_path / "run")
     with pytest.raises(UsageError, match=message):

@@ -127,6 +127,9 @@ def test_augmented_phases_are_crops_of_their_own(tmp_path: Path) -> None:
     passes = [tokens.read(i, 0, 34) for i in (0, 1, 34, 35)]
     assert len({tuple(clip.tokens.flatten().tolist()) for clip in passes if clip.tokens is not None}) == 4
     assert all(torch.equal(clip.states, source.read(i // 2, 0, 34).states) for i, clip in enumerate(passes))
+    with pytest.raises(UsageError, match="17 start offsets; with 18 of them"):
+        _run(source, tmp_path / "plain", phases=18)
+    assert not (tmp_path / "plain").exists()
 
 
 def test_worlds_do_not_train_on_flipped_pictures(tmp_path: Path) -> None:

@@ -217,8 +217,12 @@ def _refuse_others(job: Job, run: Path, description: dict[str, Any], compared: l
     made = Identity.of(description)
     for other in compared:
         theirs = describe_model(other)
-        if theirs.get("config", {}).get("kind") != description["config"]["kind"]:
-            raise UsageError(f"{other} is no world of the kind of {run}; give one that was trained without states")
+        config = theirs.get("config", {})
+        if config.get("kind") != description["config"]["kind"] or not config.get("blind"):
+            raise UsageError(
+                f"{other} is no world of the kind of {run} that was trained without states; give one (a training with "
+                "--model.blind True)"
+            )
         places = dict.fromkeys(_SHARED, other)
         refuse_another(
             made, Identity.of(theirs), what=str(run), places=places, parts=_SHARED, allowed=job.allow_different

@@ -7,6 +7,7 @@ import tyro
 
 from worldline.cli.console import show
 from worldline.report.write import write_report
+from worldline.schema import UsageError
 
 EXAMPLES = """Write one HTML page about one or several runs. Reads run folders only; needs no GPU.
 
@@ -31,5 +32,7 @@ def parse(arguments: list[str]) -> Job:
 def main(arguments: list[str]) -> None:
     """Parse and write the page."""
     job = parse(arguments)
+    if not job.runs:
+        raise UsageError("there is nothing to report on; give a run folder, or several (worldline report RUN)")
     path = write_report(job.runs, job.out or job.runs[0])
     show({"report": str(path), "bytes": path.stat().st_size}, text=str(path), as_json=job.json)

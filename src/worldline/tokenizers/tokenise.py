@@ -92,6 +92,11 @@ def tokenise(
                 f"augmentation crops squares, but frames are {height}x{width}; give them a size (--data.image-size)"
             )
     grid = tokenizer.grid(height, width)
+    if augment is None and phases > grid.block:
+        raise UsageError(
+            f"a block of {grid.block} frames has {grid.block} start offsets; with {phases} of them some tokens would "
+            f"be the same twice. Give --phases {grid.block} or less"
+        )
     check_episodes(source, episodes, size=size)
     key = token_key(source, fingerprint=fingerprint, episodes=episodes, size=size, phases=phases, augment=augment)
     offsets = [grid.block * phase // phases for phase in range(phases)]

@@ -13,7 +13,7 @@ from worldline.data.open import contract_of
 from worldline.data.source import Source
 from worldline.nn.load import load_weights
 from worldline.rundir import RunDir, model_folder, new_folder, read_model, write_model
-from worldline.schema import Batch, LatentGrid, TokenGrid, UsageError
+from worldline.schema import Batch, DataError, LatentGrid, TokenGrid, UsageError
 from worldline.tokenizers.load import AnyTokenizer, describe, fingerprint, own_weights
 from worldline.tokenizers.wan_vae import WanVAETokenizer
 
@@ -81,10 +81,17 @@ def picture_size(data: DataConfig, source: Source) -> tuple[int, int]:
 
 
 def initialise(model: nn.Module, path: Path | None) -> None:
-    """Start from the weights of a run or model folder, where one is given."""
-    if path is not None:
-        folder = model_folder(path)
-        load_weights(model, read_model(folder)[1], folder)
+    """Start from the weights of a run or model folder, if one is given. Raises `UsageError` where they do not fit."""
+    if path is None:
+        return
+    weights = read_model(folder := model_folder(path))[1]
+    try:
+        load_weights(model, weights, folder)
+    except DataError as error:
+        raise UsageError(
+            f"{path} holds another model than is trained here, {error.found}; give one of the same kind and sizes "
+            "(--initial), or train one of its"
+        ) from error
 
 
 def keep_tokenizer(run: RunDir, path: Path, tokenizer: AnyTokenizer | WanVAETokenizer, *, weights: bool) -> None:
