@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # A real robot, both tracks: train on episodes 0:56, choose on 56:68, report once on 68:80 (docs/results.md).
 #
-#   scripts/g1.sh G1 [WORK]     G1: the data set's folder; WORK: where the runs go (cache/g1 if not given)
+#   scripts/g1.sh [G1 [WORK]]   G1: the folder of the data set (G1 if not given); WORK: of the runs (cache/g1)
 #
 # Everything that was chosen on 56:68 is printed before the worlds that are reported are trained; the choice itself
 # stands below as `hysteresis` and `shown`. About three hours on one core. What is there already is kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-g1=$1
+g1=${1:-G1}
 work=${2:-cache/g1}
 data="--data.path $g1 --data.val-path None --data.train-episodes 0:56 --data.val-episodes 56:68 --data.cache $work/cache"
 crop="--data.cache-size 96 --data.augment.crop-scale 0.6 1.0 --data.augment.flip 0.5"

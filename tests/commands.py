@@ -62,7 +62,7 @@ def script_commands(script: Path, folder: Path) -> list[Told]:
         (folder / name).write_text(f'#!/bin/bash\necho "{name} ${{*@Q}}" >>"{folder}/calls"\n')
         (folder / name).chmod(0o755)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    for words in ([], ["RUN", "--num-clips", "None"]):
+    for words in ([], ["RUN", *(["--num-clips", "None"] if script.name == "table2.sh" else [])]):
         subprocess.run(["bash", script, *words], env={**os.environ, "PATH": path, "WORK": "w"}, check=True)
     lines = (folder / "calls").read_text().splitlines()
     return [Told(script.name, line) for line in lines if line.startswith("worldline ")]
