@@ -70,6 +70,7 @@ print(json.dumps(grown))
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_an_episode(tmp_path: Path) -> None:
     _write(tmp_path / "raw")
     command = [sys.executable, "-c", WORK, str(tmp_path)]

@@ -98,6 +98,7 @@ def test_commands_of_help_texts_and_messages_parse(capsys: Capture) -> None:
     assert _problems(commands, capsys) == []
 
 
+@pytest.mark.slow
 def test_options_that_are_named_anywhere_parse(capsys: Capture) -> None:
     """An option alone must be one of some verb's; an option with a value must be taken with it."""
     texts = [Told(page.name, page.read_text(encoding="utf-8")) for page in PAGES]

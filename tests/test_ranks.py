@@ -141,6 +141,7 @@ def _cut(run: Path, to: Path, step: int) -> None:
 # --- two processes ---
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path: Path) -> None:
     config = _world(tmp_path)
     train(config, tmp_path / "one")
