@@ -17,6 +17,7 @@ from worldline.evaluation.result import METRIC_INFO, Evaluation, Role
 
 GREY = "#8a8f98"
 COLOURS: dict[Role, str] = {"model": "#1e88e5", "baseline": "#8a8f98", "ceiling": "#43a047", "ablation": "#fb8c00"}
+DASHES = ("-", "--", ":", "-.")
 SHOWN = ("psnr_db_last", "psnr_db_mean", "top500_ce_residual", "full_ce")
 """What is plotted of an evaluation: the first of these that it has."""
 
@@ -28,7 +29,7 @@ def main(out: Path, paths: list[Path]) -> None:
     style |= {name: GREY for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")}
     with matplotlib.rc_context(style):
         figure, grid = pyplot.subplots(
-            len(paths), 2, figsize=(10, 2.6 * len(paths)), squeeze=False, layout="constrained"
+            len(paths), 2, figsize=(13, 2.8 * len(paths)), squeeze=False, layout="constrained"
         )
         for evaluation, (left, right) in zip(evaluations, grid, strict=True):
             _intervals(left, evaluation)
@@ -48,7 +49,9 @@ def _intervals(axes: Axes, evaluation: Evaluation) -> None:
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.set_xlabel(f"{METRIC_INFO[metric].label} ({METRIC_INFO[metric].unit or '0..1'})")
     data = evaluation.data
-    axes.set_title(f"{evaluation.protocol}: {data.num_clips} clips of {data.num_episodes} episodes", loc="left")
+    axes.set_title(
+        f"{data.name}, {evaluation.protocol}: {data.num_clips} clips of {data.num_episodes} episodes", loc="left"
+    )
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -58,15 +61,18 @@ def _curve(axes: Axes, evaluation: Evaluation) -> None:
         return
     metric, curves = next(iter(evaluation.curves.items()))
     roles = {row.name: row.role for row in evaluation.rows}
+    drawn: dict[Role, int] = {}
     for name, values in curves.items():
-        frames = range(1, len(values) + 1)
-        axes.plot(frames, [value.mean for value in values], color=COLOURS[roles[name]], label=name)
+        frames, role = range(1, len(values) + 1), roles[name]
+        dashes = DASHES[drawn.get(role, 0) % len(DASHES)]  # rows of one role differ by them
+        drawn[role] = drawn.get(role, 0) + 1
+        axes.plot(frames, [value.mean for value in values], color=COLOURS[role], linestyle=dashes, label=name)
         low, high = [value.low for value in values], [value.high for value in values]
-        axes.fill_between(frames, low, high, color=COLOURS[roles[name]], alpha=0.15, linewidth=0)
+        axes.fill_between(frames, low, high, color=COLOURS[role], alpha=0.15, linewidth=0)
     axes.set_xlabel("predicted frame")
     axes.set_ylabel(METRIC_INFO[metric].unit or METRIC_INFO[metric].label)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 if __name__ == "__main__":
