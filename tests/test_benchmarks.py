@@ -48,6 +48,7 @@ def _quick(name: str, *arguments: str) -> dict:
         pytest.param("twin_rendering", "frames_per_second", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_prints_one_json_object_with_its_origin(name: str, figure: str) -> None:
     printed = _quick(name)
     assert printed["benchmark"] == name

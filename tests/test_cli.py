@@ -393,6 +393,7 @@ def test_no_option_is_idle_for_a_world_over_tokens(lab: Path, tmp_path: Path, ca
     assert refused == {"tokenizer", "checkpoint", "weights", *others, *LEROBOT}
 
 
+@pytest.mark.slow
 def test_no_option_is_idle_for_a_tokenizer(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     refused = _assert_nothing_is_idle(lab, "tokenizer", tmp_path, capsys, "--num-clips 2")
     assert CHANGES.keys() - refused == {

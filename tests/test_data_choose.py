@@ -225,6 +225,7 @@ def test_training_on_two_data_sets_holds_out_episodes_of_either(tmp_path: Path) 
         check_held_out(replace(config, train_episodes=":", val_path=roots[1], val_episodes=":"))
 
 
+@pytest.mark.slow
 def test_data_sets_that_differ_are_not_joined(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw")
     vae = small_vae(tmp_path / "vae")[1]

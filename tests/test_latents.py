@@ -141,6 +141,7 @@ def test_augmentation_that_would_do_nothing_or_harm_is_refused(
         train(replace(config, data=data), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_it_trains_on_latents_on_a_cache_and_straight_from_video_alike(place: Path, tmp_path: Path) -> None:
     vae = place / "vae"
     cached = world_run(place / "train", place / "val", vae)

@@ -59,6 +59,7 @@ def _failing(folder: Path, claim: Claim | None, *, writes: str | None = None) ->
 # --- many at once ---
 
 
+@pytest.mark.slow
 def test_eight_who_wait_come_in_one_after_the_other(tmp_path: Path) -> None:
     def work(number: int) -> str:
         warnings.simplefilter("ignore")  # told that they wait: tested below
@@ -76,6 +77,7 @@ def test_eight_who_wait_come_in_one_after_the_other(tmp_path: Path) -> None:
         assert [path.name for path in (tmp_path / f"cache{turn}").iterdir()] == ["tokens.json"]
 
 
+@pytest.mark.slow
 def test_of_eight_who_do_not_wait_one_comes_in_and_the_others_are_told(tmp_path: Path) -> None:
     for turn in range(10):
         all_tried = FORK.Barrier(8)

@@ -146,6 +146,7 @@ def test_an_evaluation_that_was_stopped_goes_on(
     assert not (tmp_path / "whole" / PARTS).exists()
 
 
+@pytest.mark.slow
 def test_parts_of_anything_else_are_not_used(tmp_path: Path, read: Read, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*_words("compression", tmp_path), "--out", str(tmp_path / "out")]
 

@@ -150,6 +150,7 @@ def test_flop_are_those_of_pytorch() -> None:
         pytest.param(replace(DEEP_WAN, gradient_checkpointing=True), id="checkpointing", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_lines_through_few_blocks_and_few_clips_meet_the_whole(config: ModelConfig) -> None:
     run = _footprint(config)
     model, batch = build(run.model_config).train(), run.batch(9)
@@ -257,6 +258,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 # --- cards ---
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_the_free_memory_is_refused_with_one_that_does() -> None:
     config = _run(replace(SMALL_WORLD, width=128), batch_size=64)
     run = Footprint(config)
@@ -374,6 +376,7 @@ def test_main_memory_is_that_of_all_processes_of_a_machine() -> None:
     assert host(video, gpus=1, clips=1).loading > 77 * 3 * 16 * 16, "a window of frames is decoded"
 
 
+@pytest.mark.slow
 def test_every_verb_of_a_model_is_planned() -> None:
     names = {name: [verb.name for verb in verbs(_on_paper(name))] for name in ("fsq", "tokens", "latents")}
     assert names == {

@@ -274,6 +274,7 @@ def _assert_judged(folder: Path, found: list[dict[str, Any]]) -> None:
         assert all(np.array_equal(one[name], two[name]) for name in one.files)
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_the_others_with_a_message(tmp_path: Path) -> None:
     write_squares(tmp_path / "raw", 2, length=17)
     video = tmp_path / "raw/videos/video_1.mp4"

@@ -42,6 +42,7 @@ def test_openmp_has_the_settings_and_pytorch_the_threads() -> None:
         pytest.param([str(Path(sys.executable).parent / "worldline")], marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_the_command_line_chooses_before_pytorch_is_loaded(command: list[str]) -> None:
     shown = _run(*command, "plan", "--help", OMP_DISPLAY_ENV="TRUE")
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown
@@ -57,6 +58,7 @@ def test_processes_that_are_started_choose_for_themselves() -> None:
     assert _python(code).split() == [str(threads.number()), "1"]
 
 
+@pytest.mark.slow
 def test_with_pytorch_loaded_first_their_number_is_only_brought_down() -> None:
     code = """
 import os, torch

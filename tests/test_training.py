@@ -322,6 +322,7 @@ for resume in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_a_second_training_in_the_same_folder_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     config, run, said = _world(tmp_path), tmp_path / "run", []
 

@@ -159,6 +159,7 @@ def test_pieces_change_rounding_at_most(monkeypatch: pytest.MonkeyPatch) -> None
     assert_values_agree(tokenizer.encode(video), latents)
 
 
+@pytest.mark.slow
 def test_at_full_size_many_clips_take_the_memory_of_one() -> None:
     """Wan2.2's VAE at 512x512: 32 clips decoded together would take 183 GB."""
     with torch.device("meta"):
