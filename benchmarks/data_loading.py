@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from common import in_turns, options, publish, spread
 
+from worldline.contract import FramePattern
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.loader import PREFETCH, Loader, clip_bytes, clips_in_part
-from worldline.data.onex import segment_runs
-from worldline.data.onex_write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
-from worldline.data.open import open_source
-from worldline.data.states import ONEX_LAYOUT
-from worldline.data.windows import FramePattern, segment_windows, token_windows
+from worldline.data.windows import segment_windows, token_windows
+from worldline.formats.onex.source import segment_runs
+from worldline.formats.onex.write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
+from worldline.formats.open import open_source
+from worldline.formats.states import ONEX_LAYOUT
 from worldline.schema import TokenGrid
 
 COSMOS = TokenGrid(height=32, width=32, vocab_size=64_000)

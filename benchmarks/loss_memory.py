@@ -5,7 +5,7 @@
 Three heads: `worldline` is what worldline trains with; `checkpointed` is what it had before, chunks whose logits are
 computed again in the backward pass; `naive` has all logits at once. Their memory is counted, nothing is computed: one
 step (forward and backward) runs on the `meta` device, where tensors have a shape and no memory, and the bytes of every
-tensor storage are added while it lives (`worldline.training.meter`, which also says what is not counted). Their
+tensor storage are added while it lives (`worldline.planning.meter`, which also says what is not counted). Their
 seconds are those of one thread of a CPU in float32, in turns.
 
 Two checks are printed. The bytes PyTorch is told to save for the backward pass (`saved_tensors_hooks`), which is
@@ -25,8 +25,8 @@ from common import in_turns, options, publish, random_batch, ratio, spread
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from worldline.planning.meter import follow
 from worldline.process.categorical import cross_entropy
-from worldline.training.meter import follow
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
 REPORT = STTransformerConfig()

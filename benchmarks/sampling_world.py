@@ -17,11 +17,11 @@ import torch
 from common import in_turns, options, publish, spread
 from training_step import matmul_peak
 
+from worldline.families.config import TrainConfig
+from worldline.nn.optimizer import build_optimizer
 from worldline.process.flow import FlowSampling
 from worldline.recipes.sampling import sampling_revontuli, sampling_tiny
 from worldline.schema import Batch, LatentGrid, Origin
-from worldline.training.config import TrainConfig
-from worldline.training.optimizer import build_optimizer
 from worldline.worlds.wan import WanConfig, WanWorld
 
 GRID_512 = LatentGrid(channels=48, height=32, width=32)

@@ -17,13 +17,13 @@ import torch
 from common import in_turns, options, publish, random_batch, ratio, spread
 from torch import nn
 
+from worldline.families.config import TrainConfig
+from worldline.nn.optimizer import build_optimizer
+from worldline.planning.meter import follow
 from worldline.recipes.compression import compression_revontuli, compression_tiny
 from worldline.recipes.tokenizer import tokenizer_tiny
 from worldline.schema import Batch, Origin
 from worldline.tokenizers.fsq_video import FSQVideoConfig
-from worldline.training.config import TrainConfig
-from worldline.training.meter import follow
-from worldline.training.optimizer import build_optimizer
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
 MATMUL = 8192

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from common import options, publish, skip, spread
 
-from worldline.data.video import decode
+from worldline.formats.video import decode
 from worldline.schema import UsageError
 from worldline.twin.backend import load_mujoco
 from worldline.twin.generate import TwinConfig, generate

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
-from worldline.data.onex_write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
+from worldline.formats.onex.write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
 from worldline.schema import Batch, LatentGrid, Origin, StateLayout, TokenGrid
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig

@@ -8,9 +8,9 @@ import pyarrow as pa
 from jaxtyping import Float32, Int32, UInt8
 from pyarrow import parquet
 
-from worldline.data.onex_write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
-from worldline.data.states import ONEX_LAYOUT
-from worldline.data.video import encode
+from worldline.formats.onex.write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
+from worldline.formats.states import ONEX_LAYOUT
+from worldline.formats.video import encode
 from worldline.schema import StateLayout, TokenGrid
 
 SMALL_GRID = TokenGrid(height=4, width=4, vocab_size=64)

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
+from worldline.contract import FramePattern
 from worldline.data.clips import DataConfig
-from worldline.data.windows import FramePattern
+from worldline.families.config import TrainConfig
 from worldline.nn.adaln import StateModulationConfig
+from worldline.nn.optimizer import OptimizerConfig
 from worldline.rundir import write_model
 from worldline.tokenizers.load import describe
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
-from worldline.training.config import TrainConfig
-from worldline.training.optimizer import OptimizerConfig
 from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_weights import BackboneConfig
 

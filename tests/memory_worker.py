@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from builders import noise_frames
 
+from worldline.nn.optimizer import build_optimizer
+from worldline.planning.footprint import empty_batch
 from worldline.process.categorical import Sampling
 from worldline.recipes.compression import compression_tiny
 from worldline.recipes.tokenizer import tokenizer_tiny
-from worldline.training.footprint import empty_batch
-from worldline.training.optimizer import build_optimizer
 
 CLIPS, ROWS, BLOCKS = 8, 32, 32
 """In a training step, in a forecast, through a tokenizer."""

@@ -12,7 +12,7 @@ from condition_builders import write_images, write_latents
 from data_builders import moving_picture, ramp, write_lerobot, write_raw, write_tokens
 from pyarrow import parquet
 
-from worldline.data.video import encode
+from worldline.formats.video import encode
 
 LENGTHS = (36, 20, 12)
 SETS = ("lerobot-v2.1", "lerobot-v3.0", "lerobot-v2.1 images", "1x-raw", "1x-tokens", "1x-test", "latents")

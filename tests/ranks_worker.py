@@ -15,33 +15,34 @@ from latent_builders import SMALL_BACKBONE, SMALL_VAE
 from torch import Tensor, nn
 
 from worldline.cli import forecast
+from worldline.contract import FramePattern
 from worldline.data.cache import cached_frames
 from worldline.data.clips import Clips
 from worldline.data.convert import convert
-from worldline.data.open import open_source
-from worldline.data.windows import FramePattern, source_windows
+from worldline.data.windows import source_windows
+from worldline.encoding.latents import encode
+from worldline.encoding.tokens import TokeniseReport, tokenise
 from worldline.evaluation.compression import Protocol, evaluate_compression
 from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
+from worldline.families.config import TrainConfig
+from worldline.families.load import Loaded
+from worldline.families.prepare import prepare
 from worldline.files import read_json, write_json
-from worldline.forecasting.load import Loaded
 from worldline.forecasting.tokens import TokenForecaster
+from worldline.formats.open import open_source
 from worldline.nn.adaln import StateModulationConfig
 from worldline.nn.load import changing_state
+from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.ranks import OtherRankError, Ranks, gathered
 from worldline.rundir import RunDir, from_json, to_json
 from worldline.schema import Batch, Origin, UsageError
-from worldline.tokenizers.encode import encode
-from worldline.tokenizers.tokenise import TokeniseReport, tokenise
 from worldline.training.checkpoint import TrainState, restore, save_checkpoint
-from worldline.training.config import TrainConfig
 from worldline.training.loop import NonFiniteLossError, train
-from worldline.training.optimizer import MovingAverage, OptimizerConfig, build_optimizer
-from worldline.training.prepare import prepare
 from worldline.worlds.wan import LoraConfig, WanConfig
 
 CPU = torch.device("cpu")

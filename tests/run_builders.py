@@ -6,12 +6,12 @@ from pathlib import Path
 from builders import SMALL_TOKENIZER, SMALL_WORLD, small_tokenizer
 from latent_builders import SMALL_VAE, SMALL_WAN, small_vae
 
+from worldline.contract import FramePattern
 from worldline.data.clips import DataConfig
-from worldline.data.windows import FramePattern
+from worldline.families.config import TrainConfig
+from worldline.nn.optimizer import OptimizerConfig
 from worldline.rundir import write_model
 from worldline.tokenizers.load import describe
-from worldline.training.config import TrainConfig
-from worldline.training.optimizer import OptimizerConfig
 
 NINE = FramePattern.consecutive(9)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worldline.data.states import ONEX_LAYOUT
+from worldline.formats.states import ONEX_LAYOUT
 from worldline.nn.adaln import ONEX_KINDS, StateModulation, StateModulationConfig
 from worldline.schema import UsageError
 

@@ -13,8 +13,8 @@ from tolerances import assert_pixels_agree
 
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import frame_runs
-from worldline.data.onex_write import finish_raw, write_raw_shard
 from worldline.files import npy_rows
+from worldline.formats.onex.write import finish_raw, write_raw_shard
 
 LENGTHS = (450, 3000)
 """Frames of a first episode, long enough to fill every buffer, and of one whose 64x64 frames are 37 MB."""
@@ -41,10 +41,10 @@ from builders import Means, small_tokenizer
 from worldline.data.augment import AugmentConfig
 from worldline.data.cache import cached_frames
 from worldline.data.convert import convert
-from worldline.data.open import open_source
-from worldline.data.windows import FramePattern
-from worldline.tokenizers.encode import encode
-from worldline.tokenizers.tokenise import tokenise
+from worldline.formats.open import open_source
+from worldline.contract import FramePattern
+from worldline.encoding.latents import encode
+from worldline.encoding.tokens import tokenise
 
 folder = Path(sys.argv[1])
 source = open_source(folder / "raw")

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldline.planning.meter import follow
 from worldline.process.categorical import Sampling, cross_entropy, draw, scheduled
 from worldline.schema import UsageError
-from worldline.training.meter import follow
 
 N, V, D = 60, 50, 8
 

@@ -34,8 +34,8 @@ from torch.distributed.run import get_args_parser
 from worldline import builtin
 from worldline.cli import plan, train
 from worldline.cli.main import VERBS
+from worldline.families.config import TrainConfig
 from worldline.recipes.all import RECIPES
-from worldline.training.config import TrainConfig
 from worldline.worlds.wan import LoraConfig, WanConfig
 
 Capture = pytest.CaptureFixture[str]

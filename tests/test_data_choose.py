@@ -15,18 +15,18 @@ from pyarrow import parquet
 
 from worldline.cli import data as data_cli
 from worldline.cli import train as train_cli
-from worldline.data.choose import choose_episodes, how_to_leave_out, join, only
+from worldline.contract import FramePattern
 from worldline.data.clips import DataConfig, check_held_out, open_clips, open_split
 from worldline.data.convert import convert
 from worldline.data.info import inspect
-from worldline.data.onex import OnexSource
-from worldline.data.open import OpenOptions, contract_of, open_source
-from worldline.data.windows import FramePattern
+from worldline.encoding.latents import encode
+from worldline.encoding.tokens import tokenise
 from worldline.evaluation.held_out import DataChanges, held_out
+from worldline.formats.choose import choose_episodes, how_to_leave_out, join, only
+from worldline.formats.onex.source import OnexSource
+from worldline.formats.open import OpenOptions, contract_of, open_source
 from worldline.rundir import from_json, to_json
 from worldline.schema import UsageError
-from worldline.tokenizers.encode import encode
-from worldline.tokenizers.tokenise import tokenise
 
 EIGHT = FramePattern.consecutive(8)
 

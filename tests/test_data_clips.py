@@ -13,14 +13,15 @@ import torch
 from data_builders import ramp, write_lerobot, write_raw, write_tokens
 from tolerances import assert_pixels_agree
 
+from worldline.contract import FramePattern
 from worldline.data import loader as loader_module
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import CachedSource, cached_frames
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.loader import IN_FLIGHT, Loader, clip_bytes, clip_keys, clips_in_part
-from worldline.data.open import open_source
-from worldline.data.video import resize
-from worldline.data.windows import FramePattern, source_windows
+from worldline.data.windows import source_windows
+from worldline.formats.open import open_source
+from worldline.formats.video import resize
 from worldline.schema import Batch, Clip, DataError, UsageError, join
 
 

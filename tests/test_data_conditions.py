@@ -26,9 +26,9 @@ from data_builders import write_raw, write_tokens
 from pyarrow import parquet
 
 from worldline.cli import data
-from worldline.data.faults import check_episodes
 from worldline.data.info import Info, inspect
-from worldline.data.open import open_source
+from worldline.formats.faults import check_episodes
+from worldline.formats.open import open_source
 from worldline.schema import DataError
 
 VERSIONS = ("v2.1", "v3.0")

@@ -12,8 +12,8 @@ from data_builders import write_lerobot, write_tokens
 
 from worldline.data.convert import convert
 from worldline.data.info import inspect
-from worldline.data.open import open_source
-from worldline.data.video import resize
+from worldline.formats.open import open_source
+from worldline.formats.video import resize
 from worldline.schema import DataError, UsageError
 
 
@@ -75,7 +75,7 @@ def test_a_killed_process_leaves_nothing_that_a_reader_accepts(tmp_path: Path) -
     root, out = write_lerobot(tmp_path / "d", "v2.1", (60,) * 12), tmp_path / "out"
     script = (
         "from pathlib import Path; from worldline.data.convert import convert; "
-        "from worldline.data.open import open_source; "
+        "from worldline.formats.open import open_source; "
         f"convert(open_source(Path({str(root)!r})), Path({str(out)!r}), size=128)"
     )
     process = subprocess.Popen([sys.executable, "-c", script])

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from pydantic import TypeAdapter
 
 from worldline.data.info import Info, inspect
-from worldline.data.video import encode
+from worldline.formats.video import encode
 from worldline.schema import DataError
 
 SHARED = Path(__file__).parents[2] / "shared/data"

@@ -11,7 +11,7 @@ import torch
 from data_builders import CAMERA, moving_picture, ramp, write_lerobot
 from pyarrow import parquet
 
-from worldline.data.open import open_source
+from worldline.formats.open import open_source
 from worldline.schema import DataError, UsageError
 
 SHARED = Path(__file__).parents[2] / "shared/data"

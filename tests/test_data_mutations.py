@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from worldline.data.info import inspect
-from worldline.data.open import open_source
+from worldline.formats.open import open_source
 from worldline.schema import DataError, UsageError
 
 

@@ -17,18 +17,19 @@ from data_builders import (
     write_tokens,
 )
 
+from worldline.contract import FramePattern
 from worldline.data.clips import Clips
-from worldline.data.onex_write import (
+from worldline.data.windows import source_windows
+from worldline.formats.onex.write import (
     finish_raw,
     raw_shard_done,
     token_shard_done,
     write_raw_shard,
     write_token_shard,
 )
-from worldline.data.open import open_source
-from worldline.data.states import ONEX_LAYOUT
-from worldline.data.video import encode
-from worldline.data.windows import FramePattern, source_windows
+from worldline.formats.open import open_source
+from worldline.formats.states import ONEX_LAYOUT
+from worldline.formats.video import encode
 from worldline.schema import DataError, TokenGrid, UsageError
 
 SEGMENTS = np.repeat(np.arange(4, dtype=np.int32), [60, 1, 80, 34])  # 175 frames: 10 blocks and 5 frames

@@ -8,10 +8,10 @@ import torch
 from data_builders import SMALL_GRID, write_tokens
 from pydantic import TypeAdapter
 
-from worldline.data import states as states_module
-from worldline.data.onex_write import finish_tokens, write_token_shard
-from worldline.data.open import open_source
-from worldline.data.states import ONEX_LAYOUT, StateStats, compute_stats, guess_layout
+from worldline.formats import states as states_module
+from worldline.formats.onex.write import finish_tokens, write_token_shard
+from worldline.formats.open import open_source
+from worldline.formats.states import ONEX_LAYOUT, StateStats, compute_stats, guess_layout
 from worldline.schema import DataError
 
 

@@ -9,7 +9,7 @@ import torch
 from condition_builders import film, write_film
 from data_builders import moving_picture
 
-from worldline.data.video import decode, encode, frame_times, probe, resize, stream_frames
+from worldline.formats.video import decode, encode, frame_times, probe, resize, stream_frames
 from worldline.schema import DataError, UsageError
 
 SHARED = Path(__file__).parents[2] / "shared/data"

@@ -6,17 +6,11 @@ import numpy as np
 import pytest
 from data_builders import write_tokens
 
+from worldline.contract import FramePattern
 from worldline.data.clips import Clips
-from worldline.data.onex import segment_runs
-from worldline.data.open import open_source
-from worldline.data.windows import (
-    FramePattern,
-    segment_windows,
-    source_windows,
-    straddling_blocks,
-    token_windows,
-    windows,
-)
+from worldline.data.windows import segment_windows, source_windows, straddling_blocks, token_windows, windows
+from worldline.formats.onex.source import segment_runs
+from worldline.formats.open import open_source
 from worldline.schema import UsageError
 
 SHARD_0 = Path(__file__).parents[2] / "shared/data/onex_v2_fragments/train_shard0_segments/segment_idx_0.bin"

@@ -12,8 +12,8 @@ import torch
 from builders import write_followed_tokens
 
 from worldline.cli import main as entry
-from worldline.data.video import encode
 from worldline.files import DiskFullError, atomic, npy_rows, write_array, write_json
+from worldline.formats.video import encode
 from worldline.rundir import RunDir, new_folder, write_model
 
 SIZE = 96 * 1024

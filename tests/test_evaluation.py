@@ -15,17 +15,18 @@ from data_builders import CAMERA, write_lerobot, write_raw
 from tolerances import assert_pixels_agree
 from torch import Tensor
 
+from worldline.contract import FramePattern
 from worldline.data.clips import Clips, DataConfig
-from worldline.data.windows import FramePattern, source_windows
+from worldline.data.windows import source_windows
 from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
 from worldline.evaluation.held_out import foreign_states, held_out, spread
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
+from worldline.families.load import Loaded
 from worldline.files import write_json
+from worldline.forecasting.blend import keep_seen
 from worldline.forecasting.forecaster import CopyLast
-from worldline.forecasting.kept import keep_seen
-from worldline.forecasting.load import Loaded
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.process.categorical import Sampling
 from worldline.process.noise import clip_seeds

@@ -23,17 +23,17 @@ from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN, small_vae
 from tolerances import assert_pixels_agree, assert_tokens_agree
 
 from worldline.cli import evaluate, forecast
-from worldline.data.open import open_source
-from worldline.data.video import encode
-from worldline.data.windows import FramePattern
-from worldline.forecasting.load import SamplingChoice, load_forecaster
+from worldline.contract import FramePattern
+from worldline.encoding.latents import encode as encode_latents
+from worldline.families.load import SamplingChoice, load_forecaster
 from worldline.forecasting.saved import read_predictions
+from worldline.formats.open import open_source
+from worldline.formats.video import encode
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.process.noise import clip_seeds
 from worldline.rundir import to_json, write_model
 from worldline.schema import DataError, LatentGrid, TokenGrid, UsageError
-from worldline.tokenizers.encode import encode as encode_latents
 from worldline.tokenizers.load import describe, fingerprint
 from worldline.worlds.load import describe as describe_world
 

@@ -13,21 +13,21 @@ from data_builders import write_lerobot
 
 from worldline import builtin
 from worldline.data.clips import DataConfig
-from worldline.data.content import content_of
-from worldline.data.open import open_source
-from worldline.data.source import Filmed
+from worldline.encoding.tokens import tokenise
 from worldline.evaluation.held_out import split_of
+from worldline.families.config import TrainConfig, read_config
+from worldline.families.load import load_forecaster
 from worldline.files import read_json
-from worldline.forecasting.load import load_forecaster
+from worldline.formats.content import content_of
+from worldline.formats.open import open_source
+from worldline.formats.source import Filmed
 from worldline.identity import Identity, refuse_another
+from worldline.nn.optimizer import OptimizerConfig
 from worldline.places import located, stored
 from worldline.rundir import RunDir, describe_model, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError
 from worldline.tokenizers.load import describe, fingerprint, load_tokenizer
-from worldline.tokenizers.tokenise import tokenise
-from worldline.training.config import TrainConfig, read_config
 from worldline.training.loop import train
-from worldline.training.optimizer import OptimizerConfig
 
 STEADY = OptimizerConfig(peak=1e-3, warmup_steps=0, schedule="constant")
 

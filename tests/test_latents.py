@@ -11,21 +11,22 @@ import torch
 from builders import TWO_JOINTS, write_squares
 from latent_builders import PATTERN, small_vae, world_run
 
+from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips
-from worldline.data.content import content_of
-from worldline.data.latents import LatentSource
-from worldline.data.open import open_source
-from worldline.data.windows import FramePattern, source_windows
+from worldline.data.windows import source_windows
+from worldline.encoding.latents import EncodeReport, encode
 from worldline.evaluation.held_out import held_out
 from worldline.evaluation.sampling import COPY, SINGLE, SamplingProtocol, evaluate_sampling
+from worldline.families.load import SamplingChoice, load_forecaster
 from worldline.forecasting.latents import LatentForecaster
-from worldline.forecasting.load import SamplingChoice, load_forecaster
+from worldline.formats.content import content_of
+from worldline.formats.encoded import LatentSource
+from worldline.formats.open import open_source
 from worldline.process.flow import FlowSampling
 from worldline.process.noise import clip_seeds
 from worldline.rundir import RunDir, load_tensors
 from worldline.schema import DataError, UsageError
-from worldline.tokenizers.encode import EncodeReport, encode
 from worldline.tokenizers.load import fingerprint, load_vae
 from worldline.training.loop import train
 

@@ -17,11 +17,11 @@ from latent_builders import SMALL_BACKBONE, SMALL_VAE, SMALL_WAN, small_vae, wor
 from run_builders import run_of
 
 from worldline.data.augment import AugmentConfig
+from worldline.families.config import TrainConfig, idle
+from worldline.nn.optimizer import OptimizerConfig
 from worldline.recipes.all import RECIPES
 from worldline.schema import Batch, DataError, Origin, UsageError
-from worldline.training.config import TrainConfig, idle
 from worldline.training.loop import train
-from worldline.training.optimizer import OptimizerConfig
 from worldline.worlds.load import load_world
 from worldline.worlds.wan import LoraConfig
 from worldline.worlds.wan_text import save_text

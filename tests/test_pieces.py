@@ -9,15 +9,15 @@ from latent_builders import SMALL_VAE
 from tolerances import assert_pixels_agree
 from torch import Tensor
 
-from worldline.data.windows import FramePattern
+from worldline.contract import FramePattern
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.tokens import Pictures, TokenForecaster
 from worldline.nn.adaln import StateModulationConfig
+from worldline.planning.footprint import build
+from worldline.planning.meter import follow
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.schema import LatentGrid, TokenGrid
-from worldline.training.footprint import build
-from worldline.training.meter import follow
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 from worldline.worlds.wan import WanConfig, WanWorld
 from worldline.worlds.wan_weights import BackboneConfig

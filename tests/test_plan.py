@@ -19,18 +19,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from worldline.cli.data import EncodeJob
 from worldline.cli.evaluate import Job as EvaluateJob
 from worldline.cli.plan import main
+from worldline.contract import FramePattern
 from worldline.data.loader import clip_bytes
-from worldline.data.windows import FramePattern
+from worldline.families.config import ModelConfig, TrainConfig
+from worldline.nn.optimizer import MovingAverage, build_optimizer
+from worldline.planning.footprint import Footprint, build, empty_batch, give_gradients, tensors_of
+from worldline.planning.machine import PROCESS, WINDOWS, WORKER, host, verbs
+from worldline.planning.meter import Meter, follow
+from worldline.planning.plan import RESERVE, card, memory, plan, refuse_too_little, setting
 from worldline.recipes.all import RECIPES
 from worldline.recipes.sampling import sampling_revontuli
 from worldline.schema import Batch, UsageError
 from worldline.tokenizers.wan_vae import WanVAEConfig
-from worldline.training.config import ModelConfig, TrainConfig
-from worldline.training.footprint import Footprint, build, empty_batch, give_gradients, tensors_of
-from worldline.training.machine import PROCESS, WINDOWS, WORKER, host, verbs
-from worldline.training.meter import Meter, follow
-from worldline.training.optimizer import MovingAverage, build_optimizer
-from worldline.training.plan import RESERVE, card, memory, plan, refuse_too_little, setting
 from worldline.worlds.st_transformer import STTransformer
 from worldline.worlds.wan import LoraConfig, WanConfig
 

@@ -14,10 +14,10 @@ from run_builders import run_of
 
 from worldline import builtin
 from worldline.data.info import inspect
-from worldline.data.open import open_source
-from worldline.data.plausible import Bounds, implausible, unlike, usual_range
-from worldline.data.states import compute_stats
 from worldline.evaluation.held_out import split_of
+from worldline.formats.open import open_source
+from worldline.formats.plausible import Bounds, implausible, unlike, usual_range
+from worldline.formats.states import compute_stats
 from worldline.rundir import read_model
 from worldline.schema import DataError
 from worldline.training.loop import train

@@ -24,16 +24,16 @@ from worldline.cli import evaluate
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
 from worldline.evaluation.result import Evaluation
+from worldline.families.config import TrainConfig
 from worldline.files import write_json
 from worldline.nn.load import changing_state, load_weights
+from worldline.nn.optimizer import OptimizerConfig
 from worldline.ranks import Ranks, shards_of, whole
 from worldline.rundir import RunDir, load_tensors, to_json, write_model
 from worldline.schema import DataError, UsageError
 from worldline.tokenizers.load import describe
 from worldline.training.checkpoint import restore, save_checkpoint
-from worldline.training.config import TrainConfig
 from worldline.training.loop import train
-from worldline.training.optimizer import OptimizerConfig
 from worldline.worlds.load import load_world
 
 

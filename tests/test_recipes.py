@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from worldline.cli.train import main
+from worldline.families.config import TrainConfig
 from worldline.recipes.all import RECIPES
 from worldline.recipes.compression import compression_revontuli, compression_tiny, compression_tiny_blind
 from worldline.rundir import from_json, to_json
 from worldline.schema import DataError
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
 from worldline.tokenizers.wan_vae import WanVAETokenizer
-from worldline.training.config import TrainConfig
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 from worldline.worlds.wan import WanWorld
 

@@ -18,13 +18,13 @@ from worldline import builtin
 from worldline.data.clips import DataConfig, check_held_out
 from worldline.data.convert import convert
 from worldline.data.info import inspect
-from worldline.data.onex_write import finish_raw, write_raw_shard
-from worldline.data.open import open_source
 from worldline.data.splits import Recordings, recording_of, recordings
+from worldline.encoding.latents import encode
+from worldline.encoding.tokens import tokenise
+from worldline.formats.onex.write import finish_raw, write_raw_shard
+from worldline.formats.open import open_source
 from worldline.rundir import RunDir, read_model
 from worldline.schema import StateLayout, UsageError
-from worldline.tokenizers.encode import encode
-from worldline.tokenizers.tokenise import tokenise
 from worldline.training.loop import train
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from worldline.checks import InvalidValue
 from worldline.nn.fsq import FSQ
 from worldline.nn.states import StateEncoder, StateEncoderConfig, align
+from worldline.planning.meter import follow
 from worldline.process.categorical import Sampling
 from worldline.schema import Batch, UsageError
-from worldline.training.meter import follow
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
 BLIND = replace(SMALL_WORLD, blind=True)

@@ -21,19 +21,19 @@ from tolerances import assert_tokens_agree
 
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
-from worldline.data.onex_write import finish_raw, write_raw_shard
-from worldline.data.open import open_source
-from worldline.data.source import Source
-from worldline.data.video import resize
+from worldline.encoding.tokens import TokeniseReport, tokenise
+from worldline.families.config import TrainConfig
+from worldline.families.prepare import prepare
+from worldline.families.prepared import Prepared
 from worldline.forecasting.tokens import TokenForecaster
+from worldline.formats.onex.write import finish_raw, write_raw_shard
+from worldline.formats.open import open_source
+from worldline.formats.source import Source
+from worldline.formats.video import resize
+from worldline.nn.optimizer import OptimizerConfig
 from worldline.rundir import new_folder, write_model
 from worldline.schema import UsageError
 from worldline.tokenizers.load import describe, load_tokenizer
-from worldline.tokenizers.tokenise import TokeniseReport, tokenise
-from worldline.training.config import TrainConfig
-from worldline.training.optimizer import OptimizerConfig
-from worldline.training.prepare import prepare
-from worldline.training.prepared import Prepared
 
 LENGTHS = (51, 40, 20, 10)
 

@@ -26,17 +26,17 @@ from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.loader import Loader
 from worldline.devices import pick_device
+from worldline.families.config import TrainConfig
+from worldline.families.prepare import prepare
+from worldline.families.prepared import Prepared
+from worldline.families.validate import autoregressive_loss, validate
+from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.process.categorical import Sampling
 from worldline.rundir import Best, RunDir, load_tensors, model_folder, read_model, save_tensors, write_model
 from worldline.schema import DataError, UsageError, join, stack
 from worldline.tokenizers.load import load_tokenizer
 from worldline.training.checkpoint import TrainState, better
-from worldline.training.config import TrainConfig
 from worldline.training.loop import NonFiniteLossError, evaluated, train
-from worldline.training.optimizer import MovingAverage, OptimizerConfig, build_optimizer
-from worldline.training.prepare import prepare
-from worldline.training.prepared import Prepared
-from worldline.training.validate import autoregressive_loss, validate
 from worldline.worlds.load import load_world
 from worldline.worlds.st_transformer import STTransformerConfig
 
@@ -271,7 +271,7 @@ import os, signal, sys
 from pathlib import Path
 from worldline.rundir import from_json
 from worldline.files import read_json
-from worldline.training.config import TrainConfig
+from worldline.families.config import TrainConfig
 from worldline.training.loop import train
 
 def report(what, done, total, figures):
@@ -309,7 +309,7 @@ from pathlib import Path
 from worldline.files import read_json
 from worldline.rundir import from_json
 from worldline.schema import UsageError
-from worldline.training.config import TrainConfig
+from worldline.families.config import TrainConfig
 from worldline.training.loop import train
 
 path = Path(sys.argv[1])

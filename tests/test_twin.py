@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from worldline.data.video import decode, probe
+from worldline.formats.video import decode, probe
 from worldline.schema import UsageError
 from worldline.twin.backend import load_mujoco
 from worldline.twin.behaviour import Behaviour

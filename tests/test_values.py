@@ -12,11 +12,11 @@ from commands import parse
 
 from worldline.checks import InvalidValue
 from worldline.cli import main as entry
+from worldline.families.config import TrainConfig
+from worldline.nn.optimizer import OptimizerConfig
 from worldline.recipes.all import RECIPES
 from worldline.rundir import from_json, to_json
 from worldline.schema import DataError, UsageError
-from worldline.training.config import TrainConfig
-from worldline.training.optimizer import OptimizerConfig
 
 MAY_BE_ZERO = {
     *("steps", "epochs", "seed", "workers"),

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from tolerances import assert_pixels_agree, assert_values_agree
 from torch import Tensor
 
+from worldline.families.prepared import keep_tokenizer
+from worldline.planning.meter import follow
 from worldline.rundir import RunDir, read_model, write_model
 from worldline.schema import Batch, DataError, LatentGrid, Origin, UsageError
 from worldline.tokenizers import tokenizer as tokenizers
@@ -18,8 +20,6 @@ from worldline.tokenizers.load import describe, fingerprint, load_tokenizer, loa
 from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer, to_signed
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
 from worldline.tokenizers.wan_vae_keys import ORIGINAL_NAME, diffusers_name, read_tensors
-from worldline.training.meter import follow
-from worldline.training.prepared import keep_tokenizer
 
 pytest.importorskip("diffusers", reason="needs the extra `wan`")
 

@@ -18,12 +18,12 @@ from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_com
 from worldline.evaluation.held_out import held_out, split_of
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
-from worldline.forecasting.load import Loaded, SamplingChoice, load_forecaster
+from worldline.families.config import TrainConfig
+from worldline.families.load import Loaded, SamplingChoice, load_forecaster
 from worldline.process.flow import FlowSampling
 from worldline.recipes.sampling import sampling_tiny
 from worldline.report.write import write_report
 from worldline.rundir import RunDir
-from worldline.training.config import TrainConfig
 from worldline.training.loop import train
 
 Report = Callable[[str, int, int, dict[str, float]], None]

@@ -10,16 +10,16 @@ import tyro
 from worldline import builtin
 from worldline.checks import MOST_WORKERS, seed, whole
 from worldline.cli.console import Progress, choose, options_of, say, show
-from worldline.data.checks import summarise
-from worldline.data.choose import choose_episodes, only
+from worldline.contract import FramePattern
 from worldline.data.clips import MOST_PIXELS
 from worldline.data.convert import convert
-from worldline.data.faults import check_episodes
 from worldline.data.info import Info, inspect
-from worldline.data.open import OpenOptions, contract_of
-from worldline.data.plausible import implausible, warn
-from worldline.data.source import Source
-from worldline.data.windows import FramePattern
+from worldline.formats.checks import summarise
+from worldline.formats.choose import choose_episodes, only
+from worldline.formats.faults import check_episodes
+from worldline.formats.open import OpenOptions, contract_of
+from worldline.formats.plausible import implausible, warn
+from worldline.formats.source import Source
 from worldline.ranks import Ranks
 from worldline.rundir import to_json
 
@@ -233,8 +233,8 @@ def _convert(job: ConvertJob) -> None:
 
 
 def _tokenize(job: TokenizeJob) -> None:
+    from worldline.encoding.tokens import tokenise
     from worldline.tokenizers.load import fingerprint, load_tokenizer
-    from worldline.tokenizers.tokenise import tokenise
 
     source, chosen = job.source(job.size)
     place = builtin.resolve(job.tokenizer)
@@ -264,7 +264,7 @@ def _tokenize(job: TokenizeJob) -> None:
 
 
 def _encode(job: EncodeJob) -> None:
-    from worldline.tokenizers.encode import encode
+    from worldline.encoding.latents import encode
     from worldline.tokenizers.load import fingerprint, load_vae
 
     source, chosen = job.source(job.size)

@@ -10,15 +10,15 @@ import tyro
 from worldline import builtin
 from worldline.cli.console import Progress, say, show
 from worldline.cli.sample_options import SampleOptions
+from worldline.contract import FramePattern
 from worldline.data.clips import Clips
-from worldline.data.windows import FramePattern
 from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
 from worldline.evaluation.held_out import AS_TRAINED, DataChanges, On, held_out, split_of
 from worldline.evaluation.parts import Parts, made_from
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
-from worldline.forecasting.load import Loaded, has_tokenizer, load_forecaster, refuse_unfit, window_of
+from worldline.families.load import Loaded, has_tokenizer, load_forecaster, refuse_unfit, window_of
 from worldline.identity import Identity, Part, refuse_another
 from worldline.ranks import Ranks
 from worldline.report.text import text_table

@@ -10,14 +10,14 @@ from worldline import builtin
 from worldline.cli.console import Progress, say, show
 from worldline.cli.sample_options import SampleOptions
 from worldline.data.clips import Clips
-from worldline.data.faults import check_episodes
 from worldline.evaluation.held_out import AS_TRAINED, DataChanges, held_out, spread, warn_of_strange_states
 from worldline.evaluation.parts import made_from
+from worldline.families.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit, window_of
 from worldline.forecasting.forecaster import shown_pace
-from worldline.forecasting.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit, window_of
 from worldline.forecasting.predictions import Prediction, beside, predict
 from worldline.forecasting.saved import Index, Layout, Sample, begin_index, finish_index, save_npz, save_png
 from worldline.forecasting.video import write_comparison
+from worldline.formats.faults import check_episodes
 from worldline.identity import Part
 from worldline.process.noise import clip_seeds
 from worldline.ranks import Ranks

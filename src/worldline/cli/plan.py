@@ -6,11 +6,11 @@ from worldline import builtin
 from worldline.checks import number, whole
 from worldline.cli.console import show
 from worldline.cli.recipe_options import Recipe, parse_recipe
+from worldline.families.config import TrainConfig
+from worldline.planning.plan import Card, Plan, Setting, plan
 from worldline.recipes.all import RECIPES
 from worldline.rundir import to_json
 from worldline.tokenizers.wan_vae import WanVAEConfig
-from worldline.training.config import TrainConfig
-from worldline.training.plan import Card, Plan, Setting, plan
 from worldline.worlds.wan import WanConfig
 
 EXAMPLES = """Say what a training would need: parameters, memory of a GPU, FLOP, and settings that fit a card.

@@ -11,9 +11,9 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import tyro
 
 from worldline.cli.console import choose, options_of
+from worldline.families.config import TrainConfig, idle
 from worldline.recipes.all import RECIPES
 from worldline.schema import UsageError
-from worldline.training.config import TrainConfig, idle
 
 Job = TypeVar("Job")
 Recipe = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]

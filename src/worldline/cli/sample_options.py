@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from worldline.families.load import SamplingChoice
 from worldline.forecasting.latents import LatentForecaster
-from worldline.forecasting.load import SamplingChoice
 from worldline.forecasting.tokens import Pictures, TokenForecaster
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling

@@ -5,16 +5,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 
 from worldline import builtin
 from worldline.cli.console import Progress, options_of, say, show
 from worldline.cli.recipe_options import Recipe, parse_recipe, refuse_idle
+from worldline.families.config import TrainConfig, read_config
 from worldline.identity import Part
+from worldline.planning.plan import refuse_too_little
 from worldline.ranks import Ranks
 from worldline.recipes.all import RECIPES
 from worldline.rundir import RunDir
-from worldline.training.config import TrainConfig, read_config
 from worldline.training.loop import TrainResult, train
 
 EXAMPLES = """Train a model by a recipe; every field of the recipe can be overridden.
@@ -136,6 +138,7 @@ def _train(config: TrainConfig, run: Path, *, resume: bool, as_json: bool) -> No
         run = ranks.agreed(run)  # the default name holds the time, and processes start at different seconds
         if ranks.writes:
             say(f"run folder: {run}")
+        _check_memory(config, ranks)
         progress = Progress()
         try:
             result = train(config, run, resume=resume, ranks=ranks, report=progress)
@@ -143,6 +146,14 @@ def _train(config: TrainConfig, run: Path, *, resume: bool, as_json: bool) -> No
             progress.close()
     if ranks.writes:
         _show(result, as_json=as_json)
+
+
+def _check_memory(config: TrainConfig, ranks: Ranks) -> None:
+    """Refuse what certainly does not fit the GPU, before anything is made. Raises `UsageError`."""
+    device = ranks.device(config.device)
+    with ranks.first():
+        if config.check_memory and ranks.writes and device.type == "cuda":
+            refuse_too_little(config, free=torch.cuda.mem_get_info(device)[0], gpus=ranks.world_size)
 
 
 def _show(result: TrainResult, *, as_json: bool) -> None:

@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from worldline.data.checks import check_window
-from worldline.data.content import footage_of
-from worldline.data.lerobot import LerobotSource
-from worldline.data.onex import OnexSource
-from worldline.data.source import Source
-from worldline.data.video import resize
 from worldline.files import mapped_npy, npy_rows
+from worldline.formats.checks import check_window
+from worldline.formats.content import footage_of
+from worldline.formats.lerobot.source import LerobotSource
+from worldline.formats.onex.source import OnexSource
+from worldline.formats.source import Source
+from worldline.formats.video import resize
 from worldline.owner import Claim
 from worldline.ranks import Ranks
 from worldline.schema import (

@@ -11,15 +11,16 @@ from typing import Literal
 import torch
 
 from worldline.checks import whole
+from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, cached_frames
-from worldline.data.choose import choose_episodes
-from worldline.data.faults import check_episodes
-from worldline.data.open import OpenOptions, Roots
-from worldline.data.source import Source
 from worldline.data.splits import Recordings, recordings, refuse_shared
-from worldline.data.video import resize
-from worldline.data.windows import FramePattern, WindowIndex, source_windows
+from worldline.data.windows import WindowIndex, source_windows
+from worldline.formats.choose import choose_episodes
+from worldline.formats.faults import check_episodes
+from worldline.formats.open import OpenOptions, Roots
+from worldline.formats.source import Source
+from worldline.formats.video import resize
 from worldline.ranks import Ranks
 from worldline.schema import Clip, UsageError
 

@@ -11,12 +11,12 @@ import numpy as np
 from einops import rearrange
 
 from worldline.data.cache import Progress, frame_chunks
-from worldline.data.content import content_of
-from worldline.data.faults import check_episodes
-from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
-from worldline.data.reading import reading
-from worldline.data.source import Source
 from worldline.data.splits import recording_of
+from worldline.formats.content import content_of
+from worldline.formats.faults import check_episodes
+from worldline.formats.onex.write import finish_raw, raw_shard_done, write_raw_shard
+from worldline.formats.reading import reading
+from worldline.formats.source import Source
 from worldline.owner import Claim
 from worldline.ranks import Ranks
 from worldline.schema import UsageError

@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from worldline.data.choose import JOINED, choose_episodes, only
-from worldline.data.faults import faults, stats_faults, surplus_frames
-from worldline.data.lerobot import LerobotSource
-from worldline.data.lerobot_open import cameras, looks_like_lerobot
-from worldline.data.onex import OnexSource
-from worldline.data.onex_open import looks_like_onex
-from worldline.data.open import OpenOptions, open_source
-from worldline.data.plausible import implausible
 from worldline.data.splits import repeated
-from worldline.data.states import StateStats, compute_stats
 from worldline.data.windows import source_windows
+from worldline.formats.choose import JOINED, choose_episodes, only
+from worldline.formats.faults import faults, stats_faults, surplus_frames
+from worldline.formats.lerobot.open import cameras, looks_like_lerobot
+from worldline.formats.lerobot.source import LerobotSource
+from worldline.formats.onex.open import looks_like_onex
+from worldline.formats.onex.source import OnexSource
+from worldline.formats.open import OpenOptions, open_source
+from worldline.formats.plausible import implausible
+from worldline.formats.states import StateStats, compute_stats
 from worldline.schema import DataError, TokenGrid, UsageError
 
 _SAMPLE = 34

@@ -9,8 +9,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from worldline.data.choose import how_to_leave_out
-from worldline.data.source import Filmed, Source
+from worldline.formats.choose import how_to_leave_out
+from worldline.formats.source import Filmed, Source
 from worldline.schema import DataError, Episode, UsageError
 
 _HEAD = 1 << 20

@@ -21,8 +21,8 @@ from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Evaluation, Role, Split
 from worldline.evaluation.summary import summarise, write_forecasts
 from worldline.evaluation.tally import CodeScores, Tally
+from worldline.families.load import Loaded
 from worldline.forecasting.forecaster import CopyLast
-from worldline.forecasting.load import Loaded
 from worldline.forecasting.tokens import Rollout, TokenForecaster
 from worldline.identity import hash_of
 from worldline.metrics.codes import shared_code_lengths

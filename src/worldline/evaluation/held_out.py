@@ -10,18 +10,18 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from worldline.contract import FramePattern
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
-from worldline.data.content import content_of
-from worldline.data.faults import check_episodes
-from worldline.data.latents import looks_like_latents, open_latents
-from worldline.data.open import Roots, has_choices
-from worldline.data.plausible import implausible, unlike, warn
-from worldline.data.source import Source
 from worldline.data.splits import Recordings
-from worldline.data.states import StateStats
-from worldline.data.windows import FramePattern
 from worldline.evaluation.result import Split
 from worldline.files import read_json
+from worldline.formats.content import content_of
+from worldline.formats.encoded import looks_like_latents, open_latents
+from worldline.formats.faults import check_episodes
+from worldline.formats.open import Roots, has_choices
+from worldline.formats.plausible import implausible, unlike, warn
+from worldline.formats.source import Source
+from worldline.formats.states import StateStats
 from worldline.identity import Identity, Part, refuse_another
 from worldline.places import located
 from worldline.rundir import RunDir, describe_model, from_json, model_folder

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 import worldline
+from worldline.contract import FramePattern
 from worldline.data.clips import Clips
-from worldline.data.content import content_of
-from worldline.data.windows import FramePattern
 from worldline.evaluation.tally import Tally
 from worldline.files import atomic, remove_temporaries
+from worldline.formats.content import content_of
 from worldline.identity import hash_of
 from worldline.ranks import Ranks
 from worldline.rundir import check_whole, describe_model, environment, load_tensors, save_tensors, to_json, version_of

@@ -8,7 +8,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from worldline.data.windows import FramePattern
+from worldline.contract import FramePattern
 from worldline.process.flow import FlowSampling
 from worldline.process.noise import generators, normal
 from worldline.schema import Forecast, LatentGrid, UsageError

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from worldline.forecasting.kept import keep_seen
+from worldline.forecasting.blend import keep_seen
 from worldline.process.categorical import Sampling
 from worldline.process.noise import generators
 from worldline.schema import Forecast, TokenGrid, UsageError
@@ -67,7 +67,7 @@ class TokenForecaster:
     """Independent roll-outs per clip; more than one needs a temperature above 0."""
     pictures: Pictures = "words"
     keep_seen: bool = False
-    """Show the last context frame where its words are kept (worldline.forecasting.kept)."""
+    """Show the last context frame where its words are kept (worldline.forecasting.blend)."""
     rows: int | None = None
     """Roll-outs at once, over all clips; None takes as many as have `LOGITS` bytes of logits for one grid.
 

@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import UInt8
 from torch import Tensor
 
-from worldline.data.video import encode
+from worldline.formats.video import encode
 
 
 def write_comparison(

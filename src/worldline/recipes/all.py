@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
+from worldline.families.config import TrainConfig
 from worldline.recipes.compression import compression_revontuli, compression_tiny, compression_tiny_blind
 from worldline.recipes.sampling import sampling_revontuli, sampling_revontuli_cfg, sampling_tiny
 from worldline.recipes.tokenizer import tokenizer_tiny, vae_tiny
-from worldline.training.config import TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__: recipe

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from worldline import builtin
 from worldline.data.clips import DataConfig
+from worldline.families.config import TrainConfig
+from worldline.nn.optimizer import OptimizerConfig
 from worldline.recipes.tokenizer import CACHE
-from worldline.training.config import TrainConfig
-from worldline.training.optimizer import OptimizerConfig
 from worldline.worlds.st_transformer import STTransformerConfig
 
 

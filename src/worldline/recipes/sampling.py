@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from worldline import builtin
+from worldline.contract import FramePattern
 from worldline.data.clips import DataConfig
-from worldline.data.windows import FramePattern
+from worldline.families.config import TrainConfig
 from worldline.nn.adaln import StateModulationConfig
+from worldline.nn.optimizer import OptimizerConfig
 from worldline.recipes.tokenizer import CACHE
-from worldline.training.config import TrainConfig
-from worldline.training.optimizer import OptimizerConfig
 from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_weights import BackboneConfig
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from worldline import builtin
+from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
-from worldline.data.windows import FramePattern
+from worldline.families.config import TrainConfig
+from worldline.nn.optimizer import OptimizerConfig
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig
-from worldline.training.config import TrainConfig
-from worldline.training.optimizer import OptimizerConfig
 
 CACHE = Path("cache")
 """Where recipes keep decoded frames and tokens, in the working directory."""

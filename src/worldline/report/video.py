@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import UInt8
 
-from worldline.data.video import encode
+from worldline.formats.video import encode
 from worldline.report.gather import Forecasts
 
 GIVEN, PREDICTED = (140, 145, 152), (230, 120, 40)

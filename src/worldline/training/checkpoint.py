@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from worldline.files import read_json, write_json
 from worldline.nn.load import changing_state, load_changing
+from worldline.nn.optimizer import MovingAverage
 from worldline.ranks import laid, whole
 from worldline.rundir import MODEL_FILES, Best, RunDir, load_tensors, new_folder, save_tensors, write_model
 from worldline.schema import DataError, UsageError
-from worldline.training.optimizer import MovingAverage
 
 _FILES = ("trainer.json", "trainer.safetensors")
 _HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy")

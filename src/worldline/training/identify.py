@@ -6,14 +6,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from worldline.data.clips import open_split
-from worldline.data.content import content_of
-from worldline.data.source import Source
+from worldline.families.config import TrainConfig
 from worldline.files import read_json
+from worldline.formats.content import content_of
+from worldline.formats.source import Source
 from worldline.identity import Identity, Part, hash_of, refuse_another
 from worldline.rundir import RunDir, describe_model, model_folder
 from worldline.schema import DataError, UsageError
 from worldline.tokenizers.load import fingerprint
-from worldline.training.config import TrainConfig
 from worldline.worlds.st_transformer import STTransformerConfig
 from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_weights import fingerprint_backbone

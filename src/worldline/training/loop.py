@@ -14,21 +14,20 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from worldline.data.loader import Loader
+from worldline.families.config import TrainConfig, read_config, resumed, write_config
+from worldline.families.prepare import normalises, prepare
+from worldline.families.prepared import Prepared
+from worldline.families.validate import sample_strip, validate
 from worldline.files import write_json
 from worldline.identity import Identity, hash_of
 from worldline.nn.load import changing_state, load_changing
+from worldline.nn.optimizer import MovingAverage, build_optimizer
 from worldline.ranks import Ranks, gathered
 from worldline.rundir import Best, RunDir, environment
 from worldline.schema import Batch, Origin, UsageError
 from worldline.training.checkpoint import TrainState, best_so_far, better, restore, save_checkpoint
-from worldline.training.config import TrainConfig, read_config, resumed, write_config
 from worldline.training.identify import checked_identity, refuse_absent
-from worldline.training.optimizer import MovingAverage, build_optimizer
-from worldline.training.plan import refuse_too_little
-from worldline.training.prepare import normalises, prepare
-from worldline.training.prepared import Prepared
 from worldline.training.termination import termination
-from worldline.training.validate import sample_strip, validate
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 """Called with (what is being done, done, total, figures to show)."""
@@ -75,8 +74,7 @@ def train(
 
     Raises:
         UsageError: the folder holds a run already, or another run than the one to resume, or is in use; what the run is
-            made with is another than it must be; the batch does not divide among the ranks; or a GPU has too little
-            memory.
+            made with is another than it must be; or the batch does not divide among the ranks.
         DataError: data or weights are not what they should be.
         NonFiniteLossError: the loss is no longer a number.
     """
@@ -93,8 +91,6 @@ def _train(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report:
         config = replace(config, initial=run.latest())  # it knows what the run's first weights were trained on
     device, share = ranks.device(config.device), ranks.share(config.batch_size)
     with ranks.first():
-        if config.check_memory and ranks.writes and device.type == "cuda":
-            refuse_too_little(config, free=torch.cuda.mem_get_info(device)[0], gpus=ranks.world_size)
         identity = checked_identity(config, run, resume=resume) if ranks.writes else Identity()
     made = prepare(config, lambda what, done, total: report(what, done, total, {}), ranks)
     if normalises(config):

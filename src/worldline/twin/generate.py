@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from worldline.checks import refuse, seed, whole
-from worldline.data.onex_write import finish_raw, raw_shard_done, write_raw_shard
 from worldline.files import atomic, read_json
+from worldline.formats.onex.write import finish_raw, raw_shard_done, write_raw_shard
 from worldline.owner import Claim, owned
 from worldline.schema import DataError, UsageError
 from worldline.twin.backend import load_mujoco

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from worldline.data.video import encode
 from worldline.files import atomic, read_json, write_array, write_json
+from worldline.formats.video import encode
 from worldline.schema import DataError, StateLayout, TokenGrid, UsageError
 
 FOLDERS = ("videos", "robot_states", "segment_indices", "metadata")

@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from worldline.data.clips import Clips
+from worldline.families.prepared import Prepared
 from worldline.forecasting.tokens import LOGITS
 from worldline.metrics.image import psnr
 from worldline.process.categorical import Sampling
@@ -16,7 +17,6 @@ from worldline.schema import Batch, stack
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
 from worldline.tokenizers.tokenizer import Tokenizer
 from worldline.tokenizers.wan_vae import WanVAETokenizer
-from worldline.training.prepared import Prepared
 from worldline.worlds.st_transformer import STTransformer
 from worldline.worlds.wan import WanWorld
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from worldline.data.checks import check_finite
-from worldline.data.choose import JOINED, how_to_leave_out
-from worldline.data.lerobot import LerobotSource
-from worldline.data.lerobot_open import cameras, stated_names, stated_size
-from worldline.data.onex import OnexSource, check_ids
-from worldline.data.source import Source
-from worldline.data.states import StateStats
-from worldline.data.video import frame_times, probe, stream_frames
 from worldline.files import mapped, read_json
+from worldline.formats.checks import check_finite
+from worldline.formats.choose import JOINED, how_to_leave_out
+from worldline.formats.lerobot.open import cameras, stated_names, stated_size
+from worldline.formats.lerobot.source import LerobotSource
+from worldline.formats.onex.source import OnexSource, check_ids
+from worldline.formats.source import Source
+from worldline.formats.states import StateStats
+from worldline.formats.video import frame_times, probe, stream_frames
 from worldline.schema import DataError, Episode, TokenGrid
 
 Opened = OnexSource | LerobotSource

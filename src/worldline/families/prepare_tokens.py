@@ -8,20 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
-from worldline.data.source import Source
-from worldline.data.states import StateStats, compute_stats
-from worldline.data.windows import FramePattern
-from worldline.files import atomic
-from worldline.ranks import Ranks
-from worldline.rundir import RunDir, to_json
-from worldline.schema import TokenGrid, UsageError
-from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
-from worldline.tokenizers.load import AnyTokenizer, describe, fingerprint, load_tokenizer
-from worldline.tokenizers.tokenise import key_hash, token_key, tokenise
-from worldline.training.config import TrainConfig
-from worldline.training.prepared import (
+from worldline.encoding.tokens import key_hash, token_key, tokenise
+from worldline.families.config import TrainConfig
+from worldline.families.prepared import (
     Prepared,
     Progress,
     contract,
@@ -30,6 +22,14 @@ from worldline.training.prepared import (
     keep_tokenizer,
     picture_size,
 )
+from worldline.files import atomic
+from worldline.formats.source import Source
+from worldline.formats.states import StateStats, compute_stats
+from worldline.ranks import Ranks
+from worldline.rundir import RunDir, to_json
+from worldline.schema import TokenGrid, UsageError
+from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
+from worldline.tokenizers.load import AnyTokenizer, describe, fingerprint, load_tokenizer
 from worldline.worlds.st_transformer import STTransformerConfig
 
 

@@ -17,12 +17,12 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, ValidationError
 
-from worldline.data.checks import LeavingOut, Report, adapter, raise_problem, sound_episodes, summarise, validated
-from worldline.data.lerobot import LerobotSource, Recording, read_table
-from worldline.data.plausible import usual_range
-from worldline.data.states import guess_layout
-from worldline.data.tables import read_columns
 from worldline.files import read_json, unreadable
+from worldline.formats.checks import LeavingOut, Report, adapter, raise_problem, sound_episodes, summarise, validated
+from worldline.formats.lerobot.source import LerobotSource, Recording, read_table
+from worldline.formats.lerobot.tables import read_columns
+from worldline.formats.plausible import usual_range
+from worldline.formats.states import guess_layout
 from worldline.schema import DataError, Episode, UsageError
 
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldline.data.latents import looks_like_latents
+from worldline.families.config import TrainConfig
+from worldline.families.validate import PREVIEW_CLIPS, autoregressive_loss
 from worldline.files import read_json
+from worldline.formats.encoded import looks_like_latents
+from worldline.planning.meter import Pass, follow
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.rundir import from_json, model_folder
@@ -22,9 +25,6 @@ from worldline.schema import Batch, LatentGrid, Origin, UsageError
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
 from worldline.tokenizers.wan_vae_keys import read_config, vae_files
-from worldline.training.config import TrainConfig
-from worldline.training.meter import Pass, follow
-from worldline.training.validate import PREVIEW_CLIPS, autoregressive_loss
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 from worldline.worlds.wan import WanConfig, WanWorld
 

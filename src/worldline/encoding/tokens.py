@@ -20,12 +20,12 @@ from torch import Tensor
 
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import frame_chunks, frame_runs
-from worldline.data.content import content_of
-from worldline.data.faults import check_episodes
-from worldline.data.onex_write import finish_tokens, token_shard, token_shard_done
-from worldline.data.reading import reading
-from worldline.data.source import Source
 from worldline.data.splits import recording_of
+from worldline.formats.content import content_of
+from worldline.formats.faults import check_episodes
+from worldline.formats.onex.write import finish_tokens, token_shard, token_shard_done
+from worldline.formats.reading import reading
+from worldline.formats.source import Source
 from worldline.owner import Claim
 from worldline.ranks import Ranks
 from worldline.schema import TokenGrid, UsageError

@@ -14,16 +14,18 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from worldline.contract import FramePattern
 from worldline.data.cache import frame_chunks, frame_runs
 from worldline.data.clips import no_window
-from worldline.data.faults import check_episodes
-from worldline.data.latents import CLAIM, episode_done, finish, written_episode
-from worldline.data.source import Source
-from worldline.data.windows import FramePattern, windows
+from worldline.data.splits import recording_of
+from worldline.data.windows import windows
+from worldline.encoding.tokens import source_key
+from worldline.formats.encoded import CLAIM, episode_done, finish, written_episode
+from worldline.formats.faults import check_episodes
+from worldline.formats.source import Source
 from worldline.owner import Claim
 from worldline.ranks import Ranks
 from worldline.schema import UsageError
-from worldline.tokenizers.tokenise import source_key
 from worldline.tokenizers.tokenizer import LatentTokenizer
 
 
@@ -116,7 +118,7 @@ def encode(
         numbers = range(len(episodes))
         reused = ranks.made(numbers, make, done=lambda number: episode_done(out, number), progress=progress)
         if ranks.writes:
-            finish(out, source, episodes, grid, contract)
+            finish(out, source, episodes, grid, contract, [recording_of(source, i) for i in episodes])
     return EncodeReport(
         folder=out,
         episodes=len(episodes),

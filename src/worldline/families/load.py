@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from worldline import builtin
-from worldline.data.latents import LatentSource
-from worldline.data.source import Source
-from worldline.data.windows import FramePattern
+from worldline.contract import FramePattern
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.tokens import Pictures, TokenForecaster
+from worldline.formats.encoded import LatentSource
+from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from worldline.data.lerobot import LerobotSource
-from worldline.data.onex import OnexSource
-from worldline.data.source import Source
+from worldline.formats.lerobot.source import LerobotSource
+from worldline.formats.onex.source import OnexSource
+from worldline.formats.source import Source
 from worldline.schema import Episode, UsageError
 
 JOINED = " + "

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from worldline.data.source import Filmed, Source
+from worldline.formats.source import Filmed, Source
 
 SAMPLE = 1 << 16
 """Bytes read at the beginning, in the middle and at the end of a file."""

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from worldline.data.source import Source
+from worldline.formats.source import Source
 from worldline.schema import StateLayout, UsageError
 
 Kind = Literal["angle", "velocity", "binary", "other"]

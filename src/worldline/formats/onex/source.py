@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from worldline.data.checks import check_finite, check_window
-from worldline.data.pairing import CLOCK_SLACK, rate, runs_at
-from worldline.data.video import frame_times, probe, stream_frames
 from worldline.files import mapped
+from worldline.formats.checks import check_finite, check_window
+from worldline.formats.pairing import CLOCK_SLACK, rate, runs_at
+from worldline.formats.video import frame_times, probe, stream_frames
 from worldline.schema import (
     Clip,
     DataError,
@@ -62,7 +62,7 @@ class OnexSource:
     tokenizer: str | None = None
     """Fingerprint of the tokenizer that made the tokens, where metadata.json names it."""
     made_from: dict[str, Any] = field(default_factory=dict)
-    """How the data were read that the folder was made from, where it says so: see `worldline.data.reading`."""
+    """How the data were read that the folder was made from, where it says so: see `worldline.formats.reading`."""
 
     def read(self, episode: int, start: int, stop: int) -> Clip:
         """Read a window. In the test set `start` is 0, and tokens or frames are those of the context alone."""

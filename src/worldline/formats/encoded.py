@@ -20,12 +20,11 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field
 
-from worldline.data.checks import check_window, validated
-from worldline.data.source import Source
-from worldline.data.splits import recording_of
-from worldline.data.states import Kind
-from worldline.data.windows import FramePattern
+from worldline.contract import FramePattern
 from worldline.files import mapped_npy, npy_rows, read_json, write_json
+from worldline.formats.checks import check_window, validated
+from worldline.formats.source import Source
+from worldline.formats.states import Kind
 from worldline.schema import Clip, DataError, Episode, LatentGrid, Origin, StateLayout, TokenGrid, UsageError
 
 CLAIM, METADATA = "encode.json", "metadata.json"
@@ -181,8 +180,19 @@ def written_episode(
         yield append
 
 
-def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid, contract: dict[str, Any]) -> None:
-    """Write the metadata that make the folder readable, once every episode is there."""
+def finish(
+    out: Path,
+    source: Source,
+    episodes: Sequence[int],
+    grid: LatentGrid,
+    contract: dict[str, Any],
+    recordings: Sequence[str],
+) -> None:
+    """Write the metadata that make the folder readable, once every episode is there.
+
+    Args:
+        recordings: which one each episode shows (`worldline.data.splits.recording_of`).
+    """
     chosen = [source.episodes[i] for i in episodes]
     write_json(
         out / METADATA,
@@ -192,7 +202,7 @@ def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid,
             "state_kinds": list(source.layout.kinds),
             "lengths": [episode.length for episode in chosen],
             "names": [episode.name for episode in chosen],
-            "recordings": [recording_of(source, i) for i in episodes],
+            "recordings": list(recordings),
             "left_out": list(source.left_out),
             "latent_grid": {
                 "channels": grid.channels,

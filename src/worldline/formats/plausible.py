@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from worldline.data.choose import how_to_leave_out
-from worldline.data.lerobot import LerobotSource
-from worldline.data.source import Source
-from worldline.data.states import StateStats
+from worldline.formats.choose import how_to_leave_out
+from worldline.formats.lerobot.source import LerobotSource
+from worldline.formats.source import Source
+from worldline.formats.states import StateStats
 from worldline.schema import DataError
 
 _SAMPLE_ROWS = 1_000_000

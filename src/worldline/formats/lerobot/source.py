@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
-from worldline.data.checks import check_finite, check_window
-from worldline.data.pairing import Mismatch, pair, rate, runs_at
-from worldline.data.tables import matrix, read_columns, read_images, seconds
-from worldline.data.video import FrameTimes, decode_image, frame_times, probe, stream_frames
+from worldline.formats.checks import check_finite, check_window
+from worldline.formats.lerobot.tables import matrix, read_columns, read_images, seconds
+from worldline.formats.pairing import Mismatch, pair, rate, runs_at
+from worldline.formats.video import FrameTimes, decode_image, frame_times, probe, stream_frames
 from worldline.schema import Clip, DataError, Episode, Origin, StateLayout, TokenGrid
 
 _IMAGES = 16

@@ -8,22 +8,13 @@ from typing import Any
 
 import torch
 
+from worldline.contract import FramePattern
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
-from worldline.data.latents import LatentSource, open_latents
-from worldline.data.open import contract_of
-from worldline.data.source import Source
-from worldline.data.states import StateStats, compute_stats
-from worldline.data.windows import FramePattern
 from worldline.devices import pick_device
-from worldline.ranks import Ranks
-from worldline.rundir import to_json
-from worldline.schema import Batch, LatentGrid, UsageError, stack
-from worldline.tokenizers.encode import encode, latent_key
-from worldline.tokenizers.load import describe, fingerprint, load_vae
-from worldline.tokenizers.tokenise import key_hash
-from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
-from worldline.training.config import TrainConfig
-from worldline.training.prepared import (
+from worldline.encoding.latents import encode, latent_key
+from worldline.encoding.tokens import key_hash
+from worldline.families.config import TrainConfig
+from worldline.families.prepared import (
     Prepared,
     Progress,
     contract,
@@ -32,6 +23,15 @@ from worldline.training.prepared import (
     keep_tokenizer,
     picture_size,
 )
+from worldline.formats.encoded import LatentSource, open_latents
+from worldline.formats.open import contract_of
+from worldline.formats.source import Source
+from worldline.formats.states import StateStats, compute_stats
+from worldline.ranks import Ranks
+from worldline.rundir import to_json
+from worldline.schema import Batch, LatentGrid, UsageError, stack
+from worldline.tokenizers.load import describe, fingerprint, load_vae
+from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
 from worldline.worlds.load import describe as describe_world
 from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_text import load_text

@@ -6,15 +6,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from worldline.data.checks import Report, raise_problem, summarise
-from worldline.data.choose import join
-from worldline.data.latents import looks_like_latents, open_latents
-from worldline.data.lerobot import LerobotSource
-from worldline.data.lerobot_open import looks_like_lerobot, open_lerobot
-from worldline.data.onex_open import looks_like_onex, open_onex
-from worldline.data.reading import reading
-from worldline.data.source import Conditioning, Source
-from worldline.data.states import Kind, override_kinds
+from worldline.formats.checks import Report, raise_problem, summarise
+from worldline.formats.choose import join
+from worldline.formats.encoded import looks_like_latents, open_latents
+from worldline.formats.lerobot.open import looks_like_lerobot, open_lerobot
+from worldline.formats.lerobot.source import LerobotSource
+from worldline.formats.onex.open import looks_like_onex, open_onex
+from worldline.formats.reading import reading
+from worldline.formats.source import Conditioning, Source
+from worldline.formats.states import Kind, override_kinds
 from worldline.schema import DataError, UsageError
 
 Roots = Path | tuple[Path, ...]

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from worldline.families.config import TrainConfig
 from worldline.nn.load import changing_state
+from worldline.planning.footprint import DEPTHS, Footprint, SizeUnknownError, tensors_of
+from worldline.planning.machine import Host, Verb, host, verbs
 from worldline.ranks import Ranks, shards_of
 from worldline.schema import UsageError
 from worldline.tokenizers.wan_vae import WanVAEConfig
-from worldline.training.config import TrainConfig
-from worldline.training.footprint import DEPTHS, Footprint, SizeUnknownError, tensors_of
-from worldline.training.machine import Host, Verb, host, verbs
 
 CARDS_GB = (24.0, 40.0, 80.0, 141.0)
 RESERVE = 0.1

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from worldline.data.loader import PREFETCH, clip_bytes, clips_in_part
+from worldline.encoding.tokens import blocks_at_once
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.tokens import TokenForecaster
+from worldline.planning.footprint import Footprint, tensors_of
 from worldline.schema import TokenGrid
 from worldline.tokenizers.fsq_video import FSQVideoConfig
-from worldline.tokenizers.tokenise import blocks_at_once
 from worldline.tokenizers.wan_vae import WanVAEConfig
-from worldline.training.footprint import Footprint, tensors_of
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 from worldline.worlds.wan import WanWorld
 

@@ -8,18 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from worldline.data.clips import DataConfig, check_held_out, open_split
-from worldline.data.plausible import implausible, unlike, warn
 from worldline.data.splits import Recordings
-from worldline.data.states import compute_stats
+from worldline.families.config import TrainConfig
+from worldline.families.prepare_latents import prepare_latent_world, prepare_vae
+from worldline.families.prepare_tokens import prepare_fsq, prepare_token_world
+from worldline.families.prepared import Prepared, Progress
 from worldline.files import read_json
+from worldline.formats.plausible import implausible, unlike, warn
+from worldline.formats.states import compute_stats
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, describe_model, from_json, model_folder, to_json
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig
-from worldline.training.config import TrainConfig
-from worldline.training.prepare_latents import prepare_latent_world, prepare_vae
-from worldline.training.prepare_tokens import prepare_fsq, prepare_token_world
-from worldline.training.prepared import Prepared, Progress
 from worldline.worlds.st_transformer import STTransformerConfig
 from worldline.worlds.wan import WanConfig
 

@@ -10,12 +10,12 @@ from worldline.checks import MOST_WORKERS, number, refuse, seed, whole
 from worldline.data.clips import DataConfig
 from worldline.files import read_json, write_json
 from worldline.identity import Part
+from worldline.nn.optimizer import OptimizerConfig
 from worldline.places import located, stored
 from worldline.rundir import RunDir, from_json, to_json
 from worldline.schema import UsageError
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig
-from worldline.training.optimizer import OptimizerConfig
 from worldline.worlds.st_transformer import STTransformerConfig
 from worldline.worlds.wan import WanConfig
 
@@ -44,7 +44,7 @@ class TrainConfig:
     """The prompt as `worldline text` encoded it; without it the prompt is a row of zeros."""
     phases: int = 4
     """Passes over each episode when frames are tokenised for training, each from another frame on, and with
-    `data.augment` each in its own crop and colours (see worldline.tokenizers.tokenise)."""
+    `data.augment` each in its own crop and colours (see worldline.encoding.tokens)."""
     initial: Path | None = None
     """Run or model folder whose weights to start from, for example a tokenizer trained on the twin."""
     steps: int = 0

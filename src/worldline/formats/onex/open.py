@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from worldline.data.checks import LeavingOut, Report, raise_problem, sound_episodes, summarise, validated
-from worldline.data.onex import OnexSource, Shard, segment_runs
-from worldline.data.reading import noted
-from worldline.data.states import ONEX_LAYOUT, Kind
-from worldline.data.video import probe
 from worldline.files import mapped, read_json, unreadable
+from worldline.formats.checks import LeavingOut, Report, raise_problem, sound_episodes, summarise, validated
+from worldline.formats.onex.source import OnexSource, Shard, segment_runs
+from worldline.formats.reading import noted
+from worldline.formats.states import ONEX_LAYOUT, Kind
+from worldline.formats.video import probe
 from worldline.schema import DataError, Episode, StateLayout, TokenGrid
 
 COSMOS_GRID = TokenGrid(height=32, width=32, vocab_size=64_000)

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from worldline.data.clips import Clips, DataConfig, open_split, open_windows
-from worldline.data.open import contract_of
-from worldline.data.source import Source
+from worldline.formats.open import contract_of
+from worldline.formats.source import Source
 from worldline.nn.load import load_weights
 from worldline.rundir import RunDir, model_folder, new_folder, read_model, write_model
 from worldline.schema import Batch, DataError, LatentGrid, TokenGrid, UsageError

@@ -5,9 +5,9 @@ A model trained on tokens, latents or a conversion is judged on the original onl
 
 from typing import Any
 
-from worldline.data.lerobot import LerobotSource
-from worldline.data.onex import OnexSource
-from worldline.data.source import Source
+from worldline.formats.lerobot.source import LerobotSource
+from worldline.formats.onex.source import OnexSource
+from worldline.formats.source import Source
 
 _KINDS: dict[str, type] = {"image_size": int, "camera": str, "state_keys": list}
 
