@@ -9,6 +9,7 @@ the twin, an evaluation) goes through `owned`. Several ranks of one job are one 
 option `flock`. A file system without it gets marker files instead, with a warning; these outlive a killed owner.
 """
 
+import hashlib
 import json
 import os
 import shlex
@@ -43,6 +44,11 @@ class Claim:
     """Values that JSON can hold."""
     what: str
     """The content, for messages (`tokens`, `latents`)."""
+
+    def folder_in(self, cache: Path) -> Path:
+        """The folder of a cache that holds such content of this key."""
+        name = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
+        return cache / f"{self.what}-{name}"
 
     def check(self, folder: Path) -> bool:
         """Whether the folder is new, and not one to go on with.

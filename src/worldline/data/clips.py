@@ -205,9 +205,7 @@ def open_windows(config: DataConfig, split: Split) -> tuple[Source, Sequence[int
         DataError: what `open_source` raises.
     """
     source, episodes = open_split(config, split)
-    index = source_windows(source, window=config.pattern.window, stride=config.window_stride, episodes=episodes)
-    if len(index) == 0:
-        raise no_window(source, episodes, config.pattern.window, what=f"{split} episodes")
+    index = _some_windows(source, episodes, config.pattern.window, config.window_stride, what=f"{split} episodes")
     return source, episodes, index
 
 
@@ -231,6 +229,19 @@ def open_clips(
         source = cached_frames(source, size=size, folder=cache, episodes=episodes, ranks=ranks, progress=progress)
     augment = config.augment if split == "train" and config.augment.changes else None
     return Clips(source, index, pattern=config.pattern, image_size=config.image_size, augment=augment)
+
+
+def all_clips(source: Source, *, window: int, stride: int, what: str = "episodes") -> Clips:
+    """Clips of `window` successive frames of a whole source. Raises `UsageError` where it holds none."""
+    index = _some_windows(source, range(len(source.episodes)), window, stride, what=what)
+    return Clips(source, index, pattern=FramePattern.consecutive(window))
+
+
+def _some_windows(source: Source, episodes: Sequence[int], window: int, stride: int, *, what: str) -> WindowIndex:
+    index = source_windows(source, window=window, stride=stride, episodes=episodes)
+    if len(index) == 0:
+        raise no_window(source, episodes, window, what=what)
+    return index
 
 
 def no_window(source: Source, episodes: Sequence[int], window: int, *, what: str = "episodes") -> UsageError:

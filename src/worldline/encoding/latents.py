@@ -20,7 +20,7 @@ from worldline.data.clips import no_window
 from worldline.data.splits import recording_of
 from worldline.data.windows import windows
 from worldline.encoding.tokens import source_key
-from worldline.formats.encoded import CLAIM, episode_done, finish, written_episode
+from worldline.formats.encoded import CLAIM, LatentSource, episode_done, finish, open_latents, written_episode
 from worldline.formats.faults import check_episodes
 from worldline.formats.source import Source
 from worldline.owner import Claim
@@ -41,22 +41,9 @@ class EncodeReport:
     reused: int
     """Episodes that were there already."""
 
-
-def latent_key(
-    source: Source,
-    *,
-    fingerprint: str,
-    episodes: Sequence[int],
-    size: int | None,
-    pattern: FramePattern,
-    window_stride: int,
-) -> dict[str, Any]:
-    """What the latents of a folder depend on."""
-    return {
-        **source_key(source, fingerprint=fingerprint, episodes=episodes, size=size),
-        "pattern": asdict(pattern),
-        "window_stride": window_stride,
-    }
+    def open(self) -> LatentSource:
+        """The latents, to train on."""
+        return open_latents(self.folder)
 
 
 def encode(
@@ -73,7 +60,7 @@ def encode(
     batch_size: int = 8,
     device: torch.device | None = None,
     ranks: Ranks | None = None,
-    wait: bool = False,
+    in_cache: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncodeReport:
     """Encode windows of a frame source into `out`. Killed and run again, it goes on where it stopped.
@@ -87,7 +74,8 @@ def encode(
         size: centre-crop and resize frames to this square first; None keeps them.
         batch_size: windows that are encoded at once.
         ranks: the processes that share the work; each must call this.
-        wait: for another job that is writing `out`, instead of refusing.
+        in_cache: into a folder of `out` that is named after all that the latents depend on. Where another job is
+            filling it, that is waited for instead of refused.
 
     Raises:
         UsageError: frames that do not fit the VAE, a source without frames, or a folder of other settings or in use.
@@ -99,9 +87,13 @@ def encode(
     if all(source.episodes[episode].length < pattern.window for episode in episodes):
         raise no_window(source, episodes, pattern.window)
     check_episodes(source, episodes, size=size)
-    key = latent_key(
-        source, fingerprint=fingerprint, episodes=episodes, size=size, pattern=pattern, window_stride=window_stride
-    )
+    key = {
+        **source_key(source, fingerprint=fingerprint, episodes=episodes, size=size),
+        "pattern": asdict(pattern),
+        "window_stride": window_stride,
+    }
+    claim = Claim(file=CLAIM, key=key, what="latents")
+    out = claim.folder_in(out) if in_cache else out
     lengths = [source.episodes[episode].length for episode in episodes]
     starts = [windows(np.array([length]), window=pattern.window, stride=window_stride).start for length in lengths]
 
@@ -114,7 +106,7 @@ def encode(
                 append(tokenizer.encode(batch.to(device or "cpu")).cpu().numpy())
 
     ranks = ranks or Ranks()
-    with ranks.owning(out, claim=Claim(file=CLAIM, key=key, what="latents"), wait=wait):
+    with ranks.owning(out, claim=claim, wait=in_cache):
         numbers = range(len(episodes))
         reused = ranks.made(numbers, make, done=lambda number: episode_done(out, number), progress=progress)
         if ranks.writes:

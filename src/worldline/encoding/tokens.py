@@ -5,8 +5,6 @@ More phases give a world more places to start from without inventing a format: t
 augmentation each phase is also its own crop and colours: a world then meets every scene in that many framings.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,6 +21,7 @@ from worldline.data.cache import frame_chunks, frame_runs
 from worldline.data.splits import recording_of
 from worldline.formats.content import content_of
 from worldline.formats.faults import check_episodes
+from worldline.formats.onex.open import open_onex
 from worldline.formats.onex.write import finish_tokens, token_shard, token_shard_done
 from worldline.formats.reading import reading
 from worldline.formats.source import Source
@@ -50,6 +49,10 @@ class TokeniseReport:
     reused: int
     """Episodes that were there already."""
 
+    def open(self) -> Source:
+        """The tokens, to train on."""
+        return open_onex(self.folder)
+
 
 def tokenise(
     source: Source,
@@ -63,7 +66,7 @@ def tokenise(
     augment: AugmentConfig | None = None,
     device: torch.device | None = None,
     ranks: Ranks | None = None,
-    wait: bool = False,
+    in_cache: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokeniseReport:
     """Tokenise episodes of a frame source into `out`. Killed and run again, it goes on where it stopped.
@@ -76,7 +79,8 @@ def tokenise(
         augment: crop and recolour each phase of each episode in its own way, a pure function of their numbers.
         device: where the tokenizer is; None is the CPU.
         ranks: the processes that share the work; each must call this.
-        wait: for another job that is writing `out`, instead of refusing.
+        in_cache: into a folder of `out` that is named after all that the tokens depend on. Where another job is
+            filling it, that is waited for instead of refused.
 
     Raises:
         UsageError: `out` holds tokens of another source, tokenizer or setting, or is in use; the source holds no
@@ -98,7 +102,13 @@ def tokenise(
             f"be the same twice. Give --phases {grid.block} or less"
         )
     check_episodes(source, episodes, size=size)
-    key = token_key(source, fingerprint=fingerprint, episodes=episodes, size=size, phases=phases, augment=augment)
+    key = {
+        **source_key(source, fingerprint=fingerprint, episodes=episodes, size=size),
+        "phases": phases,
+        "augment": asdict(augment) if augment else None,
+    }
+    claim = Claim(file="tokenise.json", key=key, what="tokens")
+    out = claim.folder_in(out) if in_cache else out
     offsets = [grid.block * phase // phases for phase in range(phases)]
     lengths = [source.episodes[episode].length for episode in episodes]
     spans = [_spans(length, grid.block, offsets) for length in lengths]
@@ -112,7 +122,7 @@ def tokenise(
                 put(phase, start, tokenizer.encode(view[None].to(device or "cpu")).cpu().numpy())
 
     ranks, frames = ranks or Ranks(), sum(stop - start for found in spans for start, stop in found)
-    with ranks.owning(out, claim=Claim(file="tokenise.json", key=key, what="tokens"), wait=wait):
+    with ranks.owning(out, claim=claim, wait=in_cache):
         shards = range(len(episodes))
         reused = ranks.made(shards, make, done=lambda shard: token_shard_done(out, shard), progress=progress)
         if ranks.writes:
@@ -137,23 +147,6 @@ def tokenise(
     )
 
 
-def token_key(
-    source: Source,
-    *,
-    fingerprint: str,
-    episodes: Sequence[int],
-    size: int | None,
-    phases: int,
-    augment: AugmentConfig | None = None,
-) -> dict[str, object]:
-    """What the tokens of a folder depend on; written into its metadata as provenance."""
-    return {
-        **source_key(source, fingerprint=fingerprint, episodes=episodes, size=size),
-        "phases": phases,
-        "augment": asdict(augment) if augment else None,
-    }
-
-
 def source_key(source: Source, *, fingerprint: str, episodes: Sequence[int], size: int | None) -> dict[str, object]:
     """What anything encoded from a source depends on: the data, the tokenizer and the picture size."""
     return {
@@ -164,11 +157,6 @@ def source_key(source: Source, *, fingerprint: str, episodes: Sequence[int], siz
         "tokenizer": fingerprint,
         "size": size,
     }
-
-
-def key_hash(key: dict[str, object]) -> str:
-    """Short name of a key, for folders of a cache."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _spans(length: int, block: int, offsets: Sequence[int]) -> list[tuple[int, int]]:

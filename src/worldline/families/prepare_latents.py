@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from worldline.contract import FramePattern
-from worldline.data.clips import Clips, DataConfig, open_clips, open_split
+from worldline.data.clips import Clips, DataConfig, all_clips, open_clips, open_split
 from worldline.devices import pick_device
-from worldline.encoding.latents import encode, latent_key
-from worldline.encoding.tokens import key_hash
+from worldline.encoding.latents import encode
 from worldline.families.config import TrainConfig
 from worldline.families.prepared import (
     Prepared,
@@ -23,7 +21,7 @@ from worldline.families.prepared import (
     keep_tokenizer,
     picture_size,
 )
-from worldline.formats.encoded import LatentSource, open_latents
+from worldline.formats.encoded import LatentSource
 from worldline.formats.open import contract_of
 from worldline.formats.source import Source
 from worldline.formats.states import StateStats, compute_stats
@@ -90,8 +88,7 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, ranks: Ra
     _check_channels(model_config, vae.config.z_dim)
     grid = _grid(source, config.data, vae)
     model_config = _fitted(model_config, source, grid, pattern)  # what cannot be is refused before anything is encoded
-    data = _as_latents(config, source, chosen, vae, identity, ranks, progress)
-    train, val = open_clips(data, "train"), open_clips(data, "val")
+    train, val = _as_latents(config, source, chosen, vae, identity, ranks, progress)
     torch.manual_seed(config.seed)  # the first weights are a function of the seed
     backbone = load_backbone(base, model_config.backbone, dtype=_dtype(model_config)) if base else None
     model = model_config.build(backbone)
@@ -143,27 +140,40 @@ def _as_latents(
     identity: str,
     ranks: Ranks,
     progress: Progress,
-) -> DataConfig:
-    """The data configuration over latents: as it is where they are there or made on the fly, else over a cache."""
+) -> tuple[Clips, Clips]:
+    """Clips of both splits: of latents that are there, of frames where nothing is cached, else of cached latents."""
     data = config.data
     data.augment.keep_sides()
     if isinstance(source, LatentSource):
-        return _checked(data, source)
-    if data.cache is None:
-        return data  # straight from video, batch by batch
+        data = _checked(data, source)
+    if isinstance(source, LatentSource) or data.cache is None:
+        return open_clips(data, "train"), open_clips(data, "val")
     if data.augment.changes:
         raise UsageError(
             "latents in a cache are encoded once, so nothing would be augmented; train straight from video "
             "(--data.cache None) or augment nothing"
         )
-    make = partial(_cached, config, vae=vae, identity=identity, ranks=ranks, progress=progress)
-    train, val = make(source, chosen), make(*open_split(data, "val"))
-    return DataConfig(
-        path=train,
-        val_path=val,
-        pattern=FramePattern.consecutive(data.pattern.window),
-        window_stride=data.window_stride,
-    )
+    cache, device = data.cache, ranks.device(config.device)
+
+    def clips(source: Source, episodes: Sequence[int]) -> Clips:
+        made = encode(
+            source,
+            vae.to(device),
+            cache,
+            fingerprint=identity,
+            episodes=episodes,
+            pattern=data.pattern,
+            window_stride=data.window_stride,
+            contract=contract_of(source, data, data.path, data.image_size),
+            size=data.image_size,
+            device=device,
+            ranks=ranks,
+            in_cache=True,
+            progress=lambda *at: progress(f"encoding into {cache}", *at),
+        )
+        return all_clips(made.open(), window=data.pattern.window, stride=data.window_stride)
+
+    return clips(source, chosen), clips(*open_split(data, "val"))
 
 
 def _checked(data: DataConfig, train: LatentSource) -> DataConfig:
@@ -175,45 +185,6 @@ def _checked(data: DataConfig, train: LatentSource) -> DataConfig:
         if source.latent_grid != train.latent_grid:
             raise UsageError(f"{source.path} holds {source.latent_grid}, but {train.path} {train.latent_grid}")
     return replace(data, pattern=FramePattern.consecutive(train.pattern.window))
-
-
-def _cached(
-    config: TrainConfig,
-    source: Source,
-    chosen: Sequence[int],
-    *,
-    vae: WanVAETokenizer,
-    identity: str,
-    ranks: Ranks,
-    progress: Progress,
-) -> Path:
-    data = config.data
-    assert data.cache is not None
-    key = latent_key(
-        source,
-        fingerprint=identity,
-        episodes=chosen,
-        size=data.image_size,
-        pattern=data.pattern,
-        window_stride=data.window_stride,
-    )
-    out, device = data.cache / f"latents-{key_hash(key)}", ranks.device(config.device)
-    encode(
-        source,
-        vae.to(device),
-        out,
-        fingerprint=identity,
-        episodes=chosen,
-        pattern=data.pattern,
-        window_stride=data.window_stride,
-        contract=contract_of(source, data, data.path, data.image_size),
-        size=data.image_size,
-        device=device,
-        ranks=ranks,
-        wait=True,  # another training may be filling the same cache
-        progress=lambda *at: progress(f"encoding into {out}", *at),
-    )
-    return open_latents(out).path
 
 
 def _check_channels(model: WanConfig, channels: int) -> None:

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
-from worldline.data.clips import Clips, DataConfig, open_clips, open_split
-from worldline.encoding.tokens import key_hash, token_key, tokenise
+from worldline.data.clips import Clips, all_clips, open_clips, open_split
+from worldline.encoding.tokens import tokenise
 from worldline.families.config import TrainConfig
 from worldline.families.prepared import (
     Prepared,
@@ -53,10 +51,9 @@ def prepare_token_world(
 ) -> Prepared:
     """Tokens of both splits (made now where there are frames), and a world that fits them."""
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
-    data = _as_tokens(config, model_config, tokenizer, ranks, progress)
-    train, val = open_clips(data, "train"), open_clips(data, "val")
+    train, val = _as_tokens(config, model_config, tokenizer, ranks, progress)
     grid = train.source.grid
-    assert grid is not None, "_as_tokens leaves a token source"
+    assert grid is not None, "_as_tokens leaves clips of tokens"
     model_config = replace(
         model_config,
         grid_height=grid.height,
@@ -104,12 +101,13 @@ def _levels(model: STTransformerConfig, tokenizer: AnyTokenizer | None) -> tuple
 
 def _as_tokens(
     config: TrainConfig, model: STTransformerConfig, tokenizer: AnyTokenizer | None, ranks: Ranks, progress: Progress
-) -> DataConfig:
-    """The data configuration over tokens: as it is for a token source, else over a cache that is filled now."""
+) -> tuple[Clips, Clips]:
+    """Clips of tokens of both splits: as they are in a token source, else of a cache that is filled now."""
     data = config.data
     source, chosen = open_split(data, "train")
     if source.grid is not None:
-        return replace(data, pattern=_pattern(model, source.grid))
+        data = replace(data, pattern=_pattern(model, source.grid))
+        return open_clips(data, "train"), open_clips(data, "val")
     size = picture_size(data, source)
     if tokenizer is None or config.tokenizer is None:
         raise UsageError(f"{source.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)")
@@ -121,12 +119,30 @@ def _as_tokens(
     _check_lengths(source, chosen, 2 * block)
     _check_lengths(*held_out, 2 * block)
     augment = data.augment if data.augment.changes else None
-    device = ranks.device(config.device)
-    make = partial(_tokenised, config, tokenizer=tokenizer.to(device), device=device, ranks=ranks, progress=progress)
-    train = make(source, chosen, phases=config.phases, augment=augment)
-    val = make(*held_out, phases=1, augment=None)
+    device, cache, identity = ranks.device(config.device), data.cache, fingerprint(config.tokenizer)
+    tokenizer.to(device)
+
+    def clips(source: Source, episodes: Sequence[int], *, phases: int, augment: AugmentConfig | None) -> Clips:
+        made = tokenise(
+            source,
+            tokenizer,
+            cache,
+            fingerprint=identity,
+            episodes=episodes,
+            size=data.image_size,
+            phases=phases,
+            augment=augment,
+            device=device,
+            ranks=ranks,
+            in_cache=True,
+            progress=lambda *at: progress(f"tokenising into {cache}", *at),
+        )
+        return all_clips(made.open(), window=pattern.window, stride=data.window_stride)
+
+    train = clips(source, chosen, phases=config.phases, augment=augment)
+    val = clips(*held_out, phases=1, augment=None)
     tokenizer.to("cpu")
-    return DataConfig(path=train, val_path=val, pattern=pattern, window_stride=data.window_stride)
+    return train, val
 
 
 def _pattern(model: STTransformerConfig, grid: TokenGrid) -> FramePattern:
@@ -156,41 +172,6 @@ def _check_stride(stride: int, block: int) -> None:
             f"windows of tokens begin with a block of {block} frames, so that every {stride} frames none can begin; "
             f"give a multiple of {block} (--data.window-stride {fits}), and for more starts more --phases"
         )
-
-
-def _tokenised(
-    config: TrainConfig,
-    source: Source,
-    episodes: Sequence[int],
-    *,
-    tokenizer: AnyTokenizer,
-    phases: int,
-    augment: AugmentConfig | None,
-    device: torch.device,
-    ranks: Ranks,
-    progress: Progress,
-) -> Path:
-    assert config.tokenizer is not None
-    assert config.data.cache is not None
-    identity = fingerprint(config.tokenizer)
-    size = config.data.image_size
-    key = token_key(source, fingerprint=identity, episodes=episodes, size=size, phases=phases, augment=augment)
-    out = config.data.cache / f"tokens-{key_hash(key)}"
-    tokenise(
-        source,
-        tokenizer,
-        out,
-        fingerprint=identity,
-        episodes=episodes,
-        size=size,
-        phases=phases,
-        augment=augment,
-        device=device,
-        ranks=ranks,
-        wait=True,  # another training may be filling the same cache
-        progress=lambda *at: progress(f"tokenising into {out}", *at),
-    )
-    return out
 
 
 def config_is_ours(tokenizer: AnyTokenizer) -> bool:
