@@ -1,6 +1,7 @@
 """The humanoid twin: EVE's joints, exact physics, arms that touch things, data that can be made again."""
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from worldline.builtin import TWIN_MINI_VAL
 from worldline.formats.video import decode, probe
 from worldline.schema import UsageError
 from worldline.twin.backend import load_mujoco
@@ -355,6 +357,40 @@ def test_a_recorded_episode_resumes_from_any_frame(dataset: Path) -> None:
             simulation.step(command)
     with pytest.raises(UsageError, match=r"frames 0\.\.11"):
         resume(dataset, 1, 12)
+
+
+def test_following_the_recorded_states_shows_the_recorded_pictures() -> None:
+    simulation, commands = resume(TWIN_MINI_VAL, 1, 0)
+    with simulation:
+        start = simulation.snapshot()
+        recorded = []
+        for command in commands[:30]:
+            recorded.append(simulation.observe())
+            simulation.step(command)
+        frames, states = (np.stack(part) for part in zip(*recorded, strict=True))
+        simulation.restore(start)
+        followed = simulation.follow(states[1:])
+        np.testing.assert_allclose(simulation.state(), states[-1], atol=0.01)
+        simulation.restore(start)
+        pieces = [simulation.follow(states[1:7]), simulation.follow(states[7:])]
+    np.testing.assert_array_equal(np.concatenate(pieces), followed)
+    mistakes, changes = (np.square(other - frames[1:].astype(float)).mean() for other in (followed, frames[:1]))
+    assert 10 * np.log10(255**2 / mistakes) > 30
+    assert mistakes < changes / 20
+
+
+def test_the_built_in_data_are_still_what_is_generated() -> None:
+    """Near, not equal: another processor may round in another way."""
+    stored = json.loads((TWIN_MINI_VAL / "twin.json").read_text())
+    config = TwinConfig(**{name: stored[name] for name in ("episodes", "seed", "size")}, frames=30)
+    recording = record_episode(config, 3)
+    with np.load(TWIN_MINI_VAL / "physics/physics_3.npz") as physics:
+        np.testing.assert_allclose(recording.commands, physics["commands"][:30], atol=1e-3)
+        np.testing.assert_allclose(recording.objects, physics["objects"][:30], atol=1e-3)
+    states = np.fromfile(TWIN_MINI_VAL / "robot_states/states_3.bin", dtype=np.float32).reshape(-1, 25)
+    np.testing.assert_allclose(recording.states, states[:30], atol=1e-3)
+    seen = decode(TWIN_MINI_VAL / "videos/video_3.mp4", range(30)).permute(0, 2, 3, 1).numpy()
+    assert np.abs(seen.astype(int) - recording.frames).mean() < 6
 
 
 # --- OpenGL ---

