@@ -18,7 +18,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -56,19 +56,18 @@ class Claim:
         Raises:
             UsageError: it holds such content of another key, or something else.
         """
-        if (folder / self.file).exists():
-            found, wanted = read_json(folder / self.file), json.loads(json.dumps(self.key))  # JSON knows no tuples
-            differing = [name for name in wanted if found.get(name) != wanted[name]]
-            if differing:
-                raise UsageError(
-                    f"{folder} holds {self.what} made with another {', '.join(differing)} "
-                    f"({'; '.join(_difference(name, found.get(name), wanted[name]) for name in differing)}); "
-                    "choose another folder or remove it"
-                )
-            return False
-        if any(path.name not in (LOCK, OWNER) for path in folder.iterdir()):
-            raise UsageError(f"{folder} is not empty and was not begun by this command; choose another folder")
-        return True
+        if not (folder / self.file).exists():
+            if any(path.name not in (LOCK, OWNER) for path in folder.iterdir()):
+                raise UsageError(f"{folder} is not empty and was not begun by this command; choose another folder")
+            return True
+        found, wanted = read_json(folder / self.file), json.loads(json.dumps(self.key))  # JSON knows no tuples
+        if differing := [name for name in wanted if found.get(name) != wanted[name]]:
+            shown = [f"{name}: {_short(found.get(name))} there, {_short(wanted[name])} now" for name in differing]
+            raise UsageError(
+                f"{folder} holds {self.what} made with another {', '.join(differing)} ({'; '.join(shown)}); "
+                "choose another folder or remove it"
+            )
+        return False
 
 
 @contextmanager
@@ -97,17 +96,16 @@ def owned(folder: Path, *, claim: Claim | None = None, wait: bool = False) -> It
             remove_temporaries(folder)
         yield
     except BaseException:
-        if claim is not None and new and _holds_nothing_but(folder, claim.file):
-            for path in folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-            (folder / claim.file).unlink(missing_ok=True)
+        if claim is not None and new:
+            _empty(folder, (LOCK, OWNER, claim.file))
         raise
     finally:
         (folder / OWNER).unlink(missing_ok=True)
         # While it is locked: whoever has opened it meanwhile sees that it lies nowhere, and opens the next one.
         (folder / LOCK).unlink(missing_ok=True)
-        _remove_empty(made)
+        with suppress(OSError):  # up to the first that holds something
+            for path in made:
+                path.rmdir()
         lock.release()
 
 
@@ -115,24 +113,29 @@ def _locked(folder: Path, wait: bool) -> FileLock:
     """The lock of a folder, taken."""
     told = False
     while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UsageError(f"{folder} is a file, or lies below one; choose another folder") from None
         lock = FileLock(folder / LOCK)
         try:
-            lock.acquire(timeout=_POLL if told else 0, poll_interval=_POLL)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=-1 if told else 0, poll_interval=_POLL)
             return lock
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"{folder} is a file, or lies below one; choose another folder") from None
         except FileNotFoundError:
             continue  # another owner failed and removed the folder it had made
         except Timeout:
             if not wait:
-                raise UsageError(
-                    f"{folder} is in use by {_owner(folder)}; wait for it to end, or choose another folder"
-                ) from None
-            if not told:
-                warnings.warn(f"waiting for {_owner(folder)}, which is filling {folder}", stacklevel=4)
+                text = f"{folder} is in use by {_owner(folder)}; wait for it to end, or choose another folder"
+                raise UsageError(text) from None
+            warnings.warn(f"waiting for {_owner(folder)}, which is filling {folder}", stacklevel=4)
             told = True
+
+
+def _empty(folder: Path, ours: tuple[str, ...]) -> None:
+    """Remove a folder's claim and the empty folders in it, where nothing else was written."""
+    if all(path.is_dir() or path.name in ours for path in folder.rglob("*")):
+        for path in filter(Path.is_dir, folder.iterdir()):
+            shutil.rmtree(path)
+        (folder / ours[-1]).unlink(missing_ok=True)
 
 
 def _me() -> dict[str, Any]:
@@ -152,19 +155,5 @@ def _owner(folder: Path) -> str:
         return "another process"
 
 
-def _difference(name: str, found: Any, wanted: Any) -> str:
-    texts = [text if len(text := json.dumps(value)) <= 40 else f"{text[:37]}..." for value in (found, wanted)]
-    return f"{name}: {texts[0]} there, {texts[1]} now"
-
-
-def _holds_nothing_but(folder: Path, name: str) -> bool:
-    return all(path.is_dir() or path.name in (LOCK, OWNER, name) for path in folder.rglob("*"))
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, innermost first, up to the first that holds something."""
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:
-            return
+def _short(value: Any) -> str:
+    return text if len(text := json.dumps(value)) <= 40 else f"{text[:37]}..."

@@ -98,18 +98,17 @@ class Ranks:
         Raises:
             OtherRankError: this is not rank 0, and rank 0 failed.
         """
-        if self.rank > 0:
-            failure = self.agreed(None)
-            if failure is not None:
-                raise OtherRankError(f"rank 0 stopped: {failure}")
-            yield
-            return
+        failure = None
         try:
+            if self.rank > 0 and (told := self.agreed(None)) is not None:
+                raise OtherRankError(f"rank 0 stopped: {told}")
             yield
         except BaseException as error:
-            self.agreed(f"{type(error).__name__}: {error}")
+            failure = f"{type(error).__name__}: {error}"
             raise
-        self.agreed(None)
+        finally:
+            if self.writes:
+                self.agreed(failure)
 
     @contextmanager
     def owning(self, folder: Path, *, claim: Claim | None = None, wait: bool = False) -> Iterator[None]:
@@ -120,17 +119,9 @@ class Ranks:
             OtherRankError: on the others, where rank 0 was refused.
         """
         with ExitStack() as stack:
-            refusal = None
-            if self.writes:
-                try:
+            with self.first():
+                if self.writes:
                     stack.enter_context(owned(folder, claim=claim, wait=wait))
-                except Exception as error:
-                    refusal = error
-            told = self.agreed(str(refusal) if refusal else None)
-            if refusal is not None:
-                raise refusal
-            if told is not None:
-                raise OtherRankError(f"rank 0 stopped: {told}")
             yield
             self.everyones(None)
 
@@ -164,20 +155,18 @@ class Ranks:
 
     def agreed(self, value: Any) -> Any:
         """Rank 0's value, on every rank; waits for all. Raises `OtherRankError` where one has ended."""
-        if self.world_size == 1:
-            return value
-        values = [value]
-        with _all_there():
-            dist.broadcast_object_list(values, src=0, group=self.patient)
-        return values[0]
+        return self.everyones(value)[0]
 
     def everyones(self, value: Any) -> list[Any]:
         """Every rank's value, in order of rank. Raises `OtherRankError` where one has ended."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        with _all_there():
+        try:
             dist.all_gather_object(values, value, group=self.patient)
+        except RuntimeError as error:  # a collective that lost a connection
+            reason = str(error).splitlines()[0]
+            raise OtherRankError(f"another process of this job has ended, see its own message ({reason})") from error
         return values
 
     def mean(self, figures: dict[str, float]) -> dict[str, float]:
@@ -220,16 +209,6 @@ class Ranks:
         """Say whether the next backward pass sums gradients over ranks; only a batch's last piece has to."""
         if self.world_size > 1:
             model.set_requires_gradient_sync(now)  # pyright: ignore[reportCallIssue] - `place` gave it this method
-
-
-@contextmanager
-def _all_there() -> Iterator[None]:
-    """Say what it means when a collective loses its connection."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise OtherRankError(f"another process of this job has ended, see its own message ({reason})") from error
 
 
 def shards_of(model: nn.Module) -> list[nn.Module]:

@@ -16,7 +16,7 @@ frame spans several video frames; `TokenGrid` and `LatentGrid` say which), and a
 taken (`f` below `t`; `FramePattern` says which rows those are). `b` is absent from a `Clip`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,9 @@ from typing import Literal
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
+
+CONTENT = ("frames", "tokens", "latents")
+"""What a clip may hold besides its states."""
 
 
 class DataError(Exception):
@@ -163,48 +166,32 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move the tensors; origins stay."""
-        return replace(
-            self,
-            states=self.states.to(device, non_blocking=True),
-            frames=None if self.frames is None else self.frames.to(device, non_blocking=True),
-            tokens=None if self.tokens is None else self.tokens.to(device, non_blocking=True),
-            latents=None if self.latents is None else self.latents.to(device, non_blocking=True),
-        )
+        held = {name: tensor for name in ("states", *CONTENT) if (tensor := getattr(self, name)) is not None}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in held.items()})
 
 
 def stack(clips: Sequence[Clip]) -> Batch:
     """Stack clips of equal shape and rate. Raises `ValueError` where shapes differ (from `torch.stack`)."""
-    first = clips[0]
-    return Batch(
-        states=torch.stack([clip.states for clip in clips]),
-        fps=first.fps,
-        origins=tuple(clip.origin for clip in clips),
-        frames=None if first.frames is None else torch.stack([_present(clip.frames) for clip in clips]),
-        tokens=None if first.tokens is None else torch.stack([_present(clip.tokens) for clip in clips]),
-        latents=None if first.latents is None else torch.stack([_present(clip.latents) for clip in clips]),
-    )
+    origins, states = tuple(clip.origin for clip in clips), torch.stack([clip.states for clip in clips])
+    return Batch(states=states, fps=clips[0].fps, origins=origins, **_content(torch.stack, clips))
 
 
 def join(parts: Sequence[Batch]) -> Batch:
     """One batch of several, in order; they hold the same."""
-
-    def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        return None if tensors[0] is None else torch.cat([_present(tensor) for tensor in tensors])
-
-    return replace(
-        parts[0],
-        states=torch.cat([part.states for part in parts]),
-        origins=tuple(origin for part in parts for origin in part.origins),
-        frames=joined([part.frames for part in parts]),
-        tokens=joined([part.tokens for part in parts]),
-        latents=joined([part.latents for part in parts]),
-    )
+    origins, states = tuple(o for part in parts for o in part.origins), torch.cat([part.states for part in parts])
+    return Batch(states=states, fps=parts[0].fps, origins=origins, **_content(torch.cat, parts))
 
 
-def _present(tensor: Tensor | None) -> Tensor:
-    if tensor is None:
-        raise ValueError("clips of one batch must all hold frames, or all tokens, or all latents")
-    return tensor
+def _content(how: Callable[[list[Tensor]], Tensor], parts: Sequence[Clip | Batch]) -> dict[str, Tensor]:
+    """What the parts hold besides states, put together."""
+    content = {}
+    for name in CONTENT:
+        tensors = [tensor for part in parts if (tensor := getattr(part, name)) is not None]
+        if len(tensors) not in (0, len(parts)):
+            raise ValueError("clips of one batch must all hold frames, or all tokens, or all latents")
+        if tensors:
+            content[name] = how(tensors)
+    return content
 
 
 @dataclass(frozen=True, kw_only=True)
