@@ -7,14 +7,18 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
 from worldline.schema import DataError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_Read = Callable[Concatenate[Path, P], T]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_SAID = re.compile(r"No space left|File too large|quota exceeded|\d+ requested and \d+ written", re.IGNORECASE)
@@ -94,7 +98,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def unreadable(path: Path, *, expected: str, found: str, fix: str, kind: str = "damaged") -> DataError:
+def unreadable(path: Path, *, expected: str, found: str, fix: str = "", kind: str = "damaged") -> DataError:
     """Say what is wrong with a file that could not be read: the true cause where the file itself shows one."""
     try:
         with path.open("rb") as file:
@@ -122,31 +126,43 @@ def remove_temporaries(folder: Path) -> int:
     return len(stale)
 
 
+def while_unchanged(maxsize: int | None) -> Callable[[_Read[P, T]], _Read[P, T]]:
+    """Keep what a function reads of a file, its first argument, while size and time of the file stay."""
+
+    def keeping(read: _Read[P, T]) -> _Read[P, T]:
+        @lru_cache(maxsize)
+        def kept(_size: int, _mtime: int, path: Path, *args: P.args, **options: P.kwargs) -> T:
+            return read(path, *args, **options)
+
+        @wraps(read)
+        def reading(path: Path, *args: P.args, **options: P.kwargs) -> T:
+            try:
+                status = path.stat()
+            except (OSError, ValueError):
+                return read(path, *args, **options)  # and say what is wrong with it
+            return kept(status.st_size, status.st_mtime_ns, path, *args, **options)
+
+        return reading
+
+    return keeping
+
+
+@while_unchanged(1024)
 def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Map a raw binary file read-only. The caller has checked its size; maps are kept while the file is unchanged."""
     try:
-        status = path.stat()
-        return _mapped(path, dtype, shape, status.st_size, status.st_mtime_ns)
+        if 0 in shape and path.is_file():
+            return np.zeros(shape, dtype)
+        return np.memmap(path, dtype=dtype, mode="r", shape=shape)
     except (OSError, ValueError) as error:
         found = f"{type(error).__name__}: {error}"
-        raise unreadable(path, expected=f"{dtype}{list(shape)}", found=found, fix="Fetch it again.") from error
+        raise unreadable(path, expected=f"{dtype}{list(shape)}", found=found) from error
 
 
-@lru_cache(maxsize=1024)
-def _mapped(path: Path, dtype: str, shape: tuple[int, ...], _size: int, _mtime: int) -> np.ndarray:
-    if 0 in shape:
-        return np.zeros(shape, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", shape=shape)
-
-
+@while_unchanged(4096)
 def mapped_npy(path: Path, *, what: str, fix: str) -> np.ndarray:
     """Map a `.npy` file read-only. Raises `DataError` where it is missing or damaged."""
     try:
-        return _mapped_npy(path, path.stat().st_mtime_ns)
+        return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # its header is Python
         raise unreadable(path, expected=what, found=f"{type(error).__name__}: {error}", fix=fix) from error
-
-
-@lru_cache(maxsize=4096)
-def _mapped_npy(path: Path, _mtime: int) -> np.ndarray:
-    return np.load(path, mmap_mode="r")

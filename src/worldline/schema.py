@@ -35,10 +35,20 @@ class DataError(Exception):
     `kind` is a short stable id (`missing_files`, `rate`, ...): problems of one kind and remedy are reported as one.
     """
 
-    def __init__(self, path: Path | str, *, expected: str, found: str, fix: str, kind: str = "damaged") -> None:
-        self.path, self.expected, self.found, self.fix = Path(path), expected, found, fix
-        self.kind = kind
-        super().__init__(f"{path}: expected {expected}, found {found}. {fix}")
+    def __init__(self, path: Path | str, *, expected: str, found: str, fix: str = "", kind: str = "damaged") -> None:
+        self.path, self.expected, self.found = Path(path), expected, found
+        self.fix, self.kind = fix or _REMEDIES.get(kind, _REMEDIES["damaged"]), kind
+        super().__init__(f"{path}: expected {expected}, found {found}. {self.fix}")
+
+
+_REMEDIES = {
+    "damaged": "Fetch it again.",
+    "missing_files": "Fetch the rest, or leave them out with --allow-missing (in recipes --data.allow-missing).",
+    "metadata": "Correct or restore it.",
+    "states": "Repair the recording.",
+    "frames": "Download or encode it again.",
+}
+"""What usually mends a problem of a kind."""
 
 
 class UsageError(Exception):

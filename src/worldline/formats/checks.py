@@ -21,6 +21,15 @@ def raise_problem(problem: DataError) -> None:
     raise problem
 
 
+@contextmanager
+def noting(report: Report) -> Iterator[None]:
+    """Report what is wrong with what is read within, and go on."""
+    try:
+        yield
+    except DataError as problem:
+        report(problem)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LeavingOut:
     """What to do with a part of a data set that is at fault while it is opened, and a line for each part left out."""
