@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from jaxtyping import Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from worldline.metrics import image, tokens
@@ -54,18 +54,16 @@ def register(metric: Metric) -> None:
             METRICS[entry.id] = replace(entry, meaning=f"{metric.meaning} {meaning}")
 
 
-def token_costs(guesses: Guesses, *, teacher_forced: bool = False) -> dict[str, Float32[Tensor, " n"]]:
-    """Every metric of tokens: id -> one number per true token.
+def token_costs(guesses: Guesses) -> dict[str, Float32[Tensor, " n"]]:
+    """Every metric of tokens, by id: one number per true token."""
+    measured = {metric.id: metric.measure for metric in METRICS.values() if metric.group == "token"}
+    return {name: measure(guesses) for name, measure in measured.items() if measure is not None}
 
-    Args:
-        teacher_forced: the guesses were made from the true grids before: the metrics are the bounds then.
-    """
-    costs = {}
-    for metric in METRICS.values():
-        name = metric.bound if teacher_forced else metric.id
-        if metric.group == "token" and metric.measure is not None and name is not None:
-            costs[name] = metric.measure(guesses)
-    return costs
+
+def grid_costs(logits: Float[Tensor, "h w v"], true: Int64[Tensor, "h w"]) -> dict[str, Float32[Tensor, ""]]:
+    """Every metric of tokens, by id: the mean over the true tokens of one grid under its logits."""
+    costs = token_costs(tokens.guesses_of(logits.flatten(0, 1), true.flatten().to(logits.device)))
+    return {name: tokens.per_clip(cost, 1)[0] for name, cost in costs.items()}
 
 
 def _absent(reason: str) -> Callable[..., Tensor]:
