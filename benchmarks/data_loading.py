@@ -1,4 +1,4 @@
-"""How fast clips come off the disk: decoded 256x256 video, cached frames, pre-tokenised samples. Prints JSON.
+"""How fast clips come off the disk: decoded 256x256 video, cached frames, pre-tokenized samples. Prints JSON.
 
     python benchmarks/data_loading.py [--quick] [--data FOLDER] [--workers 0] [--seconds 5]
 

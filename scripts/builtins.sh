@@ -19,7 +19,7 @@ data="--data.path $work/train --data.val-path $work/val --data.cache $work/cache
 
 # --- checkpoints ---
 worldline train tokenizer_tiny $data --out $work/tokenizer_first
-worldline train tokenizer_tiny $data --initial $work/tokenizer_first --optimizer.peak 8e-4 --optimizer.warmup-steps 20 \
+worldline train tokenizer_tiny $data --init-from $work/tokenizer_first --optimizer.lr 8e-4 --optimizer.warmup-steps 20 \
     --steps 1000 --seed 1 --out $work/tokenizer
 python scripts/ship.py $work/tokenizer $assets/tokenizer_tiny
 worldline train compression_tiny $data --tokenizer $work/tokenizer --steps 13000 --out $work/world

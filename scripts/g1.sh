@@ -12,32 +12,32 @@ work=${2:-cache/g1}
 data="--data.path $g1 --data.val-path None --data.train-episodes 0:56 --data.val-episodes 56:68 --data.cache $work/cache"
 crop="--data.cache-size 96 --data.augment.crop-scale 0.6 1.0 --data.augment.flip 0.5"
 crop="$crop --data.augment.brightness 0.1 --data.augment.contrast 0.1 --data.augment.saturation 0.1"
-passes="--phases 24 --data.augment.crop-scale 0.7 1.0 --data.augment.brightness 0.1 --data.augment.contrast 0.1"
+passes="--start-offsets 24 --data.augment.crop-scale 0.7 1.0 --data.augment.brightness 0.1 --data.augment.contrast 0.1"
 world="$passes --data.augment.saturation 0.1 --model.dropout 0.1 --optimizer.ema-decay 0.998"
 
 once() { [ -e "$work/$1" ] || worldline train "${@:2}" --out "$work/$1"; }
 
 # --- choose: the tokens and how a forecast is shown, by short worlds ---
 for h in 0.0 0.75; do
-    once "tokenizer_$h" tokenizer_tiny $data $crop --model.hysteresis $h --initial tokenizer-tiny --steps 3200
+    once "tokenizer_$h" tokenizer_tiny $data $crop --model.hysteresis $h --init-from tokenizer-tiny --steps 3200
     once "short_$h" compression_tiny $data $world --tokenizer "$work/tokenizer_$h" --steps 1500
-    for shown in "--pictures words" "--pictures mean" "--pictures words --keep-seen" "--pictures mean --keep-seen"; do
+    for shown in "--decode-mode tokens" "--decode-mode mean" "--decode-mode tokens --blend-last-frame" "--decode-mode mean --blend-last-frame"; do
         worldline evaluate "$work/short_$h" --num-clips None $shown --out "$work/choice/$h ${shown//--/}"
     done
 done
 hysteresis=0.75
-shown="--pictures mean --keep-seen"
+shown="--decode-mode mean --blend-last-frame"
 
 # --- report: the compression track ---
 once world compression_tiny $data $world --tokenizer "$work/tokenizer_$hysteresis" --steps 6000
-once unconditional compression_tiny_blind $data $world --tokenizer "$work/tokenizer_$hysteresis" --steps 6000
+once unconditional compression_tiny_unconditional $data $world --tokenizer "$work/tokenizer_$hysteresis" --steps 6000
 worldline evaluate "$work/tokenizer_$hysteresis" --episodes 68:80 --num-clips None
-worldline evaluate "$work/world" --blind "$work/unconditional" --episodes 68:80 --num-clips None $shown
+worldline evaluate "$work/world" --unconditional "$work/unconditional" --episodes 68:80 --num-clips None $shown
 
 # --- report: the sampling track ---
-once vae_first vae_tiny $data $crop --initial vae-tiny --optimizer.peak 1.5e-3 --steps 1500
-once vae vae_tiny $data $crop --initial "$work/vae_first" --data.pattern.window 77 --data.pattern.repeat-last 1 \
-    --optimizer.peak 3e-4 --optimizer.warmup-steps 20 --batch-size 2 --steps 300 --seed 1
+once vae_first vae_tiny $data $crop --init-from vae-tiny --optimizer.lr 1.5e-3 --steps 1500
+once vae vae_tiny $data $crop --init-from "$work/vae_first" --data.pattern.window 77 --data.pattern.repeat-last 1 \
+    --optimizer.lr 3e-4 --optimizer.warmup-steps 20 --batch-size 2 --steps 300 --seed 1
 once sampling sampling_tiny $data --tokenizer "$work/vae" --steps 3000
 worldline evaluate "$work/vae" --episodes 68:80 --num-clips 64
 worldline evaluate "$work/sampling" --episodes 68:80 --num-clips 32 --window-stride 43 --num-samples 20 --batch-size 2

@@ -15,7 +15,7 @@ from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 SMALL_TOKENIZER = FSQVideoConfig(
     levels=(8, 5, 5), widths=(8, 16), blocks=(1, 1), kernel=3, encoder_kernels=(3, 3), past=2
 )
-"""17 frames of 16x16 -> 3 grids of 2x2, 200 words."""
+"""17 frames of 16x16 -> 3 grids of 2x2, 200 tokens."""
 SMALL_WORLD = STTransformerConfig(
     grid_height=2,
     grid_width=2,

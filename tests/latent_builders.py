@@ -65,7 +65,7 @@ def world_run(train: Path, val: Path, vae: Path, **changes: Any) -> TrainConfig:
             model=SMALL_WAN,
             data=DataConfig(path=train, val_path=val, image_size=16, pattern=PATTERN, window_stride=8),
             tokenizer=vae,
-            optimizer=OptimizerConfig(peak=1e-3, warmup_steps=2, clip_norm=1.0, ema_decay=0.8),
+            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2, clip_norm=1.0, ema_decay=0.8),
             batch_size=4,
             steps=4,
             device="cpu",

@@ -21,7 +21,7 @@ from worldline.data.clips import Clips
 from worldline.data.convert import convert
 from worldline.data.windows import source_windows
 from worldline.encoding.latents import encode
-from worldline.encoding.tokens import TokeniseReport, tokenise
+from worldline.encoding.tokens import TokenizeReport, tokenize
 from worldline.evaluation.compression import Protocol, evaluate_compression
 from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Evaluation
@@ -84,7 +84,7 @@ class Adapted(nn.Module):
 def adapted(ranks: Ranks) -> TrainState:
     torch.manual_seed(0)
     model = ranks.place(Adapted(), CPU)
-    return TrainState(model, build_optimizer(OptimizerConfig(peak=1e-2), model), MovingAverage(model, 0.5))
+    return TrainState(model, build_optimizer(OptimizerConfig(lr=1e-2), model), MovingAverage(model, 0.5))
 
 
 def adapt(folder: Path, ranks: Ranks) -> dict[str, Any]:
@@ -175,8 +175,8 @@ def data(folder: Path, ranks: Ranks) -> dict[str, Any]:
     source, out = open_source(folder / "squares"), folder / f"made_by_{ranks.world_size}"
     shared: dict[str, Any] = {"fingerprint": "-", "episodes": range(3), "ranks": ranks}
 
-    def tokens(phases: int) -> TokeniseReport:
-        return tokenise(source, small_tokenizer(), out / "tokens", phases=phases, **shared)
+    def tokens(start_offsets: int) -> TokenizeReport:
+        return tokenize(source, small_tokenizer(), out / "tokens", start_offsets=start_offsets, **shared)
 
     converted, blocks = convert(source, out / "raw", size=8, ranks=ranks).episodes, tokens(2).blocks
     cached_frames(source, size=8, folder=out / "frames", ranks=ranks)
@@ -293,7 +293,7 @@ def forecasts(folder: Path, ranks: Ranks) -> dict[str, Any]:
 
 def steps(model: Any, clips: Batch, *, peak: float) -> list[list[float]]:
     """Loss and gradient norm of three optimizer steps on the same clips and noise."""
-    optimizer, figures = build_optimizer(OptimizerConfig(peak=peak), model), []
+    optimizer, figures = build_optimizer(OptimizerConfig(lr=peak), model), []
     for _ in range(3):
         optimizer.zero_grad()
         loss, _ = model.loss(clips, torch.Generator().manual_seed(0))

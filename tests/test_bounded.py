@@ -44,17 +44,17 @@ from worldline.data.convert import convert
 from worldline.formats.open import open_source
 from worldline.contract import FramePattern
 from worldline.encoding.latents import encode
-from worldline.encoding.tokens import tokenise
+from worldline.encoding.tokens import tokenize
 
 folder = Path(sys.argv[1])
 source = open_source(folder / "raw")
 
 def tokens(e, out, **how):
-    tokenise(source, small_tokenizer(), out, fingerprint="-", episodes=[e], **how)
+    tokenize(source, small_tokenizer(), out, fingerprint="-", episodes=[e], **how)
 
 VERBS = {
-    "tokens": lambda e, out: tokens(e, out, size=16, phases=3),
-    "augmented": lambda e, out: tokens(e, out, size=16, phases=3, augment=AugmentConfig(brightness=0.2)),
+    "tokens": lambda e, out: tokens(e, out, size=16, start_offsets=3),
+    "augmented": lambda e, out: tokens(e, out, size=16, start_offsets=3, augment=AugmentConfig(brightness=0.2)),
     "latents": lambda e, out: encode(source, Means(), out, fingerprint="-", episodes=[e],
                                      pattern=FramePattern.report_77(), window_stride=8, contract={}),
     "frames": lambda e, out: cached_frames(source, size=32, folder=out, episodes=[e]),

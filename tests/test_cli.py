@@ -61,13 +61,13 @@ def _on(raw: Path, cache: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Raw video of a moving square, a tokenizer, a world and a blind world, all made by `worldline train`."""
+    """Raw video of a moving square, a tokenizer, a world and an unconditional world, all made by `worldline train`."""
     lab = tmp_path_factory.mktemp("lab")
     data = _on(write_squares(lab / "raw", 4, length=68), lab / "cache")
     few = _words("--batch-size 2 --validation-clips 2 --json")
     train.main(["tokenizer_tiny", "--out", str(lab / "tokenizer"), "--steps", "4", *SMALL_TOKENIZER, *data, *few])
-    tokenizer = ["--tokenizer", str(lab / "tokenizer"), "--phases", "2"]
-    for recipe in ("compression_tiny", "compression_tiny_blind"):
+    tokenizer = ["--tokenizer", str(lab / "tokenizer"), "--start-offsets", "2"]
+    for recipe in ("compression_tiny", "compression_tiny_unconditional"):
         train.main([recipe, "--out", str(lab / recipe), "--steps", "3", *SMALL_WORLD, *data, *few, *tokenizer])
     return lab
 
@@ -192,7 +192,7 @@ def test_training_reports_its_end(lab: Path, capsys: Capture) -> None:
 
 def test_a_failed_job_ends_with_1(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     # Nothing but these words differs from a run that works.
-    wild = _words("--optimizer.peak 1e30 --optimizer.warmup-steps 0 --optimizer.clip-norm None")
+    wild = _words("--optimizer.lr 1e30 --optimizer.warmup-steps 0 --optimizer.clip-norm None")
     words = [
         "compression_tiny",
         "--out",
@@ -202,14 +202,16 @@ def test_a_failed_job_ends_with_1(lab: Path, tmp_path: Path, monkeypatch: pytest
         *SMALL_WORLD,
         *_on(lab / "raw", lab / "cache"),
     ]
-    tokenizer = ["--batch-size", "2", "--phases", "2", "--tokenizer", lab / "tokenizer"]
+    tokenizer = ["--batch-size", "2", "--start-offsets", "2", "--tokenizer", lab / "tokenizer"]
     assert _worldline(monkeypatch, "train", *words, *tokenizer, *wild) == 1
     assert "at step 1" in capsys.readouterr().err
 
 
 def test_a_world_is_evaluated_beside_its_baselines(lab: Path, tmp_path: Path, capsys: Capture) -> None:
-    world, blind = lab / "compression_tiny", lab / "compression_tiny_blind"
-    evaluate.main([str(world), "--blind", str(blind), "--num-clips", "4", "--out", str(tmp_path), "--json"])
+    world, unconditional = lab / "compression_tiny", lab / "compression_tiny_unconditional"
+    evaluate.main(
+        [str(world), "--unconditional", str(unconditional), "--num-clips", "4", "--out", str(tmp_path), "--json"]
+    )
     printed = _printed(capsys)
     evaluation = Evaluation.load(tmp_path / "metrics.json")
     assert [row["name"] for row in printed["rows"]] == [row.name for row in evaluation.rows]
@@ -217,10 +219,10 @@ def test_a_world_is_evaluated_beside_its_baselines(lab: Path, tmp_path: Path, ca
     assert {name: row.role for name, row in rows.items()} == {
         "forecast": "model",
         "forecast, states of another clip": "ablation",
-        "blind to states": "baseline",
+        "unconditional": "baseline",
         "copy last frame": "baseline",
         "keep_last_tokens": "baseline",
-        "token frequencies": "baseline",
+        "unigram": "baseline",
         "tokenizer round trip": "ceiling",
     }
     assert {"psnr_db_last", "ssim_mean", "full_ce", "token_accuracy", "teacher_forced_ce"} <= set(
@@ -308,7 +310,7 @@ CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that chang
     "camera": ("--camera head", ""),
     "state_keys": ("--state-keys action", ""),
     "on": ("--on training-data", ""),
-    "blind": ("--blind {blind}", ""),
+    "unconditional": ("--unconditional {unconditional}", ""),
     "tokenizer": ("--tokenizer {wrong}", ""),
     "checkpoint": ("--checkpoint best", ""),
     "weights": ("--weights {other}", ""),
@@ -323,8 +325,8 @@ CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that chang
     "temperature": ("--temperature 1", ""),
     "top_k": ("--top-k 3", "--temperature 1"),
     "top_p": ("--top-p 0.5", "--temperature 1"),
-    "pictures": ("--pictures mean", ""),
-    "keep_seen": ("--keep-seen", ""),
+    "decode_mode": ("--decode-mode mean", ""),
+    "blend_last_frame": ("--blend-last-frame", ""),
     "steps": ("--steps 3", ""),
     "guidance": ("--guidance 1.5", ""),
     "sampler": ("--sampler unipc", ""),
@@ -361,7 +363,7 @@ def _assert_nothing_is_idle(
     """Change one option after the other, some by other words; give those that were refused."""
     places = {
         "other": write_squares(tmp_path / "other", 2, length=93, first=50),
-        "blind": lab / f"{run}_blind",
+        "unconditional": lab / f"{run}_unconditional",
         "wrong": lab / "wrong",
         "out": tmp_path / "elsewhere",
     }
@@ -403,14 +405,14 @@ def test_no_option_is_idle_for_a_tokenizer(lab: Path, tmp_path: Path, capsys: Ca
 
 @pytest.mark.slow
 def test_no_option_is_idle_for_a_world_over_latents(latent_lab: Path, tmp_path: Path, capsys: Capture) -> None:
-    raw, without = (latent_lab / "raw0", latent_lab / "raw7"), replace(SMALL_WAN, blind=True, drop_states=0.0)
-    run_training(world_run(*raw, latent_lab / "vae", model=without), latent_lab / "compression_tiny_blind")
+    raw, without = (latent_lab / "raw0", latent_lab / "raw7"), replace(SMALL_WAN, unconditional=True, drop_states=0.0)
+    run_training(world_run(*raw, latent_lab / "vae", model=without), latent_lab / "compression_tiny_unconditional")
     small_vae(latent_lab / "wrong", seed=1)
     others = {"protocol": ("--protocol compression", ""), "means": ("--means 2", "--num-samples 3")}
     refused = _assert_nothing_is_idle(
         latent_lab, "compression_tiny", tmp_path, capsys, "--num-clips 2 --steps 2", **others
     )
-    only_tokens = {"temperature", "top_k", "top_p", "pictures", "keep_seen"}
+    only_tokens = {"temperature", "top_k", "top_p", "decode_mode", "blend_last_frame"}
     assert refused == {"protocol", "tokenizer", "checkpoint", "weights", *only_tokens, *LEROBOT}
 
 
@@ -458,8 +460,8 @@ def _without_weights(run: Path, out: Path) -> Path:
         ("--data {tokens} --protocol sampling", "no frames to compare"),
         ("--data {tokens}", "but this world speaks those of"),
         ("--on training-data --data {short}", "none of these episodes was trained on"),
-        ("--blind {tokenizer}", "no world of the kind"),
-        ("--blind {run}", "that was trained without states"),
+        ("--unconditional {tokenizer}", "no world of the kind"),
+        ("--unconditional {run}", "that was trained without states"),
         ("--tokenizer {other}", "made with another tokenizer"),
         ("--tokenizer {short}", "neither a run folder"),
     ],
@@ -481,8 +483,8 @@ def test_data_by_which_a_world_cannot_be_judged_are_refused_before_its_weights_a
 
 
 def test_a_baseline_must_not_have_been_trained_on_the_held_out_clips(lab: Path, tmp_path: Path) -> None:
-    seen = tmp_path / "blind"
-    shutil.copytree(lab / "compression_tiny_blind", seen)
+    seen = tmp_path / "unconditional"
+    shutil.copytree(lab / "compression_tiny_unconditional", seen)
     for path in seen.glob("checkpoints/*/model.json"):
         whole = json.loads(path.read_text())
         held = json.loads((lab / "compression_tiny" / path.relative_to(seen)).read_text())
@@ -490,7 +492,7 @@ def test_a_baseline_must_not_have_been_trained_on_the_held_out_clips(lab: Path, 
         val = open_source(lab / "raw")
         whole["trained_on"]["contents"] = [recording_of(val, 3)]
         path.write_text(json.dumps(whole))
-    words = [str(lab / "compression_tiny"), "--out", str(tmp_path / "out"), "--blind", str(seen)]
+    words = [str(lab / "compression_tiny"), "--out", str(tmp_path / "out"), "--unconditional", str(seen)]
     with pytest.raises(UsageError, match="1 of 2 episodes are recordings"):
         evaluate.main(words)
 
@@ -562,14 +564,14 @@ def test_greedy_samples_would_all_be_alike(lab: Path, tmp_path: Path) -> None:
 
 
 def test_a_report_of_two_runs_is_one_page(lab: Path, tmp_path: Path, capsys: Capture) -> None:
-    runs = [str(lab / "compression_tiny"), str(lab / "compression_tiny_blind")]
+    runs = [str(lab / "compression_tiny"), str(lab / "compression_tiny_unconditional")]
     evaluate.main([runs[0], "--num-clips", "2", "--json"])
     capsys.readouterr()
     report.main([*runs, "--out", str(tmp_path / "page.html"), "--json"])
     printed = _printed(capsys)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert printed["report"] == str(tmp_path / "page.html")
-    assert "compression_tiny_blind" in page
+    assert "compression_tiny_unconditional" in page
     assert page.lstrip().lower().startswith("<!doctype html")
 
 

@@ -124,7 +124,7 @@ def test_what_is_wrong_is_found(tmp_path: Path, capsys: Capture) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         '```bash\nset="--nonsense 3"\nworldline evaluate X $set && worldline report Y # why\n```\n'
-        "`worldline VERB` `worldline train compression_tiny --model.blind`\n"
+        "`worldline VERB` `worldline train compression_tiny --model.unconditional`\n"
         "```bash\ntorchrun --no-python worldline evaluate Z $set\n```\n"
     )
     commands = list(page_commands(page))
@@ -132,7 +132,7 @@ def test_what_is_wrong_is_found(tmp_path: Path, capsys: Capture) -> None:
         ["evaluate", "X", "--nonsense", "3"],
         ["report", "Y"],
         ["evaluate", "Z", "--nonsense", "3"],
-        ["train", "compression_tiny", "--model.blind"],
+        ["train", "compression_tiny", "--model.unconditional"],
     ]
     assert len(_problems(commands, capsys)) == 3
     assert options(Told("", "`--check-memory False`, --seed=3 (--model.lora None): --data.cache DIR --x-y.")) == {
@@ -142,7 +142,7 @@ def test_what_is_wrong_is_found(tmp_path: Path, capsys: Capture) -> None:
         ("--data.cache", None),
         ("--x-y", None),
     }
-    assert not _taken("--model.blind", "Treu", capsys)
+    assert not _taken("--model.unconditional", "Treu", capsys)
     assert not _taken("--run", None, capsys)
 
 
@@ -162,9 +162,9 @@ def test_a_field_that_is_true_or_false_takes_its_value() -> None:
     assert not config.check_memory
     assert (config.model.states.null, config.model.gradient_checkpointing) == (True, False)
     assert not config.model.block_bias
-    blind = _config("train sampling_revontuli --model.blind True").model
-    assert isinstance(blind, WanConfig)
-    assert blind.blind
+    unconditional = _config("train sampling_revontuli --model.unconditional True").model
+    assert isinstance(unconditional, WanConfig)
+    assert unconditional.unconditional
 
 
 def test_an_optional_part_goes_and_comes() -> None:

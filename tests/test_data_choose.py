@@ -20,7 +20,7 @@ from worldline.data.clips import DataConfig, check_held_out, open_clips, open_sp
 from worldline.data.convert import convert
 from worldline.data.info import inspect
 from worldline.encoding.latents import encode
-from worldline.encoding.tokens import tokenise
+from worldline.encoding.tokens import tokenize
 from worldline.evaluation.held_out import DataChanges, held_out
 from worldline.formats.choose import choose_episodes, how_to_leave_out, join, only
 from worldline.formats.onex.source import OnexSource
@@ -337,7 +337,7 @@ def test_what_is_made_from_data_says_how_they_were_read(tmp_path: Path) -> None:
     source = open_source(write_lerobot(tmp_path / "d", "v2.1", (40,)), conditioning="action")
     converted = convert(source, tmp_path / "raw", size=16).out
     raw = open_source(converted)
-    tokenise(raw, small_tokenizer(), tmp_path / "tokens", fingerprint="x", episodes=[0])
+    tokenize(raw, small_tokenizer(), tmp_path / "tokens", fingerprint="x", episodes=[0])
     contracts = [contract_of(open_source(path), OpenOptions(), path, None) for path in (converted, tmp_path / "tokens")]
     assert contracts == [{"image_size": 16, "conditioning": "state", "camera": CAMERA, "state_keys": ["action"]}] * 2
     like = contracts[1] | {"state_names": ["action.0", "action.1"], "fps": 30.0}

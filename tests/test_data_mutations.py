@@ -43,7 +43,7 @@ def _read_all(root: Path, allow_missing: bool) -> None:
         with _named(root):
             source.read_states(episode.index, 0, episode.length)
         block = 5 if source.kind == "latents" else 1 if source.grid is None else source.grid.block
-        start = -episode.phase % block
+        start = -episode.block_offset % block
         if start + block <= episode.length:
             with _named(root):
                 source.read(episode.index, start, start + block)

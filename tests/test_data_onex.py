@@ -41,7 +41,7 @@ def test_tokens_come_from_the_block_they_belong_to(tmp_path: Path, flat: bool) -
     source = open_source(flatten(root) if flat else root)
     assert (source.kind, source.fps, source.image_size, source.grid) == ("1x-tokens", 30.0, None, SMALL_GRID)
     assert [episode.length for episode in source.episodes] == [60, 1, 80, 34]
-    assert [episode.phase for episode in source.episodes] == [0, 60 % 17, 61 % 17, 141 % 17]
+    assert [episode.block_offset for episode in source.episodes] == [0, 60 % 17, 61 % 17, 141 % 17]
     clip = source.read(2, 7, 41)  # frames 68..101 of the shard: blocks 4 and 5
     assert clip.tokens is not None
     assert clip.frames is None

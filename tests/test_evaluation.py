@@ -25,7 +25,7 @@ from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
 from worldline.families.load import Loaded
 from worldline.files import write_json
-from worldline.forecasting.blend import keep_seen
+from worldline.forecasting.blend import blend_last_frame
 from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.process.categorical import Sampling
@@ -124,7 +124,7 @@ class _Undecided(_Oracle):
 
 @dataclass(frozen=True)
 class _WithoutCodes:
-    """A tokenizer as Cosmos' is: words in, frames out."""
+    """A tokenizer as Cosmos' is: tokens in, frames out."""
 
     behind: FSQVideoTokenizer
 
@@ -214,7 +214,7 @@ def _undecided(case: _Case, **options: Any) -> TokenForecaster:
 
 def test_two_equally_likely_words_are_shown_as_the_code_between_them() -> None:
     case = _Case()
-    forecaster = _undecided(case, pictures="mean")
+    forecaster = _undecided(case, decode_mode="mean")
     rollout = forecaster.rollout(case.tokens[:, :3], case.states)
     assert torch.equal(rollout.tokens, case.tokens[:, 3:])
     codes, other = case.tokenizer.codebook, (case.tokens[:, 3:] + 1) % case.tokenizer.vocab_size
@@ -237,24 +237,24 @@ def test_words_without_codes_have_no_mean() -> None:
     forecaster = replace(_undecided(case), tokenizer=_WithoutCodes(case.tokenizer))
     words = forecaster.forecast(case.frames[:, :17], case.states)
     assert_pixels_agree(words.frames[:, 0], case.tokenizer.decode(case.tokens[:, 3:]))
-    with pytest.raises(UsageError, match="--pictures words"):
-        replace(forecaster, pictures="mean").forecast(case.frames[:, :17], case.states)
+    with pytest.raises(UsageError, match="--decode-mode tokens"):
+        replace(forecaster, decode_mode="mean").forecast(case.frames[:, :17], case.states)
 
 
 def test_pictures_of_likeliest_words_are_scored_beside_mean_ones(tmp_path: Path) -> None:
     case = _Case()
-    loaded = replace(case.oracle(), forecaster=_undecided(case, pictures="mean"))
+    loaded = replace(case.oracle(), forecaster=_undecided(case, decode_mode="mean"))
     evaluation = _evaluate(loaded, case.clips, tmp_path)
     rows = _means(evaluation)
-    assert evaluation.settings["pictures"] == "mean"
-    assert rows["forecast, likeliest words"]["psnr_db_last"] == same(rows["tokenizer round trip"]["psnr_db_last"])
+    assert evaluation.settings["decode_mode"] == "mean"
+    assert rows["forecast, likeliest tokens"]["psnr_db_last"] == same(rows["tokenizer round trip"]["psnr_db_last"])
     assert rows["forecast"]["psnr_db_last"] != same(rows["tokenizer round trip"]["psnr_db_last"])
 
 
 def test_where_every_word_is_kept_the_last_frame_seen_is_shown() -> None:
     case = _Case()
     still = replace(case.oracle().over_tokens().world, futures=case.tokens[:, [2, 2, 2]])  # pyright: ignore[reportArgumentType]
-    forecaster = replace(case.oracle().over_tokens(), world=still, keep_seen=True)
+    forecaster = replace(case.oracle().over_tokens(), world=still, blend_last_frame=True)
     frames = forecaster.forecast(case.frames[:, :17], case.states).frames[:, 0]
     assert torch.equal(frames, case.frames[:, 16:17].expand_as(frames))
 
@@ -263,7 +263,7 @@ def test_where_no_word_is_kept_the_words_are_shown() -> None:
     case = _Case()
     changed = (case.tokens[:, [2, 2, 2]] + 1) % case.tokenizer.vocab_size
     world = replace(case.oracle().over_tokens().world, futures=changed)  # pyright: ignore[reportArgumentType]
-    forecaster = replace(case.oracle().over_tokens(), world=world, keep_seen=True)
+    forecaster = replace(case.oracle().over_tokens(), world=world, blend_last_frame=True)
     frames = forecaster.forecast(case.frames[:, :17], case.states).frames[:, 0]
     assert_pixels_agree(frames, case.tokenizer.decode(changed))
 
@@ -273,7 +273,7 @@ def test_what_was_seen_fades_with_the_probability_of_its_word_and_between_patche
     decoded = torch.full((1, 9, 3, 8, 16), 100, dtype=torch.uint8)
     kept = torch.tensor([[[[0.5, 0.5]], [[1.0, 0.0]]]])
     seen = torch.full((1, 3, 8, 16), 120, dtype=torch.uint8)
-    frames = keep_seen(decoded, kept, seen=seen, grid=grid)
+    frames = blend_last_frame(decoded, kept, seen=seen, grid=grid)
     assert (frames[:, 0] == 110).all(), "half as likely, half of it"
     # From the middle of one patch to the middle of the next, 8 px, it falls linearly; all 8 frames of a latent alike.
     row = frames[0, 1:, 0, 0]
@@ -283,7 +283,7 @@ def test_what_was_seen_fades_with_the_probability_of_its_word_and_between_patche
 
 def test_mean_codes_keep_a_word_by_its_probability() -> None:
     case = _Case()
-    forecaster = _undecided(case, pictures="mean", keep_seen=True)
+    forecaster = _undecided(case, decode_mode="mean", blend_last_frame=True)
     # The future's first word of two equally likely ones is the last context grid's everywhere.
     last = case.tokens[:, 2:3].expand(-1, 3, -1, -1)
     world = replace(forecaster.world, futures=last)  # pyright: ignore[reportArgumentType]
@@ -293,12 +293,12 @@ def test_mean_codes_keep_a_word_by_its_probability() -> None:
 
 def test_kept_parts_are_scored_beside_plain_words(tmp_path: Path) -> None:
     case = _Case()
-    loaded = replace(case.oracle(), forecaster=replace(case.oracle().over_tokens(), keep_seen=True))
+    loaded = replace(case.oracle(), forecaster=replace(case.oracle().over_tokens(), blend_last_frame=True))
     evaluation = _evaluate(loaded, case.clips, tmp_path)
     rows = _means(evaluation)
-    assert evaluation.settings["keep_seen"] is True
+    assert evaluation.settings["blend_last_frame"] is True
     assert rows["forecast"]["psnr_db_last"] == same(rows["tokenizer round trip, seen parts kept"]["psnr_db_last"])
-    assert rows["forecast, likeliest words"]["psnr_db_last"] == same(rows["tokenizer round trip"]["psnr_db_last"])
+    assert rows["forecast, likeliest tokens"]["psnr_db_last"] == same(rows["tokenizer round trip"]["psnr_db_last"])
     assert rows["forecast"]["psnr_db_last"] != same(rows["tokenizer round trip"]["psnr_db_last"])
 
 
@@ -331,7 +331,7 @@ def test_states_of_another_clip_lead_to_that_clips_future(tmp_path: Path) -> Non
 
 
 def test_a_world_that_knows_nothing_costs_the_log_of_the_vocabulary(tmp_path: Path) -> None:
-    case = _Case(levels=(8, 8, 5, 5))  # 1,600 words: more than the 500 that count
+    case = _Case(levels=(8, 8, 5, 5))  # 1,600 tokens: more than the 500 that count
     rows = _means(_evaluate(case.oracle(certain=False), case.clips, tmp_path))
     future = case.tokens[:, 3:]
     covered = (future < 500).float().mean().item()
@@ -374,7 +374,7 @@ def test_token_frequencies_cost_what_their_counts_say(tmp_path: Path) -> None:
     rows = _means(_evaluate(case.oracle(), case.clips, tmp_path, counts=TokenCounts(unigram=counts)))
     shares = (counts + 1) / (counts + 1).sum()
     expected = -np.log(shares)[case.tokens[:, 3:].numpy()].mean()
-    assert rows["token frequencies"]["full_ce"] == pytest.approx(expected, rel=1e-5)
+    assert rows["unigram"]["full_ce"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_keeping_the_last_tokens_scores_as_by_hand(tmp_path: Path) -> None:
@@ -608,15 +608,15 @@ def test_samples_without_a_future_cannot_be_evaluated(tmp_path: Path) -> None:
 def test_a_blind_world_of_other_tokens_is_no_baseline(tmp_path: Path, change: dict[str, Any]) -> None:
     case = _Case()
     loaded = replace(case.oracle(), tokenizer="one")
-    blind = replace(loaded, **change) if change else replace(_Case(levels=(8, 8)).oracle(), tokenizer="one")
+    unconditional = replace(loaded, **change) if change else replace(_Case(levels=(8, 8)).oracle(), tokenizer="one")
     with pytest.raises(UsageError, match="other tokens"):
-        _evaluate(loaded, case.clips, tmp_path, blind=blind)
+        _evaluate(loaded, case.clips, tmp_path, unconditional=unconditional)
 
 
 def test_a_blind_world_is_scored_on_the_same_clips(tmp_path: Path) -> None:
     case = _Case()
-    rows = _means(_evaluate(case.oracle(), case.clips, tmp_path, blind=case.oracle(certain=False)))
-    assert rows["blind to states"]["full_ce"] == pytest.approx(math.log(200), rel=1e-5)
+    rows = _means(_evaluate(case.oracle(), case.clips, tmp_path, unconditional=case.oracle(certain=False)))
+    assert rows["unconditional"]["full_ce"] == pytest.approx(math.log(200), rel=1e-5)
     assert rows["forecast"]["full_ce"] == 0
 
 

@@ -13,7 +13,7 @@ from data_builders import write_lerobot
 
 from worldline import builtin
 from worldline.data.clips import DataConfig
-from worldline.encoding.tokens import tokenise
+from worldline.encoding.tokens import tokenize
 from worldline.evaluation.held_out import split_of
 from worldline.families.config import TrainConfig, read_config
 from worldline.families.load import load_forecaster
@@ -29,7 +29,7 @@ from worldline.schema import UsageError
 from worldline.tokenizers.load import describe, fingerprint, load_tokenizer
 from worldline.training.loop import train
 
-STEADY = OptimizerConfig(peak=1e-3, warmup_steps=0, schedule="constant")
+STEADY = OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant")
 
 
 def _world(root: Path, **changes: Any) -> TrainConfig:
@@ -60,7 +60,7 @@ def _tokenizer(path: Path, seed: int) -> Path:
 def _tokens(raw: Path, by: Path, out: Path) -> Path:
     source = open_source(raw)
     episodes = range(len(source.episodes))
-    tokenise(source, load_tokenizer(by), out, fingerprint=fingerprint(by), episodes=episodes)
+    tokenize(source, load_tokenizer(by), out, fingerprint=fingerprint(by), episodes=episodes)
     return out
 
 
@@ -189,12 +189,12 @@ def test_a_run_is_not_gone_on_with_by_another_tokenizer_or_split(tmp_path: Path)
     raw = write_squares(tmp_path / "raw", 3, length=34)
     one, two = _tokenizer(tmp_path / "one", 1), _tokenizer(tmp_path / "two", 2)
     data = DataConfig(path=raw, train_episodes=":2", val_episodes="2:", window_stride=17, cache=tmp_path / "cache")
-    config = _world(tmp_path, data=data, tokenizer=one, phases=1)
+    config = _world(tmp_path, data=data, tokenizer=one, start_offsets=1)
     train(config, tmp_path / "run")
     made = sorted((tmp_path / "cache").iterdir())
     with pytest.raises(UsageError, match=rf"another tokenizer \(.*{two} is"):
         train(replace(config, tokenizer=two, steps=2), tmp_path / "run", resume=True)
-    assert sorted((tmp_path / "cache").iterdir()) == made, "nothing was tokenised"
+    assert sorted((tmp_path / "cache").iterdir()) == made, "nothing was tokenized"
     moved = tmp_path / "moved"
     raw.rename(moved)
     one.rename(tmp_path / "one_moved")
@@ -230,9 +230,9 @@ def test_weights_of_another_tokenizers_world_are_no_beginning(tmp_path: Path) ->
     raw = write_squares(tmp_path / "raw", 2)
     one, two = _tokenizer(tmp_path / "one", 1), _tokenizer(tmp_path / "two", 2)
     data = DataConfig(path=raw, train_episodes=":1", val_episodes="1:", window_stride=17, cache=tmp_path / "cache")
-    config = _world(tmp_path, data=data, tokenizer=one, phases=1)
+    config = _world(tmp_path, data=data, tokenizer=one, start_offsets=1)
     train(config, tmp_path / "run")
-    further = replace(config, initial=tmp_path / "run", tokenizer=two)
+    further = replace(config, init_from=tmp_path / "run", tokenizer=two)
     with pytest.raises(UsageError, match=r"the model in .*run was made with another tokenizer"):
         train(further, tmp_path / "further")
     train(replace(further, allow_different=("tokenizer",)), tmp_path / "further")

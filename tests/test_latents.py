@@ -283,7 +283,7 @@ def test_the_protocol_scores_every_row_and_says_what_it_did_not_compute(run: Pat
     names = [row.name for row in evaluation.rows]
     assert names[:4] == ["mean of 3", "mean of 2", SINGLE, "medoid"]
     assert {"states of another clip", COPY, "copy, blurred", "tokenizer round trip"} <= set(names)
-    assert {"lpips", "fid", "blind to states"} <= set(evaluation.not_computed)
+    assert {"lpips", "fid", "unconditional"} <= set(evaluation.not_computed)
     copy = next(row for row in evaluation.rows if row.name == COPY)
     expected = []
     for number in (0, 3, 5, 8):  # evenly spread over nine

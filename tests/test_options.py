@@ -35,24 +35,24 @@ from worldline.worlds.wan_text import save_text
         ("compression_tiny --data.pattern.window 51", "--model.horizon-grids"),
         ("compression_tiny --data.cache-size 96", "augmented"),
         ("compression_tiny --model.vocab-size 5", "taken from the data"),
-        ("compression_tiny --model.blind True --model.state-hidden 3", "unconditional"),
-        ("compression_tiny_blind --model.conditioning add", "unconditional"),
+        ("compression_tiny --model.unconditional True --model.state-hidden 3", "unconditional"),
+        ("compression_tiny_unconditional --model.conditioning add", "unconditional"),
         ("compression_tiny --model.code-levels 8 8", "the tokenizer's own"),
         ("compression_tiny --model.scheduled-sampling-rise 0.5", "--model.scheduled-sampling"),
         ("tokenizer_tiny --tokenizer X", "what is trained is a tokenizer"),
-        ("tokenizer_tiny --phases 3", "start offsets"),
+        ("tokenizer_tiny --start-offsets 3", "start offsets"),
         ("tokenizer_tiny --data.pattern.stride 2", "--model.block-frames"),
         ("vae_tiny --weights X", "pretrained backbone"),
         ("vae_tiny --data.cache-size 96", "augmented"),
-        ("sampling_tiny --phases 3", "start offsets"),
+        ("sampling_tiny --start-offsets 3", "start offsets"),
         ("sampling_tiny --model.block-bias True", "without adapters"),
         ("sampling_tiny --model.states.window 78", "taken from the data"),
-        ("sampling_tiny --model.blind True --model.states.hidden 64", "unconditional"),
-        ("sampling_tiny --model.blind True --model.drop-states 0.5", "unconditional"),
+        ("sampling_tiny --model.unconditional True --model.states.hidden 64", "unconditional"),
+        ("sampling_tiny --model.unconditional True --model.drop-states 0.5", "unconditional"),
     ],
 )
 def test_what_would_change_nothing_is_refused_with_the_reason(words: str, why: str) -> None:
-    option = next(word for word in words.split() if word.startswith("--") and word != "--model.blind")
+    option = next(word for word in words.split() if word.startswith("--") and word != "--model.unconditional")
     with pytest.raises(UsageError, match=rf"^{option} would change nothing: .*{why}"):
         parse(["train", *words.split()])
 
@@ -61,10 +61,10 @@ def test_what_would_change_nothing_is_refused_with_the_reason(words: str, why: s
     "words",
     [
         "tokenizer_tiny --data.cache-size 96",
-        "compression_tiny --model.blind True",
+        "compression_tiny --model.unconditional True",
         "compression_tiny --model.code-levels",
         "compression_revontuli --model.code-levels 8 8 8 5 5 5",
-        "sampling_tiny --model.blind True",
+        "sampling_tiny --model.unconditional True",
         "vae_tiny --data.pattern.window 17",
         "sampling_revontuli --model.lora None --weights X --text Y",
     ],
@@ -97,7 +97,7 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 
 def _still(config: TrainConfig) -> TrainConfig:
-    return replace(config, optimizer=replace(config.optimizer, peak=1e-30, warmup_steps=0, ema_decay=None))
+    return replace(config, optimizer=replace(config.optimizer, lr=1e-30, warmup_steps=0, ema_decay=None))
 
 
 def test_a_pretrained_backbone_is_trained_whole(latents: TrainConfig, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_pretrained_backbone_is_trained_whole(latents: TrainConfig, tmp_path: 
     config = replace(latents, weights=tmp_path / "weights")
     still, moved = tmp_path / "still", tmp_path / "moved"
     train(_still(config), still)
-    train(replace(config, optimizer=replace(config.optimizer, peak=0.1, warmup_steps=0)), moved)
+    train(replace(config, optimizer=replace(config.optimizer, lr=0.1, warmup_steps=0)), moved)
     shutil.rmtree(tmp_path / "weights")  # the runs hold all there is
     began, ended = (load_world(run)[0].state_dict() for run in (still, moved))
     torch.testing.assert_close({name: began[name] for name in pretrained}, pretrained, rtol=0, atol=1e-20)
@@ -242,11 +242,11 @@ HOW_NOT_WHAT = {
     "autocast": "asked on CUDA",
     "max_minutes": "see test_training.py",
     "epochs": "steps are given",
-    "phases": "frames that are tokenized, see test_tokenise.py",
+    "start_offsets": "frames that are tokenized, see test_tokenize.py",
     "tokenizer": "refused, see above",
     "weights": "refused, see above",
     "text": "refused, see above",
-    "initial": "see test_training.py",
+    "init_from": "see test_training.py",
     "keep_best": "see test_training.py",
     "model.kind": "which of the models it is",
     "data.allow_missing": "nothing is missing here, see test_data_lerobot.py",

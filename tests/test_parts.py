@@ -160,10 +160,10 @@ def test_parts_of_anything_else_are_not_used(tmp_path: Path, read: Read, capsys:
     assert "removed what was scored" in capsys.readouterr().err
     keys += [key("--batch-size", "1"), key("--temperature", "0.5"), key("--shuffled-samples", "0")]
     keys += [key("--window-stride", "17"), key("--episodes", ":2")]
-    _retrain(tmp_path / "other", 2, blind=True)
-    keys.append(key("--blind", str(tmp_path / "other")))
-    _retrain(tmp_path / "other", 3, blind=True)
-    keys.append(key("--blind", str(tmp_path / "other")))
+    _retrain(tmp_path / "other", 2, unconditional=True)
+    keys.append(key("--unconditional", str(tmp_path / "other")))
+    _retrain(tmp_path / "other", 3, unconditional=True)
+    keys.append(key("--unconditional", str(tmp_path / "other")))
     (tmp_path / "moved").mkdir()
     (tmp_path / "data").rename(tmp_path / "moved/data")
     words[words.index(str(tmp_path / "data"))] = str(tmp_path / "moved/data")
@@ -178,15 +178,15 @@ def test_parts_of_anything_else_are_not_used(tmp_path: Path, read: Read, capsys:
     assert len(set(keys)) == len(keys)
 
 
-def _retrain(model: Path, seed: int, *, blind: bool = False) -> None:
-    """Other weights of the same shapes; `blind`: of a world without states."""
+def _retrain(model: Path, seed: int, *, unconditional: bool = False) -> None:
+    """Other weights of the same shapes; `unconditional`: of a world without states."""
     if not model.exists():
         write_world(model)
     description, _ = read_model(model)
-    config = replace(SMALL_WORLD, vocab_size=small_tokenizer().vocab_size, blind=blind)
+    config = replace(SMALL_WORLD, vocab_size=small_tokenizer().vocab_size, unconditional=unconditional)
     world: STTransformer = small_world(config, seed=seed)
     description.pop("format")
-    description["config"]["blind"] = blind
+    description["config"]["unconditional"] = unconditional
     write_model(model, description, world.state_dict())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from worldline.contract import FramePattern
 from worldline.forecasting.latents import LatentForecaster
-from worldline.forecasting.tokens import Pictures, TokenForecaster
+from worldline.forecasting.tokens import DecodeMode, TokenForecaster
 from worldline.nn.adaln import StateModulationConfig
 from worldline.planning.footprint import build
 from worldline.planning.meter import follow
@@ -27,15 +27,15 @@ REPORT_GRID = TokenGrid(height=32, width=32, vocab_size=64_000)
 SEEDS = (4, 8, 15, 16, 23)
 
 
-def forecaster_of(rows: int | None, pictures: Pictures = "words", **changes: object) -> TokenForecaster:
+def forecaster_of(rows: int | None, decode_mode: DecodeMode = "tokens", **changes: object) -> TokenForecaster:
     tokenizer = small_tokenizer()
     made = TokenForecaster(
         world=small_world(replace(SMALL_WORLD, vocab_size=200)),
         grid=tokenizer.grid(16, 16),
         tokenizer=tokenizer,
         sampling=Sampling(temperature=1.0),
-        pictures=pictures,
-        keep_seen=pictures == "mean",
+        decode_mode=decode_mode,
+        blend_last_frame=decode_mode == "mean",
         num_samples=3,
         rows=rows,
     )
@@ -46,12 +46,12 @@ def states_of(count: int) -> Tensor:
     return torch.randn(count, 34, 2, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("pictures", ["words", "mean"])
-def test_forecasts_depend_on_the_rows_at_once_by_rounding_alone(pictures: Pictures) -> None:
+@pytest.mark.parametrize("decode_mode", ["tokens", "mean"])
+def test_forecasts_depend_on_the_rows_at_once_by_rounding_alone(decode_mode: DecodeMode) -> None:
     frames, states = noise_frames(5, 17, 3, 16, 16), states_of(5)
-    whole = forecaster_of(None, pictures).forecast(frames, states, seeds=SEEDS)
+    whole = forecaster_of(None, decode_mode).forecast(frames, states, seeds=SEEDS)
     for rows in (1, 4, 100):
-        pieces = forecaster_of(rows, pictures).forecast(frames, states, seeds=SEEDS)
+        pieces = forecaster_of(rows, decode_mode).forecast(frames, states, seeds=SEEDS)
         same = (pieces.tokens == whole.tokens).flatten(1).all(dim=1)  # pyright: ignore
         assert same.sum() >= len(same) - 1, "a near tie may send one clip another way"
         assert_pixels_agree(pieces.frames[same], whole.frames[same])

@@ -46,7 +46,7 @@ def _world(tmp: Path, **changes: Any) -> TrainConfig:
         TrainConfig(
             model=replace(SMALL_WORLD, dropout=0.0, normalise_states=True),
             data=DataConfig(path=tmp / "tokens/train", val_path=tmp / "tokens/val", window_stride=17),
-            optimizer=OptimizerConfig(peak=1e-3, warmup_steps=1, clip_norm=1.0, ema_decay=0.8),
+            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=1, clip_norm=1.0, ema_decay=0.8),
             batch_size=8,
             accumulate=2,
             steps=4,
@@ -213,7 +213,7 @@ def _write_frames(tmp: Path, config: TrainConfig) -> None:
     tokenizer = small_tokenizer()
     write_model(tmp / "tokenizer", describe(tokenizer), tokenizer.state_dict())
     frames = DataConfig(path=tmp / "squares", train_episodes=":-1", val_episodes="-1:", window_stride=17)
-    on_frames = replace(config, data=frames, tokenizer=tmp / "tokenizer", phases=2)
+    on_frames = replace(config, data=frames, tokenizer=tmp / "tokenizer", start_offsets=2)
     write_json(tmp / "on_frames.json", to_json(TrainConfig, on_frames))
 
 
@@ -223,7 +223,7 @@ def _assert_shared(folder: Path, said: list[dict[str, Any]]) -> None:
     assert (alone["made"], alone["reused"]) == ([3, 15, 15, 6, 2], 3)
     for found in said:
         assert (found["made"], found["reused"]) == (alone["made"], alone["reused"]), "all ranks report the whole"
-        assert "tokens made with another phases" in found["refused"]
+        assert "tokens made with another start_offsets" in found["refused"]
     assert _digests(folder / "made_by_1") == _digests(folder / "made_by_2")
 
 
@@ -292,7 +292,7 @@ def test_a_rank_that_fails_ends_the_others_with_a_message(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_every_rank_with_the_same_words(tmp_path: Path) -> None:
-    config = _world(tmp_path, optimizer=OptimizerConfig(peak=1e30, warmup_steps=0))
+    config = _world(tmp_path, optimizer=OptimizerConfig(lr=1e30, warmup_steps=0))
     write_json(tmp_path / "diverging.json", to_json(TrainConfig, config))
     one, two = (found["message"] for found in _work(tmp_path, "diverge")["diverge"])
     assert one == two

@@ -9,7 +9,7 @@ import torch
 from worldline.cli.train import main
 from worldline.families.config import TrainConfig
 from worldline.recipes.all import RECIPES
-from worldline.recipes.compression import compression_revontuli, compression_tiny, compression_tiny_blind
+from worldline.recipes.compression import compression_revontuli, compression_tiny, compression_tiny_unconditional
 from worldline.rundir import from_json, to_json
 from worldline.schema import DataError
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
@@ -46,7 +46,7 @@ def test_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         main([name, "--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for option in ("--out", "--batch-size", "--model.", "--data.path", "--optimizer.peak"):
+    for option in ("--out", "--batch-size", "--model.", "--data.path", "--optimizer.lr"):
         assert option in shown
 
 
@@ -62,14 +62,16 @@ def test_the_reports_numbers() -> None:
     assert (model.layers, model.width, model.heads, model.vocab_size, model.dropout) == (24, 512, 8, 64_000, 0.1)
     assert (model.grid_height, model.grid_width, model.context_grids, model.horizon_grids) == (32, 32, 3, 3)
     assert (config.batch_size, config.epochs, config.autocast) == (160, 80, True)
-    assert (optimizer.peak, optimizer.warmup_steps, optimizer.schedule) == (8e-4, 2000, "linear")
+    assert (optimizer.lr, optimizer.warmup_steps, optimizer.schedule) == (8e-4, 2000, "linear")
 
 
 def test_the_blind_recipe_differs_in_nothing_but_the_states() -> None:
-    sighted, blind = (to_json(TrainConfig, recipe()) for recipe in (compression_tiny, compression_tiny_blind))
-    assert blind["model"].pop("blind") is True
-    assert sighted["model"].pop("blind") is False
-    assert blind == sighted
+    sighted, unconditional = (
+        to_json(TrainConfig, recipe()) for recipe in (compression_tiny, compression_tiny_unconditional)
+    )
+    assert unconditional["model"].pop("unconditional") is True
+    assert sighted["model"].pop("unconditional") is False
+    assert unconditional == sighted
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_the_blind_recipe_differs_in_nothing_but_the_states() -> None:
         ((), "colour", "blue", "colour"),
         (("model",), "layrs", 4, r"model\..*layrs"),
         (("data",), "pth", "x", r"data\.pth"),
-        (("optimizer",), "peak", "high", r"optimizer\.peak"),
+        (("optimizer",), "lr", "high", r"optimizer\.lr"),
         (("model",), "kind", "diffusion", "model"),
     ],
 )

@@ -41,8 +41,8 @@ OF_THIS_WORLD = [
     (TOKENS, "--num-samples 3", "--temperature|--num-samples"),
     (LATENTS, "--temperature 1", "--temperature would change nothing"),
     (LATENTS, "--temperature 1 --top-k 3", "--temperature, --top-k would change nothing"),
-    (LATENTS, "--pictures mean", "--pictures would change nothing"),
-    (LATENTS, "--keep-seen", "--keep-seen would change nothing"),
+    (LATENTS, "--decode-mode mean", "--decode-mode would change nothing"),
+    (LATENTS, "--blend-last-frame", "--blend-last-frame would change nothing"),
     (LATENTS, "--guidance 2", "null code"),
 ]
 
@@ -79,7 +79,7 @@ def test_what_a_world_would_ignore_is_refused_before_its_weights_are_read(
 
 
 def test_a_world_without_states_has_nothing_to_guide() -> None:
-    description = {"config": {"kind": "wan", "blind": True, "states": {"null": True}}, "contract": {}}
+    description = {"config": {"kind": "wan", "unconditional": True, "states": {"null": True}}, "contract": {}}
     with pytest.raises(UsageError, match="--guidance would change nothing"):
         SampleOptions(guidance=2.0).check(description)
 

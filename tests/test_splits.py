@@ -20,7 +20,7 @@ from worldline.data.convert import convert
 from worldline.data.info import inspect
 from worldline.data.splits import Recordings, recording_of, recordings
 from worldline.encoding.latents import encode
-from worldline.encoding.tokens import tokenise
+from worldline.encoding.tokens import tokenize
 from worldline.formats.onex.write import finish_raw, write_raw_shard
 from worldline.formats.open import open_source
 from worldline.rundir import RunDir, read_model
@@ -79,7 +79,7 @@ def test_an_episode_that_is_there_twice_is_never_on_both_sides(raw: Path) -> Non
 
 def test_tokens_latents_and_conversions_name_the_recordings_they_were_made_from(raw: Path) -> None:
     source, base = open_source(raw), raw.parent
-    tokenise(source, small_tokenizer(), base / "tokens", fingerprint="x", episodes=[2, 0], phases=3)
+    tokenize(source, small_tokenizer(), base / "tokens", fingerprint="x", episodes=[2, 0], start_offsets=3)
     vae = small_vae(base / "vae")[1]
     encode(
         source, vae, base / "latents", fingerprint="y", episodes=[1], pattern=NINE, window_stride=9, contract={}, size=8
@@ -90,7 +90,7 @@ def test_tokens_latents_and_conversions_name_the_recordings_they_were_made_from(
     by_shard = {episode.name.split(",")[0]: recording_of(tokens, episode.index) for episode in tokens.episodes}
     assert by_shard == {"shard 0": names[2], "shard 1": names[0]}
     assert recording_of(latents, 0) == names[1]
-    tokenise(source, small_tokenizer(), base / "all", fingerprint="x", episodes=range(3))
+    tokenize(source, small_tokenizer(), base / "all", fingerprint="x", episodes=range(3))
     with pytest.raises(UsageError, match="2 of 3 validation episodes"):
         check_held_out(DataConfig(path=base / "tokens", val_path=base / "all"))
     with pytest.raises(UsageError, match="1 of 1 validation episodes"):
@@ -126,7 +126,7 @@ def test_data_unlike_those_of_training_cannot_validate(raw: Path, kind: str, cha
 def test_a_run_says_what_it_was_trained_on_and_what_it_began_from(raw: Path) -> None:
     first = run_of(raw, "tokenizer", train_episodes=":1", val_episodes="2:")
     train(first, raw.parent / "first")
-    second = replace(first, data=replace(first.data, train_episodes="1:2"), initial=raw.parent / "first")
+    second = replace(first, data=replace(first.data, train_episodes="1:2"), init_from=raw.parent / "first")
     train(second, raw.parent / "second")
     latest = RunDir(raw.parent / "second").latest()
     assert latest is not None

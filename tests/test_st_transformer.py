@@ -19,7 +19,7 @@ from worldline.process.categorical import Sampling
 from worldline.schema import Batch, UsageError
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
-BLIND = replace(SMALL_WORLD, blind=True)
+UNCONDITIONAL = replace(SMALL_WORLD, unconditional=True)
 ADALN = replace(SMALL_WORLD, conditioning="adaln")
 WIDE = replace(SMALL_WORLD, context_grids=3, horizon_grids=6, width=8)
 
@@ -66,10 +66,12 @@ def test_initialisation_is_the_documented_table() -> None:
 def test_a_modulated_world_begins_as_one_that_knows_no_states() -> None:
     torch.manual_seed(0)
     modulated, batch = ADALN.build().eval(), token_batch()
-    blind = BLIND.build().eval()
-    blind.load_state_dict({k: v for k, v in modulated.state_dict().items() if k in blind.state_dict()}, strict=True)
+    unconditional = UNCONDITIONAL.build().eval()
+    unconditional.load_state_dict(
+        {k: v for k, v in modulated.state_dict().items() if k in unconditional.state_dict()}, strict=True
+    )
     tokens = _present(batch.tokens)[:, :5]
-    assert_values_agree(_logits(modulated, tokens, batch.states), _logits(blind, tokens, batch.states))
+    assert_values_agree(_logits(modulated, tokens, batch.states), _logits(unconditional, tokens, batch.states))
     modulated.loss(batch, torch.Generator())[0].backward()
     for block in modulated.blocks:
         weight = block.get_submodule("modulation").get_parameter("weight")
@@ -91,7 +93,7 @@ def test_words_with_near_codes_begin_near() -> None:
 
 
 def test_code_levels_of_another_vocabulary_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"make 64 words, but the tokens have 63.*--model\.code-levels"):
+    with pytest.raises(UsageError, match=r"make 64 tokens, but the tokens have 63.*--model\.code-levels"):
         replace(SMALL_WORLD, vocab_size=63, code_levels=(8, 8)).build()
 
 
@@ -155,7 +157,7 @@ def test_every_position_of_a_grid_sees_every_other() -> None:
 
 
 def test_a_blind_world_ignores_the_states() -> None:
-    world, batch = small_world(BLIND), token_batch()
+    world, batch = small_world(UNCONDITIONAL), token_batch()
     tokens = _present(batch.tokens)
     nonsense = torch.full((2, 1, 99), torch.nan)  # neither values, nor rows, nor dimensions matter
     assert world.state_codes(nonsense) is None
@@ -294,7 +296,7 @@ def _rollout(world: STTransformer, context: Tensor, states: Tensor, **options: A
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("config", [SMALL_WORLD, BLIND, WIDE, ADALN])
+@pytest.mark.parametrize("config", [SMALL_WORLD, UNCONDITIONAL, WIDE, ADALN])
 def test_cached_and_uncached_forecasts_are_those_of_teacher_forcing(
     config: STTransformerConfig, temperature: float
 ) -> None:
@@ -385,7 +387,7 @@ def _with_tokens(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
         (lambda batch: replace(batch, states=batch.states[..., :1]), r"2-dimensional states.* 1 dimensions"),
         (lambda batch: _with_tokens(batch, lambda x: x[..., :1]), r"grids of 2x2.* 2x1"),
         (lambda batch: _with_tokens(batch, lambda x: x[:, :5]), r"expected 6 token grids.*found 5"),
-        (lambda batch: replace(batch, tokens=None), "tokenise the source first"),
+        (lambda batch: replace(batch, tokens=None), "tokenize the source first"),
     ],
     ids=["states", "grid", "grids", "none"],
 )

@@ -58,7 +58,7 @@ def _world(tmp: Path, **changes: Any) -> TrainConfig:
                 SMALL_WORLD, dropout=0.2, normalise_states=True, scheduled_sampling=0.8, scheduled_sampling_rise=1.0
             ),
             data=DataConfig(path=tmp / "tokens/train", val_path=tmp / "tokens/val", window_stride=17),
-            optimizer=OptimizerConfig(peak=1e-2, warmup_steps=2, clip_norm=1.0, ema_decay=0.8),
+            optimizer=OptimizerConfig(lr=1e-2, warmup_steps=2, clip_norm=1.0, ema_decay=0.8),
             batch_size=4,
             steps=4,
             device="cpu",
@@ -232,7 +232,7 @@ def test_of_a_cut_newest_checkpoint_the_one_before_is_taken_and_it_is_said(tmp_p
 
 def test_the_best_checkpoint_is_kept_and_known_after_a_resume(tmp_path: Path) -> None:
     changes = {"steps": 3, "evaluate_every": 1, "checkpoint_every": 3, "keep_checkpoints": 1, "keep_best": "val/loss"}
-    optimizer = OptimizerConfig(peak=0.3, warmup_steps=0, schedule="constant")  # so that the last is not the best
+    optimizer = OptimizerConfig(lr=0.3, warmup_steps=0, schedule="constant")  # so that the last is not the best
     config = _world(tmp_path, optimizer=optimizer, **changes)
     train(config, tmp_path / "whole")
     values = {line["step"]: line["val/loss"] for line in _log(tmp_path / "whole")}
@@ -355,7 +355,7 @@ def test_nothing_cannot_be_resumed(tmp_path: Path) -> None:
 def test_a_request_that_fails_does_not_take_the_folder(tmp_path: Path) -> None:
     config = _world(tmp_path, steps=1)
     wrong = replace(config, data=replace(config.data, path=tmp_path / "absent"))
-    later = replace(config, initial=tmp_path / "absent")  # refused when all else is prepared
+    later = replace(config, init_from=tmp_path / "absent")  # refused when all else is prepared
     for refused in (wrong, later):
         with pytest.raises((DataError, UsageError)):
             train(refused, tmp_path / "run")
@@ -367,7 +367,7 @@ def test_a_request_that_fails_does_not_take_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_names_step_and_clips(tmp_path: Path) -> None:
-    config = _world(tmp_path, optimizer=OptimizerConfig(peak=1e30, warmup_steps=0))
+    config = _world(tmp_path, optimizer=OptimizerConfig(lr=1e30, warmup_steps=0))
     with pytest.raises(NonFiniteLossError, match=r"at step 1\b") as error:
         train(config, tmp_path / "run")
     assert str(tmp_path / "tokens/train") in str(error.value)
@@ -414,7 +414,7 @@ def test_a_batch_is_cut_in_order_and_not_into_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_learning_rate_warms_up_and_then_follows_its_schedule(schedule: Any, expected: dict[int, float]) -> None:
-    config = OptimizerConfig(peak=2e-3, warmup_steps=4, schedule=schedule)
+    config = OptimizerConfig(lr=2e-3, warmup_steps=4, schedule=schedule)
     for step, share in expected.items():
         assert config.learning_rate(step, 14) == pytest.approx(2e-3 * share, abs=1e-12), step
 
@@ -638,13 +638,13 @@ def test_training_begins_with_given_weights(tmp_path: Path) -> None:
     (tmp_path / "given").mkdir()
     world = small_world(replace(SMALL_WORLD, vocab_size=8), seed=5)
     write_model(tmp_path / "given", {"config": {}}, world.state_dict())
-    still = replace(config, initial=tmp_path / "given", optimizer=OptimizerConfig(peak=1e-30, warmup_steps=0))
+    still = replace(config, init_from=tmp_path / "given", optimizer=OptimizerConfig(lr=1e-30, warmup_steps=0))
     train(still, tmp_path / "run")
     loaded, _ = load_world(tmp_path / "run")
     assert all(torch.equal(p, dict(world.named_parameters())[name]) for name, p in loaded.named_parameters())
     with pytest.raises(UsageError, match=r"holds another model than is trained here, missing: .*blocks.2"):
         train(replace(still, model=replace(SMALL_WORLD, layers=3)), tmp_path / "deeper")
-    with pytest.raises(UsageError, match="run holds a world; a tokenizer with words is needed"):
+    with pytest.raises(UsageError, match="run holds a world; a tokenizer with tokens is needed"):
         load_tokenizer(tmp_path / "run")
     assert not (tmp_path / "deeper").exists()
 
@@ -655,7 +655,7 @@ def test_training_begins_with_given_weights(tmp_path: Path) -> None:
 def _frame_world(tmp: Path, tokenizer: TrainConfig, **data: Any) -> TrainConfig:
     train(replace(tokenizer, steps=1), tmp / "tokenizer")
     source = replace(tokenizer.data, augment=AugmentConfig(), **{"window_stride": 17, **data})
-    return replace(_world(tmp), data=source, tokenizer=tmp / "tokenizer", phases=2, steps=2)
+    return replace(_world(tmp), data=source, tokenizer=tmp / "tokenizer", start_offsets=2, steps=2)
 
 
 def test_a_world_on_frames_keeps_its_tokenizer_and_counts_its_tokens(tmp_path: Path) -> None:
@@ -751,29 +751,31 @@ def test_a_world_that_cannot_be_is_refused_before_the_first_step(
 # --- learning ---
 
 
-def _trained_cost(tmp: Path, *, blind: bool) -> Tensor:
+def _trained_cost(tmp: Path, *, unconditional: bool) -> Tensor:
     """Validation loss in nats of a small world after a short training on tokens that follow the states."""
-    model = replace(SMALL_WORLD, width=32, layers=1, state_hidden=32, normalise_states=True, blind=blind)
+    model = replace(
+        SMALL_WORLD, width=32, layers=1, state_hidden=32, normalise_states=True, unconditional=unconditional
+    )
     config = TrainConfig(
         model=model,
         data=DataConfig(path=tmp / "train", val_path=tmp / "val", window_stride=17),
-        optimizer=OptimizerConfig(peak=1e-2, warmup_steps=20, clip_norm=1.0),
+        optimizer=OptimizerConfig(lr=1e-2, warmup_steps=20, clip_norm=1.0),
         batch_size=16,
         steps=150,
         device="cpu",
         evaluate_every=1000,
         validation_clips=64,
     )
-    return torch.tensor(train(config, tmp / f"run_{blind}").figures["val/loss"])
+    return torch.tensor(train(config, tmp / f"run_{unconditional}").figures["val/loss"])
 
 
 @pytest.mark.slow
 def test_a_world_that_sees_the_states_beats_token_frequencies_and_its_blind_twin(tmp_path: Path) -> None:
     write_followed_tokens(tmp_path / "train", 40)
     write_followed_tokens(tmp_path / "val", 20, seed=1)
-    seeing, blind = (_trained_cost(tmp_path, blind=flag) for flag in (False, True))
+    seeing, unconditional = (_trained_cost(tmp_path, unconditional=flag) for flag in (False, True))
     counts = np.load(tmp_path / "run_False/unigram.npy")
     entropy = -(counts / counts.sum() * np.log(counts / counts.sum())).sum()
     assert entropy == pytest.approx(math.log(8), abs=0.05)
     assert seeing < 0.5 * entropy
-    assert blind > entropy - 0.1, "nothing but the states tells what comes next"
+    assert unconditional > entropy - 0.1, "nothing but the states tells what comes next"

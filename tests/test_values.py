@@ -35,7 +35,7 @@ MAY_BE_ZERO = {
 }
 MAY_BE_NEGATIVE = {"model.latents_mean"}
 MAY_BE_HUGE = {
-    *("epochs", "max_minutes", "optimizer.peak", "optimizer.weight_decay", "optimizer.clip_norm"),
+    *("epochs", "max_minutes", "optimizer.lr", "optimizer.weight_decay", "optimizer.clip_norm"),
     *("model.l1_weight", "model.saturation_weight", "model.kl_weight", "model.hysteresis", "model.init_std"),
     *("model.flow.shift", "model.backbone.eps", "model.latents_mean", "model.latents_std"),
 }
@@ -159,7 +159,7 @@ def test_wrong_values_are_refused_on_the_command_line_by_the_name_of_the_option(
         ("plan vae_tiny --gpus 0", "--gpus is 0"),
         ("plan vae_tiny --gpu-memory nan", "--gpu-memory is nan"),
         ("data convert X Y --size 0", "--size is 0"),
-        ("data tokenize X Y --tokenizer Z --phases 0", "--phases is 0"),
+        ("data tokenize X Y --tokenizer Z --start-offsets 0", "--start-offsets is 0"),
         ("data encode X Y --tokenizer Z --batch-size -1", "--batch-size is -1"),
         ("data encode X Y --tokenizer Z --pattern.stride 0", "--pattern.stride is 0"),
         ("data twin X --episodes 0", "--episodes is 0"),

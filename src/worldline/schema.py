@@ -59,7 +59,7 @@ class UsageError(Exception):
 class TokenGrid:
     """How latent frames lie over video frames: the stride arithmetic of a tokenizer, written once.
 
-    Video is tokenised in disjoint blocks of `block` frames. Within a block, latent 0 is frame 0 and latent k covers
+    Video is tokenized in disjoint blocks of `block` frames. Within a block, latent 0 is frame 0 and latent k covers
     frames `8k-7 .. 8k` for a temporal stride of 8 (causal tokenizers: Cosmos DV8x8x8, ours, Wan).
     """
 
@@ -131,7 +131,7 @@ class Episode:
     """Video frames."""
     name: str
     """Names the place on disk in messages, for example `shard 3, segment 17`."""
-    phase: int = 0
+    block_offset: int = 0
     """Position of the episode's first frame in its file's grid of token blocks (0 where there are no tokens)."""
     number: int | None = None
     """Its own number in the data set, where that is not `index` (LeRobot's `episode_index`)."""

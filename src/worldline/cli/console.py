@@ -26,7 +26,7 @@ class Progress:
         if self.bar is None or what != self.what:
             self.close()
             self.what = what
-            if what.startswith("tokenising"):  # where the tokens lie is worth knowing even when it takes no time
+            if what.startswith("tokenizing"):  # where the tokens lie is worth knowing even when it takes no time
                 say(what)
             self.bar = tqdm(total=total, desc=what, file=sys.stderr, delay=2, dynamic_ncols=True, initial=done - 1)
         shown = {name.removeprefix("train/"): f"{value:.4g}" for name, value in (figures or {}).items()}

@@ -100,13 +100,13 @@ class TokenizeJob(Opening):
     tokenizer: Path
     """Run or model folder of ours, or a folder with Cosmos' encoder.jit and decoder.jit."""
     size: int | None = None
-    phases: int = 1
+    start_offsets: int = 1
     """Start offsets per episode, spread over a block of frames: more places for a world to start from."""
     device: str = "auto"
 
     def __post_init__(self) -> None:
         whole(self, "size", most=MOST_PIXELS)
-        whole(self, "phases")
+        whole(self, "start_offsets")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +233,7 @@ def _convert(job: ConvertJob) -> None:
 
 
 def _tokenize(job: TokenizeJob) -> None:
-    from worldline.encoding.tokens import tokenise
+    from worldline.encoding.tokens import tokenize
     from worldline.tokenizers.load import fingerprint, load_tokenizer
 
     source, chosen = job.source(job.size)
@@ -241,17 +241,17 @@ def _tokenize(job: TokenizeJob) -> None:
     progress = Progress()
     with Ranks.start(job.device) as ranks:
         device = ranks.device(job.device)
-        done = tokenise(
+        done = tokenize(
             source,
             load_tokenizer(place).to(device),
             job.out,
             fingerprint=fingerprint(place),
             episodes=chosen,
             size=job.size,
-            phases=job.phases,
+            start_offsets=job.start_offsets,
             device=device,
             ranks=ranks,
-            progress=progress.named("tokenising"),
+            progress=progress.named("tokenizing"),
         )
     if not ranks.writes:
         return

@@ -35,7 +35,7 @@ evaluation/metrics.json. Under torchrun the processes share the clips. One that 
 the same is asked for again.
 
 Examples:
-  worldline evaluate runs/world --blind runs/world_blind
+  worldline evaluate runs/world --unconditional runs/world_unconditional
   worldline evaluate compression-tiny
   worldline evaluate sampling-tiny --num-samples 20 --window-stride 8
   worldline evaluate runs/sampling --protocol sampling --num-samples 20 --steps 100 --guidance 1.5
@@ -49,7 +49,7 @@ Kind = Literal["compression", "sampling", "tokenizer"]
 UNUSED: dict[Kind, tuple[str, ...]] = {
     "compression": ("means",),
     "sampling": (),
-    "tokenizer": ("protocol", "blind", "tokenizer", "weights", "means", "shuffled_samples", "seed"),
+    "tokenizer": ("protocol", "unconditional", "tokenizer", "weights", "means", "shuffled_samples", "seed"),
 }
 """Options that would change nothing under a protocol; those of sampling are checked beside the forecaster, too."""
 
@@ -72,7 +72,7 @@ class Job:
     changes: Annotated[DataChanges, tyro.conf.arg(name="")] = AS_TRAINED
     on: On = "held-out"
     """`held-out` refuses recordings that the run was trained on; `training-data` takes them, and the table says so."""
-    blind: Path | None = None
+    unconditional: Path | None = None
     """A world trained without states on the same tokens, as a baseline."""
     tokenizer: Path | None = None
     """Where the tokenizer lies, if not in the run folder."""
@@ -168,7 +168,7 @@ def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
         job.compression_protocol()
     if kind != "tokenizer":
         job.sample.check(description)
-    models = [model, *([model_folder(builtin.resolve(job.blind))] if job.blind else [])]
+    models = [model, *([model_folder(builtin.resolve(job.unconditional))] if job.unconditional else [])]
     _refuse_others(job, run, description, models[1:])
     data = builtin.data_for(run, job.data)
     contract = _contract(run, description)
@@ -218,10 +218,10 @@ def _refuse_others(job: Job, run: Path, description: dict[str, Any], compared: l
     for other in compared:
         theirs = describe_model(other)
         config = theirs.get("config", {})
-        if config.get("kind") != description["config"]["kind"] or not config.get("blind"):
+        if config.get("kind") != description["config"]["kind"] or not config.get("unconditional"):
             raise UsageError(
                 f"{other} is no world of the kind of {run} that was trained without states; give one (a training with "
-                "--model.blind True)"
+                "--model.unconditional True)"
             )
         places = dict.fromkeys(_SHARED, other)
         refuse_another(
@@ -284,16 +284,16 @@ class _Request:
     def world(self) -> Evaluation:
         job, loaded = self.job, self._load(self.run, self.job.checkpoint)
         clips = self.clips.sized(loaded.forecaster.image_size)
-        blind = self._load(builtin.resolve(job.blind)) if job.blind else None
+        unconditional = self._load(builtin.resolve(job.unconditional)) if job.unconditional else None
         models = {model_folder(self.run, job.checkpoint): loaded.tokenizer}
-        models |= {model_folder(blind.folder): blind.tokenizer} if blind else {}
+        models |= {model_folder(unconditional.folder): unconditional.tokenizer} if unconditional else {}
         shared: dict[str, Any] = {"out": self.out, "split": self.split, "ranks": self.ranks}
         shared["progress"] = self.progress.named("forecasting clips, by batches")
         if self.kind == "compression":
             protocol, counts = job.compression_protocol(), TokenCounts.of(self.run)
             parts = self._parts(clips, models, asdict(protocol), counts=counts and counts.content())
             return evaluate_compression(
-                loaded, clips, protocol=protocol, blind=blind, counts=counts, parts=parts, **shared
+                loaded, clips, protocol=protocol, unconditional=unconditional, counts=counts, parts=parts, **shared
             )
         protocol = job.sampling_protocol()
         return evaluate_sampling(
@@ -303,7 +303,7 @@ class _Request:
             run=self.run,
             settings=loaded.chosen | job.sample.settings(loaded.forecaster),
             tokenizer=loaded.identity,
-            blind=blind.forecaster if blind else None,
+            unconditional=unconditional.forecaster if unconditional else None,
             parts=self._parts(clips, models, asdict(protocol)),
             **shared,
         )

@@ -13,7 +13,7 @@ EXAMPLES = """Write one HTML page about one or several runs. Reads run folders o
 
 Examples:
   worldline report runs/world
-  worldline report runs/world runs/world_blind --out compare.html
+  worldline report runs/world runs/world_unconditional --out compare.html
 """
 
 

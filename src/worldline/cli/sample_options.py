@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from worldline.families.load import SamplingChoice
 from worldline.forecasting.latents import LatentForecaster
-from worldline.forecasting.tokens import Pictures, TokenForecaster
+from worldline.forecasting.tokens import DecodeMode, TokenForecaster
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.schema import UsageError
 
-TOKENS_ONLY = ("temperature", "top_k", "top_p", "pictures", "keep_seen")
+TOKENS_ONLY = ("temperature", "top_k", "top_p", "decode_mode", "blend_last_frame")
 LATENTS_ONLY = ("steps", "guidance", "sampler", "average_repeats")
 
 
@@ -23,10 +23,10 @@ class SampleOptions:
     """Worlds over tokens: 0 is greedy decoding, the report's choice."""
     top_k: int | None = None
     top_p: float | None = None
-    pictures: Pictures = "words"
-    """Worlds over tokens: show the chosen words, or the mean code of their distribution."""
-    keep_seen: bool = False
-    """Worlds over tokens: where a patch keeps its word, show the last frame seen instead of the decoded word."""
+    decode_mode: DecodeMode = "tokens"
+    """Worlds over tokens: show the chosen tokens, or the mean code of their distribution."""
+    blend_last_frame: bool = False
+    """Worlds over tokens: where a patch keeps its token, show the last frame seen instead of the decoded token."""
     steps: int = 20
     """Worlds over latents: evaluations of the velocity; the report uses 20 and 100."""
     guidance: float = 1.0
@@ -42,8 +42,8 @@ class SampleOptions:
         return SamplingChoice(
             tokens=Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p),
             flow=FlowSampling(sampler=self.sampler, steps=self.steps, guidance=self.guidance),
-            pictures=self.pictures,
-            keep_seen=self.keep_seen,
+            decode_mode=self.decode_mode,
+            blend_last_frame=self.blend_last_frame,
             num_samples=self.num_samples,
             average_repeats=self.average_repeats,
             rows=self.rows,
@@ -64,7 +64,7 @@ class SampleOptions:
             raise UsageError(f"this is a world over {kind}: {names} would change nothing")
         if not over_latents and self.num_samples > 1 and self.temperature == 0:
             raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
-        if over_latents and self.guidance != 1 and config.get("blind"):
+        if over_latents and self.guidance != 1 and config.get("unconditional"):
             raise UsageError("this world ignores the states: --guidance would change nothing")
         if over_latents and self.guidance != 1 and not config.get("states", {}).get("null"):
             raise UsageError(

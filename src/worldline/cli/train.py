@@ -129,7 +129,7 @@ def _resolved(config: TrainConfig) -> TrainConfig:
         config,
         data=replace(data, path=builtin.resolve_all(data.path), val_path=val),
         tokenizer=builtin.resolve(config.tokenizer) if config.tokenizer else config.weights,
-        initial=builtin.resolve(config.initial) if config.initial else None,
+        init_from=builtin.resolve(config.init_from) if config.init_from else None,
     )
 
 

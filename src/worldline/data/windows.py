@@ -42,7 +42,7 @@ def windows(
 
 def token_windows(
     lengths: Int[np.ndarray, "e"],
-    phases: Int[np.ndarray, "e"],
+    block_offsets: Int[np.ndarray, "e"],
     *,
     block: int = 17,
     blocks: int = 2,
@@ -50,11 +50,11 @@ def token_windows(
 ) -> WindowIndex:
     """Runs of `blocks` adjacent token blocks within one episode, greedy and disjoint, or one at every block.
 
-    `phases` are the episodes' positions on the block grid (`Episode.phase`). Blocks that straddle a boundary
-    are not used. On 1X shard 0 this gives 3,076 disjoint pairs (the report counts about 306,000 over 100
+    `block_offsets` are the episodes' positions on the block grid (`Episode.block_offset`). Blocks that straddle a
+    boundary are not used. On 1X shard 0 this gives 3,076 disjoint pairs (the report counts about 306,000 over 100
     shards).
     """
-    first = -np.asarray(phases, np.int64) % block
+    first = -np.asarray(block_offsets, np.int64) % block
     return windows(lengths, window=blocks * block, stride=block if overlapping else blocks * block, first=first)
 
 
@@ -70,7 +70,7 @@ def source_windows(source: Source, *, window: int, stride: int, episodes: Sequen
     """
     chosen = range(len(source.episodes)) if episodes is None else episodes
     lengths = np.array([source.episodes[i].length for i in chosen], np.int64)
-    phases = np.array([source.episodes[i].phase for i in chosen], np.int64)
+    block_offsets = np.array([source.episodes[i].block_offset for i in chosen], np.int64)
     if source.kind == "1x-test":
         index = windows(lengths, window=window, stride=int(lengths.max(initial=1)))
     elif source.grid is None:
@@ -81,7 +81,7 @@ def source_windows(source: Source, *, window: int, stride: int, episodes: Sequen
             f"{source.path}: window {window} and stride {stride} must be multiples of the {block}-frame block"
         )
     else:
-        index = windows(lengths, window=window, stride=stride, first=-phases % source.grid.block)
+        index = windows(lengths, window=window, stride=stride, first=-block_offsets % source.grid.block)
     return WindowIndex(episode=np.asarray(chosen, np.int64)[index.episode], start=index.start)
 
 

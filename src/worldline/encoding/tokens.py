@@ -1,8 +1,8 @@
 """Turn any source of frames into a 1X token folder, once. Resumable; keyed by source, tokenizer and settings.
 
-One shard per source episode. Within it, one segment per *phase*: the episode from frame p on, cut to whole blocks.
-More phases give a world more places to start from without inventing a format: to a reader they are segments. With
-augmentation each phase is also its own crop and colours: a world then meets every scene in that many framings.
+One shard per source episode. Within it, one segment per start offset: the episode from that frame on, cut to whole
+blocks. More start offsets give a world more places to start from without a new format: to a reader they are segments.
+With augmentation each start offset also has its own crop and colours: a world then sees every scene in many framings.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +35,7 @@ _BLOCKS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokeniseReport:
+class TokenizeReport:
     """What was written and what was not."""
 
     folder: Path
@@ -43,7 +43,7 @@ class TokeniseReport:
     blocks: int
     frames: int
     frames_left_out: int
-    """Frames behind the last whole block of every phase, summed."""
+    """Frames behind the last whole block of every start offset, summed."""
     episodes_too_short: int
     """Episodes without two adjacent blocks; they are in the folder but give no sample."""
     reused: int
@@ -54,7 +54,7 @@ class TokeniseReport:
         return open_onex(self.folder)
 
 
-def tokenise(
+def tokenize(
     source: Source,
     tokenizer: Tokenizer,
     out: Path,
@@ -62,21 +62,21 @@ def tokenise(
     fingerprint: str,
     episodes: Sequence[int],
     size: int | None = None,
-    phases: int = 1,
+    start_offsets: int = 1,
     augment: AugmentConfig | None = None,
     device: torch.device | None = None,
     ranks: Ranks | None = None,
     in_cache: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> TokeniseReport:
-    """Tokenise episodes of a frame source into `out`. Killed and run again, it goes on where it stopped.
+) -> TokenizeReport:
+    """Tokenize episodes of a frame source into `out`. Killed and run again, it goes on where it stopped.
 
     Args:
         fingerprint: identity of the tokenizer's weights (`worldline.tokenizers.load.fingerprint`).
         episodes: which episodes of the source, in order.
         size: centre-crop and resize frames to this square first; None keeps them.
-        phases: start offsets per episode, spread evenly over a block.
-        augment: crop and recolour each phase of each episode in its own way, a pure function of their numbers.
+        start_offsets: start offsets per episode, spread evenly over a block.
+        augment: crop and recolour each start offset of each episode in its own way, a pure function of their numbers.
         device: where the tokenizer is; None is the CPU.
         ranks: the processes that share the work; each must call this.
         in_cache: into a folder of `out` that is named after all that the tokens depend on. Where another job is
@@ -87,7 +87,7 @@ def tokenise(
             frames; or augmentation flips them or meets oblong ones without a `size`.
     """
     if source.image_size is None:
-        raise UsageError(f"{source.path} holds tokens already; there are no frames to tokenise")
+        raise UsageError(f"{source.path} holds tokens already; there are no frames to tokenize")
     height, width = (size, size) if size else source.image_size
     if augment is not None:
         augment.keep_sides()
@@ -96,20 +96,20 @@ def tokenise(
                 f"augmentation crops squares, but frames are {height}x{width}; give them a size (--data.image-size)"
             )
     grid = tokenizer.grid(height, width)
-    if augment is None and phases > grid.block:
+    if augment is None and start_offsets > grid.block:
         raise UsageError(
-            f"a block of {grid.block} frames has {grid.block} start offsets; with {phases} of them some tokens would "
-            f"be the same twice. Give --phases {grid.block} or less"
+            f"a block of {grid.block} frames has {grid.block} start offsets; with {start_offsets} of them some "
+            f"tokens would be the same twice. Give --start-offsets {grid.block} or less"
         )
     check_episodes(source, episodes, size=size)
     key = {
         **source_key(source, fingerprint=fingerprint, episodes=episodes, size=size),
-        "phases": phases,
+        "start_offsets": start_offsets,
         "augment": asdict(augment) if augment else None,
     }
-    claim = Claim(file="tokenise.json", key=key, what="tokens")
+    claim = Claim(file="tokenize.json", key=key, what="tokens")
     out = claim.folder_in(out) if in_cache else out
-    offsets = [grid.block * phase // phases for phase in range(phases)]
+    offsets = [grid.block * number // start_offsets for number in range(start_offsets)]
     lengths = [source.episodes[episode].length for episode in episodes]
     spans = [_spans(length, grid.block, offsets) for length in lengths]
 
@@ -118,8 +118,8 @@ def tokenise(
         chunks = frame_chunks(source, episode, size=None if augment else size)
         views = _views(chunks, pieces, augment, size=height, shard=shard)
         with _shard(out, shard, source.read_states(episode, 0, lengths[shard]), spans[shard], grid) as put:
-            for view, (start, _, phase) in zip(views, pieces, strict=True):
-                put(phase, start, tokenizer.encode(view[None].to(device or "cpu")).cpu().numpy())
+            for view, (start, _, number) in zip(views, pieces, strict=True):
+                put(number, start, tokenizer.encode(view[None].to(device or "cpu")).cpu().numpy())
 
     ranks, frames = ranks or Ranks(), sum(stop - start for found in spans for start, stop in found)
     with ranks.owning(out, claim=claim, wait=in_cache):
@@ -136,7 +136,7 @@ def tokenise(
                 provenance=key
                 | {"recordings": [recording_of(source, i) for i in episodes], "reading": reading(source, size)},
             )
-    return TokeniseReport(
+    return TokenizeReport(
         folder=out,
         episodes=len(episodes),
         blocks=frames // grid.block,
@@ -170,10 +170,10 @@ def blocks_at_once(height: int, width: int) -> int:
 
 
 def _pieces(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int, int]]:
-    """Every span cut into pieces of so many frames, in the order in which they begin: first frame, end, phase."""
+    """Every span cut into pieces of so many frames, in the order in which they begin: first frame, end, number."""
     return sorted(
-        (begin, min(begin + length, stop), phase)
-        for phase, (start, stop) in enumerate(spans)
+        (begin, min(begin + length, stop), number)
+        for number, (start, stop) in enumerate(spans)
         for begin in range(start, stop, length)
     )
 
@@ -186,14 +186,14 @@ def _views(
     size: int,
     shard: int,
 ) -> Iterator[UInt8[Tensor, "n 3 y x"]]:
-    """The frames of each piece while the episode goes by; augmented, each phase in a way of its own."""
+    """The frames of each piece while the episode goes by; augmented, each start offset in its own way."""
     firsts: dict[int, Tensor] = {}
-    for frames, (_, _, phase) in zip(frame_runs(chunks, [piece[:2] for piece in pieces]), pieces, strict=True):
+    for frames, (_, _, number) in zip(frame_runs(chunks, [piece[:2] for piece in pieces]), pieces, strict=True):
         if augment is None:
             yield frames
             continue
-        first = firsts.setdefault(phase, frames[0].clone())
-        seed = np.random.SeedSequence([shard, phase]).generate_state(1)[0]
+        first = firsts.setdefault(number, frames[0].clone())
+        seed = np.random.SeedSequence([shard, number]).generate_state(1)[0]
         yield augment_frames(frames, augment, size=size, seed=int(seed), first=first)
 
 
@@ -201,14 +201,14 @@ def _views(
 def _shard(
     out: Path, shard: int, states: Float32[np.ndarray, "t s"], spans: Sequence[tuple[int, int]], grid: TokenGrid
 ) -> Iterator[Callable[[int, int, Int64[np.ndarray, "1 m gh gw"]], None]]:
-    """One episode's shard: what is given takes a phase, a frame of the episode and the tokens from there on."""
+    """One episode's shard: what is given takes the number of a start offset, a frame of the episode and the tokens from there on."""
     rows = np.concatenate([np.arange(0), *(np.arange(*span) for span in spans)])
     segments = np.repeat(np.arange(len(spans), dtype=np.int32), [stop - start for start, stop in spans])
     firsts = np.cumsum([0, *((stop - start) // grid.block for start, stop in spans)])
     with token_shard(out, shard, states=states[rows], segments=segments) as put:
 
-        def put_phase(phase: int, start: int, tokens: Int64[np.ndarray, "1 m gh gw"]) -> None:
+        def put_from(number: int, start: int, tokens: Int64[np.ndarray, "1 m gh gw"]) -> None:
             blocks = rearrange(tokens[0], "(n l) gh gw -> n l gh gw", l=grid.latents_per_block).astype(np.int32)
-            put(int(firsts[phase]) + (start - spans[phase][0]) // grid.block, blocks)
+            put(int(firsts[number]) + (start - spans[number][0]) // grid.block, blocks)
 
-        yield put_phase
+        yield put_from

@@ -1,8 +1,8 @@
 """The compression protocol: three grids of context, all states, three grids predicted from own predictions only.
 
 Scores the forecast as tokens (top-500 code length, full cross-entropy) and as pixels (PSNR, SSIM), beside the
-baselines that give the numbers a meaning: copying the last frame, keeping the last tokens, token frequencies, a world
-blind to states, and the world itself fed another clip's states. Definitions: docs/metrics.md.
+baselines that give the numbers a meaning: copying the last frame, keeping the last tokens, unigram, an
+unconditional world, and the world itself fed another clip's states. Definitions: docs/metrics.md.
 """
 
 import time
@@ -32,16 +32,16 @@ from worldline.ranks import Ranks
 from worldline.schema import Batch, UsageError
 from worldline.tokenizers.load import TokenizerIdentity
 
-FORECAST, SHUFFLED, BLIND = "forecast", "forecast, states of another clip", "blind to states"
-WORDS = "forecast, likeliest words"
-COPY, UNIGRAM, ROUND_TRIP = "copy last frame", "token frequencies", "tokenizer round trip"
+FORECAST, SHUFFLED, UNCONDITIONAL = "forecast", "forecast, states of another clip", "unconditional"
+TOKENS = "forecast, likeliest tokens"
+COPY, UNIGRAM, ROUND_TRIP = "copy last frame", "unigram", "tokenizer round trip"
 KEEP_LAST = "keep_last_tokens"
 KEPT = "tokenizer round trip, seen parts kept"
 ROLES: dict[str, Role] = {
     FORECAST: "model",
-    WORDS: "ablation",
+    TOKENS: "ablation",
     SHUFFLED: "ablation",
-    BLIND: "baseline",
+    UNCONDITIONAL: "baseline",
     COPY: "baseline",
     KEEP_LAST: "baseline",
     UNIGRAM: "baseline",
@@ -51,11 +51,11 @@ ROLES: dict[str, Role] = {
 COMPARED = (  # better, than, metric
     (FORECAST, COPY, "psnr_db_last"),
     (FORECAST, COPY, "psnr_db_mean"),
-    (FORECAST, WORDS, "psnr_db_last"),
+    (FORECAST, TOKENS, "psnr_db_last"),
     (FORECAST, SHUFFLED, "psnr_db_last"),
     (FORECAST, SHUFFLED, "full_ce"),
-    (FORECAST, BLIND, "psnr_db_last"),
-    (FORECAST, BLIND, "full_ce"),
+    (FORECAST, UNCONDITIONAL, "psnr_db_last"),
+    (FORECAST, UNCONDITIONAL, "full_ce"),
     (FORECAST, KEEP_LAST, "psnr_db_last"),
     (FORECAST, KEEP_LAST, "full_ce"),
     (FORECAST, KEEP_LAST, "token_accuracy"),
@@ -124,7 +124,7 @@ def evaluate_compression(
     protocol: Protocol,
     out: Path,
     split: Split = "not checked",
-    blind: Loaded | None = None,
+    unconditional: Loaded | None = None,
     counts: TokenCounts | None = None,
     parts: Parts | None = None,
     ranks: Ranks | None = None,
@@ -134,23 +134,23 @@ def evaluate_compression(
 
     Args:
         split: what `split_of` said of the clips, for the record.
-        blind: a world trained without states on the same tokens, for the baseline.
+        unconditional: a world trained without states on the same tokens, for the baseline.
         counts: of the training tokens, for the baselines that know nothing else.
         parts: what an evaluation by the very same left that was stopped; None begins from nothing.
         ranks: processes that share the clips; each returns the whole evaluation, and the first one writes it.
 
     Raises:
-        UsageError: the data hold no future to compare with, or `blind` speaks other tokens.
+        UsageError: the data hold no future to compare with, or `unconditional` speaks other tokens.
     """
     if clips.source.kind == "1x-test":
         raise UsageError(f"{clips.source.path} holds no future tokens: test samples can be forecast, not evaluated")
-    if blind is not None and _speech(blind) != _speech(loaded):
-        raise UsageError(f"the world in {blind.folder} speaks other tokens than the one in {loaded.folder}")
+    if unconditional is not None and _speech(unconditional) != _speech(loaded):
+        raise UsageError(f"the world in {unconditional.folder} speaks other tokens than the one in {loaded.folder}")
     began, forecaster, ranks = time.monotonic(), loaded.over_tokens(), ranks or Ranks()
     chosen = spread(len(clips), protocol.num_clips)
     scorer = _Scorer(
         forecaster=forecaster,
-        blind=None if blind is None else blind.over_tokens(),
+        unconditional=None if unconditional is None else unconditional.over_tokens(),
         others=foreign_states(clips, chosen) if protocol.shuffled else None,
         counts=counts,
         shown=frozenset(spread(len(chosen), protocol.shown_clips)),
@@ -162,8 +162,8 @@ def evaluate_compression(
         return ranks.agreed(None)
     if scorer.others is None:
         tally.not_computed[SHUFFLED] = "the data hold one clip only" if protocol.shuffled else "switched off"
-    if blind is None:
-        tally.not_computed[BLIND] = "no blind world was given (--blind RUN)"
+    if unconditional is None:
+        tally.not_computed[UNCONDITIONAL] = "no unconditional world was given (--unconditional RUN)"
     if counts is None:
         tally.not_computed[UNIGRAM] = "the run folder has no token counts (unigram.npy)"
     write_forecasts(out / "forecasts.npz", tally, rows=SHOWN, context=forecaster.context_frames)
@@ -193,7 +193,7 @@ class _Scorer:
     """Scores one batch of clips in every row."""
 
     forecaster: TokenForecaster
-    blind: TokenForecaster | None
+    unconditional: TokenForecaster | None
     others: Float32[Tensor, "n t s"] | None
     """For each chosen clip the states of another one."""
     counts: TokenCounts | None
@@ -245,8 +245,8 @@ class _Scorer:
         worlds = [(FORECAST, self.forecaster, batch.states)]
         if self.others is not None:
             worlds.append((SHUFFLED, self.forecaster, self.others[now.start : now.stop]))
-        if self.blind is not None:
-            worlds.append((BLIND, self.blind, batch.states))
+        if self.unconditional is not None:
+            worlds.append((UNCONDITIONAL, self.unconditional, batch.states))
         rollouts = {}
         for name, world, states in worlds:
             scores = CodeScores(future)
@@ -275,11 +275,11 @@ class _Scorer:
         split = forecaster.context_frames
         seen, truth = real[:, :split], real[:, split : split + forecaster.horizon_frames]
         frames = {name: forecaster.show(rollout, seen) for name, rollout in rollouts.items()}
-        if forecaster.pictures == "mean" or forecaster.keep_seen:
-            frames[WORDS] = forecaster.decode(rollouts[FORECAST].tokens)
+        if forecaster.decode_mode == "mean" or forecaster.blend_last_frame:
+            frames[TOKENS] = forecaster.decode(rollouts[FORECAST].tokens)
         frames[KEEP_LAST] = forecaster.decode(past[:, -1:].expand_as(future))
         frames[ROUND_TRIP] = forecaster.decode(future)
-        if forecaster.keep_seen:
+        if forecaster.blend_last_frame:
             frames[KEPT] = forecaster.show(Rollout.certain(past, future), seen)
         frames[COPY] = CopyLast.beside(forecaster).forecast(seen, batch.states).frames[:, 0]
         for name, predicted in frames.items():
@@ -317,8 +317,8 @@ def _settings(
         "temperature": sampling.temperature,
         **{name: value for name, value in limits.items() if value is not None},
         "decoding": "greedy" if sampling.temperature == 0 else "sampled",
-        "pictures": forecaster.pictures,
-        "keep_seen": forecaster.keep_seen,
+        "decode_mode": forecaster.decode_mode,
+        "blend_last_frame": forecaster.blend_last_frame,
         "keep_last_tokens_changed": ", ".join(f"{share:.4f}" for share in changed),
         "keep_last_tokens_from": "training tokens" if counted else "a constant, since the run has no kept.npy",
         "vocabulary": forecaster.grid.vocab_size,

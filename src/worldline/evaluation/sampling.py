@@ -2,7 +2,7 @@
 
 Knows forecasters only, so both tracks and every baseline can be put through it. From one set of samples it scores a
 single one, the means of several, and the medoid (report, table 2); beside them the baselines that give the numbers a
-meaning: copying the last frame, the older blur and histogram matching, another clip's states, a world blind to states.
+meaning: copying the last frame, the older blur and histogram matching, another clip's states, an unconditional world.
 """
 
 import math
@@ -30,7 +30,7 @@ from worldline.schema import Batch, UsageError
 from worldline.tokenizers.load import TokenizerIdentity
 
 SINGLE, MEDOID, BLURRED = "one sample", "medoid", "one sample, blurred and matched"
-SHUFFLED, BLIND = "states of another clip", "blind to states"
+SHUFFLED, UNCONDITIONAL = "states of another clip", "unconditional"
 COPY, COPY_BLURRED, ROUND_TRIP = "copy last frame", "copy, blurred", "tokenizer round trip"
 SHOWN = (SINGLE, COPY, ROUND_TRIP, SHUFFLED)
 NOT_COMPUTED = {
@@ -100,7 +100,7 @@ def evaluate_sampling(
     split: Split = "not checked",
     settings: dict[str, str | int | float | bool],
     tokenizer: TokenizerIdentity | None = None,
-    blind: Forecaster | None = None,
+    unconditional: Forecaster | None = None,
     parts: Parts | None = None,
     ranks: Ranks | None = None,
     progress: Progress | None = None,
@@ -113,24 +113,24 @@ def evaluate_sampling(
         split: what `split_of` said of the clips, for the record.
         settings: how the forecaster samples, to be kept with the numbers.
         tokenizer: which one the forecaster's pictures come out of.
-        blind: a forecaster trained without states, for the baseline.
+        unconditional: a forecaster trained without states, for the baseline.
         parts: what an evaluation by the very same left that was stopped; None begins from nothing.
         ranks: processes that share the clips; each returns the whole evaluation, and the first one writes it.
 
     Raises:
-        UsageError: the data hold no frames, or `blind` forecasts other times.
+        UsageError: the data hold no frames, or `unconditional` forecasts other times.
     """
     if clips.source.kind == "1x-test":
         raise UsageError(f"{clips.source.path} holds no future frames: test samples can be forecast, not evaluated")
     if clips[0].frames is None:
         raise UsageError(f"{clips.source.path} holds no frames to compare a forecast with; give data that do (--data)")
-    if blind is not None and blind.times != forecaster.times:
-        raise UsageError("the blind world forecasts other times than the one it is compared with")
+    if unconditional is not None and unconditional.times != forecaster.times:
+        raise UsageError("the unconditional world forecasts other times than the one it is compared with")
     began, ranks, sizes = time.monotonic(), ranks or Ranks(), protocol.sizes(forecaster.num_samples)
     chosen = spread(len(clips), protocol.num_clips)
     scorer = _Scorer(
         forecaster=forecaster,
-        blind=blind,
+        unconditional=unconditional,
         others=None if protocol.shuffled_samples == 0 else foreign_states(clips, chosen),
         protocol=protocol,
         sizes=sizes,
@@ -144,8 +144,8 @@ def evaluate_sampling(
     if scorer.others is None:
         off = protocol.shuffled_samples == 0
         tally.not_computed[SHUFFLED] = "switched off" if off else "the data hold one clip only"
-    if blind is None:
-        tally.not_computed[BLIND] = "no blind world was given (--blind RUN)"
+    if unconditional is None:
+        tally.not_computed[UNCONDITIONAL] = "no unconditional world was given (--unconditional RUN)"
     full, roles = mean_of(sizes[0]), _roles(sizes)
     shown = dict.fromkeys((full, *SHOWN))
     write_forecasts(out / "forecasts.npz", tally, rows=tuple(shown), context=len(shown_context(forecaster)))
@@ -178,7 +178,7 @@ def _roles(sizes: tuple[int, ...]) -> dict[str, Role]:
     others: dict[str, Role] = {
         BLURRED: "baseline",
         SHUFFLED: "ablation",
-        BLIND: "baseline",
+        UNCONDITIONAL: "baseline",
         COPY: "baseline",
         COPY_BLURRED: "baseline",
         ROUND_TRIP: "ceiling",
@@ -189,7 +189,7 @@ def _roles(sizes: tuple[int, ...]) -> dict[str, Role]:
 def _compared(full: str, as_shuffled: str, roles: dict[str, Role]) -> list[tuple[str, str, str]]:
     """Claims to check; the shuffled one is compared with the mean of as many samples, made from the same noise."""
     metric = "psnr_db_last"
-    rivals = [name for name in (COPY, COPY_BLURRED, SINGLE, MEDOID, BLURRED, BLIND) if name != full]
+    rivals = [name for name in (COPY, COPY_BLURRED, SINGLE, MEDOID, BLURRED, UNCONDITIONAL) if name != full]
     pairs = [(full, name, metric) for name in rivals if name in roles]
     shuffled = (as_shuffled, SHUFFLED, metric)
     return [*pairs, shuffled, (full, COPY, "psnr_db_mean"), (full, COPY, "ssim_last"), (ROUND_TRIP, full, metric)]
@@ -200,7 +200,7 @@ class _Scorer:
     """Scores one batch of clips in every row."""
 
     forecaster: Forecaster
-    blind: Forecaster | None
+    unconditional: Forecaster | None
     others: Float32[Tensor, "n t s"] | None
     """For each chosen clip the states of another one."""
     protocol: SamplingProtocol
@@ -240,8 +240,10 @@ class _Scorer:
         if self.others is not None:
             fewer, states = forecaster.drawing(self.shuffled_samples), self.others[now.start : now.stop]
             made[SHUFFLED] = ensemble.combine(fewer.forecast(context, states, seeds=seeds).frames, "mean")
-        if self.blind is not None:
-            made[BLIND] = ensemble.combine(self.blind.forecast(context, batch.states, seeds=seeds).frames, "mean")
+        if self.unconditional is not None:
+            made[UNCONDITIONAL] = ensemble.combine(
+                self.unconditional.forecast(context, batch.states, seeds=seeds).frames, "mean"
+            )
         return made
 
 

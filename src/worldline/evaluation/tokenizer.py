@@ -59,7 +59,7 @@ def evaluate_tokenizer(
     """
     check_sizes(num_clips=num_clips, batch_size=batch_size)
     if clips.source.image_size is None:
-        raise UsageError(f"{clips.source.path} holds no frames to tokenise")
+        raise UsageError(f"{clips.source.path} holds no frames to tokenize")
     began, ranks = time.monotonic(), ranks or Ranks()
     scorer = _Scorer(tokenizer=tokenizer, device=device or torch.device("cpu"))
     chosen = spread(len(clips), num_clips)

@@ -42,10 +42,10 @@ class TrainConfig:
     with `--model.lora None`, what the training of the whole backbone begins with."""
     text: Path | None = None
     """The prompt as `worldline text` encoded it; without it the prompt is a row of zeros."""
-    phases: int = 4
-    """Passes over each episode when frames are tokenised for training, each from another frame on, and with
+    start_offsets: int = 4
+    """Passes over each episode when frames are tokenized for training, each from another frame on, and with
     `data.augment` each in its own crop and colours (see worldline.encoding.tokens)."""
-    initial: Path | None = None
+    init_from: Path | None = None
     """Run or model folder whose weights to start from, for example a tokenizer trained on the twin."""
     steps: int = 0
     """Optimizer steps; or 0 and `epochs` decides."""
@@ -78,7 +78,7 @@ class TrainConfig:
     """What may be another one on purpose than the tokens, initial weights or run to resume were made with."""
 
     def __post_init__(self) -> None:
-        whole(self, "batch_size", "phases", "accumulate", "log_every", "evaluate_every", "checkpoint_every")
+        whole(self, "batch_size", "start_offsets", "accumulate", "log_every", "evaluate_every", "checkpoint_every")
         whole(self, "keep_checkpoints", "validation_clips")
         whole(self, "steps", least=0)
         whole(self, "workers", least=0, most=MOST_WORKERS)
@@ -111,7 +111,7 @@ def idle(config: TrainConfig) -> dict[str, str]:
         found["weights"] = "only a world over latents can have a pretrained backbone"
         found["text"] = "only a world over latents reads a prompt"
     if model.kind != "st-transformer":
-        found["phases"] = "only frames that are tokenized have start offsets"
+        found["start_offsets"] = "only frames that are tokenized have start offsets"
     match model:
         case FSQVideoConfig():
             found["data.pattern."] = "a clip is one block (--model.block-frames)"
@@ -123,12 +123,12 @@ def idle(config: TrainConfig) -> dict[str, str]:
                 found["model.code_levels"] = "the tokenizer's own levels are taken; an empty list takes none"
             if model.scheduled_sampling == 0:
                 found["model.scheduled_sampling_rise"] = "no token is the model's own (--model.scheduled-sampling)"
-            if model.blind:
+            if model.unconditional:
                 states = ("state_hidden", "state_pooling", "conditioning", "normalise_states")
                 found |= {f"model.{name}": "the world is unconditional" for name in states}
         case WanConfig():
             found |= {f"model.states.{name}": FROM_DATA for name in ("kinds", "taken", "window")}
-            if model.blind:
+            if model.unconditional:
                 found |= {f"model.{name}": "the world is unconditional" for name in ("states.", "drop_states")}
             if model.lora is None:
                 found["model.block_bias"] = "without adapters the whole backbone is trained, its tables too"
@@ -163,7 +163,7 @@ def resumed(found: TrainConfig, given: TrainConfig, run: RunDir) -> TrainConfig:
         "tokenizer": given.tokenizer,
         "weights": given.weights,
         "text": given.text,
-        "initial": given.initial,
+        "init_from": given.init_from,
         "data": replace(found.data, path=given.data.path, val_path=given.data.val_path, cache=given.data.cache),
     }
     kept = replace(found, **length_and_places)

@@ -10,7 +10,7 @@ import torch
 from worldline import builtin
 from worldline.contract import FramePattern
 from worldline.forecasting.latents import LatentForecaster
-from worldline.forecasting.tokens import Pictures, TokenForecaster
+from worldline.forecasting.tokens import DecodeMode, TokenForecaster
 from worldline.formats.encoded import LatentSource
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
@@ -35,8 +35,8 @@ class SamplingChoice:
 
     tokens: Sampling = field(default_factory=Sampling)
     flow: FlowSampling = field(default_factory=FlowSampling)
-    pictures: Pictures = "words"
-    keep_seen: bool = False
+    decode_mode: DecodeMode = "tokens"
+    blend_last_frame: bool = False
     num_samples: int = 1
     average_repeats: bool = False
     rows: int | None = None
@@ -126,8 +126,8 @@ def load_forecaster(
                 grid=grid,
                 sampling=choice.tokens,
                 num_samples=choice.num_samples,
-                pictures=choice.pictures,
-                keep_seen=choice.keep_seen,
+                decode_mode=choice.decode_mode,
+                blend_last_frame=choice.blend_last_frame,
                 rows=choice.rows,
                 device=device,
             )

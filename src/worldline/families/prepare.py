@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None) -> Prepared:
-    """Open the data, tokenise, encode or decode what is needed into caches, build the model. Writes no run folder.
+    """Open the data, tokenize, encode or decode what is needed into caches, build the model. Writes no run folder.
 
     Every rank calls this: all have the same in the end, and fill the caches together.
 
@@ -35,15 +35,15 @@ def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None)
         DataError: the data or given weights are not what they should be.
         UsageError: the configuration asks for something impossible, or would validate on what it trains on.
     """
-    trained_on = check_held_out(config.data, trained_on=_trained_on(config.initial))
+    trained_on = check_held_out(config.data, trained_on=_trained_on(config.init_from))
     ranks = ranks or Ranks()
     if ranks.writes:
         _warn_of_strange_states(config.data)
         _warn_of_a_tokenizer_that_knows(config)
     made = _prepare(config, ranks, progress)
     description = {**made.description, "trained_on": to_json(Recordings, trained_on)}
-    if config.initial is not None and normalises(config):  # by the statistics that came with the weights
-        description["statistics"] = describe_model(model_folder(config.initial)).get("statistics")
+    if config.init_from is not None and normalises(config):  # by the statistics that came with the weights
+        description["statistics"] = describe_model(model_folder(config.init_from)).get("statistics")
     return replace(made, description=description)
 
 
@@ -51,9 +51,9 @@ def normalises(config: TrainConfig) -> bool:
     """Whether the model divides states by statistics."""
     match config.model:
         case STTransformerConfig():
-            return config.model.normalise_states and not config.model.blind
+            return config.model.normalise_states and not config.model.unconditional
         case WanConfig():
-            return config.model.states.normalise and not config.model.blind
+            return config.model.states.normalise and not config.model.unconditional
         case _:
             return False
 

@@ -51,7 +51,7 @@ def prepare_vae(config: TrainConfig, model_config: WanVAEConfig, ranks: Ranks, p
         config.data, "train", ranks=ranks, progress=lambda *at: progress("decoding training frames", *at)
     )
     val = open_clips(config.data, "val", ranks=ranks, progress=lambda *at: progress("decoding validation frames", *at))
-    initialise(model, config.initial)
+    initialise(model, config.init_from)
     return Prepared(
         model=model,
         train=train,
@@ -97,7 +97,7 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, ranks: Ra
     statistics = compute_stats(train.source, episodes=sorted(set(train.windows.episode.tolist())))
     if model.states is not None and model_config.states.normalise:
         model.states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
-    initialise(model, config.initial)
+    initialise(model, config.init_from)
     place = config.tokenizer
     vae = vae.to(pick_device(config.device)).requires_grad_(False)
     return Prepared(

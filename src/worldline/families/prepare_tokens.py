@@ -9,7 +9,7 @@ import torch
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, all_clips, open_clips, open_split
-from worldline.encoding.tokens import tokenise
+from worldline.encoding.tokens import tokenize
 from worldline.families.config import TrainConfig
 from worldline.families.prepared import (
     Prepared,
@@ -39,7 +39,7 @@ def prepare_fsq(config: TrainConfig, model_config: FSQVideoConfig, ranks: Ranks,
     grid = model.grid(*frame_size(data))
     train = open_clips(data, "train", ranks=ranks, progress=lambda *at: progress("decoding training frames", *at))
     val = open_clips(data, "val", ranks=ranks, progress=lambda *at: progress("decoding validation frames", *at))
-    initialise(model, config.initial)
+    initialise(model, config.init_from)
     description = {**describe(model), "contract": contract(train.source, data, grid)}
     return Prepared(
         model=model, train=train, val=val, description=description, tokenizer=None, left_out=train.source.left_out
@@ -69,7 +69,7 @@ def prepare_token_world(
     statistics = compute_stats(train.source, episodes=sorted(set(train.windows.episode.tolist())))
     if model.states is not None and model_config.normalise_states:
         model.states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
-    initialise(model, config.initial)
+    initialise(model, config.init_from)
     description = {
         "config": to_json(STTransformerConfig, model_config),
         "contract": contract(train.source, config.data, grid),
@@ -93,7 +93,7 @@ def prepare_token_world(
 
 
 def _levels(model: STTransformerConfig, tokenizer: AnyTokenizer | None) -> tuple[int, ...]:
-    """The levels that words begin by, if any: those of the tokenizer that made them, where it is at hand."""
+    """The levels that tokens begin by, if any: those of the tokenizer that made them, where it is at hand."""
     if model.code_levels and isinstance(tokenizer, FSQVideoTokenizer):
         return tokenizer.config.levels
     return model.code_levels
@@ -110,7 +110,7 @@ def _as_tokens(
         return open_clips(data, "train"), open_clips(data, "val")
     size = picture_size(data, source)
     if tokenizer is None or config.tokenizer is None:
-        raise UsageError(f"{source.path} holds frames; give the tokenizer to tokenise them with (--tokenizer RUN)")
+        raise UsageError(f"{source.path} holds frames; give the tokenizer to tokenize them with (--tokenizer RUN)")
     if data.cache is None:
         raise UsageError(f"{source.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
     future, held_out = tokenizer.grid(*size), open_split(data, "val")
@@ -122,25 +122,25 @@ def _as_tokens(
     device, cache, identity = ranks.device(config.device), data.cache, fingerprint(config.tokenizer)
     tokenizer.to(device)
 
-    def clips(source: Source, episodes: Sequence[int], *, phases: int, augment: AugmentConfig | None) -> Clips:
-        made = tokenise(
+    def clips(source: Source, episodes: Sequence[int], *, start_offsets: int, augment: AugmentConfig | None) -> Clips:
+        made = tokenize(
             source,
             tokenizer,
             cache,
             fingerprint=identity,
             episodes=episodes,
             size=data.image_size,
-            phases=phases,
+            start_offsets=start_offsets,
             augment=augment,
             device=device,
             ranks=ranks,
             in_cache=True,
-            progress=lambda *at: progress(f"tokenising into {cache}", *at),
+            progress=lambda *at: progress(f"tokenizing into {cache}", *at),
         )
         return all_clips(made.open(), window=pattern.window, stride=data.window_stride)
 
-    train = clips(source, chosen, phases=config.phases, augment=augment)
-    val = clips(*held_out, phases=1, augment=None)
+    train = clips(source, chosen, start_offsets=config.start_offsets, augment=augment)
+    val = clips(*held_out, start_offsets=1, augment=None)
     tokenizer.to("cpu")
     return train, val
 
@@ -170,7 +170,7 @@ def _check_stride(stride: int, block: int) -> None:
         fits = max(block, round(stride / block) * block)
         raise UsageError(
             f"windows of tokens begin with a block of {block} frames, so that every {stride} frames none can begin; "
-            f"give a multiple of {block} (--data.window-stride {fits}), and for more starts more --phases"
+            f"give a multiple of {block} (--data.window-stride {fits}), and for more starts more --start-offsets"
         )
 
 

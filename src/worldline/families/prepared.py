@@ -90,7 +90,7 @@ def initialise(model: nn.Module, path: Path | None) -> None:
     except DataError as error:
         raise UsageError(
             f"{path} holds another model than is trained here, {error.found}; give one of the same kind and sizes "
-            "(--initial), or train one of its"
+            "(--init-from), or train one of its"
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""Where a forecast keeps a word, what was seen there stays in view.
+"""Where a forecast keeps a token, what was seen there stays in view.
 
 A tokenizer loses detail even where nothing moves, so every forecast of a still scene is worse than the frame before
 it, and the more so the less a world is sure that it stays still. But that frame is known. Knows pixels and shares, no
-words and no world.
+tokens and no world.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from worldline.schema import TokenGrid
 
 
-def keep_seen(
+def blend_last_frame(
     decoded: UInt8[Tensor, "b t 3 h w"],
     kept: Float32[Tensor, "b l gh gw"],
     *,
@@ -27,7 +27,7 @@ def keep_seen(
 
     Args:
         decoded: the forecast of whole blocks of frames.
-        kept: for each token, 0 to 1, the probability that it is still the word of the last context grid.
+        kept: for each token, 0 to 1, the probability that it is still the token of the last context grid.
         seen: the last context frame.
     """
     clips = zip(decoded.split(1), kept.split(1), seen.split(1), strict=True)

@@ -55,7 +55,7 @@ def predict(forecaster: TokenForecaster | LatentForecaster, clips: Sequence[Clip
     made = forecaster.rollout(_context(forecaster, clips), states, seeds=seeds, num_samples=samples, watch=top.add)
     frames = None
     if forecaster.tokenizer is not None:
-        seen = _seen(forecaster, clips).repeat_interleave(samples, dim=0) if forecaster.keep_seen else None
+        seen = _seen(forecaster, clips).repeat_interleave(samples, dim=0) if forecaster.blend_last_frame else None
         frames = forecaster.show(made, seen).unflatten(0, (len(clips), samples))
     tokens = made.tokens.unflatten(0, (len(clips), samples))
     return [

@@ -9,22 +9,22 @@ from einops import rearrange
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from worldline.forecasting.blend import keep_seen
+from worldline.forecasting.blend import blend_last_frame
 from worldline.process.categorical import Sampling
 from worldline.process.noise import generators
 from worldline.schema import Forecast, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import CodeTokenizer, Tokenizer
 from worldline.worlds.world import GridStep, TokenWorld
 
-Pictures = Literal["words", "mean"]
-"""What a predicted grid is shown as: the words chosen, or the mean code of the words' distribution.
+DecodeMode = Literal["tokens", "mean"]
+"""What a predicted grid is shown as: the tokens chosen, or the mean code of the tokens' distribution.
 
-Words are what the world goes on from either way. The mean is what squared error asks for where a world is unsure; a
+Tokens are what the world goes on from either way. The mean is what squared error asks for where a world is unsure; a
 sure one is shown no better by it (docs/log.md).
 """
 
 LOGITS = 2**30
-"""Bytes of one grid's logits that exist at once in a roll-out: four clips of the report's 32x32 of 64,000 words."""
+"""Bytes of one grid's logits that exist at once in a roll-out: four clips of the report's 32x32 of 64,000 tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class Rollout:
     """A predicted horizon."""
 
     tokens: Int64[Tensor, "b l gh gw"]
-    """The words chosen."""
+    """The tokens chosen."""
     kept: Float32[Tensor, "b l gh gw"]
-    """Share in which a patch shows its word of the last context grid: 0 or 1 of chosen words, else a probability."""
+    """Share in which a patch shows its token of the last context grid: 0 or 1 of chosen tokens, else a probability."""
     mean_codes: Float32[Tensor, "b l gh gw d"] | None = None
     """Mean of the codes under the distributions they were chosen from, where these are to be shown."""
 
@@ -50,7 +50,7 @@ class Rollout:
 
     @staticmethod
     def certain(context: Int64[Tensor, "b c gh gw"], tokens: Int64[Tensor, "b l gh gw"]) -> "Rollout":
-        """The horizon of which every word is certain: the words chosen, or the true ones for a round trip."""
+        """The horizon of which every token is certain: the tokens chosen, or the true ones for a round trip."""
         return Rollout(tokens=tokens, kept=(tokens == context[:, -1:]).float())
 
 
@@ -65,9 +65,9 @@ class TokenForecaster:
     sampling: Sampling = field(default_factory=Sampling)
     num_samples: int = 1
     """Independent roll-outs per clip; more than one needs a temperature above 0."""
-    pictures: Pictures = "words"
-    keep_seen: bool = False
-    """Show the last context frame where its words are kept (worldline.forecasting.blend)."""
+    decode_mode: DecodeMode = "tokens"
+    blend_last_frame: bool = False
+    """Show the last context frame where its tokens are kept (worldline.forecasting.blend)."""
     rows: int | None = None
     """Roll-outs at once, over all clips; None takes as many as have `LOGITS` bytes of logits for one grid.
 
@@ -136,7 +136,7 @@ class TokenForecaster:
         num_samples: int = 1,
         watch: Callable[[int, GridStep], None] | None = None,
     ) -> Rollout:
-        """Horizons of tokenised contexts, `num_samples` of each, in the order `(b k)`, a few rows at a time.
+        """Horizons of tokenized contexts, `num_samples` of each, in the order `(b k)`, a few rows at a time.
 
         Args:
             seeds: one per clip; needed at a temperature above 0.
@@ -144,7 +144,7 @@ class TokenForecaster:
                 the next.
 
         Raises:
-            UsageError: mean codes are to be shown, but words of this tokenizer have none.
+            UsageError: mean codes are to be shown, but tokens of this tokenizer have none.
         """
         context, states = context.repeat_interleave(num_samples, dim=0), states.repeat_interleave(num_samples, dim=0)
         streams = None if seeds is None else generators(seeds, num_samples)
@@ -182,7 +182,7 @@ class TokenForecaster:
         context: Int64[Tensor, "b c gh gw"],
         watch: Callable[[int, GridStep], None] | None,
     ) -> Rollout:
-        codebook = self._codes().codebook if self.pictures == "mean" else None
+        codebook = self._codes().codebook if self.decode_mode == "mean" else None
         grids, means, kept = [], [], []
         for index, step in enumerate(steps):
             grids.append(step.tokens.cpu())
@@ -199,7 +199,7 @@ class TokenForecaster:
         return replace(chosen, kept=torch.stack(kept, dim=1), mean_codes=torch.stack(means, dim=1))
 
     def show(self, rollout: Rollout, frames: UInt8[Tensor, "b c 3 h w"] | None) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of a predicted horizon, after the context `frames`, which only `keep_seen` needs.
+        """Frames of a predicted horizon, after the context `frames`, which only `blend_last_frame` needs.
 
         Raises:
             UsageError: there is no tokenizer, or no frame that could stay in view.
@@ -208,11 +208,11 @@ class TokenForecaster:
             decoded = self.decode(rollout.tokens)
         else:
             decoded = self._codes().decode_codes(rollout.mean_codes.to(self.device)).cpu()
-        if not self.keep_seen:
+        if not self.blend_last_frame:
             return decoded
         if frames is None:
-            raise UsageError("what was seen can only be kept where there are frames; leave out --keep-seen")
-        return keep_seen(decoded, rollout.kept, seen=frames[:, -1], grid=self.grid)
+            raise UsageError("what was seen can only be kept where there are frames; leave out --blend-last-frame")
+        return blend_last_frame(decoded, rollout.kept, seen=frames[:, -1], grid=self.grid)
 
     def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
         """The true horizon, encoded and shown. Raises `UsageError` without a tokenizer."""
@@ -232,7 +232,9 @@ class TokenForecaster:
     def _codes(self) -> CodeTokenizer:
         tokenizer = self._tokenizer()
         if not isinstance(tokenizer, CodeTokenizer):
-            raise UsageError("words of this tokenizer have no codes whose mean could be decoded; use --pictures words")
+            raise UsageError(
+                "tokens of this tokenizer have no codes whose mean could be decoded; use --decode-mode tokens"
+            )
         return tokenizer
 
     def _tokenizer(self) -> Tokenizer:

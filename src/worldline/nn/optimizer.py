@@ -15,11 +15,11 @@ from worldline.nn.load import changing_state
 class OptimizerConfig:
     """AdamW and its schedule; the defaults are the report's (section 3.2)."""
 
-    peak: float = 8e-4
+    lr: float = 8e-4
     """Highest learning rate."""
     warmup_steps: int = 2000
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """From the peak to zero at the last step; `constant` stays at the peak."""
+    """From `lr` to zero at the last step; `constant` stays at `lr`."""
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.05
@@ -30,7 +30,7 @@ class OptimizerConfig:
     """Keep an exponential moving average of the weights with this decay, and evaluate it instead."""
 
     def __post_init__(self) -> None:
-        number(self, "peak", above=0)
+        number(self, "lr", above=0)
         whole(self, "warmup_steps", least=0)
         number(self, "beta1", "beta2", below=1)
         number(self, "weight_decay")
@@ -40,15 +40,15 @@ class OptimizerConfig:
     def learning_rate(self, step: int, total_steps: int) -> float:
         """Learning rate of a step: linear warm-up, then the schedule."""
         if step < self.warmup_steps:
-            return self.peak * (step + 1) / self.warmup_steps
+            return self.lr * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
         match self.schedule:
             case "linear":
-                return self.peak * (1 - progress)
+                return self.lr * (1 - progress)
             case "cosine":
-                return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+                return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
             case "constant":
-                return self.peak
+                return self.lr
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
@@ -61,7 +61,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Ad
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.peak, betas=(config.beta1, config.beta2), fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:

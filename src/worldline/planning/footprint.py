@@ -1,7 +1,7 @@
 """The passes of a run, followed on the `meta` device: from a configuration to bytes and FLOP (`meter.py`).
 
 Sizes that data or other files decide are taken from the configuration: picture size, frames of a window, kinds of
-states, grids and words of tokens. A deep model is followed with three and with four blocks, since every further one
+states, token grids and vocabulary. A deep model is followed with three and with four blocks, since every further one
 adds the same, and with a few clips; other numbers lie on straight lines. Knows no cards and no ranks.
 """
 

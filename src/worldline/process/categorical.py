@@ -92,7 +92,7 @@ def cross_entropy(
     """Mean of -log softmax(hidden @ weight.T)[target], in nats, with at most `chunk x v` logits alive at once.
 
     PyTorch's own loss in chunks, which keeps no logits for the backward pass. At the report's shape (160 x 3072
-    tokens, 64,000 words) this is what stands between 126 GB of fp32 logits and training at all.
+    tokens, vocabulary 64,000) this is what stands between 126 GB of fp32 logits and training at all.
 
     It knows nothing of autocast, so types are chosen here. In float32 the gradients are made in the forward pass, the
     fastest way. A mean of bfloat16 would be added up and returned in its eight bits: there every token's cost is asked

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from worldline.families.config import TrainConfig
-from worldline.recipes.compression import compression_revontuli, compression_tiny, compression_tiny_blind
+from worldline.recipes.compression import compression_revontuli, compression_tiny, compression_tiny_unconditional
 from worldline.recipes.sampling import sampling_revontuli, sampling_revontuli_cfg, sampling_tiny
 from worldline.recipes.tokenizer import tokenizer_tiny, vae_tiny
 
@@ -12,7 +12,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     for recipe in (
         tokenizer_tiny,
         compression_tiny,
-        compression_tiny_blind,
+        compression_tiny_unconditional,
         compression_revontuli,
         vae_tiny,
         sampling_tiny,

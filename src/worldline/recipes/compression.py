@@ -12,7 +12,7 @@ from worldline.worlds.st_transformer import STTransformerConfig
 
 
 def compression_revontuli() -> TrainConfig:
-    """The report's world: 24 layers, width 512, 64,000 words, 80 epochs of 1X v2.0 tokens. Needs a cluster.
+    """The report's world: 24 layers, width 512, vocabulary 64,000, 80 epochs of 1X v2.0 tokens. Needs a cluster.
 
     Every number the report states (sections 3.1 and 3.2): 8 heads, T=5, dropout 0.1, fused AdamW 0.9/0.95, weight
     decay 0.05 on matrices, 8e-4 to 0 linearly after 2,000 steps, batch 160, bfloat16 autocast, all of it under 17 h
@@ -34,7 +34,7 @@ def compression_revontuli() -> TrainConfig:
 def compression_tiny() -> TrainConfig:
     """The same world with 4 layers of width 128 on tokens of twin-mini at 64x64. Runs on two CPU cores.
 
-    States enter every block by adaLN and words begin near their codes: both are options beside the report, and learnt
+    States enter every block by adaLN and tokens begin near their codes: both are options beside the report, and learnt
     far faster (docs/log.md). 28 minutes on one core. Expected (docs/results.md), for 13,000 steps on 400 episodes,
     which is the built-in: 24.8 dB at the last of 17 frames, 5.7 dB above a copy of the last frame seen.
     """
@@ -59,17 +59,17 @@ def compression_tiny() -> TrainConfig:
             cache=CACHE,
         ),
         tokenizer=builtin.TOKENIZER_TINY,
-        optimizer=OptimizerConfig(peak=2e-3, warmup_steps=100, clip_norm=1.0, ema_decay=0.995),
+        optimizer=OptimizerConfig(lr=2e-3, warmup_steps=100, clip_norm=1.0, ema_decay=0.995),
         batch_size=4,
         steps=5000,
-        phases=4,
+        start_offsets=4,
         evaluate_every=500,
         checkpoint_every=500,
     )
 
 
-def compression_tiny_blind() -> TrainConfig:
+def compression_tiny_unconditional() -> TrainConfig:
     """compression_tiny without the states: what conditioning on the robot is worth is measured against it."""
     tiny = compression_tiny()
     assert isinstance(tiny.model, STTransformerConfig)
-    return replace(tiny, model=replace(tiny.model, blind=True))
+    return replace(tiny, model=replace(tiny.model, unconditional=True))

@@ -31,7 +31,7 @@ def sampling_revontuli() -> TrainConfig:
             pattern=FramePattern.report_77(),
             window_stride=8,
         ),
-        optimizer=OptimizerConfig(peak=4e-4, warmup_steps=0, schedule="constant", beta2=0.999, weight_decay=0.01),
+        optimizer=OptimizerConfig(lr=4e-4, warmup_steps=0, schedule="constant", beta2=0.999, weight_decay=0.01),
         batch_size=1024,
         steps=23_000,
         workers=8,
@@ -85,7 +85,7 @@ def sampling_tiny() -> TrainConfig:
         ),
         tokenizer=builtin.VAE_TINY,
         optimizer=OptimizerConfig(
-            peak=1e-3,
+            lr=1e-3,
             warmup_steps=200,
             schedule="cosine",
             beta2=0.99,

@@ -16,7 +16,7 @@ CACHE = Path("cache")
 
 
 def tokenizer_tiny() -> TrainConfig:
-    """Our FSQ video tokenizer, 1.1 M parameters, 4,096 words, 64x64, on the twin. Runs on two CPU cores.
+    """Our FSQ video tokenizer, 1.1 M parameters, vocabulary 4,096, 64x64, on the twin. Runs on two CPU cores.
 
     Every latent frame stands alone (`past=0`): what does not move keeps its tokens, which a world can predict.
     About 20 minutes on one core. Expected (docs/results.md): a held-out round trip of 28.0 dB, after 1,000 steps more
@@ -33,7 +33,7 @@ def tokenizer_tiny() -> TrainConfig:
             augment=AugmentConfig.usual(),
         ),
         optimizer=OptimizerConfig(
-            peak=2e-3, warmup_steps=100, schedule="cosine", weight_decay=0.01, clip_norm=1.0, ema_decay=0.998
+            lr=2e-3, warmup_steps=100, schedule="cosine", weight_decay=0.01, clip_norm=1.0, ema_decay=0.998
         ),
         batch_size=4,
         steps=5000,
@@ -68,7 +68,7 @@ def vae_tiny() -> TrainConfig:
             cache=CACHE,
         ),
         optimizer=OptimizerConfig(
-            peak=2e-3, warmup_steps=100, schedule="cosine", weight_decay=0.0, clip_norm=1.0, ema_decay=0.998
+            lr=2e-3, warmup_steps=100, schedule="cosine", weight_decay=0.0, clip_norm=1.0, ema_decay=0.998
         ),
         batch_size=4,
         steps=2600,

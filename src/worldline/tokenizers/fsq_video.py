@@ -62,7 +62,7 @@ class FSQVideoConfig:
     """
     mlp_ratio: int = 2
     block_frames: int = 17
-    """Frames tokenised at once; 1 + a multiple of the temporal stride."""
+    """Frames tokenized at once; 1 + a multiple of the temporal stride."""
     l1_weight: float = 0.1
     """Weight of the absolute error beside the squared error in the loss."""
     saturation_weight: float = 0.01
@@ -177,7 +177,7 @@ class FSQVideoTokenizer(nn.Module):
 
     @property
     def codebook(self) -> Float32[Tensor, "v d"]:
-        """Codes in [-1, 1] of all words."""
+        """Codes in [-1, 1] of all tokens."""
         return self.quantiser.codebook
 
     @torch.no_grad()

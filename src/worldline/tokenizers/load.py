@@ -49,13 +49,15 @@ def load_tokenizer(path: Path) -> AnyTokenizer:
     if (path / "encoder.jit").exists() or (path / "decoder.jit").exists():
         return CosmosConfig(folder=path.resolve()).build().eval()
     if vae_files(path):
-        raise UsageError(f"{path} holds Wan's VAE, whose latents are continuous; a tokenizer with words is needed here")
+        raise UsageError(
+            f"{path} holds Wan's VAE, whose latents are continuous; a tokenizer with tokens is needed here"
+        )
     folder = model_folder(path)
     description, weights = read_model(folder)
     if (kind := _setting(description, "kind")) == "wan-vae":
-        raise UsageError(f"{path} holds a VAE, whose latents are continuous; a tokenizer with words is needed here")
+        raise UsageError(f"{path} holds a VAE, whose latents are continuous; a tokenizer with tokens is needed here")
     if kind in ("st-transformer", "wan"):
-        raise UsageError(f"{path} holds a world; a tokenizer with words is needed here")
+        raise UsageError(f"{path} holds a world; a tokenizer with tokens is needed here")
     tokenizer = from_json(TokenizerConfig, description.get("config"), folder / "model.json").build()
     if isinstance(tokenizer, FSQVideoTokenizer):  # Cosmos' weights stay in its own files
         load_weights(tokenizer, weights, folder)

@@ -85,15 +85,15 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class CodeTokenizer(Tokenizer, Protocol):
-    """A tokenizer whose words are points of a space: a distribution over words has a mean that can be decoded."""
+    """A tokenizer whose tokens are points of a space: a distribution over tokens has a mean that can be decoded."""
 
     @property
     def codebook(self) -> Float32[Tensor, "v d"]:
-        """The code of each word."""
+        """The code of each token."""
         ...
 
     def decode_codes(self, codes: Float32[Tensor, "b l gh gw d"]) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of whole blocks of codes, which need not be those of words."""
+        """Frames of whole blocks of codes, which need not be those of tokens."""
         ...
 
 

@@ -59,8 +59,8 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
         what, made = f"the run in {run.path}", stored_identity(run)
         made = _explicit(made) if run.identity.exists() else made
         refuse_another(made, _explicit(found), what=what, places=places, allowed=allowed)
-    elif config.initial is not None:
-        what, made = f"the model in {config.initial}", Identity.of(describe_model(model_folder(config.initial)))
+    elif config.init_from is not None:
+        what, made = f"the model in {config.init_from}", Identity.of(describe_model(model_folder(config.init_from)))
         refuse_another(made, found, what=what, places=places, parts=_OF_A_WORLD, allowed=allowed)
     return found
 

@@ -88,7 +88,7 @@ def _train(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report:
     """Train in a folder that is ours. It stays empty until all that can be refused has been checked."""
     keep = _begin(run, config, resume)
     if resume and run.checkpoints():
-        config = replace(config, initial=run.latest())  # it knows what the run's first weights were trained on
+        config = replace(config, init_from=run.latest())  # it knows what the run's first weights were trained on
     device, share = ranks.device(config.device), ranks.share(config.batch_size)
     with ranks.first():
         identity = checked_identity(config, run, resume=resume) if ranks.writes else Identity()
@@ -236,7 +236,7 @@ def _refuse(found: list[tuple[float, tuple[Origin, ...]]], step: int) -> NoRetur
     """Stop every rank with the same message, on the first rank whose loss is no number."""
     loss, origins = next((loss, origins) for loss, origins in found if not math.isfinite(loss))
     raise NonFiniteLossError(
-        f"loss is {loss} at step {step}, in the batch of clips {origins}. Lower --optimizer.peak, "
+        f"loss is {loss} at step {step}, in the batch of clips {origins}. Lower --optimizer.lr, "
         "set --optimizer.clip-norm, or look at these clips with `worldline data info`."
     )
 

@@ -25,7 +25,7 @@ from worldline.schema import Batch, UsageError
 from worldline.worlds.world import GridStep
 
 CODE_BANDWIDTH = 2.0
-"""How fast words part with the distance of their codes, which lie in [-1, 1]."""
+"""How fast tokens part with the distance of their codes, which lie in [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +50,17 @@ class STTransformerConfig:
     init_std: float = 0.02
     """Deviation of the initial weights; 0.02 is the report's, at width 512."""
     code_levels: tuple[int, ...] = ()
-    """FSQ levels of the tokenizer: words begin near those whose codes are near theirs. Empty: all apart (report).
+    """FSQ levels of the tokenizer: tokens begin near those whose codes are near theirs. Empty: all apart (report).
 
     Where a run has such a tokenizer, a list that is not empty becomes its levels.
     """
     state_hidden: int = 256
     state_pooling: Literal["all", "mean", "last"] = "all"
     conditioning: Literal["add", "adaln"] = "add"
-    """How states enter: added to the word embeddings (report), or as adaLN-Zero in every block (the other track)."""
+    """How states enter: added to the token embeddings (report), or as adaLN-Zero in every block (the other track)."""
     normalise_states: bool = False
     """Standardise states with the training data's statistics, which then live in the checkpoint."""
-    blind: bool = False
+    unconditional: bool = False
     """Ignore the states: the baseline that shows what conditioning is worth."""
     scheduled_sampling: float = 0.0
     """Probability that an input token of the future is the model's own instead of the truth (0: teacher forcing).
@@ -99,7 +99,7 @@ class STTransformer(nn.Module):
         super().__init__()
         if config.code_levels and math.prod(config.code_levels) != config.vocab_size:
             raise UsageError(
-                f"code levels of {config.code_levels} make {math.prod(config.code_levels)} words, but the tokens have "
+                f"code levels of {config.code_levels} make {math.prod(config.code_levels)} tokens, but the tokens have "
                 f"{config.vocab_size}; give the tokenizer's levels, or none (--model.code-levels)"
             )
         self.config = config
@@ -111,9 +111,9 @@ class STTransformer(nn.Module):
             heads=config.heads,
             mlp_ratio=config.mlp_ratio,
             dropout=config.dropout,
-            modulated=config.conditioning == "adaln" and not config.blind,
+            modulated=config.conditioning == "adaln" and not config.unconditional,
         )
-        self.states = None if config.blind else StateEncoder(_state_encoder(config), config.width)
+        self.states = None if config.unconditional else StateEncoder(_state_encoder(config), config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(STBlock(block) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
@@ -163,10 +163,10 @@ class STTransformer(nn.Module):
                 self.embedding.weight.mul_(0.5).add_(self._code_features(), alpha=2 * self.config.init_std)
 
     def _code_features(self) -> Float[Tensor, "v d"]:
-        """Smooth random functions of the words' codes, unit variance (random Fourier features, Rahimi & Recht 2007).
+        """Smooth random functions of the tokens' codes, unit variance (random Fourier features, Rahimi & Recht 2007).
 
         Their products fall with the distance of two codes as exp(-(bandwidth distance)^2 / 2): 0.88 for a step on one
-        of 8 levels. The embedding is the output layer too, so a target also lifts the words beside it.
+        of 8 levels. The embedding is the output layer too, so a target also lifts the tokens beside it.
         """
         codes = FSQ(self.config.code_levels).codebook
         frequencies = torch.randn(codes.shape[-1], self.config.width) * CODE_BANDWIDTH
@@ -203,7 +203,7 @@ class STTransformer(nn.Module):
         return self.norm(x)
 
     def state_codes(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l d"] | None:
-        """One vector per latent frame, for addition or modulation; None for a blind world."""
+        """One vector per latent frame, for addition or modulation; None for an unconditional world."""
         if self.states is None:
             return None
         if states.shape[-1] != self.config.state_dim:
@@ -259,7 +259,7 @@ class STTransformer(nn.Module):
 
     def _tokens(self, batch: Batch) -> Int64[Tensor, "b l h w"]:
         if batch.tokens is None:
-            raise UsageError("a token world needs tokens; tokenise the source first (`worldline data tokenize`)")
+            raise UsageError("a token world needs tokens; tokenize the source first (`worldline data tokenize`)")
         _check_count(batch.tokens, self.length + 1, what="context and horizon")
         return batch.tokens
 

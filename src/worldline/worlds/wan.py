@@ -56,7 +56,7 @@ class WanConfig:
     block_bias: bool = False
     """Also train every block's own table of shifts, scales and gates: the public code's `robot_modulation`."""
     states: StateModulationConfig = field(default_factory=StateModulationConfig)
-    blind: bool = False
+    unconditional: bool = False
     """Ignore the states: the baseline that shows what conditioning is worth."""
     drop_states: float = 0.0
     """Probability that a training clip's states are replaced by the null code (needs `states.null`)."""
@@ -125,7 +125,7 @@ class WanWorld(nn.Module):
         self.backbone: Any = config.backbone.build() if backbone is None else backbone
         if config.lora is not None:
             _add_adapters(self.backbone, config.lora, block_bias=config.block_bias)
-        self.states = None if config.blind else StateModulation(config.states, config.backbone.width)
+        self.states = None if config.unconditional else StateModulation(config.states, config.backbone.width)
         self.register_buffer("text", torch.zeros(config.text_rows, config.backbone.text_dim))
         self.text: Tensor
         self.hook = StateHook()
@@ -191,7 +191,7 @@ class WanWorld(nn.Module):
     def modulation(
         self, states: Float[Tensor, "b t s"], dropped: Bool[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b l six d"] | None:
-        """What the states add to the timestep's modulation; None for a blind world."""
+        """What the states add to the timestep's modulation; None for an unconditional world."""
         return None if self.states is None else self.states(states, dropped)
 
     # --- train ---

@@ -277,7 +277,7 @@ def _blocks_problem(path: Path, num_frames: int, grid: TokenGrid) -> DataError |
         path,
         expected=f"{max(allowed)} blocks of {shape} int32 ({block} bytes each) for {num_frames} frames",
         found=f"{size} bytes = {size / block:.3f} blocks",
-        fix="Download or tokenise the shard again, or correct the token grid in metadata.json.",
+        fix="Download or tokenize the shard again, or correct the token grid in metadata.json.",
     )
 
 
@@ -300,9 +300,11 @@ def _episodes(
         places.append(np.stack([np.full(len(firsts), position), firsts], axis=1))
         for first, length in zip(firsts.tolist(), lengths.tolist(), strict=True):
             name = f"shard {shard.index}, segment {segments[first]}"
-            phase = 0 if grid is None else first % grid.block
+            block_offset = 0 if grid is None else first % grid.block
             recording = recordings.get(shard.index)
-            episodes.append(Episode(index=len(episodes), length=length, name=name, phase=phase, recording=recording))
+            episodes.append(
+                Episode(index=len(episodes), length=length, name=name, block_offset=block_offset, recording=recording)
+            )
     return tuple(episodes), np.concatenate(places).astype(np.int64) if places else np.zeros((0, 2), np.int64)
 
 

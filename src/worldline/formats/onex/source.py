@@ -171,7 +171,7 @@ def check_ids(path: Path, blocks: np.ndarray, grid: TokenGrid, first_block: int)
             path,
             expected=f"token ids in 0..{grid.vocab_size - 1}",
             found=f"{ids} in block {first_block + i} ({wrong.sum()} such blocks)",
-            fix="Tokenise again, or check the vocabulary size in metadata.json.",
+            fix="Tokenize again, or check the vocabulary size in metadata.json.",
             kind="tokens",
         )
 

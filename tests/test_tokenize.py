@@ -21,7 +21,7 @@ from tolerances import assert_tokens_agree
 
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
-from worldline.encoding.tokens import TokeniseReport, tokenise
+from worldline.encoding.tokens import TokenizeReport, tokenize
 from worldline.families.config import TrainConfig
 from worldline.families.prepare import prepare
 from worldline.families.prepared import Prepared
@@ -49,9 +49,9 @@ def _source(root: Path, lengths: tuple[int, ...] = LENGTHS) -> Source:
     return open_source(root)
 
 
-def _run(source: Source, out: Path, **changes: object) -> TokeniseReport:
+def _run(source: Source, out: Path, **changes: object) -> TokenizeReport:
     settings = {"fingerprint": "one", "episodes": range(len(source.episodes)), "tokenizer": small_tokenizer()} | changes
-    return tokenise(source, out=out, **settings)  # pyright: ignore[reportArgumentType]
+    return tokenize(source, out=out, **settings)  # pyright: ignore[reportArgumentType]
 
 
 def _digests(root: Path) -> dict[str, str]:
@@ -76,9 +76,9 @@ def test_tokens_and_states_are_read_back_as_they_were_made(tmp_path: Path) -> No
 
 def test_each_phase_is_a_segment_that_starts_later(tmp_path: Path) -> None:
     source, tokenizer = _source(tmp_path / "raw", (51,)), small_tokenizer()
-    report = _run(source, tmp_path / "out", phases=2)
+    report = _run(source, tmp_path / "out", start_offsets=2)
     tokens = open_source(tmp_path / "out")
-    assert [(episode.length, episode.phase) for episode in tokens.episodes] == [(51, 0), (34, 0)]
+    assert [(episode.length, episode.block_offset) for episode in tokens.episodes] == [(51, 0), (34, 0)]
     later, made = source.read(0, 8, 42), tokens.read(1, 0, 34)
     assert later.frames is not None
     assert made.tokens is not None
@@ -93,13 +93,13 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert (report.episodes, report.blocks, report.frames) == (4, 6, 102)
     assert report.frames_left_out == 0 + 6 + 3 + 10
     assert report.episodes_too_short == 2
-    twice = _run(source, tmp_path / "twice", phases=2)
+    twice = _run(source, tmp_path / "twice", start_offsets=2)
     assert twice.blocks == 6 + (2 + 1)
     assert twice.frames_left_out == 19 + (9 + 15 + 12 + 2)
     assert twice.episodes_too_short == 2
 
 
-def test_only_chosen_episodes_are_tokenised(tmp_path: Path) -> None:
+def test_only_chosen_episodes_are_tokenized(tmp_path: Path) -> None:
     source = _source(tmp_path / "raw")
     report = _run(source, tmp_path / "out", episodes=[1])
     tokens = open_source(tmp_path / "out")
@@ -119,16 +119,16 @@ def test_frames_are_resized_first_where_a_size_is_given(tmp_path: Path) -> None:
 def test_augmented_phases_are_crops_of_their_own(tmp_path: Path) -> None:
     source, augment = _source(tmp_path / "raw", (51, 51)), AugmentConfig(crop_scale=(0.5, 0.9), brightness=0.2)
     for name in ("one", "two"):
-        _run(source, tmp_path / name, phases=34, augment=augment, size=16)
+        _run(source, tmp_path / name, start_offsets=34, augment=augment, size=16)
     assert _digests(tmp_path / "one") == _digests(tmp_path / "two")
-    assert _run(source, tmp_path / "one", phases=34, augment=augment, size=16).reused == 2
+    assert _run(source, tmp_path / "one", start_offsets=34, augment=augment, size=16).reused == 2
     tokens = open_source(tmp_path / "one")
-    # 34 phases are two passes over the 17 starts: pass p begins at frame p // 2
+    # 34 start_offsets are two passes over the 17 starts: pass p begins at frame p // 2
     passes = [tokens.read(i, 0, 34) for i in (0, 1, 34, 35)]
     assert len({tuple(clip.tokens.flatten().tolist()) for clip in passes if clip.tokens is not None}) == 4
     assert all(torch.equal(clip.states, source.read(i // 2, 0, 34).states) for i, clip in enumerate(passes))
     with pytest.raises(UsageError, match="17 start offsets; with 18 of them"):
-        _run(source, tmp_path / "plain", phases=18)
+        _run(source, tmp_path / "plain", start_offsets=18)
     assert not (tmp_path / "plain").exists()
 
 
@@ -177,7 +177,7 @@ def test_run_again_it_writes_nothing_anew(tmp_path: Path) -> None:
     [
         {"fingerprint": "another"},
         {"size": 8},
-        {"phases": 3},
+        {"start_offsets": 3},
         {"episodes": [0, 1]},
         {"augment": AugmentConfig(brightness=0.1)},
     ],
@@ -220,7 +220,7 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
-def test_tokens_cannot_be_tokenised(tmp_path: Path) -> None:
+def test_tokens_cannot_be_tokenized(tmp_path: Path) -> None:
     source = open_source(write_tokens(tmp_path / "tokens", np.zeros(34, np.int32)))
     with pytest.raises(UsageError, match="holds tokens already"):
         _run(source, tmp_path / "out")
@@ -242,17 +242,17 @@ def _prepared(root: Path, tokenizer: Path, *, train: str, val: str) -> Prepared:
         model=SMALL_WORLD,
         data=data,
         tokenizer=tokenizer,
-        optimizer=OptimizerConfig(peak=1e-3),
+        optimizer=OptimizerConfig(lr=1e-3),
         batch_size=1,
         steps=1,
-        phases=2,
+        start_offsets=2,
     )
     return prepare(config, lambda *_: None)
 
 
 @pytest.mark.parametrize("hysteresis", [0.0, 0.75, 100.0])
 def test_a_clips_tokens_are_the_same_wherever_they_are_made(tmp_path: Path, hysteresis: float) -> None:
-    """Tokenised to disk, for training and for validation, for a forecast with and without the future, and judged."""
+    """Tokenized to disk, for training and for validation, for a forecast with and without the future, and judged."""
     source, tokenizer = (
         _source(tmp_path / "raw", (68, 51)),
         small_tokenizer(replace(SMALL_TOKENIZER, hysteresis=hysteresis)),
