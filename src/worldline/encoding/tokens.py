@@ -201,7 +201,7 @@ def _views(
 def _shard(
     out: Path, shard: int, states: Float32[np.ndarray, "t s"], spans: Sequence[tuple[int, int]], grid: TokenGrid
 ) -> Iterator[Callable[[int, int, Int64[np.ndarray, "1 m gh gw"]], None]]:
-    """One episode's shard: what is given takes the number of a start offset, a frame of the episode and the tokens from there on."""
+    """One episode's shard. It takes the number of a start offset, a frame and the tokens from there on."""
     rows = np.concatenate([np.arange(0), *(np.arange(*span) for span in spans)])
     segments = np.repeat(np.arange(len(spans), dtype=np.int32), [stop - start for start, stop in spans])
     firsts = np.cumsum([0, *((stop - start) // grid.block for start, stop in spans)])
