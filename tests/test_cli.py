@@ -18,10 +18,10 @@ from latent_builders import SMALL_WAN, small_vae, world_run
 
 from worldline.cli import data, evaluate, forecast, report, train
 from worldline.cli import main as entry
-from worldline.cli.sample_options import SampleOptions
 from worldline.data.splits import recording_of
 from worldline.evaluation.held_out import DataChanges
 from worldline.evaluation.result import METRIC_INFO, Evaluation
+from worldline.families.sample import SampleOptions
 from worldline.formats.open import open_source
 from worldline.rundir import RunDir, save_tensors, to_json
 from worldline.schema import DataError, UsageError

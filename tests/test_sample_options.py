@@ -10,7 +10,7 @@ import pytest
 
 from worldline import builtin
 from worldline.cli import evaluate, forecast
-from worldline.cli.sample_options import LATENTS_ONLY, TOKENS_ONLY, SampleOptions
+from worldline.families.sample import LATENTS_ONLY, TOKENS_ONLY, SampleOptions
 from worldline.schema import UsageError
 
 TOKENS, LATENTS = "tokens", "latents"

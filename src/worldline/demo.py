@@ -19,8 +19,8 @@ from worldline.evaluation.held_out import held_out, split_of
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.families.config import TrainConfig
-from worldline.families.load import Loaded, SamplingChoice, load_forecaster
-from worldline.process.flow import FlowSampling
+from worldline.families.load import Loaded, load_forecaster
+from worldline.families.sample import SampleOptions
 from worldline.recipes.sampling import sampling_tiny
 from worldline.report.write import write_report
 from worldline.rundir import RunDir
@@ -113,8 +113,8 @@ def _evaluate(run: Path, out: Path, config: DemoConfig, report: Report) -> Evalu
 
 
 def _evaluate_sampling(run: Path, out: Path, config: DemoConfig, report: Report) -> Evaluation:
-    flow = FlowSampling(steps=10)
-    loaded = load_forecaster(run, choice=SamplingChoice(flow=flow, num_samples=config.num_samples))
+    sample = SampleOptions(steps=10, num_samples=config.num_samples)
+    loaded = load_forecaster(run, sample=sample)
     clips = held_out(run, loaded.contract, window=77, stride=20, data=builtin.TWIN_MINI_VAL)
     return evaluate_sampling(
         loaded.forecaster,
@@ -122,7 +122,7 @@ def _evaluate_sampling(run: Path, out: Path, config: DemoConfig, report: Report)
         protocol=SamplingProtocol(num_clips=config.sampling_clips),
         run=run,
         out=RunDir(out).evaluation,
-        settings={"steps": flow.steps, "guidance": flow.guidance, "sampler": flow.sampler},
+        settings=sample.settings(loaded.forecaster),
         tokenizer=loaded.identity,
         split=_split(run, loaded),
         progress=lambda done, total: report("judging the world over latents", done, total, {}),

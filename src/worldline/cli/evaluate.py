@@ -9,7 +9,6 @@ import tyro
 
 from worldline import builtin
 from worldline.cli.console import Progress, say, show
-from worldline.cli.sample_options import SampleOptions
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips
 from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
@@ -19,6 +18,7 @@ from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
 from worldline.families.load import Loaded, has_tokenizer, load_forecaster, refuse_unfit, window_of
+from worldline.families.sample import SampleOptions
 from worldline.identity import Identity, Part, refuse_another
 from worldline.ranks import Ranks
 from worldline.report.text import text_table
@@ -101,7 +101,6 @@ class Job:
 
     def check(self) -> None:
         """Refuse values that cannot be used, before anything is read. Raises `UsageError`."""
-        self.sample.choice()
         self.sampling_protocol().sizes(self.sample.num_samples)
         if self.window_stride is not None and self.window_stride < 1:
             raise UsageError(f"clips cannot start every {self.window_stride} frames; give --window-stride 1 or more")
@@ -130,8 +129,7 @@ class Job:
         plain = {f.name: f.default for f in fields(Job)}
         given = [name for name in UNUSED[kind] if getattr(self, name) != plain[name]]
         if kind == "tokenizer":
-            default = SampleOptions()
-            given += [f.name for f in fields(default) if getattr(self.sample, f.name) != getattr(default, f.name)]
+            given += self.sample.given()
         if given:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             what = "a tokenizer is judged" if kind == "tokenizer" else f"the {kind} protocol judges"
@@ -316,7 +314,7 @@ class _Request:
             allow_different=job.allow_different,
             tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
             weights=job.weights,
-            choice=job.sample.choice(),
+            sample=job.sample,
             device=self.ranks.device(job.device),
         )
 

@@ -8,11 +8,11 @@ import tyro
 
 from worldline import builtin
 from worldline.cli.console import Progress, say, show
-from worldline.cli.sample_options import SampleOptions
 from worldline.data.clips import Clips
 from worldline.evaluation.held_out import AS_TRAINED, DataChanges, held_out, spread, warn_of_strange_states
 from worldline.evaluation.parts import made_from
 from worldline.families.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit, window_of
+from worldline.families.sample import SampleOptions
 from worldline.forecasting.forecaster import shown_pace
 from worldline.forecasting.predictions import Prediction, beside, predict
 from worldline.forecasting.saved import Index, Layout, Sample, begin_index, finish_index, save_npz, save_png
@@ -74,7 +74,6 @@ class Job:
 
     def check(self) -> None:
         """Refuse values that cannot be used, before anything is read. Raises `UsageError`."""
-        self.sample.choice()
         clip_seeds(self.seed, ())
         if self.clips and self.num_clips is not None:
             raise UsageError("--clips names the clips, so --num-clips would change nothing; give one of them")
@@ -153,7 +152,7 @@ def _forecast(job: Job, run: Path, out: Path, clips: Clips, numbers: list[int], 
         weights=job.weights,
         checkpoint=job.checkpoint,
         allow_different=job.allow_different,
-        choice=job.sample.choice(),
+        sample=job.sample,
         device=ranks.device(job.device),
     )
     forecaster, progress = loaded.forecaster, Progress()

@@ -9,13 +9,12 @@ import torch
 
 from worldline import builtin
 from worldline.contract import FramePattern
+from worldline.families.sample import SampleOptions
 from worldline.forecasting.latents import LatentForecaster
-from worldline.forecasting.tokens import DecodeMode, TokenForecaster
+from worldline.forecasting.tokens import TokenForecaster
 from worldline.formats.encoded import LatentSource
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
-from worldline.process.categorical import Sampling
-from worldline.process.flow import FlowSampling
 from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import DataError, LatentGrid, TokenGrid, UsageError
 from worldline.tokenizers.load import TokenizerIdentity, fingerprint, identity_of, load_tokenizer, load_vae
@@ -23,29 +22,6 @@ from worldline.tokenizers.tokenizer import Tokenizer
 from worldline.worlds.load import load_world
 from worldline.worlds.st_transformer import STTransformer
 from worldline.worlds.wan import WanWorld
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingChoice:
-    """How to sample from whichever world a path holds; each kind takes its own part.
-
-    Raises:
-        UsageError: fewer than one sample, or fewer than one row at once.
-    """
-
-    tokens: Sampling = field(default_factory=Sampling)
-    flow: FlowSampling = field(default_factory=FlowSampling)
-    decode_mode: DecodeMode = "tokens"
-    blend_last_frame: bool = False
-    num_samples: int = 1
-    average_repeats: bool = False
-    rows: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise UsageError(f"{self.num_samples} samples forecast nothing; give --num-samples 1 or more")
-        if self.rows is not None and self.rows < 1:
-            raise UsageError(f"{self.rows} rows at once forecast nothing; give --rows 1 or more, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +63,7 @@ def load_forecaster(
     weights: Path | None = None,
     checkpoint: str = "latest",
     allow_different: Collection[Part] = (),
-    choice: SamplingChoice | None = None,
+    sample: SampleOptions | None = None,
     device: torch.device | None = None,
 ) -> Loaded:
     """Load the world of a run and, where there is one, the tokenizer it was trained on.
@@ -103,7 +79,7 @@ def load_forecaster(
         UsageError: the tokenizer is missing though the world was trained with one, or is another one.
         DataError: files are missing or damaged.
     """
-    device, choice = device or torch.device("cpu"), choice or SamplingChoice()
+    device, sample = device or torch.device("cpu"), sample or SampleOptions()
     model = model_folder(path, checkpoint)
     world, description = load_world(model, weights=weights, allow_different=allow_different)
     made_with = Identity.of(description)
@@ -124,11 +100,11 @@ def load_forecaster(
                 tokenizer=spoken_by,
                 world=world.to(device),
                 grid=grid,
-                sampling=choice.tokens,
-                num_samples=choice.num_samples,
-                decode_mode=choice.decode_mode,
-                blend_last_frame=choice.blend_last_frame,
-                rows=choice.rows,
+                sampling=sample.tokens,
+                num_samples=sample.num_samples,
+                decode_mode=sample.decode_mode,
+                blend_last_frame=sample.blend_last_frame,
+                rows=sample.rows,
                 device=device,
             )
         case WanWorld():
@@ -139,10 +115,10 @@ def load_forecaster(
                 world=world.to(device),
                 grid=LatentGrid(**contract["latent_grid"]),
                 pattern=from_json(FramePattern, contract["pattern"], path),
-                sampling=choice.flow,
-                num_samples=choice.num_samples,
-                average_repeats=choice.average_repeats,
-                rows=choice.rows,
+                sampling=sample.flow,
+                num_samples=sample.num_samples,
+                average_repeats=sample.average_repeats,
+                rows=sample.rows,
                 device=device,
             )
     return Loaded(

@@ -1,10 +1,9 @@
-"""The sampling options that `forecast` and `evaluate` share, for both kinds of world."""
+"""How to sample from whichever world a path holds: one set of options, of which each family reads its part."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from worldline.families.load import SamplingChoice
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.tokens import DecodeMode, TokenForecaster
 from worldline.process.categorical import Sampling
@@ -17,6 +16,12 @@ LATENTS_ONLY = ("steps", "guidance", "sampler", "average_repeats")
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
+    """How futures are drawn.
+
+    Raises:
+        UsageError: a value that makes no sense for any world.
+    """
+
     num_samples: int = 1
     """Independent futures per clip; from worlds over tokens, more than one need a temperature above 0."""
     temperature: float = 0.0
@@ -37,17 +42,26 @@ class SampleOptions:
     rows: int | None = None
     """Samples generated at once, over all clips; if not given, what a few GB of memory hold."""
 
-    def choice(self) -> SamplingChoice:
-        """What a forecaster is loaded with. Raises `UsageError` for values that make no sense."""
-        return SamplingChoice(
-            tokens=Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p),
-            flow=FlowSampling(sampler=self.sampler, steps=self.steps, guidance=self.guidance),
-            decode_mode=self.decode_mode,
-            blend_last_frame=self.blend_last_frame,
-            num_samples=self.num_samples,
-            average_repeats=self.average_repeats,
-            rows=self.rows,
-        )
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise UsageError(f"{self.num_samples} samples forecast nothing; give --num-samples 1 or more")
+        if self.rows is not None and self.rows < 1:
+            raise UsageError(f"{self.rows} rows at once forecast nothing; give --rows 1 or more, or leave it out")
+        _ = self.tokens, self.flow  # they check the values that they take
+
+    @property
+    def tokens(self) -> Sampling:
+        """How worlds over tokens choose."""
+        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+    @property
+    def flow(self) -> FlowSampling:
+        """How worlds over latents turn noise into data."""
+        return FlowSampling(sampler=self.sampler, steps=self.steps, guidance=self.guidance)
+
+    def given(self) -> list[str]:
+        """Names of the options that are not as by default."""
+        return [field.name for field in fields(SampleOptions) if getattr(self, field.name) != field.default]
 
     def check(self, description: Mapping[str, Any]) -> None:
         """Refuse what the world of a model description would ignore, before its weights are read.
@@ -57,8 +71,7 @@ class SampleOptions:
         """
         config, over_latents = description["config"], description["config"]["kind"] == "wan"
         foreign = TOKENS_ONLY if over_latents else LATENTS_ONLY
-        given = [name for name in foreign if getattr(self, name) != getattr(SampleOptions(), name)]
-        if given:
+        if given := [name for name in foreign if name in self.given()]:
             kind = "latents" if over_latents else "tokens"
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"this is a world over {kind}: {names} would change nothing")
