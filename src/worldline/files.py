@@ -98,7 +98,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def unreadable(path: Path, *, expected: str, found: str, fix: str = "", kind: str = "damaged") -> DataError:
+def unreadable(
+    path: Path, *, expected: str, found: str, fix: str = "Fetch it again.", kind: str = "damaged"
+) -> DataError:
     """Say what is wrong with a file that could not be read: the true cause where the file itself shows one."""
     try:
         with path.open("rb") as file:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -24,9 +23,10 @@ from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from worldline.files import atomic, unreadable
+from worldline.files import atomic, unreadable, while_unchanged
 from worldline.schema import DataError, UsageError
 
+_AGAIN = "Download or encode it again."
 _BT601 = 6  # ffmpeg's AVCOL_SPC_SMPTE170M: what readers that ignore the tag assume at these sizes
 _LIMITED = 1
 # Without accurate rounding swscale darkens pixels by about one level: 44 instead of 53 dB on a smooth image.
@@ -45,7 +45,6 @@ class VideoInfo:
     height: int
     width: int
     fps: float
-    codec: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,45 +74,22 @@ class FrameTimes:
         return (*near, int(min(self.key_decoded.min(initial=0), self.ticks[0])))
 
 
+@while_unchanged(4096)
 def probe(path: Path) -> VideoInfo:
-    """Read size, rate, codec and number of frames from the header; kept while the file is unchanged.
-
-    Raises `DataError` for what is no video.
-    """
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        raise _no_video(path, error) from error
-    return _probe(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _probe(path: Path, _size: int, _mtime: int) -> VideoInfo:
+    """Read size, rate and number of frames from the header. Raises `DataError` for what is no video."""
     with _opened(path) as (_, stream):
         info = VideoInfo(
             num_frames=stream.frames,
             height=stream.codec_context.height,
             width=stream.codec_context.width,
             fps=float(stream.average_rate or 0),
-            codec=stream.codec_context.name,
         )
     return info if info.num_frames else replace(info, num_frames=len(frame_times(path)))
 
 
+@while_unchanged(4096)
 def frame_times(path: Path) -> FrameTimes:
-    """When every frame of a file is shown; kept while the file is unchanged.
-
-    Raises `DataError` for what is no video, or holds no frame.
-    """
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        raise _no_video(path, error) from error
-    return _frame_times(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _frame_times(path: Path, _size: int, _mtime: int) -> FrameTimes:
+    """When every frame of a file is shown. Raises `DataError` for what is no video, or holds no frame."""
     shown: list[int] = []
     keys: dict[int, int] = {}
     with _opened(path) as (container, stream):
@@ -124,7 +100,7 @@ def _frame_times(path: Path, _size: int, _mtime: int) -> FrameTimes:
                     keys[packet.pts] = packet.pts if packet.dts is None else packet.dts
         tick = stream.time_base
     if not shown or tick is None:
-        raise DataError(path, expected="a video", found="no frame in it", fix="Download or encode it again.")
+        raise DataError(path, expected="a video", found="no frame in it", fix=_AGAIN)
     at = sorted(keys)
     return FrameTimes(
         ticks=np.unique(np.array(shown, np.int64)),
@@ -149,7 +125,7 @@ def stream_frames(
         raise _damaged(path, numbers, f"no frame {max(numbers[0], len(times))}")
     pending: list[np.ndarray] = []
     converter, wanted = VideoReformatter(), iter(zip(numbers, times.ticks[numbers].tolist(), strict=True))
-    with _opened(path, where=f"frames {numbers[0]}..{numbers[-1]}") as (container, stream):
+    with _opened(path, expected=f"frames {numbers[0]}..{numbers[-1]} to decode") as (container, stream):
         stream.codec_context.thread_count = threads
         (number, tick), shape = next(wanted), None
         for frame in _from_keyframe(container, stream, times, tick):
@@ -171,10 +147,10 @@ def stream_frames(
 
 def decode_image(data: bytes, path: Path, where: str) -> UInt8[Tensor, "3 h w"]:
     """Decode a PNG, JPEG or other image that lies `where` in a file. Raises `DataError` where it is damaged."""
-    with _opened(path, data, where=where) as (container, stream):
+    with _opened(path, data, expected=f"{where} to decode") as (container, stream):
         for frame in container.decode(stream):
             return torch.from_numpy(_pixels(frame, VideoReformatter()))
-    raise DataError(path, expected="an image", found=f"none that decodes in {where}", fix="Fetch the file again.")
+    raise DataError(path, expected="an image", found=f"none that decodes in {where}")
 
 
 def encode(
@@ -244,7 +220,7 @@ def _pixels(frame: av.VideoFrame, converter: VideoReformatter) -> UInt8[np.ndarr
 
 @contextmanager
 def _opened(
-    path: Path, data: bytes | None = None, *, where: str = ""
+    path: Path, data: bytes | None = None, *, expected: str = "a video"
 ) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     """Open a container, or an image's bytes, and its first video stream. The one place that maps PyAV's errors."""
     try:
@@ -253,16 +229,11 @@ def _opened(
             stream = container.streams.best("video")  # not a cover picture
             if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
                 found = "none" if stream is None else "one of a codec that this build of FFmpeg does not know"
-                raise DataError(path, expected="a video stream", found=found, fix="Download or encode it again.")
+                raise DataError(path, expected="a video stream", found=found, fix=_AGAIN)
             yield container, stream
     except (FFmpegError, OSError, ValueError, OverflowError, MemoryError) as error:
-        raise _no_video(path, error, where) from error
-
-
-def _no_video(path: Path, error: Exception, where: str = "") -> DataError:
-    found = str(getattr(error, "strerror", None) or error)
-    expected = f"{where} to decode" if where else "a video"
-    return unreadable(path, expected=expected, found=found, fix="Download or encode it again.")
+        found = str(getattr(error, "strerror", None) or error)
+        raise unreadable(path, expected=expected, found=found, fix=_AGAIN) from error
 
 
 def _from_keyframe(
@@ -280,10 +251,6 @@ def _from_keyframe(
 
 
 def _damaged(path: Path, numbers: Sequence[int], found: str) -> DataError:
-    return DataError(
-        path,
-        expected=f"frames {numbers[0]}..{numbers[-1]} to decode",
-        found=found,
-        fix="The file is cut short or damaged: download or encode it again.",
-        kind="frames",
-    )
+    fix = "The file is cut short or damaged: download or encode it again."
+    expected = f"frames {numbers[0]}..{numbers[-1]} to decode"
+    return DataError(path, expected=expected, found=found, fix=fix, kind="frames")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,9 @@ from pyarrow import compute, parquet, types
 from worldline.files import unreadable
 from worldline.schema import DataError
 
-_LISTS = (
-    types.is_list,
-    types.is_large_list,
-    types.is_fixed_size_list,
-    types.is_list_view,
-    types.is_large_list_view,
-)
+_LISTS = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+_ERRORS = (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError)
 _NUMBERS = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
-
-
-def column_names(path: Path) -> tuple[str, ...]:
-    """Names of a file's columns. Raises `DataError` for what is no parquet file."""
-    return _file(path)[0]
-
-
-def num_rows(path: Path) -> int:
-    """Rows of a file. Raises `DataError` for what is no parquet file."""
-    return _file(path)[1]
 
 
 def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pyarrow.Table:
@@ -40,21 +24,17 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
     Raises:
         DataError: no parquet file, damaged, or one of `columns` is absent.
     """
-    present = column_names(path)
-    absent = [name for name in columns if name not in present]
-    if absent:
-        raise DataError(
-            path,
-            expected=f"columns {absent}",
-            found=f"{list(present)}",
-            fix="Choose other columns to condition on, or repair the file.",
-            kind="columns",
-        )
-    wanted = [*columns, *(name for name in optional if name in present)]
     try:
-        return parquet.read_table(path, columns=wanted).select(wanted)
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+        with parquet.ParquetFile(path) as file:
+            present = file.schema_arrow.names
+            absent = [name for name in columns if name not in present]
+            if not absent:
+                wanted = [*columns, *(name for name in optional if name in present)]
+                return file.read(columns=wanted).select(wanted)
+    except _ERRORS as error:
         raise _damaged(path, error) from error
+    fix = "Choose other columns to condition on, or repair the file."
+    raise DataError(path, expected=f"columns {absent}", found=f"{present}", fix=fix, kind="columns")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,23 +52,16 @@ def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> Numbers:
 
     Raises `DataError` where no row has `dim` values, or where they are no numbers.
     """
-    array = column = table[name].combine_chunks()
-    width, even = 1, True
-    while True:
-        array = _plain(array)
-        even = even and not array.null_count
-        if not any(is_list(array.type) for is_list in _LISTS):
-            break
-        lengths = compute.call_function("list_value_length", [array]).unique().to_pylist()
-        even, width = even and len(lengths) == 1, width * (lengths[0] or 0) if len(lengths) == 1 else width
-        array = array.flatten()
+    column = table[name].combine_chunks()
+    array, even = _plain(column), True
+    while any(is_list(array.type) for is_list in _LISTS):
+        lengths = compute.call_function("list_value_length", [array]).unique()
+        even, array = even and not array.null_count and len(lengths) <= 1, _plain(array.flatten())
     expected = f"{name} of {dim} values per row, as meta/info.json says"
     fix = "Correct the shape in meta/info.json or convert the data set again."
     if not any(is_number(array.type) for is_number in _NUMBERS):
         raise DataError(path, expected=expected, found=f"values of type {array.type}", fix=fix, kind="columns")
-    if not len(table):
-        return Numbers(values=np.zeros((0, dim)), faults={})
-    if even and width == dim:
+    if even and not array.null_count and len(array) == len(table) * dim:
         return Numbers(values=_floats(array).reshape(len(table), dim), faults={})
     numbers = _row_by_row(column, dim)
     if len(numbers.faults) == len(table):
@@ -147,7 +120,7 @@ def read_images(path: Path, name: str, rows: Sequence[int], root: Path) -> list[
                 column = file.read_row_group(group, columns=[name])[name]
                 first = int(ends[group]) - sizes[group]
                 cells.extend(column[row - first].as_py() for row in np.asarray(rows)[groups == group].tolist())
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
+    except _ERRORS as error:
         raise _damaged(path, error) from error
     return [_image(path, name, row, cell, root) for row, cell in zip(rows, cells, strict=True)]
 
@@ -162,8 +135,7 @@ def _image(path: Path, name: str, row: int, cell: object, root: Path) -> bytes:
         try:
             return (root / place).read_bytes()
         except (OSError, ValueError) as error:
-            found = f"{type(error).__name__}: {error}"
-            raise unreadable(root / place, expected="an image", found=found, fix="Fetch it again.") from error
+            raise unreadable(root / place, expected="an image", found=f"{type(error).__name__}: {error}") from error
     found = f"{'nothing' if cell is None else type(cell).__name__} in row {row} of {name}"
     raise DataError(path, expected="an encoded image", found=found, fix="Fetch the file again.", kind="frames")
 
@@ -175,20 +147,5 @@ def _plain(array: pyarrow.Array) -> pyarrow.Array:
     return array.dictionary_decode() if types.is_dictionary(array.type) else array
 
 
-def _file(path: Path) -> tuple[tuple[str, ...], int]:
-    try:
-        status = path.stat()
-        return _cached_file(path, status.st_size, status.st_mtime_ns)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-@lru_cache(maxsize=4096)
-def _cached_file(path: Path, _size: int, _mtime: int) -> tuple[tuple[str, ...], int]:
-    with parquet.ParquetFile(path) as file:
-        return tuple(file.schema_arrow.names), file.metadata.num_rows
-
-
 def _damaged(path: Path, error: Exception) -> DataError:
-    found = f"{type(error).__name__}: {error}".rstrip(".")
-    return unreadable(path, expected="a parquet file", found=found, fix="Fetch it again.")
+    return unreadable(path, expected="a parquet file", found=f"{type(error).__name__}: {error}".rstrip("."))
