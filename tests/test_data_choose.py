@@ -3,14 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from builders import small_tokenizer, write_squares
+from builders import Means, small_tokenizer, write_squares
 from data_builders import CAMERA, ramp, write_lerobot, write_raw, write_tokens
-from latent_builders import small_vae
 from pyarrow import parquet
 
 from worldline.cli import data as data_cli
@@ -225,25 +225,38 @@ def test_training_on_two_data_sets_holds_out_episodes_of_either(tmp_path: Path) 
         check_held_out(replace(config, train_episodes=":", val_path=roots[1], val_episodes=":"))
 
 
-@pytest.mark.slow
 def test_data_sets_that_differ_are_not_joined(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw")
-    vae = small_vae(tmp_path / "vae")[1]
-    latents = tmp_path / "latents"
-    nine = FramePattern.consecutive(9)
-    squares = open_source(write_squares(tmp_path / "squares", 1, length=20))
-    encode(squares, vae, latents, fingerprint="y", episodes=[0], pattern=nine, window_stride=9, contract={}, size=8)
     lerobot = write_lerobot(tmp_path / "d", "v2.1", (20,))
     other = write_lerobot(tmp_path / "names", "v2.1", (20,), names=["x", "y"])
     for roots, message in (
         ((raw, write_raw(tmp_path / "small", size=16)), r"differ in picture size: \(32, 32\) and \(16, 16\)"),
         ((raw, lerobot), "cannot be joined: data sets of one format"),
-        ((latents, latents), "cannot be joined: .* not latents"),
         ((lerobot, other), "differ in state names"),
         ((raw, write_tokens(tmp_path / "t", np.zeros(40, np.int32))), "differ in"),
     ):
         with pytest.raises(UsageError, match=message):
             open_source(roots)
+
+
+def test_latents_are_joined_where_they_are_of_one_vae_and_pattern(tmp_path: Path) -> None:
+    source, nine = open_source(write_squares(tmp_path / "squares", 3, length=20)), FramePattern.consecutive(9)
+
+    def encoded(name: str, *episodes: int, by: str = "y") -> Path:
+        how: dict[str, Any] = {"pattern": nine, "window_stride": 9, "contract": {}}
+        return encode(source, Means(), tmp_path / name, fingerprint=by, episodes=episodes, **how).folder
+
+    both = open_source((encoded("a", 2), encoded("b", 0, 1)))
+    whole = open_source(encoded("c", 2, 0, 1))
+    assert [episode.recording for episode in both.episodes] == [episode.recording for episode in whole.episodes]
+    for episode in range(3):
+        one, two = (made.read(episode, 9, 18) for made in (both, whole))
+        assert one.latents is not None
+        assert two.latents is not None
+        assert torch.equal(one.latents, two.latents)
+        assert torch.equal(one.states, two.states)
+    with pytest.raises(UsageError, match="differ in tokenizers"):
+        open_source((tmp_path / "a", encoded("d", 1, by="z")))
 
 
 def test_info_looks_at_joined_data_and_at_chosen_episodes(tmp_path: Path) -> None:

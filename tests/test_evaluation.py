@@ -28,10 +28,11 @@ from worldline.files import write_json
 from worldline.forecasting.blend import blend_last_frame
 from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.tokens import TokenForecaster
+from worldline.formats.source import Source
 from worldline.process.categorical import Sampling
 from worldline.process.noise import clip_seeds
 from worldline.rundir import to_json
-from worldline.schema import Batch, Clip, Episode, Origin, StateLayout, TokenGrid, UsageError
+from worldline.schema import Batch, Clip, Episode, TokenGrid, UsageError
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
 from worldline.tokenizers.tokenizer import to_signed
 from worldline.worlds.world import GridStep
@@ -46,39 +47,47 @@ CONTRACT = {
 CLIPS = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Memory:
-    """A `Source` in memory: exact frames, without a video codec in between; or tokens."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _InMemory(Source):
+    """Exact frames, without a video codec in between; or tokens."""
 
     states: Tensor
-    frames: Tensor | None = None
+    film: Tensor | None = None
     tokens: Tensor | None = None
-    grid: TokenGrid | None = None
-    kind: str = "1x-raw"
-    path: Path = Path("memory")
-    fps: float = 30.0
-    layout: StateLayout = TWO_JOINTS
-    left_out: tuple[str, ...] = ()
-
-    @property
-    def episodes(self) -> tuple[Episode, ...]:
-        return tuple(Episode(index=i, length=34, name=f"episode {i}") for i in range(len(self.states)))
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        return None if self.frames is None else (self.frames.shape[-2], self.frames.shape[-1])
 
     def read(self, episode: int, start: int, stop: int) -> Clip:
         return Clip(
             states=self.states[episode, start:stop],
             fps=self.fps,
-            origin=Origin(source=str(self.path), episode=episode, start=start),
-            frames=None if self.frames is None else self.frames[episode, start:stop],
+            origin=self.origin(episode, start),
+            frames=None if self.film is None else self.film[episode, start:stop],
             tokens=None if self.tokens is None else self.tokens[episode],
         )
 
     def read_states(self, episode: int, start: int, stop: int) -> np.ndarray:
         return self.states[episode, start:stop].numpy()
+
+
+def _memory(
+    states: Tensor,
+    *,
+    frames: Tensor | None = None,
+    tokens: Tensor | None = None,
+    grid: TokenGrid | None = None,
+    kind: str = "1x-raw",
+) -> Source:
+    return _InMemory(
+        states=states,
+        film=frames,
+        tokens=tokens,
+        grid=grid,
+        kind=kind,
+        path=Path("memory"),
+        fps=30.0,
+        layout=TWO_JOINTS,
+        episodes=tuple(Episode(index=i, length=34, name=f"episode {i}") for i in range(len(states))),
+        image_size=None if frames is None else (frames.shape[-2], frames.shape[-1]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +168,7 @@ class _Case:
         self.states = torch.stack([torch.from_numpy(states) for _, states in made])
         self.tokenizer = small_tokenizer(replace(SMALL_TOKENIZER, levels=self.levels))
         self.tokens = self.tokenizer.encode(self.frames)
-        self.clips = _clips(_Memory(states=self.states, frames=self.frames))
+        self.clips = _clips(_memory(self.states, frames=self.frames))
 
     def oracle(self, *, certain: bool = True) -> Loaded:
         world = _Oracle(
@@ -352,7 +361,7 @@ def test_a_clip_without_a_single_hit_has_no_cost_of_hits(
     tokens = torch.tensor(words).view(2, 1, 1, 1).expand(2, 6, 2, 2)
     states = torch.arange(2 * 34 * 2.0).view(2, 34, 2)
     grid = TokenGrid(height=2, width=2, vocab_size=1600)
-    clips = _clips(_Memory(states=states, tokens=tokens, grid=grid, kind="1x-tokens"))
+    clips = _clips(_memory(states, tokens=tokens, grid=grid, kind="1x-tokens"))
     tokenizer = small_tokenizer(replace(SMALL_TOKENIZER, levels=(8, 8, 5, 5)))
     world = _Oracle(states=states, futures=tokens[:, 3:], vocab_size=1600, certain=False)
     forecaster = TokenForecaster(tokenizer=tokenizer, world=world, grid=grid)
@@ -402,7 +411,7 @@ def test_keeping_the_last_tokens_knows_nothing_of_the_future_it_is_scored_on(tmp
     """Without counts of the training tokens its distribution is a constant, whatever is evaluated."""
     case = _Case()
     for name, frames in (("moving", case.frames), ("still", case.frames[:, :1].expand(-1, 34, -1, -1, -1))):
-        clips = _clips(_Memory(states=case.states, frames=frames.contiguous()))
+        clips = _clips(_memory(case.states, frames=frames.contiguous()))
         evaluation = _evaluate(case.oracle(), clips, tmp_path / name)
         tokens = case.tokenizer.encode(frames.contiguous())
         stays = (tokens[:, 2:3] == tokens[:, 3:]).float().mean().item()
@@ -465,7 +474,7 @@ def test_a_sample_is_the_same_in_an_evaluation_of_any_size_and_in_a_forecast_alo
 
 def test_fewer_shuffled_samples_are_compared_with_as_many_of_the_forecast(tmp_path: Path) -> None:
     case = _Case()
-    clips = _clips(_Memory(states=case.states[:1].expand(4, -1, -1).contiguous(), frames=case.frames))
+    clips = _clips(_memory(case.states[:1].expand(4, -1, -1).contiguous(), frames=case.frames))
     found = {}
     for samples in (None, 2, 1, 0):
         protocol = SamplingProtocol(shuffled_samples=samples, means=())
@@ -491,7 +500,7 @@ def test_a_forecast_does_not_know_the_frames_it_predicts(tmp_path: Path) -> None
     other = case.frames.clone()
     other[:, 17:] = noise_frames(CLIPS, 17, 3, 16, 16)
     for name, frames in (("one", case.frames), ("two", other)):
-        _evaluate(loaded, _clips(_Memory(states=case.states, frames=frames)), tmp_path / name)
+        _evaluate(loaded, _clips(_memory(case.states, frames=frames)), tmp_path / name)
     one, two = (np.load(tmp_path / name / "forecasts.npz") for name in ("one", "two"))
     assert one["context"] == 17
     assert not np.array_equal(one["real"], two["real"])
@@ -518,7 +527,7 @@ def test_the_page_gets_context_and_forecast_of_every_row(tmp_path: Path) -> None
 @pytest.mark.parametrize("chosen", [[0], [3], [0, 1], [0, 1, 2], [0, 2, 3, 4], [0, 1, 2, 3, 4]])
 def test_foreign_states_are_never_a_clips_own(chosen: list[int]) -> None:
     states = torch.arange(5.0).view(5, 1, 1).expand(5, 34, 2).contiguous()
-    found = foreign_states(_clips(_Memory(states=states, frames=noise_frames(5, 34, 3, 8, 8))), chosen)
+    found = foreign_states(_clips(_memory(states, frames=noise_frames(5, 34, 3, 8, 8))), chosen)
     assert found is not None
     assert found.shape == (len(chosen), 34, 2)
     whose = found[:, 0, 0].long().tolist()
@@ -529,7 +538,7 @@ def test_foreign_states_are_never_a_clips_own(chosen: list[int]) -> None:
 
 def test_a_clip_alone_has_no_foreign_states(tmp_path: Path) -> None:
     case = _Case()
-    clips = _clips(_Memory(states=case.states[:1], frames=case.frames[:1]))
+    clips = _clips(_memory(case.states[:1], frames=case.frames[:1]))
     assert foreign_states(clips, [0]) is None
     evaluation = _evaluate(case.oracle(), clips, tmp_path)
     assert "one clip only" in evaluation.not_computed["forecast, states of another clip"]
@@ -599,7 +608,7 @@ def test_a_model_without_a_run_needs_data(tmp_path: Path) -> None:
 
 def test_samples_without_a_future_cannot_be_evaluated(tmp_path: Path) -> None:
     case = _Case()
-    clips = _clips(_Memory(states=case.states, frames=case.frames, kind="1x-test"))
+    clips = _clips(_memory(case.states, frames=case.frames, kind="1x-test"))
     with pytest.raises(UsageError, match="no future tokens"):
         _evaluate(case.oracle(), clips, tmp_path)
 
@@ -661,7 +670,7 @@ def test_copy_last_stands_still() -> None:
 
 def test_a_tokenizers_round_trip_scores_as_by_hand(tmp_path: Path) -> None:
     case = _Case()
-    source = _Memory(states=case.states, frames=case.frames)
+    source = _memory(case.states, frames=case.frames)
     clips = Clips(source, source_windows(source, window=17, stride=17), pattern=FramePattern.consecutive(17))
     evaluation = evaluate_tokenizer(
         case.tokenizer, clips, run=tmp_path, num_clips=None, batch_size=3, out=tmp_path / "out"
@@ -682,7 +691,7 @@ def test_a_tokenizers_round_trip_scores_as_by_hand(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_a_tokenizer_is_judged_on_the_device_that_is_asked_for(tmp_path: Path) -> None:
     case, found = _Case(), []
-    source = _Memory(states=case.states, frames=case.frames)
+    source = _memory(case.states, frames=case.frames)
     clips = Clips(source, source_windows(source, window=17, stride=17), pattern=FramePattern.consecutive(17))
     for name in ("cpu", "cuda"):
         device = torch.device(name)
@@ -706,6 +715,6 @@ def test_a_tokenizer_is_judged_on_the_device_that_is_asked_for(tmp_path: Path) -
 def test_tokens_alone_cannot_judge_a_tokenizer(tmp_path: Path) -> None:
     case = _Case()
     grid = case.tokenizer.grid(16, 16)
-    clips = _clips(_Memory(states=case.states, tokens=case.tokens, grid=grid, kind="1x-tokens"))
+    clips = _clips(_memory(case.states, tokens=case.tokens, grid=grid, kind="1x-tokens"))
     with pytest.raises(UsageError, match="no frames"):
         evaluate_tokenizer(case.tokenizer, clips, run=tmp_path, num_clips=None, batch_size=2, out=tmp_path)

@@ -7,8 +7,9 @@ is there already is kept. States still come from the original files.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,80 +19,35 @@ from torch import Tensor
 from worldline.files import mapped_npy, npy_rows
 from worldline.formats.checks import check_window
 from worldline.formats.content import footage_of
-from worldline.formats.lerobot.source import LerobotSource
-from worldline.formats.onex.source import OnexSource
 from worldline.formats.source import Source
 from worldline.formats.video import resize
 from worldline.owner import Claim
 from worldline.ranks import Ranks
-from worldline.schema import (
-    Clip,
-    DataError,
-    Episode,
-    Origin,
-    StateLayout,
-    TokenGrid,
-    UsageError,
-)
+from worldline.schema import DataError, UsageError
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) after every episode."""
 
-_CHUNK = 64
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CachedSource:
-    """A source of frames whose pixels lie decoded in memory maps. A `Source`."""
+class CachedSource(Source):
+    """A source of frames whose pixels lie decoded in memory maps."""
 
     inner: Source
     folder: Path
-    size: int
-
-    @property
-    def kind(self) -> str:
-        return self.inner.kind
-
-    @property
-    def path(self) -> Path:
-        return self.inner.path
-
-    @property
-    def fps(self) -> float:
-        return self.inner.fps
-
-    @property
-    def layout(self) -> StateLayout:
-        return self.inner.layout
-
-    @property
-    def episodes(self) -> tuple[Episode, ...]:
-        return self.inner.episodes
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        return (self.size, self.size)
-
-    @property
-    def grid(self) -> TokenGrid | None:
-        return None
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        return self.inner.left_out
-
-    def read(self, episode: int, start: int, stop: int) -> Clip:
-        """Read states, and frames from the map. Raises `DataError` where the episode was not cached."""
-        states = torch.from_numpy(self.read_states(episode, start, stop))
-        path = episode_file(self.folder, episode)
-        frames = _frames(path, (self.episodes[episode].length, 3, self.size, self.size))[start:stop]
-        origin = Origin(source=str(self.path), episode=episode, start=start)
-        return Clip(states=states, fps=self.fps, origin=origin, frames=torch.from_numpy(np.array(frames)))
 
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
-        """Read states alone."""
-        check_window(self.episodes[episode], start, stop)
         return self.inner.read_states(episode, start, stop)
+
+    def footage(self, episode: int) -> tuple[Path, int]:
+        return self.inner.footage(episode)
+
+    def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
+        """Copy frames from the map. Raises `DataError` where the episode was not cached."""
+        check_window(self.episodes[episode], start, stop)
+        assert self.image_size is not None, "frames are cached"
+        table = _frames(episode_file(self.folder, episode), (self.episodes[episode].length, 3, *self.image_size))
+        yield torch.from_numpy(np.array(table[start:stop]))
 
 
 def cached_frames(
@@ -115,8 +71,6 @@ def cached_frames(
     """
     if source.image_size is None:
         raise UsageError(f"{source.path}: only video can be cached, this is {source.kind}")
-    if isinstance(source, CachedSource):
-        source = source.inner
     place = folder / f"{footage_of(source, range(len(source.episodes)))[:16]}-{size}px"
     chosen, ranks = range(len(source.episodes)) if episodes is None else episodes, ranks or Ranks()
 
@@ -127,7 +81,9 @@ def cached_frames(
         claim = Claim(file="cache.json", key={"kind": source.kind, "size": size}, what="frames")
         with ranks.owning(place, claim=claim, wait=True):
             ranks.made(chosen, lambda episode: _write(place, source, episode, size), done=done, progress=progress)
-    return CachedSource(inner=source, folder=place, size=size)
+    same: dict[str, Any] = {field.name: getattr(source, field.name) for field in fields(Source)}
+    same["image_size"] = (size, size)
+    return CachedSource(**same, inner=source, folder=place)
 
 
 def episode_file(folder: Path, episode: int) -> Path:
@@ -137,11 +93,7 @@ def episode_file(folder: Path, episode: int) -> Path:
 
 def frame_chunks(source: Source, episode: int, *, size: int | None) -> Iterator[UInt8[Tensor, "t 3 h w"]]:
     """Go once over an episode's frames in bounded memory, scaled to `size`; None keeps the stored size."""
-    length = source.episodes[episode].length
-    if isinstance(source, OnexSource | LerobotSource):
-        chunks = source.frames(episode, 0, length, threads=0)
-    else:
-        chunks = (_frames_of(source, episode, i, min(i + _CHUNK, length)) for i in range(0, length, _CHUNK))
+    chunks = source.frames(episode, 0, source.episodes[episode].length, threads=0)
     return chunks if size is None else (resize(chunk, size) for chunk in chunks)
 
 
@@ -160,13 +112,6 @@ def frame_runs(
             while held and first + len(held[0]) <= start:
                 first += len(held.pop(0))
         yield torch.cat(held)[start - first : stop - first]
-
-
-def _frames_of(source: Source, episode: int, start: int, stop: int) -> UInt8[Tensor, "t 3 h w"]:
-    frames = source.read(episode, start, stop).frames
-    if frames is None:
-        raise UsageError(f"{source.path}: no video in this data set, it is {source.kind}")
-    return frames
 
 
 def _write(folder: Path, source: Source, episode: int, size: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from worldline.formats.choose import how_to_leave_out
-from worldline.formats.source import Filmed, Source
+from worldline.formats.source import Source
 from worldline.schema import DataError, Episode, UsageError
 
 _HEAD = 1 << 20
@@ -89,7 +89,7 @@ def _identify(source: Source, episode: int) -> tuple[str, bool]:
     states = source.read_states(episode, 0, listed.length)
     digest = hashlib.sha256(f"{states.shape}".encode() + states.tobytes())
     stands_still = bool((states == states[0]).all())
-    if stands_still and isinstance(source, Filmed):
+    if stands_still:
         path, first = source.footage(episode)
         with path.open("rb") as file:
             digest.update(f"{path.stat().st_size} {first}".encode() + file.read(_HEAD))

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-
-from worldline.formats.lerobot.source import LerobotSource
-from worldline.formats.onex.source import OnexSource
 from worldline.formats.source import Source
 from worldline.schema import Episode, UsageError
 
+S = TypeVar("S", bound=Source)
 JOINED = " + "
 """Between the paths of data sets that are read as one."""
 
@@ -91,21 +89,18 @@ def how_to_leave_out(source: Source, episode: int) -> str:
     return f"--episodes {','.join(part for part in (before, after) if part)} (in recipes --data.train-episodes)"
 
 
-def only(source: Source, episodes: Sequence[int]) -> OnexSource | LerobotSource:
+def only(source: S, episodes: Sequence[int]) -> S:
     """A source of some episodes of another; the others count as left out."""
-    if not isinstance(source, OnexSource | LerobotSource):
-        raise UsageError(f"{source.path} holds {source.kind}; episodes can be chosen of the data they were made from")
     others = set(range(len(source.episodes))) - set(episodes)
-    left_out = (*source.left_out, *(f"{source.episodes[i].name} (not chosen)" for i in sorted(others)))
-    kept = tuple(
-        replace(source.episodes[i], index=position, number=own_number(source.episodes[i]))
-        for position, i in enumerate(episodes)
+    return replace(
+        source,
+        episodes=tuple(
+            replace(source.episodes[i], index=position, number=own_number(source.episodes[i]))
+            for position, i in enumerate(episodes)
+        ),
+        places=tuple(source.places[i] for i in episodes),
+        left_out=(*source.left_out, *(f"{source.episodes[i].name} (not chosen)" for i in sorted(others))),
     )
-    if isinstance(source, LerobotSource):
-        return replace(
-            source, episodes=kept, left_out=left_out, recordings=tuple(source.recordings[i] for i in episodes)
-        )
-    return replace(source, episodes=kept, left_out=left_out, places=source.places[list(episodes)])
 
 
 def join(sources: Sequence[Source]) -> Source:
@@ -119,50 +114,30 @@ def join(sources: Sequence[Source]) -> Source:
         return first
     for other in others:
         _refuse_differing(first, other)
-    path = Path(JOINED.join(str(source.path) for source in sources))
-    episodes = tuple(
-        replace(episode, index=index, number=own_number(episode), name=f"{source.path.name}: {episode.name}")
-        for index, (source, episode) in enumerate((source, e) for source in sources for e in source.episodes)
-    )
-    left_out = tuple(f"{source.path.name}: {line}" for source in sources for line in source.left_out)
-    if isinstance(first, LerobotSource):
-        parts = [source for source in sources if isinstance(source, LerobotSource)]
-        recordings = tuple(recording for part in parts for recording in part.recordings)
-        return replace(first, path=path, episodes=episodes, left_out=left_out, recordings=recordings)
-    parts = [source for source in sources if isinstance(source, OnexSource)]
-    shards = np.cumsum([0, *(len(part.shards) for part in parts)])
-    places = [part.places + np.array([before, 0]) for part, before in zip(parts, shards, strict=False)]
+    listed = [(source, episode) for source in sources for episode in source.episodes]
     return replace(
-        parts[0],
-        path=path,
-        episodes=episodes,
-        left_out=left_out,
-        shards=tuple(shard for part in parts for shard in part.shards),
-        places=np.concatenate(places),
+        first,
+        path=Path(JOINED.join(str(source.path) for source in sources)),
+        episodes=tuple(
+            replace(episode, index=index, number=own_number(episode), name=f"{source.path.name}: {episode.name}")
+            for index, (source, episode) in enumerate(listed)
+        ),
+        places=tuple(place for source in sources for place in source.places),
+        left_out=tuple(f"{source.path.name}: {line}" for source in sources for line in source.left_out),
     )
 
 
 def _refuse_differing(first: Source, other: Source) -> None:
-    if not isinstance(first, OnexSource | LerobotSource) or type(first) is not type(other):
+    if type(first) is not type(other):
         raise UsageError(
             f"{first.path} ({first.kind}) and {other.path} ({other.kind}) cannot be joined: data sets of one format "
-            "can, and not latents. Bring both to one format (worldline data convert), or join them before they are "
-            "encoded (worldline data encode --join)"
+            "can. Bring both to one (worldline data convert)"
         )
-    for what, one, two in (
-        ("state names", first.layout.names, other.layout.names),
-        ("frames per second", first.fps, other.fps),
-        ("picture size", first.image_size, other.image_size),
-        ("tokens", first.grid, other.grid),
-        ("tokenizers", *(getattr(source, "tokenizer", None) for source in (first, other))),
-        ("columns of states", *(getattr(source, "columns", None) for source in (first, other))),
-        ("cameras", *(getattr(source, "camera", None) for source in (first, other))),
-        ("state kinds", first.layout.kinds, other.layout.kinds),
-    ):
-        if one != two:
+    for what, one in first.alike.items():
+        if one != other.alike[what]:
             raise UsageError(
-                f"{first.path} and {other.path} cannot be joined, they differ in {what}: {one} and {two}. "
-                f"{_REMEDIES.get(what, 'Leave one of them out')}"
+                f"{first.path} and {other.path} cannot be joined, they differ in {what}: {one} and "
+                f"{other.alike[what]}. {_REMEDIES.get(what, 'Leave one of them out')}"
             )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from worldline.formats.source import Filmed, Source
+from worldline.formats.source import Source
 
 SAMPLE = 1 << 16
 """Bytes read at the beginning, in the middle and at the end of a file."""
@@ -35,10 +35,9 @@ def footage_of(source: Source, episodes: Sequence[int]) -> str:
     digest = hashlib.sha256(source.kind.encode())
     for episode in episodes:
         digest.update(f" {source.episodes[episode].length}".encode())
-        if isinstance(source, Filmed):
-            path, first = source.footage(episode)
-            status = path.stat()
-            digest.update(f" {first} {_sampled(path, status.st_size, status.st_mtime_ns)}".encode())
+        path, first = source.footage(episode)
+        status = path.stat()
+        digest.update(f" {first} {_sampled(path, status.st_size, status.st_mtime_ns)}".encode())
     return digest.hexdigest()
 
 

@@ -25,21 +25,17 @@ from worldline.files import mapped_npy, npy_rows, read_json, write_json
 from worldline.formats.checks import check_window, validated
 from worldline.formats.source import Source
 from worldline.formats.states import Kind
-from worldline.schema import Clip, DataError, Episode, LatentGrid, Origin, StateLayout, TokenGrid, UsageError
+from worldline.schema import Clip, DataError, Episode, LatentGrid, StateLayout, UsageError
 
 CLAIM, METADATA = "encode.json", "metadata.json"
 _AGAIN = "Encode the data again."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LatentSource:
-    """Encoded windows of a data set. A `Source` that is read by whole windows."""
+class LatentSource(Source):
+    """Encoded windows of a data set, which is read by whole windows."""
 
-    path: Path
-    fps: float
-    layout: StateLayout
-    episodes: tuple[Episode, ...]
-    left_out: tuple[str, ...]
+    kind: str = "latents"
     latent_grid: LatentGrid
     pattern: FramePattern
     """Which frames of a window were encoded."""
@@ -49,15 +45,11 @@ class LatentSource:
     """Fingerprint of the VAE."""
     contract: dict[str, Any]
     """Camera, conditioning and picture size of the data set behind it."""
-    kind: str = "latents"
 
     @property
-    def image_size(self) -> None:
-        return None
-
-    @property
-    def grid(self) -> TokenGrid | None:
-        return None
+    def alike(self) -> dict[str, object]:
+        own = {"latents": self.latent_grid, "patterns of frames": self.pattern, "window strides": self.stride}
+        return super().alike | own | {"tokenizers": self.tokenizer, "reading": self.contract}
 
     def read(self, episode: int, start: int, stop: int) -> Clip:
         """Latents of the window `start .. stop-1`, and its states.
@@ -75,21 +67,23 @@ class LatentSource:
         grid, count = self.latent_grid, 1 + (self.episodes[episode].length - self.pattern.window) // self.stride
         in_window = grid.latents_of(len(self.pattern.frames))
         shape = (count, in_window, grid.channels, grid.height, grid.width)
-        table = _table(self.path / f"latents_{episode}.npy", shape)
+        table = _table(self.footage(episode)[0], shape)
         latents = torch.from_numpy(np.array(table[start // self.stride], np.float32))
         states = torch.from_numpy(self.read_states(episode, start, stop))
-        origin = Origin(source=str(self.path), episode=episode, start=start)
-        return Clip(states=states, fps=self.fps / self.pattern.stride, origin=origin, latents=latents)
+        fps = self.fps / self.pattern.stride
+        return Clip(states=states, fps=fps, origin=self.origin(episode, start), latents=latents)
 
     def footage(self, episode: int) -> tuple[Path, int]:
         """The file of an episode's latents, which begins with its first frame."""
-        return self.path / f"latents_{episode}.npy", 0
+        folder, number = self.places[episode]
+        return folder / f"latents_{number}.npy", 0
 
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
         """States alone, a copy."""
         check_window(self.episodes[episode], start, stop)
         shape = (self.episodes[episode].length, self.layout.dim)
-        return np.array(_table(self.path / f"states_{episode}.npy", shape)[start:stop], np.float32)
+        folder, number = self.places[episode]
+        return np.array(_table(folder / f"states_{number}.npy", shape)[start:stop], np.float32)
 
 
 def looks_like_latents(path: Path) -> bool:
@@ -155,6 +149,7 @@ def open_latents(path: Path) -> LatentSource:
                 zip(metadata.lengths, metadata.names, metadata.recordings or [None] * len(metadata.names), strict=True)
             )
         ),
+        places=tuple((path, i) for i in range(len(metadata.lengths))),
         left_out=metadata.left_out,
         latent_grid=metadata.latent_grid,
         pattern=key.pattern,

@@ -34,8 +34,6 @@ def check_episodes(source: Source, episodes: Sequence[int], *, size: int | None 
     Raises:
         DataError: the first fault, and how to go on without that episode.
     """
-    if not isinstance(source, Opened):
-        return
     for episode in episodes:
         try:
             found = source.check(episode)

@@ -5,8 +5,6 @@ A model trained on tokens, latents or a conversion is judged on the original onl
 
 from typing import Any
 
-from worldline.formats.lerobot.source import LerobotSource
-from worldline.formats.onex.source import OnexSource
 from worldline.formats.source import Source
 
 _KINDS: dict[str, type] = {"image_size": int, "camera": str, "state_keys": list}
@@ -24,6 +22,4 @@ def noted(metadata: dict[str, Any]) -> dict[str, Any]:
 def reading(source: Source, image_size: int | None) -> dict[str, Any]:
     """How a source is read, for what is made from it to note."""
     own = {"image_size": image_size} if image_size else {}
-    if isinstance(source, LerobotSource):
-        return {"camera": source.camera, "state_keys": list(source.columns), **own}
-    return {**(source.made_from if isinstance(source, OnexSource) else {}), **own}
+    return {**source.reading, **own}

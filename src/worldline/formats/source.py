@@ -1,90 +1,99 @@
-"""`Source`: where clips come from.
+"""`Source`: where clips come from. Every file format is one, and says of itself what others need to know of it."""
 
-One protocol; every file format of the house implements it and nothing else.
-"""
-
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
 
-from worldline.schema import Clip, Episode, StateLayout, TokenGrid
+from worldline.schema import Clip, Episode, Origin, StateLayout, TokenGrid, UsageError
 
 Conditioning = Literal["state", "action", "state+action"]
 """What `Clip.states` holds: the robot's measured state, its commanded action, or both side by side."""
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Episodes and their lengths, and any window of one.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """Episodes and their lengths, and any window of one. Opening is cheap: nothing is decoded before `read`.
 
-    Opening is cheap: nothing is decoded before `read`.
+    A format of video says how states and frames are read (`read_states`, `frames`) and which file shows an episode
+    (`footage`); one of tokens or latents reads its windows itself (`read`). All else follows.
     """
 
-    @property
-    def kind(self) -> str:
-        """`1x-tokens`, `1x-test`, `1x-raw`, `lerobot-v2.0`, `lerobot-v2.1`, `lerobot-v3.0`, `latents`."""
-        ...
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def fps(self) -> float: ...
-
-    @property
-    def layout(self) -> StateLayout:
-        """Names and kinds of the dimensions of `Clip.states`."""
-        ...
-
-    @property
-    def episodes(self) -> tuple[Episode, ...]: ...
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """Height and width of stored frames in pixels; None where the source holds none."""
-        ...
-
-    @property
-    def grid(self) -> TokenGrid | None:
-        """How tokens lie over frames; None where the source holds none."""
-        ...
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """What the source lists and does not give, one line each: absent or damaged (only with `allow_missing`), of no
-        frame, or listed twice."""
-        ...
+    kind: str
+    """`1x-tokens`, `1x-test`, `1x-raw`, `lerobot-v2.0`, `lerobot-v2.1`, `lerobot-v3.0`, `latents`."""
+    path: Path
+    fps: float
+    layout: StateLayout
+    """Names and kinds of the dimensions of `Clip.states`."""
+    episodes: tuple[Episode, ...]
+    places: tuple[Any, ...] = ()
+    """Where each episode lies, in terms of the format."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of stored frames in pixels; None where the source holds none."""
+    grid: TokenGrid | None = None
+    """How tokens lie over frames; None where the source holds none."""
+    left_out: tuple[str, ...] = ()
+    """What the source lists and does not give, one line each: absent or damaged (only with `allow_missing`), of no
+    frame, or listed twice."""
 
     def read(self, episode: int, start: int, stop: int) -> Clip:
-        """Frames `start .. stop-1` of an episode.
-
-        Token sources need both ends on the block grid of their file.
+        """Frames `start .. stop-1` of an episode. Token sources need both ends on the block grid of their file.
 
         Raises:
             DataError: the bytes are missing, damaged or of another shape than the metadata say.
             IndexError: the window leaves the episode.
             UsageError: a window of tokens that is off the block grid.
         """
-        ...
+        states = torch.from_numpy(self.read_states(episode, start, stop))
+        frames = torch.cat(list(self.frames(episode, start, stop)))
+        return Clip(states=states, fps=self.fps, origin=self.origin(episode, start), frames=frames)
 
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
-        """States of frames `start .. stop-1` alone, a copy, checked to be finite.
-
-        Never touches video or tokens.
+        """States of frames `start .. stop-1` alone, a copy, checked to be finite. Never touches video or tokens.
 
         Raises:
             DataError: as `read`, and for a value that is not a finite number.
             IndexError: the window leaves the episode.
         """
-        ...
+        raise NotImplementedError
 
-
-@runtime_checkable
-class Filmed(Source, Protocol):
-    """A source that knows which file shows an episode."""
+    def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
+        """Decode frames `start .. stop-1` in pieces of bounded size; 0 threads are as many as there are cores."""
+        raise UsageError(f"{self.path}: no video in this data set, it is {self.kind}")
 
     def footage(self, episode: int) -> tuple[Path, int]:
-        """The video or token file that shows an episode, and the episode's first frame in it."""
-        ...
+        """The video, token or latent file that shows an episode, and the episode's first frame in it."""
+        raise NotImplementedError
+
+    def check(self, episode: int) -> tuple[int, int] | None:
+        """Check all of an episode but its pixels, as cheaply as can be; give the size of its frames, if it has any.
+
+        Raises:
+            DataError: its states or its video are not what they should be.
+        """
+        self.read_states(episode, 0, self.episodes[episode].length)
+
+    @property
+    def alike(self) -> dict[str, object]:
+        """What data sets of one format that are read as one have in common, by what it is called in messages."""
+        return {
+            "state names": self.layout.names,
+            "frames per second": self.fps,
+            "picture size": self.image_size,
+            "tokens": self.grid,
+            "state kinds": self.layout.kinds,
+        }
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data were read (camera, columns, picture size), or those that they were made from."""
+        return {}
+
+    def origin(self, episode: int, start: int) -> Origin:
+        """Where a window comes from."""
+        return Origin(source=str(self.path), episode=episode, start=start)

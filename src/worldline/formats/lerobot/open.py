@@ -136,12 +136,11 @@ def open_lerobot(
             for i, entry in enumerate(entries)
         ),
         image_size=stated_size(path, meta.features[key]),
-        grid=None,
         left_out=tuple(leaving.lines),
         camera=key,
         columns=columns,
         dims=dims,
-        recordings=tuple(entry.recording for entry in entries),
+        places=tuple(entry.recording for entry in entries),
     )
     return _sound(replace(source, image_size=_stored_size(source) or source.image_size), leaving)
 
@@ -152,7 +151,7 @@ def _sound(source: LerobotSource, leaving: LeavingOut) -> LerobotSource:
     return replace(
         source,
         episodes=tuple(replace(source.episodes[i], index=new) for new, i in enumerate(kept)),
-        recordings=tuple(source.recordings[i] for i in kept),
+        places=tuple(source.places[i] for i in kept),
         left_out=tuple(leaving.lines),
     )
 

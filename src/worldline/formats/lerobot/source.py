@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from torch import Tensor
 from worldline.formats.checks import check_finite, check_window
 from worldline.formats.lerobot.tables import matrix, read_columns, read_images, seconds
 from worldline.formats.pairing import Mismatch, pair, rate, runs_at
+from worldline.formats.source import Source
 from worldline.formats.video import FrameTimes, decode_image, frame_times, probe, stream_frames
-from worldline.schema import Clip, DataError, Episode, Origin, StateLayout, TokenGrid
+from worldline.schema import DataError
 
 _IMAGES = 16
 """Images of a table that are decoded at a time."""
@@ -72,30 +74,26 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LerobotSource:
-    """Episodes of a LeRobot data set seen by one camera. A `Source`."""
+class LerobotSource(Source):
+    """Episodes of a LeRobot data set seen by one camera."""
 
-    kind: str
-    path: Path
-    fps: float
-    layout: StateLayout
-    episodes: tuple[Episode, ...]
-    image_size: tuple[int, int] | None
-    grid: TokenGrid | None
-    left_out: tuple[str, ...]
     camera: str
     columns: tuple[str, ...]
     """Table columns that make up `Clip.states`."""
     dims: tuple[int, ...]
     """Width of each of those columns."""
-    recordings: tuple[Recording, ...]
 
-    def read(self, episode: int, start: int, stop: int) -> Clip:
-        """Read states and decoded frames of a window."""
-        states = torch.from_numpy(self.read_states(episode, start, stop))
-        frames = torch.cat(list(self.frames(episode, start, stop)))
-        origin = Origin(source=str(self.path), episode=episode, start=start)
-        return Clip(states=states, fps=self.fps, origin=origin, frames=frames)
+    @property
+    def recordings(self) -> tuple[Recording, ...]:
+        return self.places
+
+    @property
+    def alike(self) -> dict[str, object]:
+        return super().alike | {"cameras": self.camera, "columns of states": self.columns}
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        return {"camera": self.camera, "state_keys": list(self.columns)}
 
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         """Decode the frames of rows `start .. stop-1` in pieces of bounded size."""

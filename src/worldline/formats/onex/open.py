@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field
 
 from worldline.files import mapped, read_json, unreadable
 from worldline.formats.checks import LeavingOut, Report, raise_problem, sound_episodes, summarise, validated
-from worldline.formats.onex.source import OnexSource, Shard, segment_runs
+from worldline.formats.onex.source import OnexSource, Place, Shard, segment_runs
 from worldline.formats.reading import noted
 from worldline.formats.states import ONEX_LAYOUT, Kind
 from worldline.formats.video import probe
@@ -106,7 +105,6 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
         image_size=_image_size(shards) if grid is None else None,
         grid=grid,
         left_out=tuple(leaving.lines),
-        shards=shards,
         places=places,
         tokenizer=_made_by(metadata) if grid is not None else None,
         made_from=noted(metadata),
@@ -115,7 +113,7 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
     return replace(
         source,
         episodes=tuple(replace(episodes[i], index=new) for new, i in enumerate(kept)),
-        places=places[kept] if len(kept) else places[:0],
+        places=tuple(places[i] for i in kept),
         left_out=tuple(leaving.lines),
     )
 
@@ -290,14 +288,14 @@ def _recordings(metadata: dict[str, Any]) -> dict[int, str]:
 
 def _episodes(
     shards: tuple[Shard, ...], grid: TokenGrid | None, recordings: dict[int, str]
-) -> tuple[tuple[Episode, ...], np.ndarray]:
+) -> tuple[tuple[Episode, ...], tuple[Place, ...]]:
     episodes: list[Episode] = []
-    places: list[np.ndarray] = []
-    for position, shard in enumerate(shards):
+    places: list[Place] = []
+    for shard in shards:
         assert shard.segments is not None
         segments = mapped(shard.segments, "int32", (shard.num_frames,))
         firsts, lengths = segment_runs(segments)
-        places.append(np.stack([np.full(len(firsts), position), firsts], axis=1))
+        places += [Place(shard, first) for first in firsts.tolist()]
         for first, length in zip(firsts.tolist(), lengths.tolist(), strict=True):
             name = f"shard {shard.index}, segment {segments[first]}"
             block_offset = 0 if grid is None else first % grid.block
@@ -305,7 +303,7 @@ def _episodes(
             episodes.append(
                 Episode(index=len(episodes), length=length, name=name, block_offset=block_offset, recording=recording)
             )
-    return tuple(episodes), np.concatenate(places).astype(np.int64) if places else np.zeros((0, 2), np.int64)
+    return tuple(episodes), tuple(places)
 
 
 def _image_size(shards: tuple[Shard, ...]) -> tuple[int, int] | None:
@@ -358,8 +356,7 @@ def _open_test(folder: _Folder, suffix: str, leaving: LeavingOut) -> OnexSource:
         image_size=_image_size(tuple(shards)) if grid is None else None,
         grid=grid,
         left_out=tuple(leaving.lines),
-        shards=tuple(shards),
-        places=np.stack([np.arange(len(shards)), np.zeros(len(shards), int)], axis=1).astype(np.int64),
+        places=tuple(Place(shard, 0) for shard in shards),
     )
 
 

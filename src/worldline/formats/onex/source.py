@@ -10,7 +10,7 @@ it was padded is not documented. Knows nothing of windows beyond "both ends on t
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +20,11 @@ from torch import Tensor
 from worldline.files import mapped
 from worldline.formats.checks import check_finite, check_window
 from worldline.formats.pairing import CLOCK_SLACK, rate, runs_at
+from worldline.formats.source import Source
 from worldline.formats.video import frame_times, probe, stream_frames
 from worldline.schema import (
     Clip,
     DataError,
-    Episode,
-    Origin,
-    StateLayout,
     TokenGrid,
     UsageError,
 )
@@ -44,40 +42,43 @@ class Shard:
     """None in the test set: one sample is one file."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class OnexSource:
-    """Episodes of a 1X v2.0 folder, tokens or video. A `Source`."""
+class Place(NamedTuple):
+    """Where an episode lies: its shard, and its first frame there."""
 
-    kind: str
-    path: Path
-    fps: float
-    layout: StateLayout
-    episodes: tuple[Episode, ...]
-    image_size: tuple[int, int] | None
-    grid: TokenGrid | None
-    left_out: tuple[str, ...]
-    shards: tuple[Shard, ...]
-    places: Int64[np.ndarray, "e 2"]
-    """Position in `shards` and first frame within that shard, per episode."""
+    shard: Shard
+    first: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OnexSource(Source):
+    """Episodes of a 1X v2.0 folder, tokens or video."""
+
     tokenizer: str | None = None
     """Fingerprint of the tokenizer that made the tokens, where metadata.json names it."""
     made_from: dict[str, Any] = field(default_factory=dict)
     """How the data were read that the folder was made from, where it says so: see `worldline.formats.reading`."""
 
+    @property
+    def alike(self) -> dict[str, object]:
+        return super().alike | {"tokenizers": self.tokenizer}
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        return self.made_from
+
     def read(self, episode: int, start: int, stop: int) -> Clip:
         """Read a window. In the test set `start` is 0, and tokens or frames are those of the context alone."""
         states = torch.from_numpy(self.read_states(episode, start, stop))
         shard, first = self._place(episode)
-        origin = Origin(source=str(self.path), episode=episode, start=start)
         if self.grid is None:
             until = min(stop, len(self.shown(episode))) if self.kind == "1x-test" else stop
             frames = torch.cat(list(self.frames(episode, start, until)))
-            return Clip(states=states, fps=self.fps, origin=origin, frames=frames)
+            return Clip(states=states, fps=self.fps, origin=self.origin(episode, start), frames=frames)
         if self.kind == "1x-test":
             tokens = self._context(shard, start, stop, self.grid)
         else:
             tokens = self._tokens(shard, first + start, first + stop, self.grid)
-        return Clip(states=states, fps=self.fps, origin=origin, tokens=tokens)
+        return Clip(states=states, fps=self.fps, origin=self.origin(episode, start), tokens=tokens)
 
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         """Decode frames `start .. stop-1` in pieces of bounded size: row i of a shard is frame i of its video."""
@@ -137,9 +138,8 @@ class OnexSource:
         shard, first = self._place(episode)
         return shard.video, first
 
-    def _place(self, episode: int) -> tuple[Shard, int]:
-        position, first = self.places[episode]
-        return self.shards[position], int(first)
+    def _place(self, episode: int) -> Place:
+        return self.places[episode]
 
     def _tokens(self, shard: Shard, begin: int, end: int, grid: TokenGrid) -> Int64[Tensor, "l gh gw"]:
         if begin % grid.block or end % grid.block:
