@@ -13,19 +13,21 @@ from worldline.nn.adaln import StateModulationConfig
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.rundir import write_model
 from worldline.tokenizers.load import describe
-from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
+from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes, WanVAETokenizer
 from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_weights import BackboneConfig
 
 SMALL_VAE = WanVAEConfig(
-    base_dim=4,
-    decoder_base_dim=4,
-    z_dim=4,
-    dim_mult=(1, 1, 1),
-    num_res_blocks=1,
-    temporal_downsample=(True, True),
-    latents_mean=(),
-    latents_std=(),
+    sizes=WanVAESizes(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=4,
+        dim_mult=(1, 1, 1),
+        num_res_blocks=1,
+        temporal_downsample=(True, True),
+        latents_mean=(),
+        latents_std=(),
+    )
 )
 """21 frames of 16x16 -> 6 latents of 4x2x2."""
 SMALL_BACKBONE = BackboneConfig(

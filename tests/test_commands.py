@@ -28,7 +28,6 @@ from commands import (
     source_texts,
     words_of,
 )
-from latent_builders import small_vae
 from torch.distributed.run import get_args_parser
 
 from worldline import builtin
@@ -36,7 +35,10 @@ from worldline.cli import plan, train
 from worldline.cli.main import VERBS
 from worldline.families.config import TrainConfig
 from worldline.recipes.all import RECIPES
+from worldline.rundir import to_json
+from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.worlds.wan import LoraConfig, WanConfig
+from worldline.worlds.wan_weights import BackboneConfig
 
 Capture = pytest.CaptureFixture[str]
 DATA_VERBS = ("info", "convert", "tokenize", "encode", "twin")
@@ -178,6 +180,19 @@ def test_an_optional_part_goes_and_comes() -> None:
     assert _config("train sampling_tiny --model.lora.rank 4") == lora
 
 
+def test_sizes_are_named_by_a_preset_and_stored_in_full() -> None:
+    large = _config("train sampling_tiny --model.backbone wan2.2-ti2v-5b").model
+    assert isinstance(large, WanConfig)
+    assert large.backbone == BackboneConfig.presets["wan2.2-ti2v-5b"] == BackboneConfig()
+    small = _config("train sampling_revontuli --model.backbone tiny").model
+    assert isinstance(small, WanConfig)
+    assert to_json(WanConfig, small)["backbone"]["ffn_dim"] == 640
+    vae = _config("train vae_tiny --model.sizes wan2.2-ti2v-5b").model
+    assert isinstance(vae, WanVAEConfig)
+    assert vae == WanVAEConfig()
+    assert "--model.backbone.num-layers" not in _help("train", "sampling_tiny")
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_one_length_of_a_run_replaces_the_other(name: str) -> None:
     by_steps, by_epochs = _config(f"plan {name} --steps 7"), _config(f"train {name} --epochs=1.5")
@@ -206,15 +221,10 @@ def _tiny(recipe: str, folder: Path) -> list[str]:
             write_followed_tokens(folder / name, episodes, seed=seed)
         return f"{data} {short} --model.width 16 --model.heads 2 --model.layers 1 --model.state-hidden 8".split()
     for name, episodes, first in (("train", 3, 0), ("val", 2, 50)):
-        write_squares(folder / name, episodes, length=81, first=first)
-    small_vae(folder / "vae")
-    heads = (
-        "--model.backbone.num-attention-heads 2 --model.backbone.attention-head-dim 12 --model.backbone.num-layers 1"
-    )
-    sizes = "--model.backbone.in-channels 4 --model.backbone.out-channels 4 --model.backbone.ffn-dim 48"
-    patch = "--model.backbone.patch-size 1 1 1 --model.states.hidden 16 --data.image-size 16"
-    alone = f"--model.lora None --weights None --text None --tokenizer {folder}/vae"
-    return f"{data} {short} {heads} {sizes} {patch} {alone}".split()
+        write_squares(folder / name, episodes, length=81, first=first, size=64)
+    small = "--model.backbone tiny --model.states.hidden 16 --data.image-size 64"
+    alone = "--model.lora None --weights None --text None --tokenizer vae-tiny"
+    return f"{data} {short} {small} {alone}".split()
 
 
 def _torchrun_lines() -> list[Told]:

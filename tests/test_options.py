@@ -142,8 +142,8 @@ NOT_IN_THE_LOSS = {
     "backbone.rope_max_seq_len": "the longest sequence, refused when exceeded",
     "states.normalise": "statistics are set from the data, see test_adaln.py",
     "normalise_states": "statistics are set from the data, see test_st_transformer.py",
-    "latents_mean": "scales what a world sees, not the VAE's own loss; see test_wan_vae.py",
-    "latents_std": "scales what a world sees, not the VAE's own loss; see test_wan_vae.py",
+    "sizes.latents_mean": "scales what a world sees, not the VAE's own loss; see test_wan_vae.py",
+    "sizes.latents_std": "scales what a world sees, not the VAE's own loss; see test_wan_vae.py",
     "kind": "which of the models it is",
 }
 

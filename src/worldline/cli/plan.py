@@ -65,7 +65,7 @@ def _vae(config: TrainConfig) -> WanVAEConfig | None:
         return None
     trained = (recipe().model for recipe in RECIPES.values())
     channels = config.model.backbone.in_channels
-    return next((vae for vae in trained if isinstance(vae, WanVAEConfig) and vae.z_dim == channels), None)
+    return next((vae for vae in trained if isinstance(vae, WanVAEConfig) and vae.sizes.z_dim == channels), None)
 
 
 def text(found: Plan) -> str:

@@ -21,6 +21,24 @@ Recipe = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversion
 LENGTHS = {"--steps": "--epochs", "--epochs": "--steps"}
 """Giving the length of a run in one way replaces a recipe's own in the other."""
 
+_PRESETS = tyro.constructors.ConstructorRegistry()
+
+
+@_PRESETS.primitive_rule
+def _preset(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Sizes that go together, of a class with `presets`, are one option that takes the name of a preset."""
+    presets: dict[str, Any] | None = getattr(info.type, "presets", None)
+    if presets is None:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(presets) + "}",
+        instance_from_str=lambda words: presets[words[0]],
+        is_instance=lambda value: isinstance(value, type(next(iter(presets.values())))),
+        str_from_instance=lambda value: [next((name for name, one in presets.items() if one == value), "other sizes")],
+        choices=tuple(presets),
+    )
+
 
 def parse_recipe(job: Callable[..., Job], verb: str, description: str, arguments: list[str]) -> tuple[str | None, Job]:
     """The recipe's name, if it is given, and the job; exits with a message where the name or an option is unknown.
@@ -47,6 +65,7 @@ def parse_recipe(job: Callable[..., Job], verb: str, description: str, arguments
             description=description,
             args=arguments,
             config=(tyro.conf.AvoidSubcommands,),
+            registry=_PRESETS,
         )
 
 

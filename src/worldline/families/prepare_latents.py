@@ -85,7 +85,7 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, ranks: Ra
     pattern, (source, chosen) = config.data.pattern, open_split(config.data, "train")
     base = _base(config, model_config)
     vae, identity = load_vae(config.tokenizer), fingerprint(config.tokenizer)
-    _check_channels(model_config, vae.config.z_dim)
+    _check_channels(model_config, vae.sizes.z_dim)
     grid = _grid(source, config.data, vae)
     model_config = _fitted(model_config, source, grid, pattern)  # what cannot be is refused before anything is encoded
     train, val = _as_latents(config, source, chosen, vae, identity, ranks, progress)
@@ -191,7 +191,7 @@ def _check_channels(model: WanConfig, channels: int) -> None:
     if model.backbone.in_channels != channels:
         raise UsageError(
             f"the backbone reads {model.backbone.in_channels} channels, but the VAE's latents have {channels} "
-            "(--model.backbone.in-channels, --model.backbone.out-channels)"
+            "(--model.backbone)"
         )
 
 

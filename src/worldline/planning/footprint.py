@@ -301,13 +301,17 @@ def _vae_config(config: TrainConfig, world: WanConfig, given: WanVAEConfig | Non
     """Of the VAE named by the run if it is there, else the one given, else Wan2.2's if the channels are its."""
     place, channels = config.tokenizer or config.weights, world.backbone.in_channels
     if place is not None and (files := vae_files(place)):
-        return read_config(files)
-    if place is not None and place.exists():
+        found = read_config(files)
+    elif place is not None and place.exists():
         described = model_folder(place) / "model.json"
-        return from_json(WanVAEConfig, read_json(described).get("config"), described)
-    found = given or WanVAEConfig()
-    if found.z_dim != channels:
-        raise UsageError(f"the world reads {channels} channels; give the VAE that makes them (--tokenizer RUN)")
+        found = from_json(WanVAEConfig, read_json(described).get("config"), described)
+    else:
+        found = given or WanVAEConfig()
+    if found.sizes.z_dim != channels:
+        raise UsageError(
+            f"the world reads {channels} channels, but the VAE makes {found.sizes.z_dim}; give the VAE that makes them "
+            "(--tokenizer RUN) or another --model.backbone"
+        )
     return found
 
 

@@ -60,16 +60,7 @@ def sampling_tiny() -> TrainConfig:
     """
     return TrainConfig(
         model=WanConfig(
-            backbone=BackboneConfig(
-                num_attention_heads=5,
-                attention_head_dim=32,
-                in_channels=12,
-                out_channels=12,
-                text_dim=16,
-                freq_dim=64,
-                ffn_dim=640,
-                num_layers=5,
-            ),
+            backbone=BackboneConfig.presets["tiny"],
             lora=None,
             states=StateModulationConfig(hidden=128, null=True, normalise=True),
             drop_states=0.1,

@@ -9,7 +9,7 @@ from worldline.data.clips import DataConfig
 from worldline.families.config import TrainConfig
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.tokenizers.fsq_video import FSQVideoConfig
-from worldline.tokenizers.wan_vae import WanVAEConfig
+from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes
 
 CACHE = Path("cache")
 """Where recipes keep decoded frames and tokens, in the working directory."""
@@ -49,16 +49,7 @@ def vae_tiny() -> TrainConfig:
     400 episodes, which is the built-in.
     """
     return TrainConfig(
-        model=WanVAEConfig(
-            base_dim=16,
-            decoder_base_dim=16,
-            z_dim=12,
-            dim_mult=(1, 2, 2),
-            num_res_blocks=1,
-            temporal_downsample=(True, True),
-            latents_mean=(),
-            latents_std=(),
-        ),
+        model=WanVAEConfig(sizes=WanVAESizes.presets["tiny"]),
         data=DataConfig(
             path=builtin.TWIN_MINI_TRAIN,
             val_path=builtin.TWIN_MINI_VAL,

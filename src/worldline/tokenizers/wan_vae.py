@@ -8,8 +8,8 @@ Knows nothing of files (`load.py`) and needs the extra `wan`, imported only when
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -42,10 +42,11 @@ WAN22_STD = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanVAEConfig:
-    """Shape of the VAE, by the names of diffusers. The defaults are Wan2.2's."""
+class WanVAESizes:
+    """Sizes of diffusers' `AutoencoderKLWan`, nearly under its names; the defaults are Wan2.2's."""
 
-    kind: Literal["wan-vae"] = "wan-vae"
+    presets: ClassVar[dict[str, "WanVAESizes"]]
+    """What `--model.sizes` may name. A checkpoint keeps the sizes themselves."""
     base_dim: int = 160
     """Channels of the encoder's first stage; stage i has `dim_mult[i]` times as many."""
     decoder_base_dim: int = 256
@@ -54,8 +55,6 @@ class WanVAEConfig:
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     """Residual blocks of each encoder stage; decoder stages have one more."""
-    attn_scales: tuple[float, ...] = ()
-    """Always empty: in diffusers 0.42.1 others have no effect, or fail without `is_residual`."""
     temporal_downsample: tuple[bool, ...] = (False, True, True)
     """Which steps between stages halve time beside space; one fewer than `dim_mult`. Two must."""
     dropout: float = 0.0
@@ -67,26 +66,18 @@ class WanVAEConfig:
     """Per channel; empty where they are still to be measured, which then count as 0."""
     latents_std: tuple[float, ...] = WAN22_STD
     """Per channel; empty where they are still to be measured, which then count as 1."""
-    l1_weight: float = 0.1
-    """Weight of the absolute error beside the squared error in the loss."""
-    kl_weight: float = 1e-5
-    """Weight of the divergence from the standard normal, in nats per latent value."""
 
     def __post_init__(self) -> None:
         whole(self, "base_dim", "decoder_base_dim", "z_dim", "dim_mult", "num_res_blocks", "patch_size")
         number(self, "dropout", below=1)
-        number(self, "l1_weight", "kl_weight")
         number(self, "latents_mean", least=-math.inf)
         number(self, "latents_std", above=0)
         steps = len(self.dim_mult) - 1
         if steps < 0 or len(self.temporal_downsample) != steps:
-            refuse(
-                self, "temporal_downsample", f"{max(steps, 1)} entries, one for each step between stages of dim_mult"
-            )
+            allowed = f"{max(steps, 1)} entries, one for each step between stages of dim_mult"
+            refuse(self, "temporal_downsample", allowed)
         if self.temporal_stride != _STRIDE:
             refuse(self, "temporal_downsample", f"true twice: diffusers' VAE works in chunks of {_STRIDE} frames")
-        if self.attn_scales:
-            refuse(self, "attn_scales", "empty: diffusers' Wan VAE has no use for them")
         for name in ("latents_mean", "latents_std"):
             if getattr(self, name) and len(getattr(self, name)) != self.z_dim:
                 refuse(self, name, f"{self.z_dim} numbers, one for each channel, or empty to be measured")
@@ -100,9 +91,42 @@ class WanVAEConfig:
         return 2 ** sum(self.temporal_downsample)
 
     @property
-    def pixel_channels(self) -> int:
-        """Channels of the folded video: `in_channels` and `out_channels` of diffusers."""
-        return 3 * self.patch_size**2
+    def derived(self) -> dict[str, int]:
+        """Entries of diffusers' configuration that follow from the others."""
+        pixels = 3 * self.patch_size**2
+        strides = {"scale_factor_temporal": self.temporal_stride, "scale_factor_spatial": self.spatial_stride}
+        return {"in_channels": pixels, "out_channels": pixels, **strides}
+
+
+WanVAESizes.presets = {
+    "wan2.2-ti2v-5b": WanVAESizes(),
+    "tiny": WanVAESizes(
+        base_dim=16,
+        decoder_base_dim=16,
+        z_dim=12,
+        dim_mult=(1, 2, 2),
+        num_res_blocks=1,
+        temporal_downsample=(True, True),
+        latents_mean=(),
+        latents_std=(),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanVAEConfig:
+    """The VAE and its loss."""
+
+    kind: Literal["wan-vae"] = "wan-vae"
+    sizes: WanVAESizes = field(default_factory=WanVAESizes)
+    """Sizes of the network; a preset by its name."""
+    l1_weight: float = 0.1
+    """Weight of the absolute error beside the squared error in the loss."""
+    kl_weight: float = 1e-5
+    """Weight of the divergence from the standard normal, in nats per latent value."""
+
+    def __post_init__(self) -> None:
+        number(self, "l1_weight", "kl_weight")
 
     def build(self) -> "WanVAETokenizer":
         return WanVAETokenizer(self)
@@ -125,22 +149,23 @@ class WanVAETokenizer(nn.Module):
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.vae = _autoencoder(config)
+        self.sizes = config.sizes
+        self.vae = _autoencoder(self.sizes)
         _channels_last(self.vae)
         # On the CPU even where weights are built on the meta device: no file brings these.
-        zeros, ones = (0.0,) * config.z_dim, (1.0,) * config.z_dim
-        self.register_buffer("latents_mean", torch.tensor(config.latents_mean or zeros, device="cpu"))
-        self.register_buffer("latents_std", torch.tensor(config.latents_std or ones, device="cpu"))
+        zeros, ones = (0.0,) * self.sizes.z_dim, (1.0,) * self.sizes.z_dim
+        self.register_buffer("latents_mean", torch.tensor(self.sizes.latents_mean or zeros, device="cpu"))
+        self.register_buffer("latents_std", torch.tensor(self.sizes.latents_std or ones, device="cpu"))
 
     @property
     def spatial_stride(self) -> int:
-        return self.config.spatial_stride
+        return self.sizes.spatial_stride
 
     def grid(self, height: int, width: int) -> LatentGrid:
         stride = self.spatial_stride
         if height % stride or width % stride:
             raise UsageError(f"frames of {height}x{width} do not divide by the VAE's stride {stride}")
-        return LatentGrid(channels=self.config.z_dim, height=height // stride, width=width // stride)
+        return LatentGrid(channels=self.sizes.z_dim, height=height // stride, width=width // stride)
 
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float32[Tensor, "b l c gh gw"]:
         """Normalised posterior mean of video in [-1, 1]. Differentiable.
@@ -180,7 +205,7 @@ class WanVAETokenizer(nn.Module):
         Raises:
             UsageError: there are no batches, or they hold no frames.
         """
-        count, mean, squares = 0, *torch.zeros(2, self.config.z_dim, dtype=torch.float64)
+        count, mean, squares = 0, *torch.zeros(2, self.sizes.z_dim, dtype=torch.float64)
         trains = self.training
         self.eval()  # no dropout
         for batch in batches:
@@ -225,7 +250,7 @@ class WanVAETokenizer(nn.Module):
 
     def _posterior(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the raw latents, as diffusers computes them but with frames 1.. in one pass."""
-        p = self.config.patch_size
+        p = self.sizes.patch_size
         folded = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=p, r=p)
         cache: list[Any] = [None] * _num_convolutions(self.vae.encoder)
         parts = [self.vae.encoder(folded[:, :, :1], feat_cache=cache, feat_idx=[0])]
@@ -236,7 +261,7 @@ class WanVAETokenizer(nn.Module):
 
     def _reconstruct(self, raw: Tensor) -> Tensor:
         """Video of raw latents, with latents 1.. in one pass and not clamped, so that every error has a gradient."""
-        p = self.config.patch_size
+        p = self.sizes.patch_size
         cache: list[Any] = [None] * _num_convolutions(self.vae.decoder)
         latents = self.vae.post_quant_conv(raw)
         parts = [self.vae.decoder(latents[:, :, :1], feat_cache=cache, feat_idx=[0], first_chunk=True)]
@@ -245,30 +270,15 @@ class WanVAETokenizer(nn.Module):
         return rearrange(torch.cat(parts, dim=2), "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p).float()
 
 
-def _autoencoder(config: WanVAEConfig) -> nn.Module:
+def _autoencoder(sizes: WanVAESizes) -> nn.Module:
     try:
         from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
     except ImportError as error:
         raise UsageError("the Wan VAE needs diffusers: pip install 'worldline[wan]'") from error
+    options: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sizes).items()}
+    options["temperal_downsample"] = options.pop("temporal_downsample")
     try:
-        return AutoencoderKLWan(
-            base_dim=config.base_dim,
-            decoder_base_dim=config.decoder_base_dim,
-            z_dim=config.z_dim,
-            dim_mult=list(config.dim_mult),
-            num_res_blocks=config.num_res_blocks,
-            attn_scales=list(config.attn_scales),
-            temperal_downsample=list(config.temporal_downsample),
-            dropout=config.dropout,
-            latents_mean=list(config.latents_mean),
-            latents_std=list(config.latents_std),
-            is_residual=config.is_residual,
-            in_channels=config.pixel_channels,
-            out_channels=config.pixel_channels,
-            patch_size=config.patch_size,
-            scale_factor_temporal=config.temporal_stride,
-            scale_factor_spatial=config.spatial_stride,
-        )
+        return AutoencoderKLWan(**options, **sizes.derived)
     except (ValueError, AssertionError) as error:  # widths that its shortcuts cannot average
         raise UsageError(f"diffusers cannot build this VAE; is_residual needs matching dim_mult: {error}") from error
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from worldline.files import read_json
 from worldline.rundir import from_json, load_tensors
 from worldline.schema import DataError
-from worldline.tokenizers.wan_vae import WanVAEConfig
+from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes
 
 HUB_ID = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 ORIGINAL_HUB_ID = "Wan-AI/Wan2.2-TI2V-5B"
@@ -26,9 +26,6 @@ ORIGINAL_NAME = "Wan2.2_VAE.pth"
 _CLASS = "AutoencoderKLWan"
 _STEM = "diffusion_pytorch_model"
 _FIX = f"Give the VAE of {HUB_ID} (folder vae) or {ORIGINAL_NAME} of {ORIGINAL_HUB_ID}, complete."
-_COMPUTED = ("in_channels", "out_channels", "scale_factor_temporal", "scale_factor_spatial")
-"""Entries of diffusers' `config.json` that follow from the others here; they are compared, not read."""
-
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What weights may be stored as. Quantised ones (float8, int8) give other latents than those the world learnt on."""
 
@@ -84,21 +81,21 @@ def read_config(files: list[Path]) -> WanVAEConfig:
     content = read_json(place)
     if content.get("_class_name") != _CLASS:
         raise DataError(place, expected=f"an {_CLASS}", found=repr(content.get("_class_name")), fix=_FIX)
-    # `clip_output` was written by a conversion script; diffusers clips always, and refuses the entry itself.
+    # `clip_output` was written by a conversion script; diffusers clips always. `attn_scales` has no effect there.
     fields = {k: v for k, v in content.items() if not k.startswith("_") and k != "clip_output"}
-    computed = {name: fields.pop(name) for name in _COMPUTED if name in fields}
+    if fields.pop("attn_scales", None):
+        raise DataError(place, expected="no attn_scales", found=str(content["attn_scales"]), fix=_FIX)
     if "temperal_downsample" in fields:
         fields["temporal_downsample"] = fields.pop("temperal_downsample")
-    if fields.get("decoder_base_dim", ...) is None:
-        fields["decoder_base_dim"] = fields.get("base_dim")
-    if fields.get("patch_size", ...) is None:
-        fields["patch_size"] = 1
-    config = from_json(WanVAEConfig, fields, place)
-    expected = (config.pixel_channels, config.pixel_channels, config.temporal_stride, config.spatial_stride)
-    for name, value in zip(_COMPUTED, expected, strict=True):
-        if computed.get(name, value) != value:
-            raise DataError(place, expected=f"{name} = {value}", found=f"{computed[name]}", fix=_FIX)
-    return config
+    for name, default in (("decoder_base_dim", fields.get("base_dim")), ("patch_size", 1)):
+        if fields.get(name, ...) is None:
+            fields[name] = default
+    derived = {name: fields.pop(name) for name in WanVAESizes().derived if name in fields}
+    sizes: WanVAESizes = from_json(WanVAESizes, fields, place)
+    for name, value in sizes.derived.items():
+        if derived.get(name, value) != value:
+            raise DataError(place, expected=f"{name} = {value}", found=f"{derived[name]}", fix=_FIX)
+    return WanVAEConfig(sizes=sizes)
 
 
 def read_tensors(files: list[Path], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -51,6 +51,7 @@ class WanConfig:
 
     kind: Literal["wan"] = "wan"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """Sizes of the transformer; a preset by its name."""
     lora: LoraConfig | None = field(default_factory=LoraConfig)
     """Adapters on a pretrained, frozen backbone in bfloat16; None trains the whole backbone, which is then saved."""
     block_bias: bool = False

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from safetensors import safe_open
@@ -59,6 +59,8 @@ _ORIGINAL_FIELDS = {"dim": "width", "num_layers": "num_layers", "num_heads": "nu
 class BackboneConfig:
     """Sizes of diffusers' `WanTransformer3DModel`, under its names; the defaults are Wan2.2 TI2V-5B."""
 
+    presets: ClassVar[dict[str, "BackboneConfig"]]
+    """What `--model.backbone` may name. A checkpoint keeps the sizes themselves."""
     patch_size: tuple[int, int, int] = (1, 2, 2)
     """Latent frames, rows and columns that become one token."""
     num_attention_heads: int = 24
@@ -73,10 +75,7 @@ class BackboneConfig:
     cross_attn_norm: bool = True
     qk_norm: Literal["rms_norm_across_heads"] | None = "rms_norm_across_heads"
     eps: float = 1e-6
-    image_dim: int | None = None
-    added_kv_proj_dim: int | None = None
     rope_max_seq_len: int = 1024
-    pos_embed_seq_len: int | None = None
 
     def __post_init__(self) -> None:
         whole(
@@ -90,9 +89,6 @@ class BackboneConfig:
             refuse(self, "out_channels", f"as many as in_channels, {self.in_channels}: what is predicted is a latent")
         if self.freq_dim % 2:
             refuse(self, "freq_dim", "even: half are sines")
-        for name in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
-            if getattr(self, name) is not None:
-                refuse(self, name, "None: no world here is given an image beside its latents")
 
     @property
     def width(self) -> int:
@@ -113,6 +109,21 @@ class BackboneConfig:
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(_dtype_of(name, dtype))
         return model
+
+
+BackboneConfig.presets = {
+    "wan2.2-ti2v-5b": BackboneConfig(),
+    "tiny": BackboneConfig(
+        num_attention_heads=5,
+        attention_head_dim=32,
+        in_channels=12,
+        out_channels=12,
+        text_dim=16,
+        freq_dim=64,
+        ffn_dim=640,
+        num_layers=5,
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
