@@ -5,7 +5,7 @@ quantiles, which a few wild values cannot move.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,19 +70,37 @@ def implausible(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
     Raises:
         DataError: states are not what they should be.
     """
-    bounds, found, sizes = Bounds.of(_sample(source, episodes)), _Places(source), []
-    for episode in episodes:
-        rows = source.read_states(episode, 0, source.episodes[episode].length)
-        found.add(episode, bounds.broken(rows), rows)
-        sizes.append(np.quantile(np.abs(rows), 0.95, axis=0, method="lower"))
-    if found.count:
-        dim = found.dim
-        yield found.fault(
-            "wild_value",
-            expected=f"{source.layout.names[dim]} within {bounds.low[dim]:.4g} .. {bounds.high[dim]:.4g}, "
-            "far around nearly all of its rows",
-        )
+    bounds = Bounds.of(_sample(source, episodes))
+    yield from _wild(source, episodes, bounds, lambda dim: "nearly all of its rows")
+    sizes = [np.quantile(np.abs(_states(source, i)), 0.95, axis=0, method="lower") for i in episodes]
     yield from _other_units(source, episodes, np.stack(sizes))
+
+
+def _wild(
+    source: Source,
+    episodes: Sequence[int],
+    bounds: Bounds,
+    around: Callable[[int], str],
+    aside: Bool[np.ndarray, "s"] | bool = False,
+) -> Iterator[DataError]:
+    """Values outside of bounds that lie far `around` what is usual: the first of them, and how many there are.
+
+    Dimensions of which something else is said are left `aside`.
+    """
+    found = [(i, marked) for i in episodes if (marked := bounds.broken(_states(source, i)) & ~np.array(aside)).any()]
+    if found:
+        episode, marked = found[0]
+        row, dim = np.argwhere(marked)[0].tolist()
+        value, count = _states(source, episode)[row, dim], sum(int(marked.sum()) for _, marked in found)
+        yield DataError(
+            _file(source, episode),
+            expected=f"{source.layout.names[dim]} within {bounds.low[dim]:.4g} .. {bounds.high[dim]:.4g}, far around "
+            f"{around(dim)}",
+            found=f"{value:.6g} in row {row} of {source.episodes[episode].name} ({count} such values in {len(found)} "
+            "episodes)",
+            fix=f"Repair the recording, or leave out what is at fault ({how_to_leave_out(source, episode)}).",
+            kind="wild_value",
+        )
 
 
 def _other_units(source: Source, episodes: Sequence[int], sizes: Float[np.ndarray, "e s"]) -> Iterator[DataError]:
@@ -116,22 +134,14 @@ def unlike(source: Source, episodes: Sequence[int], known: StateStats) -> Iterat
     low, high = (np.array(values, np.float64) for values in (known.q01, known.q99))
     span, rows = high - low, _sample(source, episodes)
     room, wide = np.maximum(span, _SMALL), 20 * np.maximum(span, 1.0)
-    bounds, found = Bounds(low=low - wide, high=high + wide), _Places(source)
+    bounds = Bounds(low=low - wide, high=high + wide)
     here_low, here_high = (np.quantile(rows, q, axis=0) for q in (0.05, 0.95))
     other = (here_low > high + room) | (here_high < low - room) | (here_high - here_low > 10 * room)
     tiny = np.maximum(np.abs(here_low), np.abs(here_high)) * _UNIT < np.maximum(np.abs(low), np.abs(high))
     if tiny.sum() * 2 >= len(tiny):
         other |= tiny  # radians where training had degrees
-    for episode in episodes:
-        states = source.read_states(episode, 0, source.episodes[episode].length)
-        found.add(episode, bounds.broken(states) & ~other, states)
-    if found.count:
-        dim = found.dim
-        yield found.fault(
-            "wild_value",
-            expected=f"{source.layout.names[dim]} within {bounds.low[dim]:.4g} .. {bounds.high[dim]:.4g}, far around "
-            f"what it was in training ({low[dim]:.4g} .. {high[dim]:.4g})",
-        )
+    trained = [f"what it was in training ({a:.4g} .. {b:.4g})" for a, b in zip(low, high, strict=True)]
+    yield from _wild(source, episodes, bounds, trained.__getitem__, aside=other)
     names = source.layout.names
     if other.any():
         dim = int(other.argmax())
@@ -160,40 +170,15 @@ def warn(problems: Iterator[DataError]) -> None:
         log.warning("implausible states: %s", problem)
 
 
-class _Places:
-    """Counts values in the order of reading and remembers where the first one was."""
-
-    def __init__(self, source: Source) -> None:
-        self.source, self.count, self.in_episodes = source, 0, 0
-        self.episode, self.row, self.dim, self.value = 0, 0, 0, 0.0
-
-    def add(self, episode: int, marked: Bool[np.ndarray, "n s"], rows: Float[np.ndarray, "n s"]) -> None:
-        if not marked.any():
-            return
-        if not self.count:
-            self.episode = episode
-            self.row, self.dim = (int(i) for i in np.argwhere(marked)[0])
-            self.value = float(rows[self.row, self.dim])
-        self.count += int(marked.sum())
-        self.in_episodes += 1
-
-    def fault(self, kind: str, *, expected: str) -> DataError:
-        name = self.source.episodes[self.episode].name
-        return DataError(
-            _file(self.source, self.episode),
-            expected=expected,
-            found=f"{self.value:.6g} in row {self.row} of {name} ({self.count} such values in {self.in_episodes} "
-            "episodes)",
-            fix=f"Repair the recording, or leave out what is at fault ({how_to_leave_out(self.source, self.episode)}).",
-            kind=kind,
-        )
-
-
 def _file(source: Source, episode: int) -> Path:
     return source.recordings[episode].table if isinstance(source, LerobotSource) else source.path
+
+
+def _states(source: Source, episode: int) -> Float[np.ndarray, "n s"]:
+    return source.read_states(episode, 0, source.episodes[episode].length)
 
 
 def _sample(source: Source, episodes: Sequence[int]) -> Float[np.ndarray, "n s"]:
     """Rows of all episodes, evenly thinned out beyond a million."""
     every = -(-sum(source.episodes[i].length for i in episodes) // _SAMPLE_ROWS)
-    return np.concatenate([source.read_states(i, 0, source.episodes[i].length)[::every] for i in episodes])
+    return np.concatenate([_states(source, i)[::every] for i in episodes])
