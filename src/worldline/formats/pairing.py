@@ -60,13 +60,14 @@ def pair(
         first: the frame at which the episode begins, where as many frames as rows are known to be its own.
         fps: the rate where there is no step to measure it by.
     """
-    half = _half_a_frame(rows, shown, fps)
-    mismatches: list[Mismatch] = []
+    steps = [float(np.median(np.diff(times))) for times in (rows, shown) if len(times) > 1]
+    half = (0.5 + _ROUNDING) * min(steps, default=1 / fps)
     if first is not None and first + len(rows) <= len(shown):
         own = shown[first : first + len(rows)]
         offsets = (own - own[0]) * _clock(rows, own) - (rows - rows[0])
         if np.abs(offsets).max() <= half:
             return first + np.arange(len(rows))
+    mismatches: list[Mismatch] = []
     for start in starts:
         for begun in (0.0, float(rows[0])) if rows[0] != 0 else (0.0,):
             found = _nearest(rows - begun + start, shown, half)
@@ -78,29 +79,17 @@ def pair(
 
 def _clock(rows: Float64[np.ndarray, "n"], own: Float64[np.ndarray, "n"]) -> float:
     """How much faster the rows' clock runs than that of as many frames, where it is within `CLOCK_SLACK` of it."""
-    if len(rows) < 2:
-        return 1.0
-    ratio = float((rows[-1] - rows[0]) / (own[-1] - own[0]))
+    ratio = float((rows[-1] - rows[0]) / (own[-1] - own[0])) if len(rows) > 1 else 1.0
     return ratio if abs(ratio - 1) <= CLOCK_SLACK else 1.0
-
-
-def _half_a_frame(rows: Float64[np.ndarray, "n"], shown: Float64[np.ndarray, "m"], fps: float) -> float:
-    steps = [float(np.median(np.diff(times))) for times in (rows, shown) if len(times) > 1]
-    return (0.5 + _ROUNDING) * min(steps, default=1 / fps)
 
 
 def _nearest(
     wanted: Float64[np.ndarray, "n"], shown: Float64[np.ndarray, "m"], half: float
 ) -> Int64[np.ndarray, "n"] | Mismatch:
-    right = np.searchsorted(shown, wanted).clip(1, max(1, len(shown) - 1))
-    left = right - 1
-    right = right.clip(max=len(shown) - 1)
-    frames = np.where(wanted - shown[left] <= shown[right] - wanted, left, right)
-    apart = np.abs(shown[frames] - wanted) > half
-    shared = np.diff(frames, prepend=-1) <= 0
-    wrong = np.flatnonzero(apart | shared)
+    """The frame nearest to each time, unless one is further than `half` away or is nearest to two."""
+    frames = np.searchsorted((shown[1:] + shown[:-1]) / 2, wanted)
+    wrong = np.flatnonzero((np.abs(shown[frames] - wanted) > half) | (np.diff(frames, prepend=-1) <= 0))
     if len(wrong) == 0:
         return frames
     row = int(wrong[0])
-    begin = wanted[0]
-    return Mismatch(row=row, at=float(wanted[row] - begin), nearest=float(shown[frames[row]] - begin))
+    return Mismatch(row=row, at=float(wanted[row] - wanted[0]), nearest=float(shown[frames[row]] - wanted[0]))
