@@ -112,7 +112,7 @@ FLOWS = {
             "world": Box(3, 0.5, "transformer:\nspace, time, MLP"),
             "states": Box(0, 1, "34 rows of states", "data"),
             "encoder": Box(1, 1, "state encoder"),
-            "codes": Box(2, 1, "a code for\neach grid", "data"),
+            "codes": Box(2, 1, "one vector\nfor each grid", "data"),
             "next": Box(4, 0.5, "the next grid", "data"),
             "again": Box(4, 1.6, "joins the past,\nthree times"),
             "decoder": Box(5, 0.5, "tokenizer:\n17 future frames"),

@@ -54,6 +54,12 @@ def test_the_house_is_the_import_contract() -> None:
     assert nn.column != process.column
 
 
+def test_the_tour_says_what_lives_in_every_room() -> None:
+    rows = [line.split("|")[1] for line in PAGES["tour"].splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert named == {name.removeprefix("worldline.") for name in _script("drawings").house().boxes}
+
+
 def test_texts_fit_their_boxes() -> None:
     module = _script("drawings")
     drawings = [*module.FLOWS.values(), module.house()]
