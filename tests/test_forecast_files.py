@@ -26,7 +26,7 @@ from worldline.cli import evaluate, forecast
 from worldline.contract import FramePattern
 from worldline.encoding.latents import encode as encode_latents
 from worldline.families.load import load_forecaster
-from worldline.families.sample import SampleOptions
+from worldline.families.sample import LoadOptions
 from worldline.forecasting.saved import read_predictions
 from worldline.formats.open import open_source
 from worldline.formats.video import encode
@@ -190,7 +190,7 @@ def test_raw_test_samples_are_forecast_by_both_kinds_of_world(tmp_path: Path) ->
     latents = write_latent_world(tmp_path / "latents", vae)
     tokens, tokenizer = write_world(tmp_path / "tokens"), write_tokenizer(tmp_path / "tokenizer")
     for world, given, times in ((latents, vae, range(20, 77, 4)), (tokens, tokenizer, range(17, 34))):
-        flow = SampleOptions(steps=2, num_samples=2) if world == latents else SampleOptions()
+        flow = {"steps": 2, "num_samples": 2} if world == latents else {}
         few = ["--steps", "2", "--num-samples", "2"] if world == latents else []
         run(world, "--data", data, "--tokenizer", given, "--format", "png", *few, "--out", world / "out")
         made = read_predictions(world / "out")
@@ -199,7 +199,7 @@ def test_raw_test_samples_are_forecast_by_both_kinds_of_world(tmp_path: Path) ->
         pictures = {path.name for path in (world / "out/sample_1/future_0").iterdir()}
         assert pictures == {f"frame_{time:03d}.png" for time in times}
         forecaster, clip = (
-            load_forecaster(world, tokenizer=given, sample=flow).forecaster,
+            load_forecaster(world, LoadOptions(tokenizer=given, **flow)).forecaster,
             open_source(data).read(1, 0, 77),
         )
         assert clip.frames is not None

@@ -17,6 +17,7 @@ from worldline.encoding.tokens import tokenize
 from worldline.evaluation.held_out import split_of
 from worldline.families.config import TrainConfig, read_config
 from worldline.families.load import load_forecaster
+from worldline.families.sample import LoadOptions
 from worldline.files import read_json
 from worldline.formats.content import content_of
 from worldline.formats.open import open_source
@@ -158,7 +159,7 @@ def test_the_copy_of_a_tokenizer_is_compared_and_not_only_its_note(tmp_path: Pat
     shutil.copy(_tokenizer(tmp_path / "two", 2) / "model.safetensors", tmp_path / "run/tokenizer")
     with pytest.raises(UsageError, match=r"made with another tokenizer .*run/tokenizer is"):
         load_forecaster(tmp_path / "run")
-    load_forecaster(tmp_path / "run", allow_different=("tokenizer",))
+    load_forecaster(tmp_path / "run", LoadOptions(allow_different=("tokenizer",)))
 
 
 # --- resume ---

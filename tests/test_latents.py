@@ -19,7 +19,7 @@ from worldline.encoding.latents import EncodeReport, encode
 from worldline.evaluation.held_out import held_out
 from worldline.evaluation.sampling import COPY, SINGLE, SamplingProtocol, evaluate_sampling
 from worldline.families.load import load_forecaster
-from worldline.families.sample import SampleOptions
+from worldline.families.sample import LoadOptions
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.content import content_of
 from worldline.formats.encoded import LatentSource
@@ -208,7 +208,7 @@ def run(place: Path) -> Path:
 
 
 def forecaster_of(run: Path, **choice: object) -> LatentForecaster:
-    loaded = load_forecaster(run, sample=SampleOptions(steps=2, **choice))  # pyright: ignore[reportArgumentType]
+    loaded = load_forecaster(run, LoadOptions(steps=2, **choice))  # pyright: ignore[reportArgumentType]
     assert isinstance(loaded.forecaster, LatentForecaster)
     return loaded.forecaster
 
@@ -268,7 +268,7 @@ def test_averaging_the_repeated_instant_changes_the_last_frame_only(run: Path, p
 
 
 def test_the_protocol_scores_every_row_and_says_what_it_did_not_compute(run: Path, place: Path) -> None:
-    loaded = load_forecaster(run, sample=SampleOptions(steps=2, num_samples=3))
+    loaded = load_forecaster(run, LoadOptions(steps=2, num_samples=3))
     forecaster = loaded.forecaster
     clips = held_out(run, loaded.contract, window=77, stride=8, data=place / "train")
     evaluation = evaluate_sampling(
@@ -295,7 +295,7 @@ def test_the_protocol_scores_every_row_and_says_what_it_did_not_compute(run: Pat
 
 
 def test_numbers_do_not_depend_on_the_batch_size(run: Path, place: Path, tmp_path: Path) -> None:
-    loaded = load_forecaster(run, sample=SampleOptions(steps=2, num_samples=2))
+    loaded = load_forecaster(run, LoadOptions(steps=2, num_samples=2))
     clips = held_out(run, loaded.contract, window=77, stride=8, data=place / "train")
     found = []
     for size in (1, 4):

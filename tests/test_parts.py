@@ -77,10 +77,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Read:
     read, plain = Read(), Clips.__getitem__
 
     def reading(self: Clips, key: int) -> Clip:
-        if Path(sys._getframe(1).f_code.co_filename).name in (
-            "batches.py",
-            "forecast.py",
-        ):  # beartype looks at some, too
+        where = Path(sys._getframe(1).f_code.co_filename).name  # beartype looks at some clips, too
+        if where in ("batches.py", "forecasts.py"):
             if len(read) == read.most:
                 raise KeyboardInterrupt
             read.append(key)

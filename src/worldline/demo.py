@@ -20,7 +20,7 @@ from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.families.config import TrainConfig
 from worldline.families.load import Loaded, load_forecaster
-from worldline.families.sample import SampleOptions
+from worldline.families.sample import LoadOptions
 from worldline.recipes.sampling import sampling_tiny
 from worldline.report.write import write_report
 from worldline.rundir import RunDir
@@ -113,8 +113,8 @@ def _evaluate(run: Path, out: Path, config: DemoConfig, report: Report) -> Evalu
 
 
 def _evaluate_sampling(run: Path, out: Path, config: DemoConfig, report: Report) -> Evaluation:
-    sample = SampleOptions(steps=10, num_samples=config.num_samples)
-    loaded = load_forecaster(run, sample=sample)
+    options = LoadOptions(steps=10, num_samples=config.num_samples)
+    loaded = load_forecaster(run, options)
     clips = held_out(run, loaded.contract, window=77, stride=20, data=builtin.TWIN_MINI_VAL)
     return evaluate_sampling(
         loaded.forecaster,
@@ -122,7 +122,7 @@ def _evaluate_sampling(run: Path, out: Path, config: DemoConfig, report: Report)
         protocol=SamplingProtocol(num_clips=config.sampling_clips),
         run=run,
         out=RunDir(out).evaluation,
-        settings=sample.settings(loaded.forecaster),
+        settings=options.settings(loaded.forecaster),
         tokenizer=loaded.identity,
         split=_split(run, loaded),
         progress=lambda done, total: report("judging the world over latents", done, total, {}),

@@ -1,53 +1,14 @@
-"""How a verb talks: results on stdout, progress and messages on stderr, `--json` one object and nothing else."""
+"""What verbs share: results on stdout, `--json` one object and nothing else; names and values that are wrong."""
 
 import difflib
 import json
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any, get_args, get_type_hints
 
-from tqdm import tqdm
-
 from worldline.checks import InvalidValue
 from worldline.schema import UsageError
-
-
-class Progress:
-    """Progress bars on stderr with rate and time left; one at a time, none for what takes under two seconds."""
-
-    def __init__(self) -> None:
-        self.bar: tqdm | None = None
-        self.what = ""
-
-    def __call__(self, what: str, done: int, total: int, figures: dict[str, float] | None = None) -> None:
-        """Show that `done` of `total` is done of `what`; another `what` closes the bar and opens its own."""
-        if self.bar is None or what != self.what:
-            self.close()
-            self.what = what
-            if what.startswith("tokenizing"):  # where the tokens lie is worth knowing even when it takes no time
-                say(what)
-            self.bar = tqdm(total=total, desc=what, file=sys.stderr, delay=2, dynamic_ncols=True, initial=done - 1)
-        shown = {name.removeprefix("train/"): f"{value:.4g}" for name, value in (figures or {}).items()}
-        self.bar.set_postfix({k: shown[k] for k in ("loss", "val/loss", "psnr_db", "val/psnr_db") if k in shown}, False)
-        self.bar.update(done - self.bar.n)
-        if done == total:
-            self.close()
-
-    def named(self, what: str) -> Callable[[int, int], None]:
-        """The progress of one thing, for functions that report (done, total)."""
-        return lambda done, total: self(what, done, total)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-
-def say(message: str) -> None:
-    """Tell the user something on stderr."""
-    print(message, file=sys.stderr)
 
 
 def show(result: dict[str, Any], *, text: str, as_json: bool) -> None:

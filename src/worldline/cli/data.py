@@ -9,7 +9,7 @@ import tyro
 
 from worldline import builtin
 from worldline.checks import MOST_WORKERS, seed, whole
-from worldline.cli.console import Progress, choose, options_of, say, show
+from worldline.cli.console import choose, options_of, show
 from worldline.contract import FramePattern
 from worldline.data.clips import MOST_PIXELS
 from worldline.data.convert import convert
@@ -20,6 +20,7 @@ from worldline.formats.faults import check_episodes
 from worldline.formats.open import OpenOptions, contract_of
 from worldline.formats.plausible import implausible, warn
 from worldline.formats.source import Source
+from worldline.progress import Progress, say
 from worldline.ranks import Ranks
 from worldline.rundir import to_json
 

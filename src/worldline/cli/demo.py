@@ -5,8 +5,9 @@ from pathlib import Path
 
 import tyro
 
-from worldline.cli.console import Progress, options_of, show
+from worldline.cli.console import options_of, show
 from worldline.demo import DemoConfig, run_demo
+from worldline.progress import Progress
 from worldline.report.text import text_table
 
 EXAMPLES = """Judge the built-in worlds of both tracks, train a fresh one for a few minutes, write a report.

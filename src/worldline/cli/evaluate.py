@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from worldline import builtin
-from worldline.cli.console import Progress, say, show
+from worldline.cli.console import show
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips
 from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
@@ -18,8 +18,9 @@ from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
 from worldline.families.load import Loaded, has_tokenizer, load_forecaster, refuse_unfit, window_of
-from worldline.families.sample import SampleOptions
+from worldline.families.sample import LoadOptions, SampleOptions
 from worldline.identity import Identity, Part, refuse_another
+from worldline.progress import Progress, say
 from worldline.ranks import Ranks
 from worldline.report.text import text_table
 from worldline.rundir import RunDir, describe_model, from_json, model_folder, to_json
@@ -308,15 +309,14 @@ class _Request:
 
     def _load(self, run: Path, checkpoint: str = "latest") -> Loaded:
         job = self.job
-        return load_forecaster(
-            run,
+        options = LoadOptions(
             checkpoint=checkpoint,
             allow_different=job.allow_different,
-            tokenizer=builtin.resolve(job.tokenizer) if job.tokenizer else None,
+            tokenizer=job.tokenizer,
             weights=job.weights,
-            sample=job.sample,
-            device=self.ranks.device(job.device),
+            **job.sample.sampling(),
         )
+        return load_forecaster(run, options, device=self.ranks.device(job.device))
 
     def tokenizer(self) -> Evaluation:
         job, model, device = self.job, self.model, self.ranks.device(self.job.device)

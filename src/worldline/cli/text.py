@@ -7,7 +7,8 @@ from typing import Literal
 
 import tyro
 
-from worldline.cli.console import say, show
+from worldline.cli.console import show
+from worldline.progress import say
 from worldline.worlds.wan_text import encode_text, fingerprint_encoder, save_text
 
 EXAMPLES = """Encode a prompt for a Wan world, once. Needs the extra: pip install 'worldline[wan]'.

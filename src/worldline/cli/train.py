@@ -9,11 +9,12 @@ import torch
 import tyro
 
 from worldline import builtin
-from worldline.cli.console import Progress, options_of, say, show
+from worldline.cli.console import options_of, show
 from worldline.cli.recipe_options import Recipe, parse_recipe, refuse_idle
 from worldline.families.config import TrainConfig, read_config
 from worldline.identity import Part
 from worldline.planning.plan import refuse_too_little
+from worldline.progress import Progress, say
 from worldline.ranks import Ranks
 from worldline.recipes.all import RECIPES
 from worldline.rundir import RunDir

@@ -1,4 +1,4 @@
-"""From a path to a forecaster: the world of a run, the tokenizer it was trained on, and how to sample."""
+"""From a path to a forecaster: the world of a run, the tokenizer it was trained on, and how to options."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,8 @@ import torch
 
 from worldline import builtin
 from worldline.contract import FramePattern
-from worldline.families.sample import SampleOptions
+from worldline.devices import pick_device
+from worldline.families.sample import LoadOptions
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.formats.encoded import LatentSource
@@ -56,40 +57,28 @@ class Loaded:
         return self.forecaster
 
 
-def load_forecaster(
-    path: Path,
-    *,
-    tokenizer: Path | None = None,
-    weights: Path | None = None,
-    checkpoint: str = "latest",
-    allow_different: Collection[Part] = (),
-    sample: SampleOptions | None = None,
-    device: torch.device | None = None,
-) -> Loaded:
+def load_forecaster(path: Path, options: LoadOptions | None = None, *, device: torch.device | None = None) -> Loaded:
     """Load the world of a run and, where there is one, the tokenizer it was trained on.
 
     Args:
         path: run folder, or model folder inside one.
-        tokenizer: where it lies, if not in the run folder; must be the one the world was trained on.
-        weights: where the pretrained backbone lies, if it has moved since training (worlds with adapters).
-        checkpoint: which one of a run folder: `latest`, `best` or a step.
-        allow_different: what may be another one, on purpose, than the world was trained with.
+        device: in place of `options.device`; a rank has its own.
 
     Raises:
         UsageError: the tokenizer is missing though the world was trained with one, or is another one.
         DataError: files are missing or damaged.
     """
-    device, sample = device or torch.device("cpu"), sample or SampleOptions()
-    model = model_folder(path, checkpoint)
-    world, description = load_world(model, weights=weights, allow_different=allow_different)
+    options = options or LoadOptions()
+    device = device or pick_device(options.device)
+    model = model_folder(path, options.checkpoint)
+    world, description = load_world(model, weights=options.weights, allow_different=options.allow_different)
     made_with = Identity.of(description)
     expected = made_with.tokenizer
-    place = tokenizer or _tokenizer_of(path, expected)
+    place = builtin.resolve(options.tokenizer) if options.tokenizer else _tokenizer_of(path, expected)
     spoken = fingerprint(place) if place else expected
     places: dict[Part, Path | str | None] = {"tokenizer": place}
-    refuse_another(
-        made_with, Identity(tokenizer=spoken), what=f"the world in {path}", places=places, allowed=allow_different
-    )
+    found = Identity(tokenizer=spoken)
+    refuse_another(made_with, found, what=f"the world in {path}", places=places, allowed=options.allow_different)
     contract = description["contract"]
     match world:
         case STTransformer():
@@ -100,11 +89,11 @@ def load_forecaster(
                 tokenizer=spoken_by,
                 world=world.to(device),
                 grid=grid,
-                sampling=sample.tokens,
-                num_samples=sample.num_samples,
-                decode_mode=sample.decode_mode,
-                blend_last_frame=sample.blend_last_frame,
-                rows=sample.rows,
+                sampling=options.tokens,
+                num_samples=options.num_samples,
+                decode_mode=options.decode_mode,
+                blend_last_frame=options.blend_last_frame,
+                rows=options.rows,
                 device=device,
             )
         case WanWorld():
@@ -115,10 +104,10 @@ def load_forecaster(
                 world=world.to(device),
                 grid=LatentGrid(**contract["latent_grid"]),
                 pattern=from_json(FramePattern, contract["pattern"], path),
-                sampling=sample.flow,
-                num_samples=sample.num_samples,
-                average_repeats=sample.average_repeats,
-                rows=sample.rows,
+                sampling=options.flow,
+                num_samples=options.num_samples,
+                average_repeats=options.average_repeats,
+                rows=options.rows,
                 device=device,
             )
     return Loaded(

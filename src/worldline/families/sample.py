@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.tokens import DecodeMode, TokenForecaster
+from worldline.identity import Part
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.schema import UsageError
@@ -59,8 +61,12 @@ class SampleOptions:
         """How worlds over latents turn noise into data."""
         return FlowSampling(sampler=self.sampler, steps=self.steps, guidance=self.guidance)
 
+    def sampling(self) -> dict[str, Any]:
+        """These options alone, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(SampleOptions)}
+
     def given(self) -> list[str]:
-        """Names of the options that are not as by default."""
+        """Names of those that are not as by default."""
         return [field.name for field in fields(SampleOptions) if getattr(self, field.name) != field.default]
 
     def check(self, description: Mapping[str, Any]) -> None:
@@ -91,3 +97,19 @@ class SampleOptions:
         """How a forecaster of this kind samples, for the record."""
         names = LATENTS_ONLY if isinstance(forecaster, LatentForecaster) else TOKENS_ONLY
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(SampleOptions):
+    """Which checkpoint of a run is loaded, and from where."""
+
+    checkpoint: str = "latest"
+    """Which checkpoint of a run folder: `latest`, `best` (see `--keep-best` of training) or a step."""
+    tokenizer: Path | None = None
+    """Where the tokenizer lies, if not in the run folder; must be the one the world was trained on."""
+    weights: Path | None = None
+    """Folder of the pretrained backbone, if it has moved since training (worlds with adapters)."""
+    allow_different: tuple[Part, ...] = ()
+    """What may be another one, on purpose, than the world was trained with: `tokenizer`."""
+    device: str = "auto"
+    """`auto` takes CUDA where there is one; under torchrun each process its own."""

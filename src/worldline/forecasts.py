@@ -1,0 +1,194 @@
+"""Forecasts of chosen clips of a data set, written to disk: what `worldline forecast` and `worldline.forecast` do.
+
+A forecast that was stopped goes on where it was when the same is asked for again. Several ranks share the clips.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from worldline import builtin
+from worldline.data.clips import Clips
+from worldline.evaluation.held_out import DataChanges, held_out, spread, warn_of_strange_states
+from worldline.evaluation.parts import made_from
+from worldline.families.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit, window_of
+from worldline.families.sample import LoadOptions
+from worldline.forecasting.forecaster import shown_pace
+from worldline.forecasting.predictions import Prediction, beside, predict
+from worldline.forecasting.saved import Index, Layout, Sample, begin_index, finish_index, save_npz, save_png
+from worldline.forecasting.video import write_comparison
+from worldline.formats.faults import check_episodes
+from worldline.process.noise import clip_seeds
+from worldline.progress import Progress, say
+from worldline.ranks import Ranks
+from worldline.rundir import describe_model, model_folder
+from worldline.schema import Clip, UsageError
+
+AT_ONCE = 4
+"""Clips that one process forecasts at once at most, where their rows allow more: the fewer, the better they share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastOptions(DataChanges, LoadOptions):
+    """What is forecast, from what, and how it is written."""
+
+    data: Path | tuple[Path, ...] | None = None
+    """Data set to forecast, or several of one layout; if not given, the run's own validation data (for built-ins:
+    twin-mini-val)."""
+    episodes: str | None = None
+    """Python slices and numbers of its episodes, for example `:-10` or `:40,45,50:60`."""
+    clips: tuple[int, ...] = ()
+    """Numbers of the clips to forecast."""
+    num_clips: int | Literal["all"] | None = None
+    """So many clips, evenly spread; if neither is given, all samples of a test set, and four clips of other data."""
+    out: Path | None = None
+    """Folder for the forecasts; if not given, `RUN/forecasts` (for built-ins: runs/NAME)."""
+    format: Layout = "mp4"
+    """`mp4` shows context and futures, beside the real clip where it is known; `png` holds the predicted frames alone,
+    without loss; `npz` these and, of worlds over tokens, the tokens with their 500 best log-probabilities."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        clip_seeds(self.seed, ())
+        if self.clips and self.num_clips is not None:
+            raise UsageError("--clips names the clips, so --num-clips would change nothing; give one of them")
+        if self.clips and min(self.clips) < 0:
+            raise UsageError(f"there is no clip {min(self.clips)}; clips are counted from 0")
+        if isinstance(self.num_clips, int) and self.num_clips < 1:
+            raise UsageError(f"{self.num_clips} clips are none to forecast; give --num-clips 1 or more, or all")
+
+
+def write_forecasts(run: Path, options: ForecastOptions, *, ranks: Ranks) -> list[Path]:
+    """Forecast the clips asked for, each on one of the ranks; give what was written, in their order.
+
+    Raises:
+        UsageError: the run holds no world, what is asked for would change nothing, or the data do not fit the world.
+        DataError: data or checkpoint are not what they should be.
+    """
+    run = builtin.resolve(run)
+    out = options.out or builtin.results_of(run) / "forecasts"
+    with ranks.first():  # what is refused is refused once, and before any weights are read
+        clips, numbers = _chosen(run, options)
+    with ranks.owning(out):
+        loaded = load_forecaster(run, options, device=ranks.device(options.device))
+        clips = clips.sized(loaded.forecaster.image_size)
+        files = {number: out / _file(options, clips, number) for number in numbers}
+        there: set[Path] = set()
+        if ranks.writes:
+            there = begin_index(out, _index(run, options, clips, numbers, loaded, ranks), list(files.values()))
+            if there:
+                say(f"{out}: {len(there)} of {len(files)} forecasts were there already")
+        _make(options, loaded, clips, files, ranks.agreed(there), ranks)
+        if ranks.writes:
+            finish_index(out)
+    return list(files.values())
+
+
+def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[int]]:
+    """The clips of the data, and which of them are to be forecast."""
+    model = model_folder(run, options.checkpoint)
+    description = describe_model(model)
+    check_world(description, model)
+    options.check(description)
+    if options.weights and not description["config"].get("lora"):
+        raise UsageError("--weights would change nothing: this world holds all of its weights")
+    clips = held_out(
+        run,
+        description["contract"],
+        window=window_of(description),
+        data=builtin.data_for(run, options.data),
+        episodes=options.episodes,
+        changes=options,
+    )
+    refuse_unfit(
+        clips.source,
+        description,
+        tokenizer=options.tokenizer is not None or has_tokenizer(run, description),
+        pictures=options.format != "npz",
+        allow_different=options.allow_different,
+    )
+    if options.clips and max(options.clips) >= len(clips):
+        raise UsageError(f"there is no clip {max(options.clips)}; the data have clips 0..{len(clips) - 1}")
+    wanted = options.num_clips or ("all" if clips.source.kind == "1x-test" else 4)
+    numbers = list(dict.fromkeys(options.clips)) or spread(len(clips), None if wanted == "all" else wanted)
+    episodes = sorted({int(clips.windows.episode[number]) for number in numbers})
+    check_episodes(clips.source, episodes, size=clips.image_size)
+    warn_of_strange_states(clips.source, episodes, model)
+    return clips, numbers
+
+
+def _make(
+    options: ForecastOptions, loaded: Loaded, clips: Clips, files: dict[int, Path], there: set[Path], ranks: Ranks
+) -> None:
+    """Forecast what is not there, a few clips at a time."""
+    numbers, forecaster = list(files), loaded.forecaster
+    size = max(1, min(AT_ONCE, forecaster.rows_at_once // options.num_samples))
+    parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+
+    def make(part: int) -> None:
+        batch = [clips[number] for number in parts[part]]
+        for number, clip, made in zip(parts[part], batch, predict(forecaster, batch, seed=options.seed), strict=True):
+            _save(options.format, files[number], loaded, clip, made)
+
+    done = {i for i, part in enumerate(parts) if there.issuperset(files[number] for number in part)}
+    with Progress() as progress:
+        ranks.made(range(len(parts)), make, done=done.__contains__, progress=progress.named("forecasting"))
+
+
+def _save(layout: Layout, path: Path, loaded: Loaded, clip: Clip, made: Prediction) -> None:
+    forecaster = loaded.forecaster
+    match layout:
+        case "npz":
+            save_npz(path, made, times=forecaster.times)
+        case "png":
+            save_png(path, made, times=forecaster.times)
+        case "mp4":
+            assert made.frames is not None, "asked for in advance"
+            seen, real = beside(forecaster, clip)
+            fps = loaded.contract["fps"] / shown_pace(forecaster)
+            write_comparison(path, seen, made.frames, real=real, fps=fps)
+
+
+def _index(
+    run: Path, options: ForecastOptions, clips: Clips, numbers: list[int], loaded: Loaded, ranks: Ranks
+) -> Index:
+    places = [(int(clips.windows.episode[number]), int(clips.windows.start[number])) for number in numbers]
+    episodes, model = clips.source.episodes, model_folder(run, options.checkpoint)
+    return Index(
+        layout=options.format,
+        run=run.resolve().name,
+        checkpoint=model.name,
+        data=clips.source.path.resolve().name,
+        fps=clips.source.fps,
+        times=loaded.forecaster.times,
+        num_samples=options.num_samples,
+        seed=options.seed,
+        settings=options.settings(loaded.forecaster),
+        samples=tuple(
+            Sample(name=_name(clips, number), clip=number, episode=episodes[episode].name, start=start)
+            for number, (episode, start) in zip(numbers, places, strict=True)
+        ),
+        made_from=made_from(
+            clips,
+            {model: loaded.tokenizer},
+            weights=options.weights,
+            device=ranks.device(options.device),
+            sample=options.sampling(),
+            seed=options.seed,
+            numbers=numbers,
+        ),
+    )
+
+
+def _file(options: ForecastOptions, clips: Clips, number: int) -> str:
+    """The file of a clip's forecast, or its folder of pictures."""
+    return _name(clips, number) + ("" if options.format == "png" else f".{options.format}")
+
+
+def _name(clips: Clips, number: int) -> str:
+    """The name of a clip's files: of a sample of one test set that of its own file, `sample_12`."""
+    own = clips.source.episodes[int(clips.windows.episode[number])].name
+    if clips.source.kind == "1x-test" and own.startswith("sample "):  # of several sets joined, it names the set first
+        return own.replace(" ", "_")
+    return f"clip_{number:05d}"

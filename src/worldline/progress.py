@@ -1,0 +1,48 @@
+"""How long jobs talk while they run: progress bars and messages on stderr."""
+
+import sys
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Progress bars on stderr with rate and time left; one at a time, none for what takes under two seconds."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+        self.what = ""
+
+    def __call__(self, what: str, done: int, total: int, figures: dict[str, float] | None = None) -> None:
+        """Show that `done` of `total` is done of `what`; another `what` closes the bar and opens its own."""
+        if self.bar is None or what != self.what:
+            self.close()
+            self.what = what
+            if what.startswith("tokenizing"):  # where the tokens lie is worth knowing even when it takes no time
+                say(what)
+            self.bar = tqdm(total=total, desc=what, file=sys.stderr, delay=2, dynamic_ncols=True, initial=done - 1)
+        shown = {name.removeprefix("train/"): f"{value:.4g}" for name, value in (figures or {}).items()}
+        self.bar.set_postfix({k: shown[k] for k in ("loss", "val/loss", "psnr_db", "val/psnr_db") if k in shown}, False)
+        self.bar.update(done - self.bar.n)
+        if done == total:
+            self.close()
+
+    def named(self, what: str) -> Callable[[int, int], None]:
+        """The progress of one thing, for functions that report (done, total)."""
+        return lambda done, total: self(what, done, total)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def say(message: str) -> None:
+    """Tell the user something on stderr."""
+    print(message, file=sys.stderr)
