@@ -75,6 +75,7 @@ def _memory(
     tokens: Tensor | None = None,
     grid: TokenGrid | None = None,
     kind: str = "1x-raw",
+    context_only: bool = False,
 ) -> Source:
     return _InMemory(
         states=states,
@@ -82,6 +83,7 @@ def _memory(
         tokens=tokens,
         grid=grid,
         kind=kind,
+        context_only=context_only,
         path=Path("memory"),
         fps=30.0,
         layout=TWO_JOINTS,
@@ -608,7 +610,7 @@ def test_a_model_without_a_run_needs_data(tmp_path: Path) -> None:
 
 def test_samples_without_a_future_cannot_be_evaluated(tmp_path: Path) -> None:
     case = _Case()
-    clips = _clips(_memory(case.states, frames=case.frames, kind="1x-test"))
+    clips = _clips(_memory(case.states, frames=case.frames, context_only=True))
     with pytest.raises(UsageError, match="no future tokens"):
         _evaluate(case.oracle(), clips, tmp_path)
 

@@ -110,7 +110,7 @@ def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[int]]:
     )
     if options.clips and max(options.clips) >= len(clips):
         raise UsageError(f"there is no clip {max(options.clips)}; the data have clips 0..{len(clips) - 1}")
-    wanted = options.num_clips or ("all" if clips.source.kind == "1x-test" else 4)
+    wanted = options.num_clips or ("all" if clips.source.context_only else 4)
     numbers = list(dict.fromkeys(options.clips)) or spread(len(clips), None if wanted == "all" else wanted)
     episodes = sorted({int(clips.windows.episode[number]) for number in numbers})
     check_episodes(clips.source, episodes, size=clips.image_size)
@@ -189,6 +189,6 @@ def _file(options: ForecastOptions, clips: Clips, number: int) -> str:
 def _name(clips: Clips, number: int) -> str:
     """The name of a clip's files: of a sample of one test set that of its own file, `sample_12`."""
     own = clips.source.episodes[int(clips.windows.episode[number])].name
-    if clips.source.kind == "1x-test" and own.startswith("sample "):  # of several sets joined, it names the set first
+    if clips.source.context_only and own.startswith("sample "):  # of several sets joined, it names the set first
         return own.replace(" ", "_")
     return f"clip_{number:05d}"

@@ -195,7 +195,7 @@ def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
         changes=job.changes,
         on=job.on,
     )
-    if clips.source.kind == "1x-test":
+    if clips.source.context_only:
         raise UsageError(f"{clips.source.path} holds no future: test samples can be forecast, not evaluated")
     if clips.source.image_size is None and kind != "compression":
         raise UsageError(f"{clips.source.path} holds no frames to compare with; give data that do (--data)")

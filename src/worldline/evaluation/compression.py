@@ -142,7 +142,7 @@ def evaluate_compression(
     Raises:
         UsageError: the data hold no future to compare with, or `unconditional` speaks other tokens.
     """
-    if clips.source.kind == "1x-test":
+    if clips.source.context_only:
         raise UsageError(f"{clips.source.path} holds no future tokens: test samples can be forecast, not evaluated")
     if unconditional is not None and _speech(unconditional) != _speech(loaded):
         raise UsageError(f"the world in {unconditional.folder} speaks other tokens than the one in {loaded.folder}")

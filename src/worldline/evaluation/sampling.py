@@ -120,7 +120,7 @@ def evaluate_sampling(
     Raises:
         UsageError: the data hold no frames, or `unconditional` forecasts other times.
     """
-    if clips.source.kind == "1x-test":
+    if clips.source.context_only:
         raise UsageError(f"{clips.source.path} holds no future frames: test samples can be forecast, not evaluated")
     if clips[0].frames is None:
         raise UsageError(f"{clips.source.path} holds no frames to compare a forecast with; give data that do (--data)")

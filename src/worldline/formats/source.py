@@ -37,6 +37,8 @@ class Source:
     """Height and width of stored frames in pixels; None where the source holds none."""
     grid: TokenGrid | None = None
     """How tokens lie over frames; None where the source holds none."""
+    context_only: bool = False
+    """Whether episodes are test samples: frames or tokens of a context alone, and states beyond it."""
     left_out: tuple[str, ...] = ()
     """What the source lists and does not give, one line each: absent or damaged (only with `allow_missing`), of no
     frame, or listed twice."""
