@@ -51,10 +51,11 @@ def write_world(place: Path, grid: TokenGrid = GRID, image_size: int | None = 64
         "state_names": list(TWO_JOINTS.names),
         "state_kinds": list(TWO_JOINTS.kinds),
         "token_grid": to_json(TokenGrid, grid),
+        "pattern": {"window": 34},
         "source_kind": "1x-tokens",
     }
     place.mkdir(parents=True)
-    write_model(place, {**describe_world(world), "contract": contract, "tokenizer": None}, world.state_dict())
+    write_model(place, {**describe_world(world), "contract": contract}, world.state_dict())
     return place
 
 
@@ -111,7 +112,7 @@ def write_latent_world(place: Path, vae: Path) -> Path:
         "source_kind": "latents",
     }
     place.mkdir(parents=True)
-    description = {**describe_world(world), "contract": contract, "tokenizer": fingerprint(vae)}
+    description = {**describe_world(world), "contract": contract, "identity": {"tokenizer": fingerprint(vae)}}
     write_model(place, description, world.state_dict())
     return place
 
@@ -304,7 +305,7 @@ def test_what_is_no_world_is_refused(tmp_path: Path) -> None:
     damaged = write_world(tmp_path / "world")
     for content in ({"format": 1}, {"format": 1, "config": {"kind": "st-transformer"}}, {"format": 1, "config": []}):
         (damaged / "model.json").write_text(json.dumps(content))
-        with pytest.raises(DataError, match=r"model\.json.*configuration of a world"):
+        with pytest.raises(DataError, match=r"model\.json.*configuration"):
             run(damaged)
 
 

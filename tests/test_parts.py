@@ -52,7 +52,12 @@ def _with_contract(model: Path) -> dict[str, Any]:
     """A tokenizer's description that says what data it was trained on, as training writes it."""
     grid = small_tokenizer().grid(16, 16)
     contract = {"fps": 30.0, "image_size": None, "conditioning": "state", "camera": None}
-    contract |= {"state_names": ["elbow", "gripper"], "state_kinds": ["radian", "closure"]}
+    contract |= {
+        "state_names": ["elbow", "gripper"],
+        "state_kinds": ["angle", "binary"],
+        "source_kind": "1x-raw",
+        "pattern": {"window": grid.block},
+    }
     return read_model(model)[0] | {"contract": contract | {"token_grid": vars(grid)}}
 
 

@@ -11,7 +11,8 @@ from worldline import builtin
 from worldline.data.clips import Clips
 from worldline.evaluation.held_out import DataChanges, held_out, spread, warn_of_strange_states
 from worldline.evaluation.parts import made_from
-from worldline.families.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit, window_of
+from worldline.families.card import describe_model
+from worldline.families.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit
 from worldline.families.sample import LoadOptions
 from worldline.forecasting.forecaster import shown_pace
 from worldline.forecasting.predictions import Prediction, beside, predict
@@ -21,7 +22,7 @@ from worldline.formats.faults import check_episodes
 from worldline.process.noise import clip_seeds
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks
-from worldline.rundir import describe_model, model_folder
+from worldline.rundir import model_folder
 from worldline.schema import Clip, UsageError
 
 AT_ONCE = 4
@@ -88,23 +89,23 @@ def write_forecasts(run: Path, options: ForecastOptions, *, ranks: Ranks) -> lis
 def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[int]]:
     """The clips of the data, and which of them are to be forecast."""
     model = model_folder(run, options.checkpoint)
-    description = describe_model(model)
-    check_world(description, model)
-    options.check(description)
-    if options.weights and not description["config"].get("lora"):
+    card = describe_model(model)
+    check_world(card, model)
+    options.check(card)
+    if options.weights and card.base is None:
         raise UsageError("--weights would change nothing: this world holds all of its weights")
     clips = held_out(
         run,
-        description["contract"],
-        window=window_of(description),
+        card.promise,
+        window=card.promise.pattern.window,
         data=builtin.data_for(run, options.data),
         episodes=options.episodes,
         changes=options,
     )
     refuse_unfit(
         clips.source,
-        description,
-        tokenizer=options.tokenizer is not None or has_tokenizer(run, description),
+        card,
+        tokenizer=options.tokenizer is not None or has_tokenizer(run, card),
         pictures=options.format != "npz",
         allow_different=options.allow_different,
     )
@@ -146,7 +147,7 @@ def _save(layout: Layout, path: Path, loaded: Loaded, clip: Clip, made: Predicti
         case "mp4":
             assert made.frames is not None, "asked for in advance"
             seen, real = beside(forecaster, clip)
-            fps = loaded.contract["fps"] / shown_pace(forecaster)
+            fps = loaded.contract.fps / shown_pace(forecaster)
             write_comparison(path, seen, made.frames, real=real, fps=fps)
 
 

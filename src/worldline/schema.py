@@ -105,13 +105,16 @@ class LatentGrid:
         return 1 + (num_frames - 1) // self.temporal_stride
 
 
+StateKind = Literal["angle", "velocity", "binary", "other"]
+"""`angle` in rad, `velocity` in m/s or rad/s, `binary` a closure in 0..1, `other` anything else."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StateLayout:
     """Which entries of a state vector are what. The conditioning of the worlds is built from this alone."""
 
     names: tuple[str, ...]
-    kinds: tuple[Literal["angle", "velocity", "binary", "other"], ...]
-    """`angle` in rad, `velocity` in m/s or rad/s, `binary` a closure in 0..1, `other` anything else."""
+    kinds: tuple[StateKind, ...]
 
     @property
     def dim(self) -> int:

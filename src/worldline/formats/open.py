@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from worldline.contract import Conditioning
 from worldline.formats.checks import Report, raise_problem, summarise
 from worldline.formats.choose import join
 from worldline.formats.encoded import looks_like_latents, open_latents
@@ -13,7 +14,7 @@ from worldline.formats.lerobot.open import looks_like_lerobot, open_lerobot
 from worldline.formats.lerobot.source import LerobotSource
 from worldline.formats.onex.open import looks_like_onex, open_onex
 from worldline.formats.reading import reading
-from worldline.formats.source import Conditioning, Source
+from worldline.formats.source import Source
 from worldline.formats.states import Kind, override_kinds
 from worldline.schema import DataError, UsageError
 

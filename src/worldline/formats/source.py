@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +11,6 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from worldline.schema import Clip, Episode, Origin, StateLayout, TokenGrid, UsageError
-
-Conditioning = Literal["state", "action", "state+action"]
-"""What `Clip.states` holds: the robot's measured state, its commanded action, or both side by side."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,6 +17,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
+from worldline.contract import ModelConfig
 from worldline.schema import Batch, LatentGrid, UsageError
 from worldline.tokenizers.tokenizer import by_pieces, to_pixels, to_signed
 
@@ -91,7 +92,7 @@ class WanVAESizes:
         return 2 ** sum(self.temporal_downsample)
 
     @property
-    def derived(self) -> dict[str, int]:
+    def derived(self) -> dict[str, Any]:
         """Entries of diffusers' configuration that follow from the others."""
         pixels = 3 * self.patch_size**2
         strides = {"scale_factor_temporal": self.temporal_stride, "scale_factor_spatial": self.spatial_stride}
@@ -114,7 +115,7 @@ WanVAESizes.presets = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanVAEConfig:
+class WanVAEConfig(ModelConfig):
     """The VAE and its loss."""
 
     kind: Literal["wan-vae"] = "wan-vae"

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
+from worldline.contract import ModelConfig
 from worldline.nn.adaln import StateModulation, StateModulationConfig
 from worldline.process.flow import (
     TIMESTEPS,
@@ -46,7 +47,7 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanConfig:
+class WanConfig(ModelConfig):
     """Everything that decides the parameters. State kinds and the latent's channels come from data and VAE."""
 
     kind: Literal["wan"] = "wan"
