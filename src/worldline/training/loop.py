@@ -94,7 +94,7 @@ def _train(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report:
     with ranks.first():
         identity = checked_identity(config, run, resume=resume) if ranks.writes else Identity()
     made = prepare(config, lambda what, done, total: report(what, done, total, {}), ranks)
-    if normalises(config):
+    if normalises(config) and made.card.statistics:
         identity = replace(identity, statistics=hash_of(to_json(StateStats, made.card.statistics)))
     made = replace(made, card=replace(made.card, identity=identity))
     total = config.total_steps(len(made.train))
