@@ -17,7 +17,7 @@ from worldline.tokenizers.load import load_tokenizer
 
 
 def _mean(evaluation: Evaluation, row: str, metric: str) -> float:
-    return next(r for r in evaluation.rows if r.name == row).metrics[metric].mean
+    return next(r for r in evaluation.rows if r.id == row).metrics[metric].mean
 
 
 def test_builtins_stay_small() -> None:
@@ -37,7 +37,7 @@ def test_builtin_tokenizer_keeps_held_out_frames(tmp_path: Path) -> None:
         batch_size=8,
         out=tmp_path,
     )
-    assert evaluation.rows[0].metrics["roundtrip_psnr_db"].mean >= 28
+    assert evaluation.rows[0].metrics["psnr_db_mean"].mean >= 28
 
 
 @pytest.mark.slow

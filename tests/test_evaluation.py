@@ -192,7 +192,7 @@ def _clips(source: Any) -> Clips:
 
 
 def _means(evaluation: Evaluation) -> dict[str, dict[str, float]]:
-    return {row.name: {name: value.mean for name, value in row.metrics.items()} for row in evaluation.rows}
+    return {row.id: {name: value.mean for name, value in row.metrics.items()} for row in evaluation.rows}
 
 
 def same(value: float) -> Any:
@@ -258,8 +258,8 @@ def test_pictures_of_likeliest_words_are_scored_beside_mean_ones(tmp_path: Path)
     evaluation = _evaluate(loaded, case.clips, tmp_path)
     rows = _means(evaluation)
     assert evaluation.settings["decode_mode"] == "mean"
-    assert rows["forecast, likeliest tokens"]["psnr_db_last"] == same(rows["tokenizer round trip"]["psnr_db_last"])
-    assert rows["forecast"]["psnr_db_last"] != same(rows["tokenizer round trip"]["psnr_db_last"])
+    assert rows["forecast_tokens"]["psnr_db_last"] == same(rows["reconstruction"]["psnr_db_last"])
+    assert rows["forecast"]["psnr_db_last"] != same(rows["reconstruction"]["psnr_db_last"])
 
 
 def test_where_every_word_is_kept_the_last_frame_seen_is_shown() -> None:
@@ -308,9 +308,9 @@ def test_kept_parts_are_scored_beside_plain_words(tmp_path: Path) -> None:
     evaluation = _evaluate(loaded, case.clips, tmp_path)
     rows = _means(evaluation)
     assert evaluation.settings["blend_last_frame"] is True
-    assert rows["forecast"]["psnr_db_last"] == same(rows["tokenizer round trip, seen parts kept"]["psnr_db_last"])
-    assert rows["forecast, likeliest tokens"]["psnr_db_last"] == same(rows["tokenizer round trip"]["psnr_db_last"])
-    assert rows["forecast"]["psnr_db_last"] != same(rows["tokenizer round trip"]["psnr_db_last"])
+    assert rows["forecast"]["psnr_db_last"] == same(rows["reconstruction_blended"]["psnr_db_last"])
+    assert rows["forecast_tokens"]["psnr_db_last"] == same(rows["reconstruction"]["psnr_db_last"])
+    assert rows["forecast"]["psnr_db_last"] != same(rows["reconstruction"]["psnr_db_last"])
 
 
 # --- worlds with known scores ---
@@ -323,7 +323,7 @@ def test_a_world_that_knows_everything_costs_nothing(tmp_path: Path) -> None:
         assert rows["forecast"][metric] == 0
     assert rows["forecast"]["token_accuracy"] == rows["forecast"]["top500_coverage"] == 1
     for metric in ("psnr_db_last", "psnr_db_mean", "ssim_mean"):
-        assert rows["forecast"][metric] == same(rows["tokenizer round trip"][metric])
+        assert rows["forecast"][metric] == same(rows["reconstruction"][metric])
 
 
 def test_states_of_another_clip_lead_to_that_clips_future(tmp_path: Path) -> None:
@@ -333,12 +333,10 @@ def test_states_of_another_clip_lead_to_that_clips_future(tmp_path: Path) -> Non
     expected = (future == partner).float().mean().item()
     assert expected < 1
     rows = _means(evaluation)
-    assert rows["forecast, states of another clip"]["token_accuracy"] == pytest.approx(expected)
-    assert rows["forecast, states of another clip"]["full_ce"] == pytest.approx(1e3 * (1 - expected), rel=1e-4)
+    assert rows["shuffled_states"]["token_accuracy"] == pytest.approx(expected)
+    assert rows["shuffled_states"]["full_ce"] == pytest.approx(1e3 * (1 - expected), rel=1e-4)
     compared = {(c.than, c.metric): c for c in evaluation.comparisons}
-    assert compared["forecast, states of another clip", "full_ce"].difference.mean == pytest.approx(
-        -1e3 * (1 - expected), rel=1e-4
-    )
+    assert compared["shuffled_states", "full_ce"].difference.mean == pytest.approx(-1e3 * (1 - expected), rel=1e-4)
 
 
 def test_a_world_that_knows_nothing_costs_the_log_of_the_vocabulary(tmp_path: Path) -> None:
@@ -428,9 +426,9 @@ def test_copying_the_last_frame_scores_as_by_hand(tmp_path: Path) -> None:
     error = (case.frames[:, 17:].double() - case.frames[:, 16:17].double()).square().mean(dim=(2, 3, 4))
     expected = 10 * (255**2 / error.clamp_min(1 / 12)).log10()
     rows = _means(evaluation)
-    assert rows["copy last frame"]["psnr_db_last"] == pytest.approx(expected[:, -1].mean().item(), abs=1e-3)
-    assert rows["copy last frame"]["psnr_db_mean"] == pytest.approx(expected.mean().item(), abs=1e-3)
-    curve = [point.mean for point in evaluation.curves["psnr_db"]["copy last frame"]]
+    assert rows["copy_last"]["psnr_db_last"] == pytest.approx(expected[:, -1].mean().item(), abs=1e-3)
+    assert rows["copy_last"]["psnr_db_mean"] == pytest.approx(expected.mean().item(), abs=1e-3)
+    curve = [point.mean for point in evaluation.curves["psnr_db"]["copy_last"]]
     assert curve == pytest.approx(expected.mean(dim=0).tolist(), abs=1e-3)
 
 
@@ -463,7 +461,7 @@ def test_a_sample_is_the_same_in_an_evaluation_of_any_size_and_in_a_forecast_alo
             forecaster.drawing(samples), case.clips, protocol=protocol, run=tmp_path, out=out, settings={}
         )
         archive = np.load(out / "forecasts.npz")
-        single = archive[f"forecast_{archive['rows'].tolist().index('one sample')}"][:, 17:]
+        single = archive[f"forecast_{archive['rows'].tolist().index('sample')}"][:, 17:]
         pictures.append(torch.from_numpy(single).permute(0, 1, 4, 2, 3))
     assert_pixels_agree(pictures[1], pictures[0])
     assert_pixels_agree(pictures[2], pictures[0][[0, 3]])
@@ -483,11 +481,11 @@ def test_fewer_shuffled_samples_are_compared_with_as_many_of_the_forecast(tmp_pa
         found[samples] = evaluate_sampling(
             _sampled(case).drawing(3), clips, protocol=protocol, run=tmp_path, out=tmp_path, settings={}
         )
-    assert found[0].not_computed["states of another clip"] == "switched off"
+    assert found[0].not_computed["shuffled_states"] == "switched off"
     assert [e.settings["shuffled_samples"] for e in found.values()] == [3, 2, 1, 0]
-    assert "states of another clip" not in _means(found[0])
-    for samples, mean in ((None, "mean of 3"), (2, "mean of 2"), (1, "one sample")):
-        (shuffled,) = [c for c in found[samples].comparisons if c.than == "states of another clip"]
+    assert "shuffled_states" not in _means(found[0])
+    for samples, mean in ((None, "mean_3"), (2, "mean_2"), (1, "sample")):
+        (shuffled,) = [c for c in found[samples].comparisons if c.than == "shuffled_states"]
         assert shuffled.better == mean
         # Every clip has the same states here, so that another clip's are its own: the same noise gives the same.
         assert shuffled.difference.mean == pytest.approx(0, abs=1e-3)
@@ -508,7 +506,7 @@ def test_a_forecast_does_not_know_the_frames_it_predicts(tmp_path: Path) -> None
     assert not np.array_equal(one["real"], two["real"])
     for index, row in enumerate(one["rows"]):
         same = np.array_equal(one[f"forecast_{index}"], two[f"forecast_{index}"])
-        assert same == (row != "tokenizer round trip"), row
+        assert same == (row != "reconstruction"), row
 
 
 def test_the_page_gets_context_and_forecast_of_every_row(tmp_path: Path) -> None:
@@ -518,9 +516,9 @@ def test_the_page_gets_context_and_forecast_of_every_row(tmp_path: Path) -> None
     assert archive["real"].shape == (CLIPS, 34, 16, 16, 3)
     assert archive["rows"].tolist() == [
         "forecast",
-        "copy last frame",
-        "tokenizer round trip",
-        "forecast, states of another clip",
+        "copy_last",
+        "reconstruction",
+        "shuffled_states",
     ]
     assert np.array_equal(archive["forecast_1"][:, 17:], np.repeat(archive["real"][:, 16:17], 17, axis=1))
     assert np.array_equal(archive["forecast_0"][:, :17], archive["real"][:, :17])
@@ -543,7 +541,7 @@ def test_a_clip_alone_has_no_foreign_states(tmp_path: Path) -> None:
     clips = _clips(_memory(case.states[:1], frames=case.frames[:1]))
     assert foreign_states(clips, [0]) is None
     evaluation = _evaluate(case.oracle(), clips, tmp_path)
-    assert "one clip only" in evaluation.not_computed["forecast, states of another clip"]
+    assert "one clip only" in evaluation.not_computed["shuffled_states"]
     assert "forecast" in _means(evaluation)
 
 
@@ -679,11 +677,11 @@ def test_a_tokenizers_round_trip_scores_as_by_hand(tmp_path: Path) -> None:
     )
     error = (case.tokenizer.decode(case.tokens).double() - case.frames.double()).square().mean(dim=(2, 3, 4))
     expected = (10 * (255**2 / error).log10()).mean().item()
-    assert _means(evaluation)["tokenizer round trip"]["roundtrip_psnr_db"] == pytest.approx(expected, abs=1e-3)
+    assert _means(evaluation)["reconstruction"]["psnr_db_mean"] == pytest.approx(expected, abs=1e-3)
     counts = torch.bincount(case.tokens.flatten()).double()
     shares = counts[counts > 0] / counts.sum()
-    assert evaluation.settings["codes_used"] == (counts > 0).sum()
-    assert evaluation.settings["code_perplexity"] == pytest.approx(
+    assert evaluation.settings["tokens_used"] == (counts > 0).sum()
+    assert evaluation.settings["token_perplexity"] == pytest.approx(
         math.exp(-(shares * shares.log()).sum().item()), abs=0.06
     )
     assert Evaluation.load(tmp_path / "out/metrics.json") == evaluation
@@ -710,7 +708,7 @@ def test_a_tokenizer_is_judged_on_the_device_that_is_asked_for(tmp_path: Path) -
             )
         )
         assert (torch.cuda.memory_stats().get("allocation.all.allocated", 0) > used) == (name == "cuda")
-    one, two = (_means(evaluation)["tokenizer round trip"] for evaluation in found)
+    one, two = (_means(evaluation)["reconstruction"] for evaluation in found)
     assert two == pytest.approx(one, rel=1e-3)
 
 

@@ -20,23 +20,22 @@ from worldline.evaluation.held_out import foreign_states, spread
 from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Evaluation, Role, Split
 from worldline.evaluation.summary import summarise, write_forecasts
-from worldline.evaluation.tally import CodeScores, Tally
+from worldline.evaluation.tally import Tally, TokenScores
 from worldline.families.load import Loaded
 from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.tokens import Rollout, TokenForecaster
 from worldline.identity import hash_of
-from worldline.metrics.codes import shared_code_lengths
-from worldline.metrics.kept import kept_code_lengths
+from worldline.metrics.tokens import kept_guesses, shared_guesses
 from worldline.process.noise import clip_seeds
 from worldline.ranks import Ranks
 from worldline.schema import Batch, UsageError
 from worldline.tokenizers.load import TokenizerIdentity
 
-FORECAST, SHUFFLED, UNCONDITIONAL = "forecast", "forecast, states of another clip", "unconditional"
-TOKENS = "forecast, likeliest tokens"
-COPY, UNIGRAM, ROUND_TRIP = "copy last frame", "unigram", "tokenizer round trip"
+FORECAST, SHUFFLED, UNCONDITIONAL = "forecast", "shuffled_states", "unconditional"
+TOKENS = "forecast_tokens"
+COPY, UNIGRAM, RECONSTRUCTION = "copy_last", "unigram", "reconstruction"
 KEEP_LAST = "keep_last_tokens"
-KEPT = "tokenizer round trip, seen parts kept"
+BLENDED = "reconstruction_blended"
 ROLES: dict[str, Role] = {
     FORECAST: "model",
     TOKENS: "ablation",
@@ -45,8 +44,8 @@ ROLES: dict[str, Role] = {
     COPY: "baseline",
     KEEP_LAST: "baseline",
     UNIGRAM: "baseline",
-    ROUND_TRIP: "ceiling",
-    KEPT: "ceiling",
+    RECONSTRUCTION: "ceiling",
+    BLENDED: "ceiling",
 }
 COMPARED = (  # better, than, metric
     (FORECAST, COPY, "psnr_db_last"),
@@ -60,9 +59,9 @@ COMPARED = (  # better, than, metric
     (FORECAST, KEEP_LAST, "full_ce"),
     (FORECAST, KEEP_LAST, "token_accuracy"),
     (FORECAST, UNIGRAM, "full_ce"),
-    (ROUND_TRIP, FORECAST, "psnr_db_last"),
+    (RECONSTRUCTION, FORECAST, "psnr_db_last"),
 )
-SHOWN = (FORECAST, COPY, ROUND_TRIP, SHUFFLED)
+SHOWN = (FORECAST, COPY, RECONSTRUCTION, SHUFFLED)
 CHANGED = 0.5
 """Probability that a token does not stay the last context grid's, where a run has not counted how often they did."""
 
@@ -207,9 +206,9 @@ class _Scorer:
         tokens = batch.tokens if batch.tokens is not None else self.forecaster.encode(_frames(batch))
         past, future = tokens[:, :context], tokens[:, context:]
         rollouts = self._score_worlds(tally, past, future, batch, now)
-        forced = CodeScores(future)
+        forced = TokenScores(future)
         self.forecaster.teacher_forced(tokens, batch.states, watch=forced.add)
-        forced.into(tally.values[FORECAST], 1)
+        forced.into(tally.values[FORECAST], teacher_forced=True)
         self._score_kept(tally, past, future)
         if self.counts is not None:
             _score_unigram(tally, future, self.counts.unigram)
@@ -249,17 +248,17 @@ class _Scorer:
             worlds.append((UNCONDITIONAL, self.unconditional, batch.states))
         rollouts = {}
         for name, world, states in worlds:
-            scores = CodeScores(future)
+            scores = TokenScores(future)
             rollouts[name] = world.rollout(past, states, seeds=clip_seeds(self.seed, batch.origins), watch=scores.add)
-            scores.into(tally.values[name], 0)
+            scores.into(tally.values[name])
         return rollouts
 
     def _score_kept(self, tally: Tally, past: Int64[Tensor, "b c h w"], future: Int64[Tensor, "b l h w"]) -> None:
-        scores, prior = CodeScores(future), self.prior
+        scores, prior = TokenScores(future), self.prior
         for index, changed in enumerate(self.changed):
             kept, true = past[:, -1].flatten(), future[:, index].flatten()
-            scores.note(index, kept_code_lengths(prior, kept, true, changed=changed), len(past))
-        scores.into(tally.values[KEEP_LAST], 0)
+            scores.note(index, kept_guesses(prior, kept, true, changed=changed), len(past))
+        scores.into(tally.values[KEEP_LAST])
 
     def _score_frames(
         self,
@@ -278,9 +277,9 @@ class _Scorer:
         if forecaster.decode_mode == "mean" or forecaster.blend_last_frame:
             frames[TOKENS] = forecaster.decode(rollouts[FORECAST].tokens)
         frames[KEEP_LAST] = forecaster.decode(past[:, -1:].expand_as(future))
-        frames[ROUND_TRIP] = forecaster.decode(future)
+        frames[RECONSTRUCTION] = forecaster.decode(future)
         if forecaster.blend_last_frame:
-            frames[KEPT] = forecaster.show(Rollout.certain(past, future), seen)
+            frames[BLENDED] = forecaster.show(Rollout.certain(past, future), seen)
         frames[COPY] = CopyLast.beside(forecaster).forecast(seen, batch.states).frames[:, 0]
         for name, predicted in frames.items():
             tally.add_frames(name, predicted, truth)
@@ -292,10 +291,10 @@ class _Scorer:
 def _score_unigram(tally: Tally, future: Int64[Tensor, "b l h w"], counts: Int64[np.ndarray, " v"]) -> None:
     # One imagined count each (Laplace): a token never seen in training must not cost infinitely much.
     logits = torch.from_numpy(np.log(counts + 1.0)).float().log_softmax(dim=0)
-    scores = CodeScores(future)
+    scores = TokenScores(future)
     for index, grid in enumerate(future.unbind(dim=1)):
-        scores.note(index, shared_code_lengths(logits, grid.flatten()), len(grid))
-    scores.into(tally.values[UNIGRAM], 0)
+        scores.note(index, shared_guesses(logits, grid.flatten()), len(grid))
+    scores.into(tally.values[UNIGRAM])
 
 
 def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:

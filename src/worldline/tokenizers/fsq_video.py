@@ -157,7 +157,7 @@ class FSQVideoTokenizer(nn.Module):
         loss = mse + self.config.l1_weight * error.abs().mean() + self.config.saturation_weight * saturation
         return loss, {
             "psnr_db": psnr.item(),
-            "codes_used": float(used),
+            "tokens_used": float(used),
         }
 
     @torch.no_grad()
