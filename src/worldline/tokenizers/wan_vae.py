@@ -277,9 +277,10 @@ def _autoencoder(sizes: WanVAESizes) -> nn.Module:
     except ImportError as error:
         raise UsageError("the Wan VAE needs diffusers: pip install 'worldline[wan]'") from error
     options: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sizes).items()}
+    options |= sizes.derived
     options["temperal_downsample"] = options.pop("temporal_downsample")
     try:
-        return AutoencoderKLWan(**options, **sizes.derived)
+        return AutoencoderKLWan(**options)
     except (ValueError, AssertionError) as error:  # widths that its shortcuts cannot average
         raise UsageError(f"diffusers cannot build this VAE; is_residual needs matching dim_mult: {error}") from error
 
