@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from worldline.files import atomic, unreadable
+from worldline.nn.published import HUB_ID, ORIGINAL_HUB_ID, digest, load_saved, renamed, weight_files
 from worldline.schema import DataError, UsageError
-from worldline.worlds.wan_weights import HUB_ID, ORIGINAL_HUB_ID, digest
 
 MAX_TOKENS = 512
 """Tokens Wan was trained to read, `</s>` included."""
@@ -135,7 +135,7 @@ def padded(rows: Float[Tensor, "n d"], length: int = MAX_TOKENS) -> Float[Tensor
 
 def _encoder_files(weights: Path) -> list[Path]:
     """The encoder's weights: safetensors of diffusers' folder, else the original file."""
-    if found := sorted((weights / "text_encoder").glob("model*.safetensors")):
+    if found := weight_files(weights / "text_encoder", "model"):
         return found
     if (weights / _ORIGINAL).is_file():
         return [weights / _ORIGINAL]
@@ -199,12 +199,7 @@ def _from_diffusers(file: Path, dtype: torch.dtype) -> Any:
 
 def _from_original(file: Path, dtype: torch.dtype) -> Any:
     """Build the encoder of the original file; its sizes are those of its tensors."""
-    tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    weights: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        for pattern, replacement in _RENAMES:
-            key = re.sub(pattern, replacement, key)
-        weights[key] = tensor.to(dtype)
+    weights = {renamed(key, _RENAMES): tensor.to(dtype) for key, tensor in load_saved(file).items()}
     first = "encoder.block.0.layer"
     buckets, heads = weights[f"{first}.0.SelfAttention.relative_attention_bias.weight"].shape
     inner, width = weights[f"{first}.0.SelfAttention.q.weight"].shape
