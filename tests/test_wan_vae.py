@@ -391,7 +391,7 @@ def test_other_weights_are_named_by_their_first_key(tmp_path: Path, changes: dic
 def test_a_single_file_is_taken_for_wan22(tmp_path: Path) -> None:
     file = small_original(vae(), tmp_path / ORIGINAL_NAME)
     for path in (file, tmp_path):
-        with pytest.raises(DataError, match=r"expected encoder.conv1.weight of shape \(160, 12, 3, 3, 3\), found shape"):
+        with pytest.raises(DataError, match=r"encoder.conv1.weight of shape \(160, 12, 3, 3, 3\), found shape \(4,"):
             load_vae(path)
     file.write_bytes(b"half a download")
     with pytest.raises(DataError, match=r"torch\.save"):

@@ -1,6 +1,7 @@
 """Published weights: what their files hold, compared with what is wanted before a tensor is read. Downloads nothing."""
 
 import hashlib
+import importlib
 import json
 import pickle
 import re
@@ -14,13 +15,21 @@ from safetensors import safe_open
 from torch import Tensor
 
 from worldline.files import read_json, unreadable
-from worldline.schema import DataError
+from worldline.schema import DataError, UsageError
 
 HUB_ID = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 ORIGINAL_HUB_ID = "Wan-AI/Wan2.2-TI2V-5B"
 STEM = "diffusion_pytorch_model"
 _FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """What weights may be stored as, and what safetensors calls it."""
+
+
+def upstream(module: str) -> Any:
+    """Import a module of diffusers or transformers. Raises `UsageError` where they are not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f"Wan needs {module.partition('.')[0]}: pip install 'worldline[wan]'") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
 from worldline.contract import ModelConfig
+from worldline.nn.published import upstream
 from worldline.schema import Batch, LatentGrid, UsageError
 from worldline.tokenizers.tokenizer import by_pieces, to_pixels, to_signed
 
@@ -272,15 +273,11 @@ class WanVAETokenizer(nn.Module):
 
 
 def _autoencoder(sizes: WanVAESizes) -> nn.Module:
-    try:
-        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-    except ImportError as error:
-        raise UsageError("the Wan VAE needs diffusers: pip install 'worldline[wan]'") from error
     options: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sizes).items()}
     options |= sizes.derived
     options["temperal_downsample"] = options.pop("temporal_downsample")
     try:
-        return AutoencoderKLWan(**options)
+        return upstream("diffusers.models.autoencoders.autoencoder_kl_wan").AutoencoderKLWan(**options)
     except (ValueError, AssertionError) as error:  # widths that its shortcuts cannot average
         raise UsageError(f"diffusers cannot build this VAE; is_residual needs matching dim_mult: {error}") from error
 

@@ -22,15 +22,13 @@ from worldline.nn.published import (
     digest,
     read_tensors,
     stored_tensors,
+    upstream,
     weight_files,
 )
 from worldline.schema import DataError, UsageError
 
 if TYPE_CHECKING:
     import diffusers.models.transformers.transformer_wan
-
-_FP32_PARTS = frozenset({"time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"})
-"""What diffusers keeps in float32 whatever type is asked for: a lower precision there is visible in the video."""
 
 _ORIGINAL_FIELDS = {"dim": "width", "num_layers": "num_layers", "num_heads": "num_attention_heads", "eps": "eps"}
 """Entries of the original `config.json` and what they are called here; shapes of tensors tell the others."""
@@ -176,23 +174,19 @@ def fingerprint_backbone(path: Path) -> str:
 
 def diffusers_name(key: str) -> str:
     """The name diffusers gives a tensor of the original files; its own names stay as they are."""
-    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
-
     if ".norm2." in key:  # its own: what has weights of that name here is called norm3 there
         return key
-    return next(iter(convert_wan_transformer_to_diffusers({key: torch.empty(2, 1, 1, 1, device="meta")})))
+    convert = upstream("diffusers.loaders.single_file_utils").convert_wan_transformer_to_diffusers
+    return next(iter(convert({key: torch.empty(2, 1, 1, 1, device="meta")})))
 
 
 def _transformer_class() -> Any:
-    try:
-        from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-    except ImportError as error:
-        raise UsageError("Wan's transformer needs diffusers: pip install 'worldline[wan]'") from error
-    return WanTransformer3DModel
+    return upstream("diffusers.models.transformers.transformer_wan").WanTransformer3DModel
 
 
 def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
-    return dtype if _FP32_PARTS.isdisjoint(name.split(".")) else torch.float32
+    """What diffusers keeps in float32 whatever type is asked for is visible in the video at a lower precision."""
+    return torch.float32 if {*_transformer_class()._keep_in_fp32_modules} & {*name.split(".")} else dtype
 
 
 def _check_config(file: Path, config: BackboneConfig) -> None:
