@@ -1,10 +1,12 @@
 """From a path to a forecaster: the world of a run, the tokenizer it was trained on, and how to sample."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
 
 from worldline import builtin
 from worldline.contract import Contract
@@ -17,7 +19,7 @@ from worldline.formats.encoded import LatentSource
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
 from worldline.rundir import RunDir, model_folder
-from worldline.schema import DataError, TokenGrid, UsageError
+from worldline.schema import DataError, Forecast, TokenGrid, UsageError
 from worldline.tokenizers.load import TokenizerIdentity, fingerprint, identity_of, load_tokenizer, load_vae
 from worldline.tokenizers.tokenizer import Tokenizer
 from worldline.worlds.load import load_world
@@ -49,6 +51,20 @@ class Loaded:
     def identity(self) -> TokenizerIdentity | None:
         """Which tokenizer the world speaks the tokens of, or forecasts the latents of; None where that is not known."""
         return None if self.tokenizer is None else identity_of(self.tokenizer, self.forecaster.tokenizer)
+
+    def forecast(
+        self,
+        frames: UInt8[Tensor, "b c 3 h w"],
+        states: Float32[Tensor, "b t s"],
+        *,
+        seeds: Sequence[int] | None = None,
+    ) -> Forecast:
+        """Forecast what follows the context `frames`, given the states of context and horizon (`Forecaster.forecast`).
+
+        Args:
+            seeds: one per clip; 0, 1, ... if not given.
+        """
+        return self.forecaster.forecast(frames, states, seeds=range(len(frames)) if seeds is None else seeds)
 
     def over_tokens(self) -> TokenForecaster:
         """The forecaster of a world over tokens. Raises `UsageError` for one over latents."""
