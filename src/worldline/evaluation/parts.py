@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import worldline
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips
 from worldline.evaluation.tally import Tally
@@ -147,6 +146,6 @@ def _model(folder: Path, weights: Path | None) -> list[Any]:
 def _code() -> str:
     """Hash of worldline's own source: exact also where it is no release, and no commit is known."""
     digest = hashlib.sha256()
-    for file in sorted(Path(worldline.__file__).parent.rglob("*.py")):
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
