@@ -113,7 +113,7 @@ def inspect(
         note(problem)
         return _unreadable(paths[0], tuple(seen), _by_kind(paths[0], found.values()))
     if not isinstance(source, OnexSource | LerobotSource):
-        raise UsageError(f"{source.path} holds {source.kind}; give the LeRobot or 1X data set they were made from")
+        raise UsageError(f"{source.path} holds {source.kind}: look at the data set they were encoded from")
     if source.episodes and (episodes != ":" or exclude):
         source = only(source, choose_episodes(source, episodes, exclude=exclude))
     faulty: set[int] = set()

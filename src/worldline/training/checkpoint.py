@@ -7,14 +7,13 @@ goes on with one, or the other way round.
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from worldline.families.card import ModelCard
 from worldline.files import read_json, write_json
 from worldline.nn.load import changing_state, load_changing
 from worldline.nn.optimizer import MovingAverage
@@ -40,7 +39,7 @@ class TrainState:
 def save_checkpoint(
     run: RunDir,
     state: TrainState,
-    card: ModelCard,
+    description: dict[str, Any],
     *,
     keep: int,
     best: Best | None = None,
@@ -63,7 +62,7 @@ def save_checkpoint(
     for stale in (run.path / "checkpoints").glob(".step_*"):
         shutil.rmtree(stale)  # what a run that was killed while writing left behind
     with new_folder(run.checkpoint(state.step)) as folder:
-        write_model(folder, replace(card, step=state.step).to_json(), weights)
+        write_model(folder, {**description, "step": state.step}, weights)
         save_tensors(folder / "trainer.safetensors", trainer)
         write_json(folder / "trainer.json", {"step": state.step, "seconds": state.seconds, "groups": hyper})
     if best is not None:  # before the one that was best is dropped

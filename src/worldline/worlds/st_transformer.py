@@ -17,7 +17,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
-from worldline.contract import ModelConfig
 from worldline.nn.attention import STBlock, STBlockConfig, TemporalCache
 from worldline.nn.fsq import FSQ
 from worldline.nn.states import StateEncoder, StateEncoderConfig
@@ -30,7 +29,7 @@ CODE_BANDWIDTH = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class STTransformerConfig(ModelConfig):
+class STTransformerConfig:
     """Everything that decides the parameters. Grid, vocabulary and state come from the data a run is built on."""
 
     kind: Literal["st-transformer"] = "st-transformer"
