@@ -4,16 +4,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from worldline.data.splits import repeated
 from worldline.data.windows import source_windows
+from worldline.formats.checks import noting
 from worldline.formats.choose import JOINED, choose_episodes, only
-from worldline.formats.faults import faults, stats_faults, surplus_frames
-from worldline.formats.lerobot.open import cameras, looks_like_lerobot
-from worldline.formats.lerobot.source import LerobotSource
+from worldline.formats.faults import faults
+from worldline.formats.lerobot.metadata import Meta
+from worldline.formats.lerobot.open import looks_like_lerobot
 from worldline.formats.onex.open import looks_like_onex
-from worldline.formats.onex.source import OnexSource
 from worldline.formats.open import OpenOptions, open_source
 from worldline.formats.plausible import implausible
+from worldline.formats.source import Source
 from worldline.formats.states import StateStats, compute_stats
 from worldline.schema import DataError, TokenGrid, UsageError
 
@@ -112,24 +115,21 @@ def inspect(
     except DataError as problem:
         note(problem)
         return _unreadable(paths[0], tuple(seen), _by_kind(paths[0], found.values()))
-    if not isinstance(source, OnexSource | LerobotSource):
+    if source.kind == "latents":
         raise UsageError(f"{source.path} holds {source.kind}: look at the data set they were encoded from")
     if source.episodes and (episodes != ":" or exclude):
         source = only(source, choose_episodes(source, episodes, exclude=exclude))
-    faulty: set[int] = set()
-    for episode, problem in faults(source, thorough=thorough, progress=progress):
-        note(problem)
-        faulty.update(() if episode is None else (episode,))
+    faulty = faults(source, note, thorough=thorough, progress=progress)
     sound = [episode.index for episode in source.episodes if episode.index not in faulty]
     statistics = compute_stats(source, episodes=sound) if sound else None
     for problem in (*repeated(source, sound), *implausible(source, sound)) if sound else ():
         note(problem)
-    if statistics is not None and isinstance(source, LerobotSource):
-        for problem in stats_faults(source, statistics):
-            note(problem)
+    if JOINED not in str(source.path):
+        with noting(note):
+            source.claims(note, None if statistics is None else np.array([statistics.minimum, statistics.maximum]))
     if source.episodes and not len(source_windows(source, window=_sample(source), stride=_sample(source))):
         note(_too_short(source))
-    notes = tuple(_notes(source, seen, statistics))
+    notes = tuple(_notes(source, statistics))
     return _summary(source, tuple(seen), statistics, _by_kind(source.path, found.values()), notes)
 
 
@@ -149,12 +149,12 @@ def _example(path: Path, problem: DataError) -> str:
     return f"{'' if place == Path('.') else f'{place}: '}expected {problem.expected}, found {problem.found}"
 
 
-def _sample(source: OnexSource | LerobotSource) -> int:
+def _sample(source: Source) -> int:
     return _SAMPLE if source.grid is None else 2 * source.grid.block
 
 
 def _summary(
-    source: OnexSource | LerobotSource,
+    source: Source,
     seen: tuple[str, ...],
     statistics: StateStats | None,
     problems: tuple[Problem, ...],
@@ -171,7 +171,7 @@ def _summary(
         state_names=source.layout.names,
         state_kinds=source.layout.kinds,
         image_size=source.image_size,
-        camera=source.camera if isinstance(source, LerobotSource) else None,
+        camera=source.reading.get("camera") if seen else None,
         cameras=seen,
         grid=source.grid,
         samples=len(source_windows(source, window=sample, stride=sample)),
@@ -208,17 +208,14 @@ def _unreadable(path: Path, seen: tuple[str, ...], problems: tuple[Problem, ...]
     )
 
 
-def _notes(source: OnexSource | LerobotSource, seen: dict[str, str], statistics: StateStats | None) -> Iterator[str]:
+def _notes(source: Source, statistics: StateStats | None) -> Iterator[str]:
     """What is worth knowing and not wrong."""
     if statistics is not None and statistics.constant:
         names = ", ".join(statistics.names[i] for i in statistics.constant)
         yield f"{len(statistics.constant)} state dimensions never change: {names}"
-    yield from (f"{key} is not taken unasked: {why}" for key, why in seen.items() if why and why != "no file")
+    yield from source.notes()
     if JOINED in str(source.path):
         yield "several data sets are read as one; what their own metadata claim is checked when each is looked at alone"
-    surplus = surplus_frames(source)
-    if surplus:
-        yield f"{sum(surplus.values())} frames of {len(surplus)} videos belong to no row and are not read"
     tracks = {"compression": _sample(source)} | ({} if source.grid else {"sampling": _SAMPLING})
     for track, frames in tracks.items():
         short = [episode.length for episode in source.episodes if episode.length < frames]
@@ -229,7 +226,7 @@ def _notes(source: OnexSource | LerobotSource, seen: dict[str, str], statistics:
             )
 
 
-def _too_short(source: OnexSource | LerobotSource) -> DataError:
+def _too_short(source: Source) -> DataError:
     lengths = sorted(episode.length for episode in source.episodes)
     return DataError(
         source.path,
@@ -242,7 +239,7 @@ def _too_short(source: OnexSource | LerobotSource) -> DataError:
 
 def _cameras(path: Path) -> dict[str, str]:
     try:
-        return cameras(path) if looks_like_lerobot(path) else {}
+        return Meta.read(path).cameras() if looks_like_lerobot(path) else {}
     except DataError:
         return {}
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from worldline.files import read_json
 from worldline.schema import DataError, Episode, UsageError
 
 Report = Callable[[DataError], None]
@@ -102,6 +103,15 @@ def sound_episodes(episodes: Sequence[Episode], check: Callable[[int], object], 
 def adapter(form: Any) -> Any:
     """What validates a type, made once."""
     return TypeAdapter(form)
+
+
+def check_totals(path: Path, counted: dict[str, int], report: Report) -> None:
+    """Report totals in a JSON file that are not what was counted."""
+    stated = read_json(path)
+    for key, count in counted.items():
+        if stated.get(key, count) != count:
+            expected, fix = f"{key} {str(stated[key])[:80]}", "Correct the metadata."
+            report(DataError(path, expected=expected, found=f"{count}", fix=fix, kind="metadata"))
 
 
 def check_window(episode: Episode, start: int, stop: int) -> None:

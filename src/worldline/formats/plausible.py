@@ -7,13 +7,11 @@ quantiles, which a few wild values cannot move.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from worldline.formats.choose import how_to_leave_out
-from worldline.formats.lerobot.source import LerobotSource
 from worldline.formats.source import Source
 from worldline.formats.states import StateStats
 from worldline.schema import DataError
@@ -93,7 +91,7 @@ def _wild(
         row, dim = np.argwhere(marked)[0].tolist()
         value, count = _states(source, episode)[row, dim], sum(int(marked.sum()) for _, marked in found)
         yield DataError(
-            _file(source, episode),
+            source.states_file(episode),
             expected=f"{source.layout.names[dim]} within {bounds.low[dim]:.4g} .. {bounds.high[dim]:.4g}, far around "
             f"{around(dim)}",
             found=f"{value:.6g} in row {row} of {source.episodes[episode].name} ({count} such values in {len(found)} "
@@ -113,7 +111,7 @@ def _other_units(source: Source, episodes: Sequence[int], sizes: Float[np.ndarra
         dim = int(larger[first].argmax())
         episode = source.episodes[episodes[first]]
         yield DataError(
-            _file(source, episode.index),
+            source.states_file(episode.index),
             expected=f"{source.layout.names[dim]} of about {usual[dim]:.3g}, as in most episodes",
             found=f"{sizes[first, dim]:.3g} in {episode.name}, as if in another unit ({strange.sum()} such episodes)",
             fix=f"Convert the unit, or leave out what is at fault ({how_to_leave_out(source, episode.index)}).",
@@ -168,10 +166,6 @@ def warn(problems: Iterator[DataError]) -> None:
     """Tell each problem to the log."""
     for problem in problems:
         log.warning("implausible states: %s", problem)
-
-
-def _file(source: Source, episode: int) -> Path:
-    return source.recordings[episode].table if isinstance(source, LerobotSource) else source.path
 
 
 def _states(source: Source, episode: int) -> Float[np.ndarray, "n s"]:

@@ -1,15 +1,17 @@
 """`Source`: where clips come from. Every file format is one, and says of itself what others need to know of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
+from worldline.formats.checks import Report
+from worldline.formats.video import probe
 from worldline.schema import Clip, Episode, Origin, StateLayout, TokenGrid, UsageError
 
 Conditioning = Literal["state", "action", "state+action"]
@@ -77,6 +79,33 @@ class Source:
             DataError: its states or its video are not what they should be.
         """
         self.read_states(episode, 0, self.episodes[episode].length)
+
+    def frame_size(self, episode: int) -> tuple[int, int] | None:
+        """Height and width of an episode's frames as they are stored; None where it has none."""
+        info = probe(self.footage(episode)[0])
+        return info.height, info.width
+
+    def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
+        """Which frame of its video shows each row of an episode. Raises `DataError` where they do not fit together."""
+        raise NotImplementedError
+
+    def states_file(self, episode: int) -> Path:
+        """What holds an episode's states, for messages."""
+        return self.path
+
+    def check_footage(self, episodes: Sequence[int], report: Report) -> None:
+        """Report what is wrong with a whole file that shows some episodes, besides what each of them finds."""
+
+    def claims(self, report: Report, extremes: Float64[np.ndarray, "2 s"] | None = None) -> None:
+        """Report what the metadata claim and the files do not hold.
+
+        Args:
+            extremes: the smallest and the largest value of every state.
+        """
+
+    def notes(self) -> Iterator[str]:
+        """What is worth knowing and not wrong."""
+        return iter(())
 
     @property
     def alike(self) -> dict[str, object]:

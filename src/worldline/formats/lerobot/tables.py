@@ -1,5 +1,6 @@
-"""Parquet files -> arrays: numbers however Arrow nests them, and images. Knows nothing of episodes or robots."""
+"""Parquet files -> arrays: numbers however Arrow nests them, the rows of each episode, and images."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64, Int64
 from pyarrow import compute, parquet, types
 
-from worldline.files import unreadable
+from worldline.files import unreadable, while_unchanged
 from worldline.schema import DataError
 
 _LISTS = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
@@ -29,12 +30,74 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
             present = file.schema_arrow.names
             absent = [name for name in columns if name not in present]
             if not absent:
-                wanted = [*columns, *(name for name in optional if name in present)]
+                wanted = list(dict.fromkeys([*columns, *(name for name in optional if name in present)]))
                 return file.read(columns=wanted).select(wanted)
     except _ERRORS as error:
         raise _damaged(path, error) from error
     fix = "Choose other columns to condition on, or repair the file."
     raise DataError(path, expected=f"columns {absent}", found=f"{present}", fix=fix, kind="columns")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Table:
+    """What is needed of a file besides images."""
+
+    path: Path
+    values: Float32[np.ndarray, "n s"]
+    rows: dict[int, Int64[np.ndarray, "r"]] | None
+    """The rows of each episode, in order; None where the file does not say."""
+    times: Float64[np.ndarray, "n"]
+    """Seconds since the episode began; NaN where the file does not say."""
+    faults: dict[int, str]
+    """What is wrong with the states of a row, where it does not hold its numbers."""
+
+    def rows_of(self, number: int) -> Int64[np.ndarray, "r"]:
+        """The rows of an episode."""
+        return np.arange(len(self.values)) if self.rows is None else self.rows.get(number, np.zeros(0, np.int64))
+
+
+@while_unchanged(1024)
+def read_table(path: Path, columns: tuple[str, ...], dims: tuple[int, ...], fps: float) -> Table:
+    """Read states, of columns of these widths, episode numbers and times.
+
+    Raises:
+        DataError: not parquet, a column is absent, holds no numbers, or is of another width.
+    """
+    table = read_columns(path, columns, ("episode_index", "timestamp", "frame_index"))
+    parts = [matrix(path, table, name, dim) for name, dim in zip(columns, dims, strict=True)]
+    with np.errstate(over="ignore"):
+        values = np.concatenate([part.values for part in parts], axis=1).astype(np.float32)
+    rows = None
+    if "episode_index" in table.column_names:
+        numbers = _whole(seconds(path, table, "episode_index"))
+        order = np.argsort(numbers, kind="stable")
+        found, begins = np.unique(numbers[order], return_index=True)
+        rows = dict(zip(found.tolist(), np.split(order, begins[1:]), strict=False))
+    if "timestamp" in table.column_names:
+        times = seconds(path, table, "timestamp")
+    elif "frame_index" in table.column_names:
+        times = seconds(path, table, "frame_index") / fps
+    else:
+        times = np.arange(len(table), dtype=np.float64) / fps
+        for own in () if rows is None else rows.values():
+            times[own] = np.arange(len(own)) / fps
+    faults = {row: found for part in parts for row, found in part.faults.items()}
+    return Table(path=path, values=values, rows=rows, times=times, faults=faults)
+
+
+@while_unchanged(None)
+def count_rows(path: Path) -> dict[int, int]:
+    """How many rows a file has of each episode; none where that cannot be read."""
+    try:
+        numbers = seconds(path, read_columns(path, ("episode_index",)), "episode_index")
+    except DataError:
+        return {}
+    return Counter(_whole(numbers).tolist())
+
+
+def _whole(numbers: Float64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+    """Episode numbers as integers; -1, which no episode has, for what is none."""
+    return np.where(np.abs(numbers) < 2**53, numbers, -1).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,18 +7,19 @@ blocks of 17 frames count from the first frame of the shard, and a last partial 
 it was padded is not documented. Knows nothing of windows beyond "both ends on the block grid".
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from worldline.files import mapped
-from worldline.formats.checks import check_finite, check_window
+from worldline.formats.checks import Report, check_finite, check_totals, check_window
 from worldline.formats.pairing import CLOCK_SLACK, rate, runs_at
 from worldline.formats.source import Source
 from worldline.formats.video import frame_times, probe, stream_frames
@@ -105,9 +106,23 @@ class OnexSource(Source):
             raise DataError(shard.video, expected=expected, found=found, fix=fix, kind="rate")
         return np.arange(first, min(first + self.episodes[episode].length, len(times)))
 
-    def num_frames(self, episode: int) -> int:
-        """Frames of the shard that holds an episode."""
-        return self._place(episode)[0].num_frames
+    def check_footage(self, episodes: Sequence[int], report: Report) -> None:
+        """Report token ids outside the vocabulary, or a video that is longer than its states."""
+        shard, grid = self.places[episodes[0]].shard, self.grid
+        if grid is not None:
+            block = (grid.latents_per_block, grid.height, grid.width)
+            # No partial last block is read.
+            count = min(shard.video.stat().st_size // (4 * math.prod(block)), shard.num_frames // grid.block)
+            check_ids(shard.video, mapped(shard.video, "int32", (count, *block)), grid, 0)
+        elif len(frame_times(shard.video)) > shard.num_frames:
+            expected, found = f"{shard.num_frames} frames, one per row of states", f"{len(frame_times(shard.video))}"
+            fix = "Encode it again, or correct the metadata."
+            report(DataError(shard.video, expected=expected, found=found, fix=fix, kind="frames"))
+
+    def claims(self, report: Report, extremes: Float64[np.ndarray, "2 s"] | None = None) -> None:
+        path, frames = self.path / "metadata.json", sum(episode.length for episode in self.episodes)
+        if path.exists() and not self.left_out:
+            check_totals(path, {"num_images": frames}, report)
 
     def check(self, episode: int) -> tuple[int, int] | None:
         """Check all of an episode but its pixels, as cheaply as can be; give the size of its frames, if it has any.
