@@ -52,6 +52,7 @@ PARSERS = (
     ["data", "encode", "X", "Y", "--tokenizer", "Z"],
     ["data", "twin", "X", "--episodes", "1"],
     *([verb, "X"] for verb in ("evaluate", "forecast", "text", "report")),
+    ["forecast", "X", "--temperature", "1"],
     ["demo"],
 )
 """One sound command for every parser there is; recipes for the same kind of model have the same options."""
