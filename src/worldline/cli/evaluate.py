@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from worldline import builtin
-from worldline.cli.console import show
+from worldline.cli.console import options_of, show
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips
 from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
@@ -138,7 +138,8 @@ class Job:
 
 
 def parse(arguments: list[str]) -> Job:
-    return tyro.cli(Job, prog="worldline evaluate", description=EXAMPLES, args=arguments)
+    with options_of():
+        return tyro.cli(Job, prog="worldline evaluate", description=EXAMPLES, args=arguments)
 
 
 def main(arguments: list[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from worldline.cli.console import show
+from worldline.cli.console import options_of, show
 from worldline.forecasts import ForecastOptions, write_forecasts
 from worldline.ranks import Ranks
 
@@ -30,7 +30,8 @@ class Job(ForecastOptions):
 
 
 def parse(arguments: list[str]) -> Job:
-    return tyro.cli(Job, prog="worldline forecast", description=EXAMPLES, args=arguments)
+    with options_of():
+        return tyro.cli(Job, prog="worldline forecast", description=EXAMPLES, args=arguments)
 
 
 def main(arguments: list[str]) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from worldline.checks import refuse, whole
+from worldline.nn.states import Standardising
 from worldline.schema import UsageError
 
 Kind = Literal["angle", "velocity", "binary", "other"]
@@ -26,8 +27,6 @@ CONVOLUTIONS: dict[TimeMode, tuple[tuple[int, int, int], ...]] = {
     "full": ((5, 4, 2), (5, 3, 1)),
 }
 """Kernel, stride and padding of the two convolutions: 21 -> 11 -> 6 states and 77 -> 20 -> 6."""
-NULL_STD = 0.02
-"""Deviation of the initial null code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,41 +79,25 @@ class StateModulationConfig:
         return length
 
 
-class StateModulation(nn.Module):
-    """States to codes to modulation. The statistics are buffers: a checkpoint carries them."""
+class StateModulation(Standardising):
+    """States to codes to modulation. Only plain features are standardised."""
 
     def __init__(self, config: StateModulationConfig, width: int) -> None:
-        super().__init__()
+        super().__init__(len(config.kinds))
         self.config = config
         hidden = config.hidden
-        self.register_buffer("mean", torch.zeros(len(config.kinds)))
-        self.register_buffer("scale", torch.ones(len(config.kinds)))
-        self.mean: Tensor
-        self.scale: Tensor
         self.features = nn.Sequential(nn.Linear(config.num_features, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
-        self.compression = nn.Sequential(
-            *(
-                layer
-                for kernel, stride, padding in CONVOLUTIONS[config.mode]
-                for layer in (
-                    nn.Conv1d(hidden, hidden, kernel, stride, padding),
-                    nn.SiLU(),
-                    nn.GroupNorm(config.norm_groups, hidden),
-                )
-            )
-        )
+        self.compression = nn.Sequential()
+        for sizes in CONVOLUTIONS[config.mode]:
+            self.compression.extend([nn.Conv1d(hidden, hidden, *sizes), nn.SiLU()])
+            self.compression.append(nn.GroupNorm(config.norm_groups, hidden))
         self.embedding = nn.Sequential(nn.Linear(hidden, width), nn.SiLU(), nn.Linear(width, width))
         self.projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.null = nn.Parameter(torch.randn(hidden) * NULL_STD) if config.null else None
+        self.null = nn.Parameter(torch.randn(hidden) * 0.02) if config.null else None
         last = self.projection[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-
-    def set_statistics(self, mean: Float[Tensor, " s"], std: Float[Tensor, " s"]) -> None:
-        """Standardise plain features from now on; dimensions that stand still are only centred."""
-        self.mean.copy_(mean)
-        self.scale.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def codes(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l r"]:
         """One code per latent frame. Not causal: every code has seen every state (GroupNorm pools over time).
@@ -146,16 +129,13 @@ class StateModulation(nn.Module):
         """
         codes = self.codes(states)
         if dropped is not None:
-            codes = torch.where(dropped[:, None, None], self._null(), codes)
+            if self.null is None:
+                raise UsageError(
+                    "this world has no null state: guidance other than 1 needs a world trained with one "
+                    "(--model.states.null True --model.drop-states 0.1)"
+                )
+            codes = torch.where(dropped[:, None, None], self.null, codes)
         return rearrange(self.projection(self.embedding(codes)), "b l (six d) -> b l six d", six=6)
-
-    def _null(self) -> Tensor:
-        if self.null is None:
-            raise UsageError(
-                "this world has no null state: guidance other than 1 needs a world trained with one "
-                "(--model.states.null True --model.drop-states 0.1)"
-            )
-        return self.null
 
     def _features(self, states: Tensor) -> Tensor:
         waves, plain = list(self.config.waves), list(self.config.plain)

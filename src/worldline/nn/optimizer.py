@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from worldline.checks import number, whole
 from worldline.nn.load import changing_state
@@ -52,21 +52,16 @@ class OptimizerConfig:
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters in two groups: decayed matrices, and everything else."""
+    """AdamW over the trainable parameters: weights of two or more axes decay, but no positions; all else does not."""
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (decayed if is_matrix(name, parameter) else plain).append(parameter)
+            (decayed if parameter.ndim >= 2 and "position" not in name else plain).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
-
-
-def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: weights of two or more axes that are not positional embeddings."""
-    return parameter.ndim >= 2 and "position" not in name
 
 
 class MovingAverage:

@@ -16,6 +16,23 @@ from torch import Tensor, nn
 from worldline.schema import UsageError
 
 
+class Standardising(nn.Module):
+    """Holds the statistics of states as buffers: a checkpoint carries them, and everything outside sees raw units."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, state_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(state_dim))
+        self.register_buffer("scale", torch.ones(state_dim))
+
+    def set_statistics(self, mean: Float[Tensor, " s"], std: Float[Tensor, " s"]) -> None:
+        """Standardise as `(x - mean) / std` from now on; dimensions that stand still are only centred."""
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class StateEncoderConfig:
     state_dim: int
@@ -34,32 +51,22 @@ class StateEncoderConfig:
         return self.num_latents // per_block * self.block
 
 
-class StateEncoder(nn.Module):
-    """Normalise, align to latent frames, MLP, 1-D convolution (kernel 3, padding 1), + positions.
+class StateEncoder(Standardising):
+    """Standardise, align to latent frames, MLP, 1-D convolution (kernel 3, padding 1), + positions.
 
-    The statistics are buffers, so a checkpoint carries them and everything outside sees raw units. The
-    convolution lets a latent see the states of the next one: that is how grid t is told where the robot goes
-    before it predicts grid t+1 (report, section 3.1).
+    The convolution lets a latent see the states of the next one: that is how grid t is told where the robot goes before
+    it predicts grid t+1 (report, section 3.1).
     """
 
     def __init__(self, config: StateEncoderConfig, width: int) -> None:
-        super().__init__()
+        super().__init__(config.state_dim)
         self.config = config
-        self.register_buffer("mean", torch.zeros(config.state_dim))
-        self.register_buffer("scale", torch.ones(config.state_dim))
-        self.mean: Tensor
-        self.scale: Tensor
         rows = config.temporal_stride if config.pooling == "all" else 1
         self.mlp = nn.Sequential(
             nn.Linear(rows * config.state_dim, config.hidden), nn.SiLU(), nn.Linear(config.hidden, width)
         )
         self.conv = nn.Conv1d(width, width, kernel_size=3, padding=1)
         self.position = nn.Parameter(torch.zeros(config.num_latents, width))
-
-    def set_statistics(self, mean: Float[Tensor, " s"], std: Float[Tensor, " s"]) -> None:
-        """Normalise inputs as `(x - mean) / std` from now on; dimensions that stand still are only centred."""
-        self.mean.copy_(mean)
-        self.scale.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def forward(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l d"]:
         """One vector per latent frame. Raises `UsageError` if there are fewer rows than `num_frames`."""

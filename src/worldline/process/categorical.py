@@ -4,7 +4,6 @@ Training corrupts the input grids (scheduled sampling) and scores the true token
 a grid from logits, greedily or not. Knows logits and token ids, no model.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,17 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 
-from worldline.schema import UsageError
+from worldline.checks import number, refuse, whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is chosen from its logits. Temperature 0 is greedy decoding, the report's choice.
-
-    Raises:
-        UsageError: a temperature below 0 or not finite, a top_k below 1, a top_p outside (0, 1], or either of them
-            where the likeliest token is taken anyway.
-    """
+    """How a token is chosen from its logits. Temperature 0 is greedy decoding, the report's choice."""
 
     temperature: float = 0.0
     top_k: int | None = None
@@ -32,17 +26,12 @@ class Sampling:
     """Keep the fewest most likely tokens whose probability reaches p (nucleus sampling)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UsageError(f"a temperature of {self.temperature} makes no sense; give 0 (greedy) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"top_k is {self.top_k}, but at least one token must stay")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p is {self.top_p}, but a probability to reach lies in (0, 1]")
-        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
-            name = "top_k" if self.top_k is not None else "top_p"
-            raise UsageError(
-                f"{name} would change nothing at temperature 0, where the likeliest token is taken; give one above 0"
-            )
+        number(self, "temperature")
+        whole(self, "top_k")
+        number(self, "top_p", above=0, most=1)
+        for name in ("top_k", "top_p"):
+            if self.temperature == 0 and getattr(self, name) is not None:
+                refuse(self, name, "None at temperature 0, where the likeliest token is taken")
 
 
 def draw(
