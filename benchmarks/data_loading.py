@@ -10,6 +10,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,12 @@ from common import in_turns, options, publish, spread
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.loader import PREFETCH, Loader, clip_bytes, clips_in_part
-from worldline.data.windows import segment_windows, token_windows
-from worldline.formats.onex.source import segment_runs
+from worldline.data.windows import source_windows
 from worldline.formats.onex.write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
 from worldline.formats.open import open_source
+from worldline.formats.source import Source
 from worldline.formats.states import ONEX_LAYOUT
-from worldline.schema import TokenGrid
+from worldline.schema import Episode, TokenGrid
 
 COSMOS = TokenGrid(height=32, width=32, vocab_size=64_000)
 BATCH = 8
@@ -54,6 +55,17 @@ def write_tokens(root: Path, frames: int) -> Path:
     write_token_shard(root, 0, tokens=tokens, states=states, segments=segments, fps=30.0)
     finish_tokens(root, num_shards=1, num_images=frames, fps=30.0, layout=ONEX_LAYOUT, grid=COSMOS, provenance={})
     return root
+
+
+def a_shard() -> Source:
+    """The episodes of one shard of 1X: 521 segments of random lengths. Nothing of it lies on disk."""
+    firsts = np.sort(np.random.default_rng(0).choice(112_542, 521, replace=False))
+    lengths = np.diff(firsts, append=112_542)
+    episodes = tuple(
+        Episode(index=i, length=length, name=f"segment {i}", block_offset=first % 17)
+        for i, (first, length) in enumerate(zip(firsts.tolist(), lengths.tolist(), strict=True))
+    )
+    return Source(kind="1x-tokens", path=Path(), fps=30.0, layout=ONEX_LAYOUT, episodes=episodes, grid=COSMOS)
 
 
 def clips_per_second(clips: Clips, workers: int, seconds: float) -> dict[str, float]:
@@ -90,8 +102,8 @@ def measure(folder: Path, data: Path | None, *, frames: int, workers: int, secon
     cached = DataConfig(**{**config.__dict__, "cache": folder / "cache"})
     tokens = write_tokens(folder / "tokens", 34_000)
     samples = open_clips(DataConfig(path=tokens), "train")
-    segments = np.sort(np.random.default_rng(0).integers(0, 521, 112_542)).astype(np.int32)
-    firsts, lengths = segment_runs(segments)
+    shard = a_shard()
+    raw = replace(shard, grid=None)
     return {
         "workers": workers,
         "torch_threads": torch.get_num_threads(),
@@ -102,8 +114,8 @@ def measure(folder: Path, data: Path | None, *, frames: int, workers: int, secon
         "cached_clips_per_second": clips_per_second(open_clips(cached, "train"), workers, seconds),
         "token_samples_per_second": clips_per_second(samples, workers, seconds),
         "open_token_shard_ms": milliseconds(lambda: open_source(tokens)),
-        "index_token_pairs_of_a_1x_shard_ms": milliseconds(lambda: token_windows(lengths, firsts % 17)),
-        "index_77_windows_of_a_1x_shard_ms": milliseconds(lambda: segment_windows(segments)),
+        "index_token_pairs_of_a_1x_shard_ms": milliseconds(lambda: source_windows(shard, window=34, stride=34)),
+        "index_77_windows_of_a_1x_shard_ms": milliseconds(lambda: source_windows(raw, window=77, stride=8)),
         "read_ahead_mb": read_ahead(open_clips(config, "train"), workers),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000),
     }

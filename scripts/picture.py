@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 CLIPS, SCALE, MARGIN = 3, 3, 2
-ROWS = ("forecast", "copy last frame")
+ROWS = ("forecast", "copy_last")
 GREY, ORANGE = (90, 90, 90), (230, 120, 20)
 
 

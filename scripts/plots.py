@@ -13,7 +13,8 @@ import matplotlib
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from worldline.evaluation.result import METRIC_INFO, Evaluation, Role
+from worldline.evaluation.result import Evaluation, Role, label_of
+from worldline.metrics.table import METRICS
 
 GREY = "#8a8f98"
 COLOURS: dict[Role, str] = {"model": "#1e88e5", "baseline": "#8a8f98", "ceiling": "#43a047", "ablation": "#fb8c00"}
@@ -46,8 +47,8 @@ def _intervals(axes: Axes, evaluation: Evaluation) -> None:
         found = row.metrics[metric]
         axes.plot([found.low, found.high], [place, place], color=COLOURS[row.role], linewidth=2)
         axes.plot(found.mean, place, "o", color=COLOURS[row.role], markersize=5)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    axes.set_xlabel(f"{METRIC_INFO[metric].label} ({METRIC_INFO[metric].unit or '0..1'})")
+    axes.set_yticks(range(len(rows)), [label_of(row.id) for row in rows])
+    axes.set_xlabel(f"{METRICS[metric].label} ({METRICS[metric].unit or '0..1'})")
     data = evaluation.data
     axes.set_title(
         f"{data.name}, {evaluation.protocol}: {data.num_clips} clips of {data.num_episodes} episodes", loc="left"
@@ -60,17 +61,17 @@ def _curve(axes: Axes, evaluation: Evaluation) -> None:
         axes.set_axis_off()
         return
     metric, curves = next(iter(evaluation.curves.items()))
-    roles = {row.name: row.role for row in evaluation.rows}
+    roles = {row.id: row.role for row in evaluation.rows}
     drawn: dict[Role, int] = {}
     for name, values in curves.items():
         frames, role = range(1, len(values) + 1), roles[name]
         dashes = DASHES[drawn.get(role, 0) % len(DASHES)]  # rows of one role differ by them
         drawn[role] = drawn.get(role, 0) + 1
-        axes.plot(frames, [value.mean for value in values], color=COLOURS[role], linestyle=dashes, label=name)
+        axes.plot(frames, [value.mean for value in values], color=COLOURS[role], linestyle=dashes, label=label_of(name))
         low, high = [value.low for value in values], [value.high for value in values]
         axes.fill_between(frames, low, high, color=COLOURS[role], alpha=0.15, linewidth=0)
     axes.set_xlabel("predicted frame")
-    axes.set_ylabel(METRIC_INFO[metric].unit or METRIC_INFO[metric].label)
+    axes.set_ylabel(METRICS[metric].unit or METRICS[metric].label)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 

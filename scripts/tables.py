@@ -6,8 +6,9 @@ python scripts/tables.py RUN/evaluation/metrics.json ...
 import sys
 from pathlib import Path
 
-from worldline.evaluation.result import METRIC_INFO, Comparison, Evaluation, metrics_of
+from worldline.evaluation.result import Comparison, Evaluation, label_of, metrics_of
 from worldline.metrics.bootstrap import Interval
+from worldline.metrics.table import METRICS
 from worldline.report.text import INCOMPARABLE, format_number, split_of, tokenizer_of
 
 SHOWN = (
@@ -31,22 +32,23 @@ def cell(value: Interval | None, unit: str) -> str:
 
 def table(evaluation: Evaluation) -> str:
     metrics = [name for name in SHOWN if any(name in row.metrics for row in evaluation.rows)]
-    heads = [f"{METRIC_INFO[name].label} ({METRIC_INFO[name].unit or '0..1'})" for name in metrics]
+    heads = [f"{METRICS[name].label} ({METRICS[name].unit or '0..1'})" for name in metrics]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for row in evaluation.rows:
-        cells = [cell(row.metrics.get(name), METRIC_INFO[name].unit) for name in metrics]
-        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+        cells = [cell(row.metrics.get(name), METRICS[name].unit) for name in metrics]
+        lines.append(f"| {label_of(row.id)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def difference(comparison: Comparison) -> str:
-    info = METRIC_INFO[comparison.metric]
-    return f"| {comparison.better} minus {comparison.than} | {info.label} | {cell(comparison.difference, info.unit)} |"
+    info = METRICS[comparison.metric]
+    better, than = label_of(comparison.better), label_of(comparison.than)
+    return f"| {better} minus {than} | {info.label} | {cell(comparison.difference, info.unit)} |"
 
 
 def main(paths: list[Path]) -> None:
     evaluations = {path: Evaluation.load(path) for path in paths}
-    scored = [e for e in evaluations.values() if any(METRIC_INFO[m].group == "code" for m in metrics_of(e.rows))]
+    scored = [e for e in evaluations.values() if any(METRICS[m].group == "token" for m in metrics_of(e.rows))]
     if len({evaluation.tokenizer for evaluation in scored}) > 1:
         print(f"{INCOMPARABLE}\n")
     for path, evaluation in evaluations.items():

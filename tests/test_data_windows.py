@@ -8,7 +8,7 @@ from data_builders import write_tokens
 
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips
-from worldline.data.windows import segment_windows, source_windows, straddling_blocks, token_windows, windows
+from worldline.data.windows import source_windows, windows
 from worldline.formats.onex.source import segment_runs
 from worldline.formats.open import open_source
 from worldline.schema import UsageError
@@ -23,14 +23,17 @@ def shard_0() -> np.ndarray:
     return np.fromfile(SHARD_0, np.int32)
 
 
-def test_real_shard_gives_the_published_counts(shard_0: np.ndarray) -> None:
-    firsts, lengths = segment_runs(shard_0)
-    assert len(firsts) == 521
-    assert len(straddling_blocks(shard_0)) == 310
-    assert len(token_windows(lengths, firsts % 17)) == 3_076
-    assert len(token_windows(lengths, firsts % 17, overlapping=True)) == 6_006
-    assert len(segment_windows(shard_0, rule="team")) == 11_266
-    assert len(segment_windows(shard_0, rule="exact")) == 11_301
+def test_real_shard_gives_the_published_counts(shard_0: np.ndarray, tmp_path: Path) -> None:
+    source = open_source(write_tokens(tmp_path / "t", shard_0))
+    assert len(source.episodes) == 521
+    blocks, disjoint, overlapping = (
+        source_windows(source, window=w, stride=s) for w, s in ((17, 17), (34, 34), (34, 17))
+    )
+    assert len(blocks) == len(shard_0) // 17 - 310, "so many blocks hold two segments"
+    assert (len(disjoint), len(overlapping)) == (3_076, 6_006)
+    _, lengths = segment_runs(shard_0)
+    assert len(windows(lengths, window=77, stride=8)) == 11_301
+    assert len(windows(lengths, window=78, stride=8)) == 11_266, "the winning team asks for one frame more than needed"
 
 
 def test_real_shard_with_tokens_gives_whole_samples(shard_0: np.ndarray, tmp_path: Path) -> None:
@@ -50,15 +53,14 @@ def test_real_shard_with_tokens_gives_whole_samples(shard_0: np.ndarray, tmp_pat
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_token_windows_are_all_there_is(seed: int) -> None:
+def test_token_windows_are_all_there_is(seed: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)
     segments = np.repeat(np.arange(60, dtype=np.int32), rng.integers(1, 120, 60))
-    firsts, lengths = segment_runs(segments)
-    index = token_windows(lengths, firsts % 17, overlapping=True)
+    source, (firsts, _) = open_source(write_tokens(tmp_path, segments)), segment_runs(segments)
+    index, disjoint = (source_windows(source, window=34, stride=stride) for stride in (17, 34))
     found = (firsts[index.episode] + index.start).tolist()
     every = range(0, len(segments) - 33, 17)
     assert found == [begin for begin in every if len(set(segments[begin : begin + 34])) == 1]
-    disjoint = token_windows(lengths, firsts % 17)
     begins = firsts[disjoint.episode] + disjoint.start
     assert set(begins.tolist()) <= set(found)
     assert (np.diff(begins) >= 34).all()

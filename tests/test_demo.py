@@ -12,12 +12,12 @@ from worldline.evaluation.held_out import held_out
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.sampling import COPY, SHUFFLED, SINGLE, mean_of
 from worldline.evaluation.tokenizer import evaluate_tokenizer
-from worldline.rundir import read_model
+from worldline.families.card import describe_model
 from worldline.tokenizers.load import load_tokenizer
 
 
 def _mean(evaluation: Evaluation, row: str, metric: str) -> float:
-    return next(r for r in evaluation.rows if r.name == row).metrics[metric].mean
+    return next(r for r in evaluation.rows if r.id == row).metrics[metric].mean
 
 
 def test_builtins_stay_small() -> None:
@@ -27,7 +27,7 @@ def test_builtins_stay_small() -> None:
 
 @pytest.mark.slow
 def test_builtin_tokenizer_keeps_held_out_frames(tmp_path: Path) -> None:
-    contract = read_model(builtin.TOKENIZER_TINY)[0]["contract"]
+    contract = describe_model(builtin.TOKENIZER_TINY).promise
     clips = held_out(builtin.TOKENIZER_TINY, contract, window=17, data=builtin.TWIN_MINI_VAL)
     evaluation = evaluate_tokenizer(
         load_tokenizer(builtin.TOKENIZER_TINY),
@@ -37,7 +37,7 @@ def test_builtin_tokenizer_keeps_held_out_frames(tmp_path: Path) -> None:
         batch_size=8,
         out=tmp_path,
     )
-    assert evaluation.rows[0].metrics["roundtrip_psnr_db"].mean >= 28
+    assert evaluation.rows[0].metrics["psnr_db_mean"].mean >= 28
 
 
 @pytest.mark.slow

@@ -75,6 +75,7 @@ def _memory(
     tokens: Tensor | None = None,
     grid: TokenGrid | None = None,
     kind: str = "1x-raw",
+    context_only: bool = False,
 ) -> Source:
     return _InMemory(
         states=states,
@@ -82,6 +83,7 @@ def _memory(
         tokens=tokens,
         grid=grid,
         kind=kind,
+        context_only=context_only,
         path=Path("memory"),
         fps=30.0,
         layout=TWO_JOINTS,
@@ -190,7 +192,7 @@ def _clips(source: Any) -> Clips:
 
 
 def _means(evaluation: Evaluation) -> dict[str, dict[str, float]]:
-    return {row.name: {name: value.mean for name, value in row.metrics.items()} for row in evaluation.rows}
+    return {row.id: {name: value.mean for name, value in row.metrics.items()} for row in evaluation.rows}
 
 
 def same(value: float) -> Any:
@@ -224,26 +226,28 @@ def _undecided(case: _Case, **options: Any) -> TokenForecaster:
 def test_two_equally_likely_words_are_shown_as_the_code_between_them() -> None:
     case = _Case()
     forecaster = _undecided(case, decode_mode="mean")
+    rollout = forecaster.rollout(case.tokens[:, :3], case.states)
+    assert torch.equal(rollout.tokens, case.tokens[:, 3:])
     codes, other = case.tokenizer.codebook, (case.tokens[:, 3:] + 1) % case.tokenizer.vocab_size
-    between = (codes[case.tokens[:, 3:]] + codes[other]) / 2
-    forecast = forecaster.forecast(case.frames[:, :17], case.states)
-    assert forecast.tokens is not None
-    assert torch.equal(forecast.tokens[:, 0], case.tokens[:, 3:])
-    assert_pixels_agree(forecast.video[:, 0], case.tokenizer.decode_codes(between))
+    expected = (codes[case.tokens[:, 3:]] + codes[other]) / 2
+    assert rollout.mean_codes is not None
+    torch.testing.assert_close(rollout.mean_codes, expected)
+    frames = forecaster.forecast(case.frames[:, :17], case.states).frames[:, 0]
+    assert_pixels_agree(frames, case.tokenizer.decode_codes(rollout.mean_codes))
 
 
 def test_chosen_words_are_shown_unless_asked_otherwise() -> None:
     case = _Case()
     forecast = _undecided(case).forecast(case.frames[:, :17], case.states)
     assert forecast.tokens is not None
-    assert_pixels_agree(forecast.video[:, 0], case.tokenizer.decode(forecast.tokens[:, 0]))
+    assert_pixels_agree(forecast.frames[:, 0], case.tokenizer.decode(forecast.tokens))
 
 
 def test_words_without_codes_have_no_mean() -> None:
     case = _Case()
     forecaster = replace(_undecided(case), tokenizer=_WithoutCodes(case.tokenizer))
     words = forecaster.forecast(case.frames[:, :17], case.states)
-    assert_pixels_agree(words.video[:, 0], case.tokenizer.decode(case.tokens[:, 3:]))
+    assert_pixels_agree(words.frames[:, 0], case.tokenizer.decode(case.tokens[:, 3:]))
     with pytest.raises(UsageError, match="--decode-mode tokens"):
         replace(forecaster, decode_mode="mean").forecast(case.frames[:, :17], case.states)
 
@@ -254,15 +258,15 @@ def test_pictures_of_likeliest_words_are_scored_beside_mean_ones(tmp_path: Path)
     evaluation = _evaluate(loaded, case.clips, tmp_path)
     rows = _means(evaluation)
     assert evaluation.settings["decode_mode"] == "mean"
-    assert rows["forecast, likeliest tokens"]["psnr_db_last"] == same(rows["tokenizer round trip"]["psnr_db_last"])
-    assert rows["forecast"]["psnr_db_last"] != same(rows["tokenizer round trip"]["psnr_db_last"])
+    assert rows["forecast_tokens"]["psnr_db_last"] == same(rows["reconstruction"]["psnr_db_last"])
+    assert rows["forecast"]["psnr_db_last"] != same(rows["reconstruction"]["psnr_db_last"])
 
 
 def test_where_every_word_is_kept_the_last_frame_seen_is_shown() -> None:
     case = _Case()
     still = replace(case.oracle().over_tokens().world, futures=case.tokens[:, [2, 2, 2]])  # pyright: ignore[reportArgumentType]
     forecaster = replace(case.oracle().over_tokens(), world=still, blend_last_frame=True)
-    frames = forecaster.forecast(case.frames[:, :17], case.states).video[:, 0]
+    frames = forecaster.forecast(case.frames[:, :17], case.states).frames[:, 0]
     assert torch.equal(frames, case.frames[:, 16:17].expand_as(frames))
 
 
@@ -271,7 +275,7 @@ def test_where_no_word_is_kept_the_words_are_shown() -> None:
     changed = (case.tokens[:, [2, 2, 2]] + 1) % case.tokenizer.vocab_size
     world = replace(case.oracle().over_tokens().world, futures=changed)  # pyright: ignore[reportArgumentType]
     forecaster = replace(case.oracle().over_tokens(), world=world, blend_last_frame=True)
-    frames = forecaster.forecast(case.frames[:, :17], case.states).video[:, 0]
+    frames = forecaster.forecast(case.frames[:, :17], case.states).frames[:, 0]
     assert_pixels_agree(frames, case.tokenizer.decode(changed))
 
 
@@ -294,11 +298,8 @@ def test_mean_codes_keep_a_word_by_its_probability() -> None:
     # The future's first word of two equally likely ones is the last context grid's everywhere.
     last = case.tokens[:, 2:3].expand(-1, 3, -1, -1)
     world = replace(forecaster.world, futures=last)  # pyright: ignore[reportArgumentType]
-    forecast = replace(forecaster, world=world).forecast(case.frames[:, :17], case.states)
-    codes, other = case.tokenizer.codebook, (last + 1) % case.tokenizer.vocab_size
-    decoded = case.tokenizer.decode_codes((codes[last] + codes[other]) / 2)
-    half = (decoded.float() + case.frames[:, 16:17].float()) / 2
-    assert (forecast.video[:, 0].float() - half).abs().max() <= 1
+    rollout = replace(forecaster, world=world).rollout(case.tokens[:, :3], case.states)
+    assert torch.equal(rollout.kept, torch.full_like(rollout.kept, 0.5))
 
 
 def test_kept_parts_are_scored_beside_plain_words(tmp_path: Path) -> None:
@@ -307,9 +308,9 @@ def test_kept_parts_are_scored_beside_plain_words(tmp_path: Path) -> None:
     evaluation = _evaluate(loaded, case.clips, tmp_path)
     rows = _means(evaluation)
     assert evaluation.settings["blend_last_frame"] is True
-    assert rows["forecast"]["psnr_db_last"] == same(rows["tokenizer round trip, seen parts kept"]["psnr_db_last"])
-    assert rows["forecast, likeliest tokens"]["psnr_db_last"] == same(rows["tokenizer round trip"]["psnr_db_last"])
-    assert rows["forecast"]["psnr_db_last"] != same(rows["tokenizer round trip"]["psnr_db_last"])
+    assert rows["forecast"]["psnr_db_last"] == same(rows["reconstruction_blended"]["psnr_db_last"])
+    assert rows["forecast_tokens"]["psnr_db_last"] == same(rows["reconstruction"]["psnr_db_last"])
+    assert rows["forecast"]["psnr_db_last"] != same(rows["reconstruction"]["psnr_db_last"])
 
 
 # --- worlds with known scores ---
@@ -322,7 +323,7 @@ def test_a_world_that_knows_everything_costs_nothing(tmp_path: Path) -> None:
         assert rows["forecast"][metric] == 0
     assert rows["forecast"]["token_accuracy"] == rows["forecast"]["top500_coverage"] == 1
     for metric in ("psnr_db_last", "psnr_db_mean", "ssim_mean"):
-        assert rows["forecast"][metric] == same(rows["tokenizer round trip"][metric])
+        assert rows["forecast"][metric] == same(rows["reconstruction"][metric])
 
 
 def test_states_of_another_clip_lead_to_that_clips_future(tmp_path: Path) -> None:
@@ -332,12 +333,10 @@ def test_states_of_another_clip_lead_to_that_clips_future(tmp_path: Path) -> Non
     expected = (future == partner).float().mean().item()
     assert expected < 1
     rows = _means(evaluation)
-    assert rows["forecast, states of another clip"]["token_accuracy"] == pytest.approx(expected)
-    assert rows["forecast, states of another clip"]["full_ce"] == pytest.approx(1e3 * (1 - expected), rel=1e-4)
+    assert rows["shuffled_states"]["token_accuracy"] == pytest.approx(expected)
+    assert rows["shuffled_states"]["full_ce"] == pytest.approx(1e3 * (1 - expected), rel=1e-4)
     compared = {(c.than, c.metric): c for c in evaluation.comparisons}
-    assert compared["forecast, states of another clip", "full_ce"].difference.mean == pytest.approx(
-        -1e3 * (1 - expected), rel=1e-4
-    )
+    assert compared["shuffled_states", "full_ce"].difference.mean == pytest.approx(-1e3 * (1 - expected), rel=1e-4)
 
 
 def test_a_world_that_knows_nothing_costs_the_log_of_the_vocabulary(tmp_path: Path) -> None:
@@ -427,9 +426,9 @@ def test_copying_the_last_frame_scores_as_by_hand(tmp_path: Path) -> None:
     error = (case.frames[:, 17:].double() - case.frames[:, 16:17].double()).square().mean(dim=(2, 3, 4))
     expected = 10 * (255**2 / error.clamp_min(1 / 12)).log10()
     rows = _means(evaluation)
-    assert rows["copy last frame"]["psnr_db_last"] == pytest.approx(expected[:, -1].mean().item(), abs=1e-3)
-    assert rows["copy last frame"]["psnr_db_mean"] == pytest.approx(expected.mean().item(), abs=1e-3)
-    curve = [point.mean for point in evaluation.curves["psnr_db"]["copy last frame"]]
+    assert rows["copy_last"]["psnr_db_last"] == pytest.approx(expected[:, -1].mean().item(), abs=1e-3)
+    assert rows["copy_last"]["psnr_db_mean"] == pytest.approx(expected.mean().item(), abs=1e-3)
+    curve = [point.mean for point in evaluation.curves["psnr_db"]["copy_last"]]
     assert curve == pytest.approx(expected.mean(dim=0).tolist(), abs=1e-3)
 
 
@@ -462,7 +461,7 @@ def test_a_sample_is_the_same_in_an_evaluation_of_any_size_and_in_a_forecast_alo
             forecaster.drawing(samples), case.clips, protocol=protocol, run=tmp_path, out=out, settings={}
         )
         archive = np.load(out / "forecasts.npz")
-        single = archive[f"forecast_{archive['rows'].tolist().index('one sample')}"][:, 17:]
+        single = archive[f"forecast_{archive['rows'].tolist().index('sample')}"][:, 17:]
         pictures.append(torch.from_numpy(single).permute(0, 1, 4, 2, 3))
     assert_pixels_agree(pictures[1], pictures[0])
     assert_pixels_agree(pictures[2], pictures[0][[0, 3]])
@@ -482,11 +481,11 @@ def test_fewer_shuffled_samples_are_compared_with_as_many_of_the_forecast(tmp_pa
         found[samples] = evaluate_sampling(
             _sampled(case).drawing(3), clips, protocol=protocol, run=tmp_path, out=tmp_path, settings={}
         )
-    assert found[0].not_computed["states of another clip"] == "switched off"
+    assert found[0].not_computed["shuffled_states"] == "switched off"
     assert [e.settings["shuffled_samples"] for e in found.values()] == [3, 2, 1, 0]
-    assert "states of another clip" not in _means(found[0])
-    for samples, mean in ((None, "mean of 3"), (2, "mean of 2"), (1, "one sample")):
-        (shuffled,) = [c for c in found[samples].comparisons if c.than == "states of another clip"]
+    assert "shuffled_states" not in _means(found[0])
+    for samples, mean in ((None, "mean_3"), (2, "mean_2"), (1, "sample")):
+        (shuffled,) = [c for c in found[samples].comparisons if c.than == "shuffled_states"]
         assert shuffled.better == mean
         # Every clip has the same states here, so that another clip's are its own: the same noise gives the same.
         assert shuffled.difference.mean == pytest.approx(0, abs=1e-3)
@@ -507,7 +506,7 @@ def test_a_forecast_does_not_know_the_frames_it_predicts(tmp_path: Path) -> None
     assert not np.array_equal(one["real"], two["real"])
     for index, row in enumerate(one["rows"]):
         same = np.array_equal(one[f"forecast_{index}"], two[f"forecast_{index}"])
-        assert same == (row != "tokenizer round trip"), row
+        assert same == (row != "reconstruction"), row
 
 
 def test_the_page_gets_context_and_forecast_of_every_row(tmp_path: Path) -> None:
@@ -517,9 +516,9 @@ def test_the_page_gets_context_and_forecast_of_every_row(tmp_path: Path) -> None
     assert archive["real"].shape == (CLIPS, 34, 16, 16, 3)
     assert archive["rows"].tolist() == [
         "forecast",
-        "copy last frame",
-        "tokenizer round trip",
-        "forecast, states of another clip",
+        "copy_last",
+        "reconstruction",
+        "shuffled_states",
     ]
     assert np.array_equal(archive["forecast_1"][:, 17:], np.repeat(archive["real"][:, 16:17], 17, axis=1))
     assert np.array_equal(archive["forecast_0"][:, :17], archive["real"][:, :17])
@@ -542,7 +541,7 @@ def test_a_clip_alone_has_no_foreign_states(tmp_path: Path) -> None:
     clips = _clips(_memory(case.states[:1], frames=case.frames[:1]))
     assert foreign_states(clips, [0]) is None
     evaluation = _evaluate(case.oracle(), clips, tmp_path)
-    assert "one clip only" in evaluation.not_computed["forecast, states of another clip"]
+    assert "one clip only" in evaluation.not_computed["shuffled_states"]
     assert "forecast" in _means(evaluation)
 
 
@@ -609,7 +608,7 @@ def test_a_model_without_a_run_needs_data(tmp_path: Path) -> None:
 
 def test_samples_without_a_future_cannot_be_evaluated(tmp_path: Path) -> None:
     case = _Case()
-    clips = _clips(_memory(case.states, frames=case.frames, kind="1x-test"))
+    clips = _clips(_memory(case.states, frames=case.frames, context_only=True))
     with pytest.raises(UsageError, match="no future tokens"):
         _evaluate(case.oracle(), clips, tmp_path)
 
@@ -639,12 +638,12 @@ def test_a_forecast_has_samples_of_the_horizon_only() -> None:
     forecaster = replace(case.loaded(world).forecaster, sampling=Sampling(temperature=1.0), num_samples=3)
     assert (forecaster.context_frames, forecaster.horizon_frames) == (17, 17)
     draw = [forecaster.forecast(case.frames[:2, :17], case.states[:2], seeds=(seed, 9)) for seed in (0, 0, 1)]
-    assert draw[0].video.shape == (2, 3, 17, 3, 16, 16)
+    assert draw[0].frames.shape == (2, 3, 17, 3, 16, 16)
     assert draw[0].tokens is not None
-    assert_pixels_agree(draw[0].video[:, 0], case.tokenizer.decode(draw[0].tokens[:, 0]))
-    assert torch.equal(draw[0].video, draw[1].video)
-    assert not torch.equal(draw[0].video, draw[2].video)
-    assert not torch.equal(draw[0].video[:, 0], draw[0].video[:, 1])
+    assert_pixels_agree(draw[0].frames[:, 0], case.tokenizer.decode(draw[0].tokens))
+    assert torch.equal(draw[0].frames, draw[1].frames)
+    assert not torch.equal(draw[0].frames, draw[2].frames)
+    assert not torch.equal(draw[0].frames[:, 0], draw[0].frames[:, 1])
 
 
 def test_a_forecast_takes_the_context_and_nothing_else() -> None:
@@ -661,7 +660,7 @@ def test_greedy_samples_would_all_be_alike() -> None:
 
 def test_copy_last_stands_still() -> None:
     frames = noise_frames(2, 5, 3, 8, 8)
-    forecast = CopyLast(context=5, predicted=(5, 6, 7, 8)).forecast(frames, torch.zeros(2, 9, 1))
+    forecast = CopyLast(context_frames=5, times=(5, 6, 7, 8)).forecast(frames, torch.zeros(2, 9, 1))
     assert forecast.frames.shape == (2, 1, 4, 3, 8, 8)
     assert (forecast.frames == frames[:, None, 4:5]).all()
 
@@ -678,11 +677,11 @@ def test_a_tokenizers_round_trip_scores_as_by_hand(tmp_path: Path) -> None:
     )
     error = (case.tokenizer.decode(case.tokens).double() - case.frames.double()).square().mean(dim=(2, 3, 4))
     expected = (10 * (255**2 / error).log10()).mean().item()
-    assert _means(evaluation)["tokenizer round trip"]["roundtrip_psnr_db"] == pytest.approx(expected, abs=1e-3)
+    assert _means(evaluation)["reconstruction"]["psnr_db_mean"] == pytest.approx(expected, abs=1e-3)
     counts = torch.bincount(case.tokens.flatten()).double()
     shares = counts[counts > 0] / counts.sum()
-    assert evaluation.settings["codes_used"] == (counts > 0).sum()
-    assert evaluation.settings["code_perplexity"] == pytest.approx(
+    assert evaluation.settings["tokens_used"] == (counts > 0).sum()
+    assert evaluation.settings["token_perplexity"] == pytest.approx(
         math.exp(-(shares * shares.log()).sum().item()), abs=0.06
     )
     assert Evaluation.load(tmp_path / "out/metrics.json") == evaluation
@@ -709,7 +708,7 @@ def test_a_tokenizer_is_judged_on_the_device_that_is_asked_for(tmp_path: Path) -
             )
         )
         assert (torch.cuda.memory_stats().get("allocation.all.allocated", 0) > used) == (name == "cuda")
-    one, two = (_means(evaluation)["tokenizer round trip"] for evaluation in found)
+    one, two = (_means(evaluation)["reconstruction"] for evaluation in found)
     assert two == pytest.approx(one, rel=1e-3)
 
 

@@ -15,6 +15,7 @@ from worldline import builtin
 from worldline.data.clips import DataConfig
 from worldline.encoding.tokens import tokenize
 from worldline.evaluation.held_out import split_of
+from worldline.families.card import card_of, describe_model
 from worldline.families.config import TrainConfig, read_config
 from worldline.families.load import load_forecaster
 from worldline.families.sample import LoadOptions
@@ -24,9 +25,10 @@ from worldline.formats.open import open_source
 from worldline.identity import Identity, refuse_another
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.places import located, stored
-from worldline.rundir import RunDir, describe_model, load_tensors, model_folder, new_folder, write_model
+from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError
 from worldline.tokenizers.load import describe, fingerprint, load_tokenizer
+from worldline.training.identify import stored_identity
 from worldline.training.loop import train
 
 STEADY = OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant")
@@ -117,9 +119,8 @@ def test_parts_that_are_not_known_are_not_compared() -> None:
     with pytest.raises(UsageError, match=expected):
         refuse_another(made, found, what="the run", places={"data": "here"})
     assert refuse_another(made, found, what="the run", allowed=("data",)) == ("data",)
-    assert Identity.of({"identity": made.to_json()}) == made
-    older = {"tokenizer": "t", "base": {"path": "p", "fingerprint": "f"}}
-    assert Identity.of(older) == Identity(tokenizer="t", backbone="f")
+    card = describe_model(builtin.SAMPLING_TINY)
+    assert card_of(card.to_json(), Path()) == card
 
 
 # --- tokens and their tokenizer ---
@@ -143,7 +144,7 @@ def test_tokens_of_another_tokenizer_than_the_one_given_are_refused(tmp_path: Pa
         train(replace(mixed, tokenizer=None), run)
     assert not run.exists()
     train(replace(config, tokenizer=None), run)
-    assert Identity.of(describe_model(model_folder(run))).tokenizer == fingerprint(one), "known without it"
+    assert describe_model(model_folder(run)).identity.tokenizer == fingerprint(one), "known without it"
     train(replace(config, allow_different=("tokenizer",)), tmp_path / "on_purpose")
     assert fingerprint(tmp_path / "on_purpose/tokenizer") == fingerprint(two)
 
@@ -177,11 +178,11 @@ def test_a_run_is_not_gone_on_with_on_other_data(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"another data \(.*another validation \(.*--allow-different data validation"):
         train(longer, run, resume=True)
     assert _files(run) == before
-    told = Identity.of({"identity": read_json(RunDir(run).identity)})
+    told = stored_identity(RunDir(run))
     train(replace(longer, allow_different=("data", "validation")), run, resume=True)
-    now = Identity.of({"identity": read_json(RunDir(run).identity)})
+    now = stored_identity(RunDir(run))
     assert told.differing(now) == ("data", "validation")
-    assert Identity.of(describe_model(model_folder(run))) == now
+    assert describe_model(model_folder(run)).identity == now
 
 
 def test_a_run_is_not_gone_on_with_by_another_tokenizer_or_split(tmp_path: Path) -> None:
@@ -271,7 +272,7 @@ def test_a_run_that_has_moved_is_judged_and_gone_on_with_from_anywhere(
     run = tmp_path / "archive/run"
     run.parent.mkdir()
     (tmp_path / "run").rename(run)
-    contract = describe_model(model_folder(run))["contract"]
+    contract = describe_model(model_folder(run)).promise
     assert split_of(run, contract, [run]) == "held out"
     main(["--resume", str(run), "--steps", "2"])
     assert RunDir(run).checkpoint(2).is_dir()
@@ -294,7 +295,7 @@ def test_a_run_that_has_moved_is_judged_and_gone_on_with_from_anywhere(
 def test_validation_data_that_have_changed_are_no_longer_the_runs_own(tmp_path: Path) -> None:
     config, run = _world(tmp_path), tmp_path / "run"
     train(config, run)
-    contract = describe_model(model_folder(run))["contract"]
+    contract = describe_model(model_folder(run)).promise
     assert split_of(run, contract, [run]) == "held out"
     _change_a_state(tmp_path / "val")
     with pytest.raises(UsageError, match=r"run was made with another validation \(.*--allow-different validation"):

@@ -279,11 +279,11 @@ def test_the_protocol_scores_every_row_and_says_what_it_did_not_compute(run: Pat
         out=RunDir(run).evaluation,
         settings={"steps": 2},
     )
-    names = [row.name for row in evaluation.rows]
-    assert names[:4] == ["mean of 3", "mean of 2", SINGLE, "medoid"]
-    assert {"states of another clip", COPY, "copy, blurred", "tokenizer round trip"} <= set(names)
+    names = [row.id for row in evaluation.rows]
+    assert names[:4] == ["mean_3", "mean_2", SINGLE, "medoid"]
+    assert {"shuffled_states", COPY, "copy_last_blurred", "reconstruction"} <= set(names)
     assert {"lpips", "fid", "unconditional"} <= set(evaluation.not_computed)
-    copy = next(row for row in evaluation.rows if row.name == COPY)
+    copy = next(row for row in evaluation.rows if row.id == COPY)
     expected = []
     for number in (0, 3, 5, 8):  # evenly spread over nine
         frames = clips[number].frames
@@ -303,7 +303,7 @@ def test_numbers_do_not_depend_on_the_batch_size(run: Path, place: Path, tmp_pat
         evaluation = evaluate_sampling(
             loaded.forecaster, clips, protocol=protocol, run=run, out=tmp_path / str(size), settings={}
         )
-        found.append({row.name: row.metrics["psnr_db_last"].mean for row in evaluation.rows})
+        found.append({row.id: row.metrics["psnr_db_last"].mean for row in evaluation.rows})
     assert found[0] == pytest.approx(found[1], abs=0.02)
 
 

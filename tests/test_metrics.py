@@ -3,15 +3,15 @@
 import json
 import math
 import sys
-from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
 
-from worldline.metrics import bootstrap, codes, image
-from worldline.metrics.kept import kept_code_lengths
+from worldline.metrics import bootstrap, image
+from worldline.metrics.table import token_costs
+from worldline.metrics.tokens import Guesses, guesses_of, kept_guesses, per_clip, shared_guesses
 
 
 def _random_images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -86,10 +86,14 @@ def test_ssim_says_why_it_cannot_be_computed(monkeypatch: pytest.MonkeyPatch) ->
         image.ssim(_random_images(3, 16, 16), _random_images(3, 16, 16))
 
 
-# --- codes.py ---
+# --- tokens.py ---
 
 
-def _reference(logits: np.ndarray, target: int, k: int, miss: float) -> dict[str, float | bool]:
+def _costs(guesses: Guesses) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("top500_"): cost for name, cost in token_costs(guesses).items()}
+
+
+def _reference(logits: np.ndarray, target: int, k: int) -> dict[str, float | bool]:
     """One token, float64, by sorting; shares no step with the implementation."""
     order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
     inside = order[:k]
@@ -98,19 +102,19 @@ def _reference(logits: np.ndarray, target: int, k: int, miss: float) -> dict[str
     outside = [token for token in range(len(p)) if token not in set(inside)]
     covered = target in inside
     residual = p[target] if covered else p[outside].sum() / len(outside)
-    floor = -math.log(p[target] / p[inside].sum()) if covered else -math.log(miss)
+    floor = -math.log(p[target] / p[inside].sum()) if covered else math.log(1e6)
     return {
-        "residual": -math.log(residual),
-        "floor": floor,
-        "hits_only": floor if covered else math.nan,
+        "ce_residual": -math.log(residual),
+        "ce_floor": floor,
+        "ce_hits_only": floor if covered else math.nan,
         "full_ce": -math.log(p[target]),
-        "covered": covered,
-        "correct": order[0] == target,
+        "coverage": covered,
+        "token_accuracy": order[0] == target,
     }
 
 
 @pytest.mark.parametrize("kind", ["smooth", "many ties", "confident"])
-def test_code_lengths_agree_with_a_slow_float64_reference(kind: str) -> None:
+def test_token_costs_agree_with_a_slow_float64_reference(kind: str) -> None:
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(40, 60, generator=generator) * 2
     if kind == "many ties":
@@ -118,35 +122,36 @@ def test_code_lengths_agree_with_a_slow_float64_reference(kind: str) -> None:
     if kind == "confident":
         logits[:, 7] += 25
     target = torch.randint(0, 60, (40,), generator=generator)
-    lengths = codes.top_k_code_lengths(logits, target, k=11, miss_probability=1e-4, chunk_tokens=7)
+    costs = _costs(guesses_of(logits, target, k=11, chunk_tokens=7))
     for n in range(40):
-        expected = _reference(logits[n].numpy(), int(target[n]), 11, 1e-4)
+        expected = _reference(logits[n].numpy(), int(target[n]), 11)
+        assert costs.keys() == expected.keys()
         for name, value in expected.items():
-            assert float(getattr(lengths, name)[n]) == pytest.approx(float(value), rel=1e-4, abs=1e-5, nan_ok=True)
+            assert float(costs[name][n]) == pytest.approx(float(value), rel=1e-4, abs=1e-5, nan_ok=True)
 
 
 def test_truth_at_rank_500_is_inside_and_at_rank_501_outside() -> None:
     vocab_size = 1000
     logits = -torch.arange(vocab_size, dtype=torch.float32)[None].repeat(2, 1) / 100
-    lengths = codes.top_k_code_lengths(logits, torch.tensor([499, 500]))
+    costs = _costs(guesses_of(logits, torch.tensor([499, 500])))
     p = np.exp(-np.arange(vocab_size) / 100)
     p /= p.sum()
-    assert lengths.covered.tolist() == [True, False]
-    assert float(lengths.residual[0]) == pytest.approx(-math.log(p[499]), rel=1e-5)
-    assert float(lengths.residual[1]) == pytest.approx(-math.log(p[500:].sum() / 500), rel=1e-5)
-    assert float(lengths.floor[0]) == pytest.approx(-math.log(p[499] / p[:500].sum()), rel=1e-5)
-    assert float(lengths.floor[1]) == pytest.approx(math.log(1e6), rel=1e-6)
+    assert costs["coverage"].tolist() == [1, 0]
+    assert float(costs["ce_residual"][0]) == pytest.approx(-math.log(p[499]), rel=1e-5)
+    assert float(costs["ce_residual"][1]) == pytest.approx(-math.log(p[500:].sum() / 500), rel=1e-5)
+    assert float(costs["ce_floor"][0]) == pytest.approx(-math.log(p[499] / p[:500].sum()), rel=1e-5)
+    assert float(costs["ce_floor"][1]) == pytest.approx(math.log(1e6), rel=1e-6)
 
 
 def test_ties_at_the_last_rank_are_settled_by_the_lower_id() -> None:
     logits = torch.zeros(1000)
     logits[900] = 1.0
-    every = codes.top_k_code_lengths(logits.repeat(1000, 1), torch.arange(1000))
+    every = guesses_of(logits.repeat(1000, 1), torch.arange(1000))
     assert every.covered.sum() == 500
     assert every.covered.nonzero().flatten().tolist() == [*range(499), 900]
-    assert every.correct.nonzero().flatten().tolist() == [900]
-    tied_first = codes.top_k_code_lengths(torch.zeros(3, 4), torch.tensor([0, 1, 3]), k=2)
-    assert tied_first.correct.tolist() == [True, False, False]
+    assert (every.rank == 0).nonzero().flatten().tolist() == [900]
+    tied_first = guesses_of(torch.zeros(3, 4), torch.tensor([0, 1, 3]), k=2)
+    assert tied_first.rank.tolist() == [0, 1, 3]
     assert tied_first.covered.tolist() == [True, True, False]
 
 
@@ -155,49 +160,45 @@ def test_a_vocabulary_of_at_most_k_gives_the_full_cross_entropy(vocab_size: int)
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(20, vocab_size, generator=generator)
     target = torch.randint(0, vocab_size, (20,), generator=generator)
-    lengths = codes.top_k_code_lengths(logits, target)
+    costs = _costs(guesses_of(logits, target))
     expected = torch.nn.functional.cross_entropy(logits, target, reduction="none")
-    assert lengths.covered.all()
-    for value in (lengths.residual, lengths.floor, lengths.full_ce, lengths.hits_only):
-        torch.testing.assert_close(value, expected)
+    assert costs["coverage"].all()
+    for name in ("ce_residual", "ce_floor", "full_ce", "ce_hits_only"):
+        torch.testing.assert_close(costs[name], expected)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
 def test_residual_is_a_code_length(scale: float) -> None:
     logits = (torch.randn(700, generator=torch.Generator().manual_seed(5)) * scale).repeat(700, 1)
-    lengths = codes.top_k_code_lengths(logits, torch.arange(700), k=500)
-    assert float(lengths.residual.double().neg().exp().sum()) == pytest.approx(1.0, abs=1e-5)
+    residual = _costs(guesses_of(logits, torch.arange(700)))["ce_residual"]
+    assert float(residual.double().neg().exp().sum()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_confident_miss_keeps_its_digits() -> None:
     logits = torch.full((1, 1000), -40.0)
     logits[0, :500] = 0.0
-    lengths = codes.top_k_code_lengths(logits, torch.tensor([999]))
-    assert float(lengths.residual[0]) == pytest.approx(40 + math.log(500), rel=1e-6)
+    residual = _costs(guesses_of(logits, torch.tensor([999])))["ce_residual"]
+    assert float(residual[0]) == pytest.approx(40 + math.log(500), rel=1e-6)
 
 
 def test_chunks_and_half_precision_do_not_change_the_result() -> None:
     generator = torch.Generator().manual_seed(6)
     logits = torch.randn(50, 900, generator=generator).bfloat16()
     target = torch.randint(0, 900, (50,), generator=generator)
-    whole = codes.top_k_code_lengths(logits.float(), target, chunk_tokens=50)
-    parts = codes.top_k_code_lengths(logits, target, chunk_tokens=3)
-    torch.testing.assert_close(parts.residual, whole.residual)
-    assert parts.residual.dtype == torch.float32
-    assert torch.equal(parts.covered, whole.covered)
+    whole = _costs(guesses_of(logits.float(), target, chunk_tokens=50))
+    parts = _costs(guesses_of(logits, target, chunk_tokens=3))
+    torch.testing.assert_close(parts["ce_residual"], whole["ce_residual"])
+    assert parts["ce_residual"].dtype == torch.float32
+    assert torch.equal(parts["coverage"], whole["coverage"])
 
 
 @pytest.mark.parametrize(("vocab_size", "k"), [(900, 500), (900, 1), (3, 500), (500, 500), (501, 500)])
 def test_one_distribution_for_all_tokens_costs_what_it_costs_row_by_row(vocab_size: int, k: int) -> None:
     logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(7)).mul(4).round()  # with many ties
     target = torch.randint(0, vocab_size, (300,), generator=torch.Generator().manual_seed(8))
-    found = codes.shared_code_lengths(logits, target, k=k)
-    expected = codes.top_k_code_lengths(logits.expand(300, -1), target, k=k)
-    for field in fields(codes.CodeLengths):
-        torch.testing.assert_close(getattr(found, field.name), getattr(expected, field.name), equal_nan=True)
-
-
-# --- kept.py ---
+    found = token_costs(shared_guesses(logits.log_softmax(dim=0), target, k=k))
+    for name, expected in token_costs(guesses_of(logits.expand(300, -1), target, k=k)).items():
+        torch.testing.assert_close(found[name], expected, equal_nan=True, msg=name)
 
 
 def _dense(prior: torch.Tensor, kept: int, changed: float) -> torch.Tensor:
@@ -216,38 +217,37 @@ def test_keeping_tokens_costs_what_the_distribution_written_out_says(changed: fl
     target[:60] = kept[:60]
     rows = torch.stack([_dense(prior, int(token), changed) for token in kept])
     assert rows.sum(dim=1).sub(1).abs().max() < 1e-12, "a proper distribution"
-    expected = codes.top_k_code_lengths(rows.log(), target, k=k)
-    found = kept_code_lengths(prior, kept, target, changed=changed, k=k)
+    found = kept_guesses(prior, kept, target, changed=changed, k=k)
+    expected = guesses_of(rows.log(), target, k=k)
     assert torch.equal(found.covered, expected.covered)
-    assert torch.equal(found.correct, expected.correct)
-    for name in ("residual", "floor", "hits_only", "full_ce"):
-        torch.testing.assert_close(
-            getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5, equal_nan=True, msg=name
-        )
+    assert torch.equal(found.rank == 0, expected.rank == 0)
+    costs = token_costs(found)
+    for name, cost in token_costs(expected).items():
+        torch.testing.assert_close(costs[name], cost, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
 
 
 def test_a_distribution_that_is_none_is_refused() -> None:
     tokens = torch.zeros(1, dtype=torch.int64)
     for prior, changed in (([0.5, 0.5], 0.0), ([0.5, 0.5], 1.0), ([1.0, 0.0], 0.5)):
         with pytest.raises(ValueError, match="positive prior"):
-            kept_code_lengths(torch.tensor(prior, dtype=torch.float64), tokens, tokens, changed=changed)
+            kept_guesses(torch.tensor(prior, dtype=torch.float64), tokens, tokens, changed=changed)
 
 
 def test_per_clip_averages_tokens_and_leaves_misses_out_of_hits_only() -> None:
     logits = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 3.0]]).repeat(2, 1)
-    lengths = codes.top_k_code_lengths(logits, torch.tensor([0, 0, 2, 2]), k=1)
-    means = codes.per_clip(lengths, 2)
-    assert means["covered"].tolist() == [0.5, 0.5]
-    assert means["correct"].tolist() == [0.5, 0.5]
-    assert means["hits_only"].tolist() == [0.0, 0.0]
-    torch.testing.assert_close(means["full_ce"], lengths.full_ce.reshape(2, 2).mean(dim=1))
+    costs = _costs(guesses_of(logits, torch.tensor([0, 0, 2, 2]), k=1))
+    means = {name: per_clip(cost, 2) for name, cost in costs.items()}
+    assert means["coverage"].tolist() == [0.5, 0.5]
+    assert means["token_accuracy"].tolist() == [0.5, 0.5]
+    assert means["ce_hits_only"].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(means["full_ce"], costs["full_ce"].reshape(2, 2).mean(dim=1))
 
 
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"0\.\.3, found 0\.\.4"):
-        codes.top_k_code_lengths(torch.zeros(2, 4), torch.tensor([0, 4]))
+        guesses_of(torch.zeros(2, 4), torch.tensor([0, 4]))
     with pytest.raises(ValueError, match="at least 1"):
-        codes.top_k_code_lengths(torch.zeros(2, 4), torch.tensor([0, 1]), k=0)
+        guesses_of(torch.zeros(2, 4), torch.tensor([0, 1]), k=0)
 
 
 # --- bootstrap.py ---

@@ -22,7 +22,7 @@ from worldline.cli import evaluate, forecast
 from worldline.data.clips import Clips
 from worldline.evaluation.parts import PARTS, Parts
 from worldline.evaluation.tally import Tally
-from worldline.forecasting.saved import read_forecasts
+from worldline.forecasting.saved import read_predictions
 from worldline.ranks import Ranks
 from worldline.rundir import read_model, write_model
 from worldline.schema import Clip, DataError
@@ -52,7 +52,12 @@ def _with_contract(model: Path) -> dict[str, Any]:
     """A tokenizer's description that says what data it was trained on, as training writes it."""
     grid = small_tokenizer().grid(16, 16)
     contract = {"fps": 30.0, "image_size": None, "conditioning": "state", "camera": None}
-    contract |= {"state_names": ["elbow", "gripper"], "state_kinds": ["radian", "closure"]}
+    contract |= {
+        "state_names": ["elbow", "gripper"],
+        "state_kinds": ["angle", "binary"],
+        "source_kind": "1x-raw",
+        "pattern": {"window": grid.block},
+    }
     return read_model(model)[0] | {"contract": contract | {"token_grid": vars(grid)}}
 
 
@@ -203,7 +208,7 @@ def test_forecasts_that_are_there_are_kept(tmp_path: Path, read: Read, capsys: p
     forecast.main([*words[:-1], str(tmp_path / "whole")])
     read.stop(forecast.main, words, after=2)
     with pytest.raises(DataError, match=r"forecast\.json"):
-        read_forecasts(out)
+        read_predictions(out)
     stopped = _times(out)
     assert len(stopped) == 2
     (out / ".sample_2.123.tmp").mkdir()
@@ -229,7 +234,7 @@ def test_forecasts_that_are_there_are_kept(tmp_path: Path, read: Read, capsys: p
         assert "1 of 3" in capsys.readouterr().err
         assert not whole.items() & _times(out).items()
         whole = _times(out)
-    assert len(read_forecasts(out)) == 3
+    assert len(read_predictions(out)) == 3
 
 
 def _bytes(out: Path) -> dict[str, bytes]:

@@ -365,7 +365,7 @@ def test_torchrun_evaluates_by_the_command_line_as_one_process_does(tmp_path: Pa
     assert one.data.num_clips == 4
     for row, other in zip(one.rows, two.rows, strict=True):
         for name, value in row.metrics.items():
-            assert other.metrics[name].mean == pytest.approx(value.mean, rel=1e-5), (row.name, name)
+            assert other.metrics[name].mean == pytest.approx(value.mean, rel=1e-5), (row.id, name)
     refused = _torchrun(*words, "--data", str(tmp_path / "tokens/train"), "--out", str(tmp_path / "refused"))
     assert refused.returncode != 0
     assert refused.stderr.count("recordings that the run was trained on") <= 2, (

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, best_rows
+from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, best_rows, label_of
 from worldline.metrics.bootstrap import Interval
 from worldline.report.gather import gather
 from worldline.report.tables import tables
@@ -32,7 +32,7 @@ def _interval(mean: float, half: float = 0.5) -> Interval:
 
 def _evaluation(run: str = "run", psnr: float = 24.317) -> Evaluation:
     horizon = FRAMES - CONTEXT
-    falling = {"forecast": 6.0, "copy last frame": 9.5}
+    falling = {"forecast": 6.0, "copy_last": 9.5}
     return Evaluation(
         protocol="sampling",
         run=run,
@@ -47,12 +47,12 @@ def _evaluation(run: str = "run", psnr: float = 24.317) -> Evaluation:
         ),
         rows=(
             Row(
-                name="copy last frame",
+                id="copy_last",
                 role="baseline",
                 metrics={"psnr_db_last": _interval(21.125), "ssim_last": _interval(0.625, 0.02)},
             ),
             Row(
-                name="forecast",
+                id="forecast",
                 role="model",
                 metrics={
                     "psnr_db_last": _interval(psnr),
@@ -63,11 +63,11 @@ def _evaluation(run: str = "run", psnr: float = 24.317) -> Evaluation:
                 },
             ),
             Row(
-                name="states shuffled",
+                id="shuffled_states",
                 role="ablation",
                 metrics={"psnr_db_last": _interval(20.75), "full_ce": _interval(6.25, 0.1)},
             ),
-            Row(name="tokenizer", role="ceiling", metrics={"roundtrip_psnr_db": _interval(33.5)}),
+            Row(id="reconstruction", role="ceiling", metrics={"psnr_db_mean": _interval(33.5)}),
         ),
         curves={
             "psnr_db": {
@@ -77,24 +77,21 @@ def _evaluation(run: str = "run", psnr: float = 24.317) -> Evaluation:
         },
         comparisons=(
             Comparison(
-                name="Forecasts better than holding the last frame",
                 metric="psnr_db_last",
                 better="forecast",
-                than="copy last frame",
+                than="copy_last",
                 difference=_interval(3.1875, 0.25),
             ),
             Comparison(
-                name="Needs the true states",
                 metric="full_ce",
                 better="forecast",
-                than="states shuffled",
+                than="shuffled_states",
                 difference=_interval(-0.6875, 0.125),
             ),
             Comparison(
-                name="Sharper than its ablation",
                 metric="psnr_db_last",
                 better="forecast",
-                than="states shuffled",
+                than="shuffled_states",
                 difference=_interval(0.125, 0.5),
             ),
         ),
@@ -174,7 +171,7 @@ def test_an_evaluation_survives_its_file(tmp_path: Path) -> None:
 
 def test_nan_is_null_on_disk_and_nan_again(tmp_path: Path) -> None:
     alone = Interval(mean=2.0, low=math.nan, high=math.nan, num_clips=3, num_episodes=1)
-    row = Row(name="forecast", role="model", metrics={"ssim_last": alone})
+    row = Row(id="forecast", role="model", metrics={"ssim_last": alone})
     evaluation = replace(_evaluation(), rows=(row,), curves={}, comparisons=())
     evaluation.save(tmp_path / "metrics.json")
     on_disk = json.loads((tmp_path / "metrics.json").read_text())["rows"][0]["metrics"]["ssim_last"]
@@ -202,9 +199,9 @@ def test_a_broken_evaluation_names_the_file_and_the_place(tmp_path: Path) -> Non
 
 def test_an_inconsistent_evaluation_is_not_written(tmp_path: Path) -> None:
     evaluation = _evaluation()
-    with pytest.raises(ValueError, match="copy last frame"):
+    with pytest.raises(ValueError, match="copy_last"):
         replace(evaluation, rows=evaluation.rows[1:]).save(tmp_path / "metrics.json")
-    with pytest.raises(ValueError, match="same name"):
+    with pytest.raises(ValueError, match="same id"):
         replace(evaluation, rows=evaluation.rows + evaluation.rows[:1]).save(tmp_path / "metrics.json")
     assert not (tmp_path / "metrics.json").exists()
 
@@ -220,13 +217,13 @@ def test_verdicts_know_which_way_is_better() -> None:
 
 def test_the_best_row_is_the_highest_or_the_lowest_and_never_a_ceiling() -> None:
     rows = _evaluation().rows
-    assert [row.name for row in best_rows(rows, "psnr_db_last")] == ["forecast"]
-    assert [row.name for row in best_rows(rows, "full_ce")] == ["forecast"]
-    assert best_rows(rows, "roundtrip_psnr_db") == []
-    ceiling = Row(name="ceiling", role="ceiling", metrics={"psnr_db_last": _interval(40.0)})
-    assert [row.name for row in best_rows((*rows, ceiling), "psnr_db_last")] == ["forecast"]
-    twin = replace(rows[1], name="twin")
-    assert [row.name for row in best_rows((*rows, twin), "full_ce")] == ["forecast", "twin"]
+    assert [row.id for row in best_rows(rows, "psnr_db_last")] == ["forecast"]
+    assert [row.id for row in best_rows(rows, "full_ce")] == ["forecast"]
+    assert best_rows(rows, "psnr_db_mean") == []
+    ceiling = Row(id="ceiling", role="ceiling", metrics={"psnr_db_last": _interval(40.0)})
+    assert [row.id for row in best_rows((*rows, ceiling), "psnr_db_last")] == ["forecast"]
+    twin = replace(rows[1], id="twin")
+    assert [row.id for row in best_rows((*rows, twin), "full_ce")] == ["forecast", "twin"]
 
 
 def test_the_text_table_fits_its_width_and_holds_every_number() -> None:
@@ -237,8 +234,8 @@ def test_the_text_table_fits_its_width_and_holds_every_number() -> None:
         text = "\n".join(lines)
         assert "24.32 [23.82, 24.82]*" in text
         assert "33.50 [33.00, 34.00]" in text
-        assert "Forecasts better than holding the last frame: yes" in text
-        assert "not computed: lpips: weights missing" in text
+        assert "forecast vs copy-last: yes" in text
+        assert "not computed: LPIPS: weights missing" in text
 
 
 @pytest.mark.parametrize(
@@ -263,7 +260,7 @@ def test_the_page_shows_the_numbers_of_the_json(page: str) -> None:
     assert "48 clips of 12 episodes" in results
     assert "◆ 24.32" in results
     assert results.count("◆") == 3
-    assert "Undecided Sharper than its ablation" in _text(page, "comparisons")
+    assert "Undecided forecast vs shuffled states" in _text(page, "comparisons")
     assert "\N{MINUS SIGN}0.688 nats (\N{MINUS SIGN}0.812 to \N{MINUS SIGN}0.562)" in _text(page, "comparisons")
     assert "weights missing" in _text(page, "not-computed")
     assert "worldline train sampling_tiny" in _text(page, "provenance")
@@ -293,7 +290,7 @@ def test_films_show_best_median_and_worst_clip(page: str, tmp_path: Path) -> Non
     order = [pictures.index(words) for words in ("Best clip 31.50 dB", "Median clip 26.50 dB", "Worst clip 22.25 dB")]
     assert order == sorted(order)
     assert "at 1/2 speed" in pictures
-    assert "real forecast copy last frame" in pictures
+    assert "real forecast copy-last" in pictures
     encoded = re.findall(r'src="data:video/mp4;base64,([^"]+)"', page)
     assert len(encoded) == 3
     film = tmp_path / "film.mp4"
@@ -352,7 +349,7 @@ def test_what_is_absent_is_said(tmp_path: Path, part: str, sections: list[str]) 
 def test_an_evaluation_with_little_in_it_makes_a_page(tmp_path: Path) -> None:
     run = _run(tmp_path / "tiny")
     alone = Interval(mean=0.5, low=math.nan, high=math.nan, num_clips=2, num_episodes=1)
-    row = Row(name="forecast", role="model", metrics={"ssim_mean": alone})
+    row = Row(id="forecast", role="model", metrics={"ssim_mean": alone})
     curves = {"ssim": {"forecast": [alone, alone]}}
     little = replace(_evaluation(), rows=(row,), curves=curves, comparisons=(), not_computed={})
     little.save(run / "evaluation" / "metrics.json")
@@ -395,8 +392,8 @@ def test_several_runs_share_a_table_only_where_they_compare(tmp_path: Path) -> N
     assert results.count("Forecaster") == 2
     assert "forecast model · a 24.00" in results
     assert "forecast model · b ◆ 25.00" in results
-    assert results.count("copy last frame") == 2
-    assert "copy last frame baseline · a, b 21.12" in results
+    assert results.count("copy-last") == 2
+    assert "copy-last baseline · a, b 21.12" in results
     assert "do not compare" in results
 
 
@@ -415,9 +412,9 @@ def test_token_costs_of_different_tokenizers_are_never_in_one_table(
     assert {line.run for line in headline.lines} >= {"one", "two"}
     assert "Costs of tokens do not compare" in headline.note
     assert "one: tokenizer 0123456789ab, hysteresis 0.75; two: " in headline.tokenizers
-    apart = tables({"one": one, "two": two}, "code")
+    apart = tables({"one": one, "two": two}, "token")
     assert [{line.run for line in table.lines} for table in apart] == [{"one"}, {"two"}]
-    (together,) = tables({"one": one, "two": _by(two)}, "code")
+    (together,) = tables({"one": one, "two": _by(two)}, "token")
     assert {line.run for line in together.lines} == {"one", "two", "one, two"}
 
 
@@ -522,6 +519,6 @@ def test_plots_of_an_evaluation_show_its_rows(tmp_path: Path) -> None:
         plots.main(tmp_path / out, [tmp_path / "metrics.json", tmp_path / "metrics.json"])
     drawn = (tmp_path / "one.svg").read_text(encoding="utf-8")
     assert drawn == (tmp_path / "two.svg").read_text(encoding="utf-8")
-    shown = [row.name for row in _evaluation().rows if "psnr_db_last" in row.metrics]
+    shown = [label_of(row.id) for row in _evaluation().rows if "psnr_db_last" in row.metrics]
     assert len(shown) > 1
     assert [name for name in shown if drawn.count(f">{name}<") < 2] == []

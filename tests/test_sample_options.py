@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import pytest
 
 from worldline import builtin
 from worldline.cli import evaluate, forecast
+from worldline.families.card import describe_model
 from worldline.families.sample import LATENTS_ONLY, TOKENS_ONLY, SampleOptions
 from worldline.schema import UsageError
+from worldline.worlds.wan import WanConfig
 
 TOKENS, LATENTS = "tokens", "latents"
 NONSENSE = [
@@ -47,11 +49,13 @@ OF_THIS_WORLD = [
 ]
 
 
-def without_weights(place: Path, kind: str, **changes: Any) -> Path:
-    """What describes a world, and no weights: whatever is said of it is said before they are read."""
+def without_weights(place: Path, kind: str) -> Path:
+    """What describes a world without a null code, and no weights: what is said of it is said before they are read."""
     shutil.copy((builtin.COMPRESSION_TINY if kind == TOKENS else builtin.SAMPLING_TINY) / "model.json", place)
     content = json.loads((place / "model.json").read_text())
-    content["config"] |= changes
+    if kind == LATENTS:
+        content["config"]["states"]["null"] = False
+        content["config"]["drop_states"] = 0.0
     (place / "model.json").write_text(json.dumps(content))
     return place
 
@@ -73,21 +77,23 @@ def test_a_seed_below_nothing_is_refused_before_anything_is_read() -> None:
 def test_what_a_world_would_ignore_is_refused_before_its_weights_are_read(
     verb: Any, kind: str, words: str, message: str, tmp_path: Path
 ) -> None:
-    place = without_weights(tmp_path, kind, states={"null": False})
+    place = without_weights(tmp_path, kind)
     with pytest.raises(UsageError, match=message):
         verb.main([str(place), *words.split()])
 
 
 def test_a_world_without_states_has_nothing_to_guide() -> None:
-    description = {"config": {"kind": "wan", "unconditional": True, "states": {"null": True}}, "contract": {}}
+    card = describe_model(builtin.SAMPLING_TINY)
+    assert isinstance(card.config, WanConfig)
     with pytest.raises(UsageError, match="--guidance would change nothing"):
-        SampleOptions(guidance=2.0).check(description)
+        SampleOptions(guidance=2.0).check(replace(card, config=replace(card.config, unconditional=True)))
 
 
 def test_a_pattern_that_shows_every_instant_once_has_nothing_to_average() -> None:
-    description = {"config": {"kind": "wan"}, "contract": {"pattern": {"repeat_last": 0}}}
+    card = describe_model(builtin.SAMPLING_TINY)
+    promise = replace(card.promise, pattern=replace(card.promise.pattern, repeat_last=0))
     with pytest.raises(UsageError, match="--average-repeats would change nothing"):
-        SampleOptions(average_repeats=True).check(description)
+        SampleOptions(average_repeats=True).check(replace(card, contract=promise))
 
 
 def test_every_option_belongs_to_a_kind_of_world_or_to_both() -> None:

@@ -200,7 +200,7 @@ def test_loss_is_squared_plus_weighted_absolute_error_of_what_is_decoded() -> No
     mse = error.square().mean()
     torch.testing.assert_close(loss, mse + 0.1 * error.abs().mean())
     assert figures["psnr_db"] == pytest.approx(10 * torch.log10(4 / mse).item(), abs=1e-3)
-    assert figures["codes_used"] == len(tokenizer.encode(batch.frames).unique())
+    assert figures["tokens_used"] == len(tokenizer.encode(batch.frames).unique())
 
 
 def test_loss_falls_when_one_batch_is_learned() -> None:

@@ -26,6 +26,7 @@ from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.loader import Loader
 from worldline.devices import pick_device
+from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.prepare import prepare
 from worldline.families.prepared import Prepared
@@ -271,6 +272,7 @@ import os, signal, sys
 from pathlib import Path
 from worldline.rundir import from_json
 from worldline.files import read_json
+from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.training.loop import train
 
@@ -309,6 +311,7 @@ from pathlib import Path
 from worldline.files import read_json
 from worldline.rundir import from_json
 from worldline.schema import UsageError
+from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.training.loop import train
 
@@ -474,7 +477,9 @@ def test_inside_evaluated_the_model_holds_its_average() -> None:
 
 
 def _prepared(model: nn.Module, clips: Clips) -> Prepared:
-    return Prepared(model=model, train=clips, val=clips, description={}, tokenizer=None, left_out=())
+    return Prepared(
+        model=model, train=clips, val=clips, card=ModelCard(config=SMALL_WORLD), tokenizer=None, left_out=()
+    )
 
 
 def _validated(model: nn.Module, clips: Clips) -> float:
@@ -637,7 +642,7 @@ def test_training_begins_with_given_weights(tmp_path: Path) -> None:
     config = _world(tmp_path, steps=1)
     (tmp_path / "given").mkdir()
     world = small_world(replace(SMALL_WORLD, vocab_size=8), seed=5)
-    write_model(tmp_path / "given", {"config": {}}, world.state_dict())
+    write_model(tmp_path / "given", ModelCard(config=world.config).to_json(), world.state_dict())
     still = replace(config, init_from=tmp_path / "given", optimizer=OptimizerConfig(lr=1e-30, warmup_steps=0))
     train(still, tmp_path / "run")
     loaded, _ = load_world(tmp_path / "run")

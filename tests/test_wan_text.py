@@ -15,7 +15,7 @@ from tolerances import assert_values_agree
 
 from worldline.cli import main as entry
 from worldline.schema import DataError, UsageError
-from worldline.worlds.wan_text import encode_text, fingerprint_encoder, load_text, padded, save_text
+from worldline.worlds.wan_text import encode_text, fingerprint_encoder, load_text, save_text
 
 WORDS = ["▁", "▁a", "▁robot", "▁walks", "▁&"]
 WIDTH = 16
@@ -233,15 +233,6 @@ def test_a_file_that_holds_no_text_is_refused(tmp_path: Path) -> None:
         save_file(tensors, path)
         with pytest.raises(DataError, match="worldline text"):
             load_text(path)
-
-
-def test_padded_is_the_rows_and_then_zeros() -> None:
-    rows = torch.arange(1.0, 7.0).reshape(2, 3)
-    assert padded(rows, 4).tolist() == [[1, 2, 3], [4, 5, 6], [0, 0, 0], [0, 0, 0]]
-    assert padded(rows).shape == (512, 3)
-    assert torch.equal(padded(rows, 2), rows)
-    with pytest.raises(UsageError, match="2 tokens"):
-        padded(rows, 1)
 
 
 def test_the_fingerprint_follows_encoder_and_tokenizer(weights: Path, copy: Path) -> None:

@@ -19,7 +19,7 @@ from worldline.tokenizers import tokenizer as tokenizers
 from worldline.tokenizers.load import describe, fingerprint, load_tokenizer, load_vae
 from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer, to_signed
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes, WanVAETokenizer
-from worldline.tokenizers.wan_vae_keys import ORIGINAL_NAME, diffusers_name, read_tensors
+from worldline.tokenizers.wan_vae_keys import ORIGINAL_NAME, diffusers_name, load_tensors
 
 pytest.importorskip("diffusers", reason="needs the extra `wan`")
 
@@ -369,7 +369,7 @@ def small_original(tokenizer: WanVAETokenizer, file: Path, **changes: Tensor | N
 def test_the_original_file_is_read_exactly(tmp_path: Path) -> None:
     tokenizer, other, video = vae(), vae(seed=1), noise_frames(1, 5, 3, 16, 16)
     file = small_original(tokenizer, tmp_path / ORIGINAL_NAME)
-    other.vae.load_state_dict(read_tensors([file], other.vae.state_dict()))
+    other.vae.load_state_dict(load_tensors([file], other.vae.state_dict()))
     assert torch.equal(other.encode(video), tokenizer.encode(video))
 
 
@@ -377,7 +377,7 @@ def test_the_original_file_is_read_exactly(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"decoder.head.2.weight": None}, "expected a tensor decoder.conv_out.weight, found none"),
-        ({"decoder.head.2.bias": torch.zeros(5)}, r"expected decoder.head.2.bias of shape \(12,\), found \(5,\)"),
+        ({"decoder.head.2.bias": torch.zeros(5)}, r"expected decoder.head.2.bias of shape \(12,\), found shape \(5,\)"),
         ({"decoder.extra": torch.zeros(5)}, "found decoder.extra besides"),
     ],
 )
@@ -385,13 +385,13 @@ def test_other_weights_are_named_by_their_first_key(tmp_path: Path, changes: dic
     tokenizer = vae()
     file = small_original(tokenizer, tmp_path / ORIGINAL_NAME, **changes)
     with pytest.raises(DataError, match=message):
-        read_tensors([file], tokenizer.vae.state_dict())
+        load_tensors([file], tokenizer.vae.state_dict())
 
 
 def test_a_single_file_is_taken_for_wan22(tmp_path: Path) -> None:
     file = small_original(vae(), tmp_path / ORIGINAL_NAME)
     for path in (file, tmp_path):
-        with pytest.raises(DataError, match=r"expected encoder.conv1.weight of shape \(160, 12, 3, 3, 3\), found \(4,"):
+        with pytest.raises(DataError, match=r"encoder.conv1.weight of shape \(160, 12, 3, 3, 3\), found shape \(4,"):
             load_vae(path)
     file.write_bytes(b"half a download")
     with pytest.raises(DataError, match=r"torch\.save"):
@@ -431,12 +431,12 @@ def test_quantised_weights_are_refused_and_not_widened(
     folder, tokenizer = download
     for file in (folder / "vae").glob("*.safetensors"):
         save_file({name: value.to(kind) for name, value in load_file(file).items()}, file)
-    with pytest.raises(DataError, match=rf"found {kind}.*quantised"):
+    with pytest.raises(DataError, match=r"as one of F32, F16, BF16, found \S+: quantised"):
         load_vae(folder)
     tensors = {original_name(name, 1): value.to(kind) for name, value in tokenizer.vae.state_dict().items()}
     torch.save(tensors, tmp_path / ORIGINAL_NAME)
-    with pytest.raises(DataError, match=rf"found {kind}.*quantised"):
-        read_tensors([tmp_path / ORIGINAL_NAME], tokenizer.vae.state_dict())
+    with pytest.raises(DataError, match=r"as one of F32, F16, BF16, found \S+: quantised"):
+        load_tensors([tmp_path / ORIGINAL_NAME], tokenizer.vae.state_dict())
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
@@ -446,18 +446,18 @@ def test_half_precision_weights_are_taken_and_it_is_said(
     folder, tokenizer = download
     for file in (folder / "vae").glob("*.safetensors"):
         save_file({name: value.to(kind) for name, value in load_file(file).items()}, file)
-    with pytest.warns(UserWarning, match=rf"weights are stored as {kind}"):
+    with pytest.warns(UserWarning, match=r"weights are stored as B?F16"):
         loaded = load_vae(folder)
     expected = tokenizer.vae.state_dict()["encoder.conv_in.weight"].to(kind).float()
     assert torch.equal(loaded.vae.state_dict()["encoder.conv_in.weight"], expected)
 
 
-def test_a_missing_shard_is_named_by_its_first_tensor(tmp_path: Path) -> None:
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     vae().vae.save_pretrained(tmp_path / "vae", max_shard_size="20KB")
     shards = sorted((tmp_path / "vae").glob("*-of-*.safetensors"))
     assert len(shards) > 1
     shards[-1].unlink()
-    with pytest.raises(DataError, match="found none of that name"):
+    with pytest.raises(DataError, match=f"{shards[-1].name}: expected a shard"):
         load_vae(tmp_path)
 
 

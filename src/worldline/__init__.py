@@ -1,5 +1,34 @@
-"""Generative world models of robots."""
+"""Generative world models of robots.
+
+    import worldline
+
+    data = worldline.open_data("twin-mini-val")
+    world = worldline.load("compression-tiny")
+    clip = data.read(0, 0, 34)
+    forecast = world.forecast(clip.frames[None, :17], clip.states[None])
+
+What is named here is loaded when it is first used: importing worldline takes no time, and loads no PyTorch.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from worldline.threads import choose
 
+if TYPE_CHECKING:
+    from worldline.api import forecast, load, open_data, resume, train
+
+__all__ = ["forecast", "load", "open_data", "resume", "train"]
+
 choose()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'worldline' has no attribute {name!r}")
+    from worldline import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,6 @@
 """What ships inside the package: the twin-mini data set and the tiny checkpoints made from it. Paths only."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from worldline.schema import UsageError
@@ -21,12 +22,13 @@ NAMES = {
 }
 
 
-def resolve(path: Path) -> Path:
+def resolve(path: str | Path) -> Path:
     """A path as given, or the built-in of that name where no such file or folder exists.
 
     Raises:
         UsageError: neither a path on disk nor a built-in name.
     """
+    path = Path(path)
     if path.exists():
         return path
     if str(path) in NAMES:
@@ -34,9 +36,9 @@ def resolve(path: Path) -> Path:
     raise UsageError(f"{path} does not exist, and no built-in has that name; built-ins: {', '.join(NAMES)}")
 
 
-def resolve_all(path: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+def resolve_all(path: str | Path | Sequence[str | Path]) -> Path | tuple[Path, ...]:
     """The same for one path or several."""
-    return resolve(path) if isinstance(path, Path) else tuple(resolve(one) for one in path)
+    return resolve(path) if isinstance(path, str | Path) else tuple(resolve(one) for one in path)
 
 
 def is_builtin(path: Path) -> bool:

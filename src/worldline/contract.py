@@ -1,8 +1,15 @@
 """What a model promises and must be given, as its checkpoint keeps it. Knows no file format and no model."""
 
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import Discriminator
 
 from worldline.checks import whole
+from worldline.schema import LatentGrid, StateKind, TokenGrid
+
+Conditioning = Literal["state", "action", "state+action"]
+"""What `Clip.states` holds: the robot's measured state, its commanded action, or both side by side."""
 
 MOST_FRAMES = 1_000_000
 """Of a window: nine hours."""
@@ -41,3 +48,54 @@ class FramePattern:
     @property
     def is_consecutive(self) -> bool:
         return self.stride == 1 and self.repeat_last == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What a model was trained on and must be given: rate, pictures, states, and how frames become what it reads."""
+
+    fps: float
+    """Video frames per second of the data, before any subsampling."""
+    image_size: int | None = None
+    """Square size in px that frames were scaled to; None: as they were stored."""
+    conditioning: Conditioning = "state"
+    camera: str | None = None
+    state_keys: tuple[str, ...] = ()
+    """Columns that made up the states, where these were named."""
+    state_names: tuple[str, ...]
+    state_kinds: tuple[StateKind, ...]
+    source_kind: str
+    """Format of the data (`Source.kind`)."""
+    pattern: FramePattern
+    """Frames of a window: for a world of context and horizon together, for a tokenizer what it encodes at once."""
+    token_grid: TokenGrid | None = None
+    latent_grid: LatentGrid | None = None
+
+    @property
+    def tokens(self) -> TokenGrid:
+        """The grid of a model of tokens, which has one."""
+        assert self.token_grid is not None, "asked of a model of tokens only"
+        return self.token_grid
+
+    @property
+    def latents(self) -> LatentGrid:
+        """The grid of a model of latents, which has one."""
+        assert self.latent_grid is not None, "asked of a model of latents only"
+        return self.latent_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What the configurations of all models share; `kind` says which class of it one is, in files too.
+
+    A file is read as whichever subclass has its `kind`: nothing else needs to know them all.
+    """
+
+    kind: str
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        if cls is not ModelConfig:
+            return handler(source)
+        kinds: Any = tuple(ModelConfig.__subclasses__())
+        return handler.generate_schema(Annotated[Union[kinds], Discriminator("kind")])  # noqa: UP007 - made at run time

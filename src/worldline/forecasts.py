@@ -11,17 +11,19 @@ from worldline import builtin
 from worldline.data.clips import Clips
 from worldline.evaluation.held_out import DataChanges, held_out, spread, warn_of_strange_states
 from worldline.evaluation.parts import made_from
-from worldline.families.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit, window_of
+from worldline.families.card import describe_model
+from worldline.families.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit
 from worldline.families.sample import LoadOptions
 from worldline.forecasting.forecaster import shown_pace
+from worldline.forecasting.predictions import Prediction, beside, predict
 from worldline.forecasting.saved import Index, Layout, Sample, begin_index, finish_index, save_npz, save_png
 from worldline.forecasting.video import write_comparison
 from worldline.formats.faults import check_episodes
 from worldline.process.noise import clip_seeds
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks
-from worldline.rundir import describe_model, model_folder
-from worldline.schema import Batch, UsageError, stack
+from worldline.rundir import model_folder
+from worldline.schema import Clip, UsageError
 
 AT_ONCE = 4
 """Clips that one process forecasts at once at most, where their rows allow more: the fewer, the better they share."""
@@ -87,29 +89,29 @@ def write_forecasts(run: Path, options: ForecastOptions, *, ranks: Ranks) -> lis
 def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[int]]:
     """The clips of the data, and which of them are to be forecast."""
     model = model_folder(run, options.checkpoint)
-    description = describe_model(model)
-    check_world(description, model)
-    options.check(description)
-    if options.weights and not description["config"].get("lora"):
+    card = describe_model(model)
+    check_world(card, model)
+    options.check(card)
+    if options.weights and card.base is None:
         raise UsageError("--weights would change nothing: this world holds all of its weights")
     clips = held_out(
         run,
-        description["contract"],
-        window=window_of(description),
+        card.promise,
+        window=card.promise.pattern.window,
         data=builtin.data_for(run, options.data),
         episodes=options.episodes,
         changes=options,
     )
     refuse_unfit(
         clips.source,
-        description,
-        tokenizer=options.tokenizer is not None or has_tokenizer(run, description),
+        card,
+        tokenizer=options.tokenizer is not None or has_tokenizer(run, card),
         pictures=options.format != "npz",
         allow_different=options.allow_different,
     )
     if options.clips and max(options.clips) >= len(clips):
         raise UsageError(f"there is no clip {max(options.clips)}; the data have clips 0..{len(clips) - 1}")
-    wanted = options.num_clips or ("all" if clips.source.kind == "1x-test" else 4)
+    wanted = options.num_clips or ("all" if clips.source.context_only else 4)
     numbers = list(dict.fromkeys(options.clips)) or spread(len(clips), None if wanted == "all" else wanted)
     episodes = sorted({int(clips.windows.episode[number]) for number in numbers})
     check_episodes(clips.source, episodes, size=clips.image_size)
@@ -126,26 +128,27 @@ def _make(
     parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
     def make(part: int) -> None:
-        _save(options, loaded, stack([clips[number] for number in parts[part]]), [files[i] for i in parts[part]])
+        batch = [clips[number] for number in parts[part]]
+        for number, clip, made in zip(parts[part], batch, predict(forecaster, batch, seed=options.seed), strict=True):
+            _save(options.format, files[number], loaded, clip, made)
 
     done = {i for i, part in enumerate(parts) if there.issuperset(files[number] for number in part)}
     with Progress() as progress:
         ranks.made(range(len(parts)), make, done=done.__contains__, progress=progress.named("forecasting"))
 
 
-def _save(options: ForecastOptions, loaded: Loaded, batch: Batch, paths: list[Path]) -> None:
-    """Forecast clips from their context and states, and write one file or folder for each. No future is read."""
-    forecaster, seeds = loaded.forecaster, clip_seeds(options.seed, batch.origins)
-    made = forecaster.forecast_clips(batch, seeds=seeds, extra=() if options.format == "mp4" else ("top",))
-    if options.format == "mp4":
-        seen, real = forecaster.shown(batch)
-        fps = loaded.contract["fps"] / shown_pace(forecaster)
-        for i, path in enumerate(paths):
-            write_comparison(path, seen[i], made.video[i], real=None if real is None else real[i], fps=fps)
-        return
-    save = save_npz if options.format == "npz" else save_png
-    for i, path in enumerate(paths):
-        save(path, made, i)
+def _save(layout: Layout, path: Path, loaded: Loaded, clip: Clip, made: Prediction) -> None:
+    forecaster = loaded.forecaster
+    match layout:
+        case "npz":
+            save_npz(path, made, times=forecaster.times)
+        case "png":
+            save_png(path, made, times=forecaster.times)
+        case "mp4":
+            assert made.frames is not None, "asked for in advance"
+            seen, real = beside(forecaster, clip)
+            fps = loaded.contract.fps / shown_pace(forecaster)
+            write_comparison(path, seen, made.frames, real=real, fps=fps)
 
 
 def _index(
@@ -187,6 +190,6 @@ def _file(options: ForecastOptions, clips: Clips, number: int) -> str:
 def _name(clips: Clips, number: int) -> str:
     """The name of a clip's files: of a sample of one test set that of its own file, `sample_12`."""
     own = clips.source.episodes[int(clips.windows.episode[number])].name
-    if clips.source.kind == "1x-test" and own.startswith("sample "):  # of several sets joined, it names the set first
+    if clips.source.context_only and own.startswith("sample "):  # of several sets joined, it names the set first
         return own.replace(" ", "_")
     return f"clip_{number:05d}"

@@ -39,14 +39,6 @@ class Identity:
     statistics: str | None = None
     """Mean and deviation of the states, as the model divides by them."""
 
-    @classmethod
-    def of(cls, description: Mapping[str, Any]) -> "Identity":
-        """What a `model.json` says; one written before there were identities says it of tokenizer and backbone."""
-        if "identity" in description:
-            known = {name: value for name, value in description["identity"].items() if name in PARTS}
-            return cls(**known)
-        return cls(tokenizer=description.get("tokenizer"), backbone=description.get("base", {}).get("fingerprint"))
-
     def differing(self, found: "Identity", parts: Collection[Part] = PARTS) -> tuple[Part, ...]:
         """The parts that both know, and that are not the same."""
 

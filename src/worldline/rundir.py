@@ -165,11 +165,15 @@ def write_model(folder: Path, description: dict[str, Any], weights: Mapping[str,
 
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a model folder. Raises `DataError` where a file is missing, damaged or of a later format."""
-    return describe_model(folder), load_tensors(folder / "model.safetensors")
+    return model_json(folder), load_tensors(folder / "model.safetensors")
 
 
-def describe_model(folder: Path) -> dict[str, Any]:
-    """Read `model.json` alone. Raises `DataError` where it is missing, damaged or of a later format."""
+def model_json(folder: Path) -> dict[str, Any]:
+    """Read `model.json` alone, as it is (`worldline.families.card` says what is in it).
+
+    Raises:
+        DataError: it is missing, damaged or of a later format.
+    """
     description = read_json(folder / "model.json")
     if description.get("format") != 1:
         raise DataError(

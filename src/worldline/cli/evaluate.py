@@ -17,13 +17,14 @@ from worldline.evaluation.parts import Parts, made_from
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
 from worldline.evaluation.tokenizer import evaluate_tokenizer
-from worldline.families.load import Loaded, has_tokenizer, load_forecaster, refuse_unfit, window_of
+from worldline.families.card import ModelCard, describe_model
+from worldline.families.load import Loaded, has_tokenizer, load_forecaster, refuse_unfit
 from worldline.families.sample import LoadOptions, SampleOptions
 from worldline.identity import Identity, Part, refuse_another
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks
 from worldline.report.text import text_table
-from worldline.rundir import RunDir, describe_model, from_json, model_folder, to_json
+from worldline.rundir import RunDir, model_folder, to_json
 from worldline.schema import UsageError
 from worldline.tokenizers.load import fingerprint, identity_of, load_tokenizer, load_vae
 
@@ -161,20 +162,19 @@ def main(arguments: list[str]) -> None:
 def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
     run = builtin.resolve(job.run)
     model = model_folder(run, job.checkpoint)
-    description = describe_model(model)
-    kind = _kind(job, run, description)
+    card = describe_model(model)
+    kind = _kind(job, run, card)
     job.refuse_unused(kind)
     if kind == "compression":
         job.compression_protocol()
     if kind != "tokenizer":
-        job.sample.check(description)
+        job.sample.check(card)
     models = [model, *([model_folder(builtin.resolve(job.unconditional))] if job.unconditional else [])]
-    _refuse_others(job, run, description, models[1:])
+    _refuse_others(job, run, card, models[1:])
     data = builtin.data_for(run, job.data)
-    contract = _contract(run, description)
     split = split_of(
         run,
-        contract,
+        card.promise,
         models,
         data=data,
         episodes=job.episodes,
@@ -184,10 +184,12 @@ def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
     )
     if split == "not checked" and ranks.writes:
         say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
-    pattern = _pattern(kind, description, model)
+    pattern = card.promise.pattern
+    if kind != "tokenizer":  # a world's forecast is compared with all frames
+        pattern = FramePattern.consecutive(pattern.window)
     clips = held_out(
         run,
-        contract,
+        card.promise,
         window=pattern.window,
         stride=job.window_stride,
         pattern=pattern,
@@ -196,15 +198,15 @@ def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
         changes=job.changes,
         on=job.on,
     )
-    if clips.source.kind == "1x-test":
+    if clips.source.context_only:
         raise UsageError(f"{clips.source.path} holds no future: test samples can be forecast, not evaluated")
     if clips.source.image_size is None and kind != "compression":
         raise UsageError(f"{clips.source.path} holds no frames to compare with; give data that do (--data)")
     if kind != "tokenizer":
-        beside_it = job.tokenizer is not None or has_tokenizer(run, description)
+        beside_it = job.tokenizer is not None or has_tokenizer(run, card)
         refuse_unfit(
             clips.source,
-            description,
+            card,
             tokenizer=beside_it,
             pictures=kind == "sampling",
             allow_different=job.allow_different,
@@ -212,41 +214,29 @@ def _request(job: Job, out: Path, ranks: Ranks) -> "_Request":
     return _Request(job=job, run=run, model=model, kind=kind, clips=clips, split=split, out=out, ranks=ranks)
 
 
-def _refuse_others(job: Job, run: Path, description: dict[str, Any], compared: list[Path]) -> None:
+def _refuse_others(job: Job, run: Path, card: ModelCard, compared: list[Path]) -> None:
     """Refuse a tokenizer and worlds that do not belong to the run, by what their descriptions and files say."""
-    made = Identity.of(description)
     for other in compared:
         theirs = describe_model(other)
-        config = theirs.get("config", {})
-        if config.get("kind") != description["config"]["kind"] or not config.get("unconditional"):
+        if theirs.config.kind != card.config.kind or not getattr(theirs.config, "unconditional", False):
             raise UsageError(
                 f"{other} is no world of the kind of {run} that was trained without states; give one (a training with "
                 "--model.unconditional True)"
             )
         places = dict.fromkeys(_SHARED, other)
         refuse_another(
-            made, Identity.of(theirs), what=str(run), places=places, parts=_SHARED, allowed=job.allow_different
+            card.identity, theirs.identity, what=str(run), places=places, parts=_SHARED, allowed=job.allow_different
         )
     if job.tokenizer is not None:
         place = builtin.resolve(job.tokenizer)
         found = Identity(tokenizer=fingerprint(place))
-        refuse_another(made, found, what=str(run), places={"tokenizer": place}, allowed=job.allow_different)
+        refuse_another(card.identity, found, what=str(run), places={"tokenizer": place}, allowed=job.allow_different)
 
 
-def _pattern(kind: Kind, description: dict[str, Any], model: Path) -> FramePattern:
-    """The frames that a clip to judge on must have."""
-    contract = description["contract"]
-    if kind != "tokenizer":
-        return FramePattern.consecutive(window_of(description))
-    if "latent_grid" in contract:
-        return from_json(FramePattern, contract["pattern"], model)
-    return FramePattern.consecutive(contract["token_grid"]["block"])
-
-
-def _kind(job: Job, run: Path, description: dict[str, Any]) -> Kind:
-    if job.weights and not description.get("config", {}).get("lora"):
+def _kind(job: Job, run: Path, card: ModelCard) -> Kind:
+    if job.weights and card.base is None:
         raise UsageError(f"--weights would change nothing: {run} has no adapters on a pretrained backbone")
-    match description.get("config", {}).get("kind"):
+    match card.config.kind:
         case "st-transformer":
             return "sampling" if job.protocol == "sampling" else "compression"
         case "wan":
@@ -257,13 +247,6 @@ def _kind(job: Job, run: Path, description: dict[str, Any]) -> Kind:
             return "sampling"
         case _:
             return "tokenizer"
-
-
-def _contract(run: Path, description: dict[str, Any]) -> dict[str, Any]:
-    contract = description.get("contract")
-    if contract is None:
-        raise UsageError(f"{run} does not say what data it was trained on; give the tokenizer's own run folder")
-    return contract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +304,7 @@ class _Request:
 
     def tokenizer(self) -> Evaluation:
         job, model, device = self.job, self.model, self.ranks.device(self.job.device)
-        is_vae = describe_model(model)["config"]["kind"] == "wan-vae"
+        is_vae = describe_model(model).config.kind == "wan-vae"
         tokenizer = load_vae(model) if is_vae else load_tokenizer(model)
         return evaluate_tokenizer(
             tokenizer.to(device),

@@ -4,16 +4,15 @@ A field of a recipe is given with its value, `--model.block-bias True`; a verb's
 An optional part goes with `--model.lora None` and comes with any of its own fields, `--model.lora.rank 8`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
 from worldline.cli.console import choose, options_of
-from worldline.families.config import TrainConfig, idle
+from worldline.families.config import TrainConfig
 from worldline.recipes.all import RECIPES
-from worldline.schema import UsageError
 
 Job = TypeVar("Job")
 Recipe = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
@@ -67,25 +66,6 @@ def parse_recipe(job: Callable[..., Job], verb: str, description: str, arguments
             config=(tyro.conf.AvoidSubcommands,),
             registry=_PRESETS,
         )
-
-
-def refuse_idle(config: TrainConfig, recipe: TrainConfig) -> None:
-    """Refuse what is set otherwise than in the recipe and would change nothing. Raises `UsageError`."""
-    reasons = idle(config)
-    for place in _differing(config, recipe):
-        for field, reason in reasons.items():
-            if place == field or (field.endswith(".") and place.startswith(field)):
-                raise UsageError(f"--{place.replace('_', '-')} would change nothing: {reason}")
-
-
-def _differing(one: Any, other: Any, prefix: str = "") -> Iterator[str]:
-    """The places in which two configurations differ."""
-    for field in fields(one):
-        mine, yours = getattr(one, field.name), getattr(other, field.name)
-        if is_dataclass(mine) and type(mine) is type(yours):
-            yield from _differing(mine, yours, f"{prefix}{field.name}.")
-        elif mine != yours:
-            yield prefix + field.name
 
 
 def _given(option: str, arguments: list[str]) -> bool:

@@ -116,7 +116,7 @@ def inspect(
         note(problem)
         return _unreadable(paths[0], tuple(seen), _by_kind(paths[0], found.values()))
     if source.kind == "latents":
-        raise UsageError(f"{source.path} holds {source.kind}: look at the data set they were encoded from")
+        raise UsageError(f"{source.path} holds {source.kind}; give the LeRobot or 1X data set they were made from")
     if source.episodes and (episodes != ":" or exclude):
         source = only(source, choose_episodes(source, episodes, exclude=exclude))
     faulty = faults(source, note, thorough=thorough, progress=progress)

@@ -6,7 +6,7 @@ unconditional world, and the world itself fed another clip's states. Definitions
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +20,22 @@ from worldline.evaluation.held_out import foreign_states, spread
 from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Evaluation, Role, Split
 from worldline.evaluation.summary import summarise, write_forecasts
-from worldline.evaluation.tally import CODE_NAMES, CodeScores, Tally
+from worldline.evaluation.tally import Tally, TokenScores
 from worldline.families.load import Loaded
-from worldline.forecasting.forecaster import CopyLast, Extra
-from worldline.forecasting.tokens import TokenForecaster
+from worldline.forecasting.forecaster import CopyLast
+from worldline.forecasting.tokens import Rollout, TokenForecaster
 from worldline.identity import hash_of
-from worldline.metrics.codes import shared_code_lengths
-from worldline.metrics.kept import kept_code_lengths
+from worldline.metrics.tokens import kept_guesses, shared_guesses
 from worldline.process.noise import clip_seeds
 from worldline.ranks import Ranks
-from worldline.schema import Batch, Forecast, UsageError
+from worldline.schema import Batch, UsageError
 from worldline.tokenizers.load import TokenizerIdentity
 
-FORECAST, SHUFFLED, UNCONDITIONAL = "forecast", "forecast, states of another clip", "unconditional"
-TOKENS = "forecast, likeliest tokens"
-COPY, UNIGRAM, ROUND_TRIP = "copy last frame", "unigram", "tokenizer round trip"
+FORECAST, SHUFFLED, UNCONDITIONAL = "forecast", "shuffled_states", "unconditional"
+TOKENS = "forecast_tokens"
+COPY, UNIGRAM, RECONSTRUCTION = "copy_last", "unigram", "reconstruction"
 KEEP_LAST = "keep_last_tokens"
-KEPT = "tokenizer round trip, seen parts kept"
+BLENDED = "reconstruction_blended"
 ROLES: dict[str, Role] = {
     FORECAST: "model",
     TOKENS: "ablation",
@@ -45,8 +44,8 @@ ROLES: dict[str, Role] = {
     COPY: "baseline",
     KEEP_LAST: "baseline",
     UNIGRAM: "baseline",
-    ROUND_TRIP: "ceiling",
-    KEPT: "ceiling",
+    RECONSTRUCTION: "ceiling",
+    BLENDED: "ceiling",
 }
 COMPARED = (  # better, than, metric
     (FORECAST, COPY, "psnr_db_last"),
@@ -60,12 +59,9 @@ COMPARED = (  # better, than, metric
     (FORECAST, KEEP_LAST, "full_ce"),
     (FORECAST, KEEP_LAST, "token_accuracy"),
     (FORECAST, UNIGRAM, "full_ce"),
-    (ROUND_TRIP, FORECAST, "psnr_db_last"),
+    (RECONSTRUCTION, FORECAST, "psnr_db_last"),
 )
-SCORED: tuple[Extra, ...] = ("costs", "teacher_forced_costs", "plain_frames")
-SHOWN = (FORECAST, COPY, ROUND_TRIP, SHUFFLED)
-BOUNDS = dict(CODE_NAMES.values())
-"""Metric -> that of the teacher-forced bound."""
+SHOWN = (FORECAST, COPY, RECONSTRUCTION, SHUFFLED)
 CHANGED = 0.5
 """Probability that a token does not stay the last context grid's, where a run has not counted how often they did."""
 
@@ -145,7 +141,7 @@ def evaluate_compression(
     Raises:
         UsageError: the data hold no future to compare with, or `unconditional` speaks other tokens.
     """
-    if clips.source.kind == "1x-test":
+    if clips.source.context_only:
         raise UsageError(f"{clips.source.path} holds no future tokens: test samples can be forecast, not evaluated")
     if unconditional is not None and _speech(unconditional) != _speech(loaded):
         raise UsageError(f"the world in {unconditional.folder} speaks other tokens than the one in {loaded.folder}")
@@ -206,17 +202,22 @@ class _Scorer:
 
     def __call__(self, batch: Batch, now: range) -> Tally:
         tally = Tally(episodes=[origin.episode for origin in batch.origins])
-        batch = self.forecaster.encoded(batch)
-        assert batch.tokens is not None, "they are made where there are none"
-        past, future = batch.tokens.tensor_split([self.forecaster.world.context_grids], dim=1)
-        forecasts = self._score_worlds(tally, batch, now)
+        context = self.forecaster.world.context_grids
+        tokens = batch.tokens if batch.tokens is not None else self.forecaster.encode(_frames(batch))
+        past, future = tokens[:, :context], tokens[:, context:]
+        rollouts = self._score_worlds(tally, past, future, batch, now)
+        forced = TokenScores(future)
+        self.forecaster.teacher_forced(tokens, batch.states, watch=forced.add)
+        forced.into(tally.values[FORECAST], teacher_forced=True)
         self._score_kept(tally, past, future)
         if self.counts is not None:
             _score_unigram(tally, future, self.counts.unigram)
         if batch.frames is None:
             tally.not_computed["psnr_db"] = tally.not_computed["ssim"] = "the data hold tokens only, no frames"
         else:
-            self._score_frames(tally, past, batch, forecasts, keep=[i for i, j in enumerate(now) if j in self.shown])
+            self._score_frames(
+                tally, past, future, batch, rollouts, keep=[i for i, j in enumerate(now) if j in self.shown]
+            )
         return tally
 
     @property
@@ -232,75 +233,68 @@ class _Scorer:
         counts = np.zeros(size) if self.counts is None else self.counts.unigram
         return torch.from_numpy((counts + 1.0) / (counts + 1.0).sum())
 
-    def _score_worlds(self, tally: Tally, batch: Batch, now: range) -> dict[str, Forecast]:
+    def _score_worlds(
+        self,
+        tally: Tally,
+        past: Int64[Tensor, "b c h w"],
+        future: Int64[Tensor, "b l h w"],
+        batch: Batch,
+        now: range,
+    ) -> dict[str, Rollout]:
         worlds = [(FORECAST, self.forecaster, batch.states)]
         if self.others is not None:
             worlds.append((SHUFFLED, self.forecaster, self.others[now.start : now.stop]))
         if self.unconditional is not None:
             worlds.append((UNCONDITIONAL, self.unconditional, batch.states))
-        forecasts, seeds = {}, clip_seeds(self.seed, batch.origins)
+        rollouts = {}
         for name, world, states in worlds:
-            extra: tuple[Extra, ...] = (
-                ("costs", "teacher_forced_costs", "plain_frames") if name == FORECAST else ("costs",)
-            )
-            made = forecasts[name] = world.forecast_clips(batch, states=states, seeds=seeds, extra=extra)
-            for metric, values in made.costs.items():
-                tally.values[name][metric].append(values.nanmean(dim=1))
-            for metric, values in made.teacher_forced_costs.items():
-                if (bound := BOUNDS.get(metric)) is not None:
-                    tally.values[name][bound].append(values.nanmean(dim=1))
-        return forecasts
+            scores = TokenScores(future)
+            rollouts[name] = world.rollout(past, states, seeds=clip_seeds(self.seed, batch.origins), watch=scores.add)
+            scores.into(tally.values[name])
+        return rollouts
 
     def _score_kept(self, tally: Tally, past: Int64[Tensor, "b c h w"], future: Int64[Tensor, "b l h w"]) -> None:
-        scores, prior = CodeScores(future), self.prior
+        scores, prior = TokenScores(future), self.prior
         for index, changed in enumerate(self.changed):
             kept, true = past[:, -1].flatten(), future[:, index].flatten()
-            scores.note(index, kept_code_lengths(prior, kept, true, changed=changed), len(past))
-        scores.into(tally.values[KEEP_LAST], 0)
+            scores.note(index, kept_guesses(prior, kept, true, changed=changed), len(past))
+        scores.into(tally.values[KEEP_LAST])
 
     def _score_frames(
         self,
         tally: Tally,
         past: Int64[Tensor, "b c h w"],
+        future: Int64[Tensor, "b l h w"],
         batch: Batch,
-        forecasts: dict[str, Forecast],
+        rollouts: dict[str, Rollout],
         *,
         keep: list[int],
     ) -> None:
         forecaster, real = self.forecaster, _frames(batch)
         split = forecaster.context_frames
         seen, truth = real[:, :split], real[:, split : split + forecaster.horizon_frames]
-        made = dict(forecasts)
-        if (plain := forecasts[FORECAST].plain_frames) is not None:
-            made[TOKENS] = replace(forecasts[FORECAST], frames=plain)
-        last = past[:, -1:].expand(-1, forecaster.world.horizon_grids, -1, -1)
-        still = replace(batch, tokens=torch.cat([past, last], dim=1))
-        ceiling = forecaster.reconstruct(batch)
-        made[KEEP_LAST] = _plain(forecaster.reconstruct(still))
-        made[ROUND_TRIP] = _plain(ceiling)
-        if ceiling.plain_frames is not None:
-            made[KEPT] = ceiling
-        made[COPY] = CopyLast.beside(forecaster).forecast_clips(batch)
-        for name, forecast in made.items():
-            predicted = forecast.video[:, 0]
+        frames = {name: forecaster.show(rollout, seen) for name, rollout in rollouts.items()}
+        if forecaster.decode_mode == "mean" or forecaster.blend_last_frame:
+            frames[TOKENS] = forecaster.decode(rollouts[FORECAST].tokens)
+        frames[KEEP_LAST] = forecaster.decode(past[:, -1:].expand_as(future))
+        frames[RECONSTRUCTION] = forecaster.decode(future)
+        if forecaster.blend_last_frame:
+            frames[BLENDED] = forecaster.show(Rollout.certain(past, future), seen)
+        frames[COPY] = CopyLast.beside(forecaster).forecast(seen, batch.states).frames[:, 0]
+        for name, predicted in frames.items():
             tally.add_frames(name, predicted, truth)
             if name in SHOWN:
                 tally.shown[name] += [torch.cat([seen[i], predicted[i]]) for i in keep]
         tally.shown["real"] += [real[i, : split + forecaster.horizon_frames] for i in keep]
 
 
-def _plain(forecast: Forecast) -> Forecast:
-    """The same as its tokens alone show it."""
-    return forecast if forecast.plain_frames is None else replace(forecast, frames=forecast.plain_frames)
-
-
 def _score_unigram(tally: Tally, future: Int64[Tensor, "b l h w"], counts: Int64[np.ndarray, " v"]) -> None:
     # One imagined count each (Laplace): a token never seen in training must not cost infinitely much.
     logits = torch.from_numpy(np.log(counts + 1.0)).float().log_softmax(dim=0)
-    scores = CodeScores(future)
+    scores = TokenScores(future)
     for index, grid in enumerate(future.unbind(dim=1)):
-        scores.note(index, shared_code_lengths(logits, grid.flatten()), len(grid))
-    scores.into(tally.values[UNIGRAM], 0)
+        scores.note(index, shared_guesses(logits, grid.flatten()), len(grid))
+    scores.into(tally.values[UNIGRAM])
 
 
 def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from worldline.contract import FramePattern
+from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
-from worldline.data.splits import Recordings
 from worldline.evaluation.result import Split
+from worldline.families.card import describe_model
 from worldline.files import read_json
 from worldline.formats.content import content_of
 from worldline.formats.encoded import looks_like_latents, open_latents
@@ -21,10 +21,9 @@ from worldline.formats.faults import check_episodes
 from worldline.formats.open import Roots, has_choices
 from worldline.formats.plausible import implausible, unlike, warn
 from worldline.formats.source import Source
-from worldline.formats.states import StateStats
 from worldline.identity import Identity, Part, refuse_another
 from worldline.places import located
-from worldline.rundir import RunDir, describe_model, from_json, model_folder
+from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import UsageError
 
 On = Literal["held-out", "training-data"]
@@ -63,7 +62,7 @@ AS_TRAINED = DataChanges()
 
 def split_of(
     run: Path,
-    contract: dict[str, Any],
+    contract: Contract,
     models: Sequence[Path],
     *,
     data: Roots | None = None,
@@ -89,13 +88,13 @@ def split_of(
     source, chosen = open_split(config, "val")
     _check(source, contract)
     if (data, episodes, changes, on) == (None, None, AS_TRAINED, "held-out"):  # the run's own
-        made = Identity.of(describe_model(model_folder(run)))
+        made = describe_model(model_folder(run)).identity
         if made.validation is not None:
             found = Identity(validation=content_of(source, chosen))
             refuse_another(made, found, what=str(run), places={"validation": source.path}, allowed=allow_different)
-    check_episodes(source, chosen, size=contract.get("image_size"))
+    check_episodes(source, chosen, size=contract.image_size)
     warn_of_strange_states(source, chosen, models[0])
-    known = [found for model in models if (found := _trained_on(model)) is not None]
+    known = [found for model in models if (found := describe_model(model_folder(model)).trained_on) is not None]
     shared = list(dict.fromkeys(episode.name for one in known for episode in one.among(source, chosen)))
     if on == "training-data":
         if not shared and len(known) == len(models):
@@ -112,23 +111,13 @@ def split_of(
 
 def warn_of_strange_states(source: Source, episodes: Sequence[int], model: Path) -> None:
     """Say what the states have that the model's training had not, or, where it does not say, what no robot gives."""
-    folder = model_folder(model)
-    recorded = describe_model(folder).get("statistics")
-    if recorded is None:
-        warn(implausible(source, episodes))
-    else:
-        warn(unlike(source, episodes, from_json(StateStats, recorded, folder / "model.json")))
-
-
-def _trained_on(model: Path) -> Recordings | None:
-    folder = model_folder(model)
-    recorded = describe_model(folder).get("trained_on")
-    return None if recorded is None else from_json(Recordings, recorded, folder / "model.json")
+    known = describe_model(model_folder(model)).statistics
+    warn(implausible(source, episodes) if known is None else unlike(source, episodes, known))
 
 
 def held_out(
     run: Path,
-    contract: dict[str, Any],
+    contract: Contract,
     *,
     window: int,
     stride: int | None = None,
@@ -141,7 +130,7 @@ def held_out(
     """Windows over the validation data of a run, or over other data of the same contract (see `split_of`).
 
     Args:
-        contract: the `contract` entry of the run's model description.
+        contract: what the run's model promises.
         window: frames per clip.
         stride: frames between the starts of clips; None makes them disjoint.
         pattern: which frames of a window are wanted; None wants all.
@@ -167,7 +156,7 @@ def _apart(config: DataConfig, window: int) -> int:
 
 
 def _config(
-    run: Path, contract: dict[str, Any], data: Roots | None, episodes: str | None, changes: DataChanges, on: On
+    run: Path, contract: Contract, data: Roots | None, episodes: str | None, changes: DataChanges, on: On
 ) -> DataConfig:
     """The run's data configuration in all but the place, with what to judge on as its validation clips."""
     path = next((p for p in (RunDir(run).config, RunDir(run.parent.parent).config) if p.exists()), None)
@@ -176,7 +165,7 @@ def _config(
     config = DataConfig(path=Path())
     if path is not None:
         config = located(from_json(DataConfig, read_json(path).get("data"), path), path.parent)
-    config = replace(config, image_size=contract["image_size"], cache=None, cache_size=None)
+    config = replace(config, image_size=contract.image_size, cache=None, cache_size=None)
     if data is not None:
         config = replace(config, path=data, val_path=None, val_episodes=":", exclude_episodes=())
     elif on == "training-data":
@@ -190,18 +179,16 @@ def _config(
     return config if episodes is None else replace(config, val_episodes=episodes)
 
 
-def _as_trained(contract: dict[str, Any], path: Roots) -> dict[str, Any]:
+def _as_trained(contract: Contract, path: Roots) -> dict[str, Any]:
     """How the model's data were read; nothing of it concerns a format in which there is nothing to choose."""
     if not has_choices(path):
         return {"camera": None, "conditioning": "state", "state_keys": ()}
-    return {name: contract[name] for name in ("camera", "conditioning")} | {
-        "state_keys": tuple(contract.get("state_keys", ()))
-    }
+    return {name: getattr(contract, name) for name in ("camera", "conditioning", "state_keys")}
 
 
-def _check(source: Source, contract: dict[str, Any]) -> None:
+def _check(source: Source, contract: Contract) -> None:
     path = source.path
-    names, expected = list(source.layout.names), contract["state_names"]
+    names, expected = source.layout.names, contract.state_names
     if len(names) != len(expected):
         raise UsageError(
             f"{path} has {len(names)}-dimensional states, but the model was trained with {len(expected)} "
@@ -210,8 +197,8 @@ def _check(source: Source, contract: dict[str, Any]) -> None:
     if names != expected:
         first = next(i for i, (a, b) in enumerate(zip(names, expected, strict=True)) if a != b)
         raise UsageError(f"{path}: state {first} is {names[first]!r}, the model was trained with {expected[first]!r}")
-    if abs(source.fps - contract["fps"]) > 1e-3:
-        raise UsageError(f"{path} runs at {source.fps} fps, but the model was trained at {contract['fps']}")
+    if abs(source.fps - contract.fps) > 1e-3:
+        raise UsageError(f"{path} runs at {source.fps} fps, but the model was trained at {contract.fps}")
 
 
 def spread(num_clips: int, wanted: int | None) -> list[int]:

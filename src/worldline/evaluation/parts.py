@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import worldline
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips
 from worldline.evaluation.tally import Tally
+from worldline.families.card import describe_model
 from worldline.files import atomic, remove_temporaries
 from worldline.formats.content import content_of
 from worldline.identity import hash_of
 from worldline.ranks import Ranks
-from worldline.rundir import check_whole, describe_model, environment, load_tensors, save_tensors, to_json, version_of
+from worldline.rundir import check_whole, environment, load_tensors, save_tensors, to_json, version_of
 from worldline.schema import DataError, UsageError
 from worldline.tokenizers.load import fingerprint
 from worldline.worlds.wan_weights import fingerprint_backbone
@@ -137,16 +137,15 @@ def made_from(
 
 
 def _model(folder: Path, weights: Path | None) -> list[Any]:
-    description = describe_model(folder)
-    base = description.get("base")
-    backbone = None if base is None else fingerprint_backbone(weights or Path(base["path"]))
-    return [{name: value for name, value in description.items() if name != "base"}, fingerprint(folder), backbone]
+    card = describe_model(folder)
+    backbone = None if card.base is None else fingerprint_backbone(weights or card.base.path)
+    return [replace(card, base=None).to_json(), fingerprint(folder), backbone]
 
 
 @lru_cache(maxsize=1)
 def _code() -> str:
     """Hash of worldline's own source: exact also where it is no release, and no commit is known."""
     digest = hashlib.sha256()
-    for file in sorted(Path(worldline.__file__).parent.rglob("*.py")):
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()

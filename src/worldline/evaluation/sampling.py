@@ -29,14 +29,10 @@ from worldline.ranks import Ranks
 from worldline.schema import Batch, UsageError
 from worldline.tokenizers.load import TokenizerIdentity
 
-SINGLE, MEDOID, BLURRED = "one sample", "medoid", "one sample, blurred and matched"
-SHUFFLED, UNCONDITIONAL = "states of another clip", "unconditional"
-COPY, COPY_BLURRED, ROUND_TRIP = "copy last frame", "copy, blurred", "tokenizer round trip"
-SHOWN = (SINGLE, COPY, ROUND_TRIP, SHUFFLED)
-NOT_COMPUTED = {
-    "lpips": "needs learned weights that are not part of worldline",
-    "fid": "needs the standard Inception weights, and far more images than a laptop's evaluation has",
-}
+SINGLE, MEDOID, BLURRED = "sample", "medoid", "sample_blurred"
+SHUFFLED, UNCONDITIONAL = "shuffled_states", "unconditional"
+COPY, COPY_BLURRED, RECONSTRUCTION = "copy_last", "copy_last_blurred", "reconstruction"
+SHOWN = (SINGLE, COPY, RECONSTRUCTION, SHUFFLED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +82,8 @@ class SamplingProtocol:
 
 
 def mean_of(count: int) -> str:
-    """Name of the row of an ensemble mean."""
-    return SINGLE if count == 1 else f"mean of {count}"
+    """Id of the row of an ensemble mean."""
+    return SINGLE if count == 1 else f"mean_{count}"
 
 
 def evaluate_sampling(
@@ -120,7 +116,7 @@ def evaluate_sampling(
     Raises:
         UsageError: the data hold no frames, or `unconditional` forecasts other times.
     """
-    if clips.source.kind == "1x-test":
+    if clips.source.context_only:
         raise UsageError(f"{clips.source.path} holds no future frames: test samples can be forecast, not evaluated")
     if clips[0].frames is None:
         raise UsageError(f"{clips.source.path} holds no frames to compare a forecast with; give data that do (--data)")
@@ -140,7 +136,6 @@ def evaluate_sampling(
     tally = tallied(clips, chosen, scorer, batch_size=size, parts=parts, ranks=ranks, progress=progress)
     if tally is None:
         return ranks.agreed(None)
-    tally.not_computed |= NOT_COMPUTED
     if scorer.others is None:
         off = protocol.shuffled_samples == 0
         tally.not_computed[SHUFFLED] = "switched off" if off else "the data hold one clip only"
@@ -181,7 +176,7 @@ def _roles(sizes: tuple[int, ...]) -> dict[str, Role]:
         UNCONDITIONAL: "baseline",
         COPY: "baseline",
         COPY_BLURRED: "baseline",
-        ROUND_TRIP: "ceiling",
+        RECONSTRUCTION: "ceiling",
     }
     return {**models, **medoid, **others}  # pyright: ignore[reportReturnType]
 
@@ -192,7 +187,7 @@ def _compared(full: str, as_shuffled: str, roles: dict[str, Role]) -> list[tuple
     rivals = [name for name in (COPY, COPY_BLURRED, SINGLE, MEDOID, BLURRED, UNCONDITIONAL) if name != full]
     pairs = [(full, name, metric) for name in rivals if name in roles]
     shuffled = (as_shuffled, SHUFFLED, metric)
-    return [*pairs, shuffled, (full, COPY, "psnr_db_mean"), (full, COPY, "ssim_last"), (ROUND_TRIP, full, metric)]
+    return [*pairs, shuffled, (full, COPY, "psnr_db_mean"), (full, COPY, "ssim_last"), (RECONSTRUCTION, full, metric)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -229,20 +224,20 @@ class _Scorer:
         forecaster, frames = self.forecaster, _frames(batch)
         context, seeds = frames[:, : forecaster.context_frames], clip_seeds(self.protocol.seed, batch.origins)
         last, sigma = context[:, -1], self.protocol.blur_px or frames.shape[-1] / 64
-        samples = forecaster.forecast(context, batch.states, seeds=seeds).video
-        copy = CopyLast.beside(forecaster).forecast(context, batch.states).video[:, 0]
+        samples = forecaster.forecast(context, batch.states, seeds=seeds).frames
+        copy = CopyLast.beside(forecaster).forecast(context, batch.states).frames[:, 0]
         made = {mean_of(size): ensemble.combine(samples[:, :size], "mean") for size in self.sizes}
         made |= {SINGLE: samples[:, 0], BLURRED: blur_and_match(samples[:, 0], last, sigma)}
         made |= {COPY: copy, COPY_BLURRED: blur_and_match(copy, last, sigma)}
-        made[ROUND_TRIP] = forecaster.reconstruct(batch).video[:, 0]
+        made[RECONSTRUCTION] = forecaster.round_trip(frames)
         if samples.shape[1] > 2:
             made[MEDOID] = ensemble.combine(samples, "medoid")
         if self.others is not None:
             fewer, states = forecaster.drawing(self.shuffled_samples), self.others[now.start : now.stop]
-            made[SHUFFLED] = ensemble.combine(fewer.forecast(context, states, seeds=seeds).video, "mean")
+            made[SHUFFLED] = ensemble.combine(fewer.forecast(context, states, seeds=seeds).frames, "mean")
         if self.unconditional is not None:
             made[UNCONDITIONAL] = ensemble.combine(
-                self.unconditional.forecast(context, batch.states, seeds=seeds).video, "mean"
+                self.unconditional.forecast(context, batch.states, seeds=seeds).frames, "mean"
             )
         return made
 

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
+from jaxtyping import Int64
+from torch import Tensor
 
 from worldline.data.clips import Clips
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Role, Row, Split
-from worldline.evaluation.tally import Tally, code_intervals
+from worldline.evaluation.tally import Tally
 from worldline.files import atomic
-from worldline.metrics.bootstrap import intervals, paired_difference
+from worldline.metrics.bootstrap import Interval, interval, intervals, paired_difference
 from worldline.metrics.image import psnr
+from worldline.metrics.table import METRICS
 from worldline.rundir import environment
 from worldline.tokenizers.load import TokenizerIdentity
 
@@ -58,7 +61,7 @@ def summarise(
         ),
         tokenizer=tokenizer,
         rows=tuple(
-            Row(name=name, role=role, metrics=code_intervals(values[name], episodes))
+            Row(id=name, role=role, metrics=_intervals(values[name], episodes))
             for name, role in roles.items()
             if name in values
         ),
@@ -68,7 +71,6 @@ def summarise(
         },
         comparisons=tuple(
             Comparison(
-                name=f"{better} vs {than}",
                 metric=metric,
                 better=better,
                 than=than,
@@ -82,6 +84,16 @@ def summarise(
         environment=environment(),
         seconds=seconds,
     )
+
+
+def _intervals(values: Mapping[str, Tensor], episodes: Int64[Tensor, " n"]) -> dict[str, Interval]:
+    """Average each metric over clips; of a sparse one over those that have a number."""
+    found = {}
+    for metric, numbers in values.items():
+        known = ~numbers.isnan() if METRICS[metric].sparse else torch.ones_like(numbers).bool()
+        if known.any():
+            found[metric] = interval(numbers[known], episodes[known])
+    return found
 
 
 def write_forecasts(path: Path, tally: Tally, *, rows: Sequence[str], context: int) -> None:

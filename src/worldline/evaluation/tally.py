@@ -12,20 +12,10 @@ from einops import rearrange
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from worldline.metrics.bootstrap import Interval, interval
-from worldline.metrics.codes import CodeLengths, per_clip, top_k_code_lengths
-from worldline.metrics.image import MetricUnavailable, psnr, ssim
+from worldline.metrics.image import MetricUnavailable
+from worldline.metrics.table import METRICS, token_costs
+from worldline.metrics.tokens import Guesses, guesses_of, per_clip
 from worldline.worlds.world import GridStep
-
-CODE_NAMES = {  # field of CodeLengths -> metric of a forecast, metric of the teacher-forced bound
-    "residual": ("top500_ce_residual", "teacher_forced_top500_ce"),
-    "floor": ("top500_ce_floor", None),
-    "hits_only": ("top500_ce_hits_only", None),
-    "covered": ("top500_coverage", None),
-    "full_ce": ("full_ce", "teacher_forced_ce"),
-    "correct": ("token_accuracy", "teacher_forced_accuracy"),
-}
-
 
 _rows = partial(defaultdict, partial(defaultdict, list))  # a function written here could not go to another process
 
@@ -56,19 +46,21 @@ class Tally:
 
     def add_frames(self, name: str, predicted: UInt8[Tensor, "b t 3 h w"], truth: UInt8[Tensor, "b t 3 h w"]) -> None:
         """Score predicted frames of a row; a metric whose packages are missing is noted, not made up."""
-        for metric, measure in (("psnr_db", psnr), ("ssim", ssim)):
-            try:
-                values = measure(predicted, truth)
-            except MetricUnavailable as reason:
-                self.not_computed[metric] = str(reason)
+        for metric in METRICS.values():
+            if metric.group != "image" or metric.measure is None:
                 continue
-            self.curves[metric][name].append(values)
-            self.values[name][f"{metric}_last"].append(values[:, -1])
-            self.values[name][f"{metric}_mean"].append(values.mean(dim=1))
+            try:
+                values = metric.measure(predicted, truth)
+            except MetricUnavailable as reason:
+                self.not_computed[metric.id] = str(reason)
+                continue
+            self.curves[metric.id][name].append(values)
+            self.values[name][f"{metric.id}_last"].append(values[:, -1])
+            self.values[name][f"{metric.id}_mean"].append(values.mean(dim=1))
 
 
-class CodeScores:
-    """Code lengths of the true tokens under each predicted grid's logits, which are dropped at once."""
+class TokenScores:
+    """What true tokens cost under each predicted grid's logits, which are dropped at once."""
 
     def __init__(self, future: Int64[Tensor, "b l h w"]) -> None:
         self.future = future
@@ -80,28 +72,17 @@ class CodeScores:
         first, count = self.scored[index], len(step.tokens)
         logits = rearrange(step.logits, "b h w v -> (b h w) v")
         truth = self.future[first : first + count, index].flatten().to(logits.device)
-        self.note(index, top_k_code_lengths(logits, truth), count)
+        self.note(index, guesses_of(logits, truth), count)
 
-    def note(self, index: int, lengths: CodeLengths, count: int) -> None:
-        """Take the costs of grid `index` of the next `count` clips as they are."""
+    def note(self, index: int, guesses: Guesses, count: int) -> None:
+        """Take what was guessed of grid `index` of the next `count` clips."""
         self.scored[index] += count
-        for name, value in per_clip(lengths, count).items():
-            self.grids[index][name].append(value.cpu())
+        for name, cost in token_costs(guesses).items():
+            self.grids[index][name].append(per_clip(cost, count).cpu())
 
-    def into(self, values: dict[str, list[Tensor]], which: int) -> None:
-        """Append the mean over grids under the names of forecasts (0) or of the teacher-forced bound (1)."""
-        for name, names in CODE_NAMES.items():
-            metric = names[which]
+    def into(self, values: dict[str, list[Tensor]], *, teacher_forced: bool = False) -> None:
+        """Append the mean over grids under the ids of forecasts or of the teacher-forced bound."""
+        for name in self.grids[0]:
+            metric = METRICS[name].bound if teacher_forced else name
             if metric is not None:
                 values[metric].append(torch.stack([torch.cat(grid[name]) for grid in self.grids]).nanmean(dim=0))
-
-
-def code_intervals(values: dict[str, Tensor], episodes: Int64[Tensor, " n"]) -> dict[str, Interval]:
-    """Average each metric over clips, with its interval over episodes."""
-    found = {}
-    for metric, numbers in values.items():
-        # A clip without a single hit has no cost of its hits; every other metric of it is a number.
-        known = ~numbers.isnan() if metric == CODE_NAMES["hits_only"][0] else torch.ones_like(numbers).bool()
-        if known.any():
-            found[metric] = interval(numbers[known], episodes[known])
-    return found

@@ -22,7 +22,7 @@ from worldline.schema import Batch, UsageError
 from worldline.tokenizers.load import TokenizerIdentity
 from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer
 
-ROUND_TRIP = "tokenizer round trip"
+RECONSTRUCTION = "reconstruction"
 
 
 def evaluate_tokenizer(
@@ -73,7 +73,7 @@ def evaluate_tokenizer(
         protocol="tokenizer",
         run=run,
         split=split,
-        roles={ROUND_TRIP: "ceiling"},
+        roles={RECONSTRUCTION: "ceiling"},
         compared=(),
         horizon_frames=len(clips.pattern.frames),
         fps=clips.source.fps / clips.pattern.stride,
@@ -98,9 +98,7 @@ class _Scorer:
         assert batch.frames is not None, "the caller checked for frames"
         tally = Tally(episodes=[origin.episode for origin in batch.origins])
         encoded = self.tokenizer.encode(batch.frames.to(self.device))
-        tally.add_frames(ROUND_TRIP, self.tokenizer.decode(encoded).cpu(), batch.frames)
-        metrics = tally.values[ROUND_TRIP]
-        metrics["roundtrip_psnr_db"] = list(metrics["psnr_db_mean"])
+        tally.add_frames(RECONSTRUCTION, self.tokenizer.decode(encoded).cpu(), batch.frames)
         if isinstance(self.tokenizer, Tokenizer):
             tally.totals["tokens"] = torch.bincount(encoded.flatten().cpu(), minlength=self.tokenizer.vocab_size)
         else:
@@ -117,8 +115,8 @@ def _usage(totals: dict[str, Tensor]) -> dict[str, str | int | float | bool]:
         shares = counts[counts > 0] / counts.sum()
         return {
             "vocabulary": len(counts),
-            "codes_used": len(shares),
-            "code_perplexity": round(float((-(shares * shares.log()).sum()).exp()), 1),
+            "tokens_used": len(shares),
+            "token_perplexity": round(float((-(shares * shares.log()).sum()).exp()), 1),
         }
     count, total, squares = totals["latents"].tolist()
     mean = total / count

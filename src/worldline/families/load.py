@@ -1,23 +1,25 @@
-"""From a path to a forecaster: the world of a run, the tokenizer it was trained on, and how to options."""
+"""From a path to a forecaster: the world of a run, the tokenizer it was trained on, and how to sample."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
 
 from worldline import builtin
-from worldline.contract import FramePattern
+from worldline.contract import Contract
 from worldline.devices import pick_device
+from worldline.families.card import ModelCard, card_of
 from worldline.families.sample import LoadOptions
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.formats.encoded import LatentSource
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
-from worldline.rundir import RunDir, from_json, model_folder
-from worldline.schema import DataError, LatentGrid, TokenGrid, UsageError
+from worldline.rundir import RunDir, model_folder
+from worldline.schema import DataError, Forecast, TokenGrid, UsageError
 from worldline.tokenizers.load import TokenizerIdentity, fingerprint, identity_of, load_tokenizer, load_vae
 from worldline.tokenizers.tokenizer import Tokenizer
 from worldline.worlds.load import load_world
@@ -30,7 +32,7 @@ class Loaded:
     """A forecaster from disk, with what its checkpoint says about the data it was trained on."""
 
     forecaster: TokenForecaster | LatentForecaster
-    contract: dict[str, Any]
+    contract: Contract
     folder: Path
     """The model folder of the world."""
     checkpoint: str = ""
@@ -49,6 +51,20 @@ class Loaded:
     def identity(self) -> TokenizerIdentity | None:
         """Which tokenizer the world speaks the tokens of, or forecasts the latents of; None where that is not known."""
         return None if self.tokenizer is None else identity_of(self.tokenizer, self.forecaster.tokenizer)
+
+    def forecast(
+        self,
+        frames: UInt8[Tensor, "b c 3 h w"],
+        states: Float32[Tensor, "b t s"],
+        *,
+        seeds: Sequence[int] | None = None,
+    ) -> Forecast:
+        """Forecast what follows the context `frames`, given the states of context and horizon (`Forecaster.forecast`).
+
+        Args:
+            seeds: one per clip; 0, 1, ... if not given.
+        """
+        return self.forecaster.forecast(frames, states, seeds=range(len(frames)) if seeds is None else seeds)
 
     def over_tokens(self) -> TokenForecaster:
         """The forecaster of a world over tokens. Raises `UsageError` for one over latents."""
@@ -72,23 +88,22 @@ def load_forecaster(path: Path, options: LoadOptions | None = None, *, device: t
     device = device or pick_device(options.device)
     model = model_folder(path, options.checkpoint)
     world, description = load_world(model, weights=options.weights, allow_different=options.allow_different)
-    made_with = Identity.of(description)
+    card = card_of(description, model)
+    made_with, contract = card.identity, card.promise
     expected = made_with.tokenizer
     place = builtin.resolve(options.tokenizer) if options.tokenizer else _tokenizer_of(path, expected)
     spoken = fingerprint(place) if place else expected
     places: dict[Part, Path | str | None] = {"tokenizer": place}
     found = Identity(tokenizer=spoken)
     refuse_another(made_with, found, what=f"the world in {path}", places=places, allowed=options.allow_different)
-    contract = description["contract"]
     match world:
         case STTransformer():
             spoken_by = load_tokenizer(place).to(device) if place else None
-            grid = TokenGrid(**contract["token_grid"])
-            _check_grid(spoken_by, grid, place)
+            _check_grid(spoken_by, contract.tokens, place)
             forecaster = TokenForecaster(
                 tokenizer=spoken_by,
                 world=world.to(device),
-                grid=grid,
+                grid=contract.tokens,
                 sampling=options.tokens,
                 num_samples=options.num_samples,
                 decode_mode=options.decode_mode,
@@ -102,8 +117,8 @@ def load_forecaster(path: Path, options: LoadOptions | None = None, *, device: t
             forecaster = LatentForecaster(
                 tokenizer=load_vae(place).to(device),
                 world=world.to(device),
-                grid=LatentGrid(**contract["latent_grid"]),
-                pattern=from_json(FramePattern, contract["pattern"], path),
+                grid=contract.latents,
+                pattern=contract.pattern,
                 sampling=options.flow,
                 num_samples=options.num_samples,
                 average_repeats=options.average_repeats,
@@ -128,38 +143,27 @@ def _check_grid(tokenizer: Tokenizer | None, grid: TokenGrid, place: Path | None
         raise UsageError(f"the tokenizer in {place} makes tokens of {made}, but this world speaks those of {grid}")
 
 
-def check_world(description: Mapping[str, Any], folder: Path) -> None:
+def check_world(card: ModelCard, folder: Path) -> None:
     """Refuse a model folder that holds no world.
 
     Raises:
         UsageError: it holds a tokenizer.
         DataError: its description lacks what a world's must say.
     """
-    config, contract = description.get("config"), description.get("contract")
-    kind = config.get("kind") if isinstance(config, dict) else None
-    if kind in ("fsq-video", "cosmos-dv8x8x8", "wan-vae"):
+    if card.config.kind not in ("st-transformer", "wan"):
         raise UsageError(f"{folder} holds a tokenizer, which forecasts nothing; give a world's run folder")
-    needed = {"st-transformer": "token_grid", "wan": "pattern"}.get(str(kind))
-    if needed is None or not isinstance(contract, dict) or needed not in contract:
+    if card.contract is None:
         raise DataError(
             folder / "model.json",
             expected="the configuration of a world and what data it was trained on",
-            found=f"a configuration of kind {kind!r} and " + ("a contract" if contract else "no contract"),
+            found=f"a configuration of kind {card.config.kind!r} and no contract",
             fix="Copy the model folder again, or retrain.",
         )
 
 
-def window_of(description: Mapping[str, Any]) -> int:
-    """Video frames of context and horizon of the world of a model description: the states a forecast needs."""
-    config, contract = description["config"], description["contract"]
-    if config["kind"] == "wan":
-        return contract["pattern"]["window"]
-    return TokenGrid(**contract["token_grid"]).frames_of(config["context_grids"] + config["horizon_grids"])
-
-
 def refuse_unfit(
     source: Source,
-    description: Mapping[str, Any],
+    card: ModelCard,
     *,
     tokenizer: bool,
     pictures: bool,
@@ -176,13 +180,13 @@ def refuse_unfit(
         UsageError: the data hold neither what the world begins with nor what is turned into it, or tokens of another
             tokenizer.
     """
-    if description["config"]["kind"] == "wan":
+    if card.config.kind == "wan":
         if isinstance(source, LatentSource):
-            _refuse_other_latents(source, description)
+            _refuse_other_latents(source, card)
         elif source.image_size is None:
             raise UsageError(f"{source.path} holds no frames for a forecast to begin with; give data that do (--data)")
         return
-    grid, needed = TokenGrid(**description["contract"]["token_grid"]), source.grid is None or pictures
+    grid, needed = card.promise.tokens, source.grid is None or pictures
     if needed and not tokenizer:
         instead = "" if source.grid is None else ", or ask for tokens alone (--format npz)"
         raise UsageError(
@@ -194,20 +198,20 @@ def refuse_unfit(
         raise UsageError(f"{source.path} holds tokens of {source.grid}, but this world speaks those of {grid}")
     made_by: dict[Part, Path | str | None] = {"tokenizer": f"that of the tokens in {source.path}"}
     found = Identity(tokenizer=getattr(source, "tokenizer", None))
-    refuse_another(Identity.of(description), found, what="this world", places=made_by, allowed=allow_different)
+    refuse_another(card.identity, found, what="this world", places=made_by, allowed=allow_different)
 
 
-def _refuse_other_latents(source: LatentSource, description: Mapping[str, Any]) -> None:
-    pattern = FramePattern(**description["contract"]["pattern"])
+def _refuse_other_latents(source: LatentSource, card: ModelCard) -> None:
+    pattern = card.promise.pattern
     if source.pattern != pattern:
         raise UsageError(f"{source.path} holds latents of {source.pattern}, but this world was trained on {pattern}")
-    if description.get("tokenizer") not in (None, source.tokenizer):
+    if card.identity.tokenizer not in (None, source.tokenizer):
         raise UsageError(f"{source.path} holds latents of another VAE than this world was trained on")
 
 
-def has_tokenizer(path: Path, description: Mapping[str, Any]) -> bool:
+def has_tokenizer(path: Path, card: ModelCard) -> bool:
     """Whether a tokenizer lies beside a world or ships with worldline. Raises `UsageError` where one should."""
-    return _tokenizer_of(path, Identity.of(description).tokenizer) is not None
+    return _tokenizer_of(path, card.identity.tokenizer) is not None
 
 
 def _tokenizer_of(path: Path, expected: str | None) -> Path | None:

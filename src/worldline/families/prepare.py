@@ -9,15 +9,15 @@ from pathlib import Path
 
 from worldline.data.clips import DataConfig, check_held_out, open_split
 from worldline.data.splits import Recordings
+from worldline.families.card import describe_model
 from worldline.families.config import TrainConfig
 from worldline.families.prepare_latents import prepare_latent_world, prepare_vae
 from worldline.families.prepare_tokens import prepare_fsq, prepare_token_world
 from worldline.families.prepared import Prepared, Progress
-from worldline.files import read_json
 from worldline.formats.plausible import implausible, unlike, warn
 from worldline.formats.states import compute_stats
 from worldline.ranks import Ranks
-from worldline.rundir import RunDir, describe_model, from_json, model_folder, to_json
+from worldline.rundir import RunDir, model_folder
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.worlds.st_transformer import STTransformerConfig
@@ -41,10 +41,10 @@ def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None)
         _warn_of_strange_states(config.data)
         _warn_of_a_tokenizer_that_knows(config)
     made = _prepare(config, ranks, progress)
-    description = {**made.description, "trained_on": to_json(Recordings, trained_on)}
+    card = replace(made.card, trained_on=trained_on)
     if config.init_from is not None and normalises(config):  # by the statistics that came with the weights
-        description["statistics"] = describe_model(model_folder(config.init_from)).get("statistics")
-    return replace(made, description=description)
+        card = replace(card, statistics=describe_model(model_folder(config.init_from)).statistics)
+    return replace(made, card=card)
 
 
 def normalises(config: TrainConfig) -> bool:
@@ -84,8 +84,7 @@ def _trained_on(initial: Path | None) -> Recordings:
     """What the weights that training starts from were trained on, as far as they say."""
     if initial is None:
         return Recordings()
-    path = model_folder(initial) / "model.json"
-    return from_json(Recordings, read_json(path).get("trained_on", {}), path)
+    return describe_model(model_folder(initial)).trained_on or Recordings()
 
 
 def _prepare(config: TrainConfig, ranks: Ranks, progress: Progress) -> Prepared:

@@ -1,9 +1,8 @@
 """Preparing the sampling track: the VAE, and the state-conditioned world over its latents."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,6 +10,7 @@ from worldline.contract import FramePattern
 from worldline.data.clips import Clips, DataConfig, all_clips, open_clips, open_split
 from worldline.devices import pick_device
 from worldline.encoding.latents import encode
+from worldline.families.card import Base, ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.prepared import (
     Prepared,
@@ -24,13 +24,11 @@ from worldline.families.prepared import (
 from worldline.formats.encoded import LatentSource
 from worldline.formats.open import contract_of
 from worldline.formats.source import Source
-from worldline.formats.states import StateStats, compute_stats
+from worldline.formats.states import compute_stats
 from worldline.ranks import Ranks
-from worldline.rundir import to_json
 from worldline.schema import Batch, LatentGrid, UsageError, stack
-from worldline.tokenizers.load import describe, fingerprint, load_vae
+from worldline.tokenizers.load import fingerprint, load_vae
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
-from worldline.worlds.load import describe as describe_world
 from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_text import load_text
 from worldline.worlds.wan_weights import load_backbone
@@ -56,10 +54,7 @@ def prepare_vae(config: TrainConfig, model_config: WanVAEConfig, ranks: Ranks, p
         model=model,
         train=train,
         val=val,
-        description={
-            **describe(model),
-            "contract": contract(train.source, config.data, grid) | {"pattern": asdict(config.data.pattern)},
-        },
+        card=ModelCard(config=model_config, contract=contract(train.source, config.data, grid, config.data.pattern)),
         tokenizer=None,
         left_out=train.source.left_out,
         finish=lambda: model.measure_statistics(_some(train, config)),
@@ -104,12 +99,12 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, ranks: Ra
         model=model,
         train=train,
         val=val,
-        description={
-            **describe_world(model),
-            "contract": _contract(source, config.data, grid) | {"pattern": asdict(pattern)},
-            "statistics": to_json(StateStats, statistics),
-            **({"base": {"path": str(base)}} if base else {}),
-        },
+        card=ModelCard(
+            config=model_config,
+            contract=contract(source, config.data, grid, pattern),
+            statistics=statistics,
+            base=Base(path=base) if base else None,
+        ),
         tokenizer=vae,
         left_out=source.left_out,
         ready=lambda batch: batch if batch.latents is not None else _encoded(batch, vae),
@@ -120,12 +115,6 @@ def prepare_latent_world(config: TrainConfig, model_config: WanConfig, ranks: Ra
 def _encoded(batch: Batch, vae: WanVAETokenizer) -> Batch:
     assert batch.frames is not None, "a source holds frames or latents"
     return replace(batch, latents=vae.encode(batch.frames))
-
-
-def _contract(source: Source, data: DataConfig, grid: LatentGrid) -> dict[str, Any]:
-    """As of the data behind the latents, where they were encoded before."""
-    made = contract(source, data, grid)
-    return made | source.contract if isinstance(source, LatentSource) else made
 
 
 def _grid(source: Source, data: DataConfig, vae: WanVAETokenizer) -> LatentGrid:

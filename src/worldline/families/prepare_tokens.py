@@ -10,6 +10,7 @@ from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, all_clips, open_clips, open_split
 from worldline.encoding.tokens import tokenize
+from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.prepared import (
     Prepared,
@@ -22,12 +23,12 @@ from worldline.families.prepared import (
 )
 from worldline.files import atomic
 from worldline.formats.source import Source
-from worldline.formats.states import StateStats, compute_stats
+from worldline.formats.states import compute_stats
 from worldline.ranks import Ranks
-from worldline.rundir import RunDir, to_json
+from worldline.rundir import RunDir
 from worldline.schema import TokenGrid, UsageError
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
-from worldline.tokenizers.load import AnyTokenizer, describe, fingerprint, load_tokenizer
+from worldline.tokenizers.load import AnyTokenizer, fingerprint, load_tokenizer
 from worldline.worlds.st_transformer import STTransformerConfig
 
 
@@ -40,10 +41,8 @@ def prepare_fsq(config: TrainConfig, model_config: FSQVideoConfig, ranks: Ranks,
     train = open_clips(data, "train", ranks=ranks, progress=lambda *at: progress("decoding training frames", *at))
     val = open_clips(data, "val", ranks=ranks, progress=lambda *at: progress("decoding validation frames", *at))
     initialise(model, config.init_from)
-    description = {**describe(model), "contract": contract(train.source, data, grid)}
-    return Prepared(
-        model=model, train=train, val=val, description=description, tokenizer=None, left_out=train.source.left_out
-    )
+    card = ModelCard(config=model_config, contract=contract(train.source, data, grid, data.pattern))
+    return Prepared(model=model, train=train, val=val, card=card, tokenizer=None, left_out=train.source.left_out)
 
 
 def prepare_token_world(
@@ -70,11 +69,11 @@ def prepare_token_world(
     if model.states is not None and model_config.normalise_states:
         model.states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
     initialise(model, config.init_from)
-    description = {
-        "config": to_json(STTransformerConfig, model_config),
-        "contract": contract(train.source, config.data, grid),
-        "statistics": to_json(StateStats, statistics),
-    }
+    card = ModelCard(
+        config=model_config,
+        contract=contract(train.source, config.data, grid, train.pattern),
+        statistics=statistics,
+    )
 
     def keep(run: RunDir) -> None:
         if config.tokenizer and tokenizer:
@@ -85,7 +84,7 @@ def prepare_token_world(
         model=model,
         train=train,
         val=val,
-        description=description,
+        card=card,
         tokenizer=tokenizer,
         left_out=open_split(config.data, "train")[0].left_out,
         keep=keep,

@@ -2,13 +2,15 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
+from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, DataConfig, open_split, open_windows
+from worldline.families.card import ModelCard
+from worldline.formats.encoded import LatentSource
 from worldline.formats.open import contract_of
 from worldline.formats.source import Source
 from worldline.nn.load import load_weights
@@ -36,7 +38,7 @@ class Prepared:
     model: nn.Module
     train: Clips
     val: Clips
-    description: dict[str, Any]
+    card: ModelCard
     tokenizer: AnyTokenizer | WanVAETokenizer | None
     """The tokenizer behind a world, to show its samples; None for a tokenizer or where it is not given."""
     left_out: tuple[str, ...]
@@ -49,16 +51,24 @@ class Prepared:
     """Called on the trained model before its last checkpoint, to measure what only a trained one has."""
 
 
-def contract(source: Source, data: DataConfig, grid: TokenGrid | LatentGrid) -> dict[str, Any]:
-    """What a model was trained on and must be given: rates, units and order of the state, image and token sizes."""
-    return {
-        "fps": source.fps,
-        **contract_of(source, data, data.path, data.image_size),
-        "state_names": list(source.layout.names),
-        "state_kinds": list(source.layout.kinds),
-        "token_grid" if isinstance(grid, TokenGrid) else "latent_grid": asdict(grid),
-        "source_kind": source.kind,
-    }
+def contract(source: Source, data: DataConfig, grid: TokenGrid | LatentGrid, pattern: FramePattern) -> Contract:
+    """What a model that is trained on a source was trained on; how data behind encoded latents were read."""
+    read = contract_of(source, data, data.path, data.image_size)
+    if isinstance(source, LatentSource):
+        read |= source.contract
+    return Contract(
+        fps=source.fps,
+        image_size=read["image_size"],
+        conditioning=read["conditioning"],
+        camera=read["camera"],
+        state_keys=tuple(read.get("state_keys", ())),
+        state_names=source.layout.names,
+        state_kinds=source.layout.kinds,
+        source_kind=source.kind,
+        pattern=pattern,
+        token_grid=grid if isinstance(grid, TokenGrid) else None,
+        latent_grid=grid if isinstance(grid, LatentGrid) else None,
+    )
 
 
 def frame_size(data: DataConfig) -> tuple[int, int]:

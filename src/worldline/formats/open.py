@@ -1,19 +1,22 @@
-"""`open_source`: say what a folder is and open it. The only place that knows all formats."""
+"""`open_source`: say what a folder is and open it. The only place that knows all formats.
 
-from collections.abc import Sequence
+To add one, append a `Format` to `FORMATS`; everything after it only knows `Source`.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from worldline.contract import Conditioning
 from worldline.formats.checks import Report, raise_problem, summarise
 from worldline.formats.choose import join
 from worldline.formats.encoded import looks_like_latents, open_latents
 from worldline.formats.lerobot.open import looks_like_lerobot, open_lerobot
-from worldline.formats.lerobot.source import LerobotSource
 from worldline.formats.onex.open import looks_like_onex, open_onex
 from worldline.formats.reading import reading
-from worldline.formats.source import Conditioning, Source
+from worldline.formats.source import Source
 from worldline.formats.states import Kind, override_kinds
 from worldline.schema import DataError, UsageError
 
@@ -61,19 +64,9 @@ class OpenOptions:
         """Open a data set, or several as one. Raises what `open_source` raises."""
         if not isinstance(path, Path):
             return join([self.open(one, report=report) for one in path])
-        if looks_like_latents(path):
-            return open_latents(path)
-        if looks_like_lerobot(path):
-            source = self._lerobot(path, report)
-        elif looks_like_onex(path):
-            if self.camera is not None or self.conditioning != "state" or self.state_keys:
-                raise UsageError(
-                    f"{path}: a 1X data set has one camera and states only; leave out camera, conditioning and state "
-                    "keys"
-                )
-            source = open_onex(path, allow_missing=self.allow_missing, report=report)
-        else:
+        if (found := format_of(path)) is None:
             raise _unknown(path)
+        source = found.open(path, self, report)
         if source.left_out and not source.episodes and report is raise_problem:
             raise DataError(
                 path,
@@ -85,16 +78,51 @@ class OpenOptions:
         kinds = dict(self.state_kinds)
         return replace(source, layout=override_kinds(source.layout, kinds)) if kinds else source
 
-    def _lerobot(self, path: Path, report: Report) -> LerobotSource:
-        if self.state_keys and self.conditioning != "state":
-            raise UsageError("state keys are given in place of the conditioning; give one of the two")
-        columns = self.state_keys or _USUAL[self.conditioning]
-        return open_lerobot(path, camera=self.camera, columns=columns, allow_missing=self.allow_missing, report=report)
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A format on disk: how a folder of it is recognised and opened."""
+
+    signs: str
+    """Files that a folder of it has, for messages."""
+    matches: Callable[[Path], bool]
+    open: Callable[[Path, OpenOptions, Report], Source]
+    choices: bool = False
+    """Whether camera and columns can be chosen."""
+
+
+def _open_lerobot(path: Path, options: OpenOptions, report: Report) -> Source:
+    if options.state_keys and options.conditioning != "state":
+        raise UsageError("state keys are given in place of the conditioning; give one of the two")
+    columns = options.state_keys or _USUAL[options.conditioning]
+    missing = options.allow_missing
+    return open_lerobot(path, camera=options.camera, columns=columns, allow_missing=missing, report=report)
+
+
+def _open_onex(path: Path, options: OpenOptions, report: Report) -> Source:
+    if options.camera is not None or options.conditioning != "state" or options.state_keys:
+        raise UsageError(
+            f"{path}: a 1X data set has one camera and states only; leave out camera, conditioning and state keys"
+        )
+    return open_onex(path, allow_missing=options.allow_missing, report=report)
+
+
+FORMATS = [
+    Format(signs="encode.json (latents)", matches=looks_like_latents, open=lambda path, *_: open_latents(path)),
+    Format(signs="meta/info.json (LeRobot)", matches=looks_like_lerobot, open=_open_lerobot, choices=True),
+    Format(signs="metadata.json, robot_states/ or states_0.bin (1X v2.0)", matches=looks_like_onex, open=_open_onex),
+]
+"""Every format there is. The first that matches is taken."""
+
+
+def format_of(path: Path) -> Format | None:
+    """The format of a folder."""
+    return next((one for one in FORMATS if one.matches(path)), None)
 
 
 def has_choices(path: Roots) -> bool:
     """Whether a data set is of a format whose camera and columns can be chosen."""
-    return all(looks_like_lerobot(root) for root in ([path] if isinstance(path, Path) else path))
+    return all((found := format_of(root)) and found.choices for root in ([path] if isinstance(path, Path) else path))
 
 
 def contract_of(source: Source, options: OpenOptions, path: Roots, image_size: int | None) -> dict[str, Any]:
@@ -132,7 +160,7 @@ def open_source(
         allow_missing: leave out listed episodes that are absent or damaged, and name them in `Source.left_out`. Their
             states and the headers of their videos are then read on opening.
 
-    Encoded latents have chosen their camera, columns and kinds already; the arguments do not concern them.
+    Encoded latents have chosen their camera and columns already; these arguments do not concern them.
 
     Raises:
         DataError: no known format, or an unfinished, incomplete or inconsistent folder.
@@ -151,14 +179,14 @@ def open_source(
 def _inside(path: Path, pattern: str) -> list[str]:
     """Data sets below a folder that is none itself."""
     folders = (p for p in islice(path.glob(pattern), _LOOKED_AT) if p.is_dir())
-    return sorted(str(p.relative_to(path)) for p in folders if looks_like_lerobot(p) or looks_like_onex(p))
+    return sorted(str(p.relative_to(path)) for p in folders if format_of(p))
 
 
 def _unknown(path: Path) -> DataError:
     if not path.is_dir():
         found = "a file" if path.is_file() else "no folder"
         return DataError(path, expected="a folder", found=found, fix="Check the path.", kind="format")
-    expected = "meta/info.json (LeRobot), or metadata.json, robot_states/ or states_0.bin (1X v2.0)"
+    expected = " or ".join(one.signs for one in FORMATS)
     inside = _inside(path, "*") or _inside(path, "*/*")
     if inside:
         found = f"none of them, but {summarise(inside)} inside"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,6 @@ from torch import Tensor
 from worldline.formats.checks import Report
 from worldline.formats.video import probe
 from worldline.schema import Clip, Episode, Origin, StateLayout, TokenGrid, UsageError
-
-Conditioning = Literal["state", "action", "state+action"]
-"""What `Clip.states` holds: the robot's measured state, its commanded action, or both side by side."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +36,8 @@ class Source:
     """Height and width of stored frames in pixels; None where the source holds none."""
     grid: TokenGrid | None = None
     """How tokens lie over frames; None where the source holds none."""
+    context_only: bool = False
+    """Whether episodes are test samples: frames or tokens of a context alone, and states beyond it."""
     left_out: tuple[str, ...] = ()
     """What the source lists and does not give, one line each: absent or damaged (only with `allow_missing`), of no
     frame, or listed twice."""

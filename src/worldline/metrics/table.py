@@ -31,6 +31,8 @@ class Metric:
     metrics `ID_last` and `ID_mean`; `token`: of `Guesses` one number per token. None of those two metrics."""
     bound: str | None = None
     """Id of the same cost where each grid is predicted from the true grids before it, for which no forecast is read."""
+    sparse: bool = False
+    """NaN of a clip that has nothing to measure (say, no hit): such a clip is left out."""
 
 
 METRICS: dict[str, Metric] = {}
@@ -127,6 +129,7 @@ for _metric in (
         group="token",
         meaning="The same over hits alone. A diagnostic: missing the hard tokens lowers it.",
         measure=tokens.top_k_hits_only,
+        sparse=True,
     ),
     Metric(
         id="top500_coverage",

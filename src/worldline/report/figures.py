@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from worldline.evaluation.result import METRIC_INFO, Role
+from worldline.evaluation.result import Role, label_of
 from worldline.metrics.bootstrap import Interval
+from worldline.metrics.table import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +58,7 @@ def over_time(metric: str, curves: dict[str, list[Interval]], roles: dict[str, R
     """Draw a metric against the future frame, one line per row, with the band of its interval."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _blank("future frame", METRIC_INFO[metric].unit or METRIC_INFO[metric].label)
+    figure, axes = _blank("future frame", METRICS[metric].unit or METRICS[metric].label)
     keys = []
     for i, (name, curve) in enumerate(curves.items()):
         colour, dashes = SERIES[i % len(SERIES)], DASHES[roles[name]]
@@ -65,13 +66,13 @@ def over_time(metric: str, curves: dict[str, list[Interval]], roles: dict[str, R
         low, high = ([getattr(value, end) for value in curve] for end in ("low", "high"))
         axes.fill_between(frames, low, high, color=colour, alpha=0.16, linewidth=0)
         axes.plot(frames, [value.mean for value in curve], color=colour, linewidth=1.8, dashes=dashes or (1, 0))
-        keys.append(Key(label=name, variable=VARIABLES[colour], dashes=_dasharray(dashes)))
+        keys.append(Key(label=label_of(name), variable=VARIABLES[colour], dashes=_dasharray(dashes)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     longest = max(len(curve) for curve in curves.values())
     note = f"{longest} future frames are {longest / fps:.2f} s."
     if any(math.isnan(value.low) for curve in curves.values() for value in curve):
         note += " No band: one episode says nothing of how episodes differ."
-    return Drawing(title=METRIC_INFO[metric].label, svg=_svg(figure), keys=tuple(keys), note=note)
+    return Drawing(title=METRICS[metric].label, svg=_svg(figure), keys=tuple(keys), note=note)
 
 
 def over_steps(title: str, series: dict[str, Sequence[tuple[float, float]]]) -> Drawing:

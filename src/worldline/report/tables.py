@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from worldline.evaluation.result import (
-    METRIC_INFO,
     DataSummary,
     Evaluation,
-    MetricInfo,
     Role,
     Row,
     best_rows,
+    label_of,
     metrics_of,
 )
 from worldline.metrics.bootstrap import Interval
+from worldline.metrics.table import METRICS, Metric
 from worldline.report.text import INCOMPARABLE, judged_frames, tokenizer_of
 
-HEADLINE_CODE_METRIC = "top500_ce_residual"
+HEADLINE_TOKEN_METRIC = "top500_ce_residual"
 ORDER: tuple[Role, ...] = ("model", "baseline", "ablation", "ceiling")
 
 
@@ -51,7 +51,7 @@ class Table:
     data: DataSummary
     tokenizers: str
     """Whose tokens or latents were scored; of several, which run's."""
-    columns: tuple[MetricInfo, ...]
+    columns: tuple[Metric, ...]
     lines: tuple[Line, ...]
     note: str = ""
     """Why a column that one would look for is not there."""
@@ -62,15 +62,15 @@ class Table:
         return judged_frames(self.protocol)
 
 
-def tables(evaluations: Mapping[str, Evaluation], group: Literal["headline", "code"]) -> list[Table]:
+def tables(evaluations: Mapping[str, Evaluation], group: Literal["headline", "token"]) -> list[Table]:
     """Tabulate the rows of runs (name -> evaluation), one table per protocol and data: only those compare.
 
-    Costs of tokens compare only where one tokenizer made them: each has a `code` table of its own, and a headline of
+    Costs of tokens compare only where one tokenizer made them: each has a `token` table of its own, and a headline of
     several leaves them out. A row that several runs have to the last digit (a baseline, as a rule) is listed once.
     """
     alike: dict[object, dict[str, Evaluation]] = {}
     for name, evaluation in evaluations.items():
-        key = (evaluation.protocol, evaluation.data, evaluation.tokenizer if group == "code" else None)
+        key = (evaluation.protocol, evaluation.data, evaluation.tokenizer if group == "token" else None)
         alike.setdefault(key, {})[name] = evaluation
     found = [_table(runs, group) for runs in alike.values()]
     return [table for table in found if table.lines]
@@ -89,12 +89,12 @@ def _table(runs: Mapping[str, Evaluation], group: str) -> Table:
         distinct.setdefault(repr(row), row)
     rows = sorted(distinct.values(), key=lambda row: ORDER.index(row.role))
     belonging = [metric for metric in metrics_of(rows) if _belongs(metric, group)]
-    metrics = [metric for metric in belonging if not (mixed and METRIC_INFO[metric].group == "code")]
+    metrics = [metric for metric in belonging if not (mixed and METRICS[metric].group == "token")]
     best = {metric: best_rows(rows, metric) for metric in metrics}
     lines = [
         Line(
             run=_listed(owners[repr(row)]),
-            name=row.name,
+            name=label_of(row.id),
             role=row.role,
             cells=tuple(_cell(row, metric, best[metric]) for metric in metrics),
         )
@@ -105,7 +105,7 @@ def _table(runs: Mapping[str, Evaluation], group: str) -> Table:
         protocol=first.protocol,
         data=first.data,
         tokenizers="; ".join(f"{name}: {text}" for name, text in made.items()) if mixed else next(iter(made.values())),
-        columns=tuple(METRIC_INFO[metric] for metric in metrics),
+        columns=tuple(METRICS[metric] for metric in metrics),
         lines=tuple(lines),
         note=INCOMPARABLE if metrics != belonging else "",
     )
@@ -116,12 +116,12 @@ def _listed(runs: list[str]) -> str:
 
 
 def _belongs(metric: str, group: str) -> bool:
-    if group == "code":
-        return METRIC_INFO[metric].group == "code"
-    return METRIC_INFO[metric].group == "image" or metric == HEADLINE_CODE_METRIC
+    if group == "token":
+        return METRICS[metric].group == "token"
+    return METRICS[metric].group == "image" or metric == HEADLINE_TOKEN_METRIC
 
 
 def _cell(row: Row, metric: str, best: list[Row]) -> Cell | None:
     if metric not in row.metrics:
         return None
-    return Cell(value=row.metrics[metric], unit=METRIC_INFO[metric].unit, best=any(row is one for one in best))
+    return Cell(value=row.metrics[metric], unit=METRICS[metric].unit, best=any(row is one for one in best))

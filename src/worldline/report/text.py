@@ -2,8 +2,9 @@
 
 import math
 
-from worldline.evaluation.result import METRIC_INFO, Comparison, DataSummary, Evaluation, Row, best_rows, metrics_of
+from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, best_rows, label_of, metrics_of
 from worldline.metrics.bootstrap import Interval
+from worldline.metrics.table import METRICS
 
 ABSENT = "- "
 INCOMPARABLE = (
@@ -63,10 +64,10 @@ def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
     best = {metric: best_rows(rows, metric) for metric in metrics}
     labels = [
         "",
-        *(f"{METRIC_INFO[m].label}{f' ({METRIC_INFO[m].unit})' if METRIC_INFO[m].unit else ''}" for m in metrics),
+        *(f"{METRICS[m].label}{f' ({METRICS[m].unit})' if METRICS[m].unit else ''}" for m in metrics),
     ]
     margin = max(len(label) for label in labels)
-    columns = [[row.name, *(_cell(row, metric, best[metric]) for metric in metrics)] for row in rows]
+    columns = [[label_of(row.id), *(_cell(row, metric, best[metric]) for metric in metrics)] for row in rows]
     for block in _blocks(columns, width - margin):
         lines.append("")
         for i, label in enumerate(labels):
@@ -75,14 +76,14 @@ def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
                 padded = (f"  {cell:>{max(map(len, column))}}" for cell, column in zip(cells, block, strict=True))
                 lines.append(f"{label:<{margin}}{''.join(padded)}".rstrip())
     lines += ["", *(_sentence(comparison) for comparison in evaluation.comparisons)]
-    lines += [f"not computed: {metric}: {why}" for metric, why in evaluation.not_computed.items()]
+    lines += [f"not computed: {label_of(id)}: {why}" for id, why in evaluation.not_computed.items()]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _cell(row: Row, metric: str, best: list[Row]) -> str:
     if metric not in row.metrics:
         return ABSENT
-    value, unit = row.metrics[metric], METRIC_INFO[metric].unit
+    value, unit = row.metrics[metric], METRICS[metric].unit
     return f"{format_interval(value, unit)}{'*' if any(row is one for one in best) else ' '}"
 
 
@@ -100,10 +101,10 @@ def _blocks(columns: list[list[str]], width: int) -> list[list[list[str]]]:
 
 
 def _sentence(comparison: Comparison) -> str:
-    about = METRIC_INFO[comparison.metric]
+    about, better, than = METRICS[comparison.metric], label_of(comparison.better), label_of(comparison.than)
     difference = format_interval(comparison.difference, about.unit)
     return (
-        f"{comparison.name}: {comparison.verdict()} "
-        f"({comparison.better} minus {comparison.than}, {about.label}: {difference} {about.unit}".rstrip()
+        f"{better} vs {than}: {comparison.verdict()} "
+        f"({better} minus {than}, {about.label}: {difference} {about.unit}".rstrip()
         + ")"
     )

@@ -13,6 +13,7 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import UInt8
 
+from worldline.evaluation.result import label_of
 from worldline.formats.video import encode
 from worldline.report.gather import Forecasts
 
@@ -81,8 +82,7 @@ def copy_last(real: UInt8[np.ndarray, "t h w 3"], context: int) -> UInt8[np.ndar
 def _film(title: str, forecasts: Forecasts, clip: int, fps: float | None) -> Film:
     real = forecasts.real[clip]
     panels = {"real": real, **{name: frames[clip] for name, frames in forecasts.rows.items()}}
-    if not any(name.lower().replace("-", " ").replace("_", " ").startswith("copy last") for name in panels):
-        panels["copy last frame"] = copy_last(real, forecasts.context)
+    panels.setdefault("copy_last", copy_last(real, forecasts.context))
     shown, speed = _pace(len(real), fps)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
@@ -91,7 +91,7 @@ def _film(title: str, forecasts: Forecasts, clip: int, fps: float | None) -> Fil
     return Film(
         title=title,
         psnr=float(forecasts.psnr[clip]),
-        panels=tuple(panels),
+        panels=tuple(label_of(name) for name in panels),
         uri=f"data:video/mp4;base64,{data}",
         num_frames=len(real),
         context=forecasts.context,

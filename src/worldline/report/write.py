@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from worldline.evaluation.result import METRIC_INFO, Role
+from worldline.evaluation.result import Role, label_of
 from worldline.files import atomic
+from worldline.metrics.table import METRICS
 from worldline.report import figures, text, video
 from worldline.report.gather import Run, gather
 from worldline.report.tables import tables
@@ -61,14 +62,14 @@ def _pictures(run: Run) -> Part:
         run=run.name,
         items=tuple(video.films(run.forecasts, fps)),
         absent="evaluation/forecasts.npz holds no clip",
-        note=next(iter(run.forecasts.rows), ""),
+        note=label_of(next(iter(run.forecasts.rows), "")),
     )
 
 
 def _curves(run: Run) -> Part:
     if run.evaluation is None:
         return Part(run=run.name, items=(), absent=run.absent["evaluation"])
-    roles: dict[str, Role] = {row.name: row.role for row in run.evaluation.rows}
+    roles: dict[str, Role] = {row.id: row.role for row in run.evaluation.rows}
     drawings = tuple(
         figures.over_time(metric, curves, roles, run.evaluation.data.fps)
         for metric, curves in run.evaluation.curves.items()
@@ -80,7 +81,7 @@ def _curves(run: Run) -> Part:
 def _comparisons(run: Run) -> Part:
     if run.evaluation is None:
         return Part(run=run.name, items=(), absent=run.absent["evaluation"])
-    items = tuple((c, METRIC_INFO[c.metric]) for c in run.evaluation.comparisons)
+    items = tuple((c, METRICS[c.metric]) for c in run.evaluation.comparisons)
     return Part(run=run.name, items=items, absent="the evaluation made no comparison")
 
 
@@ -120,17 +121,17 @@ def _render(runs: Sequence[Run]) -> str:
         "number": lambda value, unit: text.format_number(value, unit).replace("-", "\N{MINUS SIGN}"),
         "duration": text.duration,
         "split": text.split_of,
+        "label": label_of,
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     }
     evaluations = {run.name: run.evaluation for run in runs if run.evaluation is not None}
     return engine.get_template("report.html.j2").render(
         runs=runs,
         headline=tables(evaluations, "headline"),
-        code=tables(evaluations, "code"),
+        tokens=tables(evaluations, "token"),
         pictures=[_pictures(run) for run in runs],
         curves=[_curves(run) for run in runs],
         comparisons=[_comparisons(run) for run in runs],
         training=[_training(run) for run in runs],
-        metric_info=METRIC_INFO,
         incomparable=text.INCOMPARABLE,
     )

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
+from worldline.contract import ModelConfig
 from worldline.schema import DataError, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import by_blocks, to_pixels, to_signed
 
@@ -22,7 +23,7 @@ _BLOCK, _STRIDE, _LATENTS = 17, 8, 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class CosmosConfig:
+class CosmosConfig(ModelConfig):
     """Where the TorchScript pair lies and in which precision it runs."""
 
     folder: Path

@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from worldline.checks import MOST, number, refuse, whole
+from worldline.contract import ModelConfig
 from worldline.nn.causal_video import CausalBlock, Merge, Unmerge
 from worldline.nn.fsq import FSQ
 from worldline.schema import Batch, TokenGrid, UsageError
@@ -26,7 +27,7 @@ SATURATION = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class FSQVideoConfig:
+class FSQVideoConfig(ModelConfig):
     """Shape of the tokenizer. The stride in time and space is the product of the patch and the merges."""
 
     kind: Literal["fsq-video"] = "fsq-video"
@@ -156,7 +157,7 @@ class FSQVideoTokenizer(nn.Module):
         loss = mse + self.config.l1_weight * error.abs().mean() + self.config.saturation_weight * saturation
         return loss, {
             "psnr_db": psnr.item(),
-            "codes_used": float(used),
+            "tokens_used": float(used),
         }
 
     @torch.no_grad()

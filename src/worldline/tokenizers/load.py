@@ -11,12 +11,13 @@ from pydantic import Field
 
 from worldline.files import read_json
 from worldline.nn.load import load_weights
+from worldline.nn.published import HUB_ID
 from worldline.rundir import from_json, model_folder, read_model, to_json
 from worldline.schema import UsageError
 from worldline.tokenizers.cosmos import CosmosConfig, CosmosTokenizer
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAETokenizer
-from worldline.tokenizers.wan_vae_keys import HUB_ID, ORIGINAL_NAME, read_config, read_tensors, vae_files
+from worldline.tokenizers.wan_vae_keys import ORIGINAL_NAME, load_tensors, read_config, vae_files
 
 TokenizerConfig = Annotated[FSQVideoConfig | CosmosConfig, Field(discriminator="kind")]
 AnyTokenizer = FSQVideoTokenizer | CosmosTokenizer
@@ -79,7 +80,7 @@ def load_vae(path: Path) -> WanVAETokenizer:
         config = read_config(files)
         with torch.device("meta"):  # the weights are in memory once, not twice
             tokenizer = config.build()
-        tokenizer.vae.load_state_dict(read_tensors(files, tokenizer.vae.state_dict()), strict=True, assign=True)
+        tokenizer.vae.load_state_dict(load_tensors(files, tokenizer.vae.state_dict()), strict=True, assign=True)
         return tokenizer.eval()
     if not path.is_dir():
         raise UsageError(_no_vae(path))

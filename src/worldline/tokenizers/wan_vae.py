@@ -17,6 +17,8 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
+from worldline.contract import ModelConfig
+from worldline.nn.published import upstream
 from worldline.schema import Batch, LatentGrid, UsageError
 from worldline.tokenizers.tokenizer import by_pieces, to_pixels, to_signed
 
@@ -91,7 +93,7 @@ class WanVAESizes:
         return 2 ** sum(self.temporal_downsample)
 
     @property
-    def derived(self) -> dict[str, int]:
+    def derived(self) -> dict[str, Any]:
         """Entries of diffusers' configuration that follow from the others."""
         pixels = 3 * self.patch_size**2
         strides = {"scale_factor_temporal": self.temporal_stride, "scale_factor_spatial": self.spatial_stride}
@@ -114,7 +116,7 @@ WanVAESizes.presets = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanVAEConfig:
+class WanVAEConfig(ModelConfig):
     """The VAE and its loss."""
 
     kind: Literal["wan-vae"] = "wan-vae"
@@ -271,14 +273,11 @@ class WanVAETokenizer(nn.Module):
 
 
 def _autoencoder(sizes: WanVAESizes) -> nn.Module:
-    try:
-        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-    except ImportError as error:
-        raise UsageError("the Wan VAE needs diffusers: pip install 'worldline[wan]'") from error
     options: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sizes).items()}
+    options |= sizes.derived
     options["temperal_downsample"] = options.pop("temporal_downsample")
     try:
-        return AutoencoderKLWan(**options, **sizes.derived)
+        return upstream("diffusers.models.autoencoders.autoencoder_kl_wan").AutoencoderKLWan(**options)
     except (ValueError, AssertionError) as error:  # widths that its shortcuts cannot average
         raise UsageError(f"diffusers cannot build this VAE; is_residual needs matching dim_mult: {error}") from error
 

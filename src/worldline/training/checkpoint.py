@@ -7,13 +7,14 @@ goes on with one, or the other way round.
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from worldline.families.card import ModelCard
 from worldline.files import read_json, write_json
 from worldline.nn.load import changing_state, load_changing
 from worldline.nn.optimizer import MovingAverage
@@ -39,7 +40,7 @@ class TrainState:
 def save_checkpoint(
     run: RunDir,
     state: TrainState,
-    description: dict[str, Any],
+    card: ModelCard,
     *,
     keep: int,
     best: Best | None = None,
@@ -62,7 +63,7 @@ def save_checkpoint(
     for stale in (run.path / "checkpoints").glob(".step_*"):
         shutil.rmtree(stale)  # what a run that was killed while writing left behind
     with new_folder(run.checkpoint(state.step)) as folder:
-        write_model(folder, {**description, "step": state.step}, weights)
+        write_model(folder, replace(card, step=state.step).to_json(), weights)
         save_tensors(folder / "trainer.safetensors", trainer)
         write_json(folder / "trainer.json", {"step": state.step, "seconds": state.seconds, "groups": hyper})
     if best is not None:  # before the one that was best is dropped

@@ -6,12 +6,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from worldline.data.clips import open_split
+from worldline.families.card import describe_model
 from worldline.families.config import TrainConfig
 from worldline.files import read_json
 from worldline.formats.content import content_of
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, hash_of, refuse_another
-from worldline.rundir import RunDir, describe_model, model_folder
+from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import DataError, UsageError
 from worldline.tokenizers.load import fingerprint
 from worldline.worlds.st_transformer import STTransformerConfig
@@ -60,7 +61,7 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
         made = _explicit(made) if run.identity.exists() else made
         refuse_another(made, _explicit(found), what=what, places=places, allowed=allowed)
     elif config.init_from is not None:
-        what, made = f"the model in {config.init_from}", Identity.of(describe_model(model_folder(config.init_from)))
+        what, made = f"the model in {config.init_from}", describe_model(model_folder(config.init_from)).identity
         refuse_another(made, found, what=what, places=places, parts=_OF_A_WORLD, allowed=allowed)
     return found
 
@@ -73,9 +74,9 @@ def _explicit(identity: Identity) -> Identity:
 def stored_identity(run: RunDir) -> Identity:
     """What a run was begun with; of a run of an earlier version, what its newest checkpoint says."""
     if run.identity.exists():
-        return Identity.of({"identity": read_json(run.identity)})
+        return from_json(Identity, read_json(run.identity), run.identity)
     latest = run.latest()
-    return Identity.of(describe_model(latest)) if latest else Identity()
+    return describe_model(latest).identity if latest else Identity()
 
 
 def refuse_absent(config: TrainConfig, run: RunDir) -> None:

@@ -19,11 +19,12 @@ from worldline.families.prepare import normalises, prepare
 from worldline.families.prepared import Prepared
 from worldline.families.validate import sample_strip, validate
 from worldline.files import write_json
+from worldline.formats.states import StateStats
 from worldline.identity import Identity, hash_of
 from worldline.nn.load import changing_state, load_changing
 from worldline.nn.optimizer import MovingAverage, build_optimizer
 from worldline.ranks import Ranks, gathered
-from worldline.rundir import Best, RunDir, environment
+from worldline.rundir import Best, RunDir, environment, to_json
 from worldline.schema import Batch, Origin, UsageError
 from worldline.training.checkpoint import TrainState, best_so_far, better, restore, save_checkpoint
 from worldline.training.identify import checked_identity, refuse_absent
@@ -93,9 +94,9 @@ def _train(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report:
     with ranks.first():
         identity = checked_identity(config, run, resume=resume) if ranks.writes else Identity()
     made = prepare(config, lambda what, done, total: report(what, done, total, {}), ranks)
-    if normalises(config):
-        identity = replace(identity, statistics=hash_of(made.description["statistics"]))
-    made = replace(made, description={**made.description, "identity": identity.to_json()})
+    if normalises(config) and made.card.statistics:
+        identity = replace(identity, statistics=hash_of(to_json(StateStats, made.card.statistics)))
+    made = replace(made, card=replace(made.card, identity=identity))
     total = config.total_steps(len(made.train))
     model = ranks.place(made.model, device).train()
     optimizer = build_optimizer(config.optimizer, model)
@@ -180,7 +181,7 @@ def _steps(
                 _finish(state, made.finish)
             if last or stopped or (found and best is found) or state.step % config.checkpoint_every == 0:
                 keep = config.keep_checkpoints
-                save_checkpoint(run, state, made.description, keep=keep, best=best, writes=ranks.writes)
+                save_checkpoint(run, state, made.card, keep=keep, best=best, writes=ranks.writes)
             figures |= now
             report("training", state.step, total, figures)
             if last:

@@ -57,9 +57,8 @@ def _backbone(
             f"the backbone under the adapters in {folder} was at {place} when they were trained, and is not there now; "
             "give its new place (--weights DIR)"
         )
-    found = Identity(backbone=fingerprint_backbone(place))
-    what, made = f"the world in {folder}", Identity.of(description)
-    refuse_another(made, found, what=what, places={"backbone": place}, allowed=allowed)
+    made, found = Identity(**description["identity"]), Identity(backbone=fingerprint_backbone(place))
+    refuse_another(made, found, what=f"the world in {folder}", places={"backbone": place}, allowed=allowed)
     return load_backbone(place, config.backbone)
 
 

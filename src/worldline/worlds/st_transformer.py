@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
+from worldline.contract import ModelConfig
 from worldline.nn.attention import STBlock, STBlockConfig, TemporalCache
 from worldline.nn.fsq import FSQ
 from worldline.nn.states import StateEncoder, StateEncoderConfig
@@ -29,7 +30,7 @@ CODE_BANDWIDTH = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class STTransformerConfig:
+class STTransformerConfig(ModelConfig):
     """Everything that decides the parameters. Grid, vocabulary and state come from the data a run is built on."""
 
     kind: Literal["st-transformer"] = "st-transformer"

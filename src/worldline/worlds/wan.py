@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
+from worldline.contract import ModelConfig
 from worldline.nn.adaln import StateModulation, StateModulationConfig
 from worldline.process.flow import (
     TIMESTEPS,
@@ -28,7 +30,6 @@ from worldline.process.flow import (
     velocity,
 )
 from worldline.schema import Batch, UsageError
-from worldline.worlds.wan_text import padded
 from worldline.worlds.wan_weights import BackboneConfig
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -46,7 +47,7 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanConfig:
+class WanConfig(ModelConfig):
     """Everything that decides the parameters. State kinds and the latent's channels come from data and VAE."""
 
     kind: Literal["wan"] = "wan"
@@ -175,7 +176,8 @@ class WanWorld(nn.Module):
         noisy = (TIMESTEPS * sigma.float())[:, None].expand(-1, frames - self.context_latents)
         _, patch_h, patch_w = self.config.backbone.patch_size
         dtype = self.backbone.patch_embedding.weight.dtype
-        text = padded(self.text, self.config.text_length).expand(batch, -1, -1)
+        # Upstream masks nothing here: rows of zeros are keys like any other and take their share of the softmax.
+        text = F.pad(self.text, (0, 0, 0, self.config.text_length - len(self.text))).expand(batch, -1, -1)
         self.hook.modulation = modulation
         self.hook.tokens_per_frame = (height // patch_h) * (width // patch_w)
         try:

@@ -15,19 +15,18 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldline.files import atomic, unreadable
+from worldline.nn.published import HUB_ID, ORIGINAL_HUB_ID, digest, load_saved, renamed, upstream, weight_files
 from worldline.schema import DataError, UsageError
-from worldline.worlds.wan_weights import HUB_ID, ORIGINAL_HUB_ID, digest
 
 MAX_TOKENS = 512
 """Tokens Wan was trained to read, `</s>` included."""
 
 _ORIGINAL = "models_t5_umt5-xxl-enc-bf16.pth"
-_RANGES = 512
 _AGAIN = f"Download the folder of {HUB_ID} again."
 
 _RENAMES = (
@@ -61,10 +60,10 @@ def encode_text(
         UsageError: there is no encoder; says which sub-folders of which hub repository. Or the prompt is too long.
         DataError: files are damaged or do not belong together.
     """
-    files = _encoder_files(weights)
+    files, tokenizer = _parts(weights)
     place = files[0].parent
     with _damage(place):
-        ids = _token_ids(_tokenizer_folder(weights), prompt)
+        ids = _token_ids(tokenizer, prompt)
         load = _from_original if files[0].suffix == ".pth" else _from_diffusers
         encoder = load(files[0], torch.bfloat16 if dtype == "bfloat16" else torch.float32)
     if max(ids) >= encoder.config.vocab_size:
@@ -80,13 +79,10 @@ def fingerprint_encoder(weights: Path) -> str:
     Raises:
         UsageError: as `encode_text`.
     """
-    files = [*_encoder_files(weights), *sorted(_tokenizer_folder(weights).glob("*.json"))]
-    sizes = [(file, file.stat().st_size) for file in files]
-    return digest(
-        (file.name, file, size * i // _RANGES, size * (i + 1) // _RANGES)
-        for file, size in sizes
-        for i in range(_RANGES)
-    )
+    files, tokenizer = _parts(weights)
+    sizes = [(file, file.stat().st_size) for file in [*files, *sorted(tokenizer.glob("*.json"))]]
+    parts = range(512)
+    return digest((file.name, file, size * i // 512, size * (i + 1) // 512) for file, size in sizes for i in parts)
 
 
 def save_text(path: Path, rows: Float[Tensor, "n d"], prompt: str, provenance: Mapping[str, str]) -> None:
@@ -108,8 +104,7 @@ def load_text(path: Path) -> Float[Tensor, "n d"]:
     fix = "Write it with `worldline text`."
     expected = "the rows of a prompt (a float32 tensor `text` of two dimensions)"
     try:
-        with safe_open(path, framework="pt") as opened:
-            found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+        found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise unreadable(path, expected=expected, found=str(error), fix=fix) from error
     rows = found.get("text")
@@ -119,42 +114,19 @@ def load_text(path: Path) -> Float[Tensor, "n d"]:
     return rows.clone()
 
 
-def padded(rows: Float[Tensor, "n d"], length: int = MAX_TOKENS) -> Float[Tensor, "length d"]:
-    """The rows, then rows of zeros: what Wan's cross-attention reads.
-
-    Upstream has no attention mask there, so the zero rows become keys like any other and take their share of the
-    softmax: leaving them out changes the answer.
-
-    Raises:
-        UsageError: there are more rows than `length`.
-    """
-    if len(rows) > length:
-        raise UsageError(f"the prompt has {len(rows)} tokens; the world reads {length}")
-    return torch.cat([rows, rows.new_zeros(length - len(rows), rows.shape[1])])
-
-
-def _encoder_files(weights: Path) -> list[Path]:
-    """The encoder's weights: safetensors of diffusers' folder, else the original file."""
-    if found := sorted((weights / "text_encoder").glob("model*.safetensors")):
-        return found
-    if (weights / _ORIGINAL).is_file():
-        return [weights / _ORIGINAL]
-    raise UsageError(_absent(weights, "text encoder"))
-
-
-def _tokenizer_folder(weights: Path) -> Path:
-    for folder in (weights / "tokenizer", weights / "google" / "umt5-xxl"):
-        if (folder / "tokenizer.json").is_file():
-            return folder
-    raise UsageError(_absent(weights, "tokenizer"))
-
-
-def _absent(weights: Path, what: str) -> str:
-    return (
-        f"{weights} holds no {what} of Wan. Give a folder with text_encoder/ (config.json, model*.safetensors) and "
-        f"tokenizer/ (tokenizer.json) of {HUB_ID}, or with {_ORIGINAL} and google/umt5-xxl/ of {ORIGINAL_HUB_ID}. "
-        "worldline downloads nothing by itself."
-    )
+def _parts(weights: Path) -> tuple[list[Path], Path]:
+    """The encoder's files, safetensors of diffusers' folder or else the original one, and the tokenizer's folder."""
+    original = weights / _ORIGINAL
+    files = weight_files(weights / "text_encoder", "model") or [original] * original.is_file()
+    folders = (weights / "tokenizer", weights / "google" / "umt5-xxl")
+    tokenizer = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
+    if not files or tokenizer is None:
+        raise UsageError(
+            f"{weights} holds no {'tokenizer' if files else 'text encoder'} of Wan. Give a folder with text_encoder/ "
+            f"(config.json, model*.safetensors) and tokenizer/ (tokenizer.json) of {HUB_ID}, or with {_ORIGINAL} and "
+            f"google/umt5-xxl/ of {ORIGINAL_HUB_ID}. worldline downloads nothing by itself."
+        )
+    return files, tokenizer
 
 
 @contextmanager
@@ -167,16 +139,8 @@ def _damage(place: Path) -> Iterator[None]:
         raise DataError(place, expected="UMT5 encoder and tokenizer", found=found, fix=_AGAIN) from error
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise UsageError("Wan's text encoder needs transformers: pip install 'worldline[wan]'") from error
-    return transformers
-
-
 def _token_ids(folder: Path, prompt: str) -> list[int]:
-    tokenizer = _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = upstream("transformers").AutoTokenizer.from_pretrained(folder, local_files_only=True)
     clean = re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
     ids: list[int] = tokenizer(clean).input_ids
     if not ids or ids[-1] != tokenizer.eos_token_id:
@@ -188,7 +152,7 @@ def _token_ids(folder: Path, prompt: str) -> list[int]:
 
 
 def _from_diffusers(file: Path, dtype: torch.dtype) -> Any:
-    encoder, report = _transformers().UMT5EncoderModel.from_pretrained(
+    encoder, report = upstream("transformers").UMT5EncoderModel.from_pretrained(
         file.parent, dtype=dtype, local_files_only=True, output_loading_info=True
     )
     if report["missing_keys"]:  # transformers would fill them with random numbers
@@ -199,16 +163,11 @@ def _from_diffusers(file: Path, dtype: torch.dtype) -> Any:
 
 def _from_original(file: Path, dtype: torch.dtype) -> Any:
     """Build the encoder of the original file; its sizes are those of its tensors."""
-    tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    weights: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        for pattern, replacement in _RENAMES:
-            key = re.sub(pattern, replacement, key)
-        weights[key] = tensor.to(dtype)
+    weights = {renamed(key, _RENAMES): tensor.to(dtype) for key, tensor in load_saved(file).items()}
     first = "encoder.block.0.layer"
     buckets, heads = weights[f"{first}.0.SelfAttention.relative_attention_bias.weight"].shape
     inner, width = weights[f"{first}.0.SelfAttention.q.weight"].shape
-    config = _transformers().UMT5Config(
+    config = upstream("transformers").UMT5Config(
         vocab_size=len(weights["shared.weight"]),
         d_model=width,
         d_kv=inner // heads,
@@ -219,6 +178,6 @@ def _from_original(file: Path, dtype: torch.dtype) -> Any:
         feed_forward_proj="gated-gelu",
     )
     with torch.device("meta"):
-        encoder = _transformers().UMT5EncoderModel(config)
+        encoder = upstream("transformers").UMT5EncoderModel(config)
     encoder.load_state_dict({**weights, "encoder.embed_tokens.weight": weights["shared.weight"]}, assign=True)
     return encoder.eval()

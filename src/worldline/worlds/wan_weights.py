@@ -5,52 +5,31 @@ the safetensors files are compared with the configuration before any tensor is r
 download is named in a second and not after gigabytes. Needs the extra `wan`, imported only when a model is built.
 """
 
-import hashlib
 import inspect
-import json
-import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from safetensors import safe_open
 
 from worldline.checks import number, refuse, whole
-from worldline.files import read_json, unreadable
+from worldline.files import read_json
+from worldline.nn.published import (
+    HUB_ID,
+    ORIGINAL_HUB_ID,
+    STEM,
+    check_tensors,
+    digest,
+    read_tensors,
+    stored_tensors,
+    upstream,
+    weight_files,
+)
 from worldline.schema import DataError, UsageError
 
 if TYPE_CHECKING:
     import diffusers.models.transformers.transformer_wan
 
-HUB_ID = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
-ORIGINAL_HUB_ID = "Wan-AI/Wan2.2-TI2V-5B"
-_STEM = "diffusion_pytorch_model"
-_AGAIN = f"Download the file of {HUB_ID} or {ORIGINAL_HUB_ID} again."
-_FLOATS = ("F32", "F16", "BF16")
-
-_FP32_PARTS = frozenset({"time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"})
-"""What diffusers keeps in float32 whatever type is asked for: a lower precision there is visible in the video."""
-
-_RENAMES = (
-    (r"^model\.diffusion_model\.", ""),
-    (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
-    (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
-    (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
-    (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
-    (r"^time_projection\.1\.", "condition_embedder.time_proj."),
-    (r"^head\.head\.", "proj_out."),
-    (r"^head\.modulation$", "scale_shift_table"),
-    (r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
-    (r"^(blocks\.\d+)\.norm3\.", r"\1.norm2."),  # the one before cross-attention is third there, second here
-    (r"^(blocks\.\d+)\.ffn\.0\.", r"\1.ffn.net.0.proj."),
-    (r"^(blocks\.\d+)\.ffn\.2\.", r"\1.ffn.net.2."),
-    (r"^(blocks\.\d+)\.self_attn\.", r"\1.attn1."),
-    (r"^(blocks\.\d+)\.cross_attn\.", r"\1.attn2."),
-    (r"\.([qkv])\.(weight|bias)$", r".to_\1.\2"),
-    (r"\.o\.(weight|bias)$", r".to_out.0.\1"),
-)
 _ORIGINAL_FIELDS = {"dim": "width", "num_layers": "num_layers", "num_heads": "num_attention_heads", "eps": "eps"}
 """Entries of the original `config.json` and what they are called here; shapes of tensors tell the others."""
 
@@ -126,20 +105,6 @@ BackboneConfig.presets = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """Where a tensor lies: what a safetensors header says about it."""
-
-    file: Path
-    key: str
-    """Its name in the file."""
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-    """Bytes from the start of the file."""
-
-
 def load_backbone(
     path: Path, config: BackboneConfig, *, dtype: torch.dtype = torch.bfloat16
 ) -> "diffusers.models.transformers.transformer_wan.WanTransformer3DModel":
@@ -161,15 +126,12 @@ def load_backbone(
     described = files[0].parent / "config.json"
     if described.is_file():
         _check_config(described, config)
-    stored = _stored_tensors(files)
+    stored = stored_tensors(files, diffusers_name)
     with torch.device("meta"):
         model = config.build()
-    _check_tensors(stored, {name: tuple(value.shape) for name, value in model.state_dict().items()}, files[0].parent)
-    weights: dict[str, torch.Tensor] = {}
-    for file in files:
-        here = {name: at.key for name, at in stored.items() if at.file == file}
-        with safe_open(file, framework="pt") as opened:
-            weights |= {name: opened.get_tensor(key).to(_dtype_of(name, dtype)) for name, key in here.items()}
+    fix = f"Give the weights of {HUB_ID} or {ORIGINAL_HUB_ID}, complete, or configure the backbone like these."
+    check_tensors(stored, model.state_dict(), files[0].parent, fix=fix)
+    weights = {name: value.to(_dtype_of(name, dtype)) for name, value in read_tensors(stored)}
     model.load_state_dict(weights, strict=True, assign=True)
     # Position tables are in no file: they were computed on the meta device and have to be made again.
     model.rope = type(model.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
@@ -186,15 +148,12 @@ def backbone_files(path: Path) -> list[Path]:
     if path.is_file() and path.suffix == ".safetensors":
         return [path]
     for folder in (path / "transformer", path):
-        index = folder / f"{_STEM}.safetensors.index.json"
-        if index.is_file():
-            return _indexed(index)
-        if found := sorted(folder.glob(f"{_STEM}*.safetensors")):
+        if found := weight_files(folder):
             return found
     raise UsageError(
         f"{path} holds no Wan2.2 transformer. Give the folder of {HUB_ID} (transformer/config.json and "
-        f"transformer/{_STEM}*.safetensors with their index), or of {ORIGINAL_HUB_ID} (config.json and "
-        f"{_STEM}-0000{{1,2,3}}-of-00003.safetensors with their index). worldline downloads nothing by itself."
+        f"transformer/{STEM}*.safetensors with their index), or of {ORIGINAL_HUB_ID} (config.json and "
+        f"{STEM}-0000{{1,2,3}}-of-00003.safetensors with their index). worldline downloads nothing by itself."
     )
 
 
@@ -209,49 +168,25 @@ def fingerprint_backbone(path: Path) -> str:
     Raises:
         UsageError, DataError: as `backbone_files`, or a file is damaged.
     """
-    stored = _stored_tensors(backbone_files(path))
+    stored = stored_tensors(backbone_files(path), diffusers_name)
     return digest((f"{name} {at.dtype} {at.shape}", at.file, at.begin, at.end) for name, at in sorted(stored.items()))
-
-
-def digest(ranges: Iterable[tuple[str, Path, int, int]], sample: int = 4096) -> str:
-    """SHA-256 over labels and the first and last `sample` bytes of each range (label, file, begin, end)."""
-    hasher = hashlib.sha256()
-    for label, file, begin, end in ranges:
-        hasher.update(f"{label}\n{end - begin}\n".encode())
-        with file.open("rb") as opened:
-            for start in (begin, max(begin, end - sample)):
-                opened.seek(start)
-                hasher.update(opened.read(min(sample, end - start)))
-    return hasher.hexdigest()
 
 
 def diffusers_name(key: str) -> str:
     """The name diffusers gives a tensor of the original files; its own names stay as they are."""
-    for pattern, replacement in _RENAMES:
-        key = re.sub(pattern, replacement, key)
-    return key
+    if ".norm2." in key:  # its own: what has weights of that name here is called norm3 there
+        return key
+    convert = upstream("diffusers.loaders.single_file_utils").convert_wan_transformer_to_diffusers
+    return next(iter(convert({key: torch.empty(2, 1, 1, 1, device="meta")})))
 
 
 def _transformer_class() -> Any:
-    try:
-        from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-    except ImportError as error:
-        raise UsageError("Wan's transformer needs diffusers: pip install 'worldline[wan]'") from error
-    return WanTransformer3DModel
+    return upstream("diffusers.models.transformers.transformer_wan").WanTransformer3DModel
 
 
 def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
-    return dtype if _FP32_PARTS.isdisjoint(name.split(".")) else torch.float32
-
-
-def _indexed(index: Path) -> list[Path]:
-    files = [index.parent / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
-    for file in files:
-        if not file.is_file():
-            raise DataError(file, expected=f"a shard, named by {index.name}", found="nothing", fix=_AGAIN)
-    if not files:
-        raise DataError(index, expected="a weight_map of shards", found="none", fix=_AGAIN)
-    return files
+    """What diffusers keeps in float32 whatever type is asked for is visible in the video at a lower precision."""
+    return torch.float32 if {*_transformer_class()._keep_in_fp32_modules} & {*name.split(".")} else dtype
 
 
 def _check_config(file: Path, config: BackboneConfig) -> None:
@@ -275,54 +210,3 @@ def _check_config(file: Path, config: BackboneConfig) -> None:
             wanted = f"{name} = {expected[name]}" if name in expected else f"no field {name}"
             fix = f"Give the weights of {HUB_ID}, or configure the backbone like these."
             raise DataError(file, expected=wanted, found=f"{name} = {value}", fix=fix)
-
-
-def _stored_tensors(files: list[Path]) -> dict[str, StoredTensor]:
-    """Headers of the files, by diffusers' names."""
-    stored: dict[str, StoredTensor] = {}
-    for file in files:
-        for tensor in read_header(file):
-            name = diffusers_name(tensor.key)
-            if name in stored:
-                fix = "Keep the files of one download only."
-                expected, found = f"{tensor.key} once", f"it in {stored[name].file.name} as well"
-                raise DataError(file, expected=expected, found=found, fix=fix)
-            stored[name] = tensor
-    return stored
-
-
-def read_header(file: Path) -> list[StoredTensor]:
-    """What a safetensors file holds, without reading it. Raises `DataError` where it is cut short or something else."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        start = 8 + int.from_bytes(opened.read(8), "little")
-        text = opened.read(start - 8) if start <= size else b""
-    try:
-        header = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise unreadable(file, expected="a safetensors file", found=f"{size} other bytes", fix=_AGAIN) from None
-    header.pop("__metadata__", None)
-    tensors = []
-    for key, entry in header.items():
-        begin, end = (start + offset for offset in entry["data_offsets"])
-        shape = tuple(entry["shape"])
-        tensors.append(StoredTensor(file=file, key=key, dtype=entry["dtype"], shape=shape, begin=begin, end=end))
-    needed = max((tensor.end for tensor in tensors), default=start)
-    if needed != size:
-        raise DataError(file, expected=f"{needed} bytes", found=f"{size}", fix=_AGAIN)
-    return tensors
-
-
-def _check_tensors(stored: dict[str, StoredTensor], expected: dict[str, tuple[int, ...]], folder: Path) -> None:
-    fix = f"Give the weights of {HUB_ID} or {ORIGINAL_HUB_ID}, complete, or configure the backbone like these."
-    for name, shape in expected.items():
-        if name not in stored:
-            raise DataError(folder, expected=f"a tensor {name}", found="none of that name", fix=fix)
-        at = stored[name]
-        if at.shape != shape:
-            raise DataError(at.file, expected=f"{at.key} of shape {shape}", found=f"shape {at.shape}", fix=fix)
-        if at.dtype not in _FLOATS:
-            raise DataError(at.file, expected=f"{at.key} as one of {', '.join(_FLOATS)}", found=at.dtype, fix=fix)
-    for name in sorted(stored.keys() - expected.keys()):
-        at = stored[name]
-        raise DataError(at.file, expected="the tensors of this backbone only", found=f"{at.key} besides", fix=fix)

@@ -349,6 +349,7 @@ def _open_test(folder: _Folder, suffix: str, leaving: LeavingOut) -> OnexSource:
             shards.append(_sample(folder, index, suffix, layout, grid))
     return OnexSource(
         kind="1x-test",
+        context_only=True,
         path=folder.root,
         fps=meta.hz,
         layout=layout,

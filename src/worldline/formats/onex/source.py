@@ -72,10 +72,10 @@ class OnexSource(Source):
         states = torch.from_numpy(self.read_states(episode, start, stop))
         shard, first = self._place(episode)
         if self.grid is None:
-            until = min(stop, len(self.shown(episode))) if self.kind == "1x-test" else stop
+            until = min(stop, len(self.shown(episode))) if self.context_only else stop
             frames = torch.cat(list(self.frames(episode, start, until)))
             return Clip(states=states, fps=self.fps, origin=self.origin(episode, start), frames=frames)
-        if self.kind == "1x-test":
+        if self.context_only:
             tokens = self._context(shard, start, stop, self.grid)
         else:
             tokens = self._tokens(shard, first + start, first + stop, self.grid)
@@ -98,7 +98,7 @@ class OnexSource(Source):
         shard, first = self._place(episode)
         times = frame_times(shard.video).seconds
         fix = "Download or encode it again, or correct the metadata."
-        if len(times) < shard.num_frames and self.kind != "1x-test":
+        if len(times) < shard.num_frames and not self.context_only:
             expected, found = f"{shard.num_frames} frames, one per row of states", f"{len(times)}"
             raise DataError(shard.video, expected=expected, found=found, fix=fix, kind="frames")
         if not runs_at(times, self.fps, slack=CLOCK_SLACK):
@@ -160,7 +160,7 @@ class OnexSource(Source):
         if begin % grid.block or end % grid.block:
             raise UsageError(
                 f"{self.path}: frames {begin}..{end - 1} of shard {shard.index} do not lie on its blocks of "
-                f"{grid.block} frames; choose windows with worldline.data.windows.token_windows"
+                f"{grid.block} frames; choose windows with worldline.data.windows.source_windows"
             )
         blocks = shard.num_frames // grid.block
         table = mapped(shard.video, "int32", (blocks, grid.latents_per_block, grid.height, grid.width))

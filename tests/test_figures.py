@@ -1,0 +1,50 @@
+"""The built-in worlds score what they scored before: figures stored beside the tests, and the published ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worldline.cli import evaluate
+
+ROOT = Path(__file__).parents[1]
+STORED: dict[str, Any] = json.loads((ROOT / "tests/figures/builtins.json").read_text())
+"""Recorded with worldline 842be2b, before there was one engine; only the names of rows became ids."""
+ROUNDING = 0.005
+"""Share of a figure by which processors may differ: near ties of tokens and of grey levels fall either way."""
+
+
+def _scored(arguments: str, out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, float]]:
+    capsys.readouterr()
+    evaluate.main([*arguments.split(), "--device", "cpu", "--json", "--out", str(out)])
+    found = json.loads(capsys.readouterr().out)
+    return {row["id"]: {name: value["mean"] for name, value in row["metrics"].items()} for row in found["rows"]}
+
+
+def _agree(found: dict[str, dict[str, float]], expected: dict[str, dict[str, float]]) -> None:
+    assert found.keys() == expected.keys()
+    for row, metrics in expected.items():
+        assert found[row] == pytest.approx(metrics, rel=ROUNDING, abs=ROUNDING), row
+
+
+@pytest.mark.parametrize("protocol", ["compression", "sampling"])
+def test_a_built_in_world_scores_as_before(protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = STORED[protocol]
+    _agree(_scored(stored["arguments"], tmp_path, capsys), stored["rows"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("published", "arguments"),
+    [
+        ("compression_tiny.json", "compression-tiny --num-clips 60"),
+        ("sampling_tiny.json", "sampling-tiny --num-clips 24 --window-stride 43 --num-samples 20 --batch-size 2"),
+    ],
+)
+def test_a_built_in_world_scores_what_is_published(
+    published: str, arguments: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((ROOT / "docs/results" / published).read_text())
+    rows = {row["id"]: {name: value["mean"] for name, value in row["metrics"].items()} for row in content["rows"]}
+    _agree(_scored(arguments, tmp_path, capsys), rows)
