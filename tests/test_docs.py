@@ -99,6 +99,15 @@ def test_marked_scripts_run_one_after_the_other(page: Path, tmp_path: Path) -> N
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(not builtin.COMPRESSION_TINY.is_dir(), reason="this checkout has no built-in checkpoints")
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = _blocks(ROOT / "README.md", "python")
+    assert len([line for line in block.splitlines() if line]) <= 10
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    assert (tmp_path / "runs/mine/config.json").exists()
+
+
 @every_page
 def test_what_scripts_import_is_there(page: Path) -> None:
     for language in ("python", "python test"):
