@@ -21,7 +21,7 @@ from worldline.contract import FramePattern
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.loader import PREFETCH, Loader, clip_bytes, clips_in_part
 from worldline.data.windows import source_windows
-from worldline.formats.onex.write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
+from worldline.formats.onex.write import finish_shards, token_shard, write_raw_shard
 from worldline.formats.open import open_source
 from worldline.formats.source import Source
 from worldline.formats.states import ONEX_LAYOUT
@@ -42,7 +42,7 @@ def write_video(root: Path, frames: int, size: int) -> Path:
     film = np.clip(film + rng.normal(0, 2, film.shape), 0, 255).astype(np.uint8)
     states = rng.normal(size=(frames, ONEX_LAYOUT.dim)).astype(np.float32)
     write_raw_shard(root, 0, frames=film, states=states, segments=np.zeros(frames, np.int32), fps=30.0)
-    finish_raw(root, num_shards=1, num_images=frames, fps=30.0, layout=ONEX_LAYOUT, provenance={})
+    finish_shards(root, num_shards=1, num_images=frames, fps=30.0, layout=ONEX_LAYOUT, provenance={})
     return root
 
 
@@ -52,8 +52,9 @@ def write_tokens(root: Path, frames: int) -> Path:
     tokens = rng.integers(0, COSMOS.vocab_size, (frames // 17, 3, 32, 32), np.int32)
     states = rng.normal(size=(frames, ONEX_LAYOUT.dim)).astype(np.float32)
     segments = np.sort(rng.integers(0, frames // 216, frames)).astype(np.int32)
-    write_token_shard(root, 0, tokens=tokens, states=states, segments=segments, fps=30.0)
-    finish_tokens(root, num_shards=1, num_images=frames, fps=30.0, layout=ONEX_LAYOUT, grid=COSMOS, provenance={})
+    with token_shard(root, 0, states=states, segments=segments) as put:
+        put(0, tokens)
+    finish_shards(root, num_shards=1, num_images=frames, fps=30.0, layout=ONEX_LAYOUT, grid=COSMOS, provenance={})
     return root
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
-from worldline.formats.onex.write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
+from worldline.formats.onex.write import finish_shards, token_shard, write_raw_shard
 from worldline.schema import Batch, LatentGrid, Origin, StateLayout, TokenGrid
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
@@ -103,7 +103,7 @@ def write_squares(root: Path, episodes: int, length: int = 51, size: int = 16, f
         frames, states = moving_square(length, size, seed=first + shard)
         segments = np.zeros(length, np.int32)
         write_raw_shard(root, shard, frames=frames, states=states, segments=segments, fps=30.0)
-    finish_raw(root, num_shards=episodes, num_images=episodes * length, fps=30.0, layout=TWO_JOINTS, provenance={})
+    finish_shards(root, num_shards=episodes, num_images=episodes * length, fps=30.0, layout=TWO_JOINTS, provenance={})
     return root
 
 
@@ -120,8 +120,9 @@ def write_followed_tokens(root: Path, episodes: int, blocks: int = 4, seed: int 
         tokens = np.broadcast_to(word[..., None, None], (*word.shape, 2, 2)).astype(np.int32)
         states = np.stack([(elbow + 0.5) / words, np.zeros(len(elbow))], axis=1).astype(np.float32)
         segments = np.zeros(len(elbow), np.int32)
-        write_token_shard(root, shard, tokens=tokens, states=states, segments=segments, fps=30.0)
-    finish_tokens(
+        with token_shard(root, shard, states=states, segments=segments) as put:
+            put(0, tokens)
+    finish_shards(
         root,
         num_shards=episodes,
         num_images=episodes * blocks * grid.block,

@@ -8,7 +8,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int32, UInt8
 from pyarrow import parquet
 
-from worldline.formats.onex.write import finish_raw, finish_tokens, write_raw_shard, write_token_shard
+from worldline.formats.onex.write import finish_shards, token_shard, write_raw_shard
 from worldline.formats.states import ONEX_LAYOUT
 from worldline.formats.video import encode
 from worldline.schema import StateLayout, TokenGrid
@@ -40,15 +40,9 @@ def token_ramp(blocks: int, grid: TokenGrid) -> Int32[np.ndarray, "n l h w"]:
 def write_tokens(root: Path, segments: Int32[np.ndarray, "f"], grid: TokenGrid = SMALL_GRID) -> Path:
     """One finished shard of tokens with the given segment numbers; the last partial block is present."""
     frames = len(segments)
-    write_token_shard(
-        root,
-        0,
-        tokens=token_ramp(-(-frames // grid.block), grid),
-        states=ramp(frames, ONEX_LAYOUT.dim),
-        segments=segments,
-        fps=30.0,
-    )
-    finish_tokens(root, num_shards=1, num_images=frames, fps=30.0, layout=ONEX_LAYOUT, grid=grid, provenance={})
+    with token_shard(root, 0, states=ramp(frames, ONEX_LAYOUT.dim), segments=segments) as put:
+        put(0, token_ramp(-(-frames // grid.block), grid))
+    finish_shards(root, num_shards=1, num_images=frames, fps=30.0, layout=ONEX_LAYOUT, grid=grid, provenance={})
     return root
 
 
@@ -57,7 +51,7 @@ def write_raw(root: Path, lengths: tuple[int, ...] = (40, 1, 30), size: int = 32
     segments = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     frames = len(segments)
     write_raw_shard(root, 0, frames=moving_picture(frames, size), states=ramp(frames, 2), segments=segments, fps=30.0)
-    finish_raw(root, num_shards=1, num_images=frames, fps=30.0, layout=TWO_JOINTS, provenance={})
+    finish_shards(root, num_shards=1, num_images=frames, fps=30.0, layout=TWO_JOINTS, provenance={})
     return root
 
 

@@ -14,7 +14,7 @@ from tolerances import assert_pixels_agree
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import frame_runs
 from worldline.files import npy_rows
-from worldline.formats.onex.write import finish_raw, write_raw_shard
+from worldline.formats.onex.write import finish_shards, write_raw_shard
 
 LENGTHS = (450, 3000)
 """Frames of a first episode, long enough to fill every buffer, and of one whose 64x64 frames are 37 MB."""
@@ -31,7 +31,7 @@ def _write(root: Path) -> None:
             segments=np.zeros(length, np.int32),
             fps=30.0,
         )
-    finish_raw(root, num_shards=2, num_images=sum(LENGTHS), fps=30.0, layout=TWO_JOINTS, provenance={})
+    finish_shards(root, num_shards=2, num_images=sum(LENGTHS), fps=30.0, layout=TWO_JOINTS, provenance={})
 
 
 WORK = """

@@ -21,11 +21,9 @@ from worldline.contract import FramePattern
 from worldline.data.clips import Clips
 from worldline.data.windows import source_windows
 from worldline.formats.onex.write import (
-    finish_raw,
-    raw_shard_done,
-    token_shard_done,
+    finish_shards,
+    shard_done,
     write_raw_shard,
-    write_token_shard,
 )
 from worldline.formats.open import open_source
 from worldline.formats.states import ONEX_LAYOUT
@@ -269,30 +267,17 @@ def test_unknown_folders_say_what_was_looked_for(tmp_path: Path) -> None:
 def test_a_folder_being_written_is_refused_until_it_is_finished(tmp_path: Path) -> None:
     states, segments = ramp(20, 2), np.zeros(20, np.int32)
     for shard in range(2):
-        assert not raw_shard_done(tmp_path, shard)
+        assert not shard_done(tmp_path, shard)
         with pytest.raises(UsageError, match="not written"):
-            finish_raw(tmp_path, num_shards=2, num_images=40, fps=30.0, layout=TWO_JOINTS, provenance={})
+            finish_shards(tmp_path, num_shards=2, num_images=40, fps=30.0, layout=TWO_JOINTS, provenance={})
         write_raw_shard(tmp_path, shard, frames=moving_picture(20), states=states, segments=segments, fps=30.0)
-        assert raw_shard_done(tmp_path, shard)
-        assert not token_shard_done(tmp_path, shard)
+        assert shard_done(tmp_path, shard)
         with pytest.raises(DataError, match="written last"):
             open_source(tmp_path)
-    finish_raw(tmp_path, num_shards=2, num_images=40, fps=30.0, layout=TWO_JOINTS, provenance={"from": "a test"})
+    finish_shards(tmp_path, num_shards=2, num_images=40, fps=30.0, layout=TWO_JOINTS, provenance={"from": "a test"})
     source = open_source(tmp_path)
     assert [episode.name for episode in source.episodes] == ["shard 0, segment 0", "shard 1, segment 0"]
     assert json.loads((tmp_path / "metadata.json").read_text())["provenance"] == {"from": "a test"}
-
-
-def test_more_blocks_than_frames_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="30 blocks"):
-        write_token_shard(
-            tmp_path,
-            0,
-            tokens=token_ramp(30, SMALL_GRID),
-            states=ramp(20, 25),
-            segments=np.zeros(20, np.int32),
-            fps=30.0,
-        )
 
 
 def test_one_camera_and_states_only(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from data_builders import SMALL_GRID, write_tokens
 from pydantic import TypeAdapter
 
 from worldline.formats import states as states_module
-from worldline.formats.onex.write import finish_tokens, write_token_shard
+from worldline.formats.onex.write import finish_shards, token_shard
 from worldline.formats.open import open_source
 from worldline.formats.states import ONEX_LAYOUT, StateStats, compute_stats, guess_layout
 from worldline.schema import DataError
@@ -50,8 +50,9 @@ def _random_states(root: Path, segments: np.ndarray) -> np.ndarray:
     states = (rng.normal(size=(len(segments), 25)) * np.arange(1, 26) + 100).astype(np.float32)
     states[:, 4] = 0.7
     tokens = np.zeros((-(-len(segments) // 17), 3, 4, 4), np.int32)
-    write_token_shard(root, 0, tokens=tokens, states=states, segments=segments, fps=30.0)
-    finish_tokens(
+    with token_shard(root, 0, states=states, segments=segments) as put:
+        put(0, tokens)
+    finish_shards(
         root,
         num_shards=1,
         num_images=len(segments),

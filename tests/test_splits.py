@@ -21,7 +21,7 @@ from worldline.data.info import inspect
 from worldline.data.splits import Recordings, recording_of, recordings
 from worldline.encoding.latents import encode
 from worldline.encoding.tokens import tokenize
-from worldline.formats.onex.write import finish_raw, write_raw_shard
+from worldline.formats.onex.write import finish_shards, write_raw_shard
 from worldline.formats.open import open_source
 from worldline.rundir import RunDir, read_model
 from worldline.schema import StateLayout, UsageError
@@ -108,7 +108,7 @@ def _others(root: Path, change: str) -> Path:
     frames = moving_picture(34, size=32 if change == "size" else 16)
     states = np.tile(np.linspace(0, 1, 34, dtype=np.float32)[:, None], (1, len(names)))
     write_raw_shard(root, 0, frames=frames, states=states, segments=np.zeros(34, np.int32), fps=fps)
-    finish_raw(root, num_shards=1, num_images=34, fps=fps, layout=layout, provenance={})
+    finish_shards(root, num_shards=1, num_images=34, fps=fps, layout=layout, provenance={})
     return root
 
 
@@ -142,7 +142,7 @@ def _standing_still(root: Path, episodes: int) -> Path:
         write_raw_shard(
             root, shard, frames=frames, states=np.zeros((20, 2), np.float32), segments=np.zeros(20, np.int32), fps=30.0
         )
-    finish_raw(root, num_shards=episodes, num_images=20 * episodes, fps=30.0, layout=TWO_JOINTS, provenance={})
+    finish_shards(root, num_shards=episodes, num_images=20 * episodes, fps=30.0, layout=TWO_JOINTS, provenance={})
     return root
 
 

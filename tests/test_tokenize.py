@@ -26,7 +26,7 @@ from worldline.families.config import TrainConfig
 from worldline.families.prepare import prepare
 from worldline.families.prepared import Prepared
 from worldline.forecasting.tokens import TokenForecaster
-from worldline.formats.onex.write import finish_raw, write_raw_shard
+from worldline.formats.onex.write import finish_shards, write_raw_shard
 from worldline.formats.open import open_source
 from worldline.formats.source import Source
 from worldline.formats.video import resize
@@ -45,7 +45,7 @@ def _source(root: Path, lengths: tuple[int, ...] = LENGTHS) -> Source:
         segments = np.zeros(length, np.int32)
         write_raw_shard(root, shard, frames=frames, states=states, segments=segments, fps=30.0)
     total = sum(lengths)
-    finish_raw(root, num_shards=len(lengths), num_images=total, fps=30.0, layout=TWO_JOINTS, provenance={})
+    finish_shards(root, num_shards=len(lengths), num_images=total, fps=30.0, layout=TWO_JOINTS, provenance={})
     return open_source(root)
 
 
@@ -141,7 +141,7 @@ def test_augmenting_oblong_frames_needs_a_size(tmp_path: Path) -> None:
     frames, states = moving_square(34)
     wide = np.concatenate([frames, frames[:, :, :8]], axis=2)
     write_raw_shard(tmp_path / "raw", 0, frames=wide, states=states, segments=np.zeros(34, np.int32), fps=30.0)
-    finish_raw(tmp_path / "raw", num_shards=1, num_images=34, fps=30.0, layout=TWO_JOINTS, provenance={})
+    finish_shards(tmp_path / "raw", num_shards=1, num_images=34, fps=30.0, layout=TWO_JOINTS, provenance={})
     source, augment = open_source(tmp_path / "raw"), AugmentConfig(brightness=0.1)
     assert source.image_size == (16, 24)
     with pytest.raises(UsageError, match=r"--data\.image-size"):

@@ -14,7 +14,7 @@ from worldline.data.cache import Progress, frame_chunks
 from worldline.data.splits import recording_of
 from worldline.formats.content import content_of
 from worldline.formats.faults import check_episodes
-from worldline.formats.onex.write import finish_raw, raw_shard_done, write_raw_shard
+from worldline.formats.onex.write import finish_shards, shard_done, write_raw_shard
 from worldline.formats.reading import reading
 from worldline.formats.source import Source
 from worldline.owner import Claim
@@ -57,11 +57,11 @@ def convert(
         already_done = ranks.made(
             range(len(source.episodes)),
             lambda episode: _write(source, out, episode, size),
-            done=lambda episode: raw_shard_done(out, episode),
+            done=lambda episode: shard_done(out, episode),
             progress=progress,
         )
         if ranks.writes:
-            finish_raw(
+            finish_shards(
                 out,
                 num_shards=len(source.episodes),
                 num_images=frames,

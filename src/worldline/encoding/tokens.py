@@ -22,7 +22,7 @@ from worldline.data.splits import recording_of
 from worldline.formats.content import content_of
 from worldline.formats.faults import check_episodes
 from worldline.formats.onex.open import open_onex
-from worldline.formats.onex.write import finish_tokens, token_shard, token_shard_done
+from worldline.formats.onex.write import finish_shards, shard_done, token_shard
 from worldline.formats.reading import reading
 from worldline.formats.source import Source
 from worldline.owner import Claim
@@ -124,9 +124,9 @@ def tokenize(
     ranks, frames = ranks or Ranks(), sum(stop - start for found in spans for start, stop in found)
     with ranks.owning(out, claim=claim, wait=in_cache):
         shards = range(len(episodes))
-        reused = ranks.made(shards, make, done=lambda shard: token_shard_done(out, shard), progress=progress)
+        reused = ranks.made(shards, make, done=lambda shard: shard_done(out, shard), progress=progress)
         if ranks.writes:
-            finish_tokens(
+            finish_shards(
                 out,
                 num_shards=len(episodes),
                 num_images=frames,

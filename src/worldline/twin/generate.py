@@ -17,7 +17,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from worldline.checks import refuse, seed, whole
 from worldline.files import atomic, read_json
-from worldline.formats.onex.write import finish_raw, raw_shard_done, write_raw_shard
+from worldline.formats.onex.write import finish_shards, shard_done, write_raw_shard
 from worldline.owner import Claim, owned
 from worldline.schema import DataError, UsageError
 from worldline.twin.backend import load_mujoco
@@ -90,7 +90,7 @@ def generate(
         for count, _ in enumerate(_write_all(out, config, todo, workers), config.episodes - len(todo) + 1):
             if progress is not None:
                 progress(count, config.episodes)
-        finish_raw(
+        finish_shards(
             out,
             num_shards=config.episodes,
             num_images=config.episodes * config.frames,
@@ -194,7 +194,7 @@ def _write_episode(out: Path, config: TwinConfig, episode: int) -> None:
 
 
 def _done(out: Path, episode: int) -> bool:
-    return raw_shard_done(out, episode) and _physics_path(out, episode).exists()
+    return shard_done(out, episode) and _physics_path(out, episode).exists()
 
 
 def _physics_path(root: Path, episode: int) -> Path:

@@ -1,7 +1,5 @@
 """The 1X v2.0 formats, raw and tokens: training (nested), validation (flat), test (one sample per file).
 
-
-
 An episode is a maximal run of equal segment numbers within a shard. Files are mapped and read lazily; token
 blocks of 17 frames count from the first frame of the shard, and a last partial block is dropped because how
 it was padded is not documented. Knows nothing of windows beyond "both ends on the block grid".
@@ -23,12 +21,7 @@ from worldline.formats.checks import Report, check_finite, check_totals, check_w
 from worldline.formats.pairing import CLOCK_SLACK, rate, runs_at
 from worldline.formats.source import Source
 from worldline.formats.video import frame_times, probe, stream_frames
-from worldline.schema import (
-    Clip,
-    DataError,
-    TokenGrid,
-    UsageError,
-)
+from worldline.schema import Clip, DataError, TokenGrid, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +63,11 @@ class OnexSource(Source):
     def read(self, episode: int, start: int, stop: int) -> Clip:
         """Read a window. In the test set `start` is 0, and tokens or frames are those of the context alone."""
         states = torch.from_numpy(self.read_states(episode, start, stop))
-        shard, first = self._place(episode)
-        if self.grid is None:
-            until = min(stop, len(self.shown(episode))) if self.context_only else stop
-            frames = torch.cat(list(self.frames(episode, start, until)))
-            return Clip(states=states, fps=self.fps, origin=self.origin(episode, start), frames=frames)
-        if self.context_only:
-            tokens = self._context(shard, start, stop, self.grid)
-        else:
-            tokens = self._tokens(shard, first + start, first + stop, self.grid)
-        return Clip(states=states, fps=self.fps, origin=self.origin(episode, start), tokens=tokens)
+        until = min(stop, len(self.shown(episode))) if self.context_only and self.grid is None else stop
+        frames = torch.cat(list(self.frames(episode, start, until))) if self.grid is None else None
+        tokens = None if self.grid is None else self._tokens(episode, start, stop, self.grid)
+        origin = self.origin(episode, start)
+        return Clip(states=states, fps=self.fps, origin=origin, frames=frames, tokens=tokens)
 
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         """Decode frames `start .. stop-1` in pieces of bounded size: row i of a shard is frame i of its video."""
@@ -87,7 +75,7 @@ class OnexSource(Source):
         shown = self.shown(episode)
         if stop > len(shown):
             raise UsageError(f"{self.path}: a test sample holds the {len(shown)} frames of its context, not {stop}")
-        return stream_frames(self._place(episode)[0].video, shown[start:stop], threads=threads)
+        return stream_frames(self.places[episode].shard.video, shown[start:stop], threads=threads)
 
     def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
         """The frame of the shard's video that shows each row; in the test set, of the rows that are shown.
@@ -95,7 +83,7 @@ class OnexSource(Source):
         Raises:
             DataError: it has not all of them, or another rate.
         """
-        shard, first = self._place(episode)
+        shard, first = self.places[episode]
         times = frame_times(shard.video).seconds
         fix = "Download or encode it again, or correct the metadata."
         if len(times) < shard.num_frames and not self.context_only:
@@ -125,55 +113,45 @@ class OnexSource(Source):
             check_totals(path, {"num_images": frames}, report)
 
     def check(self, episode: int) -> tuple[int, int] | None:
-        """Check all of an episode but its pixels, as cheaply as can be; give the size of its frames, if it has any.
-
-        Raises:
-            DataError: its states or its video are not what they should be.
-        """
-        self.read_states(episode, 0, self.episodes[episode].length)
+        super().check(episode)
         if self.grid is not None:
             return None
-        shard, _ = self._place(episode)
+        shard = self.places[episode].shard
         info = probe(shard.video)
         if info.num_frames != shard.num_frames or abs(info.fps - self.fps) > 0.005 * self.fps:
             self.shown(episode)
         return info.height, info.width
 
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
-        """Read states alone, checked to be finite."""
         check_window(self.episodes[episode], start, stop)
-        shard, first = self._place(episode)
+        shard, first = self.places[episode]
         table = mapped(shard.states, "float32", (shard.num_frames, self.layout.dim))
         rows = np.array(table[first + start : first + stop])
         check_finite(shard.states, rows, self.layout.names, first + start)
         return rows
 
     def footage(self, episode: int) -> tuple[Path, int]:
-        """The video or token file that shows an episode, and the episode's first frame in it."""
-        shard, first = self._place(episode)
+        shard, first = self.places[episode]
         return shard.video, first
 
-    def _place(self, episode: int) -> Place:
-        return self.places[episode]
-
-    def _tokens(self, shard: Shard, begin: int, end: int, grid: TokenGrid) -> Int64[Tensor, "l gh gw"]:
+    def _tokens(self, episode: int, start: int, stop: int, grid: TokenGrid) -> Int64[Tensor, "l gh gw"]:
+        shard, first = self.places[episode]
+        begin, end, blocks = first + start, first + stop, shard.num_frames // grid.block
+        if self.context_only:
+            if start != 0 or stop < grid.block:
+                raise UsageError(
+                    f"{self.path}: a test sample is read from frame 0 and holds {grid.block} context frames"
+                )
+            end, blocks = grid.block, 1
         if begin % grid.block or end % grid.block:
             raise UsageError(
                 f"{self.path}: frames {begin}..{end - 1} of shard {shard.index} do not lie on its blocks of "
                 f"{grid.block} frames; choose windows with worldline.data.windows.source_windows"
             )
-        blocks = shard.num_frames // grid.block
         table = mapped(shard.video, "int32", (blocks, grid.latents_per_block, grid.height, grid.width))
         tokens = np.array(table[begin // grid.block : end // grid.block], np.int64)
         check_ids(shard.video, tokens, grid, begin // grid.block)
         return torch.from_numpy(tokens.reshape(-1, grid.height, grid.width))
-
-    def _context(self, shard: Shard, start: int, stop: int, grid: TokenGrid) -> Int64[Tensor, "l gh gw"]:
-        if start != 0 or stop < grid.block:
-            raise UsageError(f"{self.path}: a test sample is read from frame 0 and holds {grid.block} context frames")
-        tokens = np.array(mapped(shard.video, "int32", (grid.latents_per_block, grid.height, grid.width)), np.int64)
-        check_ids(shard.video, tokens[None], grid, 0)
-        return torch.from_numpy(tokens)
 
 
 def check_ids(path: Path, blocks: np.ndarray, grid: TokenGrid, first_block: int) -> None:
@@ -181,11 +159,10 @@ def check_ids(path: Path, blocks: np.ndarray, grid: TokenGrid, first_block: int)
     wrong = ((blocks < 0) | (blocks >= grid.vocab_size)).any(axis=(1, 2, 3))
     if wrong.any():
         i = int(wrong.argmax())
-        ids = f"{blocks[i].min()}..{blocks[i].max()}"
         raise DataError(
             path,
             expected=f"token ids in 0..{grid.vocab_size - 1}",
-            found=f"{ids} in block {first_block + i} ({wrong.sum()} such blocks)",
+            found=f"{blocks[i].min()}..{blocks[i].max()} in block {first_block + i} ({wrong.sum()} such blocks)",
             fix="Tokenize again, or check the vocabulary size in metadata.json.",
             kind="tokens",
         )
@@ -193,7 +170,5 @@ def check_ids(path: Path, blocks: np.ndarray, grid: TokenGrid, first_block: int)
 
 def segment_runs(segments: np.ndarray) -> tuple[Int64[np.ndarray, "e"], Int64[np.ndarray, "e"]]:
     """First frame and length of every maximal run of equal segment numbers."""
-    if len(segments) == 0:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    firsts = np.concatenate([[0], np.flatnonzero(np.diff(segments)) + 1]).astype(np.int64)
+    firsts = np.flatnonzero(np.diff(segments, prepend=segments[:1] - 1)).astype(np.int64)
     return firsts, np.diff(firsts, append=len(segments))

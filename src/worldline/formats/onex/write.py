@@ -1,6 +1,4 @@
-"""Write the 1X v2.0 layout (nested, as in its training set): raw video or tokens.
-
-Knows how bytes lie, not why.
+"""Write the 1X v2.0 layout (nested, as in its training set): raw video or tokens. Knows how bytes lie, not why.
 
 Every file is written under a temporary name and moved into place; `metadata/metadata_{r}.json` comes last and
 makes shard r done; `metadata.json` comes after all shards and makes the folder a data set. A folder without
@@ -10,7 +8,6 @@ it is unfinished, and readers say so.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
@@ -30,8 +27,6 @@ def write_raw_shard(
     states: Float32[np.ndarray, "f s"],
     segments: Int32[np.ndarray, "f"],
     fps: float,
-    crf: int = 18,
-    gop: int = 16,
 ) -> None:
     """Write one shard of video, states and segment numbers. The same input gives the same bytes.
 
@@ -40,32 +35,8 @@ def write_raw_shard(
     Raises:
         UsageError: an odd or empty image size, which H.264 in yuv420p cannot hold.
     """
-    _make_folders(root)
-    encode(root / f"videos/video_{shard}.mp4", frames, fps=fps, crf=crf, gop=gop)
-    _write_rows(root, shard, states, segments)
-
-
-def write_token_shard(
-    root: Path,
-    shard: int,
-    *,
-    tokens: Int32[np.ndarray, "n l h w"],
-    states: Float32[np.ndarray, "f s"],
-    segments: Int32[np.ndarray, "f"],
-    fps: float,
-) -> None:
-    """Write one shard of token blocks, states and segment numbers.
-
-    `n` blocks cover the frames from the shard's first on; a last partial block may be present or left away,
-    readers drop it. `fps` is the rate of `states`; it is stored by `finish_tokens`.
-
-    Raises:
-        UsageError: there are more blocks than frames, or the rate is not positive.
-    """
-    if fps <= 0 or len(tokens) > len(states):
-        raise UsageError(f"{root}: {len(tokens)} blocks for {len(states)} frames at {fps} Hz cannot be right")
-    with token_shard(root, shard, states=states, segments=segments) as put:
-        put(0, tokens)
+    with _shard(root, shard, states, segments):
+        encode(root / f"videos/video_{shard}.mp4", frames, fps=fps)
 
 
 @contextmanager
@@ -74,92 +45,62 @@ def token_shard(
 ) -> Iterator[Callable[[int, Int32[np.ndarray, "n l h w"]], None]]:
     """Write one shard whose tokens come in pieces: what is given takes them, and the number of their first block.
 
-    Pieces may come in any order; together they are all blocks. The shard is done when the block succeeds.
+    Pieces may come in any order; together they are all blocks, from the shard's first frame on. A last partial block
+    may be present or left away, readers drop it. The shard is done when the block succeeds.
     """
-    _make_folders(root)
-    with atomic(root / f"videos/video_{shard}.bin") as temporary, temporary.open("wb") as file:
+    path = root / f"videos/video_{shard}.bin"
+    with _shard(root, shard, states, segments), atomic(path) as temporary, temporary.open("wb") as file:
 
         def put(first: int, tokens: Int32[np.ndarray, "n l h w"]) -> None:
             file.seek(first * tokens[0:1].nbytes)
             file.write(np.ascontiguousarray(tokens).data)
 
         yield put
-    _write_rows(root, shard, states, segments)
 
 
-def raw_shard_done(root: Path, shard: int) -> bool:
-    """Tell whether shard `shard` of a raw folder was written completely."""
-    return _done(root, shard, "mp4")
-
-
-def token_shard_done(root: Path, shard: int) -> bool:
-    """Tell whether shard `shard` of a token folder was written completely."""
-    return _done(root, shard, "bin")
-
-
-def finish_raw(
-    root: Path,
-    *,
-    num_shards: int,
-    num_images: int,
-    fps: float,
-    layout: StateLayout,
-    provenance: dict[str, object],
-) -> None:
-    """Write `metadata.json`, which turns the shards into a data set.
-
-    Raises `UsageError` where a shard is missing.
-    """
-    _finish(root, "mp4", _metadata(num_shards, num_images, fps, layout), provenance)
-
-
-def finish_tokens(
-    root: Path,
-    *,
-    num_shards: int,
-    num_images: int,
-    fps: float,
-    layout: StateLayout,
-    grid: TokenGrid,
-    provenance: dict[str, object],
-) -> None:
-    """Write `metadata.json` with the token grid. Raises `UsageError` where a shard is missing."""
-    tokens = {
-        "token_grid": [grid.latents_per_block, grid.height, grid.width],
-        "vocab_size": grid.vocab_size,
-        "block": grid.block,
-        "temporal_stride": grid.temporal_stride,
-    }
-    _finish(root, "bin", _metadata(num_shards, num_images, fps, layout) | tokens, provenance)
-
-
-def _make_folders(root: Path) -> None:
+@contextmanager
+def _shard(
+    root: Path, shard: int, states: Float32[np.ndarray, "f s"], segments: Int32[np.ndarray, "f"]
+) -> Iterator[None]:
+    """What is written inside shows these rows; they are written after it."""
     for name in FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
-
-
-def _write_rows(root: Path, shard: int, states: Float32[np.ndarray, "f s"], segments: Int32[np.ndarray, "f"]) -> None:
+    yield
     write_array(root / f"robot_states/states_{shard}.bin", states)
     write_array(root / f"segment_indices/segment_idx_{shard}.bin", segments)
-    content = {"shard_num_frames": len(states), "shard_ind": shard}
-    write_json(root / f"metadata/metadata_{shard}.json", content)
+    write_json(root / f"metadata/metadata_{shard}.json", {"shard_num_frames": len(states), "shard_ind": shard})
 
 
-def _done(root: Path, shard: int, suffix: str) -> bool:
-    marker = root / f"metadata/metadata_{shard}.json"
-    if not marker.exists():
-        return False
+def shard_done(root: Path, shard: int) -> bool:
+    """Tell whether a shard, raw or of tokens, was written completely."""
     try:
-        num_frames = int(read_json(marker)["shard_num_frames"])
+        num_frames = int(read_json(root / f"metadata/metadata_{shard}.json")["shard_num_frames"])
     except (DataError, KeyError):
         return False
-    segments = root / f"segment_indices/segment_idx_{shard}.bin"
-    rest = (root / f"videos/video_{shard}.{suffix}", root / f"robot_states/states_{shard}.bin")
-    return segments.exists() and segments.stat().st_size == 4 * num_frames and all(p.exists() for p in rest)
+    segments, states = root / f"segment_indices/segment_idx_{shard}.bin", root / f"robot_states/states_{shard}.bin"
+    shown = any((root / f"videos/video_{shard}.{suffix}").exists() for suffix in ("mp4", "bin"))
+    return shown and states.exists() and segments.exists() and segments.stat().st_size == 4 * num_frames
 
 
-def _metadata(num_shards: int, num_images: int, fps: float, layout: StateLayout) -> dict[str, Any]:
-    return {
+def finish_shards(
+    root: Path,
+    *,
+    num_shards: int,
+    num_images: int,
+    fps: float,
+    layout: StateLayout,
+    grid: TokenGrid | None = None,
+    provenance: dict[str, object],
+) -> None:
+    """Write `metadata.json`, which turns the shards into a data set; `grid` is that of tokens.
+
+    Raises:
+        UsageError: a shard is missing.
+    """
+    undone = [shard for shard in range(num_shards) if not shard_done(root, shard)]
+    if undone:
+        raise UsageError(f"{root}: cannot finish, {len(undone)} shards are not written, the first is {undone[0]}")
+    content = {
         "num_shards": num_shards,
         "query": None,
         "hz": int(fps) if float(fps).is_integer() else fps,
@@ -167,10 +108,11 @@ def _metadata(num_shards: int, num_images: int, fps: float, layout: StateLayout)
         "state_names": list(layout.names),
         "state_kinds": list(layout.kinds),
     }
-
-
-def _finish(root: Path, suffix: str, content: dict[str, Any], provenance: dict[str, object]) -> None:
-    undone = [shard for shard in range(content["num_shards"]) if not _done(root, shard, suffix)]
-    if undone:
-        raise UsageError(f"{root}: cannot finish, {len(undone)} shards are not written, the first is {undone[0]}")
+    if grid is not None:
+        content |= {
+            "token_grid": [grid.latents_per_block, grid.height, grid.width],
+            "vocab_size": grid.vocab_size,
+            "block": grid.block,
+            "temporal_stride": grid.temporal_stride,
+        }
     write_json(root / "metadata.json", content | {"provenance": provenance})
