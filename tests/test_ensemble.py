@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldline.forecasting.ensemble import combine, spread
+from worldline.forecasting.ensemble import combine
 from worldline.metrics.image import psnr
-from worldline.schema import UsageError
+from worldline.schema import Forecast, UsageError
 
 
 def _grey(*levels: int) -> Tensor:
@@ -94,6 +94,10 @@ def test_of_one_sample_all_make_that_sample(how: str) -> None:
 
 
 # --- spread ---
+
+
+def spread(frames: Tensor) -> Tensor:
+    return Forecast(times=tuple(range(frames.shape[2])), frames=frames).spread
 
 
 def test_spread_is_the_unbiased_deviation_in_grey_levels() -> None:

@@ -15,7 +15,7 @@ from data_builders import CAMERA, write_lerobot, write_raw
 from tolerances import assert_pixels_agree
 from torch import Tensor
 
-from worldline.contract import FramePattern
+from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, DataConfig
 from worldline.data.windows import source_windows
 from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
@@ -37,13 +37,13 @@ from worldline.tokenizers.fsq_video import FSQVideoTokenizer
 from worldline.tokenizers.tokenizer import to_signed
 from worldline.worlds.world import GridStep
 
-CONTRACT = {
-    "fps": 30.0,
-    "image_size": None,
-    "conditioning": "state",
-    "camera": None,
-    "state_names": ["elbow", "gripper"],
-}
+CONTRACT = Contract(
+    fps=30.0,
+    state_names=TWO_JOINTS.names,
+    state_kinds=TWO_JOINTS.kinds,
+    source_kind="1x-raw",
+    pattern=FramePattern.consecutive(34),
+)
 CLIPS = 4
 
 
@@ -184,7 +184,7 @@ class _Case:
     def loaded(self, world: Any) -> Loaded:
         grid = self.tokenizer.grid(16, 16)
         forecaster = TokenForecaster(tokenizer=self.tokenizer, world=world, grid=grid)
-        return Loaded(forecaster=forecaster, contract=dict(CONTRACT), folder=Path("run"))
+        return Loaded(forecaster=forecaster, contract=CONTRACT, folder=Path("run"))
 
 
 def _clips(source: Any) -> Clips:
@@ -226,28 +226,26 @@ def _undecided(case: _Case, **options: Any) -> TokenForecaster:
 def test_two_equally_likely_words_are_shown_as_the_code_between_them() -> None:
     case = _Case()
     forecaster = _undecided(case, decode_mode="mean")
-    rollout = forecaster.rollout(case.tokens[:, :3], case.states)
-    assert torch.equal(rollout.tokens, case.tokens[:, 3:])
     codes, other = case.tokenizer.codebook, (case.tokens[:, 3:] + 1) % case.tokenizer.vocab_size
-    expected = (codes[case.tokens[:, 3:]] + codes[other]) / 2
-    assert rollout.mean_codes is not None
-    torch.testing.assert_close(rollout.mean_codes, expected)
-    frames = forecaster.forecast(case.frames[:, :17], case.states).frames[:, 0]
-    assert_pixels_agree(frames, case.tokenizer.decode_codes(rollout.mean_codes))
+    between = (codes[case.tokens[:, 3:]] + codes[other]) / 2
+    forecast = forecaster.forecast(case.frames[:, :17], case.states)
+    assert forecast.tokens is not None
+    assert torch.equal(forecast.tokens[:, 0], case.tokens[:, 3:])
+    assert_pixels_agree(forecast.video[:, 0], case.tokenizer.decode_codes(between))
 
 
 def test_chosen_words_are_shown_unless_asked_otherwise() -> None:
     case = _Case()
     forecast = _undecided(case).forecast(case.frames[:, :17], case.states)
     assert forecast.tokens is not None
-    assert_pixels_agree(forecast.frames[:, 0], case.tokenizer.decode(forecast.tokens))
+    assert_pixels_agree(forecast.video[:, 0], case.tokenizer.decode(forecast.tokens[:, 0]))
 
 
 def test_words_without_codes_have_no_mean() -> None:
     case = _Case()
     forecaster = replace(_undecided(case), tokenizer=_WithoutCodes(case.tokenizer))
     words = forecaster.forecast(case.frames[:, :17], case.states)
-    assert_pixels_agree(words.frames[:, 0], case.tokenizer.decode(case.tokens[:, 3:]))
+    assert_pixels_agree(words.video[:, 0], case.tokenizer.decode(case.tokens[:, 3:]))
     with pytest.raises(UsageError, match="--decode-mode tokens"):
         replace(forecaster, decode_mode="mean").forecast(case.frames[:, :17], case.states)
 
@@ -266,7 +264,7 @@ def test_where_every_word_is_kept_the_last_frame_seen_is_shown() -> None:
     case = _Case()
     still = replace(case.oracle().over_tokens().world, futures=case.tokens[:, [2, 2, 2]])  # pyright: ignore[reportArgumentType]
     forecaster = replace(case.oracle().over_tokens(), world=still, blend_last_frame=True)
-    frames = forecaster.forecast(case.frames[:, :17], case.states).frames[:, 0]
+    frames = forecaster.forecast(case.frames[:, :17], case.states).video[:, 0]
     assert torch.equal(frames, case.frames[:, 16:17].expand_as(frames))
 
 
@@ -275,7 +273,7 @@ def test_where_no_word_is_kept_the_words_are_shown() -> None:
     changed = (case.tokens[:, [2, 2, 2]] + 1) % case.tokenizer.vocab_size
     world = replace(case.oracle().over_tokens().world, futures=changed)  # pyright: ignore[reportArgumentType]
     forecaster = replace(case.oracle().over_tokens(), world=world, blend_last_frame=True)
-    frames = forecaster.forecast(case.frames[:, :17], case.states).frames[:, 0]
+    frames = forecaster.forecast(case.frames[:, :17], case.states).video[:, 0]
     assert_pixels_agree(frames, case.tokenizer.decode(changed))
 
 
@@ -298,8 +296,11 @@ def test_mean_codes_keep_a_word_by_its_probability() -> None:
     # The future's first word of two equally likely ones is the last context grid's everywhere.
     last = case.tokens[:, 2:3].expand(-1, 3, -1, -1)
     world = replace(forecaster.world, futures=last)  # pyright: ignore[reportArgumentType]
-    rollout = replace(forecaster, world=world).rollout(case.tokens[:, :3], case.states)
-    assert torch.equal(rollout.kept, torch.full_like(rollout.kept, 0.5))
+    forecast = replace(forecaster, world=world).forecast(case.frames[:, :17], case.states)
+    codes, other = case.tokenizer.codebook, (last + 1) % case.tokenizer.vocab_size
+    decoded = case.tokenizer.decode_codes((codes[last] + codes[other]) / 2)
+    half = (decoded.float() + case.frames[:, 16:17].float()) / 2
+    assert (forecast.video[:, 0].float() - half).abs().max() <= 1
 
 
 def test_kept_parts_are_scored_beside_plain_words(tmp_path: Path) -> None:
@@ -365,7 +366,7 @@ def test_a_clip_without_a_single_hit_has_no_cost_of_hits(
     tokenizer = small_tokenizer(replace(SMALL_TOKENIZER, levels=(8, 8, 5, 5)))
     world = _Oracle(states=states, futures=tokens[:, 3:], vocab_size=1600, certain=False)
     forecaster = TokenForecaster(tokenizer=tokenizer, world=world, grid=grid)
-    evaluation = _evaluate(Loaded(forecaster=forecaster, contract={}, folder=Path("run")), clips, tmp_path)
+    evaluation = _evaluate(Loaded(forecaster=forecaster, contract=CONTRACT, folder=Path("run")), clips, tmp_path)
     metrics = evaluation.rows[0].metrics
     assert metrics["full_ce"].num_clips == 2
     if hits is None:
@@ -558,12 +559,12 @@ def test_data_of_another_contract_are_refused(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw")
     assert len(held_out(tmp_path, CONTRACT, window=34, data=raw)) == 1
     for change, message in (
-        ({"state_names": ["elbow", "gripper", "neck"]}, "2-dimensional states.*trained with 3"),
-        ({"state_names": ["elbow", "claw"]}, "state 1 is 'gripper'.*'claw'"),
+        ({"state_names": ("elbow", "gripper", "neck")}, "2-dimensional states.*trained with 3"),
+        ({"state_names": ("elbow", "claw")}, "state 1 is 'gripper'.*'claw'"),
         ({"fps": 10.0}, "30.0 fps.*10.0"),
     ):
         with pytest.raises(UsageError, match=message):
-            held_out(tmp_path, CONTRACT | change, window=34, data=raw)
+            held_out(tmp_path, replace(CONTRACT, **change), window=34, data=raw)
 
 
 def test_other_data_are_read_as_the_runs_own_in_all_but_their_place(tmp_path: Path) -> None:
@@ -578,7 +579,7 @@ def test_other_data_are_read_as_the_runs_own_in_all_but_their_place(tmp_path: Pa
         exclude_episodes=(0,),
     )
     write_json(tmp_path / "config.json", {"data": to_json(DataConfig, data)})
-    contract = CONTRACT | {"conditioning": "action", "camera": CAMERA, "image_size": 16}
+    contract = replace(CONTRACT, conditioning="action", camera=CAMERA, image_size=16)
     other = write_lerobot(tmp_path / "other", "v2.1", names=["elbow", "gripper"])
     (other / "data/chunk-000/episode_000001.parquet").unlink()
     clips = held_out(tmp_path, contract, window=34, data=other)
@@ -590,7 +591,7 @@ def test_other_data_are_read_as_the_runs_own_in_all_but_their_place(tmp_path: Pa
     assert clips[0].frames.shape[-2:] == (16, 16)
     for change in ({"camera": "another"}, {"conditioning": "state+action"}):
         with pytest.raises(UsageError):
-            held_out(tmp_path, contract | change, window=34, data=other)
+            held_out(tmp_path, replace(contract, **change), window=34, data=other)
 
 
 def test_held_out_windows_share_no_frame(tmp_path: Path) -> None:
@@ -638,12 +639,12 @@ def test_a_forecast_has_samples_of_the_horizon_only() -> None:
     forecaster = replace(case.loaded(world).forecaster, sampling=Sampling(temperature=1.0), num_samples=3)
     assert (forecaster.context_frames, forecaster.horizon_frames) == (17, 17)
     draw = [forecaster.forecast(case.frames[:2, :17], case.states[:2], seeds=(seed, 9)) for seed in (0, 0, 1)]
-    assert draw[0].frames.shape == (2, 3, 17, 3, 16, 16)
+    assert draw[0].video.shape == (2, 3, 17, 3, 16, 16)
     assert draw[0].tokens is not None
-    assert_pixels_agree(draw[0].frames[:, 0], case.tokenizer.decode(draw[0].tokens))
-    assert torch.equal(draw[0].frames, draw[1].frames)
-    assert not torch.equal(draw[0].frames, draw[2].frames)
-    assert not torch.equal(draw[0].frames[:, 0], draw[0].frames[:, 1])
+    assert_pixels_agree(draw[0].video[:, 0], case.tokenizer.decode(draw[0].tokens[:, 0]))
+    assert torch.equal(draw[0].video, draw[1].video)
+    assert not torch.equal(draw[0].video, draw[2].video)
+    assert not torch.equal(draw[0].video[:, 0], draw[0].video[:, 1])
 
 
 def test_a_forecast_takes_the_context_and_nothing_else() -> None:
@@ -660,7 +661,7 @@ def test_greedy_samples_would_all_be_alike() -> None:
 
 def test_copy_last_stands_still() -> None:
     frames = noise_frames(2, 5, 3, 8, 8)
-    forecast = CopyLast(context_frames=5, times=(5, 6, 7, 8)).forecast(frames, torch.zeros(2, 9, 1))
+    forecast = CopyLast(context=5, predicted=(5, 6, 7, 8)).forecast(frames, torch.zeros(2, 9, 1))
     assert forecast.frames.shape == (2, 1, 4, 3, 8, 8)
     assert (forecast.frames == frames[:, None, 4:5]).all()
 

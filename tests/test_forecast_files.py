@@ -27,7 +27,7 @@ from worldline.contract import FramePattern
 from worldline.encoding.latents import encode as encode_latents
 from worldline.families.load import load_forecaster
 from worldline.families.sample import LoadOptions
-from worldline.forecasting.saved import read_predictions
+from worldline.forecasting.saved import read_forecasts
 from worldline.formats.open import open_source
 from worldline.formats.video import encode
 from worldline.process.categorical import Sampling
@@ -124,7 +124,7 @@ def run(*arguments: object) -> None:
 def test_test_samples_of_tokens_are_forecast_without_a_tokenizer(tmp_path: Path) -> None:
     world, data = write_world(tmp_path / "world"), write_test_tokens(tmp_path / "test")
     run(world, "--data", data, "--out", tmp_path / "out", "--format", "npz")
-    found = read_predictions(tmp_path / "out")
+    found = read_forecasts(tmp_path / "out")
     assert list(found) == ["sample_0", "sample_1", "sample_2"], "all of them, named as their files"
     for i, made in enumerate(found.values()):
         assert made.frames is None
@@ -138,21 +138,21 @@ def test_test_samples_of_tokens_are_forecast_without_a_tokenizer(tmp_path: Path)
             steps = reference.forecast(torch.from_numpy(context).long(), torch.from_numpy(states), sampling=Sampling())
             for index, step in enumerate(steps):
                 chances = step.logits[0].log_softmax(dim=-1)
-                assert_tokens_agree(made.tokens[0, index], step.tokens[0])
-                assert_tokens_agree(made.top_ids[index, ..., 0], step.tokens[0])
-                expected = chances.gather(-1, made.top_ids[index])
-                torch.testing.assert_close(made.top_log_probs[index], expected, rtol=1e-4, atol=1e-4)
-        assert made.top_ids.shape == (3, 2, 2, 200), "no more than there are"
+                assert_tokens_agree(made.tokens[0, 0, index], step.tokens[0])
+                assert_tokens_agree(made.top_ids[0, index, ..., 0], step.tokens[0])
+                expected = chances.gather(-1, made.top_ids[0, index])
+                torch.testing.assert_close(made.top_log_probs[0, index], expected, rtol=1e-4, atol=1e-4)
+        assert made.top_ids.shape == (1, 3, 2, 2, 200), "no more than there are"
 
 
 def test_samples_of_several_test_sets_do_not_overwrite_each_other(tmp_path: Path) -> None:
     world = write_world(tmp_path / "world")
     sets = [write_test_tokens(tmp_path / name / "test", samples=2) for name in ("one", "two")]
     run(world, "--data", *sets, "--out", tmp_path / "out", "--format", "npz", "--temperature", "1.0")
-    found = read_predictions(tmp_path / "out")
+    found = read_forecasts(tmp_path / "out")
     assert list(found) == [f"clip_{i:05d}" for i in range(4)]
     first, third = found["clip_00000"], found["clip_00002"]
-    torch.testing.assert_close(first.top_log_probs[0], third.top_log_probs[0])  # pyright: ignore[reportOptionalSubscript]
+    torch.testing.assert_close(first.top_log_probs[0, 0], third.top_log_probs[0, 0])  # pyright: ignore[reportOptionalSubscript]
     assert not torch.equal(first.tokens, third.tokens), "two samples, though their tokens are alike"  # pyright: ignore
 
 
@@ -161,26 +161,26 @@ def test_a_tokenizer_shows_them_whatever_the_image_size_a_recipe_had(tmp_path: P
     data = write_test_tokens(tmp_path / "test")
     for layout in ("npz", "png", "mp4"):
         run(world, "--data", data, "--tokenizer", tokenizer, "--out", tmp_path / layout, "--format", layout)
-    arrays, pictures = read_predictions(tmp_path / "npz"), read_predictions(tmp_path / "png")
+    arrays, pictures = read_forecasts(tmp_path / "npz"), read_forecasts(tmp_path / "png")
     for name, made in arrays.items():
         assert made.frames is not None
         assert made.tokens is not None
-        assert made.frames.shape == (1, 17, 3, 16, 16)
-        assert_pixels_agree(made.frames, small_tokenizer().decode(made.tokens))
+        assert made.frames.shape == (1, 1, 17, 3, 16, 16)
+        assert_pixels_agree(made.frames, small_tokenizer().decode(made.tokens[:, 0])[:, None])
         for field in ("frames", "tokens", "top_ids", "top_log_probs"):
             assert torch.equal(getattr(pictures[name], field), getattr(made, field)), field
     assert sorted(path.name for path in (tmp_path / "mp4").glob("*.mp4")) == [f"sample_{i}.mp4" for i in range(3)]
     with pytest.raises(UsageError, match="--format npz or png"):
-        read_predictions(tmp_path / "mp4")
+        read_forecasts(tmp_path / "mp4")
 
 
 def test_it_forecasts_and_judges_frames_of_any_size_with_that_tokenizer(tmp_path: Path) -> None:
     world, tokenizer = write_world(tmp_path / "world"), write_tokenizer(tmp_path / "tokenizer")
     data = write_squares(tmp_path / "raw", 1, length=34, size=32)
     run(world, "--data", data, "--tokenizer", tokenizer, "--out", tmp_path / "out", "--format", "npz")
-    (made,) = read_predictions(tmp_path / "out").values()
+    (made,) = read_forecasts(tmp_path / "out").values()
     assert made.frames is not None
-    assert made.frames.shape == (1, 17, 3, 16, 16)
+    assert made.frames.shape == (1, 1, 17, 3, 16, 16)
     words = [world, "--data", data, "--tokenizer", tokenizer, "--out", tmp_path / "judged", "--device", "cpu"]
     evaluate.main([*map(str, words)])
     assert (tmp_path / "judged/metrics.json").exists()
@@ -194,7 +194,7 @@ def test_raw_test_samples_are_forecast_by_both_kinds_of_world(tmp_path: Path) ->
         flow = {"steps": 2, "num_samples": 2} if world == latents else {}
         few = ["--steps", "2", "--num-samples", "2"] if world == latents else []
         run(world, "--data", data, "--tokenizer", given, "--format", "png", *few, "--out", world / "out")
-        made = read_predictions(world / "out")
+        made = read_forecasts(world / "out")
         assert list(made) == ["sample_0", "sample_1"]
         assert json.loads((world / "out/forecast.json").read_text())["times"] == list(times)
         pictures = {path.name for path in (world / "out/sample_1/future_0").iterdir()}
@@ -207,7 +207,7 @@ def test_raw_test_samples_are_forecast_by_both_kinds_of_world(tmp_path: Path) ->
         assert clip.frames.shape == (17, 3, 16, 16)
         rows = forecaster.context_frames + forecaster.horizon_frames
         seeds = clip_seeds(0, [clip.origin])
-        expected = forecaster.forecast(clip.frames[None], clip.states[None, :rows], seeds=seeds).frames[0]
+        expected = forecaster.forecast(clip.frames[None], clip.states[None, :rows], seeds=seeds).frames
         found = made["sample_1"].frames
         assert found is not None
         assert_pixels_agree(found, expected)
@@ -227,7 +227,7 @@ def test_encoded_data_are_forecast_as_the_frames_they_were_made_of(tmp_path: Pat
     few = ["--tokenizer", place, "--steps", "2", "--num-clips", "all"]
     for source, name in ((raw, "frames"), (data, "latents")):
         run(world, "--data", source, *few, "--format", "npz", "--out", tmp_path / name)
-    frames, latents = read_predictions(tmp_path / "frames"), read_predictions(tmp_path / "latents")
+    frames, latents = read_forecasts(tmp_path / "frames"), read_forecasts(tmp_path / "latents")
     assert len(frames) == 4, "at 0 and 77 of each"
     assert len(latents) == 4, "at 0 and 80 of each"
     for name in ("clip_00000", "clip_00002"):
@@ -287,7 +287,7 @@ def test_a_forecast_that_fails_to_start_harms_no_earlier_one(tmp_path: Path) -> 
     (world / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(DataError, match=r"model\.safetensors"):
         run(world, *words, "--seed", "1")
-    assert list(read_predictions(tmp_path / "out")) == ["sample_0"]
+    assert list(read_forecasts(tmp_path / "out")) == ["sample_0"]
 
 
 def test_a_damaged_sample_is_named_before_weights_are_read(tmp_path: Path) -> None:
@@ -326,14 +326,14 @@ def test_chosen_samples_alone_are_written_and_mean_the_same(tmp_path: Path) -> N
     sampled = ["--data", data, "--format", "npz", "--temperature", "1.0", "--top-k", "50", "--top-p", "0.9"]
     run(world, *sampled, "--num-samples", "3", "--out", tmp_path / "all")
     run(world, *sampled, "--clips", "2", "0", "2", "--rows", "1", "--out", tmp_path / "some")
-    whole, some = read_predictions(tmp_path / "all"), read_predictions(tmp_path / "some")
+    whole, some = read_forecasts(tmp_path / "all"), read_forecasts(tmp_path / "some")
     assert list(some) == ["sample_2", "sample_0"]
     recorded = json.loads((tmp_path / "all/forecast.json").read_text())
     assert (recorded["num_samples"], recorded["seed"], recorded["settings"]["temperature"]) == (3, 0, 1.0)
     assert (recorded["settings"]["top_k"], recorded["settings"]["top_p"]) == (50, 0.9)
     for name, made in some.items():
         assert made.tokens is not None
-        assert_tokens_agree(made.tokens, whole[name].tokens[:1])  # pyright: ignore[reportOptionalSubscript]
+        assert_tokens_agree(made.tokens, whole[name].tokens[:, :1])  # pyright: ignore[reportOptionalSubscript]
         torch.testing.assert_close(made.top_log_probs, whole[name].top_log_probs)
 
 
@@ -378,4 +378,4 @@ def test_the_reader_names_the_file_that_is_not_what_it_should_be(damage: str, tm
     run(world, "--data", data, "--out", tmp_path / "out", "--format", "npz")
     name = _damaged(tmp_path / "out", damage)
     with pytest.raises(DataError, match=name):
-        read_predictions(tmp_path / "out")
+        read_forecasts(tmp_path / "out")

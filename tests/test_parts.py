@@ -22,7 +22,7 @@ from worldline.cli import evaluate, forecast
 from worldline.data.clips import Clips
 from worldline.evaluation.parts import PARTS, Parts
 from worldline.evaluation.tally import Tally
-from worldline.forecasting.saved import read_predictions
+from worldline.forecasting.saved import read_forecasts
 from worldline.ranks import Ranks
 from worldline.rundir import read_model, write_model
 from worldline.schema import Clip, DataError
@@ -208,7 +208,7 @@ def test_forecasts_that_are_there_are_kept(tmp_path: Path, read: Read, capsys: p
     forecast.main([*words[:-1], str(tmp_path / "whole")])
     read.stop(forecast.main, words, after=2)
     with pytest.raises(DataError, match=r"forecast\.json"):
-        read_predictions(out)
+        read_forecasts(out)
     stopped = _times(out)
     assert len(stopped) == 2
     (out / ".sample_2.123.tmp").mkdir()
@@ -234,7 +234,7 @@ def test_forecasts_that_are_there_are_kept(tmp_path: Path, read: Read, capsys: p
         assert "1 of 3" in capsys.readouterr().err
         assert not whole.items() & _times(out).items()
         whole = _times(out)
-    assert len(read_predictions(out)) == 3
+    assert len(read_forecasts(out)) == 3
 
 
 def _bytes(out: Path) -> dict[str, bytes]:

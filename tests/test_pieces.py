@@ -17,11 +17,10 @@ from worldline.planning.footprint import build
 from worldline.planning.meter import follow
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
-from worldline.schema import LatentGrid, TokenGrid
+from worldline.schema import Batch, LatentGrid, TokenGrid
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 from worldline.worlds.wan import WanConfig, WanWorld
 from worldline.worlds.wan_weights import BackboneConfig
-from worldline.worlds.world import GridStep
 
 REPORT_GRID = TokenGrid(height=32, width=32, vocab_size=64_000)
 SEEDS = (4, 8, 15, 16, 23)
@@ -57,24 +56,38 @@ def test_forecasts_depend_on_the_rows_at_once_by_rounding_alone(decode_mode: Dec
         assert_pixels_agree(pieces.frames[same], whole.frames[same])
 
 
-def test_all_grids_of_the_first_rows_are_seen_before_those_of_the_next() -> None:
-    forecaster = forecaster_of(2, sampling=Sampling())
-    context = forecaster.encode(noise_frames(5, 17, 3, 16, 16))
-    seen: list[tuple[int, int]] = []
-    found: list[Tensor] = []
-
-    def watch(index: int, step: GridStep) -> None:
-        seen.append((index, len(step.tokens)))
-        found.append(step.logits)
-
-    made = forecaster.rollout(context, states_of(5), watch=watch)
-    assert seen == [(0, 2), (1, 2), (2, 2), (0, 2), (1, 2), (2, 2), (0, 1), (1, 1), (2, 1)]
-    seen.clear()
-    followed = torch.cat([context, made.tokens], dim=1)
-    forecaster.teacher_forced(followed, states_of(5), watch=watch)
-    assert seen == [(0, 2), (1, 2), (2, 2), (0, 2), (1, 2), (2, 2), (0, 1), (1, 1), (2, 1)]
-    for own, forced in zip(found[:9], found[9:], strict=True):
-        torch.testing.assert_close(own, forced, rtol=1e-4, atol=1e-4)
+def test_costs_depend_on_the_rows_at_once_by_rounding_alone_and_are_of_the_first_sample() -> None:
+    """Along a greedy roll-out whose own tokens are the true ones, both kinds of cost are the same."""
+    forecaster, frames, states = (
+        forecaster_of(2, sampling=Sampling(), num_samples=1),
+        noise_frames(5, 17, 3, 16, 16),
+        states_of(5),
+    )
+    given = Batch(states=states, fps=30.0, origins=(), frames=frames)
+    own = forecaster.forecast_clips(given).tokens
+    past = forecaster.encoded(given).tokens
+    assert own is not None
+    assert past is not None
+    batch = replace(given, tokens=torch.cat([past, own[:, 0]], dim=1))
+    extra = ("costs", "teacher_forced_costs", "top")
+    for rows in (1, 2, 100):
+        made = replace(forecaster, rows=rows).forecast_clips(batch, extra=extra)
+        assert made.costs.keys() == made.teacher_forced_costs.keys()
+        assert made.costs["token_accuracy"].shape == (5, 3)
+        assert (made.costs["token_accuracy"] == 1).all()
+        for name, costs in made.costs.items():
+            torch.testing.assert_close(costs, made.teacher_forced_costs[name], rtol=1e-4, atol=1e-4)
+        assert made.top_log_probs is not None
+        likeliest = made.top_log_probs[..., 0].flatten(2).mean(dim=2)
+        torch.testing.assert_close(made.costs["full_ce"], -likeliest, rtol=1e-4, atol=1e-4)
+    several = replace(forecaster, sampling=Sampling(temperature=1.0), num_samples=3)
+    for rows in (1, 4, None):
+        three = replace(several, rows=rows).forecast_clips(batch, seeds=SEEDS, extra=extra)
+        one = several.drawing(1).forecast_clips(batch, seeds=SEEDS, extra=extra)
+        same = (three.tokens[:, 0] == one.tokens[:, 0]).flatten(1).all(dim=1)  # pyright: ignore
+        assert same.sum() >= len(same) - 1, "a near tie may send one clip another way"
+        torch.testing.assert_close(three.costs["full_ce"][same], one.costs["full_ce"][same], rtol=1e-4, atol=1e-4)
+        assert torch.equal(three.top_ids[same, 0, 0, 0, :3], one.top_ids[same, 0, 0, 0, :3])  # pyright: ignore
 
 
 def test_a_roll_out_of_many_clips_takes_the_memory_of_its_rows() -> None:
@@ -86,7 +99,8 @@ def test_a_roll_out_of_many_clips_takes_the_memory_of_its_rows() -> None:
     def peak(rows: int | None) -> int:
         forecaster = TokenForecaster(world=world, grid=grid, tokenizer=None, rows=rows)
         weights = [*world.parameters(), *world.buffers()]
-        work = lambda: forecaster.rollout(context, states_of(5)).tokens  # noqa: E731
+        batch = Batch(states=states_of(5), fps=30.0, origins=(), tokens=context)
+        work = lambda: forecaster.forecast_clips(batch).tokens  # noqa: E731
         return follow(work, weights, autocast=False, device="cpu", native=True, backward=False).peak
 
     assert peak(None) > 5 * logits

@@ -18,6 +18,7 @@ from builders import (
 )
 from data_builders import write_tokens
 from tolerances import assert_tokens_agree
+from torch import Tensor
 
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
@@ -32,7 +33,7 @@ from worldline.formats.source import Source
 from worldline.formats.video import resize
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.rundir import new_folder, write_model
-from worldline.schema import UsageError
+from worldline.schema import Batch, UsageError
 from worldline.tokenizers.load import describe, load_tokenizer
 
 LENGTHS = (51, 40, 20, 10)
@@ -264,13 +265,19 @@ def test_a_clips_tokens_are_the_same_wherever_they_are_made(tmp_path: Path, hyst
     world = small_world(replace(SMALL_WORLD, vocab_size=200))
     folder = tmp_path / "tokenizer"
     forecaster = TokenForecaster(world=world, grid=tokenizer.grid(16, 16), tokenizer=load_tokenizer(folder))
-    whole = forecaster.encode(frames[None])[0]
+
+    def encoded(part: Tensor) -> Tensor:
+        tokens = forecaster.encoded(Batch(states=torch.zeros(1, 1, 2), fps=30.0, origins=(), frames=part[None])).tokens
+        assert tokens is not None
+        return tokens[0]
+
+    whole = encoded(frames)
 
     _run(source, tmp_path / "disk", tokenizer=tokenizer)
     on_disk = open_source(tmp_path / "disk").read(1, 0, 34).tokens
     trained = _prepared(tmp_path, folder, train="1:2", val="0:1").train[0].tokens
     validated = _prepared(tmp_path, folder, train="0:1", val="1:2").val[0].tokens
-    context, future = forecaster.encode(frames[None, :17])[0], forecaster.encode(frames[None, 17:])[0]
+    context, future = encoded(frames[:17]), encoded(frames[17:])
     judged = torch.cat([tokenizer.encode(block[None])[0] for block in frames.split(17)])
     for tokens in (on_disk, trained, validated, torch.cat([context, future]), judged):
         assert tokens is not None

@@ -15,7 +15,6 @@ from worldline.families.card import describe_model
 from worldline.families.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit
 from worldline.families.sample import LoadOptions
 from worldline.forecasting.forecaster import shown_pace
-from worldline.forecasting.predictions import Prediction, beside, predict
 from worldline.forecasting.saved import Index, Layout, Sample, begin_index, finish_index, save_npz, save_png
 from worldline.forecasting.video import write_comparison
 from worldline.formats.faults import check_episodes
@@ -23,7 +22,7 @@ from worldline.process.noise import clip_seeds
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks
 from worldline.rundir import model_folder
-from worldline.schema import Clip, UsageError
+from worldline.schema import Batch, UsageError, stack
 
 AT_ONCE = 4
 """Clips that one process forecasts at once at most, where their rows allow more: the fewer, the better they share."""
@@ -128,27 +127,26 @@ def _make(
     parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
     def make(part: int) -> None:
-        batch = [clips[number] for number in parts[part]]
-        for number, clip, made in zip(parts[part], batch, predict(forecaster, batch, seed=options.seed), strict=True):
-            _save(options.format, files[number], loaded, clip, made)
+        _save(options, loaded, stack([clips[number] for number in parts[part]]), [files[i] for i in parts[part]])
 
     done = {i for i, part in enumerate(parts) if there.issuperset(files[number] for number in part)}
     with Progress() as progress:
         ranks.made(range(len(parts)), make, done=done.__contains__, progress=progress.named("forecasting"))
 
 
-def _save(layout: Layout, path: Path, loaded: Loaded, clip: Clip, made: Prediction) -> None:
-    forecaster = loaded.forecaster
-    match layout:
-        case "npz":
-            save_npz(path, made, times=forecaster.times)
-        case "png":
-            save_png(path, made, times=forecaster.times)
-        case "mp4":
-            assert made.frames is not None, "asked for in advance"
-            seen, real = beside(forecaster, clip)
-            fps = loaded.contract.fps / shown_pace(forecaster)
-            write_comparison(path, seen, made.frames, real=real, fps=fps)
+def _save(options: ForecastOptions, loaded: Loaded, batch: Batch, paths: list[Path]) -> None:
+    """Forecast clips from their context and states, and write one file or folder for each. No future is read."""
+    forecaster, seeds = loaded.forecaster, clip_seeds(options.seed, batch.origins)
+    made = forecaster.forecast_clips(batch, seeds=seeds, extra=() if options.format == "mp4" else ("top",))
+    if options.format == "mp4":
+        seen, real = forecaster.shown(batch)
+        fps = loaded.contract.fps / shown_pace(forecaster)
+        for i, path in enumerate(paths):
+            write_comparison(path, seen[i], made.video[i], real=None if real is None else real[i], fps=fps)
+        return
+    save = save_npz if options.format == "npz" else save_png
+    for i, path in enumerate(paths):
+        save(path, made, i)
 
 
 def _index(

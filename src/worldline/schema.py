@@ -16,8 +16,8 @@ frame spans several video frames; `TokenGrid` and `LatentGrid` say which), and a
 taken (`f` below `t`; `FramePattern` says which rows those are). `b` is absent from a `Clip`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -207,11 +207,46 @@ def _content(how: Callable[[list[Tensor]], Tensor], parts: Sequence[Clip | Batch
     return content
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Forecast:
-    """What a forecaster predicts for the horizon after a context. `k` samples; the first is the one that is scored."""
+    """What a forecaster predicts after a context, `k` times for each clip; costs are of sample 0 alone."""
 
-    frames: UInt8[Tensor, "b k t 3 h w"]
-    """Predicted video frames of the horizon only."""
-    tokens: Int64[Tensor, "b l gh gw"] | None = None
-    """The token grids behind sample 0 (discrete worlds)."""
+    times: tuple[int, ...]
+    """Positions of the predicted frames, counted from the first frame of the context; of a session, of its start."""
+    frames: UInt8[Tensor, "b k t 3 h w"] | None = None
+    """Predicted frames at `times`; None of a world over tokens without a tokenizer."""
+    plain_frames: UInt8[Tensor, "b k t 3 h w"] | None = None
+    """What `tokens` alone show, where it was asked for and `frames` show something else."""
+    tokens: Int64[Tensor, "b k l gh gw"] | None = None
+    """The predicted token grids of a world over tokens."""
+    costs: Mapping[str, Float32[Tensor, "b l"]] = field(default_factory=dict)
+    """By metric id: what the true tokens of each grid cost, given the grids that were predicted before."""
+    teacher_forced_costs: Mapping[str, Float32[Tensor, "b l"]] = field(default_factory=dict)
+    """The same given the true grids before: an optimistic bound."""
+    top_ids: Int64[Tensor, "b l gh gw n"] | None = None
+    """The likeliest tokens of each place, likeliest first, given the grids predicted before."""
+    top_log_probs: Float32[Tensor, "b l gh gw n"] | None = None
+    """Their log-probabilities in nats, at temperature 1 over the whole vocabulary."""
+
+    @property
+    def video(self) -> UInt8[Tensor, "b k t 3 h w"]:
+        """Its frames. Raises `UsageError` where there are none."""
+        if self.frames is None:
+            raise UsageError("this forecast has tokens and no frames; load the world with its tokenizer")
+        return self.frames
+
+    @property
+    def spread(self) -> Float32[Tensor, "b t h w"]:
+        """How far the samples disagree at each pixel: their standard deviation, in grey levels of 0..255.
+
+        The root of the unbiased variance (divisor k - 1) averaged over colour. So its square compares with squared
+        errors: where samples and truth come from one distribution, the mean of k samples errs by (1 + 1/k) spread^2 on
+        average.
+
+        Raises:
+            UsageError: fewer than two samples, or no frames.
+        """
+        if self.video.shape[1] < 2:
+            raise UsageError("one sample has no spread; draw at least two (--num-samples 2)")
+        variances = [self.video[:, :, i].float().var(dim=1).mean(dim=1) for i in range(len(self.times))]
+        return torch.stack(variances, dim=1).sqrt()

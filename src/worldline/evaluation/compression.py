@@ -6,7 +6,7 @@ unconditional world, and the world itself fed another clip's states. Definitions
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,14 @@ from worldline.evaluation.result import Evaluation, Role, Split
 from worldline.evaluation.summary import summarise, write_forecasts
 from worldline.evaluation.tally import Tally, TokenScores
 from worldline.families.load import Loaded
-from worldline.forecasting.forecaster import CopyLast
-from worldline.forecasting.tokens import Rollout, TokenForecaster
+from worldline.forecasting.forecaster import CopyLast, Extra
+from worldline.forecasting.tokens import TokenForecaster
 from worldline.identity import hash_of
+from worldline.metrics.table import METRICS
 from worldline.metrics.tokens import kept_guesses, shared_guesses
 from worldline.process.noise import clip_seeds
 from worldline.ranks import Ranks
-from worldline.schema import Batch, UsageError
+from worldline.schema import Batch, Forecast, UsageError
 from worldline.tokenizers.load import TokenizerIdentity
 
 FORECAST, SHUFFLED, UNCONDITIONAL = "forecast", "shuffled_states", "unconditional"
@@ -61,6 +62,7 @@ COMPARED = (  # better, than, metric
     (FORECAST, UNIGRAM, "full_ce"),
     (RECONSTRUCTION, FORECAST, "psnr_db_last"),
 )
+SCORED: tuple[Extra, ...] = ("costs", "teacher_forced_costs", "plain_frames")
 SHOWN = (FORECAST, COPY, RECONSTRUCTION, SHUFFLED)
 CHANGED = 0.5
 """Probability that a token does not stay the last context grid's, where a run has not counted how often they did."""
@@ -202,22 +204,17 @@ class _Scorer:
 
     def __call__(self, batch: Batch, now: range) -> Tally:
         tally = Tally(episodes=[origin.episode for origin in batch.origins])
-        context = self.forecaster.world.context_grids
-        tokens = batch.tokens if batch.tokens is not None else self.forecaster.encode(_frames(batch))
-        past, future = tokens[:, :context], tokens[:, context:]
-        rollouts = self._score_worlds(tally, past, future, batch, now)
-        forced = TokenScores(future)
-        self.forecaster.teacher_forced(tokens, batch.states, watch=forced.add)
-        forced.into(tally.values[FORECAST], teacher_forced=True)
+        batch = self.forecaster.encoded(batch)
+        assert batch.tokens is not None, "they are made where there are none"
+        past, future = batch.tokens.tensor_split([self.forecaster.world.context_grids], dim=1)
+        forecasts = self._score_worlds(tally, batch, now)
         self._score_kept(tally, past, future)
         if self.counts is not None:
             _score_unigram(tally, future, self.counts.unigram)
         if batch.frames is None:
             tally.not_computed["psnr_db"] = tally.not_computed["ssim"] = "the data hold tokens only, no frames"
         else:
-            self._score_frames(
-                tally, past, future, batch, rollouts, keep=[i for i, j in enumerate(now) if j in self.shown]
-            )
+            self._score_frames(tally, past, batch, forecasts, keep=[i for i, j in enumerate(now) if j in self.shown])
         return tally
 
     @property
@@ -233,25 +230,22 @@ class _Scorer:
         counts = np.zeros(size) if self.counts is None else self.counts.unigram
         return torch.from_numpy((counts + 1.0) / (counts + 1.0).sum())
 
-    def _score_worlds(
-        self,
-        tally: Tally,
-        past: Int64[Tensor, "b c h w"],
-        future: Int64[Tensor, "b l h w"],
-        batch: Batch,
-        now: range,
-    ) -> dict[str, Rollout]:
+    def _score_worlds(self, tally: Tally, batch: Batch, now: range) -> dict[str, Forecast]:
         worlds = [(FORECAST, self.forecaster, batch.states)]
         if self.others is not None:
             worlds.append((SHUFFLED, self.forecaster, self.others[now.start : now.stop]))
         if self.unconditional is not None:
             worlds.append((UNCONDITIONAL, self.unconditional, batch.states))
-        rollouts = {}
+        forecasts, seeds = {}, clip_seeds(self.seed, batch.origins)
         for name, world, states in worlds:
-            scores = TokenScores(future)
-            rollouts[name] = world.rollout(past, states, seeds=clip_seeds(self.seed, batch.origins), watch=scores.add)
-            scores.into(tally.values[name])
-        return rollouts
+            extra = SCORED if name == FORECAST else SCORED[:1]
+            made = forecasts[name] = world.forecast_clips(batch, states=states, seeds=seeds, extra=extra)
+            for metric, values in made.costs.items():
+                tally.values[name][metric].append(values.nanmean(dim=1))
+            for metric, values in made.teacher_forced_costs.items():
+                if (bound := METRICS[metric].bound) is not None:
+                    tally.values[name][bound].append(values.nanmean(dim=1))
+        return forecasts
 
     def _score_kept(self, tally: Tally, past: Int64[Tensor, "b c h w"], future: Int64[Tensor, "b l h w"]) -> None:
         scores, prior = TokenScores(future), self.prior
@@ -264,28 +258,36 @@ class _Scorer:
         self,
         tally: Tally,
         past: Int64[Tensor, "b c h w"],
-        future: Int64[Tensor, "b l h w"],
         batch: Batch,
-        rollouts: dict[str, Rollout],
+        forecasts: dict[str, Forecast],
         *,
         keep: list[int],
     ) -> None:
         forecaster, real = self.forecaster, _frames(batch)
         split = forecaster.context_frames
         seen, truth = real[:, :split], real[:, split : split + forecaster.horizon_frames]
-        frames = {name: forecaster.show(rollout, seen) for name, rollout in rollouts.items()}
-        if forecaster.decode_mode == "mean" or forecaster.blend_last_frame:
-            frames[TOKENS] = forecaster.decode(rollouts[FORECAST].tokens)
-        frames[KEEP_LAST] = forecaster.decode(past[:, -1:].expand_as(future))
-        frames[RECONSTRUCTION] = forecaster.decode(future)
-        if forecaster.blend_last_frame:
-            frames[BLENDED] = forecaster.show(Rollout.certain(past, future), seen)
-        frames[COPY] = CopyLast.beside(forecaster).forecast(seen, batch.states).frames[:, 0]
-        for name, predicted in frames.items():
+        made = dict(forecasts)
+        if (plain := forecasts[FORECAST].plain_frames) is not None:
+            made[TOKENS] = replace(forecasts[FORECAST], frames=plain)
+        last = past[:, -1:].expand(-1, forecaster.world.horizon_grids, -1, -1)
+        still = replace(batch, tokens=torch.cat([past, last], dim=1))
+        ceiling = forecaster.reconstruct(batch)
+        made[KEEP_LAST] = _plain(forecaster.reconstruct(still))
+        made[RECONSTRUCTION] = _plain(ceiling)
+        if ceiling.plain_frames is not None:
+            made[BLENDED] = ceiling
+        made[COPY] = CopyLast.beside(forecaster).forecast_clips(batch)
+        for name, forecast in made.items():
+            predicted = forecast.video[:, 0]
             tally.add_frames(name, predicted, truth)
             if name in SHOWN:
                 tally.shown[name] += [torch.cat([seen[i], predicted[i]]) for i in keep]
         tally.shown["real"] += [real[i, : split + forecaster.horizon_frames] for i in keep]
+
+
+def _plain(forecast: Forecast) -> Forecast:
+    """The same as its tokens alone show it."""
+    return forecast if forecast.plain_frames is None else replace(forecast, frames=forecast.plain_frames)
 
 
 def _score_unigram(tally: Tally, future: Int64[Tensor, "b l h w"], counts: Int64[np.ndarray, " v"]) -> None:

@@ -224,20 +224,20 @@ class _Scorer:
         forecaster, frames = self.forecaster, _frames(batch)
         context, seeds = frames[:, : forecaster.context_frames], clip_seeds(self.protocol.seed, batch.origins)
         last, sigma = context[:, -1], self.protocol.blur_px or frames.shape[-1] / 64
-        samples = forecaster.forecast(context, batch.states, seeds=seeds).frames
-        copy = CopyLast.beside(forecaster).forecast(context, batch.states).frames[:, 0]
+        samples = forecaster.forecast(context, batch.states, seeds=seeds).video
+        copy = CopyLast.beside(forecaster).forecast(context, batch.states).video[:, 0]
         made = {mean_of(size): ensemble.combine(samples[:, :size], "mean") for size in self.sizes}
         made |= {SINGLE: samples[:, 0], BLURRED: blur_and_match(samples[:, 0], last, sigma)}
         made |= {COPY: copy, COPY_BLURRED: blur_and_match(copy, last, sigma)}
-        made[RECONSTRUCTION] = forecaster.round_trip(frames)
+        made[RECONSTRUCTION] = forecaster.reconstruct(batch).video[:, 0]
         if samples.shape[1] > 2:
             made[MEDOID] = ensemble.combine(samples, "medoid")
         if self.others is not None:
             fewer, states = forecaster.drawing(self.shuffled_samples), self.others[now.start : now.stop]
-            made[SHUFFLED] = ensemble.combine(fewer.forecast(context, states, seeds=seeds).frames, "mean")
+            made[SHUFFLED] = ensemble.combine(fewer.forecast(context, states, seeds=seeds).video, "mean")
         if self.unconditional is not None:
             made[UNCONDITIONAL] = ensemble.combine(
-                self.unconditional.forecast(context, batch.states, seeds=seeds).frames, "mean"
+                self.unconditional.forecast(context, batch.states, seeds=seeds).video, "mean"
             )
         return made
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from einops import rearrange
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from worldline.metrics.image import MetricUnavailable
 from worldline.metrics.table import METRICS, token_costs
-from worldline.metrics.tokens import Guesses, guesses_of, per_clip
-from worldline.worlds.world import GridStep
+from worldline.metrics.tokens import Guesses, per_clip
 
 _rows = partial(defaultdict, partial(defaultdict, list))  # a function written here could not go to another process
 
@@ -67,22 +65,13 @@ class TokenScores:
         self.grids: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in range(future.shape[1])]
         self.scored = [0] * future.shape[1]
 
-    def add(self, index: int, step: GridStep) -> None:
-        """Score grid `index` of the next few clips."""
-        first, count = self.scored[index], len(step.tokens)
-        logits = rearrange(step.logits, "b h w v -> (b h w) v")
-        truth = self.future[first : first + count, index].flatten().to(logits.device)
-        self.note(index, guesses_of(logits, truth), count)
-
     def note(self, index: int, guesses: Guesses, count: int) -> None:
         """Take what was guessed of grid `index` of the next `count` clips."""
         self.scored[index] += count
         for name, cost in token_costs(guesses).items():
             self.grids[index][name].append(per_clip(cost, count).cpu())
 
-    def into(self, values: dict[str, list[Tensor]], *, teacher_forced: bool = False) -> None:
-        """Append the mean over grids under the ids of forecasts or of the teacher-forced bound."""
+    def into(self, values: dict[str, list[Tensor]]) -> None:
+        """Append the mean over grids under the ids of the metrics."""
         for name in self.grids[0]:
-            metric = METRICS[name].bound if teacher_forced else name
-            if metric is not None:
-                values[metric].append(torch.stack([torch.cat(grid[name]) for grid in self.grids]).nanmean(dim=0))
+            values[name].append(torch.stack([torch.cat(grid[name]) for grid in self.grids]).nanmean(dim=0))

@@ -1,4 +1,4 @@
-"""One picture out of several samples, and how far the samples disagree.
+"""One picture out of several samples.
 
 The report's answer to PSNR: the mean of many samples blurs what is uncertain, mostly moving arms, and nothing else
 (section 2.3, table 2). Knows pixels only: neither the world the samples came from nor the truth.
@@ -7,10 +7,8 @@ The report's answer to PSNR: the mean of many samples blurs what is uncertain, m
 from typing import Literal
 
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
-
-from worldline.schema import UsageError
 
 Combination = Literal["mean", "medoid", "single"]
 
@@ -41,19 +39,3 @@ def _to_the_mean(frames: Tensor) -> Tensor:
     total = frames.sum(dim=1, dtype=torch.float32)
     distances = [(sample.float() * num_samples - total).square().flatten(1).sum(dim=1) for sample in frames.unbind(1)]
     return torch.stack(distances, dim=1)
-
-
-def spread(frames: UInt8[Tensor, "b k t 3 h w"]) -> Float32[Tensor, "b t h w"]:
-    """Measure how far samples disagree at each pixel: their standard deviation, in grey levels of 0..255.
-
-    The root of the unbiased variance (divisor k - 1) averaged over colour. So its square compares with squared
-    errors: where samples and truth come from one distribution, the mean of k samples errs by (1 + 1/k) spread^2 on
-    average.
-
-    Raises:
-        UsageError: fewer than two samples.
-    """
-    if frames.shape[1] < 2:
-        raise UsageError("one sample has no spread; draw at least two (--num-samples 2)")
-    variances = [frames[:, :, i].float().var(dim=1).mean(dim=1) for i in range(frames.shape[2])]
-    return torch.stack(variances, dim=1).sqrt()

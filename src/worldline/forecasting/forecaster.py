@@ -1,52 +1,135 @@
-"""`Forecaster` = tokenizer + world + sampling choice: pixels and states in, pixels out.
+"""`Forecaster` = tokenizer + world + sampling choice: frames and states in, frames out.
 
-Everything after it (evaluation, report, environments) knows only forecasters, so tracks and baselines share it.
+Everything after it (evaluation, viewer, environments) knows only forecasters and sessions, so tracks and baselines
+share it: none of it asks which track it is.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from worldline.schema import Forecast
+from worldline.forecasting.session import Context, Session, Snapshot, check_states, signature
+from worldline.schema import Batch, Forecast, TokenGrid, UsageError
+
+Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames"]
+"""What a `Forecast` holds only where it is asked for. A forecaster without tokens leaves it out.
+
+`top` are the tokens whose log-probabilities the challenge scores, the `TOP` likeliest.
+"""
+TOP = 500
+CPU = torch.device("cpu")
 
 
-@runtime_checkable
-class Forecaster(Protocol):
+class Forecaster(ABC):
     """Forecast what will be seen from what was seen and the states that were and will be."""
 
-    @property
-    def context_frames(self) -> int: ...
+    num_samples: int
+    """Futures per clip."""
+    device: torch.device
+    """Where it computes. Inputs are moved there, forecasts come back to the CPU."""
+
+    # --- what each says of itself ---
 
     @property
-    def horizon_frames(self) -> int:
-        """Video frames between the last of the context and the last that is predicted."""
-        ...
+    @abstractmethod
+    def context_frames(self) -> int:
+        """Frames that a forecast begins with."""
 
     @property
+    @abstractmethod
     def times(self) -> tuple[int, ...]:
         """Positions of the predicted frames, counted from the first frame of the context.
 
         The last is `context_frames + horizon_frames - 1`; not every frame before it need be predicted.
         """
-        ...
 
     @property
-    def num_samples(self) -> int:
-        """Futures per clip."""
-        ...
+    @abstractmethod
+    def chunk_frames(self) -> int:
+        """Frames of time by which one step of a session goes on; 0 where nothing can be rolled beyond the window."""
 
     @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        ...
+    def rows_at_once(self) -> int:
+        """Futures that are made at once, over all clips."""
+        return 1_000_000
 
+    @property
+    def image_size(self) -> int | None:
+        """Side of the frames it takes and gives; None where any will do, or they are not square."""
+        return None
+
+    @property
+    def token_grid(self) -> TokenGrid | None:
+        """How its tokens lie over frames; None of a forecaster without tokens."""
+        return None
+
+    @abstractmethod
     def drawing(self, num_samples: int) -> "Forecaster":
         """The same forecaster with so many futures per clip."""
-        ...
+
+    @abstractmethod
+    def signature(self) -> str:
+        """Tells forecasters apart: equal for two only if they make the same of a snapshot."""
+
+    def encoded(self, batch: Batch) -> Batch:
+        """The clips with the tokens or latents that it makes of their frames, so as to make them once for all calls."""
+        return batch
+
+    @abstractmethod
+    def forecast_clips(
+        self,
+        batch: Batch,
+        *,
+        states: Float32[Tensor, "b t s"] | None = None,
+        seeds: Sequence[int] | None = None,
+        extra: Collection[Extra] = (),
+    ) -> Forecast:
+        """As `forecast`, from clips that hold frames, token grids or latents. Their future is read for costs alone.
+
+        Args:
+            states: others than the clips' own.
+            extra: what the forecast shall hold besides. Costs need the whole true future.
+
+        Raises:
+            UsageError: the clips hold nothing that the forecast could begin with, or no future to be scored by.
+        """
+
+    @abstractmethod
+    def reconstruct(self, batch: Batch) -> Forecast:
+        """The true future as the tokenizer gives it back: the best such a forecaster could do."""
+
+    @abstractmethod
+    def begin(self, batch: Batch) -> Context:
+        """What a session of these clips goes on from."""
+
+    @abstractmethod
+    def step(
+        self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]
+    ) -> tuple[Forecast, Context]:
+        """The forecast of the next chunk, `times` counted from the first frame of `context`, and what it goes on from.
+
+        A pure function. What it returns shares no memory that a caller could write to with what goes on.
+
+        Args:
+            states: of context and `lookahead_frames`.
+        """
+
+    # --- what all do alike ---
+
+    @property
+    def horizon_frames(self) -> int:
+        """Video frames between the last of the context and the last that is predicted."""
+        return self.times[-1] + 1 - self.context_frames
+
+    @property
+    def lookahead_frames(self) -> int:
+        """How many frames ahead a step of a session must know the states."""
+        return self.horizon_frames
 
     def forecast(
         self,
@@ -62,52 +145,142 @@ class Forecaster(Protocol):
             states: one row per frame of context and horizon, raw units.
             seeds: one per clip (`worldline.process.noise.clip_seeds`). Sample k of a clip depends on its frames, its
                 states, its seed and k alone. None is enough where nothing is drawn.
-        """
-        ...
 
-    def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
-        """The true frames at `times` as the tokenizer gives them back: the best such a forecaster could do.
+        Raises:
+            UsageError: frames or states of another shape, or no seeds where something is drawn.
+        """
+        check_states(states, (len(frames), self.context_frames + self.horizon_frames, states.shape[-1]))
+        return self.forecast_clips(_given(self, frames, states), seeds=seeds)
+
+    def shown(self, batch: Batch) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]:
+        """What to show a forecast with: frames of the context at its pace, and the true ones at `times`, if known.
+
+        Of clips of tokens or latents these are what the tokenizer makes of them.
+        """
+        frames, times = frames_of(batch, self.context_frames), list(self.times)
+        return frames[:, shown_context(self)], frames[:, times] if frames.shape[1] > times[-1] else None
+
+    def start(
+        self,
+        frames: UInt8[Tensor, "b c 3 h w"],
+        states: Float32[Tensor, "b c s"],
+        *,
+        seed: int | Sequence[int] = 0,
+    ) -> Session:
+        """An imagined episode of any length, from `context_frames` frames and their states.
 
         Args:
-            frames: all frames of context and horizon.
+            seed: for all clips, or one for each. What a clip becomes depends on its frames, states and seed alone.
+
+        Raises:
+            UsageError: another number of frames, states or seeds, or frames of another size.
         """
-        ...
+        check_states(states, (len(frames), self.context_frames, states.shape[-1]))
+        return self.start_clips(_given(self, frames, states), seed=seed)
+
+    def start_clips(self, batch: Batch, *, seed: int | Sequence[int] = 0) -> Session:
+        """The same from clips that hold frames, token grids or latents; behind their context nothing is read."""
+        if self.chunk_frames < 1:
+            raise UsageError("no frames of this forecaster's window lie as a context does: it cannot be rolled on")
+        states = batch.states[:, : self.context_frames].cpu().clone()
+        check_states(states, (len(batch), self.context_frames, states.shape[-1]))
+        seeds = (seed,) * len(batch) if isinstance(seed, int) else tuple(seed)
+        if len(seeds) != len(batch) or min(seeds, default=0) < 0:
+            raise UsageError(f"give one seed of 0 or more, or one for each of {len(batch)} clips, not {seed}")
+        made_by, context = self.signature(), self.begin(batch)
+        return Session(self, Snapshot(made_by=made_by, context=context, states=states, seeds=seeds))
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopyLast:
+class CopyLast(Forecaster):
     """The baseline every forecast must beat: nothing moves after the last context frame."""
 
-    context_frames: int
-    times: tuple[int, ...]
+    context: int
+    """Its `context_frames`."""
+    predicted: tuple[int, ...]
+    """Its `times`."""
+    chunk: int | None = None
+    """Its `chunk_frames`; None takes the whole horizon."""
     num_samples: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = CPU
 
     @staticmethod
     def beside(forecaster: Forecaster) -> "CopyLast":
-        """The baseline of a forecaster: the same context and the same predicted times."""
-        return CopyLast(context_frames=forecaster.context_frames, times=forecaster.times)
+        """The baseline of a forecaster: the same context, predicted times and steps."""
+        return CopyLast(context=forecaster.context_frames, predicted=forecaster.times, chunk=forecaster.chunk_frames)
 
     @property
-    def horizon_frames(self) -> int:
-        return self.times[-1] + 1 - self.context_frames
+    def context_frames(self) -> int:
+        return self.context
+
+    @property
+    def times(self) -> tuple[int, ...]:
+        return self.predicted
+
+    @property
+    def chunk_frames(self) -> int:
+        return self.horizon_frames if self.chunk is None else self.chunk
 
     def drawing(self, num_samples: int) -> "CopyLast":
         return replace(self, num_samples=num_samples)
 
-    def forecast(
-        self,
-        frames: UInt8[Tensor, "b c 3 h w"],
-        states: Float32[Tensor, "b t s"],
-        *,
-        seeds: Sequence[int] | None = None,
-    ) -> Forecast:
-        del states, seeds
-        still = frames[:, -1:].expand(-1, len(self.times), -1, -1, -1)
-        return Forecast(frames=still.unsqueeze(1).expand(-1, self.num_samples, -1, -1, -1, -1))
+    def signature(self) -> str:
+        return signature(self)
 
-    def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
-        return frames[:, list(self.times)]
+    def forecast_clips(
+        self, batch: Batch, *, states: object = None, seeds: object = None, extra: object = ()
+    ) -> Forecast:
+        del states, seeds, extra  # nothing changes a still frame
+        return self._still(self.begin(batch), self.times)
+
+    def reconstruct(self, batch: Batch) -> Forecast:
+        frames = frames_of(batch, self.times[-1] + 1)[:, None, list(self.times)]
+        return Forecast(times=self.times, frames=frames)
+
+    def begin(self, batch: Batch) -> Context:
+        return (frames_of(batch, self.context_frames)[:, self.context_frames - 1].clone(),)
+
+    def step(
+        self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]
+    ) -> tuple[Forecast, Context]:
+        del states, seeds
+        return self._still(context, within_chunk(self)), context
+
+    def _still(self, context: Context, times: tuple[int, ...]) -> Forecast:
+        (last,) = context
+        return Forecast(times=times, frames=last[:, None, None].repeat(1, self.num_samples, len(times), 1, 1, 1))
+
+
+def within_chunk(forecaster: Forecaster) -> tuple[int, ...]:
+    """Those of the predicted times that lie in the next chunk of a session."""
+    return tuple(time for time in forecaster.times if time < forecaster.context_frames + forecaster.chunk_frames)
+
+
+def check_seeds(seeds: Sequence[int] | None, clips: int) -> Sequence[int]:
+    """The seeds of so many clips, where something is drawn. Raises `UsageError` where they are not there."""
+    if seeds is None or len(seeds) != clips:
+        found = "none" if seeds is None else len(seeds)
+        raise UsageError(f"this forecast is drawn from noise: give one seed for each of {clips} clips, not {found}")
+    return seeds
+
+
+def frames_of(batch: Batch, count: int) -> UInt8[Tensor, "b t 3 h w"]:
+    """All frames of clips that hold at least `count`. Raises `UsageError` where they do not."""
+    if batch.frames is None or batch.frames.shape[1] < count:
+        found = "no frames" if batch.frames is None else f"{batch.frames.shape[1]} frames"
+        raise UsageError(f"{name_of(batch)} holds {found}, but {count} of them are needed")
+    return batch.frames
+
+
+def name_of(batch: Batch) -> str:
+    """Where clips come from, for messages."""
+    return batch.origins[0].source if batch.origins else "a clip"
+
+
+def _given(forecaster: Forecaster, frames: Tensor, states: Tensor) -> Batch:
+    if frames.shape[1] != forecaster.context_frames:
+        raise UsageError(f"the context is {forecaster.context_frames} frames, but {frames.shape[1]} were given")
+    return Batch(states=states, fps=0.0, origins=(), frames=frames)
 
 
 def shown_context(forecaster: Forecaster) -> list[int]:

@@ -1,17 +1,18 @@
 """The sampling track's forecaster: a continuous world between a VAE's encoder and decoder, many samples at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from einops import rearrange, repeat
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from worldline.contract import FramePattern
+from worldline.forecasting.forecaster import CPU, Extra, Forecaster, check_seeds, frames_of, name_of, within_chunk
+from worldline.forecasting.session import Context, signature
 from worldline.process.flow import FlowSampling
 from worldline.process.noise import generators, normal
-from worldline.schema import Forecast, LatentGrid, UsageError
+from worldline.schema import Batch, Forecast, LatentGrid, UsageError
 from worldline.tokenizers.tokenizer import LatentTokenizer
 from worldline.worlds.world import LatentWorld
 
@@ -20,7 +21,7 @@ GENERATED = 10 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentForecaster:
+class LatentForecaster(Forecaster):
     """A continuous world, its VAE, and which frames of a window it was trained on.
 
     Noise belongs to a sample (`worldline.process.noise`), so a forecast does not depend on how clips are batched.
@@ -41,8 +42,8 @@ class LatentForecaster:
 
     Decoding goes by pieces of its own (`worldline.tokenizers.tokenizer.PIECE`). Neither changes more than rounding.
     """
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where world and VAE are; inputs are moved there, forecasts come back to the CPU."""
+    device: torch.device = CPU
+    """Where world and VAE are."""
 
     @property
     def image_size(self) -> int | None:
@@ -50,97 +51,122 @@ class LatentForecaster:
         return self.grid.height * self.tokenizer.spatial_stride if self.grid.height == self.grid.width else None
 
     @property
-    def context_taken(self) -> int:
-        """Frames of the context that are encoded: 5 for two latents of stride 4."""
-        return 1 + (self.world.context_latents - 1) * self.grid.temporal_stride
+    def context_taken(self) -> tuple[int, ...]:
+        """Frames of the context that are encoded: 0, 4, ..., 16 for two latents of stride 4."""
+        return self.pattern.frames[: 1 + (self.world.context_latents - 1) * self.grid.temporal_stride]
+
+    @property
+    def length(self) -> int:
+        """Latents of context and horizon."""
+        return self.world.context_latents + self.world.horizon_latents
 
     @property
     def rows_at_once(self) -> int:
-        length = self.world.context_latents + self.world.horizon_latents
-        size = 4 * length * self.grid.channels * self.grid.height * self.grid.width
+        size = 4 * self.length * self.grid.channels * self.grid.height * self.grid.width
         return self.rows or max(1, GENERATED // size)
 
     @property
     def context_frames(self) -> int:
-        return self.pattern.frames[self.context_taken - 1] + 1
-
-    @property
-    def horizon_frames(self) -> int:
-        return self.pattern.window - self.context_frames
+        return self.context_taken[-1] + 1
 
     @property
     def times(self) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(self.pattern.frames[self.context_taken :]))
+        return tuple(dict.fromkeys(self.pattern.frames[len(self.context_taken) :]))
+
+    @property
+    def chunk_frames(self) -> int:
+        """The most after which frames of the window lie as those of a context do, so that they can be the next one."""
+        ahead, there = self.pattern.window - self.context_frames, set(self.pattern.frames)
+        return next((n for n in range(ahead, 0, -1) if there.issuperset(n + t for t in self.context_taken)), 0)
 
     def drawing(self, num_samples: int) -> "LatentForecaster":
         return replace(self, num_samples=num_samples)
 
-    @torch.no_grad()
-    def forecast(
+    def signature(self) -> str:
+        settings = self.grid, self.pattern, self.sampling, self.num_samples, self.average_repeats
+        return signature(self.world, self.tokenizer, settings)
+
+    def encoded(self, batch: Batch) -> Batch:
+        if batch.latents is not None:
+            return batch
+        frames = frames_of(batch, self.context_frames)
+        return replace(batch, latents=self._encode(frames, self.context_taken))
+
+    def forecast_clips(
         self,
-        frames: UInt8[Tensor, "b c 3 h w"],
-        states: Float32[Tensor, "b t s"],
+        batch: Batch,
         *,
+        states: Float32[Tensor, "b t s"] | None = None,
         seeds: Sequence[int] | None = None,
+        extra: Collection[Extra] = (),
     ) -> Forecast:
-        """Encode the context once, generate `num_samples` futures from noise, decode each.
+        """Encode the context once, generate `num_samples` futures from noise, decode each."""
+        del extra  # all of it is of tokens
+        drawn = check_seeds(seeds, len(batch))
+        video = self._videos(self.begin(batch), batch.states if states is None else states, drawn)
+        return self._forecast(video, self.times)
 
-        Raises:
-            UsageError: another number of frames than the context.
-            ValueError: no seeds, or another number of them than clips.
-        """
-        if frames.shape[1] != self.context_frames:
-            raise UsageError(f"the context is {self.context_frames} frames, but {frames.shape[1]} were given")
-        taken = frames[:, list(self.pattern.frames[: self.context_taken])]
-        return self.continued(self.tokenizer.encode(taken.to(self.device)), states, seeds=seeds)
+    def reconstruct(self, batch: Batch) -> Forecast:
+        """The true frames of the pattern, encoded with their context and decoded; latents are decoded as they are."""
+        latents = batch.latents
+        if batch.frames is not None:
+            latents = self._encode(frames_of(batch, self.pattern.window), self.pattern.frames)
+        if latents is None or latents.shape[1] < self.length:
+            raise UsageError(f"{name_of(batch)} holds no future to be reconstructed")
+        return replace(self, num_samples=1)._forecast(self._decode(latents), self.times)
+
+    def shown(self, batch: Batch) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]:
+        if batch.frames is not None or batch.latents is None:
+            return super().shown(batch)
+        video, seen = self._decode(batch.latents), len(self.context_taken)
+        return video[:, :seen], video[:, seen:] if batch.latents.shape[1] == self.length else None
+
+    def begin(self, batch: Batch) -> Context:
+        latents, count = self.encoded(batch).latents, self.world.context_latents
+        if latents is None or latents.shape[1] < count:
+            raise UsageError(f"{name_of(batch)} holds fewer than the {count} latents that this world begins with")
+        return (latents[:, :count].cpu().repeat_interleave(self.num_samples, dim=0),)
+
+    def step(
+        self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]
+    ) -> tuple[Forecast, Context]:
+        """As `forecast`; predicted frames are encoded anew, since latents depend on what came before their frames."""
+        video = self._videos(context, states, seeds)
+        following = self._encode(video, [self._instants.index(self.chunk_frames + time) for time in self.context_taken])
+        return self._forecast(video, within_chunk(self)), (following,)
+
+    def _forecast(self, video: UInt8[Tensor, "n f 3 h w"], times: tuple[int, ...]) -> Forecast:
+        """The frames at `times` of windows in the order `(b k)`."""
+        frames = video[:, [self._instants.index(time) for time in times]]
+        return Forecast(times=times, frames=frames.unflatten(0, (-1, self.num_samples)))
 
     @torch.no_grad()
-    def continued(
-        self,
-        context: Float32[Tensor, "b l c gh gw"],
-        states: Float32[Tensor, "b t s"],
-        *,
-        seeds: Sequence[int] | None,
-    ) -> Forecast:
-        """Forecast from latents of the context. Raises `ValueError` as `forecast`."""
-        if seeds is None or len(seeds) != len(context):
-            raise ValueError("a world over latents begins with noise: give one seed for each clip")
-        context, samples = context.to(self.device), self.num_samples
-        noise = normal(generators(seeds, samples), (self.world.horizon_latents, *context.shape[2:]))
-        parts = zip(
-            repeat(context, "b l c h w -> (b k) l c h w", k=samples).split(self.rows_at_once),
-            repeat(states, "b t s -> (b k) t s", k=samples).split(self.rows_at_once),
-            noise.split(self.rows_at_once),
-            strict=True,
-        )
-        video = torch.cat([self._future(*part) for part in parts])
-        return Forecast(frames=rearrange(video, "(b k) t c h w -> b k t c h w", k=samples))
+    def _videos(
+        self, context: Context, states: Float32[Tensor, "b t s"], seeds: Sequence[int]
+    ) -> UInt8[Tensor, "n f 3 h w"]:
+        """Windows of all samples, in the order `(b k)`: context and future, one frame for each instant."""
+        (past,), states = context, states.repeat_interleave(self.num_samples, dim=0)
+        noise = normal(generators(seeds, self.num_samples), (self.world.horizon_latents, *past.shape[2:]))
+        made = []
+        for rows in zip(*(x.to(self.device).split(self.rows_at_once) for x in (past, states, noise)), strict=True):
+            future = self.world.forecast(*rows, sampling=self.sampling)
+            made.append(self._decode(torch.cat([rows[0], future], dim=1)))
+        return torch.cat(made)
+
+    @property
+    def _instants(self) -> list[int]:
+        return list(dict.fromkeys(self.pattern.frames))
 
     @torch.no_grad()
-    def decoded(
-        self, latents: Float32[Tensor, "b l c gh gw"]
-    ) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"]]:
-        """Frames of a whole clip of latents: those of the context that are encoded, and those at `times`."""
+    def _encode(self, frames: UInt8[Tensor, "b t 3 h w"], taken: Sequence[int]) -> Float32[Tensor, "b l c gh gw"]:
+        return self.tokenizer.encode(frames[:, list(taken)].to(self.device)).cpu()
+
+    @torch.no_grad()
+    def _decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b f 3 h w"]:
+        """One frame for each instant: those that show the same one are merged."""
         video = self.tokenizer.decode(latents.to(self.device)).cpu()
-        return video[:, : self.context_taken], self._one_per_instant(video)
-
-    @torch.no_grad()
-    def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
-        """The true frames of the pattern, encoded with their context and decoded."""
-        taken = frames[:, list(self.pattern.frames)]
-        return self._one_per_instant(self.tokenizer.decode(self.tokenizer.encode(taken.to(self.device))).cpu())
-
-    def _future(self, context: Tensor, states: Tensor, noise: Tensor) -> UInt8[Tensor, "n t 3 h w"]:
-        future = self.world.forecast(context, states.to(self.device), noise.to(self.device), sampling=self.sampling)
-        video = self.tokenizer.decode(torch.cat([context, future], dim=1)).cpu()
-        return self._one_per_instant(video)
-
-    def _one_per_instant(self, video: UInt8[Tensor, "n f 3 h w"]) -> UInt8[Tensor, "n t 3 h w"]:
-        """Drop the context, and merge decoded frames that show the same instant."""
-        frames = self.pattern.frames
-        places = {time: [i for i, t in enumerate(frames) if t == time] for time in self.times}
+        frames = self.pattern.frames[: video.shape[1]]
+        places = [[i for i, t in enumerate(frames) if t == time] for time in dict.fromkeys(frames)]
         if self.average_repeats:
-            merged = [video[:, at].float().mean(dim=1).round().byte() for at in places.values()]
-        else:
-            merged = [video[:, at[-1]] for at in places.values()]
-        return torch.stack(merged, dim=1)
+            return torch.stack([video[:, at].float().mean(dim=1).round().byte() for at in places], dim=1)
+        return video[:, [at[-1] for at in places]]

@@ -1,4 +1,4 @@
-"""Predictions on disk, in arrays and pictures that other programs read, and their reader.
+"""Forecasts on disk, in arrays and pictures that other programs read, and their reader.
 
     OUT/forecast.json                        what was forecast and how; written last, so where it is, all is there
     OUT/forecast.unfinished.json             the same, until then
@@ -22,22 +22,19 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
 
-import av
 import numpy as np
 import torch
-from av.error import FFmpegError
 from einops import rearrange
 from jaxtyping import UInt8
+from PIL import Image
 
 from worldline.files import atomic, read_json, write_json
-from worldline.forecasting.predictions import Prediction
 from worldline.rundir import from_json, new_folder, to_json
-from worldline.schema import DataError, UsageError
+from worldline.schema import DataError, Forecast, UsageError
 
 INDEX, UNFINISHED = "forecast.json", "forecast.unfinished.json"
 TOKEN_ARRAYS = {"tokens": "int32", "top_ids": "int32", "top_log_probs": "float32"}
@@ -76,23 +73,23 @@ class Index:
     format: Literal[1] = 1
 
 
-def save_npz(path: Path, prediction: Prediction, *, times: Sequence[int]) -> Path:
-    """Write all arrays of a prediction into one file."""
-    arrays = _token_arrays(prediction)
-    if prediction.frames is not None:
-        arrays |= {"frames": _frames(prediction), "times": np.array(times, np.int32)}
+def save_npz(path: Path, forecast: Forecast, clip: int) -> Path:
+    """Write all arrays of one clip's forecast into one file."""
+    arrays = _token_arrays(forecast, clip)
+    if forecast.frames is not None:
+        arrays |= {"frames": _frames(forecast, clip), "times": np.array(forecast.times, np.int32)}
     return _write(path, arrays)
 
 
-def save_png(folder: Path, prediction: Prediction, *, times: Sequence[int]) -> Path:
-    """Write the frames of a prediction as pictures, and its tokens, if it has any, beside them."""
+def save_png(folder: Path, forecast: Forecast, clip: int) -> Path:
+    """Write the frames of one clip's forecast as pictures, and its tokens, if it has any, beside them."""
     with new_folder(folder) as temporary:
-        for number, future in enumerate(_frames(prediction)):
+        for number, future in enumerate(_frames(forecast, clip)):
             (temporary / f"future_{number}").mkdir()
-            for time, frame in zip(times, future, strict=True):
-                (temporary / _png(number, time)).write_bytes(_encode_png(frame))
-        if prediction.tokens is not None:
-            _write(temporary / "tokens.npz", _token_arrays(prediction))
+            for time, frame in zip(forecast.times, future, strict=True):
+                Image.fromarray(frame).save(temporary / _png(number, time))
+        if forecast.tokens is not None:
+            _write(temporary / "tokens.npz", _token_arrays(forecast, clip))
     return folder
 
 
@@ -126,8 +123,8 @@ def finish_index(folder: Path) -> None:
     os.replace(folder / UNFINISHED, folder / INDEX)
 
 
-def read_predictions(folder: Path) -> dict[str, Prediction]:
-    """Read every sample a forecast wrote, and check that its arrays are what the layout promises.
+def read_forecasts(folder: Path) -> dict[str, Forecast]:
+    """Read every sample a forecast wrote, each as a batch of one, and check that its arrays are what was promised.
 
     Raises:
         DataError: a file is missing, damaged or of another shape, type or range; names it.
@@ -136,53 +133,49 @@ def read_predictions(folder: Path) -> dict[str, Prediction]:
     index: Index = from_json(Index, read_json(folder / INDEX), folder / INDEX)
     if index.layout == "mp4":
         raise UsageError(f"{folder} holds videos to be looked at; forecast with --format npz or png to read frames")
-    read, times = _read_npz if index.layout == "npz" else _read_png, list(index.times)
-    return {sample.name: read(folder / sample.name, times, index.num_samples) for sample in index.samples}
+    read = _read_npz if index.layout == "npz" else _read_png
+    return {sample.name: read(folder / sample.name, index.times, index.num_samples) for sample in index.samples}
 
 
-def _read_npz(stem: Path, times: list[int], count: int) -> Prediction:
+def _read_npz(stem: Path, times: tuple[int, ...], count: int) -> Forecast:
     path = stem.with_name(f"{stem.name}.npz")
     arrays = _load(path)
     if "frames" in arrays:
         _check(path, arrays, "frames", "uint8", (count, len(times), None, None, 3))
-        if arrays.get("times", np.zeros(0)).tolist() != times:
+        if arrays.get("times", np.zeros(0)).tolist() != list(times):
             raise _wrong(path, f"frames at {times}", f"{arrays.get('times')}")
-    return _prediction(path, arrays, arrays.get("frames"), count)
+    return _forecast(path, arrays, times, count)
 
 
-def _read_png(folder: Path, times: list[int], count: int) -> Prediction:
-    frames = np.stack([[_decode_png(folder / _png(k, time)) for time in times] for k in range(count)])
+def _read_png(folder: Path, times: tuple[int, ...], count: int) -> Forecast:
+    frames = np.stack([[_read_picture(folder / _png(k, time)) for time in times] for k in range(count)])
     path = folder / "tokens.npz"
-    return _prediction(path, _load(path) if path.exists() else {}, frames, count)
+    return _forecast(path, {"frames": frames, **(_load(path) if path.exists() else {})}, times, count)
 
 
-def _prediction(path: Path, arrays: dict[str, np.ndarray], frames: np.ndarray | None, count: int) -> Prediction:
-    shown = None if frames is None else rearrange(torch.from_numpy(frames), "k t h w c -> k t c h w")
-    if not arrays.keys() & TOKEN_ARRAYS.keys():
-        if shown is None:
-            raise _wrong(path, "frames or tokens", f"{sorted(arrays)}")
-        return Prediction(frames=shown)
-    _check(path, arrays, "tokens", "int32", (count, None, None, None))
-    place = arrays["tokens"].shape[1:]
-    for name in ("top_ids", "top_log_probs"):
-        _check(path, arrays, name, TOKEN_ARRAYS[name], (*place, None))
-    chances = arrays["top_log_probs"]
-    if not (chances <= 0).all() or (np.diff(chances) > 0).any() or (np.exp(chances).sum(-1) > 1.001).any():
-        raise _wrong(path, "log-probabilities of at most 0, likeliest first", f"{chances.min()} .. {chances.max()}")
-    return Prediction(
-        frames=shown,
-        tokens=torch.from_numpy(arrays["tokens"]).long(),
-        top_ids=torch.from_numpy(arrays["top_ids"]).long(),
-        top_log_probs=torch.from_numpy(chances),
-    )
+def _forecast(path: Path, arrays: dict[str, np.ndarray], times: tuple[int, ...], count: int) -> Forecast:
+    if not arrays.keys() & {"frames", *TOKEN_ARRAYS}:
+        raise _wrong(path, "frames or tokens", f"{sorted(arrays)}")
+    found = {name: torch.from_numpy(array)[None] for name, array in arrays.items() if name != "times"}
+    if "frames" in found:
+        found["frames"] = rearrange(found["frames"], "b k t h w c -> b k t c h w")
+    if arrays.keys() & TOKEN_ARRAYS.keys():
+        _check(path, arrays, "tokens", "int32", (count, None, None, None))
+        for name in ("top_ids", "top_log_probs"):
+            _check(path, arrays, name, TOKEN_ARRAYS[name], (*arrays["tokens"].shape[1:], None))
+        chances = arrays["top_log_probs"]
+        if not (chances <= 0).all() or (np.diff(chances) > 0).any() or (np.exp(chances).sum(-1) > 1.001).any():
+            raise _wrong(path, "log-probabilities of at most 0, likeliest first", f"{chances.min()} .. {chances.max()}")
+        found |= {name: found[name].long() for name in ("tokens", "top_ids")}
+    return Forecast(times=times, **found)  # pyright: ignore[reportArgumentType] - no costs among them
 
 
 def _check(path: Path, arrays: dict[str, np.ndarray], name: str, dtype: str, shape: tuple[int | None, ...]) -> None:
     expected = f"{name}, {dtype} [{', '.join('*' if n is None else str(n) for n in shape)}]"
-    found = arrays.get(name)
-    if found is None:
+    if name not in arrays:
         raise _wrong(path, expected, f"{sorted(arrays)}")
-    fits = len(found.shape) == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=True))
+    found = arrays[name]
+    fits = found.ndim == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=True))
     if found.dtype != dtype or not fits:
         raise _wrong(path, expected, f"{found.dtype} {list(found.shape)}")
 
@@ -195,14 +188,13 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise _wrong(path, "arrays as numpy saves them", f"{type(error).__name__}: {error}") from error
 
 
-def _token_arrays(prediction: Prediction) -> dict[str, np.ndarray]:
-    arrays = {name: getattr(prediction, name) for name in TOKEN_ARRAYS}
-    return {name: value.numpy().astype(TOKEN_ARRAYS[name]) for name, value in arrays.items() if value is not None}
+def _token_arrays(forecast: Forecast, clip: int) -> dict[str, np.ndarray]:
+    arrays = {name: getattr(forecast, name) for name in TOKEN_ARRAYS}
+    return {name: value[clip].numpy().astype(TOKEN_ARRAYS[name]) for name, value in arrays.items() if value is not None}
 
 
-def _frames(prediction: Prediction) -> UInt8[np.ndarray, "k t h w 3"]:
-    assert prediction.frames is not None, "the caller checked for frames"
-    return np.ascontiguousarray(rearrange(prediction.frames.numpy(), "k t c h w -> k t h w c"))
+def _frames(forecast: Forecast, clip: int) -> UInt8[np.ndarray, "k t h w 3"]:
+    return np.ascontiguousarray(rearrange(forecast.video[clip].numpy(), "k t c h w -> k t h w c"))
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
@@ -215,19 +207,10 @@ def _png(future: int, time: int) -> str:
     return f"future_{future}/frame_{time:03d}.png"
 
 
-def _encode_png(frame: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    context: Any = av.CodecContext.create("png", "w")
-    context.height, context.width, _ = frame.shape
-    context.pix_fmt, context.time_base = "rgb24", Fraction(1)
-    packets = context.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")) + context.encode(None)
-    return b"".join(bytes(packet) for packet in packets)
-
-
-def _decode_png(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def _read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     try:
-        with av.open(str(path)) as container:
-            return next(container.decode(video=0)).to_ndarray(format="rgb24")
-    except (OSError, FFmpegError, StopIteration, IndexError) as error:
+        return np.array(Image.open(path).convert("RGB"))
+    except (OSError, SyntaxError) as error:  # how Pillow says that a picture is damaged
         raise _wrong(path, "a picture", f"{type(error).__name__}: {error}") from error
 
 

@@ -1,18 +1,20 @@
 """The compression track's forecaster: a discrete world between a tokenizer's encoder and decoder."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from einops import rearrange
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.forecasting.blend import blend_last_frame
+from worldline.forecasting.forecaster import CPU, TOP, Extra, Forecaster, check_seeds, frames_of, name_of
+from worldline.forecasting.session import Context, signature
+from worldline.metrics.table import grid_costs
 from worldline.process.categorical import Sampling
 from worldline.process.noise import generators
-from worldline.schema import Forecast, TokenGrid, UsageError
+from worldline.schema import Batch, Forecast, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import CodeTokenizer, Tokenizer
 from worldline.worlds.world import GridStep, TokenWorld
 
@@ -26,42 +28,18 @@ sure one is shown no better by it (docs/log.md).
 LOGITS = 2**30
 """Bytes of one grid's logits that exist at once in a roll-out: four clips of the report's 32x32 of 64,000 tokens."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Rollout:
-    """A predicted horizon."""
-
-    tokens: Int64[Tensor, "b l gh gw"]
-    """The tokens chosen."""
-    kept: Float32[Tensor, "b l gh gw"]
-    """Share in which a patch shows its token of the last context grid: 0 or 1 of chosen tokens, else a probability."""
-    mean_codes: Float32[Tensor, "b l gh gw d"] | None = None
-    """Mean of the codes under the distributions they were chosen from, where these are to be shown."""
-
-    @staticmethod
-    def joined(parts: "Sequence[Rollout]") -> "Rollout":
-        """Roll-outs of successive clips as one."""
-        means = [part.mean_codes for part in parts if part.mean_codes is not None]
-        return Rollout(
-            tokens=torch.cat([part.tokens for part in parts]),
-            kept=torch.cat([part.kept for part in parts]),
-            mean_codes=torch.cat(means) if means else None,
-        )
-
-    @staticmethod
-    def certain(context: Int64[Tensor, "b c gh gw"], tokens: Int64[Tensor, "b l gh gw"]) -> "Rollout":
-        """The horizon of which every token is certain: the tokens chosen, or the true ones for a round trip."""
-        return Rollout(tokens=tokens, kept=(tokens == context[:, -1:]).float())
+Read = Callable[[range, int, GridStep], dict[str, Tensor]]
+"""Given rows, the number of a future grid and their step there: what to keep of it, one entry a row or a clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenForecaster:
-    """A discrete world between a tokenizer's encoder and decoder."""
+class TokenForecaster(Forecaster):
+    """A discrete world between a tokenizer's encoder and decoder. A row is one sample of one clip, in order `(b k)`."""
 
     world: TokenWorld
     grid: TokenGrid
     tokenizer: Tokenizer | None
-    """None where a world was trained on tokens as they came: it can be scored on tokens, but shows no picture."""
+    """None where a world was trained on tokens as they came: it can be scored on tokens, but shows no frame."""
     sampling: Sampling = field(default_factory=Sampling)
     num_samples: int = 1
     """Independent roll-outs per clip; more than one needs a temperature above 0."""
@@ -69,12 +47,13 @@ class TokenForecaster:
     blend_last_frame: bool = False
     """Show the last context frame where its tokens are kept (worldline.forecasting.blend)."""
     rows: int | None = None
-    """Roll-outs at once, over all clips; None takes as many as have `LOGITS` bytes of logits for one grid.
+    """Rows at once; None takes as many as have `LOGITS` bytes of logits for one grid. Changes rounding at most."""
+    device: torch.device = CPU
+    """Where world and tokenizer are."""
 
-    Changes rounding at most.
-    """
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where world and tokenizer are; inputs are moved there, forecasts come back to the CPU."""
+    @property
+    def token_grid(self) -> TokenGrid:
+        return self.grid
 
     @property
     def image_size(self) -> int | None:
@@ -92,141 +71,183 @@ class TokenForecaster:
         return self.grid.frames_of(self.world.context_grids)
 
     @property
-    def horizon_frames(self) -> int:
-        return self.grid.frames_of(self.world.horizon_grids)
+    def times(self) -> tuple[int, ...]:
+        return tuple(range(self.context_frames, self.context_frames + self.grid.frames_of(self.world.horizon_grids)))
 
     @property
-    def times(self) -> tuple[int, ...]:
-        return tuple(range(self.context_frames, self.context_frames + self.horizon_frames))
+    def chunk_frames(self) -> int:
+        return self.horizon_frames
 
     def drawing(self, num_samples: int) -> "TokenForecaster":
         return replace(self, num_samples=num_samples)
 
-    @torch.no_grad()
-    def forecast(
+    def signature(self) -> str:
+        settings = self.grid, self.sampling, self.num_samples, self.decode_mode, self.blend_last_frame
+        return signature(self.world, self.tokenizer, settings)
+
+    def encoded(self, batch: Batch) -> Batch:
+        if batch.tokens is not None:
+            return batch
+        frames = frames_of(batch, self.context_frames)[:, : self.context_frames + self.horizon_frames]
+        whole = frames.shape[1] // self.grid.block * self.grid.block
+        return replace(batch, tokens=self._encode(frames[:, :whole]))
+
+    def forecast_clips(
         self,
-        frames: UInt8[Tensor, "b c 3 h w"],
-        states: Float32[Tensor, "b t s"],
+        batch: Batch,
         *,
+        states: Float32[Tensor, "b t s"] | None = None,
         seeds: Sequence[int] | None = None,
+        extra: Collection[Extra] = (),
     ) -> Forecast:
-        """Encode the context, roll the world forward, decode.
-
-        Raises:
-            UsageError: another number of frames than the context, no tokenizer, or several greedy samples.
-        """
-        if frames.shape[1] != self.context_frames:
-            raise UsageError(f"the context is {self.context_frames} frames, but {frames.shape[1]} were given")
-        if self.num_samples > 1 and self.sampling.temperature == 0:
-            raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
-        samples = self.num_samples
-        made = self.rollout(self.encode(frames), states, seeds=seeds, num_samples=samples)
-        shown = self.show(made, frames.repeat_interleave(samples, dim=0))
-        return Forecast(
-            frames=rearrange(shown, "(b k) t c h w -> b k t c h w", k=samples), tokens=made.tokens[::samples]
+        states = batch.states if states is None else states
+        past, future = self._split(batch, future=not {"costs", "teacher_forced_costs"}.isdisjoint(extra))
+        true = future if "costs" in extra else None
+        made = self._forecast(self._repeated(past, batch.frames), states, seeds, extra=extra, true=true)
+        if "teacher_forced_costs" not in extra:
+            return made
+        tokens = torch.cat([past, future], dim=1)
+        costs = self._rolled(
+            len(tokens),
+            lambda rows: self.world.teacher_forced(tokens[rows].to(self.device), states[rows].to(self.device)),
+            lambda rows, grid, step: _each(rows, step, 1, lambda clip, logits: grid_costs(logits, future[clip, grid])),
         )
+        return replace(made, teacher_forced_costs=costs)
 
-    @torch.no_grad()
-    def rollout(
-        self,
-        context: Int64[Tensor, "b c gh gw"],
-        states: Float32[Tensor, "b t s"],
-        *,
-        seeds: Sequence[int] | None = None,
-        num_samples: int = 1,
-        watch: Callable[[int, GridStep], None] | None = None,
-    ) -> Rollout:
-        """Horizons of tokenized contexts, `num_samples` of each, in the order `(b k)`, a few rows at a time.
+    def reconstruct(self, batch: Batch) -> Forecast:
+        """The true future, encoded and shown. Raises `UsageError` without a tokenizer, or without a future."""
+        past, future = self._split(batch, future=True)
+        self._tokenizer()
+        seen = self._seen(batch.frames)
+        return self._shown(past, seen, {"tokens": future}, samples=1, plain=True)
 
-        Args:
-            seeds: one per clip; needed at a temperature above 0.
-            watch: `watch(i, step)` sees grid i of a few rows and its logits: all grids of the first rows, then all of
-                the next.
+    def shown(self, batch: Batch) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]:
+        if batch.frames is None and batch.tokens is not None:
+            batch = replace(batch, frames=self._decode(batch.tokens))
+        return super().shown(batch)
 
-        Raises:
-            UsageError: mean codes are to be shown, but tokens of this tokenizer have none.
-        """
-        context, states = context.repeat_interleave(num_samples, dim=0), states.repeat_interleave(num_samples, dim=0)
-        streams = None if seeds is None else generators(seeds, num_samples)
-        parts = []
-        for rows in self._pieces(len(context)):
-            steps = self.world.forecast(
-                context[rows].to(self.device),
-                states[rows].to(self.device),
-                sampling=self.sampling,
-                generators=None if streams is None else streams[rows],
-            )
-            parts.append(self._followed(steps, context[rows], watch))
-        return Rollout.joined(parts)
+    def begin(self, batch: Batch) -> Context:
+        past, _ = self._split(batch, future=False)
+        return self._repeated(past, batch.frames)
 
-    @torch.no_grad()
-    def teacher_forced(
-        self,
-        tokens: Int64[Tensor, "b l gh gw"],
-        states: Float32[Tensor, "b t s"],
-        *,
-        watch: Callable[[int, GridStep], None],
-    ) -> None:
-        """Let `watch(i, step)` see future grid i of a few rows, given the true grids before it, as in `rollout`."""
-        for rows in self._pieces(len(tokens)):
-            steps = self.world.teacher_forced(tokens[rows].to(self.device), states[rows].to(self.device))
-            for index, step in enumerate(steps):
-                watch(index, step)
+    def step(
+        self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]
+    ) -> tuple[Forecast, Context]:
+        """As `forecast`; the token grids that were predicted are the next context, without a way through frames."""
+        made = self._forecast(context, states, seeds)
+        assert made.tokens is not None, "a world over tokens"
+        grids = torch.cat([context[0], made.tokens.flatten(0, 1)], dim=1)[:, -self.world.context_grids :].clone()
+        return made, (grids, *self._seen(None if made.frames is None else made.frames.flatten(0, 1), -1))
 
-    def _pieces(self, count: int) -> list[slice]:
-        return [slice(first, first + self.rows_at_once) for first in range(0, count, self.rows_at_once)]
+    # --- context ---
 
-    def _followed(
-        self,
-        steps: Iterator[GridStep],
-        context: Int64[Tensor, "b c gh gw"],
-        watch: Callable[[int, GridStep], None] | None,
-    ) -> Rollout:
-        codebook = self._codes().codebook if self.decode_mode == "mean" else None
-        grids, means, kept = [], [], []
-        for index, step in enumerate(steps):
-            grids.append(step.tokens.cpu())
-            if codebook is not None:
-                probabilities = step.logits.float().softmax(dim=-1)
-                means.append((probabilities @ codebook).cpu())
-                before = context[:, -1, ..., None].to(self.device)
-                kept.append(probabilities.gather(-1, before).squeeze(-1).cpu())
-            if watch is not None:
-                watch(index, step)
-        chosen = Rollout.certain(context, torch.stack(grids, dim=1))
-        if codebook is None:
-            return chosen
-        return replace(chosen, kept=torch.stack(kept, dim=1), mean_codes=torch.stack(means, dim=1))
+    def _split(self, batch: Batch, *, future: bool) -> tuple[Int64[Tensor, "b c gh gw"], Int64[Tensor, "b l gh gw"]]:
+        """Token grids of context and future; of the future only where it is asked for."""
+        context, horizon = self.world.context_grids, self.world.horizon_grids
+        if batch.tokens is None and not future:
+            batch = replace(batch, frames=frames_of(batch, self.context_frames)[:, : self.context_frames])
+        tokens = self.encoded(batch).tokens
+        assert tokens is not None, "they are made where there are none"
+        needed = context + horizon if future else context
+        if tokens.shape[1] < needed:
+            raise UsageError(f"{name_of(batch)} holds {tokens.shape[1]} token grids, but this world needs {needed}")
+        return tokens[:, :context].cpu(), tokens[:, context:needed].cpu()
 
-    def show(self, rollout: Rollout, frames: UInt8[Tensor, "b c 3 h w"] | None) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of a predicted horizon, after the context `frames`, which only `blend_last_frame` needs.
+    def _repeated(self, past: Tensor, frames: Tensor | None) -> Context:
+        return tuple(part.repeat_interleave(self.num_samples, dim=0) for part in (past, *self._seen(frames)))
 
-        Raises:
-            UsageError: there is no tokenizer, or no frame that could stay in view.
-        """
-        if rollout.mean_codes is None:
-            decoded = self.decode(rollout.tokens)
-        else:
-            decoded = self._codes().decode_codes(rollout.mean_codes.to(self.device)).cpu()
-        if not self.blend_last_frame:
-            return decoded
+    def _seen(self, frames: UInt8[Tensor, "n t 3 h w"] | None, last: int | None = None) -> tuple[Tensor, ...]:
+        """The frame that stays in view where tokens are kept, or nothing where none shall."""
+        if not self.blend_last_frame or self.tokenizer is None:
+            return ()
         if frames is None:
             raise UsageError("what was seen can only be kept where there are frames; leave out --blend-last-frame")
-        return blend_last_frame(decoded, rollout.kept, seen=frames[:, -1], grid=self.grid)
+        return (frames[:, self.context_frames - 1 if last is None else last].cpu().clone(),)
 
-    def round_trip(self, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b f 3 h w"]:
-        """The true horizon, encoded and shown. Raises `UsageError` without a tokenizer."""
-        split = self.context_frames
-        tokens = self.encode(frames[:, : split + self.horizon_frames])
-        past, future = tokens[:, : self.world.context_grids], tokens[:, self.world.context_grids :]
-        return self.show(Rollout.certain(past, future), frames[:, :split])
+    # --- roll out ---
 
-    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
-        """Tokens of whole blocks of frames. Raises `UsageError` without a tokenizer."""
+    @torch.no_grad()
+    def _forecast(
+        self,
+        context: Context,
+        states: Float32[Tensor, "b t s"],
+        seeds: Sequence[int] | None,
+        *,
+        extra: Collection[Extra] = (),
+        true: Int64[Tensor, "b l gh gw"] | None = None,
+    ) -> Forecast:
+        """Roll every row forward, read its grids one by one, and show them. Costs are those of the `true` tokens."""
+        samples, (tokens, *seen) = self.num_samples, context
+        if samples > 1 and self.sampling.temperature == 0:
+            raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
+        if self.sampling.temperature > 0:
+            check_seeds(seeds, len(states))
+        streams = None if seeds is None else generators(seeds, samples)
+        repeated = states.repeat_interleave(samples, dim=0)
+
+        def steps(rows: slice) -> Iterator[GridStep]:
+            past, own = tokens[rows].to(self.device), repeated[rows].to(self.device)
+            drawn = None if streams is None else streams[rows]
+            return self.world.forecast(past, own, sampling=self.sampling, generators=drawn)
+
+        def read(rows: range, grid: int, step: GridStep) -> dict[str, Tensor]:
+            found = {"tokens": step.tokens, **self._to_show(step, tokens[rows.start : rows.stop, -1])}
+            if true is not None:
+                here = true[:, grid]
+                found |= _each(rows, step, samples, lambda clip, logits: grid_costs(logits, here[clip]))
+            if "top" in extra:
+                found |= _each(rows, step, samples, lambda _, logits: _top(logits))
+            return found
+
+        found = self._rolled(len(tokens), steps, read)
+        return self._shown(tokens, tuple(seen), found, samples=samples, plain="plain_frames" in extra)
+
+    def _rolled(self, count: int, steps: Callable[[slice], Iterator[GridStep]], read: Read) -> dict[str, Tensor]:
+        """What is read of every grid of `count` rows, a few rows at a time: `n l ...`. Logits are dropped at once."""
+        parts: list[dict[str, Tensor]] = []
+        for first in range(0, count, self.rows_at_once):
+            rows = range(first, min(first + self.rows_at_once, count))
+            grids = []
+            for grid, step in enumerate(steps(slice(rows.start, rows.stop))):
+                grids.append({name: value.cpu() for name, value in read(rows, grid, step).items()})
+            parts.append({name: torch.stack([grid[name] for grid in grids], dim=1) for name in grids[0]})
+        names = dict.fromkeys(name for part in parts for name in part)  # rows may hold no clip's first sample
+        return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
+
+    def _to_show(self, step: GridStep, before: Int64[Tensor, "n gh gw"]) -> dict[str, Tensor]:
+        """Where mean codes are to be shown: those, and how likely each token is that of the last context grid."""
+        if self.decode_mode == "tokens":
+            return {}
+        chances = step.logits.float().softmax(dim=-1)
+        kept = chances.gather(-1, before[..., None].to(self.device)).squeeze(-1)
+        return {"mean_codes": chances @ self._codes().codebook, "kept": kept}
+
+    def _shown(
+        self, past: Tensor, seen: tuple[Tensor, ...], found: Mapping[str, Tensor], *, samples: int, plain: bool
+    ) -> Forecast:
+        """The forecast of what was read of a roll-out; what is no part of it by name are costs."""
+        costs = dict(found)
+        tokens, codes = costs.pop("tokens"), costs.pop("mean_codes", None)
+        kept = costs.pop("kept", (tokens == past[:, -1:]).float())
+        ids, log_probs = costs.pop("top_ids", None), costs.pop("top_log_probs", None)
+        chosen = self._decode(tokens) if self.tokenizer is not None and (codes is None or plain) else None
+        frames = chosen if codes is None else self._codes().decode_codes(codes.to(self.device)).cpu()
+        if frames is not None and seen:
+            frames = blend_last_frame(frames, kept, seen=seen[0], grid=self.grid)
+        if not plain or chosen is frames:
+            chosen = None
+        views = [None if x is None else x.unflatten(0, (-1, samples)) for x in (frames, chosen, tokens)]
+        made = Forecast(times=self.times, frames=views[0], plain_frames=views[1], tokens=views[2], costs=costs)
+        return replace(made, top_ids=ids, top_log_probs=log_probs)
+
+    # --- tokenizer ---
+
+    @torch.no_grad()
+    def _encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
         return self._tokenizer().encode(frames.to(self.device)).cpu()
 
-    def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of whole blocks of grids. Raises `UsageError` without a tokenizer."""
+    @torch.no_grad()
+    def _decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
         return self._tokenizer().decode(tokens.to(self.device)).cpu()
 
     def _codes(self) -> CodeTokenizer:
@@ -243,3 +264,16 @@ class TokenForecaster:
                 "this world was trained on tokens alone; give the tokenizer they came from (--tokenizer DIR)"
             )
         return self.tokenizer
+
+
+def _each(
+    rows: range, step: GridStep, samples: int, measure: Callable[[int, Tensor], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What is measured on the logits of each clip's first sample among the rows, one clip after the other."""
+    found = [measure(row // samples, step.logits[row - rows.start]) for row in rows if row % samples == 0]
+    return {name: torch.stack([one[name] for one in found]) for name in (found[0] if found else ())}
+
+
+def _top(logits: Float32[Tensor, "gh gw v"]) -> dict[str, Tensor]:
+    best = logits.float().log_softmax(dim=-1).topk(min(TOP, logits.shape[-1]), dim=-1)
+    return {"top_ids": best.indices, "top_log_probs": best.values}

@@ -25,6 +25,11 @@ def clip_seeds(seed: int, origins: Sequence[Origin]) -> tuple[int, ...]:
     return tuple(_mixed(seed, origin.episode, origin.start) for origin in origins)
 
 
+def chunk_seeds(seeds: Sequence[int], chunk: int) -> tuple[int, ...]:
+    """Seeds of the noise of one chunk of a session; the first chunk begins as a forecast with these seeds."""
+    return tuple(seeds) if chunk == 0 else tuple(_mixed(seed, chunk, 1) for seed in seeds)
+
+
 def generators(seeds: Sequence[int], num_samples: int) -> list[torch.Generator]:
     """One generator for each sample of each clip, in the order `(b k)`."""
     return [torch.Generator().manual_seed(_mixed(seed, k)) for seed in seeds for k in range(num_samples)]

@@ -1,0 +1,121 @@
+"""`Session`: an imagined episode of any length, chunk by chunk. It does not know what its forecaster is made of.
+
+A session is a forecaster and a `Snapshot`. A step is a pure function of the snapshot and the states that follow, so a
+session goes on alike whatever else runs, two of them share nothing that changes, and what it holds does not grow.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from worldline.process.noise import chunk_seeds
+from worldline.schema import Forecast, UsageError
+
+Context = tuple[Tensor, ...]
+"""What a forecaster goes on from, in its own terms: token grids, latents, frames or physics. Small, and on the CPU."""
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """What a session asks of its forecaster."""
+
+    @property
+    def context_frames(self) -> int: ...
+
+    @property
+    def chunk_frames(self) -> int: ...
+
+    @property
+    def lookahead_frames(self) -> int: ...
+
+    def step(
+        self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]
+    ) -> tuple[Forecast, Context]: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Snapshot:
+    """A moment of a session: all that its future depends on besides the forecaster. Its tensors are never changed."""
+
+    made_by: str
+    """Which forecaster, by `signature`."""
+    context: Context
+    states: Float32[Tensor, "b c s"]
+    """Of the frames of the context."""
+    seeds: tuple[int, ...]
+    chunks: int = 0
+    """How many lie behind."""
+
+
+class Session:
+    """Frames after frames from a context on, as the states say. Batched: the futures of `b` clips go on together."""
+
+    def __init__(self, forecaster: Steps, now: Snapshot) -> None:
+        self.forecaster, self._now = forecaster, now
+
+    @property
+    def time(self) -> int:
+        """Frames that lie behind, context included: the position of the next one."""
+        return self.forecaster.context_frames + self._now.chunks * self.forecaster.chunk_frames
+
+    def advance(self, states: Float32[Tensor, "b t s"]) -> Forecast:
+        """Go on by `chunk_frames` and give the frames there; `Forecast.times` says which of them are made.
+
+        Args:
+            states: raw units, one row for each of the next `lookahead_frames` frames, of which the next call's begin
+                `chunk_frames` later.
+
+        Raises:
+            UsageError: another number of clips, rows or dimensions, or states that are no numbers.
+        """
+        now, chunk = self._now, self.forecaster.chunk_frames
+        check_states(states, (len(now.seeds), self.forecaster.lookahead_frames, now.states.shape[-1]))
+        window = torch.cat([now.states, states.cpu()], dim=1)
+        with torch.no_grad():
+            made, context = self.forecaster.step(now.context, window, seeds=chunk_seeds(now.seeds, now.chunks))
+        kept = window[:, chunk : chunk + now.states.shape[1]].clone()
+        self._now = replace(now, context=context, states=kept, chunks=now.chunks + 1)
+        return replace(made, times=tuple(now.chunks * chunk + time for time in made.times))
+
+    def snapshot(self) -> Snapshot:
+        """This moment, to return to: a value, a few token grids, latents or frames in size. It can be pickled."""
+        return self._now
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Return to a moment of this or another session. Raises `UsageError` where another forecaster made it."""
+        if snapshot.made_by != self._now.made_by:
+            raise UsageError(
+                "this snapshot is of another forecaster (other weights, or another choice of sampling); "
+                "restore it in a session of the one that made it"
+            )
+        self._now = snapshot
+
+    def fork(self) -> "Session":
+        """A second session that goes on from this moment."""
+        return Session(self.forecaster, self._now)
+
+
+def check_states(states: Tensor, expected: tuple[int, int, int]) -> None:
+    """Refuse states of another shape (clips, frames, dimensions), or that are no numbers. Raises `UsageError`."""
+    if tuple(states.shape) != expected:
+        clips, frames, dims = expected
+        found = " x ".join(map(str, states.shape))
+        raise UsageError(f"expected states of {clips} clips x {frames} frames x {dims} dimensions, not {found}")
+    if not states.isfinite().all():
+        raise UsageError("the states hold values that are no finite numbers")
+
+
+def signature(*parts: object) -> str:
+    """Hash of settings, and of models by the names, shapes and first values of their weights."""
+    digest = hashlib.sha256()
+    for part in parts:
+        weights = part.state_dict() if isinstance(part, torch.nn.Module) else None
+        digest.update((repr(part) if weights is None else type(part).__name__).encode())
+        for name, value in (weights or {}).items():
+            digest.update(f"{name} {[*value.shape]} {value.flatten()[:4].tolist()}".encode())
+    return digest.hexdigest()
