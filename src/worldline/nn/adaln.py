@@ -1,10 +1,10 @@
-"""Robot states to a modulation of a diffusion transformer, one per latent frame: adaLN-Zero on what the robot does.
+"""adaLN-Zero: robot states modulate a diffusion transformer, once per latent frame.
 
 States are turned into features, compressed in time by two strided convolutions to one code per latent frame, and
 projected to the six shifts, scales and gates that every block adds to those of the timestep. The last projection
-starts at zero, so a backbone with this attached begins as the backbone alone. Numbers and order of operations are
-those of the winning team's public code (report, section 2); where that starts from elsewhere than zero, we follow the
-report's words. Knows no backbone and no latent.
+starts at zero, so a backbone with this attached begins as the backbone alone. Numbers and order of operations are those
+of the winning team's public code (report, section 2). That code does not start at zero; here we follow the report's
+text. This file uses no backbone and no latents.
 """
 
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ class StateModulationConfig:
 
 
 class StateModulation(Standardising):
-    """States to codes to modulation. Only plain features are standardised."""
+    """States to features to modulation. Only plain features are standardised."""
 
     def __init__(self, config: StateModulationConfig, width: int) -> None:
         super().__init__(len(config.kinds))

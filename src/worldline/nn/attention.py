@@ -91,8 +91,8 @@ class MLP(nn.Sequential):
 class STBlock(nn.Module):
     """Pre-norm spatial attention, causal temporal attention, MLP; each on a residual branch.
 
-    Where it is modulated, a condition per grid gives each branch a shift and a scale behind its norm and a gate before
-    its sum. Their projection is to start at zero, so that the block begins as one that knows no condition.
+    With modulation, a condition per grid gives each branch a shift and a scale after its norm and a gate before its
+    sum. Their projection must start at zero, so that the block first ignores the condition.
     """
 
     def __init__(self, config: STBlockConfig) -> None:
@@ -128,7 +128,7 @@ class STBlock(nn.Module):
 
 
 class _Modulation(NamedTuple):
-    """What a condition does to one residual branch; zeros do nothing."""
+    """Effect of a condition on one residual branch; zeros have no effect."""
 
     shift: Float[Tensor, "b t 1 d"]
     scale: Float[Tensor, "b t 1 d"]

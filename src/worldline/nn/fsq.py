@@ -36,10 +36,10 @@ class FSQ(nn.Module):
         return self._codes(bounded, bounded.round())
 
     def with_hysteresis(self, z: Float[Tensor, "b l *n d"], margin: float) -> Float[Tensor, "b l *n d"]:
-        """Codes along time that change only for a reason, like a Schmitt trigger's output.
+        """Codes with hysteresis along time, like the output of a Schmitt trigger.
 
-        A code stays what it was one step before while every channel of the input is within half a level and `margin`
-        levels of it; otherwise it is the nearest. At 0 this is `forward`.
+        A code stays the same as one step before while every channel of the input is within half a level plus `margin`
+        levels of it; otherwise the nearest code is taken. At 0 this is `forward`.
         """
         bounded = self._bound(z)
         codes = [bounded[:, 0].round()]

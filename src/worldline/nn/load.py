@@ -9,10 +9,10 @@ from worldline.schema import DataError
 
 
 def changing_state(model: nn.Module) -> dict[str, Tensor]:
-    """All of the state dict but frozen parameters: what training changes, so what a checkpoint holds.
+    """The state dict without frozen parameters: what training changes and a checkpoint must contain.
 
-    Frozen parameters (`requires_grad` False) are a pretrained base that lies in files of its own. A model without any
-    is saved whole.
+    Frozen parameters (`requires_grad` False) are a pretrained base with its own files. A model without frozen
+    parameters is saved completely.
     """
     state = model.state_dict()
     frozen = {name for name, value in model.named_parameters(remove_duplicate=False) if not value.requires_grad}

@@ -73,7 +73,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the model. Early steps use a shorter memory, so the start is forgotten quickly."""
+        """Update towards the model. Early steps use a shorter memory, so initial weights soon have no influence."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in changing_state(model).items():
             self.weights[name].lerp_(value.float(), 1 - decay)

@@ -1,8 +1,8 @@
-"""Robot states, one row per video frame, to one vector per latent frame. The additive conditioning of Genie's kind.
+"""Robot states (one row per video frame) to one vector per latent frame: additive conditioning as in Genie.
 
 Alignment rule: within a block of `1 + k * stride` frames, latent 0 owns frame 0 and latent j owns frames
-`(j-1) * stride + 1 .. j * stride`, exactly the frames whose pixels it encodes. The report does not say how its
-64 states meet 6 grids; this is our choice, and `pooling` says what is kept of the frames a latent owns.
+`(j-1) * stride + 1 .. j * stride`, exactly the frames whose pixels it encodes. The report does not say how its 64
+states belong to 6 grids; this rule is our choice. `pooling` says how the states of one latent are combined.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Standardising(nn.Module):
         self.register_buffer("scale", torch.ones(state_dim))
 
     def set_statistics(self, mean: Float[Tensor, " s"], std: Float[Tensor, " s"]) -> None:
-        """Standardise as `(x - mean) / std` from now on; dimensions that stand still are only centred."""
+        """Standardise as `(x - mean) / std` from now on; constant dimensions are only centred."""
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 

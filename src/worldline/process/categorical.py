@@ -1,4 +1,4 @@
-"""The categorical process whole: corruption, target and sampler of discrete token grids.
+"""The complete categorical process: corruption, target and sampler of discrete token grids.
 
 Training corrupts the input grids (scheduled sampling) and scores the true tokens by cross-entropy; sampling draws
 a grid from logits, greedily or not. Knows logits and token ids, no model.
@@ -52,9 +52,10 @@ def draw(
 def _drawn(logits: Float[Tensor, "*n v"], sampling: Sampling, generator: torch.Generator) -> Int64[Tensor, "*n"]:
     """Gumbel's trick: with Exponential(1) noise e, the largest of `logits - log e` is a sample of their softmax.
 
-    It takes a number per token of the vocabulary where the inverse of the summed probabilities takes one in all. But
-    logits that differ in the last digits, as those of another batch do, then choose the same tokens; by the inverse the
-    errors of all tokens before one add up and move it. Drawn on the CPU, so that every device chooses alike.
+    It needs one random number per token of the vocabulary; the inverse of the cumulative probabilities would need only
+    one. But with it, logits that differ in the last digits (as in another batch) still choose the same token. With the
+    inverse, the errors of all earlier tokens add up and change the choice. Drawn on the CPU, so that all devices choose
+    the same.
     """
     # The largest is taken off first: divided by a temperature near 0, logits would be infinite.
     above = (logits.float() - logits.float().amax(dim=-1, keepdim=True)) / sampling.temperature
@@ -78,14 +79,14 @@ def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
 def cross_entropy(
     hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], target: Int64[Tensor, " n"], *, chunk: int
 ) -> Float32[Tensor, ""]:
-    """Mean of -log softmax(hidden @ weight.T)[target], in nats, with at most `chunk x v` logits alive at once.
+    """Mean of -log softmax(hidden @ weight.T)[target], in nats, with at most `chunk x v` logits in memory at once.
 
     PyTorch's own loss in chunks, which keeps no logits for the backward pass. At the report's shape (160 x 3072
-    tokens, vocabulary 64,000) this is what stands between 126 GB of fp32 logits and training at all.
+    tokens, vocabulary 64,000) the logits alone would take 126 GB in fp32.
 
-    It knows nothing of autocast, so types are chosen here. In float32 the gradients are made in the forward pass, the
-    fastest way. A mean of bfloat16 would be added up and returned in its eight bits: there every token's cost is asked
-    for, the mean is of float32, and the backward pass computes logits again.
+    PyTorch's function ignores autocast, so types are chosen here. In float32 the gradients are made in the forward
+    pass, the fastest way. In bfloat16 the mean would have only eight bits: there we take the cost of every token, the
+    mean is of float32, and the backward pass computes the logits again.
     """
     kind = hidden.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -98,7 +99,7 @@ def cross_entropy(
 
 @torch.no_grad()
 def likeliest(hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], *, chunk: int) -> Int64[Tensor, " n"]:
-    """The token of the largest logit at each position, with at most `chunk x v` logits alive at once."""
+    """The token of the largest logit at each position, with at most `chunk x v` logits in memory at once."""
     return torch.cat([F.linear(part, weight).argmax(dim=-1) for part in hidden.split(chunk)])
 
 
@@ -108,7 +109,7 @@ def scheduled(
     probability: float,
     generator: torch.Generator,
 ) -> Int64[Tensor, "b l h w"]:
-    """Scheduled sampling's corruption: each true token gives way to the model's own with this probability.
+    """Scheduled sampling's corruption: each true token is replaced by the model's own with this probability.
 
     Two-pass form for transformers (Mihaylova & Martins 2019); the report tried it and gained little.
     """

@@ -1,9 +1,9 @@
-"""The flow-matching process whole: corruption, target, loss weight and samplers of continuous latents.
+"""The complete flow-matching process: corruption, target, loss weight and samplers of continuous latents.
 
 Letters as in rectified flow (Liu et al. 2022; Lipman et al. 2022): data x0, noise e ~ N(0, I), noise level sigma
 from 1 (pure noise) to 0 (data), x = (1 - sigma) x0 + sigma e, velocity v = dx/dsigma = e - x0. Schedules are those
-of Wan2.2 as the report's team trained and sampled it. Knows a velocity, no model: which latents are context, and
-so stay clean at timestep 0, is the world's business, and only generated latents come here.
+of Wan2.2 as the report's team trained and sampled it. This file knows velocities, but no model. The world decides which
+latents are context (clean, timestep 0); only generated latents come here.
 """
 
 import math
@@ -103,8 +103,8 @@ def loss_weight(config: FlowConfig, sigma: Float32[Tensor, " b"]) -> Float32[Ten
     """Weigh each example's squared error. 1 throughout, or a bell with mean 1 over `train_sigmas`.
 
     bell(sigma) is proportional to exp(-2 (sigma - 1/2)^2) - exp(-1/2), the weight of the team's training library:
-    2.08 at 1/2 for the default schedule, 0 at both ends. Pure noise then goes untrained, and that is all a forecast
-    of one Euler step relies on: train such a world with `uniform`.
+    2.08 at 1/2 for the default schedule, 0 at both ends. Pure noise then has no weight, but a forecast of one Euler
+    step uses only pure noise: train such a world with `uniform`.
     """
     if config.weighting == "uniform":
         return torch.ones_like(sigma)
@@ -129,8 +129,8 @@ def integrate(
 
     Args:
         velocity_of: velocity of `x` (float32, shaped like `noise`) at noise level `sigma`, guidance included; called
-            once per step. Its network is to be told `TIMESTEPS * sigma` as in training; Wan's own UniPC loop tells
-            it that cut to a whole number.
+            once per step. Its network must get `TIMESTEPS * sigma`, as in training; Wan's own UniPC loop truncates it
+            to a whole number.
         noise: standard normal.
 
     Returns:

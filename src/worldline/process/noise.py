@@ -1,7 +1,7 @@
-"""Noise belongs to a sample: what sample k of a clip is made from depends on (seed, clip, k), and on nothing else.
+"""Noise belongs to a sample: the noise of sample k of a clip depends on (seed, clip, k), and on nothing else.
 
-Neither the number of samples, nor the clips beside it, nor their order, nor the process or processor that computes it
-changes it. It is drawn on the CPU, where every machine draws the same.
+It does not depend on the number of samples, on other clips, their order, the process or the processor. It is drawn on
+the CPU, because all machines draw the same there.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from worldline.schema import Origin, UsageError
 
 
 def clip_seeds(seed: int, origins: Sequence[Origin]) -> tuple[int, ...]:
-    """One seed per clip, of the episode and frame it begins at; where its data lie does not count.
+    """One seed per clip, from the episode and frame where it begins; the place of the data does not matter.
 
     Raises:
         UsageError: a negative seed.
