@@ -1,8 +1,8 @@
-"""The passes of a run, followed on the `meta` device: from a configuration to bytes and FLOP (`meter.py`).
+"""Bytes and FLOP of the passes of a run, from its configuration, on the `meta` device (`meter.py`).
 
-Sizes that data or other files decide are taken from the configuration: picture size, frames of a window, kinds of
-states, token grids and vocabulary. A deep model is followed with three and with four blocks, since every further one
-adds the same, and with a few clips; other numbers lie on straight lines. Knows no cards and no ranks.
+Sizes that depend on data or other files are taken from the configuration: picture size, frames of a window, kinds of
+states, token grids and vocabulary. A deep model is run with three and with four blocks and with a few clips, because
+every further block or clip adds the same; other numbers are extrapolated linearly.
 """
 
 from dataclasses import fields, replace
@@ -29,7 +29,7 @@ from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 from worldline.worlds.wan import WanConfig, WanWorld
 
 DEPTHS = (3, 4)
-"""Blocks with which a deep model is followed. With two, a backward pass has not yet met all that it meets."""
+"""Blocks with which a deep model is run. With two, a backward pass does not yet reach its full memory."""
 STATE_DIM = 25
 """Where the configuration does not say it; tokenizers ignore states."""
 
@@ -37,11 +37,11 @@ AnyConfig = FSQVideoConfig | WanVAEConfig | STTransformerConfig | WanConfig
 
 
 class SizeUnknownError(UsageError):
-    """What is needed depends on a size that only the data would tell."""
+    """The result depends on a size that only the data have."""
 
 
 class Footprint:
-    """The model of a run and its passes, each followed when first asked for.
+    """The model of a run and its passes; each pass is run when it is first needed.
 
     Raises:
         UsageError: a size is in neither configuration nor files, or sizes do not fit each other.
@@ -216,7 +216,7 @@ def build(config: AnyConfig) -> nn.Module:
 
 
 def give_gradients(model: nn.Module) -> None:
-    """Gradients for all that is trained, as a step's second piece finds them."""
+    """Gradients of all trained parameters, as they exist from the second piece of a step on."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)
@@ -229,7 +229,7 @@ def tensors_of(model: nn.Module) -> list[Tensor]:
 def empty_batch(
     model: AnyConfig, config: TrainConfig, clips: int, grid: LatentGrid | None, device: str = "meta"
 ) -> Batch:
-    """A batch of the shape that a model reads, of zeros where there is memory."""
+    """A batch of the shape that a model reads; zeros on devices with memory."""
     frames = tokens = latents = None
     rows, dims = config.data.pattern.window, STATE_DIM
     match model:
@@ -254,7 +254,7 @@ def empty_batch(
 
 
 def _fitted(config: TrainConfig) -> AnyConfig:
-    """The model's configuration with what a run takes from its data, as far as the configuration says it."""
+    """The model's configuration with the sizes that a run takes from its data, if the configuration gives them."""
     model, pattern = config.model, config.data.pattern
     if isinstance(model, WanConfig):
         return replace(model, states=replace(model.states, taken=pattern.frames, window=pattern.window))
@@ -262,7 +262,7 @@ def _fitted(config: TrainConfig) -> AnyConfig:
 
 
 def _sampled(config: AnyConfig) -> tuple[int, ...]:
-    """Clips with which a pass is followed. The logits of a loss grow with them up to one chunk."""
+    """Clips with which a pass is run. The logits of a loss grow with them up to one chunk."""
     if not isinstance(config, STTransformerConfig):
         return (1, 2)
     whole = config.loss_chunk // (config.horizon_grids * config.grid_height * config.grid_width)

@@ -1,4 +1,4 @@
-"""What a run takes besides the memory of its GPUs: main memory; and what the other verbs take at the run's sizes."""
+"""Main memory of a run, and memory of the other verbs at the sizes of that run."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 from worldline.worlds.wan import WanWorld
 
 PROCESS, WORKER = 500_000_000, 300_000_000
-"""Bytes of Python and its libraries in a process and in one that loads: measured with PyTorch's build for CPUs."""
+"""Bytes of Python and its libraries, in a process and in a loading worker: measured with PyTorch's CPU build."""
 WINDOWS = 8
 """Windows that `worldline data encode` encodes, and clips that `worldline evaluate` judges, at once by default."""
 CHUNK = 64
@@ -23,18 +23,18 @@ CHUNK = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """Bytes of main memory of one machine, with one process for each of its GPUs. Nothing is page-locked."""
+    """Bytes of main memory of one machine, with one process for each of its GPUs. No memory is pinned."""
 
     processes: int
     """Python and its libraries, loading workers included."""
     building: int
-    """Model and VAE, which every process holds whole before they go to its GPU."""
+    """Model and VAE, which every process builds completely before they go to its GPU."""
     resuming: int
-    """A checkpoint, which every process reads whole."""
+    """A checkpoint, which every process reads completely."""
     saving: int
-    """The same, which the first process gathers."""
+    """A checkpoint that the first process gathers and writes."""
     loading: int
-    """The piece at work, and what workers decode and read ahead."""
+    """The current piece, and the clips that workers decode and read ahead."""
 
     @property
     def total(self) -> int:
@@ -43,7 +43,7 @@ class Host:
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
-    """What another verb takes in one process."""
+    """Memory of another verb in one process."""
 
     name: str
     what: str
@@ -71,7 +71,7 @@ def host(run: Footprint, *, gpus: int, clips: int) -> Host:
 
 
 def verbs(run: Footprint) -> tuple[Verb, ...]:
-    """What the verbs that use the model of a run take, in one process."""
+    """Memory of the verbs that use the model of a run, in one process."""
     model, config = sum(x.nbytes for x in tensors_of(run.model)), run.model_config
     match config:
         case FSQVideoConfig():

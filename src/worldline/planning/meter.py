@@ -1,9 +1,9 @@
-"""What a pass over a model takes, in bytes and FLOP, found on the `meta` device: tensors with a shape and no memory.
+"""Bytes and FLOP of a pass over a model, counted on the `meta` device (tensors with a shape and no memory).
 
-The real code runs, forward and backward, and nothing is computed. Bytes are those of every tensor storage while it
-lives; FLOP are those of matrix products, convolutions and attention, by PyTorch's own formulas (`flop_counter`).
-Where CUDA saves other tensors than `meta` would, CUDA's way is put in its place. Not counted: memory inside kernels,
-the allocator's rounding and fragments, the CUDA context. Knows no model.
+The real code runs, forward and backward, and nothing is computed. Bytes count every tensor storage while it exists.
+FLOP count matrix products, convolutions and attention, by PyTorch's own formulas (`flop_counter`). Where CUDA saves
+other tensors than `meta` would, CUDA's behaviour is imitated. Not counted: memory inside kernels, the allocator's
+rounding and fragments, the CUDA context. Knows no model.
 """
 
 import weakref
@@ -38,15 +38,15 @@ _LIKE: dict[Any, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """Of one pass. What is there before it (weights, gradients) is not in the bytes."""
+    """Of one pass. Tensors from before it (weights, gradients) are not counted."""
 
     held: int
-    """Bytes that came to life in the forward pass and wait for the backward pass."""
+    """Bytes that the forward pass keeps for the backward pass."""
     peak: int
-    """Bytes alive at once, at most."""
+    """Largest number of bytes at any time."""
     forward_flop: int
     backward_flop: int
-    """With what is computed a second time, under gradient checkpointing."""
+    """Including what is computed a second time, under gradient checkpointing."""
 
 
 def follow(
@@ -89,7 +89,7 @@ def _backward(result: Tensor) -> None:
 
 
 class Meter(TorchDispatchMode):
-    """Adds the bytes of every storage on a device when it comes to life, and takes them off when it dies."""
+    """Adds the bytes of every storage on a device when it is created, and subtracts them when it is freed."""
 
     def __init__(self, given: Iterable[Tensor], device: str) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class AsOnCuda(TorchFunctionMode):
         every use."""
 
     def leave_autocast(self) -> None:
-        """Drop the cast weights; what is computed again in the backward pass casts anew."""
+        """Drop the cast weights; recomputation in the backward pass casts them again."""
         self.casts = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,7 +1,7 @@
-"""What a run would need, before it is started: parameters, memory of each GPU, FLOP, and settings that fit a card.
+"""Needs of a run before it starts: parameters, memory of each GPU, FLOP, and settings that fit a card.
 
-Neither weights nor data nor a GPU are needed: the passes of the run are followed on tensors without memory
-(`footprint.py`). What is counted and what is estimated is said in `Plan.notes`. GB are 10^9 bytes, B of a card too.
+It needs no weights, no data and no GPU: the passes of the run use tensors without memory (`footprint.py`). `Plan.notes`
+says which figures are counted and which are estimated. GB are 10^9 bytes, also for cards.
 """
 
 import os
@@ -23,14 +23,14 @@ from worldline.tokenizers.wan_vae import WanVAEConfig
 
 CARDS_GB = (24.0, 40.0, 80.0, 141.0)
 RESERVE = 0.1
-"""Share of a card left free for what is not counted: memory inside kernels, fragments, the CUDA context."""
+"""Share of a card left free for memory that is not counted: inside kernels, fragments, the CUDA context."""
 MAX_GPUS = 1024
 """Up to which a card that is too small is tried in doubled numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one GPU at the worst moment of a training step, by what holds them."""
+    """Bytes on one GPU at the peak of a training step, by their use."""
 
     weights: int
     """Parameters and buffers: this GPU's share."""
@@ -39,24 +39,24 @@ class Memory:
     tokenizer: int
     """The VAE of a world over latents, whole on every GPU."""
     gradients: int
-    """Counted as there all along, as they are from a batch's second piece on."""
+    """Counted for the whole step; they exist from the second piece of a batch on."""
     moments: int
     """AdamW's two, and its counters."""
     average: int
     """The moving average of weights and buffers, in fp32."""
     activations: int
-    """What the forward pass of one piece leaves for the backward pass."""
+    """Tensors that the forward pass of one piece keeps for the backward pass."""
     working: int
-    """The most that is alive besides."""
+    """Peak of all other tensors."""
 
     @property
     def resident(self) -> int:
-        """What stays from step to step."""
+        """Memory that stays from step to step."""
         return self.weights + self.tokenizer + self.gradients + self.moments + self.average
 
     @property
     def certain(self) -> int:
-        """What no setting but more GPUs makes smaller: weights, VAE, moments and average."""
+        """Memory that only more GPUs can reduce: weights, VAE, moments and average."""
         return self.weights + self.tokenizer + self.moments + self.average
 
     @property
@@ -66,7 +66,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One way to run a training, and what it takes on one GPU."""
+    """One setting of a training, and its memory on one GPU."""
 
     gpus: int
     accumulate: int
@@ -81,7 +81,7 @@ class Setting:
 
     @property
     def parts(self) -> dict[str, int]:
-        """Bytes in use by what a run does, one after the other."""
+        """Bytes in use in each phase of a run."""
         return {"training": self.memory.total, "encoding": self.encoding, "validation": self.validation}
 
     @property
@@ -90,7 +90,7 @@ class Setting:
 
     @property
     def greediest(self) -> str:
-        """Which of the parts needs the most."""
+        """The phase that needs the most."""
         return max(self.parts, key=lambda name: self.parts[name])
 
 
@@ -114,7 +114,7 @@ class Flop:
     """Of frames by the VAE, where every step does it."""
     forward: int
     backward: int
-    """Gradients of inputs, and of those weights that are trained."""
+    """Gradients of inputs and of trained weights."""
     recomputed: int
     """The forward pass of blocks once more, under gradient checkpointing."""
 
@@ -146,12 +146,13 @@ class Plan:
     host: Host
     """Main memory, where all GPUs are in one machine."""
     verbs: tuple[Verb, ...]
-    """What the verbs that use the model take, in one process each."""
+    """Memory of the verbs that use the model, in one process each."""
     notes: tuple[str, ...]
 
 
 def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1, vae: WanVAEConfig | None = None) -> Plan:
-    """Count what a run takes on each of `gpus` GPUs, and find what fits cards of `gpu_gb`, or of the usual sizes.
+    """Count the memory of a run on each of `gpus` GPUs, and find settings that fit cards of `gpu_gb`, or of the usual
+    sizes.
 
     Args:
         vae: what makes the latents of a world, where the run's own VAE is not there and is not Wan2.2's.
@@ -190,8 +191,8 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1, vae
 def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1, vae: WanVAEConfig | None = None) -> None:
     """Check that a run fits into the memory that each GPU has free, in bytes, before anything long is started.
 
-    Only what certainly cannot fit is refused. Where the estimate says that it will not, or cannot say anything since
-    sizes are not configured, this warns.
+    It refuses only what certainly cannot fit. It warns if the estimate says that the run does not fit, or if sizes are
+    missing for an estimate.
 
     Raises:
         UsageError: what stays on a GPU from step to step is more than is free; names a setting that fits.
@@ -233,7 +234,7 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1, vae: Wan
 
 
 def setting(run: Footprint, *, gpus: int, accumulate: int, checkpointing: bool) -> Setting:
-    """What a run takes on one GPU. Raises `UsageError` if the batch does not divide so."""
+    """Memory of a run on one GPU. Raises `UsageError` if the batch cannot be divided like this."""
     share = Ranks(world_size=gpus).share(run.config.batch_size)
     if not 1 <= accumulate <= share:
         raise UsageError(f"{share} clips on each GPU cannot be cut into {accumulate} pieces; lower --accumulate")
@@ -254,7 +255,7 @@ def setting(run: Footprint, *, gpus: int, accumulate: int, checkpointing: bool) 
 
 
 def memory(run: Footprint, *, gpus: int, accumulate: int, clips: int, checkpointing: bool) -> Memory:
-    """What a training step with so many clips at once holds on one GPU."""
+    """Memory of a training step with so many clips at once, on one GPU."""
     model, step = run.model, run.train(clips, checkpointing=checkpointing)
     trained = [p for p in model.parameters() if p.requires_grad]
     blocks = shards_of(model) if gpus > 1 else []
@@ -338,7 +339,7 @@ def _fitting(run: Footprint, limit: int, gpus: int) -> tuple[Setting, ...]:
 
 
 def _notes(run: Footprint) -> tuple[str, ...]:
-    """What the figures rest on, for people."""
+    """How the figures were found, for people."""
     precision = "bfloat16 autocast, as on CUDA" if run.autocast else "no autocast"
     notes = [
         "counted: parameters, gradients, moments, average; FLOP and tensors of a pass, by running it without values",
