@@ -342,21 +342,21 @@ def _notes(run: Footprint) -> tuple[str, ...]:
     """How the figures were found, for people."""
     precision = "bfloat16 autocast, as on CUDA" if run.autocast else "no autocast"
     notes = [
-        "counted: parameters, gradients, moments, average; FLOP and tensors of a pass, by running it without values",
-        f"estimated: passes of more than a few clips and than {DEPTHS[-1]} blocks, by straight lines; what FSDP "
-        f"gathers; the {RESERVE:.0%} of a card kept free for memory inside kernels, fragments and the CUDA context",
-        f"assumed: {precision}; flash attention; sizes of states, pictures and tokens as configured, without the data",
-        "compared with the memory of a real process on a CPU, at tiny sizes, within a quarter: a training step and a "
-        "forecast of a world over tokens, a tokenizer's way there and back; all else tensor by tensor only",
-        "measured on a GPU: nothing, so every figure above is a forecast itself",
-        "main memory: Python's part as measured with PyTorch's build for CPUs; more where stored video is larger than "
-        "the pictures trained on; files that are mapped (caches, latents, tokens) may fill what is free, and give way",
+        "counted: parameters, gradients, moments, average; FLOP and tensors of a pass, which runs without values",
+        f"estimated: passes of more than a few clips or {DEPTHS[-1]} blocks, extrapolated linearly; what FSDP gathers; "
+        f"{RESERVE:.0%} of a card are kept free for memory inside kernels, fragments and the CUDA context",
+        f"assumed: {precision}; flash attention; sizes of states, frames and tokens as configured",
+        "checked against a real process on a CPU, at tiny sizes, within a quarter: a training step and a forecast of a "
+        "world over tokens, encoding and decoding by a tokenizer; everything else tensor by tensor only",
+        "measured on a GPU: nothing, so every figure above is an estimate",
+        "main memory: Python's part was measured with PyTorch's CPU build; stored video of larger frames "
+        "needs more; mapped files (caches, latents, tokens) may fill free memory and give it back",
     ]
     if run.model_config.kind == "wan" and run.model_config.lora is not None:
         notes.append(
-            "assumed: the frozen backbone in bfloat16, but its norms, tables and time embedding in fp32; "
-            "all that is trained in fp32"
+            "assumed: the frozen backbone in bfloat16, except norms, tables and time embedding in fp32; trained "
+            "parameters in fp32"
         )
     if run.encodes:
-        notes.append("every step encodes its frames; `worldline data encode`, once, saves that time and memory")
+        notes.append("every step encodes its frames; run `worldline data encode` once to save that time and memory")
     return tuple(notes)
