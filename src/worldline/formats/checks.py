@@ -1,6 +1,7 @@
 """Checks that every source makes, so that every source says the same about the same fault."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from worldline.files import read_json
+from worldline.files import read_json, unreadable
 from worldline.schema import DataError, Episode, UsageError
 
 Report = Callable[[DataError], None]
@@ -68,35 +69,39 @@ T = TypeVar("T")
 
 
 def validated(path: Path, form: type[T], content: Any, where: str = "") -> T:
-    """Give content that came out of a file the type it should have. Raises `DataError` naming the first misfit."""
+    """Give content of a file, or a line of JSON, the type it should have. Raises `DataError` naming a misfit."""
     try:
-        return adapter(form).validate_python(content)
+        check = adapter(form)
+        return check.validate_json(content) if isinstance(content, bytes) else check.validate_python(content)
     except UsageError as error:  # a configuration that checks itself
-        fix = "Correct or restore it."
-        raise DataError(path, expected="sound settings", found=str(error), fix=fix, kind="metadata") from error
+        raise DataError(path, expected="sound settings", found=str(error), kind="metadata") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
         text = repr(first["input"])
         found = text if len(text) <= 80 else f"{text[:77]}..."
-        problem = first["msg"][:1].lower() + first["msg"][1:]
-        raise DataError(
-            path, expected=f"{place}: {problem}", found=found, fix="Correct or restore it.", kind="metadata"
-        ) from error
+        expected = f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise unreadable(path, expected=expected, found=found, fix="Correct or restore it.", kind="metadata") from error
 
 
-def sound_episodes(episodes: Sequence[Episode], check: Callable[[int], object], leaving: LeavingOut) -> list[int]:
-    """Episodes that pass their check, where others may be left out: one that is damaged costs itself alone."""
-    if not leaving.allowed or leaving.inspecting:
-        return list(range(len(episodes)))
-    sound: list[int] = []
-    for episode in episodes:
-        before = len(leaving.lines)
-        with leaving.around(episode.name):
-            check(episode.index)
-        if len(leaving.lines) == before:
-            sound.append(episode.index)
-    return sound
+def leave_out_absent(root: Path, needed: Mapping[str, Sequence[Path]], leaving: LeavingOut) -> list[int]:
+    """Leave out the parts, by name, of which a file is absent; give the positions of the others."""
+    absent = {
+        name: [
+            f"{path.name}{' is a link to nothing' * path.is_symlink()}" for path in files if not os.path.exists(path)
+        ]
+        for name, files in needed.items()
+    }
+    missing = [f"{name} ({' '.join(names)})" for name, names in absent.items() if names]
+
+    def problem(what: str) -> DataError:
+        return DataError(root, expected="all files that are listed", found=f"missing {what}", kind="missing_files")
+
+    if missing and not leaving.allowed:
+        raise problem(summarise(missing))
+    for what in missing:
+        leaving.leave(what, problem(what))
+    return [i for i, names in enumerate(absent.values()) if not names]
 
 
 @lru_cache(maxsize=64)

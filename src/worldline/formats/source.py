@@ -1,7 +1,7 @@
 """`Source`: where clips come from. Every file format is one, and says of itself what others need to know of it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
-from worldline.formats.checks import Report
+from worldline.formats.checks import LeavingOut, Report
 from worldline.formats.video import probe
 from worldline.schema import Clip, Episode, Origin, StateLayout, TokenGrid, UsageError
 
@@ -105,6 +105,20 @@ class Source:
     def notes(self) -> Iterator[str]:
         """What is worth knowing and not wrong."""
         return iter(())
+
+    def sound(self, leaving: LeavingOut) -> "Source":
+        """The source without damaged episodes, where they may be left out: each costs itself alone."""
+        kept: list[Episode] = []
+        for episode in self.episodes:
+            before = len(leaving.lines)
+            if leaving.allowed and not leaving.inspecting:
+                with leaving.around(episode.name):
+                    self.check(episode.index)
+            if len(leaving.lines) == before:
+                kept.append(episode)
+        episodes = tuple(replace(episode, index=new) for new, episode in enumerate(kept))
+        places = tuple(self.places[episode.index] for episode in kept)
+        return replace(self, episodes=episodes, places=places, left_out=tuple(leaving.lines))
 
     @property
     def alike(self) -> dict[str, object]:

@@ -28,8 +28,8 @@ _WIDEST = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Shaped:
-    """The shape of a feature."""
+class _Feature:
+    """What is used of every feature."""
 
     shape: Annotated[tuple[Annotated[int, Field(gt=0, le=_WIDEST)], ...], Field(max_length=4)] | None = None
 
@@ -66,7 +66,7 @@ class Meta:
         """Something that is wrong with the file."""
         return DataError(self.path, expected=expected, found=found, fix=fix, kind=kind)
 
-    def place(self, template: str | None, **fields: object) -> str:
+    def place(self, template: str | None, **fields: object) -> Path:
         """Fill a path template. Raises `DataError` unless it gives a path below the data set's folder."""
         if template is None:
             raise self.fault("video_path", "none, though a camera is said to be video")
@@ -79,7 +79,7 @@ class Meta:
         too_long = any(len(part.encode(errors="replace")) > _LONGEST_NAME for part in parts)
         if not parts or "\0" in place or Path(place).is_absolute() or ".." in parts or too_long:
             raise self.fault("a path below the data set's folder", f"{place[:80]!r}")
-        return place
+        return self.root / place
 
     def cameras(self) -> dict[str, str]:
         """Keys of the cameras, each with why it is not taken unasked (or nothing).
@@ -143,7 +143,7 @@ class Meta:
         return _flatten(self.features[column].get("names"))
 
     def _shape(self, key: str) -> tuple[int, ...]:
-        return validated(self.path, _Shaped, self.features[key], f"features.{key}").shape or ()
+        return validated(self.path, _Feature, self.features[key], f"features.{key}").shape or ()
 
     def _why_not(self, camera: str) -> str:
         feature = self.features[camera]
@@ -159,7 +159,8 @@ class Meta:
         """The videos of a camera that exist, wherever the template puts them."""
         if self.video_path is not None:
             pattern = re.sub(r"\{(?!video_key\})[^{}]*\}", "*", self.video_path)
-            yield from self.root.glob(self.place(pattern, video_key=escape(camera)))
+            place = self.place(pattern, video_key=escape(camera))
+            yield from self.root.glob(str(place.relative_to(self.root)))
 
     def _described(self, camera: str, why_not: str) -> str:
         """A camera in words: size, kind and number of files."""
@@ -169,14 +170,9 @@ class Meta:
 
 
 def _flatten(names: Any) -> list[str]:
-    match names:
-        case str():
-            return [names]
-        case list():
-            return [name for item in names for name in _flatten(item)]
-        case dict() if names and all(type(value) is int for value in names.values()):
-            return sorted(names, key=names.__getitem__)
-        case dict():
-            return [name for item in names.values() for name in _flatten(item)]
-        case _:
-            return []
+    if isinstance(names, str):
+        return [names]
+    if isinstance(names, dict):
+        positions = bool(names) and all(type(value) is int for value in names.values())
+        names = sorted(names, key=names.__getitem__) if positions else list(names.values())
+    return [name for item in names for name in _flatten(item)] if isinstance(names, list) else []

@@ -4,7 +4,6 @@ Only `meta/` and folder listings are read, a few tables to guess what the state 
 for the size of the pictures. Faults go to a `Report`.
 """
 
-import json
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,11 +16,12 @@ import numpy as np
 from pydantic import Field
 
 from worldline.files import unreadable
-from worldline.formats.checks import LeavingOut, Report, raise_problem, sound_episodes, summarise, validated
+from worldline.formats.checks import LeavingOut, Report, leave_out_absent, raise_problem, validated
 from worldline.formats.lerobot.metadata import INFO, Meta
 from worldline.formats.lerobot.source import LerobotSource, Recording
 from worldline.formats.lerobot.tables import read_columns, read_table
 from worldline.formats.plausible import usual_range
+from worldline.formats.source import Source
 from worldline.formats.states import guess_layout
 from worldline.schema import DataError, Episode, StateLayout, UsageError
 
@@ -57,7 +57,7 @@ def open_lerobot(
     columns: tuple[str, ...] = ("observation.state",),
     allow_missing: bool = False,
     report: Report = raise_problem,
-) -> LerobotSource:
+) -> Source:
     """Open a LeRobot data set; `columns` of its tables, side by side, are the states.
 
     Raises `DataError` for bad metadata or missing files, `UsageError` for bad choices.
@@ -69,7 +69,7 @@ def open_lerobot(
     if len(set(columns)) != len(columns):
         raise UsageError(f"state keys {', '.join(columns)}: each can be given once")
     dims = tuple(meta.dim(column) for column in columns)
-    places = _present(root, _numbered(_once_and_not_empty(root, listed, leaving)), leaving)
+    places = _present(_numbered(_once_and_not_empty(root, listed, leaving)), root, leaving)
     source = LerobotSource(
         kind=f"lerobot-{meta.codebase_version}",
         path=root,
@@ -86,79 +86,53 @@ def open_lerobot(
         columns=columns,
         dims=dims,
     )
-    kept = sound_episodes(source.episodes, source.check, leaving)
-    return replace(
-        source,
-        image_size=_stored_size(source) or source.image_size,
-        episodes=tuple(replace(source.episodes[i], index=new) for new, i in enumerate(kept)),
-        places=tuple(places[i] for i in kept),
-        left_out=tuple(leaving.lines),
-    )
+    return replace(source, image_size=_stored_size(source) or source.image_size).sound(leaving)
 
 
 def _listed(meta: Meta, camera: str, leaving: LeavingOut) -> Iterator[Recording]:
     """Every episode that the metadata list, in their order."""
-    v3 = meta.codebase_version == "v3.0"
-    rows = _rows(meta, camera, leaving) if v3 else _lines(meta, leaving)
-    for path, where, content in rows:
+    v3, has_video = meta.codebase_version == "v3.0", meta.is_video(camera)
+    for path, where, content in _rows(meta.root, camera if has_video else None, leaving) if v3 else _lines(meta.root):
         with leaving.around(f"{where} of {path.name}"):
             row = validated(path, _Listed, content, where)
-            own = {
-                "episode_index": row.episode_index,
-                "episode_chunk": row.episode_index // meta.chunks_size,
-                "video_key": camera,
-            }
+            chunk = row.episode_index // meta.chunks_size
+            own = {"episode_index": row.episode_index, "episode_chunk": chunk, "video_key": camera}
             table = meta.place(meta.data_path, chunk_index=row.data_chunk, file_index=row.data_file, **own)
             video = None
-            if meta.is_video(camera):
+            if has_video:
                 video = meta.place(meta.video_path, chunk_index=row.video_chunk, file_index=row.video_file, **own)
             yield Recording(
                 number=row.episode_index,
                 length=row.length,
                 root=meta.root,
-                table=meta.root / table,
-                video=None if video is None else meta.root / video,
-                begins=row.begins if v3 and video is not None else None,
+                table=table,
+                video=video,
+                begins=row.begins if v3 and has_video else None,
             )
 
 
-def _lines(meta: Meta, leaving: LeavingOut) -> Iterator[tuple[Path, str, Any]]:
-    """Lines of meta/episodes.jsonl: file, place in it, content."""
-    path = meta.root / "meta/episodes.jsonl"
+def _lines(root: Path) -> Iterator[tuple[Path, str, bytes]]:
+    """Lines of meta/episodes.jsonl (v2.x): file, place in it, content."""
+    path = root / "meta/episodes.jsonl"
     try:
         # By line feeds alone: a task may hold other characters that Python takes for the end of a line.
         lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
     except (OSError, ValueError) as error:
         raise unreadable(path, expected="the list of episodes", found=str(error)) from error
-    for number, text in enumerate(lines, start=1):
-        with leaving.around(f"line {number} of {path.name}"):
-            try:
-                content = json.loads(text) if text.strip() else None
-            except (ValueError, RecursionError) as error:
-                found = f"{error} in line {number}"
-                raise unreadable(path, expected="JSON in every line", found=found, kind="metadata") from error
-            if text.strip():
-                yield path, f"line {number}", content
+    yield from ((path, f"line {number}", line) for number, line in enumerate(lines, start=1) if line.strip())
 
 
-def _rows(meta: Meta, camera: str, leaving: LeavingOut) -> Iterator[tuple[Path, str, Any]]:
-    """Rows of meta/episodes/*/*.parquet: file, place in it, content."""
-    folder = meta.root / "meta/episodes"
+def _rows(root: Path, camera: str | None, leaving: LeavingOut) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    """Rows of meta/episodes/*/*.parquet (v3.0): file, place in it, content."""
+    folder = root / "meta/episodes"
     files = sorted(folder.glob("*/*.parquet"))
     if not files:
         raise DataError(folder, expected="parquet files that list the episodes", found="none")
-    columns = {
-        "episode_index": "episode_index",
-        "length": "length",
-        "data_chunk": "data/chunk_index",
-        "data_file": "data/file_index",
-    }
-    if meta.is_video(camera):
-        columns |= {
-            "video_chunk": f"videos/{camera}/chunk_index",
-            "video_file": f"videos/{camera}/file_index",
-            "begins": f"videos/{camera}/from_timestamp",
-        }
+    columns = {"episode_index": "episode_index", "length": "length"}
+    columns |= {"data_chunk": "data/chunk_index", "data_file": "data/file_index"}
+    if camera is not None:
+        names = {"video_chunk": "chunk_index", "video_file": "file_index", "begins": "from_timestamp"}
+        columns |= {name: f"videos/{camera}/{column}" for name, column in names.items()}
     for path in files:
         with leaving.around(f"what {path.name} lists"):
             for i, row in enumerate(read_columns(path, tuple(columns.values())).to_pylist()):
@@ -198,26 +172,10 @@ def _numbered(recordings: list[Recording]) -> list[Recording]:
     return sorted(numbered, key=lambda recording: recording.number)
 
 
-def _present(root: Path, listed: list[Recording], leaving: LeavingOut) -> list[Recording]:
-    """Leave out what has not both files. Lists every folder once."""
-    needed = [[path for path in (recording.table, recording.video) if path is not None] for recording in listed]
-    existing = {path for folder in {path.parent for files in needed for path in files} for path in _inside(folder)}
-    absent = [[path.name for path in files if path not in existing] for files in needed]
-    missing = [f"episode {of.number} ({' '.join(names)})" for of, names in zip(listed, absent, strict=True) if names]
-
-    def problem(of: str, what: str) -> DataError:
-        return DataError(root, expected=f"table and video of {of}", found=f"missing {what}", kind="missing_files")
-
-    if missing and not leaving.allowed:
-        raise problem(f"all {len(listed)} listed episodes", summarise(missing))
-    for what in missing:
-        leaving.leave(what, problem("every listed episode", what))
-    return [recording for recording, names in zip(listed, absent, strict=True) if not names]
-
-
-def _inside(folder: Path) -> Iterator[Path]:
-    with suppress(OSError):
-        yield from folder.iterdir()
+def _present(listed: list[Recording], root: Path, leaving: LeavingOut) -> list[Recording]:
+    """Leave out what has not both files."""
+    needed = {f"episode {of.number}": [of.table] if of.video is None else [of.table, of.video] for of in listed}
+    return [listed[i] for i in leave_out_absent(root, needed, leaving)]
 
 
 def _layout(meta: Meta, columns: tuple[str, ...], dims: tuple[int, ...], places: Sequence[Recording]) -> StateLayout:

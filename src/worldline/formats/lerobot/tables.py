@@ -66,7 +66,7 @@ def read_table(path: Path, columns: tuple[str, ...], dims: tuple[int, ...], fps:
     table = read_columns(path, columns, ("episode_index", "timestamp", "frame_index"))
     parts = [matrix(path, table, name, dim) for name, dim in zip(columns, dims, strict=True)]
     with np.errstate(over="ignore"):
-        values = np.concatenate([part.values for part in parts], axis=1).astype(np.float32)
+        values = np.concatenate([numbers for numbers, _ in parts], axis=1).astype(np.float32)
     rows = None
     if "episode_index" in table.column_names:
         numbers = _whole(seconds(path, table, "episode_index"))
@@ -81,7 +81,7 @@ def read_table(path: Path, columns: tuple[str, ...], dims: tuple[int, ...], fps:
         times = np.arange(len(table), dtype=np.float64) / fps
         for own in () if rows is None else rows.values():
             times[own] = np.arange(len(own)) / fps
-    faults = {row: found for part in parts for row, found in part.faults.items()}
+    faults = {row: found for _, wrong in parts for row, found in wrong.items()}
     return Table(path=path, values=values, rows=rows, times=times, faults=faults)
 
 
@@ -100,18 +100,10 @@ def _whole(numbers: Float64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
     return np.where(np.abs(numbers) < 2**53, numbers, -1).astype(np.int64)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Numbers:
-    """A column as numbers. What is wrong with single rows is noted, so that one costs its own episode alone."""
-
-    values: Float64[np.ndarray, "n d"]
-    """NaN in faulty rows."""
-    faults: dict[int, str]
-    """What is wrong with a row, where it does not hold its numbers."""
-
-
-def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> Numbers:
+def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> tuple[Float64[np.ndarray, "n d"], dict[int, str]]:
     """Turn a column into `dim` numbers per row: numbers, lists of numbers or lists of lists, of any Arrow type.
+
+    Also gives what is wrong with single rows, so that one costs its own episode alone: their numbers are NaN.
 
     Raises `DataError` where no row has `dim` values, or where they are no numbers.
     """
@@ -125,12 +117,12 @@ def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> Numbers:
     if not any(is_number(array.type) for is_number in _NUMBERS):
         raise DataError(path, expected=expected, found=f"values of type {array.type}", fix=fix, kind="columns")
     if even and not array.null_count and len(array) == len(table) * dim:
-        return Numbers(values=_floats(array).reshape(len(table), dim), faults={})
-    numbers = _row_by_row(column, dim)
-    if len(numbers.faults) == len(table):
-        found = f"{numbers.faults[0]} in row 0, and as little in any other"
+        return _floats(array).reshape(len(table), dim), {}
+    values, faults = _row_by_row(column, dim)
+    if len(faults) == len(table):
+        found = f"{faults[0]} in row 0, and as little in any other"
         raise DataError(path, expected=expected, found=found, fix=fix, kind="columns")
-    return numbers
+    return values, faults
 
 
 def seconds(path: Path, table: pyarrow.Table, name: str) -> Float64[np.ndarray, "n"]:
@@ -139,10 +131,10 @@ def seconds(path: Path, table: pyarrow.Table, name: str) -> Float64[np.ndarray, 
     if types.is_timestamp(column.type) or types.is_duration(column.type):
         per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit]
         return _floats(column.cast(pyarrow.int64()).combine_chunks()) / per_second
-    return matrix(path, table, name, 1).values[:, 0]
+    return matrix(path, table, name, 1)[0][:, 0]
 
 
-def _row_by_row(column: pyarrow.Array, dim: int) -> Numbers:
+def _row_by_row(column: pyarrow.Array, dim: int) -> tuple[Float64[np.ndarray, "n d"], dict[int, str]]:
     values, faults = np.full((len(column), dim), np.nan), {}
     for row, cell in enumerate(column.to_pylist()):
         flat = list(_flat(cell))
@@ -151,7 +143,7 @@ def _row_by_row(column: pyarrow.Array, dim: int) -> Numbers:
             faults[row] = f"{empty} empty values" if empty else f"{len(flat)} values"
         else:
             values[row] = [float(value) for value in flat]
-    return Numbers(values=values, faults=faults)
+    return values, faults
 
 
 def _flat(cell: object) -> Iterator[Any]:

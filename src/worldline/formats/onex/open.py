@@ -6,7 +6,7 @@ collects them all.
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,9 +14,10 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field
 
 from worldline.files import mapped, read_json, unreadable
-from worldline.formats.checks import LeavingOut, Report, raise_problem, sound_episodes, summarise, validated
+from worldline.formats.checks import LeavingOut, Report, leave_out_absent, raise_problem, validated
 from worldline.formats.onex.source import OnexSource, Place, Shard, segment_runs
 from worldline.formats.reading import noted
+from worldline.formats.source import Source
 from worldline.formats.states import ONEX_LAYOUT, Kind
 from worldline.formats.video import probe
 from worldline.schema import DataError, Episode, StateLayout, TokenGrid
@@ -105,14 +106,15 @@ def looks_like_onex(root: Path) -> bool:
     return any((root / name).exists() for name in ("metadata.json", "robot_states", "states_0.bin", "metadata_0.json"))
 
 
-def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise_problem) -> OnexSource:
+def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise_problem) -> Source:
     """Open a 1X v2.0 folder. Raises `DataError` for an unfinished, incomplete or inconsistent one."""
     folder = _Folder(root=root, nested=(root / "videos").is_dir() or (root / "robot_states").is_dir())
     test, leaving = folder.is_test(), LeavingOut(allowed=allow_missing, report=report)
     metadata = _metadata(folder, test, report)
     meta = validated(root / "metadata.json", _Meta, metadata)
     layout, grid = _layout(root, meta), _grid(root, metadata) if folder.suffix == "bin" else None
-    numbers = folder.samples(folder.suffix) if test else _present(folder, meta.num_shards, leaving)
+    needed = {f"shard {i}": folder.shard(i) for i in range(meta.num_shards)}
+    numbers = folder.samples(folder.suffix) if test else leave_out_absent(root, needed, leaving)
     shards = list((_samples if test else _shards)(folder, numbers, layout, grid, leaving))
     episodes, places = _episodes(shards, grid, dict(enumerate(_noted(metadata, "recordings", list) or ())))
     source = OnexSource(
@@ -128,13 +130,7 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
         tokenizer=_noted(metadata, "tokenizer", str) if grid is not None else None,
         made_from=noted(metadata),
     )
-    kept = sound_episodes(source.episodes, source.check, leaving)
-    return replace(
-        source,
-        episodes=tuple(replace(episodes[i], index=new) for new, i in enumerate(kept)),
-        places=tuple(places[i] for i in kept),
-        left_out=tuple(leaving.lines),
-    )
+    return source.sound(leaving)
 
 
 def _noted(metadata: dict[str, Any], name: str, kind: type[T]) -> T | None:
@@ -188,18 +184,6 @@ def _grid(root: Path, metadata: dict[str, Any]) -> TokenGrid:
         found, fix = f"token_grid says {latents}", "Correct block, temporal_stride or token_grid."
         raise DataError(root / "metadata.json", expected=expected, found=found, fix=fix, kind="metadata")
     return grid
-
-
-def _present(folder: _Folder, num_shards: int, leaving: LeavingOut) -> list[int]:
-    """Leave out shards of which a file is absent."""
-    absent = {i: [path.name for path in folder.shard(i) if not path.exists()] for i in range(num_shards)}
-    missing = [f"shard {i} ({' '.join(names)})" for i, names in absent.items() if names]
-    expected = f"all files of {num_shards} shards"
-    if missing and not leaving.allowed:
-        raise DataError(folder.root, expected=expected, found=f"missing {summarise(missing)}", kind="missing_files")
-    for what in missing:
-        leaving.leave(what, DataError(folder.root, expected=expected, found=f"missing {what}", kind="missing_files"))
-    return [i for i, names in absent.items() if not names]
 
 
 def _shards(
