@@ -86,10 +86,9 @@ def validated(path: Path, form: type[T], content: Any, where: str = "") -> T:
 
 def leave_out_absent(root: Path, needed: Mapping[str, Sequence[Path]], leaving: LeavingOut) -> list[int]:
     """Leave out the parts, by name, of which a file is absent; give the positions of the others."""
+    link = " is a link to nothing"
     absent = {
-        name: [
-            f"{path.name}{' is a link to nothing' * path.is_symlink()}" for path in files if not os.path.exists(path)
-        ]
+        name: [file.name + link * os.path.islink(file) for file in files if not os.path.exists(file)]
         for name, files in needed.items()
     }
     missing = [f"{name} ({' '.join(names)})" for name, names in absent.items() if names]
