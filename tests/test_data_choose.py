@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from worldline.cli import data as data_cli
 from worldline.cli import train as train_cli
-from worldline.contract import FramePattern
+from worldline.contract import Contract, FramePattern
 from worldline.data.clips import DataConfig, check_held_out, open_clips, open_split
 from worldline.data.convert import convert
 from worldline.data.info import inspect
@@ -302,14 +302,16 @@ def test_impossible_patterns_are_refused(change: dict[str, int]) -> None:
 
 
 def test_other_data_are_read_with_the_keys_of_training_and_chosen_alike(tmp_path: Path) -> None:
-    contract = {
-        "camera": "head",
-        "conditioning": "state",
-        "state_keys": ["action"],
-        "image_size": 16,
-        "state_names": ["action.0", "action.1"],
-        "fps": 30.0,
-    }
+    contract = Contract(
+        fps=30.0,
+        image_size=16,
+        camera="head",
+        state_keys=("action",),
+        state_names=("action.0", "action.1"),
+        state_kinds=("angle", "angle"),
+        source_kind="lerobot-v2.1",
+        pattern=FramePattern.consecutive(10),
+    )
     first, second = (write_lerobot(tmp_path / name, "v2.1", (20, 30)) for name in "ab")
     clips = held_out(tmp_path, contract, window=10, data=(first, second))
     assert [int(episode) for episode in clips.windows.episode] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
@@ -321,7 +323,7 @@ def test_other_data_are_read_with_the_keys_of_training_and_chosen_alike(tmp_path
     with pytest.raises(UsageError, match=r"state 0 is 'state.0', the model was trained with 'action.0'"):
         held_out(tmp_path, contract, window=10, data=first, changes=DataChanges(state_keys=("observation.state",)))
     squares = write_squares(tmp_path / "raw", 1, length=20)
-    like = contract | {"state_names": ["elbow", "gripper"]}
+    like = replace(contract, state_names=("elbow", "gripper"))
     assert len(held_out(tmp_path, like, window=10, data=squares)) == 2, "a 1X folder has no camera to choose"
 
 

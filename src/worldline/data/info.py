@@ -1,8 +1,10 @@
 """`inspect`: what a data set holds and everything that is wrong with it. Changes nothing."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,14 +13,11 @@ from worldline.data.windows import source_windows
 from worldline.formats.checks import noting
 from worldline.formats.choose import JOINED, choose_episodes, only
 from worldline.formats.faults import faults
-from worldline.formats.lerobot.metadata import Meta
-from worldline.formats.lerobot.open import looks_like_lerobot
-from worldline.formats.onex.open import looks_like_onex
-from worldline.formats.open import OpenOptions, open_source
+from worldline.formats.open import OpenOptions, format_of
 from worldline.formats.plausible import implausible
 from worldline.formats.source import Source
 from worldline.formats.states import StateStats, compute_stats
-from worldline.schema import DataError, TokenGrid, UsageError
+from worldline.schema import DataError, TokenGrid
 
 _SAMPLE = 34
 """Frames of a compression sample: two blocks of 17."""
@@ -45,32 +44,32 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """What `inspect` found. `dataclasses.asdict` of it is JSON once `path` is text."""
+    """What `inspect` found: JSON once `path` is text. Of what cannot be opened, the problems alone."""
 
     path: Path
-    kind: str
-    episodes: int
-    frames: int
-    fps: float
-    state_dim: int
-    state_names: tuple[str, ...]
-    state_kinds: tuple[str, ...]
-    image_size: tuple[int, int] | None
+    kind: str = "unreadable"
+    episodes: int = 0
+    frames: int = 0
+    fps: float = 0.0
+    state_dim: int = 0
+    state_names: tuple[str, ...] = ()
+    state_kinds: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
     """Height and width in px."""
-    camera: str | None
+    camera: str | None = None
     cameras: tuple[str, ...]
-    grid: TokenGrid | None
-    samples: int
+    grid: TokenGrid | None = None
+    samples: int = 0
     """Disjoint compression samples: two token blocks, or 34 frames of video, within one episode."""
-    windows_77: int
+    windows_77: int = 0
     """Windows of 77 frames at a stride of 8 within one episode; 0 for tokens, which hold no 77."""
-    statistics: StateStats | None
+    statistics: StateStats | None = None
     """Over the episodes whose states are sound; None where there are none."""
     bytes: int
-    left_out: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
     """Listed, but absent, empty or listed twice."""
     problems: tuple[Problem, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     """What is worth knowing and not wrong."""
 
 
@@ -104,19 +103,20 @@ def inspect(
         if not (options.allow_missing and problem.kind == "missing_files"):
             found.setdefault(str(problem), problem)
 
-    for one in paths:
-        if not (looks_like_lerobot(one) or looks_like_onex(one)):
-            open_source(one)
-    seen = _cameras(paths[0])
-    usual = [key for key, why_not in seen.items() if not why_not] or list(seen)
+    cameras = {}
+    with suppress(DataError):
+        cameras = format_of(paths[0]).cameras(paths[0])
+    usual = [key for key, why_not in cameras.items() if not why_not] or list(cameras)
     camera = options.camera or (usual[0] if len(usual) > 1 else None)
+    size = sum(file.stat().st_size for one in paths for file in one.rglob("*") if file.is_file())
+    about: dict[str, Any] = {"cameras": tuple(cameras), "bytes": size}
     try:
         source = replace(options, camera=camera, allow_missing=True).open(path, report=note)
     except DataError as problem:
+        if problem.kind == "format":
+            raise
         note(problem)
-        return _unreadable(paths[0], tuple(seen), _by_kind(paths[0], found.values()))
-    if source.kind == "latents":
-        raise UsageError(f"{source.path} holds {source.kind}; give the LeRobot or 1X data set they were made from")
+        return Info(path=paths[0], problems=_by_kind(paths[0], found.values()), **about)
     if source.episodes and (episodes != ":" or exclude):
         source = only(source, choose_episodes(source, episodes, exclude=exclude))
     faulty = faults(source, note, thorough=thorough, progress=progress)
@@ -127,10 +127,30 @@ def inspect(
     if JOINED not in str(source.path):
         with noting(note):
             source.claims(note, None if statistics is None else np.array([statistics.minimum, statistics.maximum]))
-    if source.episodes and not len(source_windows(source, window=_sample(source), stride=_sample(source))):
-        note(_too_short(source))
-    notes = tuple(_notes(source, statistics))
-    return _summary(source, tuple(seen), statistics, _by_kind(source.path, found.values()), notes)
+    sample = _SAMPLE if source.grid is None else 2 * source.grid.block
+    samples = len(source_windows(source, window=sample, stride=sample))
+    if source.episodes and not samples:
+        note(_too_short(source, sample))
+    return Info(
+        path=source.path,
+        kind=source.kind,
+        episodes=len(source.episodes),
+        frames=sum(episode.length for episode in source.episodes),
+        fps=source.fps,
+        state_dim=source.layout.dim,
+        state_names=source.layout.names,
+        state_kinds=source.layout.kinds,
+        image_size=source.image_size,
+        camera=source.reading.get("camera") if cameras else None,
+        grid=source.grid,
+        samples=samples,
+        windows_77=0 if source.grid is not None else len(source_windows(source, window=_SAMPLING, stride=8)),
+        statistics=statistics,
+        left_out=source.left_out,
+        problems=_by_kind(source.path, found.values()),
+        notes=tuple(_notes(source, sample, statistics)),
+        **about,
+    )
 
 
 def _by_kind(path: Path, found: Iterable[DataError]) -> tuple[Problem, ...]:
@@ -149,66 +169,7 @@ def _example(path: Path, problem: DataError) -> str:
     return f"{'' if place == Path('.') else f'{place}: '}expected {problem.expected}, found {problem.found}"
 
 
-def _sample(source: Source) -> int:
-    return _SAMPLE if source.grid is None else 2 * source.grid.block
-
-
-def _summary(
-    source: Source,
-    seen: tuple[str, ...],
-    statistics: StateStats | None,
-    problems: tuple[Problem, ...],
-    notes: tuple[str, ...],
-) -> Info:
-    sample = _sample(source)
-    return Info(
-        path=source.path,
-        kind=source.kind,
-        episodes=len(source.episodes),
-        frames=sum(episode.length for episode in source.episodes),
-        fps=source.fps,
-        state_dim=source.layout.dim,
-        state_names=source.layout.names,
-        state_kinds=source.layout.kinds,
-        image_size=source.image_size,
-        camera=source.reading.get("camera") if seen else None,
-        cameras=seen,
-        grid=source.grid,
-        samples=len(source_windows(source, window=sample, stride=sample)),
-        windows_77=0 if source.grid is not None else len(source_windows(source, window=_SAMPLING, stride=8)),
-        statistics=statistics,
-        bytes=sum(_bytes(Path(root)) for root in str(source.path).split(JOINED)),
-        left_out=source.left_out,
-        problems=problems,
-        notes=notes,
-    )
-
-
-def _unreadable(path: Path, seen: tuple[str, ...], problems: tuple[Problem, ...]) -> Info:
-    return Info(
-        path=path,
-        kind="lerobot" if looks_like_lerobot(path) else "1x",
-        episodes=0,
-        frames=0,
-        fps=0.0,
-        state_dim=0,
-        state_names=(),
-        state_kinds=(),
-        image_size=None,
-        camera=None,
-        cameras=seen,
-        grid=None,
-        samples=0,
-        windows_77=0,
-        statistics=None,
-        bytes=_bytes(path),
-        left_out=(),
-        problems=problems,
-        notes=(),
-    )
-
-
-def _notes(source: Source, statistics: StateStats | None) -> Iterator[str]:
+def _notes(source: Source, sample: int, statistics: StateStats | None) -> Iterator[str]:
     """What is worth knowing and not wrong."""
     if statistics is not None and statistics.constant:
         names = ", ".join(statistics.names[i] for i in statistics.constant)
@@ -216,7 +177,7 @@ def _notes(source: Source, statistics: StateStats | None) -> Iterator[str]:
     yield from source.notes()
     if JOINED in str(source.path):
         yield "several data sets are read as one; what their own metadata claim is checked when each is looked at alone"
-    tracks = {"compression": _sample(source)} | ({} if source.grid else {"sampling": _SAMPLING})
+    tracks = {"compression": sample} | ({} if source.grid else {"sampling": _SAMPLING})
     for track, frames in tracks.items():
         short = [episode.length for episode in source.episodes if episode.length < frames]
         if short:
@@ -226,23 +187,12 @@ def _notes(source: Source, statistics: StateStats | None) -> Iterator[str]:
             )
 
 
-def _too_short(source: Source) -> DataError:
+def _too_short(source: Source, sample: int) -> DataError:
     lengths = sorted(episode.length for episode in source.episodes)
     return DataError(
         source.path,
-        expected=f"an episode of at least {_sample(source)} frames, a compression sample",
+        expected=f"an episode of at least {sample} frames, a compression sample",
         found=f"lengths of {lengths[0]} to {lengths[-1]}",
         fix="Record longer episodes, or train the sampling track on a shorter window.",
         kind="too_short",
     )
-
-
-def _cameras(path: Path) -> dict[str, str]:
-    try:
-        return Meta.read(path).cameras() if looks_like_lerobot(path) else {}
-    except DataError:
-        return {}
-
-
-def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from worldline.contract import FramePattern
 from worldline.files import mapped_npy, npy_rows, read_json, write_json
-from worldline.formats.checks import check_window, validated
+from worldline.formats.checks import Report, check_window, validated
 from worldline.formats.source import Source
 from worldline.formats.states import Kind
 from worldline.schema import Clip, DataError, Episode, LatentGrid, StateLayout, UsageError
@@ -77,6 +77,9 @@ class LatentSource(Source):
         """The file of an episode's latents, which begins with its first frame."""
         folder, number = self.places[episode]
         return folder / f"latents_{number}.npy", 0
+
+    def check_footage(self, episodes: Sequence[int], report: Report) -> None:
+        raise UsageError(f"{self.path} holds latents; give the LeRobot or 1X data set they were made from")
 
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
         """States alone, a copy."""

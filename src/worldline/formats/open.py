@@ -13,6 +13,7 @@ from worldline.contract import Conditioning
 from worldline.formats.checks import Report, raise_problem, summarise
 from worldline.formats.choose import join
 from worldline.formats.encoded import looks_like_latents, open_latents
+from worldline.formats.lerobot.metadata import Meta
 from worldline.formats.lerobot.open import looks_like_lerobot, open_lerobot
 from worldline.formats.onex.open import looks_like_onex, open_onex
 from worldline.formats.reading import reading
@@ -64,9 +65,7 @@ class OpenOptions:
         """Open a data set, or several as one. Raises what `open_source` raises."""
         if not isinstance(path, Path):
             return join([self.open(one, report=report) for one in path])
-        if (found := format_of(path)) is None:
-            raise _unknown(path)
-        source = found.open(path, self, report)
+        source = format_of(path).open(path, self, report)
         if source.left_out and not source.episodes and report is raise_problem:
             raise DataError(
                 path,
@@ -89,6 +88,8 @@ class Format:
     open: Callable[[Path, OpenOptions, Report], Source]
     choices: bool = False
     """Whether camera and columns can be chosen."""
+    cameras: Callable[[Path], dict[str, str]] = lambda path: {}
+    """The cameras of a folder, each with why it is not taken unasked (or nothing)."""
 
 
 def _open_lerobot(path: Path, options: OpenOptions, report: Report) -> Source:
@@ -109,20 +110,30 @@ def _open_onex(path: Path, options: OpenOptions, report: Report) -> Source:
 
 FORMATS = [
     Format(signs="encode.json (latents)", matches=looks_like_latents, open=lambda path, *_: open_latents(path)),
-    Format(signs="meta/info.json (LeRobot)", matches=looks_like_lerobot, open=_open_lerobot, choices=True),
+    Format(
+        signs="meta/info.json (LeRobot)",
+        matches=looks_like_lerobot,
+        open=_open_lerobot,
+        choices=True,
+        cameras=lambda path: Meta.read(path).cameras(),
+    ),
     Format(signs="metadata.json, robot_states/ or states_0.bin (1X v2.0)", matches=looks_like_onex, open=_open_onex),
 ]
 """Every format there is. The first that matches is taken."""
 
 
-def format_of(path: Path) -> Format | None:
-    """The format of a folder."""
-    return next((one for one in FORMATS if one.matches(path)), None)
+def format_of(path: Path) -> Format:
+    """The format of a folder. Raises `DataError` where it is of none that is known."""
+    for one in FORMATS:
+        if one.matches(path):
+            return one
+    raise _unknown(path)
 
 
 def has_choices(path: Roots) -> bool:
     """Whether a data set is of a format whose camera and columns can be chosen."""
-    return all((found := format_of(root)) and found.choices for root in ([path] if isinstance(path, Path) else path))
+    roots = [path] if isinstance(path, Path) else path
+    return all(any(one.choices and one.matches(root) for one in FORMATS) for root in roots)
 
 
 def contract_of(source: Source, options: OpenOptions, path: Roots, image_size: int | None) -> dict[str, Any]:
@@ -179,7 +190,7 @@ def open_source(
 def _inside(path: Path, pattern: str) -> list[str]:
     """Data sets below a folder that is none itself."""
     folders = (p for p in islice(path.glob(pattern), _LOOKED_AT) if p.is_dir())
-    return sorted(str(p.relative_to(path)) for p in folders if format_of(p))
+    return sorted(str(p.relative_to(path)) for p in folders if any(one.matches(p) for one in FORMATS))
 
 
 def _unknown(path: Path) -> DataError:
