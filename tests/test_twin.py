@@ -16,10 +16,11 @@ import pytest
 from worldline.builtin import TWIN_MINI_VAL
 from worldline.formats.video import decode, probe
 from worldline.schema import UsageError
+from worldline.twin import robot
 from worldline.twin.backend import load_mujoco
 from worldline.twin.behaviour import Behaviour
 from worldline.twin.generate import TwinConfig, generate, record_episode, resume
-from worldline.twin.kinematics import HIGH, LOW, Kinematics
+from worldline.twin.kinematics import Kinematics
 from worldline.twin.robot import CAMERA, INDEX, JOINTS, LAYOUT, SIDES, Side, arm_slice, neutral
 from worldline.twin.scene import Scene, random_scene
 from worldline.twin.simulation import Simulation
@@ -55,6 +56,12 @@ def urdf_joints() -> dict[str, ElementTree.Element]:
     return {joint.attrib["name"]: joint for joint in ElementTree.parse(URDF).getroot().findall("joint")}
 
 
+def urdf_name(joint: str) -> str:
+    """`LEFT_SHOULDER_PITCH` is `j_l_shoulder_y` there."""
+    *place, turn = joint.replace("LEFT", "l").replace("RIGHT", "r").lower().split("_")
+    return "_".join(["j", *place, {"roll": "x", "pitch": "y", "yaw": "z"}[turn]])
+
+
 def files(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
@@ -66,12 +73,16 @@ def test_every_limit_is_eves() -> None:
     limits = {name: joint.find("limit") for name, joint in urdf_joints().items()}
     model = Simulation(scene(0)).model
     for joint in JOINTS:
-        limit = limits[joint.urdf]
+        limit = limits[urdf_name(joint)]
         assert limit is not None
         expected = float(limit.attrib["lower"]), float(limit.attrib["upper"])
-        assert (joint.low, joint.high) == expected, joint.name
-        np.testing.assert_allclose(model.joint(joint.name).range, expected, atol=1e-9)
-        np.testing.assert_allclose(model.actuator(joint.name).ctrlrange, expected, atol=1e-9)
+        assert tuple(model.joint(joint).range) == expected, joint
+        np.testing.assert_allclose(model.actuator(joint).ctrlrange, expected, atol=1e-9)
+
+
+def test_the_robot_s_own_file_is_a_model() -> None:
+    model = load_mujoco().MjModel.from_xml_path(str(Path(robot.__file__).with_name("robot.xml")))
+    assert model.nu == len(JOINTS) + 8 + 3  # servos, fingers, base
 
 
 def _rotation(axis: np.ndarray, angle: float) -> np.ndarray:
@@ -113,11 +124,11 @@ def test_links_are_where_eves_are_at_any_angles() -> None:
         "BASE": "base",
         "LEFT_ELBOW": "l_elbow",
     }
-    angles = np.random.default_rng(0).uniform(LOW, HIGH)
+    angles = np.random.default_rng(0).uniform(simulation.low, simulation.high)
     for joint, angle in zip(JOINTS, angles, strict=True):
-        simulation.data.joint(joint.name).qpos[:] = angle
+        simulation.data.joint(joint).qpos[:] = angle
     mujoco.mj_kinematics(simulation.model, simulation.data)
-    named = {joint.urdf: float(angle) for joint, angle in zip(JOINTS, angles, strict=True)}
+    named = {urdf_name(joint): float(angle) for joint, angle in zip(JOINTS, angles, strict=True)}
     pelvis = simulation.data.body("TORSO")
     for ours, theirs in pairs.items():
         expected = _urdf_pose(theirs, named)
@@ -190,14 +201,22 @@ def test_velocities_are_forward_metres_and_leftward_radians_per_second(heading: 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_inverse_kinematics_puts_the_hand_where_it_is_told(side: Side) -> None:
-    kinematics = Kinematics(Simulation(scene(0)))
+    simulation = Simulation(scene(0))
+    kinematics = Kinematics(simulation)
     base = np.array([0.3, -0.2, 0.4])
     command = neutral()
-    target = kinematics.grip(side, command, base) + np.array([0.05, 0.05, -0.1])
+
+    def hand() -> np.ndarray:
+        simulation.data.qpos[:3] = base
+        simulation.data.qpos[simulation.places[: len(JOINTS)]] = command[: len(JOINTS)]
+        load_mujoco().mj_kinematics(simulation.model, simulation.data)
+        return simulation.data.site(f"{side}_GRIP").xpos.copy()
+
+    target = hand() + np.array([0.05, 0.05, -0.1])
     angles, distance = kinematics.reach(side, target, command, base)
     command[arm_slice(side)] = angles
     assert distance < 0.012
-    assert np.linalg.norm(kinematics.grip(side, command, base) - target) < 0.012
+    assert np.linalg.norm(hand() - target) < 0.012
 
 
 def _without_objects(scene: Scene) -> Scene:

@@ -12,7 +12,6 @@ from types import ModuleType
 
 from worldline.schema import UsageError
 
-INSTALL_MUJOCO = "pip install worldline[twin]"
 INSTALL_GL = "apt-get install libegl1 libgl1-mesa-dri, or apt-get install libosmesa6 and set MUJOCO_GL=osmesa"
 
 
@@ -29,12 +28,8 @@ def load_mujoco() -> ModuleType:
     try:
         return importlib.import_module("mujoco")
     except ModuleNotFoundError as error:
-        raise UsageError(f"The twin needs MuJoCo ({error}): {INSTALL_MUJOCO}") from error
-    except (
-        ImportError,
-        AttributeError,
-        RuntimeError,
-    ) as error:  # PyOpenGL says AttributeError for no library
+        raise UsageError(f"The twin needs MuJoCo ({error}): pip install worldline[twin]") from error
+    except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL says AttributeError for no library
         backend = os.environ.get("MUJOCO_GL", "its default")
         raise UsageError(f"MuJoCo cannot load its OpenGL backend ({backend}): {INSTALL_GL}") from error
 
@@ -53,12 +48,9 @@ def _egl_has_device() -> bool:
     if egl is None:
         return False
     egl.eglGetProcAddress.restype = ctypes.c_void_p
-    address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
-    if not address:
-        return False
-    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(address)
-    count = ctypes.c_int(0)
-    return bool(query(0, None, ctypes.addressof(count))) and count.value > 0
+    address, count = egl.eglGetProcAddress(b"eglQueryDevicesEXT"), ctypes.c_int(0)
+    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    return bool(address and query(address)(0, None, ctypes.addressof(count))) and count.value > 0
 
 
 def _library(name: str) -> ctypes.CDLL | None:

@@ -6,48 +6,34 @@ become joint angles by inverse kinematics for the moment at which the arm will b
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.random import Generator
 
-from worldline.twin.kinematics import HIGH, LOW, Kinematics
+from worldline.twin.kinematics import Kinematics
 from worldline.twin.motion import Move, Sway, Waypoint, to_local, to_world
 from worldline.twin.robot import INDEX, JOINTS, SIDES, Side, arm_slice, neutral
 from worldline.twin.simulation import Simulation
 
-Activity = Literal["push", "sweep", "wave", "hover"]
-ACTIVITIES: dict[Activity, float] = {"push": 3.0, "sweep": 2.0, "wave": 3.0, "hover": 2.0}
-"""What arms do, and how often relative to one another."""
 REACH_TOLERANCE = 0.06
 """A goal that stays farther than this from the hand, in m, is out of reach and is replaced by another."""
+_Point = Float64[np.ndarray, "3"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Temper:
-    """How the robot of an episode moves."""
-
-    sway: dict[str, float]
-    """Peak deviation of trunk and neck joints, in rad."""
-    drive: float
-    """Peak speed of the base, in m/s."""
-    turn: float
-    """Peak turning speed of the base, in rad/s."""
-    together: float
-    """Probability that a new activity is done by both arms at once."""
-    pace: float
-    """Duration of moves relative to the usual one."""
-
-
-def random_temper(rng: Generator) -> Temper:
-    """Draw a temper: one that works at the table (80 %), looks around (10 %) or drives about (10 %).
+def random_temper(rng: Generator) -> tuple[Sway, float, float]:
+    """Draw how the robot of an episode moves: at the table (80 %), looking around (10 %) or driving about (10 %).
 
     The camera rides on all of this, so trunk and base move far less than the arms: in two thirds of a second
     a picture should change by what the arms do more than by where the head went.
+
+    Returns:
+        sway (sines of 0.2 to 0.4 Hz and weaker ones of 0.5 to 0.8 Hz), the probability that both arms begin something
+        together, and the duration of moves relative to the usual one.
     """
-    sway = {
+    peaks = {
         "HIP_YAW": rng.uniform(0.004, 0.015),
         "HIP_ROLL": rng.uniform(0.002, 0.006),
         "HIP_PITCH": rng.uniform(0.002, 0.008),
@@ -56,26 +42,20 @@ def random_temper(rng: Generator) -> Temper:
         "ANKLE_PITCH": rng.uniform(0.001, 0.004),
         "NECK_PITCH": rng.uniform(0.003, 0.01),
     }
-    drive, turn = rng.uniform((0.002, 0.004), (0.008, 0.015))
+    velocities = rng.uniform((0.002, 0.004), (0.008, 0.015))
     match rng.choice(["work", "look", "drive"], p=[0.8, 0.1, 0.1]):
         case "look":
-            sway |= {"HIP_YAW": rng.uniform(0.12, 0.22), "NECK_PITCH": rng.uniform(0.06, 0.1)}
+            peaks |= {"HIP_YAW": rng.uniform(0.12, 0.22), "NECK_PITCH": rng.uniform(0.06, 0.1)}
         case "drive":
-            drive, turn = rng.uniform((0.06, 0.1), (0.12, 0.2))
+            velocities = rng.uniform((0.06, 0.1), (0.12, 0.2))
         case _:
             pass
     together, pace = rng.uniform((0.2, 0.55), (0.7, 0.85))
-    return Temper(sway=sway, drive=drive, turn=turn, together=together, pace=pace)
-
-
-def random_sway(rng: Generator, temper: Temper) -> Sway:
-    """Draw sines of 0.2 to 0.4 Hz and weaker ones of 0.5 to 0.8 Hz, with the amplitudes of a temper."""
     amplitude = np.zeros(25)
-    peaks = temper.sway | {"LINEAR_VELOCITY": temper.drive, "ANGULAR_VELOCITY": temper.turn}
-    for name, peak in peaks.items():
-        amplitude[INDEX[name]] = peak
+    amplitude[[INDEX[name] for name in peaks]] = list(peaks.values())
+    amplitude[-2:] = velocities
     frequency = np.stack([rng.uniform(0.2, 0.4, 25), rng.uniform(0.5, 0.8, 25)])
-    return Sway(amplitude=amplitude, frequency=frequency, phase=rng.uniform(0, 2 * np.pi, (2, 25)))
+    return Sway(amplitude, frequency, phase=rng.uniform(0, 2 * np.pi, (2, 25))), together, pace
 
 
 @dataclass(kw_only=True)
@@ -92,9 +72,15 @@ class Behaviour:
         self._simulation, self._rng = simulation, rng
         self._kinematics = Kinematics(simulation)
         self._table_top = simulation.scene.table_top
-        self.temper = random_temper(rng)
-        self._sway = random_sway(rng, self.temper)
+        self._sway, self._together, self._pace = random_temper(rng)
         self._time = 0.0
+        self._activities: dict[Callable[[Side], list[Waypoint]], float] = {
+            self._push: 3.0,
+            self._sweep: 2.0,
+            self._wave: 3.0,
+            self._hover: 2.0,
+        }
+        """What arms do, and how often relative to one another."""
         self._arms: dict[Side, _Arm] = {side: self._raised_arm(side) for side in SIDES}
 
     def first(self) -> Float32[np.ndarray, "25"]:
@@ -117,18 +103,19 @@ class Behaviour:
             pose = arm.move.at(time)
             command[arm_slice(side)] = pose[:7]
             command[INDEX[f"{side}_HAND_CLOSURE"]] = pose[7]
-        command[: len(JOINTS)] = np.clip(command[: len(JOINTS)], LOW, HIGH)
+        angles = command[: len(JOINTS)]
+        angles[:] = np.clip(angles, self._simulation.low, self._simulation.high)
         return command.astype(np.float32)
 
-    def _base_at(self, time: float) -> Float64[np.ndarray, "3"]:
+    def _base_at(self, time: float) -> _Point:
         """Where the base will be: its present place, carried on by the velocities it is going to be given."""
         x, y, heading = self._simulation.base()
         step = 1 / self._simulation.fps
         for t in np.arange(self._time, time, step):
-            sway = self._sway.at(t)
-            heading += sway[INDEX["ANGULAR_VELOCITY"]] * step
-            x += sway[INDEX["LINEAR_VELOCITY"]] * step * np.cos(heading)
-            y += sway[INDEX["LINEAR_VELOCITY"]] * step * np.sin(heading)
+            speed, turn = self._sway.at(t)[-2:]
+            heading += turn * step
+            x += speed * step * np.cos(heading)
+            y += speed * step * np.sin(heading)
         return np.array([x, y, heading])
 
     # --- moves ---
@@ -137,16 +124,14 @@ class Behaviour:
         point = self._hover_point(side, np.zeros(3))
         angles, _ = self._kinematics.reach(side, point, neutral(), np.zeros(3))
         pose = np.append(angles, self._rng.uniform(0, 1))
-        wait = self._rng.uniform(0.01, 0.25)
-        return _Arm(side=side, move=Move(start=pose, goal=pose, begin=0.0, duration=wait))
+        return _Arm(side=side, move=Move(pose, pose, begin=0.0, duration=self._rng.uniform(0.01, 0.25)))
 
     def _next_move(self, arm: _Arm) -> None:
         if not arm.agenda:
             self._new_activity(arm)
         waypoint = arm.agenda.popleft()
-        start = arm.move.goal
         goal = np.append(self._angles(arm, waypoint), waypoint.closure)
-        arm.move = Move(start=start, goal=goal, begin=self._time, duration=waypoint.duration)
+        arm.move = Move(arm.move.goal, goal, begin=self._time, duration=waypoint.duration)
 
     def _angles(self, arm: _Arm, waypoint: Waypoint) -> Float64[np.ndarray, "7"]:
         """The arm's angles at a waypoint; where its point is out of reach, those of another point in view."""
@@ -159,38 +144,27 @@ class Behaviour:
         angles, distance = self._kinematics.reach(arm.side, waypoint.where, command, base)
         if distance > REACH_TOLERANCE:
             arm.agenda.clear()
-            point = self._hover_point(arm.side, base)
-            angles, _ = self._kinematics.reach(arm.side, point, command, base)
+            angles, _ = self._kinematics.reach(arm.side, self._hover_point(arm.side, base), command, base)
         return angles
 
     # --- activities ---
 
     def _new_activity(self, arm: _Arm) -> None:
-        weights = np.array(list(ACTIVITIES.values()))
-        activity = list(ACTIVITIES)[self._rng.choice(len(weights), p=weights / weights.sum())]
-        arm.agenda.extend(self._waypoints(arm.side, activity))
+        weights = np.array(list(self._activities.values()))
+        activity = list(self._activities)[self._rng.choice(len(weights), p=weights / weights.sum())]
+        arm.agenda.extend(activity(arm.side))
         other = self._arms["RIGHT" if arm.side == "LEFT" else "LEFT"]
-        if not other.agenda and self._rng.random() < self.temper.together:
-            other.agenda.extend(self._waypoints(other.side, activity))
-
-    def _waypoints(self, side: Side, activity: Activity) -> list[Waypoint]:
-        match activity:
-            case "push":
-                return self._push(side)
-            case "sweep":
-                return self._sweep(side)
-            case "wave":
-                return self._wave(side)
-            case "hover":
-                return [self._to(self._hover_point(side, self._simulation.base()), 0.7)]
+        if not other.agenda and self._rng.random() < self._together:
+            other.agenda.extend(activity(other.side))
 
     def _push(self, side: Side) -> list[Waypoint]:
         """Beside an object on the table, then through where it stands, then up. Sweep if there is none."""
-        base, sign = self._simulation.base(), _sign(side)
-        near = [p for p in map(lambda p: to_local(p, base), self._simulation.objects()) if self._in_reach(p, sign)]
+        base, sign = self._simulation.base(), SIDES[side]
+        objects = [to_local(point, base) for point in self._simulation.objects()]
+        near = [(x, y, z) for x, y, z in objects if z > self._table_top and 0.2 < x < 0.8 and -0.15 < sign * y < 0.5]
         if not near:
             return self._sweep(side)
-        target = near[self._rng.integers(len(near))]
+        target = np.array(near[self._rng.integers(len(near))])
         angle = sign * self._rng.uniform(-0.35, 1.9)  # 0 pushes straight away, more also towards the other side
         direction = np.array([np.cos(angle), -np.sin(angle), 0.0])
         height = np.array([0, 0, self._rng.uniform(0.0, 0.05)])
@@ -201,43 +175,33 @@ class Behaviour:
         path = [(above, 0.55), (before, 0.3), (after, 0.45), (away, 0.4)]
         return [self._to(to_world(point, base), duration, closure) for point, duration in path]
 
-    def _in_reach(self, local: Float64[np.ndarray, "3"], sign: int) -> bool:
-        x, y, z = local
-        return bool(z > self._table_top and 0.2 < x < 0.8 and -0.15 < sign * y < 0.5)
-
     def _sweep(self, side: Side) -> list[Waypoint]:
         """From the outside across the table, low, and up again."""
-        base, sign = self._simulation.base(), _sign(side)
+        base = self._simulation.base()
         x, low = self._rng.uniform(0.46, 0.62), self._table_top + self._rng.uniform(0.07, 0.13)
-        outside, inside = sign * self._rng.uniform((0.38, -0.05), (0.5, 0.1))
-        path = [
-            ((x - 0.05, outside, low + 0.08), 0.6),
-            ((x, inside, low), 0.75),
-            ((x, inside, low + 0.25), 0.45),
-        ]
+        outside, inside = SIDES[side] * self._rng.uniform((0.38, -0.05), (0.5, 0.1))
+        path = [((x - 0.05, outside, low + 0.08), 0.6), ((x, inside, low), 0.75), ((x, inside, low + 0.25), 0.45)]
         return [self._to(to_world(np.array(point), base), duration) for point, duration in path]
 
     def _wave(self, side: Side) -> list[Waypoint]:
         """Raise the hand in front of the camera and swing it from side to side."""
-        sign, arm, pace = _sign(side), arm_slice(side), self.temper.pace
+        sign, arm = SIDES[side], arm_slice(side)
         raised = np.array([-1.1, 0.2 * sign, -0.2 * sign, -1.5, 0.0, 0.0, 0.0])
         raised += self._rng.uniform(-0.15, 0.15, 7)
         swing = np.array([0.0, 0.15 * sign, -0.45 * sign, 0.0, -0.2 * sign, 0.0, -0.3 * sign])
-        out, back = (np.clip(raised + part * swing, LOW[arm], HIGH[arm]) for part in (1.0, -0.6))
+        low, high = self._simulation.low[arm], self._simulation.high[arm]
+        out, back = (np.clip(raised + part * swing, low, high) for part in (1.0, -0.6))
         path = [(out, 0.6, 0.1), (back, 0.45, 0.6), (out, 0.45, 0.1), (back, 0.45, 0.6)]
-        return [Waypoint(where=pose, duration=time * pace, closure=closure) for pose, time, closure in path]
+        return [Waypoint(pose, time * self._pace, closure) for pose, time, closure in path]
 
-    def _hover_point(self, side: Side, base: Float64[np.ndarray, "3"]) -> Float64[np.ndarray, "3"]:
+    def _hover(self, side: Side) -> list[Waypoint]:
+        return [self._to(self._hover_point(side, self._simulation.base()), 0.7)]
+
+    def _hover_point(self, side: Side, base: _Point) -> _Point:
         top = self._table_top
         x, y, z = self._rng.uniform((0.42, 0.02, top + 0.22), (0.6, 0.36, top + 0.5))
-        return to_world(np.array([x, _sign(side) * y, z]), base)
+        return to_world(np.array([x, SIDES[side] * y, z]), base)
 
-    def _to(self, point: Float64[np.ndarray, "3"], duration: float, closure: float | None = None) -> Waypoint:
+    def _to(self, point: _Point, duration: float, closure: float | None = None) -> Waypoint:
         closure = self._rng.uniform(0, 1) if closure is None else closure
-        pace = self.temper.pace * self._rng.uniform(0.85, 1.15)
-        return Waypoint(where=point, duration=duration * pace, closure=closure)
-
-
-def _sign(side: Side) -> int:
-    """+1 on the left, where y is positive."""
-    return 1 if side == "LEFT" else -1
+        return Waypoint(point, duration * (self._pace * self._rng.uniform(0.85, 1.15)), closure)

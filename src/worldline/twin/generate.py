@@ -82,12 +82,12 @@ def generate(
     Raises:
         UsageError: the folder holds something else or is in use, or MuJoCo or OpenGL is missing.
     """
-    versions = {"revision": REVISION, "mujoco": load_mujoco().__version__}
-    record: dict[str, object] = {**asdict(config), **versions}
+    record: dict[str, object] = {**asdict(config), "revision": REVISION, "mujoco": load_mujoco().__version__}
     with owned(out, claim=Claim(file=RECORD, key=record, what="data of the twin")):
         (out / "physics").mkdir(exist_ok=True)
-        todo = [episode for episode in range(config.episodes) if not _done(out, episode)]
-        for count, _ in enumerate(_write_all(out, config, todo, workers), config.episodes - len(todo) + 1):
+        done = [shard_done(out, i) and _physics(out, i).exists() for i in range(config.episodes)]
+        todo = [episode for episode, there in enumerate(done) if not there]
+        for count, _ in enumerate(_write_all(out, config, todo, workers), sum(done) + 1):
             if progress is not None:
                 progress(count, config.episodes)
         finish_shards(
@@ -103,7 +103,7 @@ def generate(
 def record_episode(config: TwinConfig, episode: int) -> Recording:
     """Run one episode of a config and return it without writing anything."""
     scene = random_scene(np.random.default_rng([config.seed, episode, 0]))
-    frames, states, commands, objects, snapshots = [], [], [], [], []
+    seen, snapshots = [], []
     with Simulation(scene, size=config.size, fps=float(config.fps)) as simulation:
         behaviour = Behaviour(simulation, np.random.default_rng([config.seed, episode, 1]))
         simulation.reset(behaviour.first())
@@ -112,17 +112,15 @@ def record_episode(config: TwinConfig, episode: int) -> Recording:
             if i % config.snapshot_every == 0:
                 snapshots.append(simulation.snapshot())
             command = behaviour.command()
-            frames.append(frame)
-            states.append(state)
-            commands.append(command)
-            objects.append(simulation.objects())
+            seen.append((frame, state, command, simulation.objects().astype(np.float32)))
             simulation.step(command)
+    frames, states, commands, objects = (np.stack(part) for part in zip(*seen, strict=True))
     return Recording(
         scene=scene,
-        frames=np.stack(frames),
-        states=np.stack(states),
-        commands=np.stack(commands),
-        objects=np.stack(objects).astype(np.float32),
+        frames=frames,
+        states=states,
+        commands=commands,
+        objects=objects,
         snapshots=np.stack(snapshots),
     )
 
@@ -137,16 +135,16 @@ def resume(root: Path, episode: int, frame: int) -> tuple[Simulation, Float32[np
         DataError: the folder holds no such episode.
         UsageError: the episode has no such frame.
     """
-    path = _physics_path(root, episode)
+    path = _physics(root, episode)
     if not path.exists():
         raise DataError(path, expected="saved physics", found="nothing", fix="Generate the data set again.")
     with np.load(path) as saved:
         commands, snapshots, every = saved["commands"], saved["snapshots"], int(saved["every"])
         stored = json.loads(str(saved["scene"]))
-    scene = Scene(xml=stored["xml"], objects=tuple(stored["objects"]), table_top=stored["table_top"])
     if not 0 <= frame < len(commands):
         raise UsageError(f"{path} has frames 0..{len(commands) - 1}, not {frame}")
     record = read_json(root / RECORD)
+    scene = Scene(**stored | {"objects": tuple(stored["objects"])})
     simulation = Simulation(scene, size=record["size"], fps=float(record["fps"]))
     simulation.restore(snapshots[frame // every])
     for command in commands[frame // every * every : frame]:
@@ -174,7 +172,7 @@ def _start_worker() -> None:
 
 def _write_episode(out: Path, config: TwinConfig, episode: int) -> None:
     recording = record_episode(config, episode)
-    with atomic(_physics_path(out, episode)) as temporary, temporary.open("wb") as file:
+    with atomic(_physics(out, episode)) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             scene=json.dumps(asdict(recording.scene)),
@@ -193,9 +191,5 @@ def _write_episode(out: Path, config: TwinConfig, episode: int) -> None:
     )
 
 
-def _done(out: Path, episode: int) -> bool:
-    return shard_done(out, episode) and _physics_path(out, episode).exists()
-
-
-def _physics_path(root: Path, episode: int) -> Path:
+def _physics(root: Path, episode: int) -> Path:
     return root / f"physics/physics_{episode}.npz"

@@ -1,4 +1,4 @@
-"""Where joints put the robot's hands, and which joints put a hand where it should be. Knows no goal, no time.
+"""Which joints put the robot's hand where it should be. Knows no goal, no time.
 
 Works on a scratch copy of the state: the simulation it is made from is never moved.
 """
@@ -10,8 +10,6 @@ from worldline.twin.backend import load_mujoco
 from worldline.twin.robot import JOINTS, SIDES, Side, arm_slice
 from worldline.twin.simulation import Simulation
 
-LOW = np.array([joint.low for joint in JOINTS])
-HIGH = np.array([joint.high for joint in JOINTS])
 DAMPING = 0.05
 """Of the least-squares step, in m per rad: enough to stay calm near a stretched arm."""
 POSTURE = 0.02
@@ -23,18 +21,10 @@ class Kinematics:
 
     def __init__(self, simulation: Simulation) -> None:
         self._mujoco = load_mujoco()
-        self._model = simulation.model
+        self._simulation, self._model = simulation, simulation.model
         self._data = self._mujoco.MjData(self._model)
-        self._joints = np.array([self._model.joint(joint.name).qposadr[0] for joint in JOINTS])
-        self._dofs = np.array([self._model.joint(joint.name).dofadr[0] for joint in JOINTS])
+        self._joints, self._dofs = simulation.places[: len(JOINTS)], simulation.dofs[: len(JOINTS)]
         self._grips = {side: self._model.site(f"{side}_GRIP").id for side in SIDES}
-
-    def grip(
-        self, side: Side, command: Float32[np.ndarray, "25"], base: Float64[np.ndarray, "3"]
-    ) -> Float64[np.ndarray, "3"]:
-        """Where a hand's grip is in the world in m: joints as in `command`, the base at `(x, y, heading)`."""
-        self._place(command[: len(JOINTS)].astype(np.float64), base)
-        return self._data.site_xpos[self._grips[side]].copy()
 
     def reach(
         self,
@@ -42,33 +32,32 @@ class Kinematics:
         target: Float64[np.ndarray, "3"],
         command: Float32[np.ndarray, "25"],
         base: Float64[np.ndarray, "3"],
-        *,
-        iterations: int = 25,
     ) -> tuple[Float64[np.ndarray, "7"], float]:
         """Joint angles of one arm that bring its hand to `target`, and the distance in m that remains.
 
-        Damped least squares within the joint limits. It starts from the arm's angles in `command`, which are
-        also the preferred posture; other joints are as in `command`, the base is at `(x, y, heading)`.
+        Damped least squares within the joint limits, 25 steps at most. It starts from the arm's angles in `command`,
+        which are also the preferred posture; other joints are as in `command`, the base is at `(x, y, heading)`.
         """
-        arm, grip = arm_slice(side), self._grips[side]
+        arm = arm_slice(side)
+        low, high = self._simulation.low[arm], self._simulation.high[arm]
         angles = command[: len(JOINTS)].astype(np.float64)
         preferred = angles[arm].copy()
         jacobian = np.zeros((3, self._model.nv))
-        for _ in range(iterations):
-            self._place(angles, base)
-            error = target - self._data.site_xpos[grip]
+        for _ in range(25):
+            error = target - self._grip(side, angles, base)
             if np.linalg.norm(error) < 0.01:
                 break
             self._mujoco.mj_comPos(self._model, self._data)
-            self._mujoco.mj_jacSite(self._model, self._data, jacobian, None, grip)
+            self._mujoco.mj_jacSite(self._model, self._data, jacobian, None, self._grips[side])
             local = jacobian[:, self._dofs[arm]]
             step = local.T @ np.linalg.solve(local @ local.T + DAMPING**2 * np.eye(3), error)
             step += POSTURE * (preferred - angles[arm])
-            angles[arm] = np.clip(angles[arm] + np.clip(step, -0.3, 0.3), LOW[arm], HIGH[arm])
-        self._place(angles, base)
-        return angles[arm], float(np.linalg.norm(target - self._data.site_xpos[grip]))
+            angles[arm] = np.clip(angles[arm] + np.clip(step, -0.3, 0.3), low, high)
+        return angles[arm], float(np.linalg.norm(target - self._grip(side, angles, base)))
 
-    def _place(self, angles: Float64[np.ndarray, "21"], base: Float64[np.ndarray, "3"]) -> None:
+    def _grip(self, side: Side, angles: np.ndarray, base: np.ndarray) -> Float64[np.ndarray, "3"]:
+        """Where a hand's grip is in the world, in m."""
         self._data.qpos[:3] = base
         self._data.qpos[self._joints] = angles
         self._mujoco.mj_kinematics(self._model, self._data)
+        return self._data.site_xpos[self._grips[side]]

@@ -1,13 +1,12 @@
 """The shapes of motion in time: swaying, minimum-jerk moves and waypoints. Knows no robot and no goal."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sway:
+class Sway(NamedTuple):
     """A slow and a faster sine for every entry of a command; its value at any time is known beforehand."""
 
     amplitude: Float64[np.ndarray, "25"]
@@ -22,16 +21,14 @@ class Sway:
         return self.amplitude * (0.75 * slow + 0.25 * fast)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Move:
+class Move(NamedTuple):
     """A minimum-jerk move of one arm: seven joint angles in rad and the closure of the hand (0..1)."""
 
     start: Float64[np.ndarray, "8"]
     goal: Float64[np.ndarray, "8"]
     begin: float
-    """Time in s."""
+    """Time in s; so is the duration."""
     duration: float
-    """In s."""
 
     @property
     def end(self) -> float:
@@ -43,8 +40,7 @@ class Move:
         return self.start + (self.goal - self.start) * (x**3 * (10 - 15 * x + 6 * x**2))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Waypoint:
+class Waypoint(NamedTuple):
     """Where a hand is to be next: a point in the world in m, or the arm's joint angles in rad."""
 
     where: Float64[np.ndarray, "3"] | Float64[np.ndarray, "7"]

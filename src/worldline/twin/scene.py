@@ -13,10 +13,12 @@ from functools import partial
 import numpy as np
 from numpy.random import Generator
 
-from worldline.twin.robot import robot_actuators, robot_assets, robot_body, robot_defaults
+from worldline.twin.robot import robot_elements
 
 TIMESTEP = 1 / 240
 """Seconds of one physics step: eight for a frame at 30 Hz."""
+Colour = tuple[float, ...]
+"""Red, green and blue, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +37,12 @@ def random_scene(rng: Generator) -> Scene:
     """Draw a room. The robot stands at the origin and looks along +x at a table within reach."""
     top = rng.uniform(0.84, 0.94)
     near = rng.uniform(0.34, 0.40)
-    objects = _objects(rng, top, near)
+    robot, objects = robot_elements(), _objects(rng, top, near)
     # The robot comes first: its base then has the first three entries of qpos and qvel.
-    world = "\n".join([robot_body(), _light(rng), _room(rng), _table(rng, top, near), *objects])
-    names = tuple(f"OBJECT_{i}" for i in range(len(objects)))
-    assets = _surface(rng, "floor", _floor_colour(rng)) + _surface(rng, "table", _table_colour(rng))
-    return Scene(xml=_document(rng, assets, world), objects=names, table_top=top)
-
-
-def _document(rng: Generator, assets: str, world: str) -> str:
+    world = "\n".join([robot["worldbody"], _light(rng), *_room(rng), *_table(rng, top, near), *objects])
+    assets = robot["asset"] + _surface(rng, "floor", _floor_colour(rng)) + _surface(rng, "table", _table_colour(rng))
     ambient, diffuse = rng.uniform((0.5, 0.2), (0.62, 0.28))
-    return f"""<mujoco model="worldline twin">
+    xml = f"""<mujoco model="worldline twin">
   <compiler angle="radian" eulerseq="XYZ"/>
   <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" iterations="20"/>
   <statistic extent="1" meansize="0.1" center="0.5 0 1"/>
@@ -55,18 +52,18 @@ def _document(rng: Generator, assets: str, world: str) -> str:
     <headlight ambient="{_numbers([ambient] * 3)}" diffuse="{_numbers([diffuse] * 3)}" specular="0 0 0"/>
     <map znear="0.01" zfar="20"/>
   </visual>
-  <asset>{robot_assets()}{assets}
+  <asset>{assets}
   </asset>
   <default>
-    <geom contype="2" conaffinity="7" friction="0.8" solref="0.01 1"/>{robot_defaults()}
+    <geom contype="2" conaffinity="7" friction="0.8" solref="0.01 1"/>{robot["default"]}
   </default>
   <worldbody>
 {world}
   </worldbody>
-  <actuator>
-{robot_actuators()}
+  <actuator>{robot["actuator"]}
   </actuator>
 </mujoco>"""
+    return Scene(xml=xml, objects=tuple(f"OBJECT_{i}" for i in range(len(objects))), table_top=top)
 
 
 def _light(rng: Generator) -> str:
@@ -78,76 +75,59 @@ def _light(rng: Generator) -> str:
     )
 
 
-def _room(rng: Generator) -> str:
+def _room(rng: Generator) -> list[str]:
     """Floor, four walls and a ceiling, each of one colour, and a few flat or boxy things along the walls."""
     front, back, left, right, height = *rng.uniform((1.5, 1.2, 1.4, 1.4), (2.8, 2.2, 2.6, 2.6)), 2.8
-    wall = _colour(rng, saturation=(0.03, 0.25), value=(0.52, 0.72))
+    wall = hsv_to_rgb(rng.random(), rng.uniform(0.03, 0.25), rng.uniform(0.52, 0.72))
     paint = partial(_nearby, rng, wall)
-    middle = (front - back) / 2
-    half = (front + back) / 2 + 0.1
-    width = (left + right) / 2 + 0.1
-    side = (left - right) / 2
-    return "\n".join(
-        [
-            _box((middle, side, -0.05), (half, width, 0.05), "floor"),
-            _box((middle, side, height), (half, width, 0.05), (0.9, 0.9, 0.88)),
-            _box((front + 0.05, side, height / 2), (0.05, width, height / 2), wall),
-            _box((-back - 0.05, side, height / 2), (0.05, width, height / 2), paint()),
-            _box((middle, left + 0.05, height / 2), (half, 0.05, height / 2), paint()),
-            _box((middle, -right - 0.05, height / 2), (half, 0.05, height / 2), paint()),
-            *_decoration(rng, wall, front, left, right),
-        ]
-    )
-
-
-def _decoration(rng: Generator, wall: tuple[float, ...], front: float, left: float, right: float) -> list[str]:
-    """A poster or window and at most one cupboard on the wall ahead, a door on a side wall, in the wall's tones."""
-    tone = partial(_nearby, rng, wall)
-    y = rng.uniform(-0.8, 0.8)
-    things = [
-        _box(
-            (front, y, rng.uniform(1.4, 1.8)),
-            (0.02, rng.uniform(0.3, 0.6), rng.uniform(0.25, 0.45)),
-            tone(rng.uniform(0.75, 1.15)),
-        )
+    middle, side, up = (front - back) / 2, (left - right) / 2, height / 2
+    half, width = (front + back) / 2 + 0.1, (left + right) / 2 + 0.1
+    return [
+        _box((middle, side, -0.05), (half, width, 0.05), "floor"),
+        _box((middle, side, height), (half, width, 0.05), (0.9, 0.9, 0.88)),
+        _box((front + 0.05, side, up), (0.05, width, up), wall),
+        _box((-back - 0.05, side, up), (0.05, width, up), paint()),
+        _box((middle, left + 0.05, up), (half, 0.05, up), paint()),
+        _box((middle, -right - 0.05, up), (half, 0.05, up), paint()),
+        *_decoration(rng, paint, front, (left, -right)),
     ]
+
+
+def _decoration(rng: Generator, tone: "partial[Colour]", front: float, sides: tuple[float, float]) -> list[str]:
+    """A poster or window and at most one cupboard on the wall ahead, a door on a side wall, in the wall's tones."""
+    y = rng.uniform(-0.8, 0.8)
+    position = (front, y, rng.uniform(1.4, 1.8))
+    half_size = (0.02, rng.uniform(0.3, 0.6), rng.uniform(0.25, 0.45))
+    things = [_box(position, half_size, tone(rng.uniform(0.75, 1.15)))]
     for sign in rng.permutation([-1, 1])[: rng.integers(0, 2)]:
         depth, half_width, half_height = rng.uniform((0.15, 0.25, 0.4), (0.3, 0.5, 0.95))
         position = (front - depth, y + sign * rng.uniform(0.9, 1.2), half_height)
-        things.append(
-            _box(
-                position,
-                (depth, half_width, half_height),
-                tone(rng.uniform(0.65, 0.95)),
-            )
-        )
-    wall_y = left if rng.random() < 0.5 else -right
+        things.append(_box(position, (depth, half_width, half_height), tone(rng.uniform(0.65, 0.95))))
+    wall_y = sides[0] if rng.random() < 0.5 else sides[1]
     door = tone(rng.uniform(0.75, 1.05))
-    things.append(_box((rng.uniform(0.4, 1.0), wall_y, 1.0), (0.45, 0.02, 1.0), door))
-    return things
+    return [*things, _box((rng.uniform(0.4, 1.0), wall_y, 1.0), (0.45, 0.02, 1.0), door)]
 
 
-def _table(rng: Generator, top: float, near: float) -> str:
+def _table(rng: Generator, top: float, near: float) -> list[str]:
     """A table on legs, a closed counter or a round table, from `near` m ahead of the robot's middle on."""
     half_depth, half_width = rng.uniform(0.28, 0.4), rng.uniform(0.55, 0.85)
-    x, z = near + half_depth, top - 0.02
+    x, z, half_height = near + half_depth, top - 0.02, (top - 0.04) / 2
     leg = hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.3), rng.uniform(0.3, 0.7))
+    board = _box((x, 0.0, z), (half_depth, half_width, 0.02), "table")
     match rng.choice(["table", "counter", "round"]):
         case "table":
-            ends = [(x, sign * (half_width - 0.05), (top - 0.04) / 2) for sign in (-1, 1)]
-            legs = [_box(end, (half_depth - 0.05, 0.03, (top - 0.04) / 2), leg) for end in ends]
-            return "\n".join([_box((x, 0.0, z), (half_depth, half_width, 0.02), "table"), *legs])
+            ends = [(x, sign * (half_width - 0.05), half_height) for sign in (-1, 1)]
+            return [board, *(_box(end, (half_depth - 0.05, 0.03, half_height), leg) for end in ends)]
         case "counter":
-            half_height = (top - 0.04) / 2
-            body = _box((x + 0.05, 0.0, half_height), (half_depth - 0.05, half_width - 0.02, half_height), leg)
-            return "\n".join([_box((x, 0.0, z), (half_depth, half_width, 0.02), "table"), body])
+            size = (half_depth - 0.05, half_width - 0.02, half_height)
+            return [board, _box((x + 0.05, 0.0, half_height), size, leg)]
         case _:
             radius = rng.uniform(0.5, 0.6)
             x, look = near + radius, f'rgba="{_numbers(leg)} 1"'
-            return (
+            return [
                 f'<geom type="cylinder" pos="{x} 0 {z}" size="{radius} 0.02" material="table"/>'
                 f'<geom type="cylinder" pos="{x} 0 {z / 2}" size="0.08 {z / 2}" {look}/>'
-            )
+            ]
 
 
 def _objects(rng: Generator, top: float, near: float) -> list[str]:
@@ -189,13 +169,13 @@ def _shape(rng: Generator) -> tuple[str, float]:
             return f'type="capsule" size="{radius} {half}" euler="1.5708 0 0" {rolling}', radius
 
 
-def _box(position: tuple[float, ...], half_size: tuple[float, ...], paint: tuple[float, ...] | str) -> str:
+def _box(position: tuple[float, ...], half_size: tuple[float, ...], paint: Colour | str) -> str:
     """A fixed box of one colour, or of a named material."""
     look = f'material="{paint}"' if isinstance(paint, str) else f'rgba="{_numbers(paint)} 1"'
     return f'<geom type="box" pos="{_numbers(position)}" size="{_numbers(half_size)}" {look}/>'
 
 
-def _surface(rng: Generator, name: str, colour: tuple[float, ...]) -> str:
+def _surface(rng: Generator, name: str, colour: Colour) -> str:
     """A material whose colour drifts gently from the middle to the edges."""
     edge = _nearby(rng, colour, rng.uniform(0.75, 1.1))
     colours = f'rgb1="{_numbers(colour)}" rgb2="{_numbers(edge)}"'
@@ -204,12 +184,12 @@ def _surface(rng: Generator, name: str, colour: tuple[float, ...]) -> str:
     <material name="{name}" texture="{name}" specular="0"/>"""
 
 
-def _floor_colour(rng: Generator) -> tuple[float, ...]:
+def _floor_colour(rng: Generator) -> Colour:
     hue = rng.choice([rng.uniform(0.05, 0.12), rng.random()])
     return hsv_to_rgb(hue, rng.uniform(0.03, 0.2), rng.uniform(0.38, 0.52))
 
 
-def _table_colour(rng: Generator) -> tuple[float, ...]:
+def _table_colour(rng: Generator) -> Colour:
     match rng.choice(["wood", "pale", "painted"]):
         case "wood":
             return hsv_to_rgb(rng.uniform(0.05, 0.11), rng.uniform(0.2, 0.4), rng.uniform(0.42, 0.6))
@@ -219,11 +199,7 @@ def _table_colour(rng: Generator) -> tuple[float, ...]:
             return hsv_to_rgb(rng.random(), rng.uniform(0.15, 0.35), rng.uniform(0.4, 0.58))
 
 
-def _colour(rng: Generator, *, saturation: tuple[float, float], value: tuple[float, float]) -> tuple[float, ...]:
-    return hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
-
-
-def _nearby(rng: Generator, colour: tuple[float, ...], scale: float = 1.0) -> tuple[float, ...]:
+def _nearby(rng: Generator, colour: Colour, scale: float = 1.0) -> Colour:
     """A colour like the given one, `scale` times as bright."""
     return tuple(np.clip(np.array(colour) * scale * rng.uniform(0.85, 1.1), 0, 1).tolist())
 

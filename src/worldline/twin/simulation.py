@@ -6,23 +6,22 @@ A robot is driven in two ways: `step` towards a command, as its motors would, or
 A recorded episode is reopened by `generate.resume`.
 """
 
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from worldline.schema import UsageError
 from worldline.twin.backend import INSTALL_GL, load_mujoco
-from worldline.twin.robot import CAMERA, FINGER_CLOSED, FINGERS, INDEX, JOINTS, LAYOUT, SIDES, neutral
+from worldline.twin.robot import CAMERA, FINGER_CLOSED, FINGERS, INDEX, JOINTS, neutral
 from worldline.twin.scene import TIMESTEP, Scene
 
 NUM_JOINTS = len(JOINTS)
-NUM_FINGERS = len(FINGERS)
 SETTLING = 0.5
 """Seconds the world is left alone after a reset, for things to settle."""
 
 
-class Simulation:
+class Simulation(AbstractContextManager["Simulation"]):
     """The robot in one scene. Use as a context manager, or call `close`: it owns an OpenGL context.
 
     Args:
@@ -36,26 +35,22 @@ class Simulation:
 
     def __init__(self, scene: Scene, *, size: int = 64, fps: float = 30.0) -> None:
         self._mujoco = load_mujoco()
+        self._whole = self._mujoco.mjtState.mjSTATE_INTEGRATION
         self.scene, self.size, self.fps = scene, size, fps
         self._substeps = round(1 / (fps * TIMESTEP))
         if abs(self._substeps * TIMESTEP * fps - 1) > 1e-9:
             raise UsageError(f"fps must divide {1 / TIMESTEP:.0f}, not {fps}")
         self.model = self._mujoco.MjModel.from_xml_string(scene.xml)
         self.data = self._mujoco.MjData(self.model)
-        fingers = [f"{side}_{finger}" for side in SIDES for finger in FINGERS]
-        joints = [self.model.joint(name) for name in (*LAYOUT.names[:NUM_JOINTS], *fingers)]
-        self._moving = np.array([joint.qposadr[0] for joint in joints])
-        self._moving_dofs = np.array([joint.dofadr[0] for joint in joints])
-        self._joints, self._fingers = self._moving[:NUM_JOINTS], self._moving[NUM_JOINTS:]
+        joints = [self.model.joint(name) for name in (*JOINTS, *FINGERS)]
+        # Limits of the joints in rad; where joints and fingers are in qpos and qvel.
+        self.low, self.high = np.array([joint.range for joint in joints[:NUM_JOINTS]]).T
+        self.places = np.array([joint.qposadr[0] for joint in joints])
+        self.dofs = np.array([joint.dofadr[0] for joint in joints])
         self._objects = np.array([self.model.body(name).id for name in scene.objects])
         self._renderer = None
 
-    def __enter__(self) -> "Simulation":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -66,20 +61,19 @@ class Simulation:
 
     def reset(self, command: Float32[np.ndarray, "25"] | None = None) -> None:
         """Begin anew in the pose of `command` (default: `robot.neutral`), once objects have settled."""
-        command = neutral() if command is None else command
+        command = neutral() if command is None else command.copy()
         self._mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[self._moving] = _angles(command)
-        still = command.copy()
-        still[INDEX["LINEAR_VELOCITY"] :] = 0
+        self.data.qpos[self.places] = _angles(command)
+        command[INDEX["LINEAR_VELOCITY"] :] = 0
         for _ in range(round(SETTLING * self.fps)):
-            self.step(still)
+            self.step(command)
         self.data.time = 0
 
     def step(self, command: Float32[np.ndarray, "25"]) -> None:
         """Advance by one frame towards the targets of `command` (`robot.LAYOUT`), held throughout."""
         data = self.data
         data.ctrl[:-3] = _angles(command)
-        speed, turn = command[INDEX["LINEAR_VELOCITY"]], command[INDEX["ANGULAR_VELOCITY"]]
+        speed, turn = command[-2:]
         for _ in range(self._substeps):
             heading = data.qpos[2]
             data.ctrl[-3:] = speed * np.cos(heading), speed * np.sin(heading), turn
@@ -107,9 +101,9 @@ class Simulation:
             speed, turn = before + (after - before) * (1 - (left - 1) / self._substeps)
             base = speed * np.cos(data.qpos[2]), speed * np.sin(data.qpos[2]), turn
             data.ctrl[-3:] = data.qvel[:3] = base
-            data.qvel[self._moving_dofs] = (goal - data.qpos[self._moving]) / (left * TIMESTEP)
+            data.qvel[self.dofs] = (goal - data.qpos[self.places]) / (left * TIMESTEP)
             self._mujoco.mj_step(self.model, data)
-        data.qpos[self._moving] = goal  # a touch may have held it back a little
+        data.qpos[self.places] = goal  # a touch may have held it back a little
 
     def observe(self) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "25"]]:
         """What the robot sees (RGB, 0..255) and its state, now."""
@@ -117,10 +111,11 @@ class Simulation:
 
     def state(self) -> Float32[np.ndarray, "25"]:
         """The measured state in the order and units of `robot.LAYOUT`."""
-        qpos, (x, y, turn) = self.data.qpos, self.data.qvel[:3]
-        closures = np.mean(qpos[self._fingers].reshape(2, NUM_FINGERS), axis=1) / FINGER_CLOSED
-        speed = x * np.cos(qpos[2]) + y * np.sin(qpos[2])
-        return np.concatenate([qpos[self._joints], np.clip(closures, 0, 1), [speed, turn]]).astype(np.float32)
+        heading, (x, y, turn) = self.data.qpos[2], self.data.qvel[:3]
+        angles, fingers = np.split(self.data.qpos[self.places], [NUM_JOINTS])
+        closures = np.clip(fingers.reshape(2, -1).mean(axis=1) / FINGER_CLOSED, 0, 1)
+        speed = x * np.cos(heading) + y * np.sin(heading)
+        return np.concatenate([angles, closures, [speed, turn]]).astype(np.float32)
 
     def frame(self) -> UInt8[np.ndarray, "h w 3"]:
         """The picture of the head camera, RGB, 0..255."""
@@ -144,9 +139,8 @@ class Simulation:
 
     def snapshot(self) -> Float64[np.ndarray, "n"]:
         """The whole state of the physics: positions, velocities, controls, and the solver's warm start."""
-        signature = self._mujoco.mjtState.mjSTATE_INTEGRATION
-        state = np.empty(self._mujoco.mj_stateSize(self.model, signature))
-        self._mujoco.mj_getState(self.model, self.data, state, signature)
+        state = np.empty(self._mujoco.mj_stateSize(self.model, self._whole))
+        self._mujoco.mj_getState(self.model, self.data, state, self._whole)
         return state
 
     def restore(self, snapshot: Float64[np.ndarray, "n"]) -> None:
@@ -155,11 +149,10 @@ class Simulation:
         Raises:
             UsageError: the snapshot is of another scene.
         """
-        signature = self._mujoco.mjtState.mjSTATE_INTEGRATION
-        size = self._mujoco.mj_stateSize(self.model, signature)
+        size = self._mujoco.mj_stateSize(self.model, self._whole)
         if snapshot.shape != (size,):
             raise UsageError(f"This snapshot is of another scene: {snapshot.shape[0]} numbers instead of {size}")
-        self._mujoco.mj_setState(self.model, self.data, snapshot, signature)
+        self._mujoco.mj_setState(self.model, self.data, snapshot, self._whole)
 
     def _open_renderer(self):
         if self._renderer is None:
@@ -179,5 +172,5 @@ class Simulation:
 
 def _angles(command: Float32[np.ndarray, "25"]) -> Float32[np.ndarray, "29"]:
     """Angles in rad of the joints, then of the fingers, left then right."""
-    closures = command[INDEX["LEFT_HAND_CLOSURE"] : INDEX["LEFT_HAND_CLOSURE"] + 2]
-    return np.concatenate([command[:NUM_JOINTS], np.repeat(closures, NUM_FINGERS) * np.float32(FINGER_CLOSED)])
+    closures = np.repeat(command[NUM_JOINTS:-2], len(FINGERS) // 2)
+    return np.concatenate([command[:NUM_JOINTS], closures * np.float32(FINGER_CLOSED)])
