@@ -10,10 +10,8 @@ cd "$(dirname "$0")/.."
 g1=${1:-G1}
 work=${2:-cache/g1}
 data="--data.path $g1 --data.val-path None --data.train-episodes 0:56 --data.val-episodes 56:68 --data.cache $work/cache"
-crop="--data.cache-size 96 --data.augment.crop-scale 0.6 1.0 --data.augment.flip 0.5"
-crop="$crop --data.augment.brightness 0.1 --data.augment.contrast 0.1 --data.augment.saturation 0.1"
-passes="--start-offsets 24 --data.augment.crop-scale 0.7 1.0 --data.augment.brightness 0.1 --data.augment.contrast 0.1"
-world="$passes --data.augment.saturation 0.1 --model.dropout 0.1 --optimizer.ema-decay 0.998"
+crop="--data.cache-size 96 --data.augment wide"
+world="--start-offsets 24 --data.augment unflipped --model.dropout 0.1 --optimizer.ema-decay 0.998"
 
 once() { [ -e "$work/$1" ] || worldline train "${@:2}" --out "$work/$1"; }
 

@@ -220,10 +220,10 @@ def _tiny(recipe: str, folder: Path) -> list[str]:
     if recipe.startswith("compression"):
         for name, episodes, seed in (("train", 4, 0), ("val", 2, 1)):
             write_followed_tokens(folder / name, episodes, seed=seed)
-        return f"{data} {short} --model.width 16 --model.heads 2 --model.layers 1 --model.state-hidden 8".split()
+        return f"{data} {short} --model.width 16 --model.heads 2 --model.layers 1".split()
     for name, episodes, first in (("train", 3, 0), ("val", 2, 50)):
         write_squares(folder / name, episodes, length=81, first=first, size=64)
-    small = "--model.backbone tiny --model.states.hidden 16 --data.image-size 64"
+    small = "--model.backbone tiny --data.image-size 64"
     alone = "--model.lora None --weights None --text None --tokenizer vae-tiny"
     return f"{data} {short} {small} {alone}".split()
 

@@ -56,7 +56,7 @@ def test_token_clips_hold_34_states_and_6_grids(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="subsampled"):
         open_clips(replace(config, pattern=FramePattern(window=34, stride=2)), "train")
     with pytest.raises(UsageError, match="augmented"):
-        open_clips(replace(config, augment=AugmentConfig.usual()), "train")
+        open_clips(replace(config, augment=AugmentConfig.presets["usual"]), "train")
 
 
 def test_splits_share_no_episode(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_tokens_cannot_be_cached_as_frames(tmp_path: Path) -> None:
 
 
 def test_augmentation_depends_on_the_seed_alone(tmp_path: Path) -> None:
-    clips = open_clips(_config(write_raw(tmp_path), augment=AugmentConfig.usual()), "train")
+    clips = open_clips(_config(write_raw(tmp_path), augment=AugmentConfig.presets["usual"]), "train")
     plain, a, b, c = clips[3], clips[3, 1], clips[3, 1], clips[3, 2]
     assert plain.frames is not None
     assert a.frames is not None
@@ -219,7 +219,7 @@ def _same(a: Batch, b: Batch) -> bool:
 
 
 def test_resuming_at_any_step_gives_the_same_batches(tmp_path: Path) -> None:
-    clips = open_clips(_config(write_raw(tmp_path), augment=AugmentConfig.usual()), "train")
+    clips = open_clips(_config(write_raw(tmp_path), augment=AugmentConfig.presets["usual"]), "train")
     straight = list(Loader(clips, 3, seed=5).iterate(0, 8))
     resumed = list(Loader(clips, 3, seed=5).iterate(5, 8))
     assert all(_same(a, b) for a, b in zip(straight[5:], resumed, strict=True))
@@ -231,7 +231,7 @@ def test_resuming_at_any_step_gives_the_same_batches(tmp_path: Path) -> None:
 
 def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_raw(tmp_path / "d")
-    clips = open_clips(_config(root, augment=AugmentConfig.usual(), cache=tmp_path / "cache"), "train")
+    clips = open_clips(_config(root, augment=AugmentConfig.presets["usual"], cache=tmp_path / "cache"), "train")
     half = partial(Loader, clips, 5, seed=5, rank=1, world_size=2)
     alone = list(half(pieces=2).iterate(2, 7))
     helped = list(half(pieces=2, num_workers=2).iterate(2, 7))

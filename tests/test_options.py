@@ -35,7 +35,7 @@ from worldline.worlds.wan_text import save_text
         ("compression_tiny --data.pattern.window 51", "--model.horizon-grids"),
         ("compression_tiny --data.cache-size 96", "augmented"),
         ("compression_tiny --model.vocab-size 5", "taken from the data"),
-        ("compression_tiny --model.unconditional True --model.state-hidden 3", "unconditional"),
+        ("compression_tiny --model.unconditional True --model.conditioning add", "unconditional"),
         ("compression_tiny_unconditional --model.conditioning add", "unconditional"),
         ("compression_tiny --model.code-levels 8 8", "the tokenizer's own"),
         ("compression_tiny --model.scheduled-sampling-rise 0.5", "--model.scheduled-sampling"),
@@ -47,7 +47,7 @@ from worldline.worlds.wan_text import save_text
         ("sampling_tiny --start-offsets 3", "start offsets"),
         ("sampling_tiny --model.block-bias True", "without adapters"),
         ("sampling_tiny --model.states.window 78", "taken from the data"),
-        ("sampling_tiny --model.unconditional True --model.states.hidden 64", "unconditional"),
+        ("sampling_tiny --model.unconditional True --model.states.normalise False", "unconditional"),
         ("sampling_tiny --model.unconditional True --model.drop-states 0.5", "unconditional"),
     ],
 )
@@ -268,7 +268,7 @@ def _run(config: TrainConfig, folder: Path) -> tuple[str, ...]:
 def test_every_field_of_a_run_changes_what_it_does(tmp_path: Path) -> None:
     write_squares(tmp_path / "data", 4, length=51)
     config = run_of(
-        tmp_path / "data", "tokenizer", train_episodes=":-1", val_episodes="-1:", augment=AugmentConfig.usual()
+        tmp_path / "data", "tokenizer", train_episodes=":-1", val_episodes="-1:", augment=AugmentConfig.presets["usual"]
     )
     config = replace(config, steps=4, log_every=1, evaluate_every=2, checkpoint_every=1, keep_checkpoints=2)
     config = replace(config, data=replace(config.data, cache_size=20), optimizer=OptimizerConfig(warmup_steps=2))

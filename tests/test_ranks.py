@@ -324,7 +324,7 @@ def test_torchrun_trains_a_tokenizer_by_the_command_line(tmp_path: Path) -> None
         image_size=16,
         window_stride=5,
         cache=tmp_path / "cache",
-        augment=AugmentConfig.usual(),
+        augment=AugmentConfig.presets["usual"],
     )
     config = _world(tmp_path, model=replace(SMALL_TOKENIZER, past=0), data=data, accumulate=1)
     train(config, tmp_path / "one")

@@ -1,6 +1,7 @@
 """Every recipe: builds its model, survives JSON, has help; and a configuration with a mistake names it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,15 @@ def test_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for option in ("--out", "--batch-size", "--model.", "--data.path", "--optimizer.lr"):
         assert option in shown
+
+
+@each
+def test_has_few_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = set(re.findall(r"^\W*?(--[a-z][a-z0-9.-]*)", capsys.readouterr().out, re.MULTILINE))
+    assert {"--out", "--steps", "--data.path"} <= shown
+    assert len(shown) <= 50
 
 
 @each

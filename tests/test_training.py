@@ -86,7 +86,7 @@ def _tokenizer(tmp: Path, **changes: Any) -> TrainConfig:
             image_size=16,
             window_stride=5,
             cache=tmp / "cache",
-            augment=AugmentConfig.usual(),
+            augment=AugmentConfig.presets["usual"],
         ),
         **changes,
     )

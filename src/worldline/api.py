@@ -4,18 +4,16 @@ Paths may be names of built-ins (`compression-tiny`, `twin-mini-val`, ...). A wr
 damaged data are a `DataError`; both say what was expected, what was found and what to do.
 """
 
-import ast
 import inspect
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from worldline import builtin
+from worldline.checks import texts_of
 from worldline.families.config import TrainConfig
 from worldline.families.load import Loaded, load_forecaster
 from worldline.families.sample import LoadOptions
@@ -49,7 +47,8 @@ def _taking(
         options = inspect.signature(kind).parameters.values()
         signature = inspect.signature(function).replace(parameters=[first, *options])
         by_name.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] - what help() shows
-        by_name.__doc__ = f"{inspect.getdoc(function)}\n\nOptions:\n{_documented(kind)}"
+        texts = [f"    {name}: {text}" for name, text in texts_of(kind).items()]  # pyright: ignore[reportArgumentType]
+        by_name.__doc__ = "\n".join([f"{inspect.getdoc(function)}\n\nOptions:", *texts])
         return by_name
 
     return wrap
@@ -63,19 +62,6 @@ def _made(kind: Any, given: Mapping[str, Any]) -> Any:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])
         raise UsageError(f"{where}: {first['msg']} (found {first['input']!r})") from error
-
-
-def _documented(kind: Any) -> str:
-    """The fields of a dataclass and of those it is made from, with the text that stands below each."""
-    lines = []
-    for base in reversed(kind.__mro__[:-1]):
-        (parsed,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(parsed, ast.ClassDef), "the source of a class"
-        for field, below in pairwise([*parsed.body, ast.Pass()]):
-            if isinstance(field, ast.AnnAssign):
-                text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
-                lines.append(f"    {ast.unparse(field.target)}: {' '.join(text.split())}")
-    return "\n".join(lines)
 
 
 @_taking(OpenOptions)

@@ -7,8 +7,12 @@
 None passes (it is a type's business whether a field may be None), and of tuples every entry is checked.
 """
 
+import ast
+import inspect
 import math
+import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from worldline.schema import UsageError
@@ -88,3 +92,16 @@ def _flat(value: Any) -> Iterator[Any]:
             yield from _flat(entry)
     else:
         yield value
+
+
+def texts_of(kind: type) -> dict[str, str]:
+    """The fields of a dataclass and of those it is made from, each with the text that stands below it."""
+    texts = {}
+    for base in reversed(kind.__mro__[:-1]):
+        (parsed,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(parsed, ast.ClassDef), "the source of a class"
+        for field, below in pairwise([*parsed.body, ast.Pass()]):
+            if isinstance(field, ast.AnnAssign):
+                text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
+                texts[ast.unparse(field.target)] = " ".join(text.split())
+    return texts

@@ -4,68 +4,132 @@ A field of a recipe is given with its value, `--model.block-bias True`; a verb's
 An optional part goes with `--model.lora None` and comes with any of its own fields, `--model.lora.rank 8`.
 """
 
-from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
+from worldline.checks import texts_of
 from worldline.cli.console import choose, options_of
-from worldline.families.config import TrainConfig
+from worldline.families.config import TrainConfig, idle
 from worldline.recipes.all import RECIPES
+from worldline.schema import UsageError
 
 Job = TypeVar("Job")
 Recipe = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 """How a job holds the recipe that it is given."""
 LENGTHS = {"--steps": "--epochs", "--epochs": "--steps"}
 """Giving the length of a run in one way replaces a recipe's own in the other."""
+PYTHON_ONLY = {
+    "": "autocast log_every keep_checkpoints model.kind optimizer.beta1 optimizer.beta2",
+    "fsq-video": "model.encoder_kernels model.mlp_ratio",
+    "wan-vae": "",
+    "st-transformer": "model.mlp_ratio model.init_std model.state_hidden model.state_pooling model.loss_chunk",
+    "wan": "data.pattern model.context_latents model.horizon_latents model.text_rows model.text_length "
+    "model.flow.num_train_steps model.states.mode model.states.hidden model.states.norm_groups",
+}
+"""Fields of recipes by kind of model that are no options: what hardly anybody changes, and what must fit the rest.
 
-_PRESETS = tyro.constructors.ConstructorRegistry()
-
-
-@_PRESETS.primitive_rule
-def _preset(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """Sizes that go together, of a class with `presets`, are one option that takes the name of a preset."""
-    presets: dict[str, Any] | None = getattr(info.type, "presets", None)
-    if presets is None:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="{" + ",".join(presets) + "}",
-        instance_from_str=lambda words: presets[words[0]],
-        is_instance=lambda value: isinstance(value, type(next(iter(presets.values())))),
-        str_from_instance=lambda value: [next((name for name, one in presets.items() if one == value), "other sizes")],
-        choices=tuple(presets),
-    )
+A notebook sets them too: `worldline.train(RECIPE, optimizer={"beta2": 0.99})`.
+"""
 
 
-def parse_recipe(job: Callable[..., Job], verb: str, description: str, arguments: list[str]) -> tuple[str | None, Job]:
-    """The recipe's name, if it is given, and the job; exits with a message where the name or an option is unknown.
+def parse_recipe(job: type[Job], verb: str, description: str, arguments: list[str]) -> tuple[str, Job]:
+    """The recipe's name and the job; exits with a message where help is asked for or an option is unknown.
 
     Args:
         job: dataclass with a field `config`, which the recipe fills, and the verb's own options.
+
+    Raises:
+        UsageError: there is no recipe of that name, or none is given.
     """
     name = choose(arguments, RECIPES, what="recipe")
-    recipes = {known: recipe() for known, recipe in RECIPES.items()}
-    if name is not None:
-        recipes[name], arguments = _with_parts(recipes[name], arguments)
+    if name is None:
+        if not _asked(arguments):
+            raise UsageError(f"give a recipe: {', '.join(RECIPES)}")
+        _say_recipes(verb, description)
+        raise SystemExit(0)
+    rest = [argument for at, argument in enumerate(arguments) if at != arguments.index(name)]
+    recipe, rest = _with_parts(RECIPES[name](), rest)
     for given, other in LENGTHS.items():
-        if _given(given, arguments) and not _given(other, arguments):
-            arguments = [*arguments, other, "0"]
-    kind: Any = tyro.extras.subcommand_type_from_defaults(
-        {known: job(config=recipe) for known, recipe in recipes.items()},
-        {known: (recipe.__doc__ or "").splitlines()[0] for known, recipe in RECIPES.items()},
-        prefix_names=False,
-    )
+        if _given(given, rest) and not _given(other, rest):
+            rest = [*rest, other, "0"]
     with options_of(TrainConfig):
         return name, tyro.cli(
-            kind,
-            prog=f"worldline {verb}",
-            description=description,
-            args=arguments,
+            job,
+            default=job(config=recipe),  # pyright: ignore[reportCallIssue]
+            prog=f"worldline {verb} {name}",
+            description=RECIPES[name].__doc__,
+            args=rest,
             config=(tyro.conf.AvoidSubcommands,),
-            registry=_PRESETS,
+            registry=_constructors(recipe, asked=_asked(rest)),
         )
+
+
+def _asked(arguments: list[str]) -> bool:
+    return "-h" in arguments or "--help" in arguments
+
+
+def _say_recipes(verb: str, description: str) -> None:
+    lines = [f"  {name:31} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()]
+    options = f"worldline {verb} RECIPE --help shows a recipe's options."
+    print(f"usage: worldline {verb} RECIPE [OPTIONS]\n\n{description}\nrecipes:", *lines, "", options, sep="\n")
+
+
+def _constructors(recipe: TrainConfig, *, asked: bool) -> ConstructorRegistry:
+    """How tyro makes a recipe's parts, of those fields that are options.
+
+    Args:
+        asked: for help, which does not show what would change nothing; where it is given, the reason is said later.
+    """
+    registry, places = ConstructorRegistry(), dict(_places(recipe))
+    hidden = f"{PYTHON_ONLY['']} {PYTHON_ONLY[recipe.model.kind]}".split()
+    hidden += [name.rstrip(".") for name in idle(recipe)] if asked else []
+
+    @registry.primitive_rule
+    def preset(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        """Sizes that go together, of a class with `presets`, are one option that takes the name of a preset."""
+        presets: dict[str, Any] | None = getattr(info.type, "presets", None)
+        if presets is None:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{" + ",".join(presets) + "}",
+            instance_from_str=lambda words: presets[words[0]],
+            is_instance=lambda value: isinstance(value, type(next(iter(presets.values())))),
+            str_from_instance=lambda value: [next((n for n, one in presets.items() if one == value), "other sizes")],
+            choices=tuple(presets),
+        )
+
+    @registry.struct_rule
+    def part(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if (place := places.get(info.type)) is None or hasattr(info.type, "presets"):
+            return None
+        texts, default = texts_of(info.type), info.default
+        found = [
+            StructFieldSpec(name, hint, getattr(default, name), texts.get(name))
+            for name, hint in get_type_hints(info.type, include_extras=True).items()
+            if place + name not in hidden and hasattr(default, name)
+        ]
+        return StructConstructorSpec(lambda **given: replace(default, **given), tuple(found))
+
+    return registry
+
+
+def _places(config: Any, place: str = "") -> Any:
+    """The class of every part of a configuration, and what its fields' options begin with."""
+    yield type(config), place
+    for field in fields(config):
+        if is_dataclass(part := getattr(config, field.name)):
+            yield from _places(part, f"{place}{field.name}.")
 
 
 def _given(option: str, arguments: list[str]) -> bool:

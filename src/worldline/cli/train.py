@@ -13,7 +13,7 @@ from worldline.progress import say
 from worldline.recipes.all import RECIPES, refuse_idle
 from worldline.training.loop import TrainResult
 
-EXAMPLES = """Train a model by a recipe; every field of the recipe can be overridden.
+EXAMPLES = """Train a model by a recipe; its options override it. A notebook can change every field (`worldline.train`).
 
 Examples:
   worldline train tokenizer_tiny --out runs/tokenizer
@@ -50,7 +50,6 @@ def parse(arguments: list[str]) -> Job | Resume:
     if arguments[:1] == ["--resume"]:
         return tyro.cli(Resume, prog="worldline train --resume", args=arguments[1:])
     name, job = parse_recipe(Job, "train", EXAMPLES, arguments)
-    assert name is not None, "without a recipe the parser ends the program"
     refuse_idle(job.config, RECIPES[name]())
     return replace(job, out=job.out or new_run(name))
 

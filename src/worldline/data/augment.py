@@ -4,6 +4,7 @@ Tokenizers take all of it, worlds everything but flips: a flipped image no longe
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from worldline.schema import UsageError
 class AugmentConfig:
     """How far augmentation may go; by default nothing is changed."""
 
+    presets: ClassVar[dict[str, "AugmentConfig"]]
     crop_scale: tuple[float, float] = (1.0, 1.0)
     """Side of the random square crop, as a fraction of the shorter image side."""
     flip: float = 0.0
@@ -37,11 +39,6 @@ class AugmentConfig:
         if self.crop_scale[0] > self.crop_scale[1]:
             refuse(self, "crop_scale", "the smaller number first")
 
-    @staticmethod
-    def usual() -> "AugmentConfig":
-        """Crops, flips and slight changes of colour, as our tokenizers are trained with."""
-        return AugmentConfig(crop_scale=(0.8, 1.0), flip=0.5, brightness=0.1, contrast=0.1, saturation=0.1)
-
     @property
     def changes(self) -> bool:
         """Whether anything is changed at all."""
@@ -50,7 +47,16 @@ class AugmentConfig:
     def keep_sides(self) -> None:
         """Check that augmentation may be used beside states. Raises `UsageError` where it flips."""
         if self.flip:
-            raise UsageError("a flipped image no longer shows the states beside it; leave --data.augment.flip at 0")
+            raise UsageError("a flipped image no longer shows the states beside it; give --data.augment unflipped")
+
+
+AugmentConfig.presets = {
+    "none": AugmentConfig(),
+    "usual": AugmentConfig(crop_scale=(0.8, 1.0), flip=0.5, brightness=0.1, contrast=0.1, saturation=0.1),
+    "wide": AugmentConfig(crop_scale=(0.6, 1.0), flip=0.5, brightness=0.1, contrast=0.1, saturation=0.1),
+    "unflipped": AugmentConfig(crop_scale=(0.7, 1.0), brightness=0.1, contrast=0.1, saturation=0.1),
+}
+"""`usual` for tokenizers, `wide` where they crop from larger cached frames, `unflipped` for worlds."""
 
 
 def augment_frames(

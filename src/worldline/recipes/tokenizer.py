@@ -30,7 +30,7 @@ def tokenizer_tiny() -> TrainConfig:
             image_size=64,
             window_stride=3,
             cache=CACHE,
-            augment=AugmentConfig.usual(),
+            augment=AugmentConfig.presets["usual"],
         ),
         optimizer=OptimizerConfig(
             lr=2e-3, warmup_steps=100, schedule="cosine", weight_decay=0.01, clip_norm=1.0, ema_decay=0.998
