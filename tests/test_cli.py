@@ -1,7 +1,9 @@
 """The command line as a user meets it: exit codes, hints, one JSON object, and raw video to a report, end to end."""
 
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,16 +78,22 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- words that are not understood ---
 
 
-def test_help_shows_every_verb(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_help_shows_every_verb_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """The modules of the command line that parse are its verbs, and what `data` asks for its own."""
+    modules = [path.stem for path in Path(entry.__file__).parent.glob("*.py")]
+    verbs = {name for name in modules if hasattr(importlib.import_module(f"worldline.cli.{name}"), "parse")}
+    assert _worldline(monkeypatch, "data", "?") == 2
+    known = capsys.readouterr().err.partition("there are: ")[2].strip().split(", ")
+    expected = {*(verbs - {"data"}), *(f"data {verb}" for verb in known)}
     assert _worldline(monkeypatch, "--help") == 0
-    shown = capsys.readouterr().out
-    for verb in ("data", "train", "forecast", "evaluate", "report", "demo"):
-        assert f"\n  {verb} " in shown
+    lines = re.findall(r"^  ([a-z]+(?: [a-z]+)?)  +\S", capsys.readouterr().out, re.MULTILINE)
+    assert len(known) == 5
+    assert sorted(lines) == sorted(expected)
 
 
 @pytest.mark.parametrize("verb", entry.VERBS)
 def test_every_verb_has_help(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    assert _worldline(monkeypatch, verb, "--help") == 0
+    assert _worldline(monkeypatch, *verb.split(), "--help") == 0
     assert f"worldline {verb}" in capsys.readouterr().out
 
 

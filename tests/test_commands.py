@@ -32,7 +32,7 @@ from torch.distributed.run import get_args_parser
 
 from worldline import builtin
 from worldline.cli import plan, train
-from worldline.cli.main import VERBS
+from worldline.cli.main import NAMES
 from worldline.families.config import TrainConfig
 from worldline.recipes.all import RECIPES
 from worldline.rundir import to_json
@@ -74,7 +74,7 @@ def _problems(commands: list[Told], capsys: Capture) -> list[str]:
     found = []
     for told in commands:
         words = words_of(told.text)
-        known = words[0] in VERBS or words[0] == "--help"
+        known = words[0] in NAMES or words[0] == "--help"
         if not known or (words[0] == "data" and len(words) > 1 and words[1].split("|")[0] not in DATA_VERBS):
             found.append(f"{told}: no such verb")
         elif len(words) > 1 + (words[0] == "data") and "|" not in words[1]:

@@ -6,15 +6,20 @@ import sys
 from typing import NoReturn
 
 VERBS = {
-    "data": "info, convert, tokenize, twin: look at data, change its format, make some",
-    "train": "train a tokenizer or a world by a recipe",
+    "data info": "say what a data set holds, and everything that is wrong with it",
+    "data convert": "write any source of frames as 1X raw data",
+    "data tokenize": "write any source of frames as tokens",
+    "data encode": "write any source of frames as continuous latents",
+    "data twin": "make a data set of the simulated humanoid",
     "plan": "say what a training would need: memory, FLOP, settings that fit a card",
-    "forecast": "predict what a robot will see, as video",
+    "train": "train a tokenizer or a world by a recipe, or go on with a run",
+    "forecast": "predict what a robot will see, as video, pictures or arrays",
     "evaluate": "judge a run on held-out data against the baselines",
-    "text": "encode a prompt for a Wan world, once",
     "report": "write one HTML page about one or several runs",
+    "text": "encode a prompt for a Wan world, once",
     "demo": "from the built-in data and checkpoints to a report, in minutes",
 }
+NAMES = tuple(dict.fromkeys(words.split()[0] for words in VERBS))
 
 
 def main() -> None:
@@ -24,8 +29,8 @@ def main() -> None:
         print(_help())
         sys.exit(0)
     verb = arguments[0]
-    if verb not in VERBS:
-        print(f"worldline: there is no verb {verb!r}; verbs: {', '.join(VERBS)}", file=sys.stderr)
+    if verb not in NAMES:
+        print(f"worldline: there is no verb {verb!r}; verbs: {', '.join(NAMES)}", file=sys.stderr)
         sys.exit(2)
     from worldline.schema import DataError, UsageError  # brings PyTorch: too slow for --help alone
 
@@ -52,16 +57,10 @@ def _end(code: int) -> NoReturn:
 
 
 def _help() -> str:
-    lines = [f"  {verb:10} {meaning}" for verb, meaning in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: worldline VERB ...",
-            "",
-            "Generative world models of robots: train them, judge them, run them.",
-            "",
-            *lines,
-            "",
-            "worldline VERB --help shows a verb's options and examples.",
-            "Exit codes: 0 done, 1 the job failed, 2 wrong usage or bad data.",
-        ]
+    verbs = "\n".join(f"  {verb:14} {meaning}" for verb, meaning in VERBS.items())
+    return (
+        f"usage: worldline VERB ...\n\n"
+        f"Generative world models of robots: train them, judge them, run them.\n\n{verbs}\n\n"
+        "worldline VERB --help shows a verb's options and examples.\n"
+        "Exit codes: 0 done, 1 the job failed, 2 wrong usage or bad data."
     )
