@@ -10,6 +10,7 @@ from builders import SMALL_TOKENIZER, moving_square
 from commands import FENCE, ROOT
 
 from worldline.data.clips import DataConfig, open_clips
+from worldline.data.info import inspect
 from worldline.families.config import TrainConfig
 from worldline.formats import open as formats
 from worldline.nn.optimizer import OptimizerConfig
@@ -51,6 +52,9 @@ def test_a_format_is_read_and_trained_on(own_format: dict[str, Any], tmp_path: P
     assert clip.frames is not None
     np.testing.assert_array_equal(clip.frames.permute(0, 2, 3, 1), frames[10:20])
     np.testing.assert_array_equal(clip.states, states[10:20])
+
+    info = inspect(root)
+    assert (info.kind, info.episodes, info.problems) == ("npz", 4, ())
 
     data = DataConfig(path=root, train_episodes=":-1", val_episodes="-1:", image_size=16, cache=tmp_path / "cache")
     assert len(open_clips(data, "train")) == 3

@@ -11,7 +11,6 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from worldline.formats.checks import LeavingOut, Report
-from worldline.formats.video import probe
 from worldline.schema import Clip, Episode, Origin, StateLayout, TokenGrid, UsageError
 
 
@@ -81,12 +80,12 @@ class Source:
 
     def frame_size(self, episode: int) -> tuple[int, int] | None:
         """Height and width of an episode's frames as they are stored; None where it has none."""
-        info = probe(self.footage(episode)[0])
-        return info.height, info.width
+        _, _, height, width = next(iter(self.frames(episode, 0, 1))).shape
+        return height, width
 
     def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
         """Which frame of its video shows each row of an episode. Raises `DataError` where they do not fit together."""
-        raise NotImplementedError
+        return self.footage(episode)[1] + np.arange(self.episodes[episode].length)
 
     def states_file(self, episode: int) -> Path:
         """What holds an episode's states, for messages."""

@@ -144,9 +144,9 @@ class LerobotSource(Source):
     def frame_size(self, episode: int) -> tuple[int, int] | None:
         """Height and width of an episode's first frame, as it is stored."""
         if self.places[episode].video is not None:
-            return super().frame_size(episode)
-        _, _, height, width = next(self.frames(episode, 0, 1)).shape
-        return height, width
+            info = probe(self.footage(episode)[0])
+            return info.height, info.width
+        return super().frame_size(episode)
 
     def footage(self, episode: int) -> tuple[Path, int]:
         """The file that shows an episode, and about where the episode's frames begin in it."""

@@ -122,6 +122,10 @@ class OnexSource(Source):
             self.shown(episode)
         return info.height, info.width
 
+    def frame_size(self, episode: int) -> tuple[int, int]:
+        info = probe(self.footage(episode)[0])
+        return info.height, info.width
+
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
         check_window(self.episodes[episode], start, stop)
         shard, first = self.places[episode]
