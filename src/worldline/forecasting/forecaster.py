@@ -7,7 +7,7 @@ share it: none of it asks which track it is.
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float32, UInt8
@@ -192,8 +192,8 @@ class Forecaster(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopyLast(Forecaster):
-    """The baseline every forecast must beat: nothing moves after the last context frame."""
+class Baseline(Forecaster):
+    """What needs no model: its context, times and steps are those of the forecaster that it stands beside."""
 
     context: int
     """Its `context_frames`."""
@@ -205,9 +205,10 @@ class CopyLast(Forecaster):
     device: torch.device = CPU
 
     @staticmethod
-    def beside(forecaster: Forecaster) -> "CopyLast":
-        """The baseline of a forecaster: the same context, predicted times and steps."""
-        return CopyLast(context=forecaster.context_frames, predicted=forecaster.times, chunk=forecaster.chunk_frames)
+    def like(forecaster: Forecaster) -> dict[str, Any]:
+        """The fields of one beside a forecaster."""
+        times = {"predicted": forecaster.times, "chunk": forecaster.chunk_frames}
+        return {"context": forecaster.context_frames, **times}
 
     @property
     def context_frames(self) -> int:
@@ -221,21 +222,31 @@ class CopyLast(Forecaster):
     def chunk_frames(self) -> int:
         return self.horizon_frames if self.chunk is None else self.chunk
 
-    def drawing(self, num_samples: int) -> "CopyLast":
+    def drawing(self, num_samples: int) -> "Baseline":
         return replace(self, num_samples=num_samples)
 
     def signature(self) -> str:
         return signature(self)
+
+    def reconstruct(self, batch: Batch) -> Forecast:
+        """The true frames, which have been through no tokenizer."""
+        frames = frames_of(batch, self.times[-1] + 1)[:, None, list(self.times)]
+        return Forecast(times=self.times, frames=frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyLast(Baseline):
+    """The baseline every forecast must beat: nothing moves after the last context frame."""
+
+    @staticmethod
+    def beside(forecaster: Forecaster) -> "CopyLast":
+        return CopyLast(**Baseline.like(forecaster))
 
     def forecast_clips(
         self, batch: Batch, *, states: object = None, seeds: object = None, extra: object = ()
     ) -> Forecast:
         del states, seeds, extra  # nothing changes a still frame
         return self._still(self.begin(batch), self.times)
-
-    def reconstruct(self, batch: Batch) -> Forecast:
-        frames = frames_of(batch, self.times[-1] + 1)[:, None, list(self.times)]
-        return Forecast(times=self.times, frames=frames)
 
     def begin(self, batch: Batch) -> Context:
         return (frames_of(batch, self.context_frames)[:, self.context_frames - 1].clone(),)

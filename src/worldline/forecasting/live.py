@@ -1,0 +1,87 @@
+"""The live twin: a forecaster that is never wrong, for MuJoCo is what it forecasts with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from worldline.forecasting.forecaster import Baseline, Forecaster, within_chunk
+from worldline.forecasting.session import Context
+from worldline.schema import Batch, Forecast, UsageError
+from worldline.twin.generate import resume
+from worldline.twin.simulation import Simulation
+
+OPEN = 16
+"""Scenes that are kept ready, each with an OpenGL context of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveTwin(Baseline):
+    """Sessions whose frames are true: they begin in the saved physics of a recorded episode and follow the states.
+
+    Clips say by their origin where they begin; their frames are not read. The robot is moved to every state, whatever
+    force that takes, and what it touches moves by physics (`Simulation.follow`).
+    """
+
+    root: Path
+    """Data set of the twin that the clips are of, read as a whole."""
+    scenes: dict[int, Simulation] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @staticmethod
+    def beside(forecaster: Forecaster, root: Path) -> "LiveTwin":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The twin of a forecaster: the same context, predicted times and steps."""
+        return LiveTwin(**Baseline.like(forecaster), root=root)
+
+    def forecast_clips(
+        self, batch: Batch, *, states: Float32[Tensor, "b t s"] | None = None, seeds: object = None, extra: object = ()
+    ) -> Forecast:
+        del seeds, extra  # the truth is no matter of chance
+        return self._follow(self.begin(batch), batch.states if states is None else states, self.times)[0]
+
+    def begin(self, batch: Batch) -> Context:
+        """The numbers of the episodes, and the physics of each at the last frame of its context.
+
+        Raises:
+            UsageError: the clips do not say where they are from.
+            DataError: the folder holds no physics of such an episode.
+        """
+        if len(batch.origins) != len(batch):
+            raise UsageError("the live twin begins in saved physics: start it from clips (`start_clips`), not frames")
+        episodes = [origin.episode for origin in batch.origins]
+        physics = []
+        for origin in batch.origins:
+            scene, _ = resume(self.root, origin.episode, origin.start + self.context_frames - 1)
+            physics.append(torch.from_numpy(scene.snapshot()))
+            self._keep(origin.episode, scene)
+        return (torch.tensor(episodes), *physics)
+
+    def step(
+        self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]
+    ) -> tuple[Forecast, Context]:
+        del seeds
+        return self._follow(context, states[:, : self.context_frames + self.chunk_frames], within_chunk(self))
+
+    def _follow(self, context: Context, states: Tensor, times: tuple[int, ...]) -> tuple[Forecast, Context]:
+        episodes, *physics = context
+        frames, after = [], []
+        for episode, before, own in zip(episodes.tolist(), physics, states[:, self.context_frames :], strict=True):
+            scene = self.scenes.get(episode) or self._keep(episode, resume(self.root, episode, 0)[0])
+            scene.restore(before.numpy())
+            seen = torch.from_numpy(scene.follow(own.numpy()))[[time - self.context_frames for time in times]]
+            frames.append(seen.permute(0, 3, 1, 2))
+            after.append(torch.from_numpy(scene.snapshot()))
+        made = torch.stack(frames)[:, None].repeat(1, self.num_samples, 1, 1, 1, 1)
+        return Forecast(times=times, frames=made), (episodes, *after)
+
+    def _keep(self, episode: int, scene: Simulation) -> Simulation:
+        while len(self.scenes) >= OPEN:
+            self.scenes.pop(next(iter(self.scenes))).close()
+        return self.scenes.setdefault(episode, scene)
+
+    def close(self) -> None:
+        """Free the OpenGL contexts."""
+        while self.scenes:
+            self.scenes.popitem()[1].close()
