@@ -134,7 +134,7 @@ class Forecaster(ABC):
     def forecast(
         self,
         frames: UInt8[Tensor, "b c 3 h w"],
-        states: Float32[Tensor, "b t s"],
+        states: Float32[Tensor, "n t s"],
         *,
         seeds: Sequence[int] | None = None,
     ) -> Forecast:
@@ -157,13 +157,13 @@ class Forecaster(ABC):
 
         Of clips of tokens or latents these are what the tokenizer makes of them.
         """
-        frames, times = frames_of(batch, self.context_frames), list(self.times)
+        frames, times = frames_of(self, batch, self.context_frames), list(self.times)
         return frames[:, shown_context(self)], frames[:, times] if frames.shape[1] > times[-1] else None
 
     def start(
         self,
         frames: UInt8[Tensor, "b c 3 h w"],
-        states: Float32[Tensor, "b c s"],
+        states: Float32[Tensor, "n t s"],
         *,
         seed: int | Sequence[int] = 0,
     ) -> Session:
@@ -230,7 +230,7 @@ class Baseline(Forecaster):
 
     def reconstruct(self, batch: Batch) -> Forecast:
         """The true frames, which have been through no tokenizer."""
-        frames = frames_of(batch, self.times[-1] + 1)[:, None, list(self.times)]
+        frames = frames_of(self, batch, self.times[-1] + 1)[:, None, list(self.times)]
         return Forecast(times=self.times, frames=frames)
 
 
@@ -249,7 +249,7 @@ class CopyLast(Baseline):
         return self._still(self.begin(batch), self.times)
 
     def begin(self, batch: Batch) -> Context:
-        return (frames_of(batch, self.context_frames)[:, self.context_frames - 1].clone(),)
+        return (frames_of(self, batch, self.context_frames)[:, self.context_frames - 1].clone(),)
 
     def step(
         self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]
@@ -275,11 +275,14 @@ def check_seeds(seeds: Sequence[int] | None, clips: int) -> Sequence[int]:
     return seeds
 
 
-def frames_of(batch: Batch, count: int) -> UInt8[Tensor, "b t 3 h w"]:
-    """All frames of clips that hold at least `count`. Raises `UsageError` where they do not."""
+def frames_of(forecaster: Forecaster, batch: Batch, count: int) -> UInt8[Tensor, "b t 3 h w"]:
+    """All frames of clips that hold at least `count`. Raises `UsageError` where they do not, or of another size."""
     if batch.frames is None or batch.frames.shape[1] < count:
         found = "no frames" if batch.frames is None else f"{batch.frames.shape[1]} frames"
         raise UsageError(f"{name_of(batch)} holds {found}, but {count} of them are needed")
+    size, (height, width) = forecaster.image_size, batch.frames.shape[-2:]
+    if size not in (None, height) or size not in (None, width):
+        raise UsageError(f"this world was trained on frames of {size}x{size}, not {height}x{width}; scale them")
     return batch.frames
 
 

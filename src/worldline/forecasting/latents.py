@@ -89,7 +89,7 @@ class LatentForecaster(Forecaster):
     def encoded(self, batch: Batch) -> Batch:
         if batch.latents is not None:
             return batch
-        frames = frames_of(batch, self.context_frames)
+        frames = frames_of(self, batch, self.context_frames)
         return replace(batch, latents=self._encode(frames, self.context_taken))
 
     def forecast_clips(
@@ -110,7 +110,7 @@ class LatentForecaster(Forecaster):
         """The true frames of the pattern, encoded with their context and decoded; latents are decoded as they are."""
         latents = batch.latents
         if batch.frames is not None:
-            latents = self._encode(frames_of(batch, self.pattern.window), self.pattern.frames)
+            latents = self._encode(frames_of(self, batch, self.pattern.window), self.pattern.frames)
         if latents is None or latents.shape[1] < self.length:
             raise UsageError(f"{name_of(batch)} holds no future to be reconstructed")
         return replace(self, num_samples=1)._forecast(self._decode(latents), self.times)

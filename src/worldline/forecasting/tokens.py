@@ -88,7 +88,7 @@ class TokenForecaster(Forecaster):
     def encoded(self, batch: Batch) -> Batch:
         if batch.tokens is not None:
             return batch
-        frames = frames_of(batch, self.context_frames)[:, : self.context_frames + self.horizon_frames]
+        frames = frames_of(self, batch, self.context_frames)[:, : self.context_frames + self.horizon_frames]
         whole = frames.shape[1] // self.grid.block * self.grid.block
         return replace(batch, tokens=self._encode(frames[:, :whole]))
 
@@ -145,7 +145,7 @@ class TokenForecaster(Forecaster):
         """Token grids of context and future; of the future only where it is asked for."""
         context, horizon = self.world.context_grids, self.world.horizon_grids
         if batch.tokens is None and not future:
-            batch = replace(batch, frames=frames_of(batch, self.context_frames)[:, : self.context_frames])
+            batch = replace(batch, frames=frames_of(self, batch, self.context_frames)[:, : self.context_frames])
         tokens = self.encoded(batch).tokens
         assert tokens is not None, "they are made where there are none"
         needed = context + horizon if future else context

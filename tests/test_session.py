@@ -1,0 +1,368 @@
+"""Sessions: the first chunk is the forecast, a snapshot is a value, nothing grows, and no session knows its track."""
+
+import gc
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from builders import SMALL_WORLD, noise_frames, randomise, small_tokenizer, small_world
+from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN
+from tolerances import assert_pixels_agree
+from torch import Tensor
+
+from worldline.builtin import TWIN_MINI_VAL
+from worldline.contract import FramePattern
+from worldline.forecasting.forecaster import CopyLast, Forecaster
+from worldline.forecasting.latents import LatentForecaster
+from worldline.forecasting.live import LiveTwin
+from worldline.forecasting.session import Session, Snapshot
+from worldline.forecasting.tokens import TokenForecaster
+from worldline.formats.open import open_source
+from worldline.process.categorical import Sampling
+from worldline.process.flow import FlowSampling
+from worldline.schema import Batch, DataError, Origin, UsageError, stack
+from worldline.twin.backend import load_mujoco
+
+WORLDS = ("tokens", "latents", "copy")
+
+
+@pytest.fixture(scope="module")
+def forecasters() -> dict[str, Forecaster]:
+    torch.manual_seed(0)
+    tokenizer, vae = small_tokenizer(), SMALL_VAE.build().eval()
+    tokens = TokenForecaster(
+        world=small_world(replace(SMALL_WORLD, vocab_size=200)),
+        grid=tokenizer.grid(16, 16),
+        tokenizer=tokenizer,
+        sampling=Sampling(temperature=1.0),
+        num_samples=2,
+    )
+    layout = replace(SMALL_WAN.states, kinds=("angle", "binary"), taken=PATTERN.frames, window=PATTERN.window)
+    wan = replace(SMALL_WAN, states=layout).build().eval()
+    randomise(wan)
+    latents = LatentForecaster(
+        world=wan,
+        grid=vae.grid(16, 16),
+        tokenizer=vae,
+        pattern=PATTERN,
+        sampling=FlowSampling(steps=1),
+        num_samples=2,
+    )
+    return {"tokens": tokens, "latents": latents, "copy": CopyLast.beside(latents)}
+
+
+@pytest.fixture(params=WORLDS)
+def forecaster(request: pytest.FixtureRequest, forecasters: dict[str, Forecaster]) -> Forecaster:
+    return forecasters[request.param]
+
+
+def states_of(count: int, seed: int = 0, clips: int = 2) -> Tensor:
+    return torch.randn(clips, count, 2, generator=torch.Generator().manual_seed(seed))
+
+
+def begun(forecaster: Forecaster, seed: int = 3) -> Session:
+    return forecaster.start(noise_frames(2, 17, 3, 16, 16), states_of(17), seed=seed)
+
+
+def rolled(session: Session, chunks: int, seed: int = 0) -> Tensor:
+    """Frames of so many chunks, by states that a seed and the time say."""
+    ahead = session.forecaster.lookahead_frames
+    return torch.cat([session.advance(states_of(ahead, seed + session.time)).video for _ in range(chunks)], dim=2)
+
+
+def test_the_first_chunk_is_the_forecast_of_the_same_window(forecaster: Forecaster) -> None:
+    frames, states = noise_frames(2, 17, 3, 16, 16), states_of(17 + forecaster.horizon_frames)
+    forecast = forecaster.forecast(frames, states, seeds=(3, 3))
+    made = forecaster.start(frames, states[:, :17], seed=3).advance(states[:, 17:])
+    assert made.times == forecast.times
+    assert_pixels_agree(made.video, forecast.video)
+
+
+def test_times_go_on_from_chunk_to_chunk(forecasters: dict[str, Forecaster]) -> None:
+    for name, chunk, first, second in (
+        ("tokens", 17, range(17, 34), range(34, 51)),
+        ("latents", 60, range(20, 77, 4), range(80, 137, 4)),
+        ("copy", 60, range(20, 77, 4), range(80, 137, 4)),
+    ):
+        session = begun(forecasters[name])
+        assert forecasters[name].chunk_frames == forecasters[name].lookahead_frames == chunk
+        assert session.time == 17
+        assert session.advance(states_of(chunk)).times == tuple(first)
+        assert session.time == 17 + chunk
+        assert session.advance(states_of(chunk)).times == tuple(second)
+
+
+def test_predicted_token_grids_are_the_next_context(forecasters: dict[str, Forecaster]) -> None:
+    """So a greedy session over the states of 51 frames is the world's own forecast from the grids it made."""
+    forecaster = replace(forecasters["tokens"], sampling=Sampling(), num_samples=1)  # pyright: ignore[reportArgumentType]
+    session, states = begun(forecaster), states_of(51)
+    session = forecaster.start(noise_frames(2, 17, 3, 16, 16), states[:, :17])
+    first, second = session.advance(states[:, 17:34]), session.advance(states[:, 34:])
+    assert first.tokens is not None
+    batch = Batch(states=states[:, 17:], fps=30.0, origins=(), tokens=first.tokens[:, 0])
+    expected = forecaster.forecast_clips(batch)
+    assert second.tokens is not None
+    assert expected.tokens is not None
+    assert torch.equal(second.tokens, expected.tokens)
+
+
+def test_what_a_world_over_latents_goes_on_from_are_its_last_frames_encoded(forecasters: dict[str, Forecaster]) -> None:
+    forecaster = forecasters["latents"].drawing(1)
+    states, session = states_of(137), None
+    session = forecaster.start(noise_frames(2, 17, 3, 16, 16), states[:, :17], seed=3)
+    first = session.advance(states[:, 17:77])
+    frames = torch.zeros(2, 17, 3, 16, 16, dtype=torch.uint8)
+    frames[:, ::4] = first.video[:, 0, -5:]  # at 60, 64, ..., 76; between them none is made, and none is read
+    again = forecaster.start(frames, states[:, 60:77], seed=3)
+    (begins,), (goes_on,) = again.snapshot().context, session.snapshot().context
+    torch.testing.assert_close(goes_on, begins, rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_seen_stays_in_view_from_chunk_to_chunk(forecasters: dict[str, Forecaster]) -> None:
+    base = forecasters["tokens"]
+    forecaster = replace(base, blend_last_frame=True, sampling=Sampling(), num_samples=1)  # pyright: ignore[reportArgumentType]
+    session, states = begun(forecaster), states_of(17)
+    made = session.advance(states)
+    _, seen = session.snapshot().context
+    assert torch.equal(seen, made.video[:, 0, -1])
+
+
+def test_a_session_is_the_same_whatever_runs_beside_it(forecaster: Forecaster) -> None:
+    alone = rolled(begun(forecaster), 3)
+    one, other, third = begun(forecaster), begun(forecaster, seed=8), begun(forecaster)
+    pieces, beside = [], []
+    for _ in range(3):
+        beside.append(rolled(other, 1, seed=5))
+        torch.randn(7)
+        pieces.append(rolled(one, 1))
+        rolled(third, 1, seed=9)
+    assert torch.equal(torch.cat(pieces, dim=2), alone)
+    if forecaster.num_samples > 1:
+        assert not torch.equal(torch.cat(beside, dim=2), alone)
+        assert not torch.equal(alone[:, 0], alone[:, 1]), "samples differ"
+
+
+def test_noise_is_drawn_anew_for_every_chunk_and_belongs_to_it(forecasters: dict[str, Forecaster]) -> None:
+    """From the same context and states, another chunk's noise makes another future; the same chunk's makes the same."""
+    for name in ("tokens", "latents"):
+        session = begun(forecasters[name])
+        now, ahead = session.snapshot(), session.forecaster.lookahead_frames
+        futures = []
+        for chunks in (0, 1, 2, 1):
+            session.restore(replace(now, chunks=chunks))
+            futures.append(session.advance(states_of(ahead)).video)
+        assert torch.equal(futures[1], futures[3])
+        assert not torch.equal(futures[0], futures[1])
+        assert not torch.equal(futures[1], futures[2])
+
+
+def test_a_snapshot_is_a_value_to_return_to(forecaster: Forecaster) -> None:
+    session = begun(forecaster)
+    rolled(session, 1)
+    kept = session.snapshot()
+    fork = session.fork()
+    future = rolled(session, 2)
+    other = rolled(fork, 1, seed=77)
+    assert torch.equal(rolled(session.fork(), 1, seed=1), rolled(session, 1, seed=1))
+    session.restore(kept)
+    assert session.time == 17 + forecaster.chunk_frames
+    assert torch.equal(rolled(session, 2), future)
+    elsewhere = begun(forecaster, seed=99)
+    elsewhere.restore(pickle.loads(pickle.dumps(kept)))
+    assert torch.equal(rolled(elsewhere, 2), future)
+    if forecaster.num_samples > 1:
+        assert not torch.equal(other, future[:, :, : other.shape[2]])
+
+
+def test_a_caller_may_write_into_what_it_gave_and_was_given(forecaster: Forecaster) -> None:
+    expected = rolled(begun(forecaster), 2)
+    frames, states = noise_frames(2, 17, 3, 16, 16), states_of(17)
+    session = forecaster.start(frames, states, seed=3)
+    frames.zero_()
+    states.zero_()
+    ahead = states_of(forecaster.lookahead_frames, 17)
+    made = session.advance(ahead)
+    first = made.video.clone()
+    for tensor in (ahead, made.video, made.tokens):
+        if tensor is not None:
+            tensor.zero_()
+    assert torch.equal(torch.cat([first, rolled(session, 1)], dim=2), expected)
+
+
+def test_a_session_holds_no_more_after_forty_chunks_than_after_four(forecaster: Forecaster) -> None:
+    def held(session: Session) -> dict[int, int]:
+        """Bytes of every tensor that can be reached from a session and not through its forecaster."""
+        found, todo = {}, [value for name, value in vars(session).items() if name != "forecaster"]
+        while todo:
+            thing = todo.pop()
+            if isinstance(thing, Tensor):
+                found[len(found)] = thing.untyped_storage().nbytes()
+            elif not isinstance(thing, type):
+                todo += gc.get_referents(thing)
+        return found
+
+    forecaster = forecaster.drawing(1)
+    session = begun(forecaster)
+    for _ in range(4):
+        session.advance(states_of(forecaster.lookahead_frames))
+    four = held(session)
+    assert len(four) >= 2
+    for _ in range(36):
+        session.advance(states_of(forecaster.lookahead_frames))
+    assert held(session) == four
+    assert len(pickle.dumps(session.snapshot())) < 30_000
+
+
+def test_the_states_of_a_chunk_are_read(forecasters: dict[str, Forecaster]) -> None:
+    for name in ("tokens", "latents"):
+        ahead = forecasters[name].lookahead_frames
+        one, other = (begun(forecasters[name]) for _ in range(2))
+        rolled(one, 1)
+        rolled(other, 1)
+        assert not torch.equal(one.advance(states_of(ahead, 1)).video, other.advance(states_of(ahead, 2)).video)
+
+
+def test_a_clip_of_a_batch_is_the_same_alone(forecasters: dict[str, Forecaster]) -> None:
+    frames, states = noise_frames(2, 17, 3, 16, 16), states_of(17)
+    for forecaster in forecasters.values():
+        together = forecaster.start(frames, states, seed=(3, 4))
+        alone = forecaster.start(frames[1:], states[1:], seed=4)
+        for _ in range(2):
+            ahead = states_of(forecaster.lookahead_frames, together.time)
+            one, other = together.advance(ahead).video[1:], alone.advance(ahead[1:]).video
+            assert (one.int() - other.int()).abs().float().mean() < 0.5
+
+
+def test_clips_of_tokens_begin_as_the_frames_they_were_made_of(forecasters: dict[str, Forecaster]) -> None:
+    forecaster, batch = forecasters["tokens"], Batch(states=states_of(40), fps=30.0, origins=(), frames=None)
+    frames = noise_frames(2, 34, 3, 16, 16)
+    tokens = forecaster.encoded(replace(batch, frames=frames)).tokens
+    sessions = [
+        forecaster.start_clips(replace(batch, tokens=tokens)),
+        forecaster.start_clips(replace(batch, frames=frames)),
+    ]
+    one, other = (session.advance(states_of(17, 5)).tokens for session in sessions)
+    assert one is not None
+    assert other is not None
+    assert torch.equal(one, other)
+
+
+# --- requests that do not fit ---
+
+
+def test_wrong_frames_states_and_seeds_are_refused(forecaster: Forecaster) -> None:
+    frames, states = noise_frames(2, 17, 3, 16, 16), states_of(17)
+    for given, rows, seed, message in (
+        (frames[:, :16], states, 0, "17 frames, but 16"),
+        (frames, states[:, :16], 0, "2 clips x 17 frames x 2 dimensions, not 2 x 16 x 2"),
+        (frames[:1], states, 0, "1 clips x 17 frames"),
+        (frames, states, -1, "seed of 0 or more"),
+        (frames, states, (1, 2, 3), "one for each of 2 clips"),
+        (frames, states * float("nan"), 0, "no finite numbers"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            forecaster.start(given, rows, seed=seed)
+    session, ahead = begun(forecaster), forecaster.lookahead_frames
+    before = session.snapshot()
+    for rows in (states_of(ahead - 1), states_of(ahead + 1), states_of(ahead)[:1], states_of(ahead)[:, :, :1]):
+        with pytest.raises(UsageError, match=f"2 clips x {ahead} frames x 2 dimensions"):
+            session.advance(rows)
+    with pytest.raises(UsageError, match="no finite numbers"):
+        session.advance(states_of(ahead) / 0)
+    assert session.snapshot() is before, "what was refused changed nothing"
+
+
+def test_frames_of_another_size_are_refused(forecasters: dict[str, Forecaster]) -> None:
+    for name in ("tokens", "latents"):
+        with pytest.raises(UsageError, match="16x16, not 32x32"):
+            forecasters[name].start(noise_frames(2, 17, 3, 32, 32), states_of(17))
+        rows = states_of(17 + forecasters[name].horizon_frames)
+        with pytest.raises(UsageError, match="16x16, not 32x32"):
+            forecasters[name].forecast(noise_frames(2, 17, 3, 32, 32), rows, seeds=(0, 0))
+
+
+def test_a_snapshot_of_another_forecaster_is_refused(forecasters: dict[str, Forecaster]) -> None:
+    tokens = forecasters["tokens"]
+    assert isinstance(tokens, TokenForecaster)
+    others = [
+        *forecasters.values(),
+        replace(tokens, world=small_world(replace(SMALL_WORLD, vocab_size=200), seed=1)),
+        replace(tokens, sampling=Sampling(temperature=0.5)),
+        tokens.drawing(3),
+    ]
+    sessions = [begun(one) for one in others]
+    for i, session in enumerate(sessions):
+        for j, other in enumerate(sessions):
+            if i != j:
+                with pytest.raises(UsageError, match="another forecaster"):
+                    session.restore(other.snapshot())
+    same = begun(replace(tokens, rows=1))
+    same.restore(sessions[0].snapshot())
+
+
+def test_a_window_that_ends_off_its_pace_goes_on_from_where_it_can(forecasters: dict[str, Forecaster]) -> None:
+    base = forecasters["latents"]
+    assert isinstance(base, LatentForecaster)
+    odd = replace(base, pattern=FramePattern(window=79, stride=4, repeat_last=1))
+    assert (odd.horizon_frames, odd.chunk_frames, odd.lookahead_frames) == (62, 60, 62)
+    assert odd.times[-1] == 78
+
+
+# --- the live twin ---
+
+
+@pytest.fixture(scope="module")
+def twin_clip() -> Batch:
+    load_mujoco()
+    return stack([open_source(TWIN_MINI_VAL).read(episode, start, start + 51) for episode, start in ((1, 4), (2, 10))])
+
+
+def _error(one: Tensor, other: Tensor) -> float:
+    return (one.double() - other.double()).square().mean().item()
+
+
+def test_the_live_twin_shows_what_was_recorded_and_what_would_have_been(twin_clip: Batch) -> None:
+    live = LiveTwin(context=17, predicted=tuple(range(17, 34)), root=TWIN_MINI_VAL)
+    session, real = live.start_clips(twin_clip), twin_clip.frames
+    assert real is not None
+    first = session.advance(twin_clip.states[:, 17:34])
+    assert first.times == tuple(range(17, 34))
+    kept, fork = session.snapshot(), session.fork()
+    second = session.advance(twin_clip.states[:, 34:51])
+    assert second.times == tuple(range(34, 51))
+    seen, still = torch.cat([first.video, second.video], dim=2)[:, 0], real[:, 16:17]
+    assert _error(seen, real[:, 17:51]) < _error(still, real[:, 17:51]) / 8
+    other = fork.advance(twin_clip.states[:, 17:34])
+    assert _error(other.video, second.video) > 20, "other states, other frames"
+    for _ in range(2):
+        session.restore(kept)
+        assert torch.equal(session.advance(twin_clip.states[:, 34:51]).video, second.video)
+    elsewhere = LiveTwin(context=17, predicted=tuple(range(17, 34)), root=TWIN_MINI_VAL).start_clips(twin_clip)
+    elsewhere.restore(pickle.loads(pickle.dumps(kept)))
+    assert torch.equal(elsewhere.advance(twin_clip.states[:, 34:51]).video, second.video)
+    live.close()
+    again = session.fork()
+    again.restore(kept)
+    assert torch.equal(again.advance(twin_clip.states[:, 34:51]).video, second.video), "scenes are opened again"
+
+
+def test_the_live_twin_keeps_to_the_times_of_the_forecaster_beside_it(
+    twin_clip: Batch, forecasters: dict[str, Forecaster]
+) -> None:
+    live = LiveTwin.beside(forecasters["latents"], TWIN_MINI_VAL)
+    states = torch.cat([twin_clip.states, twin_clip.states[:, -1:].expand(-1, 26, -1)], dim=1)
+    made = live.start_clips(twin_clip).advance(states[:, 17:])
+    assert made.times == tuple(range(20, 77, 4))
+    assert torch.equal(live.forecast_clips(twin_clip, states=states).video, made.video)
+
+
+def test_the_live_twin_needs_saved_physics(twin_clip: Batch, tmp_path: Path) -> None:
+    live = LiveTwin(context=17, predicted=tuple(range(17, 34)), root=TWIN_MINI_VAL)
+    with pytest.raises(UsageError, match="start_clips"):
+        live.start(noise_frames(1, 17, 3, 64, 64), torch.zeros(1, 17, 25))
+    absent = replace(twin_clip, origins=(Origin(source="here", episode=99, start=0),) * 2)
+    with pytest.raises(DataError, match="saved physics"):
+        live.start_clips(absent)
+    assert isinstance(live.start_clips(twin_clip).snapshot(), Snapshot)
