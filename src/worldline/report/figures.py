@@ -7,24 +7,22 @@ light and the dark page. Legends are HTML (`Key`), because text in a scaled draw
 import io
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from worldline.evaluation.result import Role, label_of
-from worldline.metrics.bootstrap import Interval
+from worldline.evaluation.result import Evaluation, Role, label_of
 from worldline.metrics.table import METRICS
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 MAX_POINTS = 600
-INK, MUTED, RULE = "#010101", "#010102", "#010103"
-SERIES = tuple(f"#0102{i:02d}" for i in range(6))
-VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", **{colour: f"s{i}" for i, colour in enumerate(SERIES)}}
+MUTED, RULE = "#010102", "#010103"
+SERIES = {f"s{i}": f"#0102{i:02d}" for i in range(6)}
+VARIABLES = {"muted": MUTED, "rule": RULE, "ink": "#010101", **SERIES}
 DASHES: dict[Role, tuple[float, ...]] = {
     "model": (),
     "baseline": (5.0, 2.5),
@@ -33,53 +31,48 @@ DASHES: dict[Role, tuple[float, ...]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Key:
-    """One entry of a legend."""
+class Key(NamedTuple):
+    """One entry of a legend: CSS variable of its colour, and its `stroke-dasharray` (empty for a solid line)."""
 
     label: str
     variable: str
-    """CSS variable of its colour."""
     dashes: str
-    """As `stroke-dasharray`; empty for a solid line."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
+class Drawing(NamedTuple):
     """An inline SVG, its legend and what to say below it."""
 
     title: str
     svg: str
     keys: tuple[Key, ...]
-    note: str = ""
+    note: str
 
 
-def over_time(metric: str, curves: dict[str, list[Interval]], roles: dict[str, Role], fps: float) -> Drawing:
+class _Line(NamedTuple):
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    band: tuple[np.ndarray, np.ndarray] | None = None
+    dashes: tuple[float, ...] = ()
+
+
+def over_time(evaluation: Evaluation, metric: str) -> Drawing:
     """Draw a metric against the future frame, one line per row, with the band of its interval."""
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = _blank("future frame", METRICS[metric].unit or METRICS[metric].label)
-    keys = []
-    for i, (name, curve) in enumerate(curves.items()):
-        colour, dashes = SERIES[i % len(SERIES)], DASHES[roles[name]]
-        frames = np.arange(1, len(curve) + 1)
-        low, high = ([getattr(value, end) for value in curve] for end in ("low", "high"))
-        axes.fill_between(frames, low, high, color=colour, alpha=0.16, linewidth=0)
-        axes.plot(frames, [value.mean for value in curve], color=colour, linewidth=1.8, dashes=dashes or (1, 0))
-        keys.append(Key(label=label_of(name), variable=VARIABLES[colour], dashes=_dasharray(dashes)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    longest = max(len(curve) for curve in curves.values())
-    note = f"{longest} future frames are {longest / fps:.2f} s."
-    if any(math.isnan(value.low) for curve in curves.values() for value in curve):
+    lines, roles = [], {row.id: row.role for row in evaluation.rows}
+    for id, curve in evaluation.curves[metric].items():
+        mean, low, high = np.array([(value.mean, value.low, value.high) for value in curve]).T
+        lines.append(_Line(label_of(id), np.arange(1, len(curve) + 1), mean, (low, high), DASHES[roles[id]]))
+    longest = max(len(line.x) for line in lines)
+    note = f"{longest} future frames are {longest / evaluation.data.fps:.2f} s."
+    if any(line.band and np.isnan(line.band[0]).any() for line in lines):
         note += " No band: one episode says nothing of how episodes differ."
-    return Drawing(title=METRICS[metric].label, svg=_svg(figure), keys=tuple(keys), note=note)
+    return _draw(METRICS[metric].label, "future frame", METRICS[metric].unit or METRICS[metric].label, lines, note)
 
 
-def over_steps(title: str, series: dict[str, Sequence[tuple[float, float]]]) -> Drawing:
+def over_steps(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Drawing:
     """Draw logged series against the training step; values that are not finite leave a gap, counted below."""
-    figure, axes = _blank("step", title)
-    keys, note = [], ""
-    for i, (name, points) in enumerate(series.items()):
+    lines, note = [], ""
+    for name, points in series.items():
         steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
         broken = ~np.isfinite(values)
         if broken.any():
@@ -88,23 +81,15 @@ def over_steps(title: str, series: dict[str, Sequence[tuple[float, float]]]) -> 
         if len(steps) > MAX_POINTS:
             note += f" {name}: {len(steps)} values, averaged to {MAX_POINTS}."
             steps, values = (_thinned(column) for column in (steps, values))
-        marker = "o" if len(steps) <= 40 else ""
-        axes.plot(steps, values, color=SERIES[i], linewidth=1.6, marker=marker, markersize=3)
-        keys.append(Key(label=name, variable=VARIABLES[SERIES[i]], dashes=""))
-    return Drawing(title=title, svg=_svg(figure), keys=tuple(keys), note=note.strip())
+        lines.append(_Line(name, steps, values))
+    return _draw(title, "step", title, lines, note.strip())
 
 
 def _thinned(values: np.ndarray) -> np.ndarray:
     return np.array([part.mean() for part in np.array_split(values, MAX_POINTS)])
 
 
-def _dasharray(dashes: tuple[float, ...]) -> str:
-    return " ".join(f"{dash * 1.8:g}" for dash in dashes)
-
-
-def _blank(x_label: str, y_label: str) -> tuple["Figure", "Axes"]:
-    from matplotlib.figure import Figure
-
+def _draw(title: str, x_label: str, y_label: str, lines: list[_Line], note: str) -> Drawing:
     figure = Figure(figsize=(5.4, 3.3), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -115,12 +100,19 @@ def _blank(x_label: str, y_label: str) -> tuple["Figure", "Axes"]:
     axes.set_xlabel(x_label, color=MUTED, fontsize=11)
     axes.set_ylabel(y_label, color=MUTED, fontsize=11)
     axes.margins(x=0.02)
-    return figure, axes
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    keys = []
+    for (variable, colour), line in zip(cycle(SERIES.items()), lines, strict=False):
+        if line.band:
+            axes.fill_between(line.x, *line.band, color=colour, alpha=0.16, linewidth=0)
+        marker = "" if line.band or len(line.x) > 40 else "o"
+        style = {"color": colour, "linewidth": 1.7, "dashes": line.dashes or (1, 0), "marker": marker}
+        axes.plot(line.x, line.y, markersize=3, **style)
+        keys.append(Key(line.label, variable, " ".join(f"{dash * 1.8:g}" for dash in line.dashes)))
+    return Drawing(title, _svg(figure), tuple(keys), note)
 
 
-def _svg(figure: "Figure") -> str:
-    from matplotlib import rc_context
-
+def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "worldline"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -132,6 +124,6 @@ def _svg(figure: "Figure") -> str:
     svg = re.sub(r' (xmlns(:xlink)?="[^"]*"|(?<=<g )id="[^"]*")', "", svg)
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" aria-hidden="true">', svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", svg)
-    for colour, variable in VARIABLES.items():
+    for variable, colour in VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")
     return svg

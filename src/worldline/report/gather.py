@@ -26,8 +26,8 @@ class Training:
     """`train/...` and `val/...` -> (step, value), in the order logged."""
     seconds: float | None
     """Time of the last logged step."""
-    num_unfinished: int
-    """Last lines left out because the writer had not finished them: 0 or 1."""
+    unfinished: bool
+    """Whether the last line was left out, because the writer had not finished it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +72,12 @@ def gather(folder: Path) -> Run:
         "evaluation": ("evaluation/metrics.json", Evaluation.load),
         "forecasts": ("evaluation/forecasts.npz", _forecasts),
     }
-    found = {part: read(folder / name) for part, (name, read) in readers.items() if (folder / name).exists()}
-    if not found:
+    found = {part: read(folder / name) if (folder / name).exists() else None for part, (name, read) in readers.items()}
+    absent = {part: f"{name} is not in the run folder" for part, (name, _) in readers.items() if found[part] is None}
+    if len(absent) == len(readers):
         names = ", ".join(name for name, _ in readers.values())
         raise UsageError(f"{folder} is no run folder: it has none of {names}")
-    absent = {part: f"{name} is not in the run folder" for part, (name, _) in readers.items()}
-    return Run(
-        name=folder.resolve().name,
-        absent={part: why for part, why in absent.items() if part not in found},
-        **{part: found.get(part) for part in readers},
-    )
+    return Run(name=folder.resolve().name, absent=absent, **found)
 
 
 def _training(path: Path) -> Training:
@@ -89,24 +85,19 @@ def _training(path: Path) -> Training:
     seconds = None
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     # A run that is being written, or was killed, may end in half a line.
-    unfinished = int(bool(lines) and not lines[-1].endswith("\n"))
+    unfinished = bool(lines) and not lines[-1].endswith("\n")
     for number, line in enumerate(lines[: len(lines) - unfinished], start=1):
-        record = _record(path, number, line)
-        seconds = float(record["seconds"]) if "seconds" in record else seconds
+        try:
+            record = json.loads(line)
+            step = float(record["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            found = f"{line.strip()[:80]} in line {number}"
+            raise _damaged(path, "JSON objects with a number `step`, one a line", found) from error
+        seconds = record.get("seconds", seconds)
         for name, value in record.items():
             if name.startswith(("train/", "val/")) and isinstance(value, int | float):
-                series.setdefault(name, []).append((float(record["step"]), float(value)))
-    return Training(series=series, seconds=seconds, num_unfinished=unfinished)
-
-
-def _record(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise _damaged(path, "one JSON object per line", f"{error} in line {number}") from error
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int | float):
-        raise _damaged(path, "a JSON object with a number `step`", f"{line.strip()[:80]} in line {number}")
-    return record
+                series.setdefault(name, []).append((step, float(value)))
+    return Training(series=series, seconds=seconds, unfinished=unfinished)
 
 
 def _forecasts(path: Path) -> Forecasts:
@@ -115,23 +106,18 @@ def _forecasts(path: Path) -> Forecasts:
             arrays = {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
         raise _damaged(path, "a NumPy archive of forecasts", str(error)) from error
-    names = [str(name) for name in arrays.get("rows", ())]
-    expected = ["real", "rows", "context", "psnr", *(f"forecast_{i}" for i in range(len(names)))]
-    if lacking := [name for name in expected if name not in arrays]:
-        raise _damaged(path, f"arrays {', '.join(expected)}", f"no {', '.join(lacking)}")
-    real = arrays["real"]
-    rows = {name: arrays[f"forecast_{i}"] for i, name in enumerate(names)}
+    try:
+        real, context, psnr = arrays["real"], int(arrays["context"]), arrays["psnr"].astype(np.float64)
+        rows = {str(name): arrays[f"forecast_{i}"] for i, name in enumerate(arrays["rows"])}
+    except KeyError as error:
+        raise _damaged(path, "arrays real, rows, context, psnr and forecast_0, ...", f"no {error.args[0]}") from error
     for name, frames in {"real": real, **rows}.items():
         if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape != real.shape or frames.shape[-1] != 3:
-            shape = f"uint8 n t h w 3 like `real` {real.shape}"
-            raise _damaged(path, f"`{name}` as {shape}", f"{frames.dtype} {frames.shape}")
-    context, psnr = int(arrays["context"]), arrays["psnr"].astype(np.float64)
+            expected = f"`{name}` as uint8 n t h w 3 like `real` {real.shape}"
+            raise _damaged(path, expected, f"{frames.dtype} {frames.shape}")
     if psnr.shape != real.shape[:1] or not 0 < context < real.shape[1]:
-        raise _damaged(
-            path,
-            f"psnr for each of {len(real)} clips and 0 < context < {real.shape[1]} frames",
-            f"psnr of shape {psnr.shape} and context {context}",
-        )
+        expected = f"psnr for each of {len(real)} clips and 0 < context < {real.shape[1]} frames"
+        raise _damaged(path, expected, f"psnr of shape {psnr.shape} and context {context}")
     return Forecasts(real=real, rows=rows, context=context, psnr=psnr)
 
 

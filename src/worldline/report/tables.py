@@ -7,59 +7,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from worldline.evaluation.result import (
-    DataSummary,
-    Evaluation,
-    Role,
-    Row,
-    best_rows,
-    label_of,
-    metrics_of,
-)
-from worldline.metrics.bootstrap import Interval
+from worldline.evaluation.result import Evaluation, Role, Row, best_rows, metrics_of
 from worldline.metrics.table import METRICS, Metric
-from worldline.report.text import INCOMPARABLE, judged_frames, tokenizer_of
+from worldline.report.text import INCOMPARABLE, tokenizer_of
 
 HEADLINE_TOKEN_METRIC = "top500_ce_residual"
 ORDER: tuple[Role, ...] = ("model", "baseline", "ablation", "ceiling")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One number of a table."""
-
-    value: Interval
-    unit: str
-    best: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One forecaster of a table."""
-
-    run: str
-    name: str
-    role: str
-    cells: tuple[Cell | None, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Table:
     """Rows of runs that were evaluated alike, so that their numbers may be compared."""
 
-    protocol: str
-    data: DataSummary
+    of: Evaluation
+    """One of those evaluations: protocol and data are the same in all."""
     tokenizers: str
     """Whose tokens or latents were scored; of several, which run's."""
     columns: tuple[Metric, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[tuple[str, Row], ...]
+    """Runs that have a row, and the row."""
+    best: dict[str, list[Row]]
+    """By the id of the metric."""
     note: str = ""
     """Why a column that one would look for is not there."""
-
-    @property
-    def frames(self) -> str:
-        """What the frames it is about are called."""
-        return judged_frames(self.protocol)
 
 
 def tables(evaluations: Mapping[str, Evaluation], group: Literal["headline", "token"]) -> list[Table]:
@@ -77,36 +47,24 @@ def tables(evaluations: Mapping[str, Evaluation], group: Literal["headline", "to
 
 
 def _table(runs: Mapping[str, Evaluation], group: str) -> Table:
-    first = next(iter(runs.values()))
-    owned = [(name, row) for name, evaluation in runs.items() for row in evaluation.rows]
     mixed = len({evaluation.tokenizer for evaluation in runs.values()}) > 1
     made = {name: tokenizer_of(evaluation) for name, evaluation in runs.items()}
     owners: dict[str, list[str]] = {}
     distinct: dict[str, Row] = {}
-    for run, row in owned:
-        # `repr` and not the row itself: NaN is not equal to NaN.
-        owners.setdefault(repr(row), []).append(run)
-        distinct.setdefault(repr(row), row)
+    for run, evaluation in runs.items():
+        for row in evaluation.rows:
+            # `repr` and not the row itself: NaN is not equal to NaN.
+            owners.setdefault(repr(row), []).append(run)
+            distinct.setdefault(repr(row), row)
     rows = sorted(distinct.values(), key=lambda row: ORDER.index(row.role))
     belonging = [metric for metric in metrics_of(rows) if _belongs(metric, group)]
     metrics = [metric for metric in belonging if not (mixed and METRICS[metric].group == "token")]
-    best = {metric: best_rows(rows, metric) for metric in metrics}
-    lines = [
-        Line(
-            run=_listed(owners[repr(row)]),
-            name=label_of(row.id),
-            role=row.role,
-            cells=tuple(_cell(row, metric, best[metric]) for metric in metrics),
-        )
-        for row in rows
-        if set(metrics) & set(row.metrics)
-    ]
     return Table(
-        protocol=first.protocol,
-        data=first.data,
+        of=next(iter(runs.values())),
         tokenizers="; ".join(f"{name}: {text}" for name, text in made.items()) if mixed else next(iter(made.values())),
         columns=tuple(METRICS[metric] for metric in metrics),
-        lines=tuple(lines),
+        lines=tuple((_listed(owners[repr(row)]), row) for row in rows if set(metrics) & set(row.metrics)),
+        best={metric: best_rows(rows, metric) for metric in metrics},
         note=INCOMPARABLE if metrics != belonging else "",
     )
 
@@ -119,9 +77,3 @@ def _belongs(metric: str, group: str) -> bool:
     if group == "token":
         return METRICS[metric].group == "token"
     return METRICS[metric].group == "image" or metric == HEADLINE_TOKEN_METRIC
-
-
-def _cell(row: Row, metric: str, best: list[Row]) -> Cell | None:
-    if metric not in row.metrics:
-        return None
-    return Cell(value=row.metrics[metric], unit=METRICS[metric].unit, best=any(row is one for one in best))

@@ -44,13 +44,10 @@ def films(forecasts: Forecasts, fps: float | None) -> list[Film]:
 
     `fps` is the rate of the recording; where it is not known, films are shown at 10 and say so.
     """
-    order = np.argsort(-forecasts.psnr, kind="stable")
-    chosen = {"Best clip": order[0], "Median clip": order[(len(order) - 1) // 2], "Worst clip": order[-1]}
-    if len(order) < 3:
-        chosen = {title: chosen[title] for title in ("Best clip", "Worst clip")[: len(order)]}
-    if len(order) == 1:
-        chosen = {"The only clip": order[0]}
-    return [_film(title, forecasts, int(clip), fps) for title, clip in chosen.items()]
+    order = [int(clip) for clip in np.argsort(-forecasts.psnr, kind="stable")]
+    middle = [("Median clip", order[(len(order) - 1) // 2])] if len(order) > 2 else []
+    chosen = [("Best clip", order[0]), *middle, ("Worst clip", order[-1])]
+    return [_film(*one, forecasts, fps) for one in (chosen if len(order) > 1 else [("The only clip", order[0])])]
 
 
 def strip(panels: list[UInt8[np.ndarray, "t h w 3"]], context: int) -> UInt8[np.ndarray, "t height width 3"]:
@@ -72,21 +69,14 @@ def strip(panels: list[UInt8[np.ndarray, "t h w 3"]], context: int) -> UInt8[np.
     return rearrange(framed, "n t h w c -> t h (n w) c")
 
 
-def copy_last(real: UInt8[np.ndarray, "t h w 3"], context: int) -> UInt8[np.ndarray, "t h w 3"]:
-    """Hold the last frame that was given: the forecast that costs nothing."""
-    held = real.copy()
-    held[context:] = real[context - 1]
-    return held
-
-
-def _film(title: str, forecasts: Forecasts, clip: int, fps: float | None) -> Film:
-    real = forecasts.real[clip]
+def _film(title: str, clip: int, forecasts: Forecasts, fps: float | None) -> Film:
+    real, context = forecasts.real[clip], forecasts.context
     panels = {"real": real, **{name: frames[clip] for name, frames in forecasts.rows.items()}}
-    panels.setdefault("copy_last", copy_last(real, forecasts.context))
+    panels.setdefault("copy_last", np.concatenate([real[:context], real[[context - 1] * (len(real) - context)]]))
     shown, speed = _pace(len(real), fps)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        encode(path, strip(list(panels.values()), forecasts.context), fps=shown, crf=16, gop=8)
+        encode(path, strip(list(panels.values()), context), fps=shown, crf=16, gop=8)
         data = base64.b64encode(path.read_bytes()).decode("ascii")
     return Film(
         title=title,
@@ -94,7 +84,7 @@ def _film(title: str, forecasts: Forecasts, clip: int, fps: float | None) -> Fil
         panels=tuple(label_of(name) for name in panels),
         uri=f"data:video/mp4;base64,{data}",
         num_frames=len(real),
-        context=forecasts.context,
+        context=context,
         fps=shown,
         speed=speed,
     )

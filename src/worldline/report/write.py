@@ -4,28 +4,30 @@ Only puts together what `gather`, `figures` and `video` give; the page itself is
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from worldline.evaluation.result import Role, label_of
+import jinja2
+
+from worldline.evaluation.result import label_of
 from worldline.files import atomic
 from worldline.metrics.table import METRICS
-from worldline.report import figures, text, video
+from worldline.report import figures, text
 from worldline.report.gather import Run, gather
 from worldline.report.tables import tables
+from worldline.report.video import films
 from worldline.schema import UsageError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(NamedTuple):
     """What one run contributes to a section, or why it contributes nothing."""
 
     run: str
     items: tuple[Any, ...]
     absent: str
-    note: str = ""
+    note: str
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -43,10 +45,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     path = out if out.suffix == ".html" else out / "report.html"
     gathered = [gather(folder) for folder in runs]
     if len({run.name for run in gathered}) < len(gathered):
-        gathered = [
-            replace(run, name=f"{folder.resolve().parent.name}/{run.name}")
-            for run, folder in zip(gathered, runs, strict=True)
-        ]
+        parents = [folder.resolve().parent.name for folder in runs]
+        gathered = [replace(run, name=f"{parent}/{run.name}") for run, parent in zip(gathered, parents, strict=True)]
     page = _render(gathered)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
@@ -54,62 +54,46 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     return path
 
 
+def _part(run: Run, file: str, items: Iterable[Any], otherwise: str, note: str = "") -> Part:
+    """Items of a section; where there are none, `file` (a field of the run) is absent, or it is as `otherwise` says."""
+    return Part(run.name, tuple(items), run.absent.get(file, otherwise), note)
+
+
 def _pictures(run: Run) -> Part:
-    if run.forecasts is None:
-        return Part(run=run.name, items=(), absent=run.absent["forecasts"])
-    fps = run.evaluation.data.fps if run.evaluation else None
-    return Part(
-        run=run.name,
-        items=tuple(video.films(run.forecasts, fps)),
-        absent="evaluation/forecasts.npz holds no clip",
-        note=label_of(next(iter(run.forecasts.rows), "")),
-    )
+    found, fps = run.forecasts, run.evaluation.data.fps if run.evaluation else None
+    shown = films(found, fps) if found and len(found.real) else ()
+    note = label_of(next(iter(found.rows), "")) if found else ""
+    return _part(run, "forecasts", shown, "evaluation/forecasts.npz holds no clip", note)
 
 
 def _curves(run: Run) -> Part:
-    if run.evaluation is None:
-        return Part(run=run.name, items=(), absent=run.absent["evaluation"])
-    roles: dict[str, Role] = {row.id: row.role for row in run.evaluation.rows}
-    drawings = tuple(
-        figures.over_time(metric, curves, roles, run.evaluation.data.fps)
-        for metric, curves in run.evaluation.curves.items()
-        if curves
-    )
-    return Part(run=run.name, items=drawings, absent="the evaluation recorded no curve over time")
+    found = run.evaluation
+    drawings = [figures.over_time(found, metric) for metric, rows in found.curves.items() if rows] if found else ()
+    return _part(run, "evaluation", drawings, "the evaluation recorded no curve over time")
 
 
 def _comparisons(run: Run) -> Part:
-    if run.evaluation is None:
-        return Part(run=run.name, items=(), absent=run.absent["evaluation"])
-    items = tuple((c, METRICS[c.metric]) for c in run.evaluation.comparisons)
-    return Part(run=run.name, items=items, absent="the evaluation made no comparison")
+    claims = run.evaluation.comparisons if run.evaluation else ()
+    items = ((claim, METRICS[claim.metric]) for claim in claims)
+    return _part(run, "evaluation", items, "the evaluation made no comparison")
 
 
 def _training(run: Run) -> Part:
     if run.training is None:
-        return Part(run=run.name, items=(), absent=run.absent["training"])
+        return _part(run, "training", (), "")
     series = run.training.series
     drawn = {"loss", *(name.removeprefix("val/") for name in series if name.startswith("val/"))}
-    drawings = []
-    for title in sorted(drawn, key=lambda title: (title != "loss", title)):
-        names = [name for name in (f"train/{title}", f"val/{title}") if name in series]
-        if names:
-            drawings.append(figures.over_steps(title, {name: series[name] for name in names}))
+    titles = sorted(drawn, key=lambda title: (title != "loss", title))
+    named = [(t, {name: series[name] for name in (f"train/{t}", f"val/{t}") if name in series}) for t in titles]
+    drawings = (figures.over_steps(title, lines) for title, lines in named if lines)
     others = [name for name in series if name.split("/", 1)[1] not in drawn]
-    notes = [f"Also logged: {', '.join(others)}." if others else ""]
-    notes += ["Its last line was unfinished and is left out." if run.training.num_unfinished else ""]
-    notes += [f"Took {text.duration(run.training.seconds)}." if run.training.seconds is not None else ""]
-    return Part(
-        run=run.name,
-        items=tuple(drawings),
-        absent="metrics.jsonl logs no loss",
-        note=" ".join(note for note in notes if note),
-    )
+    notes = [f"Also logged: {', '.join(others)}."] if others else []
+    notes += ["Its last line was unfinished and is left out."] if run.training.unfinished else []
+    notes += [f"Took {text.duration(run.training.seconds)}."] if run.training.seconds is not None else []
+    return _part(run, "training", drawings, "metrics.jsonl logs no loss", " ".join(notes))
 
 
 def _render(runs: Sequence[Run]) -> str:
-    import jinja2
-
     engine = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -121,6 +105,7 @@ def _render(runs: Sequence[Run]) -> str:
         "number": lambda value, unit: text.format_number(value, unit).replace("-", "\N{MINUS SIGN}"),
         "duration": text.duration,
         "split": text.split_of,
+        "frames": text.judged_frames,
         "label": label_of,
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     }
