@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from common import options, publish, skip, spread
 
-from worldline.formats.video import decode
+from worldline.formats.video import stream_frames
 from worldline.schema import UsageError
 from worldline.twin.backend import load_mujoco
 from worldline.twin.generate import TwinConfig, generate
@@ -69,7 +69,8 @@ def copy_last_psnr(root: Path, config: TwinConfig) -> float:
     """PSNR in dB between each frame and the one `HORIZON` later, per image, then averaged."""
     values = []
     for episode in range(config.episodes):
-        frames = decode(root / f"videos/video_{episode}.mp4", range(config.frames)).numpy().astype(np.float32)
+        video = stream_frames(root / f"videos/video_{episode}.mp4", range(config.frames))
+        frames = np.concatenate([chunk.numpy() for chunk in video]).astype(np.float32)
         error = np.mean((frames[HORIZON:] - frames[:-HORIZON]) ** 2, axis=(1, 2, 3))
         values.append(10 * np.log10(255**2 / np.maximum(error, 1e-3)))
     return float(np.mean(values))

@@ -5,17 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Float32, Int32, UInt8
 from pyarrow import parquet
+from torch import Tensor
 
 from worldline.formats.onex.write import finish_shards, token_shard, write_raw_shard
 from worldline.formats.states import ONEX_LAYOUT
-from worldline.formats.video import encode
+from worldline.formats.video import encode, stream_frames
 from worldline.schema import StateLayout, TokenGrid
 
 SMALL_GRID = TokenGrid(height=4, width=4, vocab_size=64)
 TWO_JOINTS = StateLayout(names=("elbow", "gripper"), kinds=("angle", "binary"))
 CAMERA = "observation.images.head"
+
+
+def decode(path: Path, frames: range, *, threads: int = 1) -> Tensor:
+    """The frames of a video, as they are read."""
+    return torch.cat(list(stream_frames(path, frames, threads=threads)))
 
 
 def moving_picture(count: int, size: int = 32, shift: float = 0.0) -> UInt8[np.ndarray, "f h w 3"]:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from condition_builders import film, write_film
-from data_builders import moving_picture
+from data_builders import decode, moving_picture
 
-from worldline.formats.video import decode, encode, frame_times, probe, resize, stream_frames
+from worldline.formats.video import encode, frame_times, probe, resize, stream_frames
 from worldline.schema import DataError, UsageError
 
 SHARED = Path(__file__).parents[2] / "shared/data"
@@ -82,7 +82,7 @@ def test_seeking_lands_on_the_keyframe_before_a_frame(tmp_path: Path, name: str)
             tick = int(times.ticks[number])
             container.seek(times.seeks_for(tick)[0], stream=container.streams.video[0], backward=True)
             first = next(frame for frame in container.decode(video=0) if frame.pts is not None)
-            assert first.pts == times.keys[times.keys <= tick][-1]  # and not one whole group earlier
+            assert first.pts == times.keys[times.keys[:, 0] <= tick][-1, 0]  # and not one whole group earlier
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "holed", "absent"])

@@ -17,7 +17,7 @@ from worldline.data.info import inspect
 from worldline.evaluation.held_out import split_of
 from worldline.families.card import describe_model
 from worldline.formats.open import open_source
-from worldline.formats.plausible import Bounds, implausible, unlike, usual_range
+from worldline.formats.plausible import bounds_of, implausible, outside, unlike, usual_range
 from worldline.formats.states import compute_stats
 from worldline.schema import DataError
 from worldline.training.loop import train
@@ -142,7 +142,7 @@ def test_states_of_the_1x_robot_raise_no_alarm() -> None:
     if not ONEX.exists():
         pytest.skip(f"{ONEX} is not here")
     rows = np.fromfile(ONEX, np.float32).reshape(-1, 25)
-    assert not Bounds.of(rows).broken(rows).any()
+    assert not outside(rows, bounds_of(rows)).any()
     low, high = usual_range(rows)
     np.testing.assert_array_equal(low, rows.min(axis=0))
     np.testing.assert_array_equal(high, rows.max(axis=0))

@@ -12,9 +12,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from data_builders import decode
 
 from worldline.builtin import TWIN_MINI_VAL
-from worldline.formats.video import decode, probe
+from worldline.formats.video import probe
 from worldline.schema import UsageError
 from worldline.twin import robot
 from worldline.twin.backend import load_mujoco

@@ -4,7 +4,7 @@ Rows carry seconds since their episode began, frames the seconds at which they a
 nearest to it; where one is further than half a frame away the two do not belong together, and no frame is given.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -13,12 +13,11 @@ RATE_SLACK = 0.03
 """Clocks of recorders differ and jitter by less than this; no two usual rates are that near but 29.97 and 30."""
 CLOCK_SLACK = 0.005
 """Rows and frames that are one to one may differ by this in rate (29.97 and 30)."""
-_ROUNDING = 0.02
-"""Of a frame: time stamps are rounded to float32 and to a container's time base."""
+_HALF = 0.52
+"""Half a frame, and a little: time stamps are rounded to float32 and to a container's time base."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mismatch:
+class Mismatch(NamedTuple):
     """The first row that has no frame of its own."""
 
     row: int
@@ -61,11 +60,12 @@ def pair(
         fps: the rate where there is no step to measure it by.
     """
     steps = [float(np.median(np.diff(times))) for times in (rows, shown) if len(times) > 1]
-    half = (0.5 + _ROUNDING) * min(steps, default=1 / fps)
+    half = _HALF * min(steps, default=1 / fps)
     if first is not None and first + len(rows) <= len(shown):
         own = shown[first : first + len(rows)]
-        offsets = (own - own[0]) * _clock(rows, own) - (rows - rows[0])
-        if np.abs(offsets).max() <= half:
+        faster = (rows[-1] - rows[0]) / (own[-1] - own[0]) if len(rows) > 1 else 1.0  # the rows' clock
+        faster = faster if abs(faster - 1) <= CLOCK_SLACK else 1.0
+        if np.abs((own - own[0]) * faster - (rows - rows[0])).max() <= half:
             return first + np.arange(len(rows))
     mismatches: list[Mismatch] = []
     for start in starts:
@@ -75,12 +75,6 @@ def pair(
                 return found
             mismatches.append(found)
     return max(mismatches, key=lambda mismatch: mismatch.row)
-
-
-def _clock(rows: Float64[np.ndarray, "n"], own: Float64[np.ndarray, "n"]) -> float:
-    """How much faster the rows' clock runs than that of as many frames, where it is within `CLOCK_SLACK` of it."""
-    ratio = float((rows[-1] - rows[0]) / (own[-1] - own[0])) if len(rows) > 1 else 1.0
-    return ratio if abs(ratio - 1) <= CLOCK_SLACK else 1.0
 
 
 def _nearest(

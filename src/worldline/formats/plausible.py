@@ -5,11 +5,10 @@ quantiles, which a few wild values cannot move.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 
 from worldline.formats.choose import how_to_leave_out
 from worldline.formats.source import Source
@@ -27,38 +26,31 @@ _STILL_ROWS = 34
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Bounds:
+def bounds_of(rows: Float[np.ndarray, "n s"]) -> Float64[np.ndarray, "2 s"]:
     """Between which values every dimension is plausible.
 
     100 times the span of the middle 90 % of rows beyond these, and 20 times the span of the middle 98 % beyond those,
     whichever is less; a span counts as 1 at least, so that what rarely moves (a gripper, a base) may.
     """
-
-    low: Float[np.ndarray, "s"]
-    high: Float[np.ndarray, "s"]
-
-    @classmethod
-    def of(cls, rows: Float[np.ndarray, "n s"]) -> "Bounds":
-        bounds = [_beyond(rows, 0.05, 100.0), _beyond(rows, 0.01, 20.0)]
-        return cls(low=np.max([low for low, _ in bounds], axis=0), high=np.min([high for _, high in bounds], axis=0))
-
-    def broken(self, rows: Float[np.ndarray, "n s"]) -> Bool[np.ndarray, "n s"]:
-        """Mark the values outside."""
-        return (rows < self.low) | (rows > self.high)
+    bounds: list[tuple[np.ndarray, np.ndarray]] = []
+    for share, factor in ((0.05, 100.0), (0.01, 20.0)):
+        low = np.quantile(rows, share, axis=0, method="higher").astype(np.float64)
+        high = np.quantile(rows, 1 - share, axis=0, method="lower").astype(np.float64)
+        low, high = np.minimum(low, high), np.maximum(low, high)  # of one or two rows
+        room = factor * np.maximum(high - low, 1.0)
+        bounds.append((low - room, high + room))
+    lows, highs = zip(*bounds, strict=True)
+    return np.stack([np.max(lows, axis=0), np.min(highs, axis=0)])
 
 
-def _beyond(rows: np.ndarray, share: float, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    low = np.quantile(rows, share, axis=0, method="higher").astype(np.float64)
-    high = np.quantile(rows, 1 - share, axis=0, method="lower").astype(np.float64)
-    low, high = np.minimum(low, high), np.maximum(low, high)  # of one or two rows
-    room = factor * np.maximum(high - low, 1.0)
-    return low - room, high + room
+def outside(rows: Float[np.ndarray, "n s"], bounds: Float64[np.ndarray, "2 s"]) -> Bool[np.ndarray, "n s"]:
+    """Mark the values outside of bounds."""
+    return (rows < bounds[0]) | (rows > bounds[1])
 
 
 def usual_range(rows: Float[np.ndarray, "n s"]) -> tuple[Float[np.ndarray, "s"], Float[np.ndarray, "s"]]:
     """Smallest and largest plausible value of every dimension."""
-    kept = np.where(Bounds.of(rows).broken(rows), np.nan, rows)
+    kept = np.where(outside(rows, bounds_of(rows)), np.nan, rows)
     return np.nanmin(kept, axis=0), np.nanmax(kept, axis=0)
 
 
@@ -68,54 +60,49 @@ def implausible(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
     Raises:
         DataError: states are not what they should be.
     """
-    bounds = Bounds.of(_sample(source, episodes))
-    yield from _wild(source, episodes, bounds, lambda dim: "nearly all of its rows")
-    sizes = [np.quantile(np.abs(_states(source, i)), 0.95, axis=0, method="lower") for i in episodes]
-    yield from _other_units(source, episodes, np.stack(sizes))
-
-
-def _wild(
-    source: Source,
-    episodes: Sequence[int],
-    bounds: Bounds,
-    around: Callable[[int], str],
-    aside: Bool[np.ndarray, "s"] | bool = False,
-) -> Iterator[DataError]:
-    """Values outside of bounds that lie far `around` what is usual: the first of them, and how many there are.
-
-    Dimensions of which something else is said are left `aside`.
-    """
-    found = [(i, marked) for i in episodes if (marked := bounds.broken(_states(source, i)) & ~np.array(aside)).any()]
-    if found:
-        episode, marked = found[0]
-        row, dim = np.argwhere(marked)[0].tolist()
-        value, count = _states(source, episode)[row, dim], sum(int(marked.sum()) for _, marked in found)
-        yield DataError(
-            source.states_file(episode),
-            expected=f"{source.layout.names[dim]} within {bounds.low[dim]:.4g} .. {bounds.high[dim]:.4g}, far around "
-            f"{around(dim)}",
-            found=f"{value:.6g} in row {row} of {source.episodes[episode].name} ({count} such values in {len(found)} "
-            "episodes)",
-            fix=f"Repair the recording, or leave out what is at fault ({how_to_leave_out(source, episode)}).",
-            kind="wild_value",
-        )
-
-
-def _other_units(source: Source, episodes: Sequence[int], sizes: Float[np.ndarray, "e s"]) -> Iterator[DataError]:
-    """Episodes in which at least half of the dimensions that move are many times as large as in the usual episode."""
+    around = ["nearly all of its rows"] * source.layout.dim
+    yield from _wild(source, episodes, bounds_of(_sample(source, episodes)), around)
+    sizes = np.stack([np.quantile(np.abs(_states(source, i)), 0.95, axis=0, method="lower") for i in episodes])
+    # In another unit at least half of the dimensions that move are many times as large as in the usual episode.
     usual = np.median(sizes, axis=0)
     larger = sizes > _UNIT * np.maximum(usual, _SMALL)
     strange = larger.any(axis=1) & (larger.sum(axis=1) * 2 >= (sizes > 0).sum(axis=1))
     if strange.any():
         first = int(strange.argmax())
-        dim = int(larger[first].argmax())
-        episode = source.episodes[episodes[first]]
+        episode, dim = source.episodes[episodes[first]], int(larger[first].argmax())
         yield DataError(
             source.states_file(episode.index),
             expected=f"{source.layout.names[dim]} of about {usual[dim]:.3g}, as in most episodes",
             found=f"{sizes[first, dim]:.3g} in {episode.name}, as if in another unit ({strange.sum()} such episodes)",
             fix=f"Convert the unit, or leave out what is at fault ({how_to_leave_out(source, episode.index)}).",
             kind="other_unit",
+        )
+
+
+def _wild(
+    source: Source,
+    episodes: Sequence[int],
+    bounds: Float64[np.ndarray, "2 s"],
+    around: Sequence[str],
+    aside: Bool[np.ndarray, "s"] | bool = False,
+) -> Iterator[DataError]:
+    """Values outside of bounds that lie far `around` what is usual: the first of them, and how many there are.
+
+    Dimensions of which something else is said are left `aside`.
+    """
+    found = [(i, marked) for i in episodes if (marked := outside(_states(source, i), bounds) & ~np.array(aside)).any()]
+    if found:
+        episode, marked = found[0]
+        row, dim = np.argwhere(marked)[0].tolist()
+        value, count = _states(source, episode)[row, dim], sum(int(marked.sum()) for _, marked in found)
+        where = f"row {row} of {source.episodes[episode].name}"
+        low, high = bounds[:, dim]
+        yield DataError(
+            source.states_file(episode),
+            expected=f"{source.layout.names[dim]} within {low:.4g} .. {high:.4g}, far around {around[dim]}",
+            found=f"{value:.6g} in {where} ({count} such values in {len(found)} episodes)",
+            fix=f"Repair the recording, or leave out what is at fault ({how_to_leave_out(source, episode)}).",
+            kind="wild_value",
         )
 
 
@@ -132,14 +119,13 @@ def unlike(source: Source, episodes: Sequence[int], known: StateStats) -> Iterat
     low, high = (np.array(values, np.float64) for values in (known.q01, known.q99))
     span, rows = high - low, _sample(source, episodes)
     room, wide = np.maximum(span, _SMALL), 20 * np.maximum(span, 1.0)
-    bounds = Bounds(low=low - wide, high=high + wide)
     here_low, here_high = (np.quantile(rows, q, axis=0) for q in (0.05, 0.95))
     other = (here_low > high + room) | (here_high < low - room) | (here_high - here_low > 10 * room)
     tiny = np.maximum(np.abs(here_low), np.abs(here_high)) * _UNIT < np.maximum(np.abs(low), np.abs(high))
     if tiny.sum() * 2 >= len(tiny):
         other |= tiny  # radians where training had degrees
     trained = [f"what it was in training ({a:.4g} .. {b:.4g})" for a, b in zip(low, high, strict=True)]
-    yield from _wild(source, episodes, bounds, trained.__getitem__, aside=other)
+    yield from _wild(source, episodes, np.stack([low - wide, high + wide]), trained, aside=other)
     names = source.layout.names
     if other.any():
         dim = int(other.argmax())

@@ -5,10 +5,11 @@ the first wanted frame and goes forward by timestamp, so B-frames, long GOPs, va
 out right.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -30,10 +31,9 @@ _AGAIN = "Download or encode it again."
 _BT601 = 6  # ffmpeg's AVCOL_SPC_SMPTE170M: what readers that ignore the tag assume at these sizes
 _LIMITED = 1
 # Without accurate rounding swscale darkens pixels by about one level: 44 instead of 53 dB on a smooth image.
-_TO_YUV = (
-    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP | Interpolation.FULL_CHR_H_INT
-)
 _TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
+_TO_YUV = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
+_TO_YUV |= Interpolation.FULL_CHR_H_INP | Interpolation.FULL_CHR_H_INT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,8 @@ class FrameTimes:
 
     ticks: Int64[np.ndarray, "n"]
     """Rising; frame i is shown at `ticks[i]`."""
-    keys: Int64[np.ndarray, "k"]
-    """When keyframes are shown, rising."""
-    key_decoded: Int64[np.ndarray, "k"]
-    """When each of them is decoded: some containers seek by that."""
+    keys: Int64[np.ndarray, "k 2"]
+    """When each keyframe is shown, rising, and when it is decoded: some containers seek by that."""
     tick: Fraction
     """Seconds."""
 
@@ -69,9 +67,10 @@ class FrameTimes:
 
     def seeks_for(self, tick: int) -> tuple[int, ...]:
         """Where to seek so that decoding begins at or before a frame: the nearest first, the file's beginning last."""
-        before = int(np.searchsorted(self.keys, tick, side="right")) - 1
-        near = (int(self.keys[before]), int(self.key_decoded[before])) if before >= 0 else ()
-        return (*near, int(min(self.key_decoded.min(initial=0), self.ticks[0])))
+        shown, decoded = self.keys.T
+        before = int(np.searchsorted(shown, tick, side="right"))
+        near = self.keys[before - 1].tolist() if before else ()
+        return (*near, int(min(decoded.min(initial=0), self.ticks[0])))
 
 
 @while_unchanged(4096)
@@ -101,31 +100,26 @@ def frame_times(path: Path) -> FrameTimes:
         tick = stream.time_base
     if not shown or tick is None:
         raise DataError(path, expected="a video", found="no frame in it", fix=_AGAIN)
-    at = sorted(keys)
-    return FrameTimes(
-        ticks=np.unique(np.array(shown, np.int64)),
-        keys=np.array(at, np.int64),
-        key_decoded=np.array([keys[key] for key in at], np.int64),
-        tick=tick,
-    )
-
-
-def decode(path: Path, frames: range | Int64[np.ndarray, "t"], *, threads: int = 1) -> UInt8[Tensor, "t 3 h w"]:
-    """Decode frames of rising numbers, RGB. Raises `DataError` where one is missing or damaged."""
-    return torch.cat(list(stream_frames(path, frames, threads=threads)))
+    pairs = np.array(sorted(keys.items()), np.int64).reshape(-1, 2)
+    return FrameTimes(ticks=np.unique(np.array(shown, np.int64)), keys=pairs, tick=tick)
 
 
 def stream_frames(
     path: Path, frames: range | Int64[np.ndarray, "t"], *, chunk: int = 64, threads: int = 1
 ) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
-    """Decode frames of rising numbers in chunks of at most `chunk`, so that memory stays bounded."""
+    """Decode frames of rising numbers, RGB, in chunks of at most `chunk`, so that memory stays bounded.
+
+    Raises `DataError` where one is missing or damaged.
+    """
     times = frame_times(path)
     numbers = list(frames) if isinstance(frames, range) else frames.tolist()
+    expected, fix = f"frames {numbers[0]}..{numbers[-1]} to decode", f"The file is cut short or damaged. {_AGAIN}"
+    damaged = partial(DataError, path, expected=expected, fix=fix, kind="frames")
     if numbers[-1] >= len(times):
-        raise _damaged(path, numbers, f"no frame {max(numbers[0], len(times))}")
+        raise damaged(found=f"no frame {max(numbers[0], len(times))}")
     pending: list[np.ndarray] = []
     converter, wanted = VideoReformatter(), iter(zip(numbers, times.ticks[numbers].tolist(), strict=True))
-    with _opened(path, expected=f"frames {numbers[0]}..{numbers[-1]} to decode") as (container, stream):
+    with _opened(path, expected=expected) as (container, stream):
         stream.codec_context.thread_count = threads
         (number, tick), shape = next(wanted), None
         for frame in _from_keyframe(container, stream, times, tick):
@@ -135,14 +129,14 @@ def stream_frames(
                 break
             pending.append(_pixels(frame, converter))
             if pending[-1].shape != (shape := shape or pending[-1].shape):
-                raise _damaged(path, numbers, f"another picture size from frame {number} on")
+                raise damaged(found=f"another picture size from frame {number} on")
             number, tick = next(wanted, (None, 0))
             if len(pending) == chunk or number is None:
                 yield torch.from_numpy(np.stack(pending))
                 pending = []
             if number is None:
                 return
-    raise _damaged(path, numbers, f"no intact frame {number}")
+    raise damaged(found=f"no intact frame {number}")
 
 
 def decode_image(data: bytes, path: Path, where: str) -> UInt8[Tensor, "3 h w"]:
@@ -194,28 +188,21 @@ def encode(
 
 
 def resize(frames: UInt8[Tensor, "t 3 h w"], size: int) -> UInt8[Tensor, "t 3 size size"]:
-    """Crop the central square and scale it to `size`, antialiased bicubic.
-
-    Returns the input where it fits already.
-    """
+    """Crop the central square and scale it to `size`, antialiased bicubic. Returns the input where it fits already."""
     height, width = frames.shape[-2:]
-    if height == width == size:
-        return frames
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = frames[..., top : top + side, left : left + side]
     if side == size:
-        return square.contiguous()
+        return frames if height == width else square.contiguous()
     return functional.interpolate(square, size=(size, size), mode="bicubic", antialias=True)
 
 
 def _pixels(frame: av.VideoFrame, converter: VideoReformatter) -> UInt8[np.ndarray, "3 h w"]:
     """Convert to planar RGB; planes of "gbrp" come as green, blue, red, with padded rows."""
     planes = converter.reformat(frame, format="gbrp", interpolation=_TO_RGB, threads=1).planes
-    rows = [
-        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, : frame.width] for plane in planes
-    ]
-    return np.stack([rows[2], rows[0], rows[1]])
+    rows = [np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size) for plane in planes]
+    return np.stack([rows[plane][:, : frame.width] for plane in (2, 0, 1)])
 
 
 @contextmanager
@@ -248,9 +235,3 @@ def _from_keyframe(
             yield first
             yield from frames
             return
-
-
-def _damaged(path: Path, numbers: Sequence[int], found: str) -> DataError:
-    fix = "The file is cut short or damaged: download or encode it again."
-    expected = f"frames {numbers[0]}..{numbers[-1]} to decode"
-    return DataError(path, expected=expected, found=found, fix=fix, kind="frames")

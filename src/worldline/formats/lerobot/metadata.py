@@ -18,6 +18,7 @@ from worldline.formats.checks import validated
 from worldline.schema import DataError, UsageError
 
 INFO = "meta/info.json"
+NO_FILE = "no file"
 _VERSIONS = ("v2.0", "v2.1", "v3.0")
 _NO_NUMBERS = ("video", "image", "string")
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
@@ -153,7 +154,7 @@ class Meta:
         shape = feature.get("shape")
         if isinstance(shape, list) and len(shape) == 3 and 1 in (shape[0], shape[-1]):
             return "one channel, as a depth map"
-        return "no file" if self.is_video(camera) and next(self._videos(camera), None) is None else ""
+        return NO_FILE if self.is_video(camera) and next(self._videos(camera), None) is None else ""
 
     def _videos(self, camera: str) -> Iterator[Path]:
         """The videos of a camera that exist, wherever the template puts them."""
@@ -164,7 +165,7 @@ class Meta:
 
     def _described(self, camera: str, why_not: str) -> str:
         """A camera in words: size, kind and number of files."""
-        kind = why_not if why_not and why_not != "no file" else "colour"
+        kind = why_not if why_not and why_not != NO_FILE else "colour"
         files = f"{sum(1 for _ in self._videos(camera))} videos" if self.is_video(camera) else "images in the tables"
         return f"{camera} ({'x'.join(map(str, self.size(camera)))}, {kind}, {files})"
 

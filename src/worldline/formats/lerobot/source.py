@@ -1,9 +1,7 @@
 """LeRobot data sets, v2.x and v3.0, read as they lie: parquet tables, and mp4 files or images in the tables.
 
-No lerobot package needed.
-
 Rows and frames are paired by their times: the table's `timestamp` against the times at which the video shows its
-frames. Knows nothing of windows.
+frames. The lerobot package is not needed. Knows nothing of windows.
 """
 
 from collections import Counter
@@ -20,15 +18,14 @@ from torch import Tensor
 
 from worldline.files import read_json
 from worldline.formats.checks import Report, check_finite, check_totals, check_window
-from worldline.formats.lerobot.metadata import Meta
+from worldline.formats.lerobot.metadata import NO_FILE, Meta
 from worldline.formats.lerobot.tables import Table, count_rows, read_images, read_table
 from worldline.formats.pairing import Mismatch, pair, rate, runs_at
 from worldline.formats.source import Source
 from worldline.formats.video import FrameTimes, decode_image, frame_times, probe, stream_frames
 from worldline.schema import DataError
 
-_IMAGES = 16
-"""Images of a table that are decoded at a time."""
+_IMAGES = 16  # of a table that are decoded at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,6 @@ class LerobotSource(Source):
         return {"camera": self.camera, "state_keys": list(self.columns)}
 
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
-        """Decode the frames of rows `start .. stop-1` in pieces of bounded size."""
         check_window(self.episodes[episode], start, stop)
         recording, shown = self.places[episode], self.shown(episode)[start:stop]
         if recording.video is not None:
@@ -81,42 +77,35 @@ class LerobotSource(Source):
             return
         path = self._rows(episode)[1].path
         for piece in np.split(shown, range(_IMAGES, len(shown), _IMAGES)):
-            images = zip(piece, read_images(path, self.camera, piece.tolist(), recording.root), strict=True)
+            images = zip(piece, read_images(path, self.camera, piece, recording.root), strict=True)
             yield torch.stack([decode_image(data, path, f"row {row} of {self.camera}") for row, data in images])
 
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
-        """Read states alone, checked to be finite and to have one row per frame."""
         check_window(self.episodes[episode], start, stop)
         rows, table = self._rows(episode)
-        window = table.values[rows[start:stop]]
-        wrong = [i for i, row in enumerate(rows[start:stop].tolist()) if row in table.faults] if table.faults else []
+        window = rows[start:stop]
+        wrong = [i for i, row in enumerate(window.tolist()) if row in table.faults] if table.faults else []
         if wrong:
             expected = f"{self.layout.dim} numbers in every row of {self.episodes[episode].name}"
-            row = start + wrong[0]
-            found = f"{table.faults[int(rows[row])]} in row {row} ({len(wrong)} such rows)"
+            found = f"{table.faults[int(window[wrong[0]])]} in row {start + wrong[0]} ({len(wrong)} such rows)"
             raise DataError(table.path, expected=expected, found=found, kind="states")
-        check_finite(table.path, window, self.layout.names, start)
-        return window
+        check_finite(table.path, table.values[window], self.layout.names, start)
+        return table.values[window]
 
     def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
-        """The frame of the video that shows each row; where images lie in the table, the row itself.
-
-        Raises:
-            DataError: rows and frames do not belong together by their times.
-        """
+        """The frame of the video that shows each row; where images lie in the table, the row itself."""
         recording, (rows, table) = self.places[episode], self._rows(episode)
         if recording.video is None:
             return rows
         times, video = table.times[rows], frame_times(recording.video)
         self._check_times(episode, table.path, times, video)
-        own = len(video) if recording.frames_in_file is None else recording.frames_in_file
-        one_to_one = own == len(video) and (recording.frames_in_file is not None or own == len(times))
+        own = len(times) if recording.frames_in_file is None else recording.frames_in_file
         begins, zero = recording.begins or 0.0, float(video.seconds[0])
         found = pair(
             times,
             video.seconds,
             starts=(begins, begins + zero) if zero else (begins,),
-            first=recording.first_frame if one_to_one else None,
+            first=recording.first_frame if own == len(video) else None,
             fps=self.fps,
         )
         if isinstance(found, Mismatch):
@@ -124,15 +113,9 @@ class LerobotSource(Source):
         return found
 
     def check(self, episode: int) -> tuple[int, int] | None:
-        """Check all of an episode but its pixels, as cheaply as can be; give the size of its frames.
-
-        The times of a video's frames are read only where its header leaves a doubt.
-
-        Raises:
-            DataError: its rows or its video are not what they should be.
-        """
+        """As `Source.check`. The times of a video's frames are read only where its header leaves a doubt."""
+        super().check(episode)
         length, recording = self.episodes[episode].length, self.places[episode]
-        self.read_states(episode, 0, length)
         if recording.video is not None:
             info, (rows, table) = probe(recording.video), self._rows(episode)
             own = length if recording.frames_in_file is None else recording.frames_in_file
@@ -142,7 +125,6 @@ class LerobotSource(Source):
         return self.frame_size(episode)
 
     def frame_size(self, episode: int) -> tuple[int, int] | None:
-        """Height and width of an episode's first frame, as it is stored."""
         if self.places[episode].video is not None:
             info = probe(self.footage(episode)[0])
             return info.height, info.width
@@ -157,15 +139,13 @@ class LerobotSource(Source):
         return self.places[episode].table
 
     def claims(self, report: Report, extremes: Float64[np.ndarray, "2 s"] | None = None) -> None:
-        """Report what the metadata claim and the files do not hold."""
         meta, fix = self.meta, "Correct the metadata."
         for camera, why_not in meta.cameras().items():
-            if why_not == "no file" and camera != self.camera:
+            if why_not == NO_FILE and camera != self.camera:
                 report(meta.fault(f"videos of {camera}", "no file of it", "camera", fix))
-        stated = meta.size(self.camera)
-        if stated != self.image_size and self.image_size is not None and self.episodes:
+        if self.image_size != (stated := meta.size(self.camera)) and self.image_size is not None and self.episodes:
             used = "frames of {}x{}, which are used".format(*self.image_size)
-            report(meta.fault(f"{self.camera} of {stated[0]}x{stated[1]}", used, "image_size", fix))
+            report(meta.fault("{} of {}x{}".format(self.camera, *stated), used, "image_size", fix))
         for column, dim in zip(self.columns, self.dims, strict=True):
             names = meta.names(column)
             if names and (len(names) != dim or len(set(names)) != dim):
@@ -174,13 +154,13 @@ class LerobotSource(Source):
         if not self.left_out:
             frames = sum(episode.length for episode in self.episodes)
             check_totals(meta.path, {"total_episodes": len(self.episodes), "total_frames": frames}, report)
-        if extremes is not None and (meta.root / "meta/stats.json").is_file():
-            self._check_stats(meta.root / "meta/stats.json", extremes, report)
+        if extremes is not None and (path := meta.root / "meta/stats.json").is_file():
+            self._check_stats(path, extremes, report)
 
     def notes(self) -> Iterator[str]:
         """Cameras that are not taken unasked, and frames that no row belongs to."""
         for camera, why_not in self.meta.cameras().items():
-            if why_not and why_not != "no file":
+            if why_not and why_not != NO_FILE:
                 yield f"{camera} is not taken unasked: {why_not}"
         rows: Counter[Path] = Counter()
         for place in self.places:
@@ -209,40 +189,35 @@ class LerobotSource(Source):
 
     def _check_stats(self, path: Path, extremes: Float64[np.ndarray, "2 s"], report: Report) -> None:
         """Compare meta/stats.json with the tables: wrong statistics hide a changed unit. They are not used."""
-        stats, first = read_json(path), 0
-        for column, dim in zip(self.columns, self.dims, strict=True):
-            actual, first = extremes[:, first : first + dim], first + dim
-            if not isinstance(stats.get(column), dict):
+        stats, ends = read_json(path), np.cumsum(self.dims).tolist()
+        for column, dim, end in zip(self.columns, self.dims, ends, strict=True):
+            stated, actual = stats.get(column), extremes[:, end - dim : end]
+            if not isinstance(stated, dict):
                 continue
             room = 0.1 * (actual[1] - actual[0]) + 1e-3 * np.abs(actual[0]).max() + 1e-6
             try:
-                claimed = np.array([stats[column]["min"], stats[column]["max"]], np.float64).reshape(2, dim)
+                claimed = np.array([stated["min"], stated["max"]], np.float64).reshape(2, dim)
                 found = "" if (np.abs(claimed - actual) <= room).all() else _range(claimed)
             except (KeyError, TypeError, ValueError):
                 found = f"other things than {dim} numbers"
             if found:
-                expected, found = (
-                    f"the range of {column}, as the tables have it",
-                    f"{found} where it is {_range(actual)}",
-                )
+                expected, found = f"the range of {column}, as the tables have it", f"{found}; it is {_range(actual)}"
                 fix = "Compute them again with LeRobot's tools; worldline takes statistics from the tables."
                 report(DataError(path, expected=expected, found=found, fix=fix, kind="stats"))
 
     def _rows(self, episode: int) -> tuple[Int64[np.ndarray, "n"], Table]:
         """The rows that are an episode's, and the table that holds them.
 
-        Metadata may name another file than the one that holds the rows (v3.0); LeRobot finds them by number, and so
-        do we.
+        Metadata may name another table than theirs (v3.0); LeRobot finds rows by number, and so do we.
         """
         recording, length = self.places[episode], self.episodes[episode].length
         table = self._table(recording.table)
         rows = table.rows_of(recording.number)
         if len(rows) == length:
             return rows, table
-        if self.kind == "lerobot-v3.0":
-            for path in sorted((recording.root / "data").rglob("*.parquet")):
-                if count_rows(path).get(recording.number) == length:
-                    return self._table(path).rows_of(recording.number), self._table(path)
+        for path in sorted((recording.root / "data").rglob("*.parquet")) if self.kind == "lerobot-v3.0" else ():
+            if count_rows(path).get(recording.number) == length:
+                return self._table(path).rows_of(recording.number), self._table(path)
         others = list(table.rows or ())
         held = f"; it holds episodes {others[:4]}" if others and not len(rows) else ""
         wild = int((~np.isfinite(table.values[rows])).any(axis=1).sum())
@@ -276,16 +251,13 @@ class LerobotSource(Source):
 
     def _unpaired(self, episode: int, found: Mismatch, times: Float64[np.ndarray, "n"], video: FrameTimes) -> DataError:
         recording, name = self.places[episode], self.episodes[episode].name
-        assert recording.video is not None
         same_rate = abs(rate(video.seconds) - rate(times)) <= 0.01 * rate(times)
         place = f"row {found.row} at {found.at:.3f} s"
         if recording.frames_in_file is None and len(video) < len(times) and same_rate:
-            expected = f"{len(times)} frames, one per row of {name}"
-            return DataError(
-                recording.video, expected=expected, found=f"{len(video)}; none shows {place}", kind="frames"
-            )
+            expected, missing = f"{len(times)} frames, one per row of {name}", f"{len(video)}; none shows {place}"
+            return DataError(self.footage(episode)[0], expected=expected, found=missing, kind="frames")
         return DataError(
-            recording.video,
+            self.footage(episode)[0],
             expected=f"a frame within half a frame of every row of {name}, at {rate(times) or self.fps:.4g} rows/s",
             found=f"{place}, the nearest frame at {found.nearest:.3f} s{_shows(video)}",
             fix="Encode the video at the rows' rate, or correct the timestamps.",
@@ -298,7 +270,7 @@ def _shows(video: FrameTimes) -> str:
 
 
 def _range(extremes: Float64[np.ndarray, "2 d"]) -> str:
-    """Smallest and largest values, those of the first dimensions: `[0, -1.2] .. [1, 1.2]`."""
+    """Smallest and largest values, of the first dimensions: `[0, -1.2] .. [1, 1.2]`."""
     low, high = (", ".join(f"{value:.3g}" for value in values[:4]) for values in extremes)
-    more = ", ..." if extremes.shape[1] > 4 else ""
+    more = ", ..." * (extremes.shape[1] > 4)
     return f"[{low}{more}] .. [{high}{more}]"

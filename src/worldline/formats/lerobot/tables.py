@@ -1,7 +1,7 @@
 """Parquet files -> arrays: numbers however Arrow nests them, the rows of each episode, and images."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,7 @@ _NUMBERS = (types.is_integer, types.is_floating, types.is_decimal, types.is_bool
 
 
 def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pyarrow.Table:
-    """Read columns, and those of `optional` that are there.
-
-    Raises:
-        DataError: no parquet file, damaged, or one of `columns` is absent.
-    """
+    """Read columns, and those of `optional` that are there. Raises `DataError` where one of `columns` is not."""
     try:
         with parquet.ParquetFile(path) as file:
             present = file.schema_arrow.names
@@ -58,11 +54,7 @@ class Table:
 
 @while_unchanged(1024)
 def read_table(path: Path, columns: tuple[str, ...], dims: tuple[int, ...], fps: float) -> Table:
-    """Read states, of columns of these widths, episode numbers and times.
-
-    Raises:
-        DataError: not parquet, a column is absent, holds no numbers, or is of another width.
-    """
+    """Read states, of columns of these widths, episode numbers and times. Raises `DataError` where it has them not."""
     table = read_columns(path, columns, ("episode_index", "timestamp", "frame_index"))
     parts = [matrix(path, table, name, dim) for name, dim in zip(columns, dims, strict=True)]
     with np.errstate(over="ignore"):
@@ -103,12 +95,11 @@ def _whole(numbers: Float64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
 def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> tuple[Float64[np.ndarray, "n d"], dict[int, str]]:
     """Turn a column into `dim` numbers per row: numbers, lists of numbers or lists of lists, of any Arrow type.
 
-    Also gives what is wrong with single rows, so that one costs its own episode alone: their numbers are NaN.
-
-    Raises `DataError` where no row has `dim` values, or where they are no numbers.
+    Also gives what is wrong with single rows, so that one costs its own episode alone: their numbers are NaN. Raises
+    `DataError` where no row has `dim` values, or where they are no numbers.
     """
-    column = table[name].combine_chunks()
-    array, even = _plain(column), True
+    array = column = _plain(table[name].combine_chunks())
+    even = True
     while any(is_list(array.type) for is_list in _LISTS):
         lengths = compute.call_function("list_value_length", [array]).unique()
         even, array = even and not array.null_count and len(lengths) <= 1, _plain(array.flatten())
@@ -137,8 +128,8 @@ def seconds(path: Path, table: pyarrow.Table, name: str) -> Float64[np.ndarray, 
 def _row_by_row(column: pyarrow.Array, dim: int) -> tuple[Float64[np.ndarray, "n d"], dict[int, str]]:
     values, faults = np.full((len(column), dim), np.nan), {}
     for row, cell in enumerate(column.to_pylist()):
-        flat = list(_flat(cell))
-        empty = sum(value is None for value in flat)
+        flat = _flat(cell)
+        empty = flat.count(None)
         if empty or len(flat) != dim:
             faults[row] = f"{empty} empty values" if empty else f"{len(flat)} values"
         else:
@@ -146,13 +137,9 @@ def _row_by_row(column: pyarrow.Array, dim: int) -> tuple[Float64[np.ndarray, "n
     return values, faults
 
 
-def _flat(cell: object) -> Iterator[Any]:
+def _flat(cell: Any) -> list[Any]:
     """The values of a cell, however they are nested."""
-    if isinstance(cell, list | np.ndarray):
-        for item in cell:
-            yield from _flat(item)
-    else:
-        yield cell
+    return [value for item in cell for value in _flat(item)] if isinstance(cell, list) else [cell]
 
 
 def _floats(array: pyarrow.Array) -> Float64[np.ndarray, "n"]:
@@ -160,7 +147,7 @@ def _floats(array: pyarrow.Array) -> Float64[np.ndarray, "n"]:
     return array.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 
-def read_images(path: Path, name: str, rows: Sequence[int], root: Path) -> list[bytes]:
+def read_images(path: Path, name: str, rows: Int64[np.ndarray, "t"], root: Path) -> list[bytes]:
     """Read the encoded images of ascending rows: bytes, or LeRobot's `{bytes, path}`, path below `root`.
 
     Reads the row groups that hold them alone. Raises `DataError` where one is absent.
@@ -168,31 +155,28 @@ def read_images(path: Path, name: str, rows: Sequence[int], root: Path) -> list[
     cells: list[object] = []
     try:
         with parquet.ParquetFile(path) as file:
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-            ends = np.cumsum(sizes)
+            ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
             groups = np.searchsorted(ends, rows, side="right")
             for group in np.unique(groups).tolist():
                 column = file.read_row_group(group, columns=[name])[name]
-                first = int(ends[group]) - sizes[group]
-                cells.extend(column[row - first].as_py() for row in np.asarray(rows)[groups == group].tolist())
+                places = rows[groups == group] - (ends[group] - len(column))
+                cells += [column[place].as_py() for place in places.tolist()]
     except _ERRORS as error:
         raise _damaged(path, error) from error
-    return [_image(path, name, row, cell, root) for row, cell in zip(rows, cells, strict=True)]
+    return [_image(path, f"row {row} of {name}", cell, root) for row, cell in zip(rows, cells, strict=True)]
 
 
-def _image(path: Path, name: str, row: int, cell: object, root: Path) -> bytes:
-    place = None
-    if isinstance(cell, dict):
-        cell, place = cell.get("bytes"), cell.get("path")
-    if isinstance(cell, bytes) and cell:
-        return cell
+def _image(path: Path, where: str, cell: object, root: Path) -> bytes:
+    data, place = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+    if isinstance(data, bytes) and data:
+        return data
     if isinstance(place, str) and place:
         try:
             return (root / place).read_bytes()
         except (OSError, ValueError) as error:
             raise unreadable(root / place, expected="an image", found=f"{type(error).__name__}: {error}") from error
-    found = f"{'nothing' if cell is None else type(cell).__name__} in row {row} of {name}"
-    raise DataError(path, expected="an encoded image", found=found, fix="Fetch the file again.", kind="frames")
+    found = f"{'nothing' if data is None else type(data).__name__} in {where}"
+    raise DataError(path, expected="an encoded image", found=found, kind="frames")
 
 
 def _plain(array: pyarrow.Array) -> pyarrow.Array:
