@@ -1,4 +1,4 @@
-"""What ships inside the package: the twin-mini data set and the tiny checkpoints made from it. Paths only."""
+"""Data and checkpoints inside the package: twin-mini, and the tiny models trained on the twin. Paths only."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""What the values of a configuration may be. Every configuration says so in its `__post_init__`, whoever makes it.
+"""Checks of the values of a configuration. Every configuration calls them in its `__post_init__`.
 
     def __post_init__(self) -> None:
         whole(self, "rows", "columns", least=1)
         number(self, "dropout", below=1)
 
-None passes (it is a type's business whether a field may be None), and of tuples every entry is checked.
+None passes (the type says whether a field may be None); of tuples, every entry is checked.
 """
 
 import ast
@@ -18,26 +18,26 @@ from typing import Any, NoReturn
 from worldline.schema import UsageError
 
 MOST = 2**31 - 1
-"""No count of anything here is larger, and every library below can hold it."""
+"""No count here is larger, and every library can represent it."""
 MOST_WORKERS = 1024
 MOST_SEED = 2**32 - 1
 """What NumPy's and PyTorch's generators both take."""
 
 
 class InvalidValue(UsageError):  # noqa: N818 - an error by its base, named after what it is about
-    """A field of a configuration holds what it cannot; `place` is how whoever gave it knows the field."""
+    """A field of a configuration has a value that it cannot have; `place` is the name of the field for its user."""
 
     def __init__(self, kind: type, field: str, found: object, allowed: str, place: str = "") -> None:
         self.kind, self.field, self.found, self.allowed = kind, field, found, allowed
         super().__init__(f"{place or f'{kind.__name__}.{field}'} is {found!r}, but must be {allowed}")
 
     def at(self, place: str) -> "InvalidValue":
-        """The same, for somebody who knows the field by another name."""
+        """The same error with another name of the field."""
         return InvalidValue(self.kind, self.field, self.found, self.allowed, place)
 
 
 def refuse(config: object, field: str, allowed: str) -> NoReturn:
-    """Raise `InvalidValue` about a field, whose value is none of what is allowed."""
+    """Raise `InvalidValue` for a field whose value is not allowed."""
     raise InvalidValue(type(config), field, getattr(config, field), allowed)
 
 

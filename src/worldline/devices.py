@@ -1,4 +1,4 @@
-"""Which processor a job runs on."""
+"""The device of a job."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Small file habits of the data layer: atomic writes, JSON with useful errors, read-only maps. Knows no format."""
+"""Small functions for files: atomic writes, JSON with useful errors, read-only maps."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class DiskFullError(OSError):
-    """There was no room for a file. What was there before is as it was, and nothing half-written is left."""
+    """There was no room for a file. Existing files are unchanged, and no half-written file is left."""
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def remove_temporaries(folder: Path) -> int:
 
 
 def while_unchanged(maxsize: int | None) -> Callable[[_Read[P, T]], _Read[P, T]]:
-    """Keep what a function reads of a file, its first argument, while size and time of the file stay."""
+    """Cache what a function reads from a file (its first argument) while the file's size and time are unchanged."""
 
     def keeping(read: _Read[P, T]) -> _Read[P, T]:
         @lru_cache(maxsize)

@@ -1,4 +1,4 @@
-"""A training, started or gone on with: names of built-ins become paths, memory is compared with what is free."""
+"""Start or resume a training: names of built-ins become paths, and needed memory is compared with free memory."""
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -31,21 +31,21 @@ class Moved:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions:
-    """What a resumed run may take otherwise than its folder says."""
+    """What a resumed run may change."""
 
     steps: int | None = None
-    """Another length of the run, for example to go on with a finished one. Schedules count to the new last step."""
+    """Another length of the run, for example to continue a finished one. Schedules end at the new last step."""
     epochs: float | None = None
     """The same, in passes over the training clips."""
     data: Moved = field(default_factory=Moved)
     tokenizer: Path | None = None
-    """New place of the tokenizer. As of all that has moved, it must still be the same one."""
+    """New place of the tokenizer. Everything that has moved must still be the same."""
     weights: Path | None = None
     """New place of the pretrained backbone."""
     text: Path | None = None
     """New place of the encoded prompt."""
     allow_different: tuple[Part, ...] = ()
-    """What may be another one, on purpose, than the run was begun with."""
+    """Parts that may differ on purpose from those the run started with."""
     max_minutes: float | None = None
     device: str | None = None
     """As before if not given; so are workers."""

@@ -1,4 +1,4 @@
-"""One owner per folder: a lock that the operating system takes back when its owner ends, however it ends.
+"""One owner per folder: a lock that the operating system releases when its owner ends, in whatever way.
 
     FOLDER/.owner.lock     locked while somebody writes into the folder; absent or free otherwise
     FOLDER/.owner.json     who that is, for the messages of those who may not
@@ -31,12 +31,12 @@ from worldline.schema import DataError, UsageError
 
 LOCK, OWNER = ".owner.lock", ".owner.json"
 _POLL = 0.5
-"""Seconds between looks at a folder that is waited for."""
+"""Seconds between checks of a folder that another job is writing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the content of a folder depends on. It is kept in the folder, and content of two kinds never mixes."""
+    """The inputs that decide a folder's content. They are kept there, so that two kinds of content never mix."""
 
     file: str
     """Name of the file in the folder that holds the key."""

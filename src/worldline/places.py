@@ -1,6 +1,6 @@
-"""Paths in a run's configuration, so that the run is read from any working directory and after it has been moved.
+"""Paths in a run's configuration, so that the run can be read from any working directory and after a move.
 
-What lies in the run is kept relative to it, what ships with worldline by its name, all else with its whole path.
+Paths inside the run are relative, data included in worldline go by name, all other paths are absolute.
 """
 
 import os

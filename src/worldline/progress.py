@@ -1,4 +1,4 @@
-"""How long jobs talk while they run: progress bars and messages on stderr."""
+"""Progress bars and messages of long jobs, on stderr."""
 
 import sys
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Progress bars on stderr with rate and time left; one at a time, none for what takes under two seconds."""
+    """Progress bars on stderr with rate and time left; one at a time, and none for jobs under two seconds."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
         self.what = ""
 
     def __call__(self, what: str, done: int, total: int, figures: dict[str, float] | None = None) -> None:
-        """Show that `done` of `total` is done of `what`; another `what` closes the bar and opens its own."""
+        """Show `done` of `total` for `what`; another `what` closes the bar and opens a new one."""
         if self.bar is None or what != self.what:
             self.close()
             self.what = what

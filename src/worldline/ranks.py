@@ -1,8 +1,7 @@
-"""The processes of one run, and how a model, its optimizer and its average lie over them (FSDP2).
+"""The processes of one run, and how a model, its optimizer and its average are sharded over them (FSDP2).
 
-Plain `torch.distributed`, started by torchrun. One process meets no collective and its model stays as it is; over
-several, every rank holds a share of each parameter and gathers a block only while it computes with it. Knows nothing
-of losses, optimizers or checkpoints.
+Plain `torch.distributed`, started by torchrun. With one process there are no collectives and the model stays as it is.
+With several, every rank holds a share of each parameter and gathers a block only while it computes with it.
 """
 
 import os
@@ -26,19 +25,19 @@ ENTRIES = ("loss", "encode", "decode", "forecast", "teacher_forced", "measure_st
 
 
 class OtherRankError(RuntimeError):
-    """Another rank stopped, and this one therefore too; carries rank 0's message."""
+    """Another rank stopped, so this one stops too; carries rank 0's message."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run. The default is the only one, which waits for nobody."""
+    """This process among those of the run. By default it is the only one and never waits."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     """Number of this process on its machine, and of the GPU it takes there."""
     patient: dist.ProcessGroup | None = None
-    """For what may take rank 0 hours, such as filling a cache."""
+    """Limit for work that may take rank 0 hours, such as filling a cache."""
 
     @classmethod
     @contextmanager
@@ -93,7 +92,7 @@ class Ranks:
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """Rank 0 goes through the block before the others, so that these find the caches it filled.
+        """Rank 0 runs the block before the others, so that they find the caches it filled.
 
         Raises:
             OtherRankError: this is not rank 0, and rank 0 failed.
@@ -236,7 +235,7 @@ def _set_aside_empty(model: nn.Module, device: torch.device) -> set[nn.Parameter
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """A tensor whole on this rank; every rank must ask. What is not sharded is given back as it is."""
+    """A complete tensor on this rank; every rank must call this. An unsharded tensor is returned as it is."""
     gather = getattr(tensor, "full_tensor", None)  # DTensor has it, but importing that class takes a second
     return tensor if gather is None else gather()
 

@@ -1,11 +1,11 @@
-"""How many threads PyTorch computes with, and how they wait for each other: chosen when worldline is imported.
+"""Number of PyTorch's threads and how they wait for each other: chosen when worldline is imported.
 
 OpenMP reads its settings when PyTorch loads it, so `import worldline` comes before `import torch`, or the shell sets
-them. Its own choice is to let a thread that waits spin for milliseconds. On a machine with another busy process that
-takes the core from the very thread that is waited for, and a training step takes ten times as long. A thousand turns,
-some ten microseconds, bridge the gaps between two loops on an idle machine; after that a thread sleeps.
+them. By default a waiting thread spins for milliseconds. On a machine with another busy process it takes the core
+from the thread that it waits for, and a training step takes ten times as long. Here a thread spins a thousand turns
+(about ten microseconds, enough between two loops on an idle machine) and then sleeps.
 
-What the user has set is left as it is. Knows nothing of PyTorch; loads nothing but the standard library.
+Settings of the user stay. This file loads only the standard library.
 """
 
 import math
@@ -18,7 +18,7 @@ WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIM
 """GNU's OpenMP, which PyTorch's wheels bring, sleeps after so many turns; others sleep at once."""
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 CHOSEN = "WORLDLINE_NUM_THREADS"
-"""What was chosen here for this process: processes that it starts choose again, they did not get it from the user."""
+"""Our own choices for this process, not the user's: processes that it starts choose again."""
 
 
 def choose(environment: MutableMapping[str, str] | None = None) -> None:

@@ -10,7 +10,7 @@ from worldline.demo import DemoConfig, run_demo
 from worldline.progress import Progress
 from worldline.report.text import text_table
 
-EXAMPLES = """Judge the built-in worlds of both tracks, train a fresh one for a few minutes, write a report.
+EXAMPLES = """Evaluate the built-in worlds of both tracks, train a new one for a few minutes, write a report.
 
 Needs no GPU and no network.
 

@@ -11,7 +11,7 @@ from worldline.ranks import Ranks
 
 EXAMPLES = """Forecast clips of a data set: context and states in; video, pictures or arrays out.
 
-A true future is not needed: samples of the challenge's test sets, and data of tokens alone, can be forecast.
+It needs no true future, so it works on the challenge's test samples and on data of tokens alone.
 
 Examples:
   worldline forecast compression-tiny

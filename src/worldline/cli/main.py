@@ -11,10 +11,10 @@ VERBS = {
     "data tokenize": "write any source of frames as tokens",
     "data encode": "write any source of frames as continuous latents",
     "data twin": "make a data set of the simulated humanoid",
-    "plan": "say what a training would need: memory, FLOP, settings that fit a card",
+    "plan": "estimate a training before it starts: memory, FLOP, settings that fit a card",
     "train": "train a tokenizer or a world by a recipe, or go on with a run",
     "forecast": "predict what a robot will see, as video, pictures or arrays",
-    "evaluate": "judge a run on held-out data against the baselines",
+    "evaluate": "evaluate a run on held-out data, beside the baselines",
     "report": "write one HTML page about one or several runs",
     "text": "encode a prompt for a Wan world, once",
     "demo": "from the built-in data and checkpoints to a report, in minutes",
@@ -60,7 +60,7 @@ def _help() -> str:
     verbs = "\n".join(f"  {verb:14} {meaning}" for verb, meaning in VERBS.items())
     return (
         f"usage: worldline VERB ...\n\n"
-        f"Generative world models of robots: train them, judge them, run them.\n\n{verbs}\n\n"
+        f"Generative world models of robots: train them, evaluate them, run them.\n\n{verbs}\n\n"
         "worldline VERB --help shows a verb's options and examples.\n"
         "Exit codes: 0 done, 1 the job failed, 2 wrong usage or bad data."
     )

@@ -1,4 +1,4 @@
-"""A recipe by its name and what overrides it: the arguments that `train` and `plan` share.
+"""A recipe by its name, and the options that override it: the arguments of `train` and `plan`.
 
 A field of a recipe is given with its value, `--model.block-bias True`; a verb's own switch stands alone, `--json`.
 An optional part goes with `--model.lora None` and comes with any of its own fields, `--model.lora.rank 8`.

@@ -26,11 +26,11 @@ Examples:
 class Job:
     weights: tyro.conf.Positional[Path]
     prompt: str = ""
-    """The empty prompt is what robot worlds are trained with: one row."""
+    """The default is the empty prompt, one row, with which robot worlds are trained."""
     out: Path = Path("text.safetensors")
     """File to write; 16 KB a row."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """What the encoder runs in: 11.4 GB of memory, or 22.7 GB in float32. The rows are float32 either way."""
+    """Type for the encoder: it needs 11.4 GB of memory, or 22.7 GB in float32. The rows are always float32."""
     json: bool = False
 
 

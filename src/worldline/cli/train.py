@@ -40,7 +40,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(ResumeOptions):
-    """A run to go on with. It needs no recipe: the run folder holds the whole configuration."""
+    """A run to resume. It needs no recipe, because the run folder contains the complete configuration."""
 
     run: tyro.conf.Positional[Path]
     json: bool = False

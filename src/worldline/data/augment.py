@@ -19,7 +19,7 @@ from worldline.schema import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How far augmentation may go; by default nothing is changed."""
+    """Limits of augmentation; by default nothing changes."""
 
     presets: ClassVar[dict[str, "AugmentConfig"]]
     crop_scale: tuple[float, float] = (1.0, 1.0)

@@ -53,13 +53,13 @@ class OpenOptions:
     camera: str | None = None
     """LeRobot camera key, or its last part. If not given: the only one, or the only colour camera that has files."""
     conditioning: Conditioning = "state"
-    """What LeRobot's tables give as states, by the usual names of columns: `observation.state`, `action` or both."""
+    """LeRobot's columns that are used as states, by their usual names: `observation.state`, `action` or both."""
     state_keys: tuple[str, ...] = ()
-    """Columns of LeRobot's tables by any names, joined in this order, in place of `conditioning`."""
+    """Columns of LeRobot's tables by any name, joined in this order, instead of `conditioning`."""
     state_kinds: dict[str, Kind] = field(default_factory=dict)
     """Kinds that override the guess, by state name."""
     allow_missing: bool = False
-    """Leave out episodes that are absent or damaged, and use the others."""
+    """Leave out episodes that are missing or damaged, and use the others."""
 
     def open(self, path: Path | Sequence[Path], *, report: Report = raise_problem) -> Source:
         """Open a data set, or several as one. Raises what `open_source` raises."""

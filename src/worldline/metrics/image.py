@@ -1,6 +1,6 @@
 """How close a predicted image is to the real one: PSNR and SSIM, one number per image.
 
-Pure functions of uint8 images. Knows nothing of clips, episodes, averages or intervals (see `bootstrap.py`).
+Pure functions of uint8 images. Averages and intervals: `bootstrap.py`.
 """
 
 import math

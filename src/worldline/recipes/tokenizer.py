@@ -1,4 +1,4 @@
-"""Recipes for tokenizers: functions that return a complete run. Cost and expected result stand in each docstring."""
+"""Recipes for tokenizers: functions that return a complete run. Each docstring gives cost and expected result."""
 
 from pathlib import Path
 
@@ -18,9 +18,9 @@ CACHE = Path("cache")
 def tokenizer_tiny() -> TrainConfig:
     """Our FSQ video tokenizer, 1.1 M parameters, vocabulary 4,096, 64x64, on the twin. Runs on two CPU cores.
 
-    Every latent frame stands alone (`past=0`): what does not move keeps its tokens, which a world can predict.
-    About 20 minutes on one core. Expected (docs/results.md): a held-out round trip of 28.0 dB, after 1,000 steps more
-    at a lower rate and on 400 episodes, which is the built-in.
+    Every latent frame is encoded alone (`past=0`): a still patch keeps its tokens, and a world can predict them. About
+    20 minutes on one core. Expected (docs/results.md): a held-out reconstruction of 28.0 dB, for the built-in: 1,000
+    more steps at a lower rate, and 400 episodes.
     """
     return TrainConfig(
         model=FSQVideoConfig(levels=(8, 8, 8, 8), widths=(64, 192), blocks=(1, 3), past=0),
@@ -45,8 +45,8 @@ def tokenizer_tiny() -> TrainConfig:
 def vae_tiny() -> TrainConfig:
     """Wan's causal video VAE with a stride of 8 and 12 channels at 64x64, on the twin. Runs on two CPU cores.
 
-    About 40 minutes on one core. Expected (docs/results.md): a held-out round trip of 28.2 dB over 9 frames, trained on
-    400 episodes, which is the built-in.
+    About 40 minutes on one core. Expected (docs/results.md): a held-out reconstruction of 28.2 dB over 9 frames, for
+    the built-in: trained on 400 episodes.
     """
     return TrainConfig(
         model=WanVAEConfig(sizes=WanVAESizes.presets["tiny"]),
