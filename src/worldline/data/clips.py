@@ -15,7 +15,7 @@ from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, cached_frames
 from worldline.data.splits import Recordings, recordings, refuse_shared
-from worldline.data.windows import WindowIndex, source_windows
+from worldline.data.windows import WindowIndex, some_windows
 from worldline.formats.choose import choose_episodes
 from worldline.formats.faults import check_episodes
 from worldline.formats.open import OpenOptions, Roots
@@ -25,8 +25,6 @@ from worldline.ranks import Ranks
 from worldline.schema import Clip, UsageError
 
 Split = Literal["train", "val"]
-
-
 MOST_PIXELS = 16384
 """A side of a picture; codecs take no more."""
 
@@ -69,6 +67,7 @@ class DataConfig(OpenOptions):
             raise UsageError("no data set is given (--data.path)")
 
 
+@dataclass(frozen=True, eq=False)
 class Clips(Sequence[Clip]):
     """Windows of a source as clips.
 
@@ -76,61 +75,49 @@ class Clips(Sequence[Clip]):
     the states of every frame of the window stay, since a model may want the ones in between.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        index: WindowIndex,
-        *,
-        pattern: FramePattern,
-        image_size: int | None = None,
-        augment: AugmentConfig | None = None,
-    ) -> None:
-        if source.grid is not None and not pattern.is_consecutive:
-            raise UsageError(f"{source.path}: tokens cannot be subsampled in time; use consecutive frames")
-        if source.image_size is None and augment is not None:
-            raise UsageError(f"{source.path}: only frames can be augmented, this is {source.kind}")
-        self.source, self.windows, self.pattern = source, index, pattern
-        self.image_size, self.augment = image_size, augment
+    source: Source
+    windows: WindowIndex
+    pattern: FramePattern
+    image_size: int | None = None
+    augment: AugmentConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.source.grid is not None and not self.pattern.is_consecutive:
+            raise UsageError(f"{self.source.path}: tokens cannot be subsampled in time; use consecutive frames")
+        if self.source.image_size is None and self.augment is not None:
+            raise UsageError(f"{self.source.path}: only frames can be augmented, this is {self.source.kind}")
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Clip:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Read clip `key`, or clip `key[0]` augmented with seed `key[1]`.
-
-        Raises what `Source.read` raises.
-        """
+        """Read clip `key`, or clip `key[0]` augmented with seed `key[1]`. Raises what `Source.read` raises."""
         number, seed = key if isinstance(key, tuple) else (key, None)
         if not -len(self) <= number < len(self):
             raise IndexError(f"clip {number} of {len(self)}")
         start = int(self.windows.start[number])
         clip = self.source.read(int(self.windows.episode[number]), start, start + self.pattern.window)
-        return self._scaled(self._subsampled(clip), seed)
-
-    def sized(self, image_size: int | None) -> "Clips":
-        """The same clips with frames of another size; None leaves them as they are."""
-        size = image_size or self.image_size
-        return Clips(self.source, self.windows, pattern=self.pattern, image_size=size, augment=self.augment)
-
-    def _subsampled(self, clip: Clip) -> Clip:
-        if self.pattern.is_consecutive:
-            return clip
-        if clip.frames is not None and len(clip.frames) < self.pattern.window:
-            raise UsageError(
-                f"{self.source.path} holds {len(clip.frames)} frames of a sample, not the {self.pattern.window} needed "
-                "here: test samples can be forecast, not learned from or judged"
-            )
-        taken = torch.tensor(self.pattern.frames)
-        frames = None if clip.frames is None else clip.frames[taken]
-        return replace(clip, frames=frames, fps=clip.fps / self.pattern.stride)
-
-    def _scaled(self, clip: Clip, seed: int | None) -> Clip:
+        if not self.pattern.is_consecutive:
+            clip = self._subsampled(clip)
         if clip.frames is None:
             return clip
         if self.augment is not None and seed is not None:
             size = self.image_size or min(clip.frames.shape[-2:])
             return replace(clip, frames=augment_frames(clip.frames, self.augment, size=size, seed=seed))
         return clip if self.image_size is None else replace(clip, frames=resize(clip.frames, self.image_size))
+
+    def sized(self, image_size: int | None) -> "Clips":
+        """The same clips with frames of another size; None leaves them as they are."""
+        return replace(self, image_size=image_size or self.image_size)
+
+    def _subsampled(self, clip: Clip) -> Clip:
+        if clip.frames is not None and len(clip.frames) < self.pattern.window:
+            raise UsageError(
+                f"{self.source.path} holds {len(clip.frames)} frames of a sample, not the {self.pattern.window} needed "
+                "here: test samples can be forecast, not learned from or judged"
+            )
+        frames = None if clip.frames is None else clip.frames[torch.tensor(self.pattern.frames)]
+        return replace(clip, frames=frames, fps=clip.fps / self.pattern.stride)
 
 
 def open_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]:
@@ -171,22 +158,13 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
 
 def _refuse_unlike(train: Source, val: Source, *, sized: bool) -> None:
     """Raise `UsageError` where validation data are not of the shape and units of the training data."""
-    for what, one, two in (
-        ("content", _content(train), _content(val)),
-        ("state names", train.layout.names, val.layout.names),
-        ("frames per second", round(train.fps, 3), round(val.fps, 3)),
-        ("tokens", train.grid, val.grid),
-        *([] if sized else [("picture size", train.image_size, val.image_size)]),
-    ):
-        if one != two:
+    one, two = train.alike, val.alike
+    for what in ("content", "state names", "frames per second", "tokens", *(() if sized else ("picture size",))):
+        if one[what] != two[what]:
             raise UsageError(
-                f"what is trained on {train.path} cannot be validated on {val.path}, they differ in {what}: {one} and "
-                f"{two}. Give validation data like the training data (--data.val-path)"
+                f"what is trained on {train.path} cannot be validated on {val.path}, they differ in {what}: "
+                f"{one[what]} and {two[what]}. Give validation data like the training data (--data.val-path)"
             )
-
-
-def _content(source: Source) -> str:
-    return "tokens" if source.grid else "frames" if source.image_size else source.kind
 
 
 def _checked_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]:
@@ -205,8 +183,8 @@ def open_windows(config: DataConfig, split: Split) -> tuple[Source, Sequence[int
         DataError: what `open_source` raises.
     """
     source, episodes = open_split(config, split)
-    index = _some_windows(source, episodes, config.pattern.window, config.window_stride, what=f"{split} episodes")
-    return source, episodes, index
+    window, stride, what = config.pattern.window, config.window_stride, f"{split} episodes"
+    return source, episodes, some_windows(source, episodes, window=window, stride=stride, what=what)
 
 
 def open_clips(
@@ -228,26 +206,10 @@ def open_clips(
         size, cache = config.cache_size or config.image_size, config.cache
         source = cached_frames(source, size=size, folder=cache, episodes=episodes, ranks=ranks, progress=progress)
     augment = config.augment if split == "train" and config.augment.changes else None
-    return Clips(source, index, pattern=config.pattern, image_size=config.image_size, augment=augment)
+    return Clips(source, index, config.pattern, config.image_size, augment)
 
 
-def all_clips(source: Source, *, window: int, stride: int, what: str = "episodes") -> Clips:
+def all_clips(source: Source, *, window: int, stride: int) -> Clips:
     """Clips of `window` successive frames of a whole source. Raises `UsageError` where it holds none."""
-    index = _some_windows(source, range(len(source.episodes)), window, stride, what=what)
-    return Clips(source, index, pattern=FramePattern.consecutive(window))
-
-
-def _some_windows(source: Source, episodes: Sequence[int], window: int, stride: int, *, what: str) -> WindowIndex:
-    index = source_windows(source, window=window, stride=stride, episodes=episodes)
-    if len(index) == 0:
-        raise no_window(source, episodes, window, what=what)
-    return index
-
-
-def no_window(source: Source, episodes: Sequence[int], window: int, *, what: str = "episodes") -> UsageError:
-    """Say that none of the episodes is as long as a window, and how long they are."""
-    lengths = [source.episodes[i].length for i in episodes]
-    return UsageError(
-        f"{source.path}: no window of {window} frames in the {len(episodes)} {what}, which have {min(lengths)} to "
-        f"{max(lengths)} frames; choose longer episodes or a shorter window"
-    )
+    index = some_windows(source, range(len(source.episodes)), window=window, stride=stride)
+    return Clips(source, index, FramePattern.consecutive(window))

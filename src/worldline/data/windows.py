@@ -62,3 +62,17 @@ def source_windows(source: Source, *, window: int, stride: int, episodes: Sequen
         first = -np.array([source.episodes[i].block_offset for i in chosen], np.int64) % block
     index = windows(lengths, window=window, stride=stride, first=first)
     return WindowIndex(episode=chosen[index.episode], start=index.start)
+
+
+def some_windows(
+    source: Source, episodes: Sequence[int], *, window: int, stride: int, what: str = "episodes"
+) -> WindowIndex:
+    """`source_windows` of some episodes. Raises `UsageError` where there is none, and says how long `what` are."""
+    index = source_windows(source, window=window, stride=stride, episodes=episodes)
+    if len(index) == 0:
+        lengths = [source.episodes[i].length for i in episodes]
+        raise UsageError(
+            f"{source.path}: no window of {window} frames in the {len(lengths)} {what}, which have "
+            f"{min(lengths, default=0)} to {max(lengths, default=0)} frames; choose longer episodes or a shorter window"
+        )
+    return index

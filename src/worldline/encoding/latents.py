@@ -16,9 +16,8 @@ from torch import Tensor
 
 from worldline.contract import FramePattern
 from worldline.data.cache import frame_chunks, frame_runs
-from worldline.data.clips import no_window
 from worldline.data.splits import recording_of
-from worldline.data.windows import windows
+from worldline.data.windows import some_windows
 from worldline.encoding.tokens import source_key
 from worldline.formats.encoded import CLAIM, LatentSource, episode_done, finish, open_latents, written_episode
 from worldline.formats.faults import check_episodes
@@ -84,8 +83,8 @@ def encode(
         raise UsageError(f"{source.path} holds no frames; there is nothing to encode")
     grid = tokenizer.grid(*((size, size) if size else source.image_size))
     in_window = grid.latents_of(len(pattern.frames))
-    if all(source.episodes[episode].length < pattern.window for episode in episodes):
-        raise no_window(source, episodes, pattern.window)
+    index = some_windows(source, episodes, window=pattern.window, stride=window_stride)
+    starts = [index.start[index.episode == episode] for episode in episodes]
     check_episodes(source, episodes, size=size)
     key = {
         **source_key(source, fingerprint=fingerprint, episodes=episodes, size=size),
@@ -94,11 +93,9 @@ def encode(
     }
     claim = Claim(file=CLAIM, key=key, what="latents")
     out = claim.folder_in(out) if in_cache else out
-    lengths = [source.episodes[episode].length for episode in episodes]
-    starts = [windows(np.array([length]), window=pattern.window, stride=window_stride).start for length in lengths]
 
     def make(number: int) -> None:
-        states = source.read_states(episodes[number], 0, lengths[number])
+        states = source.read_states(episodes[number], 0, source.episodes[episodes[number]].length)
         shape = (len(starts[number]), in_window, grid.channels, grid.height, grid.width)
         chunks = frame_chunks(source, episodes[number], size=size)
         with written_episode(out, number, states=states, shape=shape) as append:

@@ -123,8 +123,9 @@ class Source:
     def alike(self) -> dict[str, object]:
         """What data sets of one format that are read as one have in common, by what it is called in messages."""
         return {
+            "content": "tokens" if self.grid else "frames" if self.image_size else self.kind,
             "state names": self.layout.names,
-            "frames per second": self.fps,
+            "frames per second": round(self.fps, 3),
             "picture size": self.image_size,
             "tokens": self.grid,
             "state kinds": self.layout.kinds,
