@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 
@@ -52,19 +52,7 @@ class Opening(OpenOptions):
 
     @property
     def paths(self) -> Path | tuple[Path, ...]:
-        paths = tuple(builtin.resolve(path) for path in (self.path, *self.join))
-        return paths if self.join else paths[0]
-
-    def source(self, size: int | None) -> tuple[Source, tuple[int, ...]]:
-        """The opened data, and the chosen episodes, checked; says what is strange in their states."""
-        source = self.open(self.paths)
-        chosen = choose_episodes(source, self.episodes, exclude=self.exclude_episodes)
-        check_episodes(source, chosen, size=size)
-        if os.environ.get("RANK", "0") == "0":
-            if source.left_out:
-                say(f"{source.path}: left out {summarise(source.left_out)}")
-            warn(implausible(source, chosen))
-        return source, chosen
+        return builtin.resolve_all((self.path, *self.join) if self.join else self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +62,24 @@ class InfoJob(Opening):
     thorough: bool = False
     """Decode every frame of every video instead of the first and last."""
 
+    def carry_out(self) -> None:
+        with Progress() as progress:
+            info = inspect(
+                self.paths,
+                self,
+                episodes=self.episodes,
+                exclude=self.exclude_episodes,
+                thorough=self.thorough,
+                progress=progress.named("checking files"),
+            )
+        show(to_json(Info, info), text=_info_text(info), as_json=self.json)
+        if info.problems:
+            raise SystemExit(2)
+
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertJob(Opening):
-    """Write any source of frames in the 1X raw layout.
-
-    Under torchrun every process takes its share of the episodes.
-    """
+class Making(Opening):
+    """A folder is made of a source of frames. Under torchrun every process takes its share of the episodes."""
 
     out: tyro.conf.Positional[Path]
     size: int | None = None
@@ -89,38 +88,82 @@ class ConvertJob(Opening):
     def __post_init__(self) -> None:
         whole(self, "size", most=MOST_PIXELS)
 
+    def carry_out(self) -> None:
+        """Check the chosen episodes, say what is strange in their states, make the folder and say what was made."""
+        source = self.open(self.paths)
+        chosen = choose_episodes(source, self.episodes, exclude=self.exclude_episodes)
+        check_episodes(source, chosen, size=self.size)
+        if os.environ.get("RANK", "0") == "0":
+            if source.left_out:
+                say(f"{source.path}: left out {summarise(source.left_out)}")
+            warn(implausible(source, chosen))
+        with Ranks.start(getattr(self, "device", "cpu")) as ranks, Progress() as progress:
+            done = self.make(source, chosen, ranks, progress)
+        if ranks.writes:
+            show(to_json(type(done), done), text=str(done), as_json=self.json)
+
+    def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizeJob(Opening):
+class ConvertJob(Making):
+    """Write any source of frames in the 1X raw layout.
+
+    Under torchrun every process takes its share of the episodes.
+    """
+
+    def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
+        return convert(
+            only(source, chosen), self.out, size=self.size, ranks=ranks, progress=progress.named("converting")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeJob(Making):
     """Write any source of frames as tokens in the 1X token layout.
 
     Under torchrun every process takes its share of the episodes.
     """
 
-    out: tyro.conf.Positional[Path]
     tokenizer: Path
     """Run or model folder of ours, or a folder with Cosmos' encoder.jit and decoder.jit."""
-    size: int | None = None
     start_offsets: int = 1
     """Start offsets per episode, spread over a block of frames: more places for a world to start from."""
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        whole(self, "size", most=MOST_PIXELS)
+        super().__post_init__()
         whole(self, "start_offsets")
+
+    def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
+        from worldline.encoding.tokens import tokenize
+        from worldline.tokenizers.load import fingerprint, load_tokenizer
+
+        place, device = builtin.resolve(self.tokenizer), ranks.device(self.device)
+        return tokenize(
+            source,
+            load_tokenizer(place).to(device),
+            self.out,
+            fingerprint=fingerprint(place),
+            episodes=chosen,
+            size=self.size,
+            start_offsets=self.start_offsets,
+            device=device,
+            ranks=ranks,
+            progress=progress.named("tokenizing"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeJob(Opening):
+class EncodeJob(Making):
     """Write any source of frames as windows of continuous latents, to train a world on without decoding video.
 
     Under torchrun every process takes its share of the episodes.
     """
 
-    out: tyro.conf.Positional[Path]
     tokenizer: Path
     """A VAE of ours, or Wan2.2's folder or Wan2.2_VAE.pth."""
-    size: int | None = None
     pattern: FramePattern = field(default_factory=FramePattern.report_77)
     """Frames of a window that are encoded; 77 -> 21 as in the report if not given."""
     window_stride: int = 8
@@ -129,8 +172,29 @@ class EncodeJob(Opening):
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        whole(self, "size", most=MOST_PIXELS)
+        super().__post_init__()
         whole(self, "window_stride", "batch_size")
+
+    def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
+        from worldline.encoding.latents import encode
+        from worldline.tokenizers.load import fingerprint, load_vae
+
+        place, device = builtin.resolve(self.tokenizer), ranks.device(self.device)
+        return encode(
+            source,
+            load_vae(place).to(device),
+            self.out,
+            fingerprint=fingerprint(place),
+            episodes=chosen,
+            pattern=self.pattern,
+            window_stride=self.window_stride,
+            contract=contract_of(source, self, self.paths, self.size),
+            size=self.size,
+            batch_size=self.batch_size,
+            device=device,
+            ranks=ranks,
+            progress=progress.named("encoding"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,52 +217,32 @@ class TwinJob:
         whole(self, "workers", most=MOST_WORKERS)
         seed(self, "seed")
 
+    def carry_out(self) -> None:
+        from worldline.twin.generate import TwinConfig, generate
 
-JOBS = (
-    Annotated[InfoJob, tyro.conf.subcommand("info")]
-    | Annotated[ConvertJob, tyro.conf.subcommand("convert")]
-    | Annotated[TokenizeJob, tyro.conf.subcommand("tokenize")]
-    | Annotated[EncodeJob, tyro.conf.subcommand("encode")]
-    | Annotated[TwinJob, tyro.conf.subcommand("twin")]
-)
+        own = ("episodes", "seed", "size", "frames", "snapshot_every")
+        config = TwinConfig(**{name: getattr(self, name) for name in own})
+        with Progress() as progress:
+            generate(self.out, config, workers=self.workers, progress=progress.named("simulating episodes"))
+        size = f"{self.size}x{self.size}"
+        text = f"{self.out}: {self.episodes} episodes of {self.frames} frames, {size}, 1X raw layout"
+        show({"out": str(self.out), **asdict(config)}, text=text, as_json=self.json)
 
 
-def parse(arguments: list[str]) -> InfoJob | ConvertJob | TokenizeJob | EncodeJob | TwinJob:
-    choose(arguments, ("info", "convert", "tokenize", "encode", "twin"), what="data verb")
+Job = InfoJob | ConvertJob | TokenizeJob | EncodeJob | TwinJob
+VERBS = {"info": InfoJob, "convert": ConvertJob, "tokenize": TokenizeJob, "encode": EncodeJob, "twin": TwinJob}
+
+
+def parse(arguments: list[str]) -> Job:
+    choose(arguments, VERBS, what="data verb")
+    jobs: Any = Union[tuple(Annotated[job, tyro.conf.subcommand(verb)] for verb, job in VERBS.items())]  # noqa: UP007 - made at run time
     with options_of(EncodeJob):
-        return tyro.cli(JOBS, prog="worldline data", description="Work with data sets." + EXAMPLES, args=arguments)  # pyright: ignore
+        return tyro.cli(jobs, prog="worldline data", description="Work with data sets." + EXAMPLES, args=arguments)
 
 
 def main(arguments: list[str]) -> None:
     """Parse and do what is asked."""
-    job = parse(arguments)
-    match job:
-        case InfoJob():
-            _info(job)
-        case ConvertJob():
-            _convert(job)
-        case TokenizeJob():
-            _tokenize(job)
-        case EncodeJob():
-            _encode(job)
-        case TwinJob():
-            _twin(job)
-
-
-def _info(job: InfoJob) -> None:
-    progress = Progress()
-    info = inspect(
-        job.paths,
-        job,
-        episodes=job.episodes,
-        exclude=job.exclude_episodes,
-        thorough=job.thorough,
-        progress=progress.named("checking files"),
-    )
-    progress.close()
-    show(to_json(Info, info), text=_info_text(info), as_json=job.json)
-    if info.problems:
-        raise SystemExit(2)
+    parse(arguments).carry_out()
 
 
 def _info_text(info: Info) -> str:
@@ -219,96 +263,3 @@ def _info_text(info: Info) -> str:
     lines += [f"  note: {note}" for note in info.notes]
     lines += [f"  problem: {problem}" for problem in info.problems] or ["  no problems found"]
     return "\n".join(line for line in lines if line)
-
-
-def _convert(job: ConvertJob) -> None:
-    source, chosen = job.source(job.size)
-    source, progress = only(source, chosen), Progress()
-    with Ranks.start("cpu") as ranks:
-        done = convert(source, job.out, size=job.size, ranks=ranks, progress=progress.named("converting"))
-    if not ranks.writes:
-        return
-    left_out = f", {len(source.left_out)} listed episodes were left out" if source.left_out else ""
-    text = f"{done.out}: {done.episodes} episodes, {done.frames} frames, {done.bytes / 1e6:.1f} MB{left_out}"
-    show(to_json(type(done), done) | {"left_out": len(source.left_out)}, text=text, as_json=job.json)
-
-
-def _tokenize(job: TokenizeJob) -> None:
-    from worldline.encoding.tokens import tokenize
-    from worldline.tokenizers.load import fingerprint, load_tokenizer
-
-    source, chosen = job.source(job.size)
-    place = builtin.resolve(job.tokenizer)
-    progress = Progress()
-    with Ranks.start(job.device) as ranks:
-        device = ranks.device(job.device)
-        done = tokenize(
-            source,
-            load_tokenizer(place).to(device),
-            job.out,
-            fingerprint=fingerprint(place),
-            episodes=chosen,
-            size=job.size,
-            start_offsets=job.start_offsets,
-            device=device,
-            ranks=ranks,
-            progress=progress.named("tokenizing"),
-        )
-    if not ranks.writes:
-        return
-    text = (
-        f"{done.folder}: {done.blocks} blocks of {done.episodes} episodes ({done.reused} were there already); "
-        f"{done.frames_left_out} frames behind the last whole block left out, "
-        f"{done.episodes_too_short} episodes too short for a sample"
-    )
-    show(to_json(type(done), done), text=text, as_json=job.json)
-
-
-def _encode(job: EncodeJob) -> None:
-    from worldline.encoding.latents import encode
-    from worldline.tokenizers.load import fingerprint, load_vae
-
-    source, chosen = job.source(job.size)
-    place, progress = builtin.resolve(job.tokenizer), Progress()
-    with Ranks.start(job.device) as ranks:
-        device = ranks.device(job.device)
-        done = encode(
-            source,
-            load_vae(place).to(device),
-            job.out,
-            fingerprint=fingerprint(place),
-            episodes=chosen,
-            pattern=job.pattern,
-            window_stride=job.window_stride,
-            contract=contract_of(source, job, job.paths, job.size),
-            size=job.size,
-            batch_size=job.batch_size,
-            device=device,
-            ranks=ranks,
-            progress=progress.named("encoding"),
-        )
-    if not ranks.writes:
-        return
-    text = (
-        f"{done.folder}: {done.windows} windows of {done.episodes} episodes ({done.reused} were there already); "
-        f"{done.episodes_too_short} episodes too short for a window"
-    )
-    show(to_json(type(done), done), text=text, as_json=job.json)
-
-
-def _twin(job: TwinJob) -> None:
-    from worldline.twin.generate import TwinConfig, generate
-
-    config = TwinConfig(
-        episodes=job.episodes,
-        seed=job.seed,
-        size=job.size,
-        frames=job.frames,
-        snapshot_every=job.snapshot_every,
-    )
-    progress = Progress()
-    generate(job.out, config, workers=job.workers, progress=progress.named("simulating episodes"))
-    text = (
-        f"{job.out}: {config.episodes} episodes of {config.frames} frames, {config.size}x{config.size}, 1X raw layout"
-    )
-    show({"out": str(job.out), **asdict(config)}, text=text, as_json=job.json)

@@ -34,6 +34,12 @@ class ConvertReport:
     bytes: int
     """Size of the whole folder."""
     seconds: float
+    left_out: int
+    """Episodes that the source lists and does not give."""
+
+    def __str__(self) -> str:
+        left_out = f", {self.left_out} listed episodes were left out" if self.left_out else ""
+        return f"{self.out}: {self.episodes} episodes, {self.frames} frames, {self.bytes / 1e6:.1f} MB{left_out}"
 
 
 def convert(
@@ -82,6 +88,7 @@ def convert(
         frames=frames,
         bytes=sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
         seconds=time.monotonic() - started,
+        left_out=len(source.left_out),
     )
 
 

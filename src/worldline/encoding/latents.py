@@ -40,6 +40,12 @@ class EncodeReport:
     reused: int
     """Episodes that were there already."""
 
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: {self.windows} windows of {self.episodes} episodes ({self.reused} were there already); "
+            f"{self.episodes_too_short} episodes too short for a window"
+        )
+
     def open(self) -> LatentSource:
         """The latents, to train on."""
         return open_latents(self.folder)

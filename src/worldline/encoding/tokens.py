@@ -49,6 +49,13 @@ class TokenizeReport:
     reused: int
     """Episodes that were there already."""
 
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: {self.blocks} blocks of {self.episodes} episodes ({self.reused} were there already); "
+            f"{self.frames_left_out} frames behind the last whole block left out, "
+            f"{self.episodes_too_short} episodes too short for a sample"
+        )
+
     def open(self) -> Source:
         """The tokens, to train on."""
         return open_onex(self.folder)
