@@ -1,4 +1,4 @@
-"""Frames decoded once, at one size, into uint8 memory maps: windows from mp4 are too slow for training.
+"""Frames decoded once, at one size, into uint8 memory maps, because random windows from mp4 are too slow for training.
 
 
 

@@ -19,13 +19,13 @@ Report = Callable[[DataError], None]
 
 
 def raise_problem(problem: DataError) -> None:
-    """Be a `Report` that stops at the first fault."""
+    """A `Report` that stops at the first fault."""
     raise problem
 
 
 @contextmanager
 def noting(report: Report) -> Iterator[None]:
-    """Report what is wrong with what is read within, and go on."""
+    """Report the faults of reads in the block, and continue."""
     try:
         yield
     except DataError as problem:
@@ -34,7 +34,7 @@ def noting(report: Report) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class LeavingOut:
-    """What to do with a part of a data set that is at fault while it is opened, and a line for each part left out."""
+    """How faulty parts of a data set are handled on opening, with a line for each part left out."""
 
     allowed: bool
     """Whether parts may be left out; without it the first raises."""
@@ -58,7 +58,7 @@ class LeavingOut:
 
     @contextmanager
     def around(self, what: str) -> Iterator[None]:
-        """Leave out what is read within, where it is at fault."""
+        """Leave out the part that is read in the block, if it is faulty."""
         try:
             yield
         except DataError as problem:

@@ -1,7 +1,7 @@
-"""What a data set holds, as a hash: a copy or a moved folder is the same data, a changed or exchanged file is not.
+"""A hash of a data set's content: a copied or moved folder has the same hash, a folder with a changed file does not.
 
-States are hashed whole. Video, token and latent files are too large for that: their sizes and three samples of them
-are, which keeps 100 GB to seconds. A change in the middle of a large file that leaves its size is not seen.
+States are hashed completely. Of video, token and latent files, which are too large, only sizes and three samples are
+hashed, so that 100 GB take seconds. A change in the middle of a large file of the same size is not seen.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ SAMPLE = 1 << 16
 
 
 def content_of(source: Source, episodes: Sequence[int]) -> str:
-    """Hash of what some episodes hold, in their order; 64 hexadecimal digits.
+    """Hash of the content of some episodes, in their order; 64 hexadecimal digits.
 
     Raises:
         DataError: states are not what they should be.

@@ -13,7 +13,7 @@ from worldline.schema import DataError
 
 
 def check_episodes(source: Source, episodes: Sequence[int], *, size: int | None = None) -> None:
-    """Check all of the chosen episodes but their pixels, before costly work: rows, states, videos, rates and sizes.
+    """Check the chosen episodes before costly work, except their pixels: rows, states, videos, rates and sizes.
 
     Args:
         size: what frames are scaled to; None where they must be of one size as they are.

@@ -89,7 +89,7 @@ class Format:
     choices: bool = False
     """Whether camera and columns can be chosen."""
     cameras: Callable[[Path], dict[str, str]] = lambda path: {}
-    """The cameras of a folder, each with why it is not taken unasked (or nothing)."""
+    """The cameras of a folder, each with the reason why it is not used by default (or nothing)."""
 
 
 def _open_lerobot(path: Path, options: OpenOptions, report: Report) -> Source:

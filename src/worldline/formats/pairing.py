@@ -1,7 +1,7 @@
-"""Which frame of a video shows which row of a table: by time, never by trust in a rate. Opens no file.
+"""Which frame of a video belongs to which row of a table: by time, never by a nominal rate. Opens no file.
 
-Rows carry seconds since their episode began, frames the seconds at which they are shown. Every row takes the frame
-nearest to it; where one is further than half a frame away the two do not belong together, and no frame is given.
+Rows carry seconds since their episode began, frames the seconds at which they are shown. Every row gets the frame
+nearest in time. If it is more than half a frame away, the two do not belong together, and no frame is given.
 """
 
 from typing import NamedTuple

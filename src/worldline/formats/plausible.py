@@ -1,7 +1,7 @@
-"""Finite numbers that no robot gives: a lost frame read as a joint, degrees among radians, a sensor that went silent.
+"""Finite numbers that no robot gives: a lost frame read as a joint, degrees instead of radians, a sensor that stopped.
 
-Nothing here is certain, so nothing is refused: what is found is reported with its first place and a count. Rules go by
-quantiles, which a few wild values cannot move.
+Nothing here is certain, so nothing is refused: findings are reported with their first place and a count. The rules use
+quantiles, which a few wild values do not change.
 """
 
 import logging
@@ -17,9 +17,9 @@ from worldline.schema import DataError
 
 _SAMPLE_ROWS = 1_000_000
 _UNIT = 20.0
-"""By what factor an episode must be larger than others for its unit to be another; degrees are 57 times radians."""
+"""Factor by which an episode must be larger than others to have another unit; degrees are 57 times radians."""
 _SMALL = 0.5
-"""Differences below this (rad, m/s, a closure) are no sign of another unit or range."""
+"""Differences below this (rad, m/s, a closure) do not indicate another unit or range."""
 _STILL_ROWS = 34
 """Rows after which a dimension that never changed counts as constant."""
 

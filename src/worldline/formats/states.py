@@ -1,7 +1,7 @@
-"""What the dimensions of a state vector are, and the statistics by which models scale them.
+"""The kinds of state dimensions, and the statistics with which models scale them.
 
-The 1X robot's layout is a constant; for any other robot names decide first, then the range of the data, and
-whoever knows better overrides by name. Knows no file format.
+The 1X robot's layout is a constant. For other robots, the kind of a dimension follows from its name, then from the
+range of the data; users can override it by name.
 """
 
 import re

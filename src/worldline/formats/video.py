@@ -1,4 +1,4 @@
-"""Video files <-> uint8 frames, with PyAV. Knows timestamps and colour, nothing of episodes or robots.
+"""Video files <-> uint8 frames, with PyAV: timestamps and colour.
 
 Frames are numbered in the order in which they are shown; `frame_times` says when. Decoding seeks to the keyframe before
 the first wanted frame and goes forward by timestamp, so B-frames, long GOPs, variable rates and concatenated files come
@@ -38,7 +38,7 @@ _TO_YUV |= Interpolation.FULL_CHR_H_INP | Interpolation.FULL_CHR_H_INT
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What the container says of its first video stream."""
+    """Header of a container's first video stream."""
 
     num_frames: int
     """Frames, counted from the packets where the container does not say."""

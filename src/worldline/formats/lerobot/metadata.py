@@ -1,6 +1,6 @@
-"""meta/info.json of a LeRobot data set, v2.x or v3.0: its cameras, its states, and where its files lie.
+"""meta/info.json of a LeRobot data set, v2.x or v3.0: its cameras, its states, and the places of its files.
 
-Every value that is used has the type and range it should have, or is named.
+Type and range of every used value are checked; errors name the value.
 """
 
 import re
@@ -22,7 +22,7 @@ NO_FILE = "no file"
 _VERSIONS = ("v2.0", "v2.1", "v3.0")
 _NO_NUMBERS = ("video", "image", "string")
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-"""Numeric columns that are never meant as states."""
+"""Numeric columns that are never states."""
 _LONGEST_NAME = 255
 """Bytes of a file's name that file systems allow."""
 _WIDEST = 100_000
@@ -83,9 +83,9 @@ class Meta:
         return self.root / place
 
     def cameras(self) -> dict[str, str]:
-        """Keys of the cameras, each with why it is not taken unasked (or nothing).
+        """Keys of the cameras, each with the reason why it is not used by default (or nothing).
 
-        Depth maps are not taken unasked, nor are cameras of which no file exists.
+        Depth maps and cameras without files are not used by default.
         """
         keys = [key for key, feature in self.features.items() if feature.get("dtype") in ("video", "image")]
         return {key: self._why_not(key) for key in keys}

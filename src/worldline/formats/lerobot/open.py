@@ -1,4 +1,4 @@
-"""Open a LeRobot data set, v2.x or v3.0: where every episode lies.
+"""Open a LeRobot data set, v2.x or v3.0: find the place of every episode.
 
 Only `meta/` and folder listings are read, a few tables to guess what the state dimensions are, and a video's header
 for the size of the pictures. Faults go to a `Report`.
@@ -26,7 +26,8 @@ from worldline.formats.states import guess_layout
 from worldline.schema import DataError, Episode, StateLayout, UsageError
 
 _GUESS_FROM = 8
-"""Tables whose values are looked at to guess the layout. meta/stats.json is not believed: it is often of other data."""
+"""Number of tables that are read to guess the layout. meta/stats.json is not used, because it often belongs to other
+data."""
 
 _Index = Annotated[int, Field(ge=0, le=10**9)]
 
@@ -140,7 +141,7 @@ def _rows(root: Path, camera: str | None, leaving: LeavingOut) -> Iterator[tuple
 
 
 def _once_and_not_empty(root: Path, listed: list[Recording], leaving: LeavingOut) -> list[Recording]:
-    """Use an episode that is listed twice once, as it is listed last; leave out what has no frame."""
+    """Use an episode that is listed twice only once, as listed last; leave out episodes without frames."""
     last = {recording.number: recording for recording in listed}
     fix = "Take the surplus line out of the list of episodes in meta/; it is left out here."
 

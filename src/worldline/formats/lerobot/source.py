@@ -1,4 +1,4 @@
-"""LeRobot data sets, v2.x and v3.0, read as they lie: parquet tables, and mp4 files or images in the tables.
+"""LeRobot data sets, v2.x and v3.0, read directly: parquet tables, and mp4 files or images in the tables.
 
 Rows and frames are paired by their times: the table's `timestamp` against the times at which the video shows its
 frames. The lerobot package is not needed. Knows nothing of windows.
@@ -93,7 +93,7 @@ class LerobotSource(Source):
         return table.values[window]
 
     def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
-        """The frame of the video that shows each row; where images lie in the table, the row itself."""
+        """The frame of the video that shows each row; for images in the table, the row itself."""
         recording, (rows, table) = self.places[episode], self._rows(episode)
         if recording.video is None:
             return rows
@@ -113,7 +113,7 @@ class LerobotSource(Source):
         return found
 
     def check(self, episode: int) -> tuple[int, int] | None:
-        """As `Source.check`. The times of a video's frames are read only where its header leaves a doubt."""
+        """As `Source.check`. The times of a video's frames are read only if its header is not conclusive."""
         super().check(episode)
         length, recording = self.episodes[episode].length, self.places[episode]
         if recording.video is not None:

@@ -1,4 +1,4 @@
-"""Parquet files -> arrays: numbers however Arrow nests them, the rows of each episode, and images."""
+"""Parquet files -> arrays: numbers in any nesting of Arrow, the rows of each episode, and images."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -95,8 +95,8 @@ def _whole(numbers: Float64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
 def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> tuple[Float64[np.ndarray, "n d"], dict[int, str]]:
     """Turn a column into `dim` numbers per row: numbers, lists of numbers or lists of lists, of any Arrow type.
 
-    Also gives what is wrong with single rows, so that one costs its own episode alone: their numbers are NaN. Raises
-    `DataError` where no row has `dim` values, or where they are no numbers.
+    It also returns the faults of single rows, so that a faulty row costs only its own episode: their numbers are NaN.
+    Raises `DataError` where no row has `dim` values, or where they are no numbers.
     """
     array = column = _plain(table[name].combine_chunks())
     even = True

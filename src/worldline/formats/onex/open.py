@@ -1,4 +1,4 @@
-"""Find out what a 1X v2.0 folder holds and check that its files have the sizes its metadata promise.
+"""Find out the content of a 1X v2.0 folder and check that its files have the sizes given in its metadata.
 
 Reads JSON, segment numbers and file sizes only. Faults go to a `Report`: opening raises the first, inspection
 collects them all.
