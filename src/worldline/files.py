@@ -120,12 +120,10 @@ def unreadable(
     return DataError(path, expected=expected, found=found, fix=fix, kind=kind)
 
 
-def remove_temporaries(folder: Path) -> int:
-    """Remove what killed writers left below `folder`; return how many files that was."""
-    stale = list(folder.rglob(".*.tmp"))
-    for path in stale:
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed writers left below `folder`."""
+    for path in list(folder.rglob(".*.tmp")):
         path.unlink(missing_ok=True)
-    return len(stale)
 
 
 def while_unchanged(maxsize: int | None) -> Callable[[_Read[P, T]], _Read[P, T]]:

@@ -7,7 +7,7 @@ from worldline import builtin
 from worldline.data.clips import DataConfig
 from worldline.families.config import TrainConfig
 from worldline.nn.optimizer import OptimizerConfig
-from worldline.recipes.tokenizer import CACHE
+from worldline.recipes.tokenizer import TWIN_MINI
 from worldline.worlds.st_transformer import STTransformerConfig
 
 
@@ -51,20 +51,12 @@ def compression_tiny() -> TrainConfig:
             code_levels=(8, 8, 8, 8),
             normalise_states=True,
         ),
-        data=DataConfig(
-            path=builtin.TWIN_MINI_TRAIN,
-            val_path=builtin.TWIN_MINI_VAL,
-            image_size=64,
-            window_stride=17,
-            cache=CACHE,
-        ),
+        data=replace(TWIN_MINI, window_stride=17),
         tokenizer=builtin.TOKENIZER_TINY,
         optimizer=OptimizerConfig(lr=2e-3, warmup_steps=100, clip_norm=1.0, ema_decay=0.995),
         batch_size=4,
         steps=5000,
         start_offsets=4,
-        evaluate_every=500,
-        checkpoint_every=500,
     )
 
 

@@ -9,7 +9,7 @@ from worldline.data.clips import DataConfig
 from worldline.families.config import TrainConfig
 from worldline.nn.adaln import StateModulationConfig
 from worldline.nn.optimizer import OptimizerConfig
-from worldline.recipes.tokenizer import CACHE
+from worldline.recipes.tokenizer import TWIN_MINI
 from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_weights import BackboneConfig
 
@@ -35,8 +35,6 @@ def sampling_revontuli() -> TrainConfig:
         batch_size=1024,
         steps=23_000,
         workers=8,
-        evaluate_every=500,
-        checkpoint_every=500,
         validation_clips=16,
     )
 
@@ -66,14 +64,7 @@ def sampling_tiny() -> TrainConfig:
             drop_states=0.1,
             text_length=1,
         ),
-        data=DataConfig(
-            path=builtin.TWIN_MINI_TRAIN,
-            val_path=builtin.TWIN_MINI_VAL,
-            image_size=64,
-            pattern=FramePattern.report_77(),
-            window_stride=4,
-            cache=CACHE,
-        ),
+        data=replace(TWIN_MINI, pattern=FramePattern.report_77(), window_stride=4),
         tokenizer=builtin.VAE_TINY,
         optimizer=OptimizerConfig(
             lr=1e-3,
@@ -86,7 +77,5 @@ def sampling_tiny() -> TrainConfig:
         ),
         batch_size=8,
         steps=4000,
-        evaluate_every=500,
-        checkpoint_every=500,
         validation_clips=24,
     )

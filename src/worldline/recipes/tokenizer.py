@@ -1,5 +1,6 @@
 """Recipes for tokenizers: functions that return a complete run. Each docstring gives cost and expected result."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from worldline import builtin
@@ -11,8 +12,8 @@ from worldline.nn.optimizer import OptimizerConfig
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes
 
-CACHE = Path("cache")
-"""Where recipes keep decoded frames and tokens, in the working directory."""
+TWIN_MINI = DataConfig(path=builtin.TWIN_MINI_TRAIN, val_path=builtin.TWIN_MINI_VAL, image_size=64, cache=Path("cache"))
+"""The built-in data. Decoded frames and tokens are kept in the working directory."""
 
 
 def tokenizer_tiny() -> TrainConfig:
@@ -24,21 +25,12 @@ def tokenizer_tiny() -> TrainConfig:
     """
     return TrainConfig(
         model=FSQVideoConfig(levels=(8, 8, 8, 8), widths=(64, 192), blocks=(1, 3), past=0),
-        data=DataConfig(
-            path=builtin.TWIN_MINI_TRAIN,
-            val_path=builtin.TWIN_MINI_VAL,
-            image_size=64,
-            window_stride=3,
-            cache=CACHE,
-            augment=AugmentConfig.presets["usual"],
-        ),
+        data=replace(TWIN_MINI, window_stride=3, augment=AugmentConfig.presets["usual"]),
         optimizer=OptimizerConfig(
             lr=2e-3, warmup_steps=100, schedule="cosine", weight_decay=0.01, clip_norm=1.0, ema_decay=0.998
         ),
         batch_size=4,
         steps=5000,
-        evaluate_every=500,
-        checkpoint_every=500,
     )
 
 
@@ -50,20 +42,11 @@ def vae_tiny() -> TrainConfig:
     """
     return TrainConfig(
         model=WanVAEConfig(sizes=WanVAESizes.presets["tiny"]),
-        data=DataConfig(
-            path=builtin.TWIN_MINI_TRAIN,
-            val_path=builtin.TWIN_MINI_VAL,
-            image_size=64,
-            pattern=FramePattern(window=33, stride=4),
-            window_stride=3,
-            cache=CACHE,
-        ),
+        data=replace(TWIN_MINI, pattern=FramePattern(window=33, stride=4), window_stride=3),
         optimizer=OptimizerConfig(
             lr=2e-3, warmup_steps=100, schedule="cosine", weight_decay=0.0, clip_norm=1.0, ema_decay=0.998
         ),
         batch_size=4,
         steps=2600,
-        evaluate_every=500,
-        checkpoint_every=500,
         validation_clips=32,
     )
