@@ -17,12 +17,11 @@ from data_builders import decode
 from worldline.builtin import TWIN_MINI_VAL
 from worldline.formats.video import probe
 from worldline.schema import UsageError
-from worldline.twin import robot
 from worldline.twin.backend import load_mujoco
 from worldline.twin.behaviour import Behaviour
 from worldline.twin.generate import TwinConfig, generate, record_episode, resume
 from worldline.twin.kinematics import Kinematics
-from worldline.twin.robot import CAMERA, INDEX, JOINTS, LAYOUT, SIDES, Side, arm_slice, neutral
+from worldline.twin.robot import CAMERA, INDEX, JOINTS, LAYOUT, MODEL, SIDES, Side, arm_slice, neutral
 from worldline.twin.scene import Scene, random_scene
 from worldline.twin.simulation import Simulation
 
@@ -82,7 +81,7 @@ def test_every_limit_is_eves() -> None:
 
 
 def test_the_robot_s_own_file_is_a_model() -> None:
-    model = load_mujoco().MjModel.from_xml_path(str(Path(robot.__file__).with_name("robot.xml")))
+    model = load_mujoco().MjModel.from_xml_path(str(MODEL))
     assert model.nu == len(JOINTS) + 8 + 3  # servos, fingers, base
 
 
@@ -405,6 +404,7 @@ def test_the_built_in_data_are_still_what_is_generated() -> None:
     config = TwinConfig(**{name: stored[name] for name in ("episodes", "seed", "size")}, frames=30)
     recording = record_episode(config, 3)
     with np.load(TWIN_MINI_VAL / "physics/physics_3.npz") as physics:
+        assert json.loads(str(physics["scene"]))["xml"] == recording.scene.xml
         np.testing.assert_allclose(recording.commands, physics["commands"][:30], atol=1e-3)
         np.testing.assert_allclose(recording.objects, physics["objects"][:30], atol=1e-3)
     states = np.fromfile(TWIN_MINI_VAL / "robot_states/states_3.bin", dtype=np.float32).reshape(-1, 25)

@@ -3,8 +3,8 @@
 Shape letters: B batch, T time, S positions of a grid, H heads, K head width, D model width. Knows nothing of tokens.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -77,17 +77,6 @@ class Attention(nn.Module):
         return self.out(rearrange(attended, "n h t k -> n t (h k)"))
 
 
-class MLP(nn.Sequential):
-    def __init__(self, config: STBlockConfig) -> None:
-        hidden = config.mlp_ratio * config.width
-        super().__init__(
-            nn.Linear(config.width, hidden),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(hidden, config.width),
-        )
-
-
 class STBlock(nn.Module):
     """Pre-norm spatial attention, causal temporal attention, MLP; each on a residual branch.
 
@@ -99,7 +88,9 @@ class STBlock(nn.Module):
         super().__init__()
         self.spatial_norm, self.spatial = nn.LayerNorm(config.width), Attention(config)
         self.temporal_norm, self.temporal = nn.LayerNorm(config.width), Attention(config)
-        self.mlp_norm, self.mlp = nn.LayerNorm(config.width), MLP(config)
+        self.mlp_norm, hidden = nn.LayerNorm(config.width), config.mlp_ratio * config.width
+        expand, contract = nn.Linear(config.width, hidden), nn.Linear(hidden, config.width)
+        self.mlp = nn.Sequential(expand, nn.GELU(), nn.Dropout(config.dropout), contract)
         self.dropout = nn.Dropout(config.dropout)
         self.modulation = nn.Linear(config.width, 9 * config.width) if config.modulated else None
 
@@ -120,24 +111,17 @@ class STBlock(nn.Module):
         y = self.mlp(_enter(self.mlp_norm(x), mlp))
         return x + self.dropout(_leave(y, mlp))
 
-    def _modulations(self, condition: Tensor | None) -> "tuple[_Modulation | None, ...]":
+    def _modulations(self, condition: Tensor | None) -> Iterable[Float[Tensor, "three b t 1 d"] | None]:
+        """Shift, scale and gate of each branch; zeros have no effect."""
         if self.modulation is None or condition is None:
             return None, None, None
-        nine = rearrange(self.modulation(F.silu(condition)), "b t (nine d) -> nine b t 1 d", nine=9)
-        return _Modulation(*nine[:3]), _Modulation(*nine[3:6]), _Modulation(*nine[6:])
+        pattern = "b t (branch three d) -> branch three b t 1 d"
+        return rearrange(self.modulation(F.silu(condition)), pattern, branch=3, three=3)
 
 
-class _Modulation(NamedTuple):
-    """Effect of a condition on one residual branch; zeros have no effect."""
-
-    shift: Float[Tensor, "b t 1 d"]
-    scale: Float[Tensor, "b t 1 d"]
-    gate: Float[Tensor, "b t 1 d"]
+def _enter(x: Tensor, by: Tensor | None) -> Tensor:
+    return x if by is None else torch.addcmul(by[0], x, 1 + by[1])
 
 
-def _enter(x: Tensor, by: _Modulation | None) -> Tensor:
-    return x if by is None else torch.addcmul(by.shift, x, 1 + by.scale)
-
-
-def _leave(x: Tensor, by: _Modulation | None) -> Tensor:
-    return x if by is None else x * (1 + by.gate)
+def _leave(x: Tensor, by: Tensor | None) -> Tensor:
+    return x if by is None else x * (1 + by[2])

@@ -6,9 +6,12 @@ Space is padded with zeros on both sides, time on the left only; norms are over 
 time. Hence output t depends on inputs 0..t, to the bit.
 """
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from einops.layers.torch import Rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -47,27 +50,15 @@ class CausalBlock(nn.Module):
         return x + self.contract(F.gelu(self.expand(self.norm(y))))
 
 
-class Merge(nn.Module):
+def merge(in_channels: int, out_channels: int, *, stride_t: int, stride_s: int) -> nn.Sequential:
     """Fold `stride_t x stride_s x stride_s` neighbours into channels, then mix them linearly."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, stride_t: int, stride_s: int) -> None:
-        super().__init__()
-        self.stride_t, self.stride_s = stride_t, stride_s
-        self.linear = nn.Linear(in_channels * stride_t * stride_s**2, out_channels)
-
-    def forward(self, x: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b u i j d"]:
-        t, s = self.stride_t, self.stride_s
-        return self.linear(rearrange(x, "b (u t) (i p) (j q) c -> b u i j (t p q c)", t=t, p=s, q=s))
+    fold = Rearrange("b (u t) (i p) (j q) c -> b u i j (t p q c)", t=stride_t, p=stride_s, q=stride_s)
+    linear = nn.Linear(in_channels * stride_t * stride_s**2, out_channels)
+    return nn.Sequential(OrderedDict(fold=fold, linear=linear))
 
 
-class Unmerge(nn.Module):
-    """The opposite of `Merge`: mix linearly, then unfold channels into neighbours."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, stride_t: int, stride_s: int) -> None:
-        super().__init__()
-        self.stride_t, self.stride_s = stride_t, stride_s
-        self.linear = nn.Linear(in_channels, out_channels * stride_t * stride_s**2)
-
-    def forward(self, x: Float[Tensor, "b u i j d"]) -> Float[Tensor, "b t h w c"]:
-        t, s = self.stride_t, self.stride_s
-        return rearrange(self.linear(x), "b u i j (t p q c) -> b (u t) (i p) (j q) c", t=t, p=s, q=s)
+def unmerge(in_channels: int, out_channels: int, *, stride_t: int, stride_s: int) -> nn.Sequential:
+    """The opposite of `merge`: mix linearly, then unfold channels into neighbours."""
+    linear = nn.Linear(in_channels, out_channels * stride_t * stride_s**2)
+    unfold = Rearrange("b u i j (t p q c) -> b (u t) (i p) (j q) c", t=stride_t, p=stride_s, q=stride_s)
+    return nn.Sequential(OrderedDict(linear=linear, unfold=unfold))

@@ -58,7 +58,8 @@ class _Line(NamedTuple):
 
 def over_time(evaluation: Evaluation, metric: str) -> Drawing:
     """Draw a metric against the future frame, one line per row, with the band of its interval."""
-    lines, roles = [], {row.id: row.role for row in evaluation.rows}
+    lines: list[_Line] = []
+    roles: dict[str, Role] = {row.id: row.role for row in evaluation.rows}
     for id, curve in evaluation.curves[metric].items():
         mean, low, high = np.array([(value.mean, value.low, value.high) for value in curve]).T
         lines.append(_Line(label_of(id), np.arange(1, len(curve) + 1), mean, (low, high), DASHES[roles[id]]))

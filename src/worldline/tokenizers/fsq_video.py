@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from worldline.checks import MOST, number, refuse, whole
 from worldline.contract import ModelConfig
-from worldline.nn.causal_video import CausalBlock, Merge, Unmerge
+from worldline.nn.causal_video import CausalBlock, merge, unmerge
 from worldline.nn.fsq import FSQ
 from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import by_blocks, to_pixels, to_signed
@@ -191,11 +191,11 @@ class FSQVideoTokenizer(nn.Module):
 
 
 def _encoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
-    yield Merge(3, config.widths[0], stride_t=config.patch[0], stride_s=config.patch[1])
+    yield merge(3, config.widths[0], stride_t=config.patch[0], stride_s=config.patch[1])
     for stage, width in enumerate(config.widths):
         if stage:
             stride_t, stride_s = config.merges[stage - 1]
-            yield Merge(config.widths[stage - 1], width, stride_t=stride_t, stride_s=stride_s)
+            yield merge(config.widths[stage - 1], width, stride_t=stride_t, stride_s=stride_s)
         yield from _blocks(config, stage, config.encoder_kernels[stage])
     yield nn.LayerNorm(config.widths[-1])
     yield nn.Linear(config.widths[-1], len(config.levels))
@@ -207,9 +207,9 @@ def _decoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
         yield from _blocks(config, stage, config.kernel)
         if stage:
             stride_t, stride_s = config.merges[stage - 1]
-            yield Unmerge(config.widths[stage], config.widths[stage - 1], stride_t=stride_t, stride_s=stride_s)
+            yield unmerge(config.widths[stage], config.widths[stage - 1], stride_t=stride_t, stride_s=stride_s)
     yield nn.LayerNorm(config.widths[0])
-    yield Unmerge(config.widths[0], 3, stride_t=config.patch[0], stride_s=config.patch[1])
+    yield unmerge(config.widths[0], 3, stride_t=config.patch[0], stride_s=config.patch[1])
 
 
 def _blocks(config: FSQVideoConfig, stage: int, kernel: int) -> Iterator[nn.Module]:

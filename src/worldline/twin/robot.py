@@ -6,7 +6,6 @@ A **state** and a **command** are the same 25 numbers (`LAYOUT`): 21 joint angle
 two hand closures (0 open .. 1 closed), forward velocity in m/s and turning velocity in rad/s (left positive).
 """
 
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ from jaxtyping import Float32
 
 from worldline.schema import StateLayout
 
+MODEL = Path(__file__).with_name("robot.xml")
 Side = Literal["LEFT", "RIGHT"]
 SIDES: dict[Side, int] = {"LEFT": 1, "RIGHT": -1}
 """Both sides, and the sign of y there."""
@@ -50,9 +50,3 @@ def neutral() -> Float32[np.ndarray, "25"]:
     for side, sign in SIDES.items():
         command[arm_slice(side)] = -0.75, 0.15 * sign, 0, -1.3, 0, 0, 0
     return command
-
-
-def robot_elements() -> dict[str, str]:
-    """What stands in `asset`, `default`, `worldbody` and `actuator` of the robot's model: a part of every scene's."""
-    text = Path(__file__).with_name("robot.xml").read_text(encoding="utf-8")
-    return {tag: inner for tag, inner in re.findall(r"^  <(\w+)>(.*?)\n  </\1>", text, re.DOTALL | re.MULTILINE)}

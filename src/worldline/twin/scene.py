@@ -13,10 +13,8 @@ from functools import partial
 import numpy as np
 from numpy.random import Generator
 
-from worldline.twin.robot import robot_elements
+from worldline.twin.robot import MODEL
 
-TIMESTEP = 1 / 240
-"""Seconds of one physics step: eight for a frame at 30 Hz."""
 Colour = tuple[float, ...]
 """Red, green and blue, 0..1."""
 
@@ -37,32 +35,20 @@ def random_scene(rng: Generator) -> Scene:
     """Draw a room. The robot stands at the origin and looks along +x at a table within reach."""
     top = rng.uniform(0.84, 0.94)
     near = rng.uniform(0.34, 0.40)
-    robot, objects = robot_elements(), _objects(rng, top, near)
+    objects = _objects(rng, top, near)
     # The robot comes first: its base then has the first three entries of qpos and qvel.
-    world = "\n".join([robot["worldbody"], _light(rng), *_room(rng), *_table(rng, top, near), *objects])
-    assets = robot["asset"] + _surface(rng, "floor", _floor_colour(rng)) + _surface(rng, "table", _table_colour(rng))
+    things = [_light(rng), *_room(rng), *_table(rng, top, near), *objects]
+    surfaces = _surface(rng, "floor", _floor_colour(rng)) + _surface(rng, "table", _table_colour(rng))
     ambient, diffuse = rng.uniform((0.5, 0.2), (0.62, 0.28))
-    xml = f"""<mujoco model="worldline twin">
-  <compiler angle="radian" eulerseq="XYZ"/>
-  <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" iterations="20"/>
-  <statistic extent="1" meansize="0.1" center="0.5 0 1"/>
-  <visual>
-    <global offwidth="1024" offheight="1024"/>
-    <quality shadowsize="0" offsamples="0" numslices="16" numstacks="8"/>
-    <headlight ambient="{_numbers([ambient] * 3)}" diffuse="{_numbers([diffuse] * 3)}" specular="0 0 0"/>
-    <map znear="0.01" zfar="20"/>
-  </visual>
-  <asset>{assets}
-  </asset>
-  <default>
-    <geom contype="2" conaffinity="7" friction="0.8" solref="0.01 1"/>{robot["default"]}
-  </default>
-  <worldbody>
-{world}
-  </worldbody>
-  <actuator>{robot["actuator"]}
-  </actuator>
-</mujoco>"""
+    text = MODEL.read_text(encoding="utf-8")
+    xml = text[text.index("<mujoco") :].rstrip()
+    for old, new in {
+        "0.56 0.56 0.56": _numbers([ambient] * 3),
+        "0.24 0.24 0.24": _numbers([diffuse] * 3),
+        "\n  </asset>": surfaces + "\n  </asset>",
+        "\n  </worldbody>": "\n" + "\n".join(things) + "\n  </worldbody>",
+    }.items():
+        xml = xml.replace(old, new)
     return Scene(xml=xml, objects=tuple(f"OBJECT_{i}" for i in range(len(objects))), table_top=top)
 
 

@@ -7,6 +7,7 @@ A recorded episode is reopened by `generate.resume`.
 """
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
@@ -14,7 +15,7 @@ from jaxtyping import Float32, Float64, UInt8
 from worldline.schema import UsageError
 from worldline.twin.backend import INSTALL_GL, load_mujoco
 from worldline.twin.robot import CAMERA, FINGER_CLOSED, FINGERS, INDEX, JOINTS, neutral
-from worldline.twin.scene import TIMESTEP, Scene
+from worldline.twin.scene import Scene
 
 NUM_JOINTS = len(JOINTS)
 SETTLING = 0.5
@@ -37,10 +38,11 @@ class Simulation(AbstractContextManager["Simulation"]):
         self._mujoco = load_mujoco()
         self._whole = self._mujoco.mjtState.mjSTATE_INTEGRATION
         self.scene, self.size, self.fps = scene, size, fps
-        self._substeps = round(1 / (fps * TIMESTEP))
-        if abs(self._substeps * TIMESTEP * fps - 1) > 1e-9:
-            raise UsageError(f"fps must divide {1 / TIMESTEP:.0f}, not {fps}")
         self.model = self._mujoco.MjModel.from_xml_string(scene.xml)
+        self._timestep = self.model.opt.timestep
+        self._substeps = round(1 / (fps * self._timestep))
+        if abs(self._substeps * self._timestep * fps - 1) > 1e-9:
+            raise UsageError(f"fps must divide {1 / self._timestep:.0f}, not {fps}")
         self.data = self._mujoco.MjData(self.model)
         joints = [self.model.joint(name) for name in (*JOINTS, *FINGERS)]
         # Limits of the joints in rad; where joints and fingers are in qpos and qvel.
@@ -101,7 +103,7 @@ class Simulation(AbstractContextManager["Simulation"]):
             speed, turn = before + (after - before) * (1 - (left - 1) / self._substeps)
             base = speed * np.cos(data.qpos[2]), speed * np.sin(data.qpos[2]), turn
             data.ctrl[-3:] = data.qvel[:3] = base
-            data.qvel[self.dofs] = (goal - data.qpos[self.places]) / (left * TIMESTEP)
+            data.qvel[self.dofs] = (goal - data.qpos[self.places]) / (left * self._timestep)
             self._mujoco.mj_step(self.model, data)
         data.qpos[self.places] = goal  # a touch may have held it back a little
 
@@ -154,7 +156,7 @@ class Simulation(AbstractContextManager["Simulation"]):
             raise UsageError(f"This snapshot is of another scene: {snapshot.shape[0]} numbers instead of {size}")
         self._mujoco.mj_setState(self.model, self.data, snapshot, self._whole)
 
-    def _open_renderer(self):
+    def _open_renderer(self) -> Any:
         if self._renderer is None:
             try:
                 # No text is drawn; the smallest font saves a tenth of a second for every scene.
