@@ -22,13 +22,11 @@ from worldline.data.convert import convert
 from worldline.data.windows import source_windows
 from worldline.encoding.latents import encode
 from worldline.encoding.tokens import TokenizeReport, tokenize
-from worldline.evaluation.compression import Protocol, evaluate_compression
+from worldline.evaluation.autoencoder import Autoencoder
+from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Evaluation
-from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
-from worldline.evaluation.tokenizer import evaluate_tokenizer
 from worldline.families.config import TrainConfig
-from worldline.families.load import Loaded
 from worldline.families.prepare import prepare
 from worldline.files import read_json, write_json
 from worldline.forecasting.tokens import TokenForecaster
@@ -253,32 +251,36 @@ def judge(
         grid=tokenizer.grid(16, 16),
         sampling=Sampling(temperature=1.0),
     )
-    loaded = Loaded(forecaster=forecaster, contract={}, folder=folder)
+    grid, times = tokenizer.grid(16, 16), tuple(range(17))
+    alone = Autoencoder(context=0, predicted=times, tokenizer=tokenizer, grid=grid)
+    amount = Amount(num_clips=5, batch_size=2)
     pair, block = (
         Clips(source, source_windows(source, window=window, stride=17), pattern=FramePattern.consecutive(window))
         for window in (34, 17)
     )
     judged = {
-        "compression": evaluate_compression(
-            loaded,
+        "compression": score(
+            forecaster,
             pair,
-            protocol=Protocol(num_clips=5, batch_size=2),
+            amount,
+            protocol="compression",
             out=out / "compression",
+            run=folder.name,
             parts=Parts.begun(out / "compression", "this very evaluation", ranks=ranks),
             ranks=ranks,
             progress=progress,
         ),
-        "sampling": evaluate_sampling(
+        "sampling": score(
             forecaster.drawing(3),
             pair,
-            protocol=SamplingProtocol(num_clips=5, batch_size=2, shuffled_samples=2),
-            run=folder,
+            replace(amount, condition_samples=2),
+            protocol="sampling",
             out=out / "sampling",
-            settings={},
+            run=folder.name,
             ranks=ranks,
         ),
-        "tokenizer": evaluate_tokenizer(
-            tokenizer, block, run=folder, num_clips=5, batch_size=2, out=out / "tokenizer", ranks=ranks
+        "tokenizer": score(
+            alone, block, amount, protocol="tokenizer", out=out / "tokenizer", run=folder.name, ranks=ranks
         ),
     }
     return {name: to_json(Evaluation, evaluation) for name, evaluation in judged.items()}

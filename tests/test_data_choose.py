@@ -21,7 +21,7 @@ from worldline.data.convert import convert
 from worldline.data.info import inspect
 from worldline.encoding.latents import encode
 from worldline.encoding.tokens import tokenize
-from worldline.evaluation.held_out import DataChanges, held_out
+from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.formats.choose import choose_episodes, how_to_leave_out, join, only
 from worldline.formats.onex.source import OnexSource
 from worldline.formats.open import OpenOptions, contract_of, open_source
@@ -312,27 +312,27 @@ AS_ACTED = Contract(
 def test_other_data_are_read_with_the_keys_of_training_and_chosen_alike(tmp_path: Path) -> None:
     contract = replace(AS_ACTED, image_size=16, camera="head", state_keys=("action",))
     first, second = (write_lerobot(tmp_path / name, "v2.1", (20, 30)) for name in "ab")
-    clips = held_out(tmp_path, contract, window=10, data=(first, second))
+    clips = held_out(tmp_path, contract, DataChoice(data=(first, second)))
     assert [int(episode) for episode in clips.windows.episode] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
     np.testing.assert_allclose(clips[0].states, ramp(10, 2) + 0.5, rtol=1e-6)
-    few = held_out(tmp_path, contract, window=10, data=first, changes=DataChanges(exclude_episodes=(0,)))
+    few = held_out(tmp_path, contract, DataChoice(data=first, exclude_episodes=(0,)))
     assert {int(episode) for episode in few.windows.episode} == {1}
     with pytest.raises(UsageError, match="no single camera is called 'wrist'"):
-        held_out(tmp_path, contract, window=10, data=first, changes=DataChanges(camera="wrist"))
+        held_out(tmp_path, contract, DataChoice(data=first, camera="wrist"))
     with pytest.raises(UsageError, match=r"state 0 is 'state.0', the model was trained with 'action.0'"):
-        held_out(tmp_path, contract, window=10, data=first, changes=DataChanges(state_keys=("observation.state",)))
+        held_out(tmp_path, contract, DataChoice(data=first, state_keys=("observation.state",)))
     squares = write_squares(tmp_path / "raw", 1, length=20)
     like = replace(contract, state_names=("elbow", "gripper"))
-    assert len(held_out(tmp_path, like, window=10, data=squares)) == 2, "a 1X folder has no camera to choose"
+    assert len(held_out(tmp_path, like, DataChoice(data=squares))) == 2, "a 1X folder has no camera to choose"
 
 
 def test_excluding_concerns_what_is_judged_on(tmp_path: Path) -> None:
     train, val = write_squares(tmp_path / "train", 2, length=20), write_squares(tmp_path / "val", 3, length=20, first=9)
     config = DataConfig(path=train, exclude_episodes=(0,), val_path=val, val_episodes=":-1")
-    changed = DataChanges(exclude_episodes=(1,)).of(config)
+    changed = DataChoice(exclude_episodes=(1,)).of(config)
     assert open_split(changed, "val")[1] == (0,)
     with pytest.raises(UsageError, match="nothing is left"):
-        open_split(DataChanges(exclude_episodes=(1,)).of(replace(config, val_path=None)), "val")
+        open_split(DataChoice(exclude_episodes=(1,)).of(replace(config, val_path=None)), "val")
 
 
 def test_info_says_how_many_episodes_are_too_short_for_each_track(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_what_is_made_from_data_says_how_they_were_read(tmp_path: Path) -> None:
     contracts = [contract_of(open_source(path), OpenOptions(), path, None) for path in (converted, tmp_path / "tokens")]
     assert contracts == [{"image_size": 16, "conditioning": "state", "camera": CAMERA, "state_keys": ["action"]}] * 2
     how = contracts[1] | {"state_keys": tuple(contracts[1]["state_keys"])}
-    clip = held_out(tmp_path, replace(AS_ACTED, **how), window=10, data=tmp_path / "d")[0]
+    clip = held_out(tmp_path, replace(AS_ACTED, **how), DataChoice(data=tmp_path / "d"))[0]
     assert torch.equal(clip.states, raw.read(0, 0, 10).states)
     assert clip.frames is not None
     assert clip.frames.shape[-2:] == (16, 16)

@@ -7,13 +7,8 @@ import pytest
 
 from worldline import builtin
 from worldline.demo import DemoConfig, run_demo
-from worldline.evaluation.compression import FORECAST, UNIGRAM
-from worldline.evaluation.held_out import held_out
+from worldline.evaluation.evaluate import EvaluateOptions, evaluate
 from worldline.evaluation.result import Evaluation
-from worldline.evaluation.sampling import COPY, SHUFFLED, SINGLE, mean_of
-from worldline.evaluation.tokenizer import evaluate_tokenizer
-from worldline.families.card import describe_model
-from worldline.tokenizers.load import load_tokenizer
 
 
 def _mean(evaluation: Evaluation, row: str, metric: str) -> float:
@@ -27,16 +22,7 @@ def test_builtins_stay_small() -> None:
 
 @pytest.mark.slow
 def test_builtin_tokenizer_keeps_held_out_frames(tmp_path: Path) -> None:
-    contract = describe_model(builtin.TOKENIZER_TINY).promise
-    clips = held_out(builtin.TOKENIZER_TINY, contract, window=17, data=builtin.TWIN_MINI_VAL)
-    evaluation = evaluate_tokenizer(
-        load_tokenizer(builtin.TOKENIZER_TINY),
-        clips,
-        run=builtin.TOKENIZER_TINY,
-        num_clips=None,
-        batch_size=8,
-        out=tmp_path,
-    )
+    evaluation = evaluate(builtin.TOKENIZER_TINY, EvaluateOptions(num_clips=None, out=tmp_path))
     assert evaluation.rows[0].metrics["psnr_db_mean"].mean >= 28
 
 
@@ -48,11 +34,11 @@ def test_demo_trains_a_world_that_follows_the_robot_and_reports(tmp_path: Path) 
     page = done.report.read_text(encoding="utf-8")
     assert "<video" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
-    assert _mean(done.builtin, FORECAST, "full_ce") < _mean(done.builtin, UNIGRAM, "full_ce")
-    mean = mean_of(config.num_samples)
+    assert _mean(done.builtin, "forecast", "full_ce") < _mean(done.builtin, "unigram", "full_ce")
+    mean = f"mean_{config.num_samples}"
     for evaluation in (done.sampling, done.fresh):
         differences = {(c.than, c.metric): c.difference for c in evaluation.comparisons if c.better == mean}
-        assert differences[SHUFFLED, "psnr_db_last"].low > 0, "it ignores the robot"
-        assert differences[COPY, "psnr_db_last"].low > 0
-        assert differences[SINGLE, "psnr_db_last"].low > 0
+        assert differences["shuffled_states", "psnr_db_last"].low > 0, "it ignores the robot"
+        assert differences["copy_last", "psnr_db_last"].low > 0
+        assert differences["sample", "psnr_db_last"].low > 0
     assert _mean(done.sampling, mean, "psnr_db_last") > _mean(done.fresh, mean, "psnr_db_last")

@@ -18,12 +18,11 @@ from torch import Tensor
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, DataConfig
 from worldline.data.windows import source_windows
-from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
-from worldline.evaluation.held_out import foreign_states, held_out, spread
+from worldline.evaluation.autoencoder import Autoencoder
+from worldline.evaluation.engine import Amount, score
+from worldline.evaluation.held_out import DataChoice, evenly, foreign_states, held_out
 from worldline.evaluation.result import Evaluation
-from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
-from worldline.evaluation.tokenizer import evaluate_tokenizer
-from worldline.families.load import Loaded
+from worldline.evaluation.rows import TokenCounts
 from worldline.files import write_json
 from worldline.forecasting.blend import blend_last_frame
 from worldline.forecasting.forecaster import CopyLast
@@ -172,19 +171,17 @@ class _Case:
         self.tokens = self.tokenizer.encode(self.frames)
         self.clips = _clips(_memory(self.states, frames=self.frames))
 
-    def oracle(self, *, certain: bool = True) -> Loaded:
+    def oracle(self, *, certain: bool = True) -> TokenForecaster:
         world = _Oracle(
             states=self.states,
             futures=self.tokens[:, 3:],
             vocab_size=self.tokenizer.vocab_size,
             certain=certain,
         )
-        return self.loaded(world)
+        return self.forecaster(world)
 
-    def loaded(self, world: Any) -> Loaded:
-        grid = self.tokenizer.grid(16, 16)
-        forecaster = TokenForecaster(tokenizer=self.tokenizer, world=world, grid=grid)
-        return Loaded(forecaster=forecaster, contract=CONTRACT, folder=Path("run"))
+    def forecaster(self, world: Any) -> TokenForecaster:
+        return TokenForecaster(tokenizer=self.tokenizer, world=world, grid=self.tokenizer.grid(16, 16))
 
 
 def _clips(source: Any) -> Clips:
@@ -200,8 +197,16 @@ def same(value: float) -> Any:
     return pytest.approx(value, abs=5e-3)
 
 
-def _evaluate(loaded: Loaded, clips: Clips, out: Path, **options: Any) -> Evaluation:
-    return evaluate_compression(loaded, clips, protocol=Protocol(batch_size=3), out=out, **options)
+def _evaluate(
+    forecaster: TokenForecaster, clips: Clips, out: Path, *, batch_size: int = 3, **options: Any
+) -> Evaluation:
+    return score(
+        forecaster, clips, Amount(batch_size=batch_size), protocol="compression", out=out, run="run", **options
+    )
+
+
+def _sampled_frames(forecaster: TokenForecaster, clips: Clips, amount: Amount, out: Path) -> Evaluation:
+    return score(forecaster, clips, amount, protocol="sampling", out=out, run="run")
 
 
 @pytest.mark.parametrize("levels", [SMALL_TOKENIZER.levels, (8, 8, 5, 5), (8, 8)])
@@ -220,7 +225,7 @@ def test_no_token_of_these_clips_is_near_a_tie(levels: tuple[int, ...]) -> None:
 def _undecided(case: _Case, **options: Any) -> TokenForecaster:
     vocab_size = case.tokenizer.vocab_size
     world = _Undecided(states=case.states, futures=case.tokens[:, 3:], vocab_size=vocab_size)
-    return replace(case.loaded(world).over_tokens(), **options)
+    return replace(case.forecaster(world), **options)
 
 
 def test_two_equally_likely_words_are_shown_as_the_code_between_them() -> None:
@@ -252,18 +257,16 @@ def test_words_without_codes_have_no_mean() -> None:
 
 def test_pictures_of_likeliest_words_are_scored_beside_mean_ones(tmp_path: Path) -> None:
     case = _Case()
-    loaded = replace(case.oracle(), forecaster=_undecided(case, decode_mode="mean"))
-    evaluation = _evaluate(loaded, case.clips, tmp_path)
+    evaluation = _evaluate(_undecided(case, decode_mode="mean"), case.clips, tmp_path)
     rows = _means(evaluation)
-    assert evaluation.settings["decode_mode"] == "mean"
     assert rows["forecast_tokens"]["psnr_db_last"] == same(rows["reconstruction"]["psnr_db_last"])
     assert rows["forecast"]["psnr_db_last"] != same(rows["reconstruction"]["psnr_db_last"])
 
 
 def test_where_every_word_is_kept_the_last_frame_seen_is_shown() -> None:
     case = _Case()
-    still = replace(case.oracle().over_tokens().world, futures=case.tokens[:, [2, 2, 2]])  # pyright: ignore[reportArgumentType]
-    forecaster = replace(case.oracle().over_tokens(), world=still, blend_last_frame=True)
+    still = replace(case.oracle().world, futures=case.tokens[:, [2, 2, 2]])  # pyright: ignore[reportArgumentType]
+    forecaster = replace(case.oracle(), world=still, blend_last_frame=True)
     frames = forecaster.forecast(case.frames[:, :17], case.states).video[:, 0]
     assert torch.equal(frames, case.frames[:, 16:17].expand_as(frames))
 
@@ -271,8 +274,8 @@ def test_where_every_word_is_kept_the_last_frame_seen_is_shown() -> None:
 def test_where_no_word_is_kept_the_words_are_shown() -> None:
     case = _Case()
     changed = (case.tokens[:, [2, 2, 2]] + 1) % case.tokenizer.vocab_size
-    world = replace(case.oracle().over_tokens().world, futures=changed)  # pyright: ignore[reportArgumentType]
-    forecaster = replace(case.oracle().over_tokens(), world=world, blend_last_frame=True)
+    world = replace(case.oracle().world, futures=changed)  # pyright: ignore[reportArgumentType]
+    forecaster = replace(case.oracle(), world=world, blend_last_frame=True)
     frames = forecaster.forecast(case.frames[:, :17], case.states).video[:, 0]
     assert_pixels_agree(frames, case.tokenizer.decode(changed))
 
@@ -305,10 +308,8 @@ def test_mean_codes_keep_a_word_by_its_probability() -> None:
 
 def test_kept_parts_are_scored_beside_plain_words(tmp_path: Path) -> None:
     case = _Case()
-    loaded = replace(case.oracle(), forecaster=replace(case.oracle().over_tokens(), blend_last_frame=True))
-    evaluation = _evaluate(loaded, case.clips, tmp_path)
+    evaluation = _evaluate(replace(case.oracle(), blend_last_frame=True), case.clips, tmp_path)
     rows = _means(evaluation)
-    assert evaluation.settings["blend_last_frame"] is True
     assert rows["forecast"]["psnr_db_last"] == same(rows["reconstruction_blended"]["psnr_db_last"])
     assert rows["forecast_tokens"]["psnr_db_last"] == same(rows["reconstruction"]["psnr_db_last"])
     assert rows["forecast"]["psnr_db_last"] != same(rows["reconstruction"]["psnr_db_last"])
@@ -366,7 +367,7 @@ def test_a_clip_without_a_single_hit_has_no_cost_of_hits(
     tokenizer = small_tokenizer(replace(SMALL_TOKENIZER, levels=(8, 8, 5, 5)))
     world = _Oracle(states=states, futures=tokens[:, 3:], vocab_size=1600, certain=False)
     forecaster = TokenForecaster(tokenizer=tokenizer, world=world, grid=grid)
-    evaluation = _evaluate(Loaded(forecaster=forecaster, contract=CONTRACT, folder=Path("run")), clips, tmp_path)
+    evaluation = _evaluate(forecaster, clips, tmp_path)
     metrics = evaluation.rows[0].metrics
     assert metrics["full_ce"].num_clips == 2
     if hits is None:
@@ -435,11 +436,8 @@ def test_copying_the_last_frame_scores_as_by_hand(tmp_path: Path) -> None:
 
 def test_the_size_of_a_batch_changes_no_number(tmp_path: Path) -> None:
     case = _Case()
-    loaded = case.loaded(small_world(replace(SMALL_WORLD, vocab_size=200)))
-    one, four = (
-        _means(evaluate_compression(loaded, case.clips, protocol=Protocol(batch_size=size), out=tmp_path))
-        for size in (1, 4)
-    )
+    forecaster = case.forecaster(small_world(replace(SMALL_WORLD, vocab_size=200)))
+    one, four = (_means(_evaluate(forecaster, case.clips, tmp_path, batch_size=size)) for size in (1, 4))
     for name, metrics in one.items():
         assert metrics == pytest.approx(four[name], rel=1e-4), name
 
@@ -448,7 +446,7 @@ def test_the_size_of_a_batch_changes_no_number(tmp_path: Path) -> None:
 
 
 def _sampled(case: _Case) -> TokenForecaster:
-    forecaster = case.loaded(small_world(replace(SMALL_WORLD, vocab_size=200))).over_tokens()
+    forecaster = case.forecaster(small_world(replace(SMALL_WORLD, vocab_size=200)))
     return replace(forecaster, sampling=Sampling(temperature=1.0))
 
 
@@ -456,11 +454,9 @@ def test_a_sample_is_the_same_in_an_evaluation_of_any_size_and_in_a_forecast_alo
     case = _Case()
     forecaster, pictures = _sampled(case), []
     for samples, size, clips in ((3, 4, None), (1, 1, None), (2, 3, 2)):
-        protocol = SamplingProtocol(num_clips=clips, batch_size=size, seed=7)
+        amount = Amount(num_clips=clips, batch_size=size, seed=7)
         out = tmp_path / str(samples)
-        evaluate_sampling(
-            forecaster.drawing(samples), case.clips, protocol=protocol, run=tmp_path, out=out, settings={}
-        )
+        _sampled_frames(forecaster.drawing(samples), case.clips, amount, out)
         archive = np.load(out / "forecasts.npz")
         single = archive[f"forecast_{archive['rows'].tolist().index('sample')}"][:, 17:]
         pictures.append(torch.from_numpy(single).permute(0, 1, 4, 2, 3))
@@ -478,12 +474,10 @@ def test_fewer_shuffled_samples_are_compared_with_as_many_of_the_forecast(tmp_pa
     clips = _clips(_memory(case.states[:1].expand(4, -1, -1).contiguous(), frames=case.frames))
     found = {}
     for samples in (None, 2, 1, 0):
-        protocol = SamplingProtocol(shuffled_samples=samples, means=())
-        found[samples] = evaluate_sampling(
-            _sampled(case).drawing(3), clips, protocol=protocol, run=tmp_path, out=tmp_path, settings={}
-        )
+        amount = Amount(condition_samples=samples, means=(), batch_size=4)
+        found[samples] = _sampled_frames(_sampled(case).drawing(3), clips, amount, tmp_path)
     assert found[0].not_computed["shuffled_states"] == "switched off"
-    assert [e.settings["shuffled_samples"] for e in found.values()] == [3, 2, 1, 0]
+    assert [e.settings["condition_samples"] for e in found.values()] == [3, 2, 1, 0]
     assert "shuffled_states" not in _means(found[0])
     for samples, mean in ((None, "mean_3"), (2, "mean_2"), (1, "sample")):
         (shuffled,) = [c for c in found[samples].comparisons if c.than == "shuffled_states"]
@@ -497,11 +491,11 @@ def test_fewer_shuffled_samples_are_compared_with_as_many_of_the_forecast(tmp_pa
 
 def test_a_forecast_does_not_know_the_frames_it_predicts(tmp_path: Path) -> None:
     case = _Case()
-    loaded = case.loaded(small_world(replace(SMALL_WORLD, vocab_size=200)))
+    forecaster = case.forecaster(small_world(replace(SMALL_WORLD, vocab_size=200)))
     other = case.frames.clone()
     other[:, 17:] = noise_frames(CLIPS, 17, 3, 16, 16)
     for name, frames in (("one", case.frames), ("two", other)):
-        _evaluate(loaded, _clips(_memory(case.states, frames=frames)), tmp_path / name)
+        _evaluate(forecaster, _clips(_memory(case.states, frames=frames)), tmp_path / name)
     one, two = (np.load(tmp_path / name / "forecasts.npz") for name in ("one", "two"))
     assert one["context"] == 17
     assert not np.array_equal(one["real"], two["real"])
@@ -547,9 +541,9 @@ def test_a_clip_alone_has_no_foreign_states(tmp_path: Path) -> None:
 
 
 def test_clips_are_spread_over_the_data() -> None:
-    assert spread(100, 5) == [0, 25, 50, 74, 99]
-    assert spread(3, 5) == spread(3, None) == [0, 1, 2]
-    assert len(set(spread(129, 128))) == 128
+    assert evenly(100, 5) == [0, 25, 50, 74, 99]
+    assert evenly(3, 5) == evenly(3, None) == [0, 1, 2]
+    assert len(set(evenly(129, 128))) == 128
 
 
 # --- requests that do not fit ---
@@ -557,14 +551,14 @@ def test_clips_are_spread_over_the_data() -> None:
 
 def test_data_of_another_contract_are_refused(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw")
-    assert len(held_out(tmp_path, CONTRACT, window=34, data=raw)) == 1
+    assert len(held_out(tmp_path, CONTRACT, DataChoice(data=raw))) == 1
     for change, message in (
         ({"state_names": ("elbow", "gripper", "neck")}, "2-dimensional states.*trained with 3"),
         ({"state_names": ("elbow", "claw")}, "state 1 is 'gripper'.*'claw'"),
         ({"fps": 10.0}, "30.0 fps.*10.0"),
     ):
         with pytest.raises(UsageError, match=message):
-            held_out(tmp_path, replace(CONTRACT, **change), window=34, data=raw)
+            held_out(tmp_path, replace(CONTRACT, **change), DataChoice(data=raw))
 
 
 def test_other_data_are_read_as_the_runs_own_in_all_but_their_place(tmp_path: Path) -> None:
@@ -582,7 +576,7 @@ def test_other_data_are_read_as_the_runs_own_in_all_but_their_place(tmp_path: Pa
     contract = replace(CONTRACT, conditioning="action", camera=CAMERA, image_size=16)
     other = write_lerobot(tmp_path / "other", "v2.1", names=["elbow", "gripper"])
     (other / "data/chunk-000/episode_000001.parquet").unlink()
-    clips = held_out(tmp_path, contract, window=34, data=other)
+    clips = held_out(tmp_path, contract, DataChoice(data=other))
     assert clips.source.layout.kinds == ("velocity", "binary")
     assert len(clips.source.left_out) == 1
     assert len(clips) == 2, "episodes 0 and 2: what is excluded of the run's own data has no say here"
@@ -591,39 +585,37 @@ def test_other_data_are_read_as_the_runs_own_in_all_but_their_place(tmp_path: Pa
     assert clips[0].frames.shape[-2:] == (16, 16)
     for change in ({"camera": "another"}, {"conditioning": "state+action"}):
         with pytest.raises(UsageError):
-            held_out(tmp_path, replace(contract, **change), window=34, data=other)
+            held_out(tmp_path, replace(contract, **change), DataChoice(data=other))
 
 
 def test_held_out_windows_share_no_frame(tmp_path: Path) -> None:
-    clips = held_out(tmp_path, CONTRACT, window=17, data=write_raw(tmp_path / "raw", lengths=(40, 36)))
+    short = replace(CONTRACT, pattern=FramePattern.consecutive(17))
+    clips = held_out(tmp_path, short, DataChoice(data=write_raw(tmp_path / "raw", lengths=(40, 36))))
     places = [(int(e), int(s)) for e, s in zip(clips.windows.episode, clips.windows.start, strict=True)]
     assert places == [(0, 0), (0, 17), (1, 0), (1, 17)]
-    some = held_out(tmp_path, CONTRACT, window=17, data=tmp_path / "raw", episodes="1:")
+    some = held_out(tmp_path, short, DataChoice(data=tmp_path / "raw", episodes="1:"))
     assert set(some.windows.episode.tolist()) == {1}
 
 
 def test_a_model_without_a_run_needs_data(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--data DIR"):
-        held_out(tmp_path, CONTRACT, window=34)
+        held_out(tmp_path, CONTRACT)
 
 
 def test_samples_without_a_future_cannot_be_evaluated(tmp_path: Path) -> None:
     case = _Case()
     clips = _clips(_memory(case.states, frames=case.frames, context_only=True))
-    with pytest.raises(UsageError, match="no future tokens"):
+    with pytest.raises(UsageError, match="no future"):
         _evaluate(case.oracle(), clips, tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"tokenizer": "another"}, {}])
-def test_a_blind_world_of_other_tokens_is_no_baseline(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_an_unconditional_world_of_other_tokens_is_no_baseline(tmp_path: Path) -> None:
     case = _Case()
-    loaded = replace(case.oracle(), tokenizer="one")
-    unconditional = replace(loaded, **change) if change else replace(_Case(levels=(8, 8)).oracle(), tokenizer="one")
-    with pytest.raises(UsageError, match="other tokens"):
-        _evaluate(loaded, case.clips, tmp_path, unconditional=unconditional)
+    with pytest.raises(UsageError, match="other times or tokens"):
+        _evaluate(case.oracle(), case.clips, tmp_path, unconditional=_Case(levels=(8, 8)).oracle())
 
 
-def test_a_blind_world_is_scored_on_the_same_clips(tmp_path: Path) -> None:
+def test_an_unconditional_world_is_scored_on_the_same_clips(tmp_path: Path) -> None:
     case = _Case()
     rows = _means(_evaluate(case.oracle(), case.clips, tmp_path, unconditional=case.oracle(certain=False)))
     assert rows["unconditional"]["full_ce"] == pytest.approx(math.log(200), rel=1e-5)
@@ -636,7 +628,7 @@ def test_a_blind_world_is_scored_on_the_same_clips(tmp_path: Path) -> None:
 def test_a_forecast_has_samples_of_the_horizon_only() -> None:
     case = _Case()
     world = small_world(replace(SMALL_WORLD, vocab_size=200))
-    forecaster = replace(case.loaded(world).forecaster, sampling=Sampling(temperature=1.0), num_samples=3)
+    forecaster = replace(case.forecaster(world), sampling=Sampling(temperature=1.0), num_samples=3)
     assert (forecaster.context_frames, forecaster.horizon_frames) == (17, 17)
     draw = [forecaster.forecast(case.frames[:2, :17], case.states[:2], seeds=(seed, 9)) for seed in (0, 0, 1)]
     assert draw[0].video.shape == (2, 3, 17, 3, 16, 16)
@@ -650,13 +642,13 @@ def test_a_forecast_has_samples_of_the_horizon_only() -> None:
 def test_a_forecast_takes_the_context_and_nothing_else() -> None:
     case = _Case()
     with pytest.raises(UsageError, match="17 frames, but 34 were given"):
-        case.oracle().forecaster.forecast(case.frames, case.states)
+        case.oracle().forecast(case.frames, case.states)
 
 
 def test_greedy_samples_would_all_be_alike() -> None:
     case = _Case()
     with pytest.raises(UsageError, match="--temperature"):
-        replace(case.oracle().forecaster, num_samples=2).forecast(case.frames[:, :17], case.states)
+        replace(case.oracle(), num_samples=2).forecast(case.frames[:, :17], case.states)
 
 
 def test_copy_last_stands_still() -> None:
@@ -669,13 +661,20 @@ def test_copy_last_stands_still() -> None:
 # --- tokenizers ---
 
 
+def _blocks(case: _Case) -> Clips:
+    source = _memory(case.states, frames=case.frames)
+    return Clips(source, source_windows(source, window=17, stride=17), pattern=FramePattern.consecutive(17))
+
+
+def _reconstructed(case: _Case, clips: Clips, out: Path, *, device: torch.device = torch.device("cpu")) -> Evaluation:  # noqa: B008
+    tokenizer, grid = case.tokenizer.to(device), case.tokenizer.grid(16, 16)
+    alone = Autoencoder(context=0, predicted=tuple(range(17)), tokenizer=tokenizer, grid=grid, device=device)
+    return score(alone, clips, Amount(num_clips=None, batch_size=3), protocol="tokenizer", out=out, run="tokenizer")
+
+
 def test_a_tokenizers_round_trip_scores_as_by_hand(tmp_path: Path) -> None:
     case = _Case()
-    source = _memory(case.states, frames=case.frames)
-    clips = Clips(source, source_windows(source, window=17, stride=17), pattern=FramePattern.consecutive(17))
-    evaluation = evaluate_tokenizer(
-        case.tokenizer, clips, run=tmp_path, num_clips=None, batch_size=3, out=tmp_path / "out"
-    )
+    evaluation = _reconstructed(case, _blocks(case), tmp_path / "out")
     error = (case.tokenizer.decode(case.tokens).double() - case.frames.double()).square().mean(dim=(2, 3, 4))
     expected = (10 * (255**2 / error).log10()).mean().item()
     assert _means(evaluation)["reconstruction"]["psnr_db_mean"] == pytest.approx(expected, abs=1e-3)
@@ -692,22 +691,10 @@ def test_a_tokenizers_round_trip_scores_as_by_hand(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_a_tokenizer_is_judged_on_the_device_that_is_asked_for(tmp_path: Path) -> None:
     case, found = _Case(), []
-    source = _memory(case.states, frames=case.frames)
-    clips = Clips(source, source_windows(source, window=17, stride=17), pattern=FramePattern.consecutive(17))
     for name in ("cpu", "cuda"):
         device = torch.device(name)
         used = torch.cuda.memory_stats().get("allocation.all.allocated", 0)
-        found.append(
-            evaluate_tokenizer(
-                case.tokenizer.to(device),
-                clips,
-                run=tmp_path,
-                num_clips=None,
-                batch_size=3,
-                out=tmp_path / name,
-                device=device,
-            )
-        )
+        found.append(_reconstructed(case, _blocks(case), tmp_path / name, device=device))
         assert (torch.cuda.memory_stats().get("allocation.all.allocated", 0) > used) == (name == "cuda")
     one, two = (_means(evaluation)["reconstruction"] for evaluation in found)
     assert two == pytest.approx(one, rel=1e-3)
@@ -718,4 +705,4 @@ def test_tokens_alone_cannot_judge_a_tokenizer(tmp_path: Path) -> None:
     grid = case.tokenizer.grid(16, 16)
     clips = _clips(_memory(case.states, tokens=case.tokens, grid=grid, kind="1x-tokens"))
     with pytest.raises(UsageError, match="no frames"):
-        evaluate_tokenizer(case.tokenizer, clips, run=tmp_path, num_clips=None, batch_size=2, out=tmp_path)
+        _reconstructed(case, clips, tmp_path)

@@ -14,7 +14,7 @@ from data_builders import write_lerobot
 from worldline import builtin
 from worldline.data.clips import DataConfig
 from worldline.encoding.tokens import tokenize
-from worldline.evaluation.held_out import split_of
+from worldline.evaluation.held_out import DataChoice, split_of
 from worldline.families.card import card_of, describe_model
 from worldline.families.config import TrainConfig, read_config
 from worldline.families.load import load_forecaster
@@ -301,4 +301,6 @@ def test_validation_data_that_have_changed_are_no_longer_the_runs_own(tmp_path: 
     with pytest.raises(UsageError, match=r"run was made with another validation \(.*--allow-different validation"):
         split_of(run, contract, [run])
     assert split_of(run, contract, [run], allow_different=("validation",)) == "held out"
-    assert split_of(run, contract, [run], data=tmp_path / "val") == "held out", "named by hand, it is what is meant"
+    assert split_of(run, contract, [run], DataChoice(data=tmp_path / "val")) == "held out", (
+        "named by hand, it is what is meant"
+    )

@@ -16,8 +16,8 @@ from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.windows import source_windows
 from worldline.encoding.latents import EncodeReport, encode
-from worldline.evaluation.held_out import held_out
-from worldline.evaluation.sampling import COPY, SINGLE, SamplingProtocol, evaluate_sampling
+from worldline.evaluation.engine import Amount, score
+from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.families.load import load_forecaster
 from worldline.families.sample import LoadOptions
 from worldline.forecasting.latents import LatentForecaster
@@ -270,39 +270,31 @@ def test_averaging_the_repeated_instant_changes_the_last_frame_only(run: Path, p
 def test_the_protocol_scores_every_row_and_says_what_it_did_not_compute(run: Path, place: Path) -> None:
     loaded = load_forecaster(run, LoadOptions(steps=2, num_samples=3))
     forecaster = loaded.forecaster
-    clips = held_out(run, loaded.contract, window=77, stride=8, data=place / "train")
-    evaluation = evaluate_sampling(
-        forecaster,
-        clips,
-        protocol=SamplingProtocol(num_clips=4, means=(2,), batch_size=3),
-        run=run,
-        out=RunDir(run).evaluation,
-        settings={"steps": 2},
-    )
+    clips = held_out(run, loaded.contract, DataChoice(data=place / "train"), stride=8)
+    amount = Amount(num_clips=4, means=(2,), batch_size=3)
+    evaluation = score(forecaster, clips, amount, protocol="sampling", out=RunDir(run).evaluation, run="run")
     names = [row.id for row in evaluation.rows]
-    assert names[:4] == ["mean_3", "mean_2", SINGLE, "medoid"]
-    assert {"shuffled_states", COPY, "copy_last_blurred", "reconstruction"} <= set(names)
+    assert names[:4] == ["mean_3", "mean_2", "sample", "medoid"]
+    assert {"shuffled_states", "copy_last", "copy_last_blurred", "reconstruction"} <= set(names)
     assert {"lpips", "fid", "unconditional"} <= set(evaluation.not_computed)
-    copy = next(row for row in evaluation.rows if row.id == COPY)
+    copy = next(row for row in evaluation.rows if row.id == "copy_last")
     expected = []
     for number in (0, 3, 5, 8):  # evenly spread over nine
         frames = clips[number].frames
         assert frames is not None
         expected.append(10 * np.log10(255**2 / (frames[76].double() - frames[16].double()).square().mean().item()))
     assert copy.metrics["psnr_db_last"].mean == pytest.approx(np.mean(expected), abs=1e-3)
-    assert len(evaluation.curves["psnr_db"][SINGLE]) == 15
+    assert len(evaluation.curves["psnr_db"]["sample"]) == 15
     assert (run / "evaluation/forecasts.npz").exists()
 
 
 def test_numbers_do_not_depend_on_the_batch_size(run: Path, place: Path, tmp_path: Path) -> None:
     loaded = load_forecaster(run, LoadOptions(steps=2, num_samples=2))
-    clips = held_out(run, loaded.contract, window=77, stride=8, data=place / "train")
+    clips = held_out(run, loaded.contract, DataChoice(data=place / "train"), stride=8)
     found = []
     for size in (1, 4):
-        protocol = SamplingProtocol(num_clips=4, batch_size=size)
-        evaluation = evaluate_sampling(
-            loaded.forecaster, clips, protocol=protocol, run=run, out=tmp_path / str(size), settings={}
-        )
+        amount, out = Amount(num_clips=4, batch_size=size), tmp_path / str(size)
+        evaluation = score(loaded.forecaster, clips, amount, protocol="sampling", out=out, run="run")
         found.append({row.id: row.metrics["psnr_db_last"].mean for row in evaluation.rows})
     assert found[0] == pytest.approx(found[1], abs=0.02)
 

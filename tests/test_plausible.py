@@ -14,7 +14,7 @@ from run_builders import run_of
 
 from worldline import builtin
 from worldline.data.info import inspect
-from worldline.evaluation.held_out import split_of
+from worldline.evaluation.held_out import DataChoice, split_of
 from worldline.families.card import describe_model
 from worldline.formats.open import open_source
 from worldline.formats.plausible import bounds_of, implausible, outside, unlike, usual_range
@@ -161,6 +161,6 @@ def test_training_and_evaluation_say_it_before_they_begin(tmp_path: Path, caplog
     other = write_squares(tmp_path / "other", 1, length=34, first=50)
     (np.fromfile(other / "robot_states/states_0.bin", np.float32) * 0 + 7).tofile(other / "robot_states/states_0.bin")
     contract = describe_model(tmp_path / "run/checkpoints/step_0000001").promise
-    assert split_of(tmp_path / "run", contract, [tmp_path / "run"], data=other) == "held out"
+    assert split_of(tmp_path / "run", contract, [tmp_path / "run"], DataChoice(data=other)) == "held out"
     assert "expected elbow as in training" in caplog.text
     assert "expected elbow to move, as in training, found 7 in every row (2 such dimensions" in caplog.text

@@ -14,6 +14,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from worldline import builtin
 from worldline.checks import texts_of
+from worldline.evaluation.evaluate import EvaluateOptions
+from worldline.evaluation.evaluate import evaluate as evaluated
+from worldline.evaluation.result import Evaluation
 from worldline.families.config import TrainConfig
 from worldline.families.load import Loaded, load_forecaster
 from worldline.families.sample import LoadOptions
@@ -102,6 +105,21 @@ def forecast(run: str | Path, options: ForecastOptions) -> list[Path]:
     """
     with Ranks.start(options.device) as ranks:
         return write_forecasts(Path(run), options, ranks=ranks)
+
+
+@_taking(EvaluateOptions)
+def evaluate(run: str | Path, options: EvaluateOptions) -> Evaluation:
+    """Judge a run on held-out data against the baselines, and write metrics.json and forecasts.npz.
+
+    `evaluation.rows` are forecaster, baselines and ceilings by id; `row.metrics["psnr_db_last"]` is a mean with its
+    interval. `print(worldline.report.text.text_table(evaluation))` shows all of it.
+
+    Raises:
+        UsageError: an option would change nothing, or run, data and compared models do not belong together.
+        DataError: data or checkpoint are not what they should be.
+    """
+    with Ranks.start(options.device) as ranks:
+        return evaluated(Path(run), options, ranks=ranks)
 
 
 def train(recipe: str | TrainConfig, *, out: str | Path | None = None, **changes: Any) -> TrainResult:

@@ -14,13 +14,9 @@ from pathlib import Path
 
 from worldline import builtin
 from worldline.checks import number, whole
-from worldline.evaluation.compression import Protocol, TokenCounts, evaluate_compression
-from worldline.evaluation.held_out import held_out, split_of
-from worldline.evaluation.result import Evaluation, Split
-from worldline.evaluation.sampling import SamplingProtocol, evaluate_sampling
+from worldline.evaluation.evaluate import EvaluateOptions, evaluate
+from worldline.evaluation.result import Evaluation
 from worldline.families.config import TrainConfig
-from worldline.families.load import Loaded, load_forecaster
-from worldline.families.sample import LoadOptions
 from worldline.recipes.sampling import sampling_tiny
 from worldline.report.write import write_report
 from worldline.rundir import RunDir
@@ -67,10 +63,18 @@ def run_demo(out: Path, config: DemoConfig, report: Report) -> DemoResult:
     began = time.monotonic()
     shutil.rmtree(out, ignore_errors=True)
     shipped, fresh, sampling = out / "builtin", out / "fresh", out / "sampling"
-    tokens = _evaluate(builtin.COMPRESSION_TINY, _run_of(builtin.COMPRESSION_TINY, shipped), config, report)
-    latents = _evaluate_sampling(builtin.SAMPLING_TINY, _run_of(builtin.SAMPLING_TINY, sampling), config, report)
+    tokens = _evaluate(builtin.COMPRESSION_TINY, shipped, EvaluateOptions(num_clips=config.num_clips))
+    samples = EvaluateOptions(
+        data=builtin.TWIN_MINI_VAL,
+        num_clips=config.sampling_clips,
+        num_samples=config.num_samples,
+        steps=10,
+        window_stride=20,
+        batch_size=4,
+    )
+    latents = _evaluate(builtin.SAMPLING_TINY, sampling, samples)
     train(demo_recipe(config, cache=out / "cache"), fresh, report=report)
-    taught = _evaluate_sampling(fresh, fresh, config, report)
+    taught = evaluate(fresh, samples)
     page = write_report([shipped, sampling, fresh], out)
     return DemoResult(report=page, builtin=tokens, fresh=taught, sampling=latents, seconds=time.monotonic() - began)
 
@@ -89,45 +93,9 @@ def demo_recipe(config: DemoConfig, *, cache: Path) -> TrainConfig:
     )
 
 
-def _run_of(shipped: Path, out: Path) -> Path:
-    """A run folder for results about a built-in, which must not be written into."""
+def _evaluate(shipped: Path, out: Path, options: EvaluateOptions) -> Evaluation:
+    """Judge a built-in, which must not be written into, in a run folder of its own."""
     out.mkdir(parents=True)
     for name in ("config.json", "environment.json", "metrics.jsonl"):
         shutil.copy(shipped / name, out / name)
-    return out
-
-
-def _evaluate(run: Path, out: Path, config: DemoConfig, report: Report) -> Evaluation:
-    loaded = load_forecaster(run)
-    forecaster = loaded.forecaster
-    window = forecaster.context_frames + forecaster.horizon_frames
-    return evaluate_compression(
-        loaded,
-        held_out(run, loaded.contract, window=window, data=builtin.TWIN_MINI_VAL),
-        protocol=Protocol(num_clips=config.num_clips),
-        out=RunDir(out).evaluation,
-        split=_split(run, loaded),
-        counts=TokenCounts.of(run),
-        progress=lambda done, total: report(f"judging {out.name} world", done, total, {}),
-    )
-
-
-def _evaluate_sampling(run: Path, out: Path, config: DemoConfig, report: Report) -> Evaluation:
-    options = LoadOptions(steps=10, num_samples=config.num_samples)
-    loaded = load_forecaster(run, options)
-    clips = held_out(run, loaded.contract, window=77, stride=20, data=builtin.TWIN_MINI_VAL)
-    return evaluate_sampling(
-        loaded.forecaster,
-        clips,
-        protocol=SamplingProtocol(num_clips=config.sampling_clips),
-        run=run,
-        out=RunDir(out).evaluation,
-        settings=options.settings(loaded.forecaster),
-        tokenizer=loaded.identity,
-        split=_split(run, loaded),
-        progress=lambda done, total: report("judging the world over latents", done, total, {}),
-    )
-
-
-def _split(run: Path, loaded: Loaded) -> Split:
-    return split_of(run, loaded.contract, [run], data=builtin.TWIN_MINI_VAL)
+    return evaluate(shipped, replace(options, out=RunDir(out).evaluation))

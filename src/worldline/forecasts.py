@@ -9,7 +9,7 @@ from typing import Literal
 
 from worldline import builtin
 from worldline.data.clips import Clips
-from worldline.evaluation.held_out import DataChanges, held_out, spread, warn_of_strange_states
+from worldline.evaluation.held_out import DataChoice, evenly, held_out, warn_of_strange_states
 from worldline.evaluation.parts import made_from
 from worldline.families.card import describe_model
 from worldline.families.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit
@@ -29,14 +29,9 @@ AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForecastOptions(DataChanges, LoadOptions):
+class ForecastOptions(DataChoice, LoadOptions):
     """What is forecast, from what, and how it is written."""
 
-    data: Path | tuple[Path, ...] | None = None
-    """Data set to forecast, or several of one layout; if not given, the run's own validation data (for built-ins:
-    twin-mini-val)."""
-    episodes: str | None = None
-    """Python slices and numbers of its episodes, for example `:-10` or `:40,45,50:60`."""
     clips: tuple[int, ...] = ()
     """Numbers of the clips to forecast."""
     num_clips: int | Literal["all"] | None = None
@@ -93,14 +88,7 @@ def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[int]]:
     options.check(card)
     if options.weights and card.base is None:
         raise UsageError("--weights would change nothing: this world holds all of its weights")
-    clips = held_out(
-        run,
-        card.promise,
-        window=card.promise.pattern.window,
-        data=builtin.data_for(run, options.data),
-        episodes=options.episodes,
-        changes=options,
-    )
+    clips = held_out(run, card.promise, options)
     refuse_unfit(
         clips.source,
         card,
@@ -111,7 +99,7 @@ def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[int]]:
     if options.clips and max(options.clips) >= len(clips):
         raise UsageError(f"there is no clip {max(options.clips)}; the data have clips 0..{len(clips) - 1}")
     wanted = options.num_clips or ("all" if clips.source.context_only else 4)
-    numbers = list(dict.fromkeys(options.clips)) or spread(len(clips), None if wanted == "all" else wanted)
+    numbers = list(dict.fromkeys(options.clips)) or evenly(len(clips), None if wanted == "all" else wanted)
     episodes = sorted({int(clips.windows.episode[number]) for number in numbers})
     check_episodes(clips.source, episodes, size=clips.image_size)
     warn_of_strange_states(clips.source, episodes, model)

@@ -1,7 +1,7 @@
 """Which clips a run is judged on: held-out windows in the shape and units its checkpoint was trained with."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from worldline import builtin
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
 from worldline.evaluation.result import Split
@@ -31,9 +32,14 @@ On = Literal["held-out", "training-data"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataChanges:
-    """Which of the data are taken and how they are read, where that is not as in training."""
+class DataChoice:
+    """Which data are taken, and how they are read where that is not as in training."""
 
+    data: Path | tuple[Path, ...] | None = None
+    """Data set to take, or several of one layout; if not given, the run's own validation data (for built-ins:
+    twin-mini-val)."""
+    episodes: str | None = None
+    """Python slices and numbers of its episodes, for example `:-10` or `:40,45,50:60`."""
     exclude_episodes: tuple[int, ...] = ()
     """Episodes to leave out, by the data set's own numbers; no other changes its place in a slice."""
     camera: str | None = None
@@ -44,12 +50,13 @@ class DataChanges:
     """Use what is there where listed episodes are absent."""
 
     def of(self, config: DataConfig) -> DataConfig:
-        """A configuration whose validation data are taken and read so."""
+        """A configuration whose validation data are read so."""
         if config.val_path is not None:
             config = replace(config, path=config.val_path, val_path=None, exclude_episodes=())
         keys = {"state_keys": self.state_keys, "conditioning": "state"} if self.state_keys else {}
         return replace(
             config,
+            val_episodes=config.val_episodes if self.episodes is None else self.episodes,
             exclude_episodes=(*config.exclude_episodes, *self.exclude_episodes),
             camera=self.camera or config.camera,
             allow_missing=self.allow_missing or config.allow_missing,
@@ -57,17 +64,15 @@ class DataChanges:
         )
 
 
-AS_TRAINED = DataChanges()
+OWN = DataChoice()
 
 
 def split_of(
     run: Path,
     contract: Contract,
     models: Sequence[Path],
+    choice: DataChoice = OWN,
     *,
-    data: Roots | None = None,
-    episodes: str | None = None,
-    changes: DataChanges = AS_TRAINED,
     on: On = "held-out",
     allow_different: Collection[Part] = (),
 ) -> Split:
@@ -84,10 +89,10 @@ def split_of(
             training data; the data have other states or another rate than the run was trained with; or the run's own
             data are not there, or no longer what they were.
     """
-    config = _config(run, contract, data, episodes, changes, on)
-    source, chosen = open_split(config, "val")
+    source, chosen = open_split(_config(run, contract, choice, on), "val")
     _check(source, contract)
-    if (data, episodes, changes, on) == (None, None, AS_TRAINED, "held-out"):  # the run's own
+    given = [field.name for field in fields(DataChoice) if getattr(choice, field.name) != field.default]
+    if not given and on == "held-out" and not builtin.is_builtin(run):  # the run's own data
         made = describe_model(model_folder(run)).identity
         if made.validation is not None:
             found = Identity(validation=content_of(source, chosen))
@@ -118,32 +123,28 @@ def warn_of_strange_states(source: Source, episodes: Sequence[int], model: Path)
 def held_out(
     run: Path,
     contract: Contract,
+    choice: DataChoice = OWN,
     *,
-    window: int,
-    stride: int | None = None,
     pattern: FramePattern | None = None,
-    data: Roots | None = None,
-    episodes: str | None = None,
-    changes: DataChanges = AS_TRAINED,
+    stride: int | None = None,
     on: On = "held-out",
 ) -> Clips:
     """Windows over the validation data of a run, or over other data of the same contract (see `split_of`).
 
     Args:
         contract: what the run's model promises.
-        window: frames per clip.
+        choice: other data than the run's, and how they are read, where not as in training.
+        pattern: which frames of a window are wanted; None wants all of the contract's.
         stride: frames between the starts of clips; None makes them disjoint.
-        pattern: which frames of a window are wanted; None wants all.
-        data: another data set than the run's, or several; `episodes` is then a choice of these.
-        changes: how these are read, where not as in training.
         on: `training-data` takes the run's training episodes for its validation episodes.
 
     Raises:
         UsageError: the data have other states or another rate than the model was trained with.
     """
-    config = _config(run, contract, data, episodes, changes, on)
-    pattern = pattern or FramePattern.consecutive(window)
-    clips = open_clips(replace(config, pattern=pattern, window_stride=stride or _apart(config, window)), "val")
+    config = _config(run, contract, choice, on)
+    pattern = pattern or FramePattern.consecutive(contract.pattern.window)
+    stride = stride or _apart(config, pattern.window)
+    clips = open_clips(replace(config, pattern=pattern, window_stride=stride), "val")
     _check(clips.source, contract)
     return clips
 
@@ -155,10 +156,9 @@ def _apart(config: DataConfig, window: int) -> int:
     return -(-window // step) * step
 
 
-def _config(
-    run: Path, contract: Contract, data: Roots | None, episodes: str | None, changes: DataChanges, on: On
-) -> DataConfig:
+def _config(run: Path, contract: Contract, choice: DataChoice, on: On) -> DataConfig:
     """The run's data configuration in all but the place, with what to judge on as its validation clips."""
+    data = builtin.data_for(run, choice.data)
     path = next((p for p in (RunDir(run).config, RunDir(run.parent.parent).config) if p.exists()), None)
     if path is None and data is None:
         raise UsageError(f"{run} has no config.json that names its data; give the data to judge it on (--data DIR)")
@@ -175,8 +175,7 @@ def _config(
         raise UsageError(
             f"{run} was trained beside the data in {place}, which are not there now; give their new place (--data DIR)"
         )
-    config = changes.of(replace(config, **_as_trained(contract, config.val_path or config.path)))
-    return config if episodes is None else replace(config, val_episodes=episodes)
+    return choice.of(replace(config, **_as_trained(contract, place)))
 
 
 def _as_trained(contract: Contract, path: Roots) -> dict[str, Any]:
@@ -201,14 +200,8 @@ def _check(source: Source, contract: Contract) -> None:
         raise UsageError(f"{path} runs at {source.fps} fps, but the model was trained at {contract.fps}")
 
 
-def spread(num_clips: int, wanted: int | None) -> list[int]:
-    """Evenly spread clip numbers; all of them where `wanted` is None or too many.
-
-    Raises:
-        UsageError: fewer than one clip is wanted.
-    """
-    if wanted is not None and wanted < 1:
-        raise UsageError(f"{wanted} clips are too few to judge anything by; give at least 1")
+def evenly(num_clips: int, wanted: int | None) -> list[int]:
+    """Numbers of clips at even distances; all of them where `wanted` is None or too many."""
     if wanted is None or wanted >= num_clips:
         return list(range(num_clips))
     return np.linspace(0, num_clips - 1, wanted).round().astype(int).tolist()

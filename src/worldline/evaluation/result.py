@@ -4,7 +4,6 @@ The JSON on disk (`evaluation/metrics.json`) and its reading back. Rows and metr
 what people read is looked up in their tables (`label_of`, `worldline.metrics.table.METRICS`).
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,42 +11,23 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError, with_config
 
+from worldline.evaluation.rows import Role, entry_of
 from worldline.files import atomic
 from worldline.metrics.bootstrap import Interval
 from worldline.metrics.table import METRICS
 from worldline.schema import DataError
 from worldline.tokenizers.load import TokenizerIdentity
 
-Role = Literal["model", "baseline", "ceiling", "ablation"]
-"""`ceiling`: the best any forecaster of this kind could do (the tokenizer alone); `ablation`: the model with
-a part taken away (say, its states shuffled)."""
-
-
 Split = Literal["held out", "training data", "not checked"]
 """Whether the model was trained on the recordings it was judged on; `not checked` where the run does not tell."""
 
-LABELS = {
-    "forecast": "forecast",
-    "forecast_tokens": "forecast, tokens only",
-    "sample": "one sample",
-    "medoid": "medoid",
-    "sample_blurred": "one sample, blurred",
-    "shuffled_states": "shuffled states",
-    "unconditional": "unconditional",
-    "copy_last": "copy-last",
-    "copy_last_blurred": "copy-last, blurred",
-    "keep_last_tokens": "keep last tokens",
-    "unigram": "unigram",
-    "reconstruction": "reconstruction",
-    "reconstruction_blended": "reconstruction, blended",
-}
+Setting = str | int | float | bool
 
 
 def label_of(id: str) -> str:
     """What people read in place of the id of a row or a metric; an id that this version lacks stands for itself."""
-    if id in METRICS:
-        return METRICS[id].label
-    return LABELS.get(id) or re.sub(r"^mean_(\d+)$", r"mean of \1", id)
+    entry = METRICS.get(id) or entry_of(id)
+    return id if entry is None else entry.label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +92,7 @@ class Evaluation:
     comparisons: tuple[Comparison, ...]
     not_computed: dict[str, str]
     """Id of a metric or a row -> why."""
-    settings: dict[str, str | int | float | bool]
+    settings: dict[str, Setting]
     environment: dict[str, str]
     seconds: float
     tokenizer: TokenizerIdentity | None = None

@@ -1,0 +1,362 @@
+"""The one engine: every row and every metric over clips, batch by batch, each batch on one rank.
+
+What a batch scores depends on the batch alone, so the numbers are those of one process that was never stopped, however
+many there are and however often they were. Knows forecasters only; rows and metrics are entries of their tables.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from worldline.checks import seed, whole
+from worldline.data.clips import Clips
+from worldline.evaluation.held_out import evenly, foreign_states
+from worldline.evaluation.parts import Parts
+from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, Setting, Split
+from worldline.evaluation.rows import ROWS, Entry, NotComputed, Protocol, Scene, TokenCounts, mean_of
+from worldline.evaluation.tally import Tally
+from worldline.files import atomic
+from worldline.forecasting.forecaster import Forecaster, shown_context
+from worldline.metrics.bootstrap import Interval, interval, intervals, paired_difference
+from worldline.metrics.image import psnr
+from worldline.metrics.table import METRICS
+from worldline.process.noise import clip_seeds
+from worldline.ranks import Ranks
+from worldline.rundir import environment
+from worldline.schema import Batch, UsageError, stack
+from worldline.tokenizers.load import TokenizerIdentity
+
+Progress = Callable[[int, int], None]
+"""Called on rank 0 with (batches done, all batches) of its share."""
+SHOWN_CLIPS = 6
+"""Clips whose frames are kept for the report."""
+SHOWN_ORDER = ("model", "baseline", "ceiling", "ablation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """How much is evaluated. Raises `UsageError` for numbers by which nothing can be."""
+
+    num_clips: int | None = 128
+    """Evenly chosen among the windows; None takes them all."""
+    batch_size: int = 8
+    means: tuple[int, ...] | None = None
+    """Sampling protocol: sizes of smaller ensembles that are scored beside the whole one; 5, if more are drawn."""
+    condition_samples: int | None = None
+    """Futures per clip given other states than its own (`shuffled_states`); 0 leaves such rows out, as many as the
+    forecast if not given."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole(self, "num_clips", "batch_size", "means")
+        whole(self, "condition_samples", least=0)
+        seed(self, "seed")
+
+    def sizes(self, num_samples: int) -> tuple[int, ...]:
+        """Numbers of samples whose mean is scored, largest first: all, those of `means` and of other conditions.
+
+        Raises:
+            UsageError: one of them is more than are drawn.
+        """
+        means = (5,) * (num_samples > 5) if self.means is None else self.means
+        wanted = {num_samples, 1, *means, self.condition_samples or num_samples}
+        if max(wanted) > num_samples:
+            raise UsageError(
+                f"{num_samples} samples are drawn (--num-samples), too few for a mean of {max(wanted)} "
+                "(--means, --condition-samples)"
+            )
+        return tuple(sorted(wanted, reverse=True))
+
+
+def score(
+    forecaster: Forecaster,
+    clips: Clips,
+    amount: Amount,
+    *,
+    protocol: Protocol,
+    out: Path,
+    run: str,
+    split: Split = "not checked",
+    tokenizer: TokenizerIdentity | None = None,
+    settings: Mapping[str, Setting] | None = None,
+    unconditional: Forecaster | None = None,
+    counts: TokenCounts | None = None,
+    parts: Parts | None = None,
+    ranks: Ranks | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score every row of a protocol and write `metrics.json` and `forecasts.npz` into `out`.
+
+    Args:
+        run: name of what is judged, for the record, as are `split` (what `split_of` said of the clips), `tokenizer`
+            (whose tokens or latents are scored) and `settings` (how the forecaster samples).
+        unconditional: a forecaster trained without states, for the baseline.
+        counts: of the training tokens, for the baselines that know nothing else.
+        parts: what an evaluation by the very same left that was stopped; None begins from nothing.
+        ranks: processes that share the clips; each returns the whole evaluation, and the first one writes it.
+
+    Raises:
+        UsageError: the data hold nothing to compare a forecast with, or `unconditional` forecasts something else.
+    """
+    refuse_incomparable(clips, protocol)
+    ours = (forecaster.times, forecaster.token_grid)
+    if unconditional is not None and (unconditional.times, unconditional.token_grid) != ours:
+        raise UsageError("the unconditional world forecasts other times or tokens than the one it is compared with")
+    began, ranks = time.monotonic(), ranks or Ranks()
+    chosen = evenly(len(clips), amount.num_clips)
+    scorer = _Scorer(
+        forecaster=forecaster,
+        unconditional=unconditional,
+        foreign=foreign_states(clips, chosen) if protocol != "tokenizer" else None,
+        amount=amount,
+        counts=counts,
+        protocol=protocol,
+        entries=entries_of(protocol, amount.sizes(forecaster.num_samples)),
+        shown=frozenset(evenly(len(chosen), SHOWN_CLIPS)) if forecaster.context_frames else frozenset(),
+    )
+    parts = parts or Parts.begun(out, ranks=ranks)
+    tally = _tallied(clips, chosen, scorer, parts=parts, ranks=ranks, progress=progress)
+    if tally is None:
+        return ranks.agreed(None)
+    _write_forecasts(out / "forecasts.npz", tally, scorer.entries, context=len(shown_context(forecaster)))
+    evaluation = Evaluation(
+        protocol=protocol,
+        run=run,
+        data=_data(tally, clips, forecaster, split),
+        tokenizer=tokenizer,
+        settings={**_settings(scorer), **(settings or {}), **tally.settings, **_usage(tally.totals)},
+        environment=environment(),
+        seconds=time.monotonic() - began,
+        not_computed=tally.not_computed,
+        **_averaged(tally, scorer),
+    )
+    evaluation.save(out / "metrics.json")
+    parts.remove()
+    return ranks.agreed(evaluation)
+
+
+def entries_of(protocol: Protocol, sizes: Sequence[int]) -> tuple[Entry, ...]:
+    """The rows of a protocol in their order. The first is the forecast that the others are compared with."""
+    means = [mean_of(size) for size in sizes if size > 1] if protocol == "sampling" else []
+    return (*means, *(entry for entry in ROWS.values() if protocol in entry.protocols))
+
+
+def refuse_incomparable(clips: Clips, protocol: Protocol) -> None:
+    """Raise `UsageError` where the data hold nothing to compare a forecast with."""
+    source = clips.source
+    if source.context_only:
+        raise UsageError(f"{source.path} holds no future: test samples can be forecast, not evaluated")
+    if source.image_size is None and protocol != "compression":
+        raise UsageError(f"{source.path} holds no frames to compare with; give data that do (--data)")
+
+
+# --- batches ---
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scorer:
+    """Scores one batch of clips in every row."""
+
+    forecaster: Forecaster
+    unconditional: Forecaster | None
+    foreign: Float32[Tensor, "n t s"] | None
+    """For each chosen clip the states of another one."""
+    amount: Amount
+    counts: TokenCounts | None
+    protocol: Protocol
+    entries: tuple[Entry, ...]
+    shown: frozenset[int]
+    """Places among the chosen clips whose frames are kept."""
+
+    @property
+    def condition_samples(self) -> int:
+        asked = self.amount.condition_samples
+        return self.forecaster.num_samples if asked is None else asked
+
+    def __call__(self, batch: Batch, now: range) -> Tally:
+        tally = Tally(episodes=[origin.episode for origin in batch.origins])
+        scene, times = self._scene(batch, now), list(self.forecaster.times)
+        truth = None if batch.frames is None else batch.frames[:, times]
+        if truth is None:
+            tally.not_computed |= dict.fromkeys(("psnr_db", "ssim"), "the data hold tokens only, no frames")
+        for entry in self.entries:
+            try:
+                made = entry.make(scene)
+            except NotComputed as reason:
+                tally.not_computed[entry.id] = str(reason)
+                continue
+            if made is not None:
+                tally.score(entry.id, made, truth)
+                if made.frames is not None and (entry.shown or entry is self.entries[0]):
+                    self._keep(tally, entry.id, batch, made.frames, now)
+        if truth is not None:
+            self._keep(tally, "real", batch, truth, now)
+        if self.protocol == "tokenizer":
+            tally.totals |= _totals(scene.batch, self.forecaster)
+        return tally
+
+    def _scene(self, batch: Batch, now: range) -> Scene:
+        return Scene(
+            forecaster=self.forecaster,
+            batch=batch if self.protocol == "sampling" else self.forecaster.encoded(batch),
+            seeds=clip_seeds(self.amount.seed, batch.origins),
+            unconditional=self.unconditional,
+            foreign=None if self.foreign is None else self.foreign[now.start : now.stop],
+            condition_samples=self.condition_samples,
+            counts=self.counts,
+            scored=("costs",) if self.protocol == "compression" else (),
+        )
+
+    def _keep(self, tally: Tally, name: str, batch: Batch, frames: Tensor, now: range) -> None:
+        """Keep the frames of some clips behind those of their context."""
+        if batch.frames is not None:
+            seen = batch.frames[:, shown_context(self.forecaster)]
+            tally.shown[name] += [torch.cat([seen[i], frames[i]]) for i, j in enumerate(now) if j in self.shown]
+
+
+def _tallied(
+    clips: Clips, chosen: Sequence[int], scorer: _Scorer, *, parts: Parts, ranks: Ranks, progress: Progress | None
+) -> Tally | None:
+    """Score every batch on one of the ranks, and give all of it, in clip order, to the first; to the others None."""
+    size = scorer.amount.batch_size
+    begins = range(0, len(chosen), size)
+
+    def make(begin: int) -> None:
+        now = range(begin, min(begin + size, len(chosen)))
+        parts.write(begin, scorer(stack([clips[chosen[i]] for i in now]), now))
+
+    ranks.made(begins, make, done=parts.there.__contains__, progress=progress)
+    if not ranks.writes:
+        return None
+    whole = Tally()
+    for begin in begins:
+        whole.add(parts.read(begin))
+    return whole
+
+
+# --- from numbers per clip to an evaluation ---
+
+
+def _averaged(tally: Tally, scorer: _Scorer) -> dict[str, Any]:
+    """Rows, curves and comparisons, with intervals over episodes."""
+    episodes, entries = torch.tensor(tally.episodes), scorer.entries
+    values = {row: {m: torch.cat(parts) for m, parts in metrics.items()} for row, metrics in tally.values.items()}
+    rows = [Row(id=e.id, role=e.role, metrics=_intervals(values[e.id], episodes)) for e in entries if e.id in values]
+    curves = {
+        metric: {row: intervals(torch.cat(parts), episodes) for row, parts in by_row.items()}
+        for metric, by_row in tally.curves.items()
+    }
+    comparisons = [
+        Comparison(
+            metric=metric,
+            better=better,
+            than=than,
+            difference=paired_difference(values[better][metric], values[than][metric], episodes),
+        )
+        for better, than, metric in _claims(scorer)
+        if metric in values.get(better, {}) and metric in values.get(than, {})
+    ]
+    return {"rows": tuple(rows), "curves": curves, "comparisons": tuple(comparisons)}
+
+
+def _claims(scorer: _Scorer) -> list[tuple[str, str, str]]:
+    """(better, than, metric): the forecast is better than every other row, a ceiling better than the forecast.
+
+    A condition is compared with the mean of as many samples, made from the same noise.
+    """
+    first, samples = scorer.entries[0].id, scorer.condition_samples
+    alike = (
+        first if samples in (0, scorer.forecaster.num_samples) else "sample" if samples == 1 else mean_of(samples).id
+    )
+    claims = []
+    for entry in scorer.entries[1:]:
+        ours = alike if entry.role == "ablation" else first
+        pair = (entry.id, ours) if entry.role == "ceiling" else (ours, entry.id)
+        claims += [(*pair, metric) for metric in entry.compared]
+    return claims
+
+
+def _intervals(values: Mapping[str, Tensor], episodes: Int64[Tensor, " n"]) -> dict[str, Interval]:
+    """Average each metric over clips; of a sparse one over those that have a number."""
+    found = {}
+    for metric, numbers in values.items():
+        known = ~numbers.isnan() if METRICS[metric].sparse else torch.ones_like(numbers).bool()
+        if known.any():
+            found[metric] = interval(numbers[known], episodes[known])
+    return found
+
+
+def _data(tally: Tally, clips: Clips, forecaster: Forecaster, split: Split) -> DataSummary:
+    source, size = clips.source, clips.image_size
+    return DataSummary(
+        name=source.path.resolve().name,
+        kind=source.kind,
+        num_clips=len(tally.episodes),
+        num_episodes=len(set(tally.episodes)),
+        image_size=(size, size) if size and source.image_size else source.image_size,
+        horizon_frames=forecaster.horizon_frames,
+        fps=source.fps / clips.pattern.stride,
+        split=split,
+    )
+
+
+def _settings(scorer: _Scorer) -> dict[str, Setting]:
+    grid, samples = scorer.forecaster.token_grid, scorer.forecaster.num_samples
+    if scorer.protocol == "tokenizer":
+        return {}
+    if scorer.protocol == "sampling":
+        return {"seed": scorer.amount.seed, "num_samples": samples, "condition_samples": scorer.condition_samples}
+    return {"seed": scorer.amount.seed, "vocabulary": 0 if grid is None else grid.vocab_size}
+
+
+def _totals(batch: Batch, forecaster: Forecaster) -> dict[str, Tensor]:
+    """What is counted of a tokenizer's tokens or latents."""
+    if batch.tokens is not None and forecaster.token_grid is not None:
+        return {"tokens": torch.bincount(batch.tokens.flatten(), minlength=forecaster.token_grid.vocab_size)}
+    assert batch.latents is not None, "a tokenizer makes tokens or latents"
+    values = batch.latents.double()
+    return {"latents": torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()])}
+
+
+def _usage(totals: Mapping[str, Tensor]) -> dict[str, Setting]:
+    """Of tokens those that occurred, and the perplexity of their frequencies (the number of tokens that an evenly used
+    vocabulary of the same entropy would have); of latents mean and deviation over all channels, about 0 and 1.
+    """
+    if "tokens" in totals:
+        counts = totals["tokens"].double()
+        shares = counts[counts > 0] / counts.sum()
+        perplexity = float((-(shares * shares.log()).sum()).exp())
+        return {"vocabulary": len(counts), "tokens_used": len(shares), "token_perplexity": round(perplexity, 1)}
+    if "latents" in totals:
+        count, total, squares = totals["latents"].tolist()
+        mean = total / count
+        return {"latent_mean": round(mean, 4), "latent_std": round((squares / count - mean**2) ** 0.5, 4)}
+    return {}
+
+
+def _write_forecasts(path: Path, tally: Tally, entries: Sequence[Entry], *, context: int) -> None:
+    """Keep some clips' frames for the report: real ones, and each row's context + forecast, as `n t h w 3`."""
+    if not tally.shown.get("real"):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {row: rearrange(torch.stack(clips), "n t c h w -> n t h w c") for row, clips in tally.shown.items()}
+    ordered = sorted(entries, key=lambda entry: SHOWN_ORDER.index(entry.role))
+    rows = [entry.id for entry in ordered if entry.id in arrays]
+    first, real = (torch.stack([clip[-1] for clip in tally.shown[row]]) for row in (entries[0].id, "real"))
+    content = {
+        "real": arrays["real"].numpy(),
+        "rows": np.array(rows),
+        "context": np.array(context),
+        "psnr": psnr(first, real).numpy(),
+        **{f"forecast_{i}": arrays[row].numpy() for i, row in enumerate(rows)},
+    }
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **content)

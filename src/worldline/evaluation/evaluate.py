@@ -1,0 +1,255 @@
+"""From a run to an evaluation: find the data, refuse what cannot be, load, score. The verb and Python both call it."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from worldline import builtin
+from worldline.checks import whole
+from worldline.contract import FramePattern
+from worldline.data.clips import Clips
+from worldline.evaluation.autoencoder import Autoencoder
+from worldline.evaluation.engine import Amount, refuse_incomparable, score
+from worldline.evaluation.held_out import DataChoice, On, held_out, split_of
+from worldline.evaluation.parts import Parts, made_from
+from worldline.evaluation.result import Evaluation, Setting, Split
+from worldline.evaluation.rows import Protocol, TokenCounts
+from worldline.families.card import ModelCard, describe_model
+from worldline.families.load import has_tokenizer, load_forecaster, refuse_unfit
+from worldline.families.sample import LoadOptions, SampleOptions
+from worldline.forecasting.forecaster import Forecaster
+from worldline.identity import Identity, Part, refuse_another
+from worldline.progress import Progress, say
+from worldline.ranks import Ranks
+from worldline.rundir import RunDir, model_folder
+from worldline.schema import UsageError
+from worldline.tokenizers.load import TokenizerIdentity, fingerprint, identity_of, load_tokenizer, load_vae
+
+_SHARED: tuple[Part, ...] = ("data", "tokenizer")
+"""What a world and the unconditional one beside it must have been trained with."""
+_UNUSED: dict[Protocol, tuple[str, ...]] = {
+    "compression": ("means",),
+    "sampling": (),
+    "tokenizer": (
+        *(field.name for field in fields(SampleOptions)),
+        *("protocol", "unconditional", "tokenizer", "weights", "means", "condition_samples", "seed"),
+    ),
+}
+"""Options that would change nothing under a protocol."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(DataChoice, LoadOptions, Amount):
+    """On what a run is judged, how, and by how much.
+
+    Raises:
+        UsageError: a value by which nothing can be evaluated.
+    """
+
+    protocol: Literal["auto", "compression", "sampling"] = "auto"
+    """`auto` takes the one of the model's family; `sampling` judges any world by its frames alone."""
+    on: On = "held-out"
+    """`held-out` refuses recordings that the run was trained on; `training-data` takes them, and the table says so."""
+    unconditional: Path | None = None
+    """A world trained without states on the same tokens or latents, as a baseline."""
+    allow_different: tuple[Part, ...] = ()
+    """What may be another one, on purpose, than the run was made with: `tokenizer`, `validation` or `data`."""
+    out: Path | None = None
+    """Folder for metrics.json and forecasts.npz; if not given, `RUN/evaluation` (for built-ins: runs/NAME)."""
+    window_stride: int | None = None
+    """Frames between the starts of clips; disjoint clips if not given."""
+
+    def __post_init__(self) -> None:
+        SampleOptions.__post_init__(self)
+        Amount.__post_init__(self)
+        self.sizes(self.num_samples)
+        whole(self, "window_stride")
+
+    def refuse_unused(self, protocol: Protocol) -> None:
+        """Refuse options that would change nothing. Raises `UsageError`."""
+        default = EvaluateOptions()
+        if given := [name for name in _UNUSED[protocol] if getattr(self, name) != getattr(default, name)]:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"{names} would change nothing: the {protocol} protocol judges without")
+        if protocol == "compression" and (self.num_samples != 1 or (self.condition_samples or 1) != 1):
+            raise UsageError(
+                "the compression protocol scores one roll-out of each clip; leave out --num-samples, give "
+                "--condition-samples 0 or 1, or judge the frames of several (--protocol sampling)"
+            )
+
+
+def evaluate(run: Path, options: EvaluateOptions | None = None, *, ranks: Ranks | None = None) -> Evaluation:
+    """Judge a run on held-out data against the baselines, and write metrics.json and forecasts.npz.
+
+    An evaluation that was stopped goes on where it was when the same is asked for again. Several ranks share the clips.
+
+    Args:
+        run: run folder, model folder, or a built-in name such as compression-tiny.
+
+    Raises:
+        UsageError: what is asked for would change nothing, or run, data and compared models do not belong together.
+        DataError: data or checkpoint are not what they should be.
+    """
+    options, ranks, run = options or EvaluateOptions(), ranks or Ranks(), builtin.resolve(run)
+    with ranks.first():  # what is refused is refused once, and before any weights are read
+        protocol, clips, split = _request(run, options)
+    out, device = out_of(run, options), ranks.device(options.device)
+    if split == "not checked" and ranks.writes:
+        say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
+    with ranks.owning(out), Progress() as progress:
+        judged = _tokenizer(run, options, clips, device) if protocol == "tokenizer" else _world(run, options, device)
+        clips = clips.sized(judged.forecaster.image_size)
+        return score(
+            judged.forecaster,
+            clips,
+            options,
+            protocol=protocol,
+            out=out,
+            run=run.resolve().name,
+            split=split,
+            tokenizer=judged.identity_on(clips),
+            settings=judged.settings,
+            unconditional=judged.unconditional,
+            counts=judged.counts,
+            parts=_parts(options, out, judged, clips, ranks, protocol=protocol, split=split),
+            ranks=ranks,
+            progress=progress.named("evaluating, by batches"),
+        )
+
+
+def out_of(run: Path, options: EvaluateOptions) -> Path:
+    """Where the results about a run go."""
+    return options.out or RunDir(builtin.results_of(builtin.resolve(run))).evaluation
+
+
+# --- before weights are read ---
+
+
+def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Split]:
+    """By which protocol a run is judged, on which clips, and whether it was trained on them."""
+    model = model_folder(run, options.checkpoint)
+    card = describe_model(model)
+    protocol = _protocol(run, card, options)
+    options.refuse_unused(protocol)
+    if protocol != "tokenizer":
+        options.check(card)
+    models = [model, *([model_folder(builtin.resolve(options.unconditional))] if options.unconditional else [])]
+    _refuse_others(run, card, models[1:], options)
+    allowed, pattern = options.allow_different, card.promise.pattern
+    split = split_of(run, card.promise, models, options, on=options.on, allow_different=allowed)
+    if protocol != "tokenizer":  # a world's forecast is compared with all frames
+        pattern = FramePattern.consecutive(pattern.window)
+    clips = held_out(run, card.promise, options, pattern=pattern, stride=options.window_stride, on=options.on)
+    refuse_incomparable(clips, protocol)
+    if protocol != "tokenizer":
+        beside_it = options.tokenizer is not None or has_tokenizer(run, card)
+        shown = protocol == "sampling"
+        refuse_unfit(clips.source, card, tokenizer=beside_it, pictures=shown, allow_different=allowed)
+    return protocol, clips, split
+
+
+def _protocol(run: Path, card: ModelCard, options: EvaluateOptions) -> Protocol:
+    if options.weights and card.base is None:
+        raise UsageError(f"--weights would change nothing: {run} has no adapters on a pretrained backbone")
+    match card.config.kind:
+        case "st-transformer":
+            return "sampling" if options.protocol == "sampling" else "compression"
+        case "wan":
+            if options.protocol == "compression":
+                raise UsageError(
+                    f"{run} holds a world over latents: it has no tokens to be scored (--protocol sampling)"
+                )
+            return "sampling"
+        case _:
+            return "tokenizer"
+
+
+def _refuse_others(run: Path, card: ModelCard, compared: list[Path], options: EvaluateOptions) -> None:
+    """Refuse a tokenizer and worlds that do not belong to the run, by what their descriptions and files say."""
+    allowed = options.allow_different
+    for other in compared:
+        theirs = describe_model(other)
+        if theirs.config.kind != card.config.kind or not getattr(theirs.config, "unconditional", False):
+            raise UsageError(
+                f"{other} is no world of the kind of {run} that was trained without states; give one (a training with "
+                "--model.unconditional True)"
+            )
+        places = dict.fromkeys(_SHARED, other)
+        refuse_another(card.identity, theirs.identity, what=str(run), places=places, parts=_SHARED, allowed=allowed)
+    if options.tokenizer is not None:
+        place = builtin.resolve(options.tokenizer)
+        found = Identity(tokenizer=fingerprint(place))
+        refuse_another(card.identity, found, what=str(run), places={"tokenizer": place}, allowed=allowed)
+
+
+# --- loaded ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """What is judged, loaded, and what belongs to it."""
+
+    forecaster: Forecaster
+    identity: TokenizerIdentity | None
+    models: dict[Path, str | None]
+    """Folders of all models that decide the numbers, each with the fingerprint of the tokenizer it is used with."""
+    settings: dict[str, Setting]
+    unconditional: Forecaster | None = None
+    counts: TokenCounts | None = None
+
+    def identity_on(self, clips: Clips) -> TokenizerIdentity | None:
+        """Which tokenizer chose the true tokens: that of the data, where these are tokens and name it, else its own."""
+        made_by: str | None = getattr(clips.source, "tokenizer", None)
+        return (
+            self.identity if made_by in (None, *self.models.values()) else TokenizerIdentity(fingerprint=made_by[:12])
+        )
+
+
+def _world(run: Path, options: EvaluateOptions, device: torch.device) -> _Judged:
+    loaded, other = load_forecaster(run, options, device=device), None
+    models = {model_folder(run, options.checkpoint): loaded.tokenizer}
+    if options.unconditional is not None:
+        place = builtin.resolve(options.unconditional)
+        other = load_forecaster(place, replace(options, checkpoint="latest"), device=device)
+        models[model_folder(place)] = other.tokenizer
+        if loaded.forecaster.token_grid is not None and other.tokenizer != loaded.tokenizer:
+            raise UsageError(f"the world in {place} speaks the tokens of another tokenizer than the one in {run}")
+    return _Judged(
+        forecaster=loaded.forecaster,
+        identity=loaded.identity,
+        models=models,
+        settings={**loaded.chosen, **options.settings(loaded.forecaster)},
+        unconditional=other and other.forecaster,
+        counts=TokenCounts.of(run),
+    )
+
+
+def _tokenizer(run: Path, options: EvaluateOptions, clips: Clips, device: torch.device) -> _Judged:
+    model = model_folder(run, options.checkpoint)
+    grid, times = describe_model(model).promise.token_grid, tuple(range(len(clips.pattern.frames)))
+    tokenizer = (load_vae(model) if grid is None else load_tokenizer(model)).to(device)
+    return _Judged(
+        forecaster=Autoencoder(context=0, predicted=times, tokenizer=tokenizer, grid=grid, device=device),
+        identity=identity_of(fingerprint(model), tokenizer),
+        models={model: None},
+        settings={} if model == run else {"checkpoint": model.name},
+    )
+
+
+def _parts(options: EvaluateOptions, out: Path, judged: _Judged, clips: Clips, ranks: Ranks, **settings: str) -> Parts:
+    """What such an evaluation left that was stopped; says how much that is."""
+    if not ranks.writes:
+        return Parts.begun(out, ranks=ranks)
+    amount = {field.name: getattr(options, field.name) for field in fields(Amount)}
+    counts = judged.counts and judged.counts.content()
+    device, weights = ranks.device(options.device), options.weights
+    more = {"amount": amount, "sample": options.sampling(), "counts": counts}
+    key = made_from(clips, judged.models, weights=weights, device=device, **settings, **more)
+    parts = Parts.begun(out, key, ranks=ranks)
+    if parts.dropped:
+        say(f"{out}: removed what was scored by an evaluation that was stopped and differs from this one")
+    if parts.there:
+        say(f"{out}: {len(parts.there)} batches were there already, of this evaluation when it was stopped")
+    return parts

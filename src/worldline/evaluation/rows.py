@@ -1,0 +1,393 @@
+"""Every row of an evaluation: one entry each, with its id, what people read, and the function that makes it.
+
+A row is the forecaster under a condition (which states it is given), a baseline, or a ceiling. To add one, `register`
+an entry: metrics.json, tables, comparisons, plots and the report follow. Ids stay as they are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, Int64, UInt8
+from torch import Tensor
+
+from worldline.forecasting import ensemble
+from worldline.forecasting.forecaster import CopyLast, Extra, Forecaster
+from worldline.forecasting.postprocess import blur_and_match
+from worldline.identity import hash_of
+from worldline.metrics.table import METRICS, token_costs
+from worldline.metrics.tokens import Guesses, kept_guesses, per_clip, shared_guesses
+from worldline.schema import Batch, Forecast
+
+Protocol = Literal["compression", "sampling", "tokenizer"]
+"""`compression`: one roll-out, its frames and the costs of its tokens; `sampling`: frames of several samples, nothing
+else; `tokenizer`: what survives the round trip."""
+Role = Literal["model", "baseline", "ceiling", "ablation"]
+"""`ceiling`: the best any forecaster of this kind could do (the tokenizer alone); `ablation`: the model with a part
+taken away (say, its states shuffled)."""
+CHANGED = 0.5
+"""Probability that a token does not stay the last context grid's, where a run has not counted how often they did."""
+BLUR = 1 / 64
+"""Deviation of the Gaussian blur of blurred rows, in widths of the image."""
+
+
+class NotComputed(Exception):  # noqa: N818 - it is no error: the tables say "not computed: ..."
+    """A row cannot be made here. The message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a row has to be scored."""
+
+    frames: UInt8[Tensor, "b f 3 h w"] | None = None
+    """At the forecaster's times."""
+    costs: Mapping[str, Float32[Tensor, "b l"]] = field(default_factory=dict)
+    """Metric id -> mean cost of the true tokens of each future grid."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """What it assumes, for the record."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenCounts:
+    """What a run's training tokens say before anything is seen: how often each occurs, and how many stay."""
+
+    unigram: Int64[np.ndarray, " v"]
+    kept: Int64[np.ndarray, "l 2"] | None = None
+    """Of each future grid's training tokens, how many are as the last context grid's there, and how many not."""
+
+    @staticmethod
+    def of(run: Path) -> "TokenCounts | None":
+        """Those of a run folder, of a checkpoint inside one, or None where it has none."""
+        place = next((p for p in (run, run.parent.parent) if (p / "unigram.npy").exists()), None)
+        if place is None:
+            return None
+        kept = place / "kept.npy"
+        return TokenCounts(unigram=np.load(place / "unigram.npy"), kept=np.load(kept) if kept.exists() else None)
+
+    def content(self) -> str:
+        """Hash of the counts."""
+        return hash_of([self.unigram.tolist(), None if self.kept is None else self.kept.tolist()])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scene:
+    """A batch of clips, and everything that rows are made of."""
+
+    forecaster: Forecaster
+    batch: Batch
+    """With its tokens, where these are scored."""
+    seeds: tuple[int, ...]
+    """Of each clip. Sample k of a clip is made from the same noise in every row."""
+    unconditional: Forecaster | None = None
+    """A world trained without states."""
+    foreign: Float32[Tensor, "b t s"] | None = None
+    """For each clip the states of another one."""
+    condition_samples: int = 1
+    """Futures per clip under another condition than the true one; 0 for none."""
+    counts: TokenCounts | None = None
+    scored: tuple[Extra, ...] = ()
+    """What forecasts hold besides frames: `costs`, where tokens are scored."""
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """Given the true states."""
+        more: tuple[Extra, ...] = ("teacher_forced_costs", "plain_frames") if self.scored else ()
+        return self.forecaster.forecast_clips(self.batch, seeds=self.seeds, extra=(*self.scored, *more))
+
+    @cached_property
+    def reconstruction(self) -> Forecast | None:
+        return None if self.batch.frames is None else self.forecaster.reconstruct(self.batch)
+
+    @cached_property
+    def copied(self) -> Forecast:
+        return CopyLast.beside(self.forecaster).forecast_clips(self.batch)
+
+    @property
+    def tokens(self) -> tuple[Int64[Tensor, "b c gh gw"], Int64[Tensor, "b l gh gw"]]:
+        """The true ones, of context and future."""
+        grid, tokens = self.forecaster.token_grid, self.batch.tokens
+        assert grid is not None and tokens is not None, "the compression protocol is one of tokens"  # noqa: PT018
+        context = self.forecaster.context_frames // grid.block * grid.latents_per_block
+        return tokens[:, :context], tokens[:, context:]
+
+    @cached_property
+    def prior(self) -> Float64[Tensor, " v"]:
+        """How likely each token is where nothing was seen: as often as in training, or each alike."""
+        grid = self.forecaster.token_grid
+        assert grid is not None, "the compression protocol is one of tokens"
+        counts = np.zeros(grid.vocab_size) if self.counts is None else self.counts.unigram
+        # One imagined count each (Laplace): a token never seen in training must not cost infinitely much.
+        return torch.from_numpy((counts + 1.0) / (counts + 1.0).sum())
+
+
+Make = Callable[[Scene], Made | None]
+"""Makes a row; None where there is nothing of the kind. Raises `NotComputed` where there could be."""
+States = Callable[[Scene], Float32[Tensor, "b t s"]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row: what it is, and how it is made."""
+
+    id: str
+    label: str
+    """What people read."""
+    role: Role
+    meaning: str
+    make: Make
+    protocols: tuple[Protocol, ...]
+    compared: tuple[str, ...]
+    """Metrics in which the forecast is compared with this row, on the same clips."""
+    shown: bool
+    """Its frames are kept for the report."""
+
+
+ROWS: dict[str, Entry] = {}
+"""By id, in the order of tables."""
+
+
+def row(
+    id: str,
+    label: str,
+    role: Role,
+    meaning: str,
+    *,
+    protocols: tuple[Protocol, ...] = ("compression", "sampling"),
+    compared: tuple[str, ...] = ("psnr_db_last",),
+    shown: bool = False,
+) -> Callable[[Make], Make]:
+    """Add a row, made by the function below, to every evaluation of its protocols."""
+
+    def added(make: Make) -> Make:
+        ROWS[id] = Entry(id, label, role, meaning, make, protocols, compared, shown)
+        return make
+
+    return added
+
+
+def condition(id: str, label: str, meaning: str, *, shown: bool = False) -> Callable[[States], States]:
+    """Add the forecaster given other states than the true ones: those that the function below gives.
+
+    The function raises `NotComputed` where there are none.
+    """
+
+    def added(states: States) -> States:
+        @row(id, label, "ablation", meaning, compared=("psnr_db_last", "full_ce"), shown=shown)
+        def make(scene: Scene) -> Made:
+            if scene.condition_samples == 0:
+                raise NotComputed("switched off")
+            forecaster, given = scene.forecaster.drawing(scene.condition_samples), states(scene)
+            return _mean(forecaster.forecast_clips(scene.batch, states=given, seeds=scene.seeds, extra=scene.scored))
+
+        return states
+
+    return added
+
+
+def mean_of(count: int) -> Entry:
+    """The row of the mean of so many samples."""
+
+    def make(scene: Scene) -> Made:
+        return _mean(scene.forecast, count)
+
+    meaning = f"Mean of {count} samples, pixel by pixel: the best guess under squared error."
+    return Entry(f"mean_{count}", f"mean of {count}", "model", meaning, make, ("sampling",), (), False)
+
+
+def entry_of(id: str) -> Entry | None:
+    """The entry of a row's id; None of an id that this version lacks."""
+    count = id.removeprefix("mean_")
+    return mean_of(int(count)) if count != id and count.isdecimal() else ROWS.get(id)
+
+
+def _mean(forecast: Forecast, samples: int | None = None) -> Made:
+    """The mean of the first samples, with the costs of the very first."""
+    frames = None if forecast.frames is None else ensemble.combine(forecast.frames[:, :samples], "mean")
+    return Made(frames=frames, costs=forecast.costs)
+
+
+def _plain(forecast: Forecast | None) -> Made | None:
+    """What the tokens alone show, where something else is shown."""
+    plain = None if forecast is None else forecast.plain_frames
+    return None if plain is None else Made(frames=plain[:, 0])
+
+
+def _blurred(scene: Scene, forecast: Forecast) -> Made:
+    seen = scene.batch.frames
+    assert seen is not None, "the sampling protocol is one of frames"
+    last, sigma = seen[:, scene.forecaster.context_frames - 1], BLUR * seen.shape[-1]
+    return Made(frames=blur_and_match(forecast.video[:, 0], last, sigma))
+
+
+def _costs(grids: Sequence[Guesses], clips: int) -> dict[str, Float32[Tensor, "b l"]]:
+    """Metric id -> mean over the tokens of each clip's grid."""
+    found = [token_costs(guesses) for guesses in grids]
+    return {name: torch.stack([per_clip(grid[name], clips) for grid in found], dim=1) for name in found[0]}
+
+
+# --- the forecast, under conditions ---
+
+
+@row(
+    "forecast", "forecast", "model", "The roll-out from the context, given the true states.", protocols=("compression",)
+)
+def _(scene: Scene) -> Made:
+    made, bounds = _mean(scene.forecast, 1), scene.forecast.teacher_forced_costs
+    named = {METRICS[name].bound: cost for name, cost in bounds.items()}
+    return replace(made, costs={**made.costs, **{name: cost for name, cost in named.items() if name is not None}})
+
+
+@row(
+    "forecast_tokens",
+    "forecast, tokens only",
+    "ablation",
+    "The same roll-out, its tokens decoded as they are: no mean codes, no blended last frame.",
+    protocols=("compression",),
+)
+def _(scene: Scene) -> Made | None:
+    return _plain(scene.forecast)
+
+
+@row("sample", "one sample", "model", "The first sample, given the true states.", protocols=("sampling",), shown=True)
+def _(scene: Scene) -> Made:
+    return _mean(scene.forecast, 1)
+
+
+@row("medoid", "medoid", "model", "The sample nearest to all others, of three or more.", protocols=("sampling",))
+def _(scene: Scene) -> Made | None:
+    samples = scene.forecast.video
+    return Made(frames=ensemble.combine(samples, "medoid")) if samples.shape[1] > 2 else None
+
+
+@row(
+    "sample_blurred",
+    "one sample, blurred",
+    "baseline",
+    "The first sample, blurred and matched to the histogram of the last context frame (report, section 2.3).",
+    protocols=("sampling",),
+)
+def _(scene: Scene) -> Made:
+    return _blurred(scene, scene.forecast)
+
+
+@condition(
+    "shuffled_states",
+    "shuffled states",
+    "The forecast given the states of another clip. A world that scores the same here ignores its robot.",
+    shown=True,
+)
+def _(scene: Scene) -> Float32[Tensor, "b t s"]:
+    if scene.foreign is None:
+        raise NotComputed("the data hold one clip only")
+    return scene.foreign
+
+
+@row(
+    "unconditional",
+    "unconditional",
+    "baseline",
+    "The forecast of a world that was trained without states.",
+    compared=("psnr_db_last", "full_ce"),
+)
+def _(scene: Scene) -> Made:
+    if scene.unconditional is None:
+        raise NotComputed("no unconditional world was given (--unconditional RUN)")
+    return _mean(scene.unconditional.forecast_clips(scene.batch, seeds=scene.seeds, extra=scene.scored))
+
+
+# --- baselines ---
+
+
+@row(
+    "copy_last",
+    "copy-last",
+    "baseline",
+    "Nothing moves after the last context frame.",
+    compared=("psnr_db_last", "psnr_db_mean", "ssim_last"),
+    shown=True,
+)
+def _(scene: Scene) -> Made | None:
+    return None if scene.batch.frames is None else _mean(scene.copied)
+
+
+@row(
+    "copy_last_blurred", "copy-last, blurred", "baseline", "The same, blurred as a sample is.", protocols=("sampling",)
+)
+def _(scene: Scene) -> Made:
+    return _blurred(scene, scene.copied)
+
+
+@row(
+    "keep_last_tokens",
+    "keep last tokens",
+    "baseline",
+    "Every future token is the one at its place in the last context grid.",
+    protocols=("compression",),
+    compared=("psnr_db_last", "full_ce", "token_accuracy"),
+)
+def _(scene: Scene) -> Made:
+    past, future = scene.tokens
+    kept = None if scene.counts is None else scene.counts.kept
+    # One imagined token of either kind, as in `Scene.prior`.
+    changed = [CHANGED] * future.shape[1] if kept is None else ((kept[:, 1] + 1) / (kept.sum(axis=1) + 2)).tolist()
+    last = past[:, -1]
+    guesses = [
+        kept_guesses(scene.prior, last.flatten(), true.flatten(), changed=share)
+        for true, share in zip(future.unbind(dim=1), changed, strict=True)
+    ]
+    still = replace(scene.batch, frames=None, tokens=torch.cat([past, last[:, None].expand_as(future)], dim=1))
+    return Made(
+        frames=None if scene.batch.frames is None else scene.forecaster.shown(still)[1],
+        costs=_costs(guesses, len(future)),
+        settings={
+            "keep_last_tokens_changed": ", ".join(f"{share:.4f}" for share in changed),
+            "keep_last_tokens_from": "a constant: the run has no kept.npy" if kept is None else "training tokens",
+        },
+    )
+
+
+@row(
+    "unigram",
+    "unigram",
+    "baseline",
+    "Every token is as likely as it was frequent in training.",
+    protocols=("compression",),
+    compared=("full_ce",),
+)
+def _(scene: Scene) -> Made:
+    if scene.counts is None:
+        raise NotComputed("the run folder has no token counts (unigram.npy)")
+    _, future = scene.tokens
+    guesses = [shared_guesses(scene.prior.log(), true.flatten()) for true in future.unbind(dim=1)]
+    return Made(costs=_costs(guesses, len(future)))
+
+
+# --- ceilings ---
+
+
+@row(
+    "reconstruction",
+    "reconstruction",
+    "ceiling",
+    "The true frames, encoded and decoded by the tokenizer: no forecast.",
+    protocols=("compression", "sampling", "tokenizer"),
+    shown=True,
+)
+def _(scene: Scene) -> Made | None:
+    return None if scene.reconstruction is None else _plain(scene.reconstruction) or _mean(scene.reconstruction)
+
+
+@row(
+    "reconstruction_blended",
+    "reconstruction, blended",
+    "ceiling",
+    "The same, with the last context frame wherever a token stays, as the forecast is shown.",
+    compared=(),
+)
+def _(scene: Scene) -> Made | None:
+    made = scene.reconstruction
+    return None if made is None or made.plain_frames is None else _mean(made)
