@@ -23,7 +23,7 @@ class Autoencoder(CopyLast):
 
     @torch.no_grad()
     def encoded(self, batch: Batch) -> Batch:
-        made = self.tokenizer.encode(frames_of(batch, len(self.times)).to(self.device)).cpu()
+        made = self.tokenizer.encode(frames_of(self, batch, len(self.times)).to(self.device)).cpu()
         return replace(batch, latents=made) if self.grid is None else replace(batch, tokens=made)
 
     @torch.no_grad()
