@@ -160,9 +160,13 @@ def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @while_unchanged(4096)
-def mapped_npy(path: Path, *, what: str, fix: str) -> np.ndarray:
-    """Map a `.npy` file read-only. Raises `DataError` where it is missing or damaged."""
+def mapped_npy(path: Path, kind: type[np.generic], shape: tuple[int, ...], *, what: str, fix: str) -> np.ndarray:
+    """Map a `.npy` file read-only. Raises `DataError` where it is missing, damaged, or of another kind or shape."""
+    expected = f"{what} of shape {list(shape)}"
     try:
-        return np.load(path, mmap_mode="r")
+        table = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # its header is Python
-        raise unreadable(path, expected=what, found=f"{type(error).__name__}: {error}", fix=fix) from error
+        raise unreadable(path, expected=expected, found=f"{type(error).__name__}: {error}", fix=fix) from error
+    if table.shape != shape or not np.issubdtype(table.dtype, kind):
+        raise DataError(path, expected=expected, found=f"{table.dtype}{list(table.shape)}", fix=fix)
+    return table

@@ -1,7 +1,5 @@
 """Frames decoded once, at one size, into uint8 memory maps, because random windows from mp4 are too slow for training.
 
-
-
 One `.npy` per episode, written atomically, in a folder named after the data set's identity and the size; what
 is there already is kept. States still come from the original files.
 """
@@ -23,7 +21,7 @@ from worldline.formats.source import Source
 from worldline.formats.video import resize
 from worldline.owner import Claim
 from worldline.ranks import Ranks
-from worldline.schema import DataError, UsageError
+from worldline.schema import UsageError
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) after every episode."""
@@ -46,7 +44,8 @@ class CachedSource(Source):
         """Copy frames from the map. Raises `DataError` where the episode was not cached."""
         check_window(self.episodes[episode], start, stop)
         assert self.image_size is not None, "frames are cached"
-        table = _frames(episode_file(self.folder, episode), (self.episodes[episode].length, 3, *self.image_size))
+        path, shape = _file(self.folder, episode), (self.episodes[episode].length, 3, *self.image_size)
+        table = mapped_npy(path, np.uint8, shape, what="cached frames", fix="Delete it and cache again.")
         yield torch.from_numpy(np.array(table[start:stop]))
 
 
@@ -75,19 +74,23 @@ def cached_frames(
     chosen, ranks = range(len(source.episodes)) if episodes is None else episodes, ranks or Ranks()
 
     def done(episode: int) -> bool:
-        return episode_file(place, episode).exists()
+        return _file(place, episode).exists()
+
+    def make(episode: int) -> None:
+        with npy_rows(_file(place, episode), "uint8", (source.episodes[episode].length, 3, size, size)) as append:
+            for chunk in frame_chunks(source, episode, size=size):
+                append(chunk.numpy())
 
     if not ranks.agreed(all(map(done, chosen))):
         claim = Claim(file="cache.json", key={"kind": source.kind, "size": size}, what="frames")
         with ranks.owning(place, claim=claim, wait=True):
-            ranks.made(chosen, lambda episode: _write(place, source, episode, size), done=done, progress=progress)
+            ranks.made(chosen, make, done=done, progress=progress)
     same: dict[str, Any] = {field.name: getattr(source, field.name) for field in fields(Source)}
     same["image_size"] = (size, size)
     return CachedSource(**same, inner=source, folder=place)
 
 
-def episode_file(folder: Path, episode: int) -> Path:
-    """Where the frames of an episode are cached."""
+def _file(folder: Path, episode: int) -> Path:
     return folder / f"episode_{episode:06d}.npy"
 
 
@@ -112,19 +115,3 @@ def frame_runs(
             while held and first + len(held[0]) <= start:
                 first += len(held.pop(0))
         yield torch.cat(held)[start - first : stop - first]
-
-
-def _write(folder: Path, source: Source, episode: int, size: int) -> None:
-    shape = (source.episodes[episode].length, 3, size, size)
-    with npy_rows(episode_file(folder, episode), "uint8", shape) as append:
-        for chunk in frame_chunks(source, episode, size=size):
-            append(chunk.numpy())
-
-
-def _frames(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    fix = "Delete it and cache again."
-    table = mapped_npy(path, what="cached frames", fix=fix)
-    if table.shape != shape or table.dtype != np.uint8:
-        found = f"{table.dtype}{list(table.shape)}"
-        raise DataError(path, expected=f"uint8{list(shape)}", found=found, fix=fix)
-    return table

@@ -11,7 +11,7 @@ run: a window is read back exactly where it was encoded. Knows no VAE.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,9 +65,8 @@ class LatentSource(Source):
                 f"not of {stop - start} at {start}; encode the data again for those"
             )
         grid, count = self.latent_grid, 1 + (self.episodes[episode].length - self.pattern.window) // self.stride
-        in_window = grid.latents_of(len(self.pattern.frames))
-        shape = (count, in_window, grid.channels, grid.height, grid.width)
-        table = _table(self.footage(episode)[0], shape)
+        shape = (grid.latents_of(len(self.pattern.frames)), grid.channels, grid.height, grid.width)
+        table = self._table(episode, "latents", (count, *shape))
         latents = torch.from_numpy(np.array(table[start // self.stride], np.float32))
         states = torch.from_numpy(self.read_states(episode, start, stop))
         fps = self.fps / self.pattern.stride
@@ -75,8 +74,7 @@ class LatentSource(Source):
 
     def footage(self, episode: int) -> tuple[Path, int]:
         """The file of an episode's latents, which begins with its first frame."""
-        folder, number = self.places[episode]
-        return folder / f"latents_{number}.npy", 0
+        return self._file(episode, "latents"), 0
 
     def check_footage(self, episodes: Sequence[int], report: Report) -> None:
         raise UsageError(f"{self.path} holds latents; give the LeRobot or 1X data set they were made from")
@@ -84,9 +82,15 @@ class LatentSource(Source):
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
         """States alone, a copy."""
         check_window(self.episodes[episode], start, stop)
-        shape = (self.episodes[episode].length, self.layout.dim)
+        table = self._table(episode, "states", (self.episodes[episode].length, self.layout.dim))
+        return np.array(table[start:stop], np.float32)
+
+    def _file(self, episode: int, what: str) -> Path:
         folder, number = self.places[episode]
-        return np.array(_table(folder / f"states_{number}.npy", shape)[start:stop], np.float32)
+        return folder / f"{what}_{number}.npy"
+
+    def _table(self, episode: int, what: str, shape: tuple[int, ...]) -> np.ndarray:
+        return mapped_npy(self._file(episode, what), np.floating, shape, what="numbers", fix=_AGAIN)
 
 
 def looks_like_latents(path: Path) -> bool:
@@ -132,27 +136,24 @@ def open_latents(path: Path) -> LatentSource:
             kind="unfinished",
         )
     metadata = validated(path / METADATA, _Metadata, read_json(path / METADATA))
-    counts = {len(metadata.lengths), len(metadata.names), len(metadata.recordings or metadata.names)}
-    if len(counts) > 1 or len(metadata.state_names) != len(metadata.state_kinds):
-        expected, found = "as many names as lengths, and as many kinds as states", f"{sorted(counts)} episodes"
-        raise DataError(path / METADATA, expected=expected, found=found, fix=_AGAIN, kind="metadata")
+    lengths, names = metadata.lengths, metadata.names
+    recordings = metadata.recordings or (None,) * len(names)
     try:
         metadata.latent_grid.latents_of(len(key.pattern.frames))
-    except (UsageError, ZeroDivisionError) as error:
-        raise DataError(
-            path / METADATA, expected="a grid of the pattern's frames", found=str(error), fix=_AGAIN
-        ) from None
+        listed = list(zip(lengths, names, recordings, strict=True))
+        list(zip(metadata.state_names, metadata.state_kinds, strict=True))
+    except (UsageError, ZeroDivisionError, ValueError) as error:
+        expected = "as many names as lengths, as many kinds as states, and a grid of the pattern's frames"
+        raise DataError(path / METADATA, expected=expected, found=str(error), fix=_AGAIN, kind="metadata") from None
     return LatentSource(
         path=path,
         fps=metadata.fps,
         layout=StateLayout(names=metadata.state_names, kinds=metadata.state_kinds),
         episodes=tuple(
             Episode(index=i, length=length, name=name, recording=recording)
-            for i, (length, name, recording) in enumerate(
-                zip(metadata.lengths, metadata.names, metadata.recordings or [None] * len(metadata.names), strict=True)
-            )
+            for i, (length, name, recording) in enumerate(listed)
         ),
-        places=tuple((path, i) for i in range(len(metadata.lengths))),
+        places=tuple((path, i) for i in range(len(listed))),
         left_out=metadata.left_out,
         latent_grid=metadata.latent_grid,
         pattern=key.pattern,
@@ -202,22 +203,7 @@ def finish(
             "names": [episode.name for episode in chosen],
             "recordings": list(recordings),
             "left_out": list(source.left_out),
-            "latent_grid": {
-                "channels": grid.channels,
-                "height": grid.height,
-                "width": grid.width,
-                "temporal_stride": grid.temporal_stride,
-            },
+            "latent_grid": asdict(grid),
             "contract": contract,
         },
     )
-
-
-def _table(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Map an array that must have a shape (-1: any length there). Raises `DataError` where it has another."""
-    table = mapped_npy(path, what="an array", fix=_AGAIN)
-    same = table.ndim == len(shape) and all(b in (-1, a) for a, b in zip(table.shape, shape, strict=True))
-    if not same or not np.issubdtype(table.dtype, np.floating):
-        found = f"{table.dtype}{list(table.shape)}"
-        raise DataError(path, expected=f"numbers of shape {list(shape)}", found=found, fix=_AGAIN)
-    return table
