@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from data_builders import SMALL_GRID, write_tokens
 from pydantic import TypeAdapter
 
@@ -83,19 +82,6 @@ def test_quantiles_of_long_sources_come_from_evenly_spaced_rows(
     monkeypatch.setattr(states_module, "_QUANTILE_ROWS", 100)
     stats = compute_stats(open_source(tmp_path))
     np.testing.assert_allclose(stats.q50, np.median(states[::19], axis=0), rtol=1e-6)
-
-
-def test_normalising_is_undone_and_constants_do_not_divide_by_zero(tmp_path: Path) -> None:
-    states = torch.from_numpy(_random_states(tmp_path, np.zeros(500, np.int32)))
-    stats = compute_stats(open_source(tmp_path))
-    scaled = stats.normalise(states)
-    assert torch.isfinite(scaled).all()
-    moving = [i for i in range(25) if i != 4]
-    torch.testing.assert_close(scaled[:, moving].mean(dim=0), torch.zeros(24), atol=1e-4, rtol=0)
-    torch.testing.assert_close(scaled[:, moving].std(dim=0, correction=0), torch.ones(24), atol=1e-4, rtol=0)
-    torch.testing.assert_close(scaled[:, 4], torch.zeros(500), atol=1e-6, rtol=0)
-    torch.testing.assert_close(stats.denormalise(scaled), states, atol=2e-5, rtol=1e-6)
-    torch.testing.assert_close(stats.normalise(stats.denormalise(scaled)), scaled, atol=2e-5, rtol=1e-5)
 
 
 def test_statistics_round_trip_through_json(tmp_path: Path) -> None:

@@ -24,8 +24,7 @@ from worldline.contract import FramePattern
 from worldline.files import mapped_npy, npy_rows, read_json, write_json
 from worldline.formats.checks import Report, check_window, validated
 from worldline.formats.source import Source
-from worldline.formats.states import Kind
-from worldline.schema import Clip, DataError, Episode, LatentGrid, StateLayout, UsageError
+from worldline.schema import Clip, DataError, Episode, LatentGrid, StateKind, StateLayout, UsageError
 
 CLAIM, METADATA = "encode.json", "metadata.json"
 _AGAIN = "Encode the data again."
@@ -114,7 +113,7 @@ class _Metadata:
 
     fps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     state_names: tuple[str, ...]
-    state_kinds: tuple[Kind, ...]
+    state_kinds: tuple[StateKind, ...]
     lengths: tuple[Annotated[int, Field(ge=0, le=10**9)], ...]
     names: tuple[str, ...]
     left_out: tuple[str, ...]

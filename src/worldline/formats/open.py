@@ -18,8 +18,8 @@ from worldline.formats.lerobot.open import looks_like_lerobot, open_lerobot
 from worldline.formats.onex.open import looks_like_onex, open_onex
 from worldline.formats.reading import reading
 from worldline.formats.source import Source
-from worldline.formats.states import Kind, override_kinds
-from worldline.schema import DataError, UsageError
+from worldline.formats.states import override_kinds
+from worldline.schema import DataError, StateKind, UsageError
 
 Roots = Path | tuple[Path, ...]
 """A data set, or several that are read as one."""
@@ -56,7 +56,7 @@ class OpenOptions:
     """LeRobot's columns that are used as states, by their usual names: `observation.state`, `action` or both."""
     state_keys: tuple[str, ...] = ()
     """Columns of LeRobot's tables by any name, joined in this order, instead of `conditioning`."""
-    state_kinds: dict[str, Kind] = field(default_factory=dict)
+    state_kinds: dict[str, StateKind] = field(default_factory=dict)
     """Kinds that override the guess, by state name."""
     allow_missing: bool = False
     """Leave out episodes that are missing or damaged, and use the others."""
@@ -157,7 +157,7 @@ def open_source(
     camera: str | None = None,
     conditioning: Conditioning = "state",
     state_keys: Sequence[str] = (),
-    state_kinds: dict[str, Kind] | None = None,
+    state_kinds: dict[str, StateKind] | None = None,
     allow_missing: bool = False,
 ) -> Source:
     """Open a data set on disk; `Source.kind` says which format was found. Decodes nothing and asks no server.

@@ -7,28 +7,15 @@ range of the data; users can override it by name.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
-from jaxtyping import Float32, Float64
-from torch import Tensor
+from jaxtyping import Float64
 
 from worldline.formats.source import Source
-from worldline.schema import StateLayout, UsageError
+from worldline.schema import StateKind, StateLayout, UsageError
 
-Kind = Literal["angle", "velocity", "binary", "other"]
-
-_ARM = (
-    "SHOULDER_PITCH",
-    "SHOULDER_ROLL",
-    "SHOULDER_YAW",
-    "ELBOW_PITCH",
-    "ELBOW_YAW",
-    "WRIST_PITCH",
-    "WRIST_ROLL",
-)
-
-_ANGLE: Literal["angle"] = "angle"
+_ARM = ("SHOULDER_PITCH", "SHOULDER_ROLL", "SHOULDER_YAW", "ELBOW_PITCH", "ELBOW_YAW", "WRIST_PITCH", "WRIST_ROLL")
 ONEX_LAYOUT = StateLayout(
     names=(
         *("HIP_YAW", "HIP_ROLL", "HIP_PITCH", "KNEE_PITCH", "ANKLE_ROLL", "ANKLE_PITCH"),
@@ -38,7 +25,7 @@ ONEX_LAYOUT = StateLayout(
         *("LEFT_HAND_CLOSURE", "RIGHT_HAND_CLOSURE"),
         *("LINEAR_VELOCITY", "ANGULAR_VELOCITY"),
     ),
-    kinds=(*(_ANGLE for _ in range(21)), "binary", "binary", "velocity", "velocity"),
+    kinds=("angle",) * 21 + ("binary", "binary", "velocity", "velocity"),
 )
 """The 25 dimensions of the 1X World Model Challenge, v2.0 (its data card)."""
 
@@ -62,17 +49,17 @@ def guess_layout(names: Sequence[str], minima: Sequence[float], maxima: Sequence
 def override_kinds(layout: StateLayout, kinds: Mapping[str, str]) -> StateLayout:
     """Replace the kinds of the named dimensions. Raises `UsageError` for an unknown name or kind."""
     unknown = [name for name in kinds if name not in layout.names]
-    wrong = [kind for kind in kinds.values() if kind not in get_args(Kind)]
+    wrong = [kind for kind in kinds.values() if kind not in get_args(StateKind)]
     if unknown or wrong:
         raise UsageError(
             f"no state is called {unknown}, no kind is called {wrong}; "
-            f"states are {list(layout.names)}, kinds are {list(get_args(Kind))}"
+            f"states are {list(layout.names)}, kinds are {list(get_args(StateKind))}"
         )
     changed: Any = tuple(kinds.get(name, kind) for name, kind in zip(layout.names, layout.kinds, strict=True))
     return StateLayout(names=layout.names, kinds=changed)
 
 
-def _guess(name: str, low: float, high: float) -> Kind:
+def _guess(name: str, low: float, high: float) -> StateKind:
     if _VELOCITY.search(name):
         return "velocity"
     if _HAND.search(name) and low >= -0.05 and high <= 1.05:
@@ -84,7 +71,7 @@ def _guess(name: str, low: float, high: float) -> Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class StateStats:
-    """Statistics of every state dimension over a source, and the scaling that follows from them."""
+    """Statistics of every state dimension over a source."""
 
     names: tuple[str, ...]
     count: int
@@ -101,23 +88,8 @@ class StateStats:
 
     @property
     def constant(self) -> tuple[int, ...]:
-        """Dimensions that never change. They are centred but not scaled."""
+        """Dimensions that never change."""
         return tuple(i for i, (a, b) in enumerate(zip(self.minimum, self.maximum, strict=True)) if a == b)
-
-    def normalise(self, states: Float32[Tensor, "*b s"]) -> Float32[Tensor, "*b s"]:
-        """Scale to zero mean and unit deviation over the source."""
-        mean, scale = self._mean_and_scale(states)
-        return (states - mean) / scale
-
-    def denormalise(self, states: Float32[Tensor, "*b s"]) -> Float32[Tensor, "*b s"]:
-        """Undo `normalise`, to within float32 rounding."""
-        mean, scale = self._mean_and_scale(states)
-        return states * scale + mean
-
-    def _mean_and_scale(self, like: Tensor) -> tuple[Float32[Tensor, "s"], Float32[Tensor, "s"]]:
-        # Below a millionth a deviation is rounding noise of a dimension that stands still.
-        scale = [1.0 if i in self.constant or std < 1e-6 else std for i, std in enumerate(self.std)]
-        return like.new_tensor(self.mean), like.new_tensor(scale)
 
 
 def compute_stats(source: Source, *, episodes: Sequence[int] | None = None) -> StateStats:
@@ -141,17 +113,10 @@ def compute_stats(source: Source, *, episodes: Sequence[int] | None = None) -> S
         low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
         count, mean, squares = _merge(count, mean, squares, rows.astype(np.float64))
     q01, q50, q99 = np.quantile(np.concatenate(sample), (0.01, 0.5, 0.99), axis=0)
-    return StateStats(
-        names=source.layout.names,
-        count=count,
-        mean=_floats(mean),
-        std=_floats(np.sqrt(squares / count)),
-        minimum=_floats(low),
-        maximum=_floats(high),
-        q01=_floats(q01),
-        q50=_floats(q50),
-        q99=_floats(q99),
-    )
+    found = {"mean": mean, "std": np.sqrt(squares / count), "minimum": low, "maximum": high}
+    found |= {"q01": q01, "q50": q50, "q99": q99}
+    numbers = {name: tuple(map(float, values)) for name, values in found.items()}
+    return StateStats(names=source.layout.names, count=count, **numbers)
 
 
 def _merge(
@@ -165,7 +130,3 @@ def _merge(
     shift = new - mean
     squares = squares + ((rows - new) ** 2).sum(axis=0) + shift**2 * (count * len(rows) / total)
     return total, mean + shift * (len(rows) / total), squares
-
-
-def _floats(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)

@@ -18,9 +18,9 @@ from worldline.formats.checks import LeavingOut, Report, leave_out_absent, raise
 from worldline.formats.onex.source import OnexSource, Place, Shard, segment_runs
 from worldline.formats.reading import noted
 from worldline.formats.source import Source
-from worldline.formats.states import ONEX_LAYOUT, Kind
+from worldline.formats.states import ONEX_LAYOUT
 from worldline.formats.video import probe
-from worldline.schema import DataError, Episode, StateLayout, TokenGrid
+from worldline.schema import DataError, Episode, StateKind, StateLayout, TokenGrid
 
 COSMOS_GRID = TokenGrid(height=32, width=32, vocab_size=64_000)
 """The grid of the challenge's tokens (Cosmos DV8x8x8 at 256x256), where metadata.json does not say otherwise."""
@@ -36,7 +36,7 @@ class _Meta:
     num_shards: Annotated[int, Field(ge=0, le=10**6)]
     hz: Annotated[float, Field(ge=0.01, le=10_000, allow_inf_nan=False)]
     state_names: tuple[str, ...] | None = None
-    state_kinds: tuple[Kind, ...] = ()
+    state_kinds: tuple[StateKind, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
