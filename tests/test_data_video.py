@@ -23,7 +23,7 @@ def test_round_trip_keeps_size_rate_and_pixels(tmp_path: Path) -> None:
     frames = moving_picture(20, 64)
     encode(tmp_path / "a.mp4", frames, fps=30.0)
     info = probe(tmp_path / "a.mp4")
-    assert (info.num_frames, info.height, info.width, info.fps) == (20, 64, 64, 30.0)
+    assert (info.num_frames, info.size, info.fps) == (20, (64, 64), 30.0)
     decoded = decode(tmp_path / "a.mp4", range(0, 20)).permute(0, 2, 3, 1).numpy()
     assert _psnr(decoded, frames) > 38
     assert np.abs((decoded.astype(float) - frames).mean(axis=(0, 1, 2))).max() < 0.5  # no channel is shifted

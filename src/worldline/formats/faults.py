@@ -6,6 +6,8 @@ Also `check_episodes`: the cheap part of it, done before costly work on chosen e
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from worldline.formats.checks import Report, noting
 from worldline.formats.choose import how_to_leave_out
 from worldline.formats.source import Source
@@ -64,16 +66,15 @@ def _film_faults(source: Source, episodes: Sequence[int], report: Report, thorou
     """Report what is wrong with the pictures of one file: their size, their times, what does not decode."""
     with noting(report):
         _check_size(source, episodes[0], source.frame_size(episodes[0]))
-    shown: dict[int, tuple[int, int, int]] = {}
+    shown: dict[int, np.ndarray] = {}
     for episode in episodes:
         with noting(report):
-            frames = source.shown(episode)
-            shown[episode] = int(frames[0]), int(frames[-1]), len(frames)
-    if not shown:
-        return
-    first, last = min(shown, key=lambda episode: shown[episode][0]), max(shown, key=lambda episode: shown[episode][1])
-    ends = [(first, 0, 1), (last, shown[last][2] - 1, shown[last][2])]
-    for episode, start, stop in [(episode, 0, shown[episode][2]) for episode in shown] if thorough else ends:
+            shown[episode] = source.shown(episode)
+    pieces = [(episode, 0, len(frames)) for episode, frames in shown.items()]
+    if pieces and not thorough:
+        first, last = min(shown, key=lambda i: shown[i][0]), max(shown, key=lambda i: shown[i][-1])
+        pieces = [(first, 0, 1), (last, len(shown[last]) - 1, len(shown[last]))]
+    for episode, start, stop in pieces:
         with noting(report):
             for frames in source.frames(episode, start, stop, threads=0):
                 with noting(report):

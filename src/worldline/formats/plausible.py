@@ -16,12 +16,10 @@ from worldline.formats.states import StateStats
 from worldline.schema import DataError
 
 _SAMPLE_ROWS = 1_000_000
+# Factor by which an episode must be larger than others to have another unit; degrees are 57 times radians.
 _UNIT = 20.0
-"""Factor by which an episode must be larger than others to have another unit; degrees are 57 times radians."""
-_SMALL = 0.5
-"""Differences below this (rad, m/s, a closure) do not indicate another unit or range."""
-_STILL_ROWS = 34
-"""Rows after which a dimension that never changed counts as constant."""
+_SMALL = 0.5  # differences below this (rad, m/s, a closure) do not indicate another unit or range
+_STILL_ROWS = 34  # after which a dimension that never changed counts as constant
 
 log = logging.getLogger(__name__)
 
@@ -80,17 +78,10 @@ def implausible(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
 
 
 def _wild(
-    source: Source,
-    episodes: Sequence[int],
-    bounds: Float64[np.ndarray, "2 s"],
-    around: Sequence[str],
-    aside: Bool[np.ndarray, "s"] | bool = False,
+    source: Source, episodes: Sequence[int], bounds: Float64[np.ndarray, "2 s"], around: Sequence[str]
 ) -> Iterator[DataError]:
-    """Values outside of bounds that lie far `around` what is usual: the first of them, and how many there are.
-
-    Dimensions of which something else is said are left `aside`.
-    """
-    found = [(i, marked) for i in episodes if (marked := outside(_states(source, i), bounds) & ~np.array(aside)).any()]
+    """Values outside of bounds that lie far `around` what is usual: the first of them, and how many there are."""
+    found = [(i, marked) for i in episodes if (marked := outside(_states(source, i), bounds)).any()]
     if found:
         episode, marked = found[0]
         row, dim = np.argwhere(marked)[0].tolist()
@@ -124,8 +115,9 @@ def unlike(source: Source, episodes: Sequence[int], known: StateStats) -> Iterat
     tiny = np.maximum(np.abs(here_low), np.abs(here_high)) * _UNIT < np.maximum(np.abs(low), np.abs(high))
     if tiny.sum() * 2 >= len(tiny):
         other |= tiny  # radians where training had degrees
+    bounds = np.where(other, [[-np.inf], [np.inf]], [low - wide, high + wide])  # of others more is said below
     trained = [f"what it was in training ({a:.4g} .. {b:.4g})" for a, b in zip(low, high, strict=True)]
-    yield from _wild(source, episodes, np.stack([low - wide, high + wide]), trained, aside=other)
+    yield from _wild(source, episodes, bounds, trained)
     names = source.layout.names
     if other.any():
         dim = int(other.argmax())

@@ -1,6 +1,7 @@
 """`Source`: where clips come from. Every file format is one, and says of itself what others need to know of it."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from worldline.formats.checks import LeavingOut, Report
-from worldline.schema import Clip, Episode, Origin, StateLayout, TokenGrid, UsageError
+from worldline.schema import Clip, DataError, Episode, Origin, StateLayout, TokenGrid, UsageError
+
+_LOOKED_AT = 8  # episodes, for the size of frames
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,7 +109,7 @@ class Source:
         return iter(())
 
     def sound(self, leaving: LeavingOut) -> "Source":
-        """The source without damaged episodes, where they may be left out: each costs itself alone."""
+        """The source with the size of its frames as stored, and without damaged episodes, if they may be left out."""
         kept: list[Episode] = []
         for episode in self.episodes:
             before = len(leaving.lines)
@@ -115,9 +118,20 @@ class Source:
                     self.check(episode.index)
             if len(leaving.lines) == before:
                 kept.append(episode)
-        episodes = tuple(replace(episode, index=new) for new, episode in enumerate(kept))
-        places = tuple(self.places[episode.index] for episode in kept)
-        return replace(self, episodes=episodes, places=places, left_out=tuple(leaving.lines))
+        return replace(
+            self,
+            image_size=self._stored_size() or self.image_size,
+            episodes=tuple(replace(episode, index=new) for new, episode in enumerate(kept)),
+            places=tuple(self.places[episode.index] for episode in kept),
+            left_out=tuple(leaving.lines),
+        )
+
+    def _stored_size(self) -> tuple[int, int] | None:
+        """The size of frames of the first episode that can be opened; what is wrong with others is said on reading."""
+        for episode in self.episodes[:_LOOKED_AT] if self.grid is None else ():
+            with suppress(DataError):
+                return self.frame_size(episode.index)
+        return None
 
     @property
     def alike(self) -> dict[str, object]:

@@ -7,12 +7,13 @@ out right.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -36,14 +37,13 @@ _TO_YUV = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
 _TO_YUV |= Interpolation.FULL_CHR_H_INP | Interpolation.FULL_CHR_H_INT
 
 
-@dataclass(frozen=True, kw_only=True)
-class VideoInfo:
+class VideoInfo(NamedTuple):
     """Header of a container's first video stream."""
 
     num_frames: int
     """Frames, counted from the packets where the container does not say."""
-    height: int
-    width: int
+    size: tuple[int, int]
+    """Height and width."""
     fps: float
 
 
@@ -77,13 +77,9 @@ class FrameTimes:
 def probe(path: Path) -> VideoInfo:
     """Read size, rate and number of frames from the header. Raises `DataError` for what is no video."""
     with _opened(path) as (_, stream):
-        info = VideoInfo(
-            num_frames=stream.frames,
-            height=stream.codec_context.height,
-            width=stream.codec_context.width,
-            fps=float(stream.average_rate or 0),
-        )
-    return info if info.num_frames else replace(info, num_frames=len(frame_times(path)))
+        size = stream.codec_context.height, stream.codec_context.width
+        num_frames, fps = stream.frames, float(stream.average_rate or 0)
+    return VideoInfo(num_frames or len(frame_times(path)), size, fps)
 
 
 @while_unchanged(4096)

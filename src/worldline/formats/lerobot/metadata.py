@@ -21,10 +21,14 @@ INFO = "meta/info.json"
 NO_FILE = "no file"
 _VERSIONS = ("v2.0", "v2.1", "v3.0")
 _NO_NUMBERS = ("video", "image", "string")
-_BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-"""Numeric columns that are never states."""
-_LONGEST_NAME = 255
-"""Bytes of a file's name that file systems allow."""
+_BOOKKEEPING = (
+    "timestamp",
+    "frame_index",
+    "episode_index",
+    "index",
+    "task_index",
+)  # numeric columns that are never states
+_LONGEST_NAME = 255  # bytes of a file's name that file systems allow
 _WIDEST = 100_000
 
 
@@ -55,7 +59,7 @@ class Meta:
         version = content.get("codebase_version")
         if version not in _VERSIONS:
             fix = "Convert the data set with the scripts of the lerobot package (convert_dataset_v1_to_v2 and on)."
-            expected = f"codebase_version {', '.join(_VERSIONS[:-1])} or {_VERSIONS[-1]}"
+            expected = f"codebase_version {' or '.join(_VERSIONS)}"
             raise DataError(root / INFO, expected=expected, found=repr(version), fix=fix, kind="format")
         return validated(root / INFO, cls, content | {"root": root})
 
@@ -78,29 +82,20 @@ class Meta:
             raise self.fault("a path with fields such as {episode_index:06d}", found) from error
         parts = Path(place).parts
         too_long = any(len(part.encode(errors="replace")) > _LONGEST_NAME for part in parts)
-        if not parts or "\0" in place or Path(place).is_absolute() or ".." in parts or too_long:
+        if not parts or "\0" in place or {"/", ".."} & set(parts) or too_long:
             raise self.fault("a path below the data set's folder", f"{place[:80]!r}")
         return self.root / place
 
     def cameras(self) -> dict[str, str]:
-        """Keys of the cameras, each with the reason why it is not used by default (or nothing).
-
-        Depth maps and cameras without files are not used by default.
-        """
+        """Keys of the cameras, each with why it is not taken unasked (a depth map, `NO_FILE`), or nothing."""
         keys = [key for key, feature in self.features.items() if feature.get("dtype") in ("video", "image")]
         return {key: self._why_not(key) for key in keys}
 
     def camera(self, wanted: str | None) -> str:
-        """The camera of a key, or of its last part; the only one where none is wanted.
-
-        Raises:
-            DataError: there is none.
-            UsageError: none or several could be meant.
-        """
+        """The camera of a key, or of its last part; the only one where none is wanted. Raises `UsageError` in doubt."""
         available = self.cameras()
         if not available:
-            expected, fix = "a camera, stored as video or as images", "Record one, or use another data set."
-            raise self.fault(expected, "none", fix=fix)
+            raise self.fault("a camera (video or image)", "none", fix="Record one, or use another data set.")
         if wanted is None:
             matches = [key for key, why_not in available.items() if not why_not] or list(available)
         else:

@@ -25,10 +25,8 @@ from worldline.formats.source import Source
 from worldline.formats.states import guess_layout
 from worldline.schema import DataError, Episode, StateLayout, UsageError
 
+# Tables whose values are looked at to guess the layout. meta/stats.json is not believed: it is often of other data.
 _GUESS_FROM = 8
-"""Number of tables that are read to guess the layout. meta/stats.json is not used, because it often belongs to other
-data."""
-
 _Index = Annotated[int, Field(ge=0, le=10**9)]
 
 
@@ -59,10 +57,7 @@ def open_lerobot(
     allow_missing: bool = False,
     report: Report = raise_problem,
 ) -> Source:
-    """Open a LeRobot data set; `columns` of its tables, side by side, are the states.
-
-    Raises `DataError` for bad metadata or missing files, `UsageError` for bad choices.
-    """
+    """Open a LeRobot data set; `columns` of its tables, side by side, are the states."""
     meta = Meta.read(root)
     camera = meta.camera(camera)
     leaving = LeavingOut(allowed=allow_missing, report=report)
@@ -87,7 +82,7 @@ def open_lerobot(
         columns=columns,
         dims=dims,
     )
-    return replace(source, image_size=_stored_size(source) or source.image_size).sound(leaving)
+    return source.sound(leaving)
 
 
 def _listed(meta: Meta, camera: str, leaving: LeavingOut) -> Iterator[Recording]:
@@ -143,34 +138,28 @@ def _rows(root: Path, camera: str | None, leaving: LeavingOut) -> Iterator[tuple
 def _once_and_not_empty(root: Path, listed: list[Recording], leaving: LeavingOut) -> list[Recording]:
     """Use an episode that is listed twice only once, as listed last; leave out episodes without frames."""
     last = {recording.number: recording for recording in listed}
+    times = Counter(recording.number for recording in listed)
     fix = "Take the surplus line out of the list of episodes in meta/; it is left out here."
-
-    def leave(what: str, expected: str, kind: str) -> None:
-        problem = DataError(root / "meta", expected=expected, found=what, fix=fix, kind=kind)
-        leaving.leave(what, problem, harmless=True)
-
-    for number, times in Counter(recording.number for recording in listed).items():
-        if times > 1:
-            leave(f"episode {number} (listed {times} times, used once)", "every episode once", "duplicate")
-        if last[number].length == 0:
-            leave(f"episode {number} (of no frame)", "episodes with frames", "empty_episode")
+    twice = [f"{i} (listed {count} times, used once)" for i, count in times.items() if count > 1]
+    empty = [f"{i} (of no frame)" for i in last if last[i].length == 0]
+    surplus = [(what, "every episode once", "duplicate") for what in twice]
+    surplus += [(what, "episodes with frames", "empty_episode") for what in empty]
+    for what, expected, kind in surplus:
+        problem = DataError(root / "meta", expected=expected, found=f"episode {what}", fix=fix, kind=kind)
+        leaving.leave(f"episode {what}", problem, harmless=True)
     return [recording for recording in last.values() if recording.length > 0]
 
 
 def _numbered(recordings: list[Recording]) -> list[Recording]:
     """Where videos are shared (v3.0), count the frames before each episode in its video, and of all episodes there."""
-    if not any(recording.begins is not None for recording in recordings):
+    if not recordings or recordings[0].begins is None:
         return recordings
-    total: Counter[Path | None] = Counter()
-    for recording in recordings:
-        total[recording.video] += recording.length
     done: Counter[Path | None] = Counter()
     numbered: list[Recording] = []
-    for recording in sorted(recordings, key=lambda recording: (recording.begins or 0.0, recording.number)):
-        video = recording.video
-        numbered.append(replace(recording, first_frame=done[video], frames_in_file=total[video]))
-        done[video] += recording.length
-    return sorted(numbered, key=lambda recording: recording.number)
+    for recording in sorted(recordings, key=lambda of: (of.begins or 0.0, of.number)):
+        numbered.append(replace(recording, first_frame=done[recording.video]))
+        done[recording.video] += recording.length
+    return [replace(of, frames_in_file=done[of.video]) for of in sorted(numbered, key=lambda of: of.number)]
 
 
 def _present(listed: list[Recording], root: Path, leaving: LeavingOut) -> list[Recording]:
@@ -187,13 +176,9 @@ def _layout(meta: Meta, columns: tuple[str, ...], dims: tuple[int, ...], places:
     names: list[str] = []
     last = [column.rsplit(".", 1)[-1] for column in columns]
     for column, dim, end in zip(columns, dims, last, strict=True):
-        prefix = end if last.count(end) == 1 else column
-        found = meta.names(column)
-        if len(found) != dim or len(set(found)) != dim:
-            found = [f"{prefix}.{i}" for i in range(dim)]
-        elif len(columns) > 1:
-            found = [f"{prefix}.{name}" for name in found]
-        names.extend(found)
+        prefix = f"{end if last.count(end) == 1 else column}."
+        found = [prefix * (len(columns) > 1) + name for name in meta.names(column)]
+        names += found if len(found) == dim == len(set(found)) else [f"{prefix}{i}" for i in range(dim)]
     tables, read = sorted({place.table for place in places}), [np.zeros((1, sum(dims)), np.float32)]
     for path in tables[:: max(1, len(tables) // _GUESS_FROM)][:_GUESS_FROM]:
         with suppress(DataError):  # what is wrong with it is said when it is read
@@ -201,11 +186,3 @@ def _layout(meta: Meta, columns: tuple[str, ...], dims: tuple[int, ...], places:
             read.append(np.nan_to_num(values, posinf=0.0, neginf=0.0))
     low, high = usual_range(np.concatenate(read))
     return guess_layout(names, low.tolist(), high.tolist())
-
-
-def _stored_size(source: LerobotSource) -> tuple[int, int] | None:
-    """Height and width of the frames of the first episode that can be opened."""
-    for episode in source.episodes[:_GUESS_FROM]:
-        with suppress(DataError):
-            return source.frame_size(episode.index)
-    return None

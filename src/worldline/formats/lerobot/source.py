@@ -125,10 +125,8 @@ class LerobotSource(Source):
         return self.frame_size(episode)
 
     def frame_size(self, episode: int) -> tuple[int, int] | None:
-        if self.places[episode].video is not None:
-            info = probe(self.footage(episode)[0])
-            return info.height, info.width
-        return super().frame_size(episode)
+        video = self.places[episode].video
+        return super().frame_size(episode) if video is None else probe(video).size
 
     def footage(self, episode: int) -> tuple[Path, int]:
         """The file that shows an episode, and about where the episode's frames begin in it."""

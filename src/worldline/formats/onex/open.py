@@ -5,7 +5,6 @@ collects them all.
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,7 +123,6 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
         layout=layout,
         episodes=episodes,
         places=places,
-        image_size=_image_size(shards) if grid is None else None,
         grid=grid,
         context_only=test,
         tokenizer=_noted(metadata, "tokenizer", str) if grid is not None else None,
@@ -287,12 +285,3 @@ def _runs(shard: Shard) -> Iterator[tuple[str, int, int]]:
     segments = mapped(shard.segments, "int32", (shard.num_frames,))
     for first, length in zip(*(part.tolist() for part in segment_runs(segments)), strict=True):
         yield f"shard {shard.index}, segment {segments[first]}", first, length
-
-
-def _image_size(shards: list[Shard]) -> tuple[int, int] | None:
-    """Height and width of the first video that can be opened; what is wrong with one is said when it is read."""
-    for shard in shards:
-        with suppress(DataError):
-            info = probe(shard.video)
-            return info.height, info.width
-    return None

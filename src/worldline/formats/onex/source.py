@@ -120,11 +120,10 @@ class OnexSource(Source):
         info = probe(shard.video)
         if info.num_frames != shard.num_frames or abs(info.fps - self.fps) > 0.005 * self.fps:
             self.shown(episode)
-        return info.height, info.width
+        return info.size
 
     def frame_size(self, episode: int) -> tuple[int, int]:
-        info = probe(self.footage(episode)[0])
-        return info.height, info.width
+        return probe(self.places[episode].shard.video).size
 
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
         check_window(self.episodes[episode], start, stop)
