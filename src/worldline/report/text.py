@@ -1,12 +1,12 @@
 """Numbers as text: the one way the house prints a number, and an evaluation as a table for a terminal."""
 
 import math
+from collections.abc import Sequence
 
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, best_rows, label_of, metrics_of
 from worldline.metrics.bootstrap import Interval
-from worldline.metrics.table import METRICS
+from worldline.metrics.table import METRICS, Metric
 
-ABSENT = "- "
 INCOMPARABLE = (
     "Costs of tokens do not compare here: the tokens are of different tokenizers or hysteresis, so what there is to "
     "predict is not the same."
@@ -60,51 +60,38 @@ def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
         tokenizer_of(evaluation),
         "mean [95 % interval over episodes]; * best mean",
     ]
-    metrics = metrics_of(rows)
-    best = {metric: best_rows(rows, metric) for metric in metrics}
-    labels = [
-        "",
-        *(f"{METRICS[m].label}{f' ({METRICS[m].unit})' if METRICS[m].unit else ''}" for m in metrics),
-    ]
-    margin = max(len(label) for label in labels)
-    columns = [[label_of(row.id), *(_cell(row, metric, best[metric]) for metric in metrics)] for row in rows]
-    for block in _blocks(columns, width - margin):
-        lines.append("")
-        for i, label in enumerate(labels):
-            cells = [column[i] for column in block]
-            if any(cell != ABSENT for cell in cells):
-                padded = (f"  {cell:>{max(map(len, column))}}" for cell, column in zip(cells, block, strict=True))
-                lines.append(f"{label:<{margin}}{''.join(padded)}".rstrip())
+    about = [METRICS[metric] for metric in metrics_of(rows)]
+    heads = ["", *(f"{metric.label} ({metric.unit})" if metric.unit else metric.label for metric in about)]
+    columns = [[label_of(row.id), *(_cell(row, metric, rows) for metric in about)] for row in rows]
+    margin = max(map(len, heads))
+    for block in _side_by_side(columns, width - margin):
+        table = [(head, cells) for head, *cells in zip(heads, *block, strict=True) if {*map(str.strip, cells)} != {"-"}]
+        lines += ["", *(f"{head:<{margin}}{''.join(cells)}".rstrip() for head, cells in table)]
     lines += ["", *(_sentence(comparison) for comparison in evaluation.comparisons)]
     lines += [f"not computed: {label_of(id)}: {why}" for id, why in evaluation.not_computed.items()]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _cell(row: Row, metric: str, best: list[Row]) -> str:
-    if metric not in row.metrics:
-        return ABSENT
-    value, unit = row.metrics[metric], METRICS[metric].unit
-    return f"{format_interval(value, unit)}{'*' if any(row is one for one in best) else ' '}"
+def _cell(row: Row, metric: Metric, rows: Sequence[Row]) -> str:
+    if metric.id not in row.metrics:
+        return "- "
+    return format_interval(row.metrics[metric.id], metric.unit) + ("*" if row in best_rows(rows, metric.id) else " ")
 
 
-def _blocks(columns: list[list[str]], width: int) -> list[list[list[str]]]:
-    blocks: list[list[list[str]]] = []
-    used = width + 1
+def _side_by_side(columns: list[list[str]], width: int) -> list[list[list[str]]]:
+    """Columns in blocks no wider than `width`, each padded to one length."""
+    blocks, used = [], width
     for column in columns:
         size = 2 + max(map(len, column))
-        if used + size > width:
+        if used + size > width or not blocks:
             blocks.append([])
             used = 0
-        blocks[-1].append(column)
+        blocks[-1].append([cell.rjust(size) for cell in column])
         used += size
     return blocks
 
 
 def _sentence(comparison: Comparison) -> str:
     about, better, than = METRICS[comparison.metric], label_of(comparison.better), label_of(comparison.than)
-    difference = format_interval(comparison.difference, about.unit)
-    return (
-        f"{better} vs {than}: {comparison.verdict()} "
-        f"({better} minus {than}, {about.label}: {difference} {about.unit}".rstrip()
-        + ")"
-    )
+    difference = f"{format_interval(comparison.difference, about.unit)} {about.unit}".rstrip()
+    return f"{better} vs {than}: {comparison.verdict()} ({better} minus {than}, {about.label}: {difference})"

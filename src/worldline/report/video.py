@@ -6,8 +6,8 @@ what it made. The frame is in the pixels, so it stays in step with the picture i
 
 import base64
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange, repeat
@@ -23,9 +23,8 @@ PANEL_WIDTH = 192
 """Narrower panels are enlarged to about this before encoding: H.264 keeps one colour per 2x2 pixels."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Film:
-    """One clip as a page shows it."""
+class Film(NamedTuple):
+    """One clip as a page shows it, at `fps` frames per second, which is `speed` (say, `at 1/4 speed`)."""
 
     title: str
     psnr: float
@@ -34,9 +33,7 @@ class Film:
     num_frames: int
     context: int
     fps: float
-    """Frames per second as shown."""
     speed: str
-    """How that relates to the recording: `in real time`, `at 1/4 speed`."""
 
 
 def films(forecasts: Forecasts, fps: float | None) -> list[Film]:
@@ -78,16 +75,8 @@ def _film(title: str, clip: int, forecasts: Forecasts, fps: float | None) -> Fil
         path = Path(folder) / "clip.mp4"
         encode(path, strip(list(panels.values()), context), fps=shown, crf=16, gop=8)
         data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return Film(
-        title=title,
-        psnr=float(forecasts.psnr[clip]),
-        panels=tuple(label_of(name) for name in panels),
-        uri=f"data:video/mp4;base64,{data}",
-        num_frames=len(real),
-        context=context,
-        fps=shown,
-        speed=speed,
-    )
+    names, uri = tuple(label_of(name) for name in panels), f"data:video/mp4;base64,{data}"
+    return Film(title, float(forecasts.psnr[clip]), names, uri, len(real), context, shown, speed)
 
 
 def _pace(num_frames: int, fps: float | None) -> tuple[float, str]:
