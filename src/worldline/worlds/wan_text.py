@@ -47,7 +47,7 @@ _RENAMES = (
 def encode_text(
     weights: Path, prompt: str = "", *, dtype: Literal["bfloat16", "float32"] = "bfloat16"
 ) -> Float[Tensor, "n d"]:
-    """Encode a prompt as Wan does, trimmed to its real tokens; float32 on the CPU. Nothing is ever downloaded.
+    """Encode a prompt as Wan does, trimmed to its real tokens; float32 on the CPU. Downloads nothing.
 
     HTML entities are resolved and white space is collapsed, as upstream; broken Unicode is not repaired.
 
@@ -57,7 +57,7 @@ def encode_text(
         dtype: what the encoder runs in; its files are bfloat16. It needs 11.4 GB of memory, or 22.7 GB in float32.
 
     Raises:
-        UsageError: there is no encoder; says which sub-folders of which hub repository. Or the prompt is too long.
+        UsageError: there is no encoder, or the prompt is too long.
         DataError: files are damaged or do not belong together.
     """
     files, tokenizer = _parts(weights)

@@ -8,7 +8,7 @@ download is named in a second and not after gigabytes. Needs the extra `wan`, im
 import inspect
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -26,9 +26,6 @@ from worldline.nn.published import (
     weight_files,
 )
 from worldline.schema import DataError, UsageError
-
-if TYPE_CHECKING:
-    import diffusers.models.transformers.transformer_wan
 
 _ORIGINAL_FIELDS = {"dim": "width", "num_layers": "num_layers", "num_heads": "num_attention_heads", "eps": "eps"}
 """Entries of the original `config.json` and what they are called here; shapes of tensors tell the others."""
@@ -57,10 +54,8 @@ class BackboneConfig:
     rope_max_seq_len: int = 1024
 
     def __post_init__(self) -> None:
-        whole(
-            self, "patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim"
-        )
-        whole(self, "freq_dim", "ffn_dim", "num_layers", "rope_max_seq_len")
+        whole(self, "patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels")
+        whole(self, "text_dim", "freq_dim", "ffn_dim", "num_layers", "rope_max_seq_len")
         number(self, "eps", above=0)
         if self.attention_head_dim % 2 or self.attention_head_dim < 6:
             refuse(self, "attention_head_dim", "even and at least 6: positions turn pairs of numbers on three axes")
@@ -74,12 +69,8 @@ class BackboneConfig:
         """Size of a token."""
         return self.num_attention_heads * self.attention_head_dim
 
-    def build(
-        self, dtype: torch.dtype = torch.float32
-    ) -> "diffusers.models.transformers.transformer_wan.WanTransformer3DModel":
-        """Build it with random weights; under `torch.device("meta")` with none.
-
-        Embeddings of time, modulation tables and block norms stay in float32 for every `dtype`, as in `load_backbone`.
+    def build(self, dtype: torch.dtype = torch.float32) -> Any:
+        """A `WanTransformer3DModel` of the types that `load_backbone` gives; on the meta device without weights.
 
         Raises:
             UsageError: diffusers is not installed.
@@ -105,21 +96,19 @@ BackboneConfig.presets = {
 }
 
 
-def load_backbone(
-    path: Path, config: BackboneConfig, *, dtype: torch.dtype = torch.bfloat16
-) -> "diffusers.models.transformers.transformer_wan.WanTransformer3DModel":
-    """Load the pretrained transformer, in evaluation mode, on the CPU. Nothing is ever downloaded.
+def load_backbone(path: Path, config: BackboneConfig, *, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """Load the pretrained transformer, in evaluation mode, on the CPU, one tensor at a time. Downloads nothing.
 
     Equal to what diffusers' `from_pretrained` gives, also for the original files: weights in `dtype`, except what
-    diffusers keeps in float32. Memory is that of the result; tensors are read one at a time.
+    diffusers keeps in float32.
 
     Args:
-        path: a diffusers folder or its `transformer/`, the folder of the original files, or one safetensors file.
+        path: see `backbone_files`.
         config: what is expected there. Without a `config.json` beside the files, only what shows in shapes is checked:
             not the number of heads.
 
     Raises:
-        UsageError: there is no such transformer; says which files of which hub repositories are meant.
+        UsageError: there is no such transformer.
         DataError: the files hold another model or are damaged; names the first field or key that differs.
     """
     files = backbone_files(path)
@@ -139,7 +128,7 @@ def load_backbone(
 
 
 def backbone_files(path: Path) -> list[Path]:
-    """The safetensors files of the transformer meant by a path, in the order of their names.
+    """Files of the transformer: of a diffusers folder or its `transformer/`, of the original folder, or one file.
 
     Raises:
         UsageError: there are none; says which files of which hub repositories are meant.
@@ -160,10 +149,9 @@ def backbone_files(path: Path) -> list[Path]:
 def fingerprint_backbone(path: Path) -> str:
     """Identify the pretrained weights without reading all of them; 64 hexadecimal digits.
 
-    Covers name, type and shape of every tensor and the first and last 4 KiB of its values, under diffusers' names: the
-    same weights in another layout or sharding have the same fingerprint, and another model, another stored type or
-    training of any tensor gives another. A change inside one large tensor that leaves both its ends as they were is
-    not seen, so it tells copies and models apart but is no proof against tampering.
+    Covers name (diffusers'), type and shape of every tensor and the first and last 4 KiB of its values: equal for the
+    same weights in another layout or sharding, another one for another model or stored type, or after training. A
+    change in the middle of a large tensor alone is not seen: no proof against tampering.
 
     Raises:
         UsageError, DataError: as `backbone_files`, or a file is damaged.
