@@ -1,12 +1,11 @@
 """The built-in data and checkpoints, and the demo that shows them. Slow: real models on real clips."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from worldline import builtin
-from worldline.demo import DemoConfig, run_demo
+from worldline.demo import DemoOptions, run_demo
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate
 from worldline.evaluation.result import Evaluation
 
@@ -29,16 +28,16 @@ def test_builtin_tokenizer_keeps_held_out_frames(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_demo_trains_a_world_that_follows_the_robot_and_reports(tmp_path: Path) -> None:
     """The demo's own settings for what it trains; a slow machine must not cut the lesson short here."""
-    config = replace(DemoConfig(), max_minutes=60.0, num_clips=6)
-    done = run_demo(tmp_path / "demo", config, lambda *_: None)
-    page = done.report.read_text(encoding="utf-8")
+    options = DemoOptions(max_minutes=60.0, num_clips=6)
+    report, found = run_demo(tmp_path / "demo", options)
+    (tokens, latents, taught), page = found.values(), report.read_text(encoding="utf-8")
     assert "<video" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
-    assert _mean(done.builtin, "forecast", "full_ce") < _mean(done.builtin, "unigram", "full_ce")
-    mean = f"mean_{config.num_samples}"
-    for evaluation in (done.sampling, done.fresh):
+    assert _mean(tokens, "forecast", "full_ce") < _mean(tokens, "unigram", "full_ce")
+    mean = f"mean_{options.num_samples}"
+    for evaluation in (latents, taught):
         differences = {(c.than, c.metric): c.difference for c in evaluation.comparisons if c.better == mean}
         assert differences["shuffled_states", "psnr_db_last"].low > 0, "it ignores the robot"
         assert differences["copy_last", "psnr_db_last"].low > 0
         assert differences["sample", "psnr_db_last"].low > 0
-    assert _mean(done.sampling, mean, "psnr_db_last") > _mean(done.fresh, mean, "psnr_db_last")
+    assert _mean(latents, mean, "psnr_db_last") > _mean(taught, mean, "psnr_db_last")

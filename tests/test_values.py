@@ -166,7 +166,7 @@ def test_wrong_values_are_refused_on_the_command_line_by_the_name_of_the_option(
         ("data encode X Y --tokenizer Z --pattern.stride 0", "--pattern.stride is 0"),
         ("data twin X --episodes 0", "--episodes is 0"),
         ("data twin X --episodes 1 --seed -1", "--seed is -1"),
-        ("demo --config.steps 0", "--config.steps is 0"),
+        ("demo --steps 0", "--steps is 0"),
     ],
 )
 def test_the_program_ends_with_2_and_one_line_and_leaves_nothing(
