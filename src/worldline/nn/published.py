@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from worldline.files import read_json, unreadable
@@ -99,15 +99,10 @@ def check_tensors(stored: Mapping[str, StoredTensor], expected: Mapping[str, Ten
 
 
 def read_tensors(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
-    """Name and values of every tensor, mapped from the files one by one."""
+    """Name and values of every tensor, mapped and not copied."""
     for file in dict.fromkeys(at.file for at in stored.values()):
-        here = {name: at.key for name, at in stored.items() if at.file == file}
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                yield from ((name, opened.get_tensor(key)) for name, key in here.items())
-        else:
-            saved = load_saved(file)
-            yield from ((name, saved[key]) for name, key in here.items())
+        values = load_file(file) if file.suffix == ".safetensors" else load_saved(file)
+        yield from ((name, values[at.key]) for name, at in stored.items() if at.file == file)
 
 
 def load_saved(file: Path) -> dict[str, Tensor]:
