@@ -6,14 +6,14 @@ With augmentation each start offset also has its own crop and colours: a world t
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from worldline.data.augment import AugmentConfig, augment_frames
@@ -27,7 +27,7 @@ from worldline.formats.reading import reading
 from worldline.formats.source import Source
 from worldline.owner import Claim
 from worldline.ranks import Ranks
-from worldline.schema import TokenGrid, UsageError
+from worldline.schema import UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
 _BLOCKS = 16
@@ -93,15 +93,7 @@ def tokenize(
         UsageError: `out` holds tokens of another source, tokenizer or setting, or is in use; the source holds no
             frames; or augmentation flips them or meets oblong ones without a `size`.
     """
-    if source.image_size is None:
-        raise UsageError(f"{source.path} holds tokens already; there are no frames to tokenize")
-    height, width = (size, size) if size else source.image_size
-    if augment is not None:
-        augment.keep_sides()
-        if height != width:
-            raise UsageError(
-                f"augmentation crops squares, but frames are {height}x{width}; give them a size (--data.image-size)"
-            )
+    height, width = _size(source, size, augment)
     grid = tokenizer.grid(height, width)
     if augment is None and start_offsets > grid.block:
         raise UsageError(
@@ -121,28 +113,25 @@ def tokenize(
     spans = [_spans(length, grid.block, offsets) for length in lengths]
 
     def make(shard: int) -> None:
-        episode, pieces = episodes[shard], _pieces(spans[shard], grid.block * blocks_at_once(height, width))
-        chunks = frame_chunks(source, episode, size=None if augment else size)
+        states, segments = source.read_states(episodes[shard], 0, lengths[shard]), np.arange(len(spans[shard]))
+        rows = [np.arange(*span) for span in spans[shard]]
+        segments = np.repeat(segments.astype(np.int32), [len(part) for part in rows])
+        pieces = _pieces(spans[shard], grid.block, blocks_at_once(height, width))
+        chunks = frame_chunks(source, episodes[shard], size=None if augment else size)
         views = _views(chunks, pieces, augment, size=height, shard=shard)
-        with _shard(out, shard, source.read_states(episode, 0, lengths[shard]), spans[shard], grid) as put:
-            for view, (start, _, number) in zip(views, pieces, strict=True):
-                put(number, start, tokenizer.encode(view[None].to(device or "cpu")).cpu().numpy())
+        with token_shard(out, shard, states=states[np.concatenate([np.arange(0), *rows])], segments=segments) as put:
+            for view, piece in zip(views, pieces, strict=True):
+                tokens = tokenizer.encode(view[None].to(device or "cpu"))[0].cpu().numpy().astype(np.int32)
+                put(piece.block, rearrange(tokens, "(n l) gh gw -> n l gh gw", l=grid.latents_per_block))
 
     ranks, frames = ranks or Ranks(), sum(stop - start for found in spans for start, stop in found)
     with ranks.owning(out, claim=claim, wait=in_cache):
         shards = range(len(episodes))
         reused = ranks.made(shards, make, done=lambda shard: shard_done(out, shard), progress=progress)
         if ranks.writes:
-            finish_shards(
-                out,
-                num_shards=len(episodes),
-                num_images=frames,
-                fps=source.fps,
-                layout=source.layout,
-                grid=grid,
-                provenance=key
-                | {"recordings": [recording_of(source, i) for i in episodes], "reading": reading(source, size)},
-            )
+            made_from = {"recordings": [recording_of(source, i) for i in episodes], "reading": reading(source, size)}
+            numbers = {"num_shards": len(episodes), "num_images": frames}
+            finish_shards(out, **numbers, fps=source.fps, layout=source.layout, grid=grid, provenance=key | made_from)
     return TokenizeReport(
         folder=out,
         episodes=len(episodes),
@@ -152,6 +141,20 @@ def tokenize(
         episodes_too_short=sum(all(stop - start < 2 * grid.block for start, stop in found) for found in spans),
         reused=reused,
     )
+
+
+def _size(source: Source, size: int | None, augment: AugmentConfig | None) -> tuple[int, int]:
+    """Height and width of what is tokenized. Raises `UsageError` where that cannot be."""
+    if source.image_size is None:
+        raise UsageError(f"{source.path} holds tokens already; there are no frames to tokenize")
+    height, width = (size, size) if size else source.image_size
+    if augment is not None:
+        augment.keep_sides()
+        if height != width:
+            raise UsageError(
+                f"augmentation crops squares, but frames are {height}x{width}; give them a size (--data.image-size)"
+            )
+    return height, width
 
 
 def source_key(source: Source, *, fingerprint: str, episodes: Sequence[int], size: int | None) -> dict[str, object]:
@@ -176,18 +179,30 @@ def blocks_at_once(height: int, width: int) -> int:
     return max(1, min(_BLOCKS, _BLOCKS * 256 * 256 // (height * width)))
 
 
-def _pieces(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int, int]]:
-    """Every span cut into pieces of so many frames, in the order in which they begin: first frame, end, number."""
+class _Piece(NamedTuple):
+    """Frames of an episode that go through the tokenizer together."""
+
+    start: int
+    stop: int
+    number: int
+    """Of the start offset."""
+    block: int
+    """The first block of the shard that they make."""
+
+
+def _pieces(spans: Sequence[tuple[int, int]], block: int, at_once: int) -> list[_Piece]:
+    """Every span cut into pieces of so many blocks, in the order in which they begin."""
+    firsts = np.cumsum([0, *((stop - start) // block for start, stop in spans)]).tolist()
     return sorted(
-        (begin, min(begin + length, stop), number)
+        _Piece(begin, min(begin + block * at_once, stop), number, firsts[number] + (begin - start) // block)
         for number, (start, stop) in enumerate(spans)
-        for begin in range(start, stop, length)
+        for begin in range(start, stop, block * at_once)
     )
 
 
 def _views(
     chunks: Iterator[UInt8[Tensor, "t 3 h w"]],
-    pieces: Sequence[tuple[int, int, int]],
+    pieces: Sequence[_Piece],
     augment: AugmentConfig | None,
     *,
     size: int,
@@ -195,27 +210,10 @@ def _views(
 ) -> Iterator[UInt8[Tensor, "n 3 y x"]]:
     """The frames of each piece while the episode goes by; augmented, each start offset in its own way."""
     firsts: dict[int, Tensor] = {}
-    for frames, (_, _, number) in zip(frame_runs(chunks, [piece[:2] for piece in pieces]), pieces, strict=True):
+    for frames, piece in zip(frame_runs(chunks, [piece[:2] for piece in pieces]), pieces, strict=True):
         if augment is None:
             yield frames
             continue
-        first = firsts.setdefault(number, frames[0].clone())
-        seed = np.random.SeedSequence([shard, number]).generate_state(1)[0]
+        first = firsts.setdefault(piece.number, frames[0].clone())
+        seed = np.random.SeedSequence([shard, piece.number]).generate_state(1)[0]
         yield augment_frames(frames, augment, size=size, seed=int(seed), first=first)
-
-
-@contextmanager
-def _shard(
-    out: Path, shard: int, states: Float32[np.ndarray, "t s"], spans: Sequence[tuple[int, int]], grid: TokenGrid
-) -> Iterator[Callable[[int, int, Int64[np.ndarray, "1 m gh gw"]], None]]:
-    """One episode's shard. It takes the number of a start offset, a frame and the tokens from there on."""
-    rows = np.concatenate([np.arange(0), *(np.arange(*span) for span in spans)])
-    segments = np.repeat(np.arange(len(spans), dtype=np.int32), [stop - start for start, stop in spans])
-    firsts = np.cumsum([0, *((stop - start) // grid.block for start, stop in spans)])
-    with token_shard(out, shard, states=states[rows], segments=segments) as put:
-
-        def put_from(number: int, start: int, tokens: Int64[np.ndarray, "1 m gh gw"]) -> None:
-            blocks = rearrange(tokens[0], "(n l) gh gw -> n l gh gw", l=grid.latents_per_block).astype(np.int32)
-            put(int(firsts[number]) + (start - spans[number][0]) // grid.block, blocks)
-
-        yield put_from
