@@ -17,8 +17,8 @@ from worldline.cli import data as data_cli
 from worldline.cli import train as train_cli
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import DataConfig, check_held_out, open_clips, open_split
-from worldline.data.convert import convert
 from worldline.data.info import inspect
+from worldline.encoding.convert import convert
 from worldline.encoding.latents import encode
 from worldline.encoding.tokens import tokenize
 from worldline.evaluation.held_out import DataChoice, held_out

@@ -16,9 +16,9 @@ from run_builders import NINE, run_of
 
 from worldline import builtin
 from worldline.data.clips import DataConfig, check_held_out
-from worldline.data.convert import convert
 from worldline.data.info import inspect
 from worldline.data.splits import Recordings, recording_of, recordings
+from worldline.encoding.convert import convert
 from worldline.encoding.latents import encode
 from worldline.encoding.tokens import tokenize
 from worldline.formats.onex.write import finish_shards, write_raw_shard

@@ -12,8 +12,8 @@ from worldline.checks import MOST_WORKERS, seed, whole
 from worldline.cli.console import choose, options_of, show
 from worldline.contract import FramePattern
 from worldline.data.clips import MOST_PIXELS
-from worldline.data.convert import convert
 from worldline.data.info import Info, inspect
+from worldline.encoding.convert import convert
 from worldline.formats.checks import summarise
 from worldline.formats.choose import choose_episodes, only
 from worldline.formats.faults import check_episodes

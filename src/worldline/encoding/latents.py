@@ -18,7 +18,7 @@ from worldline.contract import FramePattern
 from worldline.data.cache import frame_chunks, frame_runs
 from worldline.data.splits import recording_of
 from worldline.data.windows import some_windows
-from worldline.encoding.tokens import source_key
+from worldline.encoding.origin import source_key
 from worldline.formats.encoded import CLAIM, LatentSource, episode_done, finish, open_latents, written_episode
 from worldline.formats.faults import check_episodes
 from worldline.formats.source import Source
@@ -93,7 +93,7 @@ def encode(
     starts = [index.start[index.episode == episode] for episode in episodes]
     check_episodes(source, episodes, size=size)
     key = {
-        **source_key(source, fingerprint=fingerprint, episodes=episodes, size=size),
+        **source_key(source, episodes, size=size, tokenizer=fingerprint),
         "pattern": asdict(pattern),
         "window_stride": window_stride,
     }

@@ -7,6 +7,7 @@ With augmentation each start offset also has its own crop and colours: a world t
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +19,10 @@ from torch import Tensor
 
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import frame_chunks, frame_runs
-from worldline.data.splits import recording_of
-from worldline.formats.content import content_of
+from worldline.encoding.origin import origin_of, source_key
 from worldline.formats.faults import check_episodes
 from worldline.formats.onex.open import open_onex
 from worldline.formats.onex.write import finish_shards, shard_done, token_shard
-from worldline.formats.reading import reading
 from worldline.formats.source import Source
 from worldline.owner import Claim
 from worldline.ranks import Ranks
@@ -102,7 +101,7 @@ def tokenize(
         )
     check_episodes(source, episodes, size=size)
     key = {
-        **source_key(source, fingerprint=fingerprint, episodes=episodes, size=size),
+        **source_key(source, episodes, size=size, tokenizer=fingerprint),
         "start_offsets": start_offsets,
         "augment": asdict(augment) if augment else None,
     }
@@ -127,11 +126,11 @@ def tokenize(
     ranks, frames = ranks or Ranks(), sum(stop - start for found in spans for start, stop in found)
     with ranks.owning(out, claim=claim, wait=in_cache):
         shards = range(len(episodes))
-        reused = ranks.made(shards, make, done=lambda shard: shard_done(out, shard), progress=progress)
+        reused = ranks.made(shards, make, done=partial(shard_done, out), progress=progress)
         if ranks.writes:
-            made_from = {"recordings": [recording_of(source, i) for i in episodes], "reading": reading(source, size)}
-            numbers = {"num_shards": len(episodes), "num_images": frames}
-            finish_shards(out, **numbers, fps=source.fps, layout=source.layout, grid=grid, provenance=key | made_from)
+            noted = key | origin_of(source, episodes, size=size)
+            rate = {"num_shards": len(episodes), "num_images": frames, "fps": source.fps}
+            finish_shards(out, **rate, layout=source.layout, grid=grid, provenance=noted)
     return TokenizeReport(
         folder=out,
         episodes=len(episodes),
@@ -155,18 +154,6 @@ def _size(source: Source, size: int | None, augment: AugmentConfig | None) -> tu
                 f"augmentation crops squares, but frames are {height}x{width}; give them a size (--data.image-size)"
             )
     return height, width
-
-
-def source_key(source: Source, *, fingerprint: str, episodes: Sequence[int], size: int | None) -> dict[str, object]:
-    """What anything encoded from a source depends on: the data, the tokenizer and the picture size."""
-    return {
-        "source_kind": source.kind,
-        "content": content_of(source, episodes),
-        "states": list(source.layout.names),
-        "episodes": list(episodes),
-        "tokenizer": fingerprint,
-        "size": size,
-    }
 
 
 def _spans(length: int, block: int, offsets: Sequence[int]) -> list[tuple[int, int]]:

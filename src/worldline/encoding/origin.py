@@ -1,0 +1,31 @@
+"""What is noted of a source in a folder that was made of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from worldline.data.splits import recording_of
+from worldline.formats.content import content_of
+from worldline.formats.reading import reading
+from worldline.formats.source import Source
+
+
+def source_key(source: Source, episodes: Sequence[int], *, size: int | None, tokenizer: str = "") -> dict[str, Any]:
+    """What anything made of some episodes depends on: the data, the picture size and the tokenizer, if there is one."""
+    key = {
+        "source_kind": source.kind,
+        "content": content_of(source, episodes),
+        "states": list(source.layout.names),
+        "episodes": list(episodes),
+        "size": size,
+    }
+    return key | {"tokenizer": tokenizer} if tokenizer else key
+
+
+def origin_of(source: Source, episodes: Sequence[int], *, size: int | None) -> dict[str, Any]:
+    """Where it came from: which recordings, read how, and what was not there."""
+    return {
+        "made_from": str(source.path),
+        "recordings": [recording_of(source, episode) for episode in episodes],
+        "reading": reading(source, size),
+        "left_out": list(source.left_out),
+    }
