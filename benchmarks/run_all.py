@@ -20,7 +20,16 @@ import torch
 from worldline.files import write_json
 from worldline.rundir import environment
 
-SUITE = ("loss_memory", "training_step", "generation", "sampling_world", "data_loading", "twin_rendering", "threads")
+SUITE = (
+    "loss_memory",
+    "training_step",
+    "generation",
+    "sampling_world",
+    "data_loading",
+    "twin_rendering",
+    "horizon",
+    "threads",
+)
 
 
 def run(name: str, *, quick: bool) -> dict[str, object]:
