@@ -100,12 +100,16 @@ def test_marked_scripts_run_one_after_the_other(page: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(not builtin.COMPRESSION_TINY.is_dir(), reason="this checkout has no built-in checkpoints")
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lines", [7, pytest.param(10, marks=pytest.mark.slow)], ids=["first", "all"])
+def test_the_python_of_the_readme_runs(lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (block,) = _blocks(ROOT / "README.md", "python")
-    assert len([line for line in block.splitlines() if line]) <= 10
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
-    assert (tmp_path / "runs/mine/config.json").exists()
+    written = [line for line in block.splitlines() if line]
+    assert len(written) == 10, "ten lines of Python"
+    names: dict[str, object] = {"__name__": "readme"}
+    exec(compile("\n".join(written[:lines]), "README.md", "exec"), names)
+    assert {"forecast", "episode"} <= names.keys()
+    assert (tmp_path / "runs/mine/evaluation/metrics.json").exists() == (lines == 10)
 
 
 @every_page

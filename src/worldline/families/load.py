@@ -14,6 +14,7 @@ from worldline.devices import pick_device
 from worldline.families.card import ModelCard, card_of
 from worldline.families.sample import LoadOptions
 from worldline.forecasting.latents import LatentForecaster
+from worldline.forecasting.session import Session
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.formats.encoded import LatentSource
 from worldline.formats.source import Source
@@ -65,6 +66,10 @@ class Loaded:
             seeds: one per clip; 0, 1, ... if not given.
         """
         return self.forecaster.forecast(frames, states, seeds=range(len(frames)) if seeds is None else seeds)
+
+    def start(self, frames: UInt8[Tensor, "b c 3 h w"], states: Float32[Tensor, "b c s"], *, seed: int = 0) -> Session:
+        """An imagined episode of any length, from context frames and their states (`Forecaster.start`)."""
+        return self.forecaster.start(frames, states, seed=seed)
 
     def over_tokens(self) -> TokenForecaster:
         """The forecaster of a world over tokens. Raises `UsageError` for one over latents."""
