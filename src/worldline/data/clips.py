@@ -1,6 +1,6 @@
 """`Clips`: a data set as a sequence of clips of one shape, and the configuration that builds one.
 
-Knows sources, windows, image size and augmentation; not batches, ranks or models.
+It handles windows, image size and augmentation, but no batches, ranks or models.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from worldline.schema import Clip, UsageError
 
 Split = Literal["train", "val"]
 MOST_PIXELS = 16384
-"""A side of a picture; codecs take no more."""
+"""Largest side of a frame; codecs take no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class DataConfig(OpenOptions):
     """Validation data; None takes `val_episodes` of `path`."""
     val_episodes: str = ":"
     exclude_episodes: tuple[int, ...] = ()
-    """Episodes of `path` to leave out, by the data set's own numbers; no other changes its place in a slice."""
+    """Episodes of `path` to leave out, by the data set's own numbers; the places of all others stay the same."""
     image_size: int | None = None
     """Square size in px; None keeps the stored size."""
     pattern: FramePattern = field(default_factory=FramePattern)
@@ -50,7 +50,7 @@ class DataConfig(OpenOptions):
     cache: Path | None = None
     """Folder for decoded frames and tokens; frames need `image_size`."""
     cache_size: int | None = None
-    """Square size of cached frames, where augmentation is to crop from more than `image_size`."""
+    """Square size of cached frames, if augmentation shall crop from frames larger than `image_size`."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Applied to training clips only."""
 
@@ -71,8 +71,8 @@ class DataConfig(OpenOptions):
 class Clips(Sequence[Clip]):
     """Windows of a source as clips.
 
-    `clips[i]` is plain; `clips[i, seed]` is augmented, a pure function of `seed`. A pattern thins out frames only:
-    the states of every frame of the window stay, since a model may want the ones in between.
+    `clips[i]` is plain; `clips[i, seed]` is augmented, a pure function of `seed`. A pattern selects frames only; the
+    states of all frames of the window stay, because a model may need those in between.
     """
 
     source: Source
@@ -168,7 +168,7 @@ def _refuse_unlike(train: Source, val: Source, *, sized: bool) -> None:
 
 
 def _checked_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]:
-    """A split whose damage is said. Of episodes that are too short to give a clip, that is said first, elsewhere."""
+    """A split, after a check for damage. Episodes that are too short for a clip are reported elsewhere, first."""
     source, episodes = open_split(config, split)
     long = [i for i in episodes if source.episodes[i].length >= config.pattern.window]
     check_episodes(source, long, size=config.image_size)

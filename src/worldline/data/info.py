@@ -70,7 +70,7 @@ class Info:
     """Listed, but absent, empty or listed twice."""
     problems: tuple[Problem, ...]
     notes: tuple[str, ...] = ()
-    """What is worth knowing and not wrong."""
+    """Facts worth knowing that are no faults."""
 
 
 def inspect(
@@ -170,7 +170,7 @@ def _example(path: Path, problem: DataError) -> str:
 
 
 def _notes(source: Source, sample: int, statistics: StateStats | None) -> Iterator[str]:
-    """What is worth knowing and not wrong."""
+    """Facts worth knowing that are no faults."""
     if statistics is not None and statistics.constant:
         names = ", ".join(statistics.names[i] for i in statistics.constant)
         yield f"{len(statistics.constant)} state dimensions never change: {names}"

@@ -49,7 +49,7 @@ class Amount:
     """Evenly chosen among the windows; None takes them all."""
     batch_size: int = 8
     means: tuple[int, ...] | None = None
-    """Sampling protocol: sizes of smaller ensembles that are scored beside the whole one; 5, if more are drawn."""
+    """Sampling protocol: sizes of smaller ensembles that are scored too; 5, if more samples are drawn."""
     condition_samples: int | None = None
     """Futures per clip given other states than its own (`shuffled_states`); 0 leaves such rows out, as many as the
     forecast if not given."""

@@ -55,7 +55,7 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount):
     unconditional: Path | None = None
     """A world trained without states on the same tokens or latents, as a baseline."""
     allow_different: tuple[Part, ...] = ()
-    """What may be another one, on purpose, than the run was made with: `tokenizer`, `validation` or `data`."""
+    """Parts that may differ on purpose from those of the run: `tokenizer`, `validation` or `data`."""
     out: Path | None = None
     """Folder for metrics.json and forecasts.npz; if not given, `RUN/evaluation` (for built-ins: runs/NAME)."""
     window_stride: int | None = None

@@ -41,7 +41,7 @@ class DataChoice:
     episodes: str | None = None
     """Python slices and numbers of its episodes, for example `:-10` or `:40,45,50:60`."""
     exclude_episodes: tuple[int, ...] = ()
-    """Episodes to leave out, by the data set's own numbers; no other changes its place in a slice."""
+    """Episodes to leave out, by the data set's own numbers; the places of all others stay the same."""
     camera: str | None = None
     """LeRobot camera key, or its last part; the one of the training data if not given."""
     state_keys: tuple[str, ...] = ()

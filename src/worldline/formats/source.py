@@ -1,4 +1,4 @@
-"""`Source`: where clips come from. Every file format is one, and says of itself what others need to know of it."""
+"""`Source`: where clips come from. Every file format derives from it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -33,7 +33,7 @@ class Source:
     """Names and kinds of the dimensions of `Clip.states`."""
     episodes: tuple[Episode, ...]
     places: tuple[Any, ...] = ()
-    """Where each episode lies, in terms of the format."""
+    """Place of each episode; its type depends on the format."""
     image_size: tuple[int, int] | None = None
     """Height and width of stored frames in pixels; None where the source holds none."""
     grid: TokenGrid | None = None
@@ -41,8 +41,8 @@ class Source:
     context_only: bool = False
     """Whether episodes are test samples: frames or tokens of a context alone, and states beyond it."""
     left_out: tuple[str, ...] = ()
-    """What the source lists and does not give, one line each: absent or damaged (only with `allow_missing`), of no
-    frame, or listed twice."""
+    """Listed episodes that the source does not give, one line each: missing or damaged (only with `allow_missing`),
+    without frames, or listed twice."""
 
     def read(self, episode: int, start: int, stop: int) -> Clip:
         """Frames `start .. stop-1` of an episode. Token sources need both ends on the block grid of their file.
@@ -95,17 +95,17 @@ class Source:
         return self.path
 
     def check_footage(self, episodes: Sequence[int], report: Report) -> None:
-        """Report what is wrong with a whole file that shows some episodes, besides what each of them finds."""
+        """Report faults of a whole file that shows some episodes, in addition to those of each episode."""
 
     def claims(self, report: Report, extremes: Float64[np.ndarray, "2 s"] | None = None) -> None:
-        """Report what the metadata claim and the files do not hold.
+        """Report where the files do not hold what the metadata claim.
 
         Args:
             extremes: the smallest and the largest value of every state.
         """
 
     def notes(self) -> Iterator[str]:
-        """What is worth knowing and not wrong."""
+        """Facts worth knowing that are no faults."""
         return iter(())
 
     def sound(self, leaving: LeavingOut) -> "Source":
@@ -135,7 +135,7 @@ class Source:
 
     @property
     def alike(self) -> dict[str, object]:
-        """What data sets of one format that are read as one have in common, by what it is called in messages."""
+        """Properties that joined data sets must share, by their names in messages."""
         return {
             "content": "tokens" if self.grid else "frames" if self.image_size else self.kind,
             "state names": self.layout.names,
