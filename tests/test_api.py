@@ -14,6 +14,7 @@ from builders import write_squares
 
 import worldline
 from worldline import builtin
+from worldline.evaluation.evaluate import EvaluateOptions
 from worldline.families.sample import LoadOptions
 from worldline.forecasts import ForecastOptions
 from worldline.formats.open import OpenOptions
@@ -54,7 +55,13 @@ def test_every_function_is_there_typed_and_documented() -> None:
         worldline.forcast  # noqa: B018
 
 
-TAKING = {"open_data": OpenOptions, "load": LoadOptions, "forecast": ForecastOptions, "resume": ResumeOptions}
+TAKING = {
+    "open_data": OpenOptions,
+    "load": LoadOptions,
+    "forecast": ForecastOptions,
+    "evaluate": EvaluateOptions,
+    "resume": ResumeOptions,
+}
 
 
 @pytest.mark.parametrize(("name", "options"), TAKING.items())
@@ -92,6 +99,9 @@ def test_the_lines_of_a_notebook(tmp_path: Path) -> None:
     (video,) = worldline.forecast("compression-tiny", clips=[0], out=str(tmp_path), device="cpu")
     assert video == tmp_path / "clip_00000.mp4"
     assert video.exists()
+    evaluation = worldline.evaluate("compression-tiny", num_clips=2, out=tmp_path / "judged", device="cpu")
+    assert {"forecast", "copy_last", "shuffled_states"} <= {row.id for row in evaluation.rows}
+    assert (tmp_path / "judged/metrics.json").exists()
 
 
 def test_a_run_is_trained_changed_and_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
