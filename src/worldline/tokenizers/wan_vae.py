@@ -254,22 +254,23 @@ class WanVAETokenizer(nn.Module):
         """Mean and log-variance of the raw latents, as diffusers computes them but with frames 1.. in one pass."""
         p = self.sizes.patch_size
         folded = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=p, r=p)
-        cache: list[Any] = [None] * _num_convolutions(self.vae.encoder)
-        parts = [self.vae.encoder(folded[:, :, :1], feat_cache=cache, feat_idx=[0])]
-        if folded.shape[2] > 1:
-            parts.append(self.vae.encoder(folded[:, :, 1:], feat_cache=cache, feat_idx=[0]))
-        mean, log_variance = self.vae.quant_conv(torch.cat(parts, dim=2)).float().chunk(2, dim=1)
+        mean, log_variance = self.vae.quant_conv(_first_and_rest(self.vae.encoder, folded)).float().chunk(2, dim=1)
         return mean, log_variance.clamp(-30, 20)
 
     def _reconstruct(self, raw: Tensor) -> Tensor:
         """Video of raw latents, with latents 1.. in one pass and not clamped, so that every error has a gradient."""
         p = self.sizes.patch_size
-        cache: list[Any] = [None] * _num_convolutions(self.vae.decoder)
-        latents = self.vae.post_quant_conv(raw)
-        parts = [self.vae.decoder(latents[:, :, :1], feat_cache=cache, feat_idx=[0], first_chunk=True)]
-        if latents.shape[2] > 1:
-            parts.append(self.vae.decoder(latents[:, :, 1:], feat_cache=cache, feat_idx=[0]))
-        return rearrange(torch.cat(parts, dim=2), "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p).float()
+        folded = _first_and_rest(self.vae.decoder, self.vae.post_quant_conv(raw), first_chunk=True)
+        return rearrange(folded, "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p).float()
+
+
+def _first_and_rest(module: Any, x: Tensor, **first: bool) -> Tensor:
+    """What an encoder or decoder makes of position 0 in time, and of all others in one pass that remembers it."""
+    cache = [None] * sum(isinstance(part, nn.Conv3d) for part in module.modules())  # one slot per causal convolution
+    parts = [module(x[:, :, :1], feat_cache=cache, feat_idx=[0], **first)]
+    if x.shape[2] > 1:
+        parts.append(module(x[:, :, 1:], feat_cache=cache, feat_idx=[0]))
+    return torch.cat(parts, dim=2)
 
 
 def _autoencoder(sizes: WanVAESizes) -> nn.Module:
@@ -288,11 +289,6 @@ def _channels_last(model: nn.Module) -> None:
     for weight in model.parameters():
         if weight.ndim in layouts:
             weight.data = weight.data.contiguous(memory_format=layouts[weight.ndim])
-
-
-def _num_convolutions(module: nn.Module) -> int:
-    """Slots of the feature cache: one per causal convolution."""
-    return sum(isinstance(part, nn.Conv3d) for part in module.modules())
 
 
 def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
