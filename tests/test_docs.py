@@ -159,6 +159,13 @@ def test_the_memory_figures_are_those_of_the_benchmark() -> None:
         assert not card or result["step"]["largest_piece_on"][f"{card}_gb"] == int(piece)
 
 
+def test_figures_of_the_readme_are_those_of_the_results() -> None:
+    results = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("results.md", "results_g1.md"))
+    quoted = re.findall(r"-?[\d.]+ \[[^\]]+\](?!\()", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(quoted) > 12
+    assert [figure for figure in quoted if figure not in results] == []
+
+
 # --- the whole project ---
 
 
