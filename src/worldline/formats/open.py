@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from worldline.contract import Conditioning
-from worldline.formats.checks import Report, raise_problem, summarise
+from worldline.formats.checks import LeavingOut, Report, raise_problem, summarise
 from worldline.formats.choose import join
 from worldline.formats.encoded import looks_like_latents, open_latents
 from worldline.formats.lerobot.metadata import Meta
@@ -96,8 +96,8 @@ def _open_lerobot(path: Path, options: OpenOptions, report: Report) -> Source:
     if options.state_keys and options.conditioning != "state":
         raise UsageError("state keys are given in place of the conditioning; give one of the two")
     columns = options.state_keys or _USUAL[options.conditioning]
-    missing = options.allow_missing
-    return open_lerobot(path, camera=options.camera, columns=columns, allow_missing=missing, report=report)
+    leaving = LeavingOut(allowed=options.allow_missing, report=report)
+    return open_lerobot(path, camera=options.camera, columns=columns, leaving=leaving)
 
 
 def _open_onex(path: Path, options: OpenOptions, report: Report) -> Source:

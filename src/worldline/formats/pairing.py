@@ -49,13 +49,11 @@ def pair(
     first: int | None,
     fps: float,
 ) -> Int64[np.ndarray, "n"] | Mismatch:
-    """Give the frame of every row.
+    """Give the frame of every row; times are in seconds, and rise.
 
     Args:
-        rows: seconds of the rows, rising.
-        shown: seconds of the file's frames, rising.
-        starts: where in the file the episode may begin, in seconds, the likeliest first. Rows may also be stamped
-            with a clock that does not begin at 0: then their first is taken to be there.
+        starts: where in the file the episode may begin, the likeliest first. Rows may also be stamped with a clock that
+            does not begin at 0: then their first is taken to be there.
         first: the frame at which the episode begins, where as many frames as rows are known to be its own.
         fps: the rate where there is no step to measure it by.
     """

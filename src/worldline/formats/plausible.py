@@ -53,11 +53,7 @@ def usual_range(rows: Float[np.ndarray, "n s"]) -> tuple[Float[np.ndarray, "s"],
 
 
 def implausible(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
-    """What is strange in the states of some episodes, one fault per kind: wild values, episodes in another unit.
-
-    Raises:
-        DataError: states are not what they should be.
-    """
+    """What is strange in the states of some episodes, one fault per kind: wild values, episodes in another unit."""
     around = ["nearly all of its rows"] * source.layout.dim
     yield from _wild(source, episodes, bounds_of(_sample(source, episodes)), around)
     sizes = np.stack([np.quantile(np.abs(_states(source, i)), 0.95, axis=0, method="lower") for i in episodes])
@@ -103,9 +99,6 @@ def unlike(source: Source, episodes: Sequence[int], known: StateStats) -> Iterat
     A value far outside of what training had; a range that does not meet that of training, or is many times as wide or
     as small (degrees for radians, and the reverse); a dimension that stands still here and moved in training. What
     training had are the quantiles 1 % to 99 % of its statistics.
-
-    Raises:
-        DataError: states are not what they should be.
     """
     low, high = (np.array(values, np.float64) for values in (known.q01, known.q99))
     span, rows = high - low, _sample(source, episodes)

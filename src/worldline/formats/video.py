@@ -114,25 +114,21 @@ def stream_frames(
     if numbers[-1] >= len(times):
         raise damaged(found=f"no frame {max(numbers[0], len(times))}")
     pending: list[np.ndarray] = []
-    converter, wanted = VideoReformatter(), iter(zip(numbers, times.ticks[numbers].tolist(), strict=True))
+    shape, converter = None, VideoReformatter()
     with _opened(path, expected=expected) as (container, stream):
         stream.codec_context.thread_count = threads
-        (number, tick), shape = next(wanted), None
-        for frame in _from_keyframe(container, stream, times, tick):
-            if frame.pts is None or frame.pts < tick:
-                continue
-            if frame.pts > tick or frame.is_corrupt:
-                break
+        decoded = _from_keyframe(container, stream, times, int(times.ticks[numbers[0]]))
+        for number, tick in zip(numbers, times.ticks[numbers].tolist(), strict=True):
+            frame = next((frame for frame in decoded if frame.pts is not None and frame.pts >= tick), None)
+            if frame is None or frame.pts != tick or frame.is_corrupt:
+                raise damaged(found=f"no intact frame {number}")
             pending.append(_pixels(frame, converter))
-            if pending[-1].shape != (shape := shape or pending[-1].shape):
+            shape = shape or pending[-1].shape
+            if pending[-1].shape != shape:
                 raise damaged(found=f"another picture size from frame {number} on")
-            number, tick = next(wanted, (None, 0))
-            if len(pending) == chunk or number is None:
+            if len(pending) == chunk or number == numbers[-1]:
                 yield torch.from_numpy(np.stack(pending))
                 pending = []
-            if number is None:
-                return
-    raise damaged(found=f"no intact frame {number}")
 
 
 def decode_image(data: bytes, path: Path, where: str) -> UInt8[Tensor, "3 h w"]:

@@ -71,12 +71,12 @@ class Meta:
         """Something that is wrong with the file."""
         return DataError(self.path, expected=expected, found=found, fix=fix, kind=kind)
 
-    def place(self, template: str | None, **fields: object) -> Path:
+    def place(self, template: str | None, chunk: int = 0, file: int = 0, **fields: object) -> Path:
         """Fill a path template. Raises `DataError` unless it gives a path below the data set's folder."""
         if template is None:
             raise self.fault("video_path", "none, though a camera is said to be video")
         try:
-            place = template.format(**fields)
+            place = template.format(chunk_index=chunk, file_index=file, **fields)
         except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
             found = f"{template!r} ({type(error).__name__}: {error})"
             raise self.fault("a path with fields such as {episode_index:06d}", found) from error

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from worldline.files import unreadable
-from worldline.formats.checks import LeavingOut, Report, leave_out_absent, raise_problem, validated
+from worldline.formats.checks import LeavingOut, leave_out_absent, validated
 from worldline.formats.lerobot.metadata import INFO, Meta
 from worldline.formats.lerobot.source import LerobotSource, Recording
 from worldline.formats.lerobot.tables import read_columns, read_table
@@ -49,23 +49,16 @@ def looks_like_lerobot(root: Path) -> bool:
     return (root / INFO).exists()
 
 
-def open_lerobot(
-    root: Path,
-    *,
-    camera: str | None = None,
-    columns: tuple[str, ...] = ("observation.state",),
-    allow_missing: bool = False,
-    report: Report = raise_problem,
-) -> Source:
+def open_lerobot(root: Path, *, camera: str | None, columns: tuple[str, ...], leaving: LeavingOut) -> Source:
     """Open a LeRobot data set; `columns` of its tables, side by side, are the states."""
     meta = Meta.read(root)
     camera = meta.camera(camera)
-    leaving = LeavingOut(allowed=allow_missing, report=report)
-    listed = list(_listed(meta, camera, leaving))
+    listed = _numbered(_once_and_not_empty(root, list(_listed(meta, camera, leaving)), leaving))
+    needed = {f"episode {of.number}": [path for path in (of.table, of.video) if path is not None] for of in listed}
     if len(set(columns)) != len(columns):
         raise UsageError(f"state keys {', '.join(columns)}: each can be given once")
     dims = tuple(meta.dim(column) for column in columns)
-    places = _present(_numbered(_once_and_not_empty(root, listed, leaving)), root, leaving)
+    places = tuple(listed[i] for i in leave_out_absent(root, needed, leaving))
     source = LerobotSource(
         kind=f"lerobot-{meta.codebase_version}",
         path=root,
@@ -76,7 +69,7 @@ def open_lerobot(
             for i, place in enumerate(places)
         ),
         image_size=meta.size(camera),
-        places=tuple(places),
+        places=places,
         meta=meta,
         camera=camera,
         columns=columns,
@@ -93,16 +86,12 @@ def _listed(meta: Meta, camera: str, leaving: LeavingOut) -> Iterator[Recording]
             row = validated(path, _Listed, content, where)
             chunk = row.episode_index // meta.chunks_size
             own = {"episode_index": row.episode_index, "episode_chunk": chunk, "video_key": camera}
-            table = meta.place(meta.data_path, chunk_index=row.data_chunk, file_index=row.data_file, **own)
-            video = None
-            if has_video:
-                video = meta.place(meta.video_path, chunk_index=row.video_chunk, file_index=row.video_file, **own)
             yield Recording(
                 number=row.episode_index,
                 length=row.length,
                 root=meta.root,
-                table=table,
-                video=video,
+                table=meta.place(meta.data_path, row.data_chunk, row.data_file, **own),
+                video=meta.place(meta.video_path, row.video_chunk, row.video_file, **own) if has_video else None,
                 begins=row.begins if v3 and has_video else None,
             )
 
@@ -160,12 +149,6 @@ def _numbered(recordings: list[Recording]) -> list[Recording]:
         numbered.append(replace(recording, first_frame=done[recording.video]))
         done[recording.video] += recording.length
     return [replace(of, frames_in_file=done[of.video]) for of in sorted(numbered, key=lambda of: of.number)]
-
-
-def _present(listed: list[Recording], root: Path, leaving: LeavingOut) -> list[Recording]:
-    """Leave out what has not both files."""
-    needed = {f"episode {of.number}": [of.table] if of.video is None else [of.table, of.video] for of in listed}
-    return [listed[i] for i in leave_out_absent(root, needed, leaving)]
 
 
 def _layout(meta: Meta, columns: tuple[str, ...], dims: tuple[int, ...], places: Sequence[Recording]) -> StateLayout:

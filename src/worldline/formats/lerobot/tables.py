@@ -1,8 +1,10 @@
 """Parquet files -> arrays: numbers in any nesting of Arrow, the rows of each episode, and images."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,19 @@ from worldline.files import unreadable, while_unchanged
 from worldline.schema import DataError
 
 _LISTS = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
-_ERRORS = (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError)
 _NUMBERS = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
 
 
 def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pyarrow.Table:
     """Read columns, and those of `optional` that are there. Raises `DataError` where one of `columns` is not."""
-    try:
-        with parquet.ParquetFile(path) as file:
-            present = file.schema_arrow.names
-            absent = [name for name in columns if name not in present]
-            if not absent:
-                wanted = list(dict.fromkeys([*columns, *(name for name in optional if name in present)]))
-                return file.read(columns=wanted).select(wanted)
-    except _ERRORS as error:
-        raise _damaged(path, error) from error
-    fix = "Choose other columns to condition on, or repair the file."
-    raise DataError(path, expected=f"columns {absent}", found=f"{present}", fix=fix, kind="columns")
+    with _opened(path) as file:
+        present = file.schema_arrow.names
+        absent = [name for name in columns if name not in present]
+        if absent:
+            fix = "Choose other columns to condition on, or repair the file."
+            raise DataError(path, expected=f"columns {absent}", found=f"{present}", fix=fix, kind="columns")
+        wanted = list(dict.fromkeys([*columns, *(name for name in optional if name in present)]))
+        return file.read(columns=wanted).select(wanted)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,14 +103,14 @@ def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> tuple[Float
         even, array = even and not array.null_count and len(lengths) <= 1, _plain(array.flatten())
     expected = f"{name} of {dim} values per row, as meta/info.json says"
     fix = "Correct the shape in meta/info.json or convert the data set again."
+    wrong = partial(DataError, path, expected=expected, fix=fix, kind="columns")
     if not any(is_number(array.type) for is_number in _NUMBERS):
-        raise DataError(path, expected=expected, found=f"values of type {array.type}", fix=fix, kind="columns")
+        raise wrong(found=f"values of type {array.type}")
     if even and not array.null_count and len(array) == len(table) * dim:
         return _floats(array).reshape(len(table), dim), {}
     values, faults = _row_by_row(column, dim)
     if len(faults) == len(table):
-        found = f"{faults[0]} in row 0, and as little in any other"
-        raise DataError(path, expected=expected, found=found, fix=fix, kind="columns")
+        raise wrong(found=f"{faults[0]} in row 0, and as little in any other")
     return values, faults
 
 
@@ -153,16 +151,13 @@ def read_images(path: Path, name: str, rows: Int64[np.ndarray, "t"], root: Path)
     Reads the row groups that hold them alone. Raises `DataError` where one is absent.
     """
     cells: list[object] = []
-    try:
-        with parquet.ParquetFile(path) as file:
-            ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
-            groups = np.searchsorted(ends, rows, side="right")
-            for group in np.unique(groups).tolist():
-                column = file.read_row_group(group, columns=[name])[name]
-                places = rows[groups == group] - (ends[group] - len(column))
-                cells += [column[place].as_py() for place in places.tolist()]
-    except _ERRORS as error:
-        raise _damaged(path, error) from error
+    with _opened(path) as file:
+        ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+        groups = np.searchsorted(ends, rows, side="right")
+        for group in np.unique(groups).tolist():
+            column = file.read_row_group(group, columns=[name])[name]
+            places = rows[groups == group] - (ends[group] - len(column))
+            cells += [column[place].as_py() for place in places.tolist()]
     return [_image(path, f"row {row} of {name}", cell, root) for row, cell in zip(rows, cells, strict=True)]
 
 
@@ -186,5 +181,12 @@ def _plain(array: pyarrow.Array) -> pyarrow.Array:
     return array.dictionary_decode() if types.is_dictionary(array.type) else array
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
-    return unreadable(path, expected="a parquet file", found=f"{type(error).__name__}: {error}".rstrip("."))
+@contextmanager
+def _opened(path: Path) -> Iterator[parquet.ParquetFile]:
+    """Open a parquet file. The one place that maps PyArrow's errors."""
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
+        found = f"{type(error).__name__}: {error}".rstrip(".")
+        raise unreadable(path, expected="a parquet file", found=found) from error
