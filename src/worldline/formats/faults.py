@@ -17,11 +17,8 @@ from worldline.schema import DataError
 def check_episodes(source: Source, episodes: Sequence[int], *, size: int | None = None) -> None:
     """Check the chosen episodes before costly work, except their pixels: rows, states, videos, rates and sizes.
 
-    Args:
-        size: what frames are scaled to; None where they must be of one size as they are.
-
-    Raises:
-        DataError: the first fault, and how to go on without that episode.
+    Frames must be of one size unless they are scaled to `size`. Raises `DataError` for the first fault, and says how to
+    go on without that episode.
     """
     for episode in episodes:
         try:

@@ -13,8 +13,8 @@ from worldline.contract import Conditioning
 from worldline.formats.checks import LeavingOut, Report, raise_problem, summarise
 from worldline.formats.choose import join
 from worldline.formats.encoded import looks_like_latents, open_latents
-from worldline.formats.lerobot.metadata import Meta
-from worldline.formats.lerobot.open import looks_like_lerobot, open_lerobot
+from worldline.formats.lerobot.metadata import INFO, Meta
+from worldline.formats.lerobot.open import open_lerobot
 from worldline.formats.onex.open import looks_like_onex, open_onex
 from worldline.formats.reading import reading
 from worldline.formats.source import Source
@@ -112,7 +112,7 @@ FORMATS = [
     Format(signs="encode.json (latents)", matches=looks_like_latents, open=lambda path, *_: open_latents(path)),
     Format(
         signs="meta/info.json (LeRobot)",
-        matches=looks_like_lerobot,
+        matches=lambda path: (path / INFO).exists(),
         open=_open_lerobot,
         choices=True,
         cameras=lambda path: Meta.read(path).cameras(),

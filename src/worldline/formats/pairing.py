@@ -18,13 +18,11 @@ _HALF = 0.52
 
 
 class Mismatch(NamedTuple):
-    """The first row that has no frame of its own."""
+    """The first row that has no frame of its own: when it is, and when the nearest frame is, on one clock in seconds."""
 
     row: int
     at: float
-    """Seconds since the episode began."""
     nearest: float
-    """Seconds, on the same clock, of the frame that is nearest."""
 
 
 def rate(times: Float64[np.ndarray, "n"]) -> float:

@@ -21,13 +21,7 @@ INFO = "meta/info.json"
 NO_FILE = "no file"
 _VERSIONS = ("v2.0", "v2.1", "v3.0")
 _NO_NUMBERS = ("video", "image", "string")
-_BOOKKEEPING = (
-    "timestamp",
-    "frame_index",
-    "episode_index",
-    "index",
-    "task_index",
-)  # numeric columns that are never states
+_NEVER_STATES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _LONGEST_NAME = 255  # bytes of a file's name that file systems allow
 _WIDEST = 100_000
 
@@ -124,7 +118,7 @@ class Meta:
         if feature is None or feature.get("dtype") in _NO_NUMBERS:
             problem = f"has no {column!r}" if feature is None else f"holds no numbers in {column!r}"
             numeric = [key for key, other in self.features.items() if other.get("dtype") not in _NO_NUMBERS]
-            choices = ", ".join(key for key in numeric if key not in _BOOKKEEPING) or "it has none"
+            choices = ", ".join(key for key in numeric if key not in _NEVER_STATES) or "it has none"
             raise UsageError(
                 f"{self.path}: the data set {problem}; choose its states by name, one or several joined "
                 f"(--state-keys, in recipes --data.state-keys): {choices}"

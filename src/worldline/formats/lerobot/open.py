@@ -17,7 +17,7 @@ from pydantic import Field
 
 from worldline.files import unreadable
 from worldline.formats.checks import LeavingOut, leave_out_absent, validated
-from worldline.formats.lerobot.metadata import INFO, Meta
+from worldline.formats.lerobot.metadata import Meta
 from worldline.formats.lerobot.source import LerobotSource, Recording
 from worldline.formats.lerobot.tables import read_columns, read_table
 from worldline.formats.plausible import usual_range
@@ -42,11 +42,6 @@ class _Listed:
     video_file: _Index = 0
     begins: Annotated[float, Field(ge=0, le=10**7, allow_inf_nan=False)] = 0.0
     """Seconds into the video."""
-
-
-def looks_like_lerobot(root: Path) -> bool:
-    """Tell whether a folder has LeRobot's meta/info.json."""
-    return (root / INFO).exists()
 
 
 def open_lerobot(root: Path, *, camera: str | None, columns: tuple[str, ...], leaving: LeavingOut) -> Source:

@@ -30,14 +30,12 @@ _IMAGES = 16  # of a table that are decoded at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """Where one episode lies: rows of a table and frames of a video."""
+    """Where one episode lies, as the metadata say: rows of a table below the folder `root`, and frames of a video."""
 
     number: int
     """`episode_index` in the table."""
     length: int
-    """Rows, as the metadata say."""
     root: Path
-    """The data set's folder."""
     table: Path
     video: Path | None
     """None where the camera's images lie in the table."""
@@ -46,7 +44,7 @@ class Recording:
     first_frame: int = 0
     """The episode's first frame in its file, if the episodes there follow one another without gap or surplus."""
     frames_in_file: int | None = None
-    """Frames of all episodes that the metadata place in the video; None where the file is the episode's own."""
+    """Frames of all episodes that lie in the video; None where the file is the episode's own."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +96,7 @@ class LerobotSource(Source):
         if recording.video is None:
             return rows
         times, video = table.times[rows], frame_times(recording.video)
-        self._check_times(episode, table.path, times, video)
+        self._check_times(episode, table.path, times, rate(video.seconds))
         own = len(times) if recording.frames_in_file is None else recording.frames_in_file
         begins, zero = recording.begins or 0.0, float(video.seconds[0])
         found = pair(
@@ -230,7 +228,7 @@ class LerobotSource(Source):
     def _table(self, path: Path) -> Table:
         return read_table(path, self.columns, self.dims, self.fps)
 
-    def _check_times(self, episode: int, path: Path, times: Float64[np.ndarray, "n"], video: FrameTimes) -> None:
+    def _check_times(self, episode: int, path: Path, times: Float64[np.ndarray, "n"], shown_at: float) -> None:
         """Raise `DataError` unless times rise, at the rate of meta/info.json."""
         name = self.episodes[episode].name
         with np.errstate(invalid="ignore"):
@@ -243,28 +241,24 @@ class LerobotSource(Source):
             raise DataError(path, expected=expected, found=found, fix=fix, kind="timestamps")
         if not runs_at(times, self.fps):
             expected = f"{self.fps:g} rows per second, as meta/info.json says"
-            found = f"{rate(times):.4g} by the timestamps of {name}{_shows(video)}"
+            found = f"{rate(times):.4g} by the timestamps of {name}; the video runs at {shown_at:.4g} frames/s"
             fix = "Correct fps in meta/info.json, or the timestamps, or drop that column (rows then follow at fps)."
             raise DataError(path, expected=expected, found=found, fix=fix, kind="rate")
 
     def _unpaired(self, episode: int, found: Mismatch, times: Float64[np.ndarray, "n"], video: FrameTimes) -> DataError:
         recording, name = self.places[episode], self.episodes[episode].name
-        same_rate = abs(rate(video.seconds) - rate(times)) <= 0.01 * rate(times)
-        place = f"row {found.row} at {found.at:.3f} s"
+        shown_at, place = rate(video.seconds), f"row {found.row} at {found.at:.3f} s"
+        same_rate = abs(shown_at - rate(times)) <= 0.01 * rate(times)
         if recording.frames_in_file is None and len(video) < len(times) and same_rate:
             expected, missing = f"{len(times)} frames, one per row of {name}", f"{len(video)}; none shows {place}"
             return DataError(self.footage(episode)[0], expected=expected, found=missing, kind="frames")
         return DataError(
             self.footage(episode)[0],
             expected=f"a frame within half a frame of every row of {name}, at {rate(times) or self.fps:.4g} rows/s",
-            found=f"{place}, the nearest frame at {found.nearest:.3f} s{_shows(video)}",
+            found=f"{place}, the nearest frame at {found.nearest:.3f} s; the video runs at {shown_at:.4g} frames/s",
             fix="Encode the video at the rows' rate, or correct the timestamps.",
             kind="frames" if same_rate else "rate",
         )
-
-
-def _shows(video: FrameTimes) -> str:
-    return f"; the video runs at {rate(video.seconds):.4g} frames/s"
 
 
 def _range(extremes: Float64[np.ndarray, "2 d"]) -> str:

@@ -59,7 +59,7 @@ def read_table(path: Path, columns: tuple[str, ...], dims: tuple[int, ...], fps:
         values = np.concatenate([numbers for numbers, _ in parts], axis=1).astype(np.float32)
     rows = None
     if "episode_index" in table.column_names:
-        numbers = _whole(seconds(path, table, "episode_index"))
+        numbers = _episodes(path, table)
         order = np.argsort(numbers, kind="stable")
         found, begins = np.unique(numbers[order], return_index=True)
         rows = dict(zip(found.tolist(), np.split(order, begins[1:]), strict=False))
@@ -79,14 +79,14 @@ def read_table(path: Path, columns: tuple[str, ...], dims: tuple[int, ...], fps:
 def count_rows(path: Path) -> dict[int, int]:
     """How many rows a file has of each episode; none where that cannot be read."""
     try:
-        numbers = seconds(path, read_columns(path, ("episode_index",)), "episode_index")
+        return Counter(_episodes(path, read_columns(path, ("episode_index",))).tolist())
     except DataError:
         return {}
-    return Counter(_whole(numbers).tolist())
 
 
-def _whole(numbers: Float64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
-    """Episode numbers as integers; -1, which no episode has, for what is none."""
+def _episodes(path: Path, table: pyarrow.Table) -> Int64[np.ndarray, "n"]:
+    """Episode numbers of the rows; -1, which no episode has, for what is none."""
+    numbers = seconds(path, table, "episode_index")
     return np.where(np.abs(numbers) < 2**53, numbers, -1).astype(np.int64)
 
 
