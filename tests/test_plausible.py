@@ -163,4 +163,4 @@ def test_training_and_evaluation_say_it_before_they_begin(tmp_path: Path, caplog
     contract = describe_model(tmp_path / "run/checkpoints/step_0000001").promise
     assert split_of(tmp_path / "run", contract, [tmp_path / "run"], DataChoice(data=other)) == "held out"
     assert "expected elbow as in training" in caplog.text
-    assert "expected elbow to move, as in training, found 7 in every row (2 such dimensions" in caplog.text
+    assert "expected elbow to move, as in training, found 7 in every row (such dimensions: 2" in caplog.text

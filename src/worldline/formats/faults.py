@@ -82,10 +82,6 @@ def _check_size(source: Source, episode: int, found: tuple[int, int] | None) -> 
     """Raise `DataError` unless frames are of the size of the others."""
     size = source.image_size
     if found is not None and size is not None and found != size:
-        raise DataError(
-            source.footage(episode)[0],
-            expected=f"frames of {size[0]}x{size[1]}, as other episodes have",
-            found=f"{found[0]}x{found[1]}",
-            fix="Give a size: every frame is then cropped and scaled to one square.",
-            kind="image_size",
-        )
+        path, expected = source.footage(episode)[0], f"frames of {size[0]}x{size[1]}, as other episodes have"
+        fix = "Give a size: every frame is then cropped and scaled to one square."
+        raise DataError(path, expected=expected, found=f"{found[0]}x{found[1]}", fix=fix, kind="image_size")

@@ -18,7 +18,7 @@ _HALF = 0.52
 
 
 class Mismatch(NamedTuple):
-    """The first row that has no frame of its own: when it is, and when the nearest frame is, on one clock in seconds."""
+    """The first row that has no frame of its own, and when it and the nearest frame are, in seconds on one clock."""
 
     row: int
     at: float

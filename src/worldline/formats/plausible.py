@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
+from worldline.formats.checks import summarise
 from worldline.formats.choose import how_to_leave_out
 from worldline.formats.source import Source
 from worldline.formats.states import StateStats
@@ -64,13 +65,11 @@ def implausible(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
     if strange.any():
         first = int(strange.argmax())
         episode, dim = source.episodes[episodes[first]], int(larger[first].argmax())
-        yield DataError(
-            source.states_file(episode.index),
-            expected=f"{source.layout.names[dim]} of about {usual[dim]:.3g}, as in most episodes",
-            found=f"{sizes[first, dim]:.3g} in {episode.name}, as if in another unit ({strange.sum()} such episodes)",
-            fix=f"Convert the unit, or leave out what is at fault ({how_to_leave_out(source, episode.index)}).",
-            kind="other_unit",
-        )
+        expected = f"{source.layout.names[dim]} of about {usual[dim]:.3g}, as in most episodes"
+        found = f"{sizes[first, dim]:.3g} in {episode.name}, as if in another unit ({strange.sum()} such episodes)"
+        fix = f"Convert the unit, or leave out what is at fault ({how_to_leave_out(source, episode.index)})."
+        path = source.states_file(episode.index)
+        yield DataError(path, expected=expected, found=found, fix=fix, kind="other_unit")
 
 
 def _wild(
@@ -81,16 +80,13 @@ def _wild(
     if found:
         episode, marked = found[0]
         row, dim = np.argwhere(marked)[0].tolist()
-        value, count = _states(source, episode)[row, dim], sum(int(marked.sum()) for _, marked in found)
-        where = f"row {row} of {source.episodes[episode].name}"
-        low, high = bounds[:, dim]
-        yield DataError(
-            source.states_file(episode),
-            expected=f"{source.layout.names[dim]} within {low:.4g} .. {high:.4g}, far around {around[dim]}",
-            found=f"{value:.6g} in {where} ({count} such values in {len(found)} episodes)",
-            fix=f"Repair the recording, or leave out what is at fault ({how_to_leave_out(source, episode)}).",
-            kind="wild_value",
-        )
+        name, (low, high) = source.layout.names[dim], bounds[:, dim]
+        expected = f"{name} within {low:.4g} .. {high:.4g}, far around {around[dim]}"
+        first = f"{_states(source, episode)[row, dim]:.6g} in row {row} of {source.episodes[episode].name}"
+        count = f"{sum(marked.sum() for _, marked in found)} such values in {len(found)} episodes"
+        fix = f"Repair the recording, or leave out what is at fault ({how_to_leave_out(source, episode)})."
+        path = source.states_file(episode)
+        yield DataError(path, expected=expected, found=f"{first} ({count})", fix=fix, kind="wild_value")
 
 
 def unlike(source: Source, episodes: Sequence[int], known: StateStats) -> Iterator[DataError]:
@@ -114,23 +110,16 @@ def unlike(source: Source, episodes: Sequence[int], known: StateStats) -> Iterat
     names = source.layout.names
     if other.any():
         dim = int(other.argmax())
-        yield DataError(
-            source.path,
-            expected=f"{names[dim]} as in training, {low[dim]:.4g} .. {high[dim]:.4g}",
-            found=f"{here_low[dim]:.4g} .. {here_high[dim]:.4g} ({other.sum()} such dimensions)",
-            fix="Check unit and order of the states; the model has never seen such values.",
-            kind="other_range",
-        )
+        expected = f"{names[dim]} as in training, {low[dim]:.4g} .. {high[dim]:.4g}"
+        found = f"{here_low[dim]:.4g} .. {here_high[dim]:.4g} ({other.sum()} such dimensions)"
+        fix = "Check unit and order of the states; the model has never seen such values."
+        yield DataError(source.path, expected=expected, found=found, fix=fix, kind="other_range")
     still = np.flatnonzero((rows == rows[0]).all(axis=0) & (high > low) & (len(rows) >= _STILL_ROWS))
     if len(still):
-        listed = ", ".join(names[dim] for dim in still[:4]) + (", ..." if len(still) > 4 else "")
-        yield DataError(
-            source.path,
-            expected=f"{names[still[0]]} to move, as in training",
-            found=f"{rows[0, still[0]]:.4g} in every row ({len(still)} such dimensions: {listed})",
-            fix="Check that the sensor was recorded; the model takes it for what the robot does.",
-            kind="stands_still",
-        )
+        expected, value = f"{names[still[0]]} to move, as in training", rows[0, still[0]]
+        found = f"{value:.4g} in every row (such dimensions: {summarise([names[dim] for dim in still])})"
+        fix = "Check that the sensor was recorded; the model takes it for what the robot does."
+        yield DataError(source.path, expected=expected, found=found, fix=fix, kind="stands_still")
 
 
 def warn(problems: Iterator[DataError]) -> None:

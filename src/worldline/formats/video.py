@@ -103,10 +103,7 @@ def frame_times(path: Path) -> FrameTimes:
 def stream_frames(
     path: Path, frames: range | Int64[np.ndarray, "t"], *, chunk: int = 64, threads: int = 1
 ) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
-    """Decode frames of rising numbers, RGB, in chunks of at most `chunk`, so that memory stays bounded.
-
-    Raises `DataError` where one is missing or damaged.
-    """
+    """Decode frames of rising numbers, RGB, at most `chunk` at a time. Raises `DataError` where one is damaged."""
     times = frame_times(path)
     numbers = list(frames) if isinstance(frames, range) else frames.tolist()
     expected, fix = f"frames {numbers[0]}..{numbers[-1]} to decode", f"The file is cut short or damaged. {_AGAIN}"

@@ -114,13 +114,11 @@ class Meta:
 
     def dim(self, column: str) -> int:
         """Numbers in a row of a column. Raises `UsageError` for a column that is not there or holds no numbers."""
-        feature = self.features.get(column)
-        if feature is None or feature.get("dtype") in _NO_NUMBERS:
-            problem = f"has no {column!r}" if feature is None else f"holds no numbers in {column!r}"
-            numeric = [key for key, other in self.features.items() if other.get("dtype") not in _NO_NUMBERS]
+        numeric = [key for key, feature in self.features.items() if feature.get("dtype") not in _NO_NUMBERS]
+        if column not in numeric:
             choices = ", ".join(key for key in numeric if key not in _NEVER_STATES) or "it has none"
             raise UsageError(
-                f"{self.path}: the data set {problem}; choose its states by name, one or several joined "
+                f"{self.path}: among the columns of numbers is no {column!r}; choose states by name, one or several joined "
                 f"(--state-keys, in recipes --data.state-keys): {choices}"
             )
         dim = prod(self._shape(column))

@@ -147,10 +147,7 @@ def _numbered(recordings: list[Recording]) -> list[Recording]:
 
 
 def _layout(meta: Meta, columns: tuple[str, ...], dims: tuple[int, ...], places: Sequence[Recording]) -> StateLayout:
-    """Names of the dimensions, and the kinds that follow from the range of plausible values in a few tables.
-
-    Names are `state.0` and so on where the metadata give none, or another number of them.
-    """
+    """Names (`state.0` and so on where the metadata do not give as many), and kinds by the values in a few tables."""
     names: list[str] = []
     last = [column.rsplit(".", 1)[-1] for column in columns]
     for column, dim, end in zip(columns, dims, last, strict=True):

@@ -162,12 +162,13 @@ class LerobotSource(Source):
         for place in self.places:
             if place.video is not None:
                 rows[place.video] += place.length
-        surplus: list[int] = []
+        surplus: Counter[Path] = Counter()
         for video, count in rows.items():
             with suppress(DataError):
-                surplus.append(max(0, len(frame_times(video)) - count))
-        if any(surplus):
-            yield f"{sum(surplus)} frames of {np.count_nonzero(surplus)} videos belong to no row and are not read"
+                surplus[video] = len(frame_times(video)) - count
+        surplus = +surplus  # those above 0
+        if surplus:
+            yield f"{surplus.total()} frames of {len(surplus)} videos belong to no row and are not read"
 
     def _report_moved(self, report: Report) -> None:
         """Report episodes whose rows lie in another table than the metadata say, and are read from there."""
@@ -217,13 +218,10 @@ class LerobotSource(Source):
         others = list(table.rows or ())
         held = f"; it holds episodes {others[:4]}" if others and not len(rows) else ""
         wild = int((~np.isfinite(table.values[rows])).any(axis=1).sum())
-        raise DataError(
-            recording.table,
-            expected=f"{length} rows of {self.episodes[episode].name}, as the metadata say",
-            found=f"{len(rows)}{held}{f', {wild} of them without finite states' if wild else ''}",
-            fix="Fetch the file again, or correct the episode's length in meta/.",
-            kind="rows",
-        )
+        expected = f"{length} rows of {self.episodes[episode].name}, as the metadata say"
+        found = f"{len(rows)}{held}{f', {wild} of them without finite states' if wild else ''}"
+        fix = "Fetch the file again, or correct the episode's length in meta/."
+        raise DataError(table.path, expected=expected, found=found, fix=fix, kind="rows")
 
     def _table(self, path: Path) -> Table:
         return read_table(path, self.columns, self.dims, self.fps)
@@ -246,19 +244,15 @@ class LerobotSource(Source):
             raise DataError(path, expected=expected, found=found, fix=fix, kind="rate")
 
     def _unpaired(self, episode: int, found: Mismatch, times: Float64[np.ndarray, "n"], video: FrameTimes) -> DataError:
-        recording, name = self.places[episode], self.episodes[episode].name
-        shown_at, place = rate(video.seconds), f"row {found.row} at {found.at:.3f} s"
-        same_rate = abs(shown_at - rate(times)) <= 0.01 * rate(times)
-        if recording.frames_in_file is None and len(video) < len(times) and same_rate:
+        path, name, shown_at = self.footage(episode)[0], self.episodes[episode].name, rate(video.seconds)
+        same_rate, place = abs(shown_at - rate(times)) <= 0.01 * rate(times), f"row {found.row} at {found.at:.3f} s"
+        if self.places[episode].frames_in_file is None and len(video) < len(times) and same_rate:
             expected, missing = f"{len(times)} frames, one per row of {name}", f"{len(video)}; none shows {place}"
-            return DataError(self.footage(episode)[0], expected=expected, found=missing, kind="frames")
-        return DataError(
-            self.footage(episode)[0],
-            expected=f"a frame within half a frame of every row of {name}, at {rate(times) or self.fps:.4g} rows/s",
-            found=f"{place}, the nearest frame at {found.nearest:.3f} s; the video runs at {shown_at:.4g} frames/s",
-            fix="Encode the video at the rows' rate, or correct the timestamps.",
-            kind="frames" if same_rate else "rate",
-        )
+            return DataError(path, expected=expected, found=missing, kind="frames")
+        expected = f"a frame within half a frame of every row of {name}, at {rate(times) or self.fps:.4g} rows/s"
+        nearest = f"{place}, the nearest frame at {found.nearest:.3f} s; the video runs at {shown_at:.4g} frames/s"
+        kind, fix = "frames" if same_rate else "rate", "Encode the video at the rows' rate, or correct the timestamps."
+        return DataError(path, expected=expected, found=nearest, fix=fix, kind=kind)
 
 
 def _range(extremes: Float64[np.ndarray, "2 d"]) -> str:
