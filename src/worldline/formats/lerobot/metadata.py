@@ -117,9 +117,10 @@ class Meta:
         numeric = [key for key, feature in self.features.items() if feature.get("dtype") not in _NO_NUMBERS]
         if column not in numeric:
             choices = ", ".join(key for key in numeric if key not in _NEVER_STATES) or "it has none"
+            problem = f"no numbers in {column!r}" if column in self.features else f"no {column!r}"
             raise UsageError(
-                f"{self.path}: among the columns of numbers is no {column!r}; choose states by name, one or several joined "
-                f"(--state-keys, in recipes --data.state-keys): {choices}"
+                f"{self.path}: the data set has {problem}; choose states by name, one or several joined (--state-keys, in "
+                f"recipes --data.state-keys): {choices}"
             )
         dim = prod(self._shape(column))
         if dim > _WIDEST:
