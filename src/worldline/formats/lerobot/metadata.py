@@ -119,7 +119,7 @@ class Meta:
             choices = ", ".join(key for key in numeric if key not in _NEVER_STATES) or "it has none"
             problem = f"no numbers in {column!r}" if column in self.features else f"no {column!r}"
             raise UsageError(
-                f"{self.path}: the data set has {problem}; choose states by name, one or several joined (--state-keys, in "
+                f"{self.path}: the data set has {problem}; choose states by name, one or several (--state-keys, in "
                 f"recipes --data.state-keys): {choices}"
             )
         dim = prod(self._shape(column))
