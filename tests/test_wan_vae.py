@@ -1,5 +1,6 @@
 """Frames to continuous latents and back: strides, causality, statistics, training, published files."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -450,6 +451,19 @@ def test_half_precision_weights_are_taken_and_it_is_said(
         loaded = load_vae(folder)
     expected = tokenizer.vae.state_dict()["encoder.conv_in.weight"].to(kind).float()
     assert torch.equal(loaded.vae.state_dict()["encoder.conv_in.weight"], expected)
+
+
+def test_what_a_configuration_leaves_out_is_as_diffusers_has_it(tmp_path: Path) -> None:
+    """The published folder of Wan2.1 says nothing of what came with Wan2.2."""
+    tokenizer, video = vae(WAN21), noise_frames(1, 5, 3, 16, 16)
+    tokenizer.vae.save_pretrained(tmp_path / "vae")
+    file = tmp_path / "vae" / "config.json"
+    later = ("is_residual", "patch_size", "decoder_base_dim", "in_channels", "scale_factor_spatial")
+    content = {name: value for name, value in json.loads(file.read_text()).items() if name not in later}
+    file.write_text(json.dumps(content))
+    loaded = load_vae(tmp_path)
+    assert loaded.sizes == WAN21.sizes
+    assert_values_agree(loaded.encode(video), tokenizer.encode(video))
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

@@ -273,12 +273,17 @@ def _first_and_rest(module: Any, x: Tensor, **first: bool) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
+def autoencoder_class() -> Any:
+    """diffusers' `AutoencoderKLWan`. Raises `UsageError` where the extra `wan` is not installed."""
+    return upstream("diffusers.models.autoencoders.autoencoder_kl_wan").AutoencoderKLWan
+
+
 def _autoencoder(sizes: WanVAESizes) -> nn.Module:
     options: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sizes).items()}
     options |= sizes.derived
     options["temperal_downsample"] = options.pop("temporal_downsample")
     try:
-        return upstream("diffusers.models.autoencoders.autoencoder_kl_wan").AutoencoderKLWan(**options)
+        return autoencoder_class()(**options)
     except (ValueError, AssertionError) as error:  # widths that its shortcuts cannot average
         raise UsageError(f"diffusers cannot build this VAE; is_residual needs matching dim_mult: {error}") from error
 

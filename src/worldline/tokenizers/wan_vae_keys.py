@@ -4,6 +4,7 @@ Two layouts are read: diffusers' folder, and the original single file `Wan2.2_VA
 reader knows only the layout of Wan2.1 and fails on the latter, so its keys are renamed here. Nothing is downloaded.
 """
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from worldline.nn.published import (
 )
 from worldline.rundir import from_json
 from worldline.schema import DataError
-from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes
+from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes, autoencoder_class
 
 ORIGINAL_NAME = "Wan2.2_VAE.pth"
 _CLASS = "AutoencoderKLWan"
@@ -76,16 +77,15 @@ def read_config(files: list[Path]) -> WanVAEConfig:
     content = read_json(place)
     if content.get("_class_name") != _CLASS:
         raise DataError(place, expected=f"an {_CLASS}", found=repr(content.get("_class_name")), fix=_FIX)
+    defaults = {k: x.default for k, x in inspect.signature(autoencoder_class().__init__).parameters.items()}
     # `clip_output` was written by a conversion script; diffusers clips always. `attn_scales` has no effect there.
-    derived = WanVAESizes().derived.keys()
-    fields = {k: v for k, v in content.items() if not k.startswith("_") and k not in ("clip_output", *derived)}
-    if fields.pop("attn_scales", None):
+    unread = ("self", "clip_output", *WanVAESizes().derived)
+    fields = {k: v for k, v in (defaults | content).items() if k[0] != "_" and k not in unread}
+    if fields.pop("attn_scales"):
         raise DataError(place, expected="no attn_scales", found=str(content["attn_scales"]), fix=_FIX)
-    if "temperal_downsample" in fields:
-        fields["temporal_downsample"] = fields.pop("temperal_downsample")
-    for name, default in (("decoder_base_dim", fields.get("base_dim")), ("patch_size", 1)):
-        if fields.get(name, ...) is None:
-            fields[name] = default
+    fields["temporal_downsample"] = fields.pop("temperal_downsample")
+    fields["decoder_base_dim"] = fields["decoder_base_dim"] or fields["base_dim"]
+    fields["patch_size"] = fields["patch_size"] or 1
     sizes: WanVAESizes = from_json(WanVAESizes, fields, place)
     for name, value in sizes.derived.items():
         if content.get(name, value) != value:
