@@ -69,18 +69,18 @@ def test_states_are_columns_of_any_name_joined_in_the_order_given(tmp_path: Path
     root = renamed(write_lerobot(tmp_path / "d", "v2.1", (20,), names=["a", "b"]), names)
     with pytest.raises(UsageError, match=r"no 'observation.state'; .*--data.state-keys\): robot.hand, robot.arm"):
         open_source(root)
-    source = open_source(root, state_keys=["robot.arm", "robot.hand"])
+    source = open_source(root, state_keys=("robot.arm", "robot.hand"))
     assert source.layout.names == ("arm.a", "arm.b", "hand.a", "hand.b")
     states = ramp(20, 2)
     np.testing.assert_allclose(source.read_states(0, 0, 20), np.concatenate([states + 0.5, states], axis=1), rtol=1e-6)
-    assert open_source(root, state_keys=["robot.hand"]).layout.names == ("a", "b")
+    assert open_source(root, state_keys=("robot.hand",)).layout.names == ("a", "b")
 
 
 def test_columns_that_end_alike_keep_their_whole_names(tmp_path: Path) -> None:
     root = renamed(
         write_lerobot(tmp_path / "d", "v2.1", (20,)), {"observation.state": "left.joints", "action": "right.joints"}
     )
-    source = open_source(root, state_keys=["left.joints", "right.joints"])
+    source = open_source(root, state_keys=("left.joints", "right.joints"))
     assert len(set(source.layout.names)) == 4
     assert source.layout.names[2] == "right.joints.0"
 
@@ -88,10 +88,10 @@ def test_columns_that_end_alike_keep_their_whole_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"state_keys": ["absent"]}, "no 'absent'"),
-        ({"state_keys": [CAMERA]}, "no numbers in 'observation.images.head'"),
-        ({"state_keys": ["action", "action"]}, "each can be given once"),
-        ({"state_keys": ["action"], "conditioning": "action"}, "give one of the two"),
+        ({"state_keys": ("absent",)}, "no 'absent'"),
+        ({"state_keys": (CAMERA,)}, "no numbers in 'observation.images.head'"),
+        ({"state_keys": ("action", "action")}, "each can be given once"),
+        ({"state_keys": ("action",), "conditioning": "action"}, "give one of the two"),
     ],
 )
 def test_state_keys_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
@@ -102,7 +102,7 @@ def test_state_keys_that_cannot_be_are_refused(tmp_path: Path, options: dict[str
 
 def test_a_1x_data_set_has_no_columns_to_choose(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="leave out camera, conditioning and state keys"):
-        open_source(write_raw(tmp_path), state_keys=["arm"])
+        open_source(write_raw(tmp_path), state_keys=("arm",))
 
 
 def test_several_cameras_are_listed_with_size_kind_and_files(tmp_path: Path) -> None:

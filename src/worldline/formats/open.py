@@ -95,7 +95,7 @@ class Format:
 def _open_lerobot(path: Path, options: OpenOptions, report: Report) -> Source:
     if options.state_keys and options.conditioning != "state":
         raise UsageError("state keys are given in place of the conditioning; give one of the two")
-    columns = options.state_keys or _USUAL[options.conditioning]
+    columns = tuple(options.state_keys) or _USUAL[options.conditioning]
     leaving = LeavingOut(allowed=options.allow_missing, report=report)
     return open_lerobot(path, camera=options.camera, columns=columns, leaving=leaving)
 
@@ -151,40 +151,17 @@ def contract_of(source: Source, options: OpenOptions, path: Roots, image_size: i
     return asked if has_choices(path) else asked | reading(source, image_size)
 
 
-def open_source(
-    path: Path | Sequence[Path],
-    *,
-    camera: str | None = None,
-    conditioning: Conditioning = "state",
-    state_keys: Sequence[str] = (),
-    state_kinds: dict[str, StateKind] | None = None,
-    allow_missing: bool = False,
-) -> Source:
-    """Open a data set on disk; `Source.kind` says which format was found. Decodes nothing and asks no server.
+def open_source(path: Path | Sequence[Path], **choices: Any) -> Source:
+    """Open a data set on disk, or several as one; `choices` are fields of `OpenOptions`.
 
-    Args:
-        path: its folder; of several, all episodes are read as of one data set.
-        camera: key of a LeRobot camera, or its last part; needed where several could be meant.
-        conditioning: columns of a LeRobot table that make up the states, by their usual names.
-        state_keys: such columns by any names, joined in this order, in place of `conditioning`.
-        state_kinds: kinds that override the guess, by state name.
-        allow_missing: leave out listed episodes that are absent or damaged, and name them in `Source.left_out`. Their
-            states and the headers of their videos are then read on opening.
-
-    Encoded latents have chosen their camera and columns already; these arguments do not concern them.
+    `Source.kind` says which format was found. Decodes nothing and asks no server; with `allow_missing`, all states and
+    the headers of all videos are read. Encoded latents have chosen their camera and columns already.
 
     Raises:
         DataError: no known format, or an unfinished, incomplete or inconsistent folder.
         UsageError: a camera, column or state name that the data set does not have, or data sets that differ.
     """
-    options = OpenOptions(
-        camera=camera,
-        conditioning=conditioning,
-        state_keys=tuple(state_keys),
-        state_kinds=state_kinds or {},
-        allow_missing=allow_missing,
-    )
-    return options.open(path)
+    return OpenOptions(**choices).open(path)
 
 
 def _inside(path: Path, pattern: str) -> list[str]:
