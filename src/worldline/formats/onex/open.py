@@ -19,7 +19,7 @@ from worldline.formats.reading import noted
 from worldline.formats.source import Source
 from worldline.formats.states import ONEX_LAYOUT
 from worldline.formats.video import probe
-from worldline.schema import DataError, Episode, StateKind, StateLayout, TokenGrid
+from worldline.schema import DataError, Episode, StateKind, StateLayout, TokenGrid, UsageError
 
 COSMOS_GRID = TokenGrid(height=32, width=32, vocab_size=64_000)
 """The grid of the challenge's tokens (Cosmos DV8x8x8 at 256x256), where metadata.json does not say otherwise."""
@@ -34,8 +34,13 @@ class _Meta:
 
     num_shards: Annotated[int, Field(ge=0, le=10**6)]
     hz: Annotated[float, Field(ge=0.01, le=10_000, allow_inf_nan=False)]
-    state_names: tuple[str, ...] | None = None
-    state_kinds: tuple[StateKind, ...] = ()
+    state_names: tuple[str, ...] = ONEX_LAYOUT.names
+    state_kinds: tuple[StateKind, ...] = ONEX_LAYOUT.kinds
+
+    def __post_init__(self) -> None:
+        names, kinds = self.state_names, self.state_kinds
+        if len(names) != len(kinds) or len(set(names)) != len(names) or not names:
+            raise UsageError(f"{len(set(names))} different state_names of {len(names)}, and {len(kinds)} state_kinds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,16 @@ class _Grid:
     vocab_size: Annotated[int, Field(gt=0, le=2**31)]
     block: _Count
     temporal_stride: _Count
+
+    def __post_init__(self) -> None:
+        if (latents := self.grid.latents_per_block) != self.token_grid[0]:
+            raise UsageError(f"{latents} latent frames per block of {self.block}, but token_grid {self.token_grid}")
+
+    @property
+    def grid(self) -> TokenGrid:
+        _, height, width = self.token_grid
+        sizes = {"vocab_size": self.vocab_size, "block": self.block, "temporal_stride": self.temporal_stride}
+        return TokenGrid(height=height, width=width, **sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +126,10 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
     test, leaving = folder.is_test(), LeavingOut(allowed=allow_missing, report=report)
     metadata = _metadata(folder, test, report)
     meta = validated(root / "metadata.json", _Meta, metadata)
-    layout, grid = _layout(root, meta), _grid(root, metadata) if folder.suffix == "bin" else None
+    layout = StateLayout(names=meta.state_names, kinds=meta.state_kinds)
+    grid = None if folder.suffix != "bin" else COSMOS_GRID
+    if grid is not None and "token_grid" in metadata:
+        grid = validated(root / "metadata.json", _Grid, metadata).grid
     needed = {f"shard {i}": folder.shard(i) for i in range(meta.num_shards)}
     numbers = folder.samples(folder.suffix) if test else leave_out_absent(root, needed, leaving)
     shards = list((_samples if test else _shards)(folder, numbers, layout, grid, leaving))
@@ -155,57 +173,25 @@ def _metadata(folder: _Folder, test: bool, report: Report) -> dict[str, Any]:
     return {"num_shards": len(folder.markers()), "hz": 30} | metadata
 
 
-def _layout(root: Path, meta: _Meta) -> StateLayout:
-    if meta.state_names is None:
-        return ONEX_LAYOUT
-    names, kinds = meta.state_names, meta.state_kinds
-    if len(names) != len(kinds) or len(set(names)) != len(names) or not names:
-        raise DataError(
-            root / "metadata.json",
-            expected="different state names, and one kind for each",
-            found=f"{len(set(names))} different names of {len(names)}, and {len(kinds)} kinds",
-            fix="Correct state_names and state_kinds.",
-            kind="names",
-        )
-    return StateLayout(names=names, kinds=kinds)
-
-
-def _grid(root: Path, metadata: dict[str, Any]) -> TokenGrid:
-    if "token_grid" not in metadata:
-        return COSMOS_GRID
-    stated = validated(root / "metadata.json", _Grid, metadata)
-    latents, height, width = stated.token_grid
-    sizes = {"vocab_size": stated.vocab_size, "block": stated.block, "temporal_stride": stated.temporal_stride}
-    grid = TokenGrid(height=height, width=width, **sizes)
-    if grid.latents_per_block != latents:
-        expected = f"{grid.latents_per_block} latent frames per block of {grid.block}"
-        found, fix = f"token_grid says {latents}", "Correct block, temporal_stride or token_grid."
-        raise DataError(root / "metadata.json", expected=expected, found=found, fix=fix, kind="metadata")
-    return grid
-
-
 def _shards(
     folder: _Folder, numbers: list[int], layout: StateLayout, grid: TokenGrid | None, leaving: LeavingOut
 ) -> Iterator[Shard]:
     """Shards whose files fit one another; others are left out."""
     for index in numbers:
         marker, video, states, segments = folder.shard(index)
-        try:
+        with leaving.around(f"shard {index}"):
             stated = validated(marker, _Marker, read_json(marker))
-        except DataError as problem:
-            leaving.leave(f"shard {index} ({problem.found})", problem)
-            continue
-        rows = stated.shard_num_frames
-        shard = Shard(index=index, num_frames=rows, video=video, states=states, segments=segments)
-        problems = [*_faults(marker, stated, shard, layout), *(_block_faults(video, rows, grid) if grid else ())]
-        for problem in problems:
-            leaving.leave(f"shard {index} ({problem.path.name}: {problem.found})", problem)
-        if rows == 0 and not problems:
-            fix = "Take the shard out of the data set; it is left out here."
-            empty = DataError(marker, expected="frames", found="a shard of none", fix=fix, kind="empty_episode")
-            leaving.leave(f"shard {index} (of no frame)", empty, harmless=True)
-        elif not problems:
-            yield shard
+            rows = stated.shard_num_frames
+            shard = Shard(index=index, num_frames=rows, video=video, states=states, segments=segments)
+            problems = [*_faults(marker, stated, shard, layout), *(_block_faults(video, rows, grid) if grid else ())]
+            for problem in problems:
+                leaving.leave(f"shard {index} ({problem.path.name}: {problem.found})", problem)
+            if rows == 0 and not problems:
+                fix = "Take the shard out of the data set; it is left out here."
+                empty = DataError(marker, expected="frames", found="a shard of none", fix=fix, kind="empty_episode")
+                leaving.leave(f"shard {index} (of no frame)", empty, harmless=True)
+            elif not problems:
+                yield shard
 
 
 def _faults(marker: Path, stated: _Marker, shard: Shard, layout: StateLayout) -> Iterator[DataError]:
