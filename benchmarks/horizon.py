@@ -29,8 +29,9 @@ from common import options, publish
 from torch import Tensor
 
 from worldline import builtin
+from worldline.contract import FramePattern
 from worldline.data.clips import Clips
-from worldline.evaluation.held_out import held_out
+from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.families.load import load_forecaster
 from worldline.families.sample import LoadOptions
 from worldline.forecasting.ensemble import combine
@@ -72,7 +73,8 @@ def rolled_on(run: Path, arguments: argparse.Namespace, ahead: int) -> dict[str,
     forecaster, physics = loaded.forecaster, arguments.data / "physics"
     chunks = -(-ahead // forecaster.chunk_frames)
     window = forecaster.context_frames + (chunks - 1) * forecaster.chunk_frames + forecaster.lookahead_frames
-    clips = held_out(run, loaded.contract, window=window, data=arguments.data, episodes=arguments.held_out)
+    choice = DataChoice(data=arguments.data, episodes=arguments.held_out)
+    clips = held_out(run, loaded.contract, choice, pattern=FramePattern.consecutive(window))
     batch = one_per_episode(clips.sized(forecaster.image_size))
     score = Scores(batch, forecaster.context_frames, ahead)
     score.add("copy_last", CopyLast.beside(forecaster))

@@ -28,8 +28,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from einops import rearrange
-from jaxtyping import UInt8
 from PIL import Image
 
 from worldline.files import atomic, read_json, write_json
@@ -37,7 +35,14 @@ from worldline.rundir import from_json, new_folder, to_json
 from worldline.schema import DataError, Forecast, UsageError
 
 INDEX, UNFINISHED = "forecast.json", "forecast.unfinished.json"
-TOKEN_ARRAYS = {"tokens": "int32", "top_ids": "int32", "top_log_probs": "float32"}
+ARRAYS = {
+    "frames": ("uint8", "k t y x 3"),
+    "times": ("int32", "t"),
+    "tokens": ("int32", "k l h w"),
+    "top_ids": ("int32", "l h w n"),
+    "top_log_probs": ("float32", "l h w n"),
+}
+TOKEN_ARRAYS = ("tokens", "top_ids", "top_log_probs")
 Layout = Literal["mp4", "png", "npz"]
 
 
@@ -73,30 +78,46 @@ class Index:
     format: Literal[1] = 1
 
 
-def save_npz(path: Path, forecast: Forecast, clip: int) -> Path:
+def save_npz(path: Path, forecast: Forecast, clip: int) -> None:
     """Write all arrays of one clip's forecast into one file."""
-    arrays = _token_arrays(forecast, clip)
-    if forecast.frames is not None:
-        arrays |= {"frames": _frames(forecast, clip), "times": np.array(forecast.times, np.int32)}
-    return _write(path, arrays)
+    arrays = _arrays(forecast, clip)
+    _write(path, arrays | ({"times": np.array(forecast.times, np.int32)} if "frames" in arrays else {}))
 
 
-def save_png(folder: Path, forecast: Forecast, clip: int) -> Path:
+def save_png(folder: Path, forecast: Forecast, clip: int) -> None:
     """Write the frames of one clip's forecast as pictures, and its tokens, if it has any, beside them."""
+    arrays = _arrays(forecast, clip)
     with new_folder(folder) as temporary:
-        for number, future in enumerate(_frames(forecast, clip)):
+        for number, future in enumerate(arrays.pop("frames")):
             (temporary / f"future_{number}").mkdir()
             for time, frame in zip(forecast.times, future, strict=True):
                 Image.fromarray(frame).save(temporary / _png(number, time))
-        if forecast.tokens is not None:
-            _write(temporary / "tokens.npz", _token_arrays(forecast, clip))
-    return folder
+        if arrays:
+            _write(temporary / "tokens.npz", arrays)
+
+
+def _arrays(forecast: Forecast, clip: int) -> dict[str, np.ndarray]:
+    arrays = {name: getattr(forecast, name, None) for name in ("frames", *TOKEN_ARRAYS)}
+    found = {name: x[clip].numpy().astype(ARRAYS[name][0]) for name, x in arrays.items() if x is not None}
+    if "frames" in found:
+        found["frames"] = np.ascontiguousarray(found["frames"].transpose(0, 1, 3, 4, 2))
+    return found
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _png(future: int, time: int) -> str:
+    return f"future_{future}/frame_{time:03d}.png"
 
 
 def begin_index(folder: Path, index: Index, files: Sequence[Path]) -> set[Path]:
     """Say what is going to be forecast; give those of its files that are there already. Others of their names go."""
     said, names = to_json(Index, index), {f".{path.name}" for path in files}
-    gone = [path for path in folder.glob(".*.*") if path.suffix in (".tmp", ".old") and _stem(path) in names]
+    left = (path for path in folder.glob(".*.*") if path.suffix in (".tmp", ".old"))
+    gone = [path for path in left if path.name.rsplit(".", 2)[0] in names]  # a killed writer's `.NAME.PID.tmp`
     if not any(_says(folder / name, said) for name in (INDEX, UNFINISHED)):
         gone = [folder / INDEX, folder / UNFINISHED, *gone, *files]  # first what says that the others are sound
     for path in gone:
@@ -104,11 +125,6 @@ def begin_index(folder: Path, index: Index, files: Sequence[Path]) -> set[Path]:
     write_json(folder / UNFINISHED, said)
     (folder / INDEX).unlink(missing_ok=True)
     return {path for path in files if path.exists()}
-
-
-def _stem(path: Path) -> str:
-    """What a killed writer's `.NAME.PID.tmp` was to become, with the dot."""
-    return path.name.rsplit(".", 2)[0]
 
 
 def _says(path: Path, said: dict[str, Any]) -> bool:
@@ -133,51 +149,44 @@ def read_forecasts(folder: Path) -> dict[str, Forecast]:
     index: Index = from_json(Index, read_json(folder / INDEX), folder / INDEX)
     if index.layout == "mp4":
         raise UsageError(f"{folder} holds videos to be looked at; forecast with --format npz or png to read frames")
-    read = _read_npz if index.layout == "npz" else _read_png
-    return {sample.name: read(folder / sample.name, index.times, index.num_samples) for sample in index.samples}
+    return {sample.name: _read(folder / sample.name, index) for sample in index.samples}
 
 
-def _read_npz(stem: Path, times: tuple[int, ...], count: int) -> Forecast:
-    path = stem.with_name(f"{stem.name}.npz")
-    arrays = _load(path)
-    if "frames" in arrays:
-        _check(path, arrays, "frames", "uint8", (count, len(times), None, None, 3))
-        if arrays.get("times", np.zeros(0)).tolist() != list(times):
-            raise _wrong(path, f"frames at {times}", f"{arrays.get('times')}")
-    return _forecast(path, arrays, times, count)
-
-
-def _read_png(folder: Path, times: tuple[int, ...], count: int) -> Forecast:
-    frames = np.stack([[_read_picture(folder / _png(k, time)) for time in times] for k in range(count)])
-    path = folder / "tokens.npz"
-    return _forecast(path, {"frames": frames, **(_load(path) if path.exists() else {})}, times, count)
-
-
-def _forecast(path: Path, arrays: dict[str, np.ndarray], times: tuple[int, ...], count: int) -> Forecast:
-    if not arrays.keys() & {"frames", *TOKEN_ARRAYS}:
-        raise _wrong(path, "frames or tokens", f"{sorted(arrays)}")
+def _read(stem: Path, index: Index) -> Forecast:
+    if index.layout == "npz":
+        path = stem.with_name(f"{stem.name}.npz")
+        arrays = _load(path)
+    else:
+        path = stem / "tokens.npz"
+        futures = [[_picture(stem / _png(k, time)) for time in index.times] for k in range(index.num_samples)]
+        arrays = {"frames": np.stack(futures), **(_load(path) if path.exists() else {})}
+    _check(path, arrays, index)
     found = {name: torch.from_numpy(array)[None] for name, array in arrays.items() if name != "times"}
     if "frames" in found:
-        found["frames"] = rearrange(found["frames"], "b k t h w c -> b k t c h w")
-    if arrays.keys() & TOKEN_ARRAYS.keys():
-        _check(path, arrays, "tokens", "int32", (count, None, None, None))
-        for name in ("top_ids", "top_log_probs"):
-            _check(path, arrays, name, TOKEN_ARRAYS[name], (*arrays["tokens"].shape[1:], None))
+        found["frames"] = found["frames"].permute(0, 1, 2, 5, 3, 4)
+    found |= {name: found[name].long() for name in ("tokens", "top_ids") if name in found}
+    return Forecast(times=index.times, **found)  # pyright: ignore[reportArgumentType] - no costs among them
+
+
+def _check(path: Path, arrays: dict[str, np.ndarray], index: Index) -> None:
+    """Refuse arrays of other types, shapes or ranges than the layout promises. Raises `DataError`."""
+    tokens = [name for name in TOKEN_ARRAYS if name in arrays]
+    if len(tokens) not in (0, 3) or not arrays:
+        raise _wrong(path, "frames, or tokens with the likeliest ones, or both", f"{sorted(arrays)}")
+    sizes = {"k": index.num_samples, "t": len(index.times), "3": 3}
+    for name in (name for name in ARRAYS if name in arrays):
+        (dtype, axes), array = ARRAYS[name], arrays[name]
+        expected = [sizes.get(axis, "*") for axis in axes.split()]
+        fits = len(expected) == array.ndim and all(n in (m, "*") for n, m in zip(expected, array.shape, strict=True))
+        if array.dtype != dtype or not fits:
+            raise _wrong(path, f"{name}, {dtype} {expected}", f"{array.dtype} {[*array.shape]}")
+        sizes |= dict(zip(axes.split(), array.shape, strict=True))
+    if "times" in arrays and arrays["times"].tolist() != list(index.times):
+        raise _wrong(path, f"frames at {index.times}", f"{arrays['times']}")
+    if tokens:
         chances = arrays["top_log_probs"]
         if not (chances <= 0).all() or (np.diff(chances) > 0).any() or (np.exp(chances).sum(-1) > 1.001).any():
             raise _wrong(path, "log-probabilities of at most 0, likeliest first", f"{chances.min()} .. {chances.max()}")
-        found |= {name: found[name].long() for name in ("tokens", "top_ids")}
-    return Forecast(times=times, **found)  # pyright: ignore[reportArgumentType] - no costs among them
-
-
-def _check(path: Path, arrays: dict[str, np.ndarray], name: str, dtype: str, shape: tuple[int | None, ...]) -> None:
-    expected = f"{name}, {dtype} [{', '.join('*' if n is None else str(n) for n in shape)}]"
-    if name not in arrays:
-        raise _wrong(path, expected, f"{sorted(arrays)}")
-    found = arrays[name]
-    fits = found.ndim == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=True))
-    if found.dtype != dtype or not fits:
-        raise _wrong(path, expected, f"{found.dtype} {list(found.shape)}")
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
@@ -188,26 +197,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise _wrong(path, "arrays as numpy saves them", f"{type(error).__name__}: {error}") from error
 
 
-def _token_arrays(forecast: Forecast, clip: int) -> dict[str, np.ndarray]:
-    arrays = {name: getattr(forecast, name) for name in TOKEN_ARRAYS}
-    return {name: value[clip].numpy().astype(TOKEN_ARRAYS[name]) for name, value in arrays.items() if value is not None}
-
-
-def _frames(forecast: Forecast, clip: int) -> UInt8[np.ndarray, "k t h w 3"]:
-    return np.ascontiguousarray(rearrange(forecast.video[clip].numpy(), "k t c h w -> k t h w c"))
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    return path
-
-
-def _png(future: int, time: int) -> str:
-    return f"future_{future}/frame_{time:03d}.png"
-
-
-def _read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def _picture(path: Path) -> np.ndarray:
     try:
         return np.array(Image.open(path).convert("RGB"))
     except (OSError, SyntaxError) as error:  # how Pillow says that a picture is damaged
