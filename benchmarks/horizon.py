@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="data set; if not given, the twin's are generated")
     parser.add_argument("--held-out", help="its episodes, as in `worldline evaluate --episodes`")
     parser.add_argument("--tokenizer", type=Path, help="where the runs' tokenizer lies, if not in them")
+    parser.add_argument("--decode-mode", default="tokens", help="worlds over tokens: tokens or mean")
+    parser.add_argument("--blend-last-frame", action="store_true", help="worlds over tokens: keep in view what stays")
     for name, default in (("episodes", 12), ("samples", 5), ("steps", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments, ahead = parser.parse_args(), AHEAD
@@ -69,7 +71,8 @@ def main() -> None:
 def rolled_on(run: Path, arguments: argparse.Namespace, ahead: int) -> dict[str, object]:
     """All rows of one world."""
     run = builtin.resolve(run)
-    loaded = load_forecaster(run, LoadOptions(tokenizer=arguments.tokenizer, steps=arguments.steps))
+    names = ("tokenizer", "steps", "decode_mode", "blend_last_frame")
+    loaded = load_forecaster(run, LoadOptions(**{name: getattr(arguments, name) for name in names}))
     forecaster, physics = loaded.forecaster, arguments.data / "physics"
     chunks = -(-ahead // forecaster.chunk_frames)
     window = forecaster.context_frames + (chunks - 1) * forecaster.chunk_frames + forecaster.lookahead_frames
@@ -85,8 +88,10 @@ def rolled_on(run: Path, arguments: argparse.Namespace, ahead: int) -> dict[str,
     score.add("shuffled_states", forecaster, states=batch.states.roll(1, dims=0))
     score.add("true_context", forecaster, refreshed=True)
     if physics.is_dir():
-        score.add("live_twin", LiveTwin.beside(forecaster, arguments.data))
-    chosen = {"chunk_frames": forecaster.chunk_frames, "episodes": len(batch), "steps": arguments.steps}
+        score.add("live_twin", LiveTwin.beside(forecaster, root=arguments.data))
+    chosen: dict[str, object] = {"chunk_frames": forecaster.chunk_frames, "episodes": len(batch)}
+    shown = ("steps",) if forecaster.token_grid is None else ("decode_mode", "blend_last_frame")
+    chosen |= {name: getattr(arguments, name) for name in shown}
     return {**chosen, "psnr_db": score.bins(), "minus_copy_last_psnr_db": score.bins(than="copy_last")}
 
 

@@ -351,7 +351,7 @@ def test_the_live_twin_shows_what_was_recorded_and_what_would_have_been(twin_cli
 def test_the_live_twin_keeps_to_the_times_of_the_forecaster_beside_it(
     twin_clip: Batch, forecasters: dict[str, Forecaster]
 ) -> None:
-    live = LiveTwin.beside(forecasters["latents"], TWIN_MINI_VAL)
+    live = LiveTwin.beside(forecasters["latents"], root=TWIN_MINI_VAL)
     states = torch.cat([twin_clip.states, twin_clip.states[:, -1:].expand(-1, 26, -1)], dim=1)
     made = live.start_clips(twin_clip).advance(states[:, 17:])
     assert made.times == tuple(range(20, 77, 4))

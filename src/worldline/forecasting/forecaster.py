@@ -7,13 +7,13 @@ share it: none of it asks which track it is.
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from worldline.forecasting.session import Context, Session, Snapshot, check_states, signature
+from worldline.forecasting.session import Context, Session, Snapshot, Step, check_states, signature
 from worldline.schema import Batch, Forecast, TokenGrid, UsageError
 
 Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames"]
@@ -23,6 +23,7 @@ Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames"]
 """
 TOP = 500
 CPU = torch.device("cpu")
+B = TypeVar("B", bound="CopyLast")
 
 
 class Forecaster(ABC):
@@ -69,10 +70,6 @@ class Forecaster(ABC):
         return None
 
     @abstractmethod
-    def drawing(self, num_samples: int) -> "Forecaster":
-        """The same forecaster with so many futures per clip."""
-
-    @abstractmethod
     def signature(self) -> str:
         """Tells forecasters apart: equal for two only if they make the same of a snapshot."""
 
@@ -81,45 +78,28 @@ class Forecaster(ABC):
         return batch
 
     @abstractmethod
-    def forecast_clips(
-        self,
-        batch: Batch,
-        *,
-        states: Float32[Tensor, "b t s"] | None = None,
-        seeds: Sequence[int] | None = None,
-        extra: Collection[Extra] = (),
-    ) -> Forecast:
-        """As `forecast`, from clips that hold frames, token grids or latents. Their future is read for costs alone.
-
-        Args:
-            states: others than the clips' own.
-            extra: what the forecast shall hold besides. Costs need the whole true future.
-
-        Raises:
-            UsageError: the clips hold nothing that the forecast could begin with, or no future to be scored by.
-        """
-
-    @abstractmethod
     def reconstruct(self, batch: Batch) -> Forecast:
         """The true future as the tokenizer gives it back: the best such a forecaster could do."""
 
     @abstractmethod
     def begin(self, batch: Batch) -> Context:
-        """What a session of these clips goes on from."""
+        """What clips go on from. Their future is not read."""
 
     @abstractmethod
-    def step(
-        self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]
-    ) -> tuple[Forecast, Context]:
-        """The forecast of the next chunk, `times` counted from the first frame of `context`, and what it goes on from.
+    def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
+        """Forecast one window, `times` counted from the first frame of `context`. A pure function of its arguments.
 
-        A pure function. What it returns shares no memory that a caller could write to with what goes on.
+        What it returns shares no memory that a caller could write to with what the next step begins with.
 
         Args:
             states: of context and `lookahead_frames`.
         """
 
     # --- what all do alike ---
+
+    def drawing(self, num_samples: int) -> "Forecaster":
+        """The same forecaster with so many futures per clip."""
+        return replace(self, num_samples=num_samples)  # pyright: ignore[reportArgumentType] - all are dataclasses
 
     @property
     def horizon_frames(self) -> int:
@@ -151,6 +131,26 @@ class Forecaster(ABC):
         """
         check_states(states, (len(frames), self.context_frames + self.horizon_frames, states.shape[-1]))
         return self.forecast_clips(_given(self, frames, states), seeds=seeds)
+
+    def forecast_clips(
+        self,
+        batch: Batch,
+        *,
+        states: Float32[Tensor, "b t s"] | None = None,
+        seeds: Sequence[int] | None = None,
+        extra: Collection[Extra] = (),
+    ) -> Forecast:
+        """As `forecast`, from clips that hold frames, token grids or latents. Their future is read for costs alone.
+
+        Args:
+            states: others than the clips' own.
+            extra: what the forecast shall hold besides. Costs need the whole true future.
+
+        Raises:
+            UsageError: the clips hold nothing that the forecast could begin with, or no future to be scored by.
+        """
+        del extra  # of what has tokens
+        return self.step(self.begin(batch), batch.states if states is None else states, seeds=seeds)[0]
 
     def shown(self, batch: Batch) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]:
         """What to show a forecast with: frames of the context at its pace, and the true ones at `times`, if known.
@@ -192,8 +192,8 @@ class Forecaster(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline(Forecaster):
-    """What needs no model: its context, times and steps are those of the forecaster that it stands beside."""
+class CopyLast(Forecaster):
+    """The baseline every forecast must beat: nothing moves after the last context frame."""
 
     context: int
     """Its `context_frames`."""
@@ -204,11 +204,11 @@ class Baseline(Forecaster):
     num_samples: int = 1
     device: torch.device = CPU
 
-    @staticmethod
-    def like(forecaster: Forecaster) -> dict[str, Any]:
-        """The fields of one beside a forecaster."""
+    @classmethod
+    def beside(cls: type[B], forecaster: Forecaster, **more: Any) -> B:
+        """The baseline of a forecaster: the same context, predicted times and steps."""
         times = {"predicted": forecaster.times, "chunk": forecaster.chunk_frames}
-        return {"context": forecaster.context_frames, **times}
+        return cls(context=forecaster.context_frames, **times, **more)
 
     @property
     def context_frames(self) -> int:
@@ -222,9 +222,6 @@ class Baseline(Forecaster):
     def chunk_frames(self) -> int:
         return self.horizon_frames if self.chunk is None else self.chunk
 
-    def drawing(self, num_samples: int) -> "Baseline":
-        return replace(self, num_samples=num_samples)
-
     def signature(self) -> str:
         return signature(self)
 
@@ -233,38 +230,12 @@ class Baseline(Forecaster):
         frames = frames_of(self, batch, self.times[-1] + 1)[:, None, list(self.times)]
         return Forecast(times=self.times, frames=frames)
 
-
-@dataclass(frozen=True, kw_only=True)
-class CopyLast(Baseline):
-    """The baseline every forecast must beat: nothing moves after the last context frame."""
-
-    @staticmethod
-    def beside(forecaster: Forecaster) -> "CopyLast":
-        return CopyLast(**Baseline.like(forecaster))
-
-    def forecast_clips(
-        self, batch: Batch, *, states: object = None, seeds: object = None, extra: object = ()
-    ) -> Forecast:
-        del states, seeds, extra  # nothing changes a still frame
-        return self._still(self.begin(batch), self.times)
-
     def begin(self, batch: Batch) -> Context:
         return (frames_of(self, batch, self.context_frames)[:, self.context_frames - 1].clone(),)
 
-    def step(
-        self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]
-    ) -> tuple[Forecast, Context]:
-        del states, seeds
-        return self._still(context, within_chunk(self)), context
-
-    def _still(self, context: Context, times: tuple[int, ...]) -> Forecast:
-        (last,) = context
-        return Forecast(times=times, frames=last[:, None, None].repeat(1, self.num_samples, len(times), 1, 1, 1))
-
-
-def within_chunk(forecaster: Forecaster) -> tuple[int, ...]:
-    """Those of the predicted times that lie in the next chunk of a session."""
-    return tuple(time for time in forecaster.times if time < forecaster.context_frames + forecaster.chunk_frames)
+    def step(self, context: Context, states: Tensor, *, seeds: Sequence[int] | None) -> Step:
+        (last,), futures = context, (self.num_samples, len(self.times))
+        return Forecast(times=self.times, frames=last[:, None, None].repeat(1, *futures, 1, 1, 1)), lambda: context
 
 
 def check_seeds(seeds: Sequence[int] | None, clips: int) -> Sequence[int]:

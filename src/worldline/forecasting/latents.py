@@ -1,15 +1,15 @@
 """The sampling track's forecaster: a continuous world between a VAE's encoder and decoder, many samples at a time."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from worldline.contract import FramePattern
-from worldline.forecasting.forecaster import CPU, Extra, Forecaster, check_seeds, frames_of, name_of, within_chunk
-from worldline.forecasting.session import Context, signature
+from worldline.forecasting.forecaster import CPU, Forecaster, check_seeds, frames_of, name_of
+from worldline.forecasting.session import Context, Step, signature
 from worldline.process.flow import FlowSampling
 from worldline.process.noise import generators, normal
 from worldline.schema import Batch, Forecast, LatentGrid, UsageError
@@ -79,32 +79,9 @@ class LatentForecaster(Forecaster):
         ahead, there = self.pattern.window - self.context_frames, set(self.pattern.frames)
         return next((n for n in range(ahead, 0, -1) if there.issuperset(n + t for t in self.context_taken)), 0)
 
-    def drawing(self, num_samples: int) -> "LatentForecaster":
-        return replace(self, num_samples=num_samples)
-
     def signature(self) -> str:
         settings = self.grid, self.pattern, self.sampling, self.num_samples, self.average_repeats
         return signature(self.world, self.tokenizer, settings)
-
-    def encoded(self, batch: Batch) -> Batch:
-        if batch.latents is not None:
-            return batch
-        frames = frames_of(self, batch, self.context_frames)
-        return replace(batch, latents=self._encode(frames, self.context_taken))
-
-    def forecast_clips(
-        self,
-        batch: Batch,
-        *,
-        states: Float32[Tensor, "b t s"] | None = None,
-        seeds: Sequence[int] | None = None,
-        extra: Collection[Extra] = (),
-    ) -> Forecast:
-        """Encode the context once, generate `num_samples` futures from noise, decode each."""
-        del extra  # all of it is of tokens
-        drawn = check_seeds(seeds, len(batch))
-        video = self._videos(self.begin(batch), batch.states if states is None else states, drawn)
-        return self._forecast(video, self.times)
 
     def reconstruct(self, batch: Batch) -> Forecast:
         """The true frames of the pattern, encoded with their context and decoded; latents are decoded as they are."""
@@ -113,7 +90,7 @@ class LatentForecaster(Forecaster):
             latents = self._encode(frames_of(self, batch, self.pattern.window), self.pattern.frames)
         if latents is None or latents.shape[1] < self.length:
             raise UsageError(f"{name_of(batch)} holds no future to be reconstructed")
-        return replace(self, num_samples=1)._forecast(self._decode(latents), self.times)
+        return self._forecast(self._decode(latents), 1)
 
     def shown(self, batch: Batch) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]:
         if batch.frames is not None or batch.latents is None:
@@ -122,23 +99,26 @@ class LatentForecaster(Forecaster):
         return video[:, :seen], video[:, seen:] if batch.latents.shape[1] == self.length else None
 
     def begin(self, batch: Batch) -> Context:
-        latents, count = self.encoded(batch).latents, self.world.context_latents
-        if latents is None or latents.shape[1] < count:
+        latents, count = batch.latents, self.world.context_latents
+        if latents is None:
+            latents = self._encode(frames_of(self, batch, self.context_frames), self.context_taken)
+        if latents.shape[1] < count:
             raise UsageError(f"{name_of(batch)} holds fewer than the {count} latents that this world begins with")
         return (latents[:, :count].cpu().repeat_interleave(self.num_samples, dim=0),)
 
-    def step(
-        self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]
-    ) -> tuple[Forecast, Context]:
-        """As `forecast`; predicted frames are encoded anew, since latents depend on what came before their frames."""
-        video = self._videos(context, states, seeds)
-        following = self._encode(video, [self._instants.index(self.chunk_frames + time) for time in self.context_taken])
-        return self._forecast(video, within_chunk(self)), (following,)
+    def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
+        """Generate `num_samples` futures of each clip from noise and decode them.
 
-    def _forecast(self, video: UInt8[Tensor, "n f 3 h w"], times: tuple[int, ...]) -> Forecast:
-        """The frames at `times` of windows in the order `(b k)`."""
-        frames = video[:, [self._instants.index(time) for time in times]]
-        return Forecast(times=times, frames=frames.unflatten(0, (-1, self.num_samples)))
+        Predicted frames are encoded anew to go on from, for a latent depends on what came before its frames.
+        """
+        video = self._videos(context, states, check_seeds(seeds, len(states)))
+        following = [self._instants.index(self.chunk_frames + time) for time in self.context_taken]
+        return self._forecast(video, self.num_samples), lambda: (self._encode(video, following),)
+
+    def _forecast(self, video: UInt8[Tensor, "n f 3 h w"], samples: int) -> Forecast:
+        """The predicted frames of whole windows in the order `(b k)`."""
+        frames = video[:, len(self.context_taken) :].unflatten(0, (-1, samples))
+        return Forecast(times=self.times, frames=frames)
 
     @torch.no_grad()
     def _videos(

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from worldline.forecasting.forecaster import Baseline, Forecaster, within_chunk
-from worldline.forecasting.session import Context
+from worldline.forecasting.forecaster import CopyLast
+from worldline.forecasting.session import Context, Step
 from worldline.schema import Batch, Forecast, UsageError
 from worldline.twin.generate import resume
 from worldline.twin.simulation import Simulation
@@ -19,7 +20,7 @@ OPEN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveTwin(Baseline):
+class LiveTwin(CopyLast):
     """Sessions whose frames are true: they begin in the saved physics of a recorded episode and follow the states.
 
     Clips say by their origin where they begin; their frames are not read. The robot is moved to every state, whatever
@@ -29,17 +30,6 @@ class LiveTwin(Baseline):
     root: Path
     """Data set of the twin that the clips are of, read as a whole."""
     scenes: dict[int, Simulation] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    @staticmethod
-    def beside(forecaster: Forecaster, root: Path) -> "LiveTwin":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The twin of a forecaster: the same context, predicted times and steps."""
-        return LiveTwin(**Baseline.like(forecaster), root=root)
-
-    def forecast_clips(
-        self, batch: Batch, *, states: Float32[Tensor, "b t s"] | None = None, seeds: object = None, extra: object = ()
-    ) -> Forecast:
-        del seeds, extra  # the truth is no matter of chance
-        return self._follow(self.begin(batch), batch.states if states is None else states, self.times)[0]
 
     def begin(self, batch: Batch) -> Context:
         """The numbers of the episodes, and the physics of each at the last frame of its context.
@@ -58,23 +48,19 @@ class LiveTwin(Baseline):
             self._keep(origin.episode, scene)
         return (torch.tensor(episodes), *physics)
 
-    def step(
-        self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]
-    ) -> tuple[Forecast, Context]:
-        del seeds
-        return self._follow(context, states[:, : self.context_frames + self.chunk_frames], within_chunk(self))
-
-    def _follow(self, context: Context, states: Tensor, times: tuple[int, ...]) -> tuple[Forecast, Context]:
+    def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
+        del seeds  # the truth is no matter of chance
         episodes, *physics = context
-        frames, after = [], []
+        shown, frames, after = [time - self.context_frames for time in self.times], [], []
         for episode, before, own in zip(episodes.tolist(), physics, states[:, self.context_frames :], strict=True):
             scene = self.scenes.get(episode) or self._keep(episode, resume(self.root, episode, 0)[0])
             scene.restore(before.numpy())
-            seen = torch.from_numpy(scene.follow(own.numpy()))[[time - self.context_frames for time in times]]
-            frames.append(seen.permute(0, 3, 1, 2))
+            seen = scene.follow(own[: self.chunk_frames].numpy())
             after.append(torch.from_numpy(scene.snapshot()))
+            seen = np.concatenate([seen, scene.follow(own[self.chunk_frames :].numpy())])[shown]
+            frames.append(torch.from_numpy(seen).permute(0, 3, 1, 2))
         made = torch.stack(frames)[:, None].repeat(1, self.num_samples, 1, 1, 1, 1)
-        return Forecast(times=times, frames=made), (episodes, *after)
+        return Forecast(times=self.times, frames=made), lambda: (episodes, *after)
 
     def _keep(self, episode: int, scene: Simulation) -> Simulation:
         while len(self.scenes) >= OPEN:

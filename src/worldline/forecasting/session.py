@@ -5,7 +5,7 @@ session goes on alike whatever else runs, two of them share nothing that changes
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -18,6 +18,8 @@ from worldline.schema import Forecast, UsageError
 
 Context = tuple[Tensor, ...]
 """What a forecaster goes on from, in its own terms: token grids, latents, frames or physics. Small, and on the CPU."""
+Step = tuple[Forecast, Callable[[], Context]]
+"""The forecast of a window, and what makes the context that is one chunk later."""
 
 
 @runtime_checkable
@@ -33,9 +35,7 @@ class Steps(Protocol):
     @property
     def lookahead_frames(self) -> int: ...
 
-    def step(
-        self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]
-    ) -> tuple[Forecast, Context]: ...
+    def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]) -> Step: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,11 +76,12 @@ class Session:
         now, chunk = self._now, self.forecaster.chunk_frames
         check_states(states, (len(now.seeds), self.forecaster.lookahead_frames, now.states.shape[-1]))
         window = torch.cat([now.states, states.cpu()], dim=1)
-        with torch.no_grad():
-            made, context = self.forecaster.step(now.context, window, seeds=chunk_seeds(now.seeds, now.chunks))
+        made, onward = self.forecaster.step(now.context, window, seeds=chunk_seeds(now.seeds, now.chunks))
         kept = window[:, chunk : chunk + now.states.shape[1]].clone()
-        self._now = replace(now, context=context, states=kept, chunks=now.chunks + 1)
-        return replace(made, times=tuple(now.chunks * chunk + time for time in made.times))
+        self._now = replace(now, context=onward(), states=kept, chunks=now.chunks + 1)
+        inside = [time for time in made.times if time < self.forecaster.context_frames + chunk]
+        frames = None if made.frames is None else made.frames[:, :, : len(inside)]
+        return replace(made, frames=frames, times=tuple(now.chunks * chunk + time for time in inside))
 
     def snapshot(self) -> Snapshot:
         """This moment, to return to: a value, a few token grids, latents or frames in size. It can be pickled."""

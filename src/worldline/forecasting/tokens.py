@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worldline.forecasting.blend import blend_last_frame
 from worldline.forecasting.forecaster import CPU, TOP, Extra, Forecaster, check_seeds, frames_of, name_of
-from worldline.forecasting.session import Context, signature
+from worldline.forecasting.session import Context, Step, signature
 from worldline.metrics.table import grid_costs
 from worldline.process.categorical import Sampling
 from worldline.process.noise import generators
@@ -78,9 +78,6 @@ class TokenForecaster(Forecaster):
     def chunk_frames(self) -> int:
         return self.horizon_frames
 
-    def drawing(self, num_samples: int) -> "TokenForecaster":
-        return replace(self, num_samples=num_samples)
-
     def signature(self) -> str:
         settings = self.grid, self.sampling, self.num_samples, self.decode_mode, self.blend_last_frame
         return signature(self.world, self.tokenizer, settings)
@@ -130,14 +127,16 @@ class TokenForecaster(Forecaster):
         past, _ = self._split(batch, future=False)
         return self._repeated(past, batch.frames)
 
-    def step(
-        self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]
-    ) -> tuple[Forecast, Context]:
-        """As `forecast`; the token grids that were predicted are the next context, without a way through frames."""
+    def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
+        """Predicted token grids are what it goes on from, without a way through frames."""
         made = self._forecast(context, states, seeds)
-        assert made.tokens is not None, "a world over tokens"
-        grids = torch.cat([context[0], made.tokens.flatten(0, 1)], dim=1)[:, -self.world.context_grids :].clone()
-        return made, (grids, *self._seen(None if made.frames is None else made.frames.flatten(0, 1), -1))
+
+        def onward() -> Context:
+            assert made.tokens is not None, "a world over tokens"
+            grids = torch.cat([context[0], made.tokens.flatten(0, 1)], dim=1)[:, -self.world.context_grids :].clone()
+            return grids, *self._seen(None if made.frames is None else made.frames.flatten(0, 1), -1)
+
+        return made, onward
 
     # --- context ---
 
