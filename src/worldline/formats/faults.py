@@ -1,7 +1,4 @@
-"""Everything that is wrong with the files of an opened data set, one `DataError` each. Changes nothing.
-
-Also `check_episodes`: the cheap part of it, done before costly work on chosen episodes.
-"""
+"""Everything that is wrong with the files of an opened data set, and the cheap part of it before costly work."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -38,25 +38,22 @@ _TO_YUV |= Interpolation.FULL_CHR_H_INP | Interpolation.FULL_CHR_H_INT
 
 
 class VideoInfo(NamedTuple):
-    """Header of a container's first video stream."""
+    """Header of a video: frames (counted from the packets where it does not say), height and width, rate."""
 
     num_frames: int
-    """Frames, counted from the packets where the container does not say."""
     size: tuple[int, int]
-    """Height and width."""
     fps: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameTimes:
-    """When the frames of a file are shown, in its own ticks: read from all packets, none decoded."""
+    """When the frames of a file are shown, in ticks of `tick` seconds: read from all packets, none decoded."""
 
     ticks: Int64[np.ndarray, "n"]
     """Rising; frame i is shown at `ticks[i]`."""
     keys: Int64[np.ndarray, "k 2"]
     """When each keyframe is shown, rising, and when it is decoded: some containers seek by that."""
     tick: Fraction
-    """Seconds."""
 
     def __len__(self) -> int:
         return len(self.ticks)
@@ -170,8 +167,7 @@ def encode(
                 interpolation=_TO_YUV,
                 threads=1,
             )
-            frame.pts = i
-            frame.time_base = 1 / rate
+            frame.pts, frame.time_base = i, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 

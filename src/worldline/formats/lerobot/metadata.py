@@ -1,7 +1,4 @@
-"""meta/info.json of a LeRobot data set, v2.x or v3.0: its cameras, its states, and the places of its files.
-
-Type and range of every used value are checked; errors name the value.
-"""
+"""meta/info.json of a LeRobot data set, v2.x or v3.0: its cameras, its states, and the places of its files."""
 
 import re
 from collections.abc import Iterator
@@ -35,10 +32,9 @@ class _Feature:
 
 @dataclass(frozen=True, kw_only=True)
 class Meta:
-    """What is used of meta/info.json."""
+    """What is used of meta/info.json below the folder `root`. Every value has the type and range it should have."""
 
     root: Path
-    """The data set's folder."""
     codebase_version: str
     fps: Annotated[float, Field(ge=0.01, le=10_000, allow_inf_nan=False)]
     features: dict[str, dict[str, Any]]

@@ -1,7 +1,6 @@
 """Open a LeRobot data set, v2.x or v3.0: find the place of every episode.
 
-Only `meta/` and folder listings are read, a few tables to guess what the state dimensions are, and a video's header
-for the size of the pictures. Faults go to a `Report`.
+Reads `meta/`, a few tables to guess what the states are, and the header of one video.
 """
 
 from codecs import BOM_UTF8
@@ -41,7 +40,6 @@ class _Listed:
     video_chunk: _Index = 0
     video_file: _Index = 0
     begins: Annotated[float, Field(ge=0, le=10**7, allow_inf_nan=False)] = 0.0
-    """Seconds into the video."""
 
 
 def open_lerobot(root: Path, *, camera: str | None, columns: tuple[str, ...], leaving: LeavingOut) -> Source:

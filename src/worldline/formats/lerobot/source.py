@@ -1,7 +1,6 @@
 """LeRobot data sets, v2.x and v3.0, read directly: parquet tables, and mp4 files or images in the tables.
 
-Rows and frames are paired by their times: the table's `timestamp` against the times at which the video shows its
-frames. The lerobot package is not needed. Knows nothing of windows.
+Rows and frames are paired by the table's `timestamp` and the times at which the video shows its frames.
 """
 
 from collections import Counter
@@ -98,14 +97,9 @@ class LerobotSource(Source):
         times, video = table.times[rows], frame_times(recording.video)
         self._check_times(episode, table.path, times, rate(video.seconds))
         own = len(times) if recording.frames_in_file is None else recording.frames_in_file
-        begins, zero = recording.begins or 0.0, float(video.seconds[0])
-        found = pair(
-            times,
-            video.seconds,
-            starts=(begins, begins + zero) if zero else (begins,),
-            first=recording.first_frame if own == len(video) else None,
-            fps=self.fps,
-        )
+        begins, first = recording.begins or 0.0, recording.first_frame if own == len(video) else None
+        starts = (begins, begins + float(video.seconds[0]))
+        found = pair(times, video.seconds, starts=starts, first=first, fps=self.fps)
         if isinstance(found, Mismatch):
             raise self._unpaired(episode, found, times, video)
         return found
@@ -181,8 +175,9 @@ class LerobotSource(Source):
             expected = f"rows of {self.episodes[moved[0]].name} in {self.places[moved[0]].table.name}"
             found = f"them in another file ({len(moved)} such episodes), where they were found and are used"
             fix = "Nothing needs to be done; converting the data set again corrects meta/episodes."
-            path = self.meta.root / "meta/episodes"
-            report(DataError(path, expected=expected, found=found, fix=fix, kind="stale_pointer"))
+            report(
+                DataError(self.path / "meta/episodes", expected=expected, found=found, fix=fix, kind="stale_pointer")
+            )
 
     def _check_stats(self, path: Path, extremes: Float64[np.ndarray, "2 s"], report: Report) -> None:
         """Compare meta/stats.json with the tables: wrong statistics hide a changed unit. They are not used."""
