@@ -109,7 +109,7 @@ def forecast(run: str | Path, options: ForecastOptions) -> list[Path]:
 
 @_taking(EvaluateOptions)
 def evaluate(run: str | Path, options: EvaluateOptions) -> Evaluation:
-    """Judge a run on held-out data against the baselines, and write metrics.json and forecasts.npz.
+    """Evaluate a run on held-out data, beside the baselines, and write metrics.json and forecasts.npz.
 
     `evaluation.rows` are forecaster, baselines and ceilings by id; `row.metrics["psnr_db_last"]` is a mean with its
     interval. `print(worldline.report.text.text_table(evaluation))` shows all of it.

@@ -1,4 +1,4 @@
-"""The demo: judge the built-in worlds of both tracks, train one from scratch for minutes, write a report.
+"""The demo: evaluate the built-in worlds of both tracks, train a new one for minutes, write a report.
 
 What is trained is a world over latents: within these minutes it learns to follow the robot's states, which a world over
 tokens does not (docs/log.md). The report shows it: with another clip's states its forecast is worse.
@@ -24,13 +24,13 @@ class DemoOptions:
     """How long the demo takes."""
 
     steps: int = 1000
-    """Training steps of the world that is trained before your eyes."""
+    """Training steps of the new world."""
     max_minutes: float = 5.0
     """Stop that training after this long, whatever step it is at."""
     num_clips: int = 48
-    """Held-out clips the built-in world over tokens is judged on."""
+    """Held-out clips for the built-in world over tokens."""
     sampling_clips: int = 24
-    """Held-out clips each world over latents is judged on."""
+    """Held-out clips for each world over latents."""
     num_samples: int = 5
     """Futures drawn for each of those."""
 

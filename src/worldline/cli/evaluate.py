@@ -1,4 +1,4 @@
-"""`worldline evaluate RUN`: judge a run on held-out data against the baselines."""
+"""`worldline evaluate RUN`: evaluate a run on held-out data, beside the baselines."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`inspect`: what a data set holds and everything that is wrong with it. Changes nothing."""
+"""`inspect`: the content of a data set and all its problems. Changes nothing."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -28,7 +28,7 @@ _EXAMPLES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """All faults of one kind that one thing mends."""
+    """All faults of one kind and one remedy."""
 
     kind: str
     """A short stable id, as `DataError.kind`."""
@@ -44,7 +44,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """What `inspect` found: JSON once `path` is text. Of what cannot be opened, the problems alone."""
+    """The result of `inspect`. Of a data set that cannot be opened, only the problems."""
 
     path: Path
     kind: str = "unreadable"

@@ -20,7 +20,7 @@ from worldline.schema import Batch, Clip, UsageError, join, stack
 IN_FLIGHT = 500_000_000
 """Bytes that the workers of one process may read ahead."""
 PREFETCH = 2
-"""Parts that each worker has begun, at most."""
+"""Largest number of parts that a worker has started."""
 
 Key = tuple[int, int]
 """Number and augmentation seed of a clip."""

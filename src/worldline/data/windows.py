@@ -1,4 +1,4 @@
-"""Which windows of which episodes become clips: pure index arithmetic, vectorised. Opens no file.
+"""Which windows of which episodes become clips: vectorised index arithmetic. Opens no file.
 
 A window never leaves its episode. Token windows also lie on the block grid of their file.
 """

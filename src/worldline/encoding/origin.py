@@ -1,4 +1,4 @@
-"""What is noted of a source in a folder that was made of it."""
+"""Notes about a source in a folder that was made from it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from worldline.formats.source import Source
 
 
 def source_key(source: Source, episodes: Sequence[int], *, size: int | None, tokenizer: str = "") -> dict[str, Any]:
-    """What anything made of some episodes depends on: the data, the picture size and the tokenizer, if there is one."""
+    """Everything that decides what is made from some episodes: the data, the frame size and the tokenizer, if any."""
     key = {
         "source_kind": source.kind,
         "content": content_of(source, episodes),
@@ -22,7 +22,7 @@ def source_key(source: Source, episodes: Sequence[int], *, size: int | None, tok
 
 
 def origin_of(source: Source, episodes: Sequence[int], *, size: int | None) -> dict[str, Any]:
-    """Where it came from: which recordings, read how, and what was not there."""
+    """Its origin: which recordings, how they were read, and what was missing."""
     return {
         "made_from": str(source.path),
         "recordings": [recording_of(source, episode) for episode in episodes],

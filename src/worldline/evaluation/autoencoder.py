@@ -1,4 +1,4 @@
-"""A tokenizer alone in the place of a forecaster, so that the one engine judges it, too."""
+"""A tokenizer alone, as a forecaster, so that the same engine evaluates it."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Autoencoder(CopyLast):
-    """It reconstructs; it has no context, and so nothing to forecast from."""
+    """It only reconstructs; it has no context and forecasts nothing."""
 
     tokenizer: Tokenizer | LatentTokenizer
     grid: TokenGrid | None

@@ -1,4 +1,4 @@
-"""Which clips a run is judged on: held-out windows in the shape and units its checkpoint was trained with."""
+"""The clips of an evaluation: held-out windows in the shape and units of the checkpoint's training data."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
@@ -28,15 +28,15 @@ from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import UsageError
 
 On = Literal["held-out", "training-data"]
-"""What may be judged on: recordings that the run was not trained on, or, asked for by name, those that it was."""
+"""Data of an evaluation: recordings that the run was not trained on, or, if asked for, those that it was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataChoice:
-    """Which data are taken, and how they are read where that is not as in training."""
+    """Which data are used, and how they are read if not as in training."""
 
     data: Path | tuple[Path, ...] | None = None
-    """Data set to take, or several of one layout; if not given, the run's own validation data (for built-ins:
+    """Data set to use, or several of one layout; if not given, the run's own validation data (for built-ins:
     twin-mini-val)."""
     episodes: str | None = None
     """Python slices and numbers of its episodes, for example `:-10` or `:40,45,50:60`."""
@@ -47,7 +47,7 @@ class DataChoice:
     state_keys: tuple[str, ...] = ()
     """Columns of LeRobot's tables that make up the states, in this order; as in training if not given."""
     allow_missing: bool = False
-    """Use what is there where listed episodes are absent."""
+    """Leave out listed episodes that are missing or damaged."""
 
     def of(self, config: DataConfig) -> DataConfig:
         """A configuration whose validation data are read so."""
@@ -76,10 +76,10 @@ def split_of(
     on: On = "held-out",
     allow_different: Collection[Part] = (),
 ) -> Split:
-    """Whether models were trained on what they are to be judged on. Reads states only, and no weights.
+    """Whether models were trained on the data of their evaluation. Reads states only, and no weights.
 
     Args:
-        models: run or model folders of all that is judged: the run's world, and one it is compared with.
+        models: run or model folders: the evaluated world, and one it is compared with.
         allow_different: `validation`, where the run's own data may have changed since it was trained.
 
     The other arguments are those of `held_out`.
@@ -115,7 +115,7 @@ def split_of(
 
 
 def warn_of_strange_states(source: Source, episodes: Sequence[int], model: Path) -> None:
-    """Say what the states have that the model's training had not, or, where it does not say, what no robot gives."""
+    """Report states unlike those of the model's training or, if these are unknown, implausible states."""
     known = describe_model(model_folder(model)).statistics
     warn(implausible(source, episodes) if known is None else unlike(source, episodes, known))
 

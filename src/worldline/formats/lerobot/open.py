@@ -24,7 +24,8 @@ from worldline.formats.source import Source
 from worldline.formats.states import guess_layout
 from worldline.schema import DataError, Episode, StateLayout, UsageError
 
-# Tables whose values are looked at to guess the layout. meta/stats.json is not believed: it is often of other data.
+# Number of tables that are read to guess the layout. meta/stats.json is not used, because it often belongs to other
+# data.
 _GUESS_FROM = 8
 _Index = Annotated[int, Field(ge=0, le=10**9)]
 
