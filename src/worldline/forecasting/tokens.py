@@ -1,6 +1,6 @@
 """The compression track's forecaster: a discrete world between a tokenizer's encoder and decoder."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -98,9 +98,11 @@ class TokenForecaster(Forecaster):
         extra: Collection[Extra] = (),
     ) -> Forecast:
         states = batch.states if states is None else states
-        past, future = self._split(batch, future=not {"costs", "teacher_forced_costs"}.isdisjoint(extra))
-        true = future if "costs" in extra else None
-        made = self._forecast(self._repeated(past, batch.frames), states, seeds, extra=extra, true=true)
+        if {"costs", "teacher_forced_costs"}.isdisjoint(extra):
+            return self._forecast(self.begin(batch), states, seeds, extra)
+        past, future = self._grids(batch)
+        batch = replace(batch, tokens=past)
+        made = self._forecast(self.begin(batch), states, seeds, extra, true=future if "costs" in extra else None)
         if "teacher_forced_costs" not in extra:
             return made
         tokens = torch.cat([past, future], dim=1)
@@ -113,10 +115,10 @@ class TokenForecaster(Forecaster):
 
     def reconstruct(self, batch: Batch) -> Forecast:
         """The true future, encoded and shown. Raises `UsageError` without a tokenizer, or without a future."""
-        past, future = self._split(batch, future=True)
+        past, future = self._grids(batch)
         self._tokenizer()
-        seen = self._seen(batch.frames)
-        return self._shown(past, seen, {"tokens": future}, samples=1, plain=True)
+        seen = self._seen(batch.frames, self.context_frames - 1)
+        return self._shown((past, *seen), {"tokens": future}, samples=1, plain=True)
 
     def shown(self, batch: Batch) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]:
         if batch.frames is None and batch.tokens is not None:
@@ -124,8 +126,11 @@ class TokenForecaster(Forecaster):
         return super().shown(batch)
 
     def begin(self, batch: Batch) -> Context:
-        past, _ = self._split(batch, future=False)
-        return self._repeated(past, batch.frames)
+        tokens, seen = batch.tokens, self._seen(batch.frames, self.context_frames - 1)
+        if tokens is None:
+            tokens = self._encode(frames_of(self, batch, self.context_frames)[:, : self.context_frames])
+        parts = (self._enough(batch, tokens, self.world.context_grids), *seen)
+        return tuple(part.repeat_interleave(self.num_samples, dim=0) for part in parts)
 
     def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
         """Predicted token grids are what it goes on from, without a way through frames."""
@@ -138,30 +143,27 @@ class TokenForecaster(Forecaster):
 
         return made, onward
 
-    # --- context ---
+    # --- what it begins with ---
 
-    def _split(self, batch: Batch, *, future: bool) -> tuple[Int64[Tensor, "b c gh gw"], Int64[Tensor, "b l gh gw"]]:
-        """Token grids of context and future; of the future only where it is asked for."""
-        context, horizon = self.world.context_grids, self.world.horizon_grids
-        if batch.tokens is None and not future:
-            batch = replace(batch, frames=frames_of(self, batch, self.context_frames)[:, : self.context_frames])
-        tokens = self.encoded(batch).tokens
-        assert tokens is not None, "they are made where there are none"
-        needed = context + horizon if future else context
-        if tokens.shape[1] < needed:
-            raise UsageError(f"{name_of(batch)} holds {tokens.shape[1]} token grids, but this world needs {needed}")
-        return tokens[:, :context].cpu(), tokens[:, context:needed].cpu()
+    def _grids(self, batch: Batch) -> tuple[Int64[Tensor, "b c gh gw"], Int64[Tensor, "b l gh gw"]]:
+        """True token grids of context and future. Raises `UsageError` where there is no whole future."""
+        split, tokens = self.world.context_grids, self.encoded(batch).tokens
+        tokens = self._enough(batch, tokens, split + self.world.horizon_grids)
+        return tokens[:, :split], tokens[:, split:]
 
-    def _repeated(self, past: Tensor, frames: Tensor | None) -> Context:
-        return tuple(part.repeat_interleave(self.num_samples, dim=0) for part in (past, *self._seen(frames)))
+    def _enough(self, batch: Batch, tokens: Tensor | None, count: int) -> Int64[Tensor, "b l gh gw"]:
+        found = 0 if tokens is None else tokens.shape[1]
+        if tokens is None or found < count:
+            raise UsageError(f"{name_of(batch)} holds {found} token grids, but this world needs {count}")
+        return tokens[:, :count].cpu()
 
-    def _seen(self, frames: UInt8[Tensor, "n t 3 h w"] | None, last: int | None = None) -> tuple[Tensor, ...]:
+    def _seen(self, frames: UInt8[Tensor, "n t 3 h w"] | None, last: int) -> tuple[Tensor, ...]:
         """The frame that stays in view where tokens are kept, or nothing where none shall."""
         if not self.blend_last_frame or self.tokenizer is None:
             return ()
         if frames is None:
             raise UsageError("what was seen can only be kept where there are frames; leave out --blend-last-frame")
-        return (frames[:, self.context_frames - 1 if last is None else last].cpu().clone(),)
+        return (frames[:, last].cpu().clone(),)
 
     # --- roll out ---
 
@@ -171,26 +173,26 @@ class TokenForecaster(Forecaster):
         context: Context,
         states: Float32[Tensor, "b t s"],
         seeds: Sequence[int] | None,
-        *,
         extra: Collection[Extra] = (),
         true: Int64[Tensor, "b l gh gw"] | None = None,
     ) -> Forecast:
         """Roll every row forward, read its grids one by one, and show them. Costs are those of the `true` tokens."""
-        samples, (tokens, *seen) = self.num_samples, context
+        samples, tokens = self.num_samples, context[0]
         if samples > 1 and self.sampling.temperature == 0:
             raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
-        if self.sampling.temperature > 0:
-            check_seeds(seeds, len(states))
-        streams = None if seeds is None else generators(seeds, samples)
-        repeated = states.repeat_interleave(samples, dim=0)
+        drawn = generators(check_seeds(seeds, len(states)), samples) if self.sampling.temperature > 0 else None
+        states = states.repeat_interleave(samples, dim=0)
 
         def steps(rows: slice) -> Iterator[GridStep]:
-            past, own = tokens[rows].to(self.device), repeated[rows].to(self.device)
-            drawn = None if streams is None else streams[rows]
-            return self.world.forecast(past, own, sampling=self.sampling, generators=drawn)
+            past, own = tokens[rows].to(self.device), states[rows].to(self.device)
+            return self.world.forecast(past, own, sampling=self.sampling, generators=drawn and drawn[rows])
 
         def read(rows: range, grid: int, step: GridStep) -> dict[str, Tensor]:
-            found = {"tokens": step.tokens, **self._to_show(step, tokens[rows.start : rows.stop, -1])}
+            found = {"tokens": step.tokens}
+            if self.decode_mode == "mean":
+                chances, before = step.logits.float().softmax(dim=-1), tokens[rows.start : rows.stop, -1, ..., None]
+                found["mean_codes"] = chances @ self._codes().codebook
+                found["kept"] = chances.gather(-1, before.to(self.device)).squeeze(-1)
             if true is not None:
                 here = true[:, grid]
                 found |= _each(rows, step, samples, lambda clip, logits: grid_costs(logits, here[clip]))
@@ -199,36 +201,25 @@ class TokenForecaster(Forecaster):
             return found
 
         found = self._rolled(len(tokens), steps, read)
-        return self._shown(tokens, tuple(seen), found, samples=samples, plain="plain_frames" in extra)
+        return self._shown(context, found, samples=samples, plain="plain_frames" in extra)
 
     def _rolled(self, count: int, steps: Callable[[slice], Iterator[GridStep]], read: Read) -> dict[str, Tensor]:
         """What is read of every grid of `count` rows, a few rows at a time: `n l ...`. Logits are dropped at once."""
         parts: list[dict[str, Tensor]] = []
         for first in range(0, count, self.rows_at_once):
-            rows = range(first, min(first + self.rows_at_once, count))
-            grids = []
+            rows, grids = range(first, min(first + self.rows_at_once, count)), []
             for grid, step in enumerate(steps(slice(rows.start, rows.stop))):
                 grids.append({name: value.cpu() for name, value in read(rows, grid, step).items()})
             parts.append({name: torch.stack([grid[name] for grid in grids], dim=1) for name in grids[0]})
         names = dict.fromkeys(name for part in parts for name in part)  # rows may hold no clip's first sample
         return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
 
-    def _to_show(self, step: GridStep, before: Int64[Tensor, "n gh gw"]) -> dict[str, Tensor]:
-        """Where mean codes are to be shown: those, and how likely each token is that of the last context grid."""
-        if self.decode_mode == "tokens":
-            return {}
-        chances = step.logits.float().softmax(dim=-1)
-        kept = chances.gather(-1, before[..., None].to(self.device)).squeeze(-1)
-        return {"mean_codes": chances @ self._codes().codebook, "kept": kept}
-
-    def _shown(
-        self, past: Tensor, seen: tuple[Tensor, ...], found: Mapping[str, Tensor], *, samples: int, plain: bool
-    ) -> Forecast:
+    def _shown(self, context: Context, found: dict[str, Tensor], *, samples: int, plain: bool) -> Forecast:
         """The forecast of what was read of a roll-out; what is no part of it by name are costs."""
-        costs = dict(found)
-        tokens, codes = costs.pop("tokens"), costs.pop("mean_codes", None)
-        kept = costs.pop("kept", (tokens == past[:, -1:]).float())
-        ids, log_probs = costs.pop("top_ids", None), costs.pop("top_log_probs", None)
+        past, *seen = context
+        tokens, codes = found.pop("tokens"), found.pop("mean_codes", None)
+        kept = found.pop("kept", (tokens == past[:, -1:]).float())
+        ids, log_probs = found.pop("top_ids", None), found.pop("top_log_probs", None)
         chosen = self._decode(tokens) if self.tokenizer is not None and (codes is None or plain) else None
         frames = chosen if codes is None else self._codes().decode_codes(codes.to(self.device)).cpu()
         if frames is not None and seen:
@@ -236,7 +227,7 @@ class TokenForecaster(Forecaster):
         if not plain or chosen is frames:
             chosen = None
         views = [None if x is None else x.unflatten(0, (-1, samples)) for x in (frames, chosen, tokens)]
-        made = Forecast(times=self.times, frames=views[0], plain_frames=views[1], tokens=views[2], costs=costs)
+        made = Forecast(times=self.times, frames=views[0], plain_frames=views[1], tokens=views[2], costs=found)
         return replace(made, top_ids=ids, top_log_probs=log_probs)
 
     # --- tokenizer ---
@@ -252,16 +243,12 @@ class TokenForecaster(Forecaster):
     def _codes(self) -> CodeTokenizer:
         tokenizer = self._tokenizer()
         if not isinstance(tokenizer, CodeTokenizer):
-            raise UsageError(
-                "tokens of this tokenizer have no codes whose mean could be decoded; use --decode-mode tokens"
-            )
+            raise UsageError("this tokenizer's tokens have no codes with a mean; use --decode-mode tokens")
         return tokenizer
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise UsageError(
-                "this world was trained on tokens alone; give the tokenizer they came from (--tokenizer DIR)"
-            )
+            raise UsageError("this world was trained on tokens alone; give their tokenizer (--tokenizer DIR)")
         return self.tokenizer
 
 
