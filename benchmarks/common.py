@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from worldline.rundir import environment
-from worldline.schema import Batch, Origin
-from worldline.worlds.st_transformer import STTransformerConfig
+from worldline.schema import Batch, Origin, TokenGrid
+from worldline.worlds.st_transformer import ONEX_GRID, STTransformerConfig
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:
@@ -81,14 +81,18 @@ def _finish() -> None:
         torch.cuda.synchronize()
 
 
-def random_batch(config: STTransformerConfig, size: int, device: torch.device | str = "cpu") -> Batch:
+TINY_GRID = TokenGrid(height=8, width=8, vocab_size=4096)
+"""Of compression_tiny."""
+
+
+def random_batch(
+    config: STTransformerConfig, size: int, device: torch.device | str = "cpu", grid: TokenGrid = ONEX_GRID
+) -> Batch:
     """Random tokens and states of the shape a world is built for; on `meta`, their shapes alone."""
     grids = config.context_grids + config.horizon_grids
-    frames = grids // (1 + (config.block - 1) // config.temporal_stride) * config.block
-    shape = (size, grids, config.grid_height, config.grid_width)
     return Batch(
-        tokens=torch.randint(config.vocab_size, shape, device=device),
-        states=torch.randn(size, frames, config.state_dim, device=device),
+        tokens=torch.randint(grid.vocab_size, (size, grids, grid.height, grid.width), device=device),
+        states=torch.randn(size, grid.frames_of(grids), 25, device=device),
         fps=30.0,
         origins=tuple(Origin(source="drawn", episode=i, start=0) for i in range(size)),
     )

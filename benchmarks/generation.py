@@ -9,17 +9,20 @@ turns, and their logits are compared, so that a fast but wrong cache does not pa
 from dataclasses import replace
 
 import torch
-from common import in_turns, options, publish, random_batch, ratio, spread
+from common import TINY_GRID, in_turns, options, publish, random_batch, ratio, spread
 
 from worldline.process.categorical import Sampling
 from worldline.recipes.compression import compression_tiny
-from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+from worldline.schema import TokenGrid
+from worldline.worlds.st_transformer import ONEX_GRID, STTransformerConfig
 
 
-def generation(config: STTransformerConfig, size: int, repeats: int, device: str = "cpu") -> dict[str, object]:
+def generation(
+    config: STTransformerConfig, size: int, repeats: int, grid: TokenGrid, device: str = "cpu"
+) -> dict[str, object]:
     """Roll one world forward both ways."""
-    world = STTransformer(config).to(device).eval()
-    batch = random_batch(config, size, device)
+    world = config.build(grid).to(device).eval()
+    batch = random_batch(config, size, device, grid)
     assert batch.tokens is not None
     context, states = batch.tokens[:, : config.context_grids], batch.states
 
@@ -31,7 +34,7 @@ def generation(config: STTransformerConfig, size: int, repeats: int, device: str
     pairs = list(zip(roll(cached=True), roll(cached=False), strict=True))
     return {
         "clips": size,
-        "grid": f"{config.grid_height}x{config.grid_width}",
+        "grid": f"{grid.height}x{grid.width}",
         "cached_seconds_per_forecast": spread(seconds["cached"]),
         "uncached_seconds_per_forecast": spread(seconds["uncached"]),
         "clips_per_second": spread([size / s for s in seconds["cached"]]),
@@ -50,11 +53,16 @@ def main() -> None:
     tiny = compression_tiny().model
     assert isinstance(tiny, STTransformerConfig)
     if arguments.quick:
-        figures = {"compression_tiny": generation(replace(tiny, layers=1), 1, 1), "compression_revontuli": None}
+        figures = {
+            "compression_tiny": generation(replace(tiny, layers=1), 1, 1, TINY_GRID),
+            "compression_revontuli": None,
+        }
     else:
-        figures = {"compression_tiny": generation(tiny, 8, arguments.repeats), "compression_revontuli": None}
+        figures = {"compression_tiny": generation(tiny, 8, arguments.repeats, TINY_GRID), "compression_revontuli": None}
         if torch.cuda.is_available():
-            figures["compression_revontuli"] = generation(STTransformerConfig(), 4, arguments.repeats, "cuda")
+            figures["compression_revontuli"] = generation(
+                STTransformerConfig(), 4, arguments.repeats, ONEX_GRID, "cuda"
+            )
     publish({"torch_threads": torch.get_num_threads(), **figures}, quick=arguments.quick)
 
 

@@ -27,14 +27,16 @@ from torch.utils.checkpoint import checkpoint
 
 from worldline.planning.meter import follow
 from worldline.process.categorical import cross_entropy
-from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+from worldline.schema import TokenGrid
+from worldline.worlds.st_transformer import ONEX_GRID, STTransformerConfig
 
 REPORT = STTransformerConfig()
 REPORT_BATCH = 160
 PIECES = (1, 2, 4, 5, 8, 10, 16, 20, 32, 40, 80, 160)
 CARDS_GB = (24, 40, 80, 141)
 RESERVE = 0.9  # of a card: what is not counted needs room, too
-SMALL = STTransformerConfig(grid_height=8, grid_width=8, vocab_size=1000, width=64, heads=2, layers=2, loss_chunk=200)
+SMALL = STTransformerConfig(width=64, heads=2, layers=2, loss_chunk=200)
+SMALL_GRID = TokenGrid(height=8, width=8, vocab_size=1000)
 
 Head = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Features, embedding and true tokens to the mean cost."""
@@ -104,9 +106,10 @@ def world_memory(
     config: STTransformerConfig, batch: int, device: str = "meta", *, head: str = "worldline"
 ) -> tuple[Memory, int]:
     """A training step of a world without its optimizer, and the bytes of its weights."""
+    grid = SMALL_GRID if config.width == SMALL.width else ONEX_GRID
     with torch.device(device):
-        world = STTransformer(config).train()
-    data, scored = random_batch(config, batch, device), heads(config.loss_chunk)[head]
+        world = config.build(grid).train()
+    data, scored = random_batch(config, batch, device, grid), heads(config.loss_chunk)[head]
     assert data.tokens is not None
     tokens, context = data.tokens, config.context_grids
     weights = list(world.parameters())
@@ -121,10 +124,11 @@ def world_memory(
 
 def head_memory(config: STTransformerConfig, batch: int, head: str) -> Memory:
     """Head and loss alone, from the last features (not counted) on."""
-    tokens = batch * config.horizon_grids * config.grid_height * config.grid_width
+    grid = SMALL_GRID if config.width == SMALL.width else ONEX_GRID
+    tokens = batch * config.horizon_grids * grid.height * grid.width
     with torch.device("meta"):
         hidden = torch.empty(tokens, config.width, requires_grad=True)
-        weight = nn.Parameter(torch.empty(config.vocab_size, config.width))
+        weight = nn.Parameter(torch.empty(grid.vocab_size, config.width))
         target = torch.empty(tokens, dtype=torch.int64)
     given = [hidden, weight, target]
     return measure(lambda: heads(config.loss_chunk)[head](*given), given)
@@ -221,7 +225,7 @@ def _fits(piece: int) -> int | None:
 
 
 def _allocated(piece: int) -> int:
-    world = STTransformer(REPORT).cuda().train()
+    world = REPORT.build().cuda().train()
     optimizer = torch.optim.AdamW(world.parameters(), fused=True)
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):  # the moments exist from the first step on

@@ -32,7 +32,7 @@ def random_batch(config: WanConfig, grid: LatentGrid, size: int, device: str) ->
     """Random latents and states of the shape a world is built for; on `meta`, their shapes alone."""
     frames = config.context_latents + config.horizon_latents
     return Batch(
-        states=torch.randn(size, config.states.window, len(config.states.kinds), device=device),
+        states=torch.randn(size, 77, 25, device=device),
         latents=torch.randn(size, frames, grid.channels, grid.height, grid.width, device=device),
         fps=7.5,
         origins=tuple(Origin(source="drawn", episode=i, start=0) for i in range(size)),
@@ -115,7 +115,7 @@ def on_cuda(repeats: int) -> dict[str, object]:
     assert isinstance(recipe.model, WanConfig)
     config = recipe.model
     with torch.device("cuda"):
-        world = config.build(config.backbone.build(torch.bfloat16))
+        world = config.build(backbone=config.backbone.build(torch.bfloat16))
     size = largest_batch(world, recipe, config)
     torch.cuda.reset_peak_memory_stats()
     step = stepper(world, recipe, random_batch(config, GRID_512, size, "cuda"), "cuda")

@@ -25,12 +25,12 @@ import sys
 sys.path[:0] = {path}
 {first}
 import torch
-from common import random_batch
+from common import TINY_GRID, random_batch
 from training_step import stepper
 from worldline.recipes.compression import compression_tiny
 
 recipe = compression_tiny()
-step = stepper(recipe.model.build(), recipe, random_batch(recipe.model, {clips}))
+step = stepper(recipe.model.build(TINY_GRID), recipe, random_batch(recipe.model, {clips}, grid=TINY_GRID))
 for _ in sys.stdin:
     step()
     print(torch.get_num_threads(), flush=True)

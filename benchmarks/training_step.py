@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from common import in_turns, options, publish, random_batch, ratio, spread
+from common import TINY_GRID, in_turns, options, publish, random_batch, ratio, spread
 from torch import nn
 
 from worldline.families.config import TrainConfig
@@ -22,9 +22,9 @@ from worldline.nn.optimizer import build_optimizer
 from worldline.planning.meter import follow
 from worldline.recipes.compression import compression_revontuli, compression_tiny
 from worldline.recipes.tokenizer import tokenizer_tiny
-from worldline.schema import Batch, Origin
+from worldline.schema import Batch, Origin, TokenGrid
 from worldline.tokenizers.fsq_video import FSQVideoConfig
-from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+from worldline.worlds.st_transformer import ONEX_GRID, STTransformerConfig
 
 MATMUL = 8192
 
@@ -44,11 +44,13 @@ def stepper(model: nn.Module, recipe: TrainConfig, batch: Batch, device: str = "
     return step
 
 
-def world_steps(recipe: TrainConfig, world: STTransformerConfig, size: int, repeats: int, device: str = "cpu") -> dict:
+def world_steps(
+    recipe: TrainConfig, world: STTransformerConfig, size: int, repeats: int, grid: TokenGrid, device: str = "cpu"
+) -> dict:
     """The recipe's step, with and without dropout, with the cross-entropy whole and in chunks."""
-    batch = random_batch(world, size, device)
-    tokens = size * (world.context_grids + world.horizon_grids - 1) * world.grid_height * world.grid_width
-    future = size * world.horizon_grids * world.grid_height * world.grid_width
+    batch = random_batch(world, size, device, grid)
+    tokens = size * (world.context_grids + world.horizon_grids - 1) * grid.height * grid.width
+    future = size * world.horizon_grids * grid.height * grid.width
     variants = {
         "recipe": world,
         "dropout_0": replace(world, dropout=0.0),
@@ -56,9 +58,9 @@ def world_steps(recipe: TrainConfig, world: STTransformerConfig, size: int, repe
         "whole": replace(world, dropout=0.0, loss_chunk=future),
         "chunked": replace(world, dropout=0.0, loss_chunk=min(8192, math.ceil(future / 4))),
     }
-    steps = {name: stepper(config.build(), recipe, batch, device) for name, config in variants.items()}
+    steps = {name: stepper(config.build(grid), recipe, batch, device) for name, config in variants.items()}
     seconds = in_turns(steps, repeats=repeats)
-    flops = flops_per_clip(world) * size
+    flops = flops_per_clip(world, grid) * size
     return {
         "batch": size,
         "seconds_per_step": spread(seconds["recipe"]),
@@ -70,11 +72,11 @@ def world_steps(recipe: TrainConfig, world: STTransformerConfig, size: int, repe
     }
 
 
-def flops_per_clip(world: STTransformerConfig) -> float:
+def flops_per_clip(world: STTransformerConfig, grid: TokenGrid = ONEX_GRID) -> float:
     """Floating-point operations of forward and backward for one clip, without a second pass of the loss's logits."""
     with torch.device("meta"):
-        model = STTransformer(replace(world, dropout=0.0))
-    batch = random_batch(world, 1, "meta")
+        model = replace(world, dropout=0.0).build(grid)
+    batch = random_batch(world, 1, "meta", grid)
     found = follow(lambda: model.loss(batch, torch.Generator())[0], model.parameters(), autocast=False)
     return float(found.forward_flop + found.backward_flop)
 
@@ -111,7 +113,7 @@ def on_cuda(piece: int | None, repeats: int) -> dict[str, object]:
     assert isinstance(recipe.model, STTransformerConfig)
     large = torch.cuda.get_device_properties(0).total_memory > 75e9
     piece = piece or (8 if large else 2)  # loss_memory.py says what a piece needs
-    found, peak = world_steps(recipe, recipe.model, piece, repeats, "cuda"), matmul_peak(repeats)
+    found, peak = world_steps(recipe, recipe.model, piece, repeats, ONEX_GRID, "cuda"), matmul_peak(repeats)
     reached = found["tflop_per_second"]
     return {
         **found,
@@ -132,7 +134,7 @@ def main() -> None:
     report = STTransformerConfig(layers=1 if arguments.quick else 24)
     figures = {
         "torch_threads": torch.get_num_threads(),
-        "compression_tiny": world_steps(world, replace(world.model, layers=layers), size, repeats),
+        "compression_tiny": world_steps(world, replace(world.model, layers=layers), size, repeats, TINY_GRID),
         "tokenizer_tiny": tokenizer_steps(tokenizer, tokenizer.model, min(size, tokenizer.batch_size), repeats),
         "compression_revontuli": {"layers": report.layers, "tflop_per_clip": round(flops_per_clip(report) / 1e12, 3)},
         "compression_revontuli_on_cuda": None,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from worldline.families.tokenizers import fingerprint
 from worldline.rundir import RunDir, model_folder, new_folder, read_model, write_model
-from worldline.tokenizers.load import fingerprint
 
 MAX_LINES = 200
 ABSOLUTE = re.compile(r"(?<![\w./])/(?:[\w.-]+/)+")

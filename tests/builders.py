@@ -1,5 +1,6 @@
 """Small models and data shared by tests. Every weight is drawn, so that no path is switched off by a zero."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,6 @@ SMALL_TOKENIZER = FSQVideoConfig(
 )
 """17 frames of 16x16 -> 3 grids of 2x2, 200 tokens."""
 SMALL_WORLD = STTransformerConfig(
-    grid_height=2,
-    grid_width=2,
-    vocab_size=11,
-    state_dim=2,
     width=16,
     heads=2,
     layers=2,
@@ -30,6 +27,8 @@ SMALL_WORLD = STTransformerConfig(
 )
 TWO_JOINTS = StateLayout(names=("elbow", "gripper"), kinds=("angle", "binary"))
 TOKEN_GRID = TokenGrid(height=2, width=2, vocab_size=11)
+GRID_200 = replace(TOKEN_GRID, vocab_size=200)
+"""Of `SMALL_TOKENIZER`."""
 
 
 def randomise(model: nn.Module, seed: int = 0, std: float = 0.3) -> None:
@@ -61,8 +60,10 @@ class Means:
         raise NotImplementedError
 
 
-def small_world(config: STTransformerConfig = SMALL_WORLD, seed: int = 0) -> STTransformer:
-    world = config.build()
+def small_world(
+    config: STTransformerConfig = SMALL_WORLD, seed: int = 0, grid: TokenGrid = TOKEN_GRID
+) -> STTransformer:
+    world = config.build(grid, 2)
     randomise(world, seed)
     return world.eval()
 
@@ -72,15 +73,19 @@ def noise_frames(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-def token_batch(config: STTransformerConfig = SMALL_WORLD, size: int = 2, rows: int = 34, seed: int = 0) -> Batch:
-    """Random tokens and states of the shape a world is built for."""
+def token_batch(
+    config: STTransformerConfig = SMALL_WORLD,
+    size: int = 2,
+    rows: int = 34,
+    seed: int = 0,
+    grid: TokenGrid = TOKEN_GRID,
+) -> Batch:
+    """Random tokens and states of the shape a small world is built for."""
     generator = torch.Generator().manual_seed(seed)
     grids = config.context_grids + config.horizon_grids
     return Batch(
-        tokens=torch.randint(
-            config.vocab_size, (size, grids, config.grid_height, config.grid_width), generator=generator
-        ),
-        states=torch.randn(size, rows, config.state_dim, generator=generator),
+        tokens=torch.randint(grid.vocab_size, (size, grids, grid.height, grid.width), generator=generator),
+        states=torch.randn(size, rows, 2, generator=generator),
         fps=30.0,
         origins=tuple(Origin(source="drawn", episode=i, start=0) for i in range(size)),
     )

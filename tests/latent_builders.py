@@ -8,11 +8,11 @@ import torch
 
 from worldline.contract import FramePattern
 from worldline.data.clips import DataConfig
+from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
-from worldline.nn.adaln import StateModulationConfig
+from worldline.nn.adaln import StateOptions
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.rundir import write_model
-from worldline.tokenizers.load import describe
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes, WanVAETokenizer
 from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_weights import BackboneConfig
@@ -44,7 +44,7 @@ SMALL_BACKBONE = BackboneConfig(
 SMALL_WAN = WanConfig(
     backbone=SMALL_BACKBONE,
     lora=None,
-    states=StateModulationConfig(hidden=16, null=True, normalise=True),
+    states=StateOptions(hidden=16, null=True, normalise=True),
     drop_states=0.2,
     text_length=1,
 )
@@ -56,7 +56,7 @@ def small_vae(path: Path, seed: int = 0) -> tuple[Path, WanVAETokenizer]:
     torch.manual_seed(seed)
     vae = SMALL_VAE.build().eval()
     path.mkdir(parents=True)
-    write_model(path, describe(vae), vae.state_dict())
+    write_model(path, ModelCard(config=vae.config).to_json(), vae.state_dict())
     return path, vae
 
 

@@ -6,12 +6,15 @@ Peaks of resident memory as the kernel counts them, above what was there before,
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from builders import noise_frames
 
+from worldline.contract import Contract
+from worldline.families.config import TrainConfig
+from worldline.families.family import empty_batch, kind_of
 from worldline.nn.optimizer import build_optimizer
-from worldline.planning.footprint import empty_batch
 from worldline.process.categorical import Sampling
 from worldline.recipes.compression import compression_tiny
 from worldline.recipes.tokenizer import tokenizer_tiny
@@ -34,19 +37,25 @@ def grown(work: Callable[[], object]) -> int:
     return 1024 * (_kilobytes("VmHWM") - before)
 
 
-def train() -> None:
+def _world() -> tuple[TrainConfig, Any, Contract]:
     config = compression_tiny()
-    model = config.model.build()
+    kind = kind_of(config.model)
+    contract = kind.expected(config, config.model)
+    return config, kind.build(config.model, contract), contract
+
+
+def train() -> None:
+    config, model, contract = _world()
     optimizer = build_optimizer(config.optimizer, model)
-    batch = empty_batch(config.model, config, CLIPS, None, device="cpu")
+    batch = empty_batch("tokens", contract, CLIPS, device="cpu")
     model.loss(batch, torch.Generator().manual_seed(0))[0].backward()
     optimizer.step()
 
 
 def forecast() -> None:
-    config = compression_tiny()
-    world = config.model.build().eval()
-    batch = empty_batch(config.model, config, ROWS, None, device="cpu")
+    _, world, contract = _world()
+    world.eval()
+    batch = empty_batch("tokens", contract, ROWS, device="cpu")
     for _ in world.forecast(batch.tokens[:, :3], batch.states, sampling=Sampling()):
         pass
 

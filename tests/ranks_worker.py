@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from builders import SMALL_WORLD, Means, small_tokenizer, small_world
+from builders import Means, small_tokenizer, small_world
 from latent_builders import SMALL_BACKBONE, SMALL_VAE
 from torch import Tensor, nn
 
@@ -32,7 +32,6 @@ from worldline.files import read_json, write_json
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.forecasts import write_forecasts
 from worldline.formats.open import open_source
-from worldline.nn.adaln import StateModulationConfig
 from worldline.nn.load import changing_state
 from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.process.categorical import Sampling
@@ -100,7 +99,13 @@ def adapt(folder: Path, ranks: Ranks) -> dict[str, Any]:
         assert state.average is not None
         state.average.update(state.model, step)
         figures.append(ranks.mean({"loss": loss.item(), "norm": norm}))
-    save_checkpoint(RunDir(folder / f"adapted_{ranks.world_size}"), state, {}, keep=1, writes=ranks.writes)
+    save_checkpoint(
+        RunDir(folder / f"adapted_{ranks.world_size}"),
+        state,
+        ModelCard(config=SMALL_WORLD),
+        keep=1,
+        writes=ranks.writes,
+    )
     return {"figures": figures}
 
 
@@ -108,7 +113,7 @@ def adapted_again(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """Read the checkpoint that one process wrote, and write it again."""
     state = adapted(ranks)
     restore(RunDir(folder / "adapted_1"), state)
-    save_checkpoint(RunDir(folder / "adapted_again"), state, {}, keep=1, writes=ranks.writes)
+    save_checkpoint(RunDir(folder / "adapted_again"), state, ModelCard(config=SMALL_WORLD), keep=1, writes=ranks.writes)
     return {}
 
 
@@ -137,7 +142,7 @@ def terminated(folder: Path, ranks: Ranks) -> dict[str, Any]:
 def shares(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """How much of each parameter is here."""
     config = from_json(TrainConfig, read_json(folder / "config.json"), folder)
-    model = ranks.place(config.model.build(), CPU)
+    model = ranks.place(config.model.build(TOKEN_GRID, 2), CPU)
     found = {}
     for name, value in model.state_dict().items():
         here = value.to_local().numel() if hasattr(value, "to_local") else None
@@ -211,12 +216,12 @@ def wan(folder: Path, ranks: Ranks) -> dict[str, Any]:
     config = WanConfig(
         backbone=sizes,
         lora=LoraConfig(rank=3),
-        states=StateModulationConfig(hidden=16, null=True),
+        states=StateOptions(hidden=16, null=True),
         drop_states=0.5,
         text_length=4,
         gradient_checkpointing=True,
     )
-    world = ranks.place(config.build(sizes.build(torch.bfloat16)), CPU).train()
+    world = ranks.place(config.build(backbone=sizes.build(torch.bfloat16)), CPU).train()
     latents = torch.randn(2, 6, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     states = torch.randn(2, 77, 25, generator=torch.Generator().manual_seed(2))
     clips = Batch(latents=latents, states=states, fps=7.5, origins=(Origin(source="drawn", episode=0, start=0),) * 2)
@@ -247,7 +252,7 @@ def judge(
     tokenizer = small_tokenizer()
     forecaster = TokenForecaster(
         tokenizer=tokenizer,
-        world=small_world(replace(SMALL_WORLD, vocab_size=tokenizer.vocab_size)),
+        world=small_world(grid=GRID_200),
         grid=tokenizer.grid(16, 16),
         sampling=Sampling(temperature=1.0),
     )

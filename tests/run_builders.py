@@ -8,10 +8,10 @@ from latent_builders import SMALL_VAE, SMALL_WAN, small_vae
 
 from worldline.contract import FramePattern
 from worldline.data.clips import DataConfig
+from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.rundir import write_model
-from worldline.tokenizers.load import describe
 
 NINE = FramePattern.consecutive(9)
 
@@ -41,4 +41,4 @@ def run_of(root: Path, kind: str, **data: object) -> TrainConfig:
 def _write_tokenizer(folder: Path) -> None:
     folder.mkdir()
     tokenizer = small_tokenizer()
-    write_model(folder, describe(tokenizer), tokenizer.state_dict())
+    write_model(folder, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())

@@ -99,7 +99,7 @@ def test_calls_are_made_in_turns_after_a_warm_up(load) -> None:
 def test_a_naive_head_saves_what_one_counts_by_hand(load) -> None:
     memory = load("loss_memory")
     config = memory.SMALL
-    n, d, v = 4 * 3 * 64, config.width, config.vocab_size
+    n, d, v = 4 * 3 * 64, config.width, memory.SMALL_GRID.vocab_size
     found = memory.head_memory(config, 4, "naive")
     by_hand = 4 * n * v + 2 * n * d + 2 * v * d  # log-probabilities in fp32; features and embedding in bfloat16
     assert by_hand <= found.saved <= by_hand + 8  # and a scalar
@@ -109,7 +109,7 @@ def test_a_naive_head_saves_what_one_counts_by_hand(load) -> None:
 def test_heads_in_chunks_hold_no_logits_between_forward_and_backward(load) -> None:
     memory = load("loss_memory")
     config = replace(memory.SMALL, loss_chunk=96)  # an eighth of the tokens
-    n, v = 4 * 3 * 64, config.vocab_size
+    n, v = 4 * 3 * 64, memory.SMALL_GRID.vocab_size
     inputs = 2 * (n + v) * config.width  # in bfloat16
     for name in ("worldline", "checkpointed"):
         found = memory.head_memory(config, 4, name)
@@ -135,7 +135,7 @@ def test_the_counts_agree_with_each_other_and_with_real_tensors(load) -> None:
     memory = load("loss_memory")
     meta, weights = memory.world_memory(memory.SMALL, 2)
     real, _ = memory.world_memory(memory.SMALL, 2, "cpu")
-    assert weights == 4 * sum(p.numel() for p in memory.SMALL.build().parameters())
+    assert weights == 4 * sum(p.numel() for p in memory.SMALL.build(memory.SMALL_GRID).parameters())
     assert 0 <= meta.held - meta.saved <= 64, "what autograd saved is what is alive between forward and backward"
     for name in ("saved", "held"):
         assert abs(getattr(meta, name) - getattr(real, name)) < 256, "CUDA's kernels keep their random state, too"
@@ -145,9 +145,10 @@ def test_the_counts_agree_with_each_other_and_with_real_tensors(load) -> None:
 def test_flops_of_a_clip_are_six_per_weight_and_token_and_the_attention(load) -> None:
     from worldline.worlds.st_transformer import STTransformerConfig
 
-    config = STTransformerConfig(grid_height=8, grid_width=8, vocab_size=500, width=64, heads=2, layers=2, dropout=0.0)
+    config = STTransformerConfig(width=64, heads=2, layers=2, dropout=0.0)
+    grid = TokenGrid(height=8, width=8, vocab_size=500)
     tokens, future, d, t, s = 5 * 64, 3 * 64, config.width, 5, 64
-    matrices = config.layers * 16 * d * d * tokens + config.vocab_size * d * future  # qkv + out twice, MLP 8; the head
+    matrices = config.layers * 16 * d * d * tokens + grid.vocab_size * d * future  # qkv + out twice, MLP 8; the head
     attention = config.layers * 2 * (s + t) * d * tokens  # scores and values, within grids and along time
     expected = 6 * matrices + 7 * attention  # flash attention makes its scores again in the backward pass
-    assert load("training_step").flops_per_clip(config) == pytest.approx(expected, rel=0.02)  # states are the rest
+    assert load("training_step").flops_per_clip(config, grid) == pytest.approx(expected, rel=0.02)

@@ -26,7 +26,6 @@ from worldline.formats.open import open_source
 from worldline.metrics.table import METRICS
 from worldline.rundir import RunDir, save_tensors, to_json
 from worldline.schema import DataError, UsageError
-from worldline.tokenizers.load import TokenizerIdentity, fingerprint
 from worldline.training.loop import train as run_training
 
 Capture = pytest.CaptureFixture[str]

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import SMALL_TOKENIZER, SMALL_WORLD, TWO_JOINTS, moving_square, noise_frames, small_tokenizer, small_world
+from builders import (
+    GRID_200,
+    SMALL_TOKENIZER,
+    TWO_JOINTS,
+    moving_square,
+    noise_frames,
+    small_tokenizer,
+    small_world,
+)
 from data_builders import CAMERA, write_lerobot, write_raw
 from tolerances import assert_pixels_agree
 from torch import Tensor
@@ -436,7 +444,7 @@ def test_copying_the_last_frame_scores_as_by_hand(tmp_path: Path) -> None:
 
 def test_the_size_of_a_batch_changes_no_number(tmp_path: Path) -> None:
     case = _Case()
-    forecaster = case.forecaster(small_world(replace(SMALL_WORLD, vocab_size=200)))
+    forecaster = case.forecaster(small_world(grid=GRID_200))
     one, four = (_means(_evaluate(forecaster, case.clips, tmp_path, batch_size=size)) for size in (1, 4))
     for name, metrics in one.items():
         assert metrics == pytest.approx(four[name], rel=1e-4), name
@@ -446,7 +454,7 @@ def test_the_size_of_a_batch_changes_no_number(tmp_path: Path) -> None:
 
 
 def _sampled(case: _Case) -> TokenForecaster:
-    forecaster = case.forecaster(small_world(replace(SMALL_WORLD, vocab_size=200)))
+    forecaster = case.forecaster(small_world(grid=GRID_200))
     return replace(forecaster, sampling=Sampling(temperature=1.0))
 
 
@@ -491,7 +499,7 @@ def test_fewer_shuffled_samples_are_compared_with_as_many_of_the_forecast(tmp_pa
 
 def test_a_forecast_does_not_know_the_frames_it_predicts(tmp_path: Path) -> None:
     case = _Case()
-    forecaster = case.forecaster(small_world(replace(SMALL_WORLD, vocab_size=200)))
+    forecaster = case.forecaster(small_world(grid=GRID_200))
     other = case.frames.clone()
     other[:, 17:] = noise_frames(CLIPS, 17, 3, 16, 16)
     for name, frames in (("one", case.frames), ("two", other)):
@@ -627,7 +635,7 @@ def test_an_unconditional_world_is_scored_on_the_same_clips(tmp_path: Path) -> N
 
 def test_a_forecast_has_samples_of_the_horizon_only() -> None:
     case = _Case()
-    world = small_world(replace(SMALL_WORLD, vocab_size=200))
+    world = small_world(grid=GRID_200)
     forecaster = replace(case.forecaster(world), sampling=Sampling(temperature=1.0), num_samples=3)
     assert (forecaster.context_frames, forecaster.horizon_frames) == (17, 17)
     draw = [forecaster.forecast(case.frames[:2, :17], case.states[:2], seeds=(seed, 9)) for seed in (0, 0, 1)]

@@ -1,7 +1,6 @@
 """Forecasts as files: without a future beside the context, by both tracks, and what their reader refuses."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from builders import (
-    SMALL_WORLD,
+    GRID_200,
     TOKEN_GRID,
     TWO_JOINTS,
     moving_square,
@@ -23,10 +22,12 @@ from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN, small_vae
 from tolerances import assert_pixels_agree, assert_tokens_agree
 
 from worldline.cli import evaluate, forecast
-from worldline.contract import FramePattern
+from worldline.contract import FramePattern, ModelConfig
 from worldline.encoding.latents import encode as encode_latents
+from worldline.families.card import ModelCard
 from worldline.families.load import load_forecaster
 from worldline.families.sample import LoadOptions
+from worldline.families.tokenizers import fingerprint
 from worldline.forecasting.saved import read_forecasts
 from worldline.formats.open import open_source
 from worldline.formats.video import encode
@@ -34,15 +35,13 @@ from worldline.process.categorical import Sampling
 from worldline.process.noise import clip_seeds
 from worldline.rundir import to_json, write_model
 from worldline.schema import DataError, LatentGrid, TokenGrid, UsageError
-from worldline.tokenizers.load import describe, fingerprint
-from worldline.worlds.load import describe as describe_world
 
 GRID = small_tokenizer().grid(16, 16)
 
 
 def write_world(place: Path, grid: TokenGrid = GRID, image_size: int | None = 64) -> Path:
     """A world over tokens as training on a token folder leaves it: it knows no tokenizer, and a foreign image size."""
-    world = small_world(replace(SMALL_WORLD, vocab_size=grid.vocab_size))
+    world = small_world(grid=grid)
     contract = {
         "fps": 30.0,
         "image_size": image_size,
@@ -50,19 +49,19 @@ def write_world(place: Path, grid: TokenGrid = GRID, image_size: int | None = 64
         "camera": None,
         "state_names": list(TWO_JOINTS.names),
         "state_kinds": list(TWO_JOINTS.kinds),
-        "token_grid": to_json(TokenGrid, grid),
+        "grid": to_json(TokenGrid, grid),
         "pattern": {"window": 34},
         "source_kind": "1x-tokens",
     }
     place.mkdir(parents=True)
-    write_model(place, {**describe_world(world), "contract": contract}, world.state_dict())
+    write_model(place, {"config": to_json(ModelConfig, world.config), "contract": contract}, world.state_dict())
     return place
 
 
 def write_tokenizer(place: Path) -> Path:
     tokenizer = small_tokenizer()
     place.mkdir(parents=True)
-    write_model(place, describe(tokenizer), tokenizer.state_dict())
+    write_model(place, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
     return place
 
 
@@ -97,8 +96,7 @@ def write_test_videos(root: Path, samples: int = 2, rows: int = 77) -> Path:
 
 def write_latent_world(place: Path, vae: Path) -> Path:
     """A world over latents as training leaves it, with random weights; its VAE is at another place."""
-    states = replace(SMALL_WAN.states, kinds=TWO_JOINTS.kinds, taken=PATTERN.frames, window=PATTERN.window)
-    world = replace(SMALL_WAN, states=states).build()
+    world = SMALL_WAN.build(TWO_JOINTS.kinds, PATTERN)
     randomise(world)
     contract = {
         "fps": 30.0,
@@ -107,12 +105,16 @@ def write_latent_world(place: Path, vae: Path) -> Path:
         "camera": None,
         "state_names": list(TWO_JOINTS.names),
         "state_kinds": list(TWO_JOINTS.kinds),
-        "latent_grid": to_json(LatentGrid, SMALL_VAE.build().grid(16, 16)),
+        "grid": to_json(LatentGrid, SMALL_VAE.build().grid(16, 16)),
         "pattern": to_json(FramePattern, PATTERN),
         "source_kind": "latents",
     }
     place.mkdir(parents=True)
-    description = {**describe_world(world), "contract": contract, "identity": {"tokenizer": fingerprint(vae)}}
+    description = {
+        "config": to_json(ModelConfig, world.config),
+        "contract": contract,
+        "identity": {"tokenizer": fingerprint(vae)},
+    }
     write_model(place, description, world.state_dict())
     return place
 
@@ -133,7 +135,7 @@ def test_test_samples_of_tokens_are_forecast_without_a_tokenizer(tmp_path: Path)
         assert made.top_log_probs is not None
         context = np.fromfile(data / f"videos/video_{i}.bin", np.int32).reshape(1, 3, 2, 2)
         states = np.fromfile(data / f"robot_states/states_{i}.bin", np.float32).reshape(1, 64, 2)[:, :34]
-        reference = small_world(replace(SMALL_WORLD, vocab_size=200))
+        reference = small_world(grid=GRID_200)
         with torch.no_grad():
             steps = reference.forecast(torch.from_numpy(context).long(), torch.from_numpy(states), sampling=Sampling())
             for index, step in enumerate(steps):

@@ -19,6 +19,7 @@ from worldline.families.card import card_of, describe_model
 from worldline.families.config import TrainConfig, read_config
 from worldline.families.load import load_forecaster
 from worldline.families.sample import LoadOptions
+from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.files import read_json
 from worldline.formats.content import content_of
 from worldline.formats.open import open_source
@@ -27,7 +28,6 @@ from worldline.nn.optimizer import OptimizerConfig
 from worldline.places import located, stored
 from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError
-from worldline.tokenizers.load import describe, fingerprint, load_tokenizer
 from worldline.training.identify import stored_identity
 from worldline.training.loop import train
 
@@ -55,7 +55,7 @@ def _world(root: Path, **changes: Any) -> TrainConfig:
 def _tokenizer(path: Path, seed: int) -> Path:
     tokenizer = small_tokenizer(seed=seed)
     with new_folder(path) as folder:
-        write_model(folder, describe(tokenizer), tokenizer.state_dict())
+        write_model(folder, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
     return path
 
 
@@ -133,7 +133,7 @@ def test_tokens_of_another_tokenizer_than_the_one_given_are_refused(tmp_path: Pa
     by_two = _tokens(write_squares(tmp_path / "val", 1, first=7), two, tmp_path / "by_two")
     config, run = _world(tmp_path), tmp_path / "run"
     data = replace(config.data, path=by_one, val_path=by_one, train_episodes=":1", val_episodes="1:")
-    config = replace(config, data=data, tokenizer=two, model=replace(SMALL_WORLD, vocab_size=200))
+    config = replace(config, data=data, tokenizer=two, model=SMALL_WORLD)
     numbers = rf"\({fingerprint(one)[:12]}; {two} is {fingerprint(two)[:12]}\)"
     with pytest.raises(UsageError, match=rf"training data {by_one} was made with another tokenizer {numbers}"):
         train(config, run)
@@ -152,7 +152,7 @@ def test_tokens_of_another_tokenizer_than_the_one_given_are_refused(tmp_path: Pa
 def test_the_copy_of_a_tokenizer_is_compared_and_not_only_its_note(tmp_path: Path) -> None:
     raw, one = write_squares(tmp_path / "raw", 2), _tokenizer(tmp_path / "one", 1)
     by_one = _tokens(raw, one, tmp_path / "by_one")
-    config = _world(tmp_path, tokenizer=one, model=replace(SMALL_WORLD, vocab_size=200))
+    config = _world(tmp_path, tokenizer=one, model=SMALL_WORLD)
     data = replace(config.data, path=by_one, val_path=by_one, train_episodes=":1", val_episodes="1:")
     train(replace(config, data=data), tmp_path / "run")
     assert fingerprint(tmp_path / "run/tokenizer") == fingerprint(one)

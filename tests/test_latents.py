@@ -20,6 +20,7 @@ from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.families.load import load_forecaster
 from worldline.families.sample import LoadOptions
+from worldline.families.tokenizers import fingerprint, load_vae
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.content import content_of
 from worldline.formats.encoded import LatentSource
@@ -27,7 +28,6 @@ from worldline.formats.open import open_source
 from worldline.process.noise import clip_seeds
 from worldline.rundir import RunDir, load_tensors
 from worldline.schema import DataError, UsageError
-from worldline.tokenizers.load import fingerprint, load_vae
 from worldline.training.loop import train
 
 pytest.importorskip("diffusers", reason="needs the extra `wan`")

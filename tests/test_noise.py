@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import SMALL_WORLD, noise_frames, small_tokenizer, small_world
+from builders import GRID_200, noise_frames, small_tokenizer, small_world
 from tolerances import assert_pixels_agree
 
 from worldline.forecasting.tokens import TokenForecaster
@@ -18,7 +18,7 @@ SAMPLED = Sampling(temperature=1.0)
 
 def forecaster_of(num_samples: int, sampling: Sampling = SAMPLED) -> TokenForecaster:
     tokenizer = small_tokenizer()
-    world = small_world(replace(SMALL_WORLD, vocab_size=200))
+    world = small_world(grid=GRID_200)
     grid = tokenizer.grid(16, 16)
     return TokenForecaster(world=world, grid=grid, tokenizer=tokenizer, sampling=sampling, num_samples=num_samples)
 

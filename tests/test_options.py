@@ -10,19 +10,20 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from builders import SMALL_TOKENIZER, SMALL_WORLD, noise_frames, randomise, token_batch, write_squares
+from builders import SMALL_TOKENIZER, SMALL_WORLD, TOKEN_GRID, noise_frames, randomise, token_batch, write_squares
 from commands import parse
 from jaxtyping import TypeCheckError
 from latent_builders import SMALL_BACKBONE, SMALL_VAE, SMALL_WAN, small_vae, world_run
 from run_builders import run_of
 
 from worldline.data.augment import AugmentConfig
-from worldline.families.config import TrainConfig, idle
+from worldline.families.config import TrainConfig
+from worldline.families.family import idle
+from worldline.families.load import load_world
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.recipes.all import RECIPES
 from worldline.schema import Batch, DataError, Origin, UsageError
 from worldline.training.loop import train
-from worldline.worlds.load import load_world
 from worldline.worlds.wan import LoraConfig
 from worldline.worlds.wan_text import save_text
 
@@ -34,19 +35,17 @@ from worldline.worlds.wan_text import save_text
         ("compression_tiny --text X", "prompt"),
         ("compression_tiny --data.pattern.window 51", "--model.horizon-grids"),
         ("compression_tiny --data.cache-size 96", "augmented"),
-        ("compression_tiny --model.vocab-size 5", "taken from the data"),
         ("compression_tiny --model.unconditional True --model.conditioning add", "unconditional"),
         ("compression_tiny_unconditional --model.conditioning add", "unconditional"),
         ("compression_tiny --model.code-levels 8 8", "the tokenizer's own"),
         ("compression_tiny --model.scheduled-sampling-rise 0.5", "--model.scheduled-sampling"),
-        ("tokenizer_tiny --tokenizer X", "what is trained is a tokenizer"),
+        ("tokenizer_tiny --tokenizer X", "reads frames as they are"),
         ("tokenizer_tiny --start-offsets 3", "start offsets"),
         ("tokenizer_tiny --data.pattern.stride 2", "--model.block-frames"),
         ("vae_tiny --weights X", "pretrained backbone"),
         ("vae_tiny --data.cache-size 96", "augmented"),
         ("sampling_tiny --start-offsets 3", "start offsets"),
         ("sampling_tiny --model.block-bias True", "without adapters"),
-        ("sampling_tiny --model.states.window 78", "taken from the data"),
         ("sampling_tiny --model.unconditional True --model.states.normalise False", "unconditional"),
         ("sampling_tiny --model.unconditional True --model.drop-states 0.5", "unconditional"),
     ],
@@ -73,11 +72,18 @@ def test_what_changes_something_is_taken(words: str) -> None:
     parse(["train", *words.split()])
 
 
-def test_python_is_told_too() -> None:
+def test_python_is_told_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--tokenizer would change nothing"):
-        replace(RECIPES["vae_tiny"](), tokenizer=Path("X"))
+        train(replace(RECIPES["vae_tiny"](), tokenizer=Path("X")), tmp_path / "run")
     with pytest.raises(UsageError, match="--weights would change nothing"):
-        replace(RECIPES["compression_tiny"](), weights=Path("X"))
+        train(replace(RECIPES["compression_tiny"](), weights=Path("X")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", ["compression_tiny --model.vocab-size 5", "sampling_tiny --model.states.window 78"])
+def test_what_data_decide_is_no_option(words: str) -> None:
+    with pytest.raises(SystemExit):
+        parse(["train", *words.split()])
 
 
 # --- a pretrained backbone, trained whole ---
@@ -192,7 +198,7 @@ def _outcome(config: Any) -> tuple[Any, ...]:
     """Shapes of the parameters and what one loss and its gradients are; or how it is refused."""
     try:
         torch.manual_seed(0)
-        model = config.build().train()
+        model = (config.build(TOKEN_GRID, 2) if config.kind == "st-transformer" else config.build()).train()
         if config.kind == "wan":
             randomise(model, std=0.1)  # what begins at zero would hide what is behind it
             model.set_text(torch.randn(config.text_rows, config.backbone.text_dim))
@@ -290,7 +296,7 @@ def test_every_field_of_a_run_changes_what_it_does(tmp_path: Path) -> None:
     [
         ({"context_latents": 3}, "make 6 latents, the world reads 7"),
         ({"backbone": replace(SMALL_BACKBONE, patch_size=(1, 4, 4))}, "do not divide into patches of 4x4"),
-        ({"backbone": replace(SMALL_BACKBONE, in_channels=8, out_channels=8)}, "latents have 4"),
+        ({"backbone": replace(SMALL_BACKBONE, in_channels=8, out_channels=8)}, "the VAE makes 4"),
         ({"states": replace(SMALL_WAN.states, mode="full"), "context_latents": 1, "horizon_latents": 5}, ""),
     ],
 )

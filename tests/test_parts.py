@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import SMALL_WORLD, small_tokenizer, small_world, write_squares
+from builders import GRID_200, SMALL_WORLD, small_tokenizer, small_world, write_squares
 from latent_builders import small_vae
 from test_forecast_files import write_latent_world, write_test_tokens, write_tokenizer, write_world
 
@@ -58,7 +58,7 @@ def _with_contract(model: Path) -> dict[str, Any]:
         "source_kind": "1x-raw",
         "pattern": {"window": grid.block},
     }
-    return read_model(model)[0] | {"contract": contract | {"token_grid": vars(grid)}}
+    return read_model(model)[0] | {"contract": contract | {"grid": vars(grid)}}
 
 
 class Read(list[int]):
@@ -186,8 +186,8 @@ def _retrain(model: Path, seed: int, *, unconditional: bool = False) -> None:
     if not model.exists():
         write_world(model)
     description, _ = read_model(model)
-    config = replace(SMALL_WORLD, vocab_size=small_tokenizer().vocab_size, unconditional=unconditional)
-    world: STTransformer = small_world(config, seed=seed)
+    config = replace(SMALL_WORLD, unconditional=unconditional)
+    world: STTransformer = small_world(config, seed, GRID_200)
     description.pop("format")
     description["config"]["unconditional"] = unconditional
     write_model(model, description, world.state_dict())

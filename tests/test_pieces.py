@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import SMALL_WORLD, noise_frames, small_tokenizer, small_world
+from builders import GRID_200, noise_frames, small_tokenizer, small_world
 from latent_builders import SMALL_VAE
 from tolerances import assert_pixels_agree
 from torch import Tensor
@@ -12,8 +12,6 @@ from torch import Tensor
 from worldline.contract import FramePattern
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.tokens import DecodeMode, TokenForecaster
-from worldline.nn.adaln import StateModulationConfig
-from worldline.planning.footprint import build
 from worldline.planning.meter import follow
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
@@ -29,7 +27,7 @@ SEEDS = (4, 8, 15, 16, 23)
 def forecaster_of(rows: int | None, decode_mode: DecodeMode = "tokens", **changes: object) -> TokenForecaster:
     tokenizer = small_tokenizer()
     made = TokenForecaster(
-        world=small_world(replace(SMALL_WORLD, vocab_size=200)),
+        world=small_world(grid=GRID_200),
         grid=tokenizer.grid(16, 16),
         tokenizer=tokenizer,
         sampling=Sampling(temperature=1.0),
@@ -91,8 +89,8 @@ def test_costs_depend_on_the_rows_at_once_by_rounding_alone_and_are_of_the_first
 
 
 def test_a_roll_out_of_many_clips_takes_the_memory_of_its_rows() -> None:
-    config = replace(SMALL_WORLD, vocab_size=5000, grid_height=4, grid_width=4)
-    world, grid = small_world(config), TokenGrid(height=4, width=4, vocab_size=5000)
+    grid = TokenGrid(height=4, width=4, vocab_size=5000)
+    world = small_world(grid=grid)
     context = torch.randint(5000, (5, 3, 4, 4), generator=torch.Generator().manual_seed(0))
     logits = 4 * 16 * 5000  # of one grid of one clip
 
@@ -111,7 +109,8 @@ def test_a_roll_out_at_the_report_s_size_has_room_on_a_card() -> None:
     """A batch of 32 clips would take 25 GB of logits alone. Every layer more keeps 84 MB: 4.1 GB for all 24."""
     forecaster = TokenForecaster(world=small_world(), grid=REPORT_GRID, tokenizer=None)
     assert forecaster.rows_at_once == 4
-    world = build(STTransformerConfig(layers=3)).eval()
+    with torch.device("meta"):
+        world = STTransformerConfig(layers=3).build().eval()
     assert isinstance(world, STTransformer)
     context = torch.zeros(4, 3, 32, 32, dtype=torch.int64, device="meta")
     states = torch.zeros(4, 34, 25, device="meta")
@@ -127,8 +126,8 @@ def test_a_roll_out_at_the_report_s_size_has_room_on_a_card() -> None:
 
 def test_generation_at_the_5b_s_size_takes_less_than_decoding_a_clip() -> None:
     backbone = replace(BackboneConfig(), num_layers=2)  # no layer's memory outlives it
-    layout = StateModulationConfig()
-    world = build(WanConfig(backbone=backbone, states=layout)).eval()
+    with torch.device("meta"):
+        world = WanConfig(backbone=backbone, lora=None).build().eval()
     assert isinstance(world, WanWorld)
     forecaster = LatentForecaster(
         world=world,

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
 from dataclasses import replace
 from functools import lru_cache
@@ -13,22 +14,25 @@ import memory_worker
 import pytest
 import torch
 from builders import SMALL_TOKENIZER, SMALL_WORLD
-from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN, world_run
+from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN, small_vae, world_run
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldline.cli.data import EncodeJob
 from worldline.cli.evaluate import Job as EvaluateJob
 from worldline.cli.plan import main
-from worldline.contract import FramePattern
+from worldline.contract import FramePattern, ModelConfig
 from worldline.data.loader import clip_bytes
-from worldline.families.config import ModelConfig, TrainConfig
+from worldline.families.card import ModelCard
+from worldline.families.config import TrainConfig
+from worldline.families.family import empty_batch
 from worldline.nn.optimizer import MovingAverage, build_optimizer
-from worldline.planning.footprint import Footprint, build, empty_batch, give_gradients, tensors_of
+from worldline.planning.footprint import Footprint, give_gradients, tensors_of
 from worldline.planning.machine import PROCESS, WINDOWS, WORKER, host, verbs
 from worldline.planning.meter import Meter, follow
 from worldline.planning.plan import RESERVE, card, memory, plan, refuse_too_little, setting
 from worldline.recipes.all import RECIPES
 from worldline.recipes.sampling import sampling_revontuli
+from worldline.rundir import write_model
 from worldline.schema import Batch, UsageError
 from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.worlds.st_transformer import STTransformer
@@ -52,15 +56,29 @@ each_model = pytest.mark.parametrize(
 )
 
 
+@lru_cache
+def _tokenizer(kind: str) -> Path | None:
+    """What makes the tokens or latents of a world."""
+    place = Path(tempfile.mkdtemp(prefix="plan-")) / "tokenizer"
+    if kind == "wan":
+        return small_vae(place)[0]
+    if kind == "st-transformer":
+        place.mkdir()
+        write_model(place, ModelCard(config=replace(SMALL_TOKENIZER, levels=(2, 2, 3))).to_json(), {})
+        return place
+    return None
+
+
 def _run(model: ModelConfig, **changes: object) -> TrainConfig:
-    run = replace(world_run(NOWHERE, NOWHERE, NOWHERE), model=model, tokenizer=None, device="auto")
+    place = _tokenizer(model.kind)
+    run = replace(world_run(NOWHERE, NOWHERE, NOWHERE), model=model, tokenizer=place, device="auto")
     pattern = FramePattern.consecutive(5) if isinstance(model, WanVAEConfig) else PATTERN
     data = replace(run.data, pattern=pattern, cache=NOWHERE)  # so that no step encodes frames
     return replace(run, **{"data": data, **changes})  # pyright: ignore[reportArgumentType]
 
 
 def _footprint(model: ModelConfig, **changes: object) -> Footprint:
-    return Footprint(_run(model, **changes), SMALL_VAE)
+    return Footprint(_run(model, **changes))
 
 
 @lru_cache
@@ -73,9 +91,9 @@ def _in_flesh(name: str) -> tuple[torch.nn.Module, Batch]:
     """The model with weights and gradients, and a batch with values."""
     run = _on_paper(name)
     torch.manual_seed(0)
-    model = run.model_config.build().train()
+    model = run.kind.build(run.config.model, run.contract).train()
     give_gradients(model)
-    batch = empty_batch(run.model_config, run.config, 1, run.latent_grid if run.vae else None, device="cpu")
+    batch = empty_batch(run.kind.over, run.contract, 1, device="cpu")
     return model, batch
 
 
@@ -131,8 +149,7 @@ def test_activations_are_the_inputs_and_what_autograd_saves(name: str) -> None:
 
 def test_flop_are_those_of_pytorch() -> None:
     run = _footprint(DEEP_WORLD)
-    with torch.device("meta"):
-        model = replace(DEEP_WORLD, dropout=0.0).build()
+    model = run.build(replace(DEEP_WORLD, dropout=0.0))
     batch = run.batch(1)
     assert isinstance(model, STTransformer)
     assert batch.tokens is not None
@@ -153,7 +170,7 @@ def test_flop_are_those_of_pytorch() -> None:
 @pytest.mark.slow
 def test_lines_through_few_blocks_and_few_clips_meet_the_whole(config: ModelConfig) -> None:
     run = _footprint(config)
-    model, batch = build(run.model_config).train(), run.batch(9)
+    model, batch = run.build(run.config.model).train(), run.batch(9)
     give_gradients(model)
     whole = follow(lambda: _loss(model, batch), tensors_of(model), autocast=True)
     lines = run.train(9, checkpointing=run.checkpoints)
@@ -167,7 +184,7 @@ def test_autocast_halves_what_linear_layers_keep() -> None:
     low, full = (_footprint(wide, autocast=autocast).train(50, checkpointing=False) for autocast in (True, False))
     assert 0.4 * full.held < low.held < 0.9 * full.held
     # The head: in float32 gradients are made with the loss; in bfloat16 its logits are made a second time.
-    product = 2 * 50 * 3 * 4 * wide.width * wide.vocab_size
+    product = 2 * 50 * 3 * 4 * wide.width * _on_paper("tokens").contract.tokens.vocab_size
     assert low.forward_flop == full.forward_flop - 2 * product
     assert low.backward_flop == full.backward_flop + 3 * product
 
@@ -220,16 +237,15 @@ def test_weights_gradients_moments_and_average_to_the_byte(name: str) -> None:
 
 
 def test_the_report_s_world() -> None:
-    config = sampling_revontuli().model
-    assert isinstance(config, WanConfig)
-    model = build(config)
+    run = Footprint(replace(sampling_revontuli(), tokenizer=None))
+    model = run.model
     backbone = [(name, p) for name, p in model.named_parameters() if name.startswith("backbone.")]
     lora = sum(p.numel() for name, p in backbone if "lora_" in name)
     assert lora == 80_609_280
     assert sum(p.numel() for _, p in backbone) - lora == 4_999_787_712
     assert sum(p.numel() for name, p in model.named_parameters() if name.startswith("states.")) == 67_350_272
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 80_609_280 + 67_350_272 + 30 * 6 * 3072
-    assert sum(p.numel() for p in build(WanVAEConfig()).parameters()) == 704_688_668
+    assert sum(p.numel() for p in run.vae.parameters()) == 704_688_668
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     text = (Path(__file__).parents[1] / "docs/sampling.md").read_text(encoding="utf-8")
     counts = (4_999_787_712, 80_609_280, 67_350_272, 552_960, 148_512_512, 704_688_668)
@@ -322,7 +338,7 @@ def test_more_gpus_where_one_is_too_small() -> None:
 
 def test_an_unknown_vae_or_size_is_asked_for() -> None:
     with pytest.raises(UsageError, match="--tokenizer"):
-        plan(_run(SMALL_WAN))
+        plan(_run(SMALL_WAN, tokenizer=None))
     data = replace(_run(SMALL_TOKENIZER).data, image_size=None)
     with pytest.raises(UsageError, match=r"--data\.image-size"):
         plan(_run(SMALL_TOKENIZER, data=data))
@@ -366,7 +382,7 @@ def test_a_process_takes_what_is_estimated() -> None:
 
 def test_main_memory_is_that_of_all_processes_of_a_machine() -> None:
     run = _on_paper("latents")
-    eager = Footprint(replace(run.config, workers=4), SMALL_VAE)
+    eager = Footprint(replace(run.config, workers=4))
     one, eight, loading = host(run, gpus=1, clips=4), host(run, gpus=8, clips=4), host(eager, gpus=1, clips=4)
     assert eight.building == 8 * one.building > 0
     assert (eight.saving, eight.resuming) == (one.saving, 8 * one.resuming)
@@ -414,12 +430,10 @@ def test_the_verb_says_what_is_counted_and_that_nothing_was_measured(capsys: pyt
 def test_recipes_take_on_a_cpu_what_the_plan_says(name: str) -> None:
     """A step of every recipe that runs here, in the CPU's own way: within 2 %, or 15 % where it splits up RMSNorm."""
     config = replace(RECIPES[name](), device="cpu")
-    vae = RECIPES["vae_tiny"]().model
-    assert isinstance(vae, WanVAEConfig)
-    run = Footprint(config, vae)
-    model = run.model_config.build().train()
+    run = Footprint(config)
+    model = run.kind.build(config.model, run.contract).train()
     give_gradients(model)
-    batch = empty_batch(run.model_config, config, config.batch_size, run.latent_grid if run.vae else None, device="cpu")
+    batch = empty_batch(run.kind.over, run.contract, config.batch_size, device="cpu")
     real = follow(lambda: _loss(model, batch), tensors_of(model), autocast=False, device="cpu", native=True)
     counted = run.train(config.batch_size, checkpointing=False)
     margin = 0.15 if run.can_checkpoint else 0.02

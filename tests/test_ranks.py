@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import ranks_worker
 import torch
-from builders import SMALL_TOKENIZER, SMALL_WORLD, small_tokenizer, write_followed_tokens, write_squares
+from builders import SMALL_TOKENIZER, SMALL_WORLD, TOKEN_GRID, small_tokenizer, write_followed_tokens, write_squares
 from tolerances import assert_whole_agrees
 from torch import nn
 
@@ -24,17 +24,17 @@ from worldline.cli import evaluate
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
 from worldline.evaluation.result import Evaluation
+from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
+from worldline.families.load import load_world
 from worldline.files import write_json
 from worldline.nn.load import changing_state, load_weights
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.ranks import Ranks, shards_of, whole
 from worldline.rundir import RunDir, load_tensors, to_json, write_model
 from worldline.schema import DataError, UsageError
-from worldline.tokenizers.load import describe
 from worldline.training.checkpoint import restore, save_checkpoint
 from worldline.training.loop import train
-from worldline.worlds.load import load_world
 
 
 def _world(tmp: Path, **changes: Any) -> TrainConfig:
@@ -211,7 +211,7 @@ def _write_frames(tmp: Path, config: TrainConfig) -> None:
     write_squares(tmp / "squares", 3)
     (tmp / "tokenizer").mkdir()
     tokenizer = small_tokenizer()
-    write_model(tmp / "tokenizer", describe(tokenizer), tokenizer.state_dict())
+    write_model(tmp / "tokenizer", ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
     frames = DataConfig(path=tmp / "squares", train_episodes=":-1", val_episodes="-1:", window_stride=17)
     on_frames = replace(config, data=frames, tokenizer=tmp / "tokenizer", start_offsets=2)
     write_json(tmp / "on_frames.json", to_json(TrainConfig, on_frames))
@@ -393,7 +393,7 @@ def test_processes_that_torchrun_did_not_start_are_told_so(monkeypatch: pytest.M
 
 
 def test_blocks_are_the_elements_of_a_models_own_lists_or_what_it_names() -> None:
-    model = SMALL_WORLD.build()
+    model = SMALL_WORLD.build(TOKEN_GRID, 2)
     model.alone = nn.ModuleList([nn.Linear(2, 2)])
     model.further_in = nn.Sequential(nn.ModuleList(nn.Linear(2, 2) for _ in range(2)))
     assert shards_of(model) == list(model.blocks)
@@ -410,7 +410,9 @@ def test_all_but_frozen_parameters_is_saved_and_loaded_strictly(tmp_path: Path) 
     assert model.state_dict().keys() - state.keys() == {
         f"blocks.{i}.base.{w}" for i in range(3) for w in ("weight", "bias")
     }
-    assert changing_state(SMALL_WORLD.build()).keys() == SMALL_WORLD.build().state_dict().keys()
+    assert (
+        changing_state(SMALL_WORLD.build(TOKEN_GRID, 2)).keys() == SMALL_WORLD.build(TOKEN_GRID, 2).state_dict().keys()
+    )
     load_weights(model, {name: value + 1 for name, value in state.items()}, tmp_path)
     assert torch.equal(model.scale, torch.full((2,), 1.5))
     for wrong in (
@@ -431,7 +433,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_process_gathers_nothing_and_copies_nothing() -> None:
-    weights = SMALL_WORLD.build().state_dict()
+    weights = SMALL_WORLD.build(TOKEN_GRID, 2).state_dict()
     kept = whole(weights, keep=True)
     assert all(kept[name] is value for name, value in weights.items())
     assert whole(weights, keep=False) == {}

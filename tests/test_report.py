@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, best_rows, label_of
+from worldline.families.tokenizers import TokenizerIdentity
 from worldline.metrics.bootstrap import Interval
 from worldline.report.gather import gather
 from worldline.report.tables import tables
@@ -21,7 +22,6 @@ from worldline.report.text import duration, text_table
 from worldline.report.video import GIVEN, PREDICTED, strip
 from worldline.report.write import write_report
 from worldline.schema import DataError, UsageError
-from worldline.tokenizers.load import TokenizerIdentity
 
 CONTEXT, FRAMES, SIZE = 5, 13, 32
 

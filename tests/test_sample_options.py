@@ -11,7 +11,9 @@ import pytest
 from worldline import builtin
 from worldline.cli import evaluate, forecast
 from worldline.families.card import describe_model
-from worldline.families.sample import LATENTS_ONLY, TOKENS_ONLY, SampleOptions
+from worldline.families.family import KINDS, WorldKind
+from worldline.families.load import check_options
+from worldline.families.sample import SampleOptions
 from worldline.schema import UsageError
 from worldline.worlds.wan import WanConfig
 
@@ -85,17 +87,19 @@ def test_what_a_world_would_ignore_is_refused_before_its_weights_are_read(
 def test_a_world_without_states_has_nothing_to_guide() -> None:
     card = describe_model(builtin.SAMPLING_TINY)
     assert isinstance(card.config, WanConfig)
+    ignores = replace(card, config=replace(card.config, unconditional=True))
     with pytest.raises(UsageError, match="--guidance would change nothing"):
-        SampleOptions(guidance=2.0).check(replace(card, config=replace(card.config, unconditional=True)))
+        check_options(ignores, Path(), SampleOptions(guidance=2.0))
 
 
 def test_a_pattern_that_shows_every_instant_once_has_nothing_to_average() -> None:
     card = describe_model(builtin.SAMPLING_TINY)
     promise = replace(card.promise, pattern=replace(card.promise.pattern, repeat_last=0))
     with pytest.raises(UsageError, match="--average-repeats would change nothing"):
-        SampleOptions(average_repeats=True).check(replace(card, contract=promise))
+        check_options(replace(card, contract=promise), Path(), SampleOptions(average_repeats=True))
 
 
 def test_every_option_belongs_to_a_kind_of_world_or_to_both() -> None:
     names = {field.name for field in fields(SampleOptions)}
-    assert names == {*TOKENS_ONLY, *LATENTS_ONLY, "num_samples", "rows"}
+    read = [name for kind in KINDS.values() if isinstance(kind, WorldKind) for name in kind.options]
+    assert names == {*read, "num_samples", "rows"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import SMALL_WORLD, small_world, token_batch
+from builders import SMALL_WORLD, TOKEN_GRID, small_world, token_batch
 from tolerances import assert_tokens_agree, assert_values_agree
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from worldline.nn.fsq import FSQ
 from worldline.nn.states import StateEncoder, StateEncoderConfig, align
 from worldline.planning.meter import follow
 from worldline.process.categorical import Sampling
-from worldline.schema import Batch, UsageError
+from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
 UNCONDITIONAL = replace(SMALL_WORLD, unconditional=True)
@@ -48,7 +48,7 @@ def test_the_reports_world_has_the_reports_size() -> None:
 
 def test_initialisation_is_the_documented_table() -> None:
     torch.manual_seed(0)
-    world = replace(SMALL_WORLD, width=32, vocab_size=200, grid_height=8, grid_width=8).build()
+    world = replace(SMALL_WORLD, width=32).build(TokenGrid(height=8, width=8, vocab_size=200), 2)
     drawn = 0
     for name, parameter in world.named_parameters():
         if name.endswith("bias"):
@@ -65,8 +65,8 @@ def test_initialisation_is_the_documented_table() -> None:
 
 def test_a_modulated_world_begins_as_one_that_knows_no_states() -> None:
     torch.manual_seed(0)
-    modulated, batch = ADALN.build().eval(), token_batch()
-    unconditional = UNCONDITIONAL.build().eval()
+    modulated, batch = ADALN.build(TOKEN_GRID, 2).eval(), token_batch()
+    unconditional = UNCONDITIONAL.build(TOKEN_GRID, 2).eval()
     unconditional.load_state_dict(
         {k: v for k, v in modulated.state_dict().items() if k in unconditional.state_dict()}, strict=True
     )
@@ -82,8 +82,8 @@ def test_a_modulated_world_begins_as_one_that_knows_no_states() -> None:
 def test_words_with_near_codes_begin_near() -> None:
     """Inner products of random Fourier features are a Gaussian of the distance (Rahimi & Recht 2007)."""
     torch.manual_seed(0)
-    config = replace(SMALL_WORLD, vocab_size=64, code_levels=(8, 8), width=1024, heads=1, layers=1)
-    words = config.build().embedding.weight.detach()
+    config = replace(SMALL_WORLD, code_levels=(8, 8), width=1024, heads=1, layers=1)
+    words = config.build(replace(TOKEN_GRID, vocab_size=64), 2).embedding.weight.detach()
     alike = F.cosine_similarity(words[None], words[:, None], dim=-1)
     codes = FSQ((8, 8)).codebook
     distance = torch.cdist(codes, codes)
@@ -94,13 +94,13 @@ def test_words_with_near_codes_begin_near() -> None:
 
 def test_code_levels_of_another_vocabulary_are_refused() -> None:
     with pytest.raises(UsageError, match=r"make 64 tokens, but the tokens have 63.*--model\.code-levels"):
-        replace(SMALL_WORLD, vocab_size=63, code_levels=(8, 8)).build()
+        replace(SMALL_WORLD, code_levels=(8, 8)).build(replace(TOKEN_GRID, vocab_size=63), 2)
 
 
 def test_input_and_output_embedding_are_one() -> None:
     world = small_world()
     shapes = [tuple(p.shape) for p in world.parameters()]
-    assert shapes.count((SMALL_WORLD.vocab_size, SMALL_WORLD.width)) == 1
+    assert shapes.count((TOKEN_GRID.vocab_size, SMALL_WORLD.width)) == 1
     features = torch.eye(SMALL_WORLD.width)
     assert_values_agree(world.logits(features), world.embedding.weight.T)
 
@@ -113,7 +113,7 @@ def test_no_grid_sees_a_later_grid(changed: int) -> None:
     world, batch = small_world(), token_batch()
     tokens = _present(batch.tokens)[:, :5]
     other = tokens.clone()
-    other[:, changed] = (other[:, changed] + 1) % SMALL_WORLD.vocab_size
+    other[:, changed] = (other[:, changed] + 1) % TOKEN_GRID.vocab_size
     before, after = _logits(world, tokens, batch.states), _logits(world, other, batch.states)
     assert torch.equal(before[:, :changed], after[:, :changed])
     for later in range(changed, 5):
@@ -151,7 +151,7 @@ def test_every_position_of_a_grid_sees_every_other() -> None:
     world, batch = small_world(), token_batch(size=1)
     tokens = _present(batch.tokens)[:, :1]
     other = tokens.clone()
-    other[0, 0, 0, 0] = (other[0, 0, 0, 0] + 1) % SMALL_WORLD.vocab_size
+    other[0, 0, 0, 0] = (other[0, 0, 0, 0] + 1) % TOKEN_GRID.vocab_size
     before, after = _logits(world, tokens, batch.states), _logits(world, other, batch.states)
     assert (before != after).any(dim=-1).all()
 
@@ -262,8 +262,8 @@ def test_scheduled_sampling_rises_over_its_share_of_the_training() -> None:
 
 
 def test_scheduled_sampling_holds_no_more_logits_than_the_loss_does() -> None:
-    config = replace(SMALL_WORLD, vocab_size=5000, scheduled_sampling=0.5, loss_chunk=4)
-    world, batch = small_world(config).train(), token_batch(config, size=8)
+    config, grid = replace(SMALL_WORLD, scheduled_sampling=0.5, loss_chunk=4), replace(TOKEN_GRID, vocab_size=5000)
+    world, batch = small_world(config, grid=grid).train(), token_batch(config, size=8, grid=grid)
     peaks = [
         follow(
             lambda share=share: replaced(world, share).loss(batch, torch.Generator())[0],
@@ -273,7 +273,7 @@ def test_scheduled_sampling_holds_no_more_logits_than_the_loss_does() -> None:
         ).peak
         for share in (0.0, 0.5)
     ]
-    assert peaks[1] < peaks[0] + 4 * config.loss_chunk * config.vocab_size
+    assert peaks[1] < peaks[0] + 4 * config.loss_chunk * grid.vocab_size
 
 
 def replaced(world: STTransformer, share: float) -> STTransformer:

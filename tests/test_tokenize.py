@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders import (
+    GRID_200,
     SMALL_TOKENIZER,
     SMALL_WORLD,
     TWO_JOINTS,
@@ -23,9 +24,11 @@ from torch import Tensor
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
 from worldline.encoding.tokens import TokenizeReport, tokenize
+from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
+from worldline.families.family import Prepared
 from worldline.families.prepare import prepare
-from worldline.families.prepared import Prepared
+from worldline.families.tokenizers import load_tokenizer
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.formats.onex.write import finish_shards, write_raw_shard
 from worldline.formats.open import open_source
@@ -34,7 +37,6 @@ from worldline.formats.video import resize
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.rundir import new_folder, write_model
 from worldline.schema import Batch, UsageError
-from worldline.tokenizers.load import describe, load_tokenizer
 
 LENGTHS = (51, 40, 20, 10)
 
@@ -259,10 +261,10 @@ def test_a_clips_tokens_are_the_same_wherever_they_are_made(tmp_path: Path, hyst
         small_tokenizer(replace(SMALL_TOKENIZER, hysteresis=hysteresis)),
     )
     with new_folder(tmp_path / "tokenizer") as folder:
-        write_model(folder, describe(tokenizer), tokenizer.state_dict())
+        write_model(folder, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
     frames = source.read(1, 0, 34).frames
     assert frames is not None
-    world = small_world(replace(SMALL_WORLD, vocab_size=200))
+    world = small_world(grid=GRID_200)
     folder = tmp_path / "tokenizer"
     forecaster = TokenForecaster(world=world, grid=tokenizer.grid(16, 16), tokenizer=load_tokenizer(folder))
 

@@ -10,12 +10,13 @@ from builders import SMALL_TOKENIZER, moving_square, noise_frames, small_tokeniz
 from tolerances import assert_pixels_agree, assert_tokens_agree, assert_values_agree
 from torch import Tensor, nn
 
-from worldline.rundir import read_model, write_model
+from worldline.families.card import ModelCard
+from worldline.families.tokenizers import fingerprint, keep_tokenizer, load_tokenizer
+from worldline.rundir import RunDir, read_model, write_model
 from worldline.schema import Batch, DataError, Origin, UsageError
 from worldline.tokenizers import tokenizer as tokenizers
 from worldline.tokenizers.cosmos import CosmosConfig
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
-from worldline.tokenizers.load import describe, fingerprint, load_tokenizer
 from worldline.tokenizers.tokenizer import to_pixels, to_signed
 
 FINE = replace(
@@ -140,7 +141,7 @@ def test_hysteresis_is_part_of_a_tokenizers_identity(tmp_path: Path) -> None:
     for name, hysteresis in (("none", 0.0), ("some", 0.5), ("more", 0.75)):
         tokenizer = small_tokenizer(replace(SMALL_TOKENIZER, hysteresis=hysteresis))
         (tmp_path / name).mkdir()
-        write_model(tmp_path / name, describe(tokenizer), tokenizer.state_dict())
+        write_model(tmp_path / name, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
     assert len({fingerprint(tmp_path / name) for name in ("none", "some", "more")}) == 3
     assert load_tokenizer(tmp_path / "some").config.hysteresis == 0.5  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -228,7 +229,7 @@ def test_a_batch_of_tokens_alone_cannot_train_a_tokenizer() -> None:
 
 def test_saved_and_loaded_again_gives_the_same_tokens(tmp_path: Path) -> None:
     tokenizer, video = small_tokenizer(FINE), noise_frames(1, 17, 3, 16, 16)
-    write_model(tmp_path, describe(tokenizer), tokenizer.state_dict())
+    write_model(tmp_path, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
     loaded = load_tokenizer(tmp_path)
     assert loaded.config == FINE
     assert not loaded.training
@@ -236,21 +237,21 @@ def test_saved_and_loaded_again_gives_the_same_tokens(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_shape_name_the_file(tmp_path: Path) -> None:
-    write_model(tmp_path, describe(small_tokenizer()), small_tokenizer(FINE).state_dict())
+    write_model(tmp_path, ModelCard(config=small_tokenizer().config).to_json(), small_tokenizer(FINE).state_dict())
     with pytest.raises(DataError, match=r"model\.safetensors.*weights model\.json describes"):
         load_tokenizer(tmp_path)
 
 
 def test_a_description_of_a_later_version_is_refused(tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
-    write_model(tmp_path, describe(tokenizer) | {"format": 2}, tokenizer.state_dict())
+    write_model(tmp_path, ModelCard(config=tokenizer.config).to_json() | {"format": 2}, tokenizer.state_dict())
     with pytest.raises(DataError, match="format 2"):
         load_tokenizer(tmp_path)
 
 
 def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
-    description = describe(tokenizer)
+    description = ModelCard(config=tokenizer.config).to_json()
     description["config"]["colour"] = "blue"
     write_model(tmp_path, description, tokenizer.state_dict())
     with pytest.raises(DataError, match=r"model\.json.*colour"):
@@ -266,7 +267,7 @@ def test_fingerprint_is_of_the_weights(tmp_path: Path) -> None:
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         (tmp_path / name).mkdir()
         tokenizer = small_tokenizer(seed=seed)
-        write_model(tmp_path / name, describe(tokenizer), tokenizer.state_dict())
+        write_model(tmp_path / name, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
     assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "same") != fingerprint(tmp_path / "other")
 
 
@@ -376,10 +377,9 @@ def test_a_run_that_refers_to_cosmos_finds_it_again(tmp_path: Path, monkeypatch:
     _write_cosmos(tmp_path / "cosmos")
     monkeypatch.chdir(tmp_path)
     tokenizer = load_tokenizer(Path("cosmos"))
-    (tmp_path / "run").mkdir()
-    write_model(tmp_path / "run", describe(tokenizer), {})  # as training does: weights stay in their own files
+    keep_tokenizer(RunDir(tmp_path / "run"), Path("cosmos"), tokenizer)
     monkeypatch.chdir("/")
-    loaded = load_tokenizer(tmp_path / "run")
+    loaded = load_tokenizer(tmp_path / "run/tokenizer")
     assert read_model(tmp_path / "run")[1] == {}
     frames = noise_frames(1, 17, 3, 16, 16)
     assert torch.equal(loaded.encode(frames), tokenizer.encode(frames))

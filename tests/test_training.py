@@ -17,28 +17,39 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import SMALL_TOKENIZER, SMALL_WORLD, small_world, token_batch, write_followed_tokens, write_squares
+from builders import (
+    GRID_200,
+    SMALL_TOKENIZER,
+    SMALL_WORLD,
+    TOKEN_GRID,
+    small_world,
+    token_batch,
+    write_followed_tokens,
+    write_squares,
+)
 from data_builders import write_lerobot
 from tolerances import assert_values_agree
 from torch import Tensor, nn
 
+from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.loader import Loader
 from worldline.devices import pick_device
 from worldline.families.card import ModelCard
+from worldline.families.compression import autoregressive_loss
 from worldline.families.config import TrainConfig
+from worldline.families.family import Prepared, kind_of
+from worldline.families.load import load_world
 from worldline.families.prepare import prepare
-from worldline.families.prepared import Prepared
-from worldline.families.validate import autoregressive_loss, validate
+from worldline.families.tokenizers import load_tokenizer
 from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.process.categorical import Sampling
 from worldline.rundir import Best, RunDir, load_tensors, model_folder, read_model, save_tensors, write_model
-from worldline.schema import DataError, UsageError, join, stack
-from worldline.tokenizers.load import load_tokenizer
+from worldline.schema import DataError, TokenGrid, UsageError, join, stack
 from worldline.training.checkpoint import TrainState, better
 from worldline.training.loop import NonFiniteLossError, evaluated, train
-from worldline.worlds.load import load_world
+from worldline.training.validate import validate
 from worldline.worlds.st_transformer import STTransformerConfig
 
 CPU = torch.device("cpu")
@@ -218,8 +229,8 @@ def test_of_a_cut_newest_checkpoint_the_one_before_is_taken_and_it_is_said(tmp_p
     load_world(run)  # needs the model alone, which is whole
     _cut(newest / "model.safetensors")
     with pytest.warns(UserWarning, match=r"step_0000004/model.safetensors: .* Going on with .*step_0000002"):
-        world, description = load_world(run)
-    assert description["step"] == 2
+        world, card = load_world(run)
+    assert card.step == 2
     assert all(torch.equal(value, expected[name]) for name, value in world.state_dict().items())
     with pytest.warns(UserWarning, match=r"Going on with .*step_0000002"):
         train(config, run, resume=True)
@@ -478,7 +489,13 @@ def test_inside_evaluated_the_model_holds_its_average() -> None:
 
 def _prepared(model: nn.Module, clips: Clips) -> Prepared:
     return Prepared(
-        model=model, train=clips, val=clips, card=ModelCard(config=SMALL_WORLD), tokenizer=None, left_out=()
+        kind=kind_of(SMALL_WORLD),
+        model=model,
+        train=clips,
+        val=clips,
+        card=ModelCard(config=SMALL_WORLD),
+        tokenizer=None,
+        left_out=(),
     )
 
 
@@ -502,7 +519,7 @@ def test_figures_of_validation_are_those_of_the_average(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_validation_is_the_mean_over_evenly_spread_clips(tmp_path: Path, batch_size: int) -> None:
-    world, clips = small_world(replace(SMALL_WORLD, vocab_size=8)), open_clips(_world(tmp_path).data, "val")
+    world, clips = small_world(grid=replace(TOKEN_GRID, vocab_size=8)), open_clips(_world(tmp_path).data, "val")
     assert len(clips) == 6
     losses = [world.loss(stack([clips[i]]), torch.Generator())[0].item() for i in (0, 1, 2, 4, 5)]
     found = validate(world, _prepared(world, clips), num_clips=5, device=CPU, batch_size=batch_size)
@@ -562,32 +579,28 @@ def test_a_run_and_a_checkpoint_of_it_say_what_they_are(tmp_path: Path) -> None:
     train(_world(tmp_path), tmp_path / "run")
     latest = RunDir(tmp_path / "run").latest()
     assert latest is not None
-    (world, description), (same, _) = load_world(tmp_path / "run"), load_world(latest)
+    (world, card), (same, _) = load_world(tmp_path / "run"), load_world(latest)
     assert not world.training
     assert all(torch.equal(value, same.state_dict()[name]) for name, value in world.state_dict().items())
-    contract = description["contract"]
-    assert contract["state_names"] == ["elbow", "gripper"]
-    assert contract["token_grid"] == {
-        "height": 2,
-        "width": 2,
-        "vocab_size": 8,
-        "block": 17,
-        "temporal_stride": 8,
-    }
-    assert (contract["fps"], contract["source_kind"], description["step"]) == (30.0, "1x-tokens", 4)
+    contract = card.promise
+    assert contract.state_names == ("elbow", "gripper")
+    assert contract.grid == TokenGrid(height=2, width=2, vocab_size=8)
+    assert contract.pattern == FramePattern.consecutive(34)
+    assert (contract.fps, contract.source_kind, card.step) == (30.0, "1x-tokens", 4)
 
 
 def test_statistics_of_the_training_data_travel_with_the_checkpoint(tmp_path: Path) -> None:
     config = _world(tmp_path, steps=1)
     train(config, tmp_path / "run")
-    world, description = load_world(tmp_path / "run")
+    world, card = load_world(tmp_path / "run")
     clips = open_clips(replace(config.data, window_stride=34), "train")  # disjoint: every row once
     rows = torch.cat([clips[i].states for i in range(len(clips))])
     assert world.states is not None
     torch.testing.assert_close(world.states.mean, rows.mean(dim=0))
     torch.testing.assert_close(world.states.scale[0], rows[:, 0].std(correction=0))
     assert world.states.scale[1] == 1, "the gripper never moves"
-    assert description["statistics"]["names"] == ["elbow", "gripper"]
+    assert card.statistics is not None
+    assert card.statistics.names == ("elbow", "gripper")
 
 
 def test_worlds_are_used_in_float32_however_they_are_stored(tmp_path: Path) -> None:
@@ -608,7 +621,7 @@ def test_a_tokenizer_is_loaded_from_its_run(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "run").config == config.model
     assert load_tokenizer(latest).config == config.model
     contract = read_model(latest)[0]["contract"]
-    assert (contract["image_size"], contract["token_grid"]["vocab_size"]) == (16, 200)
+    assert (contract["image_size"], contract["grid"]["vocab_size"]) == (16, 200)
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -641,7 +654,7 @@ def test_a_missing_description_is_an_error_of_usage(tmp_path: Path) -> None:
 def test_training_begins_with_given_weights(tmp_path: Path) -> None:
     config = _world(tmp_path, steps=1)
     (tmp_path / "given").mkdir()
-    world = small_world(replace(SMALL_WORLD, vocab_size=8), seed=5)
+    world = small_world(seed=5, grid=replace(TOKEN_GRID, vocab_size=8))
     write_model(tmp_path / "given", ModelCard(config=world.config).to_json(), world.state_dict())
     still = replace(config, init_from=tmp_path / "given", optimizer=OptimizerConfig(lr=1e-30, warmup_steps=0))
     train(still, tmp_path / "run")
@@ -649,7 +662,7 @@ def test_training_begins_with_given_weights(tmp_path: Path) -> None:
     assert all(torch.equal(p, dict(world.named_parameters())[name]) for name, p in loaded.named_parameters())
     with pytest.raises(UsageError, match=r"holds another model than is trained here, missing: .*blocks.2"):
         train(replace(still, model=replace(SMALL_WORLD, layers=3)), tmp_path / "deeper")
-    with pytest.raises(UsageError, match="run holds a world; a tokenizer with tokens is needed"):
+    with pytest.raises(UsageError, match="run holds a world; a tokenizer is needed"):
         load_tokenizer(tmp_path / "run")
     assert not (tmp_path / "deeper").exists()
 
@@ -666,12 +679,12 @@ def _frame_world(tmp: Path, tokenizer: TrainConfig, **data: Any) -> TrainConfig:
 def test_a_world_on_frames_keeps_its_tokenizer_and_counts_its_tokens(tmp_path: Path) -> None:
     config = _frame_world(tmp_path, _tokenizer(tmp_path))
     train(config, tmp_path / "run")
-    world, description = load_world(tmp_path / "run")
+    world, card = load_world(tmp_path / "run")
     frames = torch.randint(0, 256, (1, 17, 3, 16, 16), dtype=torch.uint8)
     kept, original = load_tokenizer(tmp_path / "run/tokenizer"), load_tokenizer(tmp_path / "tokenizer")
     assert torch.equal(kept.encode(frames), original.encode(frames))
-    assert (world.config.vocab_size, world.config.grid_height) == (200, 2)
-    assert description["contract"]["image_size"] == 16
+    assert world.grid == GRID_200
+    assert card.promise.image_size == 16
     # Two episodes of 51 frames; phase 0 gives two windows of 34, phase 1 (8 frames later) one; six grids of 2x2.
     assert np.load(tmp_path / "run/unigram.npy").sum() == 2 * (2 + 1) * 6 * 4
 
@@ -717,9 +730,9 @@ def test_a_world_may_be_conditioned_on_actions(tmp_path: Path) -> None:
     tokenizer = _tokenizer(tmp_path)
     data = replace(tokenizer.data, path=tmp_path / "robot", conditioning="state+action")
     train(_frame_world(tmp_path, replace(tokenizer, data=data)), tmp_path / "run")
-    world, description = load_world(tmp_path / "run")
-    assert world.config.state_dim == 4
-    assert description["contract"]["conditioning"] == "state+action"
+    world, card = load_world(tmp_path / "run")
+    assert world.state_dim == 4
+    assert card.promise.conditioning == "state+action"
 
 
 def test_blocks_of_another_length_give_samples_of_another_length(tmp_path: Path) -> None:
@@ -727,7 +740,7 @@ def test_blocks_of_another_length_give_samples_of_another_length(tmp_path: Path)
     short = replace(SMALL_TOKENIZER, patch=(4, 4), block_frames=9)
     train(_frame_world(tmp_path, replace(tokenizer, model=short), window_stride=9), tmp_path / "run")
     world, _ = load_world(tmp_path / "run")
-    assert (world.config.block, world.config.temporal_stride) == (9, 4)
+    assert (world.grid.block, world.grid.temporal_stride) == (9, 4)
     assert world.states is not None
     assert world.states.config.num_frames == 18
 

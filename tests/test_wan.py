@@ -9,7 +9,7 @@ import torch
 from tolerances import assert_values_agree
 from torch import Tensor
 
-from worldline.nn.adaln import StateModulationConfig
+from worldline.nn.adaln import StateOptions
 from worldline.nn.load import changing_state
 from worldline.process.flow import TIMESTEPS, FlowSampling
 from worldline.schema import Batch, Origin, UsageError
@@ -28,7 +28,7 @@ BACKBONE = BackboneConfig(
     ffn_dim=48,
     num_layers=2,
 )
-CONFIG = WanConfig(backbone=BACKBONE, lora=None, states=StateModulationConfig(hidden=16, null=True), text_length=4)
+CONFIG = WanConfig(backbone=BACKBONE, lora=None, states=StateOptions(hidden=16, null=True), text_length=4)
 
 
 def build(config: WanConfig = CONFIG) -> WanWorld:
@@ -161,7 +161,7 @@ def test_guidance_interpolates_between_the_null_state_and_the_states() -> None:
 
 
 def test_guidance_without_a_null_state_is_refused() -> None:
-    world = build(replace(CONFIG, states=StateModulationConfig(hidden=16)))
+    world = build(replace(CONFIG, states=StateOptions(hidden=16)))
     with pytest.raises(UsageError, match="no null state"):
         world.forecast(latents()[:, :2], states(), latents()[:, 2:], sampling=FlowSampling(guidance=1.5))
 
@@ -196,7 +196,7 @@ def test_the_report_s_adapters_have_80_609_280_parameters() -> None:
 
 def test_adapters_train_in_fp32_on_a_frozen_bf16_backbone() -> None:
     torch.manual_seed(0)
-    world = ADAPTED.build(BACKBONE.build(torch.bfloat16)).train()
+    world = ADAPTED.build(backbone=BACKBONE.build(torch.bfloat16)).train()
     trainable = {name: p for name, p in world.named_parameters() if p.requires_grad}
     assert all("lora_" in name or name.startswith("states.") for name in trainable)
     assert {p.dtype for p in trainable.values()} == {torch.float32}
@@ -213,13 +213,13 @@ def test_block_tables_train_when_asked() -> None:
 def test_adapters_reload_bit_exactly_onto_the_base_and_can_be_fused() -> None:
     torch.manual_seed(0)
     base = BACKBONE.build()
-    world = wake(ADAPTED.build(copy.deepcopy(base)).eval())
+    world = wake(ADAPTED.build(backbone=copy.deepcopy(base)).eval())
     for name, parameter in world.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     saved = changing_state(world)
     assert not any("base_layer" in name for name in saved), "the frozen base is not saved"
-    again = ADAPTED.build(copy.deepcopy(base)).eval()
+    again = ADAPTED.build(backbone=copy.deepcopy(base)).eval()
     again.load_state_dict(saved, strict=False)
     context, noise, sampling = latents()[:, :2], latents()[:, 2:], FlowSampling(steps=2)
     forecast = world.forecast(context, states(), noise, sampling=sampling)
@@ -242,6 +242,6 @@ def test_impossible_requests_are_refused() -> None:
     with pytest.raises(UsageError, match="to 6 codes, but there are 5 latents"):
         build(replace(CONFIG, horizon_latents=3))
     with pytest.raises(UsageError, match="needs a null code"):
-        build(replace(CONFIG, states=StateModulationConfig(hidden=16), drop_states=0.1))
+        build(replace(CONFIG, states=StateOptions(hidden=16), drop_states=0.1))
     with pytest.raises(UsageError, match="the prompt has 2 rows"):
         world.set_text(torch.zeros(2, 8))

@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from tolerances import assert_pixels_agree, assert_values_agree
 from torch import Tensor
 
-from worldline.families.prepared import keep_tokenizer
+from worldline.families.card import ModelCard
+from worldline.families.family import KINDS
+from worldline.families.tokenizers import fingerprint, keep_tokenizer, load_tokenizer, load_vae
 from worldline.planning.meter import follow
 from worldline.rundir import RunDir, read_model, write_model
 from worldline.schema import Batch, DataError, LatentGrid, Origin, UsageError
 from worldline.tokenizers import tokenizer as tokenizers
-from worldline.tokenizers.load import describe, fingerprint, load_tokenizer, load_vae
 from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer, to_signed
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes, WanVAETokenizer
 from worldline.tokenizers.wan_vae_keys import ORIGINAL_NAME, diffusers_name, load_tensors
@@ -202,7 +203,7 @@ def test_measured_statistics_are_saved_with_the_weights(tmp_path: Path) -> None:
     assert tokenizer.latents_mean.tolist() == [0, 0, 0]
     assert tokenizer.latents_std.tolist() == [1, 1, 1]
     tokenizer.measure_statistics([batch(video)])
-    write_model(tmp_path, describe(tokenizer), tokenizer.state_dict())
+    write_model(tmp_path, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
     loaded = load_vae(tmp_path)
     assert loaded.config == tokenizer.config
     assert not loaded.training
@@ -500,11 +501,11 @@ def test_each_loader_refuses_the_other_kind(tmp_path: Path) -> None:
     tokenizer, discrete = vae(), small_tokenizer()
     (tmp_path / "vae").mkdir()
     (tmp_path / "words").mkdir()
-    write_model(tmp_path / "vae", describe(tokenizer), tokenizer.state_dict())
-    write_model(tmp_path / "words", describe(discrete), discrete.state_dict())
+    write_model(tmp_path / "vae", ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
+    write_model(tmp_path / "words", ModelCard(config=discrete.config).to_json(), discrete.state_dict())
     with pytest.raises(UsageError, match="continuous"):
         load_tokenizer(tmp_path / "vae")
-    with pytest.raises(UsageError, match="fsq-video"):
+    with pytest.raises(UsageError, match="not a VAE"):
         load_vae(tmp_path / "words")
     with pytest.raises(UsageError, match=ORIGINAL_NAME):
         load_vae(tmp_path / "nothing")
@@ -512,23 +513,26 @@ def test_each_loader_refuses_the_other_kind(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tokenizer = vae()
-    write_model(tmp_path, describe(vae(WanVAEConfig(sizes=replace(SIZES, base_dim=8)))), tokenizer.state_dict())
+    write_model(
+        tmp_path, ModelCard(config=WanVAEConfig(sizes=replace(SIZES, base_dim=8))).to_json(), tokenizer.state_dict()
+    )
     with pytest.raises(DataError, match=r"the weights model\.json describes"):
         load_vae(tmp_path)
 
 
-def test_a_run_can_name_a_vae_instead_of_copying_it(tmp_path: Path) -> None:
+def test_a_run_names_a_large_vae_instead_of_copying_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, tokenizer, run = tmp_path / "vae", vae(), RunDir(tmp_path / "run")
     place.mkdir()
-    write_model(place, describe(tokenizer), tokenizer.state_dict())
+    write_model(place, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
     run.path.mkdir()
-    keep_tokenizer(run, place, tokenizer, weights=False)
+    monkeypatch.setattr(type(KINDS["wan-vae"]), "copied", 0)  # of any number of parameters
+    keep_tokenizer(run, place, tokenizer)
     assert not read_model(run.tokenizer)[1]
     video = noise_frames(1, 5, 3, 16, 16)
     assert torch.equal(load_vae(run.tokenizer).encode(video), tokenizer.encode(video))
 
     other = vae(seed=1)
-    write_model(place, describe(other), other.state_dict())
+    write_model(place, ModelCard(config=other.config).to_json(), other.state_dict())
     with pytest.raises(UsageError, match="is another one"):
         load_vae(run.tokenizer)
     place.rename(tmp_path / "moved")
@@ -540,7 +544,7 @@ def test_the_fingerprint_is_of_the_weights(tmp_path: Path) -> None:
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         (tmp_path / name).mkdir()
         tokenizer = vae(seed=seed)
-        write_model(tmp_path / name, describe(tokenizer), tokenizer.state_dict())
+        write_model(tmp_path / name, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
         small_original(tokenizer, tmp_path / name / "file.pth")
     assert read_model(tmp_path / "one")[0]["config"]["kind"] == "wan-vae"
     assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "same") != fingerprint(tmp_path / "other")

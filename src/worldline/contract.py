@@ -68,20 +68,24 @@ class Contract:
     """Format of the data (`Source.kind`)."""
     pattern: FramePattern
     """Frames of a window: for a world of context and horizon together, for a tokenizer what it encodes at once."""
-    token_grid: TokenGrid | None = None
-    latent_grid: LatentGrid | None = None
+    grid: TokenGrid | LatentGrid | None = None
+    """How tokens or latents lie over the frames; None where a model reads frames and makes neither."""
+
+    @property
+    def token_grid(self) -> TokenGrid | None:
+        return self.grid if isinstance(self.grid, TokenGrid) else None
 
     @property
     def tokens(self) -> TokenGrid:
-        """The grid of a model of tokens, which has one."""
-        assert self.token_grid is not None, "asked of a model of tokens only"
-        return self.token_grid
+        """The grid of a model of tokens."""
+        assert isinstance(self.grid, TokenGrid), "asked of a model of tokens only"
+        return self.grid
 
     @property
     def latents(self) -> LatentGrid:
-        """The grid of a model of latents, which has one."""
-        assert self.latent_grid is not None, "asked of a model of latents only"
-        return self.latent_grid
+        """The grid of a model of latents."""
+        assert isinstance(self.grid, LatentGrid), "asked of a model of latents only"
+        return self.grid
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from worldline.data.clips import Clips
 from worldline.evaluation.held_out import DataChoice, evenly, held_out, warn_of_strange_states
 from worldline.evaluation.parts import made_from
 from worldline.families.card import describe_model
-from worldline.families.load import Loaded, check_world, has_tokenizer, load_forecaster, refuse_unfit
+from worldline.families.load import Loaded, check_options, load_forecaster, refuse_unfit
 from worldline.families.sample import LoadOptions
 from worldline.forecasting.forecaster import shown_pace
 from worldline.forecasting.saved import Index, Layout, Sample, begin_index, finish_index, save_npz, save_png
@@ -84,16 +84,14 @@ def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[int]]:
     """The clips of the data, and which of them are to be forecast."""
     model = model_folder(run, options.checkpoint)
     card = describe_model(model)
-    check_world(card, model)
-    options.check(card)
-    if options.weights and card.base is None:
-        raise UsageError("--weights would change nothing: this world holds all of its weights")
+    check_options(card, model, options, weights=options.weights)
     clips = held_out(run, card.promise, options)
     refuse_unfit(
         clips.source,
         card,
-        tokenizer=options.tokenizer is not None or has_tokenizer(run, card),
-        pictures=options.format != "npz",
+        run,
+        tokenizer=options.tokenizer is not None,
+        shown=options.format != "npz",
         allow_different=options.allow_different,
     )
     if options.clips and max(options.clips) >= len(clips):
@@ -151,7 +149,7 @@ def _index(
         times=loaded.forecaster.times,
         num_samples=options.num_samples,
         seed=options.seed,
-        settings=options.settings(loaded.forecaster),
+        settings=loaded.settings,
         samples=tuple(
             Sample(name=_name(clips, number), clip=number, episode=episodes[episode].name, start=start)
             for number, (episode, start) in zip(numbers, places, strict=True)

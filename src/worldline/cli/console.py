@@ -46,6 +46,7 @@ def _place(part: Any, error: InvalidValue, prefix: str) -> str | None:
         return prefix + error.field
     for name, hint in get_type_hints(part).items():
         for kind in filter(is_dataclass, (hint, *get_args(hint))):
-            if found := _place(kind, error, f"{prefix}{name}."):
-                return found
+            for one in (kind, *type.__subclasses__(kind)):  # models are told by their kind
+                if found := _place(one, error, f"{prefix}{name}."):
+                    return found
     return None

@@ -138,7 +138,7 @@ class TokenizeJob(Making):
 
     def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
         from worldline.encoding.tokens import tokenize
-        from worldline.tokenizers.load import fingerprint, load_tokenizer
+        from worldline.families.tokenizers import fingerprint, load_tokenizer
 
         place, device = builtin.resolve(self.tokenizer), ranks.device(self.device)
         return tokenize(
@@ -177,7 +177,7 @@ class EncodeJob(Making):
 
     def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
         from worldline.encoding.latents import encode
-        from worldline.tokenizers.load import fingerprint, load_vae
+        from worldline.families.tokenizers import fingerprint, load_vae
 
         place, device = builtin.resolve(self.tokenizer), ranks.device(self.device)
         return encode(

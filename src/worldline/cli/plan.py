@@ -8,10 +8,7 @@ from worldline.cli.console import show
 from worldline.cli.recipe_options import Recipe, parse_recipe
 from worldline.families.config import TrainConfig
 from worldline.planning.plan import Card, Plan, Setting, plan
-from worldline.recipes.all import RECIPES
 from worldline.rundir import to_json
-from worldline.tokenizers.wan_vae import WanVAEConfig
-from worldline.worlds.wan import WanConfig
 
 EXAMPLES = """Say what a training would need: parameters, memory of a GPU, FLOP, and settings that fit a card.
 
@@ -49,7 +46,7 @@ def parse(arguments: list[str]) -> Job:
 def main(arguments: list[str]) -> None:
     """Parse, count, print."""
     job = parse(arguments)
-    found = plan(_named(job.config), gpu_gb=job.gpu_memory, gpus=job.gpus, vae=_vae(job.config))
+    found = plan(_named(job.config), gpu_gb=job.gpu_memory, gpus=job.gpus)
     show(to_json(Plan, found), text=text(found), as_json=job.json)
 
 
@@ -57,15 +54,6 @@ def _named(config: TrainConfig) -> TrainConfig:
     """Replace the name of a built-in tokenizer by its path."""
     place = config.tokenizer
     return replace(config, tokenizer=builtin.NAMES.get(str(place), place) if place else None)
-
-
-def _vae(config: TrainConfig) -> WanVAEConfig | None:
-    """For a world whose VAE is not there yet, that of the recipe which trains one with as many channels."""
-    if not isinstance(config.model, WanConfig):
-        return None
-    trained = (recipe().model for recipe in RECIPES.values())
-    channels = config.model.backbone.in_channels
-    return next((vae for vae in trained if isinstance(vae, WanVAEConfig) and vae.sizes.z_dim == channels), None)
 
 
 def text(found: Plan) -> str:

@@ -19,7 +19,8 @@ from tyro.constructors import (
 
 from worldline.checks import texts_of
 from worldline.cli.console import choose, options_of
-from worldline.families.config import TrainConfig, idle
+from worldline.families.config import TrainConfig
+from worldline.families.family import idle
 from worldline.recipes.all import RECIPES
 from worldline.schema import UsageError
 

@@ -71,7 +71,7 @@ def encode(
     """Encode windows of a frame source into `out`. Killed and run again, it goes on where it stopped.
 
     Args:
-        fingerprint: identity of the VAE's weights (`worldline.tokenizers.load.fingerprint`).
+        fingerprint: identity of the VAE's weights (`worldline.families.tokenizers.fingerprint`).
         episodes: which episodes of the source, in order.
         pattern: which frames of a window are encoded.
         window_stride: frames between the starts of successive windows.

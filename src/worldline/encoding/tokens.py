@@ -78,7 +78,7 @@ def tokenize(
     """Tokenize episodes of a frame source into `out`. Killed and run again, it goes on where it stopped.
 
     Args:
-        fingerprint: identity of the tokenizer's weights (`worldline.tokenizers.load.fingerprint`).
+        fingerprint: identity of the tokenizer's weights (`worldline.families.tokenizers.fingerprint`).
         episodes: which episodes of the source, in order.
         size: centre-crop and resize frames to this square first; None keeps them.
         start_offsets: start offsets per episode, spread evenly over a block.

@@ -23,6 +23,7 @@ from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, Setting, Split
 from worldline.evaluation.rows import ROWS, Entry, NotComputed, Protocol, Scene, TokenCounts, mean_of
 from worldline.evaluation.tally import Tally
+from worldline.families.tokenizers import TokenizerIdentity
 from worldline.files import atomic
 from worldline.forecasting.forecaster import Forecaster, shown_context
 from worldline.metrics.bootstrap import Interval, interval, intervals, paired_difference
@@ -32,7 +33,6 @@ from worldline.process.noise import clip_seeds
 from worldline.ranks import Ranks
 from worldline.rundir import environment
 from worldline.schema import Batch, UsageError, stack
-from worldline.tokenizers.load import TokenizerIdentity
 
 Progress = Callable[[int, int], None]
 """Called on rank 0 with (batches done, all batches) of its share."""

@@ -17,15 +17,16 @@ from worldline.evaluation.parts import Parts, made_from
 from worldline.evaluation.result import Evaluation, Setting, Split
 from worldline.evaluation.rows import Protocol, TokenCounts
 from worldline.families.card import ModelCard, describe_model
-from worldline.families.load import has_tokenizer, load_forecaster, refuse_unfit
+from worldline.families.family import WorldKind, kind_of
+from worldline.families.load import check_options, load_forecaster, refuse_unfit
 from worldline.families.sample import LoadOptions, SampleOptions
+from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_any
 from worldline.forecasting.forecaster import Forecaster
 from worldline.identity import Identity, Part, refuse_another
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, model_folder
 from worldline.schema import UsageError
-from worldline.tokenizers.load import TokenizerIdentity, fingerprint, identity_of, load_tokenizer, load_vae
 
 _SHARED: tuple[Part, ...] = ("data", "tokenizer")
 """What a world and the unconditional one beside it must have been trained with."""
@@ -134,7 +135,7 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
     protocol = _protocol(run, card, options)
     options.refuse_unused(protocol)
     if protocol != "tokenizer":
-        options.check(card)
+        check_options(card, model, options, weights=options.weights)
     models = [model, *([model_folder(builtin.resolve(options.unconditional))] if options.unconditional else [])]
     _refuse_others(run, card, models[1:], options)
     allowed, pattern = options.allow_different, card.promise.pattern
@@ -144,26 +145,18 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
     clips = held_out(run, card.promise, options, pattern=pattern, stride=options.window_stride, on=options.on)
     refuse_incomparable(clips, protocol)
     if protocol != "tokenizer":
-        beside_it = options.tokenizer is not None or has_tokenizer(run, card)
-        shown = protocol == "sampling"
-        refuse_unfit(clips.source, card, tokenizer=beside_it, pictures=shown, allow_different=allowed)
+        given, shown = options.tokenizer is not None, protocol == "sampling"
+        refuse_unfit(clips.source, card, run, tokenizer=given, shown=shown, allow_different=allowed)
     return protocol, clips, split
 
 
 def _protocol(run: Path, card: ModelCard, options: EvaluateOptions) -> Protocol:
-    if options.weights and card.base is None:
-        raise UsageError(f"--weights would change nothing: {run} has no adapters on a pretrained backbone")
-    match card.config.kind:
-        case "st-transformer":
-            return "sampling" if options.protocol == "sampling" else "compression"
-        case "wan":
-            if options.protocol == "compression":
-                raise UsageError(
-                    f"{run} holds a world over latents: it has no tokens to be scored (--protocol sampling)"
-                )
-            return "sampling"
-        case _:
-            return "tokenizer"
+    kind = kind_of(card.config)
+    if not isinstance(kind, WorldKind):
+        return "tokenizer"
+    if kind.over != "tokens" and options.protocol == "compression":
+        raise UsageError(f"{run} holds a world over {kind.over}: it has no tokens to be scored (--protocol sampling)")
+    return "compression" if kind.over == "tokens" and options.protocol != "sampling" else "sampling"
 
 
 def _refuse_others(run: Path, card: ModelCard, compared: list[Path], options: EvaluateOptions) -> None:
@@ -220,7 +213,7 @@ def _world(run: Path, options: EvaluateOptions, device: torch.device) -> _Judged
         forecaster=loaded.forecaster,
         identity=loaded.identity,
         models=models,
-        settings={**loaded.chosen, **options.settings(loaded.forecaster)},
+        settings={**loaded.chosen, **loaded.settings},
         unconditional=other and other.forecaster,
         counts=TokenCounts.of(run),
     )
@@ -229,10 +222,10 @@ def _world(run: Path, options: EvaluateOptions, device: torch.device) -> _Judged
 def _tokenizer(run: Path, options: EvaluateOptions, clips: Clips, device: torch.device) -> _Judged:
     model = model_folder(run, options.checkpoint)
     grid, times = describe_model(model).promise.token_grid, tuple(range(len(clips.pattern.frames)))
-    tokenizer = (load_vae(model) if grid is None else load_tokenizer(model)).to(device)
+    tokenizer = load_any(model).to(device)
     return _Judged(
         forecaster=Autoencoder(context=0, predicted=times, tokenizer=tokenizer, grid=grid, device=device),
-        identity=identity_of(fingerprint(model), tokenizer),
+        identity=TokenizerIdentity.of(fingerprint(model), tokenizer),
         models={model: None},
         settings={} if model == run else {"checkpoint": model.name},
     )

@@ -22,13 +22,13 @@ from worldline.contract import FramePattern
 from worldline.data.clips import Clips
 from worldline.evaluation.tally import Tally
 from worldline.families.card import describe_model
+from worldline.families.tokenizers import fingerprint
 from worldline.files import atomic, remove_temporaries
 from worldline.formats.content import content_of
 from worldline.identity import hash_of
 from worldline.ranks import Ranks
 from worldline.rundir import check_whole, environment, load_tensors, save_tensors, to_json, version_of
 from worldline.schema import DataError, UsageError
-from worldline.tokenizers.load import fingerprint
 from worldline.worlds.wan_weights import fingerprint_backbone
 
 PARTS = "metrics.parts"

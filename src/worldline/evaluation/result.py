@@ -12,11 +12,11 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError, with_config
 
 from worldline.evaluation.rows import Role, entry_of
+from worldline.families.tokenizers import TokenizerIdentity
 from worldline.files import atomic
 from worldline.metrics.bootstrap import Interval
 from worldline.metrics.table import METRICS
 from worldline.schema import DataError
-from worldline.tokenizers.load import TokenizerIdentity
 
 Split = Literal["held out", "training data", "not checked"]
 """Whether the model was trained on the recordings it was judged on; `not checked` where the run does not tell."""

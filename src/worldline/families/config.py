@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from worldline.checks import MOST_WORKERS, number, refuse, seed, whole
+from worldline.contract import ModelConfig
 from worldline.data.clips import DataConfig
 from worldline.files import read_json, write_json
 from worldline.identity import Part
@@ -14,16 +12,6 @@ from worldline.nn.optimizer import OptimizerConfig
 from worldline.places import located, stored
 from worldline.rundir import RunDir, from_json, to_json
 from worldline.schema import UsageError
-from worldline.tokenizers.fsq_video import FSQVideoConfig
-from worldline.tokenizers.wan_vae import WanVAEConfig
-from worldline.worlds.st_transformer import STTransformerConfig
-from worldline.worlds.wan import WanConfig
-
-ModelConfig = Annotated[FSQVideoConfig | WanVAEConfig | STTransformerConfig | WanConfig, Field(discriminator="kind")]
-
-
-TOKENIZERS = ("fsq-video", "wan-vae")
-FROM_DATA = "it is taken from the data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,49 +78,9 @@ class TrainConfig:
         if self.accumulate > self.batch_size:
             refuse(self, "accumulate", f"at most the batch of {self.batch_size}")
 
-        for field, reason in idle(self).items():
-            if field in ("tokenizer", "weights", "text") and getattr(self, field) is not None:
-                raise UsageError(f"--{field} would change nothing: {reason}")
-
     def total_steps(self, num_clips: int) -> int:
         """Steps of the run."""
         return self.steps or max(1, round(self.epochs * num_clips / self.batch_size))
-
-
-def idle(config: TrainConfig) -> dict[str, str]:
-    """Fields that change nothing in a run like this, and why. A name that ends in `.` stands for all below it."""
-    model, data = config.model, config.data
-    found = {"data.cache_size": "only cached frames that are augmented are cut from larger ones"}
-    if model.kind in TOKENIZERS and data.cache is not None and data.augment.changes:
-        found = {}
-    if model.kind in TOKENIZERS:
-        found["tokenizer"] = "what is trained is a tokenizer"
-    if model.kind != "wan":
-        found["weights"] = "only a world over latents can have a pretrained backbone"
-        found["text"] = "only a world over latents reads a prompt"
-    if model.kind != "st-transformer":
-        found["start_offsets"] = "only frames that are tokenized have start offsets"
-    match model:
-        case FSQVideoConfig():
-            found["data.pattern."] = "a clip is one block (--model.block-frames)"
-        case STTransformerConfig():
-            found["data.pattern."] = "a clip is context and horizon (--model.context-grids, --model.horizon-grids)"
-            sizes = ("grid_height", "grid_width", "vocab_size", "state_dim", "block", "temporal_stride")
-            found |= {f"model.{name}": FROM_DATA for name in sizes}
-            if model.code_levels and config.tokenizer and not (config.tokenizer / "encoder.jit").is_file():  # Cosmos'
-                found["model.code_levels"] = "the tokenizer's own levels are taken; an empty list takes none"
-            if model.scheduled_sampling == 0:
-                found["model.scheduled_sampling_rise"] = "no token is the model's own (--model.scheduled-sampling)"
-            if model.unconditional:
-                states = ("state_hidden", "state_pooling", "conditioning", "normalise_states")
-                found |= {f"model.{name}": "the world is unconditional" for name in states}
-        case WanConfig():
-            found |= {f"model.states.{name}": FROM_DATA for name in ("kinds", "taken", "window")}
-            if model.unconditional:
-                found |= {f"model.{name}": "the world is unconditional" for name in ("states.", "drop_states")}
-            if model.lora is None:
-                found["model.block_bias"] = "without adapters the whole backbone is trained, its tables too"
-    return found
 
 
 def write_config(run: RunDir, config: TrainConfig) -> None:

@@ -1,8 +1,9 @@
-"""From a path to a forecaster: the world of a run, the tokenizer it was trained on, and how to sample."""
+"""From a path to a world or a forecaster: the tokenizer it was trained on is found, and whether all fits is checked."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float32, UInt8
@@ -11,28 +12,24 @@ from torch import Tensor
 from worldline import builtin
 from worldline.contract import Contract
 from worldline.devices import pick_device
-from worldline.families.card import ModelCard, card_of
-from worldline.families.sample import LoadOptions
-from worldline.forecasting.latents import LatentForecaster
+from worldline.families.card import ModelCard, describe_model
+from worldline.families.family import WorldKind, kind_of
+from worldline.families.sample import LoadOptions, SampleOptions
+from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_any
+from worldline.forecasting.forecaster import Forecaster
 from worldline.forecasting.session import Session
-from worldline.forecasting.tokens import TokenForecaster
-from worldline.formats.encoded import LatentSource
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
-from worldline.rundir import RunDir, model_folder
-from worldline.schema import DataError, Forecast, TokenGrid, UsageError
-from worldline.tokenizers.load import TokenizerIdentity, fingerprint, identity_of, load_tokenizer, load_vae
-from worldline.tokenizers.tokenizer import Tokenizer
-from worldline.worlds.load import load_world
-from worldline.worlds.st_transformer import STTransformer
-from worldline.worlds.wan import WanWorld
+from worldline.nn.load import load_weights
+from worldline.rundir import RunDir, load_tensors, model_folder
+from worldline.schema import DataError, Forecast, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A forecaster from disk, with what its checkpoint says about the data it was trained on."""
 
-    forecaster: TokenForecaster | LatentForecaster
+    forecaster: Forecaster
     contract: Contract
     folder: Path
     """The model folder of the world."""
@@ -42,6 +39,8 @@ class Loaded:
     """What the world was trained with, as far as its checkpoint says."""
     tokenizer: str | None = None
     """Fingerprint of the tokenizer behind the world; None where it was trained on tokens as they came."""
+    settings: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """How it samples, for the record."""
 
     @property
     def chosen(self) -> dict[str, str]:
@@ -51,7 +50,8 @@ class Loaded:
     @property
     def identity(self) -> TokenizerIdentity | None:
         """Which tokenizer the world speaks the tokens of, or forecasts the latents of; None where that is not known."""
-        return None if self.tokenizer is None else identity_of(self.tokenizer, self.forecaster.tokenizer)
+        tokenizer = getattr(self.forecaster, "tokenizer", None)
+        return None if self.tokenizer is None else TokenizerIdentity.of(self.tokenizer, tokenizer)
 
     def forecast(
         self,
@@ -71,11 +71,28 @@ class Loaded:
         """An imagined episode of any length, from context frames and their states (`Forecaster.start`)."""
         return self.forecaster.start(frames, states, seed=seed)
 
-    def over_tokens(self) -> TokenForecaster:
-        """The forecaster of a world over tokens. Raises `UsageError` for one over latents."""
-        if not isinstance(self.forecaster, TokenForecaster):
-            raise UsageError(f"{self.folder} holds a world over latents; it has no tokens to be scored")
-        return self.forecaster
+
+def load_world(
+    path: Path, *, weights: Path | None = None, allow_different: Collection[Part] = ()
+) -> tuple[Any, ModelCard]:
+    """Build the world a path describes, in evaluation mode, on the CPU; with its card.
+
+    What was trained is fp32, because the report found bfloat16 inference to be worse (section 3.2). A frozen backbone
+    stays in the type it was trained on.
+
+    Args:
+        weights: folder of the pretrained backbone, if not where the checkpoint says (worlds with adapters only).
+        allow_different: `backbone`, where it may be another one on purpose.
+
+    Raises:
+        DataError: files are missing or damaged, or weights do not fit the description.
+        UsageError: the path is no run or model folder, or the backbone is absent or another one.
+    """
+    folder = model_folder(path)
+    card = describe_model(folder)
+    world = world_kind(card, folder).rebuild(card, folder, weights=weights, allowed=allow_different)
+    load_weights(world, load_tensors(folder / "model.safetensors"), folder)
+    return world.eval(), card
 
 
 def load_forecaster(path: Path, options: LoadOptions | None = None, *, device: torch.device | None = None) -> Loaded:
@@ -92,70 +109,34 @@ def load_forecaster(path: Path, options: LoadOptions | None = None, *, device: t
     options = options or LoadOptions()
     device = device or pick_device(options.device)
     model = model_folder(path, options.checkpoint)
-    world, description = load_world(model, weights=options.weights, allow_different=options.allow_different)
-    card = card_of(description, model)
-    made_with, contract = card.identity, card.promise
-    expected = made_with.tokenizer
+    world, card = load_world(model, weights=options.weights, allow_different=options.allow_different)
+    expected = card.identity.tokenizer
     place = builtin.resolve(options.tokenizer) if options.tokenizer else _tokenizer_of(path, expected)
     spoken = fingerprint(place) if place else expected
     places: dict[Part, Path | str | None] = {"tokenizer": place}
     found = Identity(tokenizer=spoken)
-    refuse_another(made_with, found, what=f"the world in {path}", places=places, allowed=options.allow_different)
-    match world:
-        case STTransformer():
-            spoken_by = load_tokenizer(place).to(device) if place else None
-            _check_grid(spoken_by, contract.tokens, place)
-            forecaster = TokenForecaster(
-                tokenizer=spoken_by,
-                world=world.to(device),
-                grid=contract.tokens,
-                sampling=options.tokens,
-                num_samples=options.num_samples,
-                decode_mode=options.decode_mode,
-                blend_last_frame=options.blend_last_frame,
-                rows=options.rows,
-                device=device,
-            )
-        case WanWorld():
-            if place is None:
-                raise UsageError(f"{path} has no VAE beside it; give the one it was trained on (--tokenizer DIR)")
-            forecaster = LatentForecaster(
-                tokenizer=load_vae(place).to(device),
-                world=world.to(device),
-                grid=contract.latents,
-                pattern=contract.pattern,
-                sampling=options.flow,
-                num_samples=options.num_samples,
-                average_repeats=options.average_repeats,
-                rows=options.rows,
-                device=device,
-            )
+    refuse_another(card.identity, found, what=f"the world in {path}", places=places, allowed=options.allow_different)
+    kind = world_kind(card, model)
     return Loaded(
-        forecaster=forecaster,
-        contract=contract,
+        forecaster=kind.forecaster(world, card, load_any(place).to(device) if place else None, options, device),
+        settings=options.settings(kind.options),
+        contract=card.promise,
         folder=path,
         checkpoint=model.name if model != path else "",
-        made_with=made_with,
+        made_with=card.identity,
         tokenizer=spoken,
     )
 
 
-def _check_grid(tokenizer: Tokenizer | None, grid: TokenGrid, place: Path | None) -> None:
-    if tokenizer is None:
-        return
-    made = tokenizer.grid(grid.height * tokenizer.spatial_stride, grid.width * tokenizer.spatial_stride)
-    if made != grid:
-        raise UsageError(f"the tokenizer in {place} makes tokens of {made}, but this world speaks those of {grid}")
-
-
-def check_world(card: ModelCard, folder: Path) -> None:
-    """Refuse a model folder that holds no world.
+def world_kind(card: ModelCard, folder: Path) -> WorldKind[Any, Any]:
+    """The kind of the world in a model folder.
 
     Raises:
         UsageError: it holds a tokenizer.
-        DataError: its description lacks what a world's must say.
+        DataError: its card lacks what a world's must say.
     """
-    if card.config.kind not in ("st-transformer", "wan"):
+    kind = kind_of(card.config)
+    if not isinstance(kind, WorldKind):
         raise UsageError(f"{folder} holds a tokenizer, which forecasts nothing; give a world's run folder")
     if card.contract is None:
         raise DataError(
@@ -164,62 +145,53 @@ def check_world(card: ModelCard, folder: Path) -> None:
             found=f"a configuration of kind {card.config.kind!r} and no contract",
             fix="Copy the model folder again, or retrain.",
         )
+    return kind
+
+
+def check_options(card: ModelCard, folder: Path, options: SampleOptions, *, weights: Path | None = None) -> None:
+    """Refuse what a world would ignore, before its weights are read.
+
+    Raises:
+        UsageError: an option of another kind of world, or one that this very world has no use for.
+        DataError: the folder's card lacks what a world's must say.
+    """
+    kind = world_kind(card, folder)
+    if foreign := [name for name in options.given() if name not in (*kind.options, "num_samples", "rows")]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+        raise UsageError(f"this is a world over {kind.over}: {names} would change nothing")
+    kind.check_options(card.config, card.promise, options)
+    if weights and not kind.adapts(card.config):
+        raise UsageError("--weights would change nothing: this world has no adapters and holds all of its weights")
 
 
 def refuse_unfit(
     source: Source,
     card: ModelCard,
+    folder: Path,
     *,
     tokenizer: bool,
-    pictures: bool,
+    shown: bool,
     allow_different: Collection[Part] = (),
 ) -> None:
     """Refuse data that a world cannot forecast from, before any weights are read.
 
     Args:
-        tokenizer: whether one is there.
-        pictures: whether frames are to be shown.
+        folder: of the run or model.
+        tokenizer: whether one is given; else one is looked for.
+        shown: whether frames are to be shown.
         allow_different: `tokenizer`, where tokens may be of another one than the world was trained on.
 
     Raises:
         UsageError: the data hold neither what the world begins with nor what is turned into it, or tokens of another
-            tokenizer.
+            tokenizer; or the world's tokenizer is not where it should be.
     """
-    if card.config.kind == "wan":
-        if isinstance(source, LatentSource):
-            _refuse_other_latents(source, card)
-        elif source.image_size is None:
-            raise UsageError(f"{source.path} holds no frames for a forecast to begin with; give data that do (--data)")
-        return
-    grid, needed = card.promise.tokens, source.grid is None or pictures
-    if needed and not tokenizer:
-        instead = "" if source.grid is None else ", or ask for tokens alone (--format npz)"
-        raise UsageError(
-            f"this world was trained on tokens alone; give the tokenizer they came from (--tokenizer DIR){instead}"
-        )
-    if source.grid is None and source.image_size is None:
-        raise UsageError(f"{source.path} holds neither frames nor tokens, but {source.kind}; give other data (--data)")
-    if source.grid not in (None, grid):
-        raise UsageError(f"{source.path} holds tokens of {source.grid}, but this world speaks those of {grid}")
-    made_by: dict[Part, Path | str | None] = {"tokenizer": f"that of the tokens in {source.path}"}
-    found = Identity(tokenizer=getattr(source, "tokenizer", None))
-    refuse_another(card.identity, found, what="this world", places=made_by, allowed=allow_different)
-
-
-def _refuse_other_latents(source: LatentSource, card: ModelCard) -> None:
-    pattern = card.promise.pattern
-    if source.pattern != pattern:
-        raise UsageError(f"{source.path} holds latents of {source.pattern}, but this world was trained on {pattern}")
-    if card.identity.tokenizer not in (None, source.tokenizer):
-        raise UsageError(f"{source.path} holds latents of another VAE than this world was trained on")
-
-
-def has_tokenizer(path: Path, card: ModelCard) -> bool:
-    """Whether a tokenizer lies beside a world or ships with worldline. Raises `UsageError` where one should."""
-    return _tokenizer_of(path, card.identity.tokenizer) is not None
+    tokenizer = tokenizer or _tokenizer_of(folder, card.identity.tokenizer) is not None
+    kind = world_kind(card, folder)
+    kind.refuse_unfit(source, card, tokenizer=tokenizer, shown=shown, allowed=allow_different)
 
 
 def _tokenizer_of(path: Path, expected: str | None) -> Path | None:
+    """Where the tokenizer lies, beside a world or among the built-ins. Raises `UsageError` where one should."""
     for run in (path, path.parent.parent):  # a run folder, or run/checkpoints/step_N
         if RunDir(run).tokenizer.is_dir():
             return RunDir(run).tokenizer

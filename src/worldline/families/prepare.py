@@ -11,17 +11,11 @@ from worldline.data.clips import DataConfig, check_held_out, open_split
 from worldline.data.splits import Recordings
 from worldline.families.card import describe_model
 from worldline.families.config import TrainConfig
-from worldline.families.prepare_latents import prepare_latent_world, prepare_vae
-from worldline.families.prepare_tokens import prepare_fsq, prepare_token_world
-from worldline.families.prepared import Prepared, Progress
+from worldline.families.family import Prepared, Progress, kind_of
 from worldline.formats.plausible import implausible, unlike, warn
 from worldline.formats.states import compute_stats
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, model_folder
-from worldline.tokenizers.fsq_video import FSQVideoConfig
-from worldline.tokenizers.wan_vae import WanVAEConfig
-from worldline.worlds.st_transformer import STTransformerConfig
-from worldline.worlds.wan import WanConfig
 
 log = logging.getLogger(__name__)
 
@@ -40,22 +34,8 @@ def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None)
     if ranks.writes:
         _warn_of_strange_states(config.data)
         _warn_of_a_tokenizer_that_knows(config)
-    made = _prepare(config, ranks, progress)
-    card = replace(made.card, trained_on=trained_on)
-    if config.init_from is not None and normalises(config):  # by the statistics that came with the weights
-        card = replace(card, statistics=describe_model(model_folder(config.init_from)).statistics)
-    return replace(made, card=card)
-
-
-def normalises(config: TrainConfig) -> bool:
-    """Whether the model divides states by statistics."""
-    match config.model:
-        case STTransformerConfig():
-            return config.model.normalise_states and not config.model.unconditional
-        case WanConfig():
-            return config.model.states.normalise and not config.model.unconditional
-        case _:
-            return False
+    made = kind_of(config.model).prepare(config, config.model, ranks, progress)
+    return replace(made, card=replace(made.card, trained_on=trained_on))
 
 
 def _warn_of_strange_states(data: DataConfig) -> None:
@@ -85,15 +65,3 @@ def _trained_on(initial: Path | None) -> Recordings:
     if initial is None:
         return Recordings()
     return describe_model(model_folder(initial)).trained_on or Recordings()
-
-
-def _prepare(config: TrainConfig, ranks: Ranks, progress: Progress) -> Prepared:
-    match config.model:
-        case FSQVideoConfig():
-            return prepare_fsq(config, config.model, ranks, progress)
-        case WanVAEConfig():
-            return prepare_vae(config, config.model, ranks, progress)
-        case STTransformerConfig():
-            return prepare_token_world(config, config.model, ranks, progress)
-        case WanConfig():
-            return prepare_latent_world(config, config.model, ranks, progress)

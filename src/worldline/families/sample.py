@@ -1,20 +1,15 @@
 """How to sample from whichever world a path holds: one set of options, of which each family reads its part."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from worldline.families.card import ModelCard
-from worldline.forecasting.latents import LatentForecaster
-from worldline.forecasting.tokens import DecodeMode, TokenForecaster
+from worldline.forecasting.tokens import DecodeMode
 from worldline.identity import Part
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.schema import UsageError
-from worldline.worlds.wan import WanConfig
-
-TOKENS_ONLY = ("temperature", "top_k", "top_p", "decode_mode", "blend_last_frame")
-LATENTS_ONLY = ("steps", "guidance", "sampler", "average_repeats")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,33 +65,8 @@ class SampleOptions:
         """Names of those that are not as by default."""
         return [field.name for field in fields(SampleOptions) if getattr(self, field.name) != field.default]
 
-    def check(self, card: ModelCard) -> None:
-        """Refuse what the world of a model description would ignore, before its weights are read.
-
-        Raises:
-            UsageError: an option of the other kind of world, or one that this very world has no use for.
-        """
-        config, over_latents = card.config, isinstance(card.config, WanConfig)
-        foreign = TOKENS_ONLY if over_latents else LATENTS_ONLY
-        if given := [name for name in foreign if name in self.given()]:
-            kind = "latents" if over_latents else "tokens"
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(f"this is a world over {kind}: {names} would change nothing")
-        if not over_latents and self.num_samples > 1 and self.temperature == 0:
-            raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
-        if isinstance(config, WanConfig) and self.guidance != 1 and config.unconditional:
-            raise UsageError("this world ignores the states: --guidance would change nothing")
-        if isinstance(config, WanConfig) and self.guidance != 1 and not config.states.null:
-            raise UsageError(
-                f"--guidance {self.guidance:g} compares states with none, which this world has not learned; train one "
-                "with a null code (--model.states.null, --model.drop-states)"
-            )
-        if self.average_repeats and not card.promise.pattern.repeat_last:
-            raise UsageError("this world shows no instant twice: --average-repeats would change nothing")
-
-    def settings(self, forecaster: TokenForecaster | LatentForecaster) -> dict[str, str | int | float | bool]:
-        """How a forecaster of this kind samples, for the record."""
-        names = LATENTS_ONLY if isinstance(forecaster, LatentForecaster) else TOKENS_ONLY
+    def settings(self, names: Sequence[str]) -> dict[str, str | int | float | bool]:
+        """Those of the names that are set, for the record."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

@@ -30,16 +30,9 @@ CONVOLUTIONS: dict[TimeMode, tuple[tuple[int, int, int], ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class StateModulationConfig:
-    """What the state is and how wide its encoder; the defaults are the 1X robot's and the report's."""
+class StateOptions:
+    """All of a modulation that is chosen; the defaults are the report's."""
 
-    kinds: tuple[Kind, ...] = ONEX_KINDS
-    """Kind of every state dimension (the data contract's `state_kinds`): angles and velocities also enter as sine and
-    cosine, closures and everything else as they are."""
-    taken: tuple[int, ...] = (*range(0, 77, 4), 76)
-    """Frames of a window whose pictures are taken; `downsample` takes the same rows of the states."""
-    window: int = 77
-    """State rows of a window, one per video frame."""
     mode: TimeMode = "downsample"
     """Encode the states of the taken frames, or all of them (`full`)."""
     hidden: int = 256
@@ -50,10 +43,31 @@ class StateModulationConfig:
     """Standardise the plain features with the training data's statistics; sines and cosines stay of raw values."""
 
     def __post_init__(self) -> None:
-        whole(self, "window", "hidden", "norm_groups")
-        whole(self, "taken", least=0, most=self.window - 1)
+        whole(self, "hidden", "norm_groups")
         if self.hidden % self.norm_groups:
             refuse(self, "norm_groups", f"a divisor of hidden, {self.hidden}")
+
+    def over(self, kinds: tuple[Kind, ...], taken: tuple[int, ...], window: int) -> "StateModulationConfig":
+        """The whole configuration, for states of the data."""
+        return StateModulationConfig(kinds=kinds, taken=taken, window=window, **vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateModulationConfig(StateOptions):
+    """What the state is and how wide its encoder; the defaults are the 1X robot's and the report's."""
+
+    kinds: tuple[Kind, ...] = ONEX_KINDS
+    """Kind of every state dimension (the data contract's `state_kinds`): angles and velocities also enter as sine and
+    cosine, closures and everything else as they are."""
+    taken: tuple[int, ...] = (*range(0, 77, 4), 76)
+    """Frames of a window whose pictures are taken; `downsample` takes the same rows of the states."""
+    window: int = 77
+    """State rows of a window, one per video frame."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(self, "window")
+        whole(self, "taken", least=0, most=self.window - 1)
 
     @property
     def waves(self) -> tuple[int, ...]:

@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from worldline.data.loader import PREFETCH, clip_bytes, clips_in_part
 from worldline.encoding.tokens import blocks_at_once
-from worldline.forecasting.latents import LatentForecaster
-from worldline.forecasting.tokens import TokenForecaster
+from worldline.families.card import ModelCard
+from worldline.families.family import WorldKind
+from worldline.families.sample import SampleOptions
 from worldline.planning.footprint import Footprint, tensors_of
-from worldline.schema import TokenGrid
-from worldline.tokenizers.fsq_video import FSQVideoConfig
-from worldline.tokenizers.wan_vae import WanVAEConfig
-from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
-from worldline.worlds.wan import WanWorld
+from worldline.schema import LatentGrid
 
 PROCESS, WORKER = 500_000_000, 300_000_000
 """Bytes of Python and its libraries, in a process and in a loading worker: measured with PyTorch's CPU build."""
@@ -72,35 +71,26 @@ def host(run: Footprint, *, gpus: int, clips: int) -> Host:
 
 def verbs(run: Footprint) -> tuple[Verb, ...]:
     """Memory of the verbs that use the model of a run, in one process."""
-    model, config = sum(x.nbytes for x in tensors_of(run.model)), run.model_config
-    match config:
-        case FSQVideoConfig():
-            blocks, frame = blocks_at_once(run.image_size, run.image_size), _frame(run)
-            took = model + run.code(max(blocks, WINDOWS)).peak
-            held = PROCESS + model + 2 * frame * (config.block_frames * (blocks + 1) + CHUNK)
-            return (Verb(name="tokenize, evaluate", what=f"{blocks} blocks at once", gpu=took, host=held),)
-        case WanVAEConfig():
+    model, kind = sum(x.nbytes for x in tensors_of(run.model)), run.kind
+    if not isinstance(kind, WorldKind):
+        if isinstance(run.contract.grid, LatentGrid):
             return (_encoding(run, model, model + run.code(WINDOWS).peak, "encode, evaluate"),)
-        case STTransformerConfig():
-            world, grid = run.model, _grid(config)
-            assert isinstance(world, STTransformer), "built from its configuration"
-            rows = TokenForecaster(world=world, grid=grid, tokenizer=None).rows_at_once
-            took, held = model + run.forecast(rows).peak, PROCESS + model + 2 * WINDOWS * _loaded(run)
-            return (Verb(name="forecast, evaluate", what=f"up to {rows} futures at once", gpu=took, host=held),)
-        case _:
-            return _latent_verbs(run, model)
-
-
-def _latent_verbs(run: Footprint, model: int) -> tuple[Verb, ...]:
-    assert run.vae is not None, "comes with its world"
-    assert isinstance(run.model, WanWorld), "built from its configuration"
-    vae, pattern = sum(x.nbytes for x in tensors_of(run.vae)), run.config.data.pattern
-    forecaster = LatentForecaster(world=run.model, grid=run.latent_grid, tokenizer=run.vae, pattern=pattern)
-    rows, encode = forecaster.rows_at_once, run.encode(WINDOWS, autocast=False).peak
-    took = max(run.forecast(rows).peak, run.decode(rows).peak, encode)
-    held = PROCESS + model + vae + WINDOWS * (pattern.window + 3 * len(pattern.frames)) * _frame(run)
-    shown = Verb(name="forecast, evaluate", what=f"up to {rows} futures at once", gpu=model + vae + took, host=held)
-    return (_encoding(run, vae, vae + encode, "encode"), shown)
+        blocks = blocks_at_once(run.image_size, run.image_size)
+        took = model + run.code(max(blocks, WINDOWS)).peak
+        held = PROCESS + model + 2 * _frame(run) * (run.contract.pattern.window * (blocks + 1) + CHUNK)
+        return (Verb(name="tokenize, evaluate", what=f"{blocks} blocks at once", gpu=took, host=held),)
+    card = ModelCard(config=run.config.model, contract=run.contract)
+    rows = kind.forecaster(run.model, card, run.vae, SampleOptions(), torch.device("meta")).rows_at_once
+    took, held = run.forecast(rows).peak, PROCESS + model + 2 * WINDOWS * _loaded(run)
+    encoding: tuple[Verb, ...] = ()
+    if run.vae is not None:
+        vae, pattern = sum(x.nbytes for x in tensors_of(run.vae)), run.contract.pattern
+        encode = run.encode(WINDOWS, autocast=False).peak
+        took = vae + max(took, run.decode(rows).peak, encode)
+        held = PROCESS + model + vae + WINDOWS * (pattern.window + 3 * len(pattern.frames)) * _frame(run)
+        encoding = (_encoding(run, vae, vae + encode, "encode"),)
+    shown = Verb(name="forecast, evaluate", what=f"up to {rows} futures at once", gpu=model + took, host=held)
+    return (*encoding, shown)
 
 
 def _encoding(run: Footprint, weights: int, gpu: int, name: str) -> Verb:
@@ -117,13 +107,3 @@ def _loaded(run: Footprint) -> int:
 
 def _frame(run: Footprint) -> int:
     return 3 * run.image_size**2
-
-
-def _grid(config: STTransformerConfig) -> TokenGrid:
-    return TokenGrid(
-        height=config.grid_height,
-        width=config.grid_width,
-        vocab_size=config.vocab_size,
-        block=config.block,
-        temporal_stride=config.temporal_stride,
-    )

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from worldline.families.config import TrainConfig
+from worldline.families.family import SizeUnknownError, WorldKind
 from worldline.nn.load import changing_state
-from worldline.planning.footprint import DEPTHS, Footprint, SizeUnknownError, tensors_of
+from worldline.planning.footprint import DEPTHS, Footprint, tensors_of
 from worldline.planning.machine import Host, Verb, host, verbs
 from worldline.ranks import Ranks, shards_of
 from worldline.schema import UsageError
-from worldline.tokenizers.wan_vae import WanVAEConfig
 
 CARDS_GB = (24.0, 40.0, 80.0, 141.0)
 RESERVE = 0.1
@@ -150,17 +150,14 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1, vae: WanVAEConfig | None = None) -> Plan:
+def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1) -> Plan:
     """Count the memory of a run on each of `gpus` GPUs, and find settings that fit cards of `gpu_gb`, or of the usual
     sizes.
-
-    Args:
-        vae: what makes the latents of a world, where the run's own VAE is not there and is not Wan2.2's.
 
     Raises:
         UsageError: the batch does not divide among the GPUs or into pieces, a size is missing, or sizes do not fit.
     """
-    run = Footprint(config, vae)
+    run = Footprint(config)
     chosen = setting(run, gpus=gpus, accumulate=config.accumulate, checkpointing=run.checkpoints)
     share = Ranks(world_size=gpus).share(config.batch_size)
     parameters = list(run.model.parameters())
@@ -170,7 +167,7 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1, vae
     if run.can_checkpoint:
         switched = setting(run, gpus=gpus, accumulate=config.accumulate, checkpointing=not run.checkpoints)
     return Plan(
-        kind=run.model_config.kind,
+        kind=config.model.kind,
         parameters=_numbers(parameters),
         trained=_numbers(p for p in parameters if p.requires_grad),
         tokenizer_parameters=_numbers(run.vae.parameters()) if run.vae else 0,
@@ -188,7 +185,7 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1, vae
     )
 
 
-def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1, vae: WanVAEConfig | None = None) -> None:
+def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1) -> None:
     """Check that a run fits into the memory that each GPU has free, in bytes, before anything long is started.
 
     It refuses only what certainly cannot fit. It warns if the estimate says that the run does not fit, or if sizes are
@@ -198,7 +195,7 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1, vae: Wan
         UsageError: what stays on a GPU from step to step is more than is free; names a setting that fits.
     """
     try:
-        run = Footprint(config, vae)
+        run = Footprint(config)
         wanted = setting(run, gpus=gpus, accumulate=config.accumulate, checkpointing=run.checkpoints)
     except SizeUnknownError as reason:
         warnings.warn(f"whether the run fits the GPU was not checked: {reason}", stacklevel=2)
@@ -352,7 +349,7 @@ def _notes(run: Footprint) -> tuple[str, ...]:
         "main memory: Python's part was measured with PyTorch's CPU build; stored video of larger frames "
         "needs more; mapped files (caches, latents, tokens) may fill free memory and give it back",
     ]
-    if run.model_config.kind == "wan" and run.model_config.lora is not None:
+    if isinstance(run.kind, WorldKind) and run.kind.adapts(run.config.model):
         notes.append(
             "assumed: the frozen backbone in bfloat16, except norms, tables and time embedding in fp32; trained "
             "parameters in fp32"

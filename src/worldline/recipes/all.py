@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from worldline.families.config import TrainConfig, idle
+from worldline.families.config import TrainConfig
+from worldline.families.family import idle
 from worldline.recipes.compression import compression_revontuli, compression_tiny, compression_tiny_unconditional
 from worldline.recipes.sampling import sampling_revontuli, sampling_revontuli_cfg, sampling_tiny
 from worldline.recipes.tokenizer import tokenizer_tiny, vae_tiny

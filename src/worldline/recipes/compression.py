@@ -40,9 +40,6 @@ def compression_tiny() -> TrainConfig:
     """
     return TrainConfig(
         model=STTransformerConfig(
-            grid_height=8,
-            grid_width=8,
-            vocab_size=4096,
             width=128,
             heads=4,
             layers=4,

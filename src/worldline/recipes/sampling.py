@@ -7,7 +7,7 @@ from worldline import builtin
 from worldline.contract import FramePattern
 from worldline.data.clips import DataConfig
 from worldline.families.config import TrainConfig
-from worldline.nn.adaln import StateModulationConfig
+from worldline.nn.adaln import StateOptions
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.recipes.tokenizer import TWIN_MINI
 from worldline.worlds.wan import WanConfig
@@ -60,7 +60,7 @@ def sampling_tiny() -> TrainConfig:
         model=WanConfig(
             backbone=BackboneConfig.presets["tiny"],
             lora=None,
-            states=StateModulationConfig(hidden=128, null=True, normalise=True),
+            states=StateOptions(hidden=128, null=True, normalise=True),
             drop_states=0.1,
             text_length=1,
         ),

@@ -4,6 +4,7 @@
 video. Both run in bfloat16. Long videos go through in disjoint blocks of 17 frames, as the 1X data set was made.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from worldline.contract import ModelConfig
-from worldline.schema import DataError, TokenGrid, UsageError
-from worldline.tokenizers.tokenizer import by_blocks, to_pixels, to_signed
+from worldline.schema import DataError, TokenGrid
+from worldline.tokenizers.tokenizer import by_blocks, divided, to_pixels, to_signed
 
 HUB_ID = "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8"
 LEVELS = (8, 8, 8, 5, 5, 5)
@@ -30,6 +31,10 @@ class CosmosConfig(ModelConfig):
     kind: Literal["cosmos-dv8x8x8"] = "cosmos-dv8x8x8"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """The published files hold bfloat16 weights and take bfloat16 input."""
+
+    def grid(self, height: int, width: int) -> TokenGrid:
+        """How tokens lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
+        return TokenGrid(**divided(height, width, _STRIDE), vocab_size=math.prod(LEVELS), block=_BLOCK)
 
     def build(self) -> "CosmosTokenizer":
         return CosmosTokenizer(self)
@@ -51,16 +56,14 @@ class CosmosTokenizer(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        return 64_000
+        return math.prod(LEVELS)
 
     @property
     def spatial_stride(self) -> int:
         return _STRIDE
 
     def grid(self, height: int, width: int) -> TokenGrid:
-        if height % _STRIDE or width % _STRIDE:
-            raise UsageError(f"frames of {height}x{width} do not divide by the tokenizer's stride {_STRIDE}")
-        return TokenGrid(height=height // _STRIDE, width=width // _STRIDE, vocab_size=self.vocab_size, block=_BLOCK)
+        return self.config.grid(height, width)
 
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:

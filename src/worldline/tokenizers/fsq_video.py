@@ -20,7 +20,7 @@ from worldline.contract import ModelConfig
 from worldline.nn.causal_video import CausalBlock, merge, unmerge
 from worldline.nn.fsq import FSQ
 from worldline.schema import Batch, TokenGrid, UsageError
-from worldline.tokenizers.tokenizer import by_blocks, to_pixels, to_signed
+from worldline.tokenizers.tokenizer import by_blocks, divided, to_pixels, to_signed
 
 SATURATION = 1.5
 """tanh(1.5) is 0.91: outputs up to here reach every level but the outermost few, and still have a gradient."""
@@ -94,6 +94,15 @@ class FSQVideoConfig(ModelConfig):
     def spatial_stride(self) -> int:
         return self.patch[1] * math.prod(s for _, s in self.merges)
 
+    def grid(self, height: int, width: int) -> TokenGrid:
+        """How tokens lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
+        return TokenGrid(
+            **divided(height, width, self.spatial_stride),
+            vocab_size=math.prod(self.levels),
+            block=self.block_frames,
+            temporal_stride=self.temporal_stride,
+        )
+
     def build(self) -> "FSQVideoTokenizer":
         return FSQVideoTokenizer(self)
 
@@ -117,16 +126,7 @@ class FSQVideoTokenizer(nn.Module):
         return self.config.spatial_stride
 
     def grid(self, height: int, width: int) -> TokenGrid:
-        stride = self.spatial_stride
-        if height % stride or width % stride:
-            raise UsageError(f"frames of {height}x{width} do not divide by the tokenizer's stride {stride}")
-        return TokenGrid(
-            height=height // stride,
-            width=width // stride,
-            vocab_size=self.vocab_size,
-            block=self.config.block_frames,
-            temporal_stride=self.config.temporal_stride,
-        )
+        return self.config.grid(height, width)
 
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float[Tensor, "b l gh gw d"]:
         """What is quantised: unbounded features of one block of video in [-1, 1] (`t` = 1 + k * temporal stride)."""

@@ -32,6 +32,13 @@ def to_pixels(video: Float32[Tensor, "b 3 t h w"]) -> UInt8[Tensor, "b t 3 h w"]
     return (((video + 1) / 2).clamp(0, 1) * 255 + 0.5).byte().transpose(1, 2)
 
 
+def divided(height: int, width: int, stride: int) -> dict[str, int]:
+    """Height and width of a grid over frames of this size. Raises `UsageError` for sizes off the stride."""
+    if height % stride or width % stride:
+        raise UsageError(f"frames of {height}x{width} do not divide by the tokenizer's stride {stride}")
+    return {"height": height // stride, "width": width // stride}
+
+
 def by_pieces(x: Tensor, network: Callable[[Tensor], Tensor], *, video: tuple[int, int, int]) -> Tensor:
     """Put clips through a network, as many at a time as `PIECE` allows for a `video` of so many frames, rows, columns.
 

@@ -20,7 +20,7 @@ from worldline.checks import number, refuse, whole
 from worldline.contract import ModelConfig
 from worldline.nn.published import upstream
 from worldline.schema import Batch, LatentGrid, UsageError
-from worldline.tokenizers.tokenizer import by_pieces, to_pixels, to_signed
+from worldline.tokenizers.tokenizer import by_pieces, divided, to_pixels, to_signed
 
 _STRIDE = 4
 """Frames per latent. diffusers cuts video into chunks of four, whatever the configuration says."""
@@ -130,6 +130,10 @@ class WanVAEConfig(ModelConfig):
     def __post_init__(self) -> None:
         number(self, "l1_weight", "kl_weight")
 
+    def grid(self, height: int, width: int) -> LatentGrid:
+        """How latents lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
+        return LatentGrid(**divided(height, width, self.sizes.spatial_stride), channels=self.sizes.z_dim)
+
     def build(self) -> "WanVAETokenizer":
         return WanVAETokenizer(self)
 
@@ -164,10 +168,7 @@ class WanVAETokenizer(nn.Module):
         return self.sizes.spatial_stride
 
     def grid(self, height: int, width: int) -> LatentGrid:
-        stride = self.spatial_stride
-        if height % stride or width % stride:
-            raise UsageError(f"frames of {height}x{width} do not divide by the VAE's stride {stride}")
-        return LatentGrid(channels=self.sizes.z_dim, height=height // stride, width=width // stride)
+        return self.config.grid(height, width)
 
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float32[Tensor, "b l c gh gw"]:
         """Normalised posterior mean of video in [-1, 1]. Differentiable.

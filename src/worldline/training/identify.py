@@ -8,15 +8,13 @@ from pathlib import Path
 from worldline.data.clips import open_split
 from worldline.families.card import describe_model
 from worldline.families.config import TrainConfig
+from worldline.families.tokenizers import fingerprint
 from worldline.files import read_json
 from worldline.formats.content import content_of
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, hash_of, refuse_another
 from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import DataError, UsageError
-from worldline.tokenizers.load import fingerprint
-from worldline.worlds.st_transformer import STTransformerConfig
-from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_weights import fingerprint_backbone
 
 _OF_A_WORLD: tuple[Part, ...] = ("tokenizer", "backbone", "text")
@@ -35,7 +33,7 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
     """
     data, allowed = config.data, config.allow_different
     splits = {"training": open_split(data, "train"), "validation": open_split(data, "val")}
-    given = fingerprint(config.tokenizer) if config.tokenizer and _is_world(config) else None
+    given = fingerprint(config.tokenizer) if config.tokenizer else None
     for name, (source, _) in splits.items():
         made = Identity(tokenizer=_made_by(source))
         what = f"the {source.kind} of the {name} data {source.path}"
@@ -52,7 +50,7 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
         split=hash_of([list(episodes) for _, episodes in splits.values()]),
         pattern=hash_of([asdict(data.pattern), data.window_stride, data.image_size]),
         tokenizer=given or _made_by(sources[0]),
-        backbone=fingerprint_backbone(config.weights) if config.weights and _is_world(config) else None,
+        backbone=fingerprint_backbone(config.weights) if config.weights else None,
         text=_file_hash(config.text) if config.text else None,
     )
     places = _places(config, splits)
@@ -102,10 +100,6 @@ def _places(config: TrainConfig, splits: Mapping[str, tuple[Source, Sequence[int
         "backbone": config.weights,
         "text": config.text,
     }
-
-
-def _is_world(config: TrainConfig) -> bool:
-    return isinstance(config.model, STTransformerConfig | WanConfig)
 
 
 def _made_by(source: Source) -> str | None:

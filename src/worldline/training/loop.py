@@ -15,9 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from worldline.data.loader import Loader
 from worldline.families.config import TrainConfig, read_config, resumed, write_config
-from worldline.families.prepare import normalises, prepare
-from worldline.families.prepared import Prepared
-from worldline.families.validate import sample_strip, validate
+from worldline.families.family import Prepared, refuse_unread
+from worldline.families.prepare import prepare
 from worldline.files import write_json
 from worldline.formats.states import StateStats
 from worldline.identity import Identity, hash_of
@@ -29,6 +28,7 @@ from worldline.schema import Batch, Origin, UsageError
 from worldline.training.checkpoint import TrainState, best_so_far, better, restore, save_checkpoint
 from worldline.training.identify import checked_identity, refuse_absent
 from worldline.training.termination import termination
+from worldline.training.validate import sample_strip, validate
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 """Called with (what is being done, done, total, figures to show)."""
@@ -79,6 +79,7 @@ def train(
         DataError: data or weights are not what they should be.
         NonFiniteLossError: the loss is no longer a number.
     """
+    refuse_unread(config)
     ranks = ranks or Ranks()
     _check_pieces(ranks.share(config.batch_size), config.accumulate)
     with ranks.owning(path):
@@ -94,7 +95,7 @@ def _train(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report:
     with ranks.first():
         identity = checked_identity(config, run, resume=resume) if ranks.writes else Identity()
     made = prepare(config, lambda what, done, total: report(what, done, total, {}), ranks)
-    if normalises(config) and made.card.statistics:
+    if made.kind.normalises(config.model) and made.card.statistics:
         identity = replace(identity, statistics=hash_of(to_json(StateStats, made.card.statistics)))
     made = replace(made, card=replace(made.card, identity=identity))
     total = config.total_steps(len(made.train))
@@ -167,7 +168,7 @@ def _steps(
             if validates:  # on every rank, on the same clips: a sharded model is run by all or by none
                 with evaluated(state):
                     now |= validate(state.model, made, num_clips=config.validation_clips, device=device)
-                    strip = sample_strip(state.model, made, device=device)
+                    strip = sample_strip(made, device=device)
                 if board and strip is not None:
                     board.add_image("real above forecast", strip, state.step)
                 if config.keep_best:

@@ -22,27 +22,22 @@ from worldline.nn.attention import STBlock, STBlockConfig, TemporalCache
 from worldline.nn.fsq import FSQ
 from worldline.nn.states import StateEncoder, StateEncoderConfig
 from worldline.process.categorical import Sampling, cross_entropy, draw, likeliest, scheduled
-from worldline.schema import Batch, UsageError
+from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.worlds.world import GridStep
 
+ONEX_GRID = TokenGrid(height=32, width=32, vocab_size=64_000)
+"""Of the 1X challenge."""
 CODE_BANDWIDTH = 2.0
 """How fast tokens part with the distance of their codes, which lie in [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class STTransformerConfig(ModelConfig):
-    """Everything that decides the parameters. Grid, vocabulary and state come from the data a run is built on."""
+    """All of the world that is chosen; grid, vocabulary and state come from the data (`build`)."""
 
     kind: Literal["st-transformer"] = "st-transformer"
-    grid_height: int = 32
-    grid_width: int = 32
-    vocab_size: int = 64000
-    state_dim: int = 25
     context_grids: int = 3
     horizon_grids: int = 3
-    block: int = 17
-    """Video frames per token block, for the alignment of states."""
-    temporal_stride: int = 8
     width: int = 512
     heads: int = 8
     layers: int = 24
@@ -74,11 +69,9 @@ class STTransformerConfig(ModelConfig):
     """Tokens whose logits exist at once in the loss."""
 
     def __post_init__(self) -> None:
-        whole(
-            self, "grid_height", "grid_width", "state_dim", "context_grids", "horizon_grids", "block", "temporal_stride"
-        )
-        whole(self, "width", "heads", "layers", "mlp_ratio", "state_hidden", "loss_chunk")
-        whole(self, "vocab_size", "code_levels", least=2)
+        whole(self, "context_grids", "horizon_grids", "width", "heads", "layers", "mlp_ratio", "state_hidden")
+        whole(self, "loss_chunk")
+        whole(self, "code_levels", least=2)
         number(self, "dropout", below=1)
         number(self, "init_std", above=0)
         number(self, "scheduled_sampling", most=1)
@@ -86,8 +79,9 @@ class STTransformerConfig(ModelConfig):
         if self.width % self.heads:
             refuse(self, "heads", f"a divisor of the width {self.width}")
 
-    def build(self) -> "STTransformer":
-        return STTransformer(self)
+    def build(self, grid: TokenGrid = ONEX_GRID, state_dim: int = 25) -> "STTransformer":
+        """A world over tokens that lie so, told states of so many dimensions; the challenge's if not given."""
+        return STTransformer(self, grid, state_dim)
 
 
 class STTransformer(nn.Module):
@@ -96,16 +90,16 @@ class STTransformer(nn.Module):
     progress: float = 1.0
     """Share of the training that is done, as the training loop tells every model that has such an attribute."""
 
-    def __init__(self, config: STTransformerConfig) -> None:
+    def __init__(self, config: STTransformerConfig, grid: TokenGrid, state_dim: int) -> None:
         super().__init__()
-        if config.code_levels and math.prod(config.code_levels) != config.vocab_size:
+        if config.code_levels and math.prod(config.code_levels) != grid.vocab_size:
             raise UsageError(
                 f"code levels of {config.code_levels} make {math.prod(config.code_levels)} tokens, but the tokens have "
-                f"{config.vocab_size}; give the tokenizer's levels, or none (--model.code-levels)"
+                f"{grid.vocab_size}; give the tokenizer's levels, or none (--model.code-levels)"
             )
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)  # also the output layer: tied
-        self.spatial_position = nn.Parameter(torch.empty(config.grid_height * config.grid_width, config.width))
+        self.config, self.grid, self.state_dim = config, grid, state_dim
+        self.embedding = nn.Embedding(grid.vocab_size, config.width)  # also the output layer: tied
+        self.spatial_position = nn.Parameter(torch.empty(grid.height * grid.width, config.width))
         self.temporal_position = nn.Parameter(torch.empty(self.length, config.width))
         block = STBlockConfig(
             width=config.width,
@@ -114,11 +108,21 @@ class STTransformer(nn.Module):
             dropout=config.dropout,
             modulated=config.conditioning == "adaln" and not config.unconditional,
         )
-        self.states = None if config.unconditional else StateEncoder(_state_encoder(config), config.width)
+        self.states = None if config.unconditional else StateEncoder(self._state_encoder(), config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(STBlock(block) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.initialise()
+
+    def _state_encoder(self) -> StateEncoderConfig:
+        return StateEncoderConfig(
+            state_dim=self.state_dim,
+            num_latents=self.config.context_grids + self.config.horizon_grids,
+            hidden=self.config.state_hidden,
+            block=self.grid.block,
+            temporal_stride=self.grid.temporal_stride,
+            pooling=self.config.state_pooling,
+        )
 
     @property
     def context_grids(self) -> int:
@@ -186,9 +190,9 @@ class STTransformer(nn.Module):
 
         With caches, `tokens` are the grids that follow those already in the caches.
         """
-        if tokens.shape[2:] != (self.config.grid_height, self.config.grid_width):
+        if tokens.shape[2:] != (self.grid.height, self.grid.width):
             raise UsageError(
-                f"this world was built for grids of {self.config.grid_height}x{self.config.grid_width}, "
+                f"this world was built for grids of {self.grid.height}x{self.grid.width}, "
                 f"but the tokens are {tokens.shape[2]}x{tokens.shape[3]}"
             )
         start = caches[0].length if caches else 0
@@ -207,9 +211,9 @@ class STTransformer(nn.Module):
         """One vector per latent frame, for addition or modulation; None for an unconditional world."""
         if self.states is None:
             return None
-        if states.shape[-1] != self.config.state_dim:
+        if states.shape[-1] != self.state_dim:
             raise UsageError(
-                f"this world was trained with {self.config.state_dim}-dimensional states, "
+                f"this world was trained with {self.state_dim}-dimensional states, "
                 f"but the data have {states.shape[-1]} dimensions"
             )
         return self.states(states)
@@ -283,7 +287,7 @@ class STTransformer(nn.Module):
         past = new = context
         for _ in range(self.config.horizon_grids):
             hidden = self.hidden(new if cached else past, codes, caches)[:, -1]
-            logits = rearrange(self.logits(hidden), "b (h w) v -> b h w v", h=self.config.grid_height)
+            logits = rearrange(self.logits(hidden), "b (h w) v -> b h w v", h=self.grid.height)
             step = GridStep(draw(logits, sampling, generators), logits)
             yield step
             new = step.tokens[:, None]
@@ -295,7 +299,7 @@ class STTransformer(nn.Module):
         _check_count(tokens, self.length + 1, what="context and horizon")
         hidden = self.hidden(tokens[:, :-1], self.state_codes(states))
         for t in range(self.config.context_grids - 1, self.length):
-            logits = rearrange(self.logits(hidden[:, t]), "b (h w) v -> b h w v", h=self.config.grid_height)
+            logits = rearrange(self.logits(hidden[:, t]), "b (h w) v -> b h w v", h=self.grid.height)
             yield GridStep(logits.argmax(dim=-1), logits)
 
 
@@ -307,14 +311,3 @@ def _check_count(tokens: Tensor, expected: int, *, what: str) -> None:
 def _bias(layer: nn.Linear | nn.Conv1d) -> Tensor:
     assert layer.bias is not None, "every layer of this model has a bias"
     return layer.bias
-
-
-def _state_encoder(config: STTransformerConfig) -> StateEncoderConfig:
-    return StateEncoderConfig(
-        state_dim=config.state_dim,
-        num_latents=config.context_grids + config.horizon_grids,
-        hidden=config.state_hidden,
-        block=config.block,
-        temporal_stride=config.temporal_stride,
-        pooling=config.state_pooling,
-    )

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
-from worldline.contract import ModelConfig
-from worldline.nn.adaln import StateModulation, StateModulationConfig
+from worldline.contract import FramePattern, ModelConfig
+from worldline.nn.adaln import ONEX_KINDS, StateModulation, StateModulationConfig, StateOptions
 from worldline.process.flow import (
     TIMESTEPS,
     FlowConfig,
@@ -29,9 +29,10 @@ from worldline.process.flow import (
     loss_weight,
     velocity,
 )
-from worldline.schema import Batch, UsageError
+from worldline.schema import Batch, StateKind, UsageError
 from worldline.worlds.wan_weights import BackboneConfig
 
+REPORT_77 = FramePattern.report_77()
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 """Linear layers that get an adapter, in self- and cross-attention alike: ten for every block."""
 
@@ -48,7 +49,7 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WanConfig(ModelConfig):
-    """Everything that decides the parameters. State kinds and the latent's channels come from data and VAE."""
+    """All of the world that is chosen. State kinds and the latent's channels come from data and VAE."""
 
     kind: Literal["wan"] = "wan"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -57,7 +58,7 @@ class WanConfig(ModelConfig):
     """Adapters on a pretrained, frozen backbone in bfloat16; None trains the whole backbone, which is then saved."""
     block_bias: bool = False
     """Also train every block's own table of shifts, scales and gates: the public code's `robot_modulation`."""
-    states: StateModulationConfig = field(default_factory=StateModulationConfig)
+    states: StateOptions = field(default_factory=StateOptions)
     unconditional: bool = False
     """Ignore the states: the baseline that shows what conditioning is worth."""
     drop_states: float = 0.0
@@ -79,18 +80,30 @@ class WanConfig(ModelConfig):
         if self.text_rows > self.text_length:
             refuse(self, "text_rows", f"at most text_length, {self.text_length}")
 
-    def check_codes(self) -> None:
-        """Check that the states of a window become one code for each latent. Raises `UsageError`."""
+    def codes_over(self, kinds: tuple[StateKind, ...], pattern: FramePattern) -> StateModulationConfig:
+        """How the states of a window become one code for each latent. Raises `UsageError` where they do not."""
+        states = self.states.over(kinds, pattern.frames, pattern.window)
         length = self.context_latents + self.horizon_latents
-        if self.states.num_codes != length:
+        if states.num_codes != length:
             raise UsageError(
-                f"{self.states.mode!r} compresses the states of a window to {self.states.num_codes} codes, but "
+                f"{self.states.mode!r} compresses the states of a window to {states.num_codes} codes, but "
                 f"there are {length} latents: {self.context_latents} of context, {self.horizon_latents} ahead"
             )
+        return states
 
-    def build(self, backbone: nn.Module | None = None) -> "WanWorld":
-        """Build it, over a given pretrained backbone or one with random weights (`lora` is applied to either)."""
-        return WanWorld(self, backbone)
+    def build(
+        self,
+        kinds: tuple[StateKind, ...] = ONEX_KINDS,
+        pattern: FramePattern = REPORT_77,
+        *,
+        backbone: nn.Module | None = None,
+    ) -> "WanWorld":
+        """A world over latents of the frames of a pattern, told states of these kinds; the report's if not given.
+
+        Args:
+            backbone: pretrained; None takes one with random weights (`lora` is applied to either).
+        """
+        return WanWorld(self, kinds, pattern, backbone)
 
 
 class StateHook:
@@ -120,14 +133,20 @@ class WanWorld(nn.Module):
             without a null code.
     """
 
-    def __init__(self, config: WanConfig, backbone: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        config: WanConfig,
+        kinds: tuple[StateKind, ...],
+        pattern: FramePattern,
+        backbone: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        config.check_codes()
+        states = config.codes_over(kinds, pattern)
         self.backbone: Any = config.backbone.build() if backbone is None else backbone
         if config.lora is not None:
             _add_adapters(self.backbone, config.lora, block_bias=config.block_bias)
-        self.states = None if config.unconditional else StateModulation(config.states, config.backbone.width)
+        self.states = None if config.unconditional else StateModulation(states, config.backbone.width)
         self.register_buffer("text", torch.zeros(config.text_rows, config.backbone.text_dim))
         self.text: Tensor
         self.hook = StateHook()

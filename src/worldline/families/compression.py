@@ -1,0 +1,318 @@
+"""The compression track: discrete tokenizers (ours, Cosmos), and the ST-Transformer over their tokens."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldline.contract import Contract, FramePattern
+from worldline.data.augment import AugmentConfig
+from worldline.data.clips import Clips, all_clips, open_clips, open_split
+from worldline.encoding.tokens import tokenize
+from worldline.families.card import ModelCard
+from worldline.families.config import TrainConfig
+from worldline.families.family import (
+    Pictures,
+    Prepared,
+    Progress,
+    TokenizerKind,
+    WorldKind,
+    contract_with,
+    expected_contract,
+    image_size,
+    picture_size,
+    register,
+)
+from worldline.families.sample import SampleOptions
+from worldline.families.tokenizers import fingerprint, keep_tokenizer, load_tokenizer, tokenizer_config
+from worldline.files import atomic
+from worldline.forecasting.tokens import LOGITS, TokenForecaster
+from worldline.formats.source import Source
+from worldline.identity import Identity, Part, refuse_another
+from worldline.process.categorical import Sampling
+from worldline.ranks import Ranks
+from worldline.rundir import RunDir
+from worldline.schema import Batch, TokenGrid, UsageError
+from worldline.tokenizers.cosmos import HUB_ID, CosmosConfig, CosmosTokenizer
+from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
+from worldline.tokenizers.tokenizer import Tokenizer
+from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+
+
+class FSQKind(TokenizerKind[FSQVideoConfig, FSQVideoTokenizer]):
+    """Our own tokenizer."""
+
+    config = FSQVideoConfig
+
+    def idle(self, config: TrainConfig, model: FSQVideoConfig) -> dict[str, str]:
+        return {"data.pattern.": "a clip is one block (--model.block-frames)"}
+
+    def pattern(self, config: TrainConfig, model: FSQVideoConfig) -> FramePattern:
+        return FramePattern.consecutive(model.block_frames)
+
+
+class CosmosKind(TokenizerKind[CosmosConfig, CosmosTokenizer]):
+    """NVIDIA's tokenizer, which is not trained here and stays where it lies."""
+
+    config = CosmosConfig
+    download = f"a folder with encoder.jit and decoder.jit of {HUB_ID}"
+    copied = 0
+
+    def published(self, path: Path) -> list[Path]:
+        files = [path / "encoder.jit", path / "decoder.jit"]
+        return files if any(file.is_file() for file in files) else []
+
+    def published_config(self, path: Path, files: list[Path]) -> CosmosConfig:
+        return CosmosConfig(folder=path.resolve())
+
+    def load_published(self, path: Path, files: list[Path]) -> CosmosTokenizer:
+        return self.published_config(path, files).build()
+
+
+class TokenWorldKind(WorldKind[STTransformerConfig, STTransformer]):
+    """The ST-Transformer, on tokens as they are, or on frames that are tokenized into a cache first."""
+
+    config = STTransformerConfig
+    over = "tokens"
+    reads = ("tokenizer", "start_offsets")
+    options = ("temperature", "top_k", "top_p", "decode_mode", "blend_last_frame")
+
+    def idle(self, config: TrainConfig, model: STTransformerConfig) -> dict[str, str]:
+        found = {"data.pattern.": "a clip is context and horizon (--model.context-grids, --model.horizon-grids)"}
+        if model.code_levels and config.tokenizer and not (config.tokenizer / "encoder.jit").is_file():  # Cosmos'
+            found["model.code_levels"] = "the tokenizer's own levels are taken; an empty list takes none"
+        if model.scheduled_sampling == 0:
+            found["model.scheduled_sampling_rise"] = "no token is the model's own (--model.scheduled-sampling)"
+        if model.unconditional:
+            states = ("state_hidden", "state_pooling", "conditioning", "normalise_states")
+            found |= {f"model.{name}": "the world is unconditional" for name in states}
+        return found
+
+    def normalises(self, model: STTransformerConfig) -> bool:
+        return model.normalise_states and not model.unconditional
+
+    def build(self, model: STTransformerConfig, contract: Contract | None) -> STTransformer:
+        assert contract is not None, "a world is built for data"
+        return model.build(contract.tokens, len(contract.state_names))
+
+    # --- training ---
+
+    def prepare(self, config: TrainConfig, model: STTransformerConfig, ranks: Ranks, progress: Progress) -> Prepared:
+        tokenizer: Any = load_tokenizer(config.tokenizer) if config.tokenizer else None
+        train, val = _as_tokens(config, model, tokenizer, ranks, progress)
+        if model.code_levels and isinstance(tokenizer, FSQVideoTokenizer):
+            model = replace(model, code_levels=tokenizer.config.levels)
+        contract = contract_with(train.source, config.data, train.source.grid, train.pattern)
+        torch.manual_seed(config.seed)  # the first weights are a function of the seed
+        world = self.build(model, contract)
+
+        def keep(run: RunDir) -> None:
+            if config.tokenizer and tokenizer:
+                keep_tokenizer(run, config.tokenizer, tokenizer)
+            _write_counts(run, train, contract.tokens, model.context_grids)
+
+        left_out = open_split(config.data, "train")[0].left_out
+        config = replace(config, model=model)
+        return self.prepared(config, world, (train, val), contract, tokenizer=tokenizer, left_out=left_out, keep=keep)
+
+    def figures(self, model: STTransformer, batch: Batch) -> dict[str, Tensor]:
+        return {"autoregressive_loss": autoregressive_loss(model, batch)}
+
+    def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
+        if made.tokenizer is None or batch.tokens is None:
+            return None
+        future: Any = self.roll_out(made.model, batch)  # pyright: ignore[reportArgumentType]
+        context = batch.tokens[:, : batch.tokens.shape[1] - future.shape[1]]
+        decode = made.tokenizer.decode
+        return decode(batch.tokens.cpu()), decode(torch.cat([context, future], dim=1).cpu())
+
+    def roll_out(self, world: STTransformer, batch: Batch) -> Tensor:
+        assert batch.tokens is not None, "a batch of tokens"
+        context = batch.tokens[:, : world.context_grids]
+        return torch.stack([step.tokens for step in world.forecast(context, batch.states, sampling=Sampling())], dim=1)
+
+    # --- forecasts ---
+
+    def check_options(self, model: STTransformerConfig, contract: Contract, options: SampleOptions) -> None:
+        if options.num_samples > 1 and options.temperature == 0:
+            raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
+
+    def refuse_unfit(
+        self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool, allowed: Collection[Part]
+    ) -> None:
+        grid = card.promise.tokens
+        if (source.grid is None or shown) and not tokenizer:
+            instead = "" if source.grid is None else ", or ask for tokens alone (--format npz)"
+            raise UsageError(
+                f"this world was trained on tokens alone; give the tokenizer they came from (--tokenizer DIR){instead}"
+            )
+        if source.grid is None and source.image_size is None:
+            raise UsageError(f"{source.path} holds neither frames nor tokens, but {source.kind} (--data)")
+        if source.grid not in (None, grid):
+            raise UsageError(f"{source.path} holds tokens of {source.grid}, but this world speaks those of {grid}")
+        made_by: dict[Part, Path | str | None] = {"tokenizer": f"that of the tokens in {source.path}"}
+        found = Identity(tokenizer=getattr(source, "tokenizer", None))
+        refuse_another(card.identity, found, what="this world", places=made_by, allowed=allowed)
+
+    def forecaster(
+        self, world: STTransformer, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device
+    ) -> TokenForecaster:
+        grid = card.promise.tokens
+        if tokenizer is not None:
+            if not isinstance(tokenizer, Tokenizer):
+                raise UsageError("this world forecasts tokens; give the tokenizer it was trained on (--tokenizer DIR)")
+            stride = tokenizer.spatial_stride
+            if (made := tokenizer.grid(grid.height * stride, grid.width * stride)) != grid:
+                raise UsageError(f"the tokenizer makes tokens of {made}, but this world speaks those of {grid}")
+        return TokenForecaster(
+            tokenizer=tokenizer,
+            world=world.to(device),
+            grid=grid,
+            sampling=options.tokens,
+            num_samples=options.num_samples,
+            decode_mode=options.decode_mode,
+            blend_last_frame=options.blend_last_frame,
+            rows=options.rows,
+            device=device,
+        )
+
+    # --- for planning ---
+
+    def expected(self, config: TrainConfig, model: STTransformerConfig) -> Contract:
+        """Of tokens that are there: Cosmos' of 256x256, the challenge's."""
+        if config.tokenizer is None:
+            size, tokenizer = config.data.image_size or 256, CosmosConfig(folder=Path())
+        else:
+            size, tokenizer = image_size(config), tokenizer_config(config.tokenizer)
+        grid: TokenGrid = tokenizer.grid(size, size)  # pyright: ignore[reportAttributeAccessIssue]
+        return expected_contract(grid, _pattern(model, grid), size)
+
+    def depth(self, model: STTransformerConfig) -> int | None:
+        return model.layers
+
+    def with_depth(self, model: STTransformerConfig, depth: int) -> STTransformerConfig:
+        return replace(model, layers=depth)
+
+    def clips_followed(self, model: STTransformerConfig, contract: Contract) -> tuple[int, ...]:
+        """The logits of a loss grow with the clips up to one chunk."""
+        whole = model.loss_chunk // (model.horizon_grids * contract.tokens.height * contract.tokens.width)
+        return tuple(sorted({1, max(1, whole), whole + 1, 2 * whole + 2}))
+
+
+@torch.no_grad()
+def autoregressive_loss(world: STTransformer, batch: Batch) -> Tensor:
+    """Cross-entropy in nats per token of the true future along the world's own greedy roll-out (report, figure 3b).
+
+    The gap to the teacher-forced loss is what the world's own mistakes cost it. A few clips go through at a time.
+    """
+    assert batch.tokens is not None, "the teacher-forced loss has read them"
+    costs = []
+    rows = max(1, LOGITS // (4 * world.grid.height * world.grid.width * world.grid.vocab_size))
+    for tokens, states in zip(batch.tokens.split(rows), batch.states.split(rows), strict=True):
+        context, future = tokens.tensor_split([world.context_grids], dim=1)
+        for index, step in enumerate(world.forecast(context, states, sampling=Sampling())):
+            for logits, truth in zip(step.logits, future[:, index], strict=True):
+                costs.append(F.cross_entropy(logits.flatten(0, 1), truth.flatten()))
+    return torch.stack(costs).mean()
+
+
+def _as_tokens(
+    config: TrainConfig, model: STTransformerConfig, tokenizer: Any, ranks: Ranks, progress: Progress
+) -> tuple[Clips, Clips]:
+    """Clips of tokens of both splits: as they are in a token source, else of a cache that is filled now."""
+    data = config.data
+    source, chosen = open_split(data, "train")
+    if source.grid is not None:
+        data = replace(data, pattern=_pattern(model, source.grid))
+        return open_clips(data, "train"), open_clips(data, "val")
+    size, held_out = picture_size(data, source), open_split(data, "val")
+    if tokenizer is None or config.tokenizer is None:
+        raise UsageError(f"{source.path} holds frames; give the tokenizer to tokenize them with (--tokenizer RUN)")
+    if data.cache is None:
+        raise UsageError(f"{source.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
+    grid: TokenGrid = tokenizer.grid(*size)
+    pattern = _pattern(model, grid)  # what cannot be is refused before anything is tokenized
+    _check_stride(data.window_stride, grid.block)
+    _check_lengths(source, chosen, 2 * grid.block)
+    _check_lengths(*held_out, 2 * grid.block)
+    device, cache, identity = ranks.device(config.device), data.cache, fingerprint(config.tokenizer)
+    tokenizer.to(device)
+
+    def clips(source: Source, episodes: Sequence[int], *, start_offsets: int, augment: AugmentConfig | None) -> Clips:
+        made = tokenize(
+            source,
+            tokenizer,
+            cache,
+            fingerprint=identity,
+            episodes=episodes,
+            size=data.image_size,
+            start_offsets=start_offsets,
+            augment=augment,
+            device=device,
+            ranks=ranks,
+            in_cache=True,
+            progress=lambda *at: progress(f"tokenizing into {cache}", *at),
+        )
+        return all_clips(made.open(), window=pattern.window, stride=data.window_stride)
+
+    augment = data.augment if data.augment.changes else None
+    train = clips(source, chosen, start_offsets=config.start_offsets, augment=augment)
+    val = clips(*held_out, start_offsets=1, augment=None)
+    tokenizer.to("cpu")
+    return train, val
+
+    tokenizer.to("cpu")
+    return train, val
+
+
+def _pattern(model: STTransformerConfig, grid: TokenGrid) -> FramePattern:
+    """The frames of a clip: context and horizon, in whole blocks."""
+    for name, grids in (("context", model.context_grids), ("horizon", model.horizon_grids)):
+        if grids % grid.latents_per_block:
+            raise UsageError(
+                f"a {name} of {grids} grids is no whole number of blocks, which have {grid.latents_per_block} grids "
+                f"(--model.{name}-grids)"
+            )
+    return FramePattern.consecutive(grid.frames_of(model.context_grids + model.horizon_grids))
+
+
+def _check_lengths(source: Source, episodes: Sequence[int], least: int) -> None:
+    longest = max(source.episodes[i].length for i in episodes)
+    if longest < least:
+        raise UsageError(
+            f"{source.path}: none of the {len(episodes)} episodes has the {least} frames of two token blocks, the "
+            f"longest has {longest}; record longer episodes, or train the sampling track on a shorter window"
+        )
+
+
+def _check_stride(stride: int, block: int) -> None:
+    if stride % block:
+        fits = max(block, round(stride / block) * block)
+        raise UsageError(
+            f"windows of tokens begin with a block of {block} frames, so that every {stride} frames none can begin; "
+            f"give a multiple of {block} (--data.window-stride {fits}), and for more starts more --start-offsets"
+        )
+
+
+def _write_counts(run: RunDir, train: Clips, grid: TokenGrid, context_grids: int) -> None:
+    """Count the training tokens, for the baselines of the evaluation: how often each occurs, and how many stay."""
+    counts = np.zeros(grid.vocab_size, np.int64)
+    kept = 0
+    for number in range(len(train)):
+        tokens = train[number].tokens
+        assert tokens is not None
+        counts += np.bincount(tokens.flatten().numpy(), minlength=grid.vocab_size)
+        stays = (tokens[context_grids:] == tokens[context_grids - 1]).flatten(1).sum(dim=1)
+        kept = kept + np.stack([stays.numpy(), tokens[0].numel() - stays.numpy()], axis=1)
+    for name, array in (("unigram", counts), ("kept", kept)):
+        with atomic(run.path / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+
+
+for kind in (FSQKind(), CosmosKind(), TokenWorldKind()):
+    register(kind)

@@ -1,0 +1,387 @@
+"""What a family says of every kind of model it is made of, in one place; all others ask here (`kind_of`).
+
+`compression.py` and `sampling.py` register a kind of tokenizer and one of world each. A further family is one file like
+theirs: a `ModelConfig` and a `Kind` for each model, and `register`. Nothing else names their classes.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from worldline.contract import Contract, FramePattern, ModelConfig
+from worldline.data.clips import Clips, DataConfig, open_clips, open_split, open_windows
+from worldline.families.card import ModelCard, describe_model
+from worldline.families.config import TrainConfig
+from worldline.families.sample import SampleOptions
+from worldline.forecasting.forecaster import Forecaster
+from worldline.formats.encoded import LatentSource
+from worldline.formats.open import contract_of
+from worldline.formats.source import Source
+from worldline.formats.states import ONEX_LAYOUT, compute_stats
+from worldline.identity import Part
+from worldline.nn.load import load_weights
+from worldline.ranks import Ranks
+from worldline.rundir import RunDir, model_folder, read_model
+from worldline.schema import Batch, DataError, LatentGrid, Origin, TokenGrid, UsageError
+
+Config = TypeVar("Config", bound=ModelConfig)
+Model = TypeVar("Model", bound=nn.Module)
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, done, total) during long preparations."""
+Pictures = tuple[UInt8[Tensor, "b t 3 h w"], UInt8[Tensor, "b t 3 h w"]]
+"""Real frames, and what a model makes of them."""
+
+
+class SizeUnknownError(UsageError):
+    """What is needed depends on a size that only the data would tell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What the loop trains, on what, and how a checkpoint will describe it."""
+
+    kind: "Kind[Any, Any]"
+    model: nn.Module
+    train: Clips
+    val: Clips
+    card: ModelCard
+    left_out: tuple[str, ...] = ()
+    """What the training data list but do not have."""
+    tokenizer: Any = None
+    """The tokenizer behind a world, to show its samples; None for a tokenizer or where it is not given."""
+    ready: Callable[[Batch], Batch] = lambda batch: batch
+    """Turns a loaded batch, on the device, into what the model's loss reads (say, frames into latents)."""
+    keep: Callable[[RunDir], None] = lambda _: None
+    """Writes into a new run folder what belongs beside its checkpoints (the tokenizer, token counts)."""
+    finish: Callable[[], None] = lambda: None
+    """Called on the trained model before its last checkpoint, to measure what only a trained one has."""
+
+
+class Kind(Generic[Config, Model]):
+    """One kind of model; `TokenizerKind` and `WorldKind` are the two sorts of kinds."""
+
+    config: type[ModelConfig]
+    over: ClassVar[Literal["frames", "tokens", "latents"]] = "frames"
+    """What the model's loss reads."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Which of a run's `tokenizer`, `weights`, `text` and `start_offsets` it has a use for."""
+    psnr_clips: ClassVar[int] = 0
+    """Clips of which validation shows the last frame and scores it (`val/psnr_db`)."""
+
+    def idle(self, config: TrainConfig, model: Config) -> dict[str, str]:
+        """Further fields of a run that change nothing, and why (see the function `idle`)."""
+        del config, model
+        return {}
+
+    def normalises(self, model: Config) -> bool:
+        """Whether the model divides states by statistics."""
+        del model
+        return False
+
+    def prepare(self, config: TrainConfig, model: Config, ranks: Ranks, progress: Progress) -> Prepared:
+        """Open the data, fill caches, build the model."""
+        raise NotImplementedError
+
+    def build(self, model: Config, contract: Contract | None) -> Model:
+        """A model with fresh weights; a world is built for data of a contract."""
+        raise NotImplementedError
+
+    def figures(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        """Figures of a validation batch beside the loss and what comes with it."""
+        del model, batch
+        return {}
+
+    def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
+        """Real frames of a few clips, and the model's; None where nothing can be shown."""
+        raise NotImplementedError
+
+    # --- for planning: sizes without data or weights ---
+
+    def expected(self, config: TrainConfig, model: Config) -> Contract:
+        """The contract a run would have. Raises `SizeUnknownError` where its configuration does not say enough."""
+        raise NotImplementedError
+
+    def skeleton(self, model: Config, contract: Contract | None) -> Model:
+        """The model without memory, in the types that it is trained in."""
+        with torch.device("meta"):
+            return self.build(model, contract).to("meta")
+
+    def encoder(self, config: TrainConfig, model: Config) -> ModelConfig | None:
+        """The tokenizer that a training keeps in memory beside the model; None where it needs none."""
+        del config, model
+        return None
+
+    def depth(self, model: Config) -> int | None:
+        """Equal blocks of a deep model; None where there are none to speak of."""
+        del model
+        return None
+
+    def with_depth(self, model: Config, depth: int) -> Config:
+        """The same with another number of them."""
+        del depth
+        return model
+
+    def clips_followed(self, model: Config, contract: Contract) -> tuple[int, ...]:
+        """Numbers of clips between which the cost of a step lies on straight lines."""
+        del model, contract
+        return (1, 2)
+
+
+class TokenizerKind(Kind[Config, Model]):
+    """A kind of tokenizer: its models are a `Tokenizer` or a `LatentTokenizer`, and train on frames."""
+
+    download: ClassVar[str] = ""
+    """The published files that a path may mean, for a message."""
+    copied: ClassVar[int] = 100_000_000
+    """Parameters up to which its weights are copied into the run of a world; of larger ones the run says the place."""
+
+    def build(self, model: Config, contract: Contract | None) -> Model:
+        del contract  # a tokenizer's sizes are all its own
+        sized: Any = model
+        return sized.build()
+
+    def pattern(self, config: TrainConfig, model: Config) -> FramePattern:
+        """The frames of a clip that it trains on."""
+        del model
+        return config.data.pattern
+
+    def published(self, path: Path) -> list[Path]:
+        """The weight files of a published download that a path means; empty where it means none."""
+        del path
+        return []
+
+    def published_config(self, path: Path, files: list[Path]) -> Config:
+        """The configuration of a published download."""
+        raise NotImplementedError
+
+    def load_published(self, path: Path, files: list[Path]) -> Model:
+        """A published download, on the CPU."""
+        raise NotImplementedError
+
+    def finish(self, model: Model, train: Clips, config: TrainConfig) -> None:
+        """Measure what only a trained model has."""
+
+    def prepare(self, config: TrainConfig, model: Config, ranks: Ranks, progress: Progress) -> Prepared:
+        data = replace(config.data, pattern=self.pattern(config, model))
+        sized: Any = model
+        grid = sized.grid(*frame_size(data))
+        train = open_clips(data, "train", ranks=ranks, progress=lambda *at: progress("decoding training frames", *at))
+        val = open_clips(data, "val", ranks=ranks, progress=lambda *at: progress("decoding validation frames", *at))
+        contract = contract_with(train.source, data, grid, data.pattern)
+        torch.manual_seed(config.seed)  # the first weights are a function of the seed
+        tokenizer = self.build(model, contract)
+        initialise(tokenizer, config.init_from)
+        return Prepared(
+            kind=self,
+            model=tokenizer,
+            train=train,
+            val=val,
+            card=ModelCard(config=model, contract=contract),
+            left_out=train.source.left_out,
+            finish=lambda: self.finish(tokenizer, train, config),
+        )
+
+    def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
+        model: Any = made.model
+        assert batch.frames is not None, "a tokenizer trains on frames"
+        return batch.frames, model.decode(model.encode(batch.frames))
+
+    def expected(self, config: TrainConfig, model: Config) -> Contract:
+        size, sized = image_size(config), model
+        return expected_contract(sized.grid(size, size), self.pattern(config, model), size)  # pyright: ignore
+
+
+class WorldKind(Kind[Config, Model]):
+    """A kind of world: its models are a `TokenWorld`, a `LatentWorld`, or forecast frames as they are."""
+
+    options: ClassVar[tuple[str, ...]] = ()
+    """Sampling options that it reads, beside `num_samples` and `rows`."""
+
+    def check_options(self, model: Config, contract: Contract, options: SampleOptions) -> None:
+        """Raise `UsageError` for options of its own that this very world has no use for."""
+
+    def refuse_unfit(
+        self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool, allowed: Collection[Part]
+    ) -> None:
+        """Refuse data that a world cannot forecast from (see `load.refuse_unfit`)."""
+        raise NotImplementedError
+
+    def adapts(self, model: Config) -> bool:
+        """Whether checkpoints hold adapters alone, and the backbone under them lies elsewhere."""
+        del model
+        return False
+
+    def rebuild(self, card: ModelCard, folder: Path, *, weights: Path | None, allowed: Collection[Part]) -> Model:
+        """The model that a card describes, before its weights are read."""
+        del allowed
+        if weights is not None:
+            raise UsageError(f"{folder} holds all weights of its world; --weights would change nothing")
+        return self.build(card.config, card.promise)  # pyright: ignore[reportArgumentType]
+
+    def forecaster(
+        self, world: Model, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device
+    ) -> Forecaster:
+        """World, tokenizer and sampling choice as one. Raises `UsageError` where they do not fit or one is missing."""
+        raise NotImplementedError
+
+    def roll_out(self, world: Model, batch: Batch) -> Tensor:
+        """One future of each clip of a batch, as the world makes it: tokens, latents or frames."""
+        raise NotImplementedError
+
+    def prepared(
+        self, config: TrainConfig, world: Model, clips: tuple[Clips, Clips], contract: Contract, **more: Any
+    ) -> Prepared:
+        """What every world ends in: statistics of the states, given first weights, a card."""
+        train, val = clips
+        base, model = more.pop("base", None), config.model
+        normalises = self.normalises(model)  # pyright: ignore[reportArgumentType]
+        statistics = compute_stats(train.source, episodes=sorted(set(train.windows.episode.tolist())))
+        if normalises:
+            states: Any = world.states
+            states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
+        initialise(world, config.init_from)
+        if config.init_from is not None and normalises:  # by the statistics that came with the weights
+            statistics = describe_model(model_folder(config.init_from)).statistics
+        card = ModelCard(config=model, contract=contract, statistics=statistics, base=base)
+        return Prepared(kind=self, model=world, train=train, val=val, card=card, **more)
+
+
+KINDS: dict[str, Kind[Any, Any]] = {}
+"""By the `kind` of their configurations."""
+
+
+def register(kind: Kind[Any, Any]) -> None:
+    """Make a kind of model known: from now on it is trained, loaded and described like any other."""
+    KINDS[str(kind.config.kind)] = kind
+
+
+def kind_of(model: ModelConfig) -> Kind[Any, Any]:
+    return KINDS[model.kind]
+
+
+def idle(config: TrainConfig) -> dict[str, str]:
+    """Fields that change nothing in a run like this, and why. A name that ends in `.` stands for all below it."""
+    kind, data = kind_of(config.model), config.data
+    found = {name: why for name, why in _UNREAD.items() if name not in kind.reads}
+    if isinstance(kind, WorldKind) or data.cache is None or not data.augment.changes:
+        found["data.cache_size"] = "only cached frames that are augmented are cut from larger ones"
+    return found | kind.idle(config, config.model)
+
+
+_UNREAD = {
+    "tokenizer": "what is trained reads frames as they are",
+    "weights": "only a world over latents can have a pretrained backbone",
+    "text": "only a world over latents reads a prompt",
+    "start_offsets": "only frames that are tokenized have start offsets",
+}
+
+
+def refuse_unread(config: TrainConfig) -> None:
+    """Raise `UsageError` where a run names a tokenizer, weights or a prompt that its model has no use for."""
+    for name, why in idle(config).items():
+        if name in ("tokenizer", "weights", "text") and getattr(config, name) is not None:
+            raise UsageError(f"--{name} would change nothing: {why}")
+
+
+# --- the data of a run ---
+
+
+def contract_with(
+    source: Source, data: DataConfig, grid: TokenGrid | LatentGrid | None, pattern: FramePattern
+) -> Contract:
+    """What a model that is trained on a source was trained on; how data behind encoded latents were read."""
+    read = contract_of(source, data, data.path, data.image_size)
+    if isinstance(source, LatentSource):
+        read |= source.contract
+    return Contract(
+        fps=source.fps,
+        image_size=read["image_size"],
+        conditioning=read["conditioning"],
+        camera=read["camera"],
+        state_keys=tuple(read.get("state_keys", ())),
+        state_names=source.layout.names,
+        state_kinds=source.layout.kinds,
+        source_kind=source.kind,
+        pattern=pattern,
+        grid=grid,
+    )
+
+
+def expected_contract(grid: TokenGrid | LatentGrid | None, pattern: FramePattern, size: int | None) -> Contract:
+    """A contract of data that are not opened: the 1X robot's states, at its rate."""
+    return Contract(
+        fps=30.0,
+        image_size=size,
+        state_names=ONEX_LAYOUT.names,
+        state_kinds=ONEX_LAYOUT.kinds,
+        source_kind="1x-raw",
+        pattern=pattern,
+        grid=grid,
+    )
+
+
+def image_size(config: TrainConfig) -> int:
+    """The size of a run's pictures, where its configuration says it."""
+    if config.data.image_size is None:
+        raise SizeUnknownError(
+            "the pictures' size decides what is needed, and data are not opened: give --data.image-size"
+        )
+    return config.data.image_size
+
+
+def empty_batch(over: str, contract: Contract, clips: int, device: str = "meta") -> Batch:
+    """Clips of the shape that a model reads, of zeros where there is memory."""
+    frames = tokens = latents = None
+    pattern, size = contract.pattern, contract.image_size or 0
+    match over:
+        case "tokens":
+            grid = contract.tokens
+            shape = (clips, grid.grids_of(pattern.window), grid.height, grid.width)
+            tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+        case "latents":
+            grid = contract.latents
+            shape = (clips, grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width)
+            latents = torch.zeros(shape, device=device)
+        case _:
+            frames = torch.zeros(clips, len(pattern.frames), 3, size, size, dtype=torch.uint8, device=device)
+    states = torch.zeros(clips, pattern.window, len(contract.state_names), device=device)
+    origins = (Origin(source="none", episode=0, start=0),) * clips
+    return Batch(states=states, fps=1.0, origins=origins, frames=frames, tokens=tokens, latents=latents)
+
+
+def frame_size(data: DataConfig) -> tuple[int, int]:
+    """Height and width of the frames that are trained on; both splits have windows of them. Decodes nothing.
+
+    Raises:
+        UsageError: the data hold no frames, or a split no window.
+    """
+    size = picture_size(data, open_split(data, "train")[0])
+    open_windows(data, "val")
+    open_windows(data, "train")
+    return size
+
+
+def picture_size(data: DataConfig, source: Source) -> tuple[int, int]:
+    """Height and width of a source's frames, scaled as asked for."""
+    if source.image_size is None:
+        raise UsageError(f"{source.path} holds no frames, it is {source.kind}; give video")
+    return (data.image_size, data.image_size) if data.image_size else source.image_size
+
+
+def initialise(model: nn.Module, path: Path | None) -> None:
+    """Start from the weights of a run or model folder, if one is given. Raises `UsageError` where they do not fit."""
+    if path is None:
+        return
+    weights = read_model(folder := model_folder(path))[1]
+    try:
+        load_weights(model, weights, folder)
+    except DataError as error:
+        raise UsageError(
+            f"{path} holds another model than is trained here, {error.found}; give one of the same kind and sizes "
+            "(--init-from), or train one of its"
+        ) from error

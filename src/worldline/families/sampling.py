@@ -1,0 +1,344 @@
+"""The sampling track: Wan's continuous video VAE, and the state-conditioned Wan over its latents."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldline.contract import Contract, FramePattern
+from worldline.data.clips import Clips, DataConfig, all_clips, open_clips, open_split
+from worldline.devices import pick_device
+from worldline.encoding.latents import encode
+from worldline.families.card import Base, ModelCard
+from worldline.families.config import TrainConfig
+from worldline.families.family import (
+    Pictures,
+    Prepared,
+    Progress,
+    TokenizerKind,
+    WorldKind,
+    contract_with,
+    expected_contract,
+    image_size,
+    picture_size,
+    register,
+)
+from worldline.families.sample import SampleOptions
+from worldline.families.tokenizers import fingerprint, keep_tokenizer, load_vae, tokenizer_config
+from worldline.forecasting.latents import LatentForecaster
+from worldline.formats.encoded import LatentSource
+from worldline.formats.open import contract_of
+from worldline.formats.source import Source
+from worldline.identity import Identity, Part, refuse_another
+from worldline.process.flow import FlowSampling
+from worldline.ranks import Ranks
+from worldline.schema import Batch, LatentGrid, UsageError, stack
+from worldline.tokenizers.tokenizer import Tokenizer
+from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes, WanVAETokenizer
+from worldline.tokenizers.wan_vae_keys import HUB_ID, ORIGINAL_NAME, load_tensors, read_config, vae_files
+from worldline.worlds.wan import WanConfig, WanWorld
+from worldline.worlds.wan_text import load_text
+from worldline.worlds.wan_weights import fingerprint_backbone, load_backbone
+
+MEASURED_CLIPS = 512
+"""Training clips behind the mean and deviation of a new VAE's latents."""
+PREVIEW = FlowSampling(steps=5)
+"""How forecasts are made during training: few steps, since they only have to show progress."""
+
+
+class VAEKind(TokenizerKind[WanVAEConfig, WanVAETokenizer]):
+    """Wan's VAE, trained here or published."""
+
+    config = WanVAEConfig
+    download = (
+        f"the folder of {HUB_ID} (vae/config.json and vae/diffusion_pytorch_model.safetensors), or {ORIGINAL_NAME}"
+    )
+
+    def pattern(self, config: TrainConfig, model: WanVAEConfig) -> FramePattern:
+        pattern = config.data.pattern
+        model.grid(0, 0).latents_of(len(pattern.frames))
+        return pattern
+
+    def finish(self, model: WanVAETokenizer, train: Clips, config: TrainConfig) -> None:
+        model.measure_statistics(_some(train, config))
+
+    def published(self, path: Path) -> list[Path]:
+        return vae_files(path)
+
+    def published_config(self, path: Path, files: list[Path]) -> WanVAEConfig:
+        return read_config(files)
+
+    def load_published(self, path: Path, files: list[Path]) -> WanVAETokenizer:
+        with torch.device("meta"):  # the weights are in memory once, not twice
+            tokenizer = read_config(files).build()
+        tokenizer.vae.load_state_dict(load_tensors(files, tokenizer.vae.state_dict()), strict=True, assign=True)
+        return tokenizer
+
+
+def _some(clips: Clips, config: TrainConfig) -> Iterator[Batch]:
+    step, at_once = max(1, len(clips) // MEASURED_CLIPS), -(-config.batch_size // config.accumulate)
+    for begin in range(0, len(clips), step * at_once):
+        numbers = range(begin, min(begin + step * at_once, len(clips)), step)
+        yield stack([clips[i] for i in numbers]).to(pick_device(config.device))
+
+
+class LatentWorldKind(WorldKind[WanConfig, WanWorld]):
+    """Wan over latents that are there, of a cache, or encoded batch by batch."""
+
+    config = WanConfig
+    over = "latents"
+    reads = ("tokenizer", "weights", "text")
+    options = ("steps", "guidance", "sampler", "average_repeats")
+    psnr_clips = 8
+
+    def idle(self, config: TrainConfig, model: WanConfig) -> dict[str, str]:
+        found = {}
+        if model.unconditional:
+            found |= {f"model.{name}": "the world is unconditional" for name in ("states.", "drop_states")}
+        if model.lora is None:
+            found["model.block_bias"] = "without adapters the whole backbone is trained, its tables too"
+        return found
+
+    def normalises(self, model: WanConfig) -> bool:
+        return model.states.normalise and not model.unconditional
+
+    def adapts(self, model: WanConfig) -> bool:
+        return model.lora is not None
+
+    def build(self, model: WanConfig, contract: Contract | None) -> WanWorld:
+        assert contract is not None, "a world is built for data"
+        return model.build(contract.state_kinds, contract.pattern)
+
+    def skeleton(self, model: WanConfig, contract: Contract | None) -> WanWorld:
+        """A frozen backbone is bfloat16, but for what diffusers keeps in fp32."""
+        assert contract is not None, "a world is built for data"
+        with torch.device("meta"):
+            backbone = model.backbone.build(torch.bfloat16) if self.adapts(model) else None
+            return model.build(contract.state_kinds, contract.pattern, backbone=backbone).to("meta")
+
+    def rebuild(self, card: ModelCard, folder: Path, *, weights: Path | None, allowed: Collection[Part]) -> WanWorld:
+        model: Any = card.config
+        if not self.adapts(model):
+            return super().rebuild(card, folder, weights=weights, allowed=allowed)
+        place = weights or (card.base.path if card.base else Path())
+        if not place.exists():
+            raise UsageError(
+                f"the backbone under the adapters in {folder} was at {place} when they were trained, and is not there "
+                "now; give its new place (--weights DIR)"
+            )
+        found = Identity(backbone=fingerprint_backbone(place))
+        refuse_another(card.identity, found, what=f"the world in {folder}", places={"backbone": place}, allowed=allowed)
+        backbone = load_backbone(place, model.backbone)
+        return model.build(card.promise.state_kinds, card.promise.pattern, backbone=backbone)
+
+    # --- training ---
+
+    def prepare(self, config: TrainConfig, model: WanConfig, ranks: Ranks, progress: Progress) -> Prepared:
+        """Raises `UsageError` for no VAE or no pretrained backbone where one is needed, or latents of another VAE."""
+        if config.tokenizer is None:
+            raise UsageError("a world over latents needs the VAE that makes them (--tokenizer RUN or Wan2.2's folder)")
+        pattern, (source, chosen) = config.data.pattern, open_split(config.data, "train")
+        base, vae = _base(config, model), load_vae(config.tokenizer)
+        held = isinstance(source, LatentSource)
+        grid = source.latent_grid if held else vae.grid(*picture_size(config.data, source))
+        _check_latents(model, grid, pattern)  # what cannot be is refused before anything is encoded
+        contract = contract_with(source, config.data, grid, pattern)
+        model.codes_over(contract.state_kinds, pattern)
+        clips = _as_latents(config, source, chosen, vae, ranks, progress)
+        torch.manual_seed(config.seed)  # the first weights are a function of the seed
+        dtype = torch.bfloat16 if self.adapts(model) else torch.float32  # what is trained is fp32
+        backbone = load_backbone(base, model.backbone, dtype=dtype) if base else None
+        world = model.build(contract.state_kinds, pattern, backbone=backbone)
+        if config.text is not None:
+            world.set_text(load_text(config.text))
+        place, vae = config.tokenizer, vae.to(pick_device(config.device)).requires_grad_(False)
+        return self.prepared(
+            config,
+            world,
+            clips,
+            contract,
+            base=Base(path=base) if base else None,
+            tokenizer=vae,
+            left_out=source.left_out,
+            ready=lambda batch: batch if batch.frames is None else replace(batch, latents=vae.encode(batch.frames)),
+            keep=lambda run: keep_tokenizer(run, place, vae),
+        )
+
+    def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
+        """Decoded true latents, and the same with the horizon forecast from one draw of noise."""
+        assert batch.latents is not None, "prepared for a world over latents"
+        world, vae = made.model, made.tokenizer
+        future = self.roll_out(world, batch)  # pyright: ignore[reportArgumentType]
+        context = batch.latents[:, : batch.latents.shape[1] - future.shape[1]]
+        return vae.decode(batch.latents).cpu(), vae.decode(torch.cat([context, future], dim=1)).cpu()
+
+    def roll_out(self, world: WanWorld, batch: Batch) -> Tensor:
+        assert batch.latents is not None, "a batch of latents"
+        context, future = batch.latents[:, : world.context_latents], batch.latents[:, world.context_latents :]
+        noise = torch.empty_like(future)
+        if not noise.is_meta:
+            noise = torch.randn(future.shape, generator=torch.Generator().manual_seed(0)).to(future.device)
+        return world.forecast(context, batch.states, noise, sampling=PREVIEW)
+
+    # --- forecasts ---
+
+    def check_options(self, model: WanConfig, contract: Contract, options: SampleOptions) -> None:
+        if options.guidance != 1 and model.unconditional:
+            raise UsageError("this world ignores the states: --guidance would change nothing")
+        if options.guidance != 1 and not model.states.null:
+            raise UsageError(
+                f"--guidance {options.guidance:g} compares states with none, which this world has not learned; train "
+                "one with a null code (--model.states.null, --model.drop-states)"
+            )
+        if options.average_repeats and not contract.pattern.repeat_last:
+            raise UsageError("this world shows no instant twice: --average-repeats would change nothing")
+
+    def refuse_unfit(
+        self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool, allowed: Collection[Part]
+    ) -> None:
+        pattern = card.promise.pattern
+        if isinstance(source, LatentSource):
+            if source.pattern != pattern:
+                raise UsageError(
+                    f"{source.path} holds latents of {source.pattern}, but this world was trained on {pattern}"
+                )
+            if card.identity.tokenizer not in (None, source.tokenizer):
+                raise UsageError(f"{source.path} holds latents of another VAE than this world was trained on")
+        elif source.image_size is None:
+            raise UsageError(f"{source.path} holds no frames for a forecast to begin with; give data that do (--data)")
+
+    def forecaster(
+        self, world: WanWorld, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device
+    ) -> LatentForecaster:
+        if tokenizer is None:
+            raise UsageError("this world has no VAE beside it; give the one it was trained on (--tokenizer DIR)")
+        if isinstance(tokenizer, Tokenizer):
+            raise UsageError("this world forecasts latents; give the VAE it was trained on (--tokenizer DIR)")
+        return LatentForecaster(
+            tokenizer=tokenizer,
+            world=world.to(device),
+            grid=card.promise.latents,
+            pattern=card.promise.pattern,
+            sampling=options.flow,
+            num_samples=options.num_samples,
+            average_repeats=options.average_repeats,
+            rows=options.rows,
+            device=device,
+        )
+
+    # --- for planning ---
+
+    def expected(self, config: TrainConfig, model: WanConfig) -> Contract:
+        size, vae = image_size(config), self.encoder(config, model)
+        grid = vae.grid(size, size)
+        _check_latents(model, grid, config.data.pattern)
+        return expected_contract(grid, config.data.pattern, size)
+
+    def encoder(self, config: TrainConfig, model: WanConfig) -> WanVAEConfig:
+        """Of the VAE named by the run if it is there, else Wan2.2's, or the preset with as many channels."""
+        place = config.tokenizer or config.weights
+        if place is not None and place.exists():
+            found: Any = tokenizer_config(place)
+            return found
+        channels = model.backbone.in_channels
+        fits = (sizes for sizes in WanVAESizes.presets.values() if sizes.z_dim == channels)
+        return WanVAEConfig(sizes=next(fits, WanVAESizes()))
+
+    def depth(self, model: WanConfig) -> int | None:
+        return model.backbone.num_layers
+
+    def with_depth(self, model: WanConfig, depth: int) -> WanConfig:
+        return replace(model, backbone=replace(model.backbone, num_layers=depth))
+
+
+def _as_latents(
+    config: TrainConfig, source: Source, chosen: Sequence[int], vae: Any, ranks: Ranks, progress: Progress
+) -> tuple[Clips, Clips]:
+    """Clips of both splits: of latents that are there, of frames where nothing is cached, else of cached latents."""
+    data = config.data
+    data.augment.keep_sides()
+    if isinstance(source, LatentSource):
+        data = _checked(data, source)
+    if isinstance(source, LatentSource) or data.cache is None:
+        return open_clips(data, "train"), open_clips(data, "val")
+    if data.augment.changes:
+        raise UsageError(
+            "latents in a cache are encoded once, so nothing would be augmented; train straight from video "
+            "(--data.cache None) or augment nothing"
+        )
+    assert config.tokenizer is not None, "loaded already"
+    cache, device, identity = data.cache, ranks.device(config.device), fingerprint(config.tokenizer)
+
+    def clips(source: Source, episodes: Sequence[int]) -> Clips:
+        made = encode(
+            source,
+            vae.to(device),
+            cache,
+            fingerprint=identity,
+            episodes=episodes,
+            pattern=data.pattern,
+            window_stride=data.window_stride,
+            contract=contract_of(source, data, data.path, data.image_size),
+            size=data.image_size,
+            device=device,
+            ranks=ranks,
+            in_cache=True,
+            progress=lambda *at: progress(f"encoding into {cache}", *at),
+        )
+        return all_clips(made.open(), window=data.pattern.window, stride=data.window_stride)
+
+    return clips(source, chosen), clips(*open_split(data, "val"))
+
+
+def _checked(data: DataConfig, train: LatentSource) -> DataConfig:
+    """The data configuration over latents that are there; both splits must hold them, of the pattern that is wanted."""
+    for source in (train, open_split(data, "val")[0]):
+        assert isinstance(source, LatentSource), "both splits hold the same"
+        if source.pattern != data.pattern:
+            raise UsageError(f"{source.path} was encoded with {source.pattern}, but the run asks for {data.pattern}")
+        if source.latent_grid != train.latent_grid:
+            raise UsageError(f"{source.path} holds {source.latent_grid}, but {train.path} {train.latent_grid}")
+    return replace(data, pattern=FramePattern.consecutive(train.pattern.window))
+
+
+def _check_latents(model: WanConfig, grid: LatentGrid, pattern: FramePattern) -> None:
+    """Raise `UsageError` where the backbone's channels, its patches or its length do not fit the latents."""
+    reads, length = model.backbone.in_channels, model.context_latents + model.horizon_latents
+    if reads != grid.channels:
+        raise UsageError(
+            f"the world reads {reads} channels, but the VAE makes {grid.channels}; give the VAE that makes them "
+            "(--tokenizer RUN) or another --model.backbone"
+        )
+    _, patch_h, patch_w = model.backbone.patch_size
+    if grid.height % patch_h or grid.width % patch_w:
+        raise UsageError(f"latents of {grid.height}x{grid.width} do not divide into patches of {patch_h}x{patch_w}")
+    if (found := grid.latents_of(len(pattern.frames))) != length:
+        raise UsageError(f"the pattern's {len(pattern.frames)} frames make {found} latents, the world reads {length}")
+
+
+def _base(config: TrainConfig, model: WanConfig) -> Path | None:
+    """Where the pretrained backbone lies; None where the whole backbone is trained from nothing.
+
+    Without adapters the backbone is only where training begins: all of it is trained, and checkpoints hold all of it.
+    """
+    if config.weights is None and model.lora is None:
+        return None
+    if config.weights is None:
+        raise UsageError(
+            "adapters need a pretrained backbone: give Wan2.2 TI2V-5B's folder (--weights DIR), from the hub "
+            "Wan-AI/Wan2.2-TI2V-5B-Diffusers (transformer/) or Wan-AI/Wan2.2-TI2V-5B (diffusion_pytorch_model-*); "
+            "nothing is downloaded for you. To train a backbone from nothing: --model.lora None and no --weights"
+        )
+    if config.text is None:
+        raise UsageError(
+            "a pretrained backbone expects the empty prompt's encoding, not zeros: compute it once with "
+            "`worldline text WEIGHTS --out text.safetensors`, then give it (--text text.safetensors)"
+        )
+    return config.weights.resolve()
+
+
+for kind in (VAEKind(), LatentWorldKind()):
+    register(kind)

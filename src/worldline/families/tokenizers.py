@@ -1,0 +1,168 @@
+"""Tokenizers by path: a run or model folder is enough, or a published download. What identifies one, and its copy."""
+
+import hashlib
+import shutil
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from worldline.contract import ModelConfig
+from worldline.families.card import ModelCard, describe_model
+from worldline.families.family import KINDS, TokenizerKind, kind_of
+from worldline.nn.load import load_weights
+from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
+from worldline.schema import UsageError
+from worldline.tokenizers.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerIdentity:
+    """Which tokenizer made tokens or latents: what their costs must have in common to be compared."""
+
+    fingerprint: str
+    """The first twelve digits of it."""
+    hysteresis: float | None = field(default=None, compare=False)
+    """Levels by which a token resists change (`FSQVideoConfig.hysteresis`), which the fingerprint is of, too; None
+    where there is no such rule, or the tokenizer is not at hand."""
+
+    def __str__(self) -> str:
+        return self.fingerprint + ("" if self.hysteresis is None else f", hysteresis {self.hysteresis:g}")
+
+    @staticmethod
+    def of(fingerprint: str, tokenizer: object) -> "TokenizerIdentity":
+        """The identity of a tokenizer that was loaded, and whose fingerprint is known."""
+        config = getattr(tokenizer, "config", None)
+        return TokenizerIdentity(fingerprint=fingerprint[:12], hysteresis=getattr(config, "hysteresis", None))
+
+
+def load_any(path: Path) -> Any:
+    """Build the tokenizer a path describes, in evaluation mode, on the CPU.
+
+    Args:
+        path: a run or model folder of worldline, or a download: of Cosmos; of Wan2.2, in diffusers' layout or its own.
+
+    Raises:
+        DataError: files are missing or damaged, or weights do not fit the description.
+        UsageError: the path is none of these, or holds a world.
+    """
+    kind, files = _published(path)
+    if kind is not None:
+        return kind.load_published(path, files).eval()
+    folder, card = _tokenizer(path)
+    if card.path is not None:
+        return load_any(_elsewhere(folder, card))
+    tokenizer = kind_of(card.config).build(card.config, None)
+    load_weights(tokenizer, load_tensors(folder / "model.safetensors"), folder)
+    return tokenizer.eval()
+
+
+def load_tokenizer(path: Path) -> Any:
+    """A discrete tokenizer, a `Tokenizer` (see `load_any`). Raises `UsageError` for a continuous one."""
+    tokenizer = load_any(path)
+    if not isinstance(tokenizer, Tokenizer):
+        raise UsageError(f"{path} holds a VAE, whose latents are continuous; a tokenizer with tokens is needed here")
+    return tokenizer
+
+
+def load_vae(path: Path) -> Any:
+    """A continuous tokenizer, a `LatentTokenizer` (see `load_any`). Raises `UsageError` for a discrete one."""
+    tokenizer = load_any(path)
+    if isinstance(tokenizer, Tokenizer):
+        raise UsageError(f"{path} holds a tokenizer with tokens, not a VAE; a VAE is needed here")
+    return tokenizer
+
+
+def tokenizer_config(path: Path) -> ModelConfig:
+    """The configuration of the tokenizer a path describes, without its weights. Raises as `load_any`."""
+    kind, files = _published(path)
+    return kind.published_config(path, files) if kind is not None else _tokenizer(path)[1].config
+
+
+def _published(path: Path) -> tuple[TokenizerKind[Any, Any] | None, list[Path]]:
+    for kind in KINDS.values():
+        if isinstance(kind, TokenizerKind) and (files := kind.published(path)):
+            return kind, files
+    return None, []
+
+
+def _tokenizer(path: Path) -> tuple[Path, ModelCard]:
+    if not (path / "model.json").is_file() and not RunDir(path).checkpoints():
+        offered = [kind.download for kind in KINDS.values() if isinstance(kind, TokenizerKind) and kind.download]
+        raise UsageError(
+            f"{path} is no tokenizer. Give a run or model folder; {'; '.join(offered)}. worldline downloads nothing by "
+            "itself"
+        )
+    folder, card = _described(path)
+    if not isinstance(kind_of(card.config), TokenizerKind):
+        raise UsageError(f"{path} holds a world; a tokenizer is needed here")
+    return folder, card
+
+
+def _described(path: Path) -> tuple[Path, ModelCard]:
+    folder = model_folder(path)
+    return folder, describe_model(folder)
+
+
+def fingerprint(path: Path) -> str:
+    """Identity of a tokenizer, or any model: a hash of its weights and of the hysteresis, which decides tokens, too.
+
+    Raises:
+        UsageError: the path is neither a run or model folder nor a published download.
+    """
+    digest, files, hysteresis = hashlib.sha256(), _published(path)[1], 0.0
+    if not files:
+        folder, card = _described(path)
+        if card.path is not None:  # a run's note of where the weights lie
+            return fingerprint(_elsewhere(folder, card))
+        if card.fingerprint is not None:  # weights of a published layout, saved in ours
+            return card.fingerprint
+        files, hysteresis = [folder / "model.safetensors"], getattr(card.config, "hysteresis", 0.0)
+    for file in files:
+        status = file.stat()
+        digest.update(_file_digest(file, status.st_size, status.st_mtime_ns))
+    if hysteresis:  # the one setting that changes the tokens of the same weights; the rule has a name of its own
+        digest.update(f"hysteresis per block {hysteresis}".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _file_digest(file: Path, _size: int, _mtime: int) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _elsewhere(folder: Path, card: ModelCard) -> Path:
+    """Where a run says that the weights lie which were too large to copy into it."""
+    path, expected = card.path, card.fingerprint or ""
+    assert path is not None, "asked of such a card"
+    if not path.exists():
+        raise UsageError(
+            f"the tokenizer behind {folder} was at {path} when the run began, and is not there now; give its new place "
+            "(--tokenizer DIR)"
+        )
+    if (found := fingerprint(path)) != expected:
+        raise UsageError(
+            f"the tokenizer at {path} is another one (fingerprint {found[:12]}) than when {folder} was made "
+            f"({expected[:12]}); give that one (--tokenizer DIR)"
+        )
+    return path
+
+
+def keep_tokenizer(run: RunDir, path: Path, tokenizer: Any) -> None:
+    """Copy a tokenizer into a run, so that its folder stands alone; of a large one say where it lies."""
+    kind: Any = kind_of(tokenizer.config)
+    copied = sum(parameter.numel() for parameter in tokenizer.parameters()) <= kind.copied
+    own = None
+    if copied and not _published(path)[0]:
+        folder, card = _described(path)
+        own = None if card.path or card.fingerprint else folder / "model.safetensors"
+    card = ModelCard(
+        config=tokenizer.config,
+        fingerprint=None if own else fingerprint(path),
+        path=None if copied else path.resolve(),
+    )
+    with new_folder(run.tokenizer) as folder:
+        write_model(folder, card.to_json(), tokenizer.state_dict() if copied else {})
+        if own is not None:  # byte for byte, and so of the same fingerprint
+            shutil.copyfile(own, folder / "model.safetensors")

@@ -1,0 +1,60 @@
+"""Figures and pictures from held-out clips during training. Quick, and always on the same clips."""
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from worldline.data.clips import Clips
+from worldline.families.family import Prepared
+from worldline.metrics.image import psnr
+from worldline.schema import Batch, stack
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module, made: Prepared, *, num_clips: int, device: torch.device, batch_size: int = 8
+) -> dict[str, float]:
+    """Mean loss and figures over evenly spread validation clips, as `val/...`. The model is in evaluation mode.
+
+    What else is measured is the model's kind to say: `Kind.figures`, and for some `val/psnr_db` of the last frame that
+    a few forecasts show.
+    """
+    chosen = _spread(made.val, num_clips)
+    totals: dict[str, float] = {}
+    for part in np.array_split(chosen, max(1, len(chosen) // batch_size)):
+        batch = _batch(made, part, device)
+        loss, figures = model.loss(batch, torch.Generator().manual_seed(0))  # pyright: ignore[reportCallIssue]
+        measured = {name: value.item() for name, value in made.kind.figures(model, batch).items()}
+        for name, value in {"loss": loss.item(), **figures, **measured}.items():
+            totals[name] = totals.get(name, 0.0) + value * len(part) / len(chosen)
+    if made.kind.psnr_clips:
+        shown = made.kind.shown(made, _batch(made, _spread(made.val, made.kind.psnr_clips), device))
+        if shown is not None:
+            totals["psnr_db"] = psnr(shown[1][:, -1:], shown[0][:, -1:]).mean().item()
+    return {f"val/{name}": value for name, value in totals.items()}
+
+
+@torch.no_grad()
+def sample_strip(made: Prepared, *, device: torch.device, num_clips: int = 2) -> UInt8[Tensor, "3 h w"] | None:
+    """A picture for TensorBoard: real frames above what the model makes of them; None where nothing can be shown."""
+    shown = made.kind.shown(made, _batch(made, _spread(made.val, num_clips), device))
+    return None if shown is None else strip(*shown)
+
+
+def _batch(made: Prepared, numbers: np.ndarray, device: torch.device) -> Batch:
+    return made.ready(stack([made.val[int(i)] for i in numbers]).to(device))
+
+
+def _spread(clips: Clips, wanted: int) -> np.ndarray:
+    return np.unique(np.linspace(0, len(clips) - 1, min(wanted, len(clips))).round().astype(int))
+
+
+def strip(
+    real: UInt8[Tensor, "b t 3 h w"], made: UInt8[Tensor, "b t 3 h w"], columns: int = 6
+) -> UInt8[Tensor, "3 y x"]:
+    """Lay a few frames of each clip side by side, real above made."""
+    times = torch.linspace(0, real.shape[1] - 1, columns).round().long()
+    pairs = torch.stack([real[:, times].cpu(), made[:, times].cpu()], dim=1)
+    return rearrange(pairs, "b two t c h w -> c (b two h) (t w)")
