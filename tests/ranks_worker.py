@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from builders import Means, small_tokenizer, small_world
+from builders import GRID_200, SMALL_WORLD, TOKEN_GRID, Means, small_tokenizer, small_world
 from latent_builders import SMALL_BACKBONE, SMALL_VAE
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from worldline.evaluation.autoencoder import Autoencoder
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Evaluation
+from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.prepare import prepare
 from worldline.files import read_json, write_json

@@ -143,6 +143,7 @@ def test_the_counts_agree_with_each_other_and_with_real_tensors(load) -> None:
 
 
 def test_flops_of_a_clip_are_six_per_weight_and_token_and_the_attention(load) -> None:
+    from worldline.schema import TokenGrid
     from worldline.worlds.st_transformer import STTransformerConfig
 
     config = STTransformerConfig(width=64, heads=2, layers=2, dropout=0.0)

@@ -22,6 +22,7 @@ from worldline.cli import data, evaluate, forecast, report, train
 from worldline.cli import main as entry
 from worldline.data.splits import recording_of
 from worldline.evaluation.result import Evaluation
+from worldline.families.tokenizers import TokenizerIdentity, fingerprint
 from worldline.formats.open import open_source
 from worldline.metrics.table import METRICS
 from worldline.rundir import RunDir, save_tensors, to_json

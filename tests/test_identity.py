@@ -15,7 +15,7 @@ from worldline import builtin
 from worldline.data.clips import DataConfig
 from worldline.encoding.tokens import tokenize
 from worldline.evaluation.held_out import DataChoice, split_of
-from worldline.families.card import card_of, describe_model
+from worldline.families.card import ModelCard, card_of, describe_model
 from worldline.families.config import TrainConfig, read_config
 from worldline.families.load import load_forecaster
 from worldline.families.sample import LoadOptions
