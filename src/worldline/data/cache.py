@@ -62,11 +62,7 @@ def cached_frames(
 
     Several ranks share the episodes; each must call this. Resumable: finished episodes are kept, and another data set,
     camera, size or changed video gets another folder, a copied or moved one does not. Takes `3 * size**2` bytes of disk
-    a frame: 197 kB at 256 px.
-
-    Raises:
-        UsageError: the source has no video.
-        DataError: a video does not decode.
+    a frame: 197 kB at 256 px. Raises `UsageError` for a source without video, `DataError` where one does not decode.
     """
     if source.image_size is None:
         raise UsageError(f"{source.path}: only video can be cached, this is {source.kind}")

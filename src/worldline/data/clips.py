@@ -123,15 +123,13 @@ class Clips(Sequence[Clip]):
 def open_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]:
     """The data set behind the training or validation clips, and which of its episodes are taken.
 
-    Raises:
-        UsageError: what `open_source` and `choose_episodes` raise.
-        DataError: what `open_source` raises.
+    Raises what `open_source` and `choose_episodes` raise.
     """
+    text = config.train_episodes if split == "train" else config.val_episodes
     if split == "val" and config.val_path is not None:
         source = config.open(config.val_path)
-        return source, choose_episodes(source, config.val_episodes)
+        return source, choose_episodes(source, text)
     source = config.open(config.path)
-    text = config.train_episodes if split == "train" else config.val_episodes
     return source, choose_episodes(source, text, exclude=config.exclude_episodes)
 
 
@@ -152,19 +150,15 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
     trained_on = recordings(source, episodes).joined(trained_on or Recordings())
     held_out, chosen = _checked_split(config, "val")
     refuse_shared(trained_on, held_out, chosen)
-    _refuse_unlike(source, held_out, sized=config.image_size is not None)
-    return trained_on
-
-
-def _refuse_unlike(train: Source, val: Source, *, sized: bool) -> None:
-    """Raise `UsageError` where validation data are not of the shape and units of the training data."""
-    one, two = train.alike, val.alike
-    for what in ("content", "state names", "frames per second", "tokens", *(() if sized else ("picture size",))):
-        if one[what] != two[what]:
+    sized = ("picture size",) if config.image_size is None else ()
+    for what in ("content", "state names", "frames per second", "tokens", *sized):
+        if source.alike[what] != held_out.alike[what]:
             raise UsageError(
-                f"what is trained on {train.path} cannot be validated on {val.path}, they differ in {what}: "
-                f"{one[what]} and {two[what]}. Give validation data like the training data (--data.val-path)"
+                f"what is trained on {source.path} cannot be validated on {held_out.path}, they differ in {what}: "
+                f"{source.alike[what]} and {held_out.alike[what]}. Give validation data like the training data "
+                "(--data.val-path)"
             )
+    return trained_on
 
 
 def _checked_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]:
@@ -178,9 +172,7 @@ def _checked_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[i
 def open_windows(config: DataConfig, split: Split) -> tuple[Source, Sequence[int], WindowIndex]:
     """The data set behind the clips of a split, the episodes taken and the windows in them. Decodes nothing.
 
-    Raises:
-        UsageError: the split holds no window, and what `open_split` raises.
-        DataError: what `open_source` raises.
+    Raises what `open_split` raises, and `UsageError` where the split holds no window.
     """
     source, episodes = open_split(config, split)
     window, stride, what = config.pattern.window, config.window_stride, f"{split} episodes"
@@ -192,11 +184,8 @@ def open_clips(
 ) -> Clips:
     """Open the training or validation clips of a configuration; `progress` watches the filling of the cache.
 
-    Where there is a cache to fill, `ranks` share it, and each must call this.
-
-    Raises:
-        UsageError: the split holds no window, or a cache without a size.
-        DataError: what `open_source` raises.
+    Where there is a cache to fill, `ranks` share it, and each must call this. Raises what `open_windows` raises, and
+    `UsageError` for a cache of frames without a size.
     """
     source, episodes, index = open_windows(config, split)
     check_episodes(source, episodes, size=config.image_size)

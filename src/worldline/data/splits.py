@@ -37,11 +37,7 @@ class Recordings:
 
 
 def recordings(source: Source, episodes: Sequence[int]) -> Recordings:
-    """The recordings that some episodes show. Reads their states, no video; says what cannot be told apart.
-
-    Raises:
-        DataError: the states of an episode are not what they should be.
-    """
+    """The recordings that some episodes show. Reads their states, no video; says what cannot be told apart."""
     found = [_identify(source, i) for i in dict.fromkeys(episodes)]
     still = sum(by_video for _, by_video in found)
     if still:

@@ -7,9 +7,9 @@ hashed, so that 100 GB take seconds. A change in the middle of a large file of t
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
+from worldline.files import while_unchanged
 from worldline.formats.source import Source
 
 SAMPLE = 1 << 16
@@ -17,11 +17,7 @@ SAMPLE = 1 << 16
 
 
 def content_of(source: Source, episodes: Sequence[int]) -> str:
-    """Hash of the content of some episodes, in their order; 64 hexadecimal digits.
-
-    Raises:
-        DataError: states are not what they should be.
-    """
+    """Hash of the content of some episodes, in their order; 64 hexadecimal digits."""
     digest = hashlib.sha256(json.dumps([source.fps, source.layout.names, footage_of(source, episodes)]).encode())
     for episode in episodes:
         states = source.read_states(episode, 0, source.episodes[episode].length)
@@ -36,13 +32,13 @@ def footage_of(source: Source, episodes: Sequence[int]) -> str:
     for episode in episodes:
         digest.update(f" {source.episodes[episode].length}".encode())
         path, first = source.footage(episode)
-        status = path.stat()
-        digest.update(f" {first} {_sampled(path, status.st_size, status.st_mtime_ns)}".encode())
+        digest.update(f" {first} {_sampled(path)}".encode())
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=1 << 17)
-def _sampled(path: Path, size: int, _mtime: int) -> str:
+@while_unchanged(1 << 17)
+def _sampled(path: Path) -> str:
+    size = path.stat().st_size
     digest = hashlib.sha256(f"{size}".encode())
     with path.open("rb") as file:
         for start in (0, size // 2, max(0, size - SAMPLE)):

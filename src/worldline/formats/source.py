@@ -57,11 +57,9 @@ class Source:
         return Clip(states=states, fps=self.fps, origin=self.origin(episode, start), frames=frames)
 
     def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
-        """States of frames `start .. stop-1` alone, a copy, checked to be finite. Never touches video or tokens.
+        """States of frames `start .. stop-1` alone, a copy. Never touches video or tokens.
 
-        Raises:
-            DataError: as `read`, and for a value that is not a finite number.
-            IndexError: the window leaves the episode.
+        Raises what `read` raises, and `DataError` for a value that is not a finite number.
         """
         raise NotImplementedError
 
@@ -74,11 +72,7 @@ class Source:
         raise NotImplementedError
 
     def check(self, episode: int) -> tuple[int, int] | None:
-        """Check all of an episode but its pixels, as cheaply as can be; give the size of its frames, if it has any.
-
-        Raises:
-            DataError: its states or its video are not what they should be.
-        """
+        """Check all of an episode but its pixels, as cheaply as can be; give the size of its frames, if it has any."""
         self.read_states(episode, 0, self.episodes[episode].length)
 
     def frame_size(self, episode: int) -> tuple[int, int] | None:
@@ -98,11 +92,7 @@ class Source:
         """Report faults of a whole file that shows some episodes, in addition to those of each episode."""
 
     def claims(self, report: Report, extremes: Float64[np.ndarray, "2 s"] | None = None) -> None:
-        """Report where the files do not hold what the metadata claim.
-
-        Args:
-            extremes: the smallest and the largest value of every state.
-        """
+        """Report where the files do not hold what the metadata claim; states lie between `extremes`."""
 
     def notes(self) -> Iterator[str]:
         """Facts worth knowing that are no faults."""
