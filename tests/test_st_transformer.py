@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from worldline.checks import InvalidValue
 from worldline.nn.fsq import FSQ
-from worldline.nn.states import StateEncoder, StateEncoderConfig, align
+from worldline.nn.states import StateEncoder, align
 from worldline.planning.meter import follow
 from worldline.process.categorical import Sampling
 from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
+BLOCKS = TokenGrid(height=1, width=1, vocab_size=2)
 UNCONDITIONAL = replace(SMALL_WORLD, unconditional=True)
 ADALN = replace(SMALL_WORLD, conditioning="adaln")
 WIDE = replace(SMALL_WORLD, context_grids=3, horizon_grids=6, width=8)
@@ -423,7 +425,7 @@ def _owned_frames(latent: int) -> tuple[int, int]:
 
 def test_latents_own_the_frames_they_encode() -> None:
     rows = torch.arange(34.0).view(1, 34, 1)
-    owned = align(rows, block=17, stride=8, pooling="all")
+    owned = align(rows, BLOCKS, "all")
     assert owned.shape == (1, 6, 8)
     expected = [[0] * 8, list(range(1, 9)), list(range(9, 17)), [17] * 8, list(range(18, 26)), list(range(26, 34))]
     assert owned[0].tolist() == expected
@@ -431,8 +433,8 @@ def test_latents_own_the_frames_they_encode() -> None:
 
 def test_pooling_keeps_the_mean_or_the_last_of_them() -> None:
     rows = torch.stack([torch.arange(34.0), 100 - torch.arange(34.0)], dim=-1)[None]
-    mean = align(rows, block=17, stride=8, pooling="mean")
-    last = align(rows, block=17, stride=8, pooling="last")
+    mean = align(rows, BLOCKS, "mean")
+    last = align(rows, BLOCKS, "last")
     assert mean[0, :, 0].tolist() == [0, 4.5, 12.5, 17, 21.5, 29.5]
     assert last[0, :, 0].tolist() == [0, 8, 16, 17, 25, 33]
     assert last[0, :, 1].tolist() == [100, 92, 84, 83, 75, 67]
@@ -440,25 +442,25 @@ def test_pooling_keeps_the_mean_or_the_last_of_them() -> None:
 
 def test_all_keeps_rows_whole() -> None:
     rows = torch.stack([torch.arange(17.0), 100 + torch.arange(17.0)], dim=-1)[None]
-    owned = align(rows, block=17, stride=8, pooling="all")
+    owned = align(rows, BLOCKS, "all")
     assert owned[0, 1].tolist() == [x for i in range(1, 9) for x in (i, 100 + i)]
 
 
 def test_other_strides() -> None:
-    owned = align(torch.arange(9.0).view(1, 9, 1), block=9, stride=4, pooling="all")
+    owned = align(torch.arange(9.0).view(1, 9, 1), replace(BLOCKS, block=9, temporal_stride=4), "all")
     assert owned[0].tolist() == [[0] * 4, [1, 2, 3, 4], [5, 6, 7, 8]]
 
 
 @pytest.mark.parametrize("pooling", ["all", "mean", "last"])
 def test_statistics_make_units_irrelevant_and_travel_with_the_weights(pooling: Any) -> None:
-    config = StateEncoderConfig(state_dim=3, num_latents=6, hidden=8, pooling=pooling)
+    build = partial(StateEncoder, BLOCKS, num_latents=6, state_dim=3, hidden=8, width=4, pooling=pooling)
     torch.manual_seed(0)
-    encoder, states = StateEncoder(config, 4), torch.randn(2, 34, 3)
+    encoder, states = build(), torch.randn(2, 34, 3)
     mean, std = torch.tensor([5.0, -2.0, 7.0]), torch.tensor([10.0, 0.1, 0.0])
     expected = encoder(states * torch.tensor([1.0, 1.0, 0.0]))
     encoder.set_statistics(mean, std)
     raw = states * std + mean  # the third dimension stands still: it is centred, not divided by zero
     torch.testing.assert_close(encoder(raw), expected, atol=1e-5, rtol=1e-4)
-    other = StateEncoder(config, 4)
+    other = build()
     other.load_state_dict(encoder.state_dict())
     assert torch.equal(other(raw), encoder(raw))

@@ -4,30 +4,12 @@ Shape letters: B batch, T time, S positions of a grid, H heads, K head width, D 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from worldline.checks import refuse
-
-
-@dataclass(frozen=True, kw_only=True)
-class STBlockConfig:
-    width: int
-    heads: int
-    mlp_ratio: int = 4
-    dropout: float = 0.0
-    """On attention weights, inside the MLP and on every residual branch (report, section 3.1)."""
-    modulated: bool = False
-    """Every branch is shifted, scaled and gated by a condition per grid (adaLN-Zero; Peebles & Xie 2022)."""
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            refuse(self, "heads", f"a divisor of the width {self.width}")
 
 
 class TemporalCache:
@@ -51,13 +33,12 @@ class TemporalCache:
 class Attention(nn.Module):
     """Multi-head self-attention with normalised queries and keys (QKNorm; report, section 3.1)."""
 
-    def __init__(self, config: STBlockConfig) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.q_norm = nn.LayerNorm(config.width // config.heads)
-        self.k_norm = nn.LayerNorm(config.width // config.heads)
-        self.out = nn.Linear(config.width, config.width)
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm, self.k_norm = nn.LayerNorm(width // heads), nn.LayerNorm(width // heads)
+        self.out = nn.Linear(width, width)
 
     def forward(
         self, x: Float[Tensor, "n t d"], *, causal: bool, cache: TemporalCache | None = None
@@ -80,19 +61,21 @@ class Attention(nn.Module):
 class STBlock(nn.Module):
     """Pre-norm spatial attention, causal temporal attention, MLP; each on a residual branch.
 
-    With modulation, a condition per grid gives each branch a shift and a scale after its norm and a gate before its
-    sum. Their projection must start at zero, so that the block first ignores the condition.
+    Args:
+        dropout: on attention weights, inside the MLP and on every residual branch (report, section 3.1).
+        modulated: a condition per grid gives each branch a shift and a scale after its norm and a gate before its sum
+            (adaLN-Zero; Peebles & Xie 2022). Their projection must start at zero, so that the block first ignores it.
     """
 
-    def __init__(self, config: STBlockConfig) -> None:
+    def __init__(self, width: int, heads: int, *, mlp_ratio: int, dropout: float, modulated: bool) -> None:
         super().__init__()
-        self.spatial_norm, self.spatial = nn.LayerNorm(config.width), Attention(config)
-        self.temporal_norm, self.temporal = nn.LayerNorm(config.width), Attention(config)
-        self.mlp_norm, hidden = nn.LayerNorm(config.width), config.mlp_ratio * config.width
-        expand, contract = nn.Linear(config.width, hidden), nn.Linear(hidden, config.width)
-        self.mlp = nn.Sequential(expand, nn.GELU(), nn.Dropout(config.dropout), contract)
-        self.dropout = nn.Dropout(config.dropout)
-        self.modulation = nn.Linear(config.width, 9 * config.width) if config.modulated else None
+        self.spatial_norm, self.spatial = nn.LayerNorm(width), Attention(width, heads, dropout)
+        self.temporal_norm, self.temporal = nn.LayerNorm(width), Attention(width, heads, dropout)
+        self.mlp_norm = nn.LayerNorm(width)
+        expand, contract = nn.Linear(width, mlp_ratio * width), nn.Linear(mlp_ratio * width, width)
+        self.mlp = nn.Sequential(expand, nn.GELU(), nn.Dropout(dropout), contract)
+        self.dropout = nn.Dropout(dropout)
+        self.modulation = nn.Linear(width, 9 * width) if modulated else None
 
     def forward(
         self,

@@ -5,7 +5,6 @@ Alignment rule: within a block of `1 + k * stride` frames, latent 0 owns frame 0
 states belong to 6 grids; this rule is our choice. `pooling` says how the states of one latent are combined.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,7 +12,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from worldline.schema import UsageError
+from worldline.schema import TokenGrid, UsageError
 
 
 class Standardising(nn.Module):
@@ -33,22 +32,8 @@ class Standardising(nn.Module):
         self.scale.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class StateEncoderConfig:
-    state_dim: int
-    num_latents: int
-    """Latent frames of context and horizon together."""
-    hidden: int = 256
-    block: int = 17
-    temporal_stride: int = 8
-    pooling: Literal["all", "mean", "last"] = "all"
-    """Keep all states a latent owns (side by side), their mean, or the last one."""
-
-    @property
-    def num_frames(self) -> int:
-        """State rows the encoder reads; further rows are accepted and ignored (1X test files hold 64 for 34)."""
-        per_block = 1 + (self.block - 1) // self.temporal_stride
-        return self.num_latents // per_block * self.block
+Pooling = Literal["all", "mean", "last"]
+"""Keep all states that a latent owns (side by side), their mean, or the last one."""
 
 
 class StateEncoder(Standardising):
@@ -58,36 +43,41 @@ class StateEncoder(Standardising):
     it predicts grid t+1 (report, section 3.1).
     """
 
-    def __init__(self, config: StateEncoderConfig, width: int) -> None:
-        super().__init__(config.state_dim)
-        self.config = config
-        rows = config.temporal_stride if config.pooling == "all" else 1
-        self.mlp = nn.Sequential(
-            nn.Linear(rows * config.state_dim, config.hidden), nn.SiLU(), nn.Linear(config.hidden, width)
-        )
+    def __init__(
+        self, grid: TokenGrid, *, num_latents: int, state_dim: int, hidden: int, width: int, pooling: Pooling
+    ) -> None:
+        """`num_latents` are latent frames of context and horizon together."""
+        super().__init__(state_dim)
+        self.grid, self.num_frames = grid, grid.frames_of(num_latents)
+        self.pooling: Pooling = pooling
+        rows = grid.temporal_stride if pooling == "all" else 1
+        self.mlp = nn.Sequential(nn.Linear(rows * state_dim, hidden), nn.SiLU(), nn.Linear(hidden, width))
         self.conv = nn.Conv1d(width, width, kernel_size=3, padding=1)
-        self.position = nn.Parameter(torch.zeros(config.num_latents, width))
+        self.position = nn.Parameter(torch.zeros(num_latents, width))
 
     def forward(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l d"]:
-        """One vector per latent frame. Raises `UsageError` if there are fewer rows than `num_frames`."""
-        needed = self.config.num_frames
-        if states.shape[1] < needed:
-            raise UsageError(f"{needed} state rows are needed, one per video frame, but {states.shape[1]} were given")
-        x = (states[:, :needed] - self.mean) / self.scale
-        x = self.mlp(align(x, block=self.config.block, stride=self.config.temporal_stride, pooling=self.config.pooling))
+        """One vector per latent frame of the first `num_frames` rows (1X test files hold 64 for 34).
+
+        Raises:
+            UsageError: there are fewer rows.
+        """
+        if states.shape[1] < self.num_frames:
+            raise UsageError(
+                f"{self.num_frames} state rows are needed, one per video frame, but {states.shape[1]} were given"
+            )
+        x = (states[:, : self.num_frames] - self.mean) / self.scale
+        x = self.mlp(align(x, self.grid, self.pooling))
         return rearrange(self.conv(rearrange(x, "b l d -> b d l")), "b d l -> b l d") + self.position
 
 
-def align(
-    states: Float[Tensor, "b t s"], *, block: int, stride: int, pooling: Literal["all", "mean", "last"]
-) -> Float[Tensor, "b l c"]:
+def align(states: Float[Tensor, "b t s"], grid: TokenGrid, pooling: Pooling) -> Float[Tensor, "b l c"]:
     """Group states by the latent frame that owns them; `c` is `stride * s` for "all", else `s`.
 
     Frame 0 of a block is repeated to fill its latent, as causal tokenizers repeat its pixels.
     """
-    blocks = rearrange(states, "b (n f) s -> b n f s", f=block)
-    first = blocks[:, :, :1].expand(-1, -1, stride - 1, -1)
-    owned = rearrange(torch.cat([first, blocks], dim=2), "b n (l r) s -> b (n l) r s", r=stride)
+    blocks = rearrange(states, "b (n f) s -> b n f s", f=grid.block)
+    first = blocks[:, :, :1].expand(-1, -1, grid.temporal_stride - 1, -1)
+    owned = rearrange(torch.cat([first, blocks], dim=2), "b n (l r) s -> b (n l) r s", r=grid.temporal_stride)
     match pooling:
         case "all":
             return rearrange(owned, "b l r s -> b l (r s)")

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
 from worldline.contract import ModelConfig
-from worldline.nn.attention import STBlock, STBlockConfig, TemporalCache
+from worldline.nn.attention import STBlock, TemporalCache
 from worldline.nn.fsq import FSQ
-from worldline.nn.states import StateEncoder, StateEncoderConfig
+from worldline.nn.states import Pooling, StateEncoder
 from worldline.process.categorical import Sampling, cross_entropy, draw, likeliest, scheduled
 from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.worlds.world import GridStep
@@ -51,7 +51,7 @@ class STTransformerConfig(ModelConfig):
     Where a run has such a tokenizer, a list that is not empty becomes its levels.
     """
     state_hidden: int = 256
-    state_pooling: Literal["all", "mean", "last"] = "all"
+    state_pooling: Pooling = "all"
     conditioning: Literal["add", "adaln"] = "add"
     """How states enter: added to the token embeddings (report), or as adaLN-Zero in every block (the other track)."""
     normalise_states: bool = False
@@ -101,27 +101,23 @@ class STTransformer(nn.Module):
         self.embedding = nn.Embedding(grid.vocab_size, config.width)  # also the output layer: tied
         self.spatial_position = nn.Parameter(torch.empty(grid.height * grid.width, config.width))
         self.temporal_position = nn.Parameter(torch.empty(self.length, config.width))
-        block = STBlockConfig(
-            width=config.width,
-            heads=config.heads,
-            mlp_ratio=config.mlp_ratio,
-            dropout=config.dropout,
-            modulated=config.conditioning == "adaln" and not config.unconditional,
-        )
-        self.states = None if config.unconditional else StateEncoder(self._state_encoder(), config.width)
+        self.states = None if config.unconditional else self._state_encoder()
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(STBlock(block) for _ in range(config.layers))
+        modulated = config.conditioning == "adaln" and not config.unconditional
+        sizes = {"mlp_ratio": config.mlp_ratio, "dropout": config.dropout, "modulated": modulated}
+        self.blocks = nn.ModuleList(STBlock(config.width, config.heads, **sizes) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.initialise()
 
-    def _state_encoder(self) -> StateEncoderConfig:
-        return StateEncoderConfig(
+    def _state_encoder(self) -> StateEncoder:
+        config = self.config
+        return StateEncoder(
+            self.grid,
+            num_latents=config.context_grids + config.horizon_grids,
             state_dim=self.state_dim,
-            num_latents=self.config.context_grids + self.config.horizon_grids,
-            hidden=self.config.state_hidden,
-            block=self.grid.block,
-            temporal_stride=self.grid.temporal_stride,
-            pooling=self.config.state_pooling,
+            hidden=config.state_hidden,
+            width=config.width,
+            pooling=config.state_pooling,
         )
 
     @property
