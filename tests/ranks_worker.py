@@ -24,8 +24,8 @@ from worldline.encoding.latents import encode
 from worldline.encoding.tokens import TokenizeReport, tokenize
 from worldline.evaluation.autoencoder import Autoencoder
 from worldline.evaluation.engine import Amount, score
-from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Evaluation
+from worldline.evaluation.rows import Judged
 from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.prepare import prepare
@@ -266,27 +266,27 @@ def judge(
     )
     judged = {
         "compression": score(
-            forecaster,
+            Judged(forecaster=forecaster, protocol="compression", run=folder.name),
             pair,
             amount,
-            protocol="compression",
             out=out / "compression",
-            run=folder.name,
-            parts=Parts.begun(out / "compression", "this very evaluation", ranks=ranks),
+            key="this very evaluation",
             ranks=ranks,
             progress=progress,
         ),
         "sampling": score(
-            forecaster.drawing(3),
+            Judged(forecaster=forecaster.drawing(3), protocol="sampling", run=folder.name),
             pair,
             replace(amount, condition_samples=2),
-            protocol="sampling",
             out=out / "sampling",
-            run=folder.name,
             ranks=ranks,
         ),
         "tokenizer": score(
-            alone, block, amount, protocol="tokenizer", out=out / "tokenizer", run=folder.name, ranks=ranks
+            Judged(forecaster=alone, protocol="tokenizer", run=folder.name),
+            block,
+            amount,
+            out=out / "tokenizer",
+            ranks=ranks,
         ),
     }
     return {name: to_json(Evaluation, evaluation) for name, evaluation in judged.items()}

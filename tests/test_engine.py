@@ -14,10 +14,10 @@ from worldline.contract import FramePattern
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.result import Evaluation, label_of
-from worldline.evaluation.rows import ROWS, Made, NotComputed, Scene, row
+from worldline.evaluation.rows import ROWS, Judged, Made, NotComputed, Scene, condition, row
 from worldline.forecasting.tokens import TokenForecaster
-from worldline.metrics.table import METRICS, Metric, register
-from worldline.metrics.tokens import Guesses, accuracy
+from worldline.metrics.table import METRICS, metric
+from worldline.metrics.tokens import accuracy
 from worldline.report.text import text_table
 from worldline.report.write import write_report
 
@@ -43,7 +43,8 @@ def _scored(clips: Clips, out: Path) -> tuple[Evaluation, str, str]:
     tokenizer = small_tokenizer()
     world = small_world(replace(SMALL_WORLD, vocab_size=tokenizer.vocab_size))
     forecaster = TokenForecaster(tokenizer=tokenizer, world=world, grid=tokenizer.grid(16, 16))
-    made = score(forecaster, clips, Amount(batch_size=2), protocol="compression", out=out / "run/evaluation", run="run")
+    judged = Judged(forecaster=forecaster, protocol="compression", run="run")
+    made = score(judged, clips, Amount(batch_size=2), out=out / "run/evaluation")
     found = Evaluation.load(out / "run/evaluation/metrics.json")
     assert found.rows == made.rows
     return found, text_table(found), write_report([out / "run"], out).read_text(encoding="utf-8")
@@ -52,8 +53,9 @@ def _scored(clips: Clips, out: Path) -> tuple[Evaluation, str, str]:
 def test_a_condition_and_a_baseline_are_one_entry_each(clips: Clips, tmp_path: Path) -> None:
     run("A row of an evaluation: a condition, a baseline or a ceiling")
 
-    @row("oracle", "an oracle", "baseline", "It knows.")
+    @row("oracle", "an oracle", "baseline")
     def _(scene: Scene) -> Made:
+        """It knows."""
         raise NotComputed("no oracle was at hand")
 
     evaluation, table, page = _scored(clips, tmp_path)
@@ -75,8 +77,8 @@ def test_a_condition_and_a_baseline_are_one_entry_each(clips: Clips, tmp_path: P
 
 def test_other_states_reach_the_world(clips: Clips, tmp_path: Path) -> None:
     """A condition that gives the true states scores as the forecast; frozen ones do not."""
-    names = run("A row of an evaluation: a condition, a baseline or a ceiling")
-    names["condition"]("own_states", "own states", "The true ones.", shown=True)(lambda scene: scene.batch.states)
+    run("A row of an evaluation: a condition, a baseline or a ceiling")
+    condition("own_states", "own states", shown=True)(lambda scene: scene.batch.states)
     evaluation, _, page = _scored(clips, tmp_path)
     costs = {one.id: one.metrics["full_ce"].mean for one in evaluation.rows if "full_ce" in one.metrics}
     assert costs["own_states"] == costs["forecast"] != costs["frozen_states"]
@@ -86,10 +88,7 @@ def test_other_states_reach_the_world(clips: Clips, tmp_path: Path) -> None:
 def test_a_metric_is_one_entry(clips: Clips, tmp_path: Path) -> None:
     run("A metric")
 
-    def hits(guesses: Guesses) -> torch.Tensor:
-        return accuracy(guesses)
-
-    register(Metric("hits", "Hits", "share", "token", hits, "The same as accuracy.", bound="hits_bound"))
+    metric("hits", "Hits", "share", "token", bound="hits_bound")(accuracy)
     evaluation, table, page = _scored(clips, tmp_path)
     rows = {one.id: one.metrics for one in evaluation.rows}
     ends = torch.stack([clip.frames[[16, 33]] for clip in clips if clip.frames is not None])

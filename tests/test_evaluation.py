@@ -30,7 +30,7 @@ from worldline.evaluation.autoencoder import Autoencoder
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.held_out import DataChoice, evenly, foreign_states, held_out
 from worldline.evaluation.result import Evaluation
-from worldline.evaluation.rows import TokenCounts
+from worldline.evaluation.rows import Judged, TokenCounts
 from worldline.files import write_json
 from worldline.forecasting.blend import blend_last_frame
 from worldline.forecasting.forecaster import CopyLast
@@ -208,13 +208,12 @@ def same(value: float) -> Any:
 def _evaluate(
     forecaster: TokenForecaster, clips: Clips, out: Path, *, batch_size: int = 3, **options: Any
 ) -> Evaluation:
-    return score(
-        forecaster, clips, Amount(batch_size=batch_size), protocol="compression", out=out, run="run", **options
-    )
+    judged = Judged(forecaster=forecaster, protocol="compression", run="run", **options)
+    return score(judged, clips, Amount(batch_size=batch_size), out=out)
 
 
 def _sampled_frames(forecaster: TokenForecaster, clips: Clips, amount: Amount, out: Path) -> Evaluation:
-    return score(forecaster, clips, amount, protocol="sampling", out=out, run="run")
+    return score(Judged(forecaster=forecaster, protocol="sampling", run="run"), clips, amount, out=out)
 
 
 @pytest.mark.parametrize("levels", [SMALL_TOKENIZER.levels, (8, 8, 5, 5), (8, 8)])
@@ -677,7 +676,8 @@ def _blocks(case: _Case) -> Clips:
 def _reconstructed(case: _Case, clips: Clips, out: Path, *, device: torch.device = torch.device("cpu")) -> Evaluation:  # noqa: B008
     tokenizer, grid = case.tokenizer.to(device), case.tokenizer.grid(16, 16)
     alone = Autoencoder(context=0, predicted=tuple(range(17)), tokenizer=tokenizer, grid=grid, device=device)
-    return score(alone, clips, Amount(num_clips=None, batch_size=3), protocol="tokenizer", out=out, run="tokenizer")
+    judged = Judged(forecaster=alone, protocol="tokenizer", run="tokenizer")
+    return score(judged, clips, Amount(num_clips=None, batch_size=3), out=out)
 
 
 def test_a_tokenizers_round_trip_scores_as_by_hand(tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ from worldline.data.windows import source_windows
 from worldline.encoding.latents import EncodeReport, encode
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.held_out import DataChoice, held_out
+from worldline.evaluation.rows import Judged
 from worldline.families.load import load_forecaster
 from worldline.families.sample import LoadOptions
 from worldline.families.tokenizers import fingerprint, load_vae
+from worldline.forecasting.forecaster import Forecaster
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.content import content_of
 from worldline.formats.encoded import LatentSource
@@ -267,12 +269,16 @@ def test_averaging_the_repeated_instant_changes_the_last_frame_only(run: Path, p
     assert not torch.equal(made[0].frames[:, :, -1], made[1].frames[:, :, -1])
 
 
+def _judged(forecaster: Forecaster) -> Judged:
+    return Judged(forecaster=forecaster, protocol="sampling", run="run")
+
+
 def test_the_protocol_scores_every_row_and_says_what_it_did_not_compute(run: Path, place: Path) -> None:
     loaded = load_forecaster(run, LoadOptions(steps=2, num_samples=3))
     forecaster = loaded.forecaster
     clips = held_out(run, loaded.contract, DataChoice(data=place / "train"), stride=8)
     amount = Amount(num_clips=4, means=(2,), batch_size=3)
-    evaluation = score(forecaster, clips, amount, protocol="sampling", out=RunDir(run).evaluation, run="run")
+    evaluation = score(_judged(forecaster), clips, amount, out=RunDir(run).evaluation)
     names = [row.id for row in evaluation.rows]
     assert names[:4] == ["mean_3", "mean_2", "sample", "medoid"]
     assert {"shuffled_states", "copy_last", "copy_last_blurred", "reconstruction"} <= set(names)
@@ -294,7 +300,7 @@ def test_numbers_do_not_depend_on_the_batch_size(run: Path, place: Path, tmp_pat
     found = []
     for size in (1, 4):
         amount, out = Amount(num_clips=4, batch_size=size), tmp_path / str(size)
-        evaluation = score(loaded.forecaster, clips, amount, protocol="sampling", out=out, run="run")
+        evaluation = score(_judged(loaded.forecaster), clips, amount, out=out)
         found.append({row.id: row.metrics["psnr_db_last"].mean for row in evaluation.rows})
     assert found[0] == pytest.approx(found[1], abs=0.02)
 

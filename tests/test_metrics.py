@@ -9,9 +9,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from worldline.metrics import bootstrap, image
-from worldline.metrics.table import token_costs
-from worldline.metrics.tokens import Guesses, guesses_of, kept_guesses, per_clip, shared_guesses
+from worldline.metrics import bootstrap, image, tokens
+from worldline.metrics.tokens import Guesses, guesses_of, kept_guesses, per_clip, shared_guesses, token_costs
 
 
 def _random_images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -122,7 +121,7 @@ def test_token_costs_agree_with_a_slow_float64_reference(kind: str) -> None:
     if kind == "confident":
         logits[:, 7] += 25
     target = torch.randint(0, 60, (40,), generator=generator)
-    costs = _costs(guesses_of(logits, target, k=11, chunk_tokens=7))
+    costs = _costs(guesses_of(logits, target, k=11))
     for n in range(40):
         expected = _reference(logits[n].numpy(), int(target[n]), 11)
         assert costs.keys() == expected.keys()
@@ -181,12 +180,13 @@ def test_a_confident_miss_keeps_its_digits() -> None:
     assert float(residual[0]) == pytest.approx(40 + math.log(500), rel=1e-6)
 
 
-def test_chunks_and_half_precision_do_not_change_the_result() -> None:
+def test_chunks_and_half_precision_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(6)
     logits = torch.randn(50, 900, generator=generator).bfloat16()
     target = torch.randint(0, 900, (50,), generator=generator)
-    whole = _costs(guesses_of(logits.float(), target, chunk_tokens=50))
-    parts = _costs(guesses_of(logits, target, chunk_tokens=3))
+    whole = _costs(guesses_of(logits.float(), target))
+    monkeypatch.setattr(tokens, "CHUNK", 3)
+    parts = _costs(guesses_of(logits, target))
     torch.testing.assert_close(parts["ce_residual"], whole["ce_residual"])
     assert parts["ce_residual"].dtype == torch.float32
     assert torch.equal(parts["coverage"], whole["coverage"])
@@ -226,13 +226,6 @@ def test_keeping_tokens_costs_what_the_distribution_written_out_says(changed: fl
         torch.testing.assert_close(costs[name], cost, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
 
 
-def test_a_distribution_that_is_none_is_refused() -> None:
-    tokens = torch.zeros(1, dtype=torch.int64)
-    for prior, changed in (([0.5, 0.5], 0.0), ([0.5, 0.5], 1.0), ([1.0, 0.0], 0.5)):
-        with pytest.raises(ValueError, match="positive prior"):
-            kept_guesses(torch.tensor(prior, dtype=torch.float64), tokens, tokens, changed=changed)
-
-
 def test_per_clip_averages_tokens_and_leaves_misses_out_of_hits_only() -> None:
     logits = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 3.0]]).repeat(2, 1)
     costs = _costs(guesses_of(logits, torch.tensor([0, 0, 2, 2]), k=1))
@@ -241,13 +234,6 @@ def test_per_clip_averages_tokens_and_leaves_misses_out_of_hits_only() -> None:
     assert means["token_accuracy"].tolist() == [0.5, 0.5]
     assert means["ce_hits_only"].tolist() == [0.0, 0.0]
     torch.testing.assert_close(means["full_ce"], costs["full_ce"].reshape(2, 2).mean(dim=1))
-
-
-def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"0\.\.3, found 0\.\.4"):
-        guesses_of(torch.zeros(2, 4), torch.tensor([0, 4]))
-    with pytest.raises(ValueError, match="at least 1"):
-        guesses_of(torch.zeros(2, 4), torch.tensor([0, 1]), k=0)
 
 
 # --- bootstrap.py ---
@@ -298,11 +284,10 @@ def test_pairing_removes_what_both_share() -> None:
 def test_columns_share_one_draw_and_equal_single_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.randn(30, 3, generator=torch.Generator().manual_seed(11))
     episodes = torch.arange(30) // 3
-    together = bootstrap.intervals(values, episodes, seed=5)
-    assert together[2] == bootstrap.interval(values[:, 2], episodes, seed=5)
-    assert together[2] != bootstrap.interval(values[:, 2], episodes, seed=6)
+    together = bootstrap.intervals(values, episodes)
+    assert together[2] == bootstrap.interval(values[:, 2], episodes)
     monkeypatch.setattr(bootstrap, "MAX_WEIGHTS", 100)
-    in_turns = bootstrap.intervals(values, episodes, seed=5)
+    in_turns = bootstrap.intervals(values, episodes)
     assert in_turns[0].low == pytest.approx(together[0].low)
 
 
@@ -321,5 +306,3 @@ def test_values_that_cannot_be_averaged_are_refused() -> None:
         bootstrap.interval(torch.tensor([1.0, math.nan, math.inf]), torch.arange(3))
     with pytest.raises(ValueError, match="no clips"):
         bootstrap.interval(torch.zeros(0), torch.arange(0))
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        bootstrap.interval(torch.zeros(2), torch.arange(2), confidence=95.0)

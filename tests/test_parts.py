@@ -103,17 +103,19 @@ def _found(out: Path) -> tuple[dict[str, Any], str]:
 
 def test_a_part_gives_back_every_number(tmp_path: Path) -> None:
     rng = torch.Generator().manual_seed(0)
-    tally = Tally(episodes=[3, 1], not_computed={"lpips": "no weights"})
-    tally.values["b"]["full_ce"] += [torch.rand(2, generator=rng), torch.tensor([float("nan")], dtype=torch.float64)]
-    tally.values["a"]["full_ce"] += [torch.rand(2, generator=rng).double()]
-    tally.curves["psnr_db"]["a"].append(torch.rand(2, 3, generator=rng))
-    tally.shown["real"].append(torch.randint(256, (1, 3, 2, 2), generator=rng).to(torch.uint8))
+    tally = Tally(episodes=[3, 1], not_computed={"lpips": "no weights"}, settings={"kept": "0.5"})
+    tally.values["b", "full_ce"] = [torch.rand(2, generator=rng), torch.tensor([float("nan")], dtype=torch.float64)]
+    tally.values["a", "full_ce"] = [torch.rand(2, generator=rng).double()]
+    tally.curves["a", "psnr_db"] = [torch.rand(2, 3, generator=rng)]
+    tally.shown["real"] = [torch.randint(256, (1, 3, 2, 2), generator=rng).to(torch.uint8)]
     tally.totals["tokens"] = torch.arange(5)
-    parts = Parts.begun(tmp_path, ranks=Ranks())
+    parts = Parts.begun(tmp_path, None, ranks=Ranks())
     parts.write(8, tally)
     found = parts.read(8)
 
-    assert (found.episodes, found.not_computed, list(found.values)) == ([3, 1], {"lpips": "no weights"}, ["b", "a"])
+    for name in ("episodes", "not_computed", "settings"):
+        assert getattr(found, name) == getattr(tally, name)
+    assert list(found.values) == list(tally.values)
     for mine, theirs in zip(_tensors(tally), _tensors(found), strict=True):
         assert mine.dtype == theirs.dtype
         assert torch.equal(mine.nan_to_num(-1), theirs.nan_to_num(-1))
@@ -122,8 +124,8 @@ def test_a_part_gives_back_every_number(tmp_path: Path) -> None:
 
 
 def _tensors(tally: Tally) -> list[torch.Tensor]:
-    lists = [x for part in (tally.values, tally.curves) for by in part.values() for x in by.values()]
-    return [*(x for one in (*lists, *tally.shown.values()) for x in one), *tally.totals.values()]
+    tables = (tally.values, tally.curves, tally.shown)
+    return [*(tensor for table in tables for parts in table.values() for tensor in parts), *tally.totals.values()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -139,7 +141,7 @@ def test_an_evaluation_that_was_stopped_goes_on(
         assert len(list(out.glob(f"{PARTS}/*/batch_*"))) == 2
     newest = max(out.glob(f"{PARTS}/*/batch_*"))
     newest.write_bytes(newest.read_bytes()[:-1])  # as a machine that lost its power may leave it
-    (newest.parent / ".batch_000004.safetensors.123.tmp").write_bytes(b"killed while it was written")
+    (newest.parent / ".batch_000004.pt.123.tmp").write_bytes(b"killed while it was written")
     capsys.readouterr()
     evaluate.main(again)
     assert "1 batches were there already" in capsys.readouterr().err

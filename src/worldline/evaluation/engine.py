@@ -20,19 +20,18 @@ from worldline.checks import seed, whole
 from worldline.data.clips import Clips
 from worldline.evaluation.held_out import evenly, foreign_states
 from worldline.evaluation.parts import Parts
-from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, Setting, Split
-from worldline.evaluation.rows import ROWS, Entry, NotComputed, Protocol, Scene, TokenCounts, mean_of
+from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, Split
+from worldline.evaluation.rows import ROWS, Entry, Judged, NotComputed, Protocol, Scene, Setting, entry_of
 from worldline.evaluation.tally import Tally
-from worldline.families.tokenizers import TokenizerIdentity
 from worldline.files import atomic
-from worldline.forecasting.forecaster import Forecaster, shown_context
+from worldline.forecasting.forecaster import shown_context
 from worldline.metrics.bootstrap import Interval, interval, intervals, paired_difference
 from worldline.metrics.image import psnr
 from worldline.metrics.table import METRICS
 from worldline.process.noise import clip_seeds
 from worldline.ranks import Ranks
 from worldline.rundir import environment
-from worldline.schema import Batch, UsageError, stack
+from worldline.schema import Batch, TokenGrid, UsageError, stack
 
 Progress = Callable[[int, int], None]
 """Called on rank 0 with (batches done, all batches) of its share."""
@@ -77,62 +76,51 @@ class Amount:
 
 
 def score(
-    forecaster: Forecaster,
+    judged: Judged,
     clips: Clips,
     amount: Amount,
     *,
-    protocol: Protocol,
     out: Path,
-    run: str,
     split: Split = "not checked",
-    tokenizer: TokenizerIdentity | None = None,
-    settings: Mapping[str, Setting] | None = None,
-    unconditional: Forecaster | None = None,
-    counts: TokenCounts | None = None,
-    parts: Parts | None = None,
+    key: str | None = None,
     ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score every row of a protocol and write `metrics.json` and `forecasts.npz` into `out`.
 
     Args:
-        run: name of what is judged, for the record, as are `split` (what `split_of` said of the clips), `tokenizer`
-            (whose tokens or latents are scored) and `settings` (how the forecaster samples).
-        unconditional: a forecaster trained without states, for the baseline.
-        counts: of the training tokens, for the baselines that know nothing else.
-        parts: what an evaluation by the very same left that was stopped; None begins from nothing.
+        split: what `split_of` said of the clips, for the record.
+        key: of all that decides the numbers (`made_from`): what an evaluation of the same key left that was stopped is
+            taken over.
         ranks: processes that share the clips; each returns the whole evaluation, and the first one writes it.
 
     Raises:
-        UsageError: the data hold nothing to compare a forecast with, or `unconditional` forecasts something else.
+        UsageError: the data hold nothing to compare with, or the unconditional world forecasts something else.
     """
-    refuse_incomparable(clips, protocol)
-    ours = (forecaster.times, forecaster.token_grid)
-    if unconditional is not None and (unconditional.times, unconditional.token_grid) != ours:
+    refuse_incomparable(clips, judged.protocol)
+    forecaster, other = judged.forecaster, judged.unconditional
+    if other is not None and (other.times, other.token_grid) != (forecaster.times, forecaster.token_grid):
         raise UsageError("the unconditional world forecasts other times or tokens than the one it is compared with")
     began, ranks = time.monotonic(), ranks or Ranks()
     chosen = evenly(len(clips), amount.num_clips)
     scorer = _Scorer(
-        forecaster=forecaster,
-        unconditional=unconditional,
-        foreign=foreign_states(clips, chosen) if protocol != "tokenizer" else None,
+        judged=judged,
         amount=amount,
-        counts=counts,
-        protocol=protocol,
-        entries=entries_of(protocol, amount.sizes(forecaster.num_samples)),
-        shown=frozenset(evenly(len(chosen), SHOWN_CLIPS)) if forecaster.context_frames else frozenset(),
+        foreign=foreign_states(clips, chosen),
+        entries=entries_of(judged.protocol, amount.sizes(forecaster.num_samples)),
+        shown=frozenset(evenly(len(chosen), SHOWN_CLIPS)),
     )
-    parts = parts or Parts.begun(out, ranks=ranks)
+    parts = Parts.begun(out, key, ranks=ranks)
     tally = _tallied(clips, chosen, scorer, parts=parts, ranks=ranks, progress=progress)
     if tally is None:
         return ranks.agreed(None)
-    _write_forecasts(out / "forecasts.npz", tally, scorer.entries, context=len(shown_context(forecaster)))
+    _write_forecasts(out / "forecasts.npz", tally, scorer)
     evaluation = Evaluation(
-        protocol=protocol,
-        run=run,
-        data=_data(tally, clips, forecaster, split),
-        tokenizer=tokenizer,
-        settings={**_settings(scorer), **(settings or {}), **tally.settings, **_usage(tally.totals)},
+        protocol=judged.protocol,
+        run=judged.run,
+        data=_data(tally, clips, scorer, split),
+        tokenizer=judged.tokenizer,
+        settings={**scorer.settings, **judged.settings, **tally.settings, **_usage(tally.totals)},
         environment=environment(),
         seconds=time.monotonic() - began,
         not_computed=tally.not_computed,
@@ -145,8 +133,8 @@ def score(
 
 def entries_of(protocol: Protocol, sizes: Sequence[int]) -> tuple[Entry, ...]:
     """The rows of a protocol in their order. The first is the forecast that the others are compared with."""
-    means = [mean_of(size) for size in sizes if size > 1] if protocol == "sampling" else []
-    return (*means, *(entry for entry in ROWS.values() if protocol in entry.protocols))
+    means = [entry_of(f"mean_{size}") for size in sizes if size > 1] if protocol == "sampling" else []
+    return tuple(entry for entry in (*means, *ROWS.values()) if entry is not None and protocol in entry.protocols)
 
 
 def refuse_incomparable(clips: Clips, protocol: Protocol) -> None:
@@ -165,13 +153,10 @@ def refuse_incomparable(clips: Clips, protocol: Protocol) -> None:
 class _Scorer:
     """Scores one batch of clips in every row."""
 
-    forecaster: Forecaster
-    unconditional: Forecaster | None
+    judged: Judged
+    amount: Amount
     foreign: Float32[Tensor, "n t s"] | None
     """For each chosen clip the states of another one."""
-    amount: Amount
-    counts: TokenCounts | None
-    protocol: Protocol
     entries: tuple[Entry, ...]
     shown: frozenset[int]
     """Places among the chosen clips whose frames are kept."""
@@ -179,12 +164,26 @@ class _Scorer:
     @property
     def condition_samples(self) -> int:
         asked = self.amount.condition_samples
-        return self.forecaster.num_samples if asked is None else asked
+        return self.judged.forecaster.num_samples if asked is None else asked
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """What was asked for, for the record."""
+        forecaster, protocol = self.judged.forecaster, self.judged.protocol
+        drawn = {"num_samples": forecaster.num_samples, "condition_samples": self.condition_samples}
+        return {"seed": self.amount.seed, **drawn} if protocol == "sampling" else {"seed": self.amount.seed}
 
     def __call__(self, batch: Batch, now: range) -> Tally:
+        forecaster, protocol = self.judged.forecaster, self.judged.protocol
         tally = Tally(episodes=[origin.episode for origin in batch.origins])
-        scene, times = self._scene(batch, now), list(self.forecaster.times)
-        truth = None if batch.frames is None else batch.frames[:, times]
+        scene = Scene(
+            judged=self.judged,
+            batch=batch if protocol == "sampling" else forecaster.encoded(batch),
+            seeds=clip_seeds(self.amount.seed, batch.origins),
+            foreign=None if self.foreign is None else self.foreign[now.start : now.stop],
+            condition_samples=self.condition_samples,
+        )
+        truth = None if batch.frames is None else batch.frames[:, list(forecaster.times)]
         if truth is None:
             tally.not_computed |= dict.fromkeys(("psnr_db", "ssim"), "the data hold tokens only, no frames")
         for entry in self.entries:
@@ -195,31 +194,19 @@ class _Scorer:
                 continue
             if made is not None:
                 tally.score(entry.id, made, truth)
-                if made.frames is not None and (entry.shown or entry is self.entries[0]):
+                if entry.shown or entry is self.entries[0]:
                     self._keep(tally, entry.id, batch, made.frames, now)
-        if truth is not None:
-            self._keep(tally, "real", batch, truth, now)
-        if self.protocol == "tokenizer":
-            tally.totals |= _totals(scene.batch, self.forecaster)
+        self._keep(tally, "real", batch, truth, now)
+        if protocol == "tokenizer":
+            tally.totals |= _totals(scene.batch, forecaster.token_grid)
         return tally
 
-    def _scene(self, batch: Batch, now: range) -> Scene:
-        return Scene(
-            forecaster=self.forecaster,
-            batch=batch if self.protocol == "sampling" else self.forecaster.encoded(batch),
-            seeds=clip_seeds(self.amount.seed, batch.origins),
-            unconditional=self.unconditional,
-            foreign=None if self.foreign is None else self.foreign[now.start : now.stop],
-            condition_samples=self.condition_samples,
-            counts=self.counts,
-            scored=("costs",) if self.protocol == "compression" else (),
-        )
-
-    def _keep(self, tally: Tally, name: str, batch: Batch, frames: Tensor, now: range) -> None:
-        """Keep the frames of some clips behind those of their context."""
-        if batch.frames is not None:
-            seen = batch.frames[:, shown_context(self.forecaster)]
-            tally.shown[name] += [torch.cat([seen[i], frames[i]]) for i, j in enumerate(now) if j in self.shown]
+    def _keep(self, tally: Tally, name: str, batch: Batch, frames: Tensor | None, now: range) -> None:
+        """Keep the frames of some clips behind those of their context, where there is one."""
+        seen = shown_context(self.judged.forecaster)
+        if frames is not None and batch.frames is not None and seen:
+            kept = [i for i, place in enumerate(now) if place in self.shown]
+            tally.shown[name] = [torch.cat([batch.frames[i, seen], frames[i]]) for i in kept]
 
 
 def _tallied(
@@ -247,44 +234,28 @@ def _tallied(
 
 def _averaged(tally: Tally, scorer: _Scorer) -> dict[str, Any]:
     """Rows, curves and comparisons, with intervals over episodes."""
-    episodes, entries = torch.tensor(tally.episodes), scorer.entries
-    values = {row: {m: torch.cat(parts) for m, parts in metrics.items()} for row, metrics in tally.values.items()}
-    rows = [Row(id=e.id, role=e.role, metrics=_intervals(values[e.id], episodes)) for e in entries if e.id in values]
-    curves = {
-        metric: {row: intervals(torch.cat(parts), episodes) for row, parts in by_row.items()}
-        for metric, by_row in tally.curves.items()
-    }
+    episodes = torch.tensor(tally.episodes)
+    rows: dict[str, dict[str, Tensor]] = {}
+    for (row, metric), parts in tally.values.items():
+        rows.setdefault(row, {})[metric] = torch.cat(parts)
+    curves: dict[str, dict[str, list[Interval]]] = {}
+    for (row, metric), parts in tally.curves.items():
+        curves.setdefault(metric, {})[row] = intervals(torch.cat(parts), episodes)
     comparisons = [
         Comparison(
             metric=metric,
             better=better,
             than=than,
-            difference=paired_difference(values[better][metric], values[than][metric], episodes),
+            difference=paired_difference(rows[better][metric], rows[than][metric], episodes),
         )
         for better, than, metric in _claims(scorer)
-        if metric in values.get(better, {}) and metric in values.get(than, {})
+        if metric in rows.get(better, {}) and metric in rows.get(than, {})
     ]
-    return {"rows": tuple(rows), "curves": curves, "comparisons": tuple(comparisons)}
+    averaged = [Row(id=e.id, role=e.role, metrics=_means(rows[e.id], episodes)) for e in scorer.entries if e.id in rows]
+    return {"rows": tuple(averaged), "curves": curves, "comparisons": tuple(comparisons)}
 
 
-def _claims(scorer: _Scorer) -> list[tuple[str, str, str]]:
-    """(better, than, metric): the forecast is better than every other row, a ceiling better than the forecast.
-
-    A condition is compared with the mean of as many samples, made from the same noise.
-    """
-    first, samples = scorer.entries[0].id, scorer.condition_samples
-    alike = (
-        first if samples in (0, scorer.forecaster.num_samples) else "sample" if samples == 1 else mean_of(samples).id
-    )
-    claims = []
-    for entry in scorer.entries[1:]:
-        ours = alike if entry.role == "ablation" else first
-        pair = (entry.id, ours) if entry.role == "ceiling" else (ours, entry.id)
-        claims += [(*pair, metric) for metric in entry.compared]
-    return claims
-
-
-def _intervals(values: Mapping[str, Tensor], episodes: Int64[Tensor, " n"]) -> dict[str, Interval]:
+def _means(values: Mapping[str, Tensor], episodes: Int64[Tensor, " n"]) -> dict[str, Interval]:
     """Average each metric over clips; of a sparse one over those that have a number."""
     found = {}
     for metric, numbers in values.items():
@@ -294,7 +265,23 @@ def _intervals(values: Mapping[str, Tensor], episodes: Int64[Tensor, " n"]) -> d
     return found
 
 
-def _data(tally: Tally, clips: Clips, forecaster: Forecaster, split: Split) -> DataSummary:
+def _claims(scorer: _Scorer) -> list[tuple[str, str, str]]:
+    """(better, than, metric): the forecast is better than every other row, a ceiling better than the forecast.
+
+    A condition is compared with the mean of as many samples, made from the same noise.
+    """
+    first, samples = scorer.entries[0].id, scorer.condition_samples
+    fewer = samples not in (0, scorer.judged.forecaster.num_samples)
+    alike = first if not fewer else "sample" if samples == 1 else f"mean_{samples}"
+    claims = []
+    for entry in scorer.entries[1:]:
+        ours = alike if entry.role == "ablation" else first
+        pair = (entry.id, ours) if entry.role == "ceiling" else (ours, entry.id)
+        claims += [(*pair, metric) for metric in entry.compared]
+    return claims
+
+
+def _data(tally: Tally, clips: Clips, scorer: _Scorer, split: Split) -> DataSummary:
     source, size = clips.source, clips.image_size
     return DataSummary(
         name=source.path.resolve().name,
@@ -302,25 +289,16 @@ def _data(tally: Tally, clips: Clips, forecaster: Forecaster, split: Split) -> D
         num_clips=len(tally.episodes),
         num_episodes=len(set(tally.episodes)),
         image_size=(size, size) if size and source.image_size else source.image_size,
-        horizon_frames=forecaster.horizon_frames,
+        horizon_frames=scorer.judged.forecaster.horizon_frames,
         fps=source.fps / clips.pattern.stride,
         split=split,
     )
 
 
-def _settings(scorer: _Scorer) -> dict[str, Setting]:
-    grid, samples = scorer.forecaster.token_grid, scorer.forecaster.num_samples
-    if scorer.protocol == "tokenizer":
-        return {}
-    if scorer.protocol == "sampling":
-        return {"seed": scorer.amount.seed, "num_samples": samples, "condition_samples": scorer.condition_samples}
-    return {"seed": scorer.amount.seed, "vocabulary": 0 if grid is None else grid.vocab_size}
-
-
-def _totals(batch: Batch, forecaster: Forecaster) -> dict[str, Tensor]:
+def _totals(batch: Batch, grid: TokenGrid | None) -> dict[str, Tensor]:
     """What is counted of a tokenizer's tokens or latents."""
-    if batch.tokens is not None and forecaster.token_grid is not None:
-        return {"tokens": torch.bincount(batch.tokens.flatten(), minlength=forecaster.token_grid.vocab_size)}
+    if batch.tokens is not None and grid is not None:
+        return {"tokens": torch.bincount(batch.tokens.flatten(), minlength=grid.vocab_size)}
     assert batch.latents is not None, "a tokenizer makes tokens or latents"
     values = batch.latents.double()
     return {"latents": torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()])}
@@ -342,20 +320,20 @@ def _usage(totals: Mapping[str, Tensor]) -> dict[str, Setting]:
     return {}
 
 
-def _write_forecasts(path: Path, tally: Tally, entries: Sequence[Entry], *, context: int) -> None:
+def _write_forecasts(path: Path, tally: Tally, scorer: _Scorer) -> None:
     """Keep some clips' frames for the report: real ones, and each row's context + forecast, as `n t h w 3`."""
-    if not tally.shown.get("real"):
+    if "real" not in tally.shown:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(scorer.entries, key=lambda entry: SHOWN_ORDER.index(entry.role))
+    rows = [entry.id for entry in ordered if entry.id in tally.shown]
     arrays = {row: rearrange(torch.stack(clips), "n t c h w -> n t h w c") for row, clips in tally.shown.items()}
-    ordered = sorted(entries, key=lambda entry: SHOWN_ORDER.index(entry.role))
-    rows = [entry.id for entry in ordered if entry.id in arrays]
-    first, real = (torch.stack([clip[-1] for clip in tally.shown[row]]) for row in (entries[0].id, "real"))
+    last, real = (torch.stack([clip[-1] for clip in tally.shown[row]]) for row in (rows[0], "real"))
     content = {
         "real": arrays["real"].numpy(),
         "rows": np.array(rows),
-        "context": np.array(context),
-        "psnr": psnr(first, real).numpy(),
+        "context": np.array(len(shown_context(scorer.judged.forecaster))),
+        "psnr": psnr(last, real).numpy(),
         **{f"forecast_{i}": arrays[row].numpy() for i, row in enumerate(rows)},
     }
     with atomic(path) as temporary, temporary.open("wb") as file:

@@ -13,15 +13,14 @@ from worldline.data.clips import Clips
 from worldline.evaluation.autoencoder import Autoencoder
 from worldline.evaluation.engine import Amount, refuse_incomparable, score
 from worldline.evaluation.held_out import DataChoice, On, held_out, split_of
-from worldline.evaluation.parts import Parts, made_from
-from worldline.evaluation.result import Evaluation, Setting, Split
-from worldline.evaluation.rows import Protocol, TokenCounts
+from worldline.evaluation.parts import made_from
+from worldline.evaluation.result import Evaluation, Split
+from worldline.evaluation.rows import Judged, Protocol, TokenCounts
 from worldline.families.card import ModelCard, describe_model
 from worldline.families.family import WorldKind, kind_of
 from worldline.families.load import check_options, load_forecaster, refuse_unfit
 from worldline.families.sample import LoadOptions, SampleOptions
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_any
-from worldline.forecasting.forecaster import Forecaster
 from worldline.identity import Identity, Part, refuse_another
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks
@@ -100,24 +99,12 @@ def evaluate(run: Path, options: EvaluateOptions | None = None, *, ranks: Ranks 
     if split == "not checked" and ranks.writes:
         say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
     with ranks.owning(out), Progress() as progress:
-        judged = _tokenizer(run, options, clips, device) if protocol == "tokenizer" else _world(run, options, device)
+        load = _tokenizer if protocol == "tokenizer" else _world
+        judged, models = load(run, options, clips, protocol, device)
         clips = clips.sized(judged.forecaster.image_size)
-        return score(
-            judged.forecaster,
-            clips,
-            options,
-            protocol=protocol,
-            out=out,
-            run=run.resolve().name,
-            split=split,
-            tokenizer=judged.identity_on(clips),
-            settings=judged.settings,
-            unconditional=judged.unconditional,
-            counts=judged.counts,
-            parts=_parts(options, out, judged, clips, ranks, protocol=protocol, split=split),
-            ranks=ranks,
-            progress=progress.named("evaluating, by batches"),
-        )
+        key = _key(options, clips, judged, models, split, device) if ranks.writes else None
+        done = progress.named("evaluating, by batches")
+        return score(judged, clips, options, out=out, split=split, key=key, ranks=ranks, progress=done)
 
 
 def out_of(run: Path, options: EvaluateOptions) -> Path:
@@ -179,28 +166,13 @@ def _refuse_others(run: Path, card: ModelCard, compared: list[Path], options: Ev
 
 # --- loaded ---
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Judged:
-    """What is judged, loaded, and what belongs to it."""
-
-    forecaster: Forecaster
-    identity: TokenizerIdentity | None
-    models: dict[Path, str | None]
-    """Folders of all models that decide the numbers, each with the fingerprint of the tokenizer it is used with."""
-    settings: dict[str, Setting]
-    unconditional: Forecaster | None = None
-    counts: TokenCounts | None = None
-
-    def identity_on(self, clips: Clips) -> TokenizerIdentity | None:
-        """Which tokenizer chose the true tokens: that of the data, where these are tokens and name it, else its own."""
-        made_by: str | None = getattr(clips.source, "tokenizer", None)
-        return (
-            self.identity if made_by in (None, *self.models.values()) else TokenizerIdentity(fingerprint=made_by[:12])
-        )
+_Models = dict[Path, str | None]
+"""Folders of all models that decide the numbers, each with the fingerprint of the tokenizer it is used with."""
 
 
-def _world(run: Path, options: EvaluateOptions, device: torch.device) -> _Judged:
+def _world(
+    run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device
+) -> tuple[Judged, _Models]:
     loaded, other = load_forecaster(run, options, device=device), None
     models = {model_folder(run, options.checkpoint): loaded.tokenizer}
     if options.unconditional is not None:
@@ -209,40 +181,50 @@ def _world(run: Path, options: EvaluateOptions, device: torch.device) -> _Judged
         models[model_folder(place)] = other.tokenizer
         if loaded.forecaster.token_grid is not None and other.tokenizer != loaded.tokenizer:
             raise UsageError(f"the world in {place} speaks the tokens of another tokenizer than the one in {run}")
-    return _Judged(
+    # The true tokens are those of the data, where these are tokens and say whose.
+    made_by: str | None = getattr(clips.source, "tokenizer", None) or loaded.tokenizer
+    theirs = None if made_by is None else TokenizerIdentity(fingerprint=made_by[:12])
+    judged = Judged(
         forecaster=loaded.forecaster,
-        identity=loaded.identity,
-        models=models,
+        protocol=protocol,
+        run=run.resolve().name,
+        tokenizer=loaded.identity if made_by == loaded.tokenizer else theirs,
         settings={**loaded.chosen, **loaded.settings},
-        unconditional=other and other.forecaster,
+        unconditional=None if other is None else other.forecaster,
         counts=TokenCounts.of(run),
     )
+    return judged, models
 
 
-def _tokenizer(run: Path, options: EvaluateOptions, clips: Clips, device: torch.device) -> _Judged:
+def _tokenizer(
+    run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device
+) -> tuple[Judged, _Models]:
     model = model_folder(run, options.checkpoint)
     grid, times = describe_model(model).promise.token_grid, tuple(range(len(clips.pattern.frames)))
     tokenizer = load_any(model).to(device)
-    return _Judged(
+    judged = Judged(
         forecaster=Autoencoder(context=0, predicted=times, tokenizer=tokenizer, grid=grid, device=device),
-        identity=TokenizerIdentity.of(fingerprint(model), tokenizer),
-        models={model: None},
+        protocol=protocol,
+        run=run.resolve().name,
+        tokenizer=TokenizerIdentity.of(fingerprint(model), tokenizer),
         settings={} if model == run else {"checkpoint": model.name},
     )
+    return judged, {model: None}
 
 
-def _parts(options: EvaluateOptions, out: Path, judged: _Judged, clips: Clips, ranks: Ranks, **settings: str) -> Parts:
-    """What such an evaluation left that was stopped; says how much that is."""
-    if not ranks.writes:
-        return Parts.begun(out, ranks=ranks)
-    amount = {field.name: getattr(options, field.name) for field in fields(Amount)}
-    counts = judged.counts and judged.counts.content()
-    device, weights = ranks.device(options.device), options.weights
-    more = {"amount": amount, "sample": options.sampling(), "counts": counts}
-    key = made_from(clips, judged.models, weights=weights, device=device, **settings, **more)
-    parts = Parts.begun(out, key, ranks=ranks)
-    if parts.dropped:
-        say(f"{out}: removed what was scored by an evaluation that was stopped and differs from this one")
-    if parts.there:
-        say(f"{out}: {len(parts.there)} batches were there already, of this evaluation when it was stopped")
-    return parts
+def _key(
+    options: EvaluateOptions, clips: Clips, judged: Judged, models: _Models, split: Split, device: torch.device
+) -> str:
+    """Hash of all that decides the numbers."""
+    counts = judged.counts
+    return made_from(
+        clips,
+        models,
+        weights=options.weights,
+        device=device,
+        protocol=judged.protocol,
+        split=split,
+        amount=[getattr(options, field.name) for field in fields(Amount)],
+        sample=options.sampling(),
+        counts=counts and [counts.unigram.tolist(), None if counts.kept is None else counts.kept.tolist()],
+    )

@@ -1,22 +1,21 @@
 """What was scored of each batch, kept while an evaluation runs, so that one that was stopped goes on where it was.
 
-    OUT/metrics.parts/KEY/batch_000008.safetensors    of the batch that begins with the ninth of the chosen clips
+    OUT/metrics.parts/key_KEY/batch_000008.pt    of the batch that begins with the ninth of the chosen clips
 
 KEY is a hash of all that decides the numbers (`made_from`). Parts of another key are never read: they go when an
 evaluation begins. A finished evaluation removes its own.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
-from torch import Tensor
 
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips
@@ -26,14 +25,14 @@ from worldline.families.tokenizers import fingerprint
 from worldline.files import atomic, remove_temporaries
 from worldline.formats.content import content_of
 from worldline.identity import hash_of
+from worldline.progress import say
 from worldline.ranks import Ranks
-from worldline.rundir import check_whole, environment, load_tensors, save_tensors, to_json, version_of
-from worldline.schema import DataError, UsageError
+from worldline.rundir import environment, to_json, version_of
+from worldline.schema import UsageError
 from worldline.worlds.wan_weights import fingerprint_backbone
 
 PARTS = "metrics.parts"
 _LIBRARIES = ("torch", "numpy", "av", "torchmetrics", "diffusers", "transformers", "peft")
-_TENSOR = "number of a tensor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,45 +40,32 @@ class Parts:
     """The folder of one evaluation's parts."""
 
     folder: Path
-    there: frozenset[int] = frozenset()
+    there: frozenset[int]
     """Where the batches begin that were scored before."""
-    dropped: bool = False
-    """Whether parts of another evaluation were removed."""
 
     @classmethod
-    def begun(cls, out: Path, key: str | None = None, *, ranks: Ranks) -> "Parts":
-        """Find what an evaluation into `out` left. Every rank must call this; rank 0 alone needs the key.
+    def begun(cls, out: Path, key: str | None, *, ranks: Ranks) -> "Parts":
+        """Find what an evaluation into `out` left, and say how much. Every rank must call this.
 
         Args:
-            key: what `made_from` gave; None where that is not known, and then nothing is taken over.
+            key: what `made_from` gave, on rank 0; None where that is not known, and then nothing is taken over.
 
         Raises:
             UsageError: not all ranks see the folder.
         """
-        parts = _found(out, key) if ranks.writes else None
-        parts = ranks.agreed(parts)
+        parts = ranks.agreed(_found(out, key) if ranks.writes else None)
         if not all(ranks.everyones(parts.folder.is_dir())):
             raise UsageError(f"{out} is not seen by all processes; give a folder that all machines share (--out)")
         return parts
 
     def write(self, begin: int, tally: Tally) -> None:
         """Keep what was scored of the batch that begins there."""
-        tensors: dict[str, Tensor] = {}
-
-        def number(tensor: Tensor) -> dict[str, str]:
-            tensors[name := str(len(tensors))] = tensor
-            return {_TENSOR: name}
-
-        text = json.dumps(vars(tally), default=number)
-        tensors["tally"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        with atomic(self.folder / _name(begin)) as temporary:
-            save_tensors(temporary, tensors)
+        with atomic(self.folder / f"batch_{begin:06d}.pt") as temporary:
+            torch.save(vars(tally), temporary)
 
     def read(self, begin: int) -> Tally:
-        """What `write` kept. Raises `DataError` where it is missing or damaged."""
-        tensors = load_tensors(self.folder / _name(begin))
-        text = tensors.pop("tally").numpy().tobytes()
-        return Tally(**json.loads(text, object_hook=lambda x: tensors[x[_TENSOR]] if _TENSOR in x else x))
+        """What `write` kept."""
+        return Tally(**torch.load(self.folder / f"batch_{begin:06d}.pt", weights_only=True))
 
     def remove(self) -> None:
         """What they add up to is written."""
@@ -88,26 +74,25 @@ class Parts:
             self.folder.parent.rmdir()
 
 
-def _name(begin: int) -> str:
-    return f"batch_{begin:06d}.safetensors"
-
-
 def _found(out: Path, key: str | None) -> Parts:
     folder = out / PARTS / f"key_{(key or 'unknown')[:16]}"
     others = [other for other in folder.parent.glob("key_*") if other != folder or key is None]
-    dropped = any(any(other.glob("batch_*")) for other in others)
+    if any(any(other.glob("batch_*")) for other in others):
+        say(f"{out}: removed what was scored by an evaluation that was stopped and differs from this one")
     for other in others:
         shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder)
     there = set()
-    for file in folder.glob("batch_*.safetensors"):
+    for file in folder.glob("batch_*.pt"):
         try:
-            check_whole(folder, (file.name,))
+            ZipFile(file).close()
             there.add(int(file.stem.removeprefix("batch_")))
-        except DataError:  # a machine that lost its power leaves empty files; that batch is scored again
+        except BadZipFile:  # a machine that lost its power leaves parts of files; that batch is scored again
             file.unlink()
-    return Parts(folder=folder, there=frozenset(there), dropped=dropped)
+    if there:
+        say(f"{out}: {len(there)} batches were there already, of this evaluation when it was stopped")
+    return Parts(folder=folder, there=frozenset(there))
 
 
 def made_from(

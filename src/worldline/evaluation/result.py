@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError, with_config
 
-from worldline.evaluation.rows import Role, entry_of
+from worldline.evaluation.rows import Role, Setting, entry_of
 from worldline.families.tokenizers import TokenizerIdentity
 from worldline.files import atomic
 from worldline.metrics.bootstrap import Interval
@@ -20,8 +20,6 @@ from worldline.schema import DataError
 
 Split = Literal["held out", "training data", "not checked"]
 """Whether the model was trained on the recordings it was judged on; `not checked` where the run does not tell."""
-
-Setting = str | int | float | bool
 
 
 def label_of(id: str) -> str:

@@ -1,9 +1,10 @@
-"""Every row of an evaluation: one entry each, with its id, what people read, and the function that makes it.
+"""Every row of an evaluation: one function each, with its id and what people read.
 
-A row is the forecaster under a condition (which states it is given), a baseline, or a ceiling. To add one, `register`
-an entry: metrics.json, tables, comparisons, plots and the report follow. Ids stay as they are.
+A row is the forecaster under a condition (which states it is given), a baseline, or a ceiling. A new one is a function
+below `row` or `condition`: metrics.json, tables, comparisons, plots and the report follow. Ids stay as they are.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,12 +16,12 @@ import torch
 from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
+from worldline.families.tokenizers import TokenizerIdentity
 from worldline.forecasting import ensemble
 from worldline.forecasting.forecaster import CopyLast, Extra, Forecaster
 from worldline.forecasting.postprocess import blur_and_match
-from worldline.identity import hash_of
-from worldline.metrics.table import METRICS, token_costs
-from worldline.metrics.tokens import Guesses, kept_guesses, per_clip, shared_guesses
+from worldline.metrics.table import METRICS
+from worldline.metrics.tokens import Guesses, kept_guesses, per_clip, shared_guesses, token_costs
 from worldline.schema import Batch, Forecast
 
 Protocol = Literal["compression", "sampling", "tokenizer"]
@@ -35,6 +36,9 @@ BLUR = 1 / 64
 """Deviation of the Gaussian blur of blurred rows, in widths of the image."""
 
 
+Setting = str | int | float | bool
+
+
 class NotComputed(Exception):  # noqa: N818 - it is no error: the tables say "not computed: ..."
     """A row cannot be made here. The message says why."""
 
@@ -47,7 +51,7 @@ class Made:
     """At the forecaster's times."""
     costs: Mapping[str, Float32[Tensor, "b l"]] = field(default_factory=dict)
     """Metric id -> mean cost of the true tokens of each future grid."""
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
     """What it assumes, for the record."""
 
 
@@ -68,29 +72,44 @@ class TokenCounts:
         kept = place / "kept.npy"
         return TokenCounts(unigram=np.load(place / "unigram.npy"), kept=np.load(kept) if kept.exists() else None)
 
-    def content(self) -> str:
-        """Hash of the counts."""
-        return hash_of([self.unigram.tolist(), None if self.kept is None else self.kept.tolist()])
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judged:
+    """What is judged, and what belongs to it."""
+
+    forecaster: Forecaster
+    protocol: Protocol
+    run: str
+    """Its name, for the record, as are `tokenizer` (whose tokens or latents are scored) and `settings`."""
+    tokenizer: TokenizerIdentity | None = None
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    unconditional: Forecaster | None = None
+    """A world trained without states."""
+    counts: TokenCounts | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
     """A batch of clips, and everything that rows are made of."""
 
-    forecaster: Forecaster
+    judged: Judged
     batch: Batch
     """With its tokens, where these are scored."""
     seeds: tuple[int, ...]
     """Of each clip. Sample k of a clip is made from the same noise in every row."""
-    unconditional: Forecaster | None = None
-    """A world trained without states."""
-    foreign: Float32[Tensor, "b t s"] | None = None
+    foreign: Float32[Tensor, "b t s"] | None
     """For each clip the states of another one."""
-    condition_samples: int = 1
+    condition_samples: int
     """Futures per clip under another condition than the true one; 0 for none."""
-    counts: TokenCounts | None = None
-    scored: tuple[Extra, ...] = ()
-    """What forecasts hold besides frames: `costs`, where tokens are scored."""
+
+    @property
+    def forecaster(self) -> Forecaster:
+        return self.judged.forecaster
+
+    @property
+    def scored(self) -> tuple[Extra, ...]:
+        """What a forecast must hold besides frames."""
+        return ("costs",) if self.judged.protocol == "compression" else ()
 
     @cached_property
     def forecast(self) -> Forecast:
@@ -99,18 +118,19 @@ class Scene:
         return self.forecaster.forecast_clips(self.batch, seeds=self.seeds, extra=(*self.scored, *more))
 
     @cached_property
-    def reconstruction(self) -> Forecast | None:
-        return None if self.batch.frames is None else self.forecaster.reconstruct(self.batch)
-
-    @cached_property
     def copied(self) -> Forecast:
         return CopyLast.beside(self.forecaster).forecast_clips(self.batch)
+
+    @cached_property
+    def reconstruction(self) -> Forecast | None:
+        return None if self.batch.frames is None else self.forecaster.reconstruct(self.batch)
 
     @property
     def tokens(self) -> tuple[Int64[Tensor, "b c gh gw"], Int64[Tensor, "b l gh gw"]]:
         """The true ones, of context and future."""
         grid, tokens = self.forecaster.token_grid, self.batch.tokens
-        assert grid is not None and tokens is not None, "the compression protocol is one of tokens"  # noqa: PT018
+        assert grid is not None, "the compression protocol is one of tokens"
+        assert tokens is not None, "the compression protocol is one of tokens"
         context = self.forecaster.context_frames // grid.block * grid.latents_per_block
         return tokens[:, :context], tokens[:, context:]
 
@@ -119,7 +139,7 @@ class Scene:
         """How likely each token is where nothing was seen: as often as in training, or each alike."""
         grid = self.forecaster.token_grid
         assert grid is not None, "the compression protocol is one of tokens"
-        counts = np.zeros(grid.vocab_size) if self.counts is None else self.counts.unigram
+        counts = np.zeros(grid.vocab_size) if self.judged.counts is None else self.judged.counts.unigram
         # One imagined count each (Laplace): a token never seen in training must not cost infinitely much.
         return torch.from_numpy((counts + 1.0) / (counts + 1.0).sum())
 
@@ -137,9 +157,9 @@ class Entry:
     label: str
     """What people read."""
     role: Role
+    protocols: tuple[Protocol, ...]
     meaning: str
     make: Make
-    protocols: tuple[Protocol, ...]
     compared: tuple[str, ...]
     """Metrics in which the forecast is compared with this row, on the same clips."""
     shown: bool
@@ -148,60 +168,59 @@ class Entry:
 
 ROWS: dict[str, Entry] = {}
 """By id, in the order of tables."""
+_ANY: tuple[Protocol, ...] = ("compression", "sampling")
 
 
 def row(
     id: str,
     label: str,
     role: Role,
-    meaning: str,
-    *,
-    protocols: tuple[Protocol, ...] = ("compression", "sampling"),
+    *protocols: Protocol,
     compared: tuple[str, ...] = ("psnr_db_last",),
     shown: bool = False,
 ) -> Callable[[Make], Make]:
-    """Add a row, made by the function below, to every evaluation of its protocols."""
+    """Add a row, made by the function below, whose documentation says what it is, to evaluations of these protocols.
+
+    Without any they are those of all worlds.
+    """
 
     def added(make: Make) -> Make:
-        ROWS[id] = Entry(id, label, role, meaning, make, protocols, compared, shown)
+        meaning = " ".join((inspect.getdoc(make) or "").split())
+        ROWS[id] = Entry(id, label, role, protocols or _ANY, meaning, make, compared, shown)
         return make
 
     return added
 
 
-def condition(id: str, label: str, meaning: str, *, shown: bool = False) -> Callable[[States], States]:
+def condition(id: str, label: str, *, shown: bool = False) -> Callable[[States], States]:
     """Add the forecaster given other states than the true ones: those that the function below gives.
 
     The function raises `NotComputed` where there are none.
     """
 
     def added(states: States) -> States:
-        @row(id, label, "ablation", meaning, compared=("psnr_db_last", "full_ce"), shown=shown)
         def make(scene: Scene) -> Made:
             if scene.condition_samples == 0:
                 raise NotComputed("switched off")
             forecaster, given = scene.forecaster.drawing(scene.condition_samples), states(scene)
             return _mean(forecaster.forecast_clips(scene.batch, states=given, seeds=scene.seeds, extra=scene.scored))
 
+        make.__doc__ = states.__doc__
+        row(id, label, "ablation", compared=("psnr_db_last", "full_ce"), shown=shown)(make)
         return states
 
     return added
 
 
-def mean_of(count: int) -> Entry:
-    """The row of the mean of so many samples."""
-
-    def make(scene: Scene) -> Made:
-        return _mean(scene.forecast, count)
-
-    meaning = f"Mean of {count} samples, pixel by pixel: the best guess under squared error."
-    return Entry(f"mean_{count}", f"mean of {count}", "model", meaning, make, ("sampling",), (), False)
-
-
 def entry_of(id: str) -> Entry | None:
-    """The entry of a row's id; None of an id that this version lacks."""
+    """The entry of a row's id; None of an id that this version lacks. `mean_N` is the mean of N samples."""
     count = id.removeprefix("mean_")
-    return mean_of(int(count)) if count != id and count.isdecimal() else ROWS.get(id)
+    if count == id or not count.isdecimal():
+        return ROWS.get(id)
+    meaning = f"Mean of {count} samples, pixel by pixel: the best guess under squared error."
+    return Entry(
+        id, f"mean of {count}", "model", ("sampling",), meaning, lambda s: _mean(s.forecast, int(count)), (), False
+    )
 
 
 def _mean(forecast: Forecast, samples: int | None = None) -> Made:
@@ -210,10 +229,9 @@ def _mean(forecast: Forecast, samples: int | None = None) -> Made:
     return Made(frames=frames, costs=forecast.costs)
 
 
-def _plain(forecast: Forecast | None) -> Made | None:
+def _plain(forecast: Forecast) -> Made | None:
     """What the tokens alone show, where something else is shown."""
-    plain = None if forecast is None else forecast.plain_frames
-    return None if plain is None else Made(frames=plain[:, 0])
+    return None if forecast.plain_frames is None else Made(frames=forecast.plain_frames[:, 0])
 
 
 def _blurred(scene: Scene, forecast: Forecast) -> Made:
@@ -232,106 +250,78 @@ def _costs(grids: Sequence[Guesses], clips: int) -> dict[str, Float32[Tensor, "b
 # --- the forecast, under conditions ---
 
 
-@row(
-    "forecast", "forecast", "model", "The roll-out from the context, given the true states.", protocols=("compression",)
-)
+@row("forecast", "forecast", "model", "compression")
 def _(scene: Scene) -> Made:
+    """The roll-out from the context, given the true states."""
     made, bounds = _mean(scene.forecast, 1), scene.forecast.teacher_forced_costs
     named = {METRICS[name].bound: cost for name, cost in bounds.items()}
     return replace(made, costs={**made.costs, **{name: cost for name, cost in named.items() if name is not None}})
 
 
-@row(
-    "forecast_tokens",
-    "forecast, tokens only",
-    "ablation",
-    "The same roll-out, its tokens decoded as they are: no mean codes, no blended last frame.",
-    protocols=("compression",),
-)
+@row("forecast_tokens", "forecast, tokens only", "ablation", "compression")
 def _(scene: Scene) -> Made | None:
+    """The same roll-out, its tokens decoded as they are: no mean codes, no blended last frame."""
     return _plain(scene.forecast)
 
 
-@row("sample", "one sample", "model", "The first sample, given the true states.", protocols=("sampling",), shown=True)
+@row("sample", "one sample", "model", "sampling", shown=True)
 def _(scene: Scene) -> Made:
+    """The first sample, given the true states."""
     return _mean(scene.forecast, 1)
 
 
-@row("medoid", "medoid", "model", "The sample nearest to all others, of three or more.", protocols=("sampling",))
+@row("medoid", "medoid", "model", "sampling")
 def _(scene: Scene) -> Made | None:
+    """The sample nearest to all others, of three or more."""
     samples = scene.forecast.video
     return Made(frames=ensemble.combine(samples, "medoid")) if samples.shape[1] > 2 else None
 
 
-@row(
-    "sample_blurred",
-    "one sample, blurred",
-    "baseline",
-    "The first sample, blurred and matched to the histogram of the last context frame (report, section 2.3).",
-    protocols=("sampling",),
-)
+@row("sample_blurred", "one sample, blurred", "baseline", "sampling")
 def _(scene: Scene) -> Made:
+    """The first sample, blurred and matched to the histogram of the last context frame (report, section 2.3)."""
     return _blurred(scene, scene.forecast)
 
 
-@condition(
-    "shuffled_states",
-    "shuffled states",
-    "The forecast given the states of another clip. A world that scores the same here ignores its robot.",
-    shown=True,
-)
+@condition("shuffled_states", "shuffled states", shown=True)
 def _(scene: Scene) -> Float32[Tensor, "b t s"]:
+    """The forecast given the states of another clip. A world that scores the same here ignores its robot."""
     if scene.foreign is None:
         raise NotComputed("the data hold one clip only")
     return scene.foreign
 
 
-@row(
-    "unconditional",
-    "unconditional",
-    "baseline",
-    "The forecast of a world that was trained without states.",
-    compared=("psnr_db_last", "full_ce"),
-)
+@row("unconditional", "unconditional", "baseline", compared=("psnr_db_last", "full_ce"))
 def _(scene: Scene) -> Made:
-    if scene.unconditional is None:
+    """The forecast of a world that was trained without states."""
+    if scene.judged.unconditional is None:
         raise NotComputed("no unconditional world was given (--unconditional RUN)")
-    return _mean(scene.unconditional.forecast_clips(scene.batch, seeds=scene.seeds, extra=scene.scored))
+    return _mean(scene.judged.unconditional.forecast_clips(scene.batch, seeds=scene.seeds, extra=scene.scored))
 
 
 # --- baselines ---
 
 
-@row(
-    "copy_last",
-    "copy-last",
-    "baseline",
-    "Nothing moves after the last context frame.",
-    compared=("psnr_db_last", "psnr_db_mean", "ssim_last"),
-    shown=True,
-)
+@row("copy_last", "copy-last", "baseline", compared=("psnr_db_last", "psnr_db_mean", "ssim_last"), shown=True)
 def _(scene: Scene) -> Made | None:
+    """Nothing moves after the last context frame."""
     return None if scene.batch.frames is None else _mean(scene.copied)
 
 
-@row(
-    "copy_last_blurred", "copy-last, blurred", "baseline", "The same, blurred as a sample is.", protocols=("sampling",)
-)
+@row("copy_last_blurred", "copy-last, blurred", "baseline", "sampling")
 def _(scene: Scene) -> Made:
+    """The same, blurred as a sample is."""
     return _blurred(scene, scene.copied)
 
 
-@row(
-    "keep_last_tokens",
-    "keep last tokens",
-    "baseline",
-    "Every future token is the one at its place in the last context grid.",
-    protocols=("compression",),
-    compared=("psnr_db_last", "full_ce", "token_accuracy"),
-)
+_KEPT = ("psnr_db_last", "full_ce", "token_accuracy")
+
+
+@row("keep_last_tokens", "keep last tokens", "baseline", "compression", compared=_KEPT)
 def _(scene: Scene) -> Made:
+    """Every future token is the one at its place in the last context grid."""
     past, future = scene.tokens
-    kept = None if scene.counts is None else scene.counts.kept
+    kept = None if scene.judged.counts is None else scene.judged.counts.kept
     # One imagined token of either kind, as in `Scene.prior`.
     changed = [CHANGED] * future.shape[1] if kept is None else ((kept[:, 1] + 1) / (kept.sum(axis=1) + 2)).tolist()
     last = past[:, -1]
@@ -350,16 +340,10 @@ def _(scene: Scene) -> Made:
     )
 
 
-@row(
-    "unigram",
-    "unigram",
-    "baseline",
-    "Every token is as likely as it was frequent in training.",
-    protocols=("compression",),
-    compared=("full_ce",),
-)
+@row("unigram", "unigram", "baseline", "compression", compared=("full_ce",))
 def _(scene: Scene) -> Made:
-    if scene.counts is None:
+    """Every token is as likely as it was frequent in training."""
+    if scene.judged.counts is None:
         raise NotComputed("the run folder has no token counts (unigram.npy)")
     _, future = scene.tokens
     guesses = [shared_guesses(scene.prior.log(), true.flatten()) for true in future.unbind(dim=1)]
@@ -369,25 +353,15 @@ def _(scene: Scene) -> Made:
 # --- ceilings ---
 
 
-@row(
-    "reconstruction",
-    "reconstruction",
-    "ceiling",
-    "The true frames, encoded and decoded by the tokenizer: no forecast.",
-    protocols=("compression", "sampling", "tokenizer"),
-    shown=True,
-)
+@row("reconstruction", "reconstruction", "ceiling", "compression", "sampling", "tokenizer", shown=True)
 def _(scene: Scene) -> Made | None:
-    return None if scene.reconstruction is None else _plain(scene.reconstruction) or _mean(scene.reconstruction)
+    """The true frames, encoded and decoded by the tokenizer: no forecast."""
+    made = scene.reconstruction
+    return None if made is None else _plain(made) or _mean(made)
 
 
-@row(
-    "reconstruction_blended",
-    "reconstruction, blended",
-    "ceiling",
-    "The same, with the last context frame wherever a token stays, as the forecast is shown.",
-    compared=(),
-)
+@row("reconstruction_blended", "reconstruction, blended", "ceiling", compared=())
 def _(scene: Scene) -> Made | None:
+    """The same, with the last context frame wherever a token stays, as the forecast is shown."""
     made = scene.reconstruction
     return None if made is None or made.plain_frames is None else _mean(made)

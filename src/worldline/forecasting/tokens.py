@@ -11,7 +11,7 @@ from torch import Tensor
 from worldline.forecasting.blend import blend_last_frame
 from worldline.forecasting.forecaster import CPU, TOP, Extra, Forecaster, check_seeds, frames_of, name_of
 from worldline.forecasting.session import Context, Step, signature
-from worldline.metrics.table import grid_costs
+from worldline.metrics.tokens import grid_costs
 from worldline.process.categorical import Sampling
 from worldline.process.noise import generators
 from worldline.schema import Batch, Forecast, TokenGrid, UsageError

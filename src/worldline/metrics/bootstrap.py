@@ -1,7 +1,8 @@
-"""Numbers per clip become a mean with an interval: only here.
+"""The one place where numbers per clip become a mean with an interval.
 
-Whole episodes are resampled, not clips. Clips of one recording share the room, the light and the task, so they give
-less evidence than independent clips, and a bootstrap over clips would give too narrow intervals.
+Whole episodes are resampled, not clips: clips of one recording share the room, the light and the task, so
+they say less than as many independent clips would, and a bootstrap over clips would claim more certainty than
+there is. Knows nothing of what the numbers measure.
 """
 
 import math
@@ -14,6 +15,9 @@ from jaxtyping import Float, Float64, Int
 from pydantic import BeforeValidator
 from torch import Tensor
 
+TAIL = 0.025
+"""Share of the resamples below an interval, and above it: intervals of 95 %."""
+RESAMPLES = 2000
 MAX_WEIGHTS = 1 << 23
 """Resampling weights held at once (64 MB); beyond that, resamples are drawn in turns."""
 
@@ -27,99 +31,65 @@ class Interval:
 
     mean: NumberOrNull
     low: NumberOrNull
-    """NaN (null in JSON) with one episode only, like `high`: how episodes differ is then unknown."""
+    """NaN (null in JSON), as is `high`, with one episode only: nothing is known of how episodes differ."""
     high: NumberOrNull
     num_clips: int
     num_episodes: int
 
 
-def interval(
-    values: Float[Tensor, " n"],
-    episodes: Int[Tensor, " n"],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
+def interval(values: Float[Tensor, " n"], episodes: Int[Tensor, " n"]) -> Interval:
     """Average one number per clip and bound the mean by a percentile bootstrap over episodes.
 
     The mean is the plain mean over clips, in float64. Each resample draws as many episodes as there are, with
     replacement, and averages all their clips (percentile method: Efron & Tibshirani, 1993, ch. 13; clusters:
-    Cameron, Gelbach & Miller, 2008). With fewer than about ten episodes such intervals are too narrow.
-    Deterministic for a given `seed`.
+    Cameron, Gelbach & Miller, 2008). With fewer than about ten episodes such intervals are too narrow. Deterministic.
 
     Args:
         episodes: which recording each clip is of; any integers, equal where the recording is the same.
 
     Raises:
-        ValueError: no values, a value that is not finite, or `confidence` outside (0, 1).
+        ValueError: no values, or a value that is not finite.
     """
-    return intervals(values[:, None], episodes, confidence=confidence, resamples=resamples, seed=seed)[0]
+    return intervals(values[:, None], episodes)[0]
 
 
-def intervals(
-    values: Float[Tensor, "n m"],
-    episodes: Int[Tensor, " n"],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> list[Interval]:
+def intervals(values: Float[Tensor, "n m"], episodes: Int[Tensor, " n"]) -> list[Interval]:
     """Do as `interval` for each of m columns (say, future frames); one draw of episodes serves all."""
-    clips, of_episode = _checked(values, episodes, confidence)
-    num_episodes = int(of_episode.max()) + 1
-    means = clips.mean(axis=0)
+    clips = values.detach().double().cpu().numpy()
+    bad = np.flatnonzero(~np.isfinite(clips).all(axis=1))
+    if len(clips) == 0 or len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(clips)} clips have a value that is not finite, the first is clip {bad[0]}"
+            if len(bad)
+            else "no clips to average"
+        )
+    of_episode = np.unique(episodes.cpu().numpy(), return_inverse=True)[1]
+    num_episodes, means = int(of_episode.max()) + 1, clips.mean(axis=0)
     low = high = np.full_like(means, math.nan)
     if num_episodes > 1:
         sums = np.zeros((num_episodes, clips.shape[1]))
         np.add.at(sums, of_episode, clips)
         sizes = np.bincount(of_episode).astype(np.float64)
-        draws = np.concatenate([w @ sums / (w @ sizes)[:, None] for w in _weights(num_episodes, resamples, seed)])
-        tail = (1 - confidence) / 2
-        low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+        draws = np.concatenate([drawn @ sums / (drawn @ sizes)[:, None] for drawn in _weights(num_episodes)])
+        low, high = np.quantile(draws, [TAIL, 1 - TAIL], axis=0)
     return [
         Interval(mean=float(m), low=float(a), high=float(b), num_clips=len(clips), num_episodes=num_episodes)
         for m, a, b in zip(means, low, high, strict=True)
     ]
 
 
-def paired_difference(
-    a: Float[Tensor, " n"],
-    b: Float[Tensor, " n"],
-    episodes: Int[Tensor, " n"],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
+def paired_difference(a: Float[Tensor, " n"], b: Float[Tensor, " n"], episodes: Int[Tensor, " n"]) -> Interval:
     """Bound the mean of a - b, measured on the same clips.
 
-    Much sharper than comparing two intervals: a difficult clip is difficult for both, and this cancels.
+    Far sharper than comparing two intervals: what makes a clip hard makes it hard for both, and cancels.
     """
-    return interval(a.double() - b.double(), episodes, confidence=confidence, resamples=resamples, seed=seed)
+    return interval(a.double() - b.double(), episodes)
 
 
-def _weights(num_episodes: int, resamples: int, seed: int) -> Iterator[Float64[np.ndarray, "r e"]]:
+def _weights(num_episodes: int) -> Iterator[Float64[np.ndarray, "r e"]]:
     """How often each resample drew each episode."""
-    generator = np.random.default_rng(seed)
-    at_once = max(1, MAX_WEIGHTS // num_episodes)
-    chances = np.full(num_episodes, 1 / num_episodes)
-    for start in range(0, resamples, at_once):
-        size = min(at_once, resamples - start)
+    generator = np.random.default_rng(0)
+    at_once, chances = max(1, MAX_WEIGHTS // num_episodes), np.full(num_episodes, 1 / num_episodes)
+    for start in range(0, RESAMPLES, at_once):
+        size = min(at_once, RESAMPLES - start)
         yield generator.multinomial(num_episodes, chances, size=size).astype(np.float64)
-
-
-def _checked(
-    values: Float[Tensor, "n m"], episodes: Int[Tensor, " n"], confidence: float
-) -> tuple[Float64[np.ndarray, "n m"], Int[np.ndarray, " n"]]:
-    clips = values.detach().double().cpu().numpy()
-    if len(clips) == 0:
-        raise ValueError("no clips to average")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, found {confidence}")
-    bad = np.flatnonzero(~np.isfinite(clips).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"{len(bad)} of {len(clips)} clips have a value that is not finite, the first is clip {bad[0]}"
-        )
-    return clips, np.unique(episodes.cpu().numpy(), return_inverse=True)[1]

@@ -1,13 +1,12 @@
-"""How close a predicted image is to the real one: PSNR and SSIM, one number per image.
-
-Pure functions of uint8 images. Averages and intervals: `bootstrap.py`.
-"""
+"""How close a predicted image is to the real one, one number per image. Pure functions of uint8 images."""
 
 import math
 
 from einops import rearrange
 from jaxtyping import Float32, UInt8
 from torch import Tensor
+
+from worldline.metrics.table import metric
 
 DATA_RANGE = 255.0
 SMALLEST_MSE = 1 / 12
@@ -21,22 +20,24 @@ class MetricUnavailable(Exception):  # noqa: N818 - it is no error: the report s
     """A metric cannot be computed here. The message says why and what to install."""
 
 
+@metric("psnr_db", "PSNR", "dB", "image")
 def psnr(prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b"]:
-    """Measure the peak signal-to-noise ratio of each image in dB, in float32 over channels, height and width.
+    """Peak signal-to-noise ratio of each image in dB, in float32 over channels, height and width.
 
     The data range is 255 on uint8, which is the challenge's range of 2 on [-1, 1]: both divide by the same
-    fraction of the range. Higher is better; at most `MAX_PSNR_DB`, which identical images have.
+    fraction of the range. At most `MAX_PSNR_DB`, which identical images have.
     """
     error = (prediction.float() - target.float()).square().mean(dim=(-3, -2, -1))
     return 10 * (DATA_RANGE**2 / error.clamp_min(SMALLEST_MSE)).log10()
 
 
+@metric("ssim", "SSIM", "", "image")
 def ssim(prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b"]:
-    """Measure the structural similarity of each image, in [-1, 1]; 1 for identical images.
+    """Structural similarity of each image, in [-1, 1]; 1 for identical images.
 
-    Wang et al. (2004): per channel, Gaussian window of 11 pixels with sigma 1.5, k1 = 0.01, k2 = 0.03,
-    averaged where the window lies inside the image. scikit-image does the same; torchmetrics by itself would
-    also count the 5-pixel border, computed on reflected pixels, which moves small images by up to 0.01.
+    Wang et al. (2004): per channel, Gaussian window of 11 pixels with sigma 1.5, k1 = 0.01, k2 = 0.03, averaged where
+    the window lies inside the image. scikit-image does the same; torchmetrics by itself would also count the 5-pixel
+    border, computed on reflected pixels, which moves small images by up to 0.01.
 
     Raises:
         MetricUnavailable: torchmetrics is not installed, or the image is smaller than the window.
@@ -49,12 +50,22 @@ def ssim(prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"
         ) from error
     height, width = prediction.shape[-2:]
     if min(height, width) < SSIM_WINDOW:
-        raise MetricUnavailable(
-            f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, these are {height}x{width}"
-        )
+        raise MetricUnavailable(f"SSIM needs images of at least 11x11 pixels, these are {height}x{width}")
     ours, real = (rearrange(x, "... c h w -> (...) c h w").float() for x in (prediction, target))
     _, scores = structural_similarity_index_measure(
         ours, real, data_range=DATA_RANGE, reduction="none", return_full_image=True
     )
     border = SSIM_WINDOW // 2
     return scores[..., border:-border, border:-border].mean(dim=(1, 2, 3)).reshape(prediction.shape[:-3])
+
+
+@metric("lpips", "LPIPS", "", "image", higher_is_better=False)
+def lpips(*_: object) -> Tensor:
+    """Learned perceptual distance."""
+    raise MetricUnavailable("needs learned weights that are not part of worldline")
+
+
+@metric("fid", "FID", "", "image", higher_is_better=False)
+def fid(*_: object) -> Tensor:
+    """Distance between two sets of images."""
+    raise MetricUnavailable("needs the standard Inception weights, and far more images than an evaluation has")

@@ -12,15 +12,19 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
+from worldline.metrics.table import METRICS, metric
+
 TOP = 500
 """How many of the best guesses count."""
 MISS_PROBABILITY = 1e-6
-"""The probability `top_k_floor` grants a token outside the k best: a miss costs 13.8 nats."""
+"""The probability that the floor grants a token outside the k best: a miss costs 13.8 nats."""
+CHUNK = 64
+"""Rows of logits that are ranked at once: of 64,000 tokens 130 MB beyond the input, however many rows there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guesses:
-    """Log-probabilities (in nats) of n true tokens and of the best guesses under predicted distributions."""
+    """What predicted distributions say of n true tokens. Logarithms of probabilities, in nats."""
 
     rank: Int64[Tensor, " n"]
     """Tokens that come before the true one: likelier ones, and equals with a lower id."""
@@ -42,72 +46,89 @@ class Guesses:
 # --- costs of each true token ---
 
 
-def cross_entropy(guesses: Guesses) -> Float32[Tensor, " n"]:
-    """Over the whole vocabulary."""
-    return -guesses.true.float()
-
-
-def top_k_residual(guesses: Guesses) -> Float32[Tensor, " n"]:
-    """The k best keep their probability, the others share what is left evenly: sums to 1, a real code length."""
+@metric(
+    "top500_ce_residual",
+    "Top-500 CE (residual)",
+    "nats",
+    "token",
+    higher_is_better=False,
+    bound="teacher_forced_top500_ce",
+)
+def residual(guesses: Guesses) -> Float32[Tensor, " n"]:
+    """Cost of a true token when the 500 best keep their probability and the others share the rest evenly. A real code
+    length, by our definition: the challenge's scorer is not public, so it is no leaderboard number.
+    """
     others = math.log(max(1, guesses.vocab_size - guesses.k)) - guesses.outside
     return torch.where(guesses.covered, -guesses.true, others).float()
 
 
-def top_k_floor(guesses: Guesses) -> Float32[Tensor, " n"]:
-    """Softmax over the k best alone; a miss costs -ln `MISS_PROBABILITY`. Not a code length."""
+@metric("top500_ce_floor", "Top-500 CE (floor)", "nats", "token", higher_is_better=False)
+def floor(guesses: Guesses) -> Float32[Tensor, " n"]:
+    """Cost when the 500 best are renormalised and a miss costs a fixed 13.8 nats (probability 1e-6)."""
     hit = guesses.inside - guesses.true
     return hit.masked_fill(~guesses.covered, -math.log(MISS_PROBABILITY)).float()
 
 
-def top_k_hits_only(guesses: Guesses) -> Float32[Tensor, " n"]:
-    """`top_k_floor` of hits, NaN of misses. A diagnostic: it rewards missing."""
-    return top_k_floor(guesses).masked_fill(~guesses.covered, math.nan)
+@metric("top500_ce_hits_only", "Top-500 CE (hits only)", "nats", "token", higher_is_better=False, sparse=True)
+def hits_only(guesses: Guesses) -> Float32[Tensor, " n"]:
+    """The same over hits alone. A diagnostic: missing the hard tokens lowers it."""
+    return floor(guesses).masked_fill(~guesses.covered, math.nan)
 
 
-def top_k_coverage(guesses: Guesses) -> Float32[Tensor, " n"]:
-    """1 where the true token is among the k best, else 0."""
+@metric("top500_coverage", "Top-500 coverage", "share", "token")
+def coverage(guesses: Guesses) -> Float32[Tensor, " n"]:
+    """Share of true tokens that are among the 500 best."""
     return guesses.covered.float()
 
 
+@metric("full_ce", "Cross-entropy", "nats", "token", higher_is_better=False, bound="teacher_forced_ce")
+def cross_entropy(guesses: Guesses) -> Float32[Tensor, " n"]:
+    """Cost of a true token over the whole vocabulary."""
+    return -guesses.true.float()
+
+
+@metric("token_accuracy", "Accuracy", "share", "token", bound="teacher_forced_accuracy")
 def accuracy(guesses: Guesses) -> Float32[Tensor, " n"]:
-    """1 where the true token is the best one (of equals, the one with the lowest id), else 0."""
+    """Share of tokens whose best guess is the true one (of equals, the one with the lowest id)."""
     return (guesses.rank == 0).float()
+
+
+def token_costs(guesses: Guesses) -> dict[str, Float32[Tensor, " n"]]:
+    """Every metric of tokens, by id: one number per true token."""
+    measured = {one.id: one.measure for one in METRICS.values() if one.group == "token"}
+    return {id: measure(guesses) for id, measure in measured.items() if measure is not None}
 
 
 def per_clip(costs: Float32[Tensor, " n"], num_clips: int) -> Float32[Tensor, " b"]:
     """Average over the tokens of a clip, for tokens laid out clip after clip in equal numbers.
 
-    NaN (a miss of `top_k_hits_only`) is left out; a clip of nothing else is NaN, which `bootstrap` refuses.
+    NaN (a miss of `hits_only`) is left out; a clip of nothing else is NaN, which `bootstrap` refuses.
     """
     return costs.reshape(num_clips, -1).nanmean(dim=1)
+
+
+def grid_costs(logits: Float[Tensor, "h w v"], true: Int64[Tensor, "h w"]) -> dict[str, Float32[Tensor, ""]]:
+    """Every metric of tokens, by id: the mean over the true tokens of one grid under its logits."""
+    costs = token_costs(guesses_of(logits.flatten(0, 1), true.flatten().to(logits.device)))
+    return {id: per_clip(cost, 1)[0] for id, cost in costs.items()}
 
 
 # --- from distributions to guesses ---
 
 
 @torch.no_grad()
-def guesses_of(
-    logits: Float[Tensor, "n v"], target: Int64[Tensor, " n"], *, k: int = TOP, chunk_tokens: int = 64
-) -> Guesses:
-    """Find what each row of logits says of its true token. Log-probabilities serve as logits.
+def guesses_of(logits: Float[Tensor, "n v"], target: Int64[Tensor, " n"], *, k: int = TOP) -> Guesses:
+    """Find what each row of logits says of its true token, in float32. Log-probabilities serve as logits.
 
-    Exactly k tokens are "the k best": where logits tie at rank k, lower token ids come first. Computed in float32 in
-    chunks of `chunk_tokens` rows: for v = 64,000 about 130 MB beyond its input, however large n is.
-
-    Raises:
-        ValueError: `k` or `chunk_tokens` below 1, or a target outside 0..v-1.
+    Exactly k tokens are "the k best": where logits tie at rank k, lower token ids come first.
     """
     vocab_size = logits.shape[1]
-    if k < 1 or chunk_tokens < 1:
-        raise ValueError(f"k and chunk_tokens must be at least 1, found {k} and {chunk_tokens}")
-    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < vocab_size:
-        raise ValueError(f"targets must be in 0..{vocab_size - 1}, found {int(target.min())}..{int(target.max())}")
     k = min(k, vocab_size)
     rank = torch.empty_like(target)
     # Made beforehand: results of each chunk left lying between its large temporaries would fragment the heap.
     true, total, inside, outside = torch.full((4, len(target)), math.nan, device=logits.device)
-    for start in range(0, len(target), chunk_tokens):
-        rows = slice(start, start + chunk_tokens)
+    for start in range(0, len(target), CHUNK):
+        rows = slice(start, start + CHUNK)
         part = logits[rows].float()
         best = part.topk(k, dim=1).values
         rank[rows] = _rank(part, target[rows])
@@ -151,12 +172,7 @@ def kept_guesses(
         prior: probability of each token where nothing was seen; all above 0, sum 1.
         kept: the token that stood at the place of each true one.
         changed: probability that it does not stay, between 0 and 1, neither of them.
-
-    Raises:
-        ValueError: `changed`, `k` or the prior is out of range.
     """
-    if not 0 < changed < 1 or k < 1 or not (prior > 0).all():
-        raise ValueError(f"needs 0 < changed < 1, k >= 1 and a positive prior, found {changed}, {k}, {prior.min()}")
     k = min(k, len(prior))
     ordered, order = prior.sort(descending=True, stable=True)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(prior)))
