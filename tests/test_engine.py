@@ -1,12 +1,11 @@
 """A condition, a baseline and a metric are one entry each: rows, JSON, table and report follow, as the docs say."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from builders import SMALL_WORLD, small_tokenizer, small_world, write_squares
+from builders import small_tokenizer, small_world, write_squares
 from commands import ROOT
 from test_add_your_own import run
 
@@ -41,8 +40,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
 def _scored(clips: Clips, out: Path) -> tuple[Evaluation, str, str]:
     """An evaluation, and what it looks like as text and on a page, both made from its file."""
     tokenizer = small_tokenizer()
-    world = small_world(replace(SMALL_WORLD, vocab_size=tokenizer.vocab_size))
-    forecaster = TokenForecaster(tokenizer=tokenizer, world=world, grid=tokenizer.grid(16, 16))
+    grid = tokenizer.grid(16, 16)
+    forecaster = TokenForecaster(tokenizer=tokenizer, world=small_world(grid=grid), grid=grid)
     judged = Judged(forecaster=forecaster, protocol="compression", run="run")
     made = score(judged, clips, Amount(batch_size=2), out=out / "run/evaluation")
     found = Evaluation.load(out / "run/evaluation/metrics.json")
