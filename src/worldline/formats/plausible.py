@@ -68,8 +68,7 @@ def implausible(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
         expected = f"{source.layout.names[dim]} of about {usual[dim]:.3g}, as in most episodes"
         found = f"{sizes[first, dim]:.3g} in {episode.name}, as if in another unit ({strange.sum()} such episodes)"
         fix = f"Convert the unit, or leave out what is at fault ({how_to_leave_out(source, episode.index)})."
-        path = source.states_file(episode.index)
-        yield DataError(path, expected=expected, found=found, fix=fix, kind="other_unit")
+        yield DataError(source.states_file(episode.index), expected=expected, found=found, fix=fix, kind="other_unit")
 
 
 def _wild(
@@ -82,11 +81,10 @@ def _wild(
         row, dim = np.argwhere(marked)[0].tolist()
         name, (low, high) = source.layout.names[dim], bounds[:, dim]
         expected = f"{name} within {low:.4g} .. {high:.4g}, far around {around[dim]}"
-        first = f"{_states(source, episode)[row, dim]:.6g} in row {row} of {source.episodes[episode].name}"
         count = f"{sum(marked.sum() for _, marked in found)} such values in {len(found)} episodes"
+        value = f"{_states(source, episode)[row, dim]:.6g} in row {row} of {source.episodes[episode].name} ({count})"
         fix = f"Repair the recording, or leave out what is at fault ({how_to_leave_out(source, episode)})."
-        path = source.states_file(episode)
-        yield DataError(path, expected=expected, found=f"{first} ({count})", fix=fix, kind="wild_value")
+        yield DataError(source.states_file(episode), expected=expected, found=value, fix=fix, kind="wild_value")
 
 
 def unlike(source: Source, episodes: Sequence[int], known: StateStats) -> Iterator[DataError]:

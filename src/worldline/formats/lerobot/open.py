@@ -24,9 +24,7 @@ from worldline.formats.source import Source
 from worldline.formats.states import guess_layout
 from worldline.schema import DataError, Episode, StateLayout, UsageError
 
-# Number of tables that are read to guess the layout. meta/stats.json is not used, because it often belongs to other
-# data.
-_GUESS_FROM = 8
+_GUESS_FROM = 8  # tables that are read to guess the layout
 _Index = Annotated[int, Field(ge=0, le=10**9)]
 
 
@@ -153,6 +151,7 @@ def _layout(meta: Meta, columns: tuple[str, ...], dims: tuple[int, ...], places:
         prefix = f"{end if last.count(end) == 1 else column}."
         found = [prefix * (len(columns) > 1) + name for name in meta.names(column)]
         names += found if len(found) == dim == len(set(found)) else [f"{prefix}{i}" for i in range(dim)]
+    # meta/stats.json is not used, because it often belongs to other data.
     tables, read = sorted({place.table for place in places}), [np.zeros((1, sum(dims)), np.float32)]
     for path in tables[:: max(1, len(tables) // _GUESS_FROM)][:_GUESS_FROM]:
         with suppress(DataError):  # what is wrong with it is said when it is read

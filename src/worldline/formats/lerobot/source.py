@@ -21,9 +21,10 @@ from worldline.formats.lerobot.metadata import NO_FILE, Meta
 from worldline.formats.lerobot.tables import Table, count_rows, read_images, read_table
 from worldline.formats.pairing import Mismatch, pair, rate, runs_at
 from worldline.formats.source import Source
-from worldline.formats.video import FrameTimes, decode_image, frame_times, probe, stream_frames
+from worldline.formats.video import decode_image, frame_times, probe, stream_frames
 from worldline.schema import DataError
 
+_Times = Float64[np.ndarray, "_"]
 _IMAGES = 16  # of a table that are decoded at a time
 
 
@@ -86,22 +87,22 @@ class LerobotSource(Source):
             expected = f"{self.layout.dim} numbers in every row of {self.episodes[episode].name}"
             found = f"{table.faults[int(window[wrong[0]])]} in row {start + wrong[0]} ({len(wrong)} such rows)"
             raise DataError(table.path, expected=expected, found=found, kind="states")
-        check_finite(table.path, table.values[window], self.layout.names, start)
-        return table.values[window]
+        states = table.values[window]
+        check_finite(table.path, states, self.layout.names, start)
+        return states
 
     def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
         """The frame of the video that shows each row; for images in the table, the row itself."""
         recording, (rows, table) = self.places[episode], self._rows(episode)
         if recording.video is None:
             return rows
-        times, video = table.times[rows], frame_times(recording.video)
-        self._check_times(episode, table.path, times, rate(video.seconds))
+        times, shown = table.times[rows], frame_times(recording.video).seconds
+        self._check_times(episode, table.path, times, shown)
         own = len(times) if recording.frames_in_file is None else recording.frames_in_file
-        begins, first = recording.begins or 0.0, recording.first_frame if own == len(video) else None
-        starts = (begins, begins + float(video.seconds[0]))
-        found = pair(times, video.seconds, starts=starts, first=first, fps=self.fps)
+        begins, first = recording.begins or 0.0, recording.first_frame if own == len(shown) else None
+        found = pair(times, shown, starts=(begins, begins + float(shown[0])), first=first, fps=self.fps)
         if isinstance(found, Mismatch):
-            raise self._unpaired(episode, found, times, video)
+            raise self._unpaired(episode, found, times, shown)
         return found
 
     def check(self, episode: int) -> tuple[int, int] | None:
@@ -175,9 +176,8 @@ class LerobotSource(Source):
             expected = f"rows of {self.episodes[moved[0]].name} in {self.places[moved[0]].table.name}"
             found = f"them in another file ({len(moved)} such episodes), where they were found and are used"
             fix = "Nothing needs to be done; converting the data set again corrects meta/episodes."
-            report(
-                DataError(self.path / "meta/episodes", expected=expected, found=found, fix=fix, kind="stale_pointer")
-            )
+            path = self.path / "meta/episodes"
+            report(DataError(path, expected=expected, found=found, fix=fix, kind="stale_pointer"))
 
     def _check_stats(self, path: Path, extremes: Float64[np.ndarray, "2 s"], report: Report) -> None:
         """Compare meta/stats.json with the tables: wrong statistics hide a changed unit. They are not used."""
@@ -221,7 +221,7 @@ class LerobotSource(Source):
     def _table(self, path: Path) -> Table:
         return read_table(path, self.columns, self.dims, self.fps)
 
-    def _check_times(self, episode: int, path: Path, times: Float64[np.ndarray, "n"], shown_at: float) -> None:
+    def _check_times(self, episode: int, path: Path, times: _Times, shown: _Times) -> None:
         """Raise `DataError` unless times rise, at the rate of meta/info.json."""
         name = self.episodes[episode].name
         with np.errstate(invalid="ignore"):
@@ -234,15 +234,15 @@ class LerobotSource(Source):
             raise DataError(path, expected=expected, found=found, fix=fix, kind="timestamps")
         if not runs_at(times, self.fps):
             expected = f"{self.fps:g} rows per second, as meta/info.json says"
-            found = f"{rate(times):.4g} by the timestamps of {name}; the video runs at {shown_at:.4g} frames/s"
+            found = f"{rate(times):.4g} by the timestamps of {name}; the video runs at {rate(shown):.4g} frames/s"
             fix = "Correct fps in meta/info.json, or the timestamps, or drop that column (rows then follow at fps)."
             raise DataError(path, expected=expected, found=found, fix=fix, kind="rate")
 
-    def _unpaired(self, episode: int, found: Mismatch, times: Float64[np.ndarray, "n"], video: FrameTimes) -> DataError:
-        path, name, shown_at = self.footage(episode)[0], self.episodes[episode].name, rate(video.seconds)
+    def _unpaired(self, episode: int, found: Mismatch, times: _Times, shown: _Times) -> DataError:
+        path, name, shown_at = self.footage(episode)[0], self.episodes[episode].name, rate(shown)
         same_rate, place = abs(shown_at - rate(times)) <= 0.01 * rate(times), f"row {found.row} at {found.at:.3f} s"
-        if self.places[episode].frames_in_file is None and len(video) < len(times) and same_rate:
-            expected, missing = f"{len(times)} frames, one per row of {name}", f"{len(video)}; none shows {place}"
+        if self.places[episode].frames_in_file is None and len(shown) < len(times) and same_rate:
+            expected, missing = f"{len(times)} frames, one per row of {name}", f"{len(shown)}; none shows {place}"
             return DataError(path, expected=expected, found=missing, kind="frames")
         expected = f"a frame within half a frame of every row of {name}, at {rate(times) or self.fps:.4g} rows/s"
         nearest = f"{place}, the nearest frame at {found.nearest:.3f} s; the video runs at {shown_at:.4g} frames/s"
