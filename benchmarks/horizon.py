@@ -34,7 +34,7 @@ from worldline.data.clips import Clips
 from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.families.load import load_forecaster
 from worldline.families.sample import LoadOptions
-from worldline.forecasting.ensemble import combine
+from worldline.forecasting.ensemble import mean
 from worldline.forecasting.forecaster import CopyLast, Forecaster
 from worldline.forecasting.live import LiveTwin
 from worldline.metrics.bootstrap import interval
@@ -84,7 +84,7 @@ def rolled_on(run: Path, arguments: argparse.Namespace, ahead: int) -> dict[str,
     score.add("forecast", forecaster)
     if forecaster.token_grid is None and arguments.samples > 1:
         several = forecaster.drawing(arguments.samples)
-        score.add(f"mean_of_{arguments.samples}", several, shown=lambda frames: combine(frames, "mean"))
+        score.add(f"mean_of_{arguments.samples}", several, shown=mean)
     score.add("shuffled_states", forecaster, states=batch.states.roll(1, dims=0))
     score.add("true_context", forecaster, refreshed=True)
     if physics.is_dir():

@@ -1,10 +1,12 @@
 """Combining samples into one picture, and their spread."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from worldline.forecasting.ensemble import combine
+from worldline.forecasting.ensemble import mean, medoid
 from worldline.metrics.image import psnr
 from worldline.schema import Forecast, UsageError
 
@@ -30,30 +32,30 @@ def _noisy(truth: Tensor, k: int, deviation: float, seed: int = 0) -> Tensor:
 
 
 def test_means_are_rounded_to_the_nearest_level_without_overflow() -> None:
-    assert (combine(_grey(255, 255, 254), "mean") == 255).all()  # 254.67
-    assert (combine(_grey(200, 201, 200), "mean") == 200).all()  # 200.33
-    assert (combine(_grey(0, 0, 0, 7), "mean") == 2).all()  # 1.75
+    assert (mean(_grey(255, 255, 254)) == 255).all()  # 254.67
+    assert (mean(_grey(200, 201, 200)) == 200).all()  # 200.33
+    assert (mean(_grey(0, 0, 0, 7)) == 2).all()  # 1.75
 
 
 def test_halves_go_to_the_even_level_so_that_nothing_brightens_on_the_whole() -> None:
-    assert (combine(_grey(10, 11), "mean") == 10).all()
-    assert (combine(_grey(11, 12), "mean") == 12).all()
+    assert (mean(_grey(10, 11)) == 10).all()
+    assert (mean(_grey(11, 12)) == 12).all()
 
 
 def test_the_mean_is_taken_over_samples_alone() -> None:
     frames = _clips(2, 4, 3)
     expected = frames.double().mean(dim=1)
-    assert (combine(frames, "mean") - expected).abs().max() <= 0.5
+    assert (mean(frames) - expected).abs().max() <= 0.5
 
 
 def test_averaging_k_noisy_copies_gains_ten_log_k() -> None:
     truth = torch.full((1, 1, 3, 64, 64), 128, dtype=torch.uint8)
     frames = _noisy(truth, 16, deviation=20.0)
-    single, mean = (psnr(combine(frames, how), truth).item() for how in ("single", "mean"))
-    assert mean - single == pytest.approx(12.04, abs=0.3)
+    single, averaged = (psnr(one, truth).item() for one in (frames[:, 0], mean(frames)))
+    assert averaged - single == pytest.approx(12.04, abs=0.3)
 
 
-# --- medoid and single ---
+# --- medoid ---
 
 
 def test_the_medoid_is_the_sample_nearest_the_others() -> None:
@@ -61,36 +63,31 @@ def test_the_medoid_is_the_sample_nearest_the_others() -> None:
     distances = (frames.unsqueeze(1).double() - frames.unsqueeze(2).double()).square().sum(dim=(3, 4, 5, 6, 2))
     best = distances.argmin(dim=1)
     assert len(best.unique()) > 1
-    assert torch.equal(combine(frames, "medoid"), torch.stack([frames[i, best[i]] for i in range(5)]))
+    assert torch.equal(medoid(frames), torch.stack([frames[i, best[i]] for i in range(5)]))
 
 
 def test_one_sample_is_chosen_for_the_whole_clip() -> None:
     first, second, third = _grey(0, 10, 50), _grey(40, 10, 0), _grey(20, 12, 0)
     frames = torch.cat([first, second, third], dim=2)
-    assert combine(frames, "medoid")[0, :, 0, 0, 0].tolist() == [10, 10, 12]
+    assert medoid(frames)[0, :, 0, 0, 0].tolist() == [10, 10, 12]
 
 
 def test_the_medoid_shrugs_off_an_outlier_and_the_mean_does_not() -> None:
     truth = torch.full((3, 2, 3, 8, 8), 100, dtype=torch.uint8)
     frames = _noisy(truth, 5, deviation=3.0)
     frames[:, 2] = 255
-    assert psnr(combine(frames, "medoid"), truth).min() > 35
-    assert psnr(combine(frames, "mean"), truth).max() < 20
+    assert psnr(medoid(frames), truth).min() > 35
+    assert psnr(mean(frames), truth).max() < 20
 
 
 def test_ties_go_to_the_earlier_sample() -> None:
-    assert (combine(_grey(30, 20), "medoid") == 30).all()
+    assert (medoid(_grey(30, 20)) == 30).all()
 
 
-def test_single_is_the_first_sample() -> None:
-    frames = _clips(2, 3, 2)
-    assert torch.equal(combine(frames, "single"), frames[:, 0])
-
-
-@pytest.mark.parametrize("how", ["mean", "medoid", "single"])
-def test_of_one_sample_all_make_that_sample(how: str) -> None:
+@pytest.mark.parametrize("how", [mean, medoid])
+def test_of_one_sample_both_make_that_sample(how: Callable[[Tensor], Tensor]) -> None:
     frames = _clips(2, 1, 3)
-    assert torch.equal(combine(frames, how), frames[:, 0])  # pyright: ignore[reportArgumentType]
+    assert torch.equal(how(frames), frames[:, 0])
 
 
 # --- spread ---

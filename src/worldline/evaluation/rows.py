@@ -225,7 +225,7 @@ def entry_of(id: str) -> Entry | None:
 
 def _mean(forecast: Forecast, samples: int | None = None) -> Made:
     """The mean of the first samples, with the costs of the very first."""
-    frames = None if forecast.frames is None else ensemble.combine(forecast.frames[:, :samples], "mean")
+    frames = None if forecast.frames is None else ensemble.mean(forecast.frames[:, :samples])
     return Made(frames=frames, costs=forecast.costs)
 
 
@@ -274,7 +274,7 @@ def _(scene: Scene) -> Made:
 def _(scene: Scene) -> Made | None:
     """The sample nearest to all others, of three or more."""
     samples = scene.forecast.video
-    return Made(frames=ensemble.combine(samples, "medoid")) if samples.shape[1] > 2 else None
+    return Made(frames=ensemble.medoid(samples)) if samples.shape[1] > 2 else None
 
 
 @row("sample_blurred", "one sample, blurred", "baseline", "sampling")

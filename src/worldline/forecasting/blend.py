@@ -1,8 +1,7 @@
 """Where a forecast keeps a token, what was seen there stays in view.
 
 A tokenizer loses detail even where nothing moves, so every forecast of a still scene is worse than the frame before
-it, and the more so the less a world is sure that it stays still. But that frame is known. Knows pixels and shares, no
-tokens and no world.
+it; but that frame is known. Knows pixels and probabilities, no tokens and no world.
 """
 
 import torch

@@ -129,8 +129,7 @@ class Forecaster(ABC):
         Raises:
             UsageError: frames or states of another shape, or no seeds where something is drawn.
         """
-        check_states(states, (len(frames), self.context_frames + self.horizon_frames, states.shape[-1]))
-        return self.forecast_clips(_given(self, frames, states), seeds=seeds)
+        return self.forecast_clips(self._given(frames, states, self.context_frames + self.horizon_frames), seeds=seeds)
 
     def forecast_clips(
         self,
@@ -161,11 +160,7 @@ class Forecaster(ABC):
         return frames[:, shown_context(self)], frames[:, times] if frames.shape[1] > times[-1] else None
 
     def start(
-        self,
-        frames: UInt8[Tensor, "b c 3 h w"],
-        states: Float32[Tensor, "n t s"],
-        *,
-        seed: int | Sequence[int] = 0,
+        self, frames: UInt8[Tensor, "b c 3 h w"], states: Float32[Tensor, "n t s"], *, seed: int | Sequence[int] = 0
     ) -> Session:
         """An imagined episode of any length, from `context_frames` frames and their states.
 
@@ -175,8 +170,7 @@ class Forecaster(ABC):
         Raises:
             UsageError: another number of frames, states or seeds, or frames of another size.
         """
-        check_states(states, (len(frames), self.context_frames, states.shape[-1]))
-        return self.start_clips(_given(self, frames, states), seed=seed)
+        return self.start_clips(self._given(frames, states, self.context_frames), seed=seed)
 
     def start_clips(self, batch: Batch, *, seed: int | Sequence[int] = 0) -> Session:
         """The same from clips that hold frames, token grids or latents; behind their context nothing is read."""
@@ -187,8 +181,14 @@ class Forecaster(ABC):
         seeds = (seed,) * len(batch) if isinstance(seed, int) else tuple(seed)
         if len(seeds) != len(batch) or min(seeds, default=0) < 0:
             raise UsageError(f"give one seed of 0 or more, or one for each of {len(batch)} clips, not {seed}")
-        made_by, context = self.signature(), self.begin(batch)
-        return Session(self, Snapshot(made_by=made_by, context=context, states=states, seeds=seeds))
+        now = Snapshot(made_by=self.signature(), context=self.begin(batch), states=states, seeds=seeds)
+        return Session(self, now)
+
+    def _given(self, frames: Tensor, states: Tensor, rows: int) -> Batch:
+        if frames.shape[1] != self.context_frames:
+            raise UsageError(f"the context is {self.context_frames} frames, but {frames.shape[1]} were given")
+        check_states(states, (len(frames), rows, states.shape[-1]))
+        return Batch(states=states, fps=0.0, origins=(), frames=frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,12 +260,6 @@ def frames_of(forecaster: Forecaster, batch: Batch, count: int) -> UInt8[Tensor,
 def name_of(batch: Batch) -> str:
     """Where clips come from, for messages."""
     return batch.origins[0].source if batch.origins else "a clip"
-
-
-def _given(forecaster: Forecaster, frames: Tensor, states: Tensor) -> Batch:
-    if frames.shape[1] != forecaster.context_frames:
-        raise UsageError(f"the context is {forecaster.context_frames} frames, but {frames.shape[1]} were given")
-    return Batch(states=states, fps=0.0, origins=(), frames=frames)
 
 
 def shown_context(forecaster: Forecaster) -> list[int]:

@@ -2,8 +2,7 @@
 
 Section 2.3 of the report, after team Duke (Liu et al. 2025), who gained 1.2 dB by it: a blurred image errs less than
 a sharp one in the wrong place, and over a few seconds the light stays as it was. The report says neither how wide
-the blur nor what the reference was; here the width is the caller's, the reference the last context frame.
-Knows pixels only.
+the blur was nor what the reference; ours is the last context frame. Knows pixels only.
 """
 
 import torch
@@ -20,25 +19,15 @@ TRUNCATE = 4.0
 def blur_and_match(
     frames: UInt8[Tensor, "b t 3 h w"], last_context: UInt8[Tensor, "b 3 h w"], sigma_px: float
 ) -> UInt8[Tensor, "b t 3 h w"]:
-    """Blur predicted frames, then match the histogram of each to the last context frame.
-
-    Args:
-        sigma_px: standard deviation of the blur in pixels; 0 matches only.
-
-    Raises:
-        UsageError: a negative `sigma_px`.
-    """
+    """Blur predicted frames, then match the histogram of each to the last context frame. Raises as `blur`."""
     return match_histogram(blur(frames, sigma_px), last_context)
 
 
 def blur(frames: UInt8[Tensor, "b t 3 h w"], sigma_px: float) -> UInt8[Tensor, "b t 3 h w"]:
-    """Blur by a Gaussian of `sigma_px` pixels, rows and columns in turn, rounded to grey levels once at the end.
+    """Blur by a Gaussian of deviation `sigma_px` in pixels (0: not at all), rounded to grey levels once at the end.
 
-    Beyond its border the image goes on mirrored, the border pixel repeated (scipy's "reflect"), so nothing
-    brightens or darkens: up to the rounding, the sum over the image stays.
-
-    Raises:
-        UsageError: a negative `sigma_px`.
+    Beyond its border the image goes on mirrored, the border pixel repeated (scipy's "reflect"), so that nothing
+    brightens or darkens. Raises `UsageError` for a negative `sigma_px`.
     """
     if not sigma_px >= 0:
         raise UsageError(f"a blur of {sigma_px} pixels makes no sense; give 0 (none) or more")
@@ -68,12 +57,9 @@ def match_histogram(
     between the levels the reference has (as scikit-image does), rounded to the nearest. Ranks are kept, equal pixels
     stay equal, and shares are compared as whole counts, so a frame matched to itself is itself.
     """
-    height_width = reference.shape[-2:]
-    frames_below = _counts_below(frames)
-    reference_below = _counts_below(reference).unsqueeze(1).expand_as(frames_below)
-    table = _quantiles(reference_below.contiguous(), frames_below)
-    pixels = frames.flatten(-2).long()
-    return table.gather(-1, pixels).unflatten(-1, height_width)
+    wanted = _counts_below(frames)
+    table = _quantiles(_counts_below(reference).unsqueeze(1).expand_as(wanted).contiguous(), wanted)
+    return table.gather(-1, frames.flatten(-2).long()).view_as(frames)
 
 
 def _counts_below(images: Tensor) -> Tensor:
