@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import SMALL_WORLD, noise_frames, randomise, small_tokenizer, small_world
+from builders import GRID_200, TWO_JOINTS, noise_frames, randomise, small_tokenizer, small_world
 from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN
 from tolerances import assert_pixels_agree
 from torch import Tensor
@@ -33,14 +33,13 @@ def forecasters() -> dict[str, Forecaster]:
     torch.manual_seed(0)
     tokenizer, vae = small_tokenizer(), SMALL_VAE.build().eval()
     tokens = TokenForecaster(
-        world=small_world(replace(SMALL_WORLD, vocab_size=200)),
+        world=small_world(grid=GRID_200),
         grid=tokenizer.grid(16, 16),
         tokenizer=tokenizer,
         sampling=Sampling(temperature=1.0),
         num_samples=2,
     )
-    layout = replace(SMALL_WAN.states, kinds=("angle", "binary"), taken=PATTERN.frames, window=PATTERN.window)
-    wan = replace(SMALL_WAN, states=layout).build().eval()
+    wan = SMALL_WAN.build(TWO_JOINTS.kinds, PATTERN).eval()
     randomise(wan)
     latents = LatentForecaster(
         world=wan,
@@ -288,7 +287,7 @@ def test_a_snapshot_of_another_forecaster_is_refused(forecasters: dict[str, Fore
     assert isinstance(tokens, TokenForecaster)
     others = [
         *forecasters.values(),
-        replace(tokens, world=small_world(replace(SMALL_WORLD, vocab_size=200), seed=1)),
+        replace(tokens, world=small_world(seed=1, grid=GRID_200)),
         replace(tokens, sampling=Sampling(temperature=0.5)),
         tokens.drawing(3),
     ]

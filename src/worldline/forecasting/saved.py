@@ -2,18 +2,10 @@
 
     OUT/forecast.json                        what was forecast and how; written last, so where it is, all is there
     OUT/forecast.unfinished.json             the same, until then
-    OUT/NAME.npz                             --format npz: the arrays below
+    OUT/NAME.npz                             --format npz: `ARRAYS`
     OUT/NAME/future_K/frame_TTT.png          --format png: future K, frame TTT counted from the first of the context
-    OUT/NAME/tokens.npz                      --format png, worlds over tokens: the arrays below without frames
+    OUT/NAME/tokens.npz                      --format png, worlds over tokens: `ARRAYS` without frames
     OUT/NAME.mp4                             --format mp4: to be looked at, with the context before it
-
-| array         | dtype   | shape     | what                                                                       |
-|---------------|---------|-----------|----------------------------------------------------------------------------|
-| frames        | uint8   | k t h w 3 | predicted frames of each future, RGB                                       |
-| times         | int32   | t         | their positions, counted from the first frame of the context               |
-| tokens        | int32   | k l h w   | predicted token grids of each future                                       |
-| top_ids       | int32   | l h w n   | of future 0: the n likeliest tokens of each place, likeliest first (n 500) |
-| top_log_probs | float32 | l h w n   | their log-probabilities in nats, at temperature 1 over the whole vocabulary|
 
 A sample of the challenge's test set is named as its file, `sample_12`; any other clip by its number, `clip_00012`.
 """
@@ -35,12 +27,12 @@ from worldline.rundir import from_json, new_folder, to_json
 from worldline.schema import DataError, Forecast, UsageError
 
 INDEX, UNFINISHED = "forecast.json", "forecast.unfinished.json"
-ARRAYS = {
-    "frames": ("uint8", "k t y x 3"),
-    "times": ("int32", "t"),
-    "tokens": ("int32", "k l h w"),
-    "top_ids": ("int32", "l h w n"),
-    "top_log_probs": ("float32", "l h w n"),
+ARRAYS = {  # dtype and axes; k futures, t frames, l token grids, n likeliest tokens (500)
+    "frames": ("uint8", "k t y x 3"),  # predicted frames, RGB
+    "times": ("int32", "t"),  # their positions, counted from the first frame of the context
+    "tokens": ("int32", "k l h w"),  # predicted token grids
+    "top_ids": ("int32", "l h w n"),  # of future 0: the likeliest tokens of each place, likeliest first
+    "top_log_probs": ("float32", "l h w n"),  # in nats, at temperature 1 over the whole vocabulary
 }
 TOKEN_ARRAYS = ("tokens", "top_ids", "top_log_probs")
 Layout = Literal["mp4", "png", "npz"]

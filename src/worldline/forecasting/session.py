@@ -5,9 +5,9 @@ session goes on alike whatever else runs, two of them share nothing that changes
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float32
@@ -16,26 +16,13 @@ from torch import Tensor
 from worldline.process.noise import chunk_seeds
 from worldline.schema import Forecast, UsageError
 
+if TYPE_CHECKING:
+    from worldline.forecasting.forecaster import Forecaster
+
 Context = tuple[Tensor, ...]
 """What a forecaster goes on from, in its own terms: token grids, latents, frames or physics. Small, and on the CPU."""
 Step = tuple[Forecast, Callable[[], Context]]
 """The forecast of a window, and what makes the context that is one chunk later."""
-
-
-@runtime_checkable
-class Steps(Protocol):
-    """What a session asks of its forecaster."""
-
-    @property
-    def context_frames(self) -> int: ...
-
-    @property
-    def chunk_frames(self) -> int: ...
-
-    @property
-    def lookahead_frames(self) -> int: ...
-
-    def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int]) -> Step: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +42,9 @@ class Snapshot:
 class Session:
     """Frames after frames from a context on, as the states say. Batched: the futures of `b` clips go on together."""
 
-    def __init__(self, forecaster: Steps, now: Snapshot) -> None:
+    forecaster: "Forecaster"
+
+    def __init__(self, forecaster: Any, now: Snapshot) -> None:
         self.forecaster, self._now = forecaster, now
 
     @property
