@@ -244,7 +244,7 @@ def _assert_adapted(folder: Path, done: list[dict[str, Any]]) -> None:
     _assert_equal(one, folder / "adapted_again", 0)
     state = ranks_worker.adapted(Ranks())
     restore(RunDir(two), state)
-    save_checkpoint(RunDir(folder / "adapted_back"), state, {}, keep=1)
+    save_checkpoint(RunDir(folder / "adapted_back"), state, ModelCard(config=SMALL_WORLD), keep=1)
     _assert_equal(two, folder / "adapted_back", 0)
 
 
