@@ -742,7 +742,7 @@ def test_blocks_of_another_length_give_samples_of_another_length(tmp_path: Path)
     world, _ = load_world(tmp_path / "run")
     assert (world.grid.block, world.grid.temporal_stride) == (9, 4)
     assert world.states is not None
-    assert world.states.config.num_frames == 18
+    assert world.states.num_frames == 18
 
 
 @pytest.mark.parametrize(

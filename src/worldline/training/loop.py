@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn
@@ -80,158 +80,210 @@ def train(
         NonFiniteLossError: the loss is no longer a number.
     """
     refuse_unread(config)
-    ranks = ranks or Ranks()
-    _check_pieces(ranks.share(config.batch_size), config.accumulate)
+    ranks, run = ranks or Ranks(), RunDir(path)
+    if config.accumulate > (clips := ranks.share(config.batch_size)):
+        raise UsageError(f"a batch of {clips} clips cannot be cut into {config.accumulate} pieces; lower --accumulate")
     with ranks.owning(path):
-        return _train(config, RunDir(path), resume, ranks, report if report and ranks.writes else lambda *_: None)
+        training = _begun(config, run, resume, ranks, report if report and ranks.writes else lambda *_: None)
+        stopped = training.go_on()
+        ranks.everyones(None)  # when any rank returns, the last checkpoint is written
+    return TrainResult(
+        run=run.path,
+        step=training.state.step,
+        total_steps=training.total,
+        seconds=training.state.seconds,
+        figures=training.figures,
+        left_out=training.made.left_out,
+        stopped=stopped,
+    )
 
 
-def _train(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report: Report) -> TrainResult:
-    """Train in a folder that is ours. It stays empty until all that can be refused has been checked."""
-    keep = _begin(run, config, resume)
+def _begun(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report: Report) -> "_Training":
+    """A training in a folder that is ours, which stays empty until all that can be refused has been checked."""
+    keep = _configuration(run, config, resume)
     if resume and run.checkpoints():
         config = replace(config, init_from=run.latest())  # it knows what the run's first weights were trained on
-    device, share = ranks.device(config.device), ranks.share(config.batch_size)
     with ranks.first():
         identity = checked_identity(config, run, resume=resume) if ranks.writes else Identity()
     made = prepare(config, lambda what, done, total: report(what, done, total, {}), ranks)
     if made.kind.normalises(config.model) and made.card.statistics:
         identity = replace(identity, statistics=hash_of(to_json(StateStats, made.card.statistics)))
     made = replace(made, card=replace(made.card, identity=identity))
-    total = config.total_steps(len(made.train))
+    device, decay = ranks.device(config.device), config.optimizer.ema_decay
     model = ranks.place(made.model, device).train()
     optimizer = build_optimizer(config.optimizer, model)
-    decay = config.optimizer.ema_decay
     state = TrainState(model, optimizer, MovingAverage(model, decay) if decay else None)
+    training = _Training(config=config, run=run, made=made, state=state, device=device, ranks=ranks, report=report)
     if resume:
-        if run.checkpoints():
-            restore(run, state)
-        if total < state.step:
-            raise UsageError(f"{run.path} is at step {state.step} already; a length of {total} steps cannot be reached")
-        if ranks.writes:
-            run.forget_after(state.step)
+        training.restore()
     else:
-        _check_figure(config, state, made, device)
-        if ranks.writes:
-            made.keep(run)
-            write_json(run.path / "environment.json", environment())
+        training.check_keep_best()
+    if ranks.writes and not resume:
+        made.keep(run)
+        write_json(run.path / "environment.json", environment())
     if ranks.writes:
         write_json(run.identity, identity.to_json())
         write_config(run, keep)  # last: with it, the folder holds a run
-    loader = Loader(made.train, share, config.seed, ranks.rank, ranks.world_size, config.workers, config.accumulate)
-    figures, stopped = _steps(config, run, made, state, total, loader, device, ranks, report)
-    ranks.everyones(None)  # when any rank returns, the last checkpoint is written
-    return TrainResult(
-        run=run.path,
-        step=state.step,
-        total_steps=total,
-        seconds=state.seconds,
-        figures=figures,
-        left_out=made.left_out,
-        stopped=stopped,
-    )
+    return training
 
 
-def _steps(
-    config: TrainConfig,
-    run: RunDir,
-    made: Prepared,
-    state: TrainState,
-    total: int,
-    loader: Loader,
-    device: torch.device,
-    ranks: Ranks,
-    report: Report,
-) -> tuple[dict[str, float], bool]:
-    """Go on from the state's step to the last; give the last figures, and whether SIGTERM ended it before."""
-    board = SummaryWriter(str(run.path / "tensorboard"), purge_step=state.step) if ranks.writes else None
-    best = ranks.agreed(best_so_far(run, config.keep_best) if config.keep_best and ranks.writes else None)
-    figures: dict[str, float] = {}
-    began, before, stopped = time.monotonic(), state.seconds, False
-    pieces = loader.iterate(state.step, total)
-    with termination() as asked:
-        while state.step < total and not stopped:
-            rate = config.optimizer.learning_rate(state.step, total)
-            if hasattr(state.model, "progress"):
-                state.model.progress = state.step / total  # pyright: ignore[reportArgumentType]
-            now = _step(state, islice(pieces, config.accumulate), config, rate, device, ranks, made.ready, asked)
-            stopped = now.pop(STOPPED) > 0
-            state.step += 1
-            state.seconds = before + time.monotonic() - began
-            out_of_time = config.max_minutes is not None and ranks.agreed(
-                time.monotonic() - began > 60 * config.max_minutes
-            )
-            last = state.step == total or out_of_time
-            validates = last or state.step % config.evaluate_every == 0
-            found = None
-
-            if validates:  # on every rank, on the same clips: a sharded model is run by all or by none
-                with evaluated(state):
-                    now |= validate(state.model, made, num_clips=config.validation_clips, device=device)
-                    strip = sample_strip(made, device=device)
-                if board and strip is not None:
-                    board.add_image("real above forecast", strip, state.step)
-                if config.keep_best:
-                    found = Best(metric=config.keep_best, step=state.step, value=now[config.keep_best])
-                    best = better(best, found)
-            if board and (validates or state.step % config.log_every == 0):
-                run.log({"step": state.step, "seconds": round(state.seconds, 3), **now})
-                for name, value in now.items():
-                    board.add_scalar(name, value, state.step)
-            if last:
-                _finish(state, made.finish)
-            if last or stopped or (found and best is found) or state.step % config.checkpoint_every == 0:
-                keep = config.keep_checkpoints
-                save_checkpoint(run, state, made.card, keep=keep, best=best, writes=ranks.writes)
-            figures |= now
-            report("training", state.step, total, figures)
-            if last:
-                break
-
-    if board:
-        board.close()
-    return figures, stopped and state.step < total
+def _configuration(run: RunDir, config: TrainConfig, resume: bool) -> TrainConfig:
+    """The one to keep: the folder is free, or the run to resume is of the same configuration."""
+    if resume:
+        kept = resumed(read_config(run), config, run)
+        refuse_absent(config, run)
+        return kept
+    if run.config.exists():
+        raise UsageError(
+            f"{run.path} holds a run already; go on with `worldline train --resume {run.path}`, or choose another "
+            "folder (--out)"
+        )
+    return config
 
 
-def _step(
-    state: TrainState,
-    pieces: Iterable[Batch],
-    config: TrainConfig,
-    rate: float,
-    device: torch.device,
-    ranks: Ranks,
-    ready: Callable[[Batch], Batch],
-    asked: Callable[[], bool],
-) -> dict[str, float]:
-    """One optimizer step; its figures are means over the ranks. All randomness is a function of (seed, step, rank).
+@dataclass(kw_only=True)
+class _Training:
+    """A run at work."""
 
-    Among them is the share of ranks that are asked to stop, so that all learn of it in the same step.
-    """
-    seed = _mix(config.seed, state.step, ranks.rank)
-    torch.manual_seed(seed)  # dropout
-    generator = torch.Generator().manual_seed(seed + 1)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.optimizer.zero_grad(set_to_none=True)
-    figures = {"train/loss": 0.0}
-    origins: tuple[Origin, ...] = ()
-    for number, piece in enumerate(pieces, start=1):
-        share, origins = len(piece) / ranks.share(config.batch_size), origins + piece.origins
-        ranks.sum_gradients(state.model, now=number == config.accumulate)
-        with _precision(config, device):
-            loss, extra = state.model.loss(ready(piece.to(device)), generator)  # pyright: ignore[reportCallIssue]
-        (loss * share).backward()
-        for name, value in {"loss": loss.item(), **extra}.items():
-            figures[f"train/{name}"] = figures.get(f"train/{name}", 0.0) + value * share
-    mean = ranks.mean({**figures, STOPPED: float(asked())})
-    if not math.isfinite(mean["train/loss"]):
-        _refuse(ranks.everyones((figures["train/loss"], origins)), state.step)
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm or torch.inf)
-    state.optimizer.step()
-    if state.average:
-        state.average.update(state.model, state.step)
-    steered = {"train/gradient_norm": gathered(norm).item(), "train/learning_rate": rate}
-    return {"train/loss": mean["train/loss"], **steered, **mean}
+    config: TrainConfig
+    run: RunDir
+    made: Prepared
+    state: TrainState
+    device: torch.device
+    ranks: Ranks
+    report: Report
+    figures: dict[str, float] = field(default_factory=dict)
+    """The newest of each."""
+    best: Best | None = None
+
+    @property
+    def total(self) -> int:
+        return self.config.total_steps(len(self.made.train))
+
+    def go_on(self) -> bool:
+        """Train from the state's step to the last; say whether SIGTERM ended it before."""
+        config, state, total, ranks = self.config, self.state, self.total, self.ranks
+        share = ranks.share(config.batch_size)
+        loader = Loader(
+            self.made.train, share, config.seed, ranks.rank, ranks.world_size, config.workers, config.accumulate
+        )
+        board = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=state.step) if ranks.writes else None
+        self.best = ranks.agreed(best_so_far(self.run, config.keep_best) if config.keep_best and ranks.writes else None)
+        began, before, last, stopped = time.monotonic(), state.seconds, state.step >= total, False
+        pieces = loader.iterate(state.step, total)
+        with termination() as asked:
+            while not (last or stopped):
+                now = self.step(islice(pieces, config.accumulate), asked)
+                stopped = now.pop(STOPPED) > 0
+                state.step += 1
+                spent = time.monotonic() - began
+                state.seconds = before + spent
+                late = config.max_minutes is not None and ranks.agreed(spent > 60 * config.max_minutes)
+                last = state.step == total or late
+                validates = last or state.step % config.evaluate_every == 0
+                improved = self.validate(now, board) if validates else False
+                if board and (validates or state.step % config.log_every == 0):
+                    self.log(now, board)
+                if last:
+                    self.finish()
+                if last or stopped or improved or state.step % config.checkpoint_every == 0:
+                    keep, writes = config.keep_checkpoints, ranks.writes
+                    save_checkpoint(self.run, state, self.made.card, keep=keep, best=self.best, writes=writes)
+                self.figures |= now
+                self.report("training", state.step, total, self.figures)
+        if board:
+            board.close()
+        return stopped and state.step < total
+
+    def step(self, pieces: Iterable[Batch], asked: Callable[[], bool]) -> dict[str, float]:
+        """One optimizer step; its figures are means over the ranks. All randomness is of (seed, step, rank).
+
+        Among the figures is the share of ranks that are asked to stop, so that all learn of it in the same step.
+        """
+        config, state, ranks = self.config, self.state, self.ranks
+        rate = config.optimizer.learning_rate(state.step, self.total)
+        if hasattr(state.model, "progress"):
+            state.model.progress = state.step / self.total  # pyright: ignore[reportArgumentType]
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        state.optimizer.zero_grad(set_to_none=True)
+        figures, origins = self.gradients(pieces)
+        mean = ranks.mean({**figures, STOPPED: float(asked())})
+        if not math.isfinite(mean["train/loss"]):
+            _refuse(ranks.everyones((figures["train/loss"], origins)), state.step)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm or torch.inf)
+        state.optimizer.step()
+        if state.average:
+            state.average.update(state.model, state.step)
+        steered = {"train/gradient_norm": gathered(norm).item(), "train/learning_rate": rate}
+        return {"train/loss": mean["train/loss"], **steered, **mean}
+
+    def gradients(self, pieces: Iterable[Batch]) -> tuple[dict[str, float], tuple[Origin, ...]]:
+        """Add up the gradients of the pieces of a batch; their mean figures, and the clips they are of."""
+        config, state, ranks = self.config, self.state, self.ranks
+        seed = _mix(config.seed, state.step, ranks.rank)
+        torch.manual_seed(seed)  # dropout
+        generator = torch.Generator().manual_seed(seed + 1)
+        figures, origins = {"train/loss": 0.0}, ()
+        for number, piece in enumerate(pieces, start=1):
+            share, origins = len(piece) / ranks.share(config.batch_size), origins + piece.origins
+            ranks.sum_gradients(state.model, now=number == config.accumulate)
+            with _precision(config, self.device):
+                batch = self.made.ready(piece.to(self.device))
+                loss, extra = state.model.loss(batch, generator)  # pyright: ignore[reportCallIssue]
+            (loss * share).backward()
+            for name, value in {"loss": loss.item(), **extra}.items():
+                figures[f"train/{name}"] = figures.get(f"train/{name}", 0.0) + value * share
+        return figures, origins
+
+    def validate(self, now: dict[str, float], board: SummaryWriter | None) -> bool:
+        """Add validation's figures to those of a step, show samples; whether this is the best step so far.
+
+        On every rank, on the same clips: a sharded model is run by all or by none.
+        """
+        with evaluated(self.state):
+            now |= validate(self.state.model, self.made, num_clips=self.config.validation_clips, device=self.device)
+            strip = sample_strip(self.made, device=self.device)
+        if board and strip is not None:
+            board.add_image("real above forecast", strip, self.state.step)
+        if not self.config.keep_best:
+            return False
+        found = Best(metric=self.config.keep_best, step=self.state.step, value=now[self.config.keep_best])
+        self.best = better(self.best, found)
+        return self.best is found
+
+    def log(self, now: dict[str, float], board: SummaryWriter) -> None:
+        self.run.log({"step": self.state.step, "seconds": round(self.state.seconds, 3), **now})
+        for name, value in now.items():
+            board.add_scalar(name, value, self.state.step)
+
+    def finish(self) -> None:
+        """Let the trained model measure what it needs; these are buffers, and belong to the moving average, too."""
+        average, model = self.state.average, self.state.model
+        with evaluated(self.state):
+            self.made.finish()
+            if average:
+                for name in average.weights.keys() & {name for name, _ in model.named_buffers()}:
+                    average.weights[name] = model.get_buffer(name).detach().float().clone()
+
+    def restore(self) -> None:
+        """Take the state of the run's newest checkpoint, if it has one, and drop what is logged after it."""
+        if self.run.checkpoints():
+            restore(self.run, self.state)
+        if self.total < self.state.step:
+            at = f"{self.run.path} is at step {self.state.step} already"
+            raise UsageError(f"{at}; a length of {self.total} steps cannot be reached")
+        if self.ranks.writes:
+            self.run.forget_after(self.state.step)
+
+    def check_keep_best(self) -> None:
+        """Raise `UsageError` where validation has no figure of the name in `keep_best`: asked of a single clip."""
+        wanted = self.config.keep_best
+        if wanted:
+            with evaluated(self.state):
+                found = validate(self.state.model, self.made, num_clips=1, device=self.device)
+            if wanted not in found:
+                raise UsageError(f"validation has no figure {wanted!r} (--keep-best); it has {', '.join(found)}")
 
 
 def _refuse(found: list[tuple[float, tuple[Origin, ...]]], step: int) -> NoReturn:
@@ -243,46 +295,20 @@ def _refuse(found: list[tuple[float, tuple[Origin, ...]]], step: int) -> NoRetur
     )
 
 
-def _finish(state: TrainState, finish: Callable[[], None]) -> None:
-    """Let the trained model measure what it needs; what it measures are buffers, and belongs to the moving average."""
-    with evaluated(state):
-        finish()
-        if state.average:
-            for name in state.average.weights.keys() & {name for name, _ in state.model.named_buffers()}:
-                state.average.weights[name] = state.model.get_buffer(name).detach().float().clone()
-
-
-class evaluated:  # noqa: N801 - reads as a verb: `with evaluated(state):`
+@contextmanager
+def evaluated(state: TrainState) -> Iterator[None]:
     """Inside, the model is in evaluation mode and holds its moving average, if there is one."""
-
-    def __init__(self, state: TrainState) -> None:
-        self.state = state
-        self.raw: dict[str, Tensor] = {}
-
-    def __enter__(self) -> None:
-        if self.state.average:
-            self.raw = {name: value.clone() for name, value in changing_state(self.state.model).items()}
-            load_changing(self.state.model, self.state.average.weights)
-        self.state.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        if self.state.average:
-            load_changing(self.state.model, self.raw)
-        self.state.model.train()
-
-
-def _check_figure(config: TrainConfig, state: TrainState, made: Prepared, device: torch.device) -> None:
-    """Raise `UsageError` where validation has no figure of the name in `keep_best`: asked of a single clip."""
-    if config.keep_best:
-        with evaluated(state):
-            found = validate(state.model, made, num_clips=1, device=device)
-        if config.keep_best not in found:
-            raise UsageError(f"validation has no figure {config.keep_best!r} (--keep-best); it has {', '.join(found)}")
-
-
-def _check_pieces(clips: int, pieces: int) -> None:
-    if pieces > clips:
-        raise UsageError(f"a batch of {clips} clips cannot be cut into {pieces} pieces; lower --accumulate")
+    raw: dict[str, Tensor] = {}
+    if state.average:
+        raw = {name: value.clone() for name, value in changing_state(state.model).items()}
+        load_changing(state.model, state.average.weights)
+    state.model.eval()
+    try:
+        yield
+    finally:
+        if state.average:
+            load_changing(state.model, raw)
+        state.model.train()
 
 
 def _precision(config: TrainConfig, device: torch.device) -> torch.autocast | nullcontext[None]:
@@ -294,17 +320,3 @@ def _precision(config: TrainConfig, device: torch.device) -> torch.autocast | nu
 def _mix(seed: int, step: int, rank: int) -> int:
     """An even seed. CPU generators read 32 bits of it; the factor, of the golden ratio, keeps ranks apart in those."""
     return (seed * 1_000_003 + step + rank * 2_654_435_769) * 2
-
-
-def _begin(run: RunDir, config: TrainConfig, resume: bool) -> TrainConfig:
-    """Check that the folder is free, or that the one to resume is of the same configuration; give the one to keep."""
-    if resume:
-        kept = resumed(read_config(run), config, run)
-        refuse_absent(config, run)
-        return kept
-    if run.config.exists():
-        raise UsageError(
-            f"{run.path} holds a run already; go on with `worldline train --resume {run.path}`, or choose another "
-            "folder (--out)"
-        )
-    return config
