@@ -7,6 +7,7 @@ from worldline.checks import number, whole
 from worldline.cli.console import show
 from worldline.cli.recipe_options import Recipe, parse_recipe
 from worldline.families.config import TrainConfig
+from worldline.planning.machine import worst
 from worldline.planning.plan import Card, Plan, Setting, plan
 from worldline.rundir import to_json
 
@@ -58,83 +59,50 @@ def _named(config: TrainConfig) -> TrainConfig:
 
 def text(found: Plan) -> str:
     """The plan for people."""
-    flop, step = found.flop, found.flop.total * found.batch_size
-    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.clip.items())
-    parts = {"encoding": flop.encoding, "forward": flop.forward, "backward": flop.backward, "again": flop.recomputed}
-    of_clip = " + ".join(f"{name} {_flop(count)}" for name, count in parts.items() if count)
+    flop = sum(found.flop.values())
+    step, shapes = flop * found.batch_size, (f"{name} {'x'.join(map(str, s))}" for name, s in found.clip.items())
     run = f", {found.steps} steps {_flop(step * found.steps)}" if found.steps else ""
     vae = f"; VAE {found.tokenizer_parameters:,}" if found.tokenizer_parameters else ""
-    return "\n".join(
-        [
-            f"{found.kind}: {found.parameters:,} parameters, {found.trained:,} trained{vae}",
-            f"  a clip       {shapes}",
-            f"  FLOP         a clip {_flop(flop.total)} = {of_clip}",
-            f"               a step of {found.batch_size} clips {_flop(step)}{run}",
-            "",
-            *_setting_lines(found, found.setting, "as configured"),
-            *(_setting_lines(found, found.otherwise, "otherwise") if found.otherwise else []),
-            "",
-            "what fits, a tenth to spare:",
-            *(line for card in found.cards for line in _card_lines(found, card)),
-            "",
-            *_host_lines(found),
-            "",
-            "the other verbs, in one process each:",
-            *(f"  {v.name:19} {_gb(v.gpu)} GB of GPU, {_gb(v.host)} GB of main memory: {v.what}" for v in found.verbs),
-            "",
-            *found.notes,
-        ]
-    )
+    lines = [
+        f"{found.kind}: {found.parameters:,} parameters, {found.trained:,} trained{vae}",
+        f"  a clip       {', '.join(shapes)}",
+        f"  FLOP         a clip {_flop(flop)} = {_sum({name: _flop(n) for name, n in found.flop.items() if n})}",
+        f"               a step of {found.batch_size} clips {_flop(step)}{run}",
+        "",
+        *_setting_lines(found.setting, "as configured"),
+        *(_setting_lines(found.otherwise, "otherwise") if found.otherwise else []),
+        "",
+        "what fits, a tenth to spare:",
+        *(line for card in found.cards for line in _card_lines(found.least, card)),
+        "",
+        f"main memory, {found.setting.gpus} process{'es in one machine' if found.setting.gpus > 1 else ''}: "
+        f"{_gb(worst(found.host))} GB at the worst moment",
+        f"  {', '.join(f'{name} {_gb(size)}' for name, size in found.host.items())}",
+        "",
+        "the other verbs, in one process each:",
+        *(f"  {v.name:19} {_gb(v.gpu)} GB of GPU, {_gb(v.host)} GB of main memory: {v.what}" for v in found.verbs),
+    ]
+    return "\n".join([*lines, "", *found.notes])
 
 
-def _setting_lines(found: Plan, setting: Setting, title: str) -> list[str]:
-    memory = setting.memory
-    parts = {
-        "weights": memory.weights,
-        "gathered": memory.gathered,
-        "VAE": memory.tokenizer,
-        "gradients": memory.gradients,
-        "moments": memory.moments,
-        "average": memory.average,
-        "activations": memory.activations,
-        "working": memory.working,
-    }
-    shown = " + ".join(f"{name} {_gb(size)}" for name, size in parts.items() if size)
-    lines = [f"{title}: {_words(found, setting)}", f"  training     {_gb(memory.total)} GB = {shown}"]
-    if setting.encoding:
-        lines.append(f"  encoding     {_gb(setting.encoding)} GB, before it")
-    return [*lines, f"  validation   {_gb(setting.validation)} GB, after it"]
+def _setting_lines(setting: Setting, title: str) -> list[str]:
+    lines = [f"{title}: {setting.words}"]
+    lines += [f"  {phase:12} {_gb(size)} GB" for phase, size in setting.phases.items() if size]
+    lines[1] += f" = {_sum({name: _gb(size) for name, size in setting.memory.items() if size})}"
+    return lines
 
 
-def _host_lines(found: Plan) -> list[str]:
-    host, gpus = found.host, found.setting.gpus
-    parts = {
-        "loading": host.loading,
-        "building the model": host.building,
-        "reading a checkpoint to resume": host.resuming,
-        "writing one": host.saving,
-    }
-    processes = "1 process" if gpus == 1 else f"{gpus} processes in one machine"
-    shown = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
-    return [f"main memory, {processes}: {_gb(host.total)} GB", f"  Python {_gb(host.processes)}; at times {shown}"]
-
-
-def _card_lines(found: Plan, card: Card) -> list[str]:
+def _card_lines(least: Setting, card: Card) -> list[str]:
     head = f"{card.gb:g} GB".rjust(9)
     if not card.settings:
-        least = found.least
-        return [f"{head}  nothing. The least is {_words(found, least)}: {_gb(least.needed)} GB ({least.greediest})"]
+        return [f"{head}  nothing. The least is {least.words}: {_gb(least.needed)} GB ({least.greediest})"]
+    lines = [f"{setting.words}: {_gb(setting.needed)} GB ({setting.greediest})" for setting in card.settings]
     as_it_is = "as configured; " if card.fits else ""
-    lines = [f"{_words(found, setting)}: {_gb(setting.needed)} GB ({setting.greediest})" for setting in card.settings]
     return [f"{head}  {as_it_is}{lines[0]}", *(f"{'':9}  or {line}" for line in lines[1:])]
 
 
-def _words(found: Plan, setting: Setting) -> str:
-    """A setting as it is asked for, and the clips that are then in memory at once."""
-    gpus = "1 GPU" if setting.gpus == 1 else f"{setting.gpus} GPUs"
-    checkpointing = f" --model.gradient-checkpointing {setting.gradient_checkpointing}" if found.otherwise else ""
-    clips = "1 clip" if setting.clips == 1 else f"{setting.clips} clips"
-    return f"{gpus}, --accumulate {setting.accumulate}{checkpointing}, {clips} at once"
+def _sum(parts: dict[str, str]) -> str:
+    return " + ".join(f"{name} {size}" for name, size in parts.items())
 
 
 def _gb(size: int) -> str:

@@ -23,6 +23,8 @@ from worldline.schema import Batch
 
 DEPTHS = (3, 4)
 """Blocks with which a deep model is run. With two, a backward pass does not yet reach its full memory."""
+Work = Callable[[Any, Batch], Tensor]
+"""What a pass does with a model and a batch."""
 
 
 class Footprint:
@@ -50,17 +52,9 @@ class Footprint:
         return self.vae is not None and self.config.data.cache is None and not has_latents
 
     @property
-    def can_checkpoint(self) -> bool:
-        """Whether the model has gradient checkpointing to switch on and off."""
-        return hasattr(self.config.model, "gradient_checkpointing")
-
-    @property
-    def checkpoints(self) -> bool:
-        return getattr(self.config.model, "gradient_checkpointing", False)
-
-    @property
-    def image_size(self) -> int:
-        return self.contract.image_size or 0
+    def checkpoints(self) -> bool | None:
+        """Whether gradient checkpointing is on; None where the model has none to switch on."""
+        return getattr(self.config.model, "gradient_checkpointing", None)
 
     def build(self, model: ModelConfig) -> nn.Module:
         """A model of the run's kind and data, without memory."""
@@ -70,29 +64,28 @@ class Footprint:
         """What the model's loss reads of so many clips, or what lies before it, without values."""
         return empty_batch(over or self.kind.over, self.contract, clips)
 
-    # --- passes ---
+    # --- passes; without autocast but for training and what it encodes ---
 
-    def train(self, clips: int, *, checkpointing: bool) -> Pass:
+    def train(self, clips: int, *, checkpointing: bool | None) -> Pass:
         """Forward and backward pass of one piece of a batch."""
         sampled = self.kind.clips_followed(self.config.model, self.contract)
         around = next((pair for pair in pairwise(sampled) if clips < pair[1]), sampled[-2:])
         ends = (clips, clips) if clips in sampled else around
-        return on_line(clips, *((n, self._train(n, checkpointing)) for n in ends))
+        return on_line(clips, *((n, self._followed("train", n, _loss, backward=bool(checkpointing))) for n in ends))
 
     def encode(self, clips: int, *, autocast: bool) -> Pass:
         """The VAE's encoding of frames."""
         return self._vae_pass("encode", lambda n: self.batch(n, "frames").frames, clips, autocast=autocast)
 
     def decode(self, clips: int) -> Pass:
-        """The VAE's decoding of whole clips. No autocast."""
+        """The VAE's decoding of whole clips."""
         return self._vae_pass("decode", lambda n: self.batch(n).latents, clips, autocast=False)
 
     def validate(self) -> Pass:
-        """The largest of validation's passes: the loss, a roll-out, frames encoded, a preview made. No autocast."""
+        """The largest of validation's passes: the loss, its figures, frames encoded, a preview made."""
         wanted = self.config.validation_clips
         clips = max(1, -(-wanted // max(1, wanted // 8)))  # as `validate` cuts them
-        passes = [self._loss(clips)]
-        passes.append(self._once(("figures", clips), lambda c: self._figures(c, clips), self.config.model))
+        passes = [self._followed("loss", clips, _loss), self._followed("figures", clips, self._figures)]
         if self.vae is not None:
             passes += [self.forecast(self.kind.psnr_clips), self.decode(self.kind.psnr_clips)]
             if self.encodes:
@@ -100,58 +93,40 @@ class Footprint:
         return max(passes, key=lambda found: found.peak)
 
     def forecast(self, rows: int) -> Pass:
-        """A world's generation of so many futures at once, without decoding. No autocast."""
-        return self._once(("forecast", rows), lambda config: self._generate(config, rows), self.config.model)
-
-    def _figures(self, config: ModelConfig, clips: int) -> Pass:
-        world, batch = self.build(config).eval(), self.batch(clips)
-        work = lambda: sum(self.kind.figures(world, batch).values(), torch.zeros((), device="meta"))  # noqa: E731
-        return follow(work, tensors_of(world), autocast=False, backward=False)
-
-    def _generate(self, config: ModelConfig, rows: int) -> Pass:
+        """A world's generation of so many futures at once, without decoding."""
         assert isinstance(self.kind, WorldKind), "asked of a world only"
-        kind, world, batch = self.kind, self.build(config).eval(), self.batch(rows)
-        with torch.no_grad():
-            return follow(lambda: kind.roll_out(world, batch), tensors_of(world), autocast=False, backward=False)
+        return self._followed("forecast", rows, self.kind.roll_out)
 
     def code(self, clips: int) -> Pass:
-        """Encoding and decoding by a tokenizer whose recipe this is: blocks of frames or whole clips. No autocast."""
-        with torch.no_grad():
-            model: Any = self.model.eval()
-            frames = self.batch(clips).frames
-            assert frames is not None, "a tokenizer reads frames"
-            there_and_back = lambda: model.decode(model.encode(frames.clone()))  # noqa: E731
-            return follow(there_and_back, tensors_of(model), autocast=False, backward=False)
+        """Encoding and decoding by a tokenizer whose recipe this is: blocks of frames or whole clips."""
+        return self._followed("code", clips, _there_and_back)
 
-    def _train(self, clips: int, checkpointing: bool) -> Pass:
-        config: Any = self.config.model
-        if self.can_checkpoint:
-            config = replace(config, gradient_checkpointing=checkpointing)
-        return self._once(("train", clips, checkpointing), lambda c: self._step(c, clips, backward=True), config)
+    def _figures(self, model: nn.Module, batch: Batch) -> Tensor:
+        return sum(self.kind.figures(model, batch).values(), torch.zeros((), device="meta"))
 
-    def _loss(self, clips: int) -> Pass:
-        return self._once(("loss", clips), lambda c: self._step(c, clips, backward=False), self.config.model)
+    def _followed(self, name: str, clips: int, work: Work, *, backward: bool | None = None) -> Pass:
+        """A pass over so many clips, at the depth of the model.
 
-    def _once(self, key: tuple[Any, ...], run: Any, config: ModelConfig) -> Pass:
+        Args:
+            backward: with a backward pass, and whether that is checkpointed; None for none.
+        """
+        key, config = (name, clips, backward), self.config.model
         if key not in self._passes:
-            depth = self.kind.depth(config)
-            if depth is None or depth <= DEPTHS[-1]:
-                self._passes[key] = run(config)
-            else:
-                self._passes[key] = on_line(depth, *((d, run(self.kind.with_depth(config, d))) for d in DEPTHS))
+            if backward is not None and self.checkpoints is not None:
+                config: Any = replace(config, gradient_checkpointing=backward)  # pyright: ignore[reportCallIssue]
+            depth = self.kind.depth(config) or 0
+            deep = depth > DEPTHS[-1]
+            configs = [self.kind.with_depth(config, d) for d in DEPTHS] if deep else [config]
+            found = [self._run(one, clips, work, backward is not None) for one in configs]
+            self._passes[key] = on_line(depth, *zip(DEPTHS, found, strict=True)) if deep else found[0]
         return self._passes[key]
 
-    def _step(self, config: ModelConfig, clips: int, *, backward: bool) -> Pass:
+    def _run(self, config: ModelConfig, clips: int, work: Work, backward: bool) -> Pass:
         model, batch = self.build(config).train(backward), self.batch(clips)
-        generator = torch.Generator().manual_seed(0)
         give_gradients(model)
         with torch.set_grad_enabled(backward):
-            return follow(
-                lambda: model.loss(batch, generator)[0],  # pyright: ignore[reportCallIssue]
-                tensors_of(model),
-                autocast=self.autocast and backward,
-                backward=backward,
-            )
+            autocast = self.autocast and backward
+            return follow(lambda: work(model, batch), tensors_of(model), autocast=autocast, backward=backward)
 
     def _vae_pass(self, method: str, given: Callable[[int], Any], clips: int, *, autocast: bool) -> Pass:
         assert self.vae is not None, "asked of a world over latents only"
@@ -164,6 +139,15 @@ class Footprint:
                 self._passes[key] = follow(lambda x=x: run(x), tensors_of(self.vae), autocast=autocast, backward=False)
             ends.append((n, self._passes[key]))
         return on_line(clips, *ends)
+
+
+def _loss(model: Any, batch: Batch) -> Tensor:
+    return model.loss(batch, torch.Generator().manual_seed(0))[0]
+
+
+def _there_and_back(model: Any, batch: Batch) -> Tensor:
+    assert batch.frames is not None, "a tokenizer reads frames"
+    return model.decode(model.encode(batch.frames.clone()))
 
 
 def on_line(x: int, first: tuple[int, Pass], second: tuple[int, Pass]) -> Pass:

@@ -2,6 +2,18 @@
 
 It needs no weights, no data and no GPU: the passes of the run use tensors without memory (`footprint.py`). `Plan.notes`
 says which figures are counted and which are estimated. GB are 10^9 bytes, also for cards.
+
+| memory of a training step | what it is, on one GPU                                                                |
+|---------------------------|---------------------------------------------------------------------------------------|
+| `weights`                 | parameters and buffers: this GPU's share                                              |
+| `tokenizer`               | the VAE of a world over latents, whole on every GPU                                   |
+| `moments`                 | AdamW's two, and its counters                                                         |
+| `average`                 | the moving average of weights and buffers, in fp32                                    |
+| `gradients`               | counted for the whole step; they exist from the second piece of a batch on            |
+| `gathered`                | over several GPUs, whole: what lies outside the blocks, and three blocks (at work, on |
+|                           | its way, its copy)                                                                    |
+| `activations`             | tensors that the forward pass of one piece keeps for the backward pass                |
+| `working`                 | peak of all other tensors                                                             |
 """
 
 import os
@@ -17,7 +29,7 @@ from worldline.families.config import TrainConfig
 from worldline.families.family import SizeUnknownError, WorldKind
 from worldline.nn.load import changing_state
 from worldline.planning.footprint import DEPTHS, Footprint, tensors_of
-from worldline.planning.machine import Host, Verb, host, verbs
+from worldline.planning.machine import Verb, host, verbs, worst
 from worldline.ranks import Ranks, shards_of
 from worldline.schema import UsageError
 
@@ -26,42 +38,8 @@ RESERVE = 0.1
 """Share of a card left free for memory that is not counted: inside kernels, fragments, the CUDA context."""
 MAX_GPUS = 1024
 """Up to which a card that is too small is tried in doubled numbers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes on one GPU at the peak of a training step, by their use."""
-
-    weights: int
-    """Parameters and buffers: this GPU's share."""
-    gathered: int
-    """Over several GPUs, whole: what lies outside the blocks, and three blocks (at work, on its way, its copy)."""
-    tokenizer: int
-    """The VAE of a world over latents, whole on every GPU."""
-    gradients: int
-    """Counted for the whole step; they exist from the second piece of a batch on."""
-    moments: int
-    """AdamW's two, and its counters."""
-    average: int
-    """The moving average of weights and buffers, in fp32."""
-    activations: int
-    """Tensors that the forward pass of one piece keeps for the backward pass."""
-    working: int
-    """Peak of all other tensors."""
-
-    @property
-    def resident(self) -> int:
-        """Memory that stays from step to step."""
-        return self.weights + self.tokenizer + self.gradients + self.moments + self.average
-
-    @property
-    def certain(self) -> int:
-        """Memory that only more GPUs can reduce: weights, VAE, moments and average."""
-        return self.weights + self.tokenizer + self.moments + self.average
-
-    @property
-    def total(self) -> int:
-        return self.resident + self.gathered + self.activations + self.working
+CERTAIN = ("weights", "tokenizer", "moments", "average")
+"""Memory that only more GPUs can reduce."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,28 +48,33 @@ class Setting:
 
     gpus: int
     accumulate: int
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | None
+    """None where the model has none to switch on."""
     clips: int
     """In the largest piece."""
-    memory: Memory
-    encoding: int
-    """Bytes in use while the frames of a piece are encoded; 0 where that is not done in every step."""
-    validation: int
-    """Bytes in use during validation."""
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """Bytes in use in each phase of a run."""
-        return {"training": self.memory.total, "encoding": self.encoding, "validation": self.validation}
+    memory: dict[str, int]
+    """Bytes at the peak of a training step, by their use."""
+    phases: dict[str, int]
+    """Bytes in use in each phase of a run: `training`, `encoding` of a piece's frames (0 where that is not done in
+    every step) and `validation`."""
 
     @property
     def needed(self) -> int:
-        return max(self.parts.values())
+        return max(self.phases.values())
 
     @property
     def greediest(self) -> str:
         """The phase that needs the most."""
-        return max(self.parts, key=lambda name: self.parts[name])
+        return max(self.phases, key=self.phases.__getitem__)
+
+    @property
+    def words(self) -> str:
+        """How it is asked for, and the clips that are then in memory at once."""
+        switch = self.gradient_checkpointing
+        options = f"--accumulate {self.accumulate}"
+        options += "" if switch is None else f" --model.gradient-checkpointing {switch}"
+        gpus, clips = ("" if count == 1 else "s" for count in (self.gpus, self.clips))
+        return f"{options} on {self.gpus} GPU{gpus}, {self.clips} clip{clips} at once"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,23 +90,6 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flop:
-    """Of one clip: matrix products, convolutions and attention. A multiplication and its addition are two."""
-
-    encoding: int
-    """Of frames by the VAE, where every step does it."""
-    forward: int
-    backward: int
-    """Gradients of inputs and of trained weights."""
-    recomputed: int
-    """The forward pass of blocks once more, under gradient checkpointing."""
-
-    @property
-    def total(self) -> int:
-        return self.encoding + self.forward + self.backward + self.recomputed
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
     kind: str
     parameters: int
@@ -135,7 +101,8 @@ class Plan:
     batch_size: int
     steps: int
     """0 where the number of clips decides."""
-    flop: Flop
+    flop: dict[str, int]
+    """Of one clip: matrix products, convolutions and attention. A multiplication and its addition are two."""
     setting: Setting
     """As configured."""
     otherwise: Setting | None
@@ -143,29 +110,26 @@ class Plan:
     least: Setting
     """The least memory on as many GPUs."""
     cards: tuple[Card, ...]
-    host: Host
-    """Main memory, where all GPUs are in one machine."""
+    host: dict[str, int]
+    """Main memory, where all GPUs are in one machine (`machine.host`)."""
     verbs: tuple[Verb, ...]
     """Memory of the verbs that use the model, in one process each."""
     notes: tuple[str, ...]
 
 
 def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1) -> Plan:
-    """Count the memory of a run on each of `gpus` GPUs, and find settings that fit cards of `gpu_gb`, or of the usual
-    sizes.
+    """Count the memory of a run on each of `gpus` GPUs; find settings that fit cards of `gpu_gb`, or of usual sizes.
 
     Raises:
         UsageError: the batch does not divide among the GPUs or into pieces, a size is missing, or sizes do not fit.
     """
     run = Footprint(config)
-    chosen = setting(run, gpus=gpus, accumulate=config.accumulate, checkpointing=run.checkpoints)
+    chosen = setting(run, gpus=gpus, accumulate=config.accumulate)
+    switch = chosen.gradient_checkpointing
+    other = None if switch is None else setting(run, gpus=gpus, accumulate=config.accumulate, checkpointing=not switch)
+    parameters, clip = list(run.model.parameters()), run.batch(1)
+    inputs = {name: getattr(clip, name) for name in ("frames", "tokens", "latents", "states")}
     share = Ranks(world_size=gpus).share(config.batch_size)
-    parameters = list(run.model.parameters())
-    clip = run.batch(1)
-    inputs = {"frames": clip.frames, "tokens": clip.tokens, "latents": clip.latents, "states": clip.states}
-    switched = None
-    if run.can_checkpoint:
-        switched = setting(run, gpus=gpus, accumulate=config.accumulate, checkpointing=not run.checkpoints)
     return Plan(
         kind=config.model.kind,
         parameters=_numbers(parameters),
@@ -176,8 +140,8 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1) -> 
         steps=config.steps,
         flop=_flop(run, chosen),
         setting=chosen,
-        otherwise=switched,
-        least=setting(run, gpus=gpus, accumulate=share, checkpointing=run.can_checkpoint),
+        otherwise=other,
+        least=setting(run, gpus=gpus, accumulate=share, checkpointing=True),
         cards=tuple(card(run, gb, chosen) for gb in ((gpu_gb,) if gpu_gb else CARDS_GB)),
         host=host(run, gpus=gpus, clips=chosen.clips),
         verbs=verbs(run),
@@ -196,12 +160,12 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1) -> None:
     """
     try:
         run = Footprint(config)
-        wanted = setting(run, gpus=gpus, accumulate=config.accumulate, checkpointing=run.checkpoints)
     except SizeUnknownError as reason:
         warnings.warn(f"whether the run fits the GPU was not checked: {reason}", stacklevel=2)
         return
+    wanted = setting(run, gpus=gpus, accumulate=config.accumulate)
     main, here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), min(gpus, max(1, torch.cuda.device_count()))
-    if (held := host(run, gpus=here, clips=wanted.clips).total) > main:
+    if (held := worst(host(run, gpus=here, clips=wanted.clips))) > main:
         warnings.warn(
             f"{here} processes may take {held / 1e9:.0f} GB of main memory, but this machine has {main / 1e9:.0f} GB; "
             "fewer --workers or processes take less (worldline plan says what holds it)",
@@ -209,16 +173,9 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1) -> None:
         )
     if wanted.needed <= free:
         return
-    fitting = card(run, free / 1e9, wanted).settings
-    hints = [
-        f"--accumulate {s.accumulate}"
-        + (f" --model.gradient-checkpointing {s.gradient_checkpointing}" if run.can_checkpoint else "")
-        + (f" on {s.gpus} GPUs" if s.gpus > gpus else "")
-        for s in fitting
-    ]
-    fits = f"what fits: {', or '.join(hints)}" if hints else "nothing fits this GPU"
-    has = f"but {free / 1e9:.1f} GB are free; {fits}"
-    if (certain := wanted.memory.certain) > free:
+    fitting = ", or ".join(found.words for found in card(run, free / 1e9, wanted).settings)
+    has = f"but {free / 1e9:.1f} GB are free; " + (f"what fits: {fitting}" if fitting else "nothing fits this GPU")
+    if (certain := sum(wanted.memory[name] for name in CERTAIN)) > free:
         raise UsageError(
             f"weights, moments and averages alone take {certain / 1e9:.1f} GB of each GPU, {has}; "
             "--check-memory False tries all the same"
@@ -230,29 +187,37 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1) -> None:
     )
 
 
-def setting(run: Footprint, *, gpus: int, accumulate: int, checkpointing: bool) -> Setting:
-    """Memory of a run on one GPU. Raises `UsageError` if the batch cannot be divided like this."""
+def setting(run: Footprint, *, gpus: int, accumulate: int, checkpointing: bool | None = None) -> Setting:
+    """The memory of a run on one GPU. Raises `UsageError` if the batch does not divide so.
+
+    Args:
+        checkpointing: as configured if not given; without effect where the model has none.
+    """
+    checkpointing = run.checkpoints if checkpointing is None or run.checkpoints is None else checkpointing
     share = Ranks(world_size=gpus).share(run.config.batch_size)
     if not 1 <= accumulate <= share:
         raise UsageError(f"{share} clips on each GPU cannot be cut into {accumulate} pieces; lower --accumulate")
     clips = -(-share // accumulate)
     kept = memory(run, gpus=gpus, accumulate=accumulate, clips=clips, checkpointing=checkpointing)
-    encoding = kept.resident + run.encode(clips, autocast=run.autocast).peak if run.encodes else 0
-    # Validation runs the moving average, with the trained weights laid aside.
-    validation = kept.resident + kept.gathered + kept.average + run.validate().peak
+    resident = sum(kept[name] for name in (*CERTAIN, "gradients"))
+    phases = {
+        "training": sum(kept.values()),
+        "encoding": resident + run.encode(clips, autocast=run.autocast).peak if run.encodes else 0,
+        # Validation runs the moving average, with the trained weights laid aside.
+        "validation": resident + kept["gathered"] + kept["average"] + run.validate().peak,
+    }
     return Setting(
         gpus=gpus,
         accumulate=accumulate,
         gradient_checkpointing=checkpointing,
         clips=clips,
         memory=kept,
-        encoding=encoding,
-        validation=validation,
+        phases=phases,
     )
 
 
-def memory(run: Footprint, *, gpus: int, accumulate: int, clips: int, checkpointing: bool) -> Memory:
-    """Memory of a training step with so many clips at once, on one GPU."""
+def memory(run: Footprint, *, gpus: int, accumulate: int, clips: int, checkpointing: bool | None) -> dict[str, int]:
+    """Bytes that a training step with so many clips at once holds on one GPU, by their use (see the table above)."""
     model, step = run.model, run.train(clips, checkpointing=checkpointing)
     trained = [p for p in model.parameters() if p.requires_grad]
     blocks = shards_of(model) if gpus > 1 else []
@@ -263,16 +228,16 @@ def memory(run: Footprint, *, gpus: int, accumulate: int, clips: int, checkpoint
     if gpus > 1 and accumulate == 1:  # else they are summed over the GPUs, and cut, with the last piece only
         whole = _bytes(p for p in (*outside, *largest.parameters()) if p.requires_grad)
         gradients = min(gradients, whole + _bytes(trained, gpus))
-    return Memory(
-        weights=_bytes(model.parameters(), gpus) + _bytes(model.buffers()),
-        gathered=_bytes(outside) + 3 * _bytes(largest.parameters()),
-        tokenizer=_bytes(tensors_of(run.vae)) if run.vae else 0,
-        gradients=gradients,
-        moments=2 * _bytes(trained, gpus) + 4 * len(trained),
-        average=_average(model, gpus) if run.config.optimizer.ema_decay else 0,
-        activations=step.held,
-        working=step.peak - step.held,
-    )
+    return {
+        "weights": _bytes(model.parameters(), gpus) + _bytes(model.buffers()),
+        "tokenizer": _bytes(tensors_of(run.vae)) if run.vae else 0,
+        "moments": 2 * _bytes(trained, gpus) + 4 * len(trained),
+        "average": _average(model, gpus) if run.config.optimizer.ema_decay else 0,
+        "gradients": gradients,
+        "gathered": _bytes(outside) + 3 * _bytes(largest.parameters()),
+        "activations": step.held,
+        "working": step.peak - step.held,
+    }
 
 
 def _average(model: nn.Module, gpus: int) -> int:
@@ -289,49 +254,38 @@ def _bytes(tensors: Iterable[Tensor], gpus: int = 1) -> int:
     return sum(_numbers([x], gpus) * x.element_size() for x in tensors)
 
 
-def _flop(run: Footprint, chosen: Setting) -> Flop:
+def _flop(run: Footprint, chosen: Setting) -> dict[str, int]:
     clips = chosen.clips
     step = run.train(clips, checkpointing=chosen.gradient_checkpointing)
-    plain = run.train(clips, checkpointing=False) if run.can_checkpoint else step
-    return Flop(
-        encoding=run.encode(1, autocast=run.autocast).forward_flop if run.encodes else 0,
-        forward=step.forward_flop // clips,
-        backward=plain.backward_flop // clips,
-        recomputed=(step.backward_flop - plain.backward_flop) // clips,
-    )
-
-
-# --- cards ---
+    plain = run.train(clips, checkpointing=False)
+    return {
+        "encoding": run.encode(1, autocast=run.autocast).forward_flop if run.encodes else 0,
+        "forward": step.forward_flop // clips,
+        "backward": plain.backward_flop // clips,
+        "recomputed": (step.backward_flop - plain.backward_flop) // clips,
+    }
 
 
 def card(run: Footprint, gb: float, chosen: Setting) -> Card:
     """Find what fits GPUs of one size: as many as chosen, or else twice as many, and so on."""
-    limit = int(gb * 1e9 * (1 - RESERVE))
-    fits, batch = chosen.needed <= limit, run.config.batch_size
-    gpus = chosen.gpus
-    while gpus <= min(batch, MAX_GPUS):
-        if batch % gpus == 0 and (settings := _fitting(run, limit, gpus)):
-            return Card(gb=gb, fits=fits, settings=settings)
+    limit, batch = int(gb * 1e9 * (1 - RESERVE)), run.config.batch_size
+    gpus, settings = chosen.gpus, ()
+    while gpus <= min(batch, MAX_GPUS) and not settings:
+        settings = _fitting(run, limit, gpus) if batch % gpus == 0 else ()
         gpus *= 2
-    return Card(gb=gb, fits=fits, settings=())
+    return Card(gb=gb, fits=chosen.needed <= limit, settings=settings)
 
 
 def _fitting(run: Footprint, limit: int, gpus: int) -> tuple[Setting, ...]:
-    """With each kind of checkpointing the setting of fewest pieces that stays below the limit."""
-    share = Ranks(world_size=gpus).share(run.config.batch_size)
-    found = []
+    """Without and with checkpointing, the setting of fewest pieces that stays below the limit."""
+    share, found = run.config.batch_size // gpus, []
+    for checkpointing in (False, True) if run.checkpoints is not None else (False,):
 
-    def with_pieces_of(clips: int, checkpointing: bool) -> Setting:
-        return setting(run, gpus=gpus, accumulate=-(-share // clips), checkpointing=checkpointing)
+        def at_once(clips: int, checkpointing: bool = checkpointing) -> Setting:
+            return setting(run, gpus=gpus, accumulate=-(-share // clips), checkpointing=checkpointing)
 
-    for checkpointing in (False, True) if run.can_checkpoint else (False,):
-
-        def needed(clips: int, checkpointing: bool = checkpointing) -> int:
-            return with_pieces_of(clips, checkpointing).needed
-
-        clips = bisect_right(range(1, share + 1), limit, key=needed)
-        if clips:
-            found.append(with_pieces_of(clips, checkpointing))
+        if clips := bisect_right(range(1, share + 1), limit, key=lambda clips: at_once(clips).needed):
+            found.append(at_once(clips))
     return tuple(found)
 
 
