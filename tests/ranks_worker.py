@@ -42,7 +42,7 @@ from worldline.rundir import RunDir, from_json, to_json
 from worldline.schema import Batch, Origin, UsageError
 from worldline.training.checkpoint import TrainState, restore, save_checkpoint
 from worldline.training.loop import NonFiniteLossError, train
-from worldline.worlds.wan import LoraConfig, WanConfig
+from worldline.worlds.wan import WanConfig
 
 CPU = torch.device("cpu")
 
@@ -216,7 +216,7 @@ def wan(folder: Path, ranks: Ranks) -> dict[str, Any]:
     sizes = replace(SMALL_BACKBONE, patch_size=(1, 2, 2), num_layers=2)
     config = WanConfig(
         backbone=sizes,
-        lora=LoraConfig(rank=3),
+        lora=3,
         states=StateOptions(hidden=16, null=True),
         drop_states=0.5,
         text_length=4,

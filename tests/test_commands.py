@@ -37,7 +37,7 @@ from worldline.families.config import TrainConfig
 from worldline.recipes.all import RECIPES
 from worldline.rundir import to_json
 from worldline.tokenizers.wan_vae import WanVAEConfig
-from worldline.worlds.wan import LoraConfig, WanConfig
+from worldline.worlds.wan import WanConfig
 from worldline.worlds.wan_weights import BackboneConfig
 
 Capture = pytest.CaptureFixture[str]
@@ -177,8 +177,8 @@ def test_an_optional_part_goes_and_comes() -> None:
     without = replace(recipe, model=replace(recipe.model, lora=None))
     assert _config("train sampling_revontuli --model.lora None") == without
     assert _config("train sampling_revontuli --seed 3 --model.lora=None") == replace(without, seed=3)
-    lora = replace(tiny, model=replace(tiny.model, lora=LoraConfig(rank=4)))
-    assert _config("train sampling_tiny --model.lora.rank 4") == lora
+    lora = replace(tiny, model=replace(tiny.model, lora=4))
+    assert _config("train sampling_tiny --model.lora 4") == lora
 
 
 def test_sizes_are_named_by_a_preset_and_stored_in_full() -> None:

@@ -24,7 +24,6 @@ from worldline.nn.optimizer import OptimizerConfig
 from worldline.recipes.all import RECIPES
 from worldline.schema import Batch, DataError, Origin, UsageError
 from worldline.training.loop import train
-from worldline.worlds.wan import LoraConfig
 from worldline.worlds.wan_text import save_text
 
 
@@ -138,7 +137,7 @@ PLACES = {
     "tokenizer": SMALL_TOKENIZER,
     "world": replace(SMALL_WORLD, dropout=0.1, normalise_states=False, scheduled_sampling=0.5),
     "vae": SMALL_VAE,
-    "wan": replace(SMALL_WAN, lora=LoraConfig(rank=2), text_length=3),
+    "wan": replace(SMALL_WAN, lora=2, text_length=3),
 }
 MEMORY_ONLY = {"loss_chunk", "gradient_checkpointing"}
 """These change what a step takes, not what it gives."""

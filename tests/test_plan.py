@@ -36,11 +36,11 @@ from worldline.rundir import write_model
 from worldline.schema import Batch, UsageError
 from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.worlds.st_transformer import STTransformer
-from worldline.worlds.wan import LoraConfig, WanConfig
+from worldline.worlds.wan import WanConfig
 
 NOWHERE = Path("nowhere")
 DEEP_WORLD = replace(SMALL_WORLD, layers=5, loss_chunk=30, dropout=0.1)
-ADAPTED = replace(SMALL_WAN, lora=LoraConfig(rank=4), block_bias=True)
+ADAPTED = replace(SMALL_WAN, lora=4, block_bias=True)
 GUESSING = replace(SMALL_WORLD, scheduled_sampling=0.5, scheduled_sampling_rise=0.5, loss_chunk=10)
 MODELS = {
     "fsq": SMALL_TOKENIZER,

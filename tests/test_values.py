@@ -14,6 +14,7 @@ from worldline.checks import InvalidValue
 from worldline.cli import main as entry
 from worldline.cli.recipe_options import PYTHON_ONLY
 from worldline.families.config import TrainConfig
+from worldline.families.family import kind_of
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.recipes.all import RECIPES
 from worldline.rundir import from_json, to_json
@@ -102,7 +103,7 @@ def _tried(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
 
 def test_the_walk_finds_the_fields() -> None:
     places = {place for _, place, *_ in ONCE}
-    assert {"batch_size", "optimizer.clip_norm", "data.pattern.window", "model.lora.rank", "model.levels"} <= places
+    assert {"batch_size", "optimizer.clip_norm", "data.pattern.window", "model.lora", "model.levels"} <= places
     assert places >= MAY_BE_ZERO | MAY_BE_NEGATIVE | MAY_BE_HUGE
     assert len(places) > 90
 
@@ -128,7 +129,7 @@ def test_wrong_values_are_refused_on_the_command_line_by_the_name_of_the_option(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for recipe, place, kind, count in ONCE:
-        no_option = PYTHON_ONLY[""].split() + PYTHON_ONLY[RECIPES[recipe]().model.kind].split()
+        no_option = (*PYTHON_ONLY, *kind_of(RECIPES[recipe]().model).python_only)
         if place.startswith(("model.backbone.", "model.sizes.", "data.augment.", *no_option)):
             continue  # given together by the name of a preset, or in Python
         option = "--" + place.replace("_", "-")
@@ -150,7 +151,7 @@ def test_wrong_values_are_refused_on_the_command_line_by_the_name_of_the_option(
         ("train compression_tiny --epochs 1 --steps 1", "one of the two"),
         ("train compression_tiny --steps 0", "one of the two"),
         ("train compression_tiny --device banana", "there is no device 'banana'"),
-        ("train sampling_revontuli --model.lora.rank 0", "--model.lora.rank is 0"),
+        ("train sampling_revontuli --model.lora 0", "--model.lora is 0"),
         ("train sampling_revontuli --model.drop-states 0.5", "--model.states.null True"),
         ("train tokenizer_tiny --model.kernel 4", "--model.kernel is 4, but must be odd"),
         ("train tokenizer_tiny --model.levels 8 1", "each of at least 2"),

@@ -13,7 +13,7 @@ from worldline.nn.adaln import StateOptions
 from worldline.nn.load import changing_state
 from worldline.process.flow import TIMESTEPS, FlowSampling
 from worldline.schema import Batch, Origin, UsageError
-from worldline.worlds.wan import LORA_TARGETS, LoraConfig, WanConfig, WanWorld, fuse_adapters
+from worldline.worlds.wan import LORA_TARGETS, WanConfig, WanWorld, fuse_adapters
 from worldline.worlds.wan_weights import BackboneConfig
 
 pytest.importorskip("diffusers", reason="needs the extra `wan`")
@@ -179,7 +179,7 @@ def test_dropping_states_trains_the_null_code() -> None:
 
 # --- adapters ---
 
-ADAPTED = replace(CONFIG, lora=LoraConfig(rank=3))
+ADAPTED = replace(CONFIG, lora=3)
 
 
 def test_the_report_s_adapters_have_80_609_280_parameters() -> None:

@@ -1,11 +1,10 @@
 """A recipe by its name, and the options that override it: the arguments of `train` and `plan`.
 
 A field of a recipe is given with its value, `--model.block-bias True`; a verb's own switch stands alone, `--json`.
-An optional part goes with `--model.lora None` and comes with any of its own fields, `--model.lora.rank 8`.
 """
 
 from dataclasses import fields, is_dataclass, replace
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 from tyro.constructors import (
@@ -20,7 +19,7 @@ from tyro.constructors import (
 from worldline.checks import texts_of
 from worldline.cli.console import choose, options_of
 from worldline.families.config import TrainConfig
-from worldline.families.family import idle
+from worldline.families.family import idle, kind_of
 from worldline.recipes.all import RECIPES
 from worldline.schema import UsageError
 
@@ -29,17 +28,10 @@ Recipe = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversion
 """How a job holds the recipe that it is given."""
 LENGTHS = {"--steps": "--epochs", "--epochs": "--steps"}
 """Giving the length of a run in one way replaces a recipe's own in the other."""
-PYTHON_ONLY = {
-    "": "autocast log_every keep_checkpoints model.kind optimizer.beta1 optimizer.beta2",
-    "fsq-video": "model.encoder_kernels model.mlp_ratio",
-    "wan-vae": "",
-    "st-transformer": "model.mlp_ratio model.init_std model.state_hidden model.state_pooling model.loss_chunk",
-    "wan": "data.pattern model.context_latents model.horizon_latents model.text_rows model.text_length "
-    "model.flow.num_train_steps model.states.mode model.states.hidden model.states.norm_groups",
-}
-"""Fields of recipes by kind of model that are no options: what hardly anybody changes, and what must fit the rest.
+PYTHON_ONLY = ("autocast", "log_every", "keep_checkpoints", "model.kind", "optimizer.beta1", "optimizer.beta2")
+"""Fields of every recipe that are no options, since hardly anybody changes them; models have some of their own.
 
-A notebook sets them too: `worldline.train(RECIPE, optimizer={"beta2": 0.99})`.
+A notebook sets them: `worldline.train(RECIPE, optimizer={"beta2": 0.99})`.
 """
 
 
@@ -59,7 +51,7 @@ def parse_recipe(job: type[Job], verb: str, description: str, arguments: list[st
         _say_recipes(verb, description)
         raise SystemExit(0)
     rest = [argument for at, argument in enumerate(arguments) if at != arguments.index(name)]
-    recipe, rest = _with_parts(RECIPES[name](), rest)
+    recipe = RECIPES[name]()
     for given, other in LENGTHS.items():
         if _given(given, rest) and not _given(other, rest):
             rest = [*rest, other, "0"]
@@ -92,8 +84,8 @@ def _constructors(recipe: TrainConfig, *, asked: bool) -> ConstructorRegistry:
         asked: for help, which does not show what would change nothing; where it is given, the reason is said later.
     """
     registry, places = ConstructorRegistry(), dict(_places(recipe))
-    hidden = f"{PYTHON_ONLY['']} {PYTHON_ONLY[recipe.model.kind]}".split()
-    hidden += [name.rstrip(".") for name in idle(recipe)] if asked else []
+    hidden = {*PYTHON_ONLY, *kind_of(recipe.model).python_only}
+    hidden |= {name.rstrip(".") for name in idle(recipe)} if asked else set()
 
     @registry.primitive_rule
     def preset(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
@@ -135,33 +127,3 @@ def _places(config: Any, place: str = "") -> Any:
 
 def _given(option: str, arguments: list[str]) -> bool:
     return any(argument.partition("=")[0].replace("_", "-") == option for argument in arguments)
-
-
-def _with_parts(config: Any, arguments: list[str], prefix: str = "--") -> tuple[Any, list[str]]:
-    """The configuration with its optional parts there or absent as the arguments say, and the arguments that are left.
-
-    Whether a part is there decides which options exist, so this comes before they are parsed.
-    """
-    changes, hints = {}, get_type_hints(type(config))
-    for field in fields(config):
-        value, option = getattr(config, field.name), prefix + field.name.replace("_", "-")
-        kinds: Any = get_args(hints[field.name])
-        part = next((kind for kind in kinds if is_dataclass(kind)), None) if type(None) in kinds else None
-        absent = _without(arguments, option) if part else arguments
-        if len(absent) < len(arguments):
-            changes[field.name], arguments = None, absent
-        elif part and value is None and any(a.startswith(f"{option}.") for a in arguments):
-            changes[field.name] = part()  # pyright: ignore[reportCallIssue]
-        elif is_dataclass(value):
-            changes[field.name], arguments = _with_parts(value, arguments, f"{option}.")
-    return replace(config, **changes), arguments
-
-
-def _without(arguments: list[str], option: str) -> list[str]:
-    """The arguments without `option None`."""
-    for at, argument in enumerate(arguments):
-        if argument == f"{option}=None":
-            return arguments[:at] + arguments[at + 1 :]
-        if arguments[at : at + 2] == [option, "None"]:
-            return arguments[:at] + arguments[at + 2 :]
-    return arguments

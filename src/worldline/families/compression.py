@@ -48,6 +48,7 @@ class FSQKind(TokenizerKind[FSQVideoConfig, FSQVideoTokenizer]):
     """Our own tokenizer."""
 
     config = FSQVideoConfig
+    python_only = ("model.encoder_kernels", "model.mlp_ratio")
 
     def idle(self, config: TrainConfig, model: FSQVideoConfig) -> dict[str, str]:
         return {"data.pattern.": "a clip is one block (--model.block-frames)"}
@@ -80,6 +81,9 @@ class TokenWorldKind(WorldKind[STTransformerConfig, STTransformer]):
     config = STTransformerConfig
     over = "tokens"
     reads = ("tokenizer", "start_offsets")
+    python_only = tuple(
+        f"model.{name}" for name in ("mlp_ratio", "init_std", "state_hidden", "state_pooling", "loss_chunk")
+    )
     options = ("temperature", "top_k", "top_p", "decode_mode", "blend_last_frame")
 
     def idle(self, config: TrainConfig, model: STTransformerConfig) -> dict[str, str]:

@@ -70,6 +70,8 @@ class Kind(Generic[Config, Model]):
     """What the model's loss reads."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Which of a run's `tokenizer`, `weights`, `text` and `start_offsets` it has a use for."""
+    python_only: ClassVar[tuple[str, ...]] = ()
+    """Fields of a run that are no options of the command line: fine details, and what must fit the rest."""
     psnr_clips: ClassVar[int] = 0
     """Clips of which validation shows the last frame and scores it (`val/psnr_db`)."""
 

@@ -90,6 +90,10 @@ class LatentWorldKind(WorldKind[WanConfig, WanWorld]):
 
     config = WanConfig
     over = "latents"
+    python_only = (
+        *("data.pattern", "model.context_latents", "model.horizon_latents", "model.text_rows", "model.text_length"),
+        *("model.flow.num_train_steps", "model.states.mode", "model.states.hidden", "model.states.norm_groups"),
+    )
     reads = ("tokenizer", "weights", "text")
     options = ("steps", "guidance", "sampler", "average_repeats")
     psnr_clips = 8

@@ -38,24 +38,15 @@ LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Low-rank adapters on a frozen backbone; the scale is alpha / rank = 1 and there is no dropout, as public code."""
-
-    rank: int = 32
-
-    def __post_init__(self) -> None:
-        whole(self, "rank")
-
-
-@dataclass(frozen=True, kw_only=True)
 class WanConfig(ModelConfig):
     """All of the world that is chosen. State kinds and the latent's channels come from data and VAE."""
 
     kind: Literal["wan"] = "wan"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Sizes of the transformer; a preset by its name."""
-    lora: LoraConfig | None = field(default_factory=LoraConfig)
-    """Adapters on a pretrained, frozen backbone in bfloat16; None trains the whole backbone, which is then saved."""
+    lora: int | None = 32
+    """Rank of the low-rank adapters on a pretrained, frozen backbone in bfloat16; their scale is alpha / rank = 1 and
+    there is no dropout, as in public code. None trains the whole backbone, which is then saved."""
     block_bias: bool = False
     """Also train every block's own table of shifts, scales and gates: the public code's `robot_modulation`."""
     states: StateOptions = field(default_factory=StateOptions)
@@ -73,7 +64,7 @@ class WanConfig(ModelConfig):
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        whole(self, "context_latents", "horizon_latents", "text_rows", "text_length")
+        whole(self, "lora", "context_latents", "horizon_latents", "text_rows", "text_length")
         number(self, "drop_states", most=1)
         if self.drop_states > 0 and not self.states.null:
             raise UsageError("drop_states needs a null code to put in their place (--model.states.null True)")
@@ -292,12 +283,12 @@ def fuse_adapters(world: WanWorld) -> None:
         world.backbone.unload_lora()
 
 
-def _add_adapters(backbone: Any, config: LoraConfig, *, block_bias: bool) -> None:
+def _add_adapters(backbone: Any, rank: int, *, block_bias: bool) -> None:
     """Freeze the backbone, add adapters, and keep everything trainable in fp32."""
     import peft
 
     # This freezes all else in the backbone, so what is to be trained besides must be set free afterwards.
-    backbone.add_adapter(peft.LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=list(LORA_TARGETS)))
+    backbone.add_adapter(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)))
     if block_bias:
         for block in backbone.blocks:
             block.scale_shift_table.requires_grad_(True)
