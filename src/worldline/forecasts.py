@@ -35,7 +35,7 @@ class ForecastOptions(DataChoice, LoadOptions):
     clips: tuple[int, ...] = ()
     """Numbers of the clips to forecast."""
     num_clips: int | Literal["all"] | None = None
-    """So many clips, evenly spread; if neither is given, all samples of a test set, and four clips of other data."""
+    """So many clips, at even distances; if neither is given, all samples of a test set, or four clips of other data."""
     out: Path | None = None
     """Folder for the forecasts; if not given, `RUN/forecasts` (for built-ins: runs/NAME)."""
     format: Layout = "mp4"

@@ -129,7 +129,7 @@ class TokenizeJob(Making):
     tokenizer: Path
     """Run or model folder of ours, or a folder with Cosmos' encoder.jit and decoder.jit."""
     start_offsets: int = 1
-    """Start offsets per episode, spread over a block of frames: more places for a world to start from."""
+    """Start offsets per episode, at even distances within a block: more places for a world to start from."""
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -258,8 +258,8 @@ def _info_text(info: Info) -> str:
     ]
     statistics = info.statistics
     for i, (name, kind) in enumerate(zip(info.state_names, info.state_kinds, strict=True)):
-        spread = f"{statistics.minimum[i]:9.3f} .. {statistics.maximum[i]:8.3f}" if statistics else ""
-        lines.append(f"    {i:3} {name:28} {kind:9} {spread}")
+        span = f"{statistics.minimum[i]:9.3f} .. {statistics.maximum[i]:8.3f}" if statistics else ""
+        lines.append(f"    {i:3} {name:28} {kind:9} {span}")
     lines += [f"  note: {note}" for note in info.notes]
     lines += [f"  problem: {problem}" for problem in info.problems] or ["  no problems found"]
     return "\n".join(line for line in lines if line)
