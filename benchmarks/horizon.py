@@ -51,7 +51,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--runs", nargs="+", type=Path, default=[Path("compression-tiny"), Path("sampling-tiny")])
     parser.add_argument("--data", type=Path, help="data set; if not given, the twin's are generated")
-    parser.add_argument("--held-out", help="its episodes, as in `worldline evaluate --episodes`")
+    parser.add_argument("--held-out", help="its episodes, as in `worldline evaluate RUN --episodes :`")
     parser.add_argument("--tokenizer", type=Path, help="where the runs' tokenizer lies, if not in them")
     parser.add_argument("--decode-mode", default="tokens", help="worlds over tokens: tokens or mean")
     parser.add_argument("--blend-last-frame", action="store_true", help="worlds over tokens: keep in view what stays")

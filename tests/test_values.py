@@ -32,7 +32,7 @@ MAY_BE_ZERO = {
         "model.drop_states",
         "model.past",
     ),
-    *("model.hysteresis", "model.l1_weight", "model.saturation_weight", "model.kl_weight", "model.states.taken"),
+    *("model.hysteresis", "model.l1_weight", "model.saturation_weight", "model.kl_weight"),
     *("model.sizes.latents_mean", "model.sizes.dropout", "data.exclude_episodes"),
 }
 MAY_BE_NEGATIVE = {"model.sizes.latents_mean"}
