@@ -150,7 +150,7 @@ class LatentWorldKind(WorldKind[WanConfig, WanWorld]):
         grid = source.latent_grid if held else vae.grid(*picture_size(config.data, source))
         _check_latents(model, grid, pattern)  # what cannot be is refused before anything is encoded
         contract = contract_with(source, config.data, grid, pattern)
-        model.codes_over(contract.state_kinds, pattern)
+        model.check_codes(pattern)
         clips = _as_latents(config, source, chosen, vae, ranks, progress)
         torch.manual_seed(config.seed)  # the first weights are a function of the seed
         dtype = torch.bfloat16 if self.adapts(model) else torch.float32  # what is trained is fp32

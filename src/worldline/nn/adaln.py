@@ -8,7 +8,7 @@ text. This file uses no backbone and no latents.
 """
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -16,11 +16,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from worldline.checks import refuse, whole
+from worldline.contract import FramePattern
 from worldline.nn.states import Standardising
-from worldline.schema import UsageError
+from worldline.schema import StateKind, UsageError
 
-Kind = Literal["angle", "velocity", "binary", "other"]
-ONEX_KINDS = cast(tuple[Kind, ...], ("angle",) * 21 + ("binary",) * 2 + ("velocity",) * 2)
+ONEX_KINDS: tuple[StateKind, ...] = (*("angle" for _ in range(21)), "binary", "binary", "velocity", "velocity")
+REPORT_77 = FramePattern.report_77()
 TimeMode = Literal["downsample", "full"]
 CONVOLUTIONS: dict[TimeMode, tuple[tuple[int, int, int], ...]] = {
     "downsample": ((3, 2, 1), (3, 2, 1)),
@@ -47,69 +48,45 @@ class StateOptions:
         if self.hidden % self.norm_groups:
             refuse(self, "norm_groups", f"a divisor of hidden, {self.hidden}")
 
-    def over(self, kinds: tuple[Kind, ...], taken: tuple[int, ...], window: int) -> "StateModulationConfig":
-        """The whole configuration, for states of the data."""
-        return StateModulationConfig(kinds=kinds, taken=taken, window=window, **vars(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class StateModulationConfig(StateOptions):
-    """What the state is and how wide its encoder; the defaults are the 1X robot's and the report's."""
-
-    kinds: tuple[Kind, ...] = ONEX_KINDS
-    """Kind of every state dimension (the data contract's `state_kinds`): angles and velocities also enter as sine and
-    cosine, closures and everything else as they are."""
-    taken: tuple[int, ...] = (*range(0, 77, 4), 76)
-    """Frames of a window whose pictures are taken; `downsample` takes the same rows of the states."""
-    window: int = 77
-    """State rows of a window, one per video frame."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole(self, "window")
-        whole(self, "taken", least=0, most=self.window - 1)
-
-    @property
-    def waves(self) -> tuple[int, ...]:
-        """Dimensions that also enter as sine and cosine."""
-        return tuple(i for i, kind in enumerate(self.kinds) if kind in ("angle", "velocity"))
-
-    @property
-    def plain(self) -> tuple[int, ...]:
-        """Dimensions that enter as they are."""
-        return tuple(i for i, kind in enumerate(self.kinds) if kind not in ("angle", "velocity"))
-
-    @property
-    def num_features(self) -> int:
-        """71 for the 1X robot."""
-        return 3 * len(self.waves) + len(self.plain)
-
-    @property
-    def num_codes(self) -> int:
+    def num_codes(self, pattern: FramePattern) -> int:
         """Latent frames the convolutions arrive at."""
-        length = len(self.taken) if self.mode == "downsample" else self.window
+        length = len(pattern.frames) if self.mode == "downsample" else pattern.window
         for kernel, stride, padding in CONVOLUTIONS[self.mode]:
             length = (length + 2 * padding - kernel) // stride + 1
         return length
 
 
 class StateModulation(Standardising):
-    """States to features to modulation. Only plain features are standardised."""
+    """States of a window to codes to modulation. Only plain features are standardised.
 
-    def __init__(self, config: StateModulationConfig, width: int) -> None:
-        super().__init__(len(config.kinds))
-        self.config = config
-        hidden = config.hidden
-        self.features = nn.Sequential(nn.Linear(config.num_features, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+    Args:
+        width: size of the backbone's tokens.
+        kinds: of every state dimension: angles and velocities also enter as sine and cosine, all else as it is.
+        pattern: which frames of the window are taken; `downsample` takes the same rows of the states.
+    """
+
+    def __init__(
+        self,
+        options: StateOptions,
+        width: int,
+        *,
+        kinds: tuple[StateKind, ...] = ONEX_KINDS,
+        pattern: FramePattern = REPORT_77,
+    ) -> None:
+        super().__init__(len(kinds))
+        self.options, self.pattern, hidden = options, pattern, options.hidden
+        self.waves = [i for i, kind in enumerate(kinds) if kind in ("angle", "velocity")]
+        self.plain = [i for i in range(len(kinds)) if i not in self.waves]
+        num_features = 3 * len(self.waves) + len(self.plain)  # 71 for the 1X robot
+        self.features = nn.Sequential(nn.Linear(num_features, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         self.compression = nn.Sequential()
-        for sizes in CONVOLUTIONS[config.mode]:
+        for sizes in CONVOLUTIONS[options.mode]:
             self.compression.extend([nn.Conv1d(hidden, hidden, *sizes), nn.SiLU()])
-            self.compression.append(nn.GroupNorm(config.norm_groups, hidden))
+            self.compression.append(nn.GroupNorm(options.norm_groups, hidden))
         self.embedding = nn.Sequential(nn.Linear(hidden, width), nn.SiLU(), nn.Linear(width, width))
-        self.projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.null = nn.Parameter(torch.randn(hidden) * 0.02) if config.null else None
-        last = self.projection[-1]
-        assert isinstance(last, nn.Linear)
+        last = nn.Linear(width, 6 * width)
+        self.projection = nn.Sequential(nn.SiLU(), last)
+        self.null = nn.Parameter(torch.randn(hidden) * 0.02) if options.null else None
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
@@ -117,16 +94,16 @@ class StateModulation(Standardising):
         """One code per latent frame. Not causal: every code has seen every state (GroupNorm pools over time).
 
         Raises:
-            UsageError: another number of rows or dimensions than the configuration's.
+            UsageError: another number of rows or dimensions than the data's it was built for.
         """
         rows, dims = states.shape[1:]
-        if (rows, dims) != (self.config.window, len(self.config.kinds)):
+        window, expected = self.pattern.window, len(self.mean)
+        if (rows, dims) != (window, expected):
             raise UsageError(
-                f"this world reads {self.config.window} states of {len(self.config.kinds)} dimensions, "
-                f"but {rows} of {dims} were given"
+                f"this world reads {window} states of {expected} dimensions, but {rows} of {dims} were given"
             )
-        if self.config.mode == "downsample":
-            states = states[:, list(self.config.taken)]
+        if self.options.mode == "downsample":
+            states = states[:, list(self.pattern.frames)]
         x = self.features(self._features(states))
         return rearrange(self.compression(rearrange(x, "b t r -> b r t")), "b r l -> b l r")
 
@@ -152,7 +129,6 @@ class StateModulation(Standardising):
         return rearrange(self.projection(self.embedding(codes)), "b l (six d) -> b l six d", six=6)
 
     def _features(self, states: Tensor) -> Tensor:
-        waves, plain = list(self.config.waves), list(self.config.plain)
-        x = states[..., waves]
-        values = (states - self.mean) / self.scale if self.config.normalise else states
-        return torch.cat([values[..., waves], x.sin(), x.cos(), values[..., plain]], dim=-1)
+        x = states[..., self.waves]
+        values = (states - self.mean) / self.scale if self.options.normalise else states
+        return torch.cat([values[..., self.waves], x.sin(), x.cos(), values[..., self.plain]], dim=-1)

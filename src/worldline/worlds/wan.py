@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
 from worldline.contract import FramePattern, ModelConfig
-from worldline.nn.adaln import ONEX_KINDS, StateModulation, StateModulationConfig, StateOptions
+from worldline.nn.adaln import ONEX_KINDS, REPORT_77, StateModulation, StateOptions
 from worldline.process.flow import (
     TIMESTEPS,
     FlowConfig,
@@ -32,7 +32,6 @@ from worldline.process.flow import (
 from worldline.schema import Batch, StateKind, UsageError
 from worldline.worlds.wan_weights import BackboneConfig
 
-REPORT_77 = FramePattern.report_77()
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 """Linear layers that get an adapter, in self- and cross-attention alike: ten for every block."""
 
@@ -71,16 +70,14 @@ class WanConfig(ModelConfig):
         if self.text_rows > self.text_length:
             refuse(self, "text_rows", f"at most text_length, {self.text_length}")
 
-    def codes_over(self, kinds: tuple[StateKind, ...], pattern: FramePattern) -> StateModulationConfig:
-        """How the states of a window become one code for each latent. Raises `UsageError` where they do not."""
-        states = self.states.over(kinds, pattern.frames, pattern.window)
-        length = self.context_latents + self.horizon_latents
-        if states.num_codes != length:
+    def check_codes(self, pattern: FramePattern) -> None:
+        """Check that the states of a window become one code for each latent. Raises `UsageError`."""
+        codes, length = self.states.num_codes(pattern), self.context_latents + self.horizon_latents
+        if codes != length:
             raise UsageError(
-                f"{self.states.mode!r} compresses the states of a window to {states.num_codes} codes, but "
+                f"{self.states.mode!r} compresses the states of a window to {codes} codes, but "
                 f"there are {length} latents: {self.context_latents} of context, {self.horizon_latents} ahead"
             )
-        return states
 
     def build(
         self,
@@ -133,11 +130,14 @@ class WanWorld(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        states = config.codes_over(kinds, pattern)
+        config.check_codes(pattern)
         self.backbone: Any = config.backbone.build() if backbone is None else backbone
         if config.lora is not None:
             _add_adapters(self.backbone, config.lora, block_bias=config.block_bias)
-        self.states = None if config.unconditional else StateModulation(states, config.backbone.width)
+        width = config.backbone.width
+        self.states = (
+            None if config.unconditional else StateModulation(config.states, width, kinds=kinds, pattern=pattern)
+        )
         self.register_buffer("text", torch.zeros(config.text_rows, config.backbone.text_dim))
         self.text: Tensor
         self.hook = StateHook()
