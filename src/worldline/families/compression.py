@@ -41,7 +41,7 @@ from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.tokenizers.cosmos import HUB_ID, CosmosConfig, CosmosTokenizer
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.tokenizers.tokenizer import Tokenizer
-from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
+from worldline.worlds.st_transformer import STTransformerConfig
 
 
 class FSQKind(TokenizerKind[FSQVideoConfig, FSQVideoTokenizer]):
@@ -75,10 +75,12 @@ class CosmosKind(TokenizerKind[CosmosConfig, CosmosTokenizer]):
         return self.published_config(path, files).build()
 
 
-class TokenWorldKind(WorldKind[STTransformerConfig, STTransformer]):
-    """The ST-Transformer, on tokens as they are, or on frames that are tokenized into a cache first."""
+class TokenWorldKind(WorldKind[Any, Any]):
+    """A `TokenWorld` on tokens as they are, or on frames that are tokenized into a cache first.
 
-    config = STTransformerConfig
+    Its configuration has `context_grids`, `horizon_grids` and `build(grid, state_dim)`.
+    """
+
     over = "tokens"
     reads = ("tokenizer", "start_offsets")
     python_only = tuple(
@@ -86,31 +88,24 @@ class TokenWorldKind(WorldKind[STTransformerConfig, STTransformer]):
     )
     options = ("temperature", "top_k", "top_p", "decode_mode", "blend_last_frame")
 
-    def idle(self, config: TrainConfig, model: STTransformerConfig) -> dict[str, str]:
-        found = {"data.pattern.": "a clip is context and horizon (--model.context-grids, --model.horizon-grids)"}
-        if model.code_levels and config.tokenizer and not (config.tokenizer / "encoder.jit").is_file():  # Cosmos'
-            found["model.code_levels"] = "the tokenizer's own levels are taken; an empty list takes none"
-        if model.scheduled_sampling == 0:
-            found["model.scheduled_sampling_rise"] = "no token is the model's own (--model.scheduled-sampling)"
-        if model.unconditional:
-            states = ("state_hidden", "state_pooling", "conditioning", "normalise_states")
-            found |= {f"model.{name}": "the world is unconditional" for name in states}
-        return found
+    def idle(self, config: TrainConfig, model: Any) -> dict[str, str]:
+        return {"data.pattern.": "a clip is context and horizon (--model.context-grids, --model.horizon-grids)"}
 
-    def normalises(self, model: STTransformerConfig) -> bool:
-        return model.normalise_states and not model.unconditional
-
-    def build(self, model: STTransformerConfig, contract: Contract | None) -> STTransformer:
+    def build(self, model: Any, contract: Contract | None) -> Any:
         assert contract is not None, "a world is built for data"
         return model.build(contract.tokens, len(contract.state_names))
 
+    def fitted(self, model: Any, tokenizer: Any) -> Any:
+        """The configuration with what the tokenizer decides."""
+        del tokenizer
+        return model
+
     # --- training ---
 
-    def prepare(self, config: TrainConfig, model: STTransformerConfig, ranks: Ranks, progress: Progress) -> Prepared:
+    def prepare(self, config: TrainConfig, model: Any, ranks: Ranks, progress: Progress) -> Prepared:
         tokenizer: Any = load_tokenizer(config.tokenizer) if config.tokenizer else None
         train, val = _as_tokens(config, model, tokenizer, ranks, progress)
-        if model.code_levels and isinstance(tokenizer, FSQVideoTokenizer):
-            model = replace(model, code_levels=tokenizer.config.levels)
+        model = self.fitted(model, tokenizer)
         contract = contract_with(train.source, config.data, train.source.grid, train.pattern)
         torch.manual_seed(config.seed)  # the first weights are a function of the seed
         world = self.build(model, contract)
@@ -124,7 +119,7 @@ class TokenWorldKind(WorldKind[STTransformerConfig, STTransformer]):
         config = replace(config, model=model)
         return self.prepared(config, world, (train, val), contract, tokenizer=tokenizer, left_out=left_out, keep=keep)
 
-    def figures(self, model: STTransformer, batch: Batch) -> dict[str, Tensor]:
+    def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         return {"autoregressive_loss": autoregressive_loss(model, batch)}
 
     def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
@@ -135,14 +130,14 @@ class TokenWorldKind(WorldKind[STTransformerConfig, STTransformer]):
         decode = made.tokenizer.decode
         return decode(batch.tokens.cpu()), decode(torch.cat([context, future], dim=1).cpu())
 
-    def roll_out(self, world: STTransformer, batch: Batch) -> Tensor:
+    def roll_out(self, world: Any, batch: Batch) -> Tensor:
         assert batch.tokens is not None, "a batch of tokens"
         context = batch.tokens[:, : world.context_grids]
         return torch.stack([step.tokens for step in world.forecast(context, batch.states, sampling=Sampling())], dim=1)
 
     # --- forecasts ---
 
-    def check_options(self, model: STTransformerConfig, contract: Contract, options: SampleOptions) -> None:
+    def check_options(self, model: Any, contract: Contract, options: SampleOptions) -> None:
         if options.num_samples > 1 and options.temperature == 0:
             raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
 
@@ -164,7 +159,7 @@ class TokenWorldKind(WorldKind[STTransformerConfig, STTransformer]):
         refuse_another(card.identity, found, what="this world", places=made_by, allowed=allowed)
 
     def forecaster(
-        self, world: STTransformer, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device
+        self, world: Any, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device
     ) -> TokenForecaster:
         grid = card.promise.tokens
         if tokenizer is not None:
@@ -187,7 +182,7 @@ class TokenWorldKind(WorldKind[STTransformerConfig, STTransformer]):
 
     # --- for planning ---
 
-    def expected(self, config: TrainConfig, model: STTransformerConfig) -> Contract:
+    def expected(self, config: TrainConfig, model: Any) -> Contract:
         """Of tokens that are there: Cosmos' of 256x256, the challenge's."""
         if config.tokenizer is None:
             size, tokenizer = config.data.image_size or 256, CosmosConfig(folder=Path())
@@ -195,6 +190,30 @@ class TokenWorldKind(WorldKind[STTransformerConfig, STTransformer]):
             size, tokenizer = image_size(config), tokenizer_config(config.tokenizer)
         grid: TokenGrid = tokenizer.grid(size, size)  # pyright: ignore[reportAttributeAccessIssue]
         return expected_contract(grid, _pattern(model, grid), size)
+
+
+class STKind(TokenWorldKind):
+    """The ST-Transformer."""
+
+    config = STTransformerConfig
+
+    def idle(self, config: TrainConfig, model: STTransformerConfig) -> dict[str, str]:
+        found = super().idle(config, model)
+        if model.code_levels and config.tokenizer and not (config.tokenizer / "encoder.jit").is_file():  # Cosmos'
+            found["model.code_levels"] = "the tokenizer's own levels are taken; an empty list takes none"
+        if model.scheduled_sampling == 0:
+            found["model.scheduled_sampling_rise"] = "no token is the model's own (--model.scheduled-sampling)"
+        if model.unconditional:
+            states = ("state_hidden", "state_pooling", "conditioning", "normalise_states")
+            found |= {f"model.{name}": "the world is unconditional" for name in states}
+        return found
+
+    def normalises(self, model: STTransformerConfig) -> bool:
+        return model.normalise_states and not model.unconditional
+
+    def fitted(self, model: STTransformerConfig, tokenizer: Any) -> STTransformerConfig:
+        fsq = isinstance(tokenizer, FSQVideoTokenizer)
+        return replace(model, code_levels=tokenizer.config.levels) if model.code_levels and fsq else model
 
     def depth(self, model: STTransformerConfig) -> int | None:
         return model.layers
@@ -209,7 +228,7 @@ class TokenWorldKind(WorldKind[STTransformerConfig, STTransformer]):
 
 
 @torch.no_grad()
-def autoregressive_loss(world: STTransformer, batch: Batch) -> Tensor:
+def autoregressive_loss(world: Any, batch: Batch) -> Tensor:
     """Cross-entropy in nats per token of the true future along the world's own greedy roll-out (report, figure 3b).
 
     The gap to the teacher-forced loss is what the world's own mistakes cost it. A few clips go through at a time.
@@ -226,7 +245,7 @@ def autoregressive_loss(world: STTransformer, batch: Batch) -> Tensor:
 
 
 def _as_tokens(
-    config: TrainConfig, model: STTransformerConfig, tokenizer: Any, ranks: Ranks, progress: Progress
+    config: TrainConfig, model: Any, tokenizer: Any, ranks: Ranks, progress: Progress
 ) -> tuple[Clips, Clips]:
     """Clips of tokens of both splits: as they are in a token source, else of a cache that is filled now."""
     data = config.data
@@ -274,7 +293,7 @@ def _as_tokens(
     return train, val
 
 
-def _pattern(model: STTransformerConfig, grid: TokenGrid) -> FramePattern:
+def _pattern(model: Any, grid: TokenGrid) -> FramePattern:
     """The frames of a clip: context and horizon, in whole blocks."""
     for name, grids in (("context", model.context_grids), ("horizon", model.horizon_grids)):
         if grids % grid.latents_per_block:
@@ -318,5 +337,5 @@ def _write_counts(run: RunDir, train: Clips, grid: TokenGrid, context_grids: int
             np.save(file, array)
 
 
-for kind in (FSQKind(), CosmosKind(), TokenWorldKind()):
+for kind in (FSQKind(), CosmosKind(), STKind()):
     register(kind)
