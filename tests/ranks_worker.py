@@ -185,10 +185,8 @@ def data(folder: Path, ranks: Ranks) -> dict[str, Any]:
 
     converted, blocks = convert(source, out / "raw", size=8, ranks=ranks).episodes, tokens(2).blocks
     cached_frames(source, size=8, folder=out / "frames", ranks=ranks)
-    pattern, contract = FramePattern(window=17, stride=4), {}
-    latents = encode(
-        source, Means(), out / "latents", pattern=pattern, window_stride=8, contract=contract, **shared
-    ).windows
+    pattern = FramePattern(window=17, stride=4)
+    latents = encode(source, Means(), out / "latents", pattern=pattern, window_stride=8, **shared).windows
     config = from_json(TrainConfig, read_json(folder / "on_frames.json"), folder)
     made = prepare(replace(config, data=replace(config.data, cache=out / "cache")), lambda *_: None, ranks)
     try:

@@ -56,7 +56,7 @@ VERBS = {
     "tokens": lambda e, out: tokens(e, out, size=16, start_offsets=3),
     "augmented": lambda e, out: tokens(e, out, size=16, start_offsets=3, augment=AugmentConfig(brightness=0.2)),
     "latents": lambda e, out: encode(source, Means(), out, fingerprint="-", episodes=[e],
-                                     pattern=FramePattern.report_77(), window_stride=8, contract={}),
+                                     pattern=FramePattern.report_77(), window_stride=8),
     "frames": lambda e, out: cached_frames(source, size=32, folder=out, episodes=[e]),
 }
 grown = {}

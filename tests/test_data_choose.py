@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from worldline.cli import data as data_cli
 from worldline.cli import train as train_cli
-from worldline.contract import Contract, FramePattern
+from worldline.contract import Contract, FramePattern, Reading
 from worldline.data.clips import DataConfig, check_held_out, open_clips, open_split
 from worldline.data.info import inspect
 from worldline.encoding.convert import convert
@@ -24,7 +24,7 @@ from worldline.encoding.tokens import tokenize
 from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.formats.choose import choose_episodes, how_to_leave_out, join, only
 from worldline.formats.onex.source import OnexSource
-from worldline.formats.open import OpenOptions, contract_of, open_source
+from worldline.formats.open import OpenOptions, open_source, reading_of
 from worldline.rundir import from_json, to_json
 from worldline.schema import UsageError
 
@@ -243,7 +243,7 @@ def test_latents_are_joined_where_they_are_of_one_vae_and_pattern(tmp_path: Path
     source, nine = open_source(write_squares(tmp_path / "squares", 3, length=20)), FramePattern.consecutive(9)
 
     def encoded(name: str, *episodes: int, by: str = "y") -> Path:
-        how: dict[str, Any] = {"pattern": nine, "window_stride": 9, "contract": {}}
+        how: dict[str, Any] = {"pattern": nine, "window_stride": 9}
         return encode(source, Means(), tmp_path / name, fingerprint=by, episodes=episodes, **how).folder
 
     both = open_source((encoded("a", 2), encoded("b", 0, 1)))
@@ -352,10 +352,9 @@ def test_what_is_made_from_data_says_how_they_were_read(tmp_path: Path) -> None:
     converted = convert(source, tmp_path / "raw", size=16).out
     raw = open_source(converted)
     tokenize(raw, small_tokenizer(), tmp_path / "tokens", fingerprint="x", episodes=[0])
-    contracts = [contract_of(open_source(path), OpenOptions(), path, None) for path in (converted, tmp_path / "tokens")]
-    assert contracts == [{"image_size": 16, "conditioning": "state", "camera": CAMERA, "state_keys": ["action"]}] * 2
-    how = contracts[1] | {"state_keys": tuple(contracts[1]["state_keys"])}
-    clip = held_out(tmp_path, replace(AS_ACTED, **how), DataChoice(data=tmp_path / "d"))[0]
+    found = [reading_of(open_source(path), OpenOptions(), path, None) for path in (converted, tmp_path / "tokens")]
+    assert found == [Reading(image_size=16, camera=CAMERA, state_keys=("action",))] * 2
+    clip = held_out(tmp_path, replace(AS_ACTED, **vars(found[1])), DataChoice(data=tmp_path / "d"))[0]
     assert torch.equal(clip.states, raw.read(0, 0, 10).states)
     assert clip.frames is not None
     assert clip.frames.shape[-2:] == (16, 16)
@@ -366,7 +365,7 @@ def test_damaged_notes_of_how_data_were_read_are_no_crash(tmp_path: Path, notes:
     root = write_raw(tmp_path)
     metadata = json.loads((root / "metadata.json").read_text()) | {"provenance": {"reading": notes}}
     (root / "metadata.json").write_text(json.dumps(metadata))
-    assert contract_of(open_source(root), OpenOptions(), root, None)["camera"] is None
+    assert reading_of(open_source(root), OpenOptions(), root, None).camera is None
 
 
 def test_the_option_that_leaves_an_episode_out_does_so(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_encoded_data_are_forecast_as_the_frames_they_were_made_of(tmp_path: Pat
     raw, (place, vae) = write_squares(tmp_path / "raw", 2, length=160), small_vae(tmp_path / "vae")
     world, data = write_latent_world(tmp_path / "world", place), tmp_path / "encoded"
     encoded = {"fingerprint": fingerprint(place), "episodes": (0, 1), "pattern": PATTERN, "window_stride": 20}
-    encode_latents(open_source(raw), vae, data, **encoded, contract={"camera": None})
+    encode_latents(open_source(raw), vae, data, **encoded)
     few = ["--tokenizer", place, "--steps", "2", "--num-clips", "all"]
     for source, name in ((raw, "frames"), (data, "latents")):
         run(world, "--data", source, *few, "--format", "npz", "--out", tmp_path / name)

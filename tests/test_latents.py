@@ -52,7 +52,6 @@ def encode_into(root: Path, out: Path, split: str = "train", **changes: object) 
         "episodes": [0, 1, 2],
         "pattern": PATTERN,
         "window_stride": 8,
-        "contract": {"image_size": 16, "conditioning": "state", "camera": None},
         "size": 16,
     }
     vae = load_vae(root / "vae")

@@ -81,9 +81,7 @@ def test_tokens_latents_and_conversions_name_the_recordings_they_were_made_from(
     source, base = open_source(raw), raw.parent
     tokenize(source, small_tokenizer(), base / "tokens", fingerprint="x", episodes=[2, 0], start_offsets=3)
     vae = small_vae(base / "vae")[1]
-    encode(
-        source, vae, base / "latents", fingerprint="y", episodes=[1], pattern=NINE, window_stride=9, contract={}, size=8
-    )
+    encode(source, vae, base / "latents", fingerprint="y", episodes=[1], pattern=NINE, window_stride=9, size=8)
     tokens, latents = open_source(base / "tokens"), open_source(base / "latents")
     names = [recording_of(source, i) for i in range(3)]
     assert len(set(names)) == 3

@@ -51,17 +51,23 @@ class FramePattern:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contract:
-    """What a model was trained on and must be given: rate, pictures, states, and how frames become what it reads."""
+class Reading:
+    """How data were read, for what is made of them to keep: a model is judged on data that are read in the same way."""
 
-    fps: float
-    """Video frames per second of the data, before any subsampling."""
     image_size: int | None = None
     """Square size in px that frames were scaled to; None: as they were stored."""
     conditioning: Conditioning = "state"
     camera: str | None = None
     state_keys: tuple[str, ...] = ()
     """Columns that made up the states, where these were named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract(Reading):
+    """What a model was trained on and must be given: rate, pictures, states, and how frames become what it reads."""
+
+    fps: float
+    """Video frames per second of the data, before any subsampling."""
     state_names: tuple[str, ...]
     state_kinds: tuple[StateKind, ...]
     source_kind: str

@@ -17,7 +17,7 @@ from worldline.encoding.convert import convert
 from worldline.formats.checks import summarise
 from worldline.formats.choose import choose_episodes, only
 from worldline.formats.faults import check_episodes
-from worldline.formats.open import OpenOptions, contract_of
+from worldline.formats.open import OpenOptions
 from worldline.formats.plausible import implausible, warn
 from worldline.formats.source import Source
 from worldline.progress import Progress, say
@@ -188,7 +188,6 @@ class EncodeJob(Making):
             episodes=chosen,
             pattern=self.pattern,
             window_stride=self.window_stride,
-            contract=contract_of(source, self, self.paths, self.size),
             size=self.size,
             batch_size=self.batch_size,
             device=device,

@@ -151,7 +151,7 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
     held_out, chosen = _checked_split(config, "val")
     refuse_shared(trained_on, held_out, chosen)
     sized = ("picture size",) if config.image_size is None else ()
-    for what in ("content", "state names", "frames per second", "tokens", *sized):
+    for what in ("content", "state names", "frames per second", "tokens", "latents", "frames of a window", *sized):
         if source.alike[what] != held_out.alike[what]:
             raise UsageError(
                 f"what is trained on {source.path} cannot be validated on {held_out.path}, they differ in {what}: "
@@ -194,8 +194,9 @@ def open_clips(
             raise UsageError("a cache of decoded frames needs image_size")
         size, cache = config.cache_size or config.image_size, config.cache
         source = cached_frames(source, size=size, folder=cache, episodes=episodes, ranks=ranks, progress=progress)
+    pattern = FramePattern.consecutive(config.pattern.window) if source.pattern else config.pattern
     augment = config.augment if split == "train" and config.augment.changes else None
-    return Clips(source, index, config.pattern, config.image_size, augment)
+    return Clips(source, index, pattern, config.image_size, augment)
 
 
 def all_clips(source: Source, *, window: int, stride: int) -> Clips:

@@ -141,7 +141,7 @@ def inspect(
         state_names=source.layout.names,
         state_kinds=source.layout.kinds,
         image_size=source.image_size,
-        camera=source.reading.get("camera") if cameras else None,
+        camera=source.reading.camera if cameras else None,
         grid=source.grid,
         samples=samples,
         windows_77=0 if source.grid is not None else len(source_windows(source, window=_SAMPLING, stride=8)),

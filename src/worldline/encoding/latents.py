@@ -7,7 +7,6 @@ metadata that make the folder readable.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +15,8 @@ from torch import Tensor
 
 from worldline.contract import FramePattern
 from worldline.data.cache import frame_chunks, frame_runs
-from worldline.data.splits import recording_of
 from worldline.data.windows import some_windows
-from worldline.encoding.origin import source_key
+from worldline.encoding.origin import origin_of, source_key
 from worldline.formats.encoded import CLAIM, LatentSource, episode_done, finish, open_latents, written_episode
 from worldline.formats.faults import check_episodes
 from worldline.formats.source import Source
@@ -60,7 +58,6 @@ def encode(
     episodes: Sequence[int],
     pattern: FramePattern,
     window_stride: int,
-    contract: dict[str, Any],
     size: int | None = None,
     batch_size: int = 8,
     device: torch.device | None = None,
@@ -75,7 +72,6 @@ def encode(
         episodes: which episodes of the source, in order.
         pattern: which frames of a window are encoded.
         window_stride: frames between the starts of successive windows.
-        contract: what a model trained on the latents must know of the data (camera, conditioning, picture size).
         size: centre-crop and resize frames to this square first; None keeps them.
         batch_size: windows that are encoded at once.
         ranks: the processes that share the work; each must call this.
@@ -113,7 +109,7 @@ def encode(
         numbers = range(len(episodes))
         reused = ranks.made(numbers, make, done=lambda number: episode_done(out, number), progress=progress)
         if ranks.writes:
-            finish(out, source, episodes, grid, contract, [recording_of(source, i) for i in episodes])
+            finish(out, source, episodes, grid, origin_of(source, episodes, size=size))
     return EncodeReport(
         folder=out,
         episodes=len(episodes),

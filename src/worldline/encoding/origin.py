@@ -1,11 +1,11 @@
 """Notes about a source in a folder that was made from it."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from worldline.data.splits import recording_of
 from worldline.formats.content import content_of
-from worldline.formats.reading import reading
 from worldline.formats.source import Source
 
 
@@ -26,6 +26,6 @@ def origin_of(source: Source, episodes: Sequence[int], *, size: int | None) -> d
     return {
         "made_from": str(source.path),
         "recordings": [recording_of(source, episode) for episode in episodes],
-        "reading": reading(source, size),
+        "reading": asdict(source.read_at(size)),
         "left_out": list(source.left_out),
     }

@@ -182,7 +182,7 @@ def _world(
         if loaded.forecaster.token_grid is not None and other.tokenizer != loaded.tokenizer:
             raise UsageError(f"the world in {place} speaks the tokens of another tokenizer than the one in {run}")
     # The true tokens are those of the data, where these are tokens and say whose.
-    made_by: str | None = getattr(clips.source, "tokenizer", None) or loaded.tokenizer
+    made_by = clips.source.tokenizer or loaded.tokenizer
     theirs = None if made_by is None else TokenizerIdentity(fingerprint=made_by[:12])
     judged = Judged(
         forecaster=loaded.forecaster,

@@ -155,7 +155,7 @@ class TokenWorldKind(WorldKind[Any, Any]):
         if source.grid not in (None, grid):
             raise UsageError(f"{source.path} holds tokens of {source.grid}, but this world speaks those of {grid}")
         made_by: dict[Part, Path | str | None] = {"tokenizer": f"that of the tokens in {source.path}"}
-        found = Identity(tokenizer=getattr(source, "tokenizer", None))
+        found = Identity(tokenizer=source.tokenizer)
         refuse_another(card.identity, found, what="this world", places=made_by, allowed=allowed)
 
     def forecaster(

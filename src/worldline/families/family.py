@@ -19,8 +19,7 @@ from worldline.families.card import ModelCard, describe_model
 from worldline.families.config import TrainConfig
 from worldline.families.sample import SampleOptions
 from worldline.forecasting.forecaster import Forecaster
-from worldline.formats.encoded import LatentSource
-from worldline.formats.open import contract_of
+from worldline.formats.open import reading_of
 from worldline.formats.source import Source
 from worldline.formats.states import ONEX_LAYOUT, compute_stats
 from worldline.identity import Part
@@ -297,15 +296,9 @@ def contract_with(
     source: Source, data: DataConfig, grid: TokenGrid | LatentGrid | None, pattern: FramePattern
 ) -> Contract:
     """What a model that is trained on a source was trained on; how data behind encoded latents were read."""
-    read = contract_of(source, data, data.path, data.image_size)
-    if isinstance(source, LatentSource):
-        read |= source.contract
     return Contract(
+        **vars(reading_of(source, data, data.path, data.image_size)),
         fps=source.fps,
-        image_size=read["image_size"],
-        conditioning=read["conditioning"],
-        camera=read["camera"],
-        state_keys=tuple(read.get("state_keys", ())),
         state_names=source.layout.names,
         state_kinds=source.layout.kinds,
         source_kind=source.kind,

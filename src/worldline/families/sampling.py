@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldline.contract import Contract, FramePattern
-from worldline.data.clips import Clips, DataConfig, all_clips, open_clips, open_split
+from worldline.data.clips import Clips, all_clips, open_clips, open_split
 from worldline.devices import pick_device
 from worldline.encoding.latents import encode
 from worldline.families.card import Base, ModelCard
@@ -29,8 +29,6 @@ from worldline.families.family import (
 from worldline.families.sample import SampleOptions
 from worldline.families.tokenizers import fingerprint, keep_tokenizer, load_vae, tokenizer_config
 from worldline.forecasting.latents import LatentForecaster
-from worldline.formats.encoded import LatentSource
-from worldline.formats.open import contract_of
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
 from worldline.process.flow import FlowSampling
@@ -146,8 +144,7 @@ class LatentWorldKind(WorldKind[WanConfig, WanWorld]):
             raise UsageError("a world over latents needs the VAE that makes them (--tokenizer RUN or Wan2.2's folder)")
         pattern, (source, chosen) = config.data.pattern, open_split(config.data, "train")
         base, vae = _base(config, model), load_vae(config.tokenizer)
-        held = isinstance(source, LatentSource)
-        grid = source.latent_grid if held else vae.grid(*picture_size(config.data, source))
+        grid = source.latent_grid or vae.grid(*picture_size(config.data, source))
         _check_latents(model, grid, pattern)  # what cannot be is refused before anything is encoded
         contract = contract_with(source, config.data, grid, pattern)
         model.check_codes(pattern)
@@ -204,7 +201,7 @@ class LatentWorldKind(WorldKind[WanConfig, WanWorld]):
         self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool, allowed: Collection[Part]
     ) -> None:
         pattern = card.promise.pattern
-        if isinstance(source, LatentSource):
+        if source.latent_grid is not None:
             if source.pattern != pattern:
                 raise UsageError(
                     f"{source.path} holds latents of {source.pattern}, but this world was trained on {pattern}"
@@ -264,9 +261,9 @@ def _as_latents(
     """Clips of both splits: of latents that are there, of frames where nothing is cached, else of cached latents."""
     data = config.data
     data.augment.keep_sides()
-    if isinstance(source, LatentSource):
-        data = _checked(data, source)
-    if isinstance(source, LatentSource) or data.cache is None:
+    if source.pattern not in (None, data.pattern):
+        raise UsageError(f"{source.path} was encoded with {source.pattern}, but the run asks for {data.pattern}")
+    if source.latent_grid is not None or data.cache is None:
         return open_clips(data, "train"), open_clips(data, "val")
     if data.augment.changes:
         raise UsageError(
@@ -285,7 +282,6 @@ def _as_latents(
             episodes=episodes,
             pattern=data.pattern,
             window_stride=data.window_stride,
-            contract=contract_of(source, data, data.path, data.image_size),
             size=data.image_size,
             device=device,
             ranks=ranks,
@@ -295,17 +291,6 @@ def _as_latents(
         return all_clips(made.open(), window=data.pattern.window, stride=data.window_stride)
 
     return clips(source, chosen), clips(*open_split(data, "val"))
-
-
-def _checked(data: DataConfig, train: LatentSource) -> DataConfig:
-    """The data configuration over latents that are there; both splits must hold them, of the pattern that is wanted."""
-    for source in (train, open_split(data, "val")[0]):
-        assert isinstance(source, LatentSource), "both splits hold the same"
-        if source.pattern != data.pattern:
-            raise UsageError(f"{source.path} was encoded with {source.pattern}, but the run asks for {data.pattern}")
-        if source.latent_grid != train.latent_grid:
-            raise UsageError(f"{source.path} holds {source.latent_grid}, but {train.path} {train.latent_grid}")
-    return replace(data, pattern=FramePattern.consecutive(train.pattern.window))
 
 
 def _check_latents(model: WanConfig, grid: LatentGrid, pattern: FramePattern) -> None:

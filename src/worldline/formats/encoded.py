@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field
 
-from worldline.contract import FramePattern
+from worldline.contract import FramePattern, Reading
 from worldline.files import mapped_npy, npy_rows, read_json, write_json
 from worldline.formats.checks import Report, check_window, validated
 from worldline.formats.source import Source
@@ -34,21 +34,12 @@ _AGAIN = "Encode the data again."
 class LatentSource(Source):
     """Encoded windows of a data set, which is read by whole windows."""
 
-    kind: str = "latents"
-    latent_grid: LatentGrid
-    pattern: FramePattern
-    """Which frames of a window were encoded."""
     stride: int
     """Frames between the starts of successive windows."""
-    tokenizer: str
-    """Fingerprint of the VAE."""
-    contract: dict[str, Any]
-    """Camera, conditioning and picture size of the data set behind it."""
 
     @property
     def alike(self) -> dict[str, object]:
-        own = {"latents": self.latent_grid, "patterns of frames": self.pattern, "window strides": self.stride}
-        return super().alike | own | {"tokenizers": self.tokenizer, "reading": self.contract}
+        return super().alike | {"window strides": self.stride, "reading": self.reading}
 
     def read(self, episode: int, start: int, stop: int) -> Clip:
         """Latents of the window `start .. stop-1`, and its states.
@@ -58,17 +49,19 @@ class LatentSource(Source):
             DataError: its file is missing or damaged.
         """
         check_window(self.episodes[episode], start, stop)
-        if stop - start != self.pattern.window or start % self.stride:
+        grid, pattern = self.latent_grid, self.pattern
+        assert grid is not None, "opened as latents"
+        assert pattern is not None, "opened as latents"
+        if stop - start != pattern.window or start % self.stride:
             raise UsageError(
-                f"{self.path} holds windows of {self.pattern.window} frames at multiples of {self.stride}, "
+                f"{self.path} holds windows of {pattern.window} frames at multiples of {self.stride}, "
                 f"not of {stop - start} at {start}; encode the data again for those"
             )
-        grid, count = self.latent_grid, 1 + (self.episodes[episode].length - self.pattern.window) // self.stride
-        shape = (grid.latents_of(len(self.pattern.frames)), grid.channels, grid.height, grid.width)
-        table = self._table(episode, "latents", (count, *shape))
-        latents = torch.from_numpy(np.array(table[start // self.stride], np.float32))
+        count = 1 + (self.episodes[episode].length - pattern.window) // self.stride
+        shape = (count, grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width)
+        latents = torch.from_numpy(np.array(self._table(episode, "latents", shape)[start // self.stride], np.float32))
         states = torch.from_numpy(self.read_states(episode, start, stop))
-        fps = self.fps / self.pattern.stride
+        fps = self.fps / pattern.stride
         return Clip(states=states, fps=fps, origin=self.origin(episode, start), latents=latents)
 
     def footage(self, episode: int) -> tuple[Path, int]:
@@ -118,7 +111,7 @@ class _Metadata:
     names: tuple[str, ...]
     left_out: tuple[str, ...]
     latent_grid: LatentGrid
-    contract: dict[str, Any]
+    contract: Reading
     recordings: tuple[str, ...] | None = None
 
 
@@ -145,6 +138,7 @@ def open_latents(path: Path) -> LatentSource:
         expected = "as many names as lengths, as many kinds as states, and a grid of the pattern's frames"
         raise DataError(path / METADATA, expected=expected, found=str(error), fix=_AGAIN, kind="metadata") from None
     return LatentSource(
+        kind="latents",
         path=path,
         fps=metadata.fps,
         layout=StateLayout(names=metadata.state_names, kinds=metadata.state_kinds),
@@ -158,7 +152,7 @@ def open_latents(path: Path) -> LatentSource:
         pattern=key.pattern,
         stride=key.window_stride,
         tokenizer=key.tokenizer,
-        contract=metadata.contract,
+        reading=metadata.contract,
     )
 
 
@@ -178,18 +172,11 @@ def written_episode(
         yield append
 
 
-def finish(
-    out: Path,
-    source: Source,
-    episodes: Sequence[int],
-    grid: LatentGrid,
-    contract: dict[str, Any],
-    recordings: Sequence[str],
-) -> None:
+def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid, origin: dict[str, Any]) -> None:
     """Write the metadata that make the folder readable, once every episode is there.
 
     Args:
-        recordings: which one each episode shows (`worldline.data.splits.recording_of`).
+        origin: what is noted of the source (`worldline.encoding.origin`).
     """
     chosen = [source.episodes[i] for i in episodes]
     write_json(
@@ -200,9 +187,9 @@ def finish(
             "state_kinds": list(source.layout.kinds),
             "lengths": [episode.length for episode in chosen],
             "names": [episode.name for episode in chosen],
-            "recordings": list(recordings),
-            "left_out": list(source.left_out),
+            "recordings": origin["recordings"],
+            "left_out": origin["left_out"],
             "latent_grid": asdict(grid),
-            "contract": contract,
+            "contract": origin["reading"],
         },
     )

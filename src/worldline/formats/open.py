@@ -9,14 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from worldline.contract import Conditioning
+from worldline.contract import Conditioning, Reading
 from worldline.formats.checks import LeavingOut, Report, raise_problem, summarise
 from worldline.formats.choose import join
 from worldline.formats.encoded import looks_like_latents, open_latents
 from worldline.formats.lerobot.metadata import INFO, Meta
 from worldline.formats.lerobot.open import open_lerobot
 from worldline.formats.onex.open import looks_like_onex, open_onex
-from worldline.formats.reading import reading
 from worldline.formats.source import Source
 from worldline.formats.states import override_kinds
 from worldline.schema import DataError, StateKind, UsageError
@@ -136,19 +135,15 @@ def has_choices(path: Roots) -> bool:
     return all(any(one.choices and one.matches(root) for one in FORMATS) for root in roots)
 
 
-def contract_of(source: Source, options: OpenOptions, path: Roots, image_size: int | None) -> dict[str, Any]:
-    """What a model must know of how its data were read, or, where they were made from others, how those were.
+def reading_of(source: Source, options: OpenOptions, path: Roots, image_size: int | None) -> Reading:
+    """What a model must know of how its data at `path` were read; where these were made from others, of how those were.
 
-    Args:
-        source: the data at `path`, or what was made of them.
+    Where there is a choice, the choice is kept, not what came of it: other data may have another only camera.
     """
-    asked = {
-        "image_size": image_size,
-        "conditioning": options.conditioning,
-        "camera": options.camera,
-        "state_keys": list(options.state_keys),
-    }
-    return asked if has_choices(path) else asked | reading(source, image_size)
+    if not has_choices(path):
+        return source.read_at(image_size)
+    asked = {name: getattr(options, name) for name in ("conditioning", "camera", "state_keys")}
+    return Reading(image_size=image_size, **asked)
 
 
 def open_source(path: Path | Sequence[Path], **choices: Any) -> Source:

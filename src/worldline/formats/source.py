@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
+from worldline.contract import FramePattern, Reading
 from worldline.formats.checks import LeavingOut, Report
-from worldline.schema import Clip, DataError, Episode, Origin, StateLayout, TokenGrid, UsageError
+from worldline.schema import Clip, DataError, Episode, LatentGrid, Origin, StateLayout, TokenGrid, UsageError
 
 _LOOKED_AT = 8  # episodes, for the size of frames
 
@@ -38,6 +39,14 @@ class Source:
     """Height and width of stored frames in pixels; None where the source holds none."""
     grid: TokenGrid | None = None
     """How tokens lie over frames; None where the source holds none."""
+    latent_grid: LatentGrid | None = None
+    """How latents lie over the frames of a window; None where the source holds none."""
+    pattern: FramePattern | None = None
+    """Which frames of a window the latents show."""
+    tokenizer: str | None = None
+    """Fingerprint of what made the tokens or latents, where that is known."""
+    reading: Reading = field(default_factory=Reading)
+    """How the data were read, or those that they were made from."""
     context_only: bool = False
     """Whether episodes are test samples: frames or tokens of a context alone, and states beyond it."""
     left_out: tuple[str, ...] = ()
@@ -127,18 +136,21 @@ class Source:
     def alike(self) -> dict[str, object]:
         """Properties that joined data sets must share, by their names in messages."""
         return {
-            "content": "tokens" if self.grid else "frames" if self.image_size else self.kind,
+            "content": "tokens" if self.grid else "latents" if self.latent_grid else "frames",
             "state names": self.layout.names,
             "frames per second": round(self.fps, 3),
             "picture size": self.image_size,
             "tokens": self.grid,
+            "latents": self.latent_grid,
+            "frames of a window": self.pattern,
+            "tokenizers": self.tokenizer,
             "state kinds": self.layout.kinds,
         }
 
-    @property
-    def reading(self) -> dict[str, Any]:
-        """How the data were read (camera, columns, picture size), or those that they were made from."""
-        return {}
+    def read_at(self, size: int | None) -> Reading:
+        """How the data were read, or those that they were made from, where frames are scaled to `size` now."""
+        own = self.reading.image_size
+        return replace(self.reading, image_size=size or own if self.image_size else own or size)
 
     def origin(self, episode: int, start: int) -> Origin:
         """Where a window comes from."""

@@ -35,13 +35,13 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
     splits = {"training": open_split(data, "train"), "validation": open_split(data, "val")}
     given = fingerprint(config.tokenizer) if config.tokenizer else None
     for name, (source, _) in splits.items():
-        made = Identity(tokenizer=_made_by(source))
+        made = Identity(tokenizer=source.tokenizer)
         what = f"the {source.kind} of the {name} data {source.path}"
         refuse_another(
             made, Identity(tokenizer=given), what=what, places={"tokenizer": config.tokenizer}, allowed=allowed
         )
     sources = [source for source, _ in splits.values()]
-    if given is None and None not in (made_by := [_made_by(source) for source in sources]):
+    if given is None and None not in (made_by := [source.tokenizer for source in sources]):
         train, val = (Identity(tokenizer=one) for one in made_by)
         refuse_another(train, val, what=str(sources[0].path), places={"tokenizer": sources[1].path}, allowed=allowed)
     found = Identity(
@@ -49,7 +49,7 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
         validation=content_of(*splits["validation"]),
         split=hash_of([list(episodes) for _, episodes in splits.values()]),
         pattern=hash_of([asdict(data.pattern), data.window_stride, data.image_size]),
-        tokenizer=given or _made_by(sources[0]),
+        tokenizer=given or sources[0].tokenizer,
         backbone=fingerprint_backbone(config.weights) if config.weights else None,
         text=_file_hash(config.text) if config.text else None,
     )
@@ -100,11 +100,6 @@ def _places(config: TrainConfig, splits: Mapping[str, tuple[Source, Sequence[int
         "backbone": config.weights,
         "text": config.text,
     }
-
-
-def _made_by(source: Source) -> str | None:
-    """Fingerprint of the tokenizer that made the tokens or latents of a source, where it says so."""
-    return getattr(source, "tokenizer", None)
 
 
 def _file_hash(path: Path) -> str:

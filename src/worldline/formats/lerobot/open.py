@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from worldline.contract import Reading
 from worldline.files import unreadable
 from worldline.formats.checks import LeavingOut, leave_out_absent, validated
 from worldline.formats.lerobot.metadata import Meta
@@ -65,6 +66,7 @@ def open_lerobot(root: Path, *, camera: str | None, columns: tuple[str, ...], le
         meta=meta,
         camera=camera,
         columns=columns,
+        reading=Reading(camera=camera, state_keys=columns),
         dims=dims,
     )
     return source.sound(leaving)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -62,10 +61,6 @@ class LerobotSource(Source):
     @property
     def alike(self) -> dict[str, object]:
         return super().alike | {"cameras": self.camera, "columns of states": self.columns}
-
-    @property
-    def reading(self) -> dict[str, Any]:
-        return {"camera": self.camera, "state_keys": list(self.columns)}
 
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         check_window(self.episodes[episode], start, stop)

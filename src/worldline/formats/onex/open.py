@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from worldline.contract import Reading
 from worldline.files import mapped, read_json, unreadable
-from worldline.formats.checks import LeavingOut, Report, leave_out_absent, raise_problem, validated
+from worldline.formats.checks import LeavingOut, Report, adapter, leave_out_absent, raise_problem, validated
 from worldline.formats.onex.source import OnexSource, Place, Shard, segment_runs
-from worldline.formats.reading import noted
 from worldline.formats.source import Source
 from worldline.formats.states import ONEX_LAYOUT
 from worldline.formats.video import probe
@@ -144,7 +144,7 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
         grid=grid,
         context_only=test,
         tokenizer=_noted(metadata, "tokenizer", str) if grid is not None else None,
-        made_from=noted(metadata),
+        reading=_reading(metadata),
     )
     return source.sound(leaving)
 
@@ -154,6 +154,14 @@ def _noted(metadata: dict[str, Any], name: str, kind: type[T]) -> T | None:
     provenance = metadata.get("provenance")
     found = provenance.get(name) if isinstance(provenance, dict) else None
     return found if isinstance(found, kind) else None
+
+
+def _reading(metadata: dict[str, Any]) -> Reading:
+    """How the data were read that the folder was made from; what nobody of ours can have noted is ignored."""
+    try:
+        return adapter(Reading).validate_python(_noted(metadata, "reading", dict) or {})
+    except (ValidationError, UsageError):
+        return Reading()
 
 
 def _metadata(folder: _Folder, test: bool, report: Report) -> dict[str, Any]:

@@ -7,9 +7,9 @@ it was padded is not documented. Knows nothing of windows beyond "both ends on t
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,19 +46,6 @@ class Place(NamedTuple):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OnexSource(Source):
     """Episodes of a 1X v2.0 folder, tokens or video."""
-
-    tokenizer: str | None = None
-    """Fingerprint of the tokenizer that made the tokens, where metadata.json names it."""
-    made_from: dict[str, Any] = field(default_factory=dict)
-    """How the data were read that the folder was made from, where it says so: see `worldline.formats.reading`."""
-
-    @property
-    def alike(self) -> dict[str, object]:
-        return super().alike | {"tokenizers": self.tokenizer}
-
-    @property
-    def reading(self) -> dict[str, Any]:
-        return self.made_from
 
     def read(self, episode: int, start: int, stop: int) -> Clip:
         """Read a window. In the test set `start` is 0, and tokens or frames are those of the context alone."""
