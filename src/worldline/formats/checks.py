@@ -78,7 +78,8 @@ def validated(path: Path, form: type[T], content: Any, where: str = "") -> T:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
-        text = repr(first["input"])
+        value = first["input"]
+        text = repr(value.decode(errors="replace") if isinstance(value, bytes) else value)
         found = text if len(text) <= 80 else f"{text[:77]}..."
         expected = f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}"
         raise unreadable(path, expected=expected, found=found, fix="Correct or restore it.", kind="metadata") from error
