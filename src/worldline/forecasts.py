@@ -25,12 +25,12 @@ from worldline.rundir import model_folder
 from worldline.schema import Batch, UsageError, stack
 
 AT_ONCE = 4
-"""Clips that one process forecasts at once at most, where their rows allow more: the fewer, the better they share."""
+"""Most clips that one process forecasts at once: with fewer, several processes share the work better."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastOptions(DataChoice, LoadOptions):
-    """What is forecast, from what, and how it is written."""
+    """Which clips are forecast, from which data, and how they are written."""
 
     clips: tuple[int, ...] = ()
     """Numbers of the clips to forecast."""
@@ -39,8 +39,8 @@ class ForecastOptions(DataChoice, LoadOptions):
     out: Path | None = None
     """Folder for the forecasts; if not given, `RUN/forecasts` (for built-ins: runs/NAME)."""
     format: Layout = "mp4"
-    """`mp4` shows context and futures, beside the real clip where it is known; `png` holds the predicted frames alone,
-    without loss; `npz` these and, of worlds over tokens, the tokens with their 500 best log-probabilities."""
+    """`mp4` shows context and futures, beside the real clip where it is known; `png` contains only the predicted
+    frames, lossless; `npz` contains these and, for worlds over tokens, tokens and their 500 best log-probabilities."""
     seed: int = 0
 
     def __post_init__(self) -> None:

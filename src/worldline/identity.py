@@ -1,6 +1,6 @@
-"""What a model was made with, as one hash per part: kept with it, and compared wherever it meets such things again.
+"""The inputs that a model was made with, one hash for each: kept with it, compared wherever they are used again.
 
-A part says what something is, not where it lies or when it was copied. A part that is not known is never compared.
+A hash depends on content, not on place or date. Unknown parts are not compared.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Identity:
     text: str | None = None
     """The encoded prompt."""
     statistics: str | None = None
-    """Mean and deviation of the states, as the model divides by them."""
+    """Mean and standard deviation of the states, with which the model normalises."""
 
     def differing(self, found: "Identity", parts: Collection[Part] = PARTS) -> tuple[Part, ...]:
         """The parts that both know, and that are not the same."""

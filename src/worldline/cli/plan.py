@@ -1,4 +1,4 @@
-"""`worldline plan RECIPE`: what a training would need, before it is started."""
+"""`worldline plan RECIPE`: estimate a training before it starts."""
 
 from dataclasses import dataclass, replace
 
@@ -11,10 +11,10 @@ from worldline.planning.machine import worst
 from worldline.planning.plan import Card, Plan, Setting, plan
 from worldline.rundir import to_json
 
-EXAMPLES = """Say what a training would need: parameters, memory of a GPU, FLOP, and settings that fit a card.
+EXAMPLES = """Estimate a training before it starts: parameters, memory of a GPU, FLOP, and settings that fit a card.
 
-Takes a recipe and what overrides it, like `worldline train`. Needs no data, no weights and no GPU; data sets and
-weights are not even looked for. Counts on tensors without memory; measures nothing on a GPU.
+Takes a recipe and options like `worldline train`. Needs no data, no weights and no GPU, and does not look for them.
+Counts on tensors without memory; measures nothing on a GPU.
 
 Examples:
   worldline plan sampling_revontuli

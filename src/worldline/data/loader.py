@@ -1,7 +1,4 @@
-"""Batches. Which clip comes at (seed, step, rank) is a pure function, so a run resumes at any step without replay.
-
-Knows nothing of what is in a clip.
-"""
+"""Batches. The clips at (seed, step, rank) are a pure function, so a run resumes at any step without replay."""
 
 import multiprocessing
 import signal

@@ -1,4 +1,4 @@
-"""Held out means held out: which recordings the episodes of a source show, told by what is in them, not by where.
+"""Held out means held out: recordings are recognised by their content, not by their place.
 
 An episode is known by its states: a copy, a link, another path, a second listing, a conversion, tokens or latents of it
 are the same recording. Folders that hold parts of episodes (tokens, latents) name the recordings they were made from.
@@ -53,7 +53,7 @@ def recordings(source: Source, episodes: Sequence[int]) -> Recordings:
 def recording_of(source: Source, episode: int) -> str:
     """Name the recording an episode shows, by its states: 16 hexadecimal digits.
 
-    Where states never change they tell nothing, and the beginning of the video file is taken with them.
+    If states never change, the beginning of the video file is used too.
     """
     return _identify(source, episode)[0]
 

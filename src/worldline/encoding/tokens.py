@@ -75,7 +75,7 @@ def tokenize(
     in_cache: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenizeReport:
-    """Tokenize episodes of a frame source into `out`. Killed and run again, it goes on where it stopped.
+    """Tokenize episodes of a frame source into `out`. If it is killed, the same call continues.
 
     Args:
         fingerprint: identity of the tokenizer's weights (`worldline.families.tokenizers.fingerprint`).

@@ -1,4 +1,4 @@
-"""What an evaluation found: rows of intervals, curves, comparisons, what was not computed, and where it ran.
+"""The result of an evaluation: rows of intervals, curves, comparisons, what was not computed, and where it ran.
 
 The JSON on disk (`evaluation/metrics.json`) and its reading back. Rows and metrics have ids, which stay as they are;
 what people read is looked up in their tables (`label_of`, `worldline.metrics.table.METRICS`).
@@ -19,18 +19,18 @@ from worldline.metrics.table import METRICS
 from worldline.schema import DataError
 
 Split = Literal["held out", "training data", "not checked"]
-"""Whether the model was trained on the recordings it was judged on; `not checked` where the run does not tell."""
+"""Whether the model was trained on the evaluated recordings; `not checked` if the run does not record it."""
 
 
 def label_of(id: str) -> str:
-    """What people read in place of the id of a row or a metric; an id that this version lacks stands for itself."""
+    """The label of a row or a metric; an unknown id is its own label."""
     entry = METRICS.get(id) or entry_of(id)
     return id if entry is None else entry.label
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
-    """What was evaluated on."""
+    """The evaluated data."""
 
     name: str
     """Last part of the data's path."""
@@ -79,7 +79,7 @@ class Comparison:
 @with_config(extra="forbid")
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Everything an evaluation found. A metric is either in a row or in `not_computed` with the reason."""
+    """The complete result of an evaluation. A metric is either in a row or in `not_computed` with the reason."""
 
     protocol: str
     run: str
@@ -94,7 +94,7 @@ class Evaluation:
     environment: dict[str, str]
     seconds: float
     tokenizer: TokenizerIdentity | None = None
-    """Whose tokens or latents were scored; None where that is not known. Costs of tokens compare within one only."""
+    """Tokenizer of the scored tokens or latents; None if unknown. Token costs compare only within one tokenizer."""
 
     def save(self, path: Path) -> None:
         """Write JSON atomically, making the folder. NaN becomes null.

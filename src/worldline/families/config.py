@@ -16,7 +16,7 @@ from worldline.schema import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that decides a run's numbers, given the bytes of its data set."""
+    """Everything that decides a run's numbers, except the bytes of its data."""
 
     model: ModelConfig
     data: DataConfig
@@ -26,28 +26,28 @@ class TrainConfig:
     tokenizer: Path | None = None
     """Run or model folder of the tokenizer (or Wan's or Cosmos' own folder), for a world on a source of frames."""
     weights: Path | None = None
-    """Folder of the pretrained backbone, in diffusers' layout or the original files: frozen under a world's adapters;
-    with `--model.lora None`, what the training of the whole backbone begins with."""
+    """Folder of the pretrained backbone, in diffusers' layout or the original files. It is frozen under a world's
+    adapters; with `--model.lora None`, all of it is trained, from these weights on."""
     text: Path | None = None
-    """The prompt as `worldline text` encoded it; without it the prompt is a row of zeros."""
+    """The prompt, encoded by `worldline text`; without it the prompt is a row of zeros."""
     start_offsets: int = 4
-    """Passes over each episode when frames are tokenized for training, each from another frame on, and with
-    `data.augment` each in its own crop and colours (see worldline.encoding.tokens)."""
+    """How often each episode is tokenized for training, each time from another frame on, and with `data.augment` each
+    time with its own crop and colours (see worldline.encoding.tokens)."""
     init_from: Path | None = None
-    """Run or model folder whose weights to start from, for example a tokenizer trained on the twin."""
+    """Run or model folder with the weights to start from, for example a tokenizer trained on the twin."""
     steps: int = 0
     """Optimizer steps; or 0 and `epochs` decides."""
     epochs: float = 0.0
     """Passes over the training clips; or 0 and `steps` decides."""
     accumulate: int = 1
-    """Pieces a batch is cut into, to fit memory. Changes nothing but rounding."""
+    """Pieces into which a batch is cut to fit into memory. It changes only rounding."""
     max_minutes: float | None = None
-    """Stop early, with a checkpoint, after this long. The schedule still counts to the full number of steps."""
+    """Stop early, with a checkpoint, after so many minutes. The schedule still ends at the full number of steps."""
     seed: int = 0
     device: str = "auto"
     """`auto` takes CUDA where there is one."""
     check_memory: bool = True
-    """On CUDA, compare `worldline plan` with what is free first: warn, and refuse what certainly cannot fit."""
+    """On CUDA, first compare `worldline plan` with free memory: warn, and refuse what certainly cannot fit."""
     autocast: bool = True
     """bfloat16 autocast on hardware that has bfloat16 arithmetic; elsewhere fp32."""
     workers: int = 0
@@ -63,7 +63,7 @@ class TrainConfig:
     """Held-out clips behind `val/...` figures during training."""
 
     allow_different: tuple[Part, ...] = ()
-    """What may be another one on purpose than the tokens, initial weights or run to resume were made with."""
+    """Parts that may differ on purpose from those of the tokens, the initial weights or the resumed run."""
 
     def __post_init__(self) -> None:
         whole(self, "batch_size", "start_offsets", "accumulate", "log_every", "evaluate_every", "checkpoint_every")

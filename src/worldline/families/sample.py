@@ -1,4 +1,4 @@
-"""How to sample from whichever world a path holds: one set of options, of which each family reads its part."""
+"""How to sample from the world of a run: one set of options, of which each family reads its part."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -27,18 +27,18 @@ class SampleOptions:
     top_k: int | None = None
     top_p: float | None = None
     decode_mode: DecodeMode = "tokens"
-    """Worlds over tokens: show the chosen tokens, or the mean code of their distribution."""
+    """Worlds over tokens: decode the chosen tokens, or the mean code of their distribution."""
     blend_last_frame: bool = False
-    """Worlds over tokens: where a patch keeps its token, show the last frame seen instead of the decoded token."""
+    """Worlds over tokens: where a patch keeps its token, show the last context frame instead of the decoded token."""
     steps: int = 20
     """Worlds over latents: evaluations of the velocity; the report uses 20 and 100."""
     guidance: float = 1.0
-    """Worlds over latents: classifier-free guidance on the states; other than 1 needs a world trained with a null."""
+    """Worlds over latents: classifier-free guidance on the states; values other than 1 need a trained null state."""
     sampler: Literal["euler", "unipc"] = "euler"
     average_repeats: bool = False
     """Worlds over latents: average the frames that show the same instant (frames 19 and 20 of the report's 21)."""
     rows: int | None = None
-    """Samples generated at once, over all clips; if not given, what a few GB of memory hold."""
+    """Samples generated at once, over all clips; if not given, as many as fit into a few GB of memory."""
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -77,10 +77,10 @@ class LoadOptions(SampleOptions):
     checkpoint: str = "latest"
     """Which checkpoint of a run folder: `latest`, `best` (see `--keep-best` of training) or a step."""
     tokenizer: Path | None = None
-    """Where the tokenizer lies, if not in the run folder; must be the one the world was trained on."""
+    """Folder of the tokenizer, if not in the run folder; it must be the one the world was trained with."""
     weights: Path | None = None
     """Folder of the pretrained backbone, if it has moved since training (worlds with adapters)."""
     allow_different: tuple[Part, ...] = ()
-    """What may be another one, on purpose, than the world was trained with: `tokenizer`."""
+    """Parts that may differ on purpose from those the world was trained with: `tokenizer`."""
     device: str = "auto"
     """`auto` takes CUDA where there is one; under torchrun each process its own."""

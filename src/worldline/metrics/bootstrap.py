@@ -1,8 +1,7 @@
-"""The one place where numbers per clip become a mean with an interval.
+"""Numbers per clip become a mean with an interval: only here.
 
-Whole episodes are resampled, not clips: clips of one recording share the room, the light and the task, so
-they say less than as many independent clips would, and a bootstrap over clips would claim more certainty than
-there is. Knows nothing of what the numbers measure.
+Whole episodes are resampled, not clips. Clips of one recording share the room, the light and the task, so they give
+less evidence than independent clips, and a bootstrap over clips would give too narrow intervals.
 """
 
 import math
@@ -31,7 +30,7 @@ class Interval:
 
     mean: NumberOrNull
     low: NumberOrNull
-    """NaN (null in JSON), as is `high`, with one episode only: nothing is known of how episodes differ."""
+    """NaN (null in JSON) with one episode only, like `high`: how episodes differ is then unknown."""
     high: NumberOrNull
     num_clips: int
     num_episodes: int
@@ -81,7 +80,7 @@ def intervals(values: Float[Tensor, "n m"], episodes: Int[Tensor, " n"]) -> list
 def paired_difference(a: Float[Tensor, " n"], b: Float[Tensor, " n"], episodes: Int[Tensor, " n"]) -> Interval:
     """Bound the mean of a - b, measured on the same clips.
 
-    Far sharper than comparing two intervals: what makes a clip hard makes it hard for both, and cancels.
+    Much sharper than comparing two intervals: a difficult clip is difficult for both, and this cancels.
     """
     return interval(a.double() - b.double(), episodes)
 

@@ -44,22 +44,23 @@ class FSQVideoConfig(ModelConfig):
     kernel: int = 7
     """Side of the decoder's depthwise convolutions, in positions of their stage."""
     encoder_kernels: tuple[int, ...] = (3, 1)
-    """The same for each stage of the encoder. Small ones keep a token about what is in its patch and next to it.
+    """The same for each stage of the encoder. With small ones, a token depends only on the surroundings of its patch.
 
-    With 7 in every stage an arm that moves changes the tokens of the still wall beside it, and no world can predict
+    With 7 in every stage, a moving arm changes the tokens of the still wall beside it, and no world can predict
     those: on the twin 19 % of future tokens equalled their predecessor, with (3, 1) 26 % of a larger vocabulary.
     """
     past: int = 0
-    """Latent frames a block looks back. With 0 every latent stands alone, and what does not move keeps its tokens.
+    """Latent frames a block looks back. With 0 every latent is encoded alone, and a still patch keeps its tokens.
 
-    With more, later latents refine earlier ones: a better round trip for the same bits, but tokens hard to predict.
+    With more, later latents refine earlier ones: a better reconstruction for the same bits, but tokens that are hard to
+    predict.
     """
     hysteresis: float = 0.0
     """Levels beyond the nearest that a latent may move before its token changes; 0 takes the nearest token.
 
-    Noise in a real camera moves a still patch over the edge between two tokens again and again, and no world can
-    predict that. The rule begins anew with every block of `block_frames` frames, so the tokens of a block depend on
-    that block alone: on no context, on no window, on no neighbour (`FSQ.with_hysteresis`; docs/compression.md).
+    Camera noise moves the latent of a still patch over the edge between two tokens again and again, and no world can
+    predict that. The rule starts again with every block of `block_frames` frames, so the tokens of a block depend on
+    that block alone (`FSQ.with_hysteresis`; docs/compression.md).
     """
     mlp_ratio: int = 2
     block_frames: int = 17

@@ -92,7 +92,7 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class CodeTokenizer(Tokenizer, Protocol):
-    """A tokenizer whose tokens are points of a space: a distribution over tokens has a mean that can be decoded."""
+    """A tokenizer whose tokens have codes (vectors): a distribution over tokens then has a mean that can be decoded."""
 
     @property
     def codebook(self) -> Float32[Tensor, "v d"]:
@@ -100,7 +100,7 @@ class CodeTokenizer(Tokenizer, Protocol):
         ...
 
     def decode_codes(self, codes: Float32[Tensor, "b l gh gw d"]) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of whole blocks of codes, which need not be those of tokens."""
+        """Frames of whole blocks of codes, which may lie between those of tokens."""
         ...
 
 

@@ -28,7 +28,7 @@ from worldline.worlds.world import GridStep
 ONEX_GRID = TokenGrid(height=32, width=32, vocab_size=64_000)
 """Of the 1X challenge."""
 CODE_BANDWIDTH = 2.0
-"""How fast tokens part with the distance of their codes, which lie in [-1, 1]."""
+"""How fast the similarity of token embeddings falls with the distance of their codes, which lie in [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,29 +44,29 @@ class STTransformerConfig(ModelConfig):
     mlp_ratio: int = 4
     dropout: float = 0.1
     init_std: float = 0.02
-    """Deviation of the initial weights; 0.02 is the report's, at width 512."""
+    """Standard deviation of the initial weights; 0.02 is the report's, at width 512."""
     code_levels: tuple[int, ...] = ()
-    """FSQ levels of the tokenizer: tokens begin near those whose codes are near theirs. Empty: all apart (report).
+    """FSQ levels of the tokenizer: embeddings of tokens with similar codes start similar. Empty: independent (report).
 
-    Where a run has such a tokenizer, a list that is not empty becomes its levels.
+    If a run has such a tokenizer, any list that is not empty is replaced by its levels.
     """
     state_hidden: int = 256
     state_pooling: Pooling = "all"
     conditioning: Literal["add", "adaln"] = "add"
-    """How states enter: added to the token embeddings (report), or as adaLN-Zero in every block (the other track)."""
+    """How states enter: added to the token embeddings (report), or as adaLN-Zero in every block (sampling track)."""
     normalise_states: bool = False
-    """Standardise states with the training data's statistics, which then live in the checkpoint."""
+    """Standardise states with the training data's statistics, which the checkpoint then contains."""
     unconditional: bool = False
-    """Ignore the states: the baseline that shows what conditioning is worth."""
+    """Ignore the states: the baseline that shows what conditioning on states is worth."""
     scheduled_sampling: float = 0.0
     """Probability that an input token of the future is the model's own instead of the truth (0: teacher forcing).
 
     In training only: validation and evaluation are teacher-forced, or follow the model's own roll-out.
     """
     scheduled_sampling_rise: float = 0.0
-    """Share of the training's steps over which that probability rises from 0, evenly; 0: it is there from the start."""
+    """Share of the training's steps over which that probability rises linearly from 0; 0: full from the start."""
     loss_chunk: int = 8192
-    """Tokens whose logits exist at once in the loss."""
+    """Number of tokens whose logits are in memory at once in the loss."""
 
     def __post_init__(self) -> None:
         whole(self, "context_grids", "horizon_grids", "width", "heads", "layers", "mlp_ratio", "state_hidden")

@@ -1,4 +1,4 @@
-"""The sampling track's world: Wan's video transformer on latents, told at every latent frame what the robot does.
+"""The sampling track's world: Wan's video transformer on latents, with the robot's states at every latent frame.
 
 The backbone is diffusers' `WanTransformer3DModel`, composed and untouched. Our conditioning enters by one forward
 hook on its `condition_embedder`, before the blocks: it adds the states' modulation to the timestep's per latent frame
@@ -33,7 +33,7 @@ from worldline.schema import Batch, StateKind, UsageError
 from worldline.worlds.wan_weights import BackboneConfig
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
-"""Linear layers that get an adapter, in self- and cross-attention alike: ten for every block."""
+"""Linear layers that get an adapter, in self- and cross-attention: ten for every block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class WanConfig(ModelConfig):
     """Also train every block's own table of shifts, scales and gates: the public code's `robot_modulation`."""
     states: StateOptions = field(default_factory=StateOptions)
     unconditional: bool = False
-    """Ignore the states: the baseline that shows what conditioning is worth."""
+    """Ignore the states: the baseline that shows what conditioning on states is worth."""
     drop_states: float = 0.0
     """Probability that a training clip's states are replaced by the null code (needs `states.null`)."""
     context_latents: int = 2
