@@ -105,7 +105,7 @@ def test_the_walk_finds_the_fields() -> None:
     places = {place for _, place, *_ in ONCE}
     assert {"batch_size", "optimizer.clip_norm", "data.pattern.window", "model.lora", "model.levels"} <= places
     assert places >= MAY_BE_ZERO | MAY_BE_NEGATIVE | MAY_BE_HUGE
-    assert len(places) > 90
+    assert len(places) > 80
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, 10**30])
