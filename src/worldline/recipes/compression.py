@@ -60,5 +60,4 @@ def compression_tiny() -> TrainConfig:
 def compression_tiny_unconditional() -> TrainConfig:
     """compression_tiny without the states: what conditioning on the robot is worth is measured against it."""
     tiny = compression_tiny()
-    assert isinstance(tiny.model, STTransformerConfig)
     return replace(tiny, model=replace(tiny.model, unconditional=True))

@@ -45,9 +45,7 @@ def sampling_revontuli_cfg() -> TrainConfig:
     Expected, 20 samples of 100 steps at guidance 1.0: 25.53 dB on validation, 23.0 dB on the test set (tables 1, 2).
     """
     recipe = sampling_revontuli()
-    assert isinstance(recipe.model, WanConfig)
-    states = replace(recipe.model.states, null=True)
-    return replace(recipe, model=replace(recipe.model, states=states, drop_states=0.1))
+    return replace(recipe, model=replace(recipe.model, states=StateOptions(null=True), drop_states=0.1))
 
 
 def sampling_tiny() -> TrainConfig:
