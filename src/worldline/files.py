@@ -5,12 +5,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -170,3 +172,18 @@ def mapped_npy(path: Path, kind: type[np.generic], shape: tuple[int, ...], *, wh
     if table.shape != shape or not np.issubdtype(table.dtype, kind):
         raise DataError(path, expected=expected, found=f"{table.dtype}{list(table.shape)}", fix=fix)
     return table
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays into one compressed file, atomically."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_npz(path: Path, *, what: str, fix: str) -> dict[str, np.ndarray]:
+    """Read all arrays of a file. Raises `DataError` where it is missing or damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
+        raise unreadable(path, expected=what, found=f"{type(error).__name__}: {error}", fix=fix) from error

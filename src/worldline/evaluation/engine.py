@@ -23,7 +23,7 @@ from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, Split
 from worldline.evaluation.rows import ROWS, Entry, Judged, NotComputed, Protocol, Scene, Setting, entry_of
 from worldline.evaluation.tally import Tally
-from worldline.files import atomic
+from worldline.files import write_npz
 from worldline.forecasting.forecaster import shown_context
 from worldline.metrics.bootstrap import Interval, interval, intervals, paired_difference
 from worldline.metrics.image import psnr
@@ -336,5 +336,4 @@ def _write_forecasts(path: Path, tally: Tally, scorer: _Scorer) -> None:
         "psnr": psnr(last, real).numpy(),
         **{f"forecast_{i}": arrays[row].numpy() for i, row in enumerate(rows)},
     }
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **content)
+    write_npz(path, content)

@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from PIL import Image
 
-from worldline.files import atomic, read_json, write_json
+from worldline.files import atomic, read_json, read_npz, write_json
 from worldline.rundir import from_json, new_folder, to_json
 from worldline.schema import DataError, Forecast, UsageError
 
@@ -35,6 +34,7 @@ ARRAYS = {  # dtype and axes; k futures, t frames, l token grids, n likeliest to
     "top_log_probs": ("float32", "l h w n"),  # in nats, at temperature 1 over the whole vocabulary
 }
 TOKEN_ARRAYS = ("tokens", "top_ids", "top_log_probs")
+_AGAIN = "Forecast again."
 Layout = Literal["mp4", "png", "npz"]
 
 
@@ -147,11 +147,11 @@ def read_forecasts(folder: Path) -> dict[str, Forecast]:
 def _read(stem: Path, index: Index) -> Forecast:
     if index.layout == "npz":
         path = stem.with_name(f"{stem.name}.npz")
-        arrays = _load(path)
+        arrays = _npz(path)
     else:
         path = stem / "tokens.npz"
         futures = [[_picture(stem / _png(k, time)) for time in index.times] for k in range(index.num_samples)]
-        arrays = {"frames": np.stack(futures), **(_load(path) if path.exists() else {})}
+        arrays = {"frames": np.stack(futures), **(_npz(path) if path.exists() else {})}
     _check(path, arrays, index)
     found = {name: torch.from_numpy(array)[None] for name, array in arrays.items() if name != "times"}
     if "frames" in found:
@@ -181,12 +181,8 @@ def _check(path: Path, arrays: dict[str, np.ndarray], index: Index) -> None:
             raise _wrong(path, "log-probabilities of at most 0, likeliest first", f"{chances.min()} .. {chances.max()}")
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
-        raise _wrong(path, "arrays as numpy saves them", f"{type(error).__name__}: {error}") from error
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    return read_npz(path, what="arrays as numpy saves them", fix=_AGAIN)
 
 
 def _picture(path: Path) -> np.ndarray:
@@ -197,4 +193,4 @@ def _picture(path: Path) -> np.ndarray:
 
 
 def _wrong(path: Path, expected: str, found: str) -> DataError:
-    return DataError(path, expected=expected, found=found, fix="Forecast again.")
+    return DataError(path, expected=expected, found=found, fix=_AGAIN)

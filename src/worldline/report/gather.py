@@ -4,7 +4,6 @@ Knows the files of a run folder; nothing of HTML, figures or video.
 """
 
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from worldline.evaluation.result import Evaluation
-from worldline.files import read_json
+from worldline.files import read_json, read_npz
 from worldline.schema import DataError, UsageError
+
+_AGAIN = "Write the file again, or delete it."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +102,7 @@ def _training(path: Path) -> Training:
 
 
 def _forecasts(path: Path) -> Forecasts:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise _damaged(path, "a NumPy archive of forecasts", str(error)) from error
+    arrays = read_npz(path, what="a NumPy archive of forecasts", fix=_AGAIN)
     try:
         real, context, psnr = arrays["real"], int(arrays["context"]), arrays["psnr"].astype(np.float64)
         rows = {str(name): arrays[f"forecast_{i}"] for i, name in enumerate(arrays["rows"])}
@@ -122,4 +119,4 @@ def _forecasts(path: Path) -> Forecasts:
 
 
 def _damaged(path: Path, expected: str, found: str) -> DataError:
-    return DataError(path, expected=expected, found=found, fix="Write the file again, or delete it.")
+    return DataError(path, expected=expected, found=found, fix=_AGAIN)

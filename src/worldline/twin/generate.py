@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from worldline.checks import refuse, seed, whole
-from worldline.files import atomic, read_json
+from worldline.files import read_json, read_npz, write_npz
 from worldline.formats.onex.write import finish_shards, shard_done, write_raw_shard
 from worldline.owner import Claim, owned
-from worldline.schema import DataError, UsageError
+from worldline.schema import UsageError
 from worldline.twin.backend import load_mujoco
 from worldline.twin.behaviour import Behaviour
 from worldline.twin.robot import LAYOUT
@@ -132,21 +133,18 @@ def resume(root: Path, episode: int, frame: int) -> tuple[Simulation, Float32[np
     by others, it shows what would have happened. Close the simulation after use.
 
     Raises:
-        DataError: the folder holds no such episode.
+        DataError: the folder holds no such episode, or it is damaged.
         UsageError: the episode has no such frame.
     """
     path = _physics(root, episode)
-    if not path.exists():
-        raise DataError(path, expected="saved physics", found="nothing", fix="Generate the data set again.")
-    with np.load(path) as saved:
-        commands, snapshots, every = saved["commands"], saved["snapshots"], int(saved["every"])
-        stored = json.loads(str(saved["scene"]))
+    saved = read_npz(path, what="saved physics", fix="Generate the data set again.")
+    commands, every, stored = saved["commands"], int(saved["every"]), json.loads(str(saved["scene"]))
     if not 0 <= frame < len(commands):
         raise UsageError(f"{path} has frames 0..{len(commands) - 1}, not {frame}")
     record = read_json(root / RECORD)
     scene = Scene(**stored | {"objects": tuple(stored["objects"])})
     simulation = Simulation(scene, size=record["size"], fps=float(record["fps"]))
-    simulation.restore(snapshots[frame // every])
+    simulation.restore(saved["snapshots"][frame // every])
     for command in commands[frame // every * every : frame]:
         simulation.step(command)
     return simulation, commands[frame:]
@@ -172,15 +170,9 @@ def _start_worker() -> None:
 
 def _write_episode(out: Path, config: TwinConfig, episode: int) -> None:
     recording = record_episode(config, episode)
-    with atomic(_physics(out, episode)) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            scene=json.dumps(asdict(recording.scene)),
-            commands=recording.commands,
-            objects=recording.objects,
-            snapshots=recording.snapshots,
-            every=config.snapshot_every,
-        )
+    physics: dict[str, Any] = {"scene": json.dumps(asdict(recording.scene))}
+    physics |= {name: getattr(recording, name) for name in ("commands", "objects", "snapshots")}
+    write_npz(_physics(out, episode), physics | {"every": config.snapshot_every})
     write_raw_shard(
         out,
         episode,
