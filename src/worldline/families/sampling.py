@@ -94,10 +94,6 @@ class LatentWorldKind(WorldKind[WanConfig, WanWorld]):
     )
     reads = ("tokenizer", "weights", "text")
     options = ("steps", "guidance", "sampler", "average_repeats")
-    python_only = (
-        "data.pattern model.context_latents model.horizon_latents model.text_rows model.text_length "
-        "model.flow.num_train_steps model.states.mode model.states.hidden model.states.norm_groups"
-    )
     psnr_clips = 8
 
     def idle(self, config: TrainConfig, model: WanConfig) -> dict[str, str]:
