@@ -43,6 +43,15 @@ def test_conditioning_chooses_state_action_or_both(tmp_path: Path, version: str)
     assert both.layout.names == ("state.elbow", "state.gripper", "action.elbow", "action.gripper")
 
 
+def test_a_column_that_pairs_rows_can_be_a_state_too(tmp_path: Path) -> None:
+    root = write_lerobot(tmp_path / "d", "v2.1", (10,))
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"]["frame_index"] = {"dtype": "int64", "shape": [1], "names": None}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    source = open_source(root, state_keys=["frame_index", "observation.state"])
+    np.testing.assert_array_equal(source.read_states(0, 0, 10)[:, 0], np.arange(10))
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
