@@ -13,9 +13,9 @@ from worldline.contract import FramePattern
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.result import Evaluation, label_of
-from worldline.evaluation.rows import ROWS, Judged, Made, NotComputed, Scene, condition, row
+from worldline.evaluation.rows import ROWS, Entry, Judged, Made, NotComputed, Scene, condition
 from worldline.forecasting.tokens import TokenForecaster
-from worldline.metrics.table import METRICS, metric
+from worldline.metrics.table import METRICS, Metric
 from worldline.metrics.tokens import accuracy
 from worldline.report.text import text_table
 from worldline.report.write import write_report
@@ -50,9 +50,9 @@ def _scored(clips: Clips, out: Path) -> tuple[Evaluation, str, str]:
 
 
 def test_a_condition_and_a_baseline_are_one_entry_each(clips: Clips, tmp_path: Path) -> None:
-    run("A row of an evaluation: a condition, a baseline or a ceiling")
+    run("add_your_own.md", "A row of an evaluation: a condition, a baseline or a ceiling")
 
-    @row("oracle", "an oracle", "baseline")
+    @Entry("oracle", "an oracle", "baseline")
     def _(scene: Scene) -> Made:
         """It knows."""
         raise NotComputed("no oracle was at hand")
@@ -76,7 +76,7 @@ def test_a_condition_and_a_baseline_are_one_entry_each(clips: Clips, tmp_path: P
 
 def test_other_states_reach_the_world(clips: Clips, tmp_path: Path) -> None:
     """A condition that gives the true states scores as the forecast; frozen ones do not."""
-    run("A row of an evaluation: a condition, a baseline or a ceiling")
+    run("add_your_own.md", "A row of an evaluation: a condition, a baseline or a ceiling")
     condition("own_states", "own states", shown=True)(lambda scene: scene.batch.states)
     evaluation, _, page = _scored(clips, tmp_path)
     costs = {one.id: one.metrics["full_ce"].mean for one in evaluation.rows if "full_ce" in one.metrics}
@@ -85,9 +85,9 @@ def test_other_states_reach_the_world(clips: Clips, tmp_path: Path) -> None:
 
 
 def test_a_metric_is_one_entry(clips: Clips, tmp_path: Path) -> None:
-    run("A metric")
+    run("add_your_own.md", "A metric")
 
-    metric("hits", "Hits", "share", "token", bound="hits_bound")(accuracy)
+    Metric("hits", "Hits", "share", "token", bound="hits_bound")(accuracy)
     evaluation, table, page = _scored(clips, tmp_path)
     rows = {one.id: one.metrics for one in evaluation.rows}
     ends = torch.stack([clip.frames[[16, 33]] for clip in clips if clip.frames is not None])

@@ -184,8 +184,8 @@ def test_a_broken_evaluation_names_the_file_and_the_place(tmp_path: Path) -> Non
     path = _run(tmp_path / "run") / "evaluation" / "metrics.json"
     whole = path.read_text()
     for broken, words in {
-        whole[: len(whole) // 2]: "Invalid JSON",
-        whole.replace('"num_clips"', '"clips"', 1): r"at data\.num_clips",
+        whole[: len(whole) // 2]: "expected JSON",
+        whole.replace('"num_clips"', '"clips"', 1): r"data\.num_clips",
         whole.replace('"ssim_last"', '"sim_last"'): "unknown metrics sim_last",
         whole.replace('"better": "forecast"', '"better": "forecasts"'): "not there: forecasts",
     }.items():

@@ -24,7 +24,7 @@ from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row
 from worldline.evaluation.rows import ROWS, Entry, Judged, NotComputed, Protocol, Scene, Setting, entry_of
 from worldline.evaluation.tally import Tally
 from worldline.files import write_npz
-from worldline.forecasting.forecaster import shown_context
+from worldline.forecasting.forecaster import Forecaster, shown_context
 from worldline.metrics.bootstrap import Interval, interval, intervals, paired_difference
 from worldline.metrics.image import psnr
 from worldline.metrics.table import METRICS
@@ -101,30 +101,27 @@ def score(
     forecaster, other = judged.forecaster, judged.unconditional
     if other is not None and (other.times, other.token_grid) != (forecaster.times, forecaster.token_grid):
         raise UsageError("the unconditional world forecasts other times or tokens than the one it is compared with")
-    began, ranks = time.monotonic(), ranks or Ranks()
-    chosen = evenly(len(clips), amount.num_clips)
-    scorer = _Scorer(
-        judged=judged,
-        amount=amount,
-        foreign=foreign_states(clips, chosen),
-        entries=entries_of(judged.protocol, amount.sizes(forecaster.num_samples)),
-        shown=frozenset(evenly(len(chosen), SHOWN_CLIPS)),
-    )
-    parts = Parts.begun(out, key, ranks=ranks)
-    tally = _tallied(clips, chosen, scorer, parts=parts, ranks=ranks, progress=progress)
-    if tally is None:
+    began, ranks, chosen = time.monotonic(), ranks or Ranks(), evenly(len(clips), amount.num_clips)
+    entries = entries_of(judged.protocol, amount.sizes(forecaster.num_samples))
+    foreign, shown = foreign_states(clips, chosen), set(evenly(len(chosen), SHOWN_CLIPS))
+    scoring = _Scoring(judged, clips, amount, chosen, foreign, shown, entries)
+    parts, begins = Parts.begun(out, key, ranks=ranks), range(0, len(chosen), amount.batch_size)
+    done = parts.there.__contains__
+    ranks.made(begins, lambda begin: parts.write(begin, vars(scoring.batch(begin))), done=done, progress=progress)
+    if not ranks.writes:
         return ranks.agreed(None)
-    _write_forecasts(out / "forecasts.npz", tally, scorer)
+    tally = Tally.joined([Tally(**parts.read(begin)) for begin in begins])
+    _write_forecasts(out / "forecasts.npz", tally, scoring)
     evaluation = Evaluation(
         protocol=judged.protocol,
         run=judged.run,
-        data=_data(tally, clips, scorer, split),
+        data=_data(tally, clips, forecaster, split),
         tokenizer=judged.tokenizer,
-        settings={**scorer.settings, **judged.settings, **tally.settings, **_usage(tally.totals)},
+        settings={**scoring.settings, **judged.settings, **tally.settings, **_usage(tally.totals)},
         environment=environment(),
         seconds=time.monotonic() - began,
         not_computed=tally.not_computed,
-        **_averaged(tally, scorer),
+        **_averaged(tally, scoring),
     )
     evaluation.save(out / "metrics.json")
     parts.remove()
@@ -149,17 +146,19 @@ def refuse_incomparable(clips: Clips, protocol: Protocol) -> None:
 # --- batches ---
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Scorer:
-    """Scores one batch of clips in every row."""
+@dataclass(frozen=True, eq=False)
+class _Scoring:
+    """Every row of every clip that was chosen, batch by batch."""
 
     judged: Judged
+    clips: Clips
     amount: Amount
+    chosen: list[int]
     foreign: Float32[Tensor, "n t s"] | None
     """For each chosen clip the states of another one."""
-    entries: tuple[Entry, ...]
-    shown: frozenset[int]
+    shown: set[int]
     """Places among the chosen clips whose frames are kept."""
+    entries: tuple[Entry, ...]
 
     @property
     def condition_samples(self) -> int:
@@ -169,23 +168,25 @@ class _Scorer:
     @property
     def settings(self) -> dict[str, Setting]:
         """What was asked for, for the record."""
-        forecaster, protocol = self.judged.forecaster, self.judged.protocol
-        drawn = {"num_samples": forecaster.num_samples, "condition_samples": self.condition_samples}
-        return {"seed": self.amount.seed, **drawn} if protocol == "sampling" else {"seed": self.amount.seed}
+        drawn = {"num_samples": self.judged.forecaster.num_samples, "condition_samples": self.condition_samples}
+        return {"seed": self.amount.seed, **(drawn if self.judged.protocol == "sampling" else {})}
 
-    def __call__(self, batch: Batch, now: range) -> Tally:
-        forecaster, protocol = self.judged.forecaster, self.judged.protocol
-        tally = Tally(episodes=[origin.episode for origin in batch.origins])
+    def batch(self, begin: int) -> Tally:
+        """Score the batch that begins with this one of the chosen clips."""
+        now = range(begin, min(begin + self.amount.batch_size, len(self.chosen)))
+        batch, forecaster = stack([self.clips[self.chosen[i]] for i in now]), self.judged.forecaster
         scene = Scene(
             judged=self.judged,
-            batch=batch if protocol == "sampling" else forecaster.encoded(batch),
+            batch=batch if self.judged.protocol == "sampling" else forecaster.encoded(batch),
             seeds=clip_seeds(self.amount.seed, batch.origins),
             foreign=None if self.foreign is None else self.foreign[now.start : now.stop],
             condition_samples=self.condition_samples,
         )
+        tally = Tally([origin.episode for origin in batch.origins])
         truth = None if batch.frames is None else batch.frames[:, list(forecaster.times)]
         if truth is None:
             tally.not_computed |= dict.fromkeys(("psnr_db", "ssim"), "the data hold tokens only, no frames")
+        views = {"real": truth}
         for entry in self.entries:
             try:
                 made = entry.make(scene)
@@ -195,52 +196,32 @@ class _Scorer:
             if made is not None:
                 tally.score(entry.id, made, truth)
                 if entry.shown or entry is self.entries[0]:
-                    self._keep(tally, entry.id, batch, made.frames, now)
-        self._keep(tally, "real", batch, truth, now)
-        if protocol == "tokenizer":
-            tally.totals |= _totals(scene.batch, forecaster.token_grid)
+                    views[entry.id] = made.frames
+        if batch.frames is not None:
+            tally.shown = self._kept(batch.frames, views, now)
+        if self.judged.protocol == "tokenizer":
+            tally.totals = _totals(scene.batch, forecaster.token_grid)
         return tally
 
-    def _keep(self, tally: Tally, name: str, batch: Batch, frames: Tensor | None, now: range) -> None:
-        """Keep the frames of some clips behind those of their context, where there is one."""
-        seen = shown_context(self.judged.forecaster)
-        if frames is not None and batch.frames is not None and seen:
-            kept = [i for i, place in enumerate(now) if place in self.shown]
-            tally.shown[name] = [torch.cat([batch.frames[i, seen], frames[i]]) for i in kept]
-
-
-def _tallied(
-    clips: Clips, chosen: Sequence[int], scorer: _Scorer, *, parts: Parts, ranks: Ranks, progress: Progress | None
-) -> Tally | None:
-    """Score every batch on one of the ranks, and give all of it, in clip order, to the first; to the others None."""
-    size = scorer.amount.batch_size
-    begins = range(0, len(chosen), size)
-
-    def make(begin: int) -> None:
-        now = range(begin, min(begin + size, len(chosen)))
-        parts.write(begin, scorer(stack([clips[chosen[i]] for i in now]), now))
-
-    ranks.made(begins, make, done=parts.there.__contains__, progress=progress)
-    if not ranks.writes:
-        return None
-    whole = Tally()
-    for begin in begins:
-        whole.add(parts.read(begin))
-    return whole
+    def _kept(self, frames: Tensor, views: Mapping[str, Tensor | None], now: range) -> dict[str, Tensor]:
+        """Of some clips each row's frames behind those of the context; nothing where there is no context."""
+        clips, seen = [i for i in range(len(now)) if now[i] in self.shown], shown_context(self.judged.forecaster)
+        found = {row: view for row, view in views.items() if view is not None and seen}
+        return {row: torch.cat([frames[clips][:, seen], view[clips]], dim=1) for row, view in found.items()}
 
 
 # --- from numbers per clip to an evaluation ---
 
 
-def _averaged(tally: Tally, scorer: _Scorer) -> dict[str, Any]:
+def _averaged(tally: Tally, scoring: _Scoring) -> dict[str, Any]:
     """Rows, curves and comparisons, with intervals over episodes."""
     episodes = torch.tensor(tally.episodes)
     rows: dict[str, dict[str, Tensor]] = {}
-    for (row, metric), parts in tally.values.items():
-        rows.setdefault(row, {})[metric] = torch.cat(parts)
+    for (row, metric), numbers in tally.values.items():
+        rows.setdefault(row, {})[metric] = numbers
     curves: dict[str, dict[str, list[Interval]]] = {}
-    for (row, metric), parts in tally.curves.items():
-        curves.setdefault(metric, {})[row] = intervals(torch.cat(parts), episodes)
+    for (row, metric), numbers in tally.curves.items():
+        curves.setdefault(metric, {})[row] = intervals(numbers, episodes)
     comparisons = [
         Comparison(
             metric=metric,
@@ -248,10 +229,12 @@ def _averaged(tally: Tally, scorer: _Scorer) -> dict[str, Any]:
             than=than,
             difference=paired_difference(rows[better][metric], rows[than][metric], episodes),
         )
-        for better, than, metric in _claims(scorer)
+        for better, than, metric in _claims(scoring)
         if metric in rows.get(better, {}) and metric in rows.get(than, {})
     ]
-    averaged = [Row(id=e.id, role=e.role, metrics=_means(rows[e.id], episodes)) for e in scorer.entries if e.id in rows]
+    averaged = [
+        Row(id=e.id, role=e.role, metrics=_means(rows[e.id], episodes)) for e in scoring.entries if e.id in rows
+    ]
     return {"rows": tuple(averaged), "curves": curves, "comparisons": tuple(comparisons)}
 
 
@@ -265,23 +248,23 @@ def _means(values: Mapping[str, Tensor], episodes: Int64[Tensor, " n"]) -> dict[
     return found
 
 
-def _claims(scorer: _Scorer) -> list[tuple[str, str, str]]:
+def _claims(scoring: _Scoring) -> list[tuple[str, str, str]]:
     """(better, than, metric): the forecast is better than every other row, a ceiling better than the forecast.
 
     A condition is compared with the mean of as many samples, made from the same noise.
     """
-    first, samples = scorer.entries[0].id, scorer.condition_samples
-    fewer = samples not in (0, scorer.judged.forecaster.num_samples)
+    first, samples = scoring.entries[0].id, scoring.condition_samples
+    fewer = samples not in (0, scoring.judged.forecaster.num_samples)
     alike = first if not fewer else "sample" if samples == 1 else f"mean_{samples}"
     claims = []
-    for entry in scorer.entries[1:]:
+    for entry in scoring.entries[1:]:
         ours = alike if entry.role == "ablation" else first
         pair = (entry.id, ours) if entry.role == "ceiling" else (ours, entry.id)
         claims += [(*pair, metric) for metric in entry.compared]
     return claims
 
 
-def _data(tally: Tally, clips: Clips, scorer: _Scorer, split: Split) -> DataSummary:
+def _data(tally: Tally, clips: Clips, forecaster: Forecaster, split: Split) -> DataSummary:
     source, size = clips.source, clips.image_size
     return DataSummary(
         name=source.path.resolve().name,
@@ -289,7 +272,7 @@ def _data(tally: Tally, clips: Clips, scorer: _Scorer, split: Split) -> DataSumm
         num_clips=len(tally.episodes),
         num_episodes=len(set(tally.episodes)),
         image_size=(size, size) if size and source.image_size else source.image_size,
-        horizon_frames=scorer.judged.forecaster.horizon_frames,
+        horizon_frames=forecaster.horizon_frames,
         fps=source.fps / clips.pattern.stride,
         split=split,
     )
@@ -320,20 +303,19 @@ def _usage(totals: Mapping[str, Tensor]) -> dict[str, Setting]:
     return {}
 
 
-def _write_forecasts(path: Path, tally: Tally, scorer: _Scorer) -> None:
+def _write_forecasts(path: Path, tally: Tally, scoring: _Scoring) -> None:
     """Keep some clips' frames for the report: real ones, and each row's context + forecast, as `n t h w 3`."""
     if "real" not in tally.shown:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    ordered = sorted(scorer.entries, key=lambda entry: SHOWN_ORDER.index(entry.role))
+    ordered = sorted(scoring.entries, key=lambda entry: SHOWN_ORDER.index(entry.role))
     rows = [entry.id for entry in ordered if entry.id in tally.shown]
-    arrays = {row: rearrange(torch.stack(clips), "n t c h w -> n t h w c") for row, clips in tally.shown.items()}
-    last, real = (torch.stack([clip[-1] for clip in tally.shown[row]]) for row in (rows[0], "real"))
+    arrays = {row: rearrange(clips, "n t c h w -> n t h w c").numpy() for row, clips in tally.shown.items()}
     content = {
-        "real": arrays["real"].numpy(),
+        "real": arrays["real"],
         "rows": np.array(rows),
-        "context": np.array(len(shown_context(scorer.judged.forecaster))),
-        "psnr": psnr(last, real).numpy(),
-        **{f"forecast_{i}": arrays[row].numpy() for i, row in enumerate(rows)},
+        "context": np.array(len(shown_context(scoring.judged.forecaster))),
+        "psnr": psnr(tally.shown[rows[0]][:, -1], tally.shown["real"][:, -1]).numpy(),
+        **{f"forecast_{i}": arrays[row] for i, row in enumerate(rows)},
     }
     write_npz(path, content)

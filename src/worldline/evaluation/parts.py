@@ -19,7 +19,6 @@ import torch
 
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips
-from worldline.evaluation.tally import Tally
 from worldline.families.card import describe_model
 from worldline.families.tokenizers import fingerprint
 from worldline.files import atomic, remove_temporaries
@@ -58,14 +57,14 @@ class Parts:
             raise UsageError(f"{out} is not seen by all processes; give a folder that all machines share (--out)")
         return parts
 
-    def write(self, begin: int, tally: Tally) -> None:
-        """Keep what was scored of the batch that begins there."""
+    def write(self, begin: int, found: dict[str, Any]) -> None:
+        """Keep what was found of the batch that begins there."""
         with atomic(self.folder / f"batch_{begin:06d}.pt") as temporary:
-            torch.save(vars(tally), temporary)
+            torch.save(found, temporary)
 
-    def read(self, begin: int) -> Tally:
+    def read(self, begin: int) -> dict[str, Any]:
         """What `write` kept."""
-        return Tally(**torch.load(self.folder / f"batch_{begin:06d}.pt", weights_only=True))
+        return torch.load(self.folder / f"batch_{begin:06d}.pt", weights_only=True)
 
     def remove(self) -> None:
         """What they add up to is written."""

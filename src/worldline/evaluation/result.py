@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError, with_config
+from pydantic import TypeAdapter
 
 from worldline.evaluation.rows import Role, Setting, entry_of
 from worldline.families.tokenizers import TokenizerIdentity
-from worldline.files import atomic
+from worldline.files import atomic, read_json
 from worldline.metrics.bootstrap import Interval
 from worldline.metrics.table import METRICS
+from worldline.rundir import from_json
 from worldline.schema import DataError
 
 Split = Literal["held out", "training data", "not checked"]
@@ -76,7 +77,6 @@ class Comparison:
         return "no" if ends[1] < 0 else "undecided"
 
 
-@with_config(extra="forbid")
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The complete result of an evaluation. A metric is either in a row or in `not_computed` with the reason."""
@@ -111,16 +111,11 @@ class Evaluation:
     @staticmethod
     def load(path: Path) -> "Evaluation":
         """Read what `save` wrote. Raises `DataError` where the file is absent, damaged or of another kind."""
-        try:
-            evaluation = TypeAdapter(Evaluation).validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise DataError(path, expected="an evaluation", found="no file", fix="Evaluate the run first.") from None
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the beginning"
-            raise _damaged(path, f"{first['msg']} at {place} (problem 1 of {error.error_count()})") from error
+        if not path.exists():
+            raise DataError(path, expected="an evaluation", found="no file", fix="Evaluate the run first.")
+        evaluation: Evaluation = from_json(Evaluation, read_json(path), path)
         if problem := _inconsistency(evaluation):
-            raise _damaged(path, problem)
+            raise DataError(path, expected="an evaluation", found=problem, fix="Evaluate the run again.")
         return evaluation
 
 
@@ -152,7 +147,3 @@ def _inconsistency(evaluation: Evaluation) -> str | None:
     if absent := sorted(mentioned - ids):
         return f"curves or comparisons of rows that are not there: {', '.join(absent)}"
     return None
-
-
-def _damaged(path: Path, found: str) -> DataError:
-    return DataError(path, expected="an evaluation as worldline writes it", found=found, fix="Evaluate the run again.")

@@ -1,7 +1,8 @@
 """Every row of an evaluation: one function each, with its id and what people read.
 
 A row is the forecaster under a condition (which states it is given), a baseline, or a ceiling. A new one is a function
-below `row` or `condition`: metrics.json, tables, comparisons, plots and the report follow. Ids stay as they are.
+below `@Entry(...)` or `@condition(...)`: metrics.json, tables, comparisons, plots and the report follow. Ids stay as
+they are.
 """
 
 import inspect
@@ -157,39 +158,22 @@ class Entry:
     label: str
     """What people read."""
     role: Role
-    protocols: tuple[Protocol, ...]
-    meaning: str
-    make: Make
-    compared: tuple[str, ...]
+    protocols: tuple[Protocol, ...] = ("compression", "sampling")
+    compared: tuple[str, ...] = ("psnr_db_last",)
     """Metrics in which the forecast is compared with this row, on the same clips."""
-    shown: bool
+    shown: bool = False
     """Its frames are kept for the report."""
+    meaning: str = ""
+    make: Make = lambda _: None
+
+    def __call__(self, make: Make) -> Make:
+        """Add the row that a function makes, whose documentation says what it is."""
+        ROWS[self.id] = replace(self, make=make, meaning=" ".join((inspect.getdoc(make) or "").split()))
+        return make
 
 
 ROWS: dict[str, Entry] = {}
 """By id, in the order of tables."""
-_ANY: tuple[Protocol, ...] = ("compression", "sampling")
-
-
-def row(
-    id: str,
-    label: str,
-    role: Role,
-    *protocols: Protocol,
-    compared: tuple[str, ...] = ("psnr_db_last",),
-    shown: bool = False,
-) -> Callable[[Make], Make]:
-    """Add a row, made by the function below, whose documentation says what it is, to evaluations of these protocols.
-
-    Without any they are those of all worlds.
-    """
-
-    def added(make: Make) -> Make:
-        meaning = " ".join((inspect.getdoc(make) or "").split())
-        ROWS[id] = Entry(id, label, role, protocols or _ANY, meaning, make, compared, shown)
-        return make
-
-    return added
 
 
 def condition(id: str, label: str, *, shown: bool = False) -> Callable[[States], States]:
@@ -206,7 +190,7 @@ def condition(id: str, label: str, *, shown: bool = False) -> Callable[[States],
             return _mean(forecaster.forecast_clips(scene.batch, states=given, seeds=scene.seeds, extra=scene.scored))
 
         make.__doc__ = states.__doc__
-        row(id, label, "ablation", compared=("psnr_db_last", "full_ce"), shown=shown)(make)
+        Entry(id, label, "ablation", compared=("psnr_db_last", "full_ce"), shown=shown)(make)
         return states
 
     return added
@@ -218,9 +202,8 @@ def entry_of(id: str) -> Entry | None:
     if count == id or not count.isdecimal():
         return ROWS.get(id)
     meaning = f"Mean of {count} samples, pixel by pixel: the best guess under squared error."
-    return Entry(
-        id, f"mean of {count}", "model", ("sampling",), meaning, lambda s: _mean(s.forecast, int(count)), (), False
-    )
+    mean = Entry(id, f"mean of {count}", "model", ("sampling",), compared=(), meaning=meaning)
+    return replace(mean, make=lambda scene: _mean(scene.forecast, int(count)))
 
 
 def _mean(forecast: Forecast, samples: int | None = None) -> Made:
@@ -250,7 +233,7 @@ def _costs(grids: Sequence[Guesses], clips: int) -> dict[str, Float32[Tensor, "b
 # --- the forecast, under conditions ---
 
 
-@row("forecast", "forecast", "model", "compression")
+@Entry("forecast", "forecast", "model", ("compression",))
 def _(scene: Scene) -> Made:
     """The roll-out from the context, given the true states."""
     made, bounds = _mean(scene.forecast, 1), scene.forecast.teacher_forced_costs
@@ -258,26 +241,26 @@ def _(scene: Scene) -> Made:
     return replace(made, costs={**made.costs, **{name: cost for name, cost in named.items() if name is not None}})
 
 
-@row("forecast_tokens", "forecast, tokens only", "ablation", "compression")
+@Entry("forecast_tokens", "forecast, tokens only", "ablation", ("compression",))
 def _(scene: Scene) -> Made | None:
     """The same roll-out, its tokens decoded as they are: no mean codes, no blended last frame."""
     return _plain(scene.forecast)
 
 
-@row("sample", "one sample", "model", "sampling", shown=True)
+@Entry("sample", "one sample", "model", ("sampling",), shown=True)
 def _(scene: Scene) -> Made:
     """The first sample, given the true states."""
     return _mean(scene.forecast, 1)
 
 
-@row("medoid", "medoid", "model", "sampling")
+@Entry("medoid", "medoid", "model", ("sampling",))
 def _(scene: Scene) -> Made | None:
     """The sample nearest to all others, of three or more."""
     samples = scene.forecast.video
     return Made(frames=ensemble.medoid(samples)) if samples.shape[1] > 2 else None
 
 
-@row("sample_blurred", "one sample, blurred", "baseline", "sampling")
+@Entry("sample_blurred", "one sample, blurred", "baseline", ("sampling",))
 def _(scene: Scene) -> Made:
     """The first sample, blurred and matched to the histogram of the last context frame (report, section 2.3)."""
     return _blurred(scene, scene.forecast)
@@ -291,7 +274,7 @@ def _(scene: Scene) -> Float32[Tensor, "b t s"]:
     return scene.foreign
 
 
-@row("unconditional", "unconditional", "baseline", compared=("psnr_db_last", "full_ce"))
+@Entry("unconditional", "unconditional", "baseline", compared=("psnr_db_last", "full_ce"))
 def _(scene: Scene) -> Made:
     """The forecast of a world that was trained without states."""
     if scene.judged.unconditional is None:
@@ -302,13 +285,13 @@ def _(scene: Scene) -> Made:
 # --- baselines ---
 
 
-@row("copy_last", "copy-last", "baseline", compared=("psnr_db_last", "psnr_db_mean", "ssim_last"), shown=True)
+@Entry("copy_last", "copy-last", "baseline", compared=("psnr_db_last", "psnr_db_mean", "ssim_last"), shown=True)
 def _(scene: Scene) -> Made | None:
     """Nothing moves after the last context frame."""
     return None if scene.batch.frames is None else _mean(scene.copied)
 
 
-@row("copy_last_blurred", "copy-last, blurred", "baseline", "sampling")
+@Entry("copy_last_blurred", "copy-last, blurred", "baseline", ("sampling",))
 def _(scene: Scene) -> Made:
     """The same, blurred as a sample is."""
     return _blurred(scene, scene.copied)
@@ -317,7 +300,7 @@ def _(scene: Scene) -> Made:
 _KEPT = ("psnr_db_last", "full_ce", "token_accuracy")
 
 
-@row("keep_last_tokens", "keep last tokens", "baseline", "compression", compared=_KEPT)
+@Entry("keep_last_tokens", "keep last tokens", "baseline", ("compression",), compared=_KEPT)
 def _(scene: Scene) -> Made:
     """Every future token is the one at its place in the last context grid."""
     past, future = scene.tokens
@@ -340,7 +323,7 @@ def _(scene: Scene) -> Made:
     )
 
 
-@row("unigram", "unigram", "baseline", "compression", compared=("full_ce",))
+@Entry("unigram", "unigram", "baseline", ("compression",), compared=("full_ce",))
 def _(scene: Scene) -> Made:
     """Every token is as likely as it was frequent in training."""
     if scene.judged.counts is None:
@@ -353,14 +336,14 @@ def _(scene: Scene) -> Made:
 # --- ceilings ---
 
 
-@row("reconstruction", "reconstruction", "ceiling", "compression", "sampling", "tokenizer", shown=True)
+@Entry("reconstruction", "reconstruction", "ceiling", ("compression", "sampling", "tokenizer"), shown=True)
 def _(scene: Scene) -> Made | None:
     """The true frames, encoded and decoded by the tokenizer: no forecast."""
     made = scene.reconstruction
     return None if made is None else _plain(made) or _mean(made)
 
 
-@row("reconstruction_blended", "reconstruction, blended", "ceiling", compared=())
+@Entry("reconstruction_blended", "reconstruction, blended", "ceiling", compared=())
 def _(scene: Scene) -> Made | None:
     """The same, with the last context frame wherever a token stays, as the forecast is shown."""
     made = scene.reconstruction

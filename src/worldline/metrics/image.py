@@ -6,7 +6,7 @@ from einops import rearrange
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from worldline.metrics.table import metric
+from worldline.metrics.table import Metric
 
 DATA_RANGE = 255.0
 SMALLEST_MSE = 1 / 12
@@ -20,7 +20,7 @@ class MetricUnavailable(Exception):  # noqa: N818 - it is no error: the report s
     """A metric cannot be computed here. The message says why and what to install."""
 
 
-@metric("psnr_db", "PSNR", "dB", "image")
+@Metric("psnr_db", "PSNR", "dB", "image")
 def psnr(prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b"]:
     """Peak signal-to-noise ratio of each image in dB, in float32 over channels, height and width.
 
@@ -31,7 +31,7 @@ def psnr(prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"
     return 10 * (DATA_RANGE**2 / error.clamp_min(SMALLEST_MSE)).log10()
 
 
-@metric("ssim", "SSIM", "", "image")
+@Metric("ssim", "SSIM", "", "image")
 def ssim(prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b"]:
     """Structural similarity of each image, in [-1, 1]; 1 for identical images.
 
@@ -59,13 +59,13 @@ def ssim(prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"
     return scores[..., border:-border, border:-border].mean(dim=(1, 2, 3)).reshape(prediction.shape[:-3])
 
 
-@metric("lpips", "LPIPS", "", "image", higher_is_better=False)
+@Metric("lpips", "LPIPS", "", "image", higher_is_better=False)
 def lpips(*_: object) -> Tensor:
     """Learned perceptual distance."""
     raise MetricUnavailable("needs learned weights that are not part of worldline")
 
 
-@metric("fid", "FID", "", "image", higher_is_better=False)
+@Metric("fid", "FID", "", "image", higher_is_better=False)
 def fid(*_: object) -> Tensor:
     """Distance between two sets of images."""
     raise MetricUnavailable("needs the standard Inception weights, and far more images than an evaluation has")

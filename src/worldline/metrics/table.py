@@ -1,6 +1,7 @@
 """Every metric there is: one function each, with its id and what people read.
 
-A new one is a function below `metric`: rows, metrics.json, tables, plots and the report follow. Ids stay as they are.
+A new one is a function below `@Metric(...)`: rows, metrics.json, tables, plots and the report follow. Ids stay as they
+are.
 """
 
 import inspect
@@ -13,7 +14,7 @@ from torch import Tensor
 Measure = TypeVar("Measure", bound=Callable[..., Tensor])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Metric:
     """A number of each clip, and how to print it."""
 
@@ -23,59 +24,34 @@ class Metric:
     """`dB`, `nats`, `share` (0..1) or empty."""
     group: Literal["image", "token"]
     """Computed on frames, or on the probabilities of tokens."""
-    meaning: str
-    measure: Callable[..., Tensor] | None
-    """None of what follows from another entry: the last frame and the mean of an image metric, a bound."""
-    higher_is_better: bool
-    bound: str | None
+    higher_is_better: bool = True
+    bound: str | None = None
     """Id of the same cost where each grid is predicted from the true grids before it, for which no forecast is read."""
-    sparse: bool
+    sparse: bool = False
     """NaN of a clip that has nothing to measure (say, no hit): such a clip is left out."""
+    meaning: str = ""
+    measure: Callable[..., Tensor] | None = None
+    """None of what follows from another entry: the last frame and the mean of an image metric, a bound."""
+
+    def __call__(self, measure: Measure) -> Measure:
+        """Add the metric that a function computes, whose documentation says what it means.
+
+        `image`: predicted and true frames `b f 3 h w` -> `b f`; a curve over frames, and the metrics ID_last and
+        ID_mean. `token`: `Guesses` -> one number per token.
+        """
+        meaning = (inspect.getdoc(measure) or "").split("\n\n")[0].replace("\n", " ")
+        METRICS[self.id] = replace(self, meaning=meaning, measure=measure)
+
+        def also(id: str, what: str, note: str) -> None:
+            METRICS[id] = replace(self, id=id, label=f"{self.label}, {what}", meaning=f"{meaning} {note}", bound=None)
+
+        if self.group == "image":
+            also(f"{self.id}_last", "last frame", "Of the last predicted frame.")
+            also(f"{self.id}_mean", "all frames", "Mean over every predicted frame.")
+        if self.bound is not None:
+            also(self.bound, "teacher-forced", "Each grid is predicted from the true grids before it: no forecast.")
+        return measure
 
 
 METRICS: dict[str, Metric] = {}
 """By id, in the order of tables."""
-
-
-def metric(
-    id: str,
-    label: str,
-    unit: str,
-    group: Literal["image", "token"],
-    *,
-    higher_is_better: bool = True,
-    bound: str | None = None,
-    sparse: bool = False,
-) -> Callable[[Measure], Measure]:
-    """Make a metric of the function below, whose documentation says what it means.
-
-    `image`: predicted and true frames `b f 3 h w` -> `b f`; a curve over frames, and the metrics ID_last and ID_mean.
-    `token`: `Guesses` -> one number per token.
-    """
-
-    def added(measure: Measure) -> Measure:
-        one = Metric(
-            id=id,
-            label=label,
-            unit=unit,
-            group=group,
-            meaning=(inspect.getdoc(measure) or "").split("\n\n")[0].replace("\n", " "),
-            measure=measure,
-            higher_is_better=higher_is_better,
-            bound=bound,
-            sparse=sparse,
-        )
-
-        def also(name: str, what: str, note: str) -> None:
-            meaning = f"{one.meaning} {note}"
-            METRICS[name] = replace(one, id=name, label=f"{label}, {what}", meaning=meaning, measure=None, bound=None)
-
-        METRICS[id] = one
-        if group == "image":
-            also(f"{id}_last", "last frame", "Of the last predicted frame.")
-            also(f"{id}_mean", "all frames", "Mean over every predicted frame.")
-        if bound is not None:
-            also(bound, "teacher-forced", "Each grid is predicted from the true grids before it: a bound, no forecast.")
-        return measure
-
-    return added

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
-from worldline.metrics.table import METRICS, metric
+from worldline.metrics.table import METRICS, Metric
 
 TOP = 500
 """How many of the best guesses count."""
@@ -46,7 +46,7 @@ class Guesses:
 # --- costs of each true token ---
 
 
-@metric(
+@Metric(
     "top500_ce_residual",
     "Top-500 CE (residual)",
     "nats",
@@ -62,32 +62,32 @@ def residual(guesses: Guesses) -> Float32[Tensor, " n"]:
     return torch.where(guesses.covered, -guesses.true, others).float()
 
 
-@metric("top500_ce_floor", "Top-500 CE (floor)", "nats", "token", higher_is_better=False)
+@Metric("top500_ce_floor", "Top-500 CE (floor)", "nats", "token", higher_is_better=False)
 def floor(guesses: Guesses) -> Float32[Tensor, " n"]:
     """Cost when the 500 best are renormalised and a miss costs a fixed 13.8 nats (probability 1e-6)."""
     hit = guesses.inside - guesses.true
     return hit.masked_fill(~guesses.covered, -math.log(MISS_PROBABILITY)).float()
 
 
-@metric("top500_ce_hits_only", "Top-500 CE (hits only)", "nats", "token", higher_is_better=False, sparse=True)
+@Metric("top500_ce_hits_only", "Top-500 CE (hits only)", "nats", "token", higher_is_better=False, sparse=True)
 def hits_only(guesses: Guesses) -> Float32[Tensor, " n"]:
     """The same over hits alone. A diagnostic: missing the hard tokens lowers it."""
     return floor(guesses).masked_fill(~guesses.covered, math.nan)
 
 
-@metric("top500_coverage", "Top-500 coverage", "share", "token")
+@Metric("top500_coverage", "Top-500 coverage", "share", "token")
 def coverage(guesses: Guesses) -> Float32[Tensor, " n"]:
     """Share of true tokens that are among the 500 best."""
     return guesses.covered.float()
 
 
-@metric("full_ce", "Cross-entropy", "nats", "token", higher_is_better=False, bound="teacher_forced_ce")
+@Metric("full_ce", "Cross-entropy", "nats", "token", higher_is_better=False, bound="teacher_forced_ce")
 def cross_entropy(guesses: Guesses) -> Float32[Tensor, " n"]:
     """Cost of a true token over the whole vocabulary."""
     return -guesses.true.float()
 
 
-@metric("token_accuracy", "Accuracy", "share", "token", bound="teacher_forced_accuracy")
+@Metric("token_accuracy", "Accuracy", "share", "token", bound="teacher_forced_accuracy")
 def accuracy(guesses: Guesses) -> Float32[Tensor, " n"]:
     """Share of tokens whose best guess is the true one (of equals, the one with the lowest id)."""
     return (guesses.rank == 0).float()
