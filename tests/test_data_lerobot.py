@@ -48,7 +48,7 @@ def test_a_column_that_pairs_rows_can_be_a_state_too(tmp_path: Path) -> None:
     info = json.loads((root / "meta/info.json").read_text())
     info["features"]["frame_index"] = {"dtype": "int64", "shape": [1], "names": None}
     (root / "meta/info.json").write_text(json.dumps(info))
-    source = open_source(root, state_keys=["frame_index", "observation.state"])
+    source = open_source(root, state_keys=("frame_index", "observation.state"))
     np.testing.assert_array_equal(source.read_states(0, 0, 10)[:, 0], np.arange(10))
 
 
