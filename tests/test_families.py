@@ -74,7 +74,7 @@ class FadeForecaster(CopyLast):
         return replace(copied, frames=frames[:, None].expand_as(copied.frames)), last
 
 
-class FadeKind(WorldKind[FadeConfig, Fade]):
+class FadeKind(WorldKind):
     config = FadeConfig
 
     def build(self, model: FadeConfig, contract: Contract | None) -> Fade:

@@ -44,7 +44,7 @@ from worldline.tokenizers.tokenizer import Tokenizer
 from worldline.worlds.st_transformer import STTransformerConfig
 
 
-class FSQKind(TokenizerKind[FSQVideoConfig, FSQVideoTokenizer]):
+class FSQKind(TokenizerKind):
     """Our own tokenizer."""
 
     config = FSQVideoConfig
@@ -57,7 +57,7 @@ class FSQKind(TokenizerKind[FSQVideoConfig, FSQVideoTokenizer]):
         return FramePattern.consecutive(model.block_frames)
 
 
-class CosmosKind(TokenizerKind[CosmosConfig, CosmosTokenizer]):
+class CosmosKind(TokenizerKind):
     """NVIDIA's tokenizer, which is not trained here and stays where it lies."""
 
     config = CosmosConfig
@@ -75,7 +75,7 @@ class CosmosKind(TokenizerKind[CosmosConfig, CosmosTokenizer]):
         return self.published_config(path, files).build()
 
 
-class TokenWorldKind(WorldKind[Any, Any]):
+class TokenWorldKind(WorldKind):
     """A `TokenWorld` on tokens as they are, or on frames that are tokenized into a cache first.
 
     Its configuration has `context_grids`, `horizon_grids` and `build(grid, state_dim)`.
@@ -83,9 +83,6 @@ class TokenWorldKind(WorldKind[Any, Any]):
 
     over = "tokens"
     reads = ("tokenizer", "start_offsets")
-    python_only = tuple(
-        f"model.{name}" for name in ("mlp_ratio", "init_std", "state_hidden", "state_pooling", "loss_chunk")
-    )
     options = ("temperature", "top_k", "top_p", "decode_mode", "blend_last_frame")
 
     def idle(self, config: TrainConfig, model: Any) -> dict[str, str]:
@@ -97,7 +94,6 @@ class TokenWorldKind(WorldKind[Any, Any]):
 
     def fitted(self, model: Any, tokenizer: Any) -> Any:
         """The configuration with what the tokenizer decides."""
-        del tokenizer
         return model
 
     # --- training ---
@@ -125,7 +121,7 @@ class TokenWorldKind(WorldKind[Any, Any]):
     def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
         if made.tokenizer is None or batch.tokens is None:
             return None
-        future: Any = self.roll_out(made.model, batch)  # pyright: ignore[reportArgumentType]
+        future: Any = self.roll_out(made.model, batch)
         context = batch.tokens[:, : batch.tokens.shape[1] - future.shape[1]]
         decode = made.tokenizer.decode
         return decode(batch.tokens.cpu()), decode(torch.cat([context, future], dim=1).cpu())
@@ -196,6 +192,10 @@ class STKind(TokenWorldKind):
     """The ST-Transformer."""
 
     config = STTransformerConfig
+    layers = "layers"
+    python_only = tuple(
+        f"model.{name}" for name in ("mlp_ratio", "init_std", "state_hidden", "state_pooling", "loss_chunk")
+    )
 
     def idle(self, config: TrainConfig, model: STTransformerConfig) -> dict[str, str]:
         found = super().idle(config, model)
@@ -214,12 +214,6 @@ class STKind(TokenWorldKind):
     def fitted(self, model: STTransformerConfig, tokenizer: Any) -> STTransformerConfig:
         fsq = isinstance(tokenizer, FSQVideoTokenizer)
         return replace(model, code_levels=tokenizer.config.levels) if model.code_levels and fsq else model
-
-    def depth(self, model: STTransformerConfig) -> int | None:
-        return model.layers
-
-    def with_depth(self, model: STTransformerConfig, depth: int) -> STTransformerConfig:
-        return replace(model, layers=depth)
 
     def clips_followed(self, model: STTransformerConfig, contract: Contract) -> tuple[int, ...]:
         """The logits of a loss grow with the clips up to one chunk."""

@@ -6,8 +6,9 @@ theirs: a `ModelConfig` and a `Kind` for each model, and `register`. Nothing els
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import UInt8
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from worldline.contract import Contract, FramePattern, ModelConfig
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split, open_windows
-from worldline.families.card import ModelCard, describe_model
+from worldline.families.card import Base, ModelCard, describe_model
 from worldline.families.config import TrainConfig
 from worldline.families.sample import SampleOptions
 from worldline.forecasting.forecaster import Forecaster
@@ -28,8 +29,6 @@ from worldline.ranks import Ranks
 from worldline.rundir import RunDir, model_folder, read_model
 from worldline.schema import Batch, DataError, LatentGrid, Origin, TokenGrid, UsageError
 
-Config = TypeVar("Config", bound=ModelConfig)
-Model = TypeVar("Model", bound=nn.Module)
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, total) during long preparations."""
 Pictures = tuple[UInt8[Tensor, "b t 3 h w"], UInt8[Tensor, "b t 3 h w"]]
@@ -44,8 +43,8 @@ class SizeUnknownError(UsageError):
 class Prepared:
     """What the loop trains, on what, and how a checkpoint will describe it."""
 
-    kind: "Kind[Any, Any]"
-    model: nn.Module
+    kind: "Kind"
+    model: Any
     train: Clips
     val: Clips
     card: ModelCard
@@ -61,7 +60,7 @@ class Prepared:
     """Called on the trained model before its last checkpoint, to measure what only a trained one has."""
 
 
-class Kind(Generic[Config, Model]):
+class Kind:
     """One kind of model; `TokenizerKind` and `WorldKind` are the two sorts of kinds."""
 
     config: type[ModelConfig]
@@ -71,30 +70,29 @@ class Kind(Generic[Config, Model]):
     """Which of a run's `tokenizer`, `weights`, `text` and `start_offsets` it has a use for."""
     python_only: ClassVar[tuple[str, ...]] = ()
     """Fields of a run that are no options of the command line: fine details, and what must fit the rest."""
+    layers: ClassVar[str] = ""
+    """The field that says how many equal blocks a deep model has."""
     psnr_clips: ClassVar[int] = 0
     """Clips of which validation shows the last frame and scores it (`val/psnr_db`)."""
 
-    def idle(self, config: TrainConfig, model: Config) -> dict[str, str]:
+    def idle(self, config: TrainConfig, model: Any) -> dict[str, str]:
         """Further fields of a run that change nothing, and why (see the function `idle`)."""
-        del config, model
         return {}
 
-    def normalises(self, model: Config) -> bool:
+    def normalises(self, model: Any) -> bool:
         """Whether the model divides states by statistics."""
-        del model
         return False
 
-    def prepare(self, config: TrainConfig, model: Config, ranks: Ranks, progress: Progress) -> Prepared:
+    def prepare(self, config: TrainConfig, model: Any, ranks: Ranks, progress: Progress) -> Prepared:
         """Open the data, fill caches, build the model."""
         raise NotImplementedError
 
-    def build(self, model: Config, contract: Contract | None) -> Model:
+    def build(self, model: Any, contract: Contract | None) -> Any:
         """A model with fresh weights; a world is built for data of a contract."""
         raise NotImplementedError
 
-    def figures(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+    def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Figures of a validation batch beside the loss and what comes with it."""
-        del model, batch
         return {}
 
     def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
@@ -103,37 +101,34 @@ class Kind(Generic[Config, Model]):
 
     # --- for planning: sizes without data or weights ---
 
-    def expected(self, config: TrainConfig, model: Config) -> Contract:
+    def expected(self, config: TrainConfig, model: Any) -> Contract:
         """The contract a run would have. Raises `SizeUnknownError` where its configuration does not say enough."""
         raise NotImplementedError
 
-    def skeleton(self, model: Config, contract: Contract | None) -> Model:
+    def skeleton(self, model: Any, contract: Contract | None) -> Any:
         """The model without memory, in the types that it is trained in."""
         with torch.device("meta"):
             return self.build(model, contract).to("meta")
 
-    def encoder(self, config: TrainConfig, model: Config) -> ModelConfig | None:
+    def encoder(self, config: TrainConfig, model: Any) -> ModelConfig | None:
         """The tokenizer that a training keeps in memory beside the model; None where it needs none."""
-        del config, model
         return None
 
-    def depth(self, model: Config) -> int | None:
-        """Equal blocks of a deep model; None where there are none to speak of."""
-        del model
-        return None
+    def depth(self, model: Any) -> int | None:
+        """How many equal blocks a deep model has; None where there are none to speak of."""
+        return attrgetter(self.layers)(model) if self.layers else None
 
-    def with_depth(self, model: Config, depth: int) -> Config:
+    def with_depth(self, model: Any, depth: int) -> Any:
         """The same with another number of them."""
-        del depth
-        return model
+        part, _, name = self.layers.partition(".")
+        return replace(model, **{part: replace(getattr(model, part), **{name: depth}) if name else depth})
 
-    def clips_followed(self, model: Config, contract: Contract) -> tuple[int, ...]:
+    def clips_followed(self, model: Any, contract: Contract) -> tuple[int, ...]:
         """Numbers of clips between which the cost of a step lies on straight lines."""
-        del model, contract
         return (1, 2)
 
 
-class TokenizerKind(Kind[Config, Model]):
+class TokenizerKind(Kind):
     """A kind of tokenizer: its models are a `Tokenizer` or a `LatentTokenizer`, and train on frames."""
 
     download: ClassVar[str] = ""
@@ -141,36 +136,33 @@ class TokenizerKind(Kind[Config, Model]):
     copied: ClassVar[int] = 100_000_000
     """Parameters up to which its weights are copied into the run of a world; of larger ones the run says the place."""
 
-    def build(self, model: Config, contract: Contract | None) -> Model:
-        del contract  # a tokenizer's sizes are all its own
-        sized: Any = model
-        return sized.build()
+    def build(self, model: Any, contract: Contract | None) -> Any:
+        return model.build()  # a tokenizer's sizes are all its own
 
-    def pattern(self, config: TrainConfig, model: Config) -> FramePattern:
+    def pattern(self, config: TrainConfig, model: Any) -> FramePattern:
         """The frames of a clip that it trains on."""
-        del model
         return config.data.pattern
 
     def published(self, path: Path) -> list[Path]:
         """The weight files of a published download that a path means; empty where it means none."""
-        del path
         return []
 
-    def published_config(self, path: Path, files: list[Path]) -> Config:
+    def published_config(self, path: Path, files: list[Path]) -> Any:
         """The configuration of a published download."""
         raise NotImplementedError
 
-    def load_published(self, path: Path, files: list[Path]) -> Model:
+    def load_published(self, path: Path, files: list[Path]) -> Any:
         """A published download, on the CPU."""
         raise NotImplementedError
 
-    def finish(self, model: Model, train: Clips, config: TrainConfig) -> None:
+    def finish(self, model: Any, train: Clips, config: TrainConfig) -> None:
         """Measure what only a trained model has."""
 
-    def prepare(self, config: TrainConfig, model: Config, ranks: Ranks, progress: Progress) -> Prepared:
+    def prepare(self, config: TrainConfig, model: Any, ranks: Ranks, progress: Progress) -> Prepared:
         data = replace(config.data, pattern=self.pattern(config, model))
-        sized: Any = model
-        grid = sized.grid(*frame_size(data))
+        grid = model.grid(*picture_size(data, open_split(data, "train")[0]))
+        open_windows(data, "val")  # both splits have windows: said before anything is decoded
+        open_windows(data, "train")
         train = open_clips(data, "train", ranks=ranks, progress=lambda *at: progress("decoding training frames", *at))
         val = open_clips(data, "val", ranks=ranks, progress=lambda *at: progress("decoding validation frames", *at))
         contract = contract_with(train.source, data, grid, data.pattern)
@@ -188,22 +180,21 @@ class TokenizerKind(Kind[Config, Model]):
         )
 
     def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
-        model: Any = made.model
         assert batch.frames is not None, "a tokenizer trains on frames"
-        return batch.frames, model.decode(model.encode(batch.frames))
+        return batch.frames, made.model.decode(made.model.encode(batch.frames))
 
-    def expected(self, config: TrainConfig, model: Config) -> Contract:
-        size, sized = image_size(config), model
-        return expected_contract(sized.grid(size, size), self.pattern(config, model), size)  # pyright: ignore
+    def expected(self, config: TrainConfig, model: Any) -> Contract:
+        size = image_size(config)
+        return expected_contract(model.grid(size, size), self.pattern(config, model), size)
 
 
-class WorldKind(Kind[Config, Model]):
+class WorldKind(Kind):
     """A kind of world: its models are a `TokenWorld`, a `LatentWorld`, or forecast frames as they are."""
 
     options: ClassVar[tuple[str, ...]] = ()
     """Sampling options that it reads, beside `num_samples` and `rows`."""
 
-    def check_options(self, model: Config, contract: Contract, options: SampleOptions) -> None:
+    def check_options(self, model: Any, contract: Contract, options: SampleOptions) -> None:
         """Raise `UsageError` for options of its own that this very world has no use for."""
 
     def refuse_unfit(
@@ -212,56 +203,59 @@ class WorldKind(Kind[Config, Model]):
         """Refuse data that a world cannot forecast from (see `load.refuse_unfit`)."""
         raise NotImplementedError
 
-    def adapts(self, model: Config) -> bool:
+    def adapts(self, model: Any) -> bool:
         """Whether checkpoints hold adapters alone, and the backbone under them lies elsewhere."""
-        del model
         return False
 
-    def rebuild(self, card: ModelCard, folder: Path, *, weights: Path | None, allowed: Collection[Part]) -> Model:
+    def rebuild(self, card: ModelCard, folder: Path, *, weights: Path | None, allowed: Collection[Part]) -> Any:
         """The model that a card describes, before its weights are read."""
-        del allowed
         if weights is not None:
             raise UsageError(f"{folder} holds all weights of its world; --weights would change nothing")
-        return self.build(card.config, card.promise)  # pyright: ignore[reportArgumentType]
+        return self.build(card.config, card.promise)
 
     def forecaster(
-        self, world: Model, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device
+        self, world: Any, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device
     ) -> Forecaster:
         """World, tokenizer and sampling choice as one. Raises `UsageError` where they do not fit or one is missing."""
         raise NotImplementedError
 
-    def roll_out(self, world: Model, batch: Batch) -> Tensor:
+    def roll_out(self, world: Any, batch: Batch) -> Tensor:
         """One future of each clip of a batch, as the world makes it: tokens, latents or frames."""
         raise NotImplementedError
 
     def prepared(
-        self, config: TrainConfig, world: Model, clips: tuple[Clips, Clips], contract: Contract, **more: Any
+        self,
+        config: TrainConfig,
+        world: Any,
+        clips: tuple[Clips, Clips],
+        contract: Contract,
+        *,
+        base: Base | None = None,
+        **more: Any,
     ) -> Prepared:
-        """What every world ends in: statistics of the states, given first weights, a card."""
+        """What every world ends in: statistics of the states, first weights, a card."""
         train, val = clips
-        base, model = more.pop("base", None), config.model
-        normalises = self.normalises(model)  # pyright: ignore[reportArgumentType]
+        normalises = self.normalises(config.model)
         statistics = compute_stats(train.source, episodes=sorted(set(train.windows.episode.tolist())))
         if normalises:
-            states: Any = world.states
-            states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
+            world.states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
         initialise(world, config.init_from)
         if config.init_from is not None and normalises:  # by the statistics that came with the weights
             statistics = describe_model(model_folder(config.init_from)).statistics
-        card = ModelCard(config=model, contract=contract, statistics=statistics, base=base)
+        card = ModelCard(config=config.model, contract=contract, statistics=statistics, base=base)
         return Prepared(kind=self, model=world, train=train, val=val, card=card, **more)
 
 
-KINDS: dict[str, Kind[Any, Any]] = {}
+KINDS: dict[str, Kind] = {}
 """By the `kind` of their configurations."""
 
 
-def register(kind: Kind[Any, Any]) -> None:
+def register(kind: Kind) -> None:
     """Make a kind of model known: from now on it is trained, loaded and described like any other."""
     KINDS[str(kind.config.kind)] = kind
 
 
-def kind_of(model: ModelConfig) -> Kind[Any, Any]:
+def kind_of(model: ModelConfig) -> Kind:
     return KINDS[model.kind]
 
 
@@ -347,18 +341,6 @@ def empty_batch(over: str, contract: Contract, clips: int, device: str = "meta")
     states = torch.zeros(clips, pattern.window, len(contract.state_names), device=device)
     origins = (Origin(source="none", episode=0, start=0),) * clips
     return Batch(states=states, fps=1.0, origins=origins, frames=frames, tokens=tokens, latents=latents)
-
-
-def frame_size(data: DataConfig) -> tuple[int, int]:
-    """Height and width of the frames that are trained on; both splits have windows of them. Decodes nothing.
-
-    Raises:
-        UsageError: the data hold no frames, or a split no window.
-    """
-    size = picture_size(data, open_split(data, "train")[0])
-    open_windows(data, "val")
-    open_windows(data, "train")
-    return size
 
 
 def picture_size(data: DataConfig, source: Source) -> tuple[int, int]:

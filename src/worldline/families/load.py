@@ -128,7 +128,7 @@ def load_forecaster(path: Path, options: LoadOptions | None = None, *, device: t
     )
 
 
-def world_kind(card: ModelCard, folder: Path) -> WorldKind[Any, Any]:
+def world_kind(card: ModelCard, folder: Path) -> WorldKind:
     """The kind of the world in a model folder.
 
     Raises:

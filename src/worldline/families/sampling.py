@@ -47,7 +47,7 @@ PREVIEW = FlowSampling(steps=5)
 """How forecasts are made during training: few steps, since they only have to show progress."""
 
 
-class VAEKind(TokenizerKind[WanVAEConfig, WanVAETokenizer]):
+class VAEKind(TokenizerKind):
     """Wan's VAE, trained here or published."""
 
     config = WanVAEConfig
@@ -83,7 +83,7 @@ def _some(clips: Clips, config: TrainConfig) -> Iterator[Batch]:
         yield stack([clips[i] for i in numbers]).to(pick_device(config.device))
 
 
-class LatentWorldKind(WorldKind[WanConfig, WanWorld]):
+class LatentWorldKind(WorldKind):
     """Wan over latents that are there, of a cache, or encoded batch by batch."""
 
     config = WanConfig
@@ -94,6 +94,7 @@ class LatentWorldKind(WorldKind[WanConfig, WanWorld]):
     )
     reads = ("tokenizer", "weights", "text")
     options = ("steps", "guidance", "sampler", "average_repeats")
+    layers = "backbone.num_layers"
     psnr_clips = 8
 
     def idle(self, config: TrainConfig, model: WanConfig) -> dict[str, str]:
@@ -172,7 +173,7 @@ class LatentWorldKind(WorldKind[WanConfig, WanWorld]):
         """Decoded true latents, and the same with the horizon forecast from one draw of noise."""
         assert batch.latents is not None, "prepared for a world over latents"
         world, vae = made.model, made.tokenizer
-        future = self.roll_out(world, batch)  # pyright: ignore[reportArgumentType]
+        future = self.roll_out(world, batch)
         context = batch.latents[:, : batch.latents.shape[1] - future.shape[1]]
         return vae.decode(batch.latents).cpu(), vae.decode(torch.cat([context, future], dim=1)).cpu()
 
@@ -247,12 +248,6 @@ class LatentWorldKind(WorldKind[WanConfig, WanWorld]):
         channels = model.backbone.in_channels
         fits = (sizes for sizes in WanVAESizes.presets.values() if sizes.z_dim == channels)
         return WanVAEConfig(sizes=next(fits, WanVAESizes()))
-
-    def depth(self, model: WanConfig) -> int | None:
-        return model.backbone.num_layers
-
-    def with_depth(self, model: WanConfig, depth: int) -> WanConfig:
-        return replace(model, backbone=replace(model.backbone, num_layers=depth))
 
 
 def _as_latents(

@@ -79,7 +79,7 @@ def tokenizer_config(path: Path) -> ModelConfig:
     return kind.published_config(path, files) if kind is not None else _tokenizer(path)[1].config
 
 
-def _published(path: Path) -> tuple[TokenizerKind[Any, Any] | None, list[Path]]:
+def _published(path: Path) -> tuple[TokenizerKind | None, list[Path]]:
     for kind in KINDS.values():
         if isinstance(kind, TokenizerKind) and (files := kind.published(path)):
             return kind, files
