@@ -6,7 +6,7 @@ share it: none of it asks which track it is.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -68,10 +68,6 @@ class Forecaster(ABC):
     def token_grid(self) -> TokenGrid | None:
         """How its tokens lie over frames; None of a forecaster without tokens."""
         return None
-
-    @abstractmethod
-    def signature(self) -> str:
-        """Tells forecasters apart: equal for two only if they make the same of a snapshot."""
 
     def encoded(self, batch: Batch) -> Batch:
         """The clips with the tokens or latents that it makes of their frames, so as to make them once for all calls."""
@@ -181,7 +177,7 @@ class Forecaster(ABC):
         seeds = (seed,) * len(batch) if isinstance(seed, int) else tuple(seed)
         if len(seeds) != len(batch) or min(seeds, default=0) < 0:
             raise UsageError(f"give one seed of 0 or more, or one for each of {len(batch)} clips, not {seed}")
-        now = Snapshot(made_by=self.signature(), context=self.begin(batch), states=states, seeds=seeds)
+        now = Snapshot(made_by=signature(self), context=self.begin(batch), states=states, seeds=seeds)
         return Session(self, now)
 
     def _given(self, frames: Tensor, states: Tensor, rows: int) -> Batch:
@@ -202,7 +198,7 @@ class CopyLast(Forecaster):
     chunk: int | None = None
     """Its `chunk_frames`; None takes the whole horizon."""
     num_samples: int = 1
-    device: torch.device = CPU
+    device: torch.device = field(default=CPU, compare=False)
 
     @classmethod
     def beside(cls: type[B], forecaster: Forecaster, **more: Any) -> B:
@@ -221,9 +217,6 @@ class CopyLast(Forecaster):
     @property
     def chunk_frames(self) -> int:
         return self.horizon_frames if self.chunk is None else self.chunk
-
-    def signature(self) -> str:
-        return signature(self)
 
     def reconstruct(self, batch: Batch) -> Forecast:
         """The true frames, which have been through no tokenizer."""

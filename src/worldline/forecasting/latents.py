@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worldline.contract import FramePattern
 from worldline.forecasting.forecaster import CPU, Forecaster, check_seeds, frames_of, name_of
-from worldline.forecasting.session import Context, Step, signature
+from worldline.forecasting.session import Context, Step
 from worldline.process.flow import FlowSampling
 from worldline.process.noise import generators, normal
 from worldline.schema import Batch, Forecast, LatentGrid, UsageError
@@ -37,12 +37,12 @@ class LatentForecaster(Forecaster):
     """Independent futures per clip."""
     average_repeats: bool = False
     """Where a pattern takes an instant twice, average both decoded frames (a free ensemble) instead of the last."""
-    rows: int | None = None
+    rows: int | None = field(default=None, compare=False)
     """Samples that are generated at once, over all clips; None takes as many as have `GENERATED` bytes of latents.
 
     Decoding goes by pieces of its own (`worldline.tokenizers.tokenizer.PIECE`). Neither changes more than rounding.
     """
-    device: torch.device = CPU
+    device: torch.device = field(default=CPU, compare=False)
     """Where world and VAE are."""
 
     @property
@@ -78,10 +78,6 @@ class LatentForecaster(Forecaster):
         """The most after which frames of the window lie as those of a context do, so that they can be the next one."""
         ahead, there = self.pattern.window - self.context_frames, set(self.pattern.frames)
         return next((n for n in range(ahead, 0, -1) if there.issuperset(n + t for t in self.context_taken)), 0)
-
-    def signature(self) -> str:
-        settings = self.grid, self.pattern, self.sampling, self.num_samples, self.average_repeats
-        return signature(self.world, self.tokenizer, settings)
 
     def reconstruct(self, batch: Batch) -> Forecast:
         """The true frames of the pattern, encoded with their context and decoded; latents are decoded as they are."""

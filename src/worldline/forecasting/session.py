@@ -6,7 +6,7 @@ session goes on alike whatever else runs, two of them share nothing that changes
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -100,12 +100,16 @@ def check_states(states: Tensor, expected: tuple[int, int, int]) -> None:
         raise UsageError("the states hold values that are no finite numbers")
 
 
-def signature(*parts: object) -> str:
-    """Hash of settings, and of models by the names, shapes and first values of their weights."""
-    digest = hashlib.sha256()
-    for part in parts:
-        weights = part.state_dict() if isinstance(part, torch.nn.Module) else None
-        digest.update((repr(part) if weights is None else type(part).__name__).encode())
-        for name, value in (weights or {}).items():
-            digest.update(f"{name} {[*value.shape]} {value.flatten()[:4].tolist()}".encode())
+def signature(forecaster: Any) -> str:
+    """Hash of its settings, and of its models by the names, shapes and first values of their weights.
+
+    Where two forecasters have the same, they make the same of a snapshot, up to rounding.
+    """
+    digest = hashlib.sha256(type(forecaster).__name__.encode())
+    for field in fields(forecaster):
+        part = getattr(forecaster, field.name)
+        weights = part.state_dict() if isinstance(part, torch.nn.Module) else {"": part}
+        for name, value in weights.items() if field.compare else ():
+            first = f"{[*value.shape]} {value.flatten()[:4].tolist()}" if isinstance(value, Tensor) else repr(value)
+            digest.update(f"{field.name} {name} {first}\n".encode())
     return digest.hexdigest()

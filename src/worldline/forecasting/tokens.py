@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worldline.forecasting.blend import blend_last_frame
 from worldline.forecasting.forecaster import CPU, TOP, Extra, Forecaster, check_seeds, frames_of, name_of
-from worldline.forecasting.session import Context, Step, signature
+from worldline.forecasting.session import Context, Step
 from worldline.metrics.tokens import grid_costs
 from worldline.process.categorical import Sampling
 from worldline.process.noise import generators
@@ -46,9 +46,9 @@ class TokenForecaster(Forecaster):
     decode_mode: DecodeMode = "tokens"
     blend_last_frame: bool = False
     """Show the last context frame where its tokens are kept (worldline.forecasting.blend)."""
-    rows: int | None = None
+    rows: int | None = field(default=None, compare=False)
     """Rows at once; None takes as many as have `LOGITS` bytes of logits for one grid. Changes rounding at most."""
-    device: torch.device = CPU
+    device: torch.device = field(default=CPU, compare=False)
     """Where world and tokenizer are."""
 
     @property
@@ -77,10 +77,6 @@ class TokenForecaster(Forecaster):
     @property
     def chunk_frames(self) -> int:
         return self.horizon_frames
-
-    def signature(self) -> str:
-        settings = self.grid, self.sampling, self.num_samples, self.decode_mode, self.blend_last_frame
-        return signature(self.world, self.tokenizer, settings)
 
     def encoded(self, batch: Batch) -> Batch:
         if batch.tokens is not None:
