@@ -108,29 +108,38 @@ class Making(Opening):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertJob(Making):
-    """Write any source of frames in the 1X raw layout.
-
-    Under torchrun every process takes its share of the episodes.
-    """
+    """Write any source of frames in the 1X raw layout. Under torchrun, every process takes a share of the episodes."""
 
     def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
-        return convert(
-            only(source, chosen), self.out, size=self.size, ranks=ranks, progress=progress.named("converting")
-        )
+        source, converting = only(source, chosen), progress.named("converting")
+        return convert(source, self.out, size=self.size, ranks=ranks, progress=converting)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizeJob(Making):
-    """Write any source of frames as tokens in the 1X token layout.
-
-    Under torchrun every process takes its share of the episodes.
-    """
+class Encoding(Making):
+    """Frames go through a tokenizer or a VAE."""
 
     tokenizer: Path
-    """Run or model folder of ours, or a folder with Cosmos' encoder.jit and decoder.jit."""
+    """Run or model folder of ours; a folder with Cosmos' encoder.jit and decoder.jit; Wan2.2's folder or file."""
+    device: str = "auto"
+
+    def shared(self, chosen: tuple[int, ...], ranks: Ranks) -> dict[str, Any]:
+        """What both kinds are encoded with."""
+        from worldline.families.tokenizers import fingerprint
+
+        own = {"fingerprint": fingerprint(builtin.resolve(self.tokenizer)), "device": ranks.device(self.device)}
+        return own | {"episodes": chosen, "size": self.size, "ranks": ranks}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeJob(Encoding):
+    """Write any source of frames as tokens in the 1X token layout.
+
+    Under torchrun, every process takes a share of the episodes.
+    """
+
     start_offsets: int = 1
     """Start offsets per episode, at even distances within a block: more places for a world to start from."""
-    device: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,38 +147,25 @@ class TokenizeJob(Making):
 
     def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
         from worldline.encoding.tokens import tokenize
-        from worldline.families.tokenizers import fingerprint, load_tokenizer
+        from worldline.families.tokenizers import load_tokenizer
 
-        place, device = builtin.resolve(self.tokenizer), ranks.device(self.device)
-        return tokenize(
-            source,
-            load_tokenizer(place).to(device),
-            self.out,
-            fingerprint=fingerprint(place),
-            episodes=chosen,
-            size=self.size,
-            start_offsets=self.start_offsets,
-            device=device,
-            ranks=ranks,
-            progress=progress.named("tokenizing"),
-        )
+        tokenizer = load_tokenizer(builtin.resolve(self.tokenizer)).to(ranks.device(self.device))
+        own = {"start_offsets": self.start_offsets, "progress": progress.named("tokenizing")}
+        return tokenize(source, tokenizer, self.out, **own, **self.shared(chosen, ranks))
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeJob(Making):
+class EncodeJob(Encoding):
     """Write any source of frames as windows of continuous latents, to train a world on without decoding video.
 
-    Under torchrun every process takes its share of the episodes.
+    Under torchrun, every process takes a share of the episodes.
     """
 
-    tokenizer: Path
-    """A VAE of ours, or Wan2.2's folder or Wan2.2_VAE.pth."""
     pattern: FramePattern = field(default_factory=FramePattern.report_77)
     """Frames of a window that are encoded; 77 -> 21 as in the report if not given."""
     window_stride: int = 8
     """Frames between the starts of successive windows."""
     batch_size: int = 8
-    device: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -177,23 +173,11 @@ class EncodeJob(Making):
 
     def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
         from worldline.encoding.latents import encode
-        from worldline.families.tokenizers import fingerprint, load_vae
+        from worldline.families.tokenizers import load_vae
 
-        place, device = builtin.resolve(self.tokenizer), ranks.device(self.device)
-        return encode(
-            source,
-            load_vae(place).to(device),
-            self.out,
-            fingerprint=fingerprint(place),
-            episodes=chosen,
-            pattern=self.pattern,
-            window_stride=self.window_stride,
-            size=self.size,
-            batch_size=self.batch_size,
-            device=device,
-            ranks=ranks,
-            progress=progress.named("encoding"),
-        )
+        vae = load_vae(builtin.resolve(self.tokenizer)).to(ranks.device(self.device))
+        own = {name: getattr(self, name) for name in ("pattern", "window_stride", "batch_size")}
+        return encode(source, vae, self.out, progress=progress.named("encoding"), **own, **self.shared(chosen, ranks))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,18 +178,15 @@ def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid,
     Args:
         origin: what is noted of the source (`worldline.encoding.origin`).
     """
-    chosen = [source.episodes[i] for i in episodes]
-    write_json(
-        out / METADATA,
-        {
-            "fps": source.fps,
-            "state_names": list(source.layout.names),
-            "state_kinds": list(source.layout.kinds),
-            "lengths": [episode.length for episode in chosen],
-            "names": [episode.name for episode in chosen],
-            "recordings": origin["recordings"],
-            "left_out": origin["left_out"],
-            "latent_grid": asdict(grid),
-            "contract": origin["reading"],
-        },
-    )
+    content = {
+        "fps": source.fps,
+        "state_names": list(source.layout.names),
+        "state_kinds": list(source.layout.kinds),
+        "lengths": [source.episodes[i].length for i in episodes],
+        "names": [source.episodes[i].name for i in episodes],
+        "recordings": origin["recordings"],
+        "left_out": origin["left_out"],
+        "latent_grid": asdict(grid),
+        "contract": origin["reading"],
+    }
+    write_json(out / METADATA, content)
