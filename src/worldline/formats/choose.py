@@ -18,61 +18,57 @@ def choose_episodes(source: Source, text: str = ":", *, exclude: Sequence[int] =
 
     Args:
         text: Python slices and numbers, joined by commas (`:40,45,50:60`), over all episodes of the source. Excluding
-            one does not move the others: `-10:` are the same ten, whether or not one of them is excluded.
+            one moves no other: `-10:` are the same ten whether or not one of them is excluded.
         exclude: episodes to leave out by their own numbers (`Episode.number`).
 
     Raises:
         UsageError: other text, a part that selects nothing, an unknown number, or nothing is left.
     """
-    left_out = _numbered(source, exclude)
-    count = len(source.episodes)
-    chosen = dict.fromkeys(i for part in text.split(",") for i in _part(source.path, part, text, count))
+    left_out = {_position(source, number) for number in exclude}
+    chosen = dict.fromkeys(i for part in text.split(",") for i in _part(source, part, text))
     kept = tuple(i for i in chosen if i not in left_out)
     if not kept:
         raise UsageError(f"{source.path}: all of the episodes {text!r} are excluded; nothing is left")
     return kept
 
 
-def _part(path: Path, part: str, text: str, count: int) -> range:
+def _part(source: Source, part: str, text: str) -> range:
+    """Positions that one slice or number names."""
+    every = range(len(source.episodes))
     try:
         numbers = [int(number) if number.strip() else None for number in part.split(":")]
-    except ValueError:
-        numbers = []
-    match numbers:
-        case [int(one)]:
-            found = range(count)[one : one + 1 or None]
-        case [start, stop]:
-            found = range(count)[start:stop]
-        case [start, stop, step] if step != 0:
-            found = range(count)[start:stop:step]
-        case _:
-            raise UsageError(
-                f"{text!r} is no choice of episodes; write slices and numbers, for example ':-10' or ':40,45,50:60'"
-            )
+        match numbers:
+            case [int(one)]:
+                found = every[one : one + 1 or None]
+            case [_, _] | [_, _, _]:
+                found = every[slice(*numbers)]
+            case _:
+                raise ValueError(text)
+    except ValueError:  # a step of 0, too
+        raise UsageError(
+            f"{text!r} is no choice of episodes; write slices and numbers, for example ':-10' or ':40,45,50:60'"
+        ) from None
     if not found:
-        raise UsageError(f"{path}: {part!r} selects none of its {count} episodes")
+        raise UsageError(f"{source.path}: {part!r} selects none of its {len(every)} episodes")
     return found
 
 
-def _numbered(source: Source, numbers: Sequence[int]) -> set[int]:
-    """Positions of episodes by their own numbers."""
-    positions: dict[int, list[int]] = {}
-    for episode in source.episodes:
-        positions.setdefault(own_number(episode), []).append(episode.index)
-    for number in numbers:
-        found = positions.get(number, [])
-        if len(found) > 1:
-            names = " and ".join(source.episodes[i].name for i in found)
-            raise UsageError(
-                f"{source.path}: {number} is the number of {names}; leave one out by its position, for example with "
-                f"--data.train-episodes :{found[0]},{found[0] + 1}:"
-            )
-        if not found and not any(line.startswith(f"episode {number} ") for line in source.left_out):
-            raise UsageError(
-                f"{source.path}: there is no episode {number} to exclude; numbers are {min(positions, default=0)} to "
-                f"{max(positions, default=0)}"
-            )
-    return {positions[number][0] for number in numbers if number in positions}
+def _position(source: Source, number: int) -> int | None:
+    """Position of an episode by its own number; None for one that is left out already."""
+    numbers = [own_number(episode) for episode in source.episodes]
+    found = [i for i, own in enumerate(numbers) if own == number]
+    if len(found) > 1:
+        names = " and ".join(source.episodes[i].name for i in found)
+        raise UsageError(
+            f"{source.path}: {number} is the number of {names}; leave one out by its position, for example with "
+            f"--data.train-episodes :{found[0]},{found[0] + 1}:"
+        )
+    if not found and not any(line.startswith(f"episode {number} ") for line in source.left_out):
+        raise UsageError(
+            f"{source.path}: there is no episode {number} to exclude; numbers are {min(numbers, default=0)} to "
+            f"{max(numbers, default=0)}"
+        )
+    return found[0] if found else None
 
 
 def own_number(episode: Episode) -> int:
