@@ -160,8 +160,10 @@ def test_the_memory_figures_are_those_of_the_benchmark() -> None:
 
 
 def test_figures_of_the_readme_are_those_of_the_results() -> None:
-    results = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("results.md", "results_g1.md"))
-    quoted = re.findall(r"-?[\d.]+ \[[^\]]+\](?!\()", (ROOT / "README.md").read_text(encoding="utf-8"))
+    pages = [ROOT / "docs" / f"{name}.md" for name in ("results", "results_g1", "sessions")]
+    results = "".join(page.read_text(encoding="utf-8") for page in pages)
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    quoted = re.findall(r"-?[\d.]+ \[[^\]]+\](?!\()", readme)
     assert len(quoted) > 12
     assert [figure for figure in quoted if figure not in results] == []
 
