@@ -125,16 +125,11 @@ def guided(
 def integrate(
     velocity_of: Callable[[Tensor, float], Tensor], noise: Float[Tensor, "b *rest"], sampling: FlowSampling
 ) -> Float32[Tensor, "b *rest"]:
-    """Follow the velocity from noise to data in `steps` steps, in float32. Deterministic, each example by itself.
+    """Follow the velocity from standard normal noise to x0 (unclamped), in float32, each example by itself.
 
     Args:
-        velocity_of: velocity of `x` (float32, shaped like `noise`) at noise level `sigma`, guidance included; called
-            once per step. Its network must get `TIMESTEPS * sigma`, as in training; Wan's own UniPC loop truncates it
-            to a whole number.
-        noise: standard normal.
-
-    Returns:
-        x0, unclamped.
+        velocity_of: velocity of `x` at noise level `sigma`, guidance included; called once per step. Its network must
+            get `TIMESTEPS * sigma`, as in training; Wan's own UniPC loop truncates it to a whole number.
 
     Raises:
         UsageError: `unipc` without diffusers.

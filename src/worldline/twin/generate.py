@@ -76,7 +76,6 @@ def generate(
 
     Args:
         out: a folder that is absent, empty, or holds a data set of the same config, finished or not.
-        config: what to generate.
         workers: processes. Where there are several, a calling script needs `if __name__ == "__main__":`.
         progress: called with the number of finished episodes and of all.
 

@@ -26,7 +26,6 @@ class Simulation(AbstractContextManager["Simulation"]):
     """The robot in one scene. Use as a context manager, or call `close`: it owns an OpenGL context.
 
     Args:
-        scene: what to simulate.
         size: width and height of the pictures in pixels. They are drawn at twice that and averaged down.
         fps: frames, commands and states per second; 240 must be a multiple of it.
 

@@ -53,7 +53,6 @@ def encode_text(
 
     Args:
         weights: a diffusers folder (`text_encoder/`, `tokenizer/`) or the folder of the original files.
-        prompt: at most 512 tokens.
         dtype: what the encoder runs in; its files are bfloat16. It needs 11.4 GB of memory, or 22.7 GB in float32.
 
     Raises:
