@@ -65,7 +65,7 @@ def encode(
     in_cache: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncodeReport:
-    """Encode windows of a frame source into `out`. Killed and run again, it goes on where it stopped.
+    """Encode windows of a frame source into `out`. If it is killed, the same call continues.
 
     Args:
         fingerprint: identity of the VAE's weights (`worldline.families.tokenizers.fingerprint`).

@@ -1,7 +1,7 @@
 """The one engine: every row and every metric over clips, batch by batch, each batch on one rank.
 
-What a batch scores depends on the batch alone, so the numbers are those of one process that was never stopped, however
-many there are and however often they were. Knows forecasters only; rows and metrics are entries of their tables.
+The scores of a batch depend on the batch alone, so the numbers do not depend on the number of processes or on
+interruptions. It knows forecasters only; rows and metrics are entries of their tables.
 """
 
 import time
@@ -42,7 +42,7 @@ SHOWN_ORDER = ("model", "baseline", "ceiling", "ablation")
 
 @dataclass(frozen=True, kw_only=True)
 class Amount:
-    """How much is evaluated. Raises `UsageError` for numbers by which nothing can be."""
+    """How much is evaluated. Raises `UsageError` for impossible numbers."""
 
     num_clips: int | None = 128
     """Evenly chosen among the windows; None takes them all."""
@@ -279,7 +279,7 @@ def _data(tally: Tally, clips: Clips, forecaster: Forecaster, split: Split) -> D
 
 
 def _totals(batch: Batch, grid: TokenGrid | None) -> dict[str, Tensor]:
-    """What is counted of a tokenizer's tokens or latents."""
+    """Counts of a tokenizer's tokens or latents."""
     if batch.tokens is not None and grid is not None:
         return {"tokens": torch.bincount(batch.tokens.flatten(), minlength=grid.vocab_size)}
     assert batch.latents is not None, "a tokenizer makes tokens or latents"

@@ -1,9 +1,9 @@
-"""What was scored of each batch, kept while an evaluation runs, so that one that was stopped goes on where it was.
+"""Scores of each batch, kept while an evaluation runs, so that an interrupted one can continue.
 
     OUT/metrics.parts/key_KEY/batch_000008.pt    of the batch that begins with the ninth of the chosen clips
 
-KEY is a hash of all that decides the numbers (`made_from`). Parts of another key are never read: they go when an
-evaluation begins. A finished evaluation removes its own.
+KEY is a hash of everything that decides the numbers (`made_from`). Parts of another key are never read; a new
+evaluation removes them. A finished evaluation removes its own.
 """
 
 import hashlib

@@ -32,7 +32,7 @@ Role = Literal["model", "baseline", "ceiling", "ablation"]
 """`ceiling`: the best any forecaster of this kind could do (the tokenizer alone); `ablation`: the model with a part
 taken away (say, its states shuffled)."""
 CHANGED = 0.5
-"""Probability that a token does not stay the last context grid's, where a run has not counted how often they did."""
+"""Probability that a token differs from the last context grid's, if a run has not counted it."""
 BLUR = 1 / 64
 """Deviation of the Gaussian blur of blurred rows, in widths of the image."""
 
@@ -46,23 +46,23 @@ class NotComputed(Exception):  # noqa: N818 - it is no error: the tables say "no
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a row has to be scored."""
+    """The parts of a row that are scored."""
 
     frames: UInt8[Tensor, "b f 3 h w"] | None = None
     """At the forecaster's times."""
     costs: Mapping[str, Float32[Tensor, "b l"]] = field(default_factory=dict)
     """Metric id -> mean cost of the true tokens of each future grid."""
     settings: Mapping[str, Setting] = field(default_factory=dict)
-    """What it assumes, for the record."""
+    """Its assumptions, for the record."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenCounts:
-    """What a run's training tokens say before anything is seen: how often each occurs, and how many stay."""
+    """Statistics of a run's training tokens: how often each occurs, and how many stay the same."""
 
     unigram: Int64[np.ndarray, " v"]
     kept: Int64[np.ndarray, "l 2"] | None = None
-    """Of each future grid's training tokens, how many are as the last context grid's there, and how many not."""
+    """For each future grid, how many training tokens equal the last context grid's there, and how many do not."""
 
     @staticmethod
     def of(run: Path) -> "TokenCounts | None":
@@ -91,7 +91,7 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
-    """A batch of clips, and everything that rows are made of."""
+    """A batch of clips, and everything that rows need."""
 
     judged: Judged
     batch: Batch
@@ -137,7 +137,7 @@ class Scene:
 
     @cached_property
     def prior(self) -> Float64[Tensor, " v"]:
-        """How likely each token is where nothing was seen: as often as in training, or each alike."""
+        """Probability of each token without any context: its frequency in training, or uniform."""
         grid = self.forecaster.token_grid
         assert grid is not None, "the compression protocol is one of tokens"
         counts = np.zeros(grid.vocab_size) if self.judged.counts is None else self.judged.counts.unigram
@@ -146,7 +146,7 @@ class Scene:
 
 
 Make = Callable[[Scene], Made | None]
-"""Makes a row; None where there is nothing of the kind. Raises `NotComputed` where there could be."""
+"""Makes a row; None if it does not apply. Raises `NotComputed` if it applies but cannot be made."""
 States = Callable[[Scene], Float32[Tensor, "b t s"]]
 
 

@@ -18,7 +18,7 @@ def choose_episodes(source: Source, text: str = ":", *, exclude: Sequence[int] =
 
     Args:
         text: Python slices and numbers, joined by commas (`:40,45,50:60`), over all episodes of the source. Excluding
-            one moves no other: `-10:` are the same ten whether or not one of them is excluded.
+            one does not move the others: `-10:` are the same ten, whether or not one of them is excluded.
         exclude: episodes to leave out by their own numbers (`Episode.number`).
 
     Raises:

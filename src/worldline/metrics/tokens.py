@@ -24,7 +24,7 @@ CHUNK = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Guesses:
-    """What predicted distributions say of n true tokens. Logarithms of probabilities, in nats."""
+    """Log-probabilities (in nats) of n true tokens and of the best guesses under predicted distributions."""
 
     rank: Int64[Tensor, " n"]
     """Tokens that come before the true one: likelier ones, and equals with a lower id."""

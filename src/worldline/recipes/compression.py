@@ -58,6 +58,6 @@ def compression_tiny() -> TrainConfig:
 
 
 def compression_tiny_unconditional() -> TrainConfig:
-    """compression_tiny without the states: what conditioning on the robot is worth is measured against it."""
+    """compression_tiny without the states: the baseline that shows what conditioning on the robot is worth."""
     tiny = compression_tiny()
     return replace(tiny, model=replace(tiny.model, unconditional=True))
