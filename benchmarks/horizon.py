@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from common import options, publish
+from common import options, publish, skip
 from torch import Tensor
 
 from worldline import builtin
@@ -39,7 +39,8 @@ from worldline.forecasting.forecaster import CopyLast, Forecaster
 from worldline.forecasting.live import LiveTwin
 from worldline.metrics.bootstrap import interval
 from worldline.metrics.image import psnr
-from worldline.schema import Batch, stack
+from worldline.schema import Batch, UsageError, stack
+from worldline.twin.backend import load_mujoco
 from worldline.twin.generate import TwinConfig, generate
 
 AHEAD, SECOND = 300, 30
@@ -62,6 +63,11 @@ def main() -> None:
         arguments.episodes, arguments.samples, arguments.steps, ahead = 2, 1, 1, 2 * SECOND
     with tempfile.TemporaryDirectory() as folder:
         if arguments.data is None:
+            try:
+                load_mujoco()
+            except UsageError as reason:
+                skip(str(reason), quick=arguments.quick)
+                return
             arguments.data, frames = Path(folder), 17 + ahead + 60
             generate(arguments.data, TwinConfig(episodes=arguments.episodes, frames=frames, seed=SEED), workers=1)
         found = {run.name: rolled_on(run, arguments, ahead) for run in arguments.runs}

@@ -248,6 +248,22 @@ def test_clips_of_tokens_begin_as_the_frames_they_were_made_of(forecasters: dict
     assert torch.equal(one, other)
 
 
+def test_a_world_without_a_tokenizer_goes_on_in_tokens(forecasters: dict[str, Forecaster]) -> None:
+    whole = forecasters["tokens"]
+    alone = replace(whole, tokenizer=None)  # pyright: ignore[reportArgumentType]
+    clips = Batch(states=states_of(17), fps=30.0, origins=(), frames=noise_frames(2, 17, 3, 16, 16))
+    clips = replace(whole.encoded(clips), frames=None)
+    sessions = [forecaster.start_clips(clips, seed=3) for forecaster in (whole, alone)]
+    for _ in range(2):
+        one, other = (session.advance(states_of(17, session.time)) for session in sessions)
+        assert other.frames is None
+        assert one.tokens is not None
+        assert other.tokens is not None
+        assert torch.equal(one.tokens, other.tokens)
+    with pytest.raises(UsageError, match="--tokenizer DIR"):
+        begun(alone)
+
+
 # --- requests that do not fit ---
 
 
