@@ -8,7 +8,6 @@ import torch
 
 from worldline import builtin
 from worldline.checks import whole
-from worldline.contract import FramePattern
 from worldline.data.clips import Clips
 from worldline.evaluation.autoencoder import Autoencoder
 from worldline.evaluation.engine import Amount, refuse_incomparable, score
@@ -123,12 +122,13 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
     options.refuse_unused(protocol)
     if protocol != "tokenizer":
         check_options(card, model, options, weights=options.weights)
-    models = [model, *([model_folder(builtin.resolve(options.unconditional))] if options.unconditional else [])]
-    _refuse_others(run, card, models[1:], options)
-    allowed, pattern = options.allow_different, card.promise.pattern
+    other = None if options.unconditional is None else model_folder(builtin.resolve(options.unconditional))
+    _refuse_others(run, card, other, options)
+    allowed, models = options.allow_different, [model] if other is None else [model, other]
     split = split_of(run, card.promise, models, options, on=options.on, allow_different=allowed)
-    if protocol != "tokenizer":  # a world's forecast is compared with all frames
-        pattern = FramePattern.consecutive(pattern.window)
+    pattern = (
+        card.promise.pattern if protocol == "tokenizer" else None
+    )  # a world's forecast is compared with all frames
     clips = held_out(run, card.promise, options, pattern=pattern, stride=options.window_stride, on=options.on)
     refuse_incomparable(clips, protocol)
     if protocol != "tokenizer":
@@ -146,22 +146,22 @@ def _protocol(run: Path, card: ModelCard, options: EvaluateOptions) -> Protocol:
     return "compression" if kind.over == "tokens" and options.protocol != "sampling" else "sampling"
 
 
-def _refuse_others(run: Path, card: ModelCard, compared: list[Path], options: EvaluateOptions) -> None:
-    """Refuse a tokenizer and worlds that do not belong to the run, by what their descriptions and files say."""
-    allowed = options.allow_different
-    for other in compared:
-        theirs = describe_model(other)
+def _refuse_others(run: Path, card: ModelCard, other: Path | None, options: EvaluateOptions) -> None:
+    """Refuse an unconditional world or a tokenizer that does not belong to the run, by descriptions and files."""
+    allowed, what = options.allow_different, str(run)
+    if other is not None:
+        theirs, parts = describe_model(other), _SHARED
         if theirs.config.kind != card.config.kind or not getattr(theirs.config, "unconditional", False):
             raise UsageError(
                 f"{other} is no world of the kind of {run} that was trained without states; give one (a training with "
                 "--model.unconditional True)"
             )
-        places = dict.fromkeys(_SHARED, other)
-        refuse_another(card.identity, theirs.identity, what=str(run), places=places, parts=_SHARED, allowed=allowed)
+        places = dict.fromkeys(parts, other)
+        refuse_another(card.identity, theirs.identity, what=what, places=places, parts=parts, allowed=allowed)
     if options.tokenizer is not None:
         place = builtin.resolve(options.tokenizer)
         found = Identity(tokenizer=fingerprint(place))
-        refuse_another(card.identity, found, what=str(run), places={"tokenizer": place}, allowed=allowed)
+        refuse_another(card.identity, found, what=what, places={"tokenizer": place}, allowed=allowed)
 
 
 # --- loaded ---

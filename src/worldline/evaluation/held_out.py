@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from worldline.files import read_json
 from worldline.formats.content import content_of
 from worldline.formats.encoded import looks_like_latents, open_latents
 from worldline.formats.faults import check_episodes
-from worldline.formats.open import Roots, has_choices
+from worldline.formats.open import has_choices
 from worldline.formats.plausible import implausible, unlike, warn
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
@@ -143,17 +143,13 @@ def held_out(
     """
     config = _config(run, contract, choice, on)
     pattern = pattern or FramePattern.consecutive(contract.pattern.window)
-    stride = stride or _apart(config, pattern.window)
+    if stride is None:
+        root = config.val_path or config.path
+        step = open_latents(root).stride if isinstance(root, Path) and looks_like_latents(root) else 1
+        stride = -(-pattern.window // step) * step  # encoded data have no other windows than those every `step` frames
     clips = open_clips(replace(config, pattern=pattern, window_stride=stride), "val")
     _check(clips.source, contract)
     return clips
-
-
-def _apart(config: DataConfig, window: int) -> int:
-    """Frames between windows that share none; of encoded data those windows that there are."""
-    root = config.val_path or config.path
-    step = open_latents(root).stride if isinstance(root, Path) and looks_like_latents(root) else 1
-    return -(-window // step) * step
 
 
 def _config(run: Path, contract: Contract, choice: DataChoice, on: On) -> DataConfig:
@@ -175,27 +171,19 @@ def _config(run: Path, contract: Contract, choice: DataChoice, on: On) -> DataCo
         raise UsageError(
             f"{run} was trained beside the data in {place}, which are not there now; give their new place (--data DIR)"
         )
-    return choice.of(replace(config, **_as_trained(contract, place)))
-
-
-def _as_trained(contract: Contract, path: Roots) -> dict[str, Any]:
-    """How the model's data were read; nothing of it concerns a format in which there is nothing to choose."""
-    if not has_choices(path):
-        return {"camera": None, "conditioning": "state", "state_keys": ()}
-    return {name: getattr(contract, name) for name in ("camera", "conditioning", "state_keys")}
+    how = {"camera": None, "conditioning": "state", "state_keys": ()}  # in a format in which there is nothing to choose
+    if has_choices(place):
+        how = {name: getattr(contract, name) for name in how}
+    return choice.of(replace(config, **how))
 
 
 def _check(source: Source, contract: Contract) -> None:
-    path = source.path
-    names, expected = source.layout.names, contract.state_names
+    path, names, expected = source.path, source.layout.names, contract.state_names
     if len(names) != len(expected):
-        raise UsageError(
-            f"{path} has {len(names)}-dimensional states, but the model was trained with {len(expected)} "
-            f"({', '.join(expected[:4])}, ...)"
-        )
-    if names != expected:
-        first = next(i for i, (a, b) in enumerate(zip(names, expected, strict=True)) if a != b)
-        raise UsageError(f"{path}: state {first} is {names[first]!r}, the model was trained with {expected[first]!r}")
+        raise UsageError(f"{path} has {len(names)}-dimensional states, but the model was trained with {len(expected)}")
+    for place, (found, known) in enumerate(zip(names, expected, strict=True)):
+        if found != known:
+            raise UsageError(f"{path}: state {place} is {found!r}, the model was trained with {known!r}")
     if abs(source.fps - contract.fps) > 1e-3:
         raise UsageError(f"{path} runs at {source.fps} fps, but the model was trained at {contract.fps}")
 
@@ -216,8 +204,6 @@ def foreign_states(clips: Clips, chosen: list[int]) -> Float32[Tensor, "n t s"] 
         return None
     pool = chosen if len(chosen) > 1 else [(chosen[0] + i) % len(clips) for i in range(len(clips))]
     partners = [pool[(i + len(pool) // 2) % len(pool)] for i in range(len(chosen))]
-    rows = []
-    for number in partners:
-        episode, start = int(clips.windows.episode[number]), int(clips.windows.start[number])
-        rows.append(clips.source.read_states(episode, start, start + clips.pattern.window))
+    places = [(int(clips.windows.episode[number]), int(clips.windows.start[number])) for number in partners]
+    rows = [clips.source.read_states(episode, start, start + clips.pattern.window) for episode, start in places]
     return torch.from_numpy(np.stack(rows))
