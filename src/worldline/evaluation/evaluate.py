@@ -1,4 +1,4 @@
-"""From a run to an evaluation: find the data, refuse what cannot be, load, score. The verb and Python both call it."""
+"""From a run to an evaluation: find the data, refuse what is impossible, load, score. For the verb and Python."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from worldline.rundir import RunDir, model_folder
 from worldline.schema import UsageError
 
 _SHARED: tuple[Part, ...] = ("data", "tokenizer")
-"""What a world and the unconditional one beside it must have been trained with."""
+"""Parts that a world and its unconditional baseline must share."""
 _UNUSED: dict[Protocol, tuple[str, ...]] = {
     "compression": ("means",),
     "sampling": (),
@@ -41,14 +41,14 @@ _UNUSED: dict[Protocol, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(DataChoice, LoadOptions, Amount):
-    """On what a run is judged, how, and by how much.
+    """The data of an evaluation, its protocol and its size.
 
     Raises:
-        UsageError: a value by which nothing can be evaluated.
+        UsageError: an impossible value.
     """
 
     protocol: Literal["auto", "compression", "sampling"] = "auto"
-    """`auto` takes the one of the model's family; `sampling` judges any world by its frames alone."""
+    """`auto` takes the protocol of the model's family; `sampling` scores only the frames of any world."""
     on: On = "held-out"
     """`held-out` refuses recordings that the run was trained on; `training-data` takes them, and the table says so."""
     unconditional: Path | None = None
@@ -80,9 +80,9 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount):
 
 
 def evaluate(run: Path, options: EvaluateOptions | None = None, *, ranks: Ranks | None = None) -> Evaluation:
-    """Judge a run on held-out data against the baselines, and write metrics.json and forecasts.npz.
+    """Evaluate a run on held-out data, beside the baselines, and write metrics.json and forecasts.npz.
 
-    An evaluation that was stopped goes on where it was when the same is asked for again. Several ranks share the clips.
+    The same call again continues an interrupted evaluation. Several ranks share the clips.
 
     Args:
         run: run folder, model folder, or a built-in name such as compression-tiny.
@@ -115,7 +115,7 @@ def out_of(run: Path, options: EvaluateOptions) -> Path:
 
 
 def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Split]:
-    """By which protocol a run is judged, on which clips, and whether it was trained on them."""
+    """The protocol of a run, its clips, and whether it was trained on them."""
     model = model_folder(run, options.checkpoint)
     card = describe_model(model)
     protocol = _protocol(run, card, options)

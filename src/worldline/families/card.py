@@ -1,4 +1,4 @@
-"""`ModelCard`: what a `model.json` says, read once and whole. A path is enough to know a model by."""
+"""`ModelCard`: the content of a `model.json`, read once. A path is enough to describe a model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ class Base:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """The description of a model, as its folder keeps it."""
+    """The description of a model in its folder."""
 
     config: ModelConfig
     contract: Contract | None = None
@@ -34,7 +34,7 @@ class ModelCard:
     base: Base | None = None
     step: int = 0
     path: Path | None = None
-    """Where the weights lie that were too large to copy into a run (tokenizers)."""
+    """Place of weights that were too large to copy into a run (tokenizers)."""
     fingerprint: str | None = None
     """Identity of weights in a published layout (tokenizers)."""
     format: Literal[1] = 1
@@ -47,7 +47,7 @@ class ModelCard:
         return self.contract
 
     def to_json(self) -> dict[str, Any]:
-        """As `model.json` keeps it: without what is not known."""
+        """As `model.json` stores it: without unknown parts."""
         content = to_json(ModelCard, self) | {"identity": self.identity.to_json()}
         return {name: value for name, value in content.items() if value not in (None, {})}
 

@@ -58,7 +58,7 @@ class FSQKind(TokenizerKind):
 
 
 class CosmosKind(TokenizerKind):
-    """NVIDIA's tokenizer, which is not trained here and stays where it lies."""
+    """NVIDIA's tokenizer. It is not trained here and not copied."""
 
     config = CosmosConfig
     download = f"a folder with encoder.jit and decoder.jit of {HUB_ID}"
@@ -179,7 +179,7 @@ class TokenWorldKind(WorldKind):
     # --- for planning ---
 
     def expected(self, config: TrainConfig, model: Any) -> Contract:
-        """Of tokens that are there: Cosmos' of 256x256, the challenge's."""
+        """For a token source: Cosmos' tokens of 256x256, as in the challenge."""
         if config.tokenizer is None:
             size, tokenizer = config.data.image_size or 256, CosmosConfig(folder=Path())
         else:
@@ -225,7 +225,7 @@ class STKind(TokenWorldKind):
 def autoregressive_loss(world: Any, batch: Batch) -> Tensor:
     """Cross-entropy in nats per token of the true future along the world's own greedy roll-out (report, figure 3b).
 
-    The gap to the teacher-forced loss is what the world's own mistakes cost it. A few clips go through at a time.
+    The difference to the teacher-forced loss is the cost of the world's own mistakes. Runs a few clips at a time.
     """
     assert batch.tokens is not None, "the teacher-forced loss has read them"
     costs = []
@@ -241,7 +241,7 @@ def autoregressive_loss(world: Any, batch: Batch) -> Tensor:
 def _as_tokens(
     config: TrainConfig, model: Any, tokenizer: Any, ranks: Ranks, progress: Progress
 ) -> tuple[Clips, Clips]:
-    """Clips of tokens of both splits: as they are in a token source, else of a cache that is filled now."""
+    """Clips of tokens of both splits: directly from a token source, else from a cache that is filled now."""
     data = config.data
     source, chosen = open_split(data, "train")
     if source.grid is not None:

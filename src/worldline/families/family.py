@@ -1,4 +1,4 @@
-"""What a family says of every kind of model it is made of, in one place; all others ask here (`kind_of`).
+"""Everything that depends on the kind of a model, in one place; all other code asks here (`kind_of`).
 
 `compression.py` and `sampling.py` register a kind of tokenizer and one of world each. A further family is one file like
 theirs: a `ModelConfig` and a `Kind` for each model, and `register`. Nothing else names their classes.
@@ -32,16 +32,16 @@ from worldline.schema import Batch, DataError, LatentGrid, Origin, TokenGrid, Us
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, total) during long preparations."""
 Pictures = tuple[UInt8[Tensor, "b t 3 h w"], UInt8[Tensor, "b t 3 h w"]]
-"""Real frames, and what a model makes of them."""
+"""Real frames, and the model's version of them."""
 
 
 class SizeUnknownError(UsageError):
-    """What is needed depends on a size that only the data would tell."""
+    """The result depends on a size that only the data have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What the loop trains, on what, and how a checkpoint will describe it."""
+    """A model, its training and validation clips, and the card of its checkpoints."""
 
     kind: "Kind"
     model: Any
@@ -49,38 +49,38 @@ class Prepared:
     val: Clips
     card: ModelCard
     left_out: tuple[str, ...] = ()
-    """What the training data list but do not have."""
+    """Episodes that the training data list but do not have."""
     tokenizer: Any = None
     """The tokenizer behind a world, to show its samples; None for a tokenizer or where it is not given."""
     ready: Callable[[Batch], Batch] = lambda batch: batch
     """Turns a loaded batch, on the device, into what the model's loss reads (say, frames into latents)."""
     keep: Callable[[RunDir], None] = lambda _: None
-    """Writes into a new run folder what belongs beside its checkpoints (the tokenizer, token counts)."""
+    """Writes further files into a new run folder (the tokenizer, token counts)."""
     finish: Callable[[], None] = lambda: None
-    """Called on the trained model before its last checkpoint, to measure what only a trained one has."""
+    """Called before the last checkpoint, to measure properties of the trained model."""
 
 
 class Kind:
-    """One kind of model; `TokenizerKind` and `WorldKind` are the two sorts of kinds."""
+    """One kind of model: a `TokenizerKind` or a `WorldKind`."""
 
     config: type[ModelConfig]
     over: ClassVar[Literal["frames", "tokens", "latents"]] = "frames"
     """What the model's loss reads."""
     reads: ClassVar[tuple[str, ...]] = ()
-    """Which of a run's `tokenizer`, `weights`, `text` and `start_offsets` it has a use for."""
+    """Which of a run's `tokenizer`, `weights`, `text` and `start_offsets` it uses."""
     python_only: ClassVar[tuple[str, ...]] = ()
-    """Fields of a run that are no options of the command line: fine details, and what must fit the rest."""
+    """Fields that are not options of the command line: fine details, and sizes that must fit each other."""
     layers: ClassVar[str] = ""
     """The field that says how many equal blocks a deep model has."""
     psnr_clips: ClassVar[int] = 0
     """Clips of which validation shows the last frame and scores it (`val/psnr_db`)."""
 
     def idle(self, config: TrainConfig, model: Any) -> dict[str, str]:
-        """Further fields of a run that change nothing, and why (see the function `idle`)."""
+        """Further fields that have no effect, and why (see the function `idle`)."""
         return {}
 
     def normalises(self, model: Any) -> bool:
-        """Whether the model divides states by statistics."""
+        """Whether the model normalises states."""
         return False
 
     def prepare(self, config: TrainConfig, model: Any, ranks: Ranks, progress: Progress) -> Prepared:
@@ -92,7 +92,7 @@ class Kind:
         raise NotImplementedError
 
     def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        """Figures of a validation batch beside the loss and what comes with it."""
+        """Further figures of a validation batch."""
         return {}
 
     def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
@@ -115,16 +115,16 @@ class Kind:
         return None
 
     def depth(self, model: Any) -> int | None:
-        """How many equal blocks a deep model has; None where there are none to speak of."""
+        """Number of equal blocks of a deep model; None if it has none."""
         return attrgetter(self.layers)(model) if self.layers else None
 
     def with_depth(self, model: Any, depth: int) -> Any:
-        """The same with another number of them."""
+        """The same configuration with another number of blocks."""
         part, _, name = self.layers.partition(".")
         return replace(model, **{part: replace(getattr(model, part), **{name: depth}) if name else depth})
 
     def clips_followed(self, model: Any, contract: Contract) -> tuple[int, ...]:
-        """Numbers of clips between which the cost of a step lies on straight lines."""
+        """Numbers of clips between which the cost of a step is linear."""
         return (1, 2)
 
 
@@ -134,7 +134,7 @@ class TokenizerKind(Kind):
     download: ClassVar[str] = ""
     """The published files that a path may mean, for a message."""
     copied: ClassVar[int] = 100_000_000
-    """Parameters up to which its weights are copied into the run of a world; of larger ones the run says the place."""
+    """Up to so many parameters, weights are copied into the run of a world; of larger ones, it stores the place."""
 
     def build(self, model: Any, contract: Contract | None) -> Any:
         return model.build()  # a tokenizer's sizes are all its own
@@ -144,7 +144,7 @@ class TokenizerKind(Kind):
         return config.data.pattern
 
     def published(self, path: Path) -> list[Path]:
-        """The weight files of a published download that a path means; empty where it means none."""
+        """The weight files of a published download at a path; empty if there is none."""
         return []
 
     def published_config(self, path: Path, files: list[Path]) -> Any:
@@ -156,7 +156,7 @@ class TokenizerKind(Kind):
         raise NotImplementedError
 
     def finish(self, model: Any, train: Clips, config: TrainConfig) -> None:
-        """Measure what only a trained model has."""
+        """Measure properties of the trained model."""
 
     def prepare(self, config: TrainConfig, model: Any, ranks: Ranks, progress: Progress) -> Prepared:
         data = replace(config.data, pattern=self.pattern(config, model))
@@ -192,10 +192,10 @@ class WorldKind(Kind):
     """A kind of world: its models are a `TokenWorld`, a `LatentWorld`, or forecast frames as they are."""
 
     options: ClassVar[tuple[str, ...]] = ()
-    """Sampling options that it reads, beside `num_samples` and `rows`."""
+    """Sampling options that it uses, in addition to `num_samples` and `rows`."""
 
     def check_options(self, model: Any, contract: Contract, options: SampleOptions) -> None:
-        """Raise `UsageError` for options of its own that this very world has no use for."""
+        """Raise `UsageError` for options that have no effect on this world."""
 
     def refuse_unfit(
         self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool, allowed: Collection[Part]
@@ -204,7 +204,7 @@ class WorldKind(Kind):
         raise NotImplementedError
 
     def adapts(self, model: Any) -> bool:
-        """Whether checkpoints hold adapters alone, and the backbone under them lies elsewhere."""
+        """Whether checkpoints contain only adapters of a backbone that is stored elsewhere."""
         return False
 
     def rebuild(self, card: ModelCard, folder: Path, *, weights: Path | None, allowed: Collection[Part]) -> Any:
@@ -233,7 +233,7 @@ class WorldKind(Kind):
         base: Base | None = None,
         **more: Any,
     ) -> Prepared:
-        """What every world ends in: statistics of the states, first weights, a card."""
+        """The common end of `prepare` for every world: statistics of the states, first weights, a card."""
         train, val = clips
         normalises = self.normalises(config.model)
         statistics = compute_stats(train.source, episodes=sorted(set(train.windows.episode.tolist())))
@@ -251,7 +251,7 @@ KINDS: dict[str, Kind] = {}
 
 
 def register(kind: Kind) -> None:
-    """Make a kind of model known: from now on it is trained, loaded and described like any other."""
+    """Register a kind of model: then it is trained, loaded and described like any other."""
     KINDS[str(kind.config.kind)] = kind
 
 
@@ -260,7 +260,7 @@ def kind_of(model: ModelConfig) -> Kind:
 
 
 def idle(config: TrainConfig) -> dict[str, str]:
-    """Fields that change nothing in a run like this, and why. A name that ends in `.` stands for all below it."""
+    """Fields that have no effect on this run, and why. A name that ends in `.` stands for all fields below it."""
     kind, data = kind_of(config.model), config.data
     found = {name: why for name, why in _UNREAD.items() if name not in kind.reads}
     if isinstance(kind, WorldKind) or data.cache is None or not data.augment.changes:
@@ -277,7 +277,7 @@ _UNREAD = {
 
 
 def refuse_unread(config: TrainConfig) -> None:
-    """Raise `UsageError` where a run names a tokenizer, weights or a prompt that its model has no use for."""
+    """Raise `UsageError` if a run names a tokenizer, weights or a prompt that its model does not use."""
     for name, why in idle(config).items():
         if name in ("tokenizer", "weights", "text") and getattr(config, name) is not None:
             raise UsageError(f"--{name} would change nothing: {why}")
@@ -289,7 +289,7 @@ def refuse_unread(config: TrainConfig) -> None:
 def contract_with(
     source: Source, data: DataConfig, grid: TokenGrid | LatentGrid | None, pattern: FramePattern
 ) -> Contract:
-    """What a model that is trained on a source was trained on; how data behind encoded latents were read."""
+    """The contract of a model that is trained on a source; for latents, with the reading of the encoded data."""
     return Contract(
         **vars(reading_of(source, data, data.path, data.image_size)),
         fps=source.fps,
@@ -324,7 +324,7 @@ def image_size(config: TrainConfig) -> int:
 
 
 def empty_batch(over: str, contract: Contract, clips: int, device: str = "meta") -> Batch:
-    """Clips of the shape that a model reads, of zeros where there is memory."""
+    """Clips of the shape that a model reads; zeros on devices with memory."""
     frames = tokens = latents = None
     pattern, size = contract.pattern, contract.image_size or 0
     match over:

@@ -1,4 +1,4 @@
-"""From a path to a world or a forecaster: the tokenizer it was trained on is found, and whether all fits is checked."""
+"""From a path to a world or a forecaster: finds its tokenizer and checks that everything fits."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -36,9 +36,9 @@ class Loaded:
     checkpoint: str = ""
     """Name of the checkpoint of a run folder; empty for a model folder."""
     made_with: Identity = field(default_factory=Identity)
-    """What the world was trained with, as far as its checkpoint says."""
+    """The inputs of the world's training, as far as its checkpoint says."""
     tokenizer: str | None = None
-    """Fingerprint of the tokenizer behind the world; None where it was trained on tokens as they came."""
+    """Fingerprint of the world's tokenizer; None if it was trained on a token source."""
     settings: dict[str, str | int | float | bool] = field(default_factory=dict)
     """How it samples, for the record."""
 
@@ -49,7 +49,7 @@ class Loaded:
 
     @property
     def identity(self) -> TokenizerIdentity | None:
-        """Which tokenizer the world speaks the tokens of, or forecasts the latents of; None where that is not known."""
+        """The tokenizer of the world's tokens or latents; None if unknown."""
         tokenizer = getattr(self.forecaster, "tokenizer", None)
         return None if self.tokenizer is None else TokenizerIdentity.of(self.tokenizer, tokenizer)
 
@@ -77,8 +77,8 @@ def load_world(
 ) -> tuple[Any, ModelCard]:
     """Build the world a path describes, in evaluation mode, on the CPU; with its card.
 
-    What was trained is fp32, because the report found bfloat16 inference to be worse (section 3.2). A frozen backbone
-    stays in the type it was trained on.
+    Trained parameters are fp32, because the report found bfloat16 inference to be worse (section 3.2). A frozen
+    backbone keeps its type.
 
     Args:
         weights: folder of the pretrained backbone, if not where the checkpoint says (worlds with adapters only).
@@ -149,7 +149,7 @@ def world_kind(card: ModelCard, folder: Path) -> WorldKind:
 
 
 def check_options(card: ModelCard, folder: Path, options: SampleOptions, *, weights: Path | None = None) -> None:
-    """Refuse what a world would ignore, before its weights are read.
+    """Refuse options that a world would ignore, before its weights are read.
 
     Raises:
         UsageError: an option of another kind of world, or one that this very world has no use for.

@@ -1,4 +1,4 @@
-"""Numbers as text: the one way the house prints a number, and an evaluation as a table for a terminal."""
+"""Numbers as text, the same everywhere, and an evaluation as a table for a terminal."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ INCOMPARABLE = (
 
 
 def format_number(value: float, unit: str) -> str:
-    """Write a number as every table of the house does: dB with two decimals, all else with three."""
+    """Write a number as in every table: dB with two decimals, all else with three."""
     return f"{value:.2f}" if unit == "dB" else f"{value:.3f}"
 
 
@@ -37,17 +37,17 @@ def duration(seconds: float) -> str:
 
 
 def judged_frames(protocol: str) -> str:
-    """What the frames of an evaluation are called: a tokenizer is judged on what it saw."""
+    """The name of an evaluation's frames: a tokenizer is evaluated on the frames it saw."""
     return "frames" if protocol == "tokenizer" else "future frames"
 
 
 def tokenizer_of(evaluation: Evaluation) -> str:
-    """Name the tokenizer that made what was scored, as every table does."""
+    """Name the tokenizer of the scored tokens or latents, as every table does."""
     return "tokenizer not recorded" if evaluation.tokenizer is None else f"tokenizer {evaluation.tokenizer}"
 
 
 def split_of(data: DataSummary) -> str:
-    """Say whether what was judged on had been trained on, as every table does."""
+    """Say whether the model was trained on the evaluated data, as every table does."""
     return {"held out": "held out", "training data": "TRAINING DATA"}.get(data.split, "not checked to be held out")
 
 

@@ -80,7 +80,7 @@ def _film(title: str, clip: int, forecasts: Forecasts, fps: float | None) -> Fil
 
 
 def _pace(num_frames: int, fps: float | None) -> tuple[float, str]:
-    """Frames per second to show, and what to say of them: short clips are slowed down by powers of two."""
+    """Frames per second to show, and a text about them: short clips are slowed down by powers of two."""
     if fps is None:
         return 10.0, "at 10 frames per second; the recorded rate is not known"
     slower = next((n for n in (1, 2, 4, 8) if num_frames * n / fps >= SHORTEST_SECONDS), 16)

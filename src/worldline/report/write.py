@@ -22,7 +22,7 @@ from worldline.schema import UsageError
 
 
 class Part(NamedTuple):
-    """What one run contributes to a section, or why it contributes nothing."""
+    """The part of one run in a section, or the reason why it has none."""
 
     run: str
     items: tuple[Any, ...]

@@ -1,4 +1,4 @@
-"""How MuJoCo is loaded and which OpenGL it draws with. Knows no robot and no scene.
+"""How MuJoCo is loaded, and which OpenGL it renders with.
 
 MuJoCo binds to its OpenGL backend when it is first imported, so the choice is made here, before that import,
 and never when a module of ours is imported.

@@ -1,8 +1,8 @@
-"""What the robot does of its own accord: a command for every frame, from a seed. Knows no picture, no file.
+"""The robot's behaviour: a command for every frame, from a seed.
 
-The trunk, the neck and the base sway all the time; each arm follows minimum-jerk moves from goal to goal:
-push an object, sweep over the table, wave, hover in view, alone or together with the other. Goals in space
-become joint angles by inverse kinematics for the moment at which the arm will be there, sway included.
+Trunk, neck and base sway all the time. Each arm follows minimum-jerk moves from goal to goal: push an object, sweep
+over the table, wave, hold still in view, alone or together with the other arm. Inverse kinematics turns a goal in space
+into joint angles for the time when the arm arrives, including the sway.
 """
 
 from collections import deque
@@ -24,10 +24,10 @@ _Point = Float64[np.ndarray, "3"]
 
 
 def random_temper(rng: Generator) -> tuple[Sway, float, float]:
-    """Draw how the robot of an episode moves: at the table (80 %), looking around (10 %) or driving about (10 %).
+    """Draw how the robot of an episode moves: at the table (80 %), looking around (10 %) or driving around (10 %).
 
-    The camera rides on all of this, so trunk and base move far less than the arms: in two thirds of a second
-    a picture should change by what the arms do more than by where the head went.
+    The camera moves with trunk and base, so these move far less than the arms: within two thirds of a second, the arms
+    should change the image more than the head does.
 
     Returns:
         sway (sines of 0.2 to 0.4 Hz and weaker ones of 0.5 to 0.8 Hz), the probability that both arms begin something
@@ -66,7 +66,7 @@ class _Arm:
 
 
 class Behaviour:
-    """A robot with a will of its own: reset the simulation to `first()`, then step it by `command()`."""
+    """The robot's own commands: reset the simulation to `first()`, then step it by `command()`."""
 
     def __init__(self, simulation: Simulation, rng: Generator) -> None:
         self._simulation, self._rng = simulation, rng
@@ -108,7 +108,7 @@ class Behaviour:
         return command.astype(np.float32)
 
     def _base_at(self, time: float) -> _Point:
-        """Where the base will be: its present place, carried on by the velocities it is going to be given."""
+        """Where the base will be: its place now, moved by the velocities that it will get."""
         x, y, heading = self._simulation.base()
         step = 1 / self._simulation.fps
         for t in np.arange(self._time, time, step):

@@ -1,7 +1,7 @@
 """Episodes of the twin -> a data set in the 1X raw layout, one episode per shard, with the physics beside it.
 
-The same config gives the same bytes, however many workers draw it: every episode has its own random numbers,
-made from the seed and its index. Knows neither the robot's parts nor what is in a room.
+The same config gives the same bytes for any number of workers: every episode has its own random numbers, made from the
+seed and its index.
 """
 
 import json
@@ -28,7 +28,7 @@ from worldline.twin.scene import Scene, random_scene
 from worldline.twin.simulation import Simulation
 
 REVISION = 4
-"""Of scenes and behaviours: to be raised whenever the same seed gives another episode."""
+"""Of scenes and behaviours: raise it whenever the same seed gives another episode."""
 RECORD = "twin.json"
 
 

@@ -1,6 +1,6 @@
-"""Which joints put the robot's hand where it should be. Knows no goal, no time.
+"""Inverse kinematics: the joint angles that bring a hand to a place.
 
-Works on a scratch copy of the state: the simulation it is made from is never moved.
+It works on a copy of the state and never changes the simulation.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The shapes of motion in time: swaying, minimum-jerk moves and waypoints. Knows no robot and no goal."""
+"""Motion over time: sway, minimum-jerk moves and waypoints."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The robot of the twin: a wheeled humanoid of primitives with EVE's kinematics. Knows no scene, no motion.
+"""The robot of the twin: a wheeled humanoid of simple shapes with EVE's kinematics.
 
 `robot.xml` is its model, for any MuJoCo viewer; joint order and names are those of the 1X data.
 

@@ -1,8 +1,8 @@
-"""Random rooms around the robot: walls, light, furniture and things to touch, as MJCF. Knows no motion.
+"""Random rooms around the robot: walls, light, furniture and objects to touch, as MJCF.
 
-Pictures are made to be learnt by small models: no shadows, flat light, muted colours that vary slowly over a
-surface and little between surfaces, and objects of 10 to 20 cm, which cover about seven pixels of a 64-pixel picture
-at arm's length. What stands out is the robot and what it touches.
+Small models can learn the images: no shadows, flat light, muted colours that vary slowly over a surface and little
+between surfaces, and objects of 10 to 20 cm, which cover about seven pixels of a 64-pixel image at arm's length. The
+robot and the objects it touches are the most visible.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The running twin: a scene, stepped by commands, seen through the robot's eyes. Knows no behaviour, no file.
+"""The running twin: a scene, stepped by commands, seen by the robot's head camera.
 
 A simulation can be stopped and resumed: `snapshot` holds the whole state of the physics, so the same commands
 after `restore` give the same numbers and pictures, and other commands give what would have happened instead.
@@ -19,7 +19,7 @@ from worldline.twin.scene import Scene
 
 NUM_JOINTS = len(JOINTS)
 SETTLING = 0.5
-"""Seconds the world is left alone after a reset, for things to settle."""
+"""Seconds without commands after a reset, so that objects come to rest."""
 
 
 class Simulation(AbstractContextManager["Simulation"]):
@@ -61,7 +61,7 @@ class Simulation(AbstractContextManager["Simulation"]):
             self._renderer = None
 
     def reset(self, command: Float32[np.ndarray, "25"] | None = None) -> None:
-        """Begin anew in the pose of `command` (default: `robot.neutral`), once objects have settled."""
+        """Start again in the pose of `command` (default: `robot.neutral`), after the objects have come to rest."""
         command = neutral() if command is None else command.copy()
         self._mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[self.places] = _angles(command)
