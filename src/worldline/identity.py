@@ -41,12 +41,9 @@ class Identity:
 
     def differing(self, found: "Identity", parts: Collection[Part] = PARTS) -> tuple[Part, ...]:
         """The parts that both know, and that are not the same."""
-
-        def differs(part: Part) -> bool:
-            a, b = getattr(self, part), getattr(found, part)
-            return None not in (a, b) and a != b
-
-        return tuple(part for part in PARTS if part in parts and differs(part))
+        both = asdict(self), asdict(found)
+        known = [part for part in PARTS if part in parts and None not in (both[0][part], both[1][part])]
+        return tuple(part for part in known if both[0][part] != both[1][part])
 
     def to_json(self) -> dict[str, str]:
         """The parts that are known."""
@@ -80,15 +77,12 @@ def refuse_another(
     differing = made.differing(found, parts)
     refused: list[Part] = [part for part in differing if part not in allowed]
     if refused:
-        named = [_named(part, made, found, (places or {}).get(part)) for part in refused]
+        named = []
+        for part in refused:
+            was, now, place = getattr(made, part)[:_SHORT], getattr(found, part)[:_SHORT], (places or {}).get(part)
+            named.append(f"{part} ({was}; {f'{place} is' if place else 'found'} {now})")
         raise UsageError(
             f"{what} was made with another {'; another '.join(named)}. Give what it was made with, or allow the "
             f"difference on purpose: --allow-different {' '.join(refused)}"
         )
     return differing
-
-
-def _named(part: Part, made: Identity, found: Identity, place: Path | str | None) -> str:
-    was, now = (getattr(one, part)[:_SHORT] for one in (made, found))
-    where = f"{place} is {now}" if place else f"found {now}"
-    return f"{part} ({was}; {where})"

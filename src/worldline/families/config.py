@@ -105,16 +105,9 @@ def resumed(found: TrainConfig, given: TrainConfig, run: RunDir) -> TrainConfig:
     Raises:
         UsageError: something else differs that decides what the run computes.
     """
-    length_and_places = {
-        "steps": given.steps,
-        "epochs": given.epochs,
-        "tokenizer": given.tokenizer,
-        "weights": given.weights,
-        "text": given.text,
-        "init_from": given.init_from,
-        "data": replace(found.data, path=given.data.path, val_path=given.data.val_path, cache=given.data.cache),
-    }
-    kept = replace(found, **length_and_places)
+    data = replace(found.data, path=given.data.path, val_path=given.data.val_path, cache=given.data.cache)
+    length_and_places = ("steps", "epochs", "tokenizer", "weights", "text", "init_from")
+    kept = replace(found, data=data, **{name: getattr(given, name) for name in length_and_places})
     of_this_call = ("max_minutes", "device", "workers", "check_memory", "allow_different")
     if replace(kept, **{name: getattr(given, name) for name in of_this_call}) != given:
         raise UsageError(f"{run.path} was started with another configuration; resume takes it from {run.config}")

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +37,7 @@ class TrainState:
 
 
 def save_checkpoint(
-    run: RunDir,
-    state: TrainState,
-    card: ModelCard,
-    *,
-    keep: int,
-    best: Best | None = None,
-    writes: bool = True,
+    run: RunDir, state: TrainState, card: ModelCard, *, keep: int, best: Best | None = None, writes: bool = True
 ) -> None:
     """Write checkpoint `state.step` atomically, note which is the best, and drop all but it and the newest `keep`.
 
@@ -54,7 +47,8 @@ def save_checkpoint(
     """
     raw = whole(changing_state(state.model), keep=writes)
     weights = whole(state.average.weights, keep=writes) if state.average else raw
-    moments, hyper = _flatten(state.optimizer.state_dict())
+    optimizer = state.optimizer.state_dict()
+    moments = {f"{i}.{name}": value for i, entry in optimizer["state"].items() for name, value in entry.items()}
     trainer = whole(moments, keep=writes)
     if not writes:
         return
@@ -65,7 +59,9 @@ def save_checkpoint(
     with new_folder(run.checkpoint(state.step)) as folder:
         write_model(folder, replace(card, step=state.step).to_json(), weights)
         save_tensors(folder / "trainer.safetensors", trainer)
-        write_json(folder / "trainer.json", {"step": state.step, "seconds": state.seconds, "groups": hyper})
+        write_json(
+            folder / "trainer.json", {"step": state.step, "seconds": state.seconds, "groups": optimizer["param_groups"]}
+        )
     if best is not None:  # before the one that was best is dropped
         write_json(run.path / "best.json", asdict(best))
     for old in run.checkpoints()[:-keep]:
@@ -107,15 +103,15 @@ def restore(run: RunDir, state: TrainState) -> None:
     tensors, source = load_tensors(folder / "trainer.safetensors"), folder / "model.safetensors"
     weights = load_tensors(source)
     if state.average:
-        state.average.weights = _spread(weights, state.average.weights, source)
+        state.average.weights = _laid(weights, state.average.weights, source)
         source = folder / "trainer.safetensors"
         weights = {name.removeprefix("raw."): value for name, value in tensors.items() if name.startswith("raw.")}
-    load_changing(state.model, _spread(weights, changing_state(state.model), source))
+    load_changing(state.model, _laid(weights, changing_state(state.model), source))
     state.optimizer.load_state_dict({"state": _moments(tensors, state.optimizer), "param_groups": trainer["groups"]})
     state.step, state.seconds = int(trainer["step"]), float(trainer["seconds"])
 
 
-def _spread(tensors: Mapping[str, Tensor], now: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _laid(tensors: Mapping[str, Tensor], now: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Whole tensors laid over the ranks as those of `now` are."""
     shapes, expected = ({name: tuple(value.shape) for name, value in group.items()} for group in (tensors, now))
     if shapes != expected:
@@ -127,11 +123,6 @@ def _spread(tensors: Mapping[str, Tensor], now: Mapping[str, Tensor], path: Path
             fix="Resume with the version of worldline and the weights the run was started with.",
         )
     return {name: laid(value, now[name]) for name, value in tensors.items()}
-
-
-def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    tensors = {f"{i}.{name}": value for i, entry in state["state"].items() for name, value in entry.items()}
-    return tensors, state["param_groups"]
 
 
 def _moments(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:

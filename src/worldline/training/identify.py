@@ -1,7 +1,6 @@
 """What a training is made with, and whether that is what it must be: known before anything costly is done."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from worldline.families.config import TrainConfig
 from worldline.families.tokenizers import fingerprint
 from worldline.files import read_json
 from worldline.formats.content import content_of
-from worldline.formats.source import Source
 from worldline.identity import Identity, Part, hash_of, refuse_another
 from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import DataError, UsageError
@@ -32,28 +30,24 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
         DataError: states or weights are not what they should be.
     """
     data, allowed = config.data, config.allow_different
-    splits = {"training": open_split(data, "train"), "validation": open_split(data, "val")}
-    given = fingerprint(config.tokenizer) if config.tokenizer else None
-    for name, (source, _) in splits.items():
-        made = Identity(tokenizer=source.tokenizer)
+    (train, trained), (val, judged) = open_split(data, "train"), open_split(data, "val")
+    given = Identity(tokenizer=fingerprint(config.tokenizer) if config.tokenizer else None)
+    places: dict[Part, Path | str | None] = {"data": train.path, "validation": val.path}
+    places |= {"tokenizer": config.tokenizer, "backbone": config.weights, "text": config.text}
+    of_train, of_val = Identity(tokenizer=train.tokenizer), Identity(tokenizer=val.tokenizer)
+    for name, source, made in (("training", train, of_train), ("validation", val, of_val)):
         what = f"the {source.kind} of the {name} data {source.path}"
-        refuse_another(
-            made, Identity(tokenizer=given), what=what, places={"tokenizer": config.tokenizer}, allowed=allowed
-        )
-    sources = [source for source, _ in splits.values()]
-    if given is None and None not in (made_by := [source.tokenizer for source in sources]):
-        train, val = (Identity(tokenizer=one) for one in made_by)
-        refuse_another(train, val, what=str(sources[0].path), places={"tokenizer": sources[1].path}, allowed=allowed)
+        refuse_another(made, given, what=what, places=places, allowed=allowed)
+    refuse_another(of_train, of_val, what=str(train.path), places={"tokenizer": val.path}, allowed=allowed)
     found = Identity(
-        data=content_of(*splits["training"]),
-        validation=content_of(*splits["validation"]),
-        split=hash_of([list(episodes) for _, episodes in splits.values()]),
+        data=content_of(train, trained),
+        validation=content_of(val, judged),
+        split=hash_of([list(trained), list(judged)]),
         pattern=hash_of([asdict(data.pattern), data.window_stride, data.image_size]),
-        tokenizer=given or sources[0].tokenizer,
+        tokenizer=given.tokenizer or train.tokenizer,
         backbone=fingerprint_backbone(config.weights) if config.weights else None,
         text=_file_hash(config.text) if config.text else None,
     )
-    places = _places(config, splits)
     if resume:
         what, made = f"the run in {run.path}", stored_identity(run)
         made = _explicit(made) if run.identity.exists() else made
@@ -81,25 +75,12 @@ def refuse_absent(config: TrainConfig, run: RunDir) -> None:
     """Say of what has moved since a run was begun by which option to give its new place. Raises `UsageError`."""
     flags = {"--data.path": config.data.path, "--data.val-path": config.data.val_path}
     flags |= {"--tokenizer": config.tokenizer, "--weights": config.weights, "--text": config.text}
-    gone = [f"{path} ({flag} PLACE)" for flag, paths in flags.items() for path in _each(paths) if not path.exists()]
+    each = ((flag, path) for flag, one in flags.items() for path in (one if isinstance(one, tuple) else (one,)))
+    gone = [f"{path} ({flag} PLACE)" for flag, path in each if path is not None and not path.exists()]
     if gone:
         raise UsageError(
             f"the run in {run.path} was made with what is not there now: {', '.join(gone)}. Give the new place of each"
         )
-
-
-def _each(paths: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
-    return () if paths is None else (paths,) if isinstance(paths, Path) else paths
-
-
-def _places(config: TrainConfig, splits: Mapping[str, tuple[Source, Sequence[int]]]) -> dict[Part, Path | str | None]:
-    return {
-        "data": splits["training"][0].path,
-        "validation": splits["validation"][0].path,
-        "tokenizer": config.tokenizer,
-        "backbone": config.weights,
-        "text": config.text,
-    }
 
 
 def _file_hash(path: Path) -> str:

@@ -21,7 +21,7 @@ def validate(
     What else is measured is the model's kind to say: `Kind.figures`, and for some `val/psnr_db` of the last frame that
     a few forecasts show.
     """
-    chosen = _spread(made.val, num_clips)
+    chosen = _evenly(made.val, num_clips)
     totals: dict[str, float] = {}
     for part in np.array_split(chosen, max(1, len(chosen) // batch_size)):
         batch = _batch(made, part, device)
@@ -30,7 +30,7 @@ def validate(
         for name, value in {"loss": loss.item(), **figures, **measured}.items():
             totals[name] = totals.get(name, 0.0) + value * len(part) / len(chosen)
     if made.kind.psnr_clips:
-        shown = made.kind.shown(made, _batch(made, _spread(made.val, made.kind.psnr_clips), device))
+        shown = made.kind.shown(made, _batch(made, _evenly(made.val, made.kind.psnr_clips), device))
         if shown is not None:
             totals["psnr_db"] = psnr(shown[1][:, -1:], shown[0][:, -1:]).mean().item()
     return {f"val/{name}": value for name, value in totals.items()}
@@ -39,7 +39,7 @@ def validate(
 @torch.no_grad()
 def sample_strip(made: Prepared, *, device: torch.device, num_clips: int = 2) -> UInt8[Tensor, "3 h w"] | None:
     """A picture for TensorBoard: real frames above what the model makes of them; None where nothing can be shown."""
-    shown = made.kind.shown(made, _batch(made, _spread(made.val, num_clips), device))
+    shown = made.kind.shown(made, _batch(made, _evenly(made.val, num_clips), device))
     return None if shown is None else strip(*shown)
 
 
@@ -47,7 +47,7 @@ def _batch(made: Prepared, numbers: np.ndarray, device: torch.device) -> Batch:
     return made.ready(stack([made.val[int(i)] for i in numbers]).to(device))
 
 
-def _spread(clips: Clips, wanted: int) -> np.ndarray:
+def _evenly(clips: Clips, wanted: int) -> np.ndarray:
     return np.unique(np.linspace(0, len(clips) - 1, min(wanted, len(clips))).round().astype(int))
 
 
