@@ -17,7 +17,7 @@ from worldline.contract import FramePattern
 from worldline.forecasting.forecaster import CopyLast, Forecaster
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.live import LiveTwin
-from worldline.forecasting.session import Session, Snapshot
+from worldline.forecasting.session import Session
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.formats.open import open_source
 from worldline.process.categorical import Sampling
@@ -380,4 +380,5 @@ def test_the_live_twin_needs_saved_physics(twin_clip: Batch, tmp_path: Path) -> 
     absent = replace(twin_clip, origins=(Origin(source="here", episode=99, start=0),) * 2)
     with pytest.raises(DataError, match="saved physics"):
         live.start_clips(absent)
-    assert isinstance(live.start_clips(twin_clip).snapshot(), Snapshot)
+    with pytest.raises(UsageError, match="25 states, not 24"):
+        live.start_clips(replace(twin_clip, states=twin_clip.states[..., :24]))

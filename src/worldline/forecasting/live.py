@@ -13,6 +13,7 @@ from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.session import Context, Step
 from worldline.schema import Batch, Forecast, UsageError
 from worldline.twin.generate import resume
+from worldline.twin.robot import LAYOUT
 from worldline.twin.simulation import Simulation
 
 OPEN = 16
@@ -35,25 +36,24 @@ class LiveTwin(CopyLast):
         """The numbers of the episodes, and the physics of each at the last frame of its context.
 
         Raises:
-            UsageError: the clips do not say where they are from.
+            UsageError: the clips do not say where they are from, or have other states than the twin.
             DataError: the folder holds no physics of such an episode.
         """
         if len(batch.origins) != len(batch):
             raise UsageError("the live twin begins in saved physics: start it from clips (`start_clips`), not frames")
-        episodes = [origin.episode for origin in batch.origins]
-        physics = []
-        for origin in batch.origins:
-            scene, _ = resume(self.root, origin.episode, origin.start + self.context_frames - 1)
-            physics.append(torch.from_numpy(scene.snapshot()))
-            self._keep(origin.episode, scene)
-        return (torch.tensor(episodes), *physics)
+        if batch.states.shape[-1] != LAYOUT.dim:
+            raise UsageError(f"the twin has {LAYOUT.dim} states, not {batch.states.shape[-1]}")
+        last = self.context_frames - 1
+        scenes = [resume(self.root, origin.episode, origin.start + last)[0] for origin in batch.origins]
+        episodes = torch.tensor([origin.episode for origin in batch.origins])
+        return (episodes, *(torch.from_numpy(scene.snapshot()) for scene in scenes))
 
     def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
         del seeds  # the truth is no matter of chance
         episodes, *physics = context
         shown, frames, after = [time - self.context_frames for time in self.times], [], []
         for episode, before, own in zip(episodes.tolist(), physics, states[:, self.context_frames :], strict=True):
-            scene = self.scenes.get(episode) or self._keep(episode, resume(self.root, episode, 0)[0])
+            scene = self._scene(episode)
             scene.restore(before.numpy())
             seen = scene.follow(own[: self.chunk_frames].numpy())
             after.append(torch.from_numpy(scene.snapshot()))
@@ -62,10 +62,12 @@ class LiveTwin(CopyLast):
         made = torch.stack(frames)[:, None].repeat(1, self.num_samples, 1, 1, 1, 1)
         return Forecast(times=self.times, frames=made), lambda: (episodes, *after)
 
-    def _keep(self, episode: int, scene: Simulation) -> Simulation:
-        while len(self.scenes) >= OPEN:
-            self.scenes.pop(next(iter(self.scenes))).close()
-        return self.scenes.setdefault(episode, scene)
+    def _scene(self, episode: int) -> Simulation:
+        if episode not in self.scenes:
+            while len(self.scenes) >= OPEN:
+                self.scenes.pop(next(iter(self.scenes))).close()
+            self.scenes[episode] = resume(self.root, episode, 0)[0]
+        return self.scenes[episode]
 
     def close(self) -> None:
         """Free the OpenGL contexts."""
