@@ -94,8 +94,7 @@ def _given(**options: Any) -> dict[str, Any]:
 def _train(config: TrainConfig, run: Path, *, resume: bool) -> TrainResult:
     with Ranks.start(config.device) as ranks, Progress() as progress:
         run = ranks.agreed(run)  # the default name holds the time, and processes start at different seconds
-        if ranks.writes:
-            say(f"run folder: {run}")
+        say(f"run folder: {run}")
         device = ranks.device(config.device)
         with ranks.first():
             if config.check_memory and ranks.writes and device.type == "cuda":

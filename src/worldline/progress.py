@@ -1,5 +1,6 @@
 """Progress bars and messages of long jobs, on stderr."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -44,5 +45,11 @@ class Progress:
 
 
 def say(message: str) -> None:
-    """Tell the user something on stderr."""
-    print(message, file=sys.stderr)
+    """Tell the user something on stderr; of several processes of a job, the first does."""
+    if speaks():
+        print(message, file=sys.stderr)
+
+
+def speaks() -> bool:
+    """Whether this process talks to the user: it is alone, or the first of those that torchrun started."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"

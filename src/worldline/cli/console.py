@@ -8,12 +8,14 @@ from dataclasses import is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from worldline.checks import InvalidValue
+from worldline.progress import speaks
 from worldline.schema import UsageError
 
 
 def show(result: dict[str, Any], *, text: str, as_json: bool) -> None:
-    """Print a verb's result: one JSON object with `as_json`, else text for people."""
-    print(json.dumps(result) if as_json else text)
+    """Print a verb's result, once for all processes of a job: one JSON object with `as_json`, else text for people."""
+    if speaks():
+        print(json.dumps(result) if as_json else text)
 
 
 def choose(arguments: list[str], names: Iterable[str], *, what: str) -> str | None:

@@ -20,7 +20,7 @@ from worldline.formats.faults import check_episodes
 from worldline.formats.open import OpenOptions
 from worldline.formats.plausible import implausible, warn
 from worldline.formats.source import Source
-from worldline.progress import Progress, say
+from worldline.progress import Progress, say, speaks
 from worldline.ranks import Ranks
 from worldline.rundir import to_json
 
@@ -93,14 +93,13 @@ class Making(Opening):
         source = self.open(self.paths)
         chosen = choose_episodes(source, self.episodes, exclude=self.exclude_episodes)
         check_episodes(source, chosen, size=self.size)
-        if os.environ.get("RANK", "0") == "0":
-            if source.left_out:
-                say(f"{source.path}: left out {summarise(source.left_out)}")
+        if source.left_out:
+            say(f"{source.path}: left out {summarise(source.left_out)}")
+        if speaks():
             warn(implausible(source, chosen))
         with Ranks.start(getattr(self, "device", "cpu")) as ranks, Progress() as progress:
             done = self.make(source, chosen, ranks, progress)
-        if ranks.writes:
-            show(to_json(type(done), done), text=str(done), as_json=self.json)
+        show(to_json(type(done), done), text=str(done), as_json=self.json)
 
     def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
         raise NotImplementedError

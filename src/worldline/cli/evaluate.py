@@ -48,6 +48,5 @@ def main(arguments: list[str]) -> None:
     job = parse(arguments)
     with Ranks.start(job.device) as ranks:
         evaluation = evaluate(job.run, job, ranks=ranks)
-    if ranks.writes:
-        table = f"{text_table(evaluation)}\n\n{out_of(job.run, job) / 'metrics.json'}"
-        show(to_json(Evaluation, evaluation), text=table, as_json=job.json)
+    table = f"{text_table(evaluation)}\n\n{out_of(job.run, job) / 'metrics.json'}"
+    show(to_json(Evaluation, evaluation), text=table, as_json=job.json)

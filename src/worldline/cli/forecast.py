@@ -39,5 +39,4 @@ def main(arguments: list[str]) -> None:
     job = parse(arguments)
     with Ranks.start(job.device) as ranks:
         written = [str(path) for path in write_forecasts(job.run, job, ranks=ranks)]
-    if ranks.writes:
-        show({"out": str(Path(written[0]).parent), "files": written}, text="\n".join(written), as_json=job.json)
+    show({"out": str(Path(written[0]).parent), "files": written}, text="\n".join(written), as_json=job.json)

@@ -143,6 +143,8 @@ class LatentWorldKind(WorldKind):
         """Raises `UsageError` for no VAE or no pretrained backbone where one is needed, or latents of another VAE."""
         if config.tokenizer is None:
             raise UsageError("a world over latents needs the VAE that makes them (--tokenizer RUN or Wan2.2's folder)")
+        text = None if config.text is None else load_text(config.text)
+        model = model if text is None else replace(model, text_rows=len(text))
         pattern, (source, chosen) = config.data.pattern, open_split(config.data, "train")
         base, vae = _base(config, model), load_vae(config.tokenizer)
         grid = source.latent_grid or vae.grid(*picture_size(config.data, source))
@@ -154,11 +156,11 @@ class LatentWorldKind(WorldKind):
         dtype = torch.bfloat16 if self.adapts(model) else torch.float32  # what is trained is fp32
         backbone = load_backbone(base, model.backbone, dtype=dtype) if base else None
         world = model.build(contract.state_kinds, pattern, backbone=backbone)
-        if config.text is not None:
-            world.set_text(load_text(config.text))
+        if text is not None:
+            world.set_text(text)
         place, vae = config.tokenizer, vae.to(pick_device(config.device)).requires_grad_(False)
         return self.prepared(
-            config,
+            replace(config, model=model),
             world,
             clips,
             contract,

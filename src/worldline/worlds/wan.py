@@ -56,7 +56,7 @@ class WanConfig(ModelConfig):
     context_latents: int = 2
     horizon_latents: int = 4
     text_rows: int = 1
-    """Rows of the prompt's encoding; the empty prompt has one."""
+    """Rows of the prompt's encoding, taken from its file; the empty prompt has one."""
     text_length: int = 512
     """Keys of the cross-attention: the prompt's rows, then rows of zeros, which are not masked (as upstream)."""
     flow: FlowConfig = field(default_factory=FlowConfig)
@@ -168,7 +168,7 @@ class WanWorld(nn.Module):
         if rows.shape != self.text.shape:
             raise UsageError(
                 f"the prompt has {rows.shape[0]} rows of {rows.shape[1]}, but the world was built for "
-                f"{self.text.shape[0]} of {self.text.shape[1]} (--model.text-rows)"
+                f"{self.text.shape[0]} of {self.text.shape[1]}"
             )
         self.text.copy_(rows)
 
