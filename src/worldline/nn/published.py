@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import inspect
 import json
 import pickle
 import re
@@ -30,6 +31,12 @@ def upstream(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UsageError(f"Wan needs {module.partition('.')[0]}: pip install 'worldline[wan]'") from error
+
+
+def full_config(content: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """The content of a diffusers `config.json`, with the defaults of its class for what it leaves out."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
+    return {name: value for name, value in (defaults | dict(content)).items() if name[0] != "_" and name != "self"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ Two layouts are read: diffusers' folder, and the original single file `Wan2.2_VA
 reader knows only the layout of Wan2.1 and fails on the latter, so its keys are renamed here. Nothing is downloaded.
 """
 
-import inspect
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from worldline.nn.published import (
     ORIGINAL_HUB_ID,
     STEM,
     check_tensors,
+    full_config,
     read_tensors,
     renamed,
     stored_tensors,
@@ -77,10 +77,9 @@ def read_config(files: list[Path]) -> WanVAEConfig:
     content = read_json(place)
     if content.get("_class_name") != _CLASS:
         raise DataError(place, expected=f"an {_CLASS}", found=repr(content.get("_class_name")), fix=_FIX)
-    defaults = {k: x.default for k, x in inspect.signature(autoencoder_class().__init__).parameters.items()}
     # `clip_output` was written by a conversion script; diffusers clips always. `attn_scales` has no effect there.
-    unread = ("self", "clip_output", *WanVAESizes().derived)
-    fields = {k: v for k, v in (defaults | content).items() if k[0] != "_" and k not in unread}
+    unread = ("clip_output", *WanVAESizes().derived)
+    fields = {k: v for k, v in full_config(content, autoencoder_class()).items() if k not in unread}
     if fields.pop("attn_scales"):
         raise DataError(place, expected="no attn_scales", found=str(content["attn_scales"]), fix=_FIX)
     fields["temporal_downsample"] = fields.pop("temperal_downsample")

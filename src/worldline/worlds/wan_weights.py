@@ -5,7 +5,6 @@ the safetensors files are compared with the configuration before any tensor is r
 download is named in a second and not after gigabytes. Needs the extra `wan`, imported only when a model is built.
 """
 
-import inspect
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,6 +19,7 @@ from worldline.nn.published import (
     STEM,
     check_tensors,
     digest,
+    full_config,
     read_tensors,
     stored_tensors,
     upstream,
@@ -181,11 +181,7 @@ def _check_config(file: Path, config: BackboneConfig) -> None:
     content = read_json(file)
     match content.get("_class_name"):
         case "WanTransformer3DModel":
-            expected = asdict(config)
-            defaults = inspect.signature(_transformer_class().__init__).parameters
-            found = {name: content.get(name, defaults[name].default) for name in expected}
-            # A field added by a later version is harmless only while it is off.
-            found |= {name: value for name, value in content.items() if name[0] != "_" and value is not None}
+            expected, found = asdict(config), full_config(content, _transformer_class())
         case "WanModel":
             expected = {name: getattr(config, ours) for name, ours in _ORIGINAL_FIELDS.items()}
             found = {name: content[name] for name in expected if name in content}
@@ -194,7 +190,8 @@ def _check_config(file: Path, config: BackboneConfig) -> None:
             raise DataError(file, expected="a WanTransformer3DModel or WanModel", found=repr(other), fix=fix)
     for name, value in found.items():
         value = tuple(value) if isinstance(value, list) else value
-        if name not in expected or value != expected[name]:
+        # A field added by a later version is harmless only while it is off.
+        if value != expected.get(name):
             wanted = f"{name} = {expected[name]}" if name in expected else f"no field {name}"
             fix = f"Give the weights of {HUB_ID}, or configure the backbone like these."
             raise DataError(file, expected=wanted, found=f"{name} = {value}", fix=fix)
