@@ -191,7 +191,9 @@ def test_python_and_config_json_refuse_the_same() -> None:
         OptimizerConfig(beta2=1.0)
     content = to_json(TrainConfig, RECIPES["compression_tiny"]())
     content["optimizer"]["clip_norm"] = -1.0
-    with pytest.raises(DataError, match=r"run/config\.json: .* OptimizerConfig\.clip_norm to be a number above 0"):
+    with pytest.raises(
+        DataError, match=r"run/config\.json: .* OptimizerConfig\.clip_norm is -1\.0, .* a number above 0"
+    ):
         from_json(TrainConfig, content, Path("run/config.json"))
     content = to_json(TrainConfig, RECIPES["compression_tiny"]())
     content["epochs"] = 3.0

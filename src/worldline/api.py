@@ -10,8 +10,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from worldline import builtin
 from worldline.checks import texts_of
 from worldline.evaluation.evaluate import EvaluateOptions
@@ -26,7 +24,7 @@ from worldline.formats.source import Source
 from worldline.launch import ResumeOptions, go_on, new_run, start
 from worldline.ranks import Ranks
 from worldline.recipes.all import RECIPES, refuse_idle
-from worldline.rundir import to_json
+from worldline.rundir import built, to_json
 from worldline.schema import UsageError
 from worldline.training.loop import TrainResult
 
@@ -44,7 +42,7 @@ def _taking(
     def wrap(function: Callable[[Place, Options], Result]) -> Callable[Concatenate[Place, Given], Result]:
         @wraps(function)
         def by_name(place: Place, *none: Given.args, **given: Given.kwargs) -> Result:
-            return function(place, _made(kind, given))
+            return function(place, built(kind, given))
 
         first, _ = inspect.signature(function).parameters.values()
         options = inspect.signature(kind).parameters.values()
@@ -55,16 +53,6 @@ def _taking(
         return by_name
 
     return wrap
-
-
-def _made(kind: Any, given: Mapping[str, Any]) -> Any:
-    """A configuration of values as a notebook gives them: paths as text, lists, parts as dictionaries."""
-    try:
-        return TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid")).validate_python((given,))[0]  # pyright: ignore[reportInvalidTypeForm]
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        raise UsageError(f"{where}: {first['msg']} (found {first['input']!r})") from error
 
 
 @_taking(OpenOptions)
@@ -139,7 +127,7 @@ def train(recipe: str | TrainConfig, *, out: str | Path | None = None, **changes
         raise UsageError(f"there is no recipe {name!r}; there are: {', '.join(RECIPES)}")
     config = RECIPES[recipe]() if isinstance(recipe, str) else recipe
     if changes:
-        changed = _made(TrainConfig, _merged(to_json(TrainConfig, config), changes))
+        changed = built(TrainConfig, _merged(to_json(TrainConfig, config), changes))
         refuse_idle(changed, config)
         config = changed
     return start(config, Path(out) if out else new_run(name))

@@ -51,18 +51,26 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; move it there when the block succeeds, remove it when it fails.
+    """Give a temporary name beside `path` for a file or a folder; what is there then moves to `path`, or is removed.
 
     Raises:
         DiskFullError: there was no room.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(temporary)
     try:
         with writing(path):
             yield temporary
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

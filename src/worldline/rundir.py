@@ -13,13 +13,13 @@
     run/report.html
 
 A model folder is `model.json` (what it is, how to build it, what data it needs, statistics of their states) and
-`model.safetensors`. Every write is atomic, so a
-folder or file that exists is complete.
+`model.safetensors`. Every write is atomic, so a folder or file that exists is complete.
 """
 
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -37,38 +37,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from worldline.checks import InvalidValue
 from worldline.files import atomic, read_json, unreadable, write_json, writing
 from worldline.schema import DataError, UsageError
 
 MODEL_FILES = ("model.json", "model.safetensors")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """Which checkpoint was best, as `best.json` says it."""
+
+    metric: str
+    step: int
+    value: float
+
+
 class RunDir:
     """Paths and small writes of one run folder."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def identity(self) -> Path:
-        return self.path / "identity.json"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.path / "evaluation"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.path / "tokenizer"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.identity = path / "config.json", path / "identity.json"
+        self.metrics = path / "metrics.jsonl"
+        self.evaluation, self.tokenizer = path / "evaluation", path / "tokenizer"
 
     def checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step_{step:07d}"
@@ -85,18 +76,18 @@ class RunDir:
         damage: DataError | None = None
         for folder in reversed(self.checkpoints()):
             try:
-                check_whole(folder, files)
+                _check_whole(folder, files)
             except DataError as error:
                 damage = damage or error
                 continue
-            if damage is not None:
+            if damage:
                 warnings.warn(f"{damage} Going on with {folder}, the newest that is whole.", stacklevel=2)
             return folder
-        if damage is not None:
+        if damage:
             raise damage
         return None
 
-    def best(self) -> "Best | None":
+    def best(self) -> Best | None:
         """The checkpoint that was best by the metric of `keep_best`, or None where none is kept."""
         path = self.path / "best.json"
         return from_json(Best, read_json(path), path) if path.exists() else None
@@ -112,7 +103,7 @@ class RunDir:
         Checkpoints of such steps are damaged, or the run would go on from them: they are put aside.
         """
         for folder in self.checkpoints():
-            if int(folder.name.removeprefix("step_")) > step:
+            if _step(folder) > step:
                 aside = folder.with_name(f"damaged_{folder.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(folder, aside)
@@ -127,34 +118,21 @@ class RunDir:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Best:
-    """Which checkpoint was best, as `best.json` says it."""
-
-    metric: str
-    step: int
-    value: float
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `path` when the block succeeds; an existing `path` is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        with writing(path):
-            yield temporary
+    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+    with atomic(path) as temporary:
+        temporary.mkdir()
+        yield temporary
         if path.exists():
-            retired = path.with_name(f".{path.name}.{os.getpid()}.old")
             os.replace(path, retired)
-            os.replace(temporary, path)
-            shutil.rmtree(retired)
-        else:
-            os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_model(folder: Path, description: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -169,19 +147,11 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def model_json(folder: Path) -> dict[str, Any]:
-    """Read `model.json` alone, as it is (`worldline.families.card` says what is in it).
-
-    Raises:
-        DataError: it is missing, damaged or of a later format.
-    """
+    """Read `model.json` as it is (see `worldline.families.card`). Raises as `read_model` does."""
     description = read_json(folder / "model.json")
-    if description.get("format") != 1:
-        raise DataError(
-            folder / "model.json",
-            expected="a model description of format 1",
-            found=f"format {description.get('format')!r}",
-            fix="Use the version of worldline that wrote it.",
-        )
+    if (found := description.get("format")) != 1:
+        fix = "Use the version of worldline that wrote it."
+        raise DataError(folder / "model.json", expected="a model of format 1", found=f"format {found!r}", fix=fix)
     return description
 
 
@@ -191,17 +161,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read safetensors. Raises `DataError` where the file is missing or damaged."""
+    """Read safetensors. Raises `DataError` where the file is missing, damaged or quantised."""
     with _intact(path):
         tensors = load_file(path)
     quantised = sorted({str(x.dtype) for x in tensors.values() if x.is_floating_point() and x.element_size() < 2})
     if quantised:
-        raise DataError(
-            path,
-            expected="weights of 16 or 32 bits",
-            found=f"{', '.join(quantised)}: quantised, and so other weights",
-            fix="Give the files that were not quantised.",
-        )
+        fix = "Give the files that were not quantised."
+        raise DataError(path, expected="weights of 16 or 32 bits", found=", ".join(quantised), fix=fix)
     return tensors
 
 
@@ -215,13 +181,13 @@ def _intact(path: Path) -> Iterator[None]:
         raise unreadable(path, expected="a safetensors file", found=str(error), fix=fix) from error
 
 
-def check_whole(folder: Path, files: Sequence[str] = MODEL_FILES) -> None:
+def _check_whole(folder: Path, files: Sequence[str]) -> None:
     """Read the JSON and the headers of safetensors. Raises `DataError` where a file is absent or cut short."""
-    for name in files:
-        if name.endswith(".json"):
-            read_json(folder / name)
+    for path in (folder / name for name in files):
+        if path.suffix == ".json":
+            read_json(path)
         else:
-            with _intact(folder / name), safe_open(folder / name, framework="pt"):
+            with _intact(path), safe_open(path, framework="pt"):
                 pass  # it compares the file's size with what the header promises
 
 
@@ -235,21 +201,18 @@ def model_folder(path: Path, checkpoint: str = "latest") -> Path:
         UsageError: the path is neither, or the run has no such checkpoint.
         DataError: no checkpoint is whole.
     """
-    run = RunDir(path)
-    if (path / "model.json").is_file():
-        if checkpoint == "latest":
-            return path
-        raise UsageError(f"{path} is one model and no run, so it has no checkpoint {checkpoint!r}")
-    there = [int(folder.name.removeprefix("step_")) for folder in run.checkpoints()]
+    run, is_model = RunDir(path), (path / "model.json").is_file()
     if checkpoint == "latest":
-        latest = run.latest()
-        if latest is None:
-            raise UsageError(f"{path} is neither a run folder with checkpoints nor a model folder (no model.json)")
-        return latest
+        if found := path if is_model else run.latest():
+            return found
+        raise UsageError(f"{path} is neither a run folder with checkpoints nor a model folder (no model.json)")
+    if is_model:
+        raise UsageError(f"{path} is one model and no run, so it has no checkpoint {checkpoint!r}")
     best = run.best()
     if checkpoint == "best" and best is None:
         raise UsageError(f"{path} kept no best checkpoint: that is what training with --keep-best METRIC does")
     step = best.step if checkpoint == "best" and best else int(checkpoint) if checkpoint.isdecimal() else None
+    there = [_step(folder) for folder in run.checkpoints()]
     if step not in there:
         raise UsageError(f"{path} has no checkpoint {checkpoint!r}; there are latest, best and steps {there}")
     return run.checkpoint(step)
@@ -260,35 +223,31 @@ def to_json(kind: Any, config: Any) -> dict[str, Any]:
     return TypeAdapter(kind).dump_python(config, mode="json")
 
 
-def from_json(kind: Any, content: Any, path: Path) -> Any:
-    """Rebuild a configuration. `path` is the file it came from, for the message.
+def built(kind: Any, given: Any) -> Any:
+    """A configuration of plain values: paths as text, lists, parts as dictionaries.
 
     Raises:
-        DataError: unknown or missing keys, or values of another type.
+        UsageError: an unknown or missing key, or a value that cannot be; names it.
     """
     try:
         # pydantic takes no `config` for a bare dataclass, but a container of one hands it down to every level.
         adapter = TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))  # pyright: ignore[reportInvalidTypeForm]
-        return adapter.validate_python((content,))[0]
-    except InvalidValue as error:
-        raise DataError(
-            path,
-            expected=f"{error.kind.__name__}.{error.field} to be {error.allowed}",
-            found=repr(error.found),
-            fix="Correct the entry.",
-        ) from error
-    except UsageError as error:
-        raise DataError(path, expected="a sound configuration", found=str(error), fix="Correct the entry.") from error
+        return adapter.validate_python((given,))[0]
     except ValidationError as error:
-        first = error.errors()[0]
+        first, others = error.errors()[0], error.error_count() - 1
         where = ".".join(str(part) for part in first["loc"][1:])
-        raise DataError(
-            path,
-            expected="a configuration this version of worldline knows",
-            found=f"{where}: {first['msg']}"
-            + (f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""),
-            fix="Correct the entry, or use the version of worldline that wrote the file.",
-        ) from error
+        found = "" if first["type"] == "missing" else f" (found {first['input']!r:.80})"
+        raise UsageError(f"{where}: {first['msg']}{found}{f' (and {others} more)' if others else ''}") from error
+
+
+def from_json(kind: Any, content: Any, path: Path) -> Any:
+    """Rebuild a configuration from the content of a file. Raises `DataError` where `built` refuses it."""
+    try:
+        return built(kind, content)
+    except UsageError as error:
+        expected = "a configuration this version of worldline knows"
+        fix = "Correct the entry, or use the version of worldline that wrote the file."
+        raise DataError(path, expected=expected, found=str(error), fix=fix) from error
 
 
 def environment() -> dict[str, str]:
@@ -316,19 +275,15 @@ def version_of(package: str) -> str:
 
 def _commit() -> str:
     """Commit of the source tree this package runs from, with a `+` where files differ from it."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe"]
+    command += ["--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return found.stdout.strip() if found.returncode == 0 else "unknown"
 
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown processor"
+    name = re.search(r"^model name\s*: (.+)", info.read_text(encoding="utf-8"), re.MULTILINE) if info.exists() else None
+    return name[1].strip() if name else platform.processor() or "unknown processor"
