@@ -349,7 +349,7 @@ def test_info_says_how_many_episodes_are_too_short_for_each_track(tmp_path: Path
 
 def test_what_is_made_from_data_says_how_they_were_read(tmp_path: Path) -> None:
     source = open_source(write_lerobot(tmp_path / "d", "v2.1", (40,)), conditioning="action")
-    converted = convert(source, tmp_path / "raw", size=16).out
+    converted = convert(source, tmp_path / "raw", size=16).folder
     raw = open_source(converted)
     tokenize(raw, small_tokenizer(), tmp_path / "tokens", fingerprint="x", episodes=[0])
     found = [reading_of(open_source(path), OpenOptions(), path, None) for path in (converted, tmp_path / "tokens")]

@@ -43,7 +43,7 @@ def _link(root: Path) -> Path:
 
 
 def _converted(root: Path) -> Path:
-    return convert(open_source(root), root.parent / "converted", size=8).out
+    return convert(open_source(root), root.parent / "converted", size=8).folder
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "vae", "tokens", "latents"])

@@ -8,7 +8,7 @@ import numpy as np
 from einops import rearrange
 
 from worldline.data.cache import Progress, frame_chunks
-from worldline.encoding.origin import origin_of, source_key
+from worldline.encoding.origin import Made, origin_of, source_key
 from worldline.formats.faults import check_episodes
 from worldline.formats.onex.write import finish_shards, shard_done, write_raw_shard
 from worldline.formats.source import Source
@@ -18,13 +18,9 @@ from worldline.schema import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertReport:
+class ConvertReport(Made):
     """What a conversion did."""
 
-    out: Path
-    episodes: int
-    already_done: int
-    """Episodes found complete from an earlier run."""
     frames: int
     bytes: int
     """Size of the whole folder."""
@@ -33,7 +29,7 @@ class ConvertReport:
 
     def __str__(self) -> str:
         left_out = f", {self.left_out} listed episodes were left out" if self.left_out else ""
-        return f"{self.out}: {self.episodes} episodes, {self.frames} frames, {self.bytes / 1e6:.1f} MB{left_out}"
+        return f"{self.folder}: {self.episodes} episodes, {self.frames} frames, {self.bytes / 1e6:.1f} MB{left_out}"
 
 
 def convert(
@@ -66,15 +62,15 @@ def convert(
         )
 
     with ranks.owning(out, claim=Claim(file="conversion.json", key=key, what="a conversion")):
-        already_done = ranks.made(numbers, make, done=partial(shard_done, out), progress=progress)
+        reused = ranks.made(numbers, make, done=partial(shard_done, out), progress=progress)
         if ranks.writes:
             noted = key | origin_of(source, numbers, size=size)
             rate = {"num_shards": len(numbers), "num_images": frames, "fps": source.fps}
             finish_shards(out, **rate, layout=source.layout, provenance=noted)
     return ConvertReport(
-        out=out,
+        folder=out,
         episodes=len(numbers),
-        already_done=already_done,
+        reused=reused,
         frames=frames,
         bytes=sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
         left_out=len(source.left_out),

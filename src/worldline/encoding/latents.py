@@ -16,8 +16,8 @@ from torch import Tensor
 from worldline.contract import FramePattern
 from worldline.data.cache import frame_chunks, frame_runs
 from worldline.data.windows import some_windows
-from worldline.encoding.origin import origin_of, source_key
-from worldline.formats.encoded import CLAIM, LatentSource, episode_done, finish, open_latents, written_episode
+from worldline.encoding.origin import Made, origin_of, source_key
+from worldline.formats.encoded import CLAIM, episode_done, finish, written_episode
 from worldline.formats.faults import check_episodes
 from worldline.formats.source import Source
 from worldline.owner import Claim
@@ -27,26 +27,18 @@ from worldline.tokenizers.tokenizer import LatentTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeReport:
-    """What was written and what was not, by this process."""
+class EncodeReport(Made):
+    """What was written and what was not."""
 
-    folder: Path
-    episodes: int
     windows: int
     episodes_too_short: int
     """Episodes without a whole window; they are in the folder but give no clip."""
-    reused: int
-    """Episodes that were there already."""
 
     def __str__(self) -> str:
         return (
             f"{self.folder}: {self.windows} windows of {self.episodes} episodes ({self.reused} were there already); "
             f"{self.episodes_too_short} episodes too short for a window"
         )
-
-    def open(self) -> LatentSource:
-        """The latents, to train on."""
-        return open_latents(self.folder)
 
 
 def encode(

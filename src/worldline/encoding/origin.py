@@ -1,12 +1,28 @@
-"""Notes about a source in a folder that was made from it."""
+"""A folder that was made of a source, and what is noted of the source in it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from worldline.data.splits import recording_of
 from worldline.formats.content import content_of
+from worldline.formats.open import open_source
 from worldline.formats.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A folder that was made of a source."""
+
+    folder: Path
+    episodes: int
+    reused: int
+    """Episodes that were there already."""
+
+    def open(self) -> Source:
+        """What was made, to train on."""
+        return open_source(self.folder)
 
 
 def source_key(source: Source, episodes: Sequence[int], *, size: int | None, tokenizer: str = "") -> dict[str, Any]:

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import frame_chunks, frame_runs
-from worldline.encoding.origin import origin_of, source_key
+from worldline.encoding.origin import Made, origin_of, source_key
 from worldline.formats.faults import check_episodes
-from worldline.formats.onex.open import open_onex
 from worldline.formats.onex.write import finish_shards, shard_done, token_shard
 from worldline.formats.source import Source
 from worldline.owner import Claim
@@ -34,19 +33,15 @@ _BLOCKS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizeReport:
+class TokenizeReport(Made):
     """What was written and what was not."""
 
-    folder: Path
-    episodes: int
     blocks: int
     frames: int
     frames_left_out: int
     """Frames behind the last whole block of every start offset, summed."""
     episodes_too_short: int
     """Episodes without two adjacent blocks; they are in the folder but give no sample."""
-    reused: int
-    """Episodes that were there already."""
 
     def __str__(self) -> str:
         return (
@@ -54,10 +49,6 @@ class TokenizeReport:
             f"{self.frames_left_out} frames behind the last whole block left out, "
             f"{self.episodes_too_short} episodes too short for a sample"
         )
-
-    def open(self) -> Source:
-        """The tokens, to train on."""
-        return open_onex(self.folder)
 
 
 def tokenize(

@@ -109,7 +109,17 @@ def join(sources: Sequence[Source]) -> Source:
     if not others:
         return first
     for other in others:
-        _refuse_differing(first, other)
+        if type(first) is not type(other):
+            raise UsageError(
+                f"{first.path} ({first.kind}) and {other.path} ({other.kind}) cannot be joined: data sets of one "
+                "format can. Bring both to one (worldline data convert)"
+            )
+        for what, one in first.alike.items():
+            if one != (two := other.alike[what]):
+                raise UsageError(
+                    f"{first.path} and {other.path} cannot be joined, they differ in {what}: {one} and {two}. "
+                    f"{_REMEDIES.get(what, 'Leave one of them out')}"
+                )
     listed = [(source, episode) for source in sources for episode in source.episodes]
     return replace(
         first,
@@ -121,20 +131,6 @@ def join(sources: Sequence[Source]) -> Source:
         places=tuple(place for source in sources for place in source.places),
         left_out=tuple(f"{source.path.name}: {line}" for source in sources for line in source.left_out),
     )
-
-
-def _refuse_differing(first: Source, other: Source) -> None:
-    if type(first) is not type(other):
-        raise UsageError(
-            f"{first.path} ({first.kind}) and {other.path} ({other.kind}) cannot be joined: data sets of one format "
-            "can. Bring both to one (worldline data convert)"
-        )
-    for what, one in first.alike.items():
-        if one != other.alike[what]:
-            raise UsageError(
-                f"{first.path} and {other.path} cannot be joined, they differ in {what}: {one} and "
-                f"{other.alike[what]}. {_REMEDIES.get(what, 'Leave one of them out')}"
-            )
 
 
 _REMEDIES = {

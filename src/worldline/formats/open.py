@@ -104,7 +104,7 @@ def _open_onex(path: Path, options: OpenOptions, report: Report) -> Source:
         raise UsageError(
             f"{path}: a 1X data set has one camera and states only; leave out camera, conditioning and state keys"
         )
-    return open_onex(path, allow_missing=options.allow_missing, report=report)
+    return open_onex(path, LeavingOut(allowed=options.allow_missing, report=report))
 
 
 FORMATS = [

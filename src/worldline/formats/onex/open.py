@@ -5,16 +5,17 @@ collects them all.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from worldline.contract import Reading
 from worldline.files import mapped, read_json, unreadable
-from worldline.formats.checks import LeavingOut, Report, adapter, leave_out_absent, raise_problem, validated
+from worldline.formats.checks import LeavingOut, Report, adapter, leave_out_absent, validated
 from worldline.formats.onex.source import OnexSource, Place, Shard, segment_runs
 from worldline.formats.source import Source
 from worldline.formats.states import ONEX_LAYOUT
@@ -120,11 +121,11 @@ def looks_like_onex(root: Path) -> bool:
     return any((root / name).exists() for name in ("metadata.json", "robot_states", "states_0.bin", "metadata_0.json"))
 
 
-def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise_problem) -> Source:
+def open_onex(root: Path, leaving: LeavingOut) -> Source:
     """Open a 1X v2.0 folder. Raises `DataError` for an unfinished, incomplete or inconsistent one."""
     folder = _Folder(root=root, nested=(root / "videos").is_dir() or (root / "robot_states").is_dir())
-    test, leaving = folder.is_test(), LeavingOut(allowed=allow_missing, report=report)
-    metadata = _metadata(folder, test, report)
+    test = folder.is_test()
+    metadata = _metadata(folder, test, leaving.report)
     meta = validated(root / "metadata.json", _Meta, metadata)
     layout = StateLayout(names=meta.state_names, kinds=meta.state_kinds)
     grid = None if folder.suffix != "bin" else COSMOS_GRID
@@ -133,14 +134,14 @@ def open_onex(root: Path, *, allow_missing: bool = False, report: Report = raise
     needed = {f"shard {i}": folder.shard(i) for i in range(meta.num_shards)}
     numbers = folder.samples(folder.suffix) if test else leave_out_absent(root, needed, leaving)
     shards = list((_samples if test else _shards)(folder, numbers, layout, grid, leaving))
-    episodes, places = _episodes(shards, grid, dict(enumerate(_noted(metadata, "recordings", list) or ())))
+    listed = list(_episodes(shards, grid, dict(enumerate(_noted(metadata, "recordings", list) or ()))))
     source = OnexSource(
         kind="1x-test" if test else "1x-raw" if grid is None else "1x-tokens",
         path=root,
         fps=meta.hz,
         layout=layout,
-        episodes=episodes,
-        places=places,
+        episodes=tuple(replace(episode, index=i) for i, (episode, _) in enumerate(listed)),
+        places=tuple(place for _, place in listed),
         grid=grid,
         context_only=test,
         tokenizer=_noted(metadata, "tokenizer", str) if grid is not None else None,
@@ -257,25 +258,14 @@ def _samples(
 
 def _episodes(
     shards: list[Shard], grid: TokenGrid | None, recordings: dict[int, Any]
-) -> tuple[tuple[Episode, ...], tuple[Place, ...]]:
+) -> Iterator[tuple[Episode, Place]]:
     """The episodes of all shards; `recordings` says what a shard was made from, where a writer of ours noted it."""
-    episodes: list[Episode] = []
-    places: list[Place] = []
     for shard in shards:
-        for name, first, length in _runs(shard):
+        test, rows = shard.segments is None, shard.num_frames
+        segments = np.zeros(rows) if shard.segments is None else mapped(shard.segments, "int32", (rows,))
+        recording = str(recordings[shard.index]) if shard.index in recordings else None
+        for first, length in zip(*(part.tolist() for part in segment_runs(segments)), strict=True):
+            name = f"sample {shard.index}" if test else f"shard {shard.index}, segment {segments[first]}"
             offset = 0 if grid is None else first % grid.block
-            recording = str(recordings[shard.index]) if shard.index in recordings else None
-            where = {"block_offset": offset, "recording": recording}
-            episodes.append(Episode(index=len(episodes), length=length, name=name, **where))
-            places.append(Place(shard, first))
-    return tuple(episodes), tuple(places)
-
-
-def _runs(shard: Shard) -> Iterator[tuple[str, int, int]]:
-    """Name, first frame and length of every episode of a shard."""
-    if shard.segments is None:
-        yield f"sample {shard.index}", 0, shard.num_frames
-        return
-    segments = mapped(shard.segments, "int32", (shard.num_frames,))
-    for first, length in zip(*(part.tolist() for part in segment_runs(segments)), strict=True):
-        yield f"shard {shard.index}, segment {segments[first]}", first, length
+            episode = Episode(index=0, length=length, name=name, block_offset=offset, recording=recording)
+            yield episode, Place(shard, first)
