@@ -44,7 +44,7 @@ def refuse(config: object, field: str, allowed: str) -> NoReturn:
 def whole(config: object, *fields: str, least: int = 1, most: int = MOST) -> None:
     """Check that fields are whole numbers from `least` to `most`. Raises `InvalidValue`."""
     for field, value in _values(config, fields):
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        if type(value) is not int or not least <= value <= most:
             end = f"of at least {least}" if most == MOST and value <= MOST else f"from {least} to {most}"
             refuse(config, field, f"{_kind(config, field, 'whole number')} {end}")
 
@@ -57,11 +57,7 @@ def number(
     above: float | int = -math.inf,
     below: float | int = math.inf,
 ) -> None:
-    """Check that fields are finite numbers from `least` to `most`, above `above` and below `below`.
-
-    Raises:
-        InvalidValue: one is not.
-    """
+    """Check that fields are finite numbers of at least `least`, above `above` and so on. Raises `InvalidValue`."""
     low = f"above {above:g}" if above >= least else f"of at least {least:g}"
     high = f" and below {below:g}" if below < math.inf else f" and at most {most:g}" if most < math.inf else ""
     for field, value in _values(config, fields):
@@ -80,18 +76,13 @@ def _kind(config: object, field: str, kind: str) -> str:
 
 
 def _values(config: object, fields: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    for field in fields:
-        for value in _flat(getattr(config, field)):
-            if value is not None:
-                yield field, value
+    return ((field, value) for field in fields for value in _flat(getattr(config, field)))
 
 
-def _flat(value: Any) -> Iterator[Any]:
+def _flat(value: Any) -> list[Any]:
     if isinstance(value, tuple | list):
-        for entry in value:
-            yield from _flat(entry)
-    else:
-        yield value
+        return [one for entry in value for one in _flat(entry)]
+    return [] if value is None else [value]
 
 
 def texts_of(kind: type) -> dict[str, str]:

@@ -3,10 +3,9 @@
     FOLDER/.owner.lock     locked while somebody writes into the folder; absent or free otherwise
     FOLDER/.owner.json     who that is, for the messages of those who may not
 
-Whatever writes a folder over minutes or days (a training, tokens, latents, a conversion, cached frames, a data set of
-the twin, an evaluation) goes through `owned`. Several ranks of one job are one owner: `Ranks.owning`. The lock is
-`flock`: it holds between processes of one machine, and between machines on NFS version 4, CephFS and Lustre with its
-option `flock`. A file system without it gets marker files instead, with a warning; these outlive a killed owner.
+Whatever writes a folder for long goes through `owned`; several ranks of one job are one owner (`Ranks.owning`). The
+lock is `flock`: it holds between processes of one machine, and between machines on NFS version 4, CephFS and Lustre
+with its option `flock`. A file system without it gets marker files and a warning; these outlive a killed owner.
 """
 
 import hashlib
@@ -22,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -30,18 +30,17 @@ from worldline.files import read_json, remove_temporaries, write_json
 from worldline.schema import DataError, UsageError
 
 LOCK, OWNER = ".owner.lock", ".owner.json"
+_OURS = {LOCK, OWNER}
 _POLL = 0.5
 """Seconds between checks of a folder that another job is writing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The inputs that decide a folder's content. They are kept there, so that two kinds of content never mix."""
+    """The inputs that decide a folder's content: `key` (values for JSON), kept there in `file`, never to be mixed."""
 
     file: str
-    """Name of the file in the folder that holds the key."""
     key: Mapping[str, Any]
-    """Values that JSON can hold."""
     what: str
     """The content, for messages (`tokens`, `latents`)."""
 
@@ -51,18 +50,14 @@ class Claim:
         return cache / f"{self.what}-{name}"
 
     def check(self, folder: Path) -> bool:
-        """Whether the folder is new, and not one to go on with.
-
-        Raises:
-            UsageError: it holds such content of another key, or something else.
-        """
+        """Whether the folder is new. Raises `UsageError` where it holds content of another key, or something else."""
         if not (folder / self.file).exists():
-            if any(path.name not in (LOCK, OWNER) for path in folder.iterdir()):
+            if any(path.name not in _OURS for path in folder.iterdir()):
                 raise UsageError(f"{folder} is not empty and was not begun by this command; choose another folder")
             return True
         found, wanted = read_json(folder / self.file), json.loads(json.dumps(self.key))  # JSON knows no tuples
         if differing := [name for name in wanted if found.get(name) != wanted[name]]:
-            shown = [f"{name}: {_short(found.get(name))} there, {_short(wanted[name])} now" for name in differing]
+            shown = [f"{name}: {short(found.get(name))} there, {short(wanted[name])} now" for name in differing]
             raise UsageError(
                 f"{folder} holds {self.what} made with another {', '.join(differing)} ({'; '.join(shown)}); "
                 "choose another folder or remove it"
@@ -72,32 +67,33 @@ class Claim:
 
 @contextmanager
 def owned(folder: Path, *, claim: Claim | None = None, wait: bool = False) -> Iterator[None]:
-    """Inside, this process alone writes into `folder`, which is made if it is absent.
-
-    If the block fails before it wrote anything, the folder is as it was: absent, if it was absent.
+    """Inside, this process alone writes into `folder`, made if absent. A failure before any write leaves it as it was.
 
     Args:
-        claim: what the folder's content depends on; kept in it, and compared where it is there already. What a killed
-            owner left half-written in such a folder is removed.
-        wait: until another owner has finished, instead of refusing. For caches, where both want the same.
+        claim: what the folder's content depends on: kept in it, or compared; what killed owners left is removed.
+        wait: for another owner instead of refusing, as for caches, where both want the same.
 
     Raises:
-        UsageError: another process owns the folder (says which), or it holds something else than `claim` says.
+        UsageError: another process owns the folder, or it holds something else than `claim` says.
     """
     folder = Path(os.path.abspath(folder))  # a block may change the working directory
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = _locked(folder, wait)
-    new = False
+    lock, new = _locked(folder, wait), False
     try:
-        write_json(folder / OWNER, _me())
-        if claim is not None:
+        command, since = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "command": command}
+        write_json(folder / OWNER, me)
+        if claim:
             if new := claim.check(folder):
                 write_json(folder / claim.file, dict(claim.key))
             remove_temporaries(folder)
         yield
     except BaseException:
-        if claim is not None and new:
-            _empty(folder, (LOCK, OWNER, claim.file))
+        # Nothing but empty folders was written: the claim goes too.
+        if claim and new and all(path.is_dir() or path.name in _OURS | {claim.file} for path in folder.rglob("*")):
+            for path in filter(Path.is_dir, folder.iterdir()):
+                shutil.rmtree(path)
+            (folder / claim.file).unlink(missing_ok=True)
         raise
     finally:
         (folder / OWNER).unlink(missing_ok=True)
@@ -111,12 +107,12 @@ def owned(folder: Path, *, claim: Claim | None = None, wait: bool = False) -> It
 
 def _locked(folder: Path, wait: bool) -> FileLock:
     """The lock of a folder, taken."""
-    told = False
+    patience = 0
     while True:
         lock = FileLock(folder / LOCK)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=-1 if told else 0, poll_interval=_POLL)
+            lock.acquire(timeout=patience, poll_interval=_POLL)
             return lock
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"{folder} is a file, or lies below one; choose another folder") from None
@@ -127,33 +123,11 @@ def _locked(folder: Path, wait: bool) -> FileLock:
                 text = f"{folder} is in use by {_owner(folder)}; wait for it to end, or choose another folder"
                 raise UsageError(text) from None
             warnings.warn(f"waiting for {_owner(folder)}, which is filling {folder}", stacklevel=4)
-            told = True
-
-
-def _empty(folder: Path, ours: tuple[str, ...]) -> None:
-    """Remove a folder's claim and the empty folders in it, where nothing else was written."""
-    if all(path.is_dir() or path.name in ours for path in folder.rglob("*")):
-        for path in filter(Path.is_dir, folder.iterdir()):
-            shutil.rmtree(path)
-        (folder / ours[-1]).unlink(missing_ok=True)
-
-
-def _me() -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
+            patience = -1
 
 
 def _owner(folder: Path) -> str:
     try:
-        owner = read_json(folder / OWNER)
-        return "process {pid} on {host} since {since} ({command})".format(**owner)
+        return "process {pid} on {host} since {since} ({command})".format(**read_json(folder / OWNER))
     except (DataError, KeyError):  # it has not said so yet, or no longer
         return "another process"
-
-
-def _short(value: Any) -> str:
-    return text if len(text := json.dumps(value)) <= 40 else f"{text[:37]}..."

@@ -54,13 +54,9 @@ class Ranks:
         if not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             raise UsageError(f"WORLD_SIZE is {world_size}, but torchrun did not start this process; unset it, or do so")
         rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-        on_gpu = pick_device(device).type == "cuda"
-        if on_gpu:
-            if local_rank >= torch.cuda.device_count():
-                raise UsageError(
-                    f"there are {torch.cuda.device_count()} GPUs on this machine, but more processes; "
-                    "give torchrun --nproc-per-node as many as there are GPUs"
-                )
+        if on_gpu := pick_device(device).type == "cuda":
+            if local_rank >= (gpus := torch.cuda.device_count()):
+                raise UsageError(f"more processes than this machine's {gpus} GPUs; lower torchrun --nproc-per-node")
             torch.cuda.set_device(local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
         patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
@@ -80,23 +76,17 @@ class Ranks:
 
     def share(self, batch_size: int) -> int:
         """Clips of a batch that fall to each rank. Raises `UsageError` if the batch does not divide."""
-        if batch_size % self.world_size:
-            fits = max(1, batch_size // self.world_size) * self.world_size
-            raise UsageError(
-                f"a batch of {batch_size} clips does not divide among {self.world_size} processes; "
-                f"give for example --batch-size {fits}"
-            )
-        return batch_size // self.world_size
+        share, rest = divmod(batch_size, self.world_size)
+        if rest:
+            fits = f"give for example --batch-size {max(1, share) * self.world_size}"
+            raise UsageError(f"a batch of {batch_size} clips does not divide among {self.world_size} processes; {fits}")
+        return share
 
     # --- agree ---
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """Rank 0 runs the block before the others, so that they find the caches it filled.
-
-        Raises:
-            OtherRankError: this is not rank 0, and rank 0 failed.
-        """
+        """Rank 0 runs the block before the others, who find its caches, or raise `OtherRankError` where it failed."""
         failure = None
         try:
             if self.rank > 0 and (told := self.agreed(None)) is not None:
@@ -111,11 +101,9 @@ class Ranks:
 
     @contextmanager
     def owning(self, folder: Path, *, claim: Claim | None = None, wait: bool = False) -> Iterator[None]:
-        """Inside, the ranks of this job alone write into the folder: rank 0 owns it (see `owned`) until all are done.
+        """Inside, the ranks of this job alone write into the folder: rank 0 owns it until all are done.
 
-        Raises:
-            UsageError: on rank 0, as `owned`.
-            OtherRankError: on the others, where rank 0 was refused.
+        Raises what `owned` does on rank 0, and `OtherRankError` on the others.
         """
         with ExitStack() as stack:
             with self.first():
@@ -164,8 +152,8 @@ class Ranks:
         try:
             dist.all_gather_object(values, value, group=self.patient)
         except RuntimeError as error:  # a collective that lost a connection
-            reason = str(error).splitlines()[0]
-            raise OtherRankError(f"another process of this job has ended, see its own message ({reason})") from error
+            said = str(error).splitlines()[0]
+            raise OtherRankError(f"another process of this job has ended, see its own message ({said})") from error
         return values
 
     def mean(self, figures: dict[str, float]) -> dict[str, float]:
@@ -181,9 +169,8 @@ class Ranks:
     def place(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Move a model that is whole and the same on every rank to the device, sharded if there are several ranks.
 
-        A model is built on the CPU by every rank, and goes to the GPU block by block: no GPU ever holds it whole. In
-        one block frozen parameters may be of another type than trainable ones (a bfloat16 base under fp32 adapters);
-        trainable ones must be of one type, and no parameter may be a scalar.
+        It goes there block by block: no GPU ever holds it whole. In one block frozen parameters may be of another type
+        than trainable ones (a bfloat16 base under fp32 adapters); trainable ones must be of one type, none a scalar.
         """
         if self.world_size == 1:
             return model.to(device)
@@ -192,7 +179,13 @@ class Ranks:
 
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP takes no other layout; a VAE may lie channels last
-        mesh, empty = init_device_mesh(device.type, (self.world_size,)), _set_aside_empty(model, device)
+        # FSDP cannot reduce parameters without elements: they stay as they are.
+        empty = {parameter for parameter in model.parameters() if parameter.numel() == 0}
+        for parameter in empty:
+            parameter.data = parameter.data.to(device)
+            if parameter.requires_grad:  # a plain gradient among sharded ones would be refused by the optimizer
+                parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+        mesh = init_device_mesh(device.type, (self.world_size,))
         for block in shards_of(model):
             fully_shard(block, mesh=mesh, ignored_params=empty)
         # The root stays gathered between an entry's return and its backward pass, or the next step of a generator.
@@ -213,25 +206,14 @@ class Ranks:
 def shards_of(model: nn.Module) -> list[nn.Module]:
     """The blocks of a model that are gathered one at a time; all outside them is gathered together.
 
-    They are what the model names in `shards` (inner blocks before those that hold them); without it, the elements of
-    its own `nn.ModuleList`s of two and more. A block must be run by calling it, and must not write into lists it is
-    given, since gradients are tracked through copies of these: diffusers' VAE does, so lists further in are left alone.
+    They are what the model names in `shards` (inner blocks before those that hold them), or the elements of its own
+    `nn.ModuleList`s of two and more. A block must be run by calling it, and must not write into lists it is given,
+    since gradients are tracked through copies of these: diffusers' VAE does, so lists further in are left alone.
     """
-    named = getattr(model, "shards", None)
-    if named is not None:
+    if (named := getattr(model, "shards", None)) is not None:
         return list(named)
     lists = [child for child in model.children() if isinstance(child, nn.ModuleList) and len(child) > 1]
     return [block for blocks in lists for block in blocks]
-
-
-def _set_aside_empty(model: nn.Module, device: torch.device) -> set[nn.Parameter]:
-    """Parameters without elements, which FSDP cannot reduce: they stay as they are, and get no gradient."""
-    empty = {parameter for parameter in model.parameters() if parameter.numel() == 0}
-    for parameter in empty:
-        parameter.data = parameter.data.to(device)
-        if parameter.requires_grad:  # a plain gradient among sharded ones would be refused by the optimizer
-            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    return empty
 
 
 def gathered(tensor: Tensor) -> Tensor:
@@ -241,10 +223,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def whole(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Gather tensors on the CPU one by one, so that they need not fit a GPU together.
-
-    Every rank must call it with the same names. Those with `keep` False take part, and get nothing.
-    """
+    """Gather tensors on the CPU one by one. Every rank must call it; those with `keep` False get nothing."""
     kept = {}
     for name, tensor in tensors.items():
         value = gathered(tensor)

@@ -10,8 +10,9 @@ Settings of the user stay. This file loads only the standard library.
 
 import math
 import os
+import re
 import sys
-from collections.abc import Iterable, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
@@ -19,6 +20,8 @@ WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIM
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 CHOSEN = "WORLDLINE_NUM_THREADS"
 """Our own choices for this process, not the user's: processes that it starts choose again."""
+_VERSION_1, _VERSION_2 = ("cpu.cfs_quota_us", "cpu.cfs_period_us"), ("cpu.max",)
+"""Files of a control group that hold the time it may run, and in how much."""
 
 
 def choose(environment: MutableMapping[str, str] | None = None) -> None:
@@ -57,37 +60,22 @@ def allowed_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int:
 def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
     """Processors' worth of time that control groups grant, the least of all groups around; None without a limit."""
     quotas = []
-    for line in (_read(membership) or "").splitlines():
+    for line in _read(membership).splitlines():
         _, controllers, group = line.split(":", 2)
-        if not controllers:  # version 2, alone or beside version 1
-            for folder in _around([root, root / "unified"], group):
-                quotas.append(_share(*(_read(folder / "cpu.max") or "max").split()))
-        elif "cpu" in controllers.split(","):
-            for folder in _around([root / controllers, root / "cpu"], group):
-                names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-                quotas.append(_share(*(_read(folder / name) or "max" for name in names)))
-    return min((quota for quota in quotas if quota is not None), default=None)
+        places = {root: _VERSION_2, root / "unified": _VERSION_2}  # alone, or beside version 1
+        if controllers:
+            places = {root / name: _VERSION_1 for name in (controllers, "cpu") if "cpu" in controllers.split(",")}
+        for place, files in places.items():
+            inner = place / group.lstrip("/")  # in a container it may be the host's name: then the root counts
+            for folder in (inner, *inner.parents[: len(inner.parts) - len(place.parts)]):
+                # Without a limit, version 2 says `max` and version 1 says -1.
+                if granted := re.fullmatch(r"([1-9]\d*) ([1-9]\d*)", " ".join(_read(folder / file) for file in files)):
+                    quotas.append(int(granted[1]) / int(granted[2]))
+    return min(quotas, default=None)
 
 
-def _around(roots: Iterable[Path], group: str) -> Iterable[Path]:
-    """The group's folder and those around it. In a container the name may be the host's: then the root counts."""
-    for root in roots:
-        inner = root / group.lstrip("/")
-        yield inner
-        yield from (folder for folder in inner.parents if folder.is_relative_to(root))
-
-
-def _share(quota: str, period: str = "100000") -> float | None:
-    """Version 2 says `max` where there is no limit, version 1 says -1."""
-    try:
-        microseconds, of = int(quota), int(period)
-    except ValueError:
-        return None
-    return microseconds / of if microseconds > 0 and of > 0 else None
-
-
-def _read(file: Path) -> str | None:
+def _read(file: Path) -> str:
     try:
         return file.read_text().strip()
     except (OSError, UnicodeDecodeError):
-        return None
+        return ""
