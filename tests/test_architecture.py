@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,19 @@ def test_help_does_not_load_pytorch(tmp_path: Path) -> None:
     done = _python(HELP, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "usage: worldline VERB" in done.stdout
+
+
+def test_only_families_and_recipes_name_the_classes_of_a_track() -> None:
+    """Others know the protocols in `tokenizers/tokenizer.py` and `worlds/world.py`; `cli/text.py` is Wan's alone."""
+    named: dict[str, set[str]] = {}
+    for path in FILES:
+        place = path.relative_to(PACKAGE)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                found = re.fullmatch(r"worldline\.(tokenizers|worlds)\.(?!tokenizer$|world$)(\w+)", node.module)
+                if found and place.parts[0] not in ("families", "recipes", "tokenizers", "worlds"):
+                    named.setdefault(str(place), set()).add(found[0])
+    assert named == {"cli/text.py": {"worldline.worlds.wan_text"}}
 
 
 def test_every_file_says_what_it_is_and_packages_define_nothing() -> None:

@@ -20,6 +20,7 @@ import torch
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips
 from worldline.families.card import describe_model
+from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
 from worldline.files import atomic, remove_temporaries
 from worldline.formats.content import content_of
@@ -28,7 +29,6 @@ from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import environment, to_json, version_of
 from worldline.schema import UsageError
-from worldline.worlds.wan_weights import fingerprint_backbone
 
 PARTS = "metrics.parts"
 _LIBRARIES = ("torch", "numpy", "av", "torchmetrics", "diffusers", "transformers", "peft")
@@ -122,7 +122,8 @@ def made_from(
 
 def _model(folder: Path, weights: Path | None) -> list[Any]:
     card = describe_model(folder)
-    backbone = None if card.base is None else fingerprint_backbone(weights or card.base.path)
+    base = card.base
+    backbone = None if base is None else kind_of(card.config).backbone_fingerprint(weights or base.path)
     return [replace(card, base=None).to_json(), fingerprint(folder), backbone]
 
 

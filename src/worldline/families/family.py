@@ -99,6 +99,10 @@ class Kind:
         """Real frames of a few clips, and the model's; None where nothing can be shown."""
         raise NotImplementedError
 
+    def backbone_fingerprint(self, path: Path) -> str:
+        """Identity of the pretrained weights at a path (`weights` of a run)."""
+        raise NotImplementedError
+
     # --- for planning: sizes without data or weights ---
 
     def expected(self, config: TrainConfig, model: Any) -> Contract:

@@ -111,6 +111,9 @@ class LatentWorldKind(WorldKind):
     def adapts(self, model: WanConfig) -> bool:
         return model.lora is not None
 
+    def backbone_fingerprint(self, path: Path) -> str:
+        return fingerprint_backbone(path)
+
     def build(self, model: WanConfig, contract: Contract | None) -> WanWorld:
         assert contract is not None, "a world is built for data"
         return model.build(contract.state_kinds, contract.pattern)
@@ -132,7 +135,7 @@ class LatentWorldKind(WorldKind):
                 f"the backbone under the adapters in {folder} was at {place} when they were trained, and is not there "
                 "now; give its new place (--weights DIR)"
             )
-        found = Identity(backbone=fingerprint_backbone(place))
+        found = Identity(backbone=self.backbone_fingerprint(place))
         refuse_another(card.identity, found, what=f"the world in {folder}", places={"backbone": place}, allowed=allowed)
         backbone = load_backbone(place, model.backbone)
         return model.build(card.promise.state_kinds, card.promise.pattern, backbone=backbone)

@@ -7,13 +7,13 @@ from pathlib import Path
 from worldline.data.clips import open_split
 from worldline.families.card import describe_model
 from worldline.families.config import TrainConfig
+from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
 from worldline.files import read_json
 from worldline.formats.content import content_of
 from worldline.identity import Identity, Part, hash_of, refuse_another
 from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import DataError, UsageError
-from worldline.worlds.wan_weights import fingerprint_backbone
 
 _OF_A_WORLD: tuple[Part, ...] = ("tokenizer", "backbone", "text")
 """What a world cannot do with another of, while its weights may well go on with other data."""
@@ -45,7 +45,7 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
         split=hash_of([list(trained), list(judged)]),
         pattern=hash_of([asdict(data.pattern), data.window_stride, data.image_size]),
         tokenizer=given.tokenizer or train.tokenizer,
-        backbone=fingerprint_backbone(config.weights) if config.weights else None,
+        backbone=kind_of(config.model).backbone_fingerprint(config.weights) if config.weights else None,
         text=_file_hash(config.text) if config.text else None,
     )
     if resume:
