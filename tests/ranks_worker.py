@@ -33,6 +33,7 @@ from worldline.files import read_json, write_json
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.forecasts import write_forecasts
 from worldline.formats.open import open_source
+from worldline.nn.adaln import StateOptions
 from worldline.nn.load import changing_state
 from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.process.categorical import Sampling

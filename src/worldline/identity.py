@@ -42,7 +42,7 @@ class Identity:
     def differing(self, found: "Identity", parts: Collection[Part] = PARTS) -> tuple[Part, ...]:
         """The parts that both know, and that are not the same."""
         both = asdict(self), asdict(found)
-        known = [part for part in PARTS if part in parts and None not in (both[0][part], both[1][part])]
+        known: list[Part] = [part for part in PARTS if part in parts and None not in (both[0][part], both[1][part])]
         return tuple(part for part in known if both[0][part] != both[1][part])
 
     def to_json(self) -> dict[str, str]:
