@@ -260,7 +260,7 @@ def judge(
     alone = Autoencoder(context=0, predicted=times, tokenizer=tokenizer, grid=grid)
     amount = Amount(num_clips=5, batch_size=2)
     pair, block = (
-        Clips(source, source_windows(source, window=window, stride=17), pattern=FramePattern.consecutive(window))
+        Clips(source, source_windows(source, window=window, stride=17), pattern=FramePattern(window=window))
         for window in (34, 17)
     )
     judged = {

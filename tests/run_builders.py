@@ -13,7 +13,7 @@ from worldline.families.config import TrainConfig
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.rundir import write_model
 
-NINE = FramePattern.consecutive(9)
+NINE = FramePattern(window=9)
 
 
 def run_of(root: Path, kind: str, **data: object) -> TrainConfig:

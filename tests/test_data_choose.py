@@ -28,7 +28,7 @@ from worldline.formats.open import OpenOptions, open_source, reading_of
 from worldline.rundir import from_json, to_json
 from worldline.schema import UsageError
 
-EIGHT = FramePattern.consecutive(8)
+EIGHT = FramePattern(window=8)
 
 
 def renamed(root: Path, names: dict[str, str]) -> Path:
@@ -240,7 +240,7 @@ def test_data_sets_that_differ_are_not_joined(tmp_path: Path) -> None:
 
 
 def test_latents_are_joined_where_they_are_of_one_vae_and_pattern(tmp_path: Path) -> None:
-    source, nine = open_source(write_squares(tmp_path / "squares", 3, length=20)), FramePattern.consecutive(9)
+    source, nine = open_source(write_squares(tmp_path / "squares", 3, length=20)), FramePattern(window=9)
 
     def encoded(name: str, *episodes: int, by: str = "y") -> Path:
         how: dict[str, Any] = {"pattern": nine, "window_stride": 9}
@@ -305,7 +305,7 @@ AS_ACTED = Contract(
     state_names=("action.0", "action.1"),
     state_kinds=("angle", "angle"),
     source_kind="lerobot-v2.1",
-    pattern=FramePattern.consecutive(10),
+    pattern=FramePattern(window=10),
 )
 
 

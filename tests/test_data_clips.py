@@ -26,7 +26,7 @@ from worldline.schema import Batch, Clip, DataError, UsageError, join
 
 
 def _config(root: Path, **changes: object) -> DataConfig:
-    config = DataConfig(path=root, pattern=FramePattern.consecutive(8), window_stride=4, image_size=16)
+    config = DataConfig(path=root, pattern=FramePattern(window=8), window_stride=4, image_size=16)
     return replace(config, **changes)
 
 
@@ -67,7 +67,7 @@ def test_splits_share_no_episode(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="selects none of its 3 episodes"):
         open_clips(replace(config, train_episodes="3:"), "train")
     with pytest.raises(UsageError, match="no window of 60 frames in the 2 train episodes, which have 40 to 50 frames"):
-        open_clips(replace(config, pattern=FramePattern.consecutive(60)), "train")
+        open_clips(replace(config, pattern=FramePattern(window=60)), "train")
 
 
 @pytest.mark.parametrize("kind", ["lerobot", "1x"])

@@ -16,9 +16,7 @@ from worldline.schema import DataError
 
 def test_onex_layout_is_the_one_of_the_data_card() -> None:
     assert ONEX_LAYOUT.dim == len(set(ONEX_LAYOUT.names)) == 25
-    assert ONEX_LAYOUT.where("angle") == tuple(range(21))
-    assert ONEX_LAYOUT.where("binary") == (21, 22)
-    assert ONEX_LAYOUT.where("velocity") == (23, 24)
+    assert ONEX_LAYOUT.kinds == ("angle",) * 21 + ("binary",) * 2 + ("velocity",) * 2
     assert ONEX_LAYOUT.names[6] == "LEFT_SHOULDER_PITCH"
     assert ONEX_LAYOUT.names[19] == "RIGHT_WRIST_ROLL"
     assert ONEX_LAYOUT.names[20] == "NECK_PITCH"

@@ -39,7 +39,7 @@ def test_real_shard_gives_the_published_counts(shard_0: np.ndarray, tmp_path: Pa
 def test_real_shard_with_tokens_gives_whole_samples(shard_0: np.ndarray, tmp_path: Path) -> None:
     source = open_source(write_tokens(tmp_path / "t", shard_0))
     index = source_windows(source, window=34, stride=34)
-    clips = Clips(source, index, pattern=FramePattern.consecutive(34))
+    clips = Clips(source, index, pattern=FramePattern(window=34))
     assert len(clips) == 3_076
     firsts, _ = segment_runs(shard_0)
     for i in (0, 1_000, 3_075):
@@ -84,7 +84,7 @@ def test_segment_runs_keep_one_frame_segments_and_repeated_numbers() -> None:
 def test_patterns_take_the_frames_of_the_report() -> None:
     assert FramePattern.report_77().frames == (*range(0, 77, 4), 76)
     assert len(FramePattern.report_77().frames) == 21
-    assert FramePattern.consecutive(34).frames == tuple(range(34))
+    assert FramePattern(window=34).frames == tuple(range(34))
     assert FramePattern(window=9, stride=3).frames == (0, 3, 6)
 
 

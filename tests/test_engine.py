@@ -34,7 +34,7 @@ def tables() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
     place = write_squares(tmp_path_factory.mktemp("squares"), 3, length=34)
-    return open_clips(DataConfig(path=place, pattern=FramePattern.consecutive(34)), "val")
+    return open_clips(DataConfig(path=place, pattern=FramePattern(window=34)), "val")
 
 
 def _scored(clips: Clips, out: Path) -> tuple[Evaluation, str, str]:

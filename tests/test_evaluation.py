@@ -49,7 +49,7 @@ CONTRACT = Contract(
     state_names=TWO_JOINTS.names,
     state_kinds=TWO_JOINTS.kinds,
     source_kind="1x-raw",
-    pattern=FramePattern.consecutive(34),
+    pattern=FramePattern(window=34),
 )
 CLIPS = 4
 
@@ -193,7 +193,7 @@ class _Case:
 
 
 def _clips(source: Any) -> Clips:
-    return Clips(source, source_windows(source, window=34, stride=34), pattern=FramePattern.consecutive(34))
+    return Clips(source, source_windows(source, window=34, stride=34), pattern=FramePattern(window=34))
 
 
 def _means(evaluation: Evaluation) -> dict[str, dict[str, float]]:
@@ -596,7 +596,7 @@ def test_other_data_are_read_as_the_runs_own_in_all_but_their_place(tmp_path: Pa
 
 
 def test_held_out_windows_share_no_frame(tmp_path: Path) -> None:
-    short = replace(CONTRACT, pattern=FramePattern.consecutive(17))
+    short = replace(CONTRACT, pattern=FramePattern(window=17))
     clips = held_out(tmp_path, short, DataChoice(data=write_raw(tmp_path / "raw", lengths=(40, 36))))
     places = [(int(e), int(s)) for e, s in zip(clips.windows.episode, clips.windows.start, strict=True)]
     assert places == [(0, 0), (0, 17), (1, 0), (1, 17)]
@@ -670,7 +670,7 @@ def test_copy_last_stands_still() -> None:
 
 def _blocks(case: _Case) -> Clips:
     source = _memory(case.states, frames=case.frames)
-    return Clips(source, source_windows(source, window=17, stride=17), pattern=FramePattern.consecutive(17))
+    return Clips(source, source_windows(source, window=17, stride=17), pattern=FramePattern(window=17))
 
 
 def _reconstructed(case: _Case, clips: Clips, out: Path, *, device: torch.device = torch.device("cpu")) -> Evaluation:  # noqa: B008

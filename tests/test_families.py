@@ -81,7 +81,7 @@ class FadeKind(WorldKind):
         return Fade(model)
 
     def prepare(self, config: TrainConfig, model: FadeConfig, ranks: Ranks, progress: Progress) -> Prepared:
-        data = replace(config.data, pattern=FramePattern.consecutive(model.context + model.horizon))
+        data = replace(config.data, pattern=FramePattern(window=model.context + model.horizon))
         clips = open_clips(data, "train", ranks=ranks), open_clips(data, "val", ranks=ranks)
         contract = contract_with(clips[0].source, data, None, data.pattern)
         return self.prepared(config, self.build(model, contract), clips, contract)
@@ -107,7 +107,7 @@ class FadeKind(WorldKind):
         return world.forecast(batch.frames[:, world.config.context - 1])
 
     def expected(self, config: TrainConfig, model: FadeConfig) -> Contract:
-        return expected_contract(None, FramePattern.consecutive(model.context + model.horizon), 16)
+        return expected_contract(None, FramePattern(window=model.context + model.horizon), 16)
 
 
 @pytest.fixture

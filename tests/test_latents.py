@@ -81,7 +81,7 @@ def test_a_window_on_disk_is_what_the_vae_makes_of_it_now(place: Path) -> None:
 
 def test_every_window_is_there_and_no_other(place: Path) -> None:
     encoded = latents_of(place / "encoded")
-    clips = Clips(encoded, source_windows(encoded, window=77, stride=8), pattern=FramePattern.consecutive(77))
+    clips = Clips(encoded, source_windows(encoded, window=77, stride=8), pattern=FramePattern(window=77))
     assert [(c.origin.episode, c.origin.start) for c in clips] == [(e, s) for e in range(3) for s in (0, 8, 16)]
     with pytest.raises(UsageError, match="77 frames at multiples of 8, not of 77 at 4"):
         encoded.read(0, 4, 81)
@@ -243,9 +243,7 @@ def test_a_seed_means_the_same_forecast_whatever_the_batch(run: Path, place: Pat
 
 
 def test_the_future_does_not_leak_into_a_forecast(run: Path, place: Path) -> None:
-    clips = open_clips(
-        DataConfig(path=place / "val", train_episodes="0:0", pattern=FramePattern.consecutive(77)), "val"
-    )
+    clips = open_clips(DataConfig(path=place / "val", train_episodes="0:0", pattern=FramePattern(window=77)), "val")
     clip = clips[0]
     assert clip.frames is not None
     forecaster = forecaster_of(run)

@@ -72,7 +72,7 @@ def _tokenizer(kind: str) -> Path | None:
 def _run(model: ModelConfig, **changes: object) -> TrainConfig:
     place = _tokenizer(model.kind)
     run = replace(world_run(NOWHERE, NOWHERE, NOWHERE), model=model, tokenizer=place, device="auto")
-    pattern = FramePattern.consecutive(5) if isinstance(model, WanVAEConfig) else PATTERN
+    pattern = FramePattern(window=5) if isinstance(model, WanVAEConfig) else PATTERN
     data = replace(run.data, pattern=pattern, cache=NOWHERE)  # so that no step encodes frames
     return replace(run, **{"data": data, **changes})  # pyright: ignore[reportArgumentType]
 

@@ -585,7 +585,7 @@ def test_a_run_and_a_checkpoint_of_it_say_what_they_are(tmp_path: Path) -> None:
     contract = card.promise
     assert contract.state_names == ("elbow", "gripper")
     assert contract.grid == TokenGrid(height=2, width=2, vocab_size=8)
-    assert contract.pattern == FramePattern.consecutive(34)
+    assert contract.pattern == FramePattern(window=34)
     assert (contract.fps, contract.source_kind, card.step) == (30.0, "1x-tokens", 4)
 
 

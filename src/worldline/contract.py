@@ -31,11 +31,6 @@ class FramePattern:
         whole(self, "repeat_last", least=0, most=MOST_FRAMES)
 
     @staticmethod
-    def consecutive(window: int) -> "FramePattern":
-        """All frames of a window, for example 17 + 17."""
-        return FramePattern(window=window)
-
-    @staticmethod
     def report_77() -> "FramePattern":
         """77 frames -> 21: 0, 4, ..., 72, 76 and 76 again, as the winning team took them for a causal VAE."""
         return FramePattern(window=77, stride=4, repeat_last=1)

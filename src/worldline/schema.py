@@ -1,7 +1,7 @@
 """The nouns of worldline and the contract of what is in them. Knows no file format and no model.
 
-What one recording holds (`Episode`), a window of it (`Clip`), clips stacked for a model (`Batch`), and what a
-model predicts (`Forecast`). Every source, loader, tokenizer, world and metric speaks in these terms:
+One recording (`Episode`), a window of it (`Clip`), clips stacked for a model (`Batch`), and what a model predicts
+(`Forecast`). Every source, loader, tokenizer, world and metric speaks in these terms:
 
 | key      | dtype   | shape         | range, unit                                                              |
 |----------|---------|---------------|--------------------------------------------------------------------------|
@@ -103,9 +103,7 @@ class LatentGrid:
     def latents_of(self, num_frames: int) -> int:
         """Latent frames of a clip. Raises `UsageError` unless `num_frames` is 1 + a multiple of the stride."""
         if num_frames < 1 or (num_frames - 1) % self.temporal_stride:
-            raise UsageError(
-                f"{num_frames} frames do not fit this VAE: it takes 1 + a multiple of {self.temporal_stride}"
-            )
+            raise UsageError(f"{num_frames} frames do not fit this VAE: it takes 1 + k * {self.temporal_stride}")
         return 1 + (num_frames - 1) // self.temporal_stride
 
 
@@ -115,7 +113,7 @@ StateKind = Literal["angle", "velocity", "binary", "other"]
 
 @dataclass(frozen=True, kw_only=True)
 class StateLayout:
-    """Which entries of a state vector are what. The conditioning of the worlds is built from this alone."""
+    """Which entries of a state vector are what."""
 
     names: tuple[str, ...]
     kinds: tuple[StateKind, ...]
@@ -123,10 +121,6 @@ class StateLayout:
     @property
     def dim(self) -> int:
         return len(self.names)
-
-    def where(self, *kinds: str) -> tuple[int, ...]:
-        """Indices of the dimensions of the given kinds, in order."""
-        return tuple(i for i, kind in enumerate(self.kinds) if kind in kinds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,32 +177,29 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move the tensors; origins stay."""
-        held = {name: tensor for name in ("states", *CONTENT) if (tensor := getattr(self, name)) is not None}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in held.items()})
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in _held(self).items()})
 
 
 def stack(clips: Sequence[Clip]) -> Batch:
     """Stack clips of equal shape and rate. Raises `ValueError` where shapes differ (from `torch.stack`)."""
-    origins, states = tuple(clip.origin for clip in clips), torch.stack([clip.states for clip in clips])
-    return Batch(states=states, fps=clips[0].fps, origins=origins, **_content(torch.stack, clips))
+    return _together(torch.stack, clips, tuple(clip.origin for clip in clips))
 
 
 def join(parts: Sequence[Batch]) -> Batch:
     """One batch of several, in order; they hold the same."""
-    origins, states = tuple(o for part in parts for o in part.origins), torch.cat([part.states for part in parts])
-    return Batch(states=states, fps=parts[0].fps, origins=origins, **_content(torch.cat, parts))
+    return _together(torch.cat, parts, tuple(origin for part in parts for origin in part.origins))
 
 
-def _content(how: Callable[[list[Tensor]], Tensor], parts: Sequence[Clip | Batch]) -> dict[str, Tensor]:
-    """What the parts hold besides states, put together."""
-    content = {}
-    for name in CONTENT:
-        tensors = [tensor for part in parts if (tensor := getattr(part, name)) is not None]
-        if len(tensors) not in (0, len(parts)):
-            raise ValueError("clips of one batch must all hold frames, or all tokens, or all latents")
-        if tensors:
-            content[name] = how(tensors)
-    return content
+def _together(how: Callable[..., Tensor], parts: Sequence[Clip | Batch], origins: tuple[Origin, ...]) -> Batch:
+    held = [_held(part) for part in parts]
+    if any(one.keys() != held[0].keys() for one in held):
+        raise ValueError("clips of one batch must all hold frames, or all tokens, or all latents")
+    tensors = {name: how([one[name] for one in held]) for name in held[0]}
+    return Batch(fps=parts[0].fps, origins=origins, **tensors)
+
+
+def _held(part: Clip | Batch) -> dict[str, Tensor]:
+    return {name: tensor for name in ("states", *CONTENT) if (tensor := getattr(part, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -241,14 +232,10 @@ class Forecast:
 
     @property
     def spread(self) -> Float32[Tensor, "b t h w"]:
-        """How far the samples disagree at each pixel: their standard deviation, in grey levels of 0..255.
+        """Standard deviation of the samples at each pixel, in grey levels of 0..255. Raises `UsageError` without two.
 
-        The root of the unbiased variance (divisor k - 1) averaged over colour. So its square compares with squared
-        errors: where samples and truth come from one distribution, the mean of k samples errs by (1 + 1/k) spread^2 on
-        average.
-
-        Raises:
-            UsageError: fewer than two samples, or no frames.
+        The root of the unbiased variance (divisor k - 1) averaged over colour: where samples and truth come from one
+        distribution, the squared error of the mean of k samples is (1 + 1/k) spread^2 on average.
         """
         if self.video.shape[1] < 2:
             raise UsageError("one sample has no spread; draw at least two (--num-samples 2)")

@@ -194,7 +194,7 @@ def open_clips(
             raise UsageError("a cache of decoded frames needs image_size")
         size, cache = config.cache_size or config.image_size, config.cache
         source = cached_frames(source, size=size, folder=cache, episodes=episodes, ranks=ranks, progress=progress)
-    pattern = FramePattern.consecutive(config.pattern.window) if source.pattern else config.pattern
+    pattern = FramePattern(window=config.pattern.window) if source.pattern else config.pattern
     augment = config.augment if split == "train" and config.augment.changes else None
     return Clips(source, index, pattern, config.image_size, augment)
 
@@ -202,4 +202,4 @@ def open_clips(
 def all_clips(source: Source, *, window: int, stride: int) -> Clips:
     """Clips of `window` successive frames of a whole source. Raises `UsageError` where it holds none."""
     index = some_windows(source, range(len(source.episodes)), window=window, stride=stride)
-    return Clips(source, index, FramePattern.consecutive(window))
+    return Clips(source, index, FramePattern(window=window))

@@ -142,7 +142,7 @@ def held_out(
         UsageError: the data have other states or another rate than the model was trained with.
     """
     config = _config(run, contract, choice, on)
-    pattern = pattern or FramePattern.consecutive(contract.pattern.window)
+    pattern = pattern or FramePattern(window=contract.pattern.window)
     if stride is None:
         root = config.val_path or config.path
         step = open_latents(root).stride if isinstance(root, Path) and looks_like_latents(root) else 1

@@ -54,7 +54,7 @@ class FSQKind(TokenizerKind):
         return {"data.pattern.": "a clip is one block (--model.block-frames)"}
 
     def pattern(self, config: TrainConfig, model: FSQVideoConfig) -> FramePattern:
-        return FramePattern.consecutive(model.block_frames)
+        return FramePattern(window=model.block_frames)
 
 
 class CosmosKind(TokenizerKind):
@@ -295,7 +295,7 @@ def _pattern(model: Any, grid: TokenGrid) -> FramePattern:
                 f"a {name} of {grids} grids is no whole number of blocks, which have {grid.latents_per_block} grids "
                 f"(--model.{name}-grids)"
             )
-    return FramePattern.consecutive(grid.frames_of(model.context_grids + model.horizon_grids))
+    return FramePattern(window=grid.frames_of(model.context_grids + model.horizon_grids))
 
 
 def _check_lengths(source: Source, episodes: Sequence[int], least: int) -> None:
