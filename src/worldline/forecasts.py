@@ -4,6 +4,7 @@ A forecast that was stopped goes on where it was when the same is asked for agai
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,7 @@ from worldline.families.card import describe_model
 from worldline.families.load import Loaded, check_options, load_forecaster, refuse_unfit
 from worldline.families.sample import LoadOptions
 from worldline.forecasting.forecaster import shown_pace
-from worldline.forecasting.saved import Index, Layout, Sample, begin_index, finish_index, save_npz, save_png
-from worldline.forecasting.video import write_comparison
+from worldline.forecasting.saved import Index, Layout, Sample, begin_index, finish_index, save_mp4, save_npz, save_png
 from worldline.formats.faults import check_episodes
 from worldline.process.noise import clip_seeds
 from worldline.progress import Progress, say
@@ -124,13 +124,10 @@ def _save(options: ForecastOptions, loaded: Loaded, batch: Batch, paths: list[Pa
     """Forecast clips from their context and states, and write one file or folder for each. No future is read."""
     forecaster, seeds = loaded.forecaster, clip_seeds(options.seed, batch.origins)
     made = forecaster.forecast_clips(batch, seeds=seeds, extra=() if options.format == "mp4" else ("top",))
-    if options.format == "mp4":
-        seen, real = forecaster.shown(batch)
-        fps = loaded.contract.fps / shown_pace(forecaster)
-        for i, path in enumerate(paths):
-            write_comparison(path, seen[i], made.video[i], real=None if real is None else real[i], fps=fps)
-        return
     save = save_npz if options.format == "npz" else save_png
+    if options.format == "mp4":
+        fps = loaded.contract.fps / shown_pace(forecaster)
+        save = partial(save_mp4, shown=forecaster.shown(batch), fps=fps)
     for i, path in enumerate(paths):
         save(path, made, i)
 

@@ -20,8 +20,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from worldline.files import atomic, read_json, read_npz, write_json
+from worldline.formats.video import encode
 from worldline.rundir import from_json, new_folder, to_json
 from worldline.schema import DataError, Forecast, UsageError
 
@@ -86,6 +88,24 @@ def save_png(folder: Path, forecast: Forecast, clip: int) -> None:
                 Image.fromarray(frame).save(temporary / _png(number, time))
         if arrays:
             _write(temporary / "tokens.npz", arrays)
+
+
+def save_mp4(path: Path, forecast: Forecast, clip: int, *, shown: tuple[Tensor, Tensor | None], fps: float) -> None:
+    """Write one H.264 video: real | future 1 | ... | future k, after the context, small frames enlarged.
+
+    The context is darkened before the futures, so that the eye sees where prediction begins.
+
+    Args:
+        shown: what `Forecaster.shown` says of all clips: frames of the context and, if they are known, the real ones.
+    """
+    (seen, real), futures = shown, forecast.video[clip]
+    panels = [torch.cat([seen[clip] // 2, future]) for future in futures]
+    if real is not None:
+        panels.insert(0, torch.cat([seen[clip], real[clip]]))
+    row, (height, width) = torch.cat(panels, dim=-1).permute(0, 2, 3, 1), futures.shape[-2:]
+    # Enough to look at, and an even size, which H.264 needs.
+    scale = 4 if height <= 128 else 2 if height <= 256 or height % 2 or width % 2 else 1
+    encode(path, row.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2).numpy(), fps=fps)
 
 
 def _arrays(forecast: Forecast, clip: int) -> dict[str, np.ndarray]:
