@@ -1,4 +1,4 @@
-"""What a model promises and must be given, as its checkpoint keeps it. Knows no file format and no model."""
+"""The contract of a model, as its checkpoint stores it: the data it was trained on and must be given."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
@@ -47,19 +47,19 @@ class FramePattern:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How data were read, for what is made of them to keep: a model is judged on data that are read in the same way."""
+    """How data were read: kept with all that is made from them, so that a model is evaluated on data read alike."""
 
     image_size: int | None = None
     """Square size in px that frames were scaled to; None: as they were stored."""
     conditioning: Conditioning = "state"
     camera: str | None = None
     state_keys: tuple[str, ...] = ()
-    """Columns that made up the states, where these were named."""
+    """Columns of the states, if they were named."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contract(Reading):
-    """What a model was trained on and must be given: rate, pictures, states, and how frames become what it reads."""
+    """The data a model was trained on and must be given: rate, frames, states, and the grid of tokens or latents."""
 
     fps: float
     """Video frames per second of the data, before any subsampling."""
@@ -91,7 +91,7 @@ class Contract(Reading):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What the configurations of all models share; `kind` says which class of it one is, in files too.
+    """The base of all model configurations; `kind` names the class, in files too.
 
     A file is read as whichever subclass has its `kind`: nothing else needs to know them all.
     """

@@ -1,4 +1,4 @@
-"""The nouns of worldline and the contract of what is in them. Knows no file format and no model.
+"""The nouns of worldline, and the dtype, shape and unit of their parts.
 
 One recording (`Episode`), a window of it (`Clip`), clips stacked for a model (`Batch`), and what a model predicts
 (`Forecast`). Every source, loader, tokenizer, world and metric speaks in these terms:
@@ -26,7 +26,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 CONTENT = ("frames", "tokens", "latents")
-"""What a clip may hold besides its states."""
+"""What a clip may hold, in addition to its states."""
 
 
 class DataError(Exception):
@@ -48,7 +48,7 @@ _REMEDIES = {
     "states": "Repair the recording.",
     "frames": "Download or encode it again.",
 }
-"""What usually mends a problem of a kind."""
+"""The usual remedy for a kind of problem."""
 
 
 class UsageError(Exception):
@@ -113,7 +113,7 @@ StateKind = Literal["angle", "velocity", "binary", "other"]
 
 @dataclass(frozen=True, kw_only=True)
 class StateLayout:
-    """Which entries of a state vector are what."""
+    """Names and kinds of the entries of a state vector."""
 
     names: tuple[str, ...]
     kinds: tuple[StateKind, ...]
@@ -204,22 +204,22 @@ def _held(part: Clip | Batch) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Forecast:
-    """What a forecaster predicts after a context, `k` times for each clip; costs are of sample 0 alone."""
+    """The prediction of a forecaster after a context, with `k` samples for each clip; costs are of sample 0 only."""
 
     times: tuple[int, ...]
     """Positions of the predicted frames, counted from the first frame of the context; of a session, of its start."""
     frames: UInt8[Tensor, "b k t 3 h w"] | None = None
     """Predicted frames at `times`; None of a world over tokens without a tokenizer."""
     plain_frames: UInt8[Tensor, "b k t 3 h w"] | None = None
-    """What `tokens` alone show, where it was asked for and `frames` show something else."""
+    """The decoded `tokens`, if asked for and if `frames` show something else."""
     tokens: Int64[Tensor, "b k l gh gw"] | None = None
     """The predicted token grids of a world over tokens."""
     costs: Mapping[str, Float32[Tensor, "b l"]] = field(default_factory=dict)
-    """By metric id: what the true tokens of each grid cost, given the grids that were predicted before."""
+    """By metric id: the cost of the true tokens of each grid, given the predicted grids before it."""
     teacher_forced_costs: Mapping[str, Float32[Tensor, "b l"]] = field(default_factory=dict)
     """The same given the true grids before: an optimistic bound."""
     top_ids: Int64[Tensor, "b l gh gw n"] | None = None
-    """The likeliest tokens of each place, likeliest first, given the grids predicted before."""
+    """The most probable tokens of each position, most probable first, given the predicted grids before it."""
     top_log_probs: Float32[Tensor, "b l gh gw n"] | None = None
     """Their log-probabilities in nats, at temperature 1 over the whole vocabulary."""
 

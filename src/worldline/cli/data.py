@@ -46,7 +46,7 @@ class Opening(OpenOptions):
     episodes: str = ":"
     """Python slices and numbers of episodes, for example `:-10` or `:40,45,50:60`."""
     exclude_episodes: tuple[int, ...] = ()
-    """Episodes to leave out, by the data set's own numbers; no other changes its place in a slice."""
+    """Episodes to leave out, by the data set's own numbers; the places of all others stay the same."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
@@ -57,7 +57,7 @@ class Opening(OpenOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoJob(Opening):
-    """Print what a data set holds and everything that is wrong with it. Exits with 2 where there is a problem."""
+    """Print the content of a data set and all its problems. Exits with 2 if there is a problem."""
 
     thorough: bool = False
     """Decode every frame of every video instead of the first and last."""
@@ -161,7 +161,7 @@ class EncodeJob(Encoding):
     """
 
     pattern: FramePattern = field(default_factory=FramePattern.report_77)
-    """Frames of a window that are encoded; 77 -> 21 as in the report if not given."""
+    """Which frames of a window are encoded; 77 -> 21 as in the report if not given."""
     window_stride: int = 8
     """Frames between the starts of successive windows."""
     batch_size: int = 8

@@ -60,7 +60,7 @@ class TrainConfig:
     keep_best: str | None = None
     """Also keep the checkpoint that is best by this figure of validation, for example `val/loss` or `val/psnr_db`."""
     validation_clips: int = 64
-    """Held-out clips behind `val/...` figures during training."""
+    """Held-out clips for the `val/...` figures during training."""
 
     allow_different: tuple[Part, ...] = ()
     """Parts that may differ on purpose from those of the tokens, the initial weights or the resumed run."""
@@ -84,7 +84,7 @@ class TrainConfig:
 
 
 def write_config(run: RunDir, config: TrainConfig) -> None:
-    """Keep a run's configuration, with paths that outlive a move."""
+    """Write a run's configuration, with paths that stay valid after a move."""
     write_json(run.config, to_json(TrainConfig, stored(config, run.path)))
 
 
@@ -100,7 +100,7 @@ def read_config(run: RunDir) -> TrainConfig:
 
 
 def resumed(found: TrainConfig, given: TrainConfig, run: RunDir) -> TrainConfig:
-    """The configuration that a resumed run keeps: what was found, with the length and the places that are given.
+    """The configuration of a resumed run: its own, with the given length and places.
 
     Raises:
         UsageError: something else differs that decides what the run computes.

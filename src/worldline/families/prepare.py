@@ -1,4 +1,4 @@
-"""From a configuration to what the loop needs: clips to train on, a model that fits them, and its description.
+"""From a configuration to the inputs of the training loop: clips, a model that fits them, and its description.
 
 All that can go wrong with a request goes wrong here, before the first step.
 """
@@ -39,14 +39,14 @@ def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None)
 
 
 def _warn_of_strange_states(data: DataConfig) -> None:
-    """Say what no robot gives, and what validation has that training has not, before anything is built on it."""
+    """Report implausible states, and validation states unlike the training states, before anything is built."""
     source, episodes = open_split(data, "train")
     warn(implausible(source, episodes))
     warn(unlike(*open_split(data, "val"), compute_stats(source, episodes=episodes)))
 
 
 def _warn_of_a_tokenizer_that_knows(config: TrainConfig) -> None:
-    """Say where the tokenizer has seen validation episodes: its part of their pictures is better than elsewhere."""
+    """Warn if the tokenizer was trained on validation episodes: it reconstructs these better than new recordings."""
     folder = config.tokenizer
     if folder is None or not ((folder / "model.json").is_file() or RunDir(folder).latest()):
         return  # another's files, which do not say what they were trained on
@@ -61,7 +61,7 @@ def _warn_of_a_tokenizer_that_knows(config: TrainConfig) -> None:
 
 
 def _trained_on(initial: Path | None) -> Recordings:
-    """What the weights that training starts from were trained on, as far as they say."""
+    """The recordings that the initial weights were trained on, as far as these say."""
     if initial is None:
         return Recordings()
     return describe_model(model_folder(initial)).trained_on or Recordings()

@@ -42,7 +42,7 @@ from worldline.worlds.wan_text import load_text
 from worldline.worlds.wan_weights import fingerprint_backbone, load_backbone
 
 MEASURED_CLIPS = 512
-"""Training clips behind the mean and deviation of a new VAE's latents."""
+"""Training clips for the mean and standard deviation of a new VAE's latents."""
 PREVIEW = FlowSampling(steps=5)
 """How forecasts are made during training: few steps, since they only have to show progress."""
 
@@ -84,7 +84,7 @@ def _some(clips: Clips, config: TrainConfig) -> Iterator[Batch]:
 
 
 class LatentWorldKind(WorldKind):
-    """Wan over latents that are there, of a cache, or encoded batch by batch."""
+    """Wan over latents: from disk, from a cache, or encoded batch by batch."""
 
     config = WanConfig
     over = "latents"
@@ -119,7 +119,7 @@ class LatentWorldKind(WorldKind):
         return model.build(contract.state_kinds, contract.pattern)
 
     def skeleton(self, model: WanConfig, contract: Contract | None) -> WanWorld:
-        """A frozen backbone is bfloat16, but for what diffusers keeps in fp32."""
+        """A frozen backbone is bfloat16, except what diffusers keeps in fp32."""
         assert contract is not None, "a world is built for data"
         with torch.device("meta"):
             backbone = model.backbone.build(torch.bfloat16) if self.adapts(model) else None
@@ -258,7 +258,7 @@ class LatentWorldKind(WorldKind):
 def _as_latents(
     config: TrainConfig, source: Source, chosen: Sequence[int], vae: Any, ranks: Ranks, progress: Progress
 ) -> tuple[Clips, Clips]:
-    """Clips of both splits: of latents that are there, of frames where nothing is cached, else of cached latents."""
+    """Clips of both splits: of latents on disk, of frames if there is no cache, else of cached latents."""
     data = config.data
     data.augment.keep_sides()
     if source.pattern not in (None, data.pattern):
@@ -311,7 +311,7 @@ def _check_latents(model: WanConfig, grid: LatentGrid, pattern: FramePattern) ->
 def _base(config: TrainConfig, model: WanConfig) -> Path | None:
     """Where the pretrained backbone lies; None where the whole backbone is trained from nothing.
 
-    Without adapters the backbone is only where training begins: all of it is trained, and checkpoints hold all of it.
+    Without adapters, training only starts from the backbone: all of it is trained, and checkpoints contain all of it.
     """
     if config.weights is None and model.lora is None:
         return None

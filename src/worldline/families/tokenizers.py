@@ -18,13 +18,13 @@ from worldline.tokenizers.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerIdentity:
-    """Which tokenizer made tokens or latents: what their costs must have in common to be compared."""
+    """The tokenizer of tokens or latents: costs compare only if it is the same."""
 
     fingerprint: str
     """The first twelve digits of it."""
     hysteresis: float | None = field(default=None, compare=False)
-    """Levels by which a token resists change (`FSQVideoConfig.hysteresis`), which the fingerprint is of, too; None
-    where there is no such rule, or the tokenizer is not at hand."""
+    """The hysteresis of its tokens (`FSQVideoConfig.hysteresis`), also part of the fingerprint; None if there is none,
+    or the tokenizer is not available."""
 
     def __str__(self) -> str:
         return self.fingerprint + ("" if self.hysteresis is None else f", hysteresis {self.hysteresis:g}")
@@ -133,7 +133,7 @@ def _file_digest(file: Path, _size: int, _mtime: int) -> bytes:
 
 
 def _elsewhere(folder: Path, card: ModelCard) -> Path:
-    """Where a run says that the weights lie which were too large to copy into it."""
+    """The place of weights that were too large to copy into a run."""
     path, expected = card.path, card.fingerprint or ""
     assert path is not None, "asked of such a card"
     if not path.exists():

@@ -1,7 +1,7 @@
-"""Where a forecast keeps a token, what was seen there stays in view.
+"""Where a forecast keeps a token, the pixels of the last context frame stay.
 
-A tokenizer loses detail even where nothing moves, so every forecast of a still scene is worse than the frame before
-it; but that frame is known. Knows pixels and probabilities, no tokens and no world.
+A tokenizer loses detail also where nothing moves, so every decoded forecast of a still scene is worse than the known
+frame before it.
 """
 
 import torch
@@ -19,7 +19,7 @@ def blend_last_frame(
     seen: UInt8[Tensor, "b 3 h w"],
     grid: TokenGrid,
 ) -> UInt8[Tensor, "b t 3 h w"]:
-    """Mix decoded frames with the last one seen: `kept * seen + (1 - kept) * decoded`, `kept` bilinear between patches.
+    """Mix decoded frames with the last context frame, `kept * seen + (1 - kept) * decoded`; `kept` is interpolated.
 
     Args:
         decoded: the forecast of whole blocks of frames.

@@ -1,4 +1,4 @@
-"""One picture out of several samples. Knows pixels only: neither the world the samples came from nor the truth."""
+"""One clip of frames from several samples. Uses pixels only."""
 
 import torch
 from jaxtyping import UInt8
@@ -18,7 +18,7 @@ def mean(frames: UInt8[Tensor, "b k t 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:
 def medoid(frames: UInt8[Tensor, "b k t 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:
     """Choose the sample with the least summed squared distance to the others over the whole clip.
 
-    Its movement is one the world produced. Ties go to the earlier sample.
+    Its movement is one that the world predicted. Ties go to the earlier sample.
     """
     # With m the mean of the samples, sum_j |x_i - x_j|^2 = k |x_i - m|^2 + (the same for every i): no pairs needed.
     # k x_i and the sum are whole numbers, exact in float32, so samples that are alike tie.

@@ -1,7 +1,6 @@
 """`Forecaster` = tokenizer + world + sampling choice: frames and states in, frames out.
 
-Everything after it (evaluation, viewer, environments) knows only forecasters and sessions, so tracks and baselines
-share it: none of it asks which track it is.
+All later code (evaluation, viewer, environments) knows only forecasters and sessions, and never asks for the track.
 """
 
 from abc import ABC, abstractmethod
@@ -17,9 +16,9 @@ from worldline.forecasting.session import Context, Session, Snapshot, Step, chec
 from worldline.schema import Batch, Forecast, TokenGrid, UsageError
 
 Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames"]
-"""What a `Forecast` holds only where it is asked for. A forecaster without tokens leaves it out.
+"""Parts of a `Forecast` that must be asked for. A forecaster without tokens leaves them out.
 
-`top` are the tokens whose log-probabilities the challenge scores, the `TOP` likeliest.
+`top` are the `TOP` most probable tokens, whose log-probabilities the challenge scores.
 """
 TOP = 500
 CPU = torch.device("cpu")
@@ -27,12 +26,12 @@ B = TypeVar("B", bound="CopyLast")
 
 
 class Forecaster(ABC):
-    """Forecast what will be seen from what was seen and the states that were and will be."""
+    """Forecast future frames from context frames and the states of context and future."""
 
     num_samples: int
     """Futures per clip."""
     device: torch.device
-    """Where it computes. Inputs are moved there, forecasts come back to the CPU."""
+    """Device for its computations. Inputs are moved there; forecasts come back to the CPU."""
 
     # --- what each says of itself ---
 
@@ -52,11 +51,11 @@ class Forecaster(ABC):
     @property
     @abstractmethod
     def chunk_frames(self) -> int:
-        """Frames of time by which one step of a session goes on; 0 where nothing can be rolled beyond the window."""
+        """Number of frames per step of a session; 0 if it cannot continue beyond the window."""
 
     @property
     def rows_at_once(self) -> int:
-        """Futures that are made at once, over all clips."""
+        """Futures that are computed at once, over all clips."""
         return 1_000_000
 
     @property
@@ -70,22 +69,22 @@ class Forecaster(ABC):
         return None
 
     def encoded(self, batch: Batch) -> Batch:
-        """The clips with the tokens or latents that it makes of their frames, so as to make them once for all calls."""
+        """The clips with their tokens or latents, so that several calls encode them once."""
         return batch
 
     @abstractmethod
     def reconstruct(self, batch: Batch) -> Forecast:
-        """The true future as the tokenizer gives it back: the best such a forecaster could do."""
+        """The true future, encoded and decoded by the tokenizer: an upper bound for its forecasts."""
 
     @abstractmethod
     def begin(self, batch: Batch) -> Context:
-        """What clips go on from. Their future is not read."""
+        """The context from which clips continue. Their future is not read."""
 
     @abstractmethod
     def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
         """Forecast one window, `times` counted from the first frame of `context`. A pure function of its arguments.
 
-        What it returns shares no memory that a caller could write to with what the next step begins with.
+        The result shares no memory with the context of the next step.
 
         Args:
             states: of context and `lookahead_frames`.
@@ -114,13 +113,13 @@ class Forecaster(ABC):
         *,
         seeds: Sequence[int] | None = None,
     ) -> Forecast:
-        """Predict the frames at `times` after `frames`, which are the context and nothing else.
+        """Predict the frames at `times`; `frames` are the context only.
 
         Args:
             frames: exactly `context_frames` of them, uint8 RGB.
             states: one row per frame of context and horizon, raw units.
             seeds: one per clip (`worldline.process.noise.clip_seeds`). Sample k of a clip depends on its frames, its
-                states, its seed and k alone. None is enough where nothing is drawn.
+                states, its seed and k alone. May be None if nothing is drawn.
 
         Raises:
             UsageError: frames or states of another shape, or no seeds where something is drawn.
@@ -135,11 +134,11 @@ class Forecaster(ABC):
         seeds: Sequence[int] | None = None,
         extra: Collection[Extra] = (),
     ) -> Forecast:
-        """As `forecast`, from clips that hold frames, token grids or latents. Their future is read for costs alone.
+        """As `forecast`, from clips of frames, token grids or latents. Their future is read for costs only.
 
         Args:
-            states: others than the clips' own.
-            extra: what the forecast shall hold besides. Costs need the whole true future.
+            states: in place of the clips' own.
+            extra: further parts of the forecast. Costs need the whole true future.
 
         Raises:
             UsageError: the clips hold nothing that the forecast could begin with, or no future to be scored by.
@@ -148,9 +147,10 @@ class Forecaster(ABC):
         return self.step(self.begin(batch), batch.states if states is None else states, seeds=seeds)[0]
 
     def shown(self, batch: Batch) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]:
-        """What to show a forecast with: frames of the context at its pace, and the true ones at `times`, if known.
+        """Context frames at the pace of the forecast, and the true frames at `times`, if known: to show beside a
+        forecast.
 
-        Of clips of tokens or latents these are what the tokenizer makes of them.
+        Tokens or latents are decoded by the tokenizer.
         """
         frames, times = frames_of(self, batch, self.context_frames), list(self.times)
         return frames[:, shown_context(self)], frames[:, times] if frames.shape[1] > times[-1] else None
@@ -161,7 +161,7 @@ class Forecaster(ABC):
         """An imagined episode of any length, from `context_frames` frames and their states.
 
         Args:
-            seed: for all clips, or one for each. What a clip becomes depends on its frames, states and seed alone.
+            seed: for all clips, or one for each. The result for a clip depends on its frames, states and seed only.
 
         Raises:
             UsageError: another number of frames, states or seeds, or frames of another size.
@@ -169,7 +169,7 @@ class Forecaster(ABC):
         return self.start_clips(self._given(frames, states, self.context_frames), seed=seed)
 
     def start_clips(self, batch: Batch, *, seed: int | Sequence[int] = 0) -> Session:
-        """The same from clips that hold frames, token grids or latents; behind their context nothing is read."""
+        """The same from clips of frames, token grids or latents; only their context is read."""
         if self.chunk_frames < 1:
             raise UsageError("no frames of this forecaster's window lie as a context does: it cannot be rolled on")
         states = batch.states[:, : self.context_frames].cpu().clone()
@@ -189,7 +189,7 @@ class Forecaster(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class CopyLast(Forecaster):
-    """The baseline every forecast must beat: nothing moves after the last context frame."""
+    """The baseline that every forecast must beat: the last context frame, repeated."""
 
     context: int
     """Its `context_frames`."""
@@ -219,7 +219,7 @@ class CopyLast(Forecaster):
         return self.horizon_frames if self.chunk is None else self.chunk
 
     def reconstruct(self, batch: Batch) -> Forecast:
-        """The true frames, which have been through no tokenizer."""
+        """The true frames themselves, because there is no tokenizer."""
         frames = frames_of(self, batch, self.times[-1] + 1)[:, None, list(self.times)]
         return Forecast(times=self.times, frames=frames)
 
@@ -232,7 +232,7 @@ class CopyLast(Forecaster):
 
 
 def check_seeds(seeds: Sequence[int] | None, clips: int) -> Sequence[int]:
-    """The seeds of so many clips, where something is drawn. Raises `UsageError` where they are not there."""
+    """The seeds of the clips, if something is drawn. Raises `UsageError` if they are missing."""
     if seeds is None or len(seeds) != clips:
         found = "none" if seeds is None else len(seeds)
         raise UsageError(f"this forecast is drawn from noise: give one seed for each of {clips} clips, not {found}")

@@ -36,11 +36,11 @@ class LatentForecaster(Forecaster):
     num_samples: int = 1
     """Independent futures per clip."""
     average_repeats: bool = False
-    """Where a pattern takes an instant twice, average both decoded frames (a free ensemble) instead of the last."""
+    """If a pattern takes an instant twice, average both decoded frames (a free ensemble) instead of taking the last."""
     rows: int | None = field(default=None, compare=False)
     """Samples that are generated at once, over all clips; None takes as many as have `GENERATED` bytes of latents.
 
-    Decoding goes by pieces of its own (`worldline.tokenizers.tokenizer.PIECE`). Neither changes more than rounding.
+    Decoding has its own pieces (`worldline.tokenizers.tokenizer.PIECE`). Both change only rounding.
     """
     device: torch.device = field(default=CPU, compare=False)
     """Where world and VAE are."""
@@ -75,7 +75,7 @@ class LatentForecaster(Forecaster):
 
     @property
     def chunk_frames(self) -> int:
-        """The most after which frames of the window lie as those of a context do, so that they can be the next one."""
+        """The longest step after which frames of the window have the spacing of a context, to be the next one."""
         ahead, there = self.pattern.window - self.context_frames, set(self.pattern.frames)
         return next((n for n in range(ahead, 0, -1) if there.issuperset(n + t for t in self.context_taken)), 0)
 
@@ -105,7 +105,7 @@ class LatentForecaster(Forecaster):
     def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
         """Generate `num_samples` futures of each clip from noise and decode them.
 
-        Predicted frames are encoded anew to go on from, for a latent depends on what came before its frames.
+        Predicted frames are encoded again for the next step, because a latent depends on the frames before it.
         """
         video = self._videos(context, states, check_seeds(seeds, len(states)))
         following = [self._instants.index(self.chunk_frames + time) for time in self.context_taken]
@@ -139,7 +139,7 @@ class LatentForecaster(Forecaster):
 
     @torch.no_grad()
     def _decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b f 3 h w"]:
-        """One frame for each instant: those that show the same one are merged."""
+        """One frame for each instant: frames of the same instant are merged."""
         video = self.tokenizer.decode(latents.to(self.device)).cpu()
         frames = self.pattern.frames[: video.shape[1]]
         places = [[i for i, t in enumerate(frames) if t == time] for time in dict.fromkeys(frames)]

@@ -1,4 +1,4 @@
-"""The live twin: a forecaster that is never wrong, for MuJoCo is what it forecasts with."""
+"""The live twin: a forecaster with true frames, because it runs MuJoCo."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,14 +17,14 @@ from worldline.twin.robot import LAYOUT
 from worldline.twin.simulation import Simulation
 
 OPEN = 16
-"""Scenes that are kept ready, each with an OpenGL context of its own."""
+"""Number of open scenes, each with its own OpenGL context."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveTwin(CopyLast):
-    """Sessions whose frames are true: they begin in the saved physics of a recorded episode and follow the states.
+    """Sessions with true frames: they begin in the saved physics of a recorded episode and follow the states.
 
-    Clips say by their origin where they begin; their frames are not read. The robot is moved to every state, whatever
+    The origin of a clip says where it begins; its frames are not read. The robot is moved to every state, whatever
     force that takes, and what it touches moves by physics (`Simulation.follow`).
     """
 

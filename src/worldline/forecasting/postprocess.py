@@ -1,8 +1,8 @@
-"""The report's older baseline for PSNR: blur the forecast, then give it the colours of the last frame that was seen.
+"""The report's older baseline for PSNR: blur the forecast, then match its histogram to the last context frame.
 
-Section 2.3 of the report, after team Duke (Liu et al. 2025), who gained 1.2 dB by it: a blurred image errs less than
-a sharp one in the wrong place, and over a few seconds the light stays as it was. The report says neither how wide
-the blur was nor what the reference; ours is the last context frame. Knows pixels only.
+Section 2.3 of the report, after team Duke (Liu et al. 2025), who gained 1.2 dB by it: a blurred image has a smaller
+error than a sharp one in the wrong place, and the light hardly changes within a few seconds. The report does not give
+the width of the blur or the reference; ours is the last context frame.
 """
 
 import torch
@@ -26,8 +26,8 @@ def blur_and_match(
 def blur(frames: UInt8[Tensor, "b t 3 h w"], sigma_px: float) -> UInt8[Tensor, "b t 3 h w"]:
     """Blur by a Gaussian of deviation `sigma_px` in pixels (0: not at all), rounded to grey levels once at the end.
 
-    Beyond its border the image goes on mirrored, the border pixel repeated (scipy's "reflect"), so that nothing
-    brightens or darkens. Raises `UsageError` for a negative `sigma_px`.
+    The image is mirrored at its border, with the border pixel repeated (scipy's "reflect"), so that brightness does not
+    change. Raises `UsageError` for a negative `sigma_px`.
     """
     if not sigma_px >= 0:
         raise UsageError(f"a blur of {sigma_px} pixels makes no sense; give 0 (none) or more")

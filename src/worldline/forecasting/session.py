@@ -1,7 +1,7 @@
-"""`Session`: an imagined episode of any length, chunk by chunk. It does not know what its forecaster is made of.
+"""`Session`: an imagined episode of any length, chunk by chunk, for any forecaster.
 
-A session is a forecaster and a `Snapshot`. A step is a pure function of the snapshot and the states that follow, so a
-session goes on alike whatever else runs, two of them share nothing that changes, and what it holds does not grow.
+A session is a forecaster and a `Snapshot`. A step is a pure function of the snapshot and the next states, so sessions
+do not influence each other, and their memory does not grow.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from worldline.forecasting.forecaster import Forecaster
 
 Context = tuple[Tensor, ...]
-"""What a forecaster goes on from, in its own terms: token grids, latents, frames or physics. Small, and on the CPU."""
+"""The context of a forecaster, in its own form: token grids, latents, frames or physics. Small, and on the CPU."""
 Step = tuple[Forecast, Callable[[], Context]]
-"""The forecast of a window, and what makes the context that is one chunk later."""
+"""The forecast of a window, and a function that makes the context one chunk later."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Snapshot:
-    """A moment of a session: all that its future depends on besides the forecaster. Its tensors are never changed."""
+    """A moment of a session: all that decides its future, except the forecaster. Its tensors never change."""
 
     made_by: str
     """Which forecaster, by `signature`."""
@@ -36,11 +36,11 @@ class Snapshot:
     """Of the frames of the context."""
     seeds: tuple[int, ...]
     chunks: int = 0
-    """How many lie behind."""
+    """Number of chunks so far."""
 
 
 class Session:
-    """Frames after frames from a context on, as the states say. Batched: the futures of `b` clips go on together."""
+    """Imagined frames after a context, as the states say. Batched: the futures of `b` clips continue together."""
 
     forecaster: "Forecaster"
 
@@ -49,11 +49,11 @@ class Session:
 
     @property
     def time(self) -> int:
-        """Frames that lie behind, context included: the position of the next one."""
+        """Number of frames so far, with the context: the position of the next frame."""
         return self.forecaster.context_frames + self._now.chunks * self.forecaster.chunk_frames
 
     def advance(self, states: Float32[Tensor, "b t s"]) -> Forecast:
-        """Go on by `chunk_frames` and give the frames there; `Forecast.times` says which of them are made.
+        """Continue by `chunk_frames` and return their forecast; `Forecast.times` says which frames it predicts.
 
         Args:
             states: raw units, one row for each of the next `lookahead_frames` frames, of which the next call's begin
@@ -73,11 +73,11 @@ class Session:
         return replace(made, frames=frames, times=tuple(now.chunks * chunk + time for time in inside))
 
     def snapshot(self) -> Snapshot:
-        """This moment, to return to: a value, a few token grids, latents or frames in size. It can be pickled."""
+        """This moment, as a value of a few token grids, latents or frames. It can be pickled."""
         return self._now
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Return to a moment of this or another session. Raises `UsageError` where another forecaster made it."""
+        """Return to a moment of this or another session. Raises `UsageError` if another forecaster made it."""
         if snapshot.made_by != self._now.made_by:
             raise UsageError(
                 "this snapshot is of another forecaster (other weights, or another choice of sampling); "

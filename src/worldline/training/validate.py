@@ -18,8 +18,8 @@ def validate(
 ) -> dict[str, float]:
     """Mean loss and figures over evenly spread validation clips, as `val/...`. The model is in evaluation mode.
 
-    What else is measured is the model's kind to say: `Kind.figures`, and for some `val/psnr_db` of the last frame that
-    a few forecasts show.
+    The model's kind adds further figures (`Kind.figures`); for some kinds, `val/psnr_db` of the last frame of a few
+    forecasts.
     """
     chosen = _evenly(made.val, num_clips)
     totals: dict[str, float] = {}
@@ -38,7 +38,7 @@ def validate(
 
 @torch.no_grad()
 def sample_strip(made: Prepared, *, device: torch.device, num_clips: int = 2) -> UInt8[Tensor, "3 h w"] | None:
-    """A picture for TensorBoard: real frames above what the model makes of them; None where nothing can be shown."""
+    """An image for TensorBoard: real frames above the model's; None if nothing can be shown."""
     shown = made.kind.shown(made, _batch(made, _evenly(made.val, num_clips), device))
     return None if shown is None else strip(*shown)
 
