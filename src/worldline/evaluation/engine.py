@@ -168,8 +168,16 @@ class _Scoring:
     @property
     def settings(self) -> dict[str, Setting]:
         """What was asked for, for the record."""
-        drawn = {"num_samples": self.judged.forecaster.num_samples, "condition_samples": self.condition_samples}
-        return {"seed": self.amount.seed, **(drawn if self.judged.protocol == "sampling" else {})}
+        forecaster, seed = self.judged.forecaster, self.amount.seed
+        match self.judged.protocol:
+            case "compression":
+                grid = forecaster.token_grid
+                return {"seed": seed, "vocabulary": 0 if grid is None else grid.vocab_size}
+            case "sampling":
+                samples = {"num_samples": forecaster.num_samples, "condition_samples": self.condition_samples}
+                return {"seed": seed, **samples}
+            case "tokenizer":
+                return {}
 
     def batch(self, begin: int) -> Tally:
         """Score the batch that begins with this one of the chosen clips."""
