@@ -100,7 +100,7 @@ def evaluate(run: str | Path, options: EvaluateOptions) -> Evaluation:
     """Evaluate a run on held-out data, beside the baselines, and write metrics.json and forecasts.npz.
 
     `evaluation.rows` are forecaster, baselines and ceilings by id; `row.metrics["psnr_db_last"]` is a mean with its
-    interval. `print(worldline.report.text.text_table(evaluation))` shows all of it.
+    interval. `text_table(evaluation)`, of `worldline.report.text`, shows all of it.
 
     Raises:
         UsageError: an option would change nothing, or run, data and compared models do not belong together.

@@ -22,7 +22,7 @@ def stored(config: T, run: Path) -> T:
         place = Path(names.get(os.path.abspath(path), os.path.abspath(path)))
         return place.relative_to(here) if place.is_relative_to(here) else place
 
-    return _with_paths(config, kept)
+    return with_paths(config, kept)
 
 
 def located(config: T, run: Path) -> T:
@@ -34,19 +34,19 @@ def located(config: T, run: Path) -> T:
         # A path from a working directory, in runs of earlier versions, is not in the run.
         return builtin.NAMES.get(str(path), path if path.exists() else run / path)
 
-    return _with_paths(config, found)
+    return with_paths(config, found)
 
 
-def _with_paths(value: Any, change: Callable[[Path], Path]) -> Any:
+def with_paths(value: Any, change: Callable[[Path], Path]) -> Any:
     """The same value with every path in it changed: of dataclasses, tuples and dictionaries, at any depth."""
     if isinstance(value, Path):
         return change(value)
     if is_dataclass(value) and not isinstance(value, type):
         old = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
-        new = _with_paths(old, change)
+        new = with_paths(old, change)
         return value if new == old else replace(value, **new)
     if isinstance(value, tuple):
-        return tuple(_with_paths(one, change) for one in value)
+        return tuple(with_paths(one, change) for one in value)
     if isinstance(value, dict):
-        return {name: _with_paths(one, change) for name, one in value.items()}
+        return {name: with_paths(one, change) for name, one in value.items()}
     return value

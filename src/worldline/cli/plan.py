@@ -1,12 +1,12 @@
 """`worldline plan RECIPE`: estimate a training before it starts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from worldline import builtin
 from worldline.checks import number, whole
 from worldline.cli.console import show
 from worldline.cli.recipe_options import Recipe, parse_recipe
-from worldline.families.config import TrainConfig
+from worldline.places import with_paths
 from worldline.planning.machine import worst
 from worldline.planning.plan import Card, Plan, Setting, plan
 from worldline.rundir import to_json
@@ -47,14 +47,9 @@ def parse(arguments: list[str]) -> Job:
 def main(arguments: list[str]) -> None:
     """Parse, count, print."""
     job = parse(arguments)
-    found = plan(_named(job.config), gpu_gb=job.gpu_memory, gpus=job.gpus)
+    named = with_paths(job.config, lambda path: builtin.NAMES.get(str(path), path))
+    found = plan(named, gpu_gb=job.gpu_memory, gpus=job.gpus)
     show(to_json(Plan, found), text=text(found), as_json=job.json)
-
-
-def _named(config: TrainConfig) -> TrainConfig:
-    """Replace the name of a built-in tokenizer by its path."""
-    place = config.tokenizer
-    return replace(config, tokenizer=builtin.NAMES.get(str(place), place) if place else None)
 
 
 def text(found: Plan) -> str:

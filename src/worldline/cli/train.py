@@ -11,6 +11,7 @@ from worldline.families.config import TrainConfig
 from worldline.launch import ResumeOptions, go_on, new_run, start
 from worldline.progress import say
 from worldline.recipes.all import RECIPES, refuse_idle
+from worldline.rundir import to_json
 from worldline.training.loop import TrainResult
 
 EXAMPLES = """Train a model by a recipe; its options override it. A notebook can change every field (`worldline.train`).
@@ -67,20 +68,11 @@ def main(arguments: list[str]) -> None:
 
 
 def _show(result: TrainResult, *, as_json: bool) -> None:
-    figures = {name: round(value, 5) for name, value in result.figures.items()}
-    done = {
-        "run": str(result.run),
-        "step": result.step,
-        "total_steps": result.total_steps,
-        "seconds": round(result.seconds, 1),
-        "stopped": result.stopped,
-        "left_out": len(result.left_out),
-        "figures": figures,
-    }
     if result.left_out:
         say(f"{len(result.left_out)} listed episodes were left out, for example: {result.left_out[0]}")
     if result.stopped:
         say(f"stopped by SIGTERM, with a checkpoint; to go on: worldline train --resume {result.run}")
     lines = [f"{result.run}: step {result.step} of {result.total_steps} after {result.seconds:.0f} s"]
-    lines += [f"  {name:24} {value:.5g}" for name, value in figures.items()]
+    lines += [f"  {name:24} {value:.5g}" for name, value in result.figures.items()]
+    done = to_json(TrainResult, result) | {"left_out": len(result.left_out)}
     show(done, text="\n".join(lines), as_json=as_json)
