@@ -17,7 +17,6 @@ from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig, read_config
 from worldline.families.family import (
     KINDS,
-    Pictures,
     Prepared,
     Progress,
     WorldKind,
@@ -85,9 +84,6 @@ class FadeKind(WorldKind):
         clips = open_clips(data, "train", ranks=ranks), open_clips(data, "val", ranks=ranks)
         contract = contract_with(clips[0].source, data, None, data.pattern)
         return self.prepared(config, self.build(model, contract), clips, contract)
-
-    def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
-        return None
 
     def refuse_unfit(
         self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool, allowed: Collection[Part]

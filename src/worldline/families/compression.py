@@ -17,7 +17,6 @@ from worldline.encoding.tokens import tokenize
 from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.family import (
-    Pictures,
     Prepared,
     Progress,
     TokenizerKind,
@@ -117,14 +116,6 @@ class TokenWorldKind(WorldKind):
 
     def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         return {"autoregressive_loss": autoregressive_loss(model, batch)}
-
-    def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
-        if made.tokenizer is None or batch.tokens is None:
-            return None
-        future: Any = self.roll_out(made.model, batch)
-        context = batch.tokens[:, : batch.tokens.shape[1] - future.shape[1]]
-        decode = made.tokenizer.decode
-        return decode(batch.tokens.cpu()), decode(torch.cat([context, future], dim=1).cpu())
 
     def roll_out(self, world: Any, batch: Batch) -> Tensor:
         assert batch.tokens is not None, "a batch of tokens"

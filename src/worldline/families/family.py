@@ -227,6 +227,16 @@ class WorldKind(Kind):
         """One future of each clip of a batch, as the world makes it: tokens, latents or frames."""
         raise NotImplementedError
 
+    def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
+        """What the tokenizer makes of real clips, and of their contexts followed by one future of the world."""
+        true = batch.latents if batch.tokens is None else batch.tokens
+        if made.tokenizer is None or true is None:
+            return None
+        future, device = self.roll_out(made.model, batch), next(made.tokenizer.parameters()).device
+        made_up = torch.cat([true[:, : true.shape[1] - future.shape[1]], future], dim=1)
+        real, forecast = (made.tokenizer.decode(one.to(device)).cpu() for one in (true, made_up))
+        return real, forecast
+
     def prepared(
         self,
         config: TrainConfig,

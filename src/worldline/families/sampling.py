@@ -15,7 +15,6 @@ from worldline.encoding.latents import encode
 from worldline.families.card import Base, ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.family import (
-    Pictures,
     Prepared,
     Progress,
     TokenizerKind,
@@ -114,16 +113,15 @@ class LatentWorldKind(WorldKind):
     def backbone_fingerprint(self, path: Path) -> str:
         return fingerprint_backbone(path)
 
-    def build(self, model: WanConfig, contract: Contract | None) -> WanWorld:
+    def build(self, model: WanConfig, contract: Contract | None, backbone: Any = None) -> WanWorld:
         assert contract is not None, "a world is built for data"
-        return model.build(contract.state_kinds, contract.pattern)
+        return model.build(contract.state_kinds, contract.pattern, backbone=backbone)
 
     def skeleton(self, model: WanConfig, contract: Contract | None) -> WanWorld:
         """A frozen backbone is bfloat16, except what diffusers keeps in fp32."""
-        assert contract is not None, "a world is built for data"
         with torch.device("meta"):
             backbone = model.backbone.build(torch.bfloat16) if self.adapts(model) else None
-            return model.build(contract.state_kinds, contract.pattern, backbone=backbone).to("meta")
+            return self.build(model, contract, backbone).to("meta")
 
     def rebuild(self, card: ModelCard, folder: Path, *, weights: Path | None, allowed: Collection[Part]) -> WanWorld:
         model: Any = card.config
@@ -137,8 +135,7 @@ class LatentWorldKind(WorldKind):
             )
         found = Identity(backbone=self.backbone_fingerprint(place))
         refuse_another(card.identity, found, what=f"the world in {folder}", places={"backbone": place}, allowed=allowed)
-        backbone = load_backbone(place, model.backbone)
-        return model.build(card.promise.state_kinds, card.promise.pattern, backbone=backbone)
+        return self.build(model, card.promise, load_backbone(place, model.backbone))
 
     # --- training ---
 
@@ -158,7 +155,7 @@ class LatentWorldKind(WorldKind):
         torch.manual_seed(config.seed)  # the first weights are a function of the seed
         dtype = torch.bfloat16 if self.adapts(model) else torch.float32  # what is trained is fp32
         backbone = load_backbone(base, model.backbone, dtype=dtype) if base else None
-        world = model.build(contract.state_kinds, pattern, backbone=backbone)
+        world = self.build(model, contract, backbone)
         if text is not None:
             world.set_text(text)
         place, vae = config.tokenizer, vae.to(pick_device(config.device)).requires_grad_(False)
@@ -173,14 +170,6 @@ class LatentWorldKind(WorldKind):
             ready=lambda batch: batch if batch.frames is None else replace(batch, latents=vae.encode(batch.frames)),
             keep=lambda run: keep_tokenizer(run, place, vae),
         )
-
-    def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
-        """Decoded true latents, and the same with the horizon forecast from one draw of noise."""
-        assert batch.latents is not None, "prepared for a world over latents"
-        world, vae = made.model, made.tokenizer
-        future = self.roll_out(world, batch)
-        context = batch.latents[:, : batch.latents.shape[1] - future.shape[1]]
-        return vae.decode(batch.latents).cpu(), vae.decode(torch.cat([context, future], dim=1)).cpu()
 
     def roll_out(self, world: WanWorld, batch: Batch) -> Tensor:
         assert batch.latents is not None, "a batch of latents"
