@@ -352,8 +352,11 @@ def test_what_is_made_from_data_says_how_they_were_read(tmp_path: Path) -> None:
     converted = convert(source, tmp_path / "raw", size=16).folder
     raw = open_source(converted)
     tokenize(raw, small_tokenizer(), tmp_path / "tokens", fingerprint="x", episodes=[0])
-    found = [reading_of(open_source(path), OpenOptions(), path, None) for path in (converted, tmp_path / "tokens")]
-    assert found == [Reading(image_size=16, camera=CAMERA, state_keys=("action",))] * 2
+    how: dict[str, Any] = {"pattern": FramePattern.consecutive(9), "window_stride": 9}
+    latents = encode(source, Means(), tmp_path / "latents", fingerprint="y", episodes=[0], size=16, **how).folder
+    made = (converted, tmp_path / "tokens", latents)
+    found = [reading_of(open_source(path), OpenOptions(), path, None) for path in made]
+    assert found == [Reading(image_size=16, camera=CAMERA, state_keys=("action",))] * 3
     clip = held_out(tmp_path, replace(AS_ACTED, **vars(found[1])), DataChoice(data=tmp_path / "d"))[0]
     assert torch.equal(clip.states, raw.read(0, 0, 10).states)
     assert clip.frames is not None
