@@ -10,7 +10,7 @@ import numpy as np
 
 from worldline.data.splits import repeated
 from worldline.data.windows import source_windows
-from worldline.formats.checks import noting
+from worldline.formats.checks import Report, noting
 from worldline.formats.choose import JOINED, choose_episodes, only
 from worldline.formats.faults import faults
 from worldline.formats.open import OpenOptions, format_of
@@ -103,9 +103,9 @@ def inspect(
         if not (options.allow_missing and problem.kind == "missing_files"):
             found.setdefault(str(problem), problem)
 
-    cameras = {}
+    formats, cameras = [format_of(one) for one in paths], {}
     with suppress(DataError):
-        cameras = format_of(paths[0]).cameras(paths[0])
+        cameras = formats[0].cameras(paths[0])
     usual = [key for key, why_not in cameras.items() if not why_not] or list(cameras)
     camera = options.camera or (usual[0] if len(usual) > 1 else None)
     size = sum(file.stat().st_size for one in paths for file in one.rglob("*") if file.is_file())
@@ -113,20 +113,11 @@ def inspect(
     try:
         source = replace(options, camera=camera, allow_missing=True).open(path, report=note)
     except DataError as problem:
-        if problem.kind == "format":
-            raise
         note(problem)
         return Info(path=paths[0], problems=_by_kind(paths[0], found.values()), **about)
     if source.episodes and (episodes != ":" or exclude):
         source = only(source, choose_episodes(source, episodes, exclude=exclude))
-    faulty = faults(source, note, thorough=thorough, progress=progress)
-    sound = [episode.index for episode in source.episodes if episode.index not in faulty]
-    statistics = compute_stats(source, episodes=sound) if sound else None
-    for problem in (*repeated(source, sound), *implausible(source, sound)) if sound else ():
-        note(problem)
-    if JOINED not in str(source.path):
-        with noting(note):
-            source.claims(note, None if statistics is None else np.array([statistics.minimum, statistics.maximum]))
+    statistics = _checked(source, note, thorough=thorough, progress=progress)
     sample = _SAMPLE if source.grid is None else 2 * source.grid.block
     samples = len(source_windows(source, window=sample, stride=sample))
     if source.episodes and not samples:
@@ -151,6 +142,21 @@ def inspect(
         notes=tuple(_notes(source, sample, statistics)),
         **about,
     )
+
+
+def _checked(
+    source: Source, note: Report, *, thorough: bool, progress: Callable[[int, int], None] | None
+) -> StateStats | None:
+    """Note all that is wrong with a source; give the statistics of the episodes whose states are sound."""
+    faulty = faults(source, note, thorough=thorough, progress=progress)
+    sound = [episode.index for episode in source.episodes if episode.index not in faulty]
+    statistics = compute_stats(source, episodes=sound) if sound else None
+    for problem in (*repeated(source, sound), *implausible(source, sound)) if sound else ():
+        note(problem)
+    if JOINED not in str(source.path):
+        with noting(note):
+            source.claims(note, None if statistics is None else np.array([statistics.minimum, statistics.maximum]))
+    return statistics
 
 
 def _by_kind(path: Path, found: Iterable[DataError]) -> tuple[Problem, ...]:
