@@ -3,6 +3,7 @@
 Tokenizers take all of it, worlds everything but flips: a flipped image no longer shows the states beside it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -86,17 +87,14 @@ def augment_frames(
         return cropped.flip(-1) if flip else cropped
 
     made = placed(frames)
-    return _recolour(made, made[0] if first is None else placed(first[None])[0], *gains)
+    return _recolour(made, made[0] if first is None else placed(first[None])[0], gains)
 
 
 def _recolour(
-    frames: UInt8[Tensor, "t 3 h w"],
-    first: UInt8[Tensor, "3 h w"],
-    brightness: float,
-    contrast: float,
-    saturation: float,
+    frames: UInt8[Tensor, "t 3 h w"], first: UInt8[Tensor, "3 h w"], gains: Sequence[float]
 ) -> UInt8[Tensor, "t 3 h w"]:
     """One affine map of RGB holds all three gains, so pixels are touched once."""
+    brightness, contrast, saturation = gains
     grey = torch.tensor([0.299, 0.587, 0.114])
     mean = float(first.float().mean(dim=(1, 2)) @ grey)
     matrix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * grey.expand(3, 3))

@@ -5,8 +5,9 @@ collects them all.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -140,7 +141,7 @@ def open_onex(root: Path, leaving: LeavingOut) -> Source:
         path=root,
         fps=meta.hz,
         layout=layout,
-        episodes=tuple(replace(episode, index=i) for i, (episode, _) in enumerate(listed)),
+        episodes=tuple(episode for episode, _ in listed),
         places=tuple(place for _, place in listed),
         grid=grid,
         context_only=test,
@@ -260,6 +261,7 @@ def _episodes(
     shards: list[Shard], grid: TokenGrid | None, recordings: dict[int, Any]
 ) -> Iterator[tuple[Episode, Place]]:
     """The episodes of all shards; `recordings` says what a shard was made from, where a writer of ours noted it."""
+    number = count()
     for shard in shards:
         test, rows = shard.segments is None, shard.num_frames
         segments = np.zeros(rows) if shard.segments is None else mapped(shard.segments, "int32", (rows,))
@@ -267,5 +269,5 @@ def _episodes(
         for first, length in zip(*(part.tolist() for part in segment_runs(segments)), strict=True):
             name = f"sample {shard.index}" if test else f"shard {shard.index}, segment {segments[first]}"
             offset = 0 if grid is None else first % grid.block
-            episode = Episode(index=0, length=length, name=name, block_offset=offset, recording=recording)
+            episode = Episode(index=next(number), length=length, name=name, block_offset=offset, recording=recording)
             yield episode, Place(shard, first)
