@@ -98,7 +98,7 @@ def measure(folder: Path, data: Path | None, *, frames: int, workers: int, secon
     """All numbers; `frames` are written where there is no `data`."""
     video = data or write_video(folder / "raw", frames, 256)
     config = DataConfig(
-        path=video, pattern=FramePattern.consecutive(34), window_stride=8, image_size=256, train_episodes=":4"
+        path=video, pattern=FramePattern(window=34), window_stride=8, image_size=256, train_episodes=":4"
     )
     cached = DataConfig(**{**config.__dict__, "cache": folder / "cache"})
     tokens = write_tokens(folder / "tokens", 34_000)

@@ -83,7 +83,7 @@ def rolled_on(run: Path, arguments: argparse.Namespace, ahead: int) -> dict[str,
     chunks = -(-ahead // forecaster.chunk_frames)
     window = forecaster.context_frames + (chunks - 1) * forecaster.chunk_frames + forecaster.lookahead_frames
     choice = DataChoice(data=arguments.data, episodes=arguments.held_out)
-    clips = held_out(run, loaded.contract, choice, pattern=FramePattern.consecutive(window))
+    clips = held_out(run, loaded.contract, choice, pattern=FramePattern(window=window))
     batch = one_per_episode(clips.sized(forecaster.image_size))
     score = Scores(batch, forecaster.context_frames, ahead)
     score.add("copy_last", CopyLast.beside(forecaster))

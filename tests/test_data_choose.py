@@ -352,7 +352,7 @@ def test_what_is_made_from_data_says_how_they_were_read(tmp_path: Path) -> None:
     converted = convert(source, tmp_path / "raw", size=16).folder
     raw = open_source(converted)
     tokenize(raw, small_tokenizer(), tmp_path / "tokens", fingerprint="x", episodes=[0])
-    how: dict[str, Any] = {"pattern": FramePattern.consecutive(9), "window_stride": 9}
+    how: dict[str, Any] = {"pattern": FramePattern(window=9), "window_stride": 9}
     latents = encode(source, Means(), tmp_path / "latents", fingerprint="y", episodes=[0], size=16, **how).folder
     made = (converted, tmp_path / "tokens", latents)
     found = [reading_of(open_source(path), OpenOptions(), path, None) for path in made]
