@@ -168,16 +168,12 @@ class _Scoring:
     @property
     def settings(self) -> dict[str, Setting]:
         """What was asked for, for the record."""
-        forecaster, seed = self.judged.forecaster, self.amount.seed
-        match self.judged.protocol:
-            case "compression":
-                grid = forecaster.token_grid
-                return {"seed": seed, "vocabulary": 0 if grid is None else grid.vocab_size}
-            case "sampling":
-                samples = {"num_samples": forecaster.num_samples, "condition_samples": self.condition_samples}
-                return {"seed": seed, **samples}
-            case "tokenizer":
-                return {}
+        forecaster, grid = self.judged.forecaster, self.judged.forecaster.token_grid
+        known: dict[str, Setting] = {} if grid is None else {"vocabulary": grid.vocab_size}
+        if self.judged.protocol == "tokenizer":
+            return known
+        drawn = {"num_samples": forecaster.num_samples, "condition_samples": self.condition_samples}
+        return {"seed": self.amount.seed, **drawn, **known}
 
     def batch(self, begin: int) -> Tally:
         """Score the batch that begins with this one of the chosen clips."""
@@ -287,7 +283,7 @@ def _data(tally: Tally, clips: Clips, forecaster: Forecaster, split: Split) -> D
 
 
 def _totals(batch: Batch, grid: TokenGrid | None) -> dict[str, Tensor]:
-    """Counts of a tokenizer's tokens or latents."""
+    """What is counted of a tokenizer's tokens or latents."""
     if batch.tokens is not None and grid is not None:
         return {"tokens": torch.bincount(batch.tokens.flatten(), minlength=grid.vocab_size)}
     assert batch.latents is not None, "a tokenizer makes tokens or latents"
@@ -299,16 +295,14 @@ def _usage(totals: Mapping[str, Tensor]) -> dict[str, Setting]:
     """Of tokens those that occurred, and the perplexity of their frequencies (the number of tokens that an evenly used
     vocabulary of the same entropy would have); of latents mean and deviation over all channels, about 0 and 1.
     """
-    if "tokens" in totals:
-        counts = totals["tokens"].double()
-        shares = counts[counts > 0] / counts.sum()
-        perplexity = float((-(shares * shares.log()).sum()).exp())
-        return {"vocabulary": len(counts), "tokens_used": len(shares), "token_perplexity": round(perplexity, 1)}
     if "latents" in totals:
         count, total, squares = totals["latents"].tolist()
-        mean = total / count
-        return {"latent_mean": round(mean, 4), "latent_std": round((squares / count - mean**2) ** 0.5, 4)}
-    return {}
+        deviation = (squares / count - (total / count) ** 2) ** 0.5
+        return {"latent_mean": round(total / count, 4), "latent_std": round(deviation, 4)}
+    counts = totals.get("tokens", torch.zeros(0)).double()
+    shares = counts[counts > 0] / counts.sum()
+    perplexity = float((-(shares * shares.log()).sum()).exp())
+    return {"tokens_used": len(shares), "token_perplexity": round(perplexity, 1)} if len(shares) else {}
 
 
 def _write_forecasts(path: Path, tally: Tally, scoring: _Scoring) -> None:

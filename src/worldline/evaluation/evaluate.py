@@ -99,9 +99,9 @@ def evaluate(run: Path, options: EvaluateOptions | None = None, *, ranks: Ranks 
         say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
     with ranks.owning(out), Progress() as progress:
         load = _tokenizer if protocol == "tokenizer" else _world
-        judged, models = load(run, options, clips, protocol, device)
+        judged = load(run, options, clips, protocol, device)
         clips = clips.sized(judged.forecaster.image_size)
-        key = _key(options, clips, judged, models, split, device) if ranks.writes else None
+        key = _key(judged, clips, options, split, device) if ranks.writes else None
         done = progress.named("evaluating, by batches")
         return score(judged, clips, options, out=out, split=split, key=key, ranks=ranks, progress=done)
 
@@ -126,9 +126,7 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
     _refuse_others(run, card, other, options)
     allowed, models = options.allow_different, [model] if other is None else [model, other]
     split = split_of(run, card.promise, models, options, on=options.on, allow_different=allowed)
-    pattern = (
-        card.promise.pattern if protocol == "tokenizer" else None
-    )  # a world's forecast is compared with all frames
+    pattern = card.promise.pattern if protocol == "tokenizer" else None  # a forecast is compared with all frames
     clips = held_out(run, card.promise, options, pattern=pattern, stride=options.window_stride, on=options.on)
     refuse_incomparable(clips, protocol)
     if protocol != "tokenizer":
@@ -166,13 +164,8 @@ def _refuse_others(run: Path, card: ModelCard, other: Path | None, options: Eval
 
 # --- loaded ---
 
-_Models = dict[Path, str | None]
-"""Folders of all models that decide the numbers, each with the fingerprint of the tokenizer it is used with."""
 
-
-def _world(
-    run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device
-) -> tuple[Judged, _Models]:
+def _world(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device) -> Judged:
     loaded, other = load_forecaster(run, options, device=device), None
     models = {model_folder(run, options.checkpoint): loaded.tokenizer}
     if options.unconditional is not None:
@@ -184,7 +177,7 @@ def _world(
     # The true tokens are those of the data, where these are tokens and say whose.
     made_by = clips.source.tokenizer or loaded.tokenizer
     theirs = None if made_by is None else TokenizerIdentity(fingerprint=made_by[:12])
-    judged = Judged(
+    return Judged(
         forecaster=loaded.forecaster,
         protocol=protocol,
         run=run.resolve().name,
@@ -192,39 +185,28 @@ def _world(
         settings={**loaded.chosen, **loaded.settings},
         unconditional=None if other is None else other.forecaster,
         counts=TokenCounts.of(run),
+        models=models,
     )
-    return judged, models
 
 
-def _tokenizer(
-    run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device
-) -> tuple[Judged, _Models]:
+def _tokenizer(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device) -> Judged:
     model = model_folder(run, options.checkpoint)
     grid, times = describe_model(model).promise.token_grid, tuple(range(len(clips.pattern.frames)))
     tokenizer = load_any(model).to(device)
-    judged = Judged(
+    return Judged(
         forecaster=Autoencoder(context=0, predicted=times, tokenizer=tokenizer, grid=grid, device=device),
         protocol=protocol,
         run=run.resolve().name,
         tokenizer=TokenizerIdentity.of(fingerprint(model), tokenizer),
         settings={} if model == run else {"checkpoint": model.name},
+        models={model: None},
     )
-    return judged, {model: None}
 
 
-def _key(
-    options: EvaluateOptions, clips: Clips, judged: Judged, models: _Models, split: Split, device: torch.device
-) -> str:
+def _key(judged: Judged, clips: Clips, options: EvaluateOptions, split: Split, device: torch.device) -> str:
     """Hash of all that decides the numbers."""
-    counts = judged.counts
-    return made_from(
-        clips,
-        models,
-        weights=options.weights,
-        device=device,
-        protocol=judged.protocol,
-        split=split,
-        amount=[getattr(options, field.name) for field in fields(Amount)],
-        sample=options.sampling(),
-        counts=counts and [counts.unigram.tolist(), None if counts.kept is None else counts.kept.tolist()],
-    )
+    counts, amount = judged.counts, [getattr(options, field.name) for field in fields(Amount)]
+    settings = {"protocol": judged.protocol, "split": split, "amount": amount, "sample": options.sampling()}
+    if counts is not None:
+        settings["counts"] = [counts.unigram.tolist(), None if counts.kept is None else counts.kept.tolist()]
+    return made_from(clips, judged.models, weights=options.weights, device=device, **settings)

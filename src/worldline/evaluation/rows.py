@@ -87,6 +87,8 @@ class Judged:
     unconditional: Forecaster | None = None
     """A world trained without states."""
     counts: TokenCounts | None = None
+    models: Mapping[Path, str | None] = field(default_factory=dict)
+    """Folders of all models that decide the numbers, each with the fingerprint of the tokenizer it is used with."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
