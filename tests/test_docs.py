@@ -161,6 +161,18 @@ def test_the_memory_figures_are_those_of_the_benchmark() -> None:
         assert not card or result["step"]["largest_piece_on"][f"{card}_gb"] == int(piece)
 
 
+def test_every_kind_of_problem_is_explained() -> None:
+    """The ids of `DataError.kind`, which `worldline data info` prints, and the table of them are the same."""
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/worldline").rglob("*.py"))
+    raised = set(re.findall(r"DataError\((?:[^()]|\([^()]*\))*?kind=\"(\w+)\"", code))
+    page = (ROOT / "docs/data_checks.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    explained = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert len(raised) > 15
+    assert raised <= explained
+    assert [name for name in explained if f'"{name}"' not in code] == []
+
+
 def test_figures_of_the_readme_are_those_of_the_results() -> None:
     pages = [ROOT / "docs" / f"{name}.md" for name in ("results", "results_g1", "sessions")]
     results = "".join(page.read_text(encoding="utf-8") for page in pages)
