@@ -6,6 +6,7 @@
     world = worldline.load("compression-tiny")
     clip = data.read(0, 0, 34)
     forecast = world.forecast(clip.frames[None, :17], clip.states[None])
+    session = world.start(clip.frames[None, :17], clip.states[None, :17])
 
 What is named here is loaded when it is first used: importing worldline takes no time, and loads no PyTorch.
 """

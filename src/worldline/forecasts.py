@@ -68,7 +68,8 @@ def write_forecasts(run: Path, options: ForecastOptions, *, ranks: Ranks) -> lis
     with ranks.owning(out):
         loaded = load_forecaster(run, options, device=ranks.device(options.device))
         clips = clips.sized(loaded.forecaster.image_size)
-        files = {number: out / _file(options, clips, number) for number in numbers}
+        suffix = "" if options.format == "png" else f".{options.format}"  # pictures have a folder
+        files = {number: out / (_name(clips, number) + suffix) for number in numbers}
         there: set[Path] = set()
         if ranks.writes:
             there = begin_index(out, _index(run, options, clips, numbers, loaded, ranks), list(files.values()))
@@ -161,11 +162,6 @@ def _index(
             numbers=numbers,
         ),
     )
-
-
-def _file(options: ForecastOptions, clips: Clips, number: int) -> str:
-    """The file of a clip's forecast, or its folder of pictures."""
-    return _name(clips, number) + ("" if options.format == "png" else f".{options.format}")
 
 
 def _name(clips: Clips, number: int) -> str:
