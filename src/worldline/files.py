@@ -1,6 +1,5 @@
 """Small functions for files: atomic writes, JSON with useful errors, read-only maps."""
 
-import errno
 import json
 import os
 import re
@@ -22,9 +21,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _Read = Callable[Concatenate[Path, P], T]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_SAID = re.compile(r"No space left|File too large|quota exceeded|\d+ requested and \d+ written", re.IGNORECASE)
-"""How safetensors and NumPy say the same without a number."""
+_FULL = re.compile(
+    r"no space left|no room to write|file too large|quota exceeded|\d+ requested and \d+ written", re.IGNORECASE
+)
+"""How the system, we ourselves, safetensors and NumPy say it."""
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -38,24 +38,18 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # libraries have errors of their own for a full disk
-        full = isinstance(error, DiskFullError) or getattr(error, "errno", None) in _FULL
-        if not full and not _FULL_SAID.search(str(error)):
+        if not _FULL.search(str(error)):
             raise
         folder = next(place for place in path.absolute().parents if place.is_dir())
-        free = shutil.disk_usage(folder).free
+        room = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free in {folder}"
         raise DiskFullError(
-            f"{path}: no room to write it ({free / 1e6:.1f} MB are free in {folder}). Make room and start again; "
-            "nothing half-written was left"
+            f"{path}: no room to write it ({room}). Make room and start again; nothing half-written was left"
         ) from error
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` for a file or a folder; what is there then moves to `path`, or is removed.
-
-    Raises:
-        DiskFullError: there was no room.
-    """
+    """Give a temporary name beside `path`, for a file or a folder that moves to `path`, or is removed on failure."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _remove(temporary)
     try:
@@ -159,7 +153,7 @@ def while_unchanged(maxsize: int | None) -> Callable[[_Read[P, T]], _Read[P, T]]
 
 @while_unchanged(1024)
 def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Map a raw binary file read-only. The caller has checked its size; maps are kept while the file is unchanged."""
+    """Map a raw binary file read-only, whose size the caller has checked."""
     try:
         if 0 in shape and path.is_file():
             return np.zeros(shape, dtype)

@@ -6,8 +6,10 @@ goes on with one, or the other way round.
 
 import math
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -45,23 +47,21 @@ def save_checkpoint(
     weights to use, without frozen parameters: the moving average where there is one. The raw weights then lie in
     `trainer.safetensors` beside the optimizer's moments.
     """
-    raw = whole(changing_state(state.model), keep=writes)
-    weights = whole(state.average.weights, keep=writes) if state.average else raw
-    optimizer = state.optimizer.state_dict()
+    weights, optimizer = changing_state(state.model), state.optimizer.state_dict()
     moments = {f"{i}.{name}": value for i, entry in optimizer["state"].items() for name, value in entry.items()}
-    trainer = whole(moments, keep=writes)
+    if state.average:
+        moments |= {f"raw.{name}": value for name, value in weights.items()}
+        weights = state.average.weights
+    weights, moments = whole(weights, keep=writes), whole(moments, keep=writes)
     if not writes:
         return
-    if state.average:
-        trainer |= {f"raw.{name}": value for name, value in raw.items()}
+    trainer = {"step": state.step, "seconds": state.seconds, "groups": optimizer["param_groups"]}
     for stale in (run.path / "checkpoints").glob(".step_*"):
         shutil.rmtree(stale)  # what a run that was killed while writing left behind
     with new_folder(run.checkpoint(state.step)) as folder:
         write_model(folder, replace(card, step=state.step).to_json(), weights)
-        save_tensors(folder / "trainer.safetensors", trainer)
-        write_json(
-            folder / "trainer.json", {"step": state.step, "seconds": state.seconds, "groups": optimizer["param_groups"]}
-        )
+        save_tensors(folder / "trainer.safetensors", moments)
+        write_json(folder / "trainer.json", trainer)
     if best is not None:  # before the one that was best is dropped
         write_json(run.path / "best.json", asdict(best))
     for old in run.checkpoints()[:-keep]:
@@ -71,12 +71,9 @@ def save_checkpoint(
 
 def best_so_far(run: RunDir, metric: str) -> Best | None:
     """The best among the steps that are logged and have a checkpoint, None where there is none."""
-    best = None
-    for line in run.logged():
-        value = line.get(metric)
-        if value is not None and run.checkpoint(int(line["step"])).is_dir():
-            best = better(best, Best(metric=metric, step=int(line["step"]), value=value))
-    return best
+    lines = [line for line in run.logged() if metric in line and run.checkpoint(int(line["step"])).is_dir()]
+    found = [Best(metric=metric, step=int(line["step"]), value=line[metric]) for line in lines]
+    return reduce(better, found, None)
 
 
 def better(best: Best | None, found: Best) -> Best | None:
@@ -88,9 +85,7 @@ def better(best: Best | None, found: Best) -> Best | None:
 
 
 def restore(run: RunDir, state: TrainState) -> None:
-    """Put the run's latest checkpoint into `state`, bit for bit; every rank reads it and takes its part.
-
-    Of a damaged checkpoint the one before it is taken, with a warning.
+    """Put the run's latest checkpoint that is whole into `state`, bit for bit; every rank takes its part of it.
 
     Raises:
         UsageError: there is no checkpoint.
@@ -99,39 +94,32 @@ def restore(run: RunDir, state: TrainState) -> None:
     folder = run.latest(files=(*MODEL_FILES, *_FILES))
     if folder is None:
         raise UsageError(f"{run.path} has no checkpoint to resume from; start it without --resume")
-    trainer = read_json(folder / "trainer.json")
-    tensors, source = load_tensors(folder / "trainer.safetensors"), folder / "model.safetensors"
-    weights = load_tensors(source)
+    trainer, groups = read_json(folder / "trainer.json"), defaultdict[str, dict[str, Tensor]](dict)
+    for key, value in load_tensors(folder / "trainer.safetensors").items():
+        group, name = key.split(".", 1)
+        groups[group][name] = value
+    weights, raw = load_tensors(folder / "model.safetensors"), groups.pop("raw", {})
     if state.average:
-        state.average.weights = _laid(weights, state.average.weights, source)
-        source = folder / "trainer.safetensors"
-        weights = {name.removeprefix("raw."): value for name, value in tensors.items() if name.startswith("raw.")}
-    load_changing(state.model, _laid(weights, changing_state(state.model), source))
-    state.optimizer.load_state_dict({"state": _moments(tensors, state.optimizer), "param_groups": trainer["groups"]})
+        state.average.weights, weights = _parts(weights, state.average.weights, folder), raw
+    load_changing(state.model, _parts(weights, changing_state(state.model), folder))
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for number, group in groups.items():
+        of = parameters[int(number)]  # moments lie over the ranks as their parameter does; a count of steps does not
+        laid_out = {name: laid(value, of) if value.shape == of.shape else value for name, value in group.items()}
+        moments[int(number)] = laid_out
+    state.optimizer.load_state_dict({"state": moments, "param_groups": trainer["groups"]})
     state.step, state.seconds = int(trainer["step"]), float(trainer["seconds"])
 
 
-def _laid(tensors: Mapping[str, Tensor], now: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Whole tensors laid over the ranks as those of `now` are."""
-    shapes, expected = ({name: tuple(value.shape) for name, value in group.items()} for group in (tensors, now))
-    if shapes != expected:
-        differ = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+def _parts(tensors: Mapping[str, Tensor], now: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Whole tensors of a checkpoint, laid over the ranks as those of `now` are."""
+    shapes, expected = ({(name, tuple(value.shape)) for name, value in group.items()} for group in (tensors, now))
+    if differ := sorted({name for name, _ in shapes ^ expected}):
         raise DataError(
-            path,
+            folder,
             expected="the tensors of the model that is trained",
             found=f"{len(differ)} that are missing, surplus or of another shape, for example {differ[0]}",
             fix="Resume with the version of worldline and the weights the run was started with.",
         )
     return {name: laid(value, now[name]) for name, value in tensors.items()}
-
-
-def _moments(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's state by number of parameter, each moment laid over the ranks as its parameter is."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    entries: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        if number != "raw":
-            of = parameters[int(number)]
-            entries.setdefault(int(number), {})[name] = laid(value, of) if value.shape == of.shape else value
-    return entries

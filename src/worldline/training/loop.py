@@ -3,14 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from worldline.data.loader import Loader
@@ -32,8 +31,6 @@ from worldline.training.validate import sample_strip, validate
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 """Called with (what is being done, done, total, figures to show)."""
-
-
 STOPPED = "stopped"
 """Among the figures of a step, the one that is not logged."""
 
@@ -60,22 +57,16 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig,
-    path: Path,
-    *,
-    resume: bool = False,
-    ranks: Ranks | None = None,
-    report: Report | None = None,
+    config: TrainConfig, path: Path, *, resume: bool = False, ranks: Ranks | None = None, report: Report | None = None
 ) -> TrainResult:
     """Train a model into a run folder; with `resume`, go on from its latest checkpoint as if never stopped.
 
     A run that was stopped before its first checkpoint begins again at step 0. SIGTERM ends it with a checkpoint of the
-    step that is running. Over several ranks every process calls this with the same arguments and its own `ranks`; rank
-    0 alone writes and reports.
+    step that is running. Every process of several calls this alike with its own `ranks`; rank 0 writes and reports.
 
     Raises:
-        UsageError: the folder holds a run already, or another run than the one to resume, or is in use; what the run is
-            made with is another than it must be; or the batch does not divide among the ranks.
+        UsageError: the folder holds another run or is in use, what the run is made with is another than it must be, or
+            the batch does not divide among the ranks.
         DataError: data or weights are not what they should be.
         NonFiniteLossError: the loss is no longer a number.
     """
@@ -100,9 +91,15 @@ def train(
 
 def _begun(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report: Report) -> "_Training":
     """A training in a folder that is ours, which stays empty until all that can be refused has been checked."""
-    keep = _configuration(run, config, resume)
-    if resume and run.checkpoints():
-        config = replace(config, init_from=run.latest())  # it knows what the run's first weights were trained on
+    keep = config
+    if resume:
+        keep = resumed(read_config(run), config, run)
+        refuse_absent(config, run)
+        if run.checkpoints():
+            config = replace(config, init_from=run.latest())  # it knows what the run's first weights were trained on
+    elif run.config.exists():
+        fix = f"go on with `worldline train --resume {run.path}`, or choose another folder (--out)"
+        raise UsageError(f"{run.path} holds a run already; {fix}")
     with ranks.first():
         identity = checked_identity(config, run, resume=resume) if ranks.writes else Identity()
     made = prepare(config, lambda what, done, total: report(what, done, total, {}), ranks)
@@ -118,27 +115,13 @@ def _begun(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report:
         training.restore()
     else:
         training.check_keep_best()
-    if ranks.writes and not resume:
-        made.keep(run)
-        write_json(run.path / "environment.json", environment())
+        if ranks.writes:
+            made.keep(run)
+            write_json(run.path / "environment.json", environment())
     if ranks.writes:
         write_json(run.identity, identity.to_json())
         write_config(run, keep)  # last: with it, the folder holds a run
     return training
-
-
-def _configuration(run: RunDir, config: TrainConfig, resume: bool) -> TrainConfig:
-    """The one to keep: the folder is free, or the run to resume is of the same configuration."""
-    if resume:
-        kept = resumed(read_config(run), config, run)
-        refuse_absent(config, run)
-        return kept
-    if run.config.exists():
-        raise UsageError(
-            f"{run.path} holds a run already; go on with `worldline train --resume {run.path}`, or choose another "
-            "folder (--out)"
-        )
-    return config
 
 
 @dataclass(kw_only=True)
@@ -163,14 +146,11 @@ class _Training:
     def go_on(self) -> bool:
         """Train from the state's step to the last; say whether SIGTERM ended it before."""
         config, state, total, ranks = self.config, self.state, self.total, self.ranks
-        share = ranks.share(config.batch_size)
-        loader = Loader(
-            self.made.train, share, config.seed, ranks.rank, ranks.world_size, config.workers, config.accumulate
-        )
+        mine = (ranks.share(config.batch_size), config.seed, ranks.rank, ranks.world_size)
+        pieces = Loader(self.made.train, *mine, config.workers, config.accumulate).iterate(state.step, total)
         board = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=state.step) if ranks.writes else None
         self.best = ranks.agreed(best_so_far(self.run, config.keep_best) if config.keep_best and ranks.writes else None)
         began, before, last, stopped = time.monotonic(), state.seconds, state.step >= total, False
-        pieces = loader.iterate(state.step, total)
         with termination() as asked:
             while not (last or stopped):
                 now = self.step(islice(pieces, config.accumulate), asked)
@@ -181,7 +161,7 @@ class _Training:
                 late = config.max_minutes is not None and ranks.agreed(spent > 60 * config.max_minutes)
                 last = state.step == total or late
                 validates = last or state.step % config.evaluate_every == 0
-                improved = self.validate(now, board) if validates else False
+                improved = validates and self.validate(now, board)
                 if board and (validates or state.step % config.log_every == 0):
                     self.log(now, board)
                 if last:
@@ -198,7 +178,7 @@ class _Training:
     def step(self, pieces: Iterable[Batch], asked: Callable[[], bool]) -> dict[str, float]:
         """One optimizer step; its figures are means over the ranks. All randomness is of (seed, step, rank).
 
-        Among the figures is the share of ranks that are asked to stop, so that all learn of it in the same step.
+        One figure is the share of ranks that are asked to stop, so that all learn of it in the same step.
         """
         config, state, ranks = self.config, self.state, self.ranks
         rate = config.optimizer.learning_rate(state.step, self.total)
@@ -210,7 +190,12 @@ class _Training:
         figures, origins = self.gradients(pieces)
         mean = ranks.mean({**figures, STOPPED: float(asked())})
         if not math.isfinite(mean["train/loss"]):
-            _refuse(ranks.everyones((figures["train/loss"], origins)), state.step)
+            everyones = ranks.everyones((figures["train/loss"], origins))
+            loss, clips = next((loss, clips) for loss, clips in everyones if not math.isfinite(loss))
+            raise NonFiniteLossError(  # on every rank the same
+                f"loss is {loss} at step {state.step}, in the batch of clips {clips}. Lower --optimizer.lr, "
+                "set --optimizer.clip-norm, or look at these clips with `worldline data info`."
+            )
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm or torch.inf)
         state.optimizer.step()
         if state.average:
@@ -221,14 +206,17 @@ class _Training:
     def gradients(self, pieces: Iterable[Batch]) -> tuple[dict[str, float], tuple[Origin, ...]]:
         """Add up the gradients of the pieces of a batch; their mean figures, and the clips they are of."""
         config, state, ranks = self.config, self.state, self.ranks
-        seed = _mix(config.seed, state.step, ranks.rank)
+        # CPU generators read 32 bits of a seed; the rank's factor, of the golden ratio, keeps ranks apart in those.
+        seed = (config.seed * 1_000_003 + state.step + ranks.rank * 2_654_435_769) * 2
         torch.manual_seed(seed)  # dropout
         generator = torch.Generator().manual_seed(seed + 1)
+        # A CPU without bfloat16 units is slower with autocast, and exactness is worth more there.
+        autocast = config.autocast and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         figures, origins = {"train/loss": 0.0}, ()
         for number, piece in enumerate(pieces, start=1):
             share, origins = len(piece) / ranks.share(config.batch_size), origins + piece.origins
             ranks.sum_gradients(state.model, now=number == config.accumulate)
-            with _precision(config, self.device):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
                 batch = self.made.ready(piece.to(self.device))
                 loss, extra = state.model.loss(batch, generator)  # pyright: ignore[reportCallIssue]
             (loss * share).backward()
@@ -259,48 +247,35 @@ class _Training:
 
     def finish(self) -> None:
         """Let the trained model measure what it needs; these are buffers, and belong to the moving average, too."""
-        average, model = self.state.average, self.state.model
         with evaluated(self.state):
             self.made.finish()
-            if average:
-                for name in average.weights.keys() & {name for name, _ in model.named_buffers()}:
-                    average.weights[name] = model.get_buffer(name).detach().float().clone()
+            if average := self.state.average:
+                found = {name: value.detach().float().clone() for name, value in self.state.model.named_buffers()}
+                average.weights |= {name: found[name] for name in average.weights.keys() & found.keys()}
 
     def restore(self) -> None:
         """Take the state of the run's newest checkpoint, if it has one, and drop what is logged after it."""
         if self.run.checkpoints():
             restore(self.run, self.state)
-        if self.total < self.state.step:
-            at = f"{self.run.path} is at step {self.state.step} already"
-            raise UsageError(f"{at}; a length of {self.total} steps cannot be reached")
+        if self.total < (at := self.state.step):
+            raise UsageError(f"{self.run.path} is at step {at} already; a length of {self.total} cannot be reached")
         if self.ranks.writes:
             self.run.forget_after(self.state.step)
 
     def check_keep_best(self) -> None:
-        """Raise `UsageError` where validation has no figure of the name in `keep_best`: asked of a single clip."""
-        wanted = self.config.keep_best
-        if wanted:
+        """Raise `UsageError` where validation of a single clip has no figure of the name in `keep_best`."""
+        if wanted := self.config.keep_best:
             with evaluated(self.state):
                 found = validate(self.state.model, self.made, num_clips=1, device=self.device)
             if wanted not in found:
                 raise UsageError(f"validation has no figure {wanted!r} (--keep-best); it has {', '.join(found)}")
 
 
-def _refuse(found: list[tuple[float, tuple[Origin, ...]]], step: int) -> NoReturn:
-    """Stop every rank with the same message, on the first rank whose loss is no number."""
-    loss, origins = next((loss, origins) for loss, origins in found if not math.isfinite(loss))
-    raise NonFiniteLossError(
-        f"loss is {loss} at step {step}, in the batch of clips {origins}. Lower --optimizer.lr, "
-        "set --optimizer.clip-norm, or look at these clips with `worldline data info`."
-    )
-
-
 @contextmanager
 def evaluated(state: TrainState) -> Iterator[None]:
     """Inside, the model is in evaluation mode and holds its moving average, if there is one."""
-    raw: dict[str, Tensor] = {}
+    raw = {name: value.clone() for name, value in changing_state(state.model).items()} if state.average else {}
     if state.average:
-        raw = {name: value.clone() for name, value in changing_state(state.model).items()}
         load_changing(state.model, state.average.weights)
     state.model.eval()
     try:
@@ -309,14 +284,3 @@ def evaluated(state: TrainState) -> Iterator[None]:
         if state.average:
             load_changing(state.model, raw)
         state.model.train()
-
-
-def _precision(config: TrainConfig, device: torch.device) -> torch.autocast | nullcontext[None]:
-    if config.autocast and device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()  # a CPU without bfloat16 units is slower with autocast, and exactness is worth more there
-
-
-def _mix(seed: int, step: int, rank: int) -> int:
-    """An even seed. CPU generators read 32 bits of it; the factor, of the golden ratio, keeps ranks apart in those."""
-    return (seed * 1_000_003 + step + rank * 2_654_435_769) * 2

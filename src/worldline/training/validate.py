@@ -29,18 +29,25 @@ def validate(
         measured = {name: value.item() for name, value in made.kind.figures(model, batch).items()}
         for name, value in {"loss": loss.item(), **figures, **measured}.items():
             totals[name] = totals.get(name, 0.0) + value * len(part) / len(chosen)
-    if made.kind.psnr_clips:
-        shown = made.kind.shown(made, _batch(made, _evenly(made.val, made.kind.psnr_clips), device))
-        if shown is not None:
-            totals["psnr_db"] = psnr(shown[1][:, -1:], shown[0][:, -1:]).mean().item()
+    if made.kind.psnr_clips and (shown := _shown(made, made.kind.psnr_clips, device)):
+        totals["psnr_db"] = psnr(shown[1][:, -1:], shown[0][:, -1:]).mean().item()
     return {f"val/{name}": value for name, value in totals.items()}
 
 
 @torch.no_grad()
 def sample_strip(made: Prepared, *, device: torch.device, num_clips: int = 2) -> UInt8[Tensor, "3 h w"] | None:
     """An image for TensorBoard: real frames above the model's; None if nothing can be shown."""
-    shown = made.kind.shown(made, _batch(made, _evenly(made.val, num_clips), device))
-    return None if shown is None else strip(*shown)
+    shown = _shown(made, num_clips, device)
+    if shown is None:
+        return None
+    times = torch.linspace(0, shown[0].shape[1] - 1, 6).round().long()
+    pairs = torch.stack([frames[:, times].cpu() for frames in shown], dim=1)
+    return rearrange(pairs, "b two t c h w -> c (b two h) (t w)")
+
+
+def _shown(made: Prepared, num_clips: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Real frames and the model's, if it can show some."""
+    return made.kind.shown(made, _batch(made, _evenly(made.val, num_clips), device))
 
 
 def _batch(made: Prepared, numbers: np.ndarray, device: torch.device) -> Batch:
@@ -49,12 +56,3 @@ def _batch(made: Prepared, numbers: np.ndarray, device: torch.device) -> Batch:
 
 def _evenly(clips: Clips, wanted: int) -> np.ndarray:
     return np.unique(np.linspace(0, len(clips) - 1, min(wanted, len(clips))).round().astype(int))
-
-
-def strip(
-    real: UInt8[Tensor, "b t 3 h w"], made: UInt8[Tensor, "b t 3 h w"], columns: int = 6
-) -> UInt8[Tensor, "3 y x"]:
-    """Lay a few frames of each clip side by side, real above made."""
-    times = torch.linspace(0, real.shape[1] - 1, columns).round().long()
-    pairs = torch.stack([real[:, times].cpu(), made[:, times].cpu()], dim=1)
-    return rearrange(pairs, "b two t c h w -> c (b two h) (t w)")
