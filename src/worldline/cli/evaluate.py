@@ -12,13 +12,12 @@ from worldline.ranks import Ranks
 from worldline.report.text import text_table
 from worldline.rundir import to_json
 
-EXAMPLES = """Judge a run on the held-out data its config.json names, or on other data.
+EXAMPLES = """Evaluate a run on its held-out data (named in its config.json), or on other data.
 
-A world over tokens is judged by the compression protocol: three token grids of context, all states, three grids
-predicted from the model's own predictions. A world over latents is judged by the sampling protocol: 17 frames and 77
-states in, the frame two seconds ahead out. A tokenizer is judged by its reconstructions. Writes
-evaluation/metrics.json. Under torchrun the processes share the clips. One that was stopped goes on where it was when
-the same is asked for again.
+Worlds over tokens use the compression protocol: three token grids of context, all states, three grids predicted from
+the model's own predictions. Worlds over latents use the sampling protocol: 17 frames and 77 states in, the frame two
+seconds ahead out. Tokenizers are evaluated by their reconstructions. Writes evaluation/metrics.json. Under torchrun
+the processes share the clips. The same command again continues an interrupted evaluation.
 
 Examples:
   worldline evaluate runs/world --unconditional runs/world_unconditional

@@ -283,7 +283,7 @@ def _data(tally: Tally, clips: Clips, forecaster: Forecaster, split: Split) -> D
 
 
 def _totals(batch: Batch, grid: TokenGrid | None) -> dict[str, Tensor]:
-    """What is counted of a tokenizer's tokens or latents."""
+    """Counts of a tokenizer's tokens or latents."""
     if batch.tokens is not None and grid is not None:
         return {"tokens": torch.bincount(batch.tokens.flatten(), minlength=grid.vocab_size)}
     assert batch.latents is not None, "a tokenizer makes tokens or latents"

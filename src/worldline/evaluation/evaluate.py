@@ -71,11 +71,11 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount):
         default = EvaluateOptions()
         if given := [name for name in _UNUSED[protocol] if getattr(self, name) != getattr(default, name)]:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(f"{names} would change nothing: the {protocol} protocol judges without")
+            raise UsageError(f"{names} would change nothing: the {protocol} protocol does not use them")
         if protocol == "compression" and (self.num_samples != 1 or (self.condition_samples or 1) != 1):
             raise UsageError(
                 "the compression protocol scores one roll-out of each clip; leave out --num-samples, give "
-                "--condition-samples 0 or 1, or judge the frames of several (--protocol sampling)"
+                "--condition-samples 0 or 1, or score the frames of several (--protocol sampling)"
             )
 
 

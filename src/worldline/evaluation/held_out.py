@@ -153,11 +153,11 @@ def held_out(
 
 
 def _config(run: Path, contract: Contract, choice: DataChoice, on: On) -> DataConfig:
-    """The run's data configuration in all but the place, with what to judge on as its validation clips."""
+    """The run's data configuration with other places; the data of the evaluation are its validation clips."""
     data = builtin.data_for(run, choice.data)
     path = next((p for p in (RunDir(run).config, RunDir(run.parent.parent).config) if p.exists()), None)
     if path is None and data is None:
-        raise UsageError(f"{run} has no config.json that names its data; give the data to judge it on (--data DIR)")
+        raise UsageError(f"{run} has no config.json that names its data; give the data to evaluate it on (--data DIR)")
     config = DataConfig(path=Path())
     if path is not None:
         config = located(from_json(DataConfig, read_json(path).get("data"), path), path.parent)

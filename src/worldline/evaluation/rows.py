@@ -27,7 +27,7 @@ from worldline.schema import Batch, Forecast
 
 Protocol = Literal["compression", "sampling", "tokenizer"]
 """`compression`: one roll-out, its frames and the costs of its tokens; `sampling`: frames of several samples, nothing
-else; `tokenizer`: what survives the round trip."""
+else; `tokenizer`: the reconstructions."""
 Role = Literal["model", "baseline", "ceiling", "ablation"]
 """`ceiling`: the best any forecaster of this kind could do (the tokenizer alone); `ablation`: the model with a part
 taken away (say, its states shuffled)."""

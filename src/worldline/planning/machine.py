@@ -15,7 +15,7 @@ from worldline.schema import LatentGrid
 PROCESS, WORKER = 500_000_000, 300_000_000
 """Bytes of Python and its libraries, in a process and in a loading worker: measured with PyTorch's CPU build."""
 WINDOWS = 8
-"""Windows that `worldline data encode` encodes, and clips that `worldline evaluate` judges, at once by default."""
+"""Windows that `worldline data encode` encodes, and clips that `worldline evaluate` scores, at once by default."""
 CHUNK = 64
 """Frames of a video that are decoded at once."""
 
