@@ -150,6 +150,7 @@ def test_it_trains_on_latents_on_a_cache_and_straight_from_video_alike(place: Pa
     cached = replace(cached, data=replace(cached.data, cache=tmp_path / "cache"))
     encode_into(place, tmp_path / "val_encoded", split="val", episodes=[0])
     on_disk = world_run(place / "encoded", tmp_path / "val_encoded", vae)
+    on_disk = replace(on_disk, data=replace(on_disk.data, cache=tmp_path / "of no use to latents"))
     video = world_run(place / "train", place / "val", vae)
     losses = {}
     for name, config in {"cached": cached, "on disk": on_disk, "video": video}.items():

@@ -189,7 +189,7 @@ def open_clips(
     """
     source, episodes, index = open_windows(config, split)
     check_episodes(source, episodes, size=config.image_size)
-    if config.cache is not None and source.grid is None:
+    if config.cache is not None and source.image_size is not None:
         if config.image_size is None:
             raise UsageError("a cache of decoded frames needs image_size")
         size, cache = config.cache_size or config.image_size, config.cache
