@@ -59,16 +59,10 @@ def encode(
 ) -> EncodeReport:
     """Encode windows of a frame source into `out`. If it is killed, the same call continues.
 
-    Args:
-        fingerprint: identity of the VAE's weights (`worldline.families.tokenizers.fingerprint`).
-        episodes: which episodes of the source, in order.
+    Args, besides those of `worldline.encoding.tokens.tokenize`:
         pattern: which frames of a window are encoded.
         window_stride: frames between the starts of successive windows.
-        size: centre-crop and resize frames to this square first; None keeps them.
         batch_size: windows that are encoded at once.
-        ranks: the processes that share the work; each must call this.
-        in_cache: into a folder of `out` that is named after all that the latents depend on. Where another job is
-            filling it, that is waited for instead of refused.
 
     Raises:
         UsageError: frames that do not fit the VAE, a source without frames, or a folder of other settings or in use.
