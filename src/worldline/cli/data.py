@@ -1,4 +1,4 @@
-"""`worldline data info|convert|tokenize|encode|twin`: look at data, change its format, make some."""
+"""`worldline data info|convert|tokenize|encode|twin`: inspect data, convert them, make some."""
 
 import os
 from dataclasses import asdict, dataclass, field
@@ -79,7 +79,7 @@ class InfoJob(Opening):
 
 @dataclass(frozen=True, kw_only=True)
 class Making(Opening):
-    """A folder is made of a source of frames. Under torchrun every process takes its share of the episodes."""
+    """Makes a folder from a source of frames. Under torchrun, every process takes a share of the episodes."""
 
     out: tyro.conf.Positional[Path]
     size: int | None = None
@@ -89,7 +89,7 @@ class Making(Opening):
         whole(self, "size", most=MOST_PIXELS)
 
     def carry_out(self) -> None:
-        """Check the chosen episodes, say what is strange in their states, make the folder and say what was made."""
+        """Check the chosen episodes, warn of implausible states, make the folder and report it."""
         source = self.open(self.paths)
         chosen = choose_episodes(source, self.episodes, exclude=self.exclude_episodes)
         check_episodes(source, chosen, size=self.size)
@@ -123,7 +123,7 @@ class Encoding(Making):
     device: str = "auto"
 
     def shared(self, chosen: tuple[int, ...], ranks: Ranks) -> dict[str, Any]:
-        """What both kinds are encoded with."""
+        """Arguments of both kinds of encoding."""
         from worldline.families.tokenizers import fingerprint
 
         own = {"fingerprint": fingerprint(builtin.resolve(self.tokenizer)), "device": ranks.device(self.device)}

@@ -6,18 +6,18 @@ import sys
 from typing import NoReturn
 
 VERBS = {
-    "data info": "say what a data set holds, and everything that is wrong with it",
+    "data info": "show the content of a data set and all its problems",
     "data convert": "write any source of frames as 1X raw data",
     "data tokenize": "write any source of frames as tokens",
     "data encode": "write any source of frames as continuous latents",
     "data twin": "make a data set of the simulated humanoid",
     "plan": "estimate a training before it starts: memory, FLOP, settings that fit a card",
-    "train": "train a tokenizer or a world by a recipe, or go on with a run",
-    "forecast": "predict what a robot will see, as video, pictures or arrays",
+    "train": "train a tokenizer or a world by a recipe, or resume a run",
+    "forecast": "predict what a robot will see, as video, images or arrays",
     "evaluate": "evaluate a run on held-out data, beside the baselines",
     "report": "write one HTML page about one or several runs",
     "text": "encode a prompt for a Wan world, once",
-    "demo": "from the built-in data and checkpoints to a report, in minutes",
+    "demo": "evaluate the built-in worlds, train a new one and write a report, in minutes",
 }
 NAMES = tuple(dict.fromkeys(words.split()[0] for words in VERBS))
 
