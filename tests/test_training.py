@@ -202,7 +202,7 @@ def test_sigterm_saves_the_running_step_and_the_resumed_run_is_exact(tmp_path: P
 @pytest.mark.slow
 def test_the_command_line_ends_with_0_when_it_is_told_to_stop(tmp_path: Path) -> None:
     few = ["--data.train-episodes", ":2", "--data.val-episodes", ":1", "--data.cache", str(tmp_path / "cache")]
-    recipe = ["tokenizer_tiny", *few, "--steps", "9999", "--log-every", "1", "--workers", "2", "--device", "cpu"]
+    recipe = ["tokenizer_tiny", *few, "--steps", "9999", "--workers", "2", "--device", "cpu"]
     command = [sys.executable, "-m", "worldline", "train", *recipe, "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while process.poll() is None and not (tmp_path / "run/metrics.jsonl").exists():
