@@ -259,7 +259,7 @@ def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_neither_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no model\.json"):
+    with pytest.raises(UsageError, match="is no tokenizer"):
         load_tokenizer(tmp_path)
 
 
@@ -380,7 +380,7 @@ def test_a_run_that_refers_to_cosmos_finds_it_again(tmp_path: Path, monkeypatch:
     keep_tokenizer(RunDir(tmp_path / "run"), Path("cosmos"), tokenizer)
     monkeypatch.chdir("/")
     loaded = load_tokenizer(tmp_path / "run/tokenizer")
-    assert read_model(tmp_path / "run")[1] == {}
+    assert read_model(tmp_path / "run/tokenizer")[1] == {}
     frames = noise_frames(1, 17, 3, 16, 16)
     assert torch.equal(loaded.encode(frames), tokenizer.encode(frames))
 

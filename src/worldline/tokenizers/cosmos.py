@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int64, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldline.contract import ModelConfig
 from worldline.schema import DataError, TokenGrid
-from worldline.tokenizers.tokenizer import by_blocks, divided, to_pixels, to_signed
+from worldline.tokenizers.tokenizer import BlockTokenizer, divided, to_pixels, to_signed
 
 HUB_ID = "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8"
 LEVELS = (8, 8, 8, 5, 5, 5)
-_BLOCK, _STRIDE, _LATENTS = 17, 8, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +30,19 @@ class CosmosConfig(ModelConfig):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """The published files hold bfloat16 weights and take bfloat16 input."""
 
+    @property
+    def spatial_stride(self) -> int:
+        return 8
+
     def grid(self, height: int, width: int) -> TokenGrid:
         """How tokens lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
-        return TokenGrid(**divided(height, width, _STRIDE), vocab_size=math.prod(LEVELS), block=_BLOCK)
+        return TokenGrid(**divided(height, width, self.spatial_stride), vocab_size=math.prod(LEVELS))
 
     def build(self) -> "CosmosTokenizer":
         return CosmosTokenizer(self)
 
 
-class CosmosTokenizer(nn.Module):
+class CosmosTokenizer(BlockTokenizer):
     """A `Tokenizer` over the published files. Not trainable.
 
     Raises:
@@ -54,32 +56,10 @@ class CosmosTokenizer(nn.Module):
         self.decoder = _load(config.folder / "decoder.jit")
         self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
-    @property
-    def vocab_size(self) -> int:
-        return math.prod(LEVELS)
-
-    @property
-    def spatial_stride(self) -> int:
-        return _STRIDE
-
-    def grid(self, height: int, width: int) -> TokenGrid:
-        return self.config.grid(height, width)
-
-    @torch.no_grad()
-    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
-        self.grid(*frames.shape[-2:])
-        video = (_BLOCK, frames.shape[-2], frames.shape[-1])
-        return by_blocks(frames, _BLOCK, self._tokens_of, video=video, what="frames")
-
-    @torch.no_grad()
-    def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        video = (_BLOCK, tokens.shape[2] * _STRIDE, tokens.shape[3] * _STRIDE)
-        return by_blocks(tokens, _LATENTS, self._frames_of, video=video, what="token grids")
-
-    def _tokens_of(self, block: Tensor) -> Tensor:
+    def tokens_of(self, block: Tensor) -> Tensor:
         return self.encoder(to_signed(block).to(self.dtype))[0].long()
 
-    def _frames_of(self, block: Tensor) -> Tensor:
+    def frames_of(self, block: Tensor) -> Tensor:
         return to_pixels(self.decoder(block.int()).float())
 
 

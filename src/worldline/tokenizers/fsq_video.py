@@ -20,7 +20,7 @@ from worldline.contract import ModelConfig
 from worldline.nn.causal_video import CausalBlock, merge, unmerge
 from worldline.nn.fsq import FSQ
 from worldline.schema import Batch, TokenGrid, UsageError
-from worldline.tokenizers.tokenizer import by_blocks, divided, to_pixels, to_signed
+from worldline.tokenizers.tokenizer import BlockTokenizer, divided, to_pixels, to_signed
 
 SATURATION = 1.5
 """tanh(1.5) is 0.91: outputs up to here reach every level but the outermost few, and still have a gradient."""
@@ -108,8 +108,8 @@ class FSQVideoConfig(ModelConfig):
         return FSQVideoTokenizer(self)
 
 
-class FSQVideoTokenizer(nn.Module):
-    """Encoder, quantiser, decoder. A `Tokenizer`; also trainable by its own `loss`."""
+class FSQVideoTokenizer(BlockTokenizer):
+    """Encoder, quantiser, decoder. A `CodeTokenizer`; also trainable by its own `loss`."""
 
     def __init__(self, config: FSQVideoConfig) -> None:
         super().__init__()
@@ -117,17 +117,6 @@ class FSQVideoTokenizer(nn.Module):
         self.quantiser = FSQ(config.levels)
         self.encoder = nn.Sequential(*_encoder_layers(config))
         self.decoder = nn.Sequential(*_decoder_layers(config))
-
-    @property
-    def vocab_size(self) -> int:
-        return self.quantiser.vocab_size
-
-    @property
-    def spatial_stride(self) -> int:
-        return self.config.spatial_stride
-
-    def grid(self, height: int, width: int) -> TokenGrid:
-        return self.config.grid(height, width)
 
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float[Tensor, "b l gh gw d"]:
         """What is quantised: unbounded features of one block of video in [-1, 1] (`t` = 1 + k * temporal stride)."""
@@ -161,21 +150,11 @@ class FSQVideoTokenizer(nn.Module):
             "tokens_used": float(used),
         }
 
-    @torch.no_grad()
-    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
-        """Tokens of whole blocks. Raises `UsageError` if `t` is not a multiple of `block_frames`."""
-        self.grid(*frames.shape[-2:])
-        block = self.config.block_frames
-        video = (block, frames.shape[-2], frames.shape[-1])
-        return by_blocks(frames, block, self._tokens_of, video=video, what="frames")
-
-    def _tokens_of(self, block: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
+    def tokens_of(self, block: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
         return self.quantiser.indices(self.codes_of(self.latents_of(to_signed(block))))
 
-    @torch.no_grad()
-    def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of whole blocks. Raises `UsageError` if `l` is not a whole number of blocks."""
-        return self.decode_codes(self.quantiser.codes(tokens))
+    def frames_of(self, block: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
+        return to_pixels(self.video_of(self.quantiser.codes(block)))
 
     @property
     def codebook(self) -> Float32[Tensor, "v d"]:
@@ -185,10 +164,7 @@ class FSQVideoTokenizer(nn.Module):
     @torch.no_grad()
     def decode_codes(self, codes: Float32[Tensor, "b l gh gw d"]) -> UInt8[Tensor, "b t 3 h w"]:
         """Frames of whole blocks of codes. Raises `UsageError` if `l` is not a whole number of blocks."""
-        block, stride = self.config.block_frames, self.spatial_stride
-        video = (block, codes.shape[2] * stride, codes.shape[3] * stride)
-        per_block = 1 + (block - 1) // self.config.temporal_stride
-        return by_blocks(codes, per_block, lambda part: to_pixels(self.video_of(part)), video=video, what="token grids")
+        return self.decoded(codes, lambda block: to_pixels(self.video_of(block)))
 
 
 def _encoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:

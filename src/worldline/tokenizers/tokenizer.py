@@ -6,12 +6,12 @@ range [-1, 1] exists only in here.
 
 import math
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
 from jaxtyping import Float32, Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldline.schema import LatentGrid, TokenGrid, UsageError
 
@@ -45,6 +45,51 @@ def by_pieces(x: Tensor, network: Callable[[Tensor], Tensor], *, video: tuple[in
     Pieces change rounding at most.
     """
     return torch.cat([network(part) for part in x.split(max(1, PIECE // max(1, math.prod(video))))])
+
+
+class BlockTokenizer(nn.Module):
+    """What discrete tokenizers share: a configuration with a grid, and disjoint blocks of frames. A `Tokenizer`."""
+
+    config: Any
+
+    @property
+    def vocab_size(self) -> int:
+        return self.grid(0, 0).vocab_size
+
+    @property
+    def spatial_stride(self) -> int:
+        return self.config.spatial_stride
+
+    def grid(self, height: int, width: int) -> TokenGrid:
+        return self.config.grid(height, width)
+
+    def tokens_of(self, block: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
+        """Tokens of one block of each clip."""
+        raise NotImplementedError
+
+    def frames_of(self, block: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of one block of each clip."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
+        """Tokens of whole blocks. Raises `UsageError` for another number of frames, or a size off the stride."""
+        height, width = frames.shape[-2:]
+        block = self.grid(height, width).block
+        return by_blocks(frames, block, self.tokens_of, video=(block, height, width), what="frames")
+
+    @torch.no_grad()
+    def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of whole blocks. Raises `UsageError` for another number of token grids."""
+        return self.decoded(tokens, self.frames_of)
+
+    def decoded(self, grids: Tensor, frames_of: Callable[[Tensor], Tensor]) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of whole blocks of what `frames_of` turns into those of one."""
+        height, width = (self.spatial_stride * side for side in grids.shape[2:4])
+        grid = self.grid(height, width)
+        return by_blocks(
+            grids, grid.latents_per_block, frames_of, video=(grid.block, height, width), what="token grids"
+        )
 
 
 def by_blocks(
