@@ -251,7 +251,7 @@ def from_json(kind: Any, content: Any, path: Path) -> Any:
 
 
 def environment() -> dict[str, str]:
-    """What ran on what: versions, commit, processor, accelerator. Written into every run folder."""
+    """Software and machine: versions, commit, processor, accelerator. Written into every run folder."""
     return {
         "worldline": version_of("worldline"),
         "commit": _commit(),
