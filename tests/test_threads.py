@@ -9,7 +9,8 @@ import pytest
 
 from worldline import threads
 
-SETTINGS = (*threads.WAITING, *threads.COUNTS, threads.CHOSEN, "LOCAL_WORLD_SIZE")
+COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+SETTINGS = (*threads.WAITING, *COUNTS, threads.CHOSEN, "LOCAL_WORLD_SIZE")
 CLEAN = {name: value for name, value in os.environ.items() if name not in SETTINGS}
 
 
@@ -77,13 +78,11 @@ print(chosen(7))
 # --- whose word counts ---
 
 
-@pytest.mark.parametrize("name", threads.COUNTS)
+@pytest.mark.parametrize("name", COUNTS)
 def test_a_number_that_the_user_set_stays(name: str) -> None:
     environment = {name: "3"}
     threads.choose(environment)
-    assert {key: environment.get(key) for key in threads.COUNTS} == {
-        key: "3" if key == name else None for key in threads.COUNTS
-    }
+    assert {key: environment.get(key) for key in COUNTS} == {key: "3" if key == name else None for key in COUNTS}
 
 
 @pytest.mark.parametrize("name", threads.WAITING)

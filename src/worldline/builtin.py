@@ -23,11 +23,7 @@ NAMES = {
 
 
 def resolve(path: str | Path) -> Path:
-    """A path as given, or the built-in of that name where no such file or folder exists.
-
-    Raises:
-        UsageError: neither a path on disk nor a built-in name.
-    """
+    """A path as given, or else the built-in of that name. Raises `UsageError` where there is neither."""
     path = Path(path)
     if path.exists():
         return path
@@ -53,6 +49,4 @@ def results_of(run: Path) -> Path:
 
 def data_for(run: Path, data: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
     """The data set to use with a run: the one asked for; else the built-in one for built-ins; else the run's own."""
-    if data is not None:
-        return resolve_all(data)
-    return TWIN_MINI_VAL if is_builtin(run) else None
+    return resolve_all(data) if data is not None else TWIN_MINI_VAL if is_builtin(run) else None

@@ -6,11 +6,7 @@ from worldline.schema import UsageError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device a name means; `auto` takes CUDA where there is one.
-
-    Raises:
-        UsageError: there is no such device, or CUDA was asked for where there is none.
-    """
+    """The device a name means; `auto` takes CUDA where there is one. Raises `UsageError` where there is none such."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():

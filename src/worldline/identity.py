@@ -14,8 +14,6 @@ from worldline.schema import UsageError
 
 Part = Literal["data", "validation", "split", "pattern", "tokenizer", "backbone", "text", "statistics"]
 PARTS: tuple[Part, ...] = get_args(Part)
-_SHORT = 12
-"""Digits of a hash that a message shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,20 +65,19 @@ def refuse_another(
     """Check that what is found is what something was made with; give the parts that may differ, and do.
 
     Args:
-        what: what was made, for the message (`the run in runs/world`).
-        places: where each part was found, for the message.
+        what: what was made, for the message (`the run in runs/world`), as `places` says where each part was found.
         allowed: parts that may differ on purpose.
 
     Raises:
         UsageError: a part is another one; names each, with both hashes.
     """
-    differing = made.differing(found, parts)
+    differing, named = made.differing(found, parts), []
     refused: list[Part] = [part for part in differing if part not in allowed]
+    for part in refused:
+        place = (places or {}).get(part)
+        now = f"{f'{place} is' if place else 'found'} {getattr(found, part):.12}"
+        named.append(f"{part} ({getattr(made, part):.12}; {now})")
     if refused:
-        named = []
-        for part in refused:
-            was, now, place = getattr(made, part)[:_SHORT], getattr(found, part)[:_SHORT], (places or {}).get(part)
-            named.append(f"{part} ({was}; {f'{place} is' if place else 'found'} {now})")
         raise UsageError(
             f"{what} was made with another {'; another '.join(named)}. Give what it was made with, or allow the "
             f"difference on purpose: --allow-different {' '.join(refused)}"

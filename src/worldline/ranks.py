@@ -44,8 +44,7 @@ class Ranks:
     def start(cls, device: str = "auto") -> Iterator["Ranks"]:
         """Join the processes torchrun started: gloo on CPUs, NCCL on GPUs. Alone, do nothing.
 
-        Raises:
-            UsageError: there are more processes than GPUs on this machine, or torchrun did not start them.
+        Raises `UsageError` where there are more processes than GPUs, or torchrun did not start them.
         """
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
@@ -120,15 +119,10 @@ class Ranks:
         done: Callable[[int], bool],
         progress: Callable[[int, int], None] | None = None,
     ) -> int:
-        """Make those of some items that are not done, each rank its share, and wait for all.
+        """Make those of some items that are not done, each rank its share; returns how many were done, over all ranks.
 
-        What is made must not depend on who makes it. Returns how many were done before, over all ranks.
-
-        Args:
-            progress: called on rank 0 with (done, all) of its share.
-
-        Raises:
-            OtherRankError: another rank failed at its share.
+        What is made must not depend on who makes it. `progress` is called on rank 0 with (done, all) of its share.
+        Raises `OtherRankError` where another rank failed at its share.
         """
         mine, before = items[self.rank :: self.world_size], 0
         for number, item in enumerate(mine, start=1):
@@ -157,12 +151,9 @@ class Ranks:
         return values
 
     def mean(self, figures: dict[str, float]) -> dict[str, float]:
-        """Mean of each figure over the ranks, which must all give the same names in the same order."""
-        if self.world_size == 1:
-            return figures
-        values = torch.tensor(list(figures.values()), dtype=torch.float64)
-        dist.all_reduce(values)
-        return dict(zip(figures, (values / self.world_size).tolist(), strict=True))
+        """Mean of each figure over the ranks, which must all give the same names."""
+        everyones = self.everyones(figures)
+        return {name: sum(one[name] for one in everyones) / len(everyones) for name in figures}
 
     # --- shard ---
 

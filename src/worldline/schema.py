@@ -11,9 +11,9 @@ One recording (`Episode`), a window of it (`Clip`), clips stacked for a model (`
 | `states` | float32 | `b t s`       | rad, rad/s, m/s or 0..1 as the source has them; never normalised here    |
 | `fps`    | float   | scalar        | frames per second of `f`, after any subsampling                          |
 
-A clip holds frames, tokens or latents. Its states are one row per video frame, also when it holds tokens (a latent
-frame spans several video frames; `TokenGrid` and `LatentGrid` say which), and also when only some of its frames are
-taken (`f` below `t`; `FramePattern` says which rows those are). `b` is absent from a `Clip`.
+A clip holds frames, tokens or latents. Its states are one row per video frame, also when it holds tokens (`TokenGrid`
+and `LatentGrid` say how these lie over frames), and when only some of its frames are taken (`f` below `t`, by a
+`FramePattern`). `b` is absent from a `Clip`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,11 +1,9 @@
 """Number of PyTorch's threads and how they wait for each other: chosen when worldline is imported.
 
-OpenMP reads its settings when PyTorch loads it, so `import worldline` comes before `import torch`, or the shell sets
-them. By default a waiting thread spins for milliseconds. On a machine with another busy process it takes the core
-from the thread that it waits for, and a training step takes ten times as long. Here a thread spins a thousand turns
-(about ten microseconds, enough between two loops on an idle machine) and then sleeps.
-
-Settings of the user stay. This file loads only the standard library.
+OpenMP reads its settings when PyTorch loads it, so `import worldline` comes before `import torch`. By default a
+waiting thread spins for milliseconds; beside another busy process it takes the core from the thread that it waits for,
+and a training step takes ten times as long. Here a thread spins a thousand turns (about ten microseconds, enough
+between two loops on an idle machine) and then sleeps. Settings of the user stay. Loads only the standard library.
 """
 
 import math
@@ -17,7 +15,6 @@ from pathlib import Path
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 """GNU's OpenMP, which PyTorch's wheels bring, sleeps after so many turns; others sleep at once."""
-COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 CHOSEN = "WORLDLINE_NUM_THREADS"
 """Our own choices for this process, not the user's: processes that it starts choose again."""
 _VERSION_1, _VERSION_2 = ("cpu.cfs_quota_us", "cpu.cfs_period_us"), ("cpu.max",)
@@ -27,8 +24,7 @@ _VERSION_1, _VERSION_2 = ("cpu.cfs_quota_us", "cpu.cfs_period_us"), ("cpu.max",)
 def choose(environment: MutableMapping[str, str] | None = None) -> None:
     """Set what OpenMP reads, for this process and those it starts.
 
-    Where PyTorch is loaded already it is too late for how threads wait; then their number alone is brought down to
-    what this process may use.
+    Where PyTorch is loaded already, only the number of threads is brought down to what this process may use.
     """
     environment = os.environ if environment is None else environment
     if not any(name in environment for name in WAITING):
@@ -44,8 +40,7 @@ def choose(environment: MutableMapping[str, str] | None = None) -> None:
 
 def number(*, ranks: int = 1) -> int:
     """Threads for each of the ranks on this machine: cores this process may run on, within its container's quota."""
-    cores = allowed_cores()
-    quota = cpu_quota()
+    cores, quota = allowed_cores(), cpu_quota()
     return max(1, (cores if quota is None else min(cores, math.ceil(quota))) // ranks)
 
 

@@ -9,11 +9,11 @@ from worldline.families.card import describe_model
 from worldline.families.config import TrainConfig
 from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
-from worldline.files import read_json
+from worldline.files import read_json, unreadable
 from worldline.formats.content import content_of
 from worldline.identity import Identity, Part, hash_of, refuse_another
 from worldline.rundir import RunDir, from_json, model_folder
-from worldline.schema import DataError, UsageError
+from worldline.schema import UsageError
 
 _OF_A_WORLD: tuple[Part, ...] = ("tokenizer", "backbone", "text")
 """What a world cannot do with another of, while its weights may well go on with other data."""
@@ -22,8 +22,8 @@ _OF_A_WORLD: tuple[Part, ...] = ("tokenizer", "backbone", "text")
 def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Identity:
     """Identify what a run is made with, and compare it with all it must fit.
 
-    That is: tokens and latents with the tokenizer that is given, the weights that training starts from with the same
-    tokenizer, backbone and text, and, to resume, everything with what the run was begun with.
+    That is: tokens and latents with the given tokenizer; `init_from` with the tokenizer, backbone and text; and, to
+    resume, everything with what the run was begun with.
 
     Raises:
         UsageError: something is another one and may not be (`config.allow_different`); names it.
@@ -89,4 +89,4 @@ def _file_hash(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         fix = "Write it with `worldline text`."
-        raise DataError(path, expected="an encoded prompt", found=str(error), fix=fix) from error
+        raise unreadable(path, expected="an encoded prompt", found=str(error), fix=fix) from error
