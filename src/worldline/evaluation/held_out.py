@@ -17,7 +17,6 @@ from worldline.evaluation.result import Split
 from worldline.families.card import describe_model
 from worldline.files import read_json
 from worldline.formats.content import content_of
-from worldline.formats.encoded import looks_like_latents, open_latents
 from worldline.formats.faults import check_episodes
 from worldline.formats.open import has_choices
 from worldline.formats.plausible import implausible, unlike, warn
@@ -144,8 +143,7 @@ def held_out(
     config = _config(run, contract, choice, on)
     pattern = pattern or FramePattern(window=contract.pattern.window)
     if stride is None:
-        root = config.val_path or config.path
-        step = open_latents(root).stride if isinstance(root, Path) and looks_like_latents(root) else 1
+        step = open_split(config, "val")[0].stride
         stride = -(-pattern.window // step) * step  # encoded data have no other windows than those every `step` frames
     clips = open_clips(replace(config, pattern=pattern, window_stride=stride), "val")
     _check(clips.source, contract)

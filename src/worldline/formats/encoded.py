@@ -34,12 +34,9 @@ _AGAIN = "Encode the data again."
 class LatentSource(Source):
     """Encoded windows of a data set, which is read by whole windows."""
 
-    stride: int
-    """Frames between the starts of successive windows."""
-
     @property
     def alike(self) -> dict[str, object]:
-        return super().alike | {"window strides": self.stride, "reading": self.reading}
+        return super().alike | {"reading": self.reading}
 
     def read(self, episode: int, start: int, stop: int) -> Clip:
         """Latents of the window `start .. stop-1`, and its states.

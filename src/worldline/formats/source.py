@@ -43,6 +43,8 @@ class Source:
     """How latents lie over the frames of a window; None where the source holds none."""
     pattern: FramePattern | None = None
     """Which frames of a window the latents show."""
+    stride: int = 1
+    """Windows begin at multiples of this frame: those of latents, where they were encoded."""
     tokenizer: str | None = None
     """Fingerprint of what made the tokens or latents, where that is known."""
     reading: Reading = field(default_factory=Reading)
@@ -143,6 +145,7 @@ class Source:
             "tokens": self.grid,
             "latents": self.latent_grid,
             "frames of a window": self.pattern,
+            "window strides": self.stride,
             "tokenizers": self.tokenizer,
             "state kinds": self.layout.kinds,
         }
