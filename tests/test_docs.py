@@ -161,6 +161,30 @@ def test_the_memory_figures_are_those_of_the_benchmark() -> None:
         assert not card or result["step"]["largest_piece_on"][f"{card}_gb"] == int(piece)
 
 
+EXAMPLES = {"frame_076", "video_12", "top_", "teacher_forced_", "horizon_", "damaged_step_N"}
+"""Parts of names, and names with a number, that pages give as examples."""
+
+
+@lru_cache
+def _known_words() -> set[str]:
+    folders = (ROOT / name for name in ("src", "tests", "benchmarks", "scripts"))
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".sh", ".json")]
+    return {word for path in files for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+
+
+@every_page
+def test_names_and_files_in_the_text_are_those_of_the_code(page: Path) -> None:
+    """Every name with an underscore or an inner capital in a code span, but for the log, which tells of the past."""
+    if page.name == "log.md":
+        return
+    named = {word for span in _spans(page) for word in re.findall(r"\b[A-Za-z]\w*\b", span)}
+    special = {word for word in named if "_" in word or re.match(r"[A-Z][a-z]+[A-Z]", word)}
+    assert special - _known_words() - EXAMPLES == set()
+    paths = {found for span in _spans(page) for found in re.findall(r"^(?:[\w.-]+/)*[\w-]+\.py$", span)}
+    roots = (ROOT, ROOT / "src/worldline", page.parent)
+    assert [path for path in sorted(paths) if not any((root / path).exists() for root in roots)] == []
+
+
 def test_every_kind_of_problem_is_explained() -> None:
     """The ids of `DataError.kind`, which `worldline data info` prints, and the table of them are the same."""
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/worldline").rglob("*.py"))
