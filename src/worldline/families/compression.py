@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldline.contract import Contract, FramePattern
-from worldline.data.augment import AugmentConfig
-from worldline.data.clips import Clips, all_clips, open_clips, open_split
+from worldline.data.clips import Clips, open_clips, open_split
 from worldline.encoding.tokens import tokenize
 from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
@@ -28,7 +27,7 @@ from worldline.families.family import (
     register,
 )
 from worldline.families.sample import SampleOptions
-from worldline.families.tokenizers import fingerprint, keep_tokenizer, load_tokenizer, tokenizer_config
+from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_tokenizer, tokenizer_config
 from worldline.files import atomic
 from worldline.forecasting.tokens import LOGITS, TokenForecaster
 from worldline.formats.source import Source
@@ -248,34 +247,13 @@ def _as_tokens(
     _check_stride(data.window_stride, grid.block)
     _check_lengths(source, chosen, 2 * grid.block)
     _check_lengths(*held_out, 2 * grid.block)
-    device, cache, identity = ranks.device(config.device), data.cache, fingerprint(config.tokenizer)
-    tokenizer.to(device)
-
-    def clips(source: Source, episodes: Sequence[int], *, start_offsets: int, augment: AugmentConfig | None) -> Clips:
-        made = tokenize(
-            source,
-            tokenizer,
-            cache,
-            fingerprint=identity,
-            episodes=episodes,
-            size=data.image_size,
-            start_offsets=start_offsets,
-            augment=augment,
-            device=device,
-            ranks=ranks,
-            in_cache=True,
-            progress=lambda *at: progress(f"tokenizing into {cache}", *at),
-        )
-        return all_clips(made.open(), window=pattern.window, stride=data.window_stride)
-
-    augment = data.augment if data.augment.changes else None
-    train = clips(source, chosen, start_offsets=config.start_offsets, augment=augment)
-    val = clips(*held_out, start_offsets=1, augment=None)
+    of_training = {
+        "start_offsets": config.start_offsets,
+        "augment": data.augment if data.augment.changes else None,
+    }
+    clips = cached_clips(tokenize, config, tokenizer, ranks, progress, window=pattern.window, of_training=of_training)
     tokenizer.to("cpu")
-    return train, val
-
-    tokenizer.to("cpu")
-    return train, val
+    return clips
 
 
 def _pattern(model: Any, grid: TokenGrid) -> FramePattern:

@@ -1,6 +1,6 @@
 """The sampling track: Wan's continuous video VAE, and the state-conditioned Wan over its latents."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldline.contract import Contract, FramePattern
-from worldline.data.clips import Clips, all_clips, open_clips, open_split
+from worldline.data.clips import Clips, open_clips, open_split
 from worldline.devices import pick_device
 from worldline.encoding.latents import encode
 from worldline.families.card import Base, ModelCard
@@ -26,7 +26,7 @@ from worldline.families.family import (
     register,
 )
 from worldline.families.sample import SampleOptions
-from worldline.families.tokenizers import fingerprint, keep_tokenizer, load_vae, tokenizer_config
+from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_vae, tokenizer_config
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
@@ -145,13 +145,13 @@ class LatentWorldKind(WorldKind):
             raise UsageError("a world over latents needs the VAE that makes them (--tokenizer RUN or Wan2.2's folder)")
         text = None if config.text is None else load_text(config.text)
         model = model if text is None else replace(model, text_rows=len(text))
-        pattern, (source, chosen) = config.data.pattern, open_split(config.data, "train")
+        pattern, source = config.data.pattern, open_split(config.data, "train")[0]
         base, vae = _base(config, model), load_vae(config.tokenizer)
         grid = source.latent_grid or vae.grid(*picture_size(config.data, source))
         _check_latents(model, grid, pattern)  # what cannot be is refused before anything is encoded
         contract = contract_with(source, config.data, grid, pattern)
         model.check_codes(pattern)
-        clips = _as_latents(config, source, chosen, vae, ranks, progress)
+        clips = _as_latents(config, source, vae, ranks, progress)
         torch.manual_seed(config.seed)  # the first weights are a function of the seed
         dtype = torch.bfloat16 if self.adapts(model) else torch.float32  # what is trained is fp32
         backbone = load_backbone(base, model.backbone, dtype=dtype) if base else None
@@ -244,9 +244,7 @@ class LatentWorldKind(WorldKind):
         return WanVAEConfig(sizes=next(fits, WanVAESizes()))
 
 
-def _as_latents(
-    config: TrainConfig, source: Source, chosen: Sequence[int], vae: Any, ranks: Ranks, progress: Progress
-) -> tuple[Clips, Clips]:
+def _as_latents(config: TrainConfig, source: Source, vae: Any, ranks: Ranks, progress: Progress) -> tuple[Clips, Clips]:
     """Clips of both splits: of latents on disk, of frames if there is no cache, else of cached latents."""
     data = config.data
     data.augment.keep_sides()
@@ -259,27 +257,8 @@ def _as_latents(
             "latents in a cache are encoded once, so nothing would be augmented; train straight from video "
             "(--data.cache None) or augment nothing"
         )
-    assert config.tokenizer is not None, "loaded already"
-    cache, device, identity = data.cache, ranks.device(config.device), fingerprint(config.tokenizer)
-
-    def clips(source: Source, episodes: Sequence[int]) -> Clips:
-        made = encode(
-            source,
-            vae.to(device),
-            cache,
-            fingerprint=identity,
-            episodes=episodes,
-            pattern=data.pattern,
-            window_stride=data.window_stride,
-            size=data.image_size,
-            device=device,
-            ranks=ranks,
-            in_cache=True,
-            progress=lambda *at: progress(f"encoding into {cache}", *at),
-        )
-        return all_clips(made.open(), window=data.pattern.window, stride=data.window_stride)
-
-    return clips(source, chosen), clips(*open_split(data, "val"))
+    how = {"window": data.pattern.window, "pattern": data.pattern, "window_stride": data.window_stride}
+    return cached_clips(encode, config, vae, ranks, progress, **how)
 
 
 def _check_latents(model: WanConfig, grid: LatentGrid, pattern: FramePattern) -> None:

@@ -2,15 +2,19 @@
 
 import hashlib
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from worldline.contract import ModelConfig
+from worldline.data.clips import Clips, Split, all_clips, open_split
 from worldline.families.card import ModelCard, describe_model
-from worldline.families.family import KINDS, TokenizerKind, kind_of
+from worldline.families.config import TrainConfig
+from worldline.families.family import KINDS, Progress, TokenizerKind, kind_of
 from worldline.nn.load import load_weights
+from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
@@ -166,3 +170,33 @@ def keep_tokenizer(run: RunDir, path: Path, tokenizer: Any) -> None:
         write_model(folder, card.to_json(), tokenizer.state_dict() if copied else {})
         if own is not None:  # byte for byte, and so of the same fingerprint
             shutil.copyfile(own, folder / "model.safetensors")
+
+
+def cached_clips(
+    make: Callable[..., Any],
+    config: TrainConfig,
+    tokenizer: Any,
+    ranks: Ranks,
+    progress: Progress,
+    *,
+    window: int,
+    of_training: Mapping[str, Any] | None = None,
+    **of_both: Any,
+) -> tuple[Clips, Clips]:
+    """Clips of both splits, `window` frames each, of what `tokenize` or `encode` makes of their frames in a cache.
+
+    Args:
+        of_training: arguments of `make` for training data alone; others are `of_both`.
+    """
+    data, device = config.data, ranks.device(config.device)
+    assert config.tokenizer is not None, "loaded already"
+    assert data.cache is not None, "asked for with a cache"
+    of_both |= {"fingerprint": fingerprint(config.tokenizer), "size": data.image_size, "device": device}
+    of_both |= {"ranks": ranks, "in_cache": True, "progress": lambda *at: progress(f"filling {data.cache}", *at)}
+
+    def clips(split: Split, **own: Any) -> Clips:
+        source, episodes = open_split(data, split)
+        filled = make(source, tokenizer.to(device), data.cache, episodes=episodes, **of_both, **own)
+        return all_clips(filled.open(), window=window, stride=data.window_stride)
+
+    return clips("train", **of_training or {}), clips("val")
