@@ -13,8 +13,7 @@ from worldline.rundir import to_json
 
 EXAMPLES = """Estimate a training before it starts: parameters, memory of a GPU, FLOP, and settings that fit a card.
 
-Takes a recipe and options like `worldline train`. Needs no data, no weights and no GPU, and does not look for them.
-Counts on tensors without memory; measures nothing on a GPU.
+Takes a recipe and options like `worldline train`. Counts on tensors without memory: needs no data, weights or GPU.
 
 Examples:
   worldline plan sampling_revontuli
@@ -45,7 +44,6 @@ def parse(arguments: list[str]) -> Job:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, count, print."""
     job = parse(arguments)
     named = with_paths(job.config, lambda path: builtin.NAMES.get(str(path), path))
     found = plan(named, gpu_gb=job.gpu_memory, gpus=job.gpus)
@@ -54,8 +52,8 @@ def main(arguments: list[str]) -> None:
 
 def text(found: Plan) -> str:
     """The plan for people."""
-    flop = sum(found.flop.values())
-    step, shapes = flop * found.batch_size, (f"{name} {'x'.join(map(str, s))}" for name, s in found.clip.items())
+    flop, shapes = sum(found.flop.values()), (f"{name} {'x'.join(map(str, s))}" for name, s in found.clip.items())
+    step = flop * found.batch_size
     run = f", {found.steps} steps {_flop(step * found.steps)}" if found.steps else ""
     vae = f"; VAE {found.tokenizer_parameters:,}" if found.tokenizer_parameters else ""
     lines = [
@@ -88,12 +86,9 @@ def _setting_lines(setting: Setting, title: str) -> list[str]:
 
 
 def _card_lines(least: Setting, card: Card) -> list[str]:
-    head = f"{card.gb:g} GB".rjust(9)
-    if not card.settings:
-        return [f"{head}  nothing. The least is {least.words}: {_gb(least.needed)} GB ({least.greediest})"]
-    lines = [f"{setting.words}: {_gb(setting.needed)} GB ({setting.greediest})" for setting in card.settings]
-    as_it_is = "as configured; " if card.fits else ""
-    return [f"{head}  {as_it_is}{lines[0]}", *(f"{'':9}  or {line}" for line in lines[1:])]
+    found = [f"{one.words}: {_gb(one.needed)} GB ({one.greediest})" for one in card.settings or (least,)]
+    why = "as configured; " if card.fits else "" if card.settings else "nothing. The least is "
+    return [f"{card.gb:>6g} GB  {why}{found[0]}", *(f"{'':9}  or {line}" for line in found[1:])]
 
 
 def _sum(parts: dict[str, str]) -> str:

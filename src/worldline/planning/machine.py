@@ -34,23 +34,20 @@ class Verb:
 def host(run: Footprint, *, gpus: int, clips: int) -> dict[str, int]:
     """Bytes of main memory of a training in pieces of so many clips, where all its GPUs are in one machine.
 
-    `processes` is Python and its libraries, loading workers included. Beside them lie, one after the other (`worst`):
-    `building`, model and VAE, complete in every process before they go to its GPU; `resuming`, a checkpoint, which
-    every process reads; `saving`, one that the first process gathers and writes, while `loading` holds the current
-    piece and the clips that workers decode and read ahead. No memory is pinned.
+    Beside the `processes` lie, one after the other (`worst`), model and VAE on their way to the GPU, then a checkpoint
+    that every process reads, then one that the first process saves while clips are loaded. No memory is pinned.
     """
-    config, workers = run.config, run.config.workers
+    config, workers, size = run.config, run.config.workers, _loaded(run)
     trained = sum(x.numel() for x in run.model.parameters() if x.requires_grad)
     checkpoint = 4 * trained * (4 if config.optimizer.ema_decay else 3)
-    size = _loaded(run)
     ahead = PREFETCH * workers * clips_in_part(size, clips, workers) * size if workers else 0
     decoded = 0 if run.batch(1).frames is None and not run.encodes else 2 * config.data.pattern.window * _frame(run)
     return {
-        "processes": gpus * (PROCESS + workers * WORKER),
+        "processes": gpus * (PROCESS + workers * WORKER),  # Python and its libraries
         "building": gpus * (_weights(run.model) + _weights(run.vae)),
         "resuming": gpus * checkpoint,
         "saving": checkpoint,
-        "loading": gpus * (2 * clips * size + ahead + max(1, workers) * decoded),
+        "loading": gpus * (2 * clips * size + ahead + max(1, workers) * decoded),  # the current piece, those read ahead
     }
 
 
@@ -65,27 +62,25 @@ def verbs(run: Footprint) -> tuple[Verb, ...]:
     if not isinstance(kind, WorldKind):
         if isinstance(run.contract.grid, LatentGrid):
             return (_encoding(run, model, model + run.code(WINDOWS).peak, "encode, evaluate"),)
-        size = run.contract.image_size or 0
-        blocks = blocks_at_once(size, size)
+        blocks = blocks_at_once(run.contract.image_size or 0, run.contract.image_size or 0)
         took = model + run.code(max(blocks, WINDOWS)).peak
         held = PROCESS + model + 2 * _frame(run) * (pattern.window * (blocks + 1) + CHUNK)
         return (Verb(name="tokenize, evaluate", what=f"{blocks} blocks at once", gpu=took, host=held),)
     card = ModelCard(config=run.config.model, contract=run.contract)
     rows = kind.forecaster(run.model, card, run.vae, SampleOptions(), torch.device("meta")).rows_at_once
     took, held = run.forecast(rows).peak, PROCESS + model + 2 * WINDOWS * _loaded(run)
-    encoding: tuple[Verb, ...] = ()
+    encoding = []
     if run.vae is not None:
         vae, encode = _weights(run.vae), run.encode(WINDOWS, autocast=False).peak
         took = vae + max(took, run.decode(rows).peak, encode)
         held = PROCESS + model + vae + WINDOWS * (pattern.window + 3 * len(pattern.frames)) * _frame(run)
-        encoding = (_encoding(run, vae, vae + encode, "encode"),)
+        encoding = [_encoding(run, vae, vae + encode, "encode")]
     shown = Verb(name="forecast, evaluate", what=f"up to {rows} futures at once", gpu=model + took, host=held)
     return (*encoding, shown)
 
 
 def _encoding(run: Footprint, weights: int, gpu: int, name: str) -> Verb:
-    data = run.config.data
-    frames = data.pattern.window + (WINDOWS - 1) * data.window_stride + CHUNK
+    frames = run.config.data.pattern.window + (WINDOWS - 1) * run.config.data.window_stride + CHUNK
     held = PROCESS + weights + 2 * frames * _frame(run)
     return Verb(name=name, what=f"{WINDOWS} windows at once", gpu=gpu, host=held)
 

@@ -1,9 +1,8 @@
 """Bytes and FLOP of a pass over a model, counted on the `meta` device (tensors with a shape and no memory).
 
-The real code runs, forward and backward, and nothing is computed. Bytes count every tensor storage while it exists.
-FLOP count matrix products, convolutions and attention, by PyTorch's own formulas (`flop_counter`). Where CUDA saves
-other tensors than `meta` would, CUDA's behaviour is imitated. Not counted: memory inside kernels, the allocator's
-rounding and fragments, the CUDA context. Knows no model.
+The real code runs, forward and backward, and nothing is computed. Bytes are those of every tensor storage while it
+exists; FLOP those of matrix products, convolutions and attention, by PyTorch's formulas (`flop_counter`). Where CUDA
+saves other tensors than `meta`, CUDA is imitated. Not counted: memory inside kernels, fragments, the CUDA context.
 """
 
 import weakref
@@ -50,7 +49,7 @@ class Pass:
 
 
 def follow(
-    work: Callable[[], Tensor],
+    work: Callable[[], Any],
     given: Iterable[Tensor],
     *,
     autocast: bool,
@@ -66,26 +65,17 @@ def follow(
         device: `meta`; on another one the work is really done.
         native: in the device's own way instead of CUDA's, which `meta` does not have.
     """
-    mode = None if native else AsOnCuda(autocast=autocast)
-    with Meter(_with_gradients(given), device) as meter, mode or nullcontext():
+    mode, given = None if native else AsOnCuda(autocast=autocast), list(given)
+    given += [tensor.grad for tensor in given if tensor.is_leaf and tensor.grad is not None]
+    with Meter(given, device) as meter, mode or nullcontext():
         result = work()
         if mode:
-            mode.leave_autocast()
+            mode.casts = None  # autocast ends: recomputation in the backward pass casts weights again
         held, forward = meter.now, meter.flop
-        if backward:
-            _backward(result)
+        if backward:  # `result.backward()` would leave function modes, by which recomputation must go too
+            engine: Any = torch.autograd.Variable._execution_engine
+            engine.run_backward((result,), (torch.ones_like(result),), False, False, (), accumulate_grad=True)
     return Pass(held=held, peak=meter.peak, forward_flop=forward, backward_flop=meter.flop - forward)
-
-
-def _with_gradients(tensors: Iterable[Tensor]) -> list[Tensor]:
-    listed = list(tensors)
-    return listed + [tensor.grad for tensor in listed if tensor.is_leaf and tensor.grad is not None]
-
-
-def _backward(result: Tensor) -> None:
-    """As `result.backward()`, which would leave function modes: what is computed again must go by the same rules."""
-    engine: Any = torch.autograd.Variable._execution_engine
-    engine.run_backward((result,), (torch.ones_like(result),), False, False, (), accumulate_grad=True)
 
 
 class Meter(TorchDispatchMode):
@@ -98,7 +88,6 @@ class Meter(TorchDispatchMode):
         self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in given)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
         kwargs = kwargs or {}
         if func.namespace == "torch_nn":  # the loss in chunks: one operation from outside, made of others
             with self:
@@ -106,19 +95,17 @@ class Meter(TorchDispatchMode):
         out = func(*args, **kwargs)
         self.flop += _flop(func.overloadpacket, args, kwargs, out)
         for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
-                self._add(tensor.untyped_storage())
+            if not isinstance(tensor, Tensor) or tensor.device.type != self.device:
+                continue
+            if (storage := tensor.untyped_storage()) not in self.known:
+                self.known.add(storage)
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
         return out
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage not in self.known:
-            self.known.add(storage)
-            weakref.finalize(storage, self._remove, storage.nbytes())
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-
-    def _remove(self, size: int) -> None:
-        self.now -= size
+    def _count(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
 
 
 def _flop(operation: Any, args: Any, kwargs: Any, out: Any) -> int:
@@ -132,24 +119,18 @@ def _flop(operation: Any, args: Any, kwargs: Any, out: Any) -> int:
 class AsOnCuda(TorchFunctionMode):
     """CUDA's way of the functions whose memory or type differs there, and an answer where values are asked for.
 
-    Autocast's lists are those of PyTorch's `autocast_mode.h`, as far as models here use them. Attention is flash
-    attention, RMSNorm is fused, and dropout keeps one byte for each entry of its mask. The loss in chunks is the CPU's:
-    in bfloat16 that casts the embedding and adds its gradient up in fp32 besides, which CUDA does not.
+    Autocast goes by PyTorch's `autocast_mode.h`, as far as models here need it. Attention is flash attention, RMSNorm
+    is fused, dropout keeps a byte for each entry of its mask. The loss in chunks is the CPU's, which in bfloat16 casts
+    the embedding and adds its gradient up in fp32 besides.
     """
 
     def __init__(self, *, autocast: bool) -> None:
         super().__init__()
         self.autocast = autocast
         self.casts: dict[int, Tensor] | None = {}
-        """Trained weights are cast once in the forward pass and kept till its end; after that, or without gradients, at
-        every use."""
-
-    def leave_autocast(self) -> None:
-        """Drop the cast weights; recomputation in the backward pass casts them again."""
-        self.casts = None
+        """Trained weights are cast once in the forward pass; after it (None), or without gradients, at every use."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if self.autocast and name in _BFLOAT16:
@@ -161,17 +142,11 @@ class AsOnCuda(TorchFunctionMode):
                 return 0.0
             case "unique":
                 return args[0].flatten()
-            case "scaled_dot_product_attention":
-                return _attention(*args, **kwargs)
-            case "dropout":
-                return _dropout(*args, **kwargs)
-            case "rms_norm":
-                return _rms_norm(*args, **kwargs)
             case "linear_cross_entropy" if self.autocast and args[0].dtype == torch.float32:
                 hidden, weight = self._low(args[0]), self._low(args[1])
                 return cross_entropy(hidden, weight, args[2], chunk=kwargs["options"].batch_chunk_size)
             case _:
-                return func(*args, **kwargs)
+                return _CUDA.get(name, func)(*args, **kwargs)
 
     def _low(self, x: Any) -> Any:
         if not isinstance(x, Tensor) or x.dtype != torch.float32:
@@ -188,25 +163,22 @@ def _high(x: Any) -> Any:
 
 
 def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    **others: Any,
+    query: Tensor, key: Tensor, value: Tensor, mask: Any = None, dropout_p: float = 0, is_causal: bool = False, **_: Any
 ) -> Tensor:
-    del others, attn_mask  # a mask, which a forecast with a past has, takes a kernel that keeps as little
+    del mask  # it takes a kernel that keeps as little
     if query.device.type == "cpu":  # the same tensors are saved, but this kernel has no dropout
         return _ATEN._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal)[0]
     return _ATEN._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal)[0]
 
 
-def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     del inplace
-    return torch.native_dropout(input, p, True)[0] if p > 0 and training else input
+    return torch.native_dropout(x, p, True)[0] if p > 0 and training else x
 
 
-def _rms_norm(input: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+def _rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """LayerNorm, whose kernel saves its input and statistics as well: one number per row more."""
-    return torch.nn.functional.layer_norm(input, shape, weight, None, eps or 1e-6)
+    return torch.nn.functional.layer_norm(x, shape, weight, None, eps or 1e-6)
+
+
+_CUDA: dict[str, Any] = {"scaled_dot_product_attention": _attention, "dropout": _dropout, "rms_norm": _rms_norm}

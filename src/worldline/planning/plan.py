@@ -1,19 +1,7 @@
 """Needs of a run before it starts: parameters, memory of each GPU, FLOP, and settings that fit a card.
 
-It needs no weights, no data and no GPU: the passes of the run use tensors without memory (`footprint.py`). `Plan.notes`
-says which figures are counted and which are estimated. GB are 10^9 bytes, also for cards.
-
-| memory of a training step | what it is, on one GPU                                                                |
-|---------------------------|---------------------------------------------------------------------------------------|
-| `weights`                 | parameters and buffers: this GPU's share                                              |
-| `tokenizer`               | the VAE of a world over latents, whole on every GPU                                   |
-| `moments`                 | AdamW's two, and its counters                                                         |
-| `average`                 | the moving average of weights and buffers, in fp32                                    |
-| `gradients`               | counted for the whole step; they exist from the second piece of a batch on            |
-| `gathered`                | over several GPUs, whole: what lies outside the blocks, and three blocks (at work, on |
-|                           | its way, its copy)                                                                    |
-| `activations`             | tensors that the forward pass of one piece keeps for the backward pass                |
-| `working`                 | peak of all other tensors                                                             |
+It needs no weights, no data and no GPU (`footprint.py`). `Plan.notes` says which figures are counted and which are
+estimated. GB are 10^9 bytes, also for cards.
 """
 
 import os
@@ -21,6 +9,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +20,7 @@ from worldline.nn.load import changing_state
 from worldline.planning.footprint import DEPTHS, Footprint, tensors_of
 from worldline.planning.machine import Verb, host, verbs, worst
 from worldline.ranks import Ranks, shards_of
-from worldline.schema import UsageError
+from worldline.schema import CONTENT, UsageError
 
 CARDS_GB = (24.0, 40.0, 80.0, 141.0)
 RESERVE = 0.1
@@ -44,7 +33,7 @@ CERTAIN = ("weights", "tokenizer", "moments", "average")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One setting of a training, and its memory on one GPU."""
+    """One setting of a training, and its memory on one GPU in bytes."""
 
     gpus: int
     accumulate: int
@@ -53,10 +42,9 @@ class Setting:
     clips: int
     """In the largest piece."""
     memory: dict[str, int]
-    """Bytes at the peak of a training step, by their use."""
+    """At the peak of a training step, by its use (the function `memory`)."""
     phases: dict[str, int]
-    """Bytes in use in each phase of a run: `training`, `encoding` of a piece's frames (0 where that is not done in
-    every step) and `validation`."""
+    """Of each phase of a run: `training`, `encoding` of frames in every step (or 0), `validation`."""
 
     @property
     def needed(self) -> int:
@@ -64,17 +52,15 @@ class Setting:
 
     @property
     def greediest(self) -> str:
-        """The phase that needs the most."""
         return max(self.phases, key=self.phases.__getitem__)
 
     @property
     def words(self) -> str:
         """How it is asked for, and the clips that are then in memory at once."""
         switch = self.gradient_checkpointing
-        options = f"--accumulate {self.accumulate}"
-        options += "" if switch is None else f" --model.gradient-checkpointing {switch}"
+        option = "" if switch is None else f" --model.gradient-checkpointing {switch}"
         gpus, clips = ("" if count == 1 else "s" for count in (self.gpus, self.clips))
-        return f"{options} on {self.gpus} GPU{gpus}, {self.clips} clip{clips} at once"
+        return f"--accumulate {self.accumulate}{option} on {self.gpus} GPU{gpus}, {self.clips} clip{clips} at once"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +71,8 @@ class Card:
     fits: bool
     """As configured."""
     settings: tuple[Setting, ...]
-    """Without and with gradient checkpointing where both fit, each in the fewest pieces; on more GPUs than asked for
-    only where these are too few. Empty where nothing fits."""
+    """Without and with gradient checkpointing, each in the fewest pieces; on more GPUs only where those asked for are
+    too few. Empty where nothing fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +80,6 @@ class Plan:
     kind: str
     parameters: int
     trained: int
-    """Parameters that are."""
     tokenizer_parameters: int
     clip: dict[str, tuple[int, ...]]
     """Shapes of what the model reads of one clip."""
@@ -111,9 +96,8 @@ class Plan:
     """The least memory on as many GPUs."""
     cards: tuple[Card, ...]
     host: dict[str, int]
-    """Main memory, where all GPUs are in one machine (`machine.host`)."""
+    """Bytes of main memory (`machine.host`)."""
     verbs: tuple[Verb, ...]
-    """Memory of the verbs that use the model, in one process each."""
     notes: tuple[str, ...]
 
 
@@ -128,7 +112,7 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1) -> 
     switch = chosen.gradient_checkpointing
     other = None if switch is None else setting(run, gpus=gpus, accumulate=config.accumulate, checkpointing=not switch)
     parameters, clip = list(run.model.parameters()), run.batch(1)
-    inputs = {name: getattr(clip, name) for name in ("frames", "tokens", "latents", "states")}
+    inputs = {name: getattr(clip, name) for name in (*CONTENT, "states")}
     share = Ranks(world_size=gpus).share(config.batch_size)
     return Plan(
         kind=config.model.kind,
@@ -150,13 +134,10 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1) -> 
 
 
 def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1) -> None:
-    """Check that a run fits into the memory that each GPU has free, in bytes, before anything long is started.
-
-    It refuses only what certainly cannot fit. It warns if the estimate says that the run does not fit, or if sizes are
-    missing for an estimate.
+    """Check that a run fits the memory that each GPU has free, in bytes; warn if it may not, or sizes are missing.
 
     Raises:
-        UsageError: what stays on a GPU from step to step is more than is free; names a setting that fits.
+        UsageError: what stays on a GPU from step to step is certainly more than is free; names a setting that fits.
     """
     try:
         run = Footprint(config)
@@ -166,25 +147,19 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1) -> None:
     wanted = setting(run, gpus=gpus, accumulate=config.accumulate)
     main, here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), min(gpus, max(1, torch.cuda.device_count()))
     if (held := worst(host(run, gpus=here, clips=wanted.clips))) > main:
-        warnings.warn(
-            f"{here} processes may take {held / 1e9:.0f} GB of main memory, but this machine has {main / 1e9:.0f} GB; "
-            "fewer --workers or processes take less (worldline plan says what holds it)",
-            stacklevel=2,
-        )
+        has = f"of main memory, but this machine has {main / 1e9:.0f} GB"
+        remedy = "fewer --workers or processes take less (worldline plan says what holds it)"
+        warnings.warn(f"{here} processes may take {held / 1e9:.0f} GB {has}; {remedy}", stacklevel=2)
     if wanted.needed <= free:
         return
     fitting = ", or ".join(found.words for found in card(run, free / 1e9, wanted).settings)
     has = f"but {free / 1e9:.1f} GB are free; " + (f"what fits: {fitting}" if fitting else "nothing fits this GPU")
     if (certain := sum(wanted.memory[name] for name in CERTAIN)) > free:
-        raise UsageError(
-            f"weights, moments and averages alone take {certain / 1e9:.1f} GB of each GPU, {has}; "
-            "--check-memory False tries all the same"
-        )
-    warnings.warn(
-        f"{wanted.greediest} may take {wanted.needed / 1e9:.1f} GB of GPU memory with {wanted.clips} clips at once, "
-        f"{has}. This is an estimate (worldline plan) that was never compared with a GPU, so the run goes on",
-        stacklevel=2,
-    )
+        took = f"weights, moments and averages alone take {certain / 1e9:.1f} GB of each GPU"
+        raise UsageError(f"{took}, {has}; --check-memory False tries all the same")
+    took = f"{wanted.greediest} may take {wanted.needed / 1e9:.1f} GB of GPU memory with {wanted.clips} clips at once"
+    unsure = "This estimate (worldline plan) was never compared with a GPU, so the run goes on"
+    warnings.warn(f"{took}, {has}. {unsure}", stacklevel=2)
 
 
 def setting(run: Footprint, *, gpus: int, accumulate: int, checkpointing: bool | None = None) -> Setting:
@@ -207,17 +182,12 @@ def setting(run: Footprint, *, gpus: int, accumulate: int, checkpointing: bool |
         "validation": resident + kept["gathered"] + kept["average"] + run.validate().peak,
     }
     return Setting(
-        gpus=gpus,
-        accumulate=accumulate,
-        gradient_checkpointing=checkpointing,
-        clips=clips,
-        memory=kept,
-        phases=phases,
+        gpus=gpus, accumulate=accumulate, gradient_checkpointing=checkpointing, clips=clips, memory=kept, phases=phases
     )
 
 
 def memory(run: Footprint, *, gpus: int, accumulate: int, clips: int, checkpointing: bool | None) -> dict[str, int]:
-    """Bytes that a training step with so many clips at once holds on one GPU, by their use (see the table above)."""
+    """Bytes that a training step with so many clips at once holds on one GPU, by their use."""
     model, step = run.model, run.train(clips, checkpointing=checkpointing)
     trained = [p for p in model.parameters() if p.requires_grad]
     blocks = shards_of(model) if gpus > 1 else []
@@ -228,21 +198,17 @@ def memory(run: Footprint, *, gpus: int, accumulate: int, clips: int, checkpoint
     if gpus > 1 and accumulate == 1:  # else they are summed over the GPUs, and cut, with the last piece only
         whole = _bytes(p for p in (*outside, *largest.parameters()) if p.requires_grad)
         gradients = min(gradients, whole + _bytes(trained, gpus))
+    sharded, averaged = dict(model.named_parameters()), changing_state(model) if run.config.optimizer.ema_decay else {}
     return {
-        "weights": _bytes(model.parameters(), gpus) + _bytes(model.buffers()),
-        "tokenizer": _bytes(tensors_of(run.vae)) if run.vae else 0,
-        "moments": 2 * _bytes(trained, gpus) + 4 * len(trained),
-        "average": _average(model, gpus) if run.config.optimizer.ema_decay else 0,
-        "gradients": gradients,
-        "gathered": _bytes(outside) + 3 * _bytes(largest.parameters()),
-        "activations": step.held,
-        "working": step.peak - step.held,
+        "weights": _bytes(model.parameters(), gpus) + _bytes(model.buffers()),  # this GPU's share
+        "tokenizer": _bytes(tensors_of(run.vae)) if run.vae else 0,  # the VAE of a world over latents, whole
+        "moments": 2 * _bytes(trained, gpus) + 4 * len(trained),  # AdamW's two, and its counters
+        "average": sum(4 * _numbers([x], gpus if name in sharded else 1) for name, x in averaged.items()),
+        "gradients": gradients,  # of the whole step, though they exist from the second piece on
+        "gathered": _bytes(outside) + 3 * _bytes(largest.parameters()),  # blocks at work, on its way, its copy
+        "activations": step.held,  # of one piece, kept for the backward pass
+        "working": step.peak - step.held,  # peak of all other tensors
     }
-
-
-def _average(model: nn.Module, gpus: int) -> int:
-    sharded = dict(model.named_parameters())
-    return sum(4 * _numbers([x], gpus if name in sharded else 1) for name, x in changing_state(model).items())
 
 
 def _numbers(tensors: Iterable[Tensor], gpus: int = 1) -> int:
@@ -255,9 +221,8 @@ def _bytes(tensors: Iterable[Tensor], gpus: int = 1) -> int:
 
 
 def _flop(run: Footprint, chosen: Setting) -> dict[str, int]:
-    clips = chosen.clips
-    step = run.train(clips, checkpointing=chosen.gradient_checkpointing)
-    plain = run.train(clips, checkpointing=False)
+    clips, switch = chosen.clips, chosen.gradient_checkpointing
+    step, plain = (run.train(clips, checkpointing=checkpointing) for checkpointing in (switch, False))
     return {
         "encoding": run.encode(1, autocast=run.autocast).forward_flop if run.encodes else 0,
         "forward": step.forward_flop // clips,
@@ -268,25 +233,17 @@ def _flop(run: Footprint, chosen: Setting) -> dict[str, int]:
 
 def card(run: Footprint, gb: float, chosen: Setting) -> Card:
     """Find what fits GPUs of one size: as many as chosen, or else twice as many, and so on."""
-    limit, batch = int(gb * 1e9 * (1 - RESERVE)), run.config.batch_size
-    gpus, settings = chosen.gpus, ()
+    limit, batch, gpus = int(gb * 1e9 * (1 - RESERVE)), run.config.batch_size, chosen.gpus
+    settings: list[Setting] = []
     while gpus <= min(batch, MAX_GPUS) and not settings:
-        settings = _fitting(run, limit, gpus) if batch % gpus == 0 else ()
+        share = batch // gpus if batch % gpus == 0 else 0
+        pieces = [-(-share // clips) for clips in range(1, share + 1)]
+        for checkpointing in (False, True) if run.checkpoints is not None else (False,):
+            cut = partial(setting, run, gpus=gpus, checkpointing=checkpointing)
+            if fitting := bisect_right(pieces, limit, key=lambda n, cut=cut: cut(accumulate=n).needed):
+                settings.append(cut(accumulate=pieces[fitting - 1]))
         gpus *= 2
-    return Card(gb=gb, fits=chosen.needed <= limit, settings=settings)
-
-
-def _fitting(run: Footprint, limit: int, gpus: int) -> tuple[Setting, ...]:
-    """Without and with checkpointing, the setting of fewest pieces that stays below the limit."""
-    share, found = run.config.batch_size // gpus, []
-    for checkpointing in (False, True) if run.checkpoints is not None else (False,):
-
-        def at_once(clips: int, checkpointing: bool = checkpointing) -> Setting:
-            return setting(run, gpus=gpus, accumulate=-(-share // clips), checkpointing=checkpointing)
-
-        if clips := bisect_right(range(1, share + 1), limit, key=lambda clips: at_once(clips).needed):
-            found.append(at_once(clips))
-    return tuple(found)
+    return Card(gb=gb, fits=chosen.needed <= limit, settings=tuple(settings))
 
 
 def _notes(run: Footprint) -> tuple[str, ...]:
@@ -294,20 +251,17 @@ def _notes(run: Footprint) -> tuple[str, ...]:
     precision = "bfloat16 autocast, as on CUDA" if run.autocast else "no autocast"
     notes = [
         "counted: parameters, gradients, moments, average; FLOP and tensors of a pass, which runs without values",
-        f"estimated: passes of more than a few clips or {DEPTHS[-1]} blocks, extrapolated linearly; what FSDP gathers; "
-        f"{RESERVE:.0%} of a card are kept free for memory inside kernels, fragments and the CUDA context",
+        f"estimated: passes of more than a few clips or {DEPTHS[-1]} blocks, by a line; what FSDP gathers; "
+        f"{RESERVE:.0%} of a card stay free for memory inside kernels, fragments and the CUDA context",
         f"assumed: {precision}; flash attention; sizes of states, frames and tokens as configured",
-        "checked against a real process on a CPU, at tiny sizes, within a quarter: a training step and a forecast of a "
-        "world over tokens, encoding and decoding by a tokenizer; everything else tensor by tensor only",
+        "checked against a process on a CPU, tiny, within a quarter: a world over tokens that trains or forecasts, "
+        "a tokenizer that encodes and decodes; everything else tensor by tensor only",
         "measured on a GPU: nothing, so every figure above is an estimate",
-        "main memory: Python's part was measured with PyTorch's CPU build; stored video of larger frames "
-        "needs more; mapped files (caches, latents, tokens) may fill free memory and give it back",
+        "main memory: Python's part is that of PyTorch's CPU build; larger stored video needs more; mapped files "
+        "(caches, latents, tokens) may fill what is free and give it back",
     ]
     if isinstance(run.kind, WorldKind) and run.kind.adapts(run.config.model):
-        notes.append(
-            "assumed: the frozen backbone in bfloat16, except norms, tables and time embedding in fp32; trained "
-            "parameters in fp32"
-        )
+        notes.append("assumed: a frozen backbone in bfloat16; its norms, tables, time embedding, all trained in fp32")
     if run.encodes:
         notes.append("every step encodes its frames; run `worldline data encode` once to save that time and memory")
     return tuple(notes)
