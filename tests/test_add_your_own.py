@@ -75,7 +75,7 @@ def test_a_tokenizer_and_a_world_train_forecast_and_are_evaluated(
     splits = {"train_episodes": ":-1", "val_episodes": "-1:"}
     data = DataConfig(path=root, image_size=16, window_stride=17, cache=tmp_path / "cache", **splits)
     block = replace(data, pattern=FramePattern(window=17))
-    config = TrainConfig(model=own["GreyConfig"](patch=4), data=block, optimizer=LR, batch_size=4, steps=30)
+    config = TrainConfig(model=own["GreyConfig"](spatial_stride=4), data=block, optimizer=LR, batch_size=4, steps=30)
     made = train(config, tmp_path / "tokenizer")
     assert made.figures["val/grey_error"] < 8.5, "half a step of 16 greys; the squares have two"
 
