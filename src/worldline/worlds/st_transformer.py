@@ -46,10 +46,8 @@ class STTransformerConfig(ModelConfig):
     init_std: float = 0.02
     """Standard deviation of the initial weights; 0.02 is the report's, at width 512."""
     code_levels: tuple[int, ...] = ()
-    """FSQ levels of the tokenizer: embeddings of tokens with similar codes start similar. Empty: independent (report).
-
-    If a run has such a tokenizer, any list that is not empty is replaced by its levels.
-    """
+    """FSQ levels of the tokenizer (a run with one puts its own here): embeddings of tokens with similar codes start
+    similar. Empty: independent (report)."""
     state_hidden: int = 256
     state_pooling: Pooling = "all"
     conditioning: Literal["add", "adaln"] = "add"
@@ -59,10 +57,7 @@ class STTransformerConfig(ModelConfig):
     unconditional: bool = False
     """Ignore the states: the baseline that shows what conditioning on states is worth."""
     scheduled_sampling: float = 0.0
-    """Probability that an input token of the future is the model's own instead of the truth (0: teacher forcing).
-
-    In training only: validation and evaluation are teacher-forced, or follow the model's own roll-out.
-    """
+    """Probability, in training alone, that an input token of the future is the model's own and not the truth."""
     scheduled_sampling_rise: float = 0.0
     """Share of the training's steps over which that probability rises linearly from 0; 0: full from the start."""
     loss_chunk: int = 8192
@@ -74,8 +69,7 @@ class STTransformerConfig(ModelConfig):
         whole(self, "code_levels", least=2)
         number(self, "dropout", below=1)
         number(self, "init_std", above=0)
-        number(self, "scheduled_sampling", most=1)
-        number(self, "scheduled_sampling_rise", most=1)
+        number(self, "scheduled_sampling", "scheduled_sampling_rise", most=1)
         if self.width % self.heads:
             refuse(self, "heads", f"a divisor of the width {self.width}")
 
@@ -93,75 +87,50 @@ class STTransformer(nn.Module):
     def __init__(self, config: STTransformerConfig, grid: TokenGrid, state_dim: int) -> None:
         super().__init__()
         if config.code_levels and math.prod(config.code_levels) != grid.vocab_size:
+            made = f"code levels of {config.code_levels} make {math.prod(config.code_levels)} tokens"
             raise UsageError(
-                f"code levels of {config.code_levels} make {math.prod(config.code_levels)} tokens, but the tokens have "
-                f"{grid.vocab_size}; give the tokenizer's levels, or none (--model.code-levels)"
+                f"{made}, but the tokens have {grid.vocab_size}; give the tokenizer's (--model.code-levels)"
             )
         self.config, self.grid, self.state_dim = config, grid, state_dim
+        self.context_grids, self.horizon_grids = config.context_grids, config.horizon_grids
+        self.length = config.context_grids + config.horizon_grids - 1  # T, the grids the transformer reads at once
         self.embedding = nn.Embedding(grid.vocab_size, config.width)  # also the output layer: tied
         self.spatial_position = nn.Parameter(torch.empty(grid.height * grid.width, config.width))
         self.temporal_position = nn.Parameter(torch.empty(self.length, config.width))
-        self.states = None if config.unconditional else self._state_encoder()
+        sizes = {"hidden": config.state_hidden, "width": config.width, "num_latents": self.length + 1}
+        pooling = config.state_pooling
+        encoder = None if config.unconditional else StateEncoder(grid, state_dim=state_dim, pooling=pooling, **sizes)
+        self.states = encoder
         self.dropout = nn.Dropout(config.dropout)
         modulated = config.conditioning == "adaln" and not config.unconditional
-        sizes = {"mlp_ratio": config.mlp_ratio, "dropout": config.dropout, "modulated": modulated}
-        self.blocks = nn.ModuleList(STBlock(config.width, config.heads, **sizes) for _ in range(config.layers))
+        options = {"mlp_ratio": config.mlp_ratio, "dropout": config.dropout, "modulated": modulated}
+        self.blocks = nn.ModuleList(STBlock(config.width, config.heads, **options) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.initialise()
-
-    def _state_encoder(self) -> StateEncoder:
-        config = self.config
-        return StateEncoder(
-            self.grid,
-            num_latents=config.context_grids + config.horizon_grids,
-            state_dim=self.state_dim,
-            hidden=config.state_hidden,
-            width=config.width,
-            pooling=config.state_pooling,
-        )
-
-    @property
-    def context_grids(self) -> int:
-        return self.config.context_grids
-
-    @property
-    def horizon_grids(self) -> int:
-        return self.config.horizon_grids
-
-    @property
-    def length(self) -> int:
-        """T, the grids the transformer reads at once."""
-        return self.config.context_grids + self.config.horizon_grids - 1
 
     def initialise(self) -> None:
         """Set every parameter, here and nowhere else (report, section 3.2, for `init_std` = 0.02).
 
-        | parameters                                        | value       |
-        |---------------------------------------------------|-------------|
-        | weights of linear and convolution layers          | N(0, std)   |
-        | token embedding (= output layer), positions       | N(0, std)   |
-        | token embedding with `code_levels`                | see below   |
-        | biases                                            | 0           |
-        | LayerNorm gain, bias                              | 1, 0        |
-        | projections to adaLN shifts, scales and gates     | 0           |
+        N(0, std): weights of linear and convolution layers, token embedding (the output layer too), positions; 1: gains
+        of LayerNorms; 0: biases, and the projections to adaLN's shifts, scales and gates. With `code_levels` half of an
+        embedding is drawn so, and features of the token's code are added.
         """
+        std = self.config.init_std
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv1d):
-                nn.init.normal_(module.weight, std=self.config.init_std)
-                nn.init.zeros_(_bias(module))
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=self.config.init_std)
-            elif isinstance(module, StateEncoder):
-                nn.init.normal_(module.position, std=self.config.init_std)
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding):
+                nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear | nn.Conv1d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if isinstance(module, StateEncoder):
+                nn.init.normal_(module.position, std=std)
         for block in self.blocks:
-            assert isinstance(block, STBlock)
-            if block.modulation is not None:
+            if isinstance(block, STBlock) and block.modulation is not None:
                 nn.init.zeros_(block.modulation.weight)
-        nn.init.normal_(self.spatial_position, std=self.config.init_std)
-        nn.init.normal_(self.temporal_position, std=self.config.init_std)
+        nn.init.normal_(self.spatial_position, std=std)
+        nn.init.normal_(self.temporal_position, std=std)
         if self.config.code_levels:
             with torch.no_grad():
-                self.embedding.weight.mul_(0.5).add_(self._code_features(), alpha=2 * self.config.init_std)
+                self.embedding.weight.mul_(0.5).add_(self._code_features(), alpha=2 * std)
 
     def _code_features(self) -> Float[Tensor, "v d"]:
         """Smooth random functions of the tokens' codes, unit variance (random Fourier features, Rahimi & Recht 2007).
@@ -186,11 +155,9 @@ class STTransformer(nn.Module):
 
         With caches, `tokens` are the grids that follow those already in the caches.
         """
-        if tokens.shape[2:] != (self.grid.height, self.grid.width):
-            raise UsageError(
-                f"this world was built for grids of {self.grid.height}x{self.grid.width}, "
-                f"but the tokens are {tokens.shape[2]}x{tokens.shape[3]}"
-            )
+        (height, width), expected = tokens.shape[2:], f"{self.grid.height}x{self.grid.width}"
+        if f"{height}x{width}" != expected:
+            raise UsageError(f"this world reads grids of {expected}, but the tokens are {height}x{width}")
         start = caches[0].length if caches else 0
         now = slice(start, start + tokens.shape[1])
         x = self.embedding(rearrange(tokens, "b t h w -> b t (h w)"))
@@ -207,10 +174,9 @@ class STTransformer(nn.Module):
         """One vector per latent frame, for addition or modulation; None for an unconditional world."""
         if self.states is None:
             return None
-        if states.shape[-1] != self.state_dim:
+        if (found := states.shape[-1]) != self.state_dim:
             raise UsageError(
-                f"this world was trained with {self.state_dim}-dimensional states, "
-                f"but the data have {states.shape[-1]} dimensions"
+                f"this world reads {self.state_dim}-dimensional states, but the data have {found} dimensions"
             )
         return self.states(states)
 
@@ -222,47 +188,36 @@ class STTransformer(nn.Module):
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Teacher-forced cross-entropy in nats per token, over the future grids only (report, equation 2).
 
-        In training with scheduled sampling, some input tokens of the future are the world's own.
-
-        Raises:
-            UsageError: the batch has no tokens, or grids, states or counts of another shape than the world's.
+        Raises `UsageError` where the batch has no tokens, or grids, states or counts of another shape than the world's.
         """
-        tokens, context = self._tokens(batch), self.config.context_grids
-        codes = self.state_codes(batch.states)
-        inputs, figures = tokens[:, :-1], {}
-        if self.training and self.config.scheduled_sampling > 0:
-            figures["scheduled_sampling"] = self.own_share
-            inputs = self._self_corrupted(inputs, codes, generator)
-        hidden = self.hidden(inputs, codes)[:, context - 1 :]
-        loss = cross_entropy(
-            rearrange(hidden, "b t s d -> (b t s) d"),
-            self.embedding.weight,
-            rearrange(tokens[:, context:], "b t h w -> (b t h w)"),
-            chunk=self.config.loss_chunk,
-        )
-        return loss, figures
-
-    @property
-    def own_share(self) -> float:
-        """Probability, now, that an input token of the future is the world's own."""
-        rise = self.config.scheduled_sampling_rise
-        return self.config.scheduled_sampling * (min(1.0, self.progress / rise) if rise else 1.0)
-
-    def _self_corrupted(self, inputs: Tensor, codes: Tensor | None, generator: torch.Generator) -> Tensor:
-        context = self.config.context_grids
-        if inputs.shape[1] == context:
-            return inputs  # a horizon of one grid has no future inputs
-        with torch.no_grad():
-            hidden = self.hidden(inputs[:, :-1], codes)[:, context - 1 :]
-        predicted = likeliest(hidden.flatten(0, 2), self.embedding.weight, chunk=self.config.loss_chunk)
-        future = scheduled(inputs[:, context:], predicted.view_as(inputs[:, context:]), self.own_share, generator)
-        return torch.cat([inputs[:, :context], future], dim=1)
-
-    def _tokens(self, batch: Batch) -> Int64[Tensor, "b l h w"]:
         if batch.tokens is None:
             raise UsageError("a token world needs tokens; tokenize the source first (`worldline data tokenize`)")
         _check_count(batch.tokens, self.length + 1, what="context and horizon")
-        return batch.tokens
+        tokens, context, figures = batch.tokens, self.context_grids, {}
+        codes, inputs = self.state_codes(batch.states), tokens[:, :-1]
+        if self.training and self.config.scheduled_sampling > 0:
+            rise = self.config.scheduled_sampling_rise
+            share = self.config.scheduled_sampling * (min(1.0, self.progress / rise) if rise else 1.0)
+            figures["scheduled_sampling"] = share
+            inputs = self._self_corrupted(inputs, codes, share, generator)
+        hidden = self.hidden(inputs, codes)[:, context - 1 :]
+        loss = cross_entropy(
+            hidden.flatten(0, 2), self.embedding.weight, tokens[:, context:].flatten(), chunk=self.config.loss_chunk
+        )
+        return loss, figures
+
+    def _self_corrupted(
+        self, inputs: Tensor, codes: Tensor | None, share: float, generator: torch.Generator
+    ) -> Int64[Tensor, "b t h w"]:
+        """Inputs with so large a share of the future's tokens replaced by the world's own."""
+        context = self.context_grids
+        if inputs.shape[1] == context:
+            return inputs  # a horizon of one grid has no future inputs
+        past, future = inputs[:, :context], inputs[:, context:]
+        with torch.no_grad():
+            hidden = self.hidden(inputs[:, :-1], codes)[:, context - 1 :]
+        predicted = likeliest(hidden.flatten(0, 2), self.embedding.weight, chunk=self.config.loss_chunk)
+        return torch.cat([past, scheduled(future, predicted.view_as(future), share, generator)], dim=1)
 
     # --- forecast ---
 
@@ -281,7 +236,7 @@ class STTransformer(nn.Module):
         codes = self.state_codes(states)
         caches = [TemporalCache() for _ in self.blocks] if cached else None
         past = new = context
-        for _ in range(self.config.horizon_grids):
+        for _ in range(self.horizon_grids):
             hidden = self.hidden(new if cached else past, codes, caches)[:, -1]
             logits = rearrange(self.logits(hidden), "b (h w) v -> b h w v", h=self.grid.height)
             step = GridStep(draw(logits, sampling, generators), logits)
@@ -294,7 +249,7 @@ class STTransformer(nn.Module):
         """Yield each future grid's logits given the true grids before it, and their arg max."""
         _check_count(tokens, self.length + 1, what="context and horizon")
         hidden = self.hidden(tokens[:, :-1], self.state_codes(states))
-        for t in range(self.config.context_grids - 1, self.length):
+        for t in range(self.context_grids - 1, self.length):
             logits = rearrange(self.logits(hidden[:, t]), "b (h w) v -> b h w v", h=self.grid.height)
             yield GridStep(logits.argmax(dim=-1), logits)
 
@@ -302,8 +257,3 @@ class STTransformer(nn.Module):
 def _check_count(tokens: Tensor, expected: int, *, what: str) -> None:
     if tokens.shape[1] != expected:
         raise UsageError(f"expected {expected} token grids of {what}, found {tokens.shape[1]}")
-
-
-def _bias(layer: nn.Linear | nn.Conv1d) -> Tensor:
-    assert layer.bias is not None, "every layer of this model has a bias"
-    return layer.bias

@@ -12,23 +12,14 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
 from worldline.contract import FramePattern, ModelConfig
 from worldline.nn.adaln import ONEX_KINDS, REPORT_77, StateModulation, StateOptions
-from worldline.process.flow import (
-    TIMESTEPS,
-    FlowConfig,
-    FlowSampling,
-    corrupt,
-    draw_sigma,
-    guided,
-    integrate,
-    loss_weight,
-    velocity,
-)
+from worldline.process import flow
+from worldline.process.flow import FlowConfig, FlowSampling
 from worldline.schema import Batch, StateKind, UsageError
 from worldline.worlds.wan_weights import BackboneConfig
 
@@ -74,10 +65,8 @@ class WanConfig(ModelConfig):
         """Check that the states of a window become one code for each latent. Raises `UsageError`."""
         codes, length = self.states.num_codes(pattern), self.context_latents + self.horizon_latents
         if codes != length:
-            raise UsageError(
-                f"{self.states.mode!r} compresses the states of a window to {codes} codes, but "
-                f"there are {length} latents: {self.context_latents} of context, {self.horizon_latents} ahead"
-            )
+            made = f"{self.states.mode!r} compresses a window's states to {codes} codes"
+            raise UsageError(f"{made}, but there are {length} latents of context and horizon")
 
     def build(
         self,
@@ -88,8 +77,7 @@ class WanConfig(ModelConfig):
     ) -> "WanWorld":
         """A world over latents of the frames of a pattern, told states of these kinds; the report's if not given.
 
-        Args:
-            backbone: pretrained; None takes one with random weights (`lora` is applied to either).
+        `backbone` is pretrained; None takes one with random weights (`lora` is applied to either).
         """
         return WanWorld(self, kinds, pattern, backbone)
 
@@ -116,47 +104,29 @@ class StateHook:
 class WanWorld(nn.Module):
     """A `LatentWorld`. States enter in raw units, one row per video frame of the window.
 
-    Raises:
-        UsageError: the states' convolutions do not arrive at one code per latent frame, or states are dropped
-            without a null code.
+    Raises `UsageError` where the states' convolutions do not arrive at one code per latent frame.
     """
 
     def __init__(
-        self,
-        config: WanConfig,
-        kinds: tuple[StateKind, ...],
-        pattern: FramePattern,
-        backbone: nn.Module | None = None,
+        self, config: WanConfig, kinds: tuple[StateKind, ...], pattern: FramePattern, backbone: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.config = config
         config.check_codes(pattern)
+        self.config = config
+        self.context_latents, self.horizon_latents = config.context_latents, config.horizon_latents
+        self.length = config.context_latents + config.horizon_latents  # latent frames the transformer reads at once
         self.backbone: Any = config.backbone.build() if backbone is None else backbone
         if config.lora is not None:
             _add_adapters(self.backbone, config.lora, block_bias=config.block_bias)
-        width = config.backbone.width
-        self.states = (
-            None if config.unconditional else StateModulation(config.states, width, kinds=kinds, pattern=pattern)
-        )
+        self.states = None
+        if not config.unconditional:
+            self.states = StateModulation(config.states, config.backbone.width, kinds=kinds, pattern=pattern)
         self.register_buffer("text", torch.zeros(config.text_rows, config.backbone.text_dim))
         self.text: Tensor
         self.hook = StateHook()
         self.backbone.condition_embedder.register_forward_hook(self.hook)
         if config.gradient_checkpointing:
             self.backbone.enable_gradient_checkpointing()
-
-    @property
-    def context_latents(self) -> int:
-        return self.config.context_latents
-
-    @property
-    def horizon_latents(self) -> int:
-        return self.config.horizon_latents
-
-    @property
-    def length(self) -> int:
-        """Latent frames the transformer reads at once."""
-        return self.config.context_latents + self.config.horizon_latents
 
     @property
     def shards(self) -> list[nn.Module]:
@@ -166,10 +136,8 @@ class WanWorld(nn.Module):
     def set_text(self, rows: Float[Tensor, "n d"]) -> None:
         """Set the prompt. Raises `UsageError` for another number of rows or width than the configuration's."""
         if rows.shape != self.text.shape:
-            raise UsageError(
-                f"the prompt has {rows.shape[0]} rows of {rows.shape[1]}, but the world was built for "
-                f"{self.text.shape[0]} of {self.text.shape[1]}"
-            )
+            found, built = (f"{count} rows of {width}" for count, width in (rows.shape, self.text.shape))
+            raise UsageError(f"the prompt has {found}, but the world was built for {built}")
         self.text.copy_(rows)
 
     # --- predict ---
@@ -183,7 +151,7 @@ class WanWorld(nn.Module):
         """Predicted velocity of the generated latents, in fp32. The context's part of `latents` must be clean."""
         batch, frames, _, height, width = latents.shape
         clean = torch.zeros(batch, self.context_latents, device=sigma.device)
-        noisy = (TIMESTEPS * sigma.float())[:, None].expand(-1, frames - self.context_latents)
+        noisy = (flow.TIMESTEPS * sigma.float())[:, None].expand(-1, frames - self.context_latents)
         _, patch_h, patch_w = self.config.backbone.patch_size
         dtype = self.backbone.patch_embedding.weight.dtype
         # Upstream masks nothing here: rows of zeros are keys like any other and take their share of the softmax.
@@ -201,9 +169,7 @@ class WanWorld(nn.Module):
             self.hook.modulation = None
         return rearrange(out.float(), "b c l h w -> b l c h w")[:, self.context_latents :]
 
-    def modulation(
-        self, states: Float[Tensor, "b t s"], dropped: Bool[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b l six d"] | None:
+    def modulation(self, states: Tensor, dropped: Tensor | None = None) -> Float[Tensor, "b l six d"] | None:
         """What the states add to the timestep's modulation; None for an unconditional world."""
         return None if self.states is None else self.states(states, dropped)
 
@@ -212,29 +178,24 @@ class WanWorld(nn.Module):
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Weighted squared error of the velocity, over the generated latents only: `w(sigma) |v - (noise - x0)|^2`.
 
-        Raises:
-            UsageError: the batch has no latents, or another number of them than context and horizon.
+        Raises `UsageError` where the batch has no latents, or another number of them than context and horizon.
         """
-        x0 = self._latents(batch)
+        if (x0 := batch.latents) is None:
+            raise UsageError("this world needs latents; encode the source first (`worldline data encode`)")
+        if x0.shape[1] != self.length:
+            raise UsageError(f"expected {self.length} latents of context and horizon, found {x0.shape[1]}")
         context, future = x0[:, : self.context_latents], x0[:, self.context_latents :]
         config, device = self.config, x0.device
-        sigma = draw_sigma(config.flow, len(x0), generator).to(device)
+        sigma = flow.draw_sigma(config.flow, len(x0), generator).to(device)
         noise = torch.randn(future.shape, generator=generator).to(device)
         dropped = None
         if config.drop_states > 0:
             dropped = (torch.rand(len(x0), generator=generator) < config.drop_states).to(device)
-        inputs = torch.cat([context, corrupt(future, noise, sigma)], dim=1)
+        inputs = torch.cat([context, flow.corrupt(future, noise, sigma)], dim=1)
         predicted = self.velocity_of(inputs, sigma, self.modulation(batch.states, dropped))
-        error = (predicted - velocity(future, noise)).square().flatten(1).mean(dim=1)
-        loss = (loss_weight(config.flow, sigma) * error).mean()
+        error = (predicted - flow.velocity(future, noise)).square().flatten(1).mean(dim=1)
+        loss = (flow.loss_weight(config.flow, sigma) * error).mean()
         return loss, {"velocity_mse": error.mean().item()}
-
-    def _latents(self, batch: Batch) -> Float[Tensor, "b l c h w"]:
-        if batch.latents is None:
-            raise UsageError("this world needs latents; encode the source first (`worldline data encode`)")
-        if batch.latents.shape[1] != self.length:
-            raise UsageError(f"expected {self.length} latents of context and horizon, found {batch.latents.shape[1]}")
-        return batch.latents
 
     # --- forecast ---
 
@@ -249,31 +210,22 @@ class WanWorld(nn.Module):
     ) -> Float[Tensor, "b f ch h w"]:
         """Generated latents of the horizon from clean context latents; a pure function of its arguments.
 
-        Guidance other than 1 runs the backbone twice for each step, with and without states:
-        `v = v_null + guidance * (v_states - v_null)`.
-
-        Raises:
-            UsageError: guidance without a null code, or another number of context latents or frames of noise.
+        Guidance other than 1 runs the backbone twice for each step, with and without states. Raises `UsageError` for
+        guidance without a null code, and for another number of context latents or frames of noise.
         """
-        if (context.shape[1], noise.shape[1]) != (self.context_latents, self.config.horizon_latents):
-            raise UsageError(
-                f"this world forecasts {self.config.horizon_latents} latents from {self.context_latents}, not "
-                f"{noise.shape[1]} from {context.shape[1]}"
-            )
-        conditional = self.modulation(states)
-        null = None
+        given, expected = (noise.shape[1], context.shape[1]), (self.horizon_latents, self.context_latents)
+        if given != expected:
+            raise UsageError("this world forecasts {} latents from {}, not {} from {}".format(*expected, *given))
+        conditional, null = self.modulation(states), None
         if sampling.guidance != 1:
             null = self.modulation(states, torch.ones(len(states), dtype=torch.bool, device=states.device))
 
         def velocity_at(x: Tensor, sigma: float) -> Tensor:
-            latents = torch.cat([context, x], dim=1)
-            level = torch.full((len(x),), sigma, device=x.device)
-            v = self.velocity_of(latents, level, conditional)
-            if sampling.guidance == 1:
-                return v
-            return guided(v, self.velocity_of(latents, level, null), sampling.guidance)
+            inputs = torch.cat([context, x], dim=1), torch.full((len(x),), sigma, device=x.device)
+            v = self.velocity_of(*inputs, conditional)
+            return v if sampling.guidance == 1 else flow.guided(v, self.velocity_of(*inputs, null), sampling.guidance)
 
-        return integrate(velocity_at, noise, sampling)
+        return flow.integrate(velocity_at, noise, sampling)
 
 
 def fuse_adapters(world: WanWorld) -> None:

@@ -1,15 +1,13 @@
 """The prompt as rows computed once: Wan's UMT5 encoder on a text, and the file that keeps its output.
 
-A world needs one constant, not an encoder of 5.7 billion parameters: the rows of the prompt's real tokens, which for
-the empty prompt is one (`</s>`). Both published layouts are read, without a hub: diffusers' folder and the original
-files. Knows no backbone. Needs the extra `wan`, imported only when a text is encoded.
+A world needs the rows of the prompt's real tokens (of the empty prompt one, `</s>`), not an encoder of 5.7 billion
+parameters. Both published layouts are read, without a hub. Needs the extra `wan`, only when a text is encoded.
 """
 
 import html
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +23,8 @@ from worldline.schema import DataError, UsageError
 
 MAX_TOKENS = 512
 """Tokens Wan was trained to read, `</s>` included."""
-
 _ORIGINAL = "models_t5_umt5-xxl-enc-bf16.pth"
 _AGAIN = f"Download the folder of {HUB_ID} again."
-
 _RENAMES = (
     (r"^token_embedding\.", "shared."),
     (r"^norm\.", "encoder.final_layer_norm."),
@@ -61,10 +57,13 @@ def encode_text(
     """
     files, tokenizer = _parts(weights)
     place = files[0].parent
-    with _damage(place):
+    try:
         ids = _token_ids(tokenizer, prompt)
         load = _from_original if files[0].suffix == ".pth" else _from_diffusers
         encoder = load(files[0], torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:  # of transformers and PyTorch
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DataError(place, expected="UMT5 encoder and tokenizer", found=found, fix=_AGAIN) from error
     if max(ids) >= encoder.config.vocab_size:
         expected, found = f"an encoder that knows token {max(ids)}", f"one of {encoder.config.vocab_size} tokens"
         raise DataError(place, expected=expected, found=found, fix="Give tokenizer and encoder of one download.")
@@ -73,11 +72,7 @@ def encode_text(
 
 
 def fingerprint_encoder(weights: Path) -> str:
-    """Identify encoder and tokenizer by sizes and samples all over their files; 64 hexadecimal digits.
-
-    Raises:
-        UsageError: as `encode_text`.
-    """
+    """Identify encoder and tokenizer by sizes and samples all over their files; 64 hexadecimal digits."""
     files, tokenizer = _parts(weights)
     sizes = [(file, file.stat().st_size) for file in [*files, *sorted(tokenizer.glob("*.json"))]]
     parts = range(512)
@@ -85,21 +80,15 @@ def fingerprint_encoder(weights: Path) -> str:
 
 
 def save_text(path: Path, rows: Float[Tensor, "n d"], prompt: str, provenance: Mapping[str, str]) -> None:
-    """Write the rows as safetensors, atomically, in float32; its metadata are the prompt and where the rows are from.
-
-    The same arguments give the same bytes: safetensors shuffles entries of metadata, so there is one, `about`, of JSON.
-    """
+    """Write the rows as safetensors, atomically, in float32; metadata are the prompt and where the rows are from."""
+    # The same arguments give the same bytes: safetensors shuffles entries of metadata, so there is only one.
     about = json.dumps({"prompt": prompt, **provenance}, sort_keys=True)
     with atomic(path) as temporary:
         save_file({"text": rows.detach().float().cpu().contiguous()}, temporary, {"about": about})
 
 
 def load_text(path: Path) -> Float[Tensor, "n d"]:
-    """Read the rows of a prompt, in float32.
-
-    Raises:
-        DataError: the file is missing, damaged or holds something else.
-    """
+    """Read the rows of a prompt. Raises `DataError` where the file is missing, damaged or holds something else."""
     fix = "Write it with `worldline text`."
     expected = "the rows of a prompt (a float32 tensor `text` of two dimensions)"
     try:
@@ -121,21 +110,10 @@ def _parts(weights: Path) -> tuple[list[Path], Path]:
     tokenizer = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
     if not files or tokenizer is None:
         raise UsageError(
-            f"{weights} holds no {'tokenizer' if files else 'text encoder'} of Wan. Give a folder with text_encoder/ "
-            f"(config.json, model*.safetensors) and tokenizer/ (tokenizer.json) of {HUB_ID}, or with {_ORIGINAL} and "
-            f"google/umt5-xxl/ of {ORIGINAL_HUB_ID}. worldline downloads nothing by itself."
+            f"{weights} holds no {'tokenizer' if files else 'text encoder'} of Wan; nothing is downloaded. "
+            f"Give text_encoder/ and tokenizer/ of {HUB_ID}, or {_ORIGINAL} and google/umt5-xxl/ of {ORIGINAL_HUB_ID}."
         )
     return files, tokenizer
-
-
-@contextmanager
-def _damage(place: Path) -> Iterator[None]:
-    """Turn what transformers and PyTorch raise about bad files into `DataError`."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise DataError(place, expected="UMT5 encoder and tokenizer", found=found, fix=_AGAIN) from error
 
 
 def _token_ids(folder: Path, prompt: str) -> list[int]:
@@ -143,8 +121,7 @@ def _token_ids(folder: Path, prompt: str) -> list[int]:
     clean = re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
     ids: list[int] = tokenizer(clean).input_ids
     if not ids or ids[-1] != tokenizer.eos_token_id:
-        fix = f"Give the tokenizer of {HUB_ID}."
-        raise DataError(folder, expected="a tokenizer that ends a text with </s>", found=f"tokens {ids[-3:]}", fix=fix)
+        raise DataError(folder, expected="a tokenizer that ends a text with </s>", found=f"{ids[-3:]}", fix=_AGAIN)
     if len(ids) > MAX_TOKENS:
         raise UsageError(f"the prompt has {len(ids)} tokens; Wan reads {MAX_TOKENS}. Shorten it.")
     return ids
@@ -170,9 +147,9 @@ def _from_original(file: Path, dtype: torch.dtype) -> Any:
         vocab_size=len(weights["shared.weight"]),
         d_model=width,
         d_kv=inner // heads,
+        num_heads=heads,
         d_ff=len(weights[f"{first}.1.DenseReluDense.wi_0.weight"]),
         num_layers=1 + max(int(key.split(".")[2]) for key in weights if key.startswith("encoder.block.")),
-        num_heads=heads,
         relative_attention_num_buckets=buckets,
         feed_forward_proj="gated-gelu",
     )

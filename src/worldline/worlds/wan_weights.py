@@ -1,8 +1,8 @@
 """The pretrained Wan2.2 TI2V-5B transformer: its sizes and its files. Knows no robot states and no training.
 
-Both published layouts are read, without a hub: diffusers' folder (`transformer/`) and the original files. Headers of
-the safetensors files are compared with the configuration before any tensor is read, so that a wrong or half-copied
-download is named in a second and not after gigabytes. Needs the extra `wan`, imported only when a model is built.
+Both published layouts are read, without a hub: diffusers' folder (`transformer/`) and the original files. Headers are
+compared with the configuration before any tensor is read: a wrong or half-copied download is named in a second. Needs
+the extra `wan`, imported only when a model is built.
 """
 
 from dataclasses import asdict, dataclass
@@ -29,6 +29,7 @@ from worldline.schema import DataError, UsageError
 
 _ORIGINAL_FIELDS = {"dim": "width", "num_layers": "num_layers", "num_heads": "num_attention_heads", "eps": "eps"}
 """Entries of the original `config.json` and what they are called here; shapes of tensors tell the others."""
+_FIX = f"Give the transformer of {HUB_ID} or {ORIGINAL_HUB_ID}, complete, or configure the backbone like these."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +71,7 @@ class BackboneConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     def build(self, dtype: torch.dtype = torch.float32) -> Any:
-        """A `WanTransformer3DModel` of the types that `load_backbone` gives; on the meta device without weights.
-
-        Raises:
-            UsageError: diffusers is not installed.
-        """
+        """A `WanTransformer3DModel` of the types that `load_backbone` gives. Raises `UsageError` without diffusers."""
         model = _transformer_class()(**asdict(self))
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(_dtype_of(name, dtype))
@@ -97,15 +94,11 @@ BackboneConfig.presets = {
 
 
 def load_backbone(path: Path, config: BackboneConfig, *, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """Load the pretrained transformer, in evaluation mode, on the CPU, one tensor at a time. Downloads nothing.
+    """Load the pretrained transformer of `backbone_files`, in evaluation mode, on the CPU, one tensor at a time.
 
     Equal to what diffusers' `from_pretrained` gives, also for the original files: weights in `dtype`, except what
-    diffusers keeps in float32.
-
-    Args:
-        path: see `backbone_files`.
-        config: what is expected there. Without a `config.json` beside the files, only what shows in shapes is checked:
-            not the number of heads.
+    diffusers keeps in float32. `config` is what is expected there; without a `config.json` beside the files, only what
+    shows in shapes is checked: not the number of heads.
 
     Raises:
         UsageError: there is no such transformer.
@@ -118,8 +111,7 @@ def load_backbone(path: Path, config: BackboneConfig, *, dtype: torch.dtype = to
     stored = stored_tensors(files, diffusers_name)
     with torch.device("meta"):
         model = config.build()
-    fix = f"Give the weights of {HUB_ID} or {ORIGINAL_HUB_ID}, complete, or configure the backbone like these."
-    check_tensors(stored, model.state_dict(), files[0].parent, fix=fix)
+    check_tensors(stored, model.state_dict(), files[0].parent, fix=_FIX)
     weights = {name: value.to(_dtype_of(name, dtype)) for name, value in read_tensors(stored)}
     model.load_state_dict(weights, strict=True, assign=True)
     # Position tables are in no file: they were computed on the meta device and have to be made again.
@@ -130,9 +122,7 @@ def load_backbone(path: Path, config: BackboneConfig, *, dtype: torch.dtype = to
 def backbone_files(path: Path) -> list[Path]:
     """Files of the transformer: of a diffusers folder or its `transformer/`, of the original folder, or one file.
 
-    Raises:
-        UsageError: there are none; says which files of which hub repositories are meant.
-        DataError: the index names a shard that is not there.
+    Raises `UsageError` where there are none, `DataError` where the index names a shard that is not there.
     """
     if path.is_file() and path.suffix == ".safetensors":
         return [path]
@@ -140,9 +130,8 @@ def backbone_files(path: Path) -> list[Path]:
         if found := weight_files(folder):
             return found
     raise UsageError(
-        f"{path} holds no Wan2.2 transformer. Give the folder of {HUB_ID} (transformer/config.json and "
-        f"transformer/{STEM}*.safetensors with their index), or of {ORIGINAL_HUB_ID} (config.json and "
-        f"{STEM}-0000{{1,2,3}}-of-00003.safetensors with their index). worldline downloads nothing by itself."
+        f"{path} holds no Wan2.2 transformer, and nothing is downloaded. Give transformer/config.json, "
+        f"transformer/{STEM}*.safetensors and their index of {HUB_ID}, or of {ORIGINAL_HUB_ID} the same in no folder."
     )
 
 
@@ -151,10 +140,7 @@ def fingerprint_backbone(path: Path) -> str:
 
     Covers name (diffusers'), type and shape of every tensor and the first and last 4 KiB of its values: equal for the
     same weights in another layout or sharding, another one for another model or stored type, or after training. A
-    change in the middle of a large tensor alone is not seen: no proof against tampering.
-
-    Raises:
-        UsageError, DataError: as `backbone_files`, or a file is damaged.
+    change in the middle of a large tensor alone is not seen: no proof against tampering. Raises as `backbone_files`.
     """
     stored = stored_tensors(backbone_files(path), diffusers_name)
     return digest((f"{name} {at.dtype} {at.shape}", at.file, at.begin, at.end) for name, at in sorted(stored.items()))
@@ -186,12 +172,10 @@ def _check_config(file: Path, config: BackboneConfig) -> None:
             expected = {name: getattr(config, ours) for name, ours in _ORIGINAL_FIELDS.items()}
             found = {name: content[name] for name in expected if name in content}
         case other:
-            fix = "Give the folder of the transformer, not of another part of the model."
-            raise DataError(file, expected="a WanTransformer3DModel or WanModel", found=repr(other), fix=fix)
+            raise DataError(file, expected="a WanTransformer3DModel or WanModel", found=repr(other), fix=_FIX)
     for name, value in found.items():
         value = tuple(value) if isinstance(value, list) else value
         # A field added by a later version is harmless only while it is off.
         if value != expected.get(name):
             wanted = f"{name} = {expected[name]}" if name in expected else f"no field {name}"
-            fix = f"Give the weights of {HUB_ID}, or configure the backbone like these."
-            raise DataError(file, expected=wanted, found=f"{name} = {value}", fix=fix)
+            raise DataError(file, expected=wanted, found=f"{name} = {value}", fix=_FIX)

@@ -1,7 +1,6 @@
-"""`World`: what every world model offers. A world never sees a pixel.
+"""`World`: what every world model offers. A world never sees a pixel, and is given raw robot states.
 
-Discrete worlds roll token grids forward, continuous ones generate all latents of the horizon at once. They share
-`loss` for the training loop, and a forecast that starts from an encoded context and raw robot states.
+Discrete worlds roll token grids forward, continuous ones generate all latents of the horizon at once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,11 +28,8 @@ class GridStep:
 class TokenWorld(Protocol):
     """A world over discrete tokens."""
 
-    @property
-    def context_grids(self) -> int: ...
-
-    @property
-    def horizon_grids(self) -> int: ...
+    context_grids: int
+    horizon_grids: int
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Training loss and figures to log. Needs `batch.tokens`."""
@@ -49,8 +45,7 @@ class TokenWorld(Protocol):
     ) -> Iterator[GridStep]:
         """Roll forward grid by grid, each conditioned on the model's own earlier grids, never on the truth.
 
-        Args:
-            generators: one for each clip; needed at a temperature above 0.
+        At a temperature above 0, each clip needs a generator.
         """
         ...
 
@@ -63,11 +58,8 @@ class TokenWorld(Protocol):
 class LatentWorld(Protocol):
     """A world over continuous latents."""
 
-    @property
-    def context_latents(self) -> int: ...
-
-    @property
-    def horizon_latents(self) -> int: ...
+    context_latents: int
+    horizon_latents: int
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Training loss and figures to log. Needs `batch.latents`."""
