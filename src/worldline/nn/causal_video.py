@@ -1,9 +1,8 @@
 """Blocks over video latents that never look ahead in time.
 
-Tensors are `b t h w c`, channels last, because pointwise layers and norms then need no transposition. On a CPU this
-saves more time than anything else here (ConvNeXt blocks: half the time of dense 3x3x3 convolutions of equal width).
-Space is padded with zeros on both sides, time on the left only; norms are over the channels of one position, never over
-time. Hence output t depends on inputs 0..t, to the bit.
+Tensors are `b t h w c`, channels last, because pointwise layers and norms then need no transposition: on a CPU this
+saves most. Space is padded with zeros on both sides, time on the left only; norms are over the channels of a position,
+never over time. Hence output t depends on inputs 0..t, to the bit.
 """
 
 from collections import OrderedDict
@@ -50,15 +49,15 @@ class CausalBlock(nn.Module):
         return x + self.contract(F.gelu(self.expand(self.norm(y))))
 
 
-def merge(in_channels: int, out_channels: int, *, stride_t: int, stride_s: int) -> nn.Sequential:
-    """Fold `stride_t x stride_s x stride_s` neighbours into channels, then mix them linearly."""
-    fold = Rearrange("b (u t) (i p) (j q) c -> b u i j (t p q c)", t=stride_t, p=stride_s, q=stride_s)
-    linear = nn.Linear(in_channels * stride_t * stride_s**2, out_channels)
-    return nn.Sequential(OrderedDict(fold=fold, linear=linear))
+def merge(in_channels: int, out_channels: int, stride: tuple[int, int]) -> nn.Sequential:
+    """Fold the neighbours of a stride in (time, space) into channels, then mix them linearly."""
+    t, p = stride
+    fold = Rearrange("b (u t) (i p) (j q) c -> b u i j (t p q c)", t=t, p=p, q=p)
+    return nn.Sequential(OrderedDict(fold=fold, linear=nn.Linear(in_channels * t * p**2, out_channels)))
 
 
-def unmerge(in_channels: int, out_channels: int, *, stride_t: int, stride_s: int) -> nn.Sequential:
+def unmerge(in_channels: int, out_channels: int, stride: tuple[int, int]) -> nn.Sequential:
     """The opposite of `merge`: mix linearly, then unfold channels into neighbours."""
-    linear = nn.Linear(in_channels, out_channels * stride_t * stride_s**2)
-    unfold = Rearrange("b u i j (t p q c) -> b (u t) (i p) (j q) c", t=stride_t, p=stride_s, q=stride_s)
-    return nn.Sequential(OrderedDict(linear=linear, unfold=unfold))
+    t, p = stride
+    unfold = Rearrange("b u i j (t p q c) -> b (u t) (i p) (j q) c", t=t, p=p, q=p)
+    return nn.Sequential(OrderedDict(linear=nn.Linear(in_channels, out_channels * t * p**2), unfold=unfold))

@@ -8,7 +8,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,9 +30,7 @@ class CosmosConfig(ModelConfig):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """The published files hold bfloat16 weights and take bfloat16 input."""
 
-    @property
-    def spatial_stride(self) -> int:
-        return 8
+    spatial_stride: ClassVar[int] = 8
 
     def grid(self, height: int, width: int) -> TokenGrid:
         """How tokens lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
@@ -43,17 +41,11 @@ class CosmosConfig(ModelConfig):
 
 
 class CosmosTokenizer(BlockTokenizer):
-    """A `Tokenizer` over the published files. Not trainable.
-
-    Raises:
-        DataError: a file is missing or is not TorchScript; names the hub id and the files that are needed.
-    """
+    """A `Tokenizer` over the published files. Not trainable. Raises `DataError` for files that are missing or other."""
 
     def __init__(self, config: CosmosConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = _load(config.folder / "encoder.jit")
-        self.decoder = _load(config.folder / "decoder.jit")
+        super().__init__(config)
+        self.encoder, self.decoder = (_load(config.folder / name) for name in ("encoder.jit", "decoder.jit"))
         self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
     def tokens_of(self, block: Tensor) -> Tensor:
@@ -64,14 +56,11 @@ class CosmosTokenizer(BlockTokenizer):
 
 
 def _load(path: Path) -> Any:
-    expected = f"a TorchScript file of {HUB_ID}"
-    fix = f"Download encoder.jit and decoder.jit of {HUB_ID} into {path.parent}."
-    if not path.is_file():
-        raise DataError(path, expected=expected, found="no file", fix=fix)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # NVIDIA publishes no other form of these weights
             return torch.jit.load(path, map_location="cpu").eval()
-    except RuntimeError as error:
-        found = f"a file that does not load ({str(error).splitlines()[0]})"
-        raise DataError(path, expected=expected, found=found, fix=fix) from error
+    except (RuntimeError, ValueError) as error:  # torch says ValueError where there is no file
+        found = f"a file that does not load ({str(error).splitlines()[0]})" if path.is_file() else "no file"
+        fix = f"Download encoder.jit and decoder.jit of {HUB_ID} into {path.parent}."
+        raise DataError(path, expected=f"a TorchScript file of {HUB_ID}", found=found, fix=fix) from error

@@ -19,8 +19,15 @@ from worldline.checks import MOST, number, refuse, whole
 from worldline.contract import ModelConfig
 from worldline.nn.causal_video import CausalBlock, merge, unmerge
 from worldline.nn.fsq import FSQ
-from worldline.schema import Batch, TokenGrid, UsageError
-from worldline.tokenizers.tokenizer import BlockTokenizer, divided, to_pixels, to_signed
+from worldline.schema import Batch, TokenGrid
+from worldline.tokenizers.tokenizer import (
+    BlockTokenizer,
+    batch_frames,
+    divided,
+    reconstruction_loss,
+    to_pixels,
+    to_signed,
+)
 
 SATURATION = 1.5
 """tanh(1.5) is 0.91: outputs up to here reach every level but the outermost few, and still have a gradient."""
@@ -46,21 +53,17 @@ class FSQVideoConfig(ModelConfig):
     encoder_kernels: tuple[int, ...] = (3, 1)
     """The same for each stage of the encoder. With small ones, a token depends only on the surroundings of its patch.
 
-    With 7 in every stage, a moving arm changes the tokens of the still wall beside it, and no world can predict
-    those: on the twin 19 % of future tokens equalled their predecessor, with (3, 1) 26 % of a larger vocabulary.
+    With 7 throughout, a moving arm changes the tokens of the still wall beside it, which no world can predict: on the
+    twin 19 % of future tokens equalled their predecessor, with (3, 1) 26 % of a larger vocabulary.
     """
     past: int = 0
-    """Latent frames a block looks back. With 0 every latent is encoded alone, and a still patch keeps its tokens.
-
-    With more, later latents refine earlier ones: a better reconstruction for the same bits, but tokens that are hard to
-    predict.
-    """
+    """Latent frames a block looks back. With 0 every latent is encoded alone, and a still patch keeps its tokens; with
+    more, later latents refine earlier ones: a better reconstruction, but tokens that are hard to predict."""
     hysteresis: float = 0.0
     """Levels beyond the nearest that a latent may move before its token changes; 0 takes the nearest token.
 
-    Camera noise moves the latent of a still patch over the edge between two tokens again and again, and no world can
-    predict that. The rule starts again with every block of `block_frames` frames, so the tokens of a block depend on
-    that block alone (`FSQ.with_hysteresis`; docs/compression.md).
+    Against camera noise, which moves the latent of a still patch to and fro between two tokens. Every block of
+    `block_frames` frames starts anew, so its tokens depend on it alone (`FSQ.with_hysteresis`; docs/compression.md).
     """
     mlp_ratio: int = 2
     block_frames: int = 17
@@ -77,9 +80,8 @@ class FSQVideoConfig(ModelConfig):
         number(self, "hysteresis", "l1_weight", "saturation_weight")
         if not self.levels or math.prod(self.levels) > MOST:
             refuse(self, "levels", f"one number or more, with a product of at most {MOST}")
-        for name in ("kernel", "encoder_kernels"):
-            sides = getattr(self, name)
-            if any(side % 2 == 0 for side in (sides if isinstance(sides, tuple) else (sides,))):
+        for name, sides in {"kernel": (self.kernel,), "encoder_kernels": self.encoder_kernels}.items():
+            if any(side % 2 == 0 for side in sides):
                 refuse(self, name, "odd, so that a kernel has a middle")
         for name in ("widths", "blocks", "encoder_kernels"):
             if len(getattr(self, name)) != len(self.merges) + 1:
@@ -112,8 +114,7 @@ class FSQVideoTokenizer(BlockTokenizer):
     """Encoder, quantiser, decoder. A `CodeTokenizer`; also trainable by its own `loss`."""
 
     def __init__(self, config: FSQVideoConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.quantiser = FSQ(config.levels)
         self.encoder = nn.Sequential(*_encoder_layers(config))
         self.decoder = nn.Sequential(*_decoder_layers(config))
@@ -121,8 +122,7 @@ class FSQVideoTokenizer(BlockTokenizer):
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float[Tensor, "b l gh gw d"]:
         """What is quantised: unbounded features of one block of video in [-1, 1] (`t` = 1 + k * temporal stride)."""
         first = video[:, :, :1].expand(-1, -1, self.config.temporal_stride - 1, -1, -1)
-        latents = self.encoder(rearrange(torch.cat([first, video], dim=2), "b c t h w -> b t h w c"))
-        return latents.float()
+        return self.encoder(rearrange(torch.cat([first, video], dim=2), "b c t h w -> b t h w c")).float()
 
     def codes_of(self, latents: Float[Tensor, "b l gh gw d"]) -> Float[Tensor, "b l gh gw d"]:
         """Quantised codes in [-1, 1] of successive latents."""
@@ -136,19 +136,13 @@ class FSQVideoTokenizer(BlockTokenizer):
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction error of one block in [-1, 1], and the penalty on saturation. Needs `batch.frames`."""
         del generator  # nothing is drawn: quantisation is deterministic
-        video = to_signed(_frames(batch))
+        video = to_signed(batch_frames(batch))
         latents = self.latents_of(video)
         codes = self.codes_of(latents)
-        error = self.video_of(codes) - video
-        mse = error.square().mean()
-        psnr = -10 * torch.log10(mse.detach() / 4)  # data range 2 in [-1, 1]
+        loss, psnr = reconstruction_loss(self.video_of(codes) - video, self.config.l1_weight)
         used = self.quantiser.indices(codes.detach()).unique().numel()
         saturation = (latents.abs() - SATURATION).relu().square().mean()
-        loss = mse + self.config.l1_weight * error.abs().mean() + self.config.saturation_weight * saturation
-        return loss, {
-            "psnr_db": psnr.item(),
-            "tokens_used": float(used),
-        }
+        return loss + self.config.saturation_weight * saturation, {"psnr_db": psnr, "tokens_used": float(used)}
 
     def tokens_of(self, block: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
         return self.quantiser.indices(self.codes_of(self.latents_of(to_signed(block))))
@@ -168,33 +162,24 @@ class FSQVideoTokenizer(BlockTokenizer):
 
 
 def _encoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
-    yield merge(3, config.widths[0], stride_t=config.patch[0], stride_s=config.patch[1])
+    channels, strides = (3, *config.widths), (config.patch, *config.merges)
     for stage, width in enumerate(config.widths):
-        if stage:
-            stride_t, stride_s = config.merges[stage - 1]
-            yield merge(config.widths[stage - 1], width, stride_t=stride_t, stride_s=stride_s)
+        yield merge(channels[stage], width, strides[stage])
         yield from _blocks(config, stage, config.encoder_kernels[stage])
     yield nn.LayerNorm(config.widths[-1])
     yield nn.Linear(config.widths[-1], len(config.levels))
 
 
 def _decoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
+    channels, strides = (3, *config.widths), (config.patch, *config.merges)
     yield nn.Linear(len(config.levels), config.widths[-1])
-    for stage in reversed(range(len(config.widths))):
+    for stage, width in reversed([*enumerate(config.widths)]):
         yield from _blocks(config, stage, config.kernel)
-        if stage:
-            stride_t, stride_s = config.merges[stage - 1]
-            yield unmerge(config.widths[stage], config.widths[stage - 1], stride_t=stride_t, stride_s=stride_s)
-    yield nn.LayerNorm(config.widths[0])
-    yield unmerge(config.widths[0], 3, stride_t=config.patch[0], stride_s=config.patch[1])
+        if not stage:
+            yield nn.LayerNorm(width)
+        yield unmerge(width, channels[stage], strides[stage])
 
 
 def _blocks(config: FSQVideoConfig, stage: int, kernel: int) -> Iterator[nn.Module]:
     for _ in range(config.blocks[stage]):
         yield CausalBlock(config.widths[stage], kernel=kernel, past=config.past, mlp_ratio=config.mlp_ratio)
-
-
-def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
-    if batch.frames is None:
-        raise UsageError("a tokenizer trains on frames, but this source holds tokens only")
-    return batch.frames

@@ -13,13 +13,11 @@ from einops import rearrange
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from worldline.schema import LatentGrid, TokenGrid, UsageError
+from worldline.schema import Batch, LatentGrid, TokenGrid, UsageError
 
 PIECE = 2**21
-"""Pixels of video that go through a network at once, unless one clip alone has more: 24 clips of 21 frames of 64x64.
-
-Of 512x512 it is one clip; Wan's VAE then holds 5.7 GB to decode it, however many there are.
-"""
+"""Pixels of video that go through a network at once, unless one clip alone has more: 24 clips of 21 frames of 64x64, or
+one of 512x512, for which Wan's VAE holds 5.7 GB."""
 
 
 def to_signed(frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b 3 t h w"]:
@@ -40,25 +38,17 @@ def divided(height: int, width: int, stride: int) -> dict[str, int]:
 
 
 def by_pieces(x: Tensor, network: Callable[[Tensor], Tensor], *, video: tuple[int, int, int]) -> Tensor:
-    """Put clips through a network, as many at a time as `PIECE` allows for a `video` of so many frames, rows, columns.
-
-    Pieces change rounding at most.
-    """
+    """Put clips through a network, as many at a time as `PIECE` allows; `video` is one's frames, rows and columns."""
     return torch.cat([network(part) for part in x.split(max(1, PIECE // max(1, math.prod(video))))])
 
 
 class BlockTokenizer(nn.Module):
     """What discrete tokenizers share: a configuration with a grid, and disjoint blocks of frames. A `Tokenizer`."""
 
-    config: Any
-
-    @property
-    def vocab_size(self) -> int:
-        return self.grid(0, 0).vocab_size
-
-    @property
-    def spatial_stride(self) -> int:
-        return self.config.spatial_stride
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config, self.spatial_stride = config, config.spatial_stride
+        self.vocab_size = self.grid(0, 0).vocab_size
 
     def grid(self, height: int, width: int) -> TokenGrid:
         return self.config.grid(height, width)
@@ -76,7 +66,7 @@ class BlockTokenizer(nn.Module):
         """Tokens of whole blocks. Raises `UsageError` for another number of frames, or a size off the stride."""
         height, width = frames.shape[-2:]
         block = self.grid(height, width).block
-        return by_blocks(frames, block, self.tokens_of, video=(block, height, width), what="frames")
+        return _by_blocks(frames, block, self.tokens_of, video=(block, height, width))
 
     @torch.no_grad()
     def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
@@ -87,40 +77,38 @@ class BlockTokenizer(nn.Module):
         """Frames of whole blocks of what `frames_of` turns into those of one."""
         height, width = (self.spatial_stride * side for side in grids.shape[2:4])
         grid = self.grid(height, width)
-        return by_blocks(
-            grids, grid.latents_per_block, frames_of, video=(grid.block, height, width), what="token grids"
-        )
+        return _by_blocks(grids, grid.latents_per_block, frames_of, video=(grid.block, height, width))
 
 
-def by_blocks(
-    x: Tensor, size: int, network: Callable[[Tensor], Tensor], *, video: tuple[int, int, int], what: str
-) -> Tensor:
-    """Put the whole blocks along axis 1 through a network, piece by piece: `b (n size) ... -> b (n l) ...`.
-
-    Args:
-        video: frames, rows and columns of one block.
-
-    Raises:
-        UsageError: axis 1 is not a whole number of blocks of `size`.
-    """
+def _by_blocks(x: Tensor, size: int, network: Callable[[Tensor], Tensor], *, video: tuple[int, int, int]) -> Tensor:
+    """Put the whole blocks along axis 1 through a network, piece by piece: `b (n size) ... -> b (n l) ...`."""
     if x.shape[1] % size:
+        what = "frames" if size == video[0] else "token grids"
         raise UsageError(f"{x.shape[1]} {what} are not a whole number of blocks of {size}")
-    blocks = rearrange(x, "b (n s) ... -> (b n) s ...", s=size)
-    made = by_pieces(blocks, network, video=video)
+    made = by_pieces(rearrange(x, "b (n s) ... -> (b n) s ...", s=size), network, video=video)
     return rearrange(made, "(b n) l ... -> b (n l) ...", b=x.shape[0])
+
+
+def batch_frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
+    """What a tokenizer trains on. Raises `UsageError` where a batch holds no frames."""
+    if batch.frames is None:
+        raise UsageError("a tokenizer trains on frames, but this source holds tokens only")
+    return batch.frames
+
+
+def reconstruction_loss(error: Float32[Tensor, "b 3 t h w"], l1_weight: float) -> tuple[Tensor, float]:
+    """Mean squared and weighted absolute error of video in [-1, 1], and its PSNR in dB."""
+    mse = error.square().mean()
+    return mse + l1_weight * error.abs().mean(), -10 * torch.log10(mse.detach() / 4).item()  # the data range is 2
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
     """Discrete video tokenizer, causal in time: token grid k depends on frames up to the last it covers."""
 
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def spatial_stride(self) -> int:
-        """Pixels of a frame's side for each position of a grid's."""
-        ...
+    vocab_size: int
+    spatial_stride: int
+    """Pixels of a frame's side for each position of a grid's."""
 
     def grid(self, height: int, width: int) -> TokenGrid:
         """How tokens lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
@@ -153,10 +141,8 @@ class CodeTokenizer(Tokenizer, Protocol):
 class LatentTokenizer(Protocol):
     """Continuous video autoencoder, causal in time: latent k depends on frames up to the last it covers."""
 
-    @property
-    def spatial_stride(self) -> int:
-        """Pixels of a frame's side for each position of a grid's."""
-        ...
+    spatial_stride: int
+    """Pixels of a frame's side for each position of a grid's."""
 
     def grid(self, height: int, width: int) -> LatentGrid:
         """How latents lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""

@@ -1,9 +1,8 @@
 """Wan2.2's causal video VAE: frames to continuous latents and back, over diffusers' `AutoencoderKLWan`.
 
-Latent 0 is frame 0 and latent k covers frames `4k-3 .. 4k`. What leaves `encode` is the posterior mean, normalised
-to about zero mean and unit variance per channel, so that a world sees the same scale from every VAE. The default
-configuration is that of the 704.7 M parameter VAE of Wan2.2 TI2V-5B; smaller ones train by their own `loss`.
-Knows nothing of files (`load.py`) and needs the extra `wan`, imported only when a VAE is built.
+Latent 0 is frame 0 and latent k covers frames `4k-3 .. 4k`. What leaves `encode` is the posterior mean, normalised to
+about zero mean and unit variance per channel, so that a world sees the same scale from every VAE. The default is the
+704.7 M parameter VAE of Wan2.2 TI2V-5B; smaller ones train by their own `loss`. Needs the extra `wan` to build one.
 """
 
 import math
@@ -20,7 +19,7 @@ from worldline.checks import number, refuse, whole
 from worldline.contract import ModelConfig
 from worldline.nn.published import upstream
 from worldline.schema import Batch, LatentGrid, UsageError
-from worldline.tokenizers.tokenizer import by_pieces, divided, to_pixels, to_signed
+from worldline.tokenizers.tokenizer import batch_frames, by_pieces, divided, reconstruction_loss, to_pixels, to_signed
 
 _STRIDE = 4
 """Frames per latent. diffusers cuts video into chunks of four, whatever the configuration says."""
@@ -76,8 +75,9 @@ class WanVAESizes:
         number(self, "latents_std", above=0)
         steps = len(self.dim_mult) - 1
         if steps < 0 or len(self.temporal_downsample) != steps:
-            allowed = f"{max(steps, 1)} entries, one for each step between stages of dim_mult"
-            refuse(self, "temporal_downsample", allowed)
+            refuse(
+                self, "temporal_downsample", f"{max(steps, 1)} entries, one for each step between stages of dim_mult"
+            )
         if self.temporal_stride != _STRIDE:
             refuse(self, "temporal_downsample", f"true twice: diffusers' VAE works in chunks of {_STRIDE} frames")
         for name in ("latents_mean", "latents_std"):
@@ -142,9 +142,7 @@ class WanVAETokenizer(nn.Module):
     """A `LatentTokenizer` over an untouched `AutoencoderKLWan`; also trainable by its own `loss`.
 
     `latents_mean` and `latents_std` are buffers, saved with the weights: a VAE trained here measures them at the end.
-
-    Raises:
-        UsageError: a configuration that cannot be, or the extra `wan` is not installed.
+    Raises `UsageError` for a configuration that cannot be, or where the extra `wan` is not installed.
     """
 
     vae: Any
@@ -154,18 +152,12 @@ class WanVAETokenizer(nn.Module):
 
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
-        self.config = config
-        self.sizes = config.sizes
+        self.config, self.sizes, self.spatial_stride = config, config.sizes, config.sizes.spatial_stride
         self.vae = _autoencoder(self.sizes)
-        _channels_last(self.vae)
         # On the CPU even where weights are built on the meta device: no file brings these.
         zeros, ones = (0.0,) * self.sizes.z_dim, (1.0,) * self.sizes.z_dim
         self.register_buffer("latents_mean", torch.tensor(self.sizes.latents_mean or zeros, device="cpu"))
         self.register_buffer("latents_std", torch.tensor(self.sizes.latents_std or ones, device="cpu"))
-
-    @property
-    def spatial_stride(self) -> int:
-        return self.sizes.spatial_stride
 
     def grid(self, height: int, width: int) -> LatentGrid:
         return self.config.grid(height, width)
@@ -173,8 +165,7 @@ class WanVAETokenizer(nn.Module):
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float32[Tensor, "b l c gh gw"]:
         """Normalised posterior mean of video in [-1, 1]. Differentiable.
 
-        Raises:
-            UsageError: `t` is not 1 + 4k (diffusers would drop the rest), or the size is off the spatial stride.
+        Raises `UsageError` unless `t` is 1 + 4k (diffusers would drop the rest) and the size is on the spatial stride.
         """
         raw = self._raw_latents_of(video)
         return (raw - self.latents_mean[:, None, None]) / self.latents_std[:, None, None]
@@ -193,8 +184,7 @@ class WanVAETokenizer(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
         """The `1 + 4 (l - 1)` frames of `l` latents."""
-        _, length, _, height, width = latents.shape
-        stride = self.spatial_stride
+        (_, length, _, height, width), stride = latents.shape, self.spatial_stride
         video = (1 + _STRIDE * (length - 1), height * stride, width * stride)
         return by_pieces(latents, lambda clips: to_pixels(self.video_of(clips)), video=video)
 
@@ -202,17 +192,14 @@ class WanVAETokenizer(nn.Module):
     def measure_statistics(self, batches: Iterable[Batch]) -> None:
         """Set mean and deviation of the latents to those of the posterior means over all of `batches`.
 
-        Exact, per channel over clips, time and space (deviation of the population), merged batch by batch in
-        float64 (Chan et al., 1979).
-
-        Raises:
-            UsageError: there are no batches, or they hold no frames.
+        Exact, per channel over clips, time and space (deviation of the population), merged batch by batch in float64
+        (Chan et al., 1979). Raises `UsageError` where there are no batches, or they hold no frames.
         """
         count, mean, squares = 0, *torch.zeros(2, self.sizes.z_dim, dtype=torch.float64)
         trains = self.training
         self.eval()  # no dropout
         for batch in batches:
-            latents = self._raw_latents_of(to_signed(_frames(batch)))
+            latents = self._raw_latents_of(to_signed(batch_frames(batch)))
             values = rearrange(latents.double().cpu(), "b l c h w -> c (b l h w)")
             new, shift = values.shape[1], values.mean(dim=1) - mean
             total = count + new
@@ -229,19 +216,16 @@ class WanVAETokenizer(nn.Module):
 
         In training latents are drawn from the posterior; in evaluation mode they are its mean, as in `encode`.
         """
-        video = to_signed(_frames(batch))
+        video = to_signed(batch_frames(batch))
         self._check_video(video)
         mean, log_variance = self._posterior(video)
         sampled = mean
         if self.training:
             noise = torch.randn(mean.shape, generator=generator).to(mean)
             sampled = mean + noise * (0.5 * log_variance).exp()
-        error = self._reconstruct(sampled) - video
-        mse = error.square().mean()
+        loss, psnr = reconstruction_loss(self._reconstruct(sampled) - video, self.config.l1_weight)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        loss = mse + self.config.l1_weight * error.abs().mean() + self.config.kl_weight * divergence
-        psnr = -10 * torch.log10(mse.detach() / 4)  # data range 2 in [-1, 1]
-        return loss, {"psnr_db": psnr.item(), "kl": divergence.item()}
+        return loss + self.config.kl_weight * divergence, {"psnr_db": psnr, "kl": divergence.item()}
 
     def _check_video(self, video: Tensor) -> None:
         self.grid(*video.shape[-2:]).latents_of(video.shape[2])
@@ -284,20 +268,13 @@ def _autoencoder(sizes: WanVAESizes) -> nn.Module:
     options |= sizes.derived
     options["temperal_downsample"] = options.pop("temporal_downsample")
     try:
-        return autoencoder_class()(**options)
+        model = autoencoder_class()(**options)
     except (ValueError, AssertionError) as error:  # widths that its shortcuts cannot average
         raise UsageError(f"diffusers cannot build this VAE; is_residual needs matching dim_mult: {error}") from error
 
-
-def _channels_last(model: nn.Module) -> None:
-    """Lay convolutions out channels last: with few channels a fifth faster on a CPU, forward and backward."""
+    # Convolutions channels last: with few channels a fifth faster on a CPU, forward and backward.
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     for weight in model.parameters():
         if weight.ndim in layouts:
             weight.data = weight.data.contiguous(memory_format=layouts[weight.ndim])
-
-
-def _frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
-    if batch.frames is None:
-        raise UsageError("a VAE trains on frames, but this source holds none")
-    return batch.frames
+    return model

@@ -1,7 +1,7 @@
 """The published files of Wan2.2's VAE: where they lie, and their tensors by diffusers' names. Builds no model.
 
-Two layouts are read: diffusers' folder, and the original single file `Wan2.2_VAE.pth`. diffusers' own single-file
-reader knows only the layout of Wan2.1 and fails on the latter, so its keys are renamed here. Nothing is downloaded.
+Two layouts are read: diffusers' folder, and the original single file, whose keys are renamed here, because diffusers'
+own single-file reader knows only the layout of Wan2.1. Nothing is downloaded.
 """
 
 import warnings
@@ -52,8 +52,7 @@ _RENAMES = (
 def vae_files(path: Path) -> list[Path]:
     """The published weight files meant by a path; empty where there are none.
 
-    Args:
-        path: a diffusers folder, its `vae/`, `Wan2.2_VAE.pth` (or its tensors as safetensors), or a folder with it.
+    A path is a diffusers folder, its `vae/`, `Wan2.2_VAE.pth` (or its tensors as safetensors), or a folder with it.
     """
     if path.is_file():
         return [path] if path.suffix in (".pth", ".safetensors") else []
@@ -68,8 +67,7 @@ def vae_files(path: Path) -> list[Path]:
 def read_config(files: list[Path]) -> WanVAEConfig:
     """The configuration beside the weights; Wan2.2's for a single file, which comes without one.
 
-    Raises:
-        DataError: a `config.json` of another model, or with entries that no Wan VAE here has.
+    Raises `DataError` for a `config.json` of another model, or with entries that no Wan VAE here has.
     """
     place = files[0].parent / "config.json"
     if not files[0].name.startswith(STEM):
@@ -93,22 +91,15 @@ def read_config(files: list[Path]) -> WanVAEConfig:
 
 
 def load_tensors(files: list[Path], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the files by diffusers' names, in float32, exactly those expected.
+    """Tensors of the files by diffusers' names, in float32, exactly those expected (of which only shapes count).
 
-    Args:
-        expected: tensors of the right shapes, for example a state dict on the meta device.
-
-    Raises:
-        DataError: a file is damaged, or a key, shape or type differs; names the first.
+    Raises `DataError` where a file is damaged, or a key, shape or type differs; names the first.
     """
     stored = stored_tensors(files, diffusers_name)
     check_tensors(stored, expected, files[0].parent, fix=_FIX)
     if halved := sorted({at.dtype for at in stored.values()} - {"F32"}):
-        warnings.warn(
-            f"{files[0]}: weights are stored as {', '.join(halved)}; they are computed with in float32, but are not "
-            "quite those of the float32 file, and neither are the latents",
-            stacklevel=2,
-        )
+        said = f"weights are stored as {', '.join(halved)}: they, and so the latents, are not quite those of float32"
+        warnings.warn(f"{files[0]}: {said}", stacklevel=2)
     return {name: value.float() for name, value in read_tensors(stored)}
 
 
