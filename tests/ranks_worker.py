@@ -100,7 +100,8 @@ def adapt(folder: Path, ranks: Ranks) -> dict[str, Any]:
         state.optimizer.step()
         assert state.average is not None
         state.average.update(state.model, step)
-        figures.append(ranks.mean({"loss": loss.item(), "norm": norm}))
+        losses = ranks.everyones(loss.item())
+        figures.append({"loss": sum(losses) / len(losses), "norm": norm})
     save_checkpoint(
         RunDir(folder / f"adapted_{ranks.world_size}"),
         state,
@@ -153,9 +154,8 @@ def shares(folder: Path, ranks: Ranks) -> dict[str, Any]:
 
 
 def agree(folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """What ranks tell each other: means, one's word, and that rank 0 failed."""
-    mean = ranks.mean({"rank": float(ranks.rank), "one": 1.0})
-    broken = ranks.mean({"loss": float("nan") if ranks.rank == 1 else 0.0})
+    """What ranks tell each other: each its own, one's word, and that rank 0 failed."""
+    everyones = ranks.everyones(ranks.rank)
     told = ranks.agreed(f"from {ranks.rank}")
     try:
         with ranks.first():
@@ -168,8 +168,7 @@ def agree(folder: Path, ranks: Ranks) -> dict[str, Any]:
         order = len(list(folder.glob("was_here.*")))
         (folder / f"was_here.{ranks.rank}").touch()
     return {
-        "mean": mean,
-        "broken": broken["loss"] != broken["loss"],
+        "everyones": everyones,
         "told": told,
         "failed": failed,
         "there_before": order,

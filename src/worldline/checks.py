@@ -9,14 +9,15 @@ None passes (the type says whether a field may be None); of tuples, every entry 
 
 import ast
 import inspect
-import math
 import textwrap
 from collections.abc import Iterator
 from itertools import pairwise
+from math import inf, isfinite
 from typing import Any, NoReturn
 
 from worldline.schema import UsageError
 
+Real = float | int
 MOST = 2**31 - 1
 """No count here is larger, and every library can represent it."""
 MOST_WORKERS = 1024
@@ -25,20 +26,16 @@ MOST_SEED = 2**32 - 1
 
 
 class InvalidValue(UsageError):  # noqa: N818 - an error by its base, named after what it is about
-    """A field of a configuration has a value that it cannot have; `place` is the name of the field for its user."""
+    """A field of a configuration has a value that it cannot have; `said` says so behind the name of the field."""
 
-    def __init__(self, kind: type, field: str, found: object, allowed: str, place: str = "") -> None:
-        self.kind, self.field, self.found, self.allowed = kind, field, found, allowed
-        super().__init__(f"{place or f'{kind.__name__}.{field}'} is {found!r}, but must be {allowed}")
-
-    def at(self, place: str) -> "InvalidValue":
-        """The same error with another name of the field."""
-        return InvalidValue(self.kind, self.field, self.found, self.allowed, place)
+    def __init__(self, kind: type, field: str, said: str) -> None:
+        self.kind, self.field, self.said = kind, field, said
+        super().__init__(f"{kind.__name__}.{field} {said}")
 
 
 def refuse(config: object, field: str, allowed: str) -> NoReturn:
     """Raise `InvalidValue` for a field whose value is not allowed."""
-    raise InvalidValue(type(config), field, getattr(config, field), allowed)
+    raise InvalidValue(type(config), field, f"is {getattr(config, field)!r}, but must be {allowed}")
 
 
 def whole(config: object, *fields: str, least: int = 1, most: int = MOST) -> None:
@@ -50,18 +47,13 @@ def whole(config: object, *fields: str, least: int = 1, most: int = MOST) -> Non
 
 
 def number(
-    config: object,
-    *fields: str,
-    least: float | int = 0,
-    most: float | int = math.inf,
-    above: float | int = -math.inf,
-    below: float | int = math.inf,
+    config: object, *fields: str, least: Real = 0, most: Real = inf, above: Real = -inf, below: Real = inf
 ) -> None:
     """Check that fields are finite numbers of at least `least`, above `above` and so on. Raises `InvalidValue`."""
     low = f"above {above:g}" if above >= least else f"of at least {least:g}"
-    high = f" and below {below:g}" if below < math.inf else f" and at most {most:g}" if most < math.inf else ""
+    high = f" and below {below:g}" if below < inf else f" and at most {most:g}" if most < inf else ""
     for field, value in _values(config, fields):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
         if not (is_number and least <= value <= most and above < value < below):
             refuse(config, field, f"{_kind(config, field, 'number')} {low}{high}")
 

@@ -150,11 +150,6 @@ class Ranks:
             raise OtherRankError(f"another process of this job has ended, see its own message ({said})") from error
         return values
 
-    def mean(self, figures: dict[str, float]) -> dict[str, float]:
-        """Mean of each figure over the ranks, which must all give the same names."""
-        everyones = self.everyones(figures)
-        return {name: sum(one[name] for one in everyones) / len(everyones) for name in figures}
-
     # --- shard ---
 
     def place(self, model: nn.Module, device: torch.device) -> nn.Module:

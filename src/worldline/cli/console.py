@@ -38,8 +38,8 @@ def options_of(part: Any = None, prefix: str = "--") -> Iterator[None]:
     try:
         yield
     except InvalidValue as error:
-        place = _place(part, error, prefix) if part else None
-        raise error.at((place or f"--{error.field}").replace("_", "-")) from error
+        place = (part and _place(part, error, prefix)) or f"--{error.field}"
+        raise UsageError(f"{place.replace('_', '-')} {error.said}") from error
 
 
 def _place(part: Any, error: InvalidValue, prefix: str) -> str | None:

@@ -31,8 +31,6 @@ from worldline.training.validate import sample_strip, validate
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 """Called with (what is being done, done, total, figures to show)."""
-STOPPED = "stopped"
-"""Among the figures of a step, the one that is not logged."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -153,8 +151,7 @@ class _Training:
         began, before, last, stopped = time.monotonic(), state.seconds, state.step >= total, False
         with termination() as asked:
             while not (last or stopped):
-                now = self.step(islice(pieces, config.accumulate), asked)
-                stopped = now.pop(STOPPED) > 0
+                now, stopped = self.step(islice(pieces, config.accumulate), asked)
                 state.step += 1
                 spent = time.monotonic() - began
                 state.seconds = before + spent
@@ -175,10 +172,10 @@ class _Training:
             board.close()
         return stopped and state.step < total
 
-    def step(self, pieces: Iterable[Batch], asked: Callable[[], bool]) -> dict[str, float]:
-        """One optimizer step; its figures are means over the ranks. All randomness is of (seed, step, rank).
+    def step(self, pieces: Iterable[Batch], asked: Callable[[], bool]) -> tuple[dict[str, float], bool]:
+        """One optimizer step: its figures, means over the ranks, and whether any of these is asked to stop.
 
-        One figure is the share of ranks that are asked to stop, so that all learn of it in the same step.
+        All randomness is of (seed, step, rank).
         """
         config, state, ranks = self.config, self.state, self.ranks
         rate = config.optimizer.learning_rate(state.step, self.total)
@@ -188,20 +185,20 @@ class _Training:
             group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)
         figures, origins = self.gradients(pieces)
-        mean = ranks.mean({**figures, STOPPED: float(asked())})
-        if not math.isfinite(mean["train/loss"]):
-            everyones = ranks.everyones((figures["train/loss"], origins))
-            loss, clips = next((loss, clips) for loss, clips in everyones if not math.isfinite(loss))
-            raise NonFiniteLossError(  # on every rank the same
-                f"loss is {loss} at step {state.step}, in the batch of clips {clips}. Lower --optimizer.lr, "
-                "set --optimizer.clip-norm, or look at these clips with `worldline data info`."
-            )
+        everyones = ranks.everyones((figures, origins, asked()))
+        for theirs, clips, _ in everyones:
+            if not math.isfinite(loss := theirs["train/loss"]):
+                raise NonFiniteLossError(
+                    f"loss is {loss} at step {state.step}, in the batch of clips {clips}. Lower --optimizer.lr, "
+                    "set --optimizer.clip-norm, or look at these clips with `worldline data info`."
+                )
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm or torch.inf)
         state.optimizer.step()
         if state.average:
             state.average.update(state.model, state.step)
         steered = {"train/gradient_norm": gathered(norm).item(), "train/learning_rate": rate}
-        return {"train/loss": mean["train/loss"], **steered, **mean}
+        mean = {name: sum(theirs[name] for theirs, *_ in everyones) / len(everyones) for name in figures}
+        return {"train/loss": mean["train/loss"], **steered, **mean}, any(stop for *_, stop in everyones)
 
     def gradients(self, pieces: Iterable[Batch]) -> tuple[dict[str, float], tuple[Origin, ...]]:
         """Add up the gradients of the pieces of a batch; their mean figures, and the clips they are of."""
