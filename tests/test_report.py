@@ -522,3 +522,13 @@ def test_plots_of_an_evaluation_show_its_rows(tmp_path: Path) -> None:
     shown = [label_of(row.id) for row in _evaluation().rows if "psnr_db_last" in row.metrics]
     assert len(shown) > 1
     assert [name for name in shown if drawn.count(f">{name}<") < 2] == []
+
+
+def test_frames_that_skip_some_of_the_video_are_shown_at_their_own_pace(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    evaluation = Evaluation.load(run / "evaluation/metrics.json")
+    data = replace(evaluation.data, horizon_frames=4 * evaluation.data.horizon_frames)  # every fourth is predicted
+    replace(evaluation, data=data).save(run / "evaluation/metrics.json")
+    page = write_report([run], tmp_path).read_text(encoding="utf-8")
+    assert "8 future frames are 3.20 s" in _text(page, "curves")
+    assert "in real time" in _text(page, "pictures")

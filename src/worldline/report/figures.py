@@ -64,7 +64,7 @@ def over_time(evaluation: Evaluation, metric: str) -> Drawing:
         mean, low, high = np.array([(value.mean, value.low, value.high) for value in curve]).T
         lines.append(_Line(label_of(id), np.arange(1, len(curve) + 1), mean, (low, high), DASHES[roles[id]]))
     longest = max(len(line.x) for line in lines)
-    note = f"{longest} future frames are {longest / evaluation.data.fps:.2f} s."
+    note = f"{longest} future frames are {evaluation.data.horizon_frames / evaluation.data.fps:.2f} s."
     if any(line.band and np.isnan(line.band[0]).any() for line in lines):
         note += " No band: one episode says nothing of how episodes differ."
     return _draw(METRICS[metric].label, "future frame", METRICS[metric].unit or METRICS[metric].label, lines, note)

@@ -17,7 +17,7 @@ from worldline.metrics.table import METRICS
 from worldline.report import figures, text
 from worldline.report.gather import Run, gather
 from worldline.report.tables import tables
-from worldline.report.video import films
+from worldline.report.video import Film, films
 from worldline.schema import UsageError
 
 
@@ -60,8 +60,11 @@ def _part(run: Run, file: str, items: Iterable[Any], otherwise: str, note: str =
 
 
 def _pictures(run: Run) -> Part:
-    found, fps = run.forecasts, run.evaluation.data.fps if run.evaluation else None
-    shown = films(found, fps) if found and len(found.real) else ()
+    found, data = run.forecasts, run.evaluation.data if run.evaluation else None
+    shown: Sequence[Film] = ()
+    if found and len(found.real):
+        share = (found.real.shape[1] - found.context) / data.horizon_frames if data else 1  # of frames that are shown
+        shown = films(found, data.fps * share if data else None)
     note = label_of(next(iter(found.rows), "")) if found else ""
     return _part(run, "forecasts", shown, "evaluation/forecasts.npz holds no clip", note)
 
