@@ -67,6 +67,12 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed writers left below `folder`."""
+    for path in list(folder.rglob(".*.tmp")):
+        _remove(path)
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write the raw bytes of an array, C order, atomically."""
     with atomic(path) as temporary:
@@ -122,12 +128,6 @@ def unreadable(
         elif head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
             found = "a web page, as a download that was refused leaves it"
     return DataError(path, expected=expected, found=found, fix=fix, kind=kind)
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Remove what killed writers left below `folder`."""
-    for path in list(folder.rglob(".*.tmp")):
-        path.unlink(missing_ok=True)
 
 
 def while_unchanged(maxsize: int | None) -> Callable[[_Read[P, T]], _Read[P, T]]:

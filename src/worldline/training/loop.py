@@ -1,6 +1,8 @@
 """The one training loop. Every model trains here; it knows `loss(batch, generator)` and nothing else of them."""
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,7 +28,6 @@ from worldline.rundir import Best, RunDir, environment, to_json
 from worldline.schema import Batch, Origin, UsageError
 from worldline.training.checkpoint import TrainState, best_so_far, better, restore, save_checkpoint
 from worldline.training.identify import checked_identity, refuse_absent
-from worldline.training.termination import termination
 from worldline.training.validate import sample_strip, validate
 
 Report = Callable[[str, int, int, dict[str, float]], None]
@@ -149,7 +150,7 @@ class _Training:
         board = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=state.step) if ranks.writes else None
         self.best = ranks.agreed(best_so_far(self.run, config.keep_best) if config.keep_best and ranks.writes else None)
         began, before, last, stopped = time.monotonic(), state.seconds, state.step >= total, False
-        with termination() as asked:
+        with _terminable() as asked:
             while not (last or stopped):
                 now, stopped = self.step(islice(pieces, config.accumulate), asked)
                 state.step += 1
@@ -266,6 +267,23 @@ class _Training:
                 found = validate(self.state.model, self.made, num_clips=1, device=self.device)
             if wanted not in found:
                 raise UsageError(f"validation has no figure {wanted!r} (--keep-best); it has {', '.join(found)}")
+
+
+@contextmanager
+def _terminable() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM ends nothing, so that what is running is finished and saved; the function says whether it came.
+
+    Outside the main thread, where Python takes no signals, it never does.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
