@@ -1,12 +1,12 @@
 """adaLN-Zero: robot states modulate a diffusion transformer, once per latent frame.
 
 States are turned into features, compressed in time by two strided convolutions to one code per latent frame, and
-projected to the six shifts, scales and gates that every block adds to those of the timestep. The last projection
-starts at zero, so a backbone with this attached begins as the backbone alone. Numbers and order of operations are those
-of the winning team's public code (report, section 2). That code does not start at zero; here we follow the report's
-text. This file uses no backbone and no latents.
+projected to the six shifts, scales and gates that every block adds to those of the timestep. The last projection starts
+at zero (as the report says, unlike public code), so a backbone with this attached begins as the backbone alone. All
+else is as in the winning team's public code (report, section 2).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +70,7 @@ class StateModulation(Standardising):
         options: StateOptions,
         width: int,
         *,
-        kinds: tuple[StateKind, ...] = ONEX_KINDS,
+        kinds: Sequence[StateKind] = ONEX_KINDS,
         pattern: FramePattern = REPORT_77,
     ) -> None:
         super().__init__(len(kinds))
@@ -84,24 +84,20 @@ class StateModulation(Standardising):
             self.compression.extend([nn.Conv1d(hidden, hidden, *sizes), nn.SiLU()])
             self.compression.append(nn.GroupNorm(options.norm_groups, hidden))
         self.embedding = nn.Sequential(nn.Linear(hidden, width), nn.SiLU(), nn.Linear(width, width))
-        last = nn.Linear(width, 6 * width)
-        self.projection = nn.Sequential(nn.SiLU(), last)
+        self.projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.null = nn.Parameter(torch.randn(hidden) * 0.02) if options.null else None
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in self.projection.parameters():
+            nn.init.zeros_(parameter)
 
     def codes(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l r"]:
         """One code per latent frame. Not causal: every code has seen every state (GroupNorm pools over time).
 
-        Raises:
-            UsageError: another number of rows or dimensions than the data's it was built for.
+        Raises `UsageError` for another number of rows or dimensions than the data's it was built for.
         """
-        rows, dims = states.shape[1:]
-        window, expected = self.pattern.window, len(self.mean)
-        if (rows, dims) != (window, expected):
-            raise UsageError(
-                f"this world reads {window} states of {expected} dimensions, but {rows} of {dims} were given"
-            )
+        given, expected = tuple(states.shape[1:]), (self.pattern.window, len(self.mean))
+        if given != expected:
+            said = "this world reads {} states of {} dimensions, but {} of {} were given"
+            raise UsageError(said.format(*expected, *given))
         if self.options.mode == "downsample":
             states = states[:, list(self.pattern.frames)]
         x = self.features(self._features(states))
@@ -112,18 +108,15 @@ class StateModulation(Standardising):
     ) -> Float[Tensor, "b l six d"]:
         """Six modulation vectors per latent frame: shift, scale and gate of attention, then of the MLP.
 
-        Args:
-            dropped: clips whose codes are replaced by the null code.
-
-        Raises:
-            UsageError: states of another shape, or `dropped` without a null code.
+        The codes of `dropped` clips are replaced by the null code. Raises `UsageError` where there is none, and for
+        states of another shape.
         """
         codes = self.codes(states)
         if dropped is not None:
             if self.null is None:
+                how = "--model.states.null True --model.drop-states 0.1"
                 raise UsageError(
-                    "this world has no null state: guidance other than 1 needs a world trained with one "
-                    "(--model.states.null True --model.drop-states 0.1)"
+                    f"this world has no null state: guidance other than 1 needs one, from training ({how})"
                 )
             codes = torch.where(dropped[:, None, None], self.null, codes)
         return rearrange(self.projection(self.embedding(codes)), "b l (six d) -> b l six d", six=6)

@@ -16,18 +16,18 @@ class TemporalCache:
     """Keys and values of past grids for one layer's temporal attention, `(B S) H T K` each."""
 
     def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+        self.kept: tuple[Tensor, Tensor] | None = None
 
     @property
     def length(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[2]
+        return self.kept[0].shape[2] if self.kept else 0
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append new grids and return all keys and values so far."""
-        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], dim=2)
-        self.values = values if self.values is None else torch.cat([self.values, values], dim=2)
-        return self.keys, self.values
+        if self.kept:
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(self.kept, (keys, values), strict=True))
+        self.kept = keys, values
+        return self.kept
 
 
 class Attention(nn.Module):

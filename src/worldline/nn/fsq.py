@@ -1,8 +1,8 @@
 """Finite scalar quantisation: a codebook without parameters (Mentzer et al. 2023, arXiv 2309.15505).
 
 Each of a few channels is bounded and rounded to one of `L` levels; the index of a code is the mixed-radix number of
-its digits. Index order and code values are those of NVIDIA's Cosmos tokenizers, so that their tokens mean the same
-here: `digit = code * (L // 2) + L // 2`, `index = sum(digit * basis)`, `basis = (1, L0, L0*L1, ...)`.
+its digits. Index order and code values are those of NVIDIA's Cosmos tokenizers: `digit = code * (L // 2) + L // 2`,
+`index = sum(digit * basis)`, `basis = (1, L0, L0*L1, ...)`.
 """
 
 import math
@@ -15,20 +15,17 @@ from torch import Tensor, nn
 class FSQ(nn.Module):
     """Quantise the last axis to `levels`, one channel per level. Holds no parameters."""
 
+    _levels: Tensor
+    _basis: Tensor
+
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
         if not levels or min(levels) < 2:
             raise ValueError(f"FSQ needs at least one channel and two levels per channel, got {levels}")
-        self.levels = levels
+        self.vocab_size = math.prod(levels)
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("_levels", torch.tensor(levels), persistent=False)
         self.register_buffer("_basis", torch.tensor(basis), persistent=False)
-        self._levels: Tensor
-        self._basis: Tensor
-
-    @property
-    def vocab_size(self) -> int:
-        return math.prod(self.levels)
 
     def forward(self, z: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """Codes in [-1, 1] nearest to the bounded input; gradients pass straight through the rounding."""
@@ -61,14 +58,12 @@ class FSQ(nn.Module):
     def indices(self, codes: Float[Tensor, "*n d"]) -> Int64[Tensor, "*n"]:
         """Token ids in `0 .. vocab_size-1` of codes as `forward` gives them."""
         half = self._levels // 2
-        digits = (codes * half + half).round().long()
-        return (digits * self._basis).sum(dim=-1)
+        return ((codes * half + half).round().long() * self._basis).sum(dim=-1)
 
     def codes(self, indices: Int64[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
         """Codes in [-1, 1] of token ids; the inverse of `indices`."""
-        digits = indices.unsqueeze(-1) // self._basis % self._levels
         half = self._levels // 2
-        return (digits - half).float() / half
+        return (indices.unsqueeze(-1) // self._basis % self._levels - half).float() / half
 
     @property
     def codebook(self) -> Float[Tensor, "v d"]:

@@ -9,28 +9,17 @@ from worldline.schema import DataError
 
 
 def changing_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without frozen parameters: what training changes and a checkpoint must contain.
-
-    Frozen parameters (`requires_grad` False) are a pretrained base with its own files. A model without frozen
-    parameters is saved completely.
-    """
-    state = model.state_dict()
+    """The state dict without frozen parameters (a pretrained base with its own files): what a checkpoint contains."""
     frozen = {name for name, value in model.named_parameters(remove_duplicate=False) if not value.requires_grad}
-    return {name: value for name, value in state.items() if name not in frozen}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
 def load_changing(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load the tensors of `changing_state`, all of them and no others.
-
-    Raises:
-        RuntimeError: names or shapes differ; names the first few.
-    """
+    """Load the tensors of `changing_state`, all of them and no others. Raises `RuntimeError` that says what differs."""
     expected = changing_state(model).keys()
-    missing, unexpected = sorted(expected - weights.keys()), sorted(weights.keys() - expected)
-    if missing or unexpected:
-        raise RuntimeError(
-            f"missing: {missing[:3]} of {len(missing)}, unexpected: {unexpected[:3]} of {len(unexpected)}"
-        )
+    missing, other = sorted(expected - weights.keys()), sorted(weights.keys() - expected)
+    if missing or other:
+        raise RuntimeError(f"missing: {missing[:3]} of {len(missing)}, unexpected: {other[:3]} of {len(other)}")
     model.load_state_dict(weights, strict=False)
 
 
@@ -39,9 +28,6 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> 
     try:
         load_changing(model, weights)
     except RuntimeError as error:
-        raise DataError(
-            folder / "model.safetensors",
-            expected="the weights model.json describes",
-            found=" ".join(str(error).split())[:300],
-            fix="Copy model.json and model.safetensors from the same run.",
-        ) from error
+        found, fix = " ".join(str(error).split())[:300], "Copy model.json and model.safetensors from the same run."
+        file = folder / "model.safetensors"
+        raise DataError(file, expected="the weights model.json describes", found=found, fix=fix) from error

@@ -42,13 +42,9 @@ class OptimizerConfig:
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
-        match self.schedule:
-            case "linear":
-                return self.lr * (1 - progress)
-            case "cosine":
-                return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
-            case "constant":
-                return self.lr
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr * (1 - progress) if self.schedule == "linear" else self.lr
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
@@ -57,10 +53,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Ad
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim >= 2 and "position" not in name else plain).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 

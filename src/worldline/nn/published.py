@@ -45,7 +45,6 @@ class StoredTensor:
 
     file: Path
     key: str
-    """Its name in the file."""
     dtype: str
     """As safetensors calls it."""
     shape: tuple[int, ...]
@@ -55,18 +54,13 @@ class StoredTensor:
 
 
 def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
-    """The safetensors files of a model in the order of their names; empty where there are none.
-
-    Raises:
-        DataError: the index names a shard that is not there.
-    """
+    """The safetensors files of a model by name; none where there are none. Raises `DataError` for a missing shard."""
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
         return sorted(folder.glob(f"{stem}*.safetensors"))
     files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
-    for file in files:
-        if not file.is_file():
-            raise DataError(file, expected=f"a shard, named by {index.name}", found="nothing")
+    if missing := [file for file in files if not file.is_file()]:
+        raise DataError(missing[0], expected=f"a shard, named by {index.name}", found="nothing")
     if not files:
         raise DataError(index, expected="a weight_map of shards", found="none")
     return files
@@ -75,8 +69,7 @@ def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
 def stored_tensors(files: Iterable[Path], name_of: Callable[[str], str]) -> dict[str, StoredTensor]:
     """What the files hold (of safetensors, or of `torch.save` where they end in `.pth`), by the names that are wanted.
 
-    Raises:
-        DataError: a file is damaged, or two hold the same tensor.
+    Raises `DataError` where a file is damaged, or two hold the same tensor.
     """
     stored: dict[str, StoredTensor] = {}
     for file in files:

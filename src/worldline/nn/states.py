@@ -1,14 +1,14 @@
 """Robot states (one row per video frame) to one vector per latent frame: additive conditioning as in Genie.
 
-Alignment rule: within a block of `1 + k * stride` frames, latent 0 owns frame 0 and latent j owns frames
-`(j-1) * stride + 1 .. j * stride`, exactly the frames whose pixels it encodes. The report does not say how its 64
-states belong to 6 grids; this rule is our choice. `pooling` says how the states of one latent are combined.
+Alignment rule (our choice; the report does not say how its 64 states belong to 6 grids): within a block of
+`1 + k * stride` frames, latent 0 owns frame 0 and latent j owns frames `(j-1) * stride + 1 .. j * stride`, exactly
+those whose pixels it encodes.
 """
 
 from typing import Literal
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ Pooling = Literal["all", "mean", "last"]
 
 
 class StateEncoder(Standardising):
-    """Standardise, align to latent frames, MLP, 1-D convolution (kernel 3, padding 1), + positions.
+    """Standardise, align to `num_latents` latent frames, MLP, 1-D convolution (kernel 3, padding 1), + positions.
 
     The convolution lets a latent see the states of the next one: that is how grid t is told where the robot goes before
     it predicts grid t+1 (report, section 3.1).
@@ -46,7 +46,6 @@ class StateEncoder(Standardising):
     def __init__(
         self, grid: TokenGrid, *, num_latents: int, state_dim: int, hidden: int, width: int, pooling: Pooling
     ) -> None:
-        """`num_latents` are latent frames of context and horizon together."""
         super().__init__(state_dim)
         self.grid, self.num_frames = grid, grid.frames_of(num_latents)
         self.pooling: Pooling = pooling
@@ -58,13 +57,11 @@ class StateEncoder(Standardising):
     def forward(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l d"]:
         """One vector per latent frame of the first `num_frames` rows (1X test files hold 64 for 34).
 
-        Raises:
-            UsageError: there are fewer rows.
+        Raises `UsageError` where there are fewer rows.
         """
         if states.shape[1] < self.num_frames:
-            raise UsageError(
-                f"{self.num_frames} state rows are needed, one per video frame, but {states.shape[1]} were given"
-            )
+            needed = f"{self.num_frames} state rows are needed, one per video frame"
+            raise UsageError(f"{needed}, but {states.shape[1]} were given")
         x = (states[:, : self.num_frames] - self.mean) / self.scale
         x = self.mlp(align(x, self.grid, self.pooling))
         return rearrange(self.conv(rearrange(x, "b l d -> b d l")), "b d l -> b l d") + self.position
@@ -78,10 +75,6 @@ def align(states: Float[Tensor, "b t s"], grid: TokenGrid, pooling: Pooling) -> 
     blocks = rearrange(states, "b (n f) s -> b n f s", f=grid.block)
     first = blocks[:, :, :1].expand(-1, -1, grid.temporal_stride - 1, -1)
     owned = rearrange(torch.cat([first, blocks], dim=2), "b n (l r) s -> b (n l) r s", r=grid.temporal_stride)
-    match pooling:
-        case "all":
-            return rearrange(owned, "b l r s -> b l (r s)")
-        case "mean":
-            return reduce(owned, "b l r s -> b l s", "mean")
-        case "last":
-            return owned[:, :, -1]
+    if pooling == "all":
+        return owned.flatten(2)
+    return owned.mean(dim=2) if pooling == "mean" else owned[:, :, -1]
