@@ -510,7 +510,7 @@ def test_a_depth_map_is_not_taken_unasked_and_that_is_said(tmp_path: Path) -> No
     root = write(tmp_path / "d", features={"observation.images.a_depth": depth})
     write_film(root / "videos/chunk-000/observation.images.a_depth/episode_000000.mp4", film(40, 100))
     assert _read(root, 0, 0, 3) == [0, 1, 2]
-    assert "observation.images.a_depth is not taken unasked: a depth map" in inspect(root).notes
+    assert "observation.images.a_depth is not used by default: a depth map" in inspect(root).notes
 
 
 # --- files that are not what they should be ---

@@ -1,6 +1,6 @@
 """Forecasts of chosen clips of a data set, written to disk: what `worldline forecast` and `worldline.forecast` do.
 
-A forecast that was stopped goes on where it was when the same is asked for again. Several ranks share the clips.
+The same call again continues an interrupted forecast. Several ranks share the clips.
 """
 
 from dataclasses import dataclass

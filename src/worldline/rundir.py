@@ -65,7 +65,7 @@ class RunDir:
         return self.path / "checkpoints" / f"step_{step:07d}"
 
     def checkpoints(self) -> list[Path]:
-        """What lies there as checkpoints, by step."""
+        """The checkpoint folders, by step."""
         return sorted((self.path / "checkpoints").glob("step_*"))
 
     def latest(self, *, files: Sequence[str] = MODEL_FILES) -> Path | None:

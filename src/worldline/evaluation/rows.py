@@ -111,7 +111,7 @@ class Scene:
 
     @property
     def scored(self) -> tuple[Extra, ...]:
-        """What a forecast must hold besides frames."""
+        """Parts of a forecast that are needed, in addition to frames."""
         return ("costs",) if self.judged.protocol == "compression" else ()
 
     @cached_property

@@ -125,7 +125,7 @@ class TokenWorldKind(WorldKind):
 
     def check_options(self, model: Any, contract: Contract, options: SampleOptions) -> None:
         if options.num_samples > 1 and options.temperature == 0:
-            raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
+            raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
 
     def refuse_unfit(
         self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool, allowed: Collection[Part]

@@ -175,7 +175,7 @@ class TokenForecaster(Forecaster):
         """Roll every row forward, read its grids one by one, and show them. Costs are those of the `true` tokens."""
         samples, tokens = self.num_samples, context[0]
         if samples > 1 and self.sampling.temperature == 0:
-            raise UsageError("greedy samples are all alike; give a --temperature above 0 to draw several")
+            raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
         drawn = generators(check_seeds(seeds, len(states)), samples) if self.sampling.temperature > 0 else None
         states = states.repeat_interleave(samples, dim=0)
 

@@ -121,7 +121,7 @@ def open_latents(path: Path) -> LatentSource:
             path,
             expected=f"latents of {len(key.episodes)} episodes and {METADATA}",
             found=f"{done} episodes, encoding unfinished",
-            fix="Run the same `worldline data encode` again; it goes on where it stopped.",
+            fix="Run the same `worldline data encode` again; it continues.",
             kind="unfinished",
         )
     metadata = validated(path / METADATA, _Metadata, read_json(path / METADATA))

@@ -121,7 +121,7 @@ class AsOnCuda(TorchFunctionMode):
 
     Autocast goes by PyTorch's `autocast_mode.h`, as far as models here need it. Attention is flash attention, RMSNorm
     is fused, dropout keeps a byte for each entry of its mask. The loss in chunks is the CPU's, which in bfloat16 casts
-    the embedding and adds its gradient up in fp32 besides.
+    the embedding and also sums its gradient in fp32.
     """
 
     def __init__(self, *, autocast: bool) -> None:

@@ -17,7 +17,7 @@ ORDER: tuple[Role, ...] = ("model", "baseline", "ablation", "ceiling")
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of runs that were evaluated alike, so that their numbers may be compared."""
+    """Rows of runs with the same kind of evaluation, so that their numbers may be compared."""
 
     of: Evaluation
     """One of those evaluations: protocol and data are the same in all."""

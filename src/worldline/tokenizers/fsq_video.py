@@ -47,7 +47,7 @@ class FSQVideoConfig(ModelConfig):
     widths: tuple[int, ...] = (96, 192)
     """Channels of each stage, finest first; one more than `merges`."""
     blocks: tuple[int, ...] = (2, 3)
-    """Residual blocks of each stage, in encoder and decoder alike."""
+    """Residual blocks of each stage, in encoder and decoder."""
     kernel: int = 7
     """Side of the decoder's depthwise convolutions, in positions of their stage."""
     encoder_kernels: tuple[int, ...] = (3, 1)
@@ -63,7 +63,7 @@ class FSQVideoConfig(ModelConfig):
     """Levels beyond the nearest that a latent may move before its token changes; 0 takes the nearest token.
 
     Against camera noise, which moves the latent of a still patch to and fro between two tokens. Every block of
-    `block_frames` frames starts anew, so its tokens depend on it alone (`FSQ.with_hysteresis`; docs/compression.md).
+    `block_frames` frames starts again, so its tokens depend on it alone (`FSQ.with_hysteresis`; docs/compression.md).
     """
     mlp_ratio: int = 2
     block_frames: int = 17

@@ -16,14 +16,14 @@ from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import UsageError
 
 _OF_A_WORLD: tuple[Part, ...] = ("tokenizer", "backbone", "text")
-"""What a world cannot do with another of, while its weights may well go on with other data."""
+"""Parts that must stay the same when a world's weights are trained further, also on other data."""
 
 
 def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Identity:
-    """Identify what a run is made with, and compare it with all it must fit.
+    """Identify the inputs of a run, and compare them with all that they must fit.
 
     That is: tokens and latents with the given tokenizer; `init_from` with the tokenizer, backbone and text; and, to
-    resume, everything with what the run was begun with.
+    resume, everything with the inputs at the start of the run.
 
     Raises:
         UsageError: something is another one and may not be (`config.allow_different`); names it.
@@ -59,12 +59,12 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
 
 
 def _explicit(identity: Identity) -> Identity:
-    """With a word where a run has no tokenizer, backbone or text, so that having none differs from having one."""
+    """With "none" for a missing tokenizer, backbone or text, so that having none differs from having one."""
     return replace(identity, **{part: "none" for part in _OF_A_WORLD if getattr(identity, part) is None})
 
 
 def stored_identity(run: RunDir) -> Identity:
-    """What a run was begun with; of a run of an earlier version, what its newest checkpoint says."""
+    """The inputs at the start of a run; of a run of an earlier version, those of its newest checkpoint."""
     if run.identity.exists():
         return from_json(Identity, read_json(run.identity), run.identity)
     latest = run.latest()

@@ -58,10 +58,10 @@ class TrainResult:
 def train(
     config: TrainConfig, path: Path, *, resume: bool = False, ranks: Ranks | None = None, report: Report | None = None
 ) -> TrainResult:
-    """Train a model into a run folder; with `resume`, go on from its latest checkpoint as if never stopped.
+    """Train a model into a run folder; with `resume`, continue from its latest checkpoint as if never stopped.
 
     A run that was stopped before its first checkpoint begins again at step 0. SIGTERM ends it with a checkpoint of the
-    step that is running. Every process of several calls this alike with its own `ranks`; rank 0 writes and reports.
+    step that is running. Each of several processes calls this with its own `ranks`; rank 0 writes and reports.
 
     Raises:
         UsageError: the folder holds another run or is in use, what the run is made with is another than it must be, or
@@ -97,7 +97,7 @@ def _begun(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report:
         if run.checkpoints():
             config = replace(config, init_from=run.latest())  # it knows what the run's first weights were trained on
     elif run.config.exists():
-        fix = f"go on with `worldline train --resume {run.path}`, or choose another folder (--out)"
+        fix = f"continue with `worldline train --resume {run.path}`, or choose another folder (--out)"
         raise UsageError(f"{run.path} holds a run already; {fix}")
     with ranks.first():
         identity = checked_identity(config, run, resume=resume) if ranks.writes else Identity()

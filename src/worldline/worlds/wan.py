@@ -239,7 +239,7 @@ def _add_adapters(backbone: Any, rank: int, *, block_bias: bool) -> None:
     """Freeze the backbone, add adapters, and keep everything trainable in fp32."""
     import peft
 
-    # This freezes all else in the backbone, so what is to be trained besides must be set free afterwards.
+    # This freezes all else in the backbone, so other trained parameters must be unfrozen afterwards.
     backbone.add_adapter(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)))
     if block_bias:
         for block in backbone.blocks:

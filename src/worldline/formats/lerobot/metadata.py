@@ -77,7 +77,7 @@ class Meta:
         return self.root / place
 
     def cameras(self) -> dict[str, str]:
-        """Keys of the cameras, each with why it is not taken unasked (a depth map, `NO_FILE`), or nothing."""
+        """Keys of the cameras, each with why it is not used by default (a depth map, `NO_FILE`), or nothing."""
         keys = [key for key, feature in self.features.items() if feature.get("dtype") in ("video", "image")]
         return {key: self._why_not(key) for key in keys}
 

@@ -144,10 +144,10 @@ class LerobotSource(Source):
             self._check_stats(path, extremes, report)
 
     def notes(self) -> Iterator[str]:
-        """Cameras that are not taken unasked, and frames that no row belongs to."""
+        """Cameras that are not used by default, and frames that belong to no row."""
         for camera, why_not in self.meta.cameras().items():
             if why_not and why_not != NO_FILE:
-                yield f"{camera} is not taken unasked: {why_not}"
+                yield f"{camera} is not used by default: {why_not}"
         rows: Counter[Path] = Counter()
         for place in self.places:
             if place.video is not None:

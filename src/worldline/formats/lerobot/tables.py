@@ -34,7 +34,7 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
-    """What is needed of a file besides images."""
+    """Columns of a file that are needed, without images."""
 
     path: Path
     values: Float32[np.ndarray, "n s"]
@@ -136,7 +136,7 @@ def _row_by_row(column: pyarrow.Array, dim: int) -> tuple[Float64[np.ndarray, "n
 
 
 def _flat(cell: Any) -> list[Any]:
-    """The values of a cell, however they are nested."""
+    """The values of a cell, in any nesting."""
     return [value for item in cell for value in _flat(item)] if isinstance(cell, list) else [cell]
 
 
