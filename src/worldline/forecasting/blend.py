@@ -1,8 +1,4 @@
-"""Where a forecast keeps a token, the pixels of the last context frame stay.
-
-A tokenizer loses detail also where nothing moves, so every decoded forecast of a still scene is worse than the known
-frame before it.
-"""
+"""Where a forecast keeps a token, the pixels of the last context frame stay: decoding would lose detail there."""
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +9,14 @@ from worldline.schema import TokenGrid
 
 
 def blend_last_frame(
-    decoded: UInt8[Tensor, "b t 3 h w"],
-    kept: Float32[Tensor, "b l gh gw"],
-    *,
-    seen: UInt8[Tensor, "b 3 h w"],
-    grid: TokenGrid,
+    decoded: UInt8[Tensor, "b t 3 h w"], kept: Float32[Tensor, "b l gh gw"], *, seen: Tensor, grid: TokenGrid
 ) -> UInt8[Tensor, "b t 3 h w"]:
     """Mix decoded frames with the last context frame, `kept * seen + (1 - kept) * decoded`; `kept` is interpolated.
 
     Args:
         decoded: the forecast of whole blocks of frames.
         kept: for each token, 0 to 1, the probability that it is still the token of the last context grid.
-        seen: the last context frame.
+        seen: the last context frame, `b 3 h w`.
     """
     per_frame = kept.repeat_interleave(grid.frames_of_latents(kept.shape[1]).to(kept.device), dim=1)
     mixed = []

@@ -16,10 +16,7 @@ from worldline.forecasting.session import Context, Session, Snapshot, Step, chec
 from worldline.schema import Batch, Forecast, TokenGrid, UsageError
 
 Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames"]
-"""Parts of a `Forecast` that must be asked for. A forecaster without tokens leaves them out.
-
-`top` are the `TOP` most probable tokens, whose log-probabilities the challenge scores.
-"""
+"""Parts of a `Forecast` that must be asked for, of what has tokens; `top` are the `TOP` most probable tokens."""
 TOP = 500
 CPU = torch.device("cpu")
 B = TypeVar("B", bound="CopyLast")
@@ -31,9 +28,7 @@ class Forecaster(ABC):
     num_samples: int
     """Futures per clip."""
     device: torch.device
-    """Device for its computations. Inputs are moved there; forecasts come back to the CPU."""
-
-    # --- what each says of itself ---
+    """Where it computes. Inputs are moved there; forecasts come back to the CPU."""
 
     @property
     @abstractmethod
@@ -43,15 +38,12 @@ class Forecaster(ABC):
     @property
     @abstractmethod
     def times(self) -> tuple[int, ...]:
-        """Positions of the predicted frames, counted from the first frame of the context.
-
-        The last is `context_frames + horizon_frames - 1`; not every frame before it need be predicted.
-        """
+        """Positions of the predicted frames, counted from the first frame of the context; not all need be there."""
 
     @property
     @abstractmethod
     def chunk_frames(self) -> int:
-        """Number of frames per step of a session; 0 if it cannot continue beyond the window."""
+        """Frames per step of a session; 0 if it cannot continue beyond the window."""
 
     @property
     def rows_at_once(self) -> int:
@@ -82,15 +74,10 @@ class Forecaster(ABC):
 
     @abstractmethod
     def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
-        """Forecast one window, `times` counted from the first frame of `context`. A pure function of its arguments.
+        """Forecast one window, `times` counted from the first frame of `context`, given states of context and horizon.
 
-        The result shares no memory with the context of the next step.
-
-        Args:
-            states: of context and `lookahead_frames`.
+        A pure function of its arguments. The result shares no memory with the context of the next step.
         """
-
-    # --- what all do alike ---
 
     def drawing(self, num_samples: int) -> "Forecaster":
         """The same forecaster with so many futures per clip."""
@@ -118,8 +105,8 @@ class Forecaster(ABC):
         Args:
             frames: exactly `context_frames` of them, uint8 RGB.
             states: one row per frame of context and horizon, raw units.
-            seeds: one per clip (`worldline.process.noise.clip_seeds`). Sample k of a clip depends on its frames, its
-                states, its seed and k alone. May be None if nothing is drawn.
+            seeds: one per clip (`worldline.process.noise.clip_seeds`), or None if nothing is drawn. Sample k of a clip
+                depends on its frames, its states, its seed and k alone.
 
         Raises:
             UsageError: frames or states of another shape, or no seeds where something is drawn.
@@ -147,11 +134,7 @@ class Forecaster(ABC):
         return self.step(self.begin(batch), batch.states if states is None else states, seeds=seeds)[0]
 
     def shown(self, batch: Batch) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]:
-        """Context frames at the pace of the forecast, and the true frames at `times`, if known: to show beside a
-        forecast.
-
-        Tokens or latents are decoded by the tokenizer.
-        """
+        """Context frames at the pace of the forecast, and the true frames at `times`, if known, decoded if need be."""
         frames, times = frames_of(self, batch, self.context_frames), list(self.times)
         return frames[:, shown_context(self)], frames[:, times] if frames.shape[1] > times[-1] else None
 
@@ -177,8 +160,7 @@ class Forecaster(ABC):
         seeds = (seed,) * len(batch) if isinstance(seed, int) else tuple(seed)
         if len(seeds) != len(batch) or min(seeds, default=0) < 0:
             raise UsageError(f"give one seed of 0 or more, or one for each of {len(batch)} clips, not {seed}")
-        now = Snapshot(made_by=signature(self), context=self.begin(batch), states=states, seeds=seeds)
-        return Session(self, now)
+        return Session(self, Snapshot(made_by=signature(self), context=self.begin(batch), states=states, seeds=seeds))
 
     def _given(self, frames: Tensor, states: Tensor, rows: int) -> Batch:
         if frames.shape[1] != self.context_frames:
@@ -203,8 +185,8 @@ class CopyLast(Forecaster):
     @classmethod
     def beside(cls: type[B], forecaster: Forecaster, **more: Any) -> B:
         """The baseline of a forecaster: the same context, predicted times and steps."""
-        times = {"predicted": forecaster.times, "chunk": forecaster.chunk_frames}
-        return cls(context=forecaster.context_frames, **times, **more)
+        same = {"context": forecaster.context_frames, "predicted": forecaster.times, "chunk": forecaster.chunk_frames}
+        return cls(**same, **more)
 
     @property
     def context_frames(self) -> int:
@@ -219,7 +201,6 @@ class CopyLast(Forecaster):
         return self.horizon_frames if self.chunk is None else self.chunk
 
     def reconstruct(self, batch: Batch) -> Forecast:
-        """The true frames themselves, because there is no tokenizer."""
         frames = frames_of(self, batch, self.times[-1] + 1)[:, None, list(self.times)]
         return Forecast(times=self.times, frames=frames)
 
@@ -232,7 +213,7 @@ class CopyLast(Forecaster):
 
 
 def check_seeds(seeds: Sequence[int] | None, clips: int) -> Sequence[int]:
-    """The seeds of the clips, if something is drawn. Raises `UsageError` if they are missing."""
+    """The seeds of clips for which something is drawn. Raises `UsageError` if they are missing."""
     if seeds is None or len(seeds) != clips:
         found = "none" if seeds is None else len(seeds)
         raise UsageError(f"this forecast is drawn from noise: give one seed for each of {clips} clips, not {found}")
@@ -245,7 +226,7 @@ def frames_of(forecaster: Forecaster, batch: Batch, count: int) -> UInt8[Tensor,
         found = "no frames" if batch.frames is None else f"{batch.frames.shape[1]} frames"
         raise UsageError(f"{name_of(batch)} holds {found}, but {count} of them are needed")
     size, (height, width) = forecaster.image_size, batch.frames.shape[-2:]
-    if size not in (None, height) or size not in (None, width):
+    if size is not None and {height, width} != {size}:
         raise UsageError(f"this world was trained on frames of {size}x{size}, not {height}x{width}; scale them")
     return batch.frames
 
@@ -257,8 +238,8 @@ def name_of(batch: Batch) -> str:
 
 def shown_context(forecaster: Forecaster) -> list[int]:
     """Context frames to show before a forecast: at the pace of the predicted ones, ending with the last."""
-    pace = shown_pace(forecaster)
-    return list(range((forecaster.context_frames - 1) % pace, forecaster.context_frames, pace))
+    count, pace = forecaster.context_frames, shown_pace(forecaster)
+    return list(range((count - 1) % pace, count, pace))
 
 
 def shown_pace(forecaster: Forecaster) -> int:

@@ -22,10 +22,7 @@ GENERATED = 10 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class LatentForecaster(Forecaster):
-    """A continuous world, its VAE, and which frames of a window it was trained on.
-
-    Noise belongs to a sample (`worldline.process.noise`), so a forecast does not depend on how clips are batched.
-    """
+    """A continuous world, its VAE, and which frames of a window it was trained on."""
 
     world: LatentWorld
     grid: LatentGrid
@@ -38,16 +35,12 @@ class LatentForecaster(Forecaster):
     average_repeats: bool = False
     """If a pattern takes an instant twice, average both decoded frames (a free ensemble) instead of taking the last."""
     rows: int | None = field(default=None, compare=False)
-    """Samples that are generated at once, over all clips; None takes as many as have `GENERATED` bytes of latents.
-
-    Decoding has its own pieces (`worldline.tokenizers.tokenizer.PIECE`). Both change only rounding.
-    """
+    """Samples that are generated at once; None takes as many as have `GENERATED` bytes of latents. Changes rounding."""
     device: torch.device = field(default=CPU, compare=False)
     """Where world and VAE are."""
 
     @property
     def image_size(self) -> int | None:
-        """Side of the frames it takes and gives; None where they are not square."""
         return self.grid.height * self.tokenizer.spatial_stride if self.grid.height == self.grid.width else None
 
     @property
@@ -75,7 +68,7 @@ class LatentForecaster(Forecaster):
 
     @property
     def chunk_frames(self) -> int:
-        """The longest step after which frames of the window have the spacing of a context, to be the next one."""
+        """The longest step after which frames of the window lie as a context does, to be the next one."""
         ahead, there = self.pattern.window - self.context_frames, set(self.pattern.frames)
         return next((n for n in range(ahead, 0, -1) if there.issuperset(n + t for t in self.context_taken)), 0)
 
@@ -103,18 +96,15 @@ class LatentForecaster(Forecaster):
         return (latents[:, :count].cpu().repeat_interleave(self.num_samples, dim=0),)
 
     def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
-        """Generate `num_samples` futures of each clip from noise and decode them.
-
-        Predicted frames are encoded again for the next step, because a latent depends on the frames before it.
-        """
+        """Predicted frames are encoded again for the next step, because a latent depends on the frames before it."""
         video = self._videos(context, states, check_seeds(seeds, len(states)))
-        following = [self._instants.index(self.chunk_frames + time) for time in self.context_taken]
+        instants = list(dict.fromkeys(self.pattern.frames))
+        following = [instants.index(self.chunk_frames + time) for time in self.context_taken]
         return self._forecast(video, self.num_samples), lambda: (self._encode(video, following),)
 
     def _forecast(self, video: UInt8[Tensor, "n f 3 h w"], samples: int) -> Forecast:
         """The predicted frames of whole windows in the order `(b k)`."""
-        frames = video[:, len(self.context_taken) :].unflatten(0, (-1, samples))
-        return Forecast(times=self.times, frames=frames)
+        return Forecast(times=self.times, frames=video[:, len(self.context_taken) :].unflatten(0, (-1, samples)))
 
     @torch.no_grad()
     def _videos(
@@ -128,10 +118,6 @@ class LatentForecaster(Forecaster):
             future = self.world.forecast(*rows, sampling=self.sampling)
             made.append(self._decode(torch.cat([rows[0], future], dim=1)))
         return torch.cat(made)
-
-    @property
-    def _instants(self) -> list[int]:
-        return list(dict.fromkeys(self.pattern.frames))
 
     @torch.no_grad()
     def _encode(self, frames: UInt8[Tensor, "b t 3 h w"], taken: Sequence[int]) -> Float32[Tensor, "b l c gh gw"]:

@@ -24,8 +24,7 @@ OPEN = 16
 class LiveTwin(CopyLast):
     """Sessions with true frames: they begin in the saved physics of a recorded episode and follow the states.
 
-    The origin of a clip says where it begins; its frames are not read. The robot is moved to every state, whatever
-    force that takes, and what it touches moves by physics (`Simulation.follow`).
+    The origin of a clip says where it begins; its frames are not read (`Simulation.follow` says how states move it).
     """
 
     root: Path

@@ -1,8 +1,7 @@
 """The report's older baseline for PSNR: blur the forecast, then match its histogram to the last context frame.
 
 Section 2.3 of the report, after team Duke (Liu et al. 2025), who gained 1.2 dB by it: a blurred image has a smaller
-error than a sharp one in the wrong place, and the light hardly changes within a few seconds. The report does not give
-the width of the blur or the reference; ours is the last context frame.
+error than a sharp one in the wrong place, and light hardly changes in seconds. The width and the reference are ours.
 """
 
 import torch
@@ -26,8 +25,8 @@ def blur_and_match(
 def blur(frames: UInt8[Tensor, "b t 3 h w"], sigma_px: float) -> UInt8[Tensor, "b t 3 h w"]:
     """Blur by a Gaussian of deviation `sigma_px` in pixels (0: not at all), rounded to grey levels once at the end.
 
-    The image is mirrored at its border, with the border pixel repeated (scipy's "reflect"), so that brightness does not
-    change. Raises `UsageError` for a negative `sigma_px`.
+    Mirrored at the border, its pixels repeated (scipy's "reflect"), so that brightness stays. Raises `UsageError` for a
+    negative `sigma_px`.
     """
     if not sigma_px >= 0:
         raise UsageError(f"a blur of {sigma_px} pixels makes no sense; give 0 (none) or more")
@@ -53,9 +52,8 @@ def match_histogram(
 ) -> UInt8[Tensor, "b t 3 h w"]:
     """Map the grey levels of each frame and colour so that their distribution becomes that of the reference.
 
-    Level v becomes F_ref^-1(F(v)), with F the share of pixels at or below a level and F_ref interpolated linearly
-    between the levels the reference has (as scikit-image does), rounded to the nearest. Ranks are kept, equal pixels
-    stay equal, and shares are compared as whole counts, so a frame matched to itself is itself.
+    Level v becomes F_ref^-1(F(v)), rounded, with F the share of pixels at or below a level and F_ref interpolated
+    linearly between levels that the reference has (as scikit-image does). A frame matched to itself is itself.
     """
     wanted = _counts_below(frames)
     table = _quantiles(_counts_below(reference).unsqueeze(1).expand_as(wanted).contiguous(), wanted)

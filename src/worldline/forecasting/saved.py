@@ -13,9 +13,11 @@ A sample of the challenge's test set is named as its file, `sample_12`; any othe
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,7 +38,8 @@ ARRAYS = {  # dtype and axes; k futures, t frames, l token grids, n likeliest to
     "top_log_probs": ("float32", "l h w n"),  # in nats, at temperature 1 over the whole vocabulary
 }
 TOKEN_ARRAYS = ("tokens", "top_ids", "top_log_probs")
-_AGAIN = "Forecast again."
+_npz = partial(read_npz, what="arrays as numpy saves them", fix="Forecast again.")
+_wrong = partial(DataError, fix="Forecast again.")
 Layout = Literal["mp4", "png", "npz"]
 
 
@@ -74,26 +77,26 @@ class Index:
 
 def save_npz(path: Path, forecast: Forecast, clip: int) -> None:
     """Write all arrays of one clip's forecast into one file."""
-    arrays = _arrays(forecast, clip)
-    _write(path, arrays | ({"times": np.array(forecast.times, np.int32)} if "frames" in arrays else {}))
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **_arrays(forecast, clip))
 
 
 def save_png(folder: Path, forecast: Forecast, clip: int) -> None:
     """Write the frames of one clip's forecast as pictures, and its tokens, if it has any, beside them."""
     arrays = _arrays(forecast, clip)
+    times = arrays.pop("times").tolist()
     with new_folder(folder) as temporary:
         for number, future in enumerate(arrays.pop("frames")):
             (temporary / f"future_{number}").mkdir()
-            for time, frame in zip(forecast.times, future, strict=True):
+            for time, frame in zip(times, future, strict=True):
                 Image.fromarray(frame).save(temporary / _png(number, time))
         if arrays:
-            _write(temporary / "tokens.npz", arrays)
+            np.savez(temporary / "tokens.npz", allow_pickle=False, **arrays)
 
 
 def save_mp4(path: Path, forecast: Forecast, clip: int, *, shown: tuple[Tensor, Tensor | None], fps: float) -> None:
-    """Write one H.264 video: real | future 1 | ... | future k, after the context, small frames enlarged.
-
-    The context is darkened before the futures, so that the eye sees where prediction begins.
+    """Write one H.264 video: real | future 1 | ... | future k, small frames enlarged; before the futures, the context,
+    darkened so that the eye sees where prediction begins.
 
     Args:
         shown: what `Forecaster.shown` says of all clips: frames of the context and, if they are known, the real ones.
@@ -113,12 +116,8 @@ def _arrays(forecast: Forecast, clip: int) -> dict[str, np.ndarray]:
     found = {name: x[clip].numpy().astype(ARRAYS[name][0]) for name, x in arrays.items() if x is not None}
     if "frames" in found:
         found["frames"] = np.ascontiguousarray(found["frames"].transpose(0, 1, 3, 4, 2))
+        found["times"] = np.array(forecast.times, np.int32)
     return found
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _png(future: int, time: int) -> str:
@@ -127,23 +126,19 @@ def _png(future: int, time: int) -> str:
 
 def begin_index(folder: Path, index: Index, files: Sequence[Path]) -> set[Path]:
     """Say what is going to be forecast; give those of its files that are there already. Others of their names go."""
-    said, names = to_json(Index, index), {f".{path.name}" for path in files}
+    said, names, known = to_json(Index, index), {f".{path.name}" for path in files}, False
     left = (path for path in folder.glob(".*.*") if path.suffix in (".tmp", ".old"))
     gone = [path for path in left if path.name.rsplit(".", 2)[0] in names]  # a killed writer's `.NAME.PID.tmp`
-    if not any(_says(folder / name, said) for name in (INDEX, UNFINISHED)):
+    for path in (folder / INDEX, folder / UNFINISHED):
+        with suppress(DataError):  # absent, or damaged: what it said is not known
+            known |= read_json(path) == said
+    if not known:
         gone = [folder / INDEX, folder / UNFINISHED, *gone, *files]  # first what says that the others are sound
     for path in gone:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_json(folder / UNFINISHED, said)
     (folder / INDEX).unlink(missing_ok=True)
     return {path for path in files if path.exists()}
-
-
-def _says(path: Path, said: dict[str, Any]) -> bool:
-    try:
-        return path.exists() and read_json(path) == said
-    except DataError:  # damaged: what it said is not known
-        return False
 
 
 def finish_index(folder: Path) -> None:
@@ -165,13 +160,11 @@ def read_forecasts(folder: Path) -> dict[str, Forecast]:
 
 
 def _read(stem: Path, index: Index) -> Forecast:
-    if index.layout == "npz":
-        path = stem.with_name(f"{stem.name}.npz")
-        arrays = _npz(path)
-    else:
-        path = stem / "tokens.npz"
+    path = stem.with_name(f"{stem.name}.npz") if index.layout == "npz" else stem / "tokens.npz"
+    arrays = _npz(path) if index.layout == "npz" or path.exists() else {}
+    if index.layout == "png":
         futures = [[_picture(stem / _png(k, time)) for time in index.times] for k in range(index.num_samples)]
-        arrays = {"frames": np.stack(futures), **(_npz(path) if path.exists() else {})}
+        arrays["frames"] = np.stack(futures)
     _check(path, arrays, index)
     found = {name: torch.from_numpy(array)[None] for name, array in arrays.items() if name != "times"}
     if "frames" in found:
@@ -184,33 +177,26 @@ def _check(path: Path, arrays: dict[str, np.ndarray], index: Index) -> None:
     """Refuse arrays of other types, shapes or ranges than the layout promises. Raises `DataError`."""
     tokens = [name for name in TOKEN_ARRAYS if name in arrays]
     if len(tokens) not in (0, 3) or not arrays:
-        raise _wrong(path, "frames, or tokens with the likeliest ones, or both", f"{sorted(arrays)}")
+        raise _wrong(path, expected="frames, or tokens with the likeliest ones, or both", found=f"{sorted(arrays)}")
     sizes = {"k": index.num_samples, "t": len(index.times), "3": 3}
     for name in (name for name in ARRAYS if name in arrays):
-        (dtype, axes), array = ARRAYS[name], arrays[name]
+        (dtype, axes), found = ARRAYS[name], arrays[name]
         expected = [sizes.get(axis, "*") for axis in axes.split()]
-        fits = len(expected) == array.ndim and all(n in (m, "*") for n, m in zip(expected, array.shape, strict=True))
-        if array.dtype != dtype or not fits:
-            raise _wrong(path, f"{name}, {dtype} {expected}", f"{array.dtype} {[*array.shape]}")
-        sizes |= dict(zip(axes.split(), array.shape, strict=True))
+        fits = len(expected) == found.ndim and all(n in (m, "*") for n, m in zip(expected, found.shape, strict=True))
+        if found.dtype != dtype or not fits:
+            raise _wrong(path, expected=f"{name}, {dtype} {expected}", found=f"{found.dtype} {[*found.shape]}")
+        sizes |= dict(zip(axes.split(), found.shape, strict=True))
     if "times" in arrays and arrays["times"].tolist() != list(index.times):
-        raise _wrong(path, f"frames at {index.times}", f"{arrays['times']}")
+        raise _wrong(path, expected=f"frames at {index.times}", found=f"{arrays['times']}")
     if tokens:
         chances = arrays["top_log_probs"]
         if not (chances <= 0).all() or (np.diff(chances) > 0).any() or (np.exp(chances).sum(-1) > 1.001).any():
-            raise _wrong(path, "log-probabilities of at most 0, likeliest first", f"{chances.min()} .. {chances.max()}")
-
-
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    return read_npz(path, what="arrays as numpy saves them", fix=_AGAIN)
+            found = f"{chances.min()} .. {chances.max()}"
+            raise _wrong(path, expected="log-probabilities of at most 0, likeliest first", found=found)
 
 
 def _picture(path: Path) -> np.ndarray:
     try:
         return np.array(Image.open(path).convert("RGB"))
     except (OSError, SyntaxError) as error:  # how Pillow says that a picture is damaged
-        raise _wrong(path, "a picture", f"{type(error).__name__}: {error}") from error
-
-
-def _wrong(path: Path, expected: str, found: str) -> DataError:
-    return DataError(path, expected=expected, found=found, fix=_AGAIN)
+        raise _wrong(path, expected="a picture", found=f"{type(error).__name__}: {error}") from error

@@ -1,7 +1,6 @@
-"""`Session`: an imagined episode of any length, chunk by chunk, for any forecaster.
+"""`Session`: an imagined episode of any length, chunk by chunk: a forecaster and a `Snapshot`.
 
-A session is a forecaster and a `Snapshot`. A step is a pure function of the snapshot and the next states, so sessions
-do not influence each other, and their memory does not grow.
+A step is a pure function of the snapshot and the next states: sessions share nothing, and their memory does not grow.
 """
 
 import hashlib
@@ -36,7 +35,6 @@ class Snapshot:
     """Of the frames of the context."""
     seeds: tuple[int, ...]
     chunks: int = 0
-    """Number of chunks so far."""
 
 
 class Session:
@@ -56,7 +54,7 @@ class Session:
         """Continue by `chunk_frames` and return their forecast; `Forecast.times` says which frames it predicts.
 
         Args:
-            states: raw units, one row for each of the next `lookahead_frames` frames, of which the next call's begin
+            states: raw units, one row for each of the next `lookahead_frames` frames; the next call's begin
                 `chunk_frames` later.
 
         Raises:
@@ -79,10 +77,8 @@ class Session:
     def restore(self, snapshot: Snapshot) -> None:
         """Return to a moment of this or another session. Raises `UsageError` if another forecaster made it."""
         if snapshot.made_by != self._now.made_by:
-            raise UsageError(
-                "this snapshot is of another forecaster (other weights, or another choice of sampling); "
-                "restore it in a session of the one that made it"
-            )
+            other = "another forecaster (other weights, or another choice of sampling)"
+            raise UsageError(f"this snapshot is of {other}; restore it in a session of the one that made it")
         self._now = snapshot
 
     def fork(self) -> "Session":
@@ -101,10 +97,7 @@ def check_states(states: Tensor, expected: tuple[int, int, int]) -> None:
 
 
 def signature(forecaster: Any) -> str:
-    """Hash of its settings, and of its models by the names, shapes and first values of their weights.
-
-    Where two forecasters have the same, they make the same of a snapshot, up to rounding.
-    """
+    """Hash of its settings, and of its models by the names, shapes and first values of their weights."""
     digest = hashlib.sha256(type(forecaster).__name__.encode())
     for field in fields(forecaster):
         part = getattr(forecaster, field.name)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
@@ -19,15 +19,11 @@ from worldline.tokenizers.tokenizer import CodeTokenizer, Tokenizer
 from worldline.worlds.world import GridStep, TokenWorld
 
 DecodeMode = Literal["tokens", "mean"]
-"""What a predicted grid is shown as: the tokens chosen, or the mean code of the tokens' distribution.
-
-Tokens are what the world goes on from either way. The mean is what squared error asks for where a world is unsure; a
-sure one is shown no better by it (docs/log.md).
-"""
-
+"""What a predicted grid is shown as: the tokens chosen, from which the world goes on either way, or the mean code of
+their distribution, which squared error asks for where a world is unsure (docs/log.md)."""
+_COSTS = {"costs", "teacher_forced_costs"}
 LOGITS = 2**30
 """Bytes of one grid's logits that exist at once in a roll-out: four clips of the report's 32x32 of 64,000 tokens."""
-
 Read = Callable[[range, int, GridStep], dict[str, Tensor]]
 """Given rows, the number of a future grid and their step there: what to keep of it, one entry a row or a clip."""
 
@@ -39,7 +35,7 @@ class TokenForecaster(Forecaster):
     world: TokenWorld
     grid: TokenGrid
     tokenizer: Tokenizer | None
-    """None where a world was trained on tokens as they came: it can be scored on tokens, but shows no frame."""
+    """None where a world was trained on tokens as they came: then it shows no frames."""
     sampling: Sampling = field(default_factory=Sampling)
     num_samples: int = 1
     """Independent roll-outs per clip; more than one needs a temperature above 0."""
@@ -57,7 +53,6 @@ class TokenForecaster(Forecaster):
 
     @property
     def image_size(self) -> int | None:
-        """Side of the frames it takes and gives; None where they are not square, or without a tokenizer."""
         if self.tokenizer is None or self.grid.height != self.grid.width:
             return None
         return self.grid.height * self.tokenizer.spatial_stride
@@ -93,13 +88,11 @@ class TokenForecaster(Forecaster):
         seeds: Sequence[int] | None = None,
         extra: Collection[Extra] = (),
     ) -> Forecast:
-        states = batch.states if states is None else states
-        if {"costs", "teacher_forced_costs"}.isdisjoint(extra):
-            return self._forecast(self.begin(batch), states, seeds, extra)
-        past, future = self._grids(batch)
-        batch = replace(batch, tokens=past)
-        made = self._forecast(self.begin(batch), states, seeds, extra, true=future if "costs" in extra else None)
-        if "teacher_forced_costs" not in extra:
+        states, scored = batch.states if states is None else states, not _COSTS.isdisjoint(extra)
+        past, future = self._grids(batch) if scored else (batch.tokens, None)
+        context = self.begin(replace(batch, tokens=past))
+        made = self._forecast(context, states, seeds, extra, true=future if "costs" in extra else None)
+        if past is None or future is None or "teacher_forced_costs" not in extra:
             return made
         tokens = torch.cat([past, future], dim=1)
         costs = self._rolled(
@@ -110,11 +103,9 @@ class TokenForecaster(Forecaster):
         return replace(made, teacher_forced_costs=costs)
 
     def reconstruct(self, batch: Batch) -> Forecast:
-        """The true future, encoded and shown. Raises `UsageError` without a tokenizer, or without a future."""
         past, future = self._grids(batch)
         self._tokenizer()
-        seen = self._seen(batch.frames, self.context_frames - 1)
-        return self._shown((past, *seen), {"tokens": future}, samples=1, plain=True)
+        return self._shown((past, *self._seen(batch.frames)), {"tokens": future}, samples=1, plain=True)
 
     def shown(self, batch: Batch) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]:
         if batch.frames is None and batch.tokens is not None:
@@ -122,7 +113,7 @@ class TokenForecaster(Forecaster):
         return super().shown(batch)
 
     def begin(self, batch: Batch) -> Context:
-        tokens, seen = batch.tokens, self._seen(batch.frames, self.context_frames - 1)
+        tokens, seen = batch.tokens, self._seen(batch.frames)
         if tokens is None:
             tokens = self._encode(frames_of(self, batch, self.context_frames)[:, : self.context_frames])
         parts = (self._enough(batch, tokens, self.world.context_grids), *seen)
@@ -135,7 +126,7 @@ class TokenForecaster(Forecaster):
         def onward() -> Context:
             assert made.tokens is not None, "a world over tokens"
             grids = torch.cat([context[0], made.tokens.flatten(0, 1)], dim=1)[:, -self.world.context_grids :].clone()
-            return grids, *self._seen(None if made.frames is None else made.frames.flatten(0, 1), -1)
+            return grids, *self._seen(None if made.frames is None else made.frames[:, :, -1:].flatten(0, 1))
 
         return made, onward
 
@@ -153,13 +144,13 @@ class TokenForecaster(Forecaster):
             raise UsageError(f"{name_of(batch)} holds {found} token grids, but this world needs {count}")
         return tokens[:, :count].cpu()
 
-    def _seen(self, frames: UInt8[Tensor, "n t 3 h w"] | None, last: int) -> tuple[Tensor, ...]:
-        """The frame that stays in view where tokens are kept, or nothing where none shall."""
+    def _seen(self, frames: UInt8[Tensor, "n t 3 h w"] | None) -> tuple[Tensor, ...]:
+        """The frame that stays in view where tokens are kept, or nothing where none shall: the last of a context."""
         if not self.blend_last_frame or self.tokenizer is None:
             return ()
         if frames is None:
             raise UsageError("what was seen can only be kept where there are frames; leave out --blend-last-frame")
-        return (frames[:, last].cpu().clone(),)
+        return (frames[:, : self.context_frames][:, -1].cpu().clone(),)
 
     # --- roll out ---
 
@@ -189,12 +180,15 @@ class TokenForecaster(Forecaster):
                 chances, before = step.logits.float().softmax(dim=-1), tokens[rows.start : rows.stop, -1, ..., None]
                 found["mean_codes"] = chances @ self._codes().codebook
                 found["kept"] = chances.gather(-1, before.to(self.device)).squeeze(-1)
-            if true is not None:
-                here = true[:, grid]
-                found |= _each(rows, step, samples, lambda clip, logits: grid_costs(logits, here[clip]))
-            if "top" in extra:
-                found |= _each(rows, step, samples, lambda _, logits: _top(logits))
-            return found
+
+            def measure(clip: int, logits: Float32[Tensor, "gh gw v"]) -> dict[str, Tensor]:
+                costs = {} if true is None else grid_costs(logits, true[clip, grid])
+                if "top" not in extra:
+                    return costs
+                best = logits.float().log_softmax(dim=-1).topk(min(TOP, logits.shape[-1]), dim=-1)
+                return costs | {"top_ids": best.indices, "top_log_probs": best.values}
+
+            return found | _each(rows, step, samples, measure)
 
         found = self._rolled(len(tokens), steps, read)
         return self._shown(context, found, samples=samples, plain="plain_frames" in extra)
@@ -215,16 +209,15 @@ class TokenForecaster(Forecaster):
         past, *seen = context
         tokens, codes = found.pop("tokens"), found.pop("mean_codes", None)
         kept = found.pop("kept", (tokens == past[:, -1:]).float())
-        ids, log_probs = found.pop("top_ids", None), found.pop("top_log_probs", None)
+        top: dict[str, Any] = {name: found.pop(name, None) for name in ("top_ids", "top_log_probs")}
         chosen = self._decode(tokens) if self.tokenizer is not None and (codes is None or plain) else None
         frames = chosen if codes is None else self._codes().decode_codes(codes.to(self.device)).cpu()
         if frames is not None and seen:
             frames = blend_last_frame(frames, kept, seen=seen[0], grid=self.grid)
-        if not plain or chosen is frames:
-            chosen = None
-        views = [None if x is None else x.unflatten(0, (-1, samples)) for x in (frames, chosen, tokens)]
-        made = Forecast(times=self.times, frames=views[0], plain_frames=views[1], tokens=views[2], costs=found)
-        return replace(made, top_ids=ids, top_log_probs=log_probs)
+        plain_frames = chosen if plain and chosen is not frames else None
+        rows = {"frames": frames, "plain_frames": plain_frames, "tokens": tokens}
+        parts: dict[str, Any] = {name: x.unflatten(0, (-1, samples)) for name, x in rows.items() if x is not None}
+        return Forecast(times=self.times, costs=found, **parts, **top)
 
     # --- tokenizer ---
 
@@ -254,8 +247,3 @@ def _each(
     """What is measured on the logits of each clip's first sample among the rows, one clip after the other."""
     found = [measure(row // samples, step.logits[row - rows.start]) for row in rows if row % samples == 0]
     return {name: torch.stack([one[name] for one in found]) for name in (found[0] if found else ())}
-
-
-def _top(logits: Float32[Tensor, "gh gw v"]) -> dict[str, Tensor]:
-    best = logits.float().log_softmax(dim=-1).topk(min(TOP, logits.shape[-1]), dim=-1)
-    return {"top_ids": best.indices, "top_log_probs": best.values}
