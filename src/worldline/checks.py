@@ -22,7 +22,7 @@ MOST = 2**31 - 1
 """No count here is larger, and every library can represent it."""
 MOST_WORKERS = 1024
 MOST_SEED = 2**32 - 1
-"""What NumPy's and PyTorch's generators both take."""
+"""Largest seed of both NumPy's and PyTorch's generators."""
 
 
 class InvalidValue(UsageError):  # noqa: N818 - an error by its base, named after what it is about

@@ -29,7 +29,7 @@ class Identity:
     pattern: str | None = None
     """Which frames make a clip, how far apart clips begin, and the size of pictures."""
     tokenizer: str | None = None
-    """What made the tokens or latents (`worldline.families.tokenizers.fingerprint`)."""
+    """The tokenizer of tokens or latents (`worldline.families.tokenizers.fingerprint`)."""
     backbone: str | None = None
     """The pretrained weights under a world."""
     text: str | None = None

@@ -31,7 +31,7 @@ class Moved:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions:
-    """What a resumed run may change."""
+    """Fields that a resumed run may change."""
 
     steps: int | None = None
     """Another length of the run, for example to continue a finished one. Schedules end at the new last step."""

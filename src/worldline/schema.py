@@ -26,7 +26,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 CONTENT = ("frames", "tokens", "latents")
-"""What a clip may hold, in addition to its states."""
+"""Possible contents of a clip, in addition to its states."""
 
 
 class DataError(Exception):

@@ -1,4 +1,4 @@
-"""What verbs share: results on stdout, `--json` one object and nothing else; names and values that are wrong."""
+"""Shared by verbs: results on stdout, with `--json` one object and nothing else; errors about names and values."""
 
 import difflib
 import json

@@ -31,7 +31,7 @@ MOST_PIXELS = 16384
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(OpenOptions):
-    """What to train and validate on."""
+    """Training and validation data."""
 
     path: Roots
     """Data set folder: 1X v2.0 (tokens or raw) or LeRobot (v2.x, v3.0). Several of one layout are read as one."""

@@ -101,7 +101,7 @@ class Loader:
             yield from (join([next(parts) for _ in range(0, len(piece), size)]) for piece in self.keys(step))
 
     def _parts(self, start: int, stop: int, size: int) -> Iterator[list[Key]]:
-        """What workers read at once, computed when it is asked for."""
+        """Clips that workers read at once, computed when needed."""
         for step in range(start, stop):
             for piece in self.keys(step):
                 yield from (piece[i : i + size] for i in range(0, len(piece), size))
@@ -118,5 +118,5 @@ def clip_bytes(clip: Clip | Batch) -> int:
 
 
 def clips_in_part(size: int, piece: int, workers: int) -> int:
-    """How many clips of `size` bytes a worker reads at once: what all have begun stays below `IN_FLIGHT`."""
+    """Number of clips of `size` bytes that a worker reads at once, so that all together stay below `IN_FLIGHT`."""
     return max(1, min(piece, IN_FLIGHT // (PREFETCH * workers * max(1, size))))

@@ -24,7 +24,7 @@ class Recordings:
     """A set of recordings, as a run stores those it was trained on (`trained_on` in model.json)."""
 
     contents: tuple[str, ...] = ()
-    """What `recording_of` says of each, sorted."""
+    """Their names by `recording_of`, sorted."""
 
     def among(self, source: Source, episodes: Sequence[int]) -> list[Episode]:
         """Those of the episodes that show one of these recordings."""

@@ -19,7 +19,7 @@ from worldline.schema import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertReport(Made):
-    """What a conversion did."""
+    """The result of a conversion."""
 
     frames: int
     bytes: int

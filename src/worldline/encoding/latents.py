@@ -28,7 +28,7 @@ from worldline.tokenizers.tokenizer import LatentTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeReport(Made):
-    """What was written and what was not."""
+    """Counts of written and left-out data."""
 
     windows: int
     episodes_too_short: int

@@ -21,7 +21,7 @@ class Made:
     """Episodes that were there already."""
 
     def open(self) -> Source:
-        """What was made, to train on."""
+        """The result, to train on."""
         return open_source(self.folder)
 
 

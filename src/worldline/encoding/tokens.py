@@ -34,7 +34,7 @@ _BLOCKS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeReport(Made):
-    """What was written and what was not."""
+    """Counts of written and left-out data."""
 
     blocks: int
     frames: int

@@ -167,7 +167,7 @@ class _Scoring:
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """What was asked for, for the record."""
+        """The requested amounts, for the record."""
         forecaster, grid = self.judged.forecaster, self.judged.forecaster.token_grid
         known: dict[str, Setting] = {} if grid is None else {"vocabulary": grid.vocab_size}
         if self.judged.protocol == "tokenizer":

@@ -63,7 +63,7 @@ class Parts:
             torch.save(found, temporary)
 
     def read(self, begin: int) -> dict[str, Any]:
-        """What `write` kept."""
+        """The scores that `write` kept."""
         return torch.load(self.folder / f"batch_{begin:06d}.pt", weights_only=True)
 
     def remove(self) -> None:

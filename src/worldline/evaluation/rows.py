@@ -76,7 +76,7 @@ class TokenCounts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judged:
-    """What is judged, and what belongs to it."""
+    """The evaluated forecaster, and everything that belongs to it."""
 
     forecaster: Forecaster
     protocol: Protocol
@@ -158,7 +158,7 @@ class Entry:
 
     id: str
     label: str
-    """What people read."""
+    """Its label."""
     role: Role
     protocols: tuple[Protocol, ...] = ("compression", "sampling")
     compared: tuple[str, ...] = ("psnr_db_last",)
@@ -215,7 +215,7 @@ def _mean(forecast: Forecast, samples: int | None = None) -> Made:
 
 
 def _plain(forecast: Forecast) -> Made | None:
-    """What the tokens alone show, where something else is shown."""
+    """The decoded tokens, if something else is shown."""
     return None if forecast.plain_frames is None else Made(frames=forecast.plain_frames[:, 0])
 
 

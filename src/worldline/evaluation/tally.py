@@ -14,7 +14,7 @@ from worldline.metrics.table import METRICS
 
 @dataclass
 class Tally:
-    """What was found of some clips."""
+    """Scores of some clips."""
 
     episodes: list[int]
     values: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -26,11 +26,11 @@ class Tally:
     not_computed: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)
     totals: dict[str, Tensor] = field(default_factory=dict)
-    """What is added up over all clips, such as how often each token occurred."""
+    """Sums over all clips, such as how often each token occurred."""
 
     @staticmethod
     def joined(parts: "Sequence[Tally]") -> "Tally":
-        """What was found of all clips, in order. Each batch was scored in the same way."""
+        """Scores of all clips, in order. Each batch was scored in the same way."""
         first = parts[0]
         return Tally(
             episodes=[episode for part in parts for episode in part.episodes],

@@ -30,7 +30,7 @@ class ModelCard:
     """Of the states it was trained on."""
     trained_on: Recordings | None = None
     identity: Identity = field(default_factory=Identity)
-    """What it was made with."""
+    """Its inputs."""
     base: Base | None = None
     step: int = 0
     path: Path | None = None

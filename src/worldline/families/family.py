@@ -65,7 +65,7 @@ class Kind:
 
     config: type[ModelConfig]
     over: ClassVar[Literal["frames", "tokens", "latents"]] = "frames"
-    """What the model's loss reads."""
+    """Content of the batches that the model's loss reads."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Which of a run's `tokenizer`, `weights`, `text` and `start_offsets` it uses."""
     python_only: ClassVar[tuple[str, ...]] = ()
@@ -228,7 +228,7 @@ class WorldKind(Kind):
         raise NotImplementedError
 
     def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
-        """What the tokenizer makes of real clips, and of their contexts followed by one future of the world."""
+        """Decoded real clips, and their contexts followed by one future of the world, decoded."""
         true = batch.latents if batch.tokens is None else batch.tokens
         if made.tokenizer is None or true is None:
             return None

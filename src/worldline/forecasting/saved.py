@@ -57,7 +57,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """What `forecast.json` says."""
+    """The content of `forecast.json`."""
 
     layout: Layout
     run: str

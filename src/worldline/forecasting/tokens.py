@@ -19,7 +19,7 @@ from worldline.tokenizers.tokenizer import CodeTokenizer, Tokenizer
 from worldline.worlds.world import GridStep, TokenWorld
 
 DecodeMode = Literal["tokens", "mean"]
-"""What a predicted grid is shown as: the tokens chosen, from which the world goes on either way, or the mean code of
+"""How a predicted grid is decoded: from its tokens, or from the mean code of their distribution.
 their distribution, which squared error asks for where a world is unsure (docs/log.md)."""
 _COSTS = {"costs", "teacher_forced_costs"}
 LOGITS = 2**30

@@ -15,7 +15,7 @@ from worldline.files import read_json, unreadable
 from worldline.schema import DataError, Episode, UsageError
 
 Report = Callable[[DataError], None]
-"""What to do with a fault found while opening: raise it, or note it and leave the faulty part out."""
+"""Called with a fault found while opening: raises it, or notes it so that the faulty part is left out."""
 
 
 def raise_problem(problem: DataError) -> None:
@@ -106,7 +106,7 @@ def leave_out_absent(root: Path, needed: Mapping[str, Sequence[Path]], leaving: 
 
 @lru_cache(maxsize=64)
 def adapter(form: Any) -> Any:
-    """What validates a type, made once."""
+    """The validator of a type, made once."""
     return TypeAdapter(form)
 
 

@@ -89,7 +89,7 @@ def looks_like_latents(path: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Claim:
-    """What is used of encode.json."""
+    """The used part of encode.json."""
 
     episodes: list[Any]
     pattern: FramePattern

@@ -54,7 +54,7 @@ def usual_range(rows: Float[np.ndarray, "n s"]) -> tuple[Float[np.ndarray, "s"],
 
 
 def implausible(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
-    """What is strange in the states of some episodes, one fault per kind: wild values, episodes in another unit."""
+    """Implausible states of some episodes, one fault per kind: wild values, episodes in another unit."""
     around = ["nearly all of its rows"] * source.layout.dim
     yield from _wild(source, episodes, bounds_of(_sample(source, episodes)), around)
     sizes = np.stack([np.quantile(np.abs(_states(source, i)), 0.95, axis=0, method="lower") for i in episodes])
@@ -88,7 +88,7 @@ def _wild(
 
 
 def unlike(source: Source, episodes: Sequence[int], known: StateStats) -> Iterator[DataError]:
-    """What in the states of some episodes is clearly not as in training, one fault per kind.
+    """States of some episodes that are clearly unlike training, one fault per kind.
 
     A value far outside of what training had; a range that does not meet that of training, or is many times as wide or
     as small (degrees for radians, and the reverse); a dimension that stands still here and moved in training. What

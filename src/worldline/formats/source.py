@@ -96,7 +96,7 @@ class Source:
         return self.footage(episode)[1] + np.arange(self.episodes[episode].length)
 
     def states_file(self, episode: int) -> Path:
-        """What holds an episode's states, for messages."""
+        """The file of an episode's states, for messages."""
         return self.path
 
     def check_footage(self, episodes: Sequence[int], report: Report) -> None:

@@ -1,4 +1,4 @@
-"""How many nats the true tokens cost under predicted distributions, also when only the k best guesses may count.
+"""Costs of true tokens in nats under predicted distributions, also with only the k best guesses.
 
 The challenge scores "only the top-500 logits per token" and its scorer is not public. Three readings of that are
 computed here, always beside the coverage and the full cross-entropy; the residual is the primary one (docs/metrics.md).
@@ -15,7 +15,7 @@ from torch import Tensor
 from worldline.metrics.table import METRICS, Metric
 
 TOP = 500
-"""How many of the best guesses count."""
+"""Number of best guesses that count."""
 MISS_PROBABILITY = 1e-6
 """The probability that the floor grants a token outside the k best: a miss costs 13.8 nats."""
 CHUNK = 64
@@ -203,7 +203,7 @@ def _without(
 
 
 def _rank(logits: Float32[Tensor, "n v"], target: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-    """How many tokens come before the true one: those with a larger logit, and its equals with a lower id.
+    """Number of tokens that come before the true one: those with a larger logit, and its equals with a lower id.
 
     `topk` and `argmax` settle ties as they like, so their indices are never used, only the values.
     """

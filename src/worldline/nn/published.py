@@ -22,7 +22,7 @@ HUB_ID = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 ORIGINAL_HUB_ID = "Wan-AI/Wan2.2-TI2V-5B"
 STEM = "diffusion_pytorch_model"
 _FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-"""What weights may be stored as, and what safetensors calls it."""
+"""Types of stored weights, and their names in safetensors."""
 
 
 def upstream(module: str) -> Any:

@@ -26,7 +26,7 @@ class Verb:
 
     name: str
     what: str
-    """How much of it is done at once."""
+    """Amount that is processed at once."""
     gpu: int
     host: int
 

@@ -32,7 +32,7 @@ _LIKE: dict[Any, Any] = {
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _ATEN._scaled_dot_product_flash_attention,
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _ATEN._scaled_dot_product_flash_attention_backward,
 }
-"""What PyTorch does not count, such as attention on a CPU, and what it is counted like."""
+"""Operations that PyTorch does not count, such as attention on a CPU, and the ones they are counted like."""
 
 
 @dataclass(frozen=True, kw_only=True)

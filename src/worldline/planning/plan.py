@@ -65,7 +65,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What fits GPUs of one size."""
+    """Settings that fit GPUs of one size."""
 
     gb: float
     fits: bool

@@ -1,4 +1,4 @@
-"""What a run folder holds, read for a report. A part that is absent is None, with the reason in `absent`.
+"""The content of a run folder, read for a report. A missing part is None, with the reason in `absent`.
 
 Knows the files of a run folder; nothing of HTML, figures or video.
 """

@@ -120,7 +120,7 @@ class FSQVideoTokenizer(BlockTokenizer):
         self.decoder = nn.Sequential(*_decoder_layers(config))
 
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float[Tensor, "b l gh gw d"]:
-        """What is quantised: unbounded features of one block of video in [-1, 1] (`t` = 1 + k * temporal stride)."""
+        """Features before quantisation, unbounded, of one block of video in [-1, 1] (`t` = 1 + k * temporal stride)."""
         first = video[:, :, :1].expand(-1, -1, self.config.temporal_stride - 1, -1, -1)
         return self.encoder(rearrange(torch.cat([first, video], dim=2), "b c t h w -> b t h w c")).float()
 

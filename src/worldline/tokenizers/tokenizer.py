@@ -43,7 +43,7 @@ def by_pieces(x: Tensor, network: Callable[[Tensor], Tensor], *, video: tuple[in
 
 
 class BlockTokenizer(nn.Module):
-    """What discrete tokenizers share: a configuration with a grid, and disjoint blocks of frames. A `Tokenizer`."""
+    """The common part of discrete tokenizers: a configuration with a grid, and disjoint blocks of frames."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def _by_blocks(x: Tensor, size: int, network: Callable[[Tensor], Tensor], *, vid
 
 
 def batch_frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
-    """What a tokenizer trains on. Raises `UsageError` where a batch holds no frames."""
+    """The frames that a tokenizer trains on. Raises `UsageError` if a batch has none."""
     if batch.frames is None:
         raise UsageError("a tokenizer trains on frames, but this source holds tokens only")
     return batch.frames

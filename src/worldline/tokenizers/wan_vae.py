@@ -47,7 +47,7 @@ class WanVAESizes:
     """Sizes of diffusers' `AutoencoderKLWan`, nearly under its names; the defaults are Wan2.2's."""
 
     presets: ClassVar[dict[str, "WanVAESizes"]]
-    """What `--model.sizes` may name. A checkpoint keeps the sizes themselves."""
+    """Names for `--model.sizes`. A checkpoint keeps the sizes themselves."""
     base_dim: int = 160
     """Channels of the encoder's first stage; stage i has `dim_mult[i]` times as many."""
     decoder_base_dim: int = 256

@@ -1,4 +1,4 @@
-"""What a training is made with, and whether that is what it must be: known before anything costly is done."""
+"""The inputs of a training, compared with what they must be before anything costly is done."""
 
 import hashlib
 from dataclasses import asdict, replace

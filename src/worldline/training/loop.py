@@ -50,7 +50,7 @@ class TrainResult:
     figures: dict[str, float]
     """The last logged and validated figures."""
     left_out: tuple[str, ...]
-    """What the data set lists but does not have (only with `allow_missing`)."""
+    """Episodes that the data set lists but does not have (only with `allow_missing`)."""
     stopped: bool = False
     """Whether SIGTERM ended it, with a checkpoint of its last step."""
 

@@ -80,7 +80,7 @@ class Behaviour:
             self._wave: 3.0,
             self._hover: 2.0,
         }
-        """What arms do, and how often relative to one another."""
+        """Activities of the arms, and their relative frequency."""
         self._arms: dict[Side, _Arm] = {side: self._raised_arm(side) for side in SIDES}
 
     def first(self) -> Float32[np.ndarray, "25"]:

@@ -34,7 +34,7 @@ RECORD = "twin.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TwinConfig:
-    """What to generate. The same config gives the same data set on the same machine."""
+    """The data set to generate. The same config gives the same data set on the same machine."""
 
     episodes: int
     seed: int = 0

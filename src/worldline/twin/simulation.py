@@ -107,7 +107,7 @@ class Simulation(AbstractContextManager["Simulation"]):
         data.qpos[self.places] = goal  # a touch may have held it back a little
 
     def observe(self) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "25"]]:
-        """What the robot sees (RGB, 0..255) and its state, now."""
+        """The robot's view (RGB, 0..255) and its state, now."""
         return self.frame(), self.state()
 
     def state(self) -> Float32[np.ndarray, "25"]:

@@ -170,7 +170,7 @@ class WanWorld(nn.Module):
         return rearrange(out.float(), "b c l h w -> b l c h w")[:, self.context_latents :]
 
     def modulation(self, states: Tensor, dropped: Tensor | None = None) -> Float[Tensor, "b l six d"] | None:
-        """What the states add to the timestep's modulation; None for an unconditional world."""
+        """The states' part of the modulation, added to the timestep's; None for an unconditional world."""
         return None if self.states is None else self.states(states, dropped)
 
     # --- train ---

@@ -37,7 +37,7 @@ class BackboneConfig:
     """Sizes of diffusers' `WanTransformer3DModel`, under its names; the defaults are Wan2.2 TI2V-5B."""
 
     presets: ClassVar[dict[str, "BackboneConfig"]]
-    """What `--model.backbone` may name. A checkpoint keeps the sizes themselves."""
+    """Names for `--model.backbone`. A checkpoint keeps the sizes themselves."""
     patch_size: tuple[int, int, int] = (1, 2, 2)
     """Latent frames, rows and columns that become one token."""
     num_attention_heads: int = 24

@@ -25,14 +25,14 @@ _WIDEST = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class _Feature:
-    """What is used of every feature."""
+    """The used part of a feature."""
 
     shape: Annotated[tuple[Annotated[int, Field(gt=0, le=_WIDEST)], ...], Field(max_length=4)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Meta:
-    """What is used of meta/info.json below the folder `root`. Every value has the type and range it should have."""
+    """The used part of meta/info.json below the folder `root`; types and ranges are checked."""
 
     root: Path
     codebase_version: str

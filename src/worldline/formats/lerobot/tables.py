@@ -43,7 +43,7 @@ class Table:
     times: Float64[np.ndarray, "n"]
     """Seconds since the episode began; NaN where the file does not say."""
     faults: dict[int, str]
-    """What is wrong with the states of a row, where it does not hold its numbers."""
+    """The fault of a row's states, if it does not hold its numbers."""
 
     def rows_of(self, number: int) -> Int64[np.ndarray, "r"]:
         """The rows of an episode."""
@@ -77,7 +77,7 @@ def read_table(path: Path, columns: tuple[str, ...], dims: tuple[int, ...], fps:
 
 @while_unchanged(None)
 def count_rows(path: Path) -> dict[int, int]:
-    """How many rows a file has of each episode; none where that cannot be read."""
+    """Number of rows of each episode in a file; empty if it cannot be read."""
     try:
         return Counter(_episodes(path, read_columns(path, ("episode_index",))).tolist())
     except DataError:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class _Meta:
-    """What is used of metadata.json."""
+    """The used part of metadata.json."""
 
     num_shards: Annotated[int, Field(ge=0, le=10**6)]
     hz: Annotated[float, Field(ge=0.01, le=10_000, allow_inf_nan=False)]
@@ -152,7 +152,7 @@ def open_onex(root: Path, leaving: LeavingOut) -> Source:
 
 
 def _noted(metadata: dict[str, Any], name: str, kind: type[T]) -> T | None:
-    """What a writer of ours noted of where the data came from."""
+    """Notes of our writers about the origin of the data."""
     provenance = metadata.get("provenance")
     found = provenance.get(name) if isinstance(provenance, dict) else None
     return found if isinstance(found, kind) else None
@@ -205,7 +205,7 @@ def _shards(
 
 
 def _faults(marker: Path, stated: _Marker, shard: Shard, layout: StateLayout) -> Iterator[DataError]:
-    """What of a shard's files does not fit its metadata."""
+    """Faults of a shard's files compared with its metadata."""
     if stated.shard_ind not in (None, shard.index):
         expected, found = f"shard_ind {shard.index}", f"{stated.shard_ind}"
         fix = "A shard may be there twice under two names: download them again, or correct shard_ind."
