@@ -130,6 +130,15 @@ def unreadable(
     return DataError(path, expected=expected, found=found, fix=fix, kind=kind)
 
 
+@contextmanager
+def reading(path: Path, *errors: type[Exception], expected: str, fix: str = "Fetch it again.") -> Iterator[None]:
+    """Turn what reading a missing or damaged file raises, also a library's own `errors`, into `DataError`."""
+    try:
+        yield
+    except (OSError, ValueError, *errors) as error:
+        raise unreadable(path, expected=expected, found=f"{type(error).__name__}: {error}", fix=fix) from error
+
+
 def while_unchanged(maxsize: int | None) -> Callable[[_Read[P, T]], _Read[P, T]]:
     """Cache what a function reads from a file (its first argument) while the file's size and time are unchanged."""
 
@@ -139,14 +148,14 @@ def while_unchanged(maxsize: int | None) -> Callable[[_Read[P, T]], _Read[P, T]]
             return read(path, *args, **options)
 
         @wraps(read)
-        def reading(path: Path, *args: P.args, **options: P.kwargs) -> T:
+        def current(path: Path, *args: P.args, **options: P.kwargs) -> T:
             try:
                 status = path.stat()
             except (OSError, ValueError):
                 return read(path, *args, **options)  # and say what is wrong with it
             return kept(status.st_size, status.st_mtime_ns, path, *args, **options)
 
-        return reading
+        return current
 
     return keeping
 
@@ -154,23 +163,18 @@ def while_unchanged(maxsize: int | None) -> Callable[[_Read[P, T]], _Read[P, T]]
 @while_unchanged(1024)
 def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Map a raw binary file read-only, whose size the caller has checked."""
-    try:
+    with reading(path, expected=f"{dtype}{list(shape)}"):
         if 0 in shape and path.is_file():
             return np.zeros(shape, dtype)
         return np.memmap(path, dtype=dtype, mode="r", shape=shape)
-    except (OSError, ValueError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise unreadable(path, expected=f"{dtype}{list(shape)}", found=found) from error
 
 
 @while_unchanged(4096)
 def mapped_npy(path: Path, kind: type[np.generic], shape: tuple[int, ...], *, what: str, fix: str) -> np.ndarray:
     """Map a `.npy` file read-only. Raises `DataError` where it is missing, damaged, or of another kind or shape."""
     expected = f"{what} of shape {list(shape)}"
-    try:
+    with reading(path, EOFError, SyntaxError, TokenError, expected=expected, fix=fix):  # its header is Python
         table = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # its header is Python
-        raise unreadable(path, expected=expected, found=f"{type(error).__name__}: {error}", fix=fix) from error
     if table.shape != shape or not np.issubdtype(table.dtype, kind):
         raise DataError(path, expected=expected, found=f"{table.dtype}{list(table.shape)}", fix=fix)
     return table
@@ -184,8 +188,6 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
 def read_npz(path: Path, *, what: str, fix: str) -> dict[str, np.ndarray]:
     """Read all arrays of a file. Raises `DataError` where it is missing or damaged."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
-        raise unreadable(path, expected=what, found=f"{type(error).__name__}: {error}", fix=fix) from error
+    whole = reading(path, EOFError, KeyError, BadZipFile, zlib.error, expected=what, fix=fix)
+    with whole, path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}

@@ -37,10 +37,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from worldline.files import atomic, read_json, unreadable, write_json, writing
+from worldline.files import atomic, read_json, reading, write_json, writing
 from worldline.schema import DataError, UsageError
 
 MODEL_FILES = ("model.json", "model.safetensors")
+_COPY = "Copy the model folder again, or retrain."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read safetensors. Raises `DataError` where the file is missing, damaged or quantised."""
-    with _intact(path):
+    with reading(path, SafetensorError, expected="a safetensors file", fix=_COPY):
         tensors = load_file(path)
     quantised = sorted({str(x.dtype) for x in tensors.values() if x.is_floating_point() and x.element_size() < 2})
     if quantised:
@@ -171,23 +172,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-@contextmanager
-def _intact(path: Path) -> Iterator[None]:
-    """Turn what reading a missing or damaged safetensors file raises into `DataError`."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        fix = "Copy the model folder again, or retrain."
-        raise unreadable(path, expected="a safetensors file", found=str(error), fix=fix) from error
-
-
 def _check_whole(folder: Path, files: Sequence[str]) -> None:
     """Read the JSON and the headers of safetensors. Raises `DataError` where a file is absent or cut short."""
     for path in (folder / name for name in files):
         if path.suffix == ".json":
             read_json(path)
         else:
-            with _intact(path), safe_open(path, framework="pt"):
+            with reading(path, SafetensorError, expected="a safetensors file", fix=_COPY), safe_open(path, "pt"):
                 pass  # it compares the file's size with what the header promises
 
 

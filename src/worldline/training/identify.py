@@ -9,7 +9,7 @@ from worldline.families.card import describe_model
 from worldline.families.config import TrainConfig
 from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
-from worldline.files import read_json, unreadable
+from worldline.files import read_json, reading
 from worldline.formats.content import content_of
 from worldline.identity import Identity, Part, hash_of, refuse_another
 from worldline.rundir import RunDir, from_json, model_folder
@@ -84,9 +84,5 @@ def refuse_absent(config: TrainConfig, run: RunDir) -> None:
 
 
 def _file_hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        fix = "Write it with `worldline text`."
-        raise unreadable(path, expected="an encoded prompt", found=str(error), fix=fix) from error
+    with reading(path, expected="an encoded prompt", fix="Write it with `worldline text`."), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
