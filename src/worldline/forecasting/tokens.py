@@ -19,8 +19,8 @@ from worldline.tokenizers.tokenizer import CodeTokenizer, Tokenizer
 from worldline.worlds.world import GridStep, TokenWorld
 
 DecodeMode = Literal["tokens", "mean"]
-"""How a predicted grid is decoded: from its tokens, or from the mean code of their distribution.
-their distribution, which squared error asks for where a world is unsure (docs/log.md)."""
+"""How a predicted grid is decoded: from its tokens, or from the mean code of their distribution (the best answer under
+squared error where a world is unsure; docs/log.md). The world continues from the tokens in both modes."""
 _COSTS = {"costs", "teacher_forced_costs"}
 LOGITS = 2**30
 """Bytes of one grid's logits that exist at once in a roll-out: four clips of the report's 32x32 of 64,000 tokens."""
