@@ -151,7 +151,7 @@ def _refuse_others(run: Path, card: ModelCard, other: Path | None, options: Eval
         theirs, parts = describe_model(other), _SHARED
         if theirs.config.kind != card.config.kind or not getattr(theirs.config, "unconditional", False):
             raise UsageError(
-                f"{other} is no world of the kind of {run} that was trained without states; give one (a training with "
+                f"{other} is not an unconditional world of the same kind as {run}; give one (a training with "
                 "--model.unconditional True)"
             )
         places = dict.fromkeys(parts, other)
@@ -173,7 +173,7 @@ def _world(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol
         other = load_forecaster(place, replace(options, checkpoint="latest"), device=device)
         models[model_folder(place)] = other.tokenizer
         if loaded.forecaster.token_grid is not None and other.tokenizer != loaded.tokenizer:
-            raise UsageError(f"the world in {place} speaks the tokens of another tokenizer than the one in {run}")
+            raise UsageError(f"the world in {place} uses the tokens of another tokenizer than the one in {run}")
     # The true tokens are those of the data, where these are tokens and say whose.
     made_by = clips.source.tokenizer or loaded.tokenizer
     theirs = None if made_by is None else TokenizerIdentity(fingerprint=made_by[:12])

@@ -139,7 +139,7 @@ class TokenWorldKind(WorldKind):
         if source.grid is None and source.image_size is None:
             raise UsageError(f"{source.path} holds neither frames nor tokens, but {source.kind} (--data)")
         if source.grid not in (None, grid):
-            raise UsageError(f"{source.path} holds tokens of {source.grid}, but this world speaks those of {grid}")
+            raise UsageError(f"{source.path} holds tokens of {source.grid}, but this world uses those of {grid}")
         made_by: dict[Part, Path | str | None] = {"tokenizer": f"that of the tokens in {source.path}"}
         found = Identity(tokenizer=source.tokenizer)
         refuse_another(card.identity, found, what="this world", places=made_by, allowed=allowed)
@@ -153,7 +153,7 @@ class TokenWorldKind(WorldKind):
                 raise UsageError("this world forecasts tokens; give the tokenizer it was trained on (--tokenizer DIR)")
             stride = tokenizer.spatial_stride
             if (made := tokenizer.grid(grid.height * stride, grid.width * stride)) != grid:
-                raise UsageError(f"the tokenizer makes tokens of {made}, but this world speaks those of {grid}")
+                raise UsageError(f"the tokenizer makes tokens of {made}, but this world uses those of {grid}")
         return TokenForecaster(
             tokenizer=tokenizer,
             world=world.to(device),
