@@ -10,7 +10,6 @@ None passes (the type says whether a field may be None); of tuples, every entry 
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
 from itertools import pairwise
 from math import inf, isfinite
 from typing import Any, NoReturn
@@ -40,10 +39,11 @@ def refuse(config: object, field: str, allowed: str) -> NoReturn:
 
 def whole(config: object, *fields: str, least: int = 1, most: int = MOST) -> None:
     """Check that fields are whole numbers from `least` to `most`. Raises `InvalidValue`."""
-    for field, value in _values(config, fields):
-        if type(value) is not int or not least <= value <= most:
-            end = f"of at least {least}" if most == MOST and value <= MOST else f"from {least} to {most}"
-            refuse(config, field, f"{_kind(config, field, 'whole number')} {end}")
+    for field in fields:
+        for value in _flat(getattr(config, field)):
+            if type(value) is not int or not least <= value <= most:
+                end = f"of at least {least}" if most == MOST and value <= MOST else f"from {least} to {most}"
+                refuse(config, field, f"{_kind(config, field, 'whole number')} {end}")
 
 
 def number(
@@ -52,10 +52,11 @@ def number(
     """Check that fields are finite numbers of at least `least`, above `above` and so on. Raises `InvalidValue`."""
     low = f"above {above:g}" if above >= least else f"of at least {least:g}"
     high = f" and below {below:g}" if below < inf else f" and at most {most:g}" if most < inf else ""
-    for field, value in _values(config, fields):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-        if not (is_number and least <= value <= most and above < value < below):
-            refuse(config, field, f"{_kind(config, field, 'number')} {low}{high}")
+    for field in fields:
+        for value in _flat(getattr(config, field)):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+            if not (is_number and least <= value <= most and above < value < below):
+                refuse(config, field, f"{_kind(config, field, 'number')} {low}{high}")
 
 
 def seed(config: object, *fields: str) -> None:
@@ -67,11 +68,8 @@ def _kind(config: object, field: str, kind: str) -> str:
     return f"{kind}s, each" if isinstance(getattr(config, field), tuple | list) else f"a {kind}"
 
 
-def _values(config: object, fields: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    return ((field, value) for field in fields for value in _flat(getattr(config, field)))
-
-
 def _flat(value: Any) -> list[Any]:
+    """The numbers of a field, or what stands in their place."""
     if isinstance(value, tuple | list):
         return [one for entry in value for one in _flat(entry)]
     return [] if value is None else [value]
