@@ -136,7 +136,8 @@ def reading(path: Path, *errors: type[Exception], expected: str, fix: str = "Fet
     try:
         yield
     except (OSError, ValueError, *errors) as error:
-        raise unreadable(path, expected=expected, found=f"{type(error).__name__}: {error}", fix=fix) from error
+        found = f"{type(error).__name__}: {error}".rstrip(".")
+        raise unreadable(path, expected=expected, found=found, fix=fix) from error
 
 
 def while_unchanged(maxsize: int | None) -> Callable[[_Read[P, T]], _Read[P, T]]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from worldline.files import atomic, unreadable
+from worldline.files import atomic, reading
 from worldline.nn.published import HUB_ID, ORIGINAL_HUB_ID, digest, load_saved, renamed, upstream, weight_files
 from worldline.schema import DataError, UsageError
 
@@ -91,10 +91,8 @@ def load_text(path: Path) -> Float[Tensor, "n d"]:
     """Read the rows of a prompt. Raises `DataError` where the file is missing, damaged or holds something else."""
     fix = "Write it with `worldline text`."
     expected = "the rows of a prompt (a float32 tensor `text` of two dimensions)"
-    try:
+    with reading(path, SafetensorError, expected=expected, fix=fix):
         found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise unreadable(path, expected=expected, found=str(error), fix=fix) from error
     rows = found.get("text")
     if rows is None or rows.ndim != 2 or rows.dtype != torch.float32:
         shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in found.items()}

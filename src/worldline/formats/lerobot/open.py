@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from worldline.contract import Reading
-from worldline.files import unreadable
+from worldline.files import reading
 from worldline.formats.checks import LeavingOut, leave_out_absent, validated
 from worldline.formats.lerobot.metadata import Meta
 from worldline.formats.lerobot.source import LerobotSource, Recording
@@ -93,11 +93,9 @@ def _listed(meta: Meta, camera: str, leaving: LeavingOut) -> Iterator[Recording]
 def _lines(root: Path) -> Iterator[tuple[Path, str, bytes]]:
     """Lines of meta/episodes.jsonl (v2.x): file, place in it, content."""
     path = root / "meta/episodes.jsonl"
-    try:
+    with reading(path, expected="the list of episodes"):
         # By line feeds alone: a task may hold other characters that Python takes for the end of a line.
         lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
-    except (OSError, ValueError) as error:
-        raise unreadable(path, expected="the list of episodes", found=str(error)) from error
     yield from ((path, f"line {number}", line) for number, line in enumerate(lines, start=1) if line.strip())
 
 

@@ -13,7 +13,7 @@ import pyarrow
 from jaxtyping import Float32, Float64, Int64
 from pyarrow import compute, parquet, types
 
-from worldline.files import unreadable, while_unchanged
+from worldline.files import reading, while_unchanged
 from worldline.schema import DataError
 
 _LISTS = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
@@ -166,10 +166,8 @@ def _image(path: Path, where: str, cell: object, root: Path) -> bytes:
     if isinstance(data, bytes) and data:
         return data
     if isinstance(place, str) and place:
-        try:
+        with reading(root / place, expected="an image"):
             return (root / place).read_bytes()
-        except (OSError, ValueError) as error:
-            raise unreadable(root / place, expected="an image", found=f"{type(error).__name__}: {error}") from error
     found = f"{'nothing' if data is None else type(data).__name__} in {where}"
     raise DataError(path, expected="an encoded image", found=found, kind="frames")
 
@@ -184,9 +182,6 @@ def _plain(array: pyarrow.Array) -> pyarrow.Array:
 @contextmanager
 def _opened(path: Path) -> Iterator[parquet.ParquetFile]:
     """Open a parquet file. The one place that maps PyArrow's errors."""
-    try:
-        with parquet.ParquetFile(path) as file:
-            yield file
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
-        found = f"{type(error).__name__}: {error}".rstrip(".")
-        raise unreadable(path, expected="a parquet file", found=found) from error
+    damage = (pyarrow.ArrowException, KeyError, IndexError)
+    with reading(path, *damage, expected="a parquet file"), parquet.ParquetFile(path) as file:
+        yield file
