@@ -12,14 +12,8 @@ TOKENIZER_TINY = ASSETS / "tokenizer_tiny"
 COMPRESSION_TINY = ASSETS / "compression_tiny"
 VAE_TINY = ASSETS / "vae_tiny"
 SAMPLING_TINY = ASSETS / "sampling_tiny"
-NAMES = {
-    "twin-mini": TWIN_MINI_TRAIN,
-    "twin-mini-val": TWIN_MINI_VAL,
-    "tokenizer-tiny": TOKENIZER_TINY,
-    "compression-tiny": COMPRESSION_TINY,
-    "vae-tiny": VAE_TINY,
-    "sampling-tiny": SAMPLING_TINY,
-}
+NAMES = {"twin-mini": TWIN_MINI_TRAIN, "twin-mini-val": TWIN_MINI_VAL}
+NAMES |= {model.name.replace("_", "-"): model for model in (TOKENIZER_TINY, COMPRESSION_TINY, VAE_TINY, SAMPLING_TINY)}
 
 
 def resolve(path: str | Path) -> Path:
