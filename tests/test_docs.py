@@ -162,8 +162,8 @@ def test_the_memory_figures_are_those_of_the_benchmark() -> None:
         assert not card or result["step"]["largest_piece_on"][f"{card}_gb"] == int(piece)
 
 
-EXAMPLES = {"frame_076", "video_12", "top_", "teacher_forced_", "horizon_", "damaged_step_N"}
-"""Parts of names, and names with a number, that pages give as examples."""
+EXAMPLES = {"frame_076", "video_12", "top_", "teacher_forced_", "horizon_", "damaged_step_N", "v_null", "v_states"}
+"""Parts of names, names with a number, and letters of formulas that pages give."""
 
 
 @lru_cache
