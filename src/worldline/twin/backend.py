@@ -1,8 +1,4 @@
-"""How MuJoCo is loaded, and which OpenGL it renders with.
-
-MuJoCo binds to its OpenGL backend when it is first imported, so the choice is made here, before that import,
-and never when a module of ours is imported.
-"""
+"""How MuJoCo is loaded, and which OpenGL it renders with: it binds to that when it is first imported."""
 
 import ctypes
 import importlib
@@ -16,15 +12,15 @@ INSTALL_GL = "apt-get install libegl1 libgl1-mesa-dri, or apt-get install libosm
 
 
 def load_mujoco() -> ModuleType:
-    """Import MuJoCo; on Linux with an off-screen backend: EGL, or OSMesa where EGL has no device.
+    """Import MuJoCo; on Linux with an off-screen backend, EGL or OSMesa, unless the user has set `MUJOCO_GL`.
 
-    A `MUJOCO_GL` set by the user is left as it is.
-
-    Raises:
-        UsageError: MuJoCo or every off-screen backend is missing; the message says what to install.
+    Raises `UsageError` where MuJoCo or every off-screen backend is missing; it says what to install.
     """
     if "mujoco" not in sys.modules and sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
-        os.environ["MUJOCO_GL"] = _offscreen_backend()
+        egl = _egl_has_device()
+        if not egl and not any(map(_library, ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"))):
+            raise UsageError(f"Neither EGL nor OSMesa can draw here: {INSTALL_GL}")
+        os.environ["MUJOCO_GL"] = "egl" if egl else "osmesa"
     try:
         return importlib.import_module("mujoco")
     except ModuleNotFoundError as error:
@@ -32,14 +28,6 @@ def load_mujoco() -> ModuleType:
     except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL says AttributeError for no library
         backend = os.environ.get("MUJOCO_GL", "its default")
         raise UsageError(f"MuJoCo cannot load its OpenGL backend ({backend}): {INSTALL_GL}") from error
-
-
-def _offscreen_backend() -> str:
-    if _egl_has_device():
-        return "egl"
-    if any(_library(name) for name in ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")):
-        return "osmesa"
-    raise UsageError(f"Neither EGL nor OSMesa can draw here: {INSTALL_GL}")
 
 
 def _egl_has_device() -> bool:

@@ -1,12 +1,10 @@
 """The robot's behaviour: a command for every frame, from a seed.
 
-Trunk, neck and base sway all the time. Each arm follows minimum-jerk moves from goal to goal: push an object, sweep
-over the table, wave, hold still in view, alone or together with the other arm. Inverse kinematics turns a goal in space
-into joint angles for the time when the arm arrives, including the sway.
+Trunk, neck and base sway all the time. Each arm follows minimum-jerk moves from goal to goal, alone or together with
+the other. Inverse kinematics turns a goal in space into joint angles for the time of arrival, including the sway.
 """
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,12 +24,9 @@ _Point = Float64[np.ndarray, "3"]
 def random_temper(rng: Generator) -> tuple[Sway, float, float]:
     """Draw how the robot of an episode moves: at the table (80 %), looking around (10 %) or driving around (10 %).
 
-    The camera moves with trunk and base, so these move far less than the arms: within two thirds of a second, the arms
-    should change the image more than the head does.
-
-    Returns:
-        sway (sines of 0.2 to 0.4 Hz and weaker ones of 0.5 to 0.8 Hz), the probability that both arms begin something
-        together, and the duration of moves relative to the usual one.
+    Trunk and base carry the camera and move far less than the arms, which should change the image more than the head.
+    Returns the sway (sines of 0.2 to 0.4 Hz and weaker ones of 0.5 to 0.8 Hz), the probability that both arms begin
+    something together, and the duration of moves relative to the usual one.
     """
     peaks = {
         "HIP_YAW": rng.uniform(0.004, 0.015),
@@ -43,13 +38,11 @@ def random_temper(rng: Generator) -> tuple[Sway, float, float]:
         "NECK_PITCH": rng.uniform(0.003, 0.01),
     }
     velocities = rng.uniform((0.002, 0.004), (0.008, 0.015))
-    match rng.choice(["work", "look", "drive"], p=[0.8, 0.1, 0.1]):
-        case "look":
-            peaks |= {"HIP_YAW": rng.uniform(0.12, 0.22), "NECK_PITCH": rng.uniform(0.06, 0.1)}
-        case "drive":
-            velocities = rng.uniform((0.06, 0.1), (0.12, 0.2))
-        case _:
-            pass
+    mood = rng.choice(["work", "look", "drive"], p=[0.8, 0.1, 0.1])
+    if mood == "look":
+        peaks |= {"HIP_YAW": rng.uniform(0.12, 0.22), "NECK_PITCH": rng.uniform(0.06, 0.1)}
+    if mood == "drive":
+        velocities = rng.uniform((0.06, 0.1), (0.12, 0.2))
     together, pace = rng.uniform((0.2, 0.55), (0.7, 0.85))
     amplitude = np.zeros(25)
     amplitude[[INDEX[name] for name in peaks]] = list(peaks.values())
@@ -74,13 +67,8 @@ class Behaviour:
         self._table_top = simulation.scene.table_top
         self._sway, self._together, self._pace = random_temper(rng)
         self._time = 0.0
-        self._activities: dict[Callable[[Side], list[Waypoint]], float] = {
-            self._push: 3.0,
-            self._sweep: 2.0,
-            self._wave: 3.0,
-            self._hover: 2.0,
-        }
-        """Activities of the arms, and their relative frequency."""
+        # Activities of the arms, and their relative frequency.
+        self._activities = {self._push: 3.0, self._sweep: 2.0, self._wave: 3.0, self._hover: 2.0}
         self._arms: dict[Side, _Arm] = {side: self._raised_arm(side) for side in SIDES}
 
     def first(self) -> Float32[np.ndarray, "25"]:
@@ -91,11 +79,9 @@ class Behaviour:
         """The command for the next frame. New goals are set by where the objects are now."""
         self._time += 1 / self._simulation.fps
         for arm in self._arms.values():
-            if self._time >= arm.move.end:
+            if self._time >= arm.move.begin + arm.move.duration:
                 self._next_move(arm)
         return self._pose(self._time)
-
-    # --- where everything will be ---
 
     def _pose(self, time: float) -> Float32[np.ndarray, "25"]:
         command = neutral() + self._sway.at(time)
@@ -103,8 +89,7 @@ class Behaviour:
             pose = arm.move.at(time)
             command[arm_slice(side)] = pose[:7]
             command[INDEX[f"{side}_HAND_CLOSURE"]] = pose[7]
-        angles = command[: len(JOINTS)]
-        angles[:] = np.clip(angles, self._simulation.low, self._simulation.high)
+        command[: len(JOINTS)] = np.clip(command[: len(JOINTS)], self._simulation.low, self._simulation.high)
         return command.astype(np.float32)
 
     def _base_at(self, time: float) -> _Point:
@@ -117,8 +102,6 @@ class Behaviour:
             x += speed * step * np.cos(heading)
             y += speed * step * np.sin(heading)
         return np.array([x, y, heading])
-
-    # --- moves ---
 
     def _raised_arm(self, side: Side) -> _Arm:
         point = self._hover_point(side, np.zeros(3))
@@ -146,8 +129,6 @@ class Behaviour:
             arm.agenda.clear()
             angles, _ = self._kinematics.reach(arm.side, self._hover_point(arm.side, base), command, base)
         return angles
-
-    # --- activities ---
 
     def _new_activity(self, arm: _Arm) -> None:
         weights = np.array(list(self._activities.values()))
@@ -186,8 +167,7 @@ class Behaviour:
     def _wave(self, side: Side) -> list[Waypoint]:
         """Raise the hand in front of the camera and swing it from side to side."""
         sign, arm = SIDES[side], arm_slice(side)
-        raised = np.array([-1.1, 0.2 * sign, -0.2 * sign, -1.5, 0.0, 0.0, 0.0])
-        raised += self._rng.uniform(-0.15, 0.15, 7)
+        raised = np.array([-1.1, 0.2 * sign, -0.2 * sign, -1.5, 0.0, 0.0, 0.0]) + self._rng.uniform(-0.15, 0.15, 7)
         swing = np.array([0.0, 0.15 * sign, -0.45 * sign, 0.0, -0.2 * sign, 0.0, -0.3 * sign])
         low, high = self._simulation.low[arm], self._simulation.high[arm]
         out, back = (np.clip(raised + part * swing, low, high) for part in (1.0, -0.6))
@@ -198,8 +178,7 @@ class Behaviour:
         return [self._to(self._hover_point(side, self._simulation.base()), 0.7)]
 
     def _hover_point(self, side: Side, base: _Point) -> _Point:
-        top = self._table_top
-        x, y, z = self._rng.uniform((0.42, 0.02, top + 0.22), (0.6, 0.36, top + 0.5))
+        x, y, z = self._rng.uniform((0.42, 0.02, self._table_top + 0.22), (0.6, 0.36, self._table_top + 0.5))
         return to_world(np.array([x, SIDES[side] * y, z]), base)
 
     def _to(self, point: _Point, duration: float, closure: float | None = None) -> Waypoint:

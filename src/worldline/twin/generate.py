@@ -1,7 +1,6 @@
 """Episodes of the twin -> a data set in the 1X raw layout, one episode per shard, with the physics beside it.
 
-The same config gives the same bytes for any number of workers: every episode has its own random numbers, made from the
-seed and its index.
+The same config gives the same bytes for any number of workers: an episode's random numbers depend on seed and index.
 """
 
 import json
@@ -72,15 +71,11 @@ class Recording:
 def generate(
     out: Path, config: TwinConfig, *, workers: int = 1, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Write a data set of the twin in the 1X raw layout; finished episodes of the same config are kept.
+    """Write a data set of the twin in the 1X raw layout; finished episodes of the same config in `out` are kept.
 
-    Args:
-        out: a folder that is absent, empty, or holds a data set of the same config, finished or not.
-        workers: processes. Where there are several, a calling script needs `if __name__ == "__main__":`.
-        progress: called with the number of finished episodes and of all.
-
-    Raises:
-        UsageError: the folder holds something else or is in use, or MuJoCo or OpenGL is missing.
+    With several `workers` (processes) a calling script needs `if __name__ == "__main__":`. `progress` gets the numbers
+    of finished episodes and of all. Raises `UsageError` where the folder holds something else or is in use, or where
+    MuJoCo or OpenGL is missing.
     """
     record: dict[str, object] = {**asdict(config), "revision": REVISION, "mujoco": load_mujoco().__version__}
     with owned(out, claim=Claim(file=RECORD, key=record, what="data of the twin")):
@@ -90,14 +85,12 @@ def generate(
         for count, _ in enumerate(_write_all(out, config, todo, workers), sum(done) + 1):
             if progress is not None:
                 progress(count, config.episodes)
-        finish_shards(
-            out,
-            num_shards=config.episodes,
-            num_images=config.episodes * config.frames,
-            fps=float(config.fps),
-            layout=LAYOUT,
-            provenance={"generator": "worldline twin", **record},
+        made, images, fps = (
+            {"generator": "worldline twin", **record},
+            config.episodes * config.frames,
+            float(config.fps),
         )
+        finish_shards(out, num_shards=config.episodes, num_images=images, fps=fps, layout=LAYOUT, provenance=made)
 
 
 def record_episode(config: TwinConfig, episode: int) -> Recording:
@@ -114,26 +107,17 @@ def record_episode(config: TwinConfig, episode: int) -> Recording:
             command = behaviour.command()
             seen.append((frame, state, command, simulation.objects().astype(np.float32)))
             simulation.step(command)
-    frames, states, commands, objects = (np.stack(part) for part in zip(*seen, strict=True))
-    return Recording(
-        scene=scene,
-        frames=frames,
-        states=states,
-        commands=commands,
-        objects=objects,
-        snapshots=np.stack(snapshots),
-    )
+    names = ("frames", "states", "commands", "objects")
+    columns = {name: np.stack(part) for name, part in zip(names, zip(*seen, strict=True), strict=True)}
+    return Recording(scene=scene, snapshots=np.stack(snapshots), **columns)
 
 
 def resume(root: Path, episode: int, frame: int) -> tuple[Simulation, Float32[np.ndarray, "f 25"]]:
     """Reopen a recorded episode at one of its frames, as it was; also return the commands that followed.
 
-    Stepping the simulation by those commands repeats the recording, bit for bit on the machine that made it;
-    by others, it shows what would have happened. Close the simulation after use.
-
-    Raises:
-        DataError: the folder holds no such episode, or it is damaged.
-        UsageError: the episode has no such frame.
+    Stepping the simulation by those commands repeats the recording, bit for bit on the machine that made it; by others,
+    it shows what would have happened. Close it after use. Raises `DataError` where there is no such episode or it is
+    damaged, and `UsageError` where it has no such frame.
     """
     path = _physics(root, episode)
     saved = read_npz(path, what="saved physics", fix="Generate the data set again.")
@@ -172,14 +156,8 @@ def _write_episode(out: Path, config: TwinConfig, episode: int) -> None:
     physics: dict[str, Any] = {"scene": json.dumps(asdict(recording.scene))}
     physics |= {name: getattr(recording, name) for name in ("commands", "objects", "snapshots")}
     write_npz(_physics(out, episode), physics | {"every": config.snapshot_every})
-    write_raw_shard(
-        out,
-        episode,
-        frames=recording.frames,
-        states=recording.states,
-        segments=np.zeros(config.frames, dtype=np.int32),
-        fps=float(config.fps),
-    )
+    seen, segments = {"frames": recording.frames, "states": recording.states}, np.zeros(config.frames, dtype=np.int32)
+    write_raw_shard(out, episode, **seen, segments=segments, fps=float(config.fps))
 
 
 def _physics(root: Path, episode: int) -> Path:

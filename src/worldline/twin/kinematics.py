@@ -1,7 +1,4 @@
-"""Inverse kinematics: the joint angles that bring a hand to a place.
-
-It works on a copy of the state and never changes the simulation.
-"""
+"""Inverse kinematics: the joint angles that bring a hand to a place. It never changes the simulation."""
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -14,6 +11,7 @@ DAMPING = 0.05
 """Of the least-squares step, in m per rad: enough to stay calm near a stretched arm."""
 POSTURE = 0.02
 """Pull towards the preferred posture in every iteration, which chooses among an arm's many solutions."""
+_Point = Float64[np.ndarray, "3"]
 
 
 class Kinematics:
@@ -27,11 +25,7 @@ class Kinematics:
         self._grips = {side: self._model.site(f"{side}_GRIP").id for side in SIDES}
 
     def reach(
-        self,
-        side: Side,
-        target: Float64[np.ndarray, "3"],
-        command: Float32[np.ndarray, "25"],
-        base: Float64[np.ndarray, "3"],
+        self, side: Side, target: _Point, command: Float32[np.ndarray, "25"], base: _Point
     ) -> tuple[Float64[np.ndarray, "7"], float]:
         """Joint angles of one arm that bring its hand to `target`, and the distance in m that remains.
 
@@ -55,7 +49,7 @@ class Kinematics:
             angles[arm] = np.clip(angles[arm] + np.clip(step, -0.3, 0.3), low, high)
         return angles[arm], float(np.linalg.norm(target - self._grip(side, angles, base)))
 
-    def _grip(self, side: Side, angles: np.ndarray, base: np.ndarray) -> Float64[np.ndarray, "3"]:
+    def _grip(self, side: Side, angles: np.ndarray, base: np.ndarray) -> _Point:
         """Where a hand's grip is in the world, in m."""
         self._data.qpos[:3] = base
         self._data.qpos[self._joints] = angles

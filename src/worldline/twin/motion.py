@@ -30,10 +30,6 @@ class Move(NamedTuple):
     """Time in s; so is the duration."""
     duration: float
 
-    @property
-    def end(self) -> float:
-        return self.begin + self.duration
-
     def at(self, time: float) -> Float64[np.ndarray, "8"]:
         """The pose at `time` s: the start before the move, the goal after it (Flash and Hogan 1985)."""
         x = np.clip((time - self.begin) / self.duration, 0.0, 1.0)

@@ -43,10 +43,9 @@ def arm_slice(side: Side) -> slice:
 
 def neutral() -> Float32[np.ndarray, "25"]:
     """A pose to begin from, as a command: knees bent, leaning over, hands in view, standing still."""
-    trunk = {"HIP_PITCH": -0.62, "KNEE_PITCH": 0.9, "ANKLE_PITCH": -0.45, "NECK_PITCH": 0.42}
     command = np.zeros(25, dtype=np.float32)
-    for name, angle in trunk.items():
-        command[INDEX[name]] = angle
+    trunk = [INDEX[name] for name in ("HIP_PITCH", "KNEE_PITCH", "ANKLE_PITCH", "NECK_PITCH")]
+    command[trunk] = -0.62, 0.9, -0.45, 0.42
     for side, sign in SIDES.items():
         command[arm_slice(side)] = -0.75, 0.15 * sign, 0, -1.3, 0, 0, 0
     return command

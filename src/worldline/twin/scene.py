@@ -1,8 +1,7 @@
 """Random rooms around the robot: walls, light, furniture and objects to touch, as MJCF.
 
 Small models can learn the images: no shadows, flat light, muted colours that vary slowly over a surface and little
-between surfaces, and objects of 10 to 20 cm, which cover about seven pixels of a 64-pixel image at arm's length. The
-robot and the objects it touches are the most visible.
+between surfaces, and objects of 10 to 20 cm (seven pixels of 64 at arm's length), which are the most visible.
 """
 
 from collections.abc import Iterable
@@ -55,10 +54,8 @@ def random_scene(rng: Generator) -> Scene:
 def _light(rng: Generator) -> str:
     x, y = rng.uniform(-0.6, 0.6, 2)
     strength = _numbers(rng.uniform(0.2, 0.3) * rng.uniform(0.9, 1.0, 3))
-    return (
-        f'<light directional="true" pos="0 0 3" dir="{x} {y} -1" '
-        f'diffuse="{strength}" specular="0 0 0" castshadow="false"/>'
-    )
+    look = f'diffuse="{strength}" specular="0 0 0" castshadow="false"'
+    return f'<light directional="true" pos="0 0 3" dir="{x} {y} -1" {look}/>'
 
 
 def _room(rng: Generator) -> list[str]:
@@ -81,10 +78,8 @@ def _room(rng: Generator) -> list[str]:
 
 def _decoration(rng: Generator, tone: "partial[Colour]", front: float, sides: tuple[float, float]) -> list[str]:
     """A poster or window and at most one cupboard on the wall ahead, a door on a side wall, in the wall's tones."""
-    y = rng.uniform(-0.8, 0.8)
-    position = (front, y, rng.uniform(1.4, 1.8))
-    half_size = (0.02, rng.uniform(0.3, 0.6), rng.uniform(0.25, 0.45))
-    things = [_box(position, half_size, tone(rng.uniform(0.75, 1.15)))]
+    y, z, half_width, half_height = rng.uniform((-0.8, 1.4, 0.3, 0.25), (0.8, 1.8, 0.6, 0.45))
+    things = [_box((front, y, z), (0.02, half_width, half_height), tone(rng.uniform(0.75, 1.15)))]
     for sign in rng.permutation([-1, 1])[: rng.integers(0, 2)]:
         depth, half_width, half_height = rng.uniform((0.15, 0.25, 0.4), (0.3, 0.5, 0.95))
         position = (front - depth, y + sign * rng.uniform(0.9, 1.2), half_height)
@@ -110,10 +105,8 @@ def _table(rng: Generator, top: float, near: float) -> list[str]:
         case _:
             radius = rng.uniform(0.5, 0.6)
             x, look = near + radius, f'rgba="{_numbers(leg)} 1"'
-            return [
-                f'<geom type="cylinder" pos="{x} 0 {z}" size="{radius} 0.02" material="table"/>'
-                f'<geom type="cylinder" pos="{x} 0 {z / 2}" size="0.08 {z / 2}" {look}/>'
-            ]
+            plate = f'<geom type="cylinder" pos="{x} 0 {z}" size="{radius} 0.02" material="table"/>'
+            return [f'{plate}<geom type="cylinder" pos="{x} 0 {z / 2}" size="0.08 {z / 2}" {look}/>']
 
 
 def _objects(rng: Generator, top: float, near: float) -> list[str]:
@@ -176,13 +169,12 @@ def _floor_colour(rng: Generator) -> Colour:
 
 
 def _table_colour(rng: Generator) -> Colour:
-    match rng.choice(["wood", "pale", "painted"]):
-        case "wood":
-            return hsv_to_rgb(rng.uniform(0.05, 0.11), rng.uniform(0.2, 0.4), rng.uniform(0.42, 0.6))
-        case "pale":
-            return hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.1), rng.uniform(0.45, 0.62))
-        case _:
-            return hsv_to_rgb(rng.random(), rng.uniform(0.15, 0.35), rng.uniform(0.4, 0.58))
+    ranges = {
+        "wood": ((0.05, 0.2, 0.42), (0.11, 0.4, 0.6)),
+        "pale": ((0.0, 0.0, 0.45), (1.0, 0.1, 0.62)),
+        "painted": ((0.0, 0.15, 0.4), (1.0, 0.35, 0.58)),
+    }
+    return hsv_to_rgb(*rng.uniform(*ranges[rng.choice([*ranges])]))
 
 
 def _nearby(rng: Generator, colour: Colour, scale: float = 1.0) -> Colour:

@@ -1,9 +1,8 @@
 """The running twin: a scene, stepped by commands, seen by the robot's head camera.
 
-A simulation can be stopped and resumed: `snapshot` holds the whole state of the physics, so the same commands
-after `restore` give the same numbers and pictures, and other commands give what would have happened instead.
-A robot is driven in two ways: `step` towards a command, as its motors would, or `follow` a path of measured states.
-A recorded episode is reopened by `generate.resume`.
+`snapshot` holds the whole state of the physics: after `restore` the same commands give the same numbers and pictures,
+and others what would have happened instead. A robot is driven by `step` towards a command, as its motors would, or made
+to `follow` a path of measured states.
 """
 
 from contextlib import AbstractContextManager
@@ -83,10 +82,9 @@ class Simulation(AbstractContextManager["Simulation"]):
     def follow(self, states: Float32[np.ndarray, "n 25"]) -> UInt8[np.ndarray, "n h w 3"]:
         """Advance by one frame for each of the measured `states`, and return what the robot sees at each.
 
-        The robot is moved to every state, whatever force that takes; what it touches moves by physics. From a saved
-        physics state on, recorded states so give the recorded pictures again, except for how hard objects were pushed:
-        39 dB on average over the 20 built-in validation episodes (76 frames from frame 10 on) and never below 26 dB,
-        where a copy of the first picture has 18 dB. Recorded commands and `step` give them exactly.
+        The robot is moved to every state, whatever force that takes; what it touches moves by physics. Recorded states
+        so give the recorded pictures again, except for how hard objects were pushed: 39 dB on average over the 20
+        built-in validation episodes (76 frames) and never below 26 dB; a copy of the first picture has 18 dB.
         """
         frames = np.empty((len(states), self.size, self.size, 3), dtype=np.uint8)
         for i, state in enumerate(states):
@@ -145,13 +143,8 @@ class Simulation(AbstractContextManager["Simulation"]):
         return state
 
     def restore(self, snapshot: Float64[np.ndarray, "n"]) -> None:
-        """Return to a snapshot of a simulation of the same scene.
-
-        Raises:
-            UsageError: the snapshot is of another scene.
-        """
-        size = self._mujoco.mj_stateSize(self.model, self._whole)
-        if snapshot.shape != (size,):
+        """Return to a snapshot of a simulation of the same scene. Raises `UsageError` for one of another scene."""
+        if snapshot.shape != (size := self._mujoco.mj_stateSize(self.model, self._whole),):
             raise UsageError(f"This snapshot is of another scene: {snapshot.shape[0]} numbers instead of {size}")
         self._mujoco.mj_setState(self.model, self.data, snapshot, self._whole)
 
@@ -159,10 +152,8 @@ class Simulation(AbstractContextManager["Simulation"]):
         if self._renderer is None:
             try:
                 # No text is drawn; the smallest font saves a tenth of a second for every scene.
-                font = self._mujoco.mjtFontScale.mjFONTSCALE_50
-                self._renderer = self._mujoco.Renderer(
-                    self.model, 2 * self.size, 2 * self.size, max_geom=500, font_scale=font
-                )
+                font, side = self._mujoco.mjtFontScale.mjFONTSCALE_50, 2 * self.size
+                self._renderer = self._mujoco.Renderer(self.model, side, side, max_geom=500, font_scale=font)
             except (ImportError, RuntimeError, AttributeError) as error:
                 raise UsageError(f"OpenGL cannot draw off screen ({error}): {INSTALL_GL}") from error
             flags = self._mujoco.mjtRndFlag
