@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
@@ -39,8 +39,7 @@ def draw(
 ) -> Int64[Tensor, "b *n"]:
     """Choose a token per position. Greedy ties go to the lower id; anything else needs a generator for each row.
 
-    Raises:
-        ValueError: a temperature above 0 without generators, or another number of them than rows.
+    Raises `ValueError` at a temperature above 0 without generators, or with another number of them than rows.
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
@@ -52,10 +51,8 @@ def draw(
 def _drawn(logits: Float[Tensor, "*n v"], sampling: Sampling, generator: torch.Generator) -> Int64[Tensor, "*n"]:
     """Gumbel's trick: with Exponential(1) noise e, the largest of `logits - log e` is a sample of their softmax.
 
-    It needs one random number per token of the vocabulary; the inverse of the cumulative probabilities would need only
-    one. But with it, logits that differ in the last digits (as in another batch) still choose the same token. With the
-    inverse, the errors of all earlier tokens add up and change the choice. Drawn on the CPU, so that all devices choose
-    the same.
+    With it, logits that differ in the last digits (as in another batch) still choose the same token; in the inverse of
+    the cumulative probabilities, errors of all earlier tokens add up. Drawn on the CPU: all devices choose the same.
     """
     # The largest is taken off first: divided by a temperature near 0, logits would be infinite.
     above = (logits.float() - logits.float().amax(dim=-1, keepdim=True)) / sampling.temperature
@@ -81,12 +78,10 @@ def cross_entropy(
 ) -> Float32[Tensor, ""]:
     """Mean of -log softmax(hidden @ weight.T)[target], in nats, with at most `chunk x v` logits in memory at once.
 
-    PyTorch's own loss in chunks, which keeps no logits for the backward pass. At the report's shape (160 x 3072
-    tokens, vocabulary 64,000) the logits alone would take 126 GB in fp32.
-
-    PyTorch's function ignores autocast, so types are chosen here. In float32 the gradients are made in the forward
-    pass, the fastest way. In bfloat16 the mean would have only eight bits: there we take the cost of every token, the
-    mean is of float32, and the backward pass computes the logits again.
+    PyTorch's own loss in chunks, which keeps no logits for the backward pass: at the report's shape (160 x 3072 tokens,
+    vocabulary 64,000) they would take 126 GB in fp32. It ignores autocast, so types are chosen here. In float32 the
+    gradients are made in the forward pass, the fastest way. In bfloat16 the mean would have only eight bits: there it
+    is of every token's cost, in float32, and the backward pass computes the logits again.
     """
     kind = hidden.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -104,14 +99,11 @@ def likeliest(hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], *, chu
 
 
 def scheduled(
-    truth: Int64[Tensor, "b l h w"],
-    predicted: Int64[Tensor, "b l h w"],
-    probability: float,
-    generator: torch.Generator,
-) -> Int64[Tensor, "b l h w"]:
+    truth: Int64[Tensor, "*n"], predicted: Int64[Tensor, "*n"], probability: float, generator: torch.Generator
+) -> Int64[Tensor, "*n"]:
     """Scheduled sampling's corruption: each true token is replaced by the model's own with this probability.
 
     Two-pass form for transformers (Mihaylova & Martins 2019); the report tried it and gained little.
     """
-    swap: Bool[Tensor, "b l h w"] = torch.rand(truth.shape, generator=generator).to(truth.device) < probability
+    swap = torch.rand(truth.shape, generator=generator).to(truth.device) < probability
     return torch.where(swap, predicted, truth)

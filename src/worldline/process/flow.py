@@ -2,8 +2,7 @@
 
 Letters as in rectified flow (Liu et al. 2022; Lipman et al. 2022): data x0, noise e ~ N(0, I), noise level sigma
 from 1 (pure noise) to 0 (data), x = (1 - sigma) x0 + sigma e, velocity v = dx/dsigma = e - x0. Schedules are those
-of Wan2.2 as the report's team trained and sampled it. This file knows velocities, but no model. The world decides which
-latents are context (clean, timestep 0); only generated latents come here.
+of Wan2.2 as the report's team trained and sampled it. Knows no model; only generated latents come here.
 """
 
 import math
@@ -103,8 +102,8 @@ def loss_weight(config: FlowConfig, sigma: Float32[Tensor, " b"]) -> Float32[Ten
     """Weigh each example's squared error. 1 throughout, or a bell with mean 1 over `train_sigmas`.
 
     bell(sigma) is proportional to exp(-2 (sigma - 1/2)^2) - exp(-1/2), the weight of the team's training library:
-    2.08 at 1/2 for the default schedule, 0 at both ends. Pure noise then has no weight, but a forecast of one Euler
-    step uses only pure noise: train such a world with `uniform`.
+    2.08 at 1/2 for the default schedule, 0 at both ends. A forecast of one Euler step uses only pure noise, which then
+    has no weight: train such a world with `uniform`.
     """
     if config.weighting == "uniform":
         return torch.ones_like(sigma)
@@ -127,12 +126,9 @@ def integrate(
 ) -> Float32[Tensor, "b *rest"]:
     """Follow the velocity from standard normal noise to x0 (unclamped), in float32, each example by itself.
 
-    Args:
-        velocity_of: velocity of `x` at noise level `sigma`, guidance included; called once per step. Its network must
-            get `TIMESTEPS * sigma`, as in training; Wan's own UniPC loop truncates it to a whole number.
-
-    Raises:
-        UsageError: `unipc` without diffusers.
+    `velocity_of` gives that of `x` at noise level `sigma`, guidance included, once per step. Its network must get
+    `TIMESTEPS * sigma`, as in training (Wan's own UniPC loop truncates it). Raises `UsageError` for `unipc` without
+    diffusers.
     """
     x = noise.float()
     if sampling.sampler == "unipc":

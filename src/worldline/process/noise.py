@@ -1,7 +1,6 @@
 """Noise belongs to a sample: the noise of sample k of a clip depends on (seed, clip, k), and on nothing else.
 
-It does not depend on the number of samples, on other clips, their order, the process or the processor. It is drawn on
-the CPU, because all machines draw the same there.
+It is drawn on the CPU, because all machines draw the same there.
 """
 
 from collections.abc import Sequence
@@ -15,11 +14,7 @@ from worldline.schema import Origin, UsageError
 
 
 def clip_seeds(seed: int, origins: Sequence[Origin]) -> tuple[int, ...]:
-    """One seed per clip, from the episode and frame where it begins; the place of the data does not matter.
-
-    Raises:
-        UsageError: a negative seed.
-    """
+    """One seed per clip, from the episode and frame where it begins. Raises `UsageError` for a negative seed."""
     if seed < 0:
         raise UsageError(f"a seed of {seed} makes no noise; give 0 or more")
     return tuple(_mixed(seed, origin.episode, origin.start) for origin in origins)

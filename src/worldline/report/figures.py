@@ -1,7 +1,7 @@
 """Curves as inline SVG that takes its colours and font from the page. Knows numbers, nothing of run folders.
 
-matplotlib draws with stand-in colours; they become CSS variables afterwards, so that one drawing serves the
-light and the dark page. Legends are HTML (`Key`), because text in a scaled drawing is too small on a phone.
+matplotlib draws with stand-in colours; they become CSS variables afterwards, so that one drawing serves the light and
+the dark page. Legends are HTML (`Key`), because text in a scaled drawing is too small on a phone.
 """
 
 import io
@@ -23,12 +23,8 @@ MAX_POINTS = 600
 MUTED, RULE = "#010102", "#010103"
 SERIES = {f"s{i}": f"#0102{i:02d}" for i in range(6)}
 VARIABLES = {"muted": MUTED, "rule": RULE, "ink": "#010101", **SERIES}
-DASHES: dict[Role, tuple[float, ...]] = {
-    "model": (),
-    "baseline": (5.0, 2.5),
-    "ceiling": (1.2, 2.0),
-    "ablation": (6.0, 2.0, 1.2, 2.0),
-}
+DASHES: dict[Role, tuple[float, ...]]
+DASHES = {"model": (), "baseline": (5.0, 2.5), "ceiling": (1.2, 2.0), "ablation": (6.0, 2.0, 1.2, 2.0)}
 
 
 class Key(NamedTuple):
@@ -81,13 +77,10 @@ def over_steps(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) 
             values = np.where(broken, math.nan, values)
         if len(steps) > MAX_POINTS:
             note += f" {name}: {len(steps)} values, averaged to {MAX_POINTS}."
-            steps, values = (_thinned(column) for column in (steps, values))
+            parts = (np.array_split(column, MAX_POINTS) for column in (steps, values))
+            steps, values = (np.array([part.mean() for part in column]) for column in parts)
         lines.append(_Line(name, steps, values))
     return _draw(title, "step", title, lines, note.strip())
-
-
-def _thinned(values: np.ndarray) -> np.ndarray:
-    return np.array([part.mean() for part in np.array_split(values, MAX_POINTS)])
 
 
 def _draw(title: str, x_label: str, y_label: str, lines: list[_Line], note: str) -> Drawing:

@@ -58,11 +58,9 @@ class Run:
 
 
 def gather(folder: Path) -> Run:
-    """Read a run folder; only what is there has to be right.
+    """Read a run folder; only what is there has to be right, and a damaged file raises `DataError`.
 
-    Raises:
-        UsageError: no such folder, or nothing of a run in it.
-        DataError: a file is there but damaged; names it.
+    Raises `UsageError` where there is no such folder, or nothing of a run in it.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder; give run folders, as `worldline train` makes them")

@@ -28,7 +28,7 @@ class Table:
     """Runs that have a row, and the row."""
     best: dict[str, list[Row]]
     """By the id of the metric."""
-    note: str = ""
+    note: str
     """Why a column that one would look for is not there."""
 
 
@@ -57,23 +57,16 @@ def _table(runs: Mapping[str, Evaluation], group: str) -> Table:
             owners.setdefault(repr(row), []).append(run)
             distinct.setdefault(repr(row), row)
     rows = sorted(distinct.values(), key=lambda row: ORDER.index(row.role))
-    belonging = [metric for metric in metrics_of(rows) if _belongs(metric, group)]
+    headline = {HEADLINE_TOKEN_METRIC} if group == "headline" else set()
+    kind = "image" if group == "headline" else group
+    belonging = [metric for metric in metrics_of(rows) if METRICS[metric].group == kind or metric in headline]
     metrics = [metric for metric in belonging if not (mixed and METRICS[metric].group == "token")]
+    listed = {key: ", ".join(runs) if len(runs) <= 3 else f"{len(runs)} runs" for key, runs in owners.items()}
     return Table(
         of=next(iter(runs.values())),
         tokenizers="; ".join(f"{name}: {text}" for name, text in made.items()) if mixed else next(iter(made.values())),
         columns=tuple(METRICS[metric] for metric in metrics),
-        lines=tuple((_listed(owners[repr(row)]), row) for row in rows if set(metrics) & set(row.metrics)),
+        lines=tuple((listed[repr(row)], row) for row in rows if set(metrics) & set(row.metrics)),
         best={metric: best_rows(rows, metric) for metric in metrics},
         note=INCOMPARABLE if metrics != belonging else "",
     )
-
-
-def _listed(runs: list[str]) -> str:
-    return ", ".join(runs) if len(runs) <= 3 else f"{len(runs)} runs"
-
-
-def _belongs(metric: str, group: str) -> bool:
-    if group == "token":
-        return METRICS[metric].group == "token"
-    return METRICS[metric].group == "image" or metric == HEADLINE_TOKEN_METRIC

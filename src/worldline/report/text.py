@@ -20,10 +20,8 @@ def format_number(value: float, unit: str) -> str:
 
 def format_interval(value: Interval, unit: str) -> str:
     """Write `mean [low, high]`; with one episode there is no interval, and the text says so."""
-    if math.isnan(value.low):
-        return f"{format_number(value.mean, unit)} [one episode]"
-    low, high = format_number(value.low, unit), format_number(value.high, unit)
-    return f"{format_number(value.mean, unit)} [{low}, {high}]"
+    mean, low, high = (format_number(number, unit) for number in (value.mean, value.low, value.high))
+    return f"{mean} [one episode]" if math.isnan(value.low) else f"{mean} [{low}, {high}]"
 
 
 def duration(seconds: float) -> str:
@@ -31,9 +29,7 @@ def duration(seconds: float) -> str:
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def judged_frames(protocol: str) -> str:

@@ -1,7 +1,7 @@
 """Moving pictures of forecasts for a page: panels side by side, H.264, as a data URI. Knows nothing of HTML.
 
-Every panel has a frame of its own: grey while it shows what the forecaster was given, orange while it shows
-what it made. The frame is in the pixels, so it stays in step with the picture in any player.
+Every panel has a frame of its own, in the pixels: grey while it shows what the forecaster was given, orange while it
+shows what it made.
 """
 
 import base64

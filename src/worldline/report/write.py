@@ -31,14 +31,10 @@ class Part(NamedTuple):
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
-    """Write `report.html` for one or several run folders and return its path.
+    """Write `report.html` (or to `out`, where that is an HTML file) for one or several run folders; return its path.
 
-    Args:
-        out: the file, or a folder to put `report.html` into.
-
-    Raises:
-        UsageError: no run, or a folder that is none.
-        DataError: a file of a run folder is damaged; names it. Absent files are said on the page instead.
+    Raises `UsageError` for no run or a folder that is none, and `DataError` for a damaged file; the page says which
+    files are absent.
     """
     if not runs:
         raise UsageError("a report needs at least one run folder")
@@ -97,13 +93,8 @@ def _training(run: Run) -> Part:
 
 
 def _render(runs: Sequence[Run]) -> str:
-    engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader, strict = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
+    engine = jinja2.Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
     engine.filters |= {
         "number": lambda value, unit: text.format_number(value, unit).replace("-", "\N{MINUS SIGN}"),
         "duration": text.duration,
