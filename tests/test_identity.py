@@ -118,7 +118,7 @@ def test_parts_that_are_not_known_are_not_compared() -> None:
     expected = r"the run was made with another data \(aaaaaaaaaaaa; here is xxxxxxxxxxxx\).*--allow-different data"
     with pytest.raises(UsageError, match=expected):
         refuse_another(made, found, what="the run", places={"data": "here"})
-    assert refuse_another(made, found, what="the run", allowed=("data",)) == ("data",)
+    refuse_another(made, found, what="the run", places={}, allowed=("data",))
     card = describe_model(builtin.SAMPLING_TINY)
     assert card_of(card.to_json(), Path()) == card
 

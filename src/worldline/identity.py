@@ -14,6 +14,9 @@ from worldline.schema import UsageError
 
 Part = Literal["data", "validation", "split", "pattern", "tokenizer", "backbone", "text", "statistics"]
 PARTS: tuple[Part, ...] = get_args(Part)
+Parts = Collection[Part]
+Places = Mapping[Part, Path | str | None]
+"""Where parts were found, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class Identity:
     statistics: str | None = None
     """Mean and standard deviation of the states, with which the model normalises."""
 
-    def differing(self, found: "Identity", parts: Collection[Part] = PARTS) -> tuple[Part, ...]:
+    def differing(self, found: "Identity", parts: Parts = PARTS) -> tuple[Part, ...]:
         """The parts that both know, and that are not the same."""
         both = asdict(self), asdict(found)
         known: list[Part] = [part for part in PARTS if part in parts and None not in (both[0][part], both[1][part])]
@@ -54,32 +57,24 @@ def hash_of(value: Any) -> str:
 
 
 def refuse_another(
-    made: Identity,
-    found: Identity,
-    *,
-    what: str,
-    places: Mapping[Part, Path | str | None] | None = None,
-    parts: Collection[Part] = PARTS,
-    allowed: Collection[Part] = (),
-) -> tuple[Part, ...]:
-    """Check that what is found is what something was made with; give the parts that may differ, and do.
+    made: Identity, found: Identity, *, what: str, places: Places, parts: Parts = PARTS, allowed: Parts = ()
+) -> None:
+    """Check that what is found is what something was made with, but for parts that are `allowed` to differ.
 
     Args:
-        what: what was made, for the message (`the run in runs/world`), as `places` says where each part was found.
-        allowed: parts that may differ on purpose.
+        what: what was made, for the message (`the run in runs/world`).
 
     Raises:
         UsageError: a part is another one; names each, with both hashes.
     """
-    differing, named = made.differing(found, parts), []
-    refused: list[Part] = [part for part in differing if part not in allowed]
-    for part in refused:
-        place = (places or {}).get(part)
-        now = f"{f'{place} is' if place else 'found'} {getattr(found, part):.12}"
-        named.append(f"{part} ({getattr(made, part):.12}; {now})")
+    refused: list[Part] = [part for part in made.differing(found, parts) if part not in allowed]
     if refused:
+        places = {part: f"{place} is" for part, place in places.items() if place}
+        named = [
+            f"{part} ({getattr(made, part):.12}; {places.get(part, 'found')} {getattr(found, part):.12})"
+            for part in refused
+        ]
         raise UsageError(
             f"{what} was made with another {'; another '.join(named)}. Give what it was made with, or allow the "
             f"difference on purpose: --allow-different {' '.join(refused)}"
         )
-    return differing
