@@ -13,13 +13,17 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from worldline.forecasting.session import Context, Session, Snapshot, Step, check_states, signature
-from worldline.schema import Batch, Forecast, TokenGrid, UsageError
+from worldline.schema import Batch, Forecast, LatentGrid, TokenGrid, UsageError
+from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer
 
 Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames"]
 """Parts of a `Forecast` that must be asked for, of what has tokens; `top` are the `TOP` most probable tokens."""
 TOP = 500
 CPU = torch.device("cpu")
 B = TypeVar("B", bound="CopyLast")
+States = Float32[Tensor, "b t s"]
+Seeds = Sequence[int] | None
+Shown = tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]
 
 
 class Forecaster(ABC):
@@ -73,7 +77,7 @@ class Forecaster(ABC):
         """The context from which clips continue. Their future is not read."""
 
     @abstractmethod
-    def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
+    def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         """Forecast one window, `times` counted from the first frame of `context`, given states of context and horizon.
 
         A pure function of its arguments. The result shares no memory with the context of the next step.
@@ -94,11 +98,7 @@ class Forecaster(ABC):
         return self.horizon_frames
 
     def forecast(
-        self,
-        frames: UInt8[Tensor, "b c 3 h w"],
-        states: Float32[Tensor, "n t s"],
-        *,
-        seeds: Sequence[int] | None = None,
+        self, frames: UInt8[Tensor, "b c 3 h w"], states: Float32[Tensor, "n t s"], *, seeds: Seeds = None
     ) -> Forecast:
         """Predict the frames at `times`; `frames` are the context only.
 
@@ -114,12 +114,7 @@ class Forecaster(ABC):
         return self.forecast_clips(self._given(frames, states, self.context_frames + self.horizon_frames), seeds=seeds)
 
     def forecast_clips(
-        self,
-        batch: Batch,
-        *,
-        states: Float32[Tensor, "b t s"] | None = None,
-        seeds: Sequence[int] | None = None,
-        extra: Collection[Extra] = (),
+        self, batch: Batch, *, states: States | None = None, seeds: Seeds = None, extra: Collection[Extra] = ()
     ) -> Forecast:
         """As `forecast`, from clips of frames, token grids or latents. Their future is read for costs only.
 
@@ -133,7 +128,7 @@ class Forecaster(ABC):
         del extra  # of what has tokens
         return self.step(self.begin(batch), batch.states if states is None else states, seeds=seeds)[0]
 
-    def shown(self, batch: Batch) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]:
+    def shown(self, batch: Batch) -> Shown:
         """Context frames at the pace of the forecast, and the true frames at `times`, if known, decoded if need be."""
         frames, times = frames_of(self, batch, self.context_frames), list(self.times)
         return frames[:, shown_context(self)], frames[:, times] if frames.shape[1] > times[-1] else None
@@ -167,6 +162,46 @@ class Forecaster(ABC):
             raise UsageError(f"the context is {self.context_frames} frames, but {frames.shape[1]} were given")
         check_states(states, (len(frames), rows, states.shape[-1]))
         return Batch(states=states, fps=0.0, origins=(), frames=frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldForecaster(Forecaster):
+    """A world between a tokenizer's encoder and decoder. A row is one sample of one clip, in the order `(b k)`."""
+
+    grid: TokenGrid | LatentGrid
+    tokenizer: Tokenizer | LatentTokenizer | None
+    num_samples: int = 1
+    rows: int | None = field(default=None, compare=False)
+    """Rows at once; None takes as many as memory of a fixed size has room for. Changes rounding at most."""
+    device: torch.device = field(default=CPU, compare=False)
+    """Where world and tokenizer are."""
+
+    @property
+    def image_size(self) -> int | None:
+        if self.tokenizer is None or self.grid.height != self.grid.width:
+            return None
+        return self.grid.height * self.tokenizer.spatial_stride
+
+    def _enough(self, batch: Batch, encoded: Tensor | None, count: int) -> Tensor:
+        """So many token grids or latents of clips, on the CPU. Raises `UsageError` where there are fewer."""
+        found = 0 if encoded is None else encoded.shape[1]
+        if encoded is None or found < count:
+            what = "token grids" if isinstance(self.grid, TokenGrid) else "latents"
+            raise UsageError(f"{name_of(batch)} holds {found} {what}, but this world needs {count}")
+        return encoded[:, :count].cpu()
+
+    def _known(self) -> Tokenizer | LatentTokenizer:
+        if self.tokenizer is None:
+            raise UsageError("this world was trained on tokens alone; give their tokenizer (--tokenizer DIR)")
+        return self.tokenizer
+
+    @torch.no_grad()
+    def _encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Tensor:
+        return self._known().encode(frames.to(self.device)).cpu()
+
+    @torch.no_grad()
+    def _decode(self, encoded: Tensor) -> UInt8[Tensor, "b t 3 h w"]:
+        return self._known().decode(encoded.to(self.device)).cpu()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,12 +242,12 @@ class CopyLast(Forecaster):
     def begin(self, batch: Batch) -> Context:
         return (frames_of(self, batch, self.context_frames)[:, self.context_frames - 1].clone(),)
 
-    def step(self, context: Context, states: Tensor, *, seeds: Sequence[int] | None) -> Step:
+    def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         (last,), futures = context, (self.num_samples, len(self.times))
         return Forecast(times=self.times, frames=last[:, None, None].repeat(1, *futures, 1, 1, 1)), lambda: context
 
 
-def check_seeds(seeds: Sequence[int] | None, clips: int) -> Sequence[int]:
+def check_seeds(seeds: Seeds, clips: int) -> Sequence[int]:
     """The seeds of clips for which something is drawn. Raises `UsageError` if they are missing."""
     if seeds is None or len(seeds) != clips:
         found = "none" if seeds is None else len(seeds)

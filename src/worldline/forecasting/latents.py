@@ -8,11 +8,11 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from worldline.contract import FramePattern
-from worldline.forecasting.forecaster import CPU, Forecaster, check_seeds, frames_of, name_of
+from worldline.forecasting.forecaster import Seeds, Shown, States, WorldForecaster, check_seeds, frames_of
 from worldline.forecasting.session import Context, Step
 from worldline.process.flow import FlowSampling
 from worldline.process.noise import generators, normal
-from worldline.schema import Batch, Forecast, LatentGrid, UsageError
+from worldline.schema import Batch, Forecast, LatentGrid
 from worldline.tokenizers.tokenizer import LatentTokenizer
 from worldline.worlds.world import LatentWorld
 
@@ -21,7 +21,7 @@ GENERATED = 10 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentForecaster(Forecaster):
+class LatentForecaster(WorldForecaster):
     """A continuous world, its VAE, and which frames of a window it was trained on."""
 
     world: LatentWorld
@@ -30,18 +30,8 @@ class LatentForecaster(Forecaster):
     pattern: FramePattern
     """Frames of a window that are encoded, for example 0, 4, ..., 72, 76, 76 of 77."""
     sampling: FlowSampling = field(default_factory=FlowSampling)
-    num_samples: int = 1
-    """Independent futures per clip."""
     average_repeats: bool = False
     """If a pattern takes an instant twice, average both decoded frames (a free ensemble) instead of taking the last."""
-    rows: int | None = field(default=None, compare=False)
-    """Samples that are generated at once; None takes as many as have `GENERATED` bytes of latents. Changes rounding."""
-    device: torch.device = field(default=CPU, compare=False)
-    """Where world and VAE are."""
-
-    @property
-    def image_size(self) -> int | None:
-        return self.grid.height * self.tokenizer.spatial_stride if self.grid.height == self.grid.width else None
 
     @property
     def context_taken(self) -> tuple[int, ...]:
@@ -76,40 +66,34 @@ class LatentForecaster(Forecaster):
         """The true frames of the pattern, encoded with their context and decoded; latents are decoded as they are."""
         latents = batch.latents
         if batch.frames is not None:
-            latents = self._encode(frames_of(self, batch, self.pattern.window), self.pattern.frames)
-        if latents is None or latents.shape[1] < self.length:
-            raise UsageError(f"{name_of(batch)} holds no future to be reconstructed")
-        return self._forecast(self._decode(latents), 1)
+            latents = self._encode(frames_of(self, batch, self.pattern.window)[:, list(self.pattern.frames)])
+        return self._forecast(self._decode(self._enough(batch, latents, self.length)), 1)
 
-    def shown(self, batch: Batch) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]:
+    def shown(self, batch: Batch) -> Shown:
         if batch.frames is not None or batch.latents is None:
             return super().shown(batch)
         video, seen = self._decode(batch.latents), len(self.context_taken)
         return video[:, :seen], video[:, seen:] if batch.latents.shape[1] == self.length else None
 
     def begin(self, batch: Batch) -> Context:
-        latents, count = batch.latents, self.world.context_latents
+        latents = batch.latents
         if latents is None:
-            latents = self._encode(frames_of(self, batch, self.context_frames), self.context_taken)
-        if latents.shape[1] < count:
-            raise UsageError(f"{name_of(batch)} holds fewer than the {count} latents that this world begins with")
-        return (latents[:, :count].cpu().repeat_interleave(self.num_samples, dim=0),)
+            latents = self._encode(frames_of(self, batch, self.context_frames)[:, list(self.context_taken)])
+        return (self._enough(batch, latents, self.world.context_latents).repeat_interleave(self.num_samples, dim=0),)
 
-    def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
+    def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         """Predicted frames are encoded again for the next step, because a latent depends on the frames before it."""
         video = self._videos(context, states, check_seeds(seeds, len(states)))
         instants = list(dict.fromkeys(self.pattern.frames))
         following = [instants.index(self.chunk_frames + time) for time in self.context_taken]
-        return self._forecast(video, self.num_samples), lambda: (self._encode(video, following),)
+        return self._forecast(video, self.num_samples), lambda: (self._encode(video[:, following]),)
 
     def _forecast(self, video: UInt8[Tensor, "n f 3 h w"], samples: int) -> Forecast:
         """The predicted frames of whole windows in the order `(b k)`."""
         return Forecast(times=self.times, frames=video[:, len(self.context_taken) :].unflatten(0, (-1, samples)))
 
     @torch.no_grad()
-    def _videos(
-        self, context: Context, states: Float32[Tensor, "b t s"], seeds: Sequence[int]
-    ) -> UInt8[Tensor, "n f 3 h w"]:
+    def _videos(self, context: Context, states: States, seeds: Sequence[int]) -> UInt8[Tensor, "n f 3 h w"]:
         """Windows of all samples, in the order `(b k)`: context and future, one frame for each instant."""
         (past,), states = context, states.repeat_interleave(self.num_samples, dim=0)
         noise = normal(generators(seeds, self.num_samples), (self.world.horizon_latents, *past.shape[2:]))
@@ -119,14 +103,9 @@ class LatentForecaster(Forecaster):
             made.append(self._decode(torch.cat([rows[0], future], dim=1)))
         return torch.cat(made)
 
-    @torch.no_grad()
-    def _encode(self, frames: UInt8[Tensor, "b t 3 h w"], taken: Sequence[int]) -> Float32[Tensor, "b l c gh gw"]:
-        return self.tokenizer.encode(frames[:, list(taken)].to(self.device)).cpu()
-
-    @torch.no_grad()
-    def _decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b f 3 h w"]:
+    def _decode(self, encoded: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b f 3 h w"]:
         """One frame for each instant: frames of the same instant are merged."""
-        video = self.tokenizer.decode(latents.to(self.device)).cpu()
+        video = super()._decode(encoded)
         frames = self.pattern.frames[: video.shape[1]]
         places = [[i for i, t in enumerate(frames) if t == time] for time in dict.fromkeys(frames)]
         if self.average_repeats:

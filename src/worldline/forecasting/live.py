@@ -1,15 +1,12 @@
 """The live twin: a forecaster with true frames, because it runs MuJoCo."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
-from torch import Tensor
 
-from worldline.forecasting.forecaster import CopyLast
+from worldline.forecasting.forecaster import CopyLast, Seeds, States
 from worldline.forecasting.session import Context, Step
 from worldline.schema import Batch, Forecast, UsageError
 from worldline.twin.generate import resume
@@ -42,12 +39,11 @@ class LiveTwin(CopyLast):
             raise UsageError("the live twin begins in saved physics: start it from clips (`start_clips`), not frames")
         if batch.states.shape[-1] != LAYOUT.dim:
             raise UsageError(f"the twin has {LAYOUT.dim} states, not {batch.states.shape[-1]}")
-        last = self.context_frames - 1
-        scenes = [resume(self.root, origin.episode, origin.start + last)[0] for origin in batch.origins]
-        episodes = torch.tensor([origin.episode for origin in batch.origins])
-        return (episodes, *(torch.from_numpy(scene.snapshot()) for scene in scenes))
+        begins = [(origin.episode, origin.start + self.context_frames - 1) for origin in batch.origins]
+        scenes = [resume(self.root, *begin)[0] for begin in begins]
+        return torch.tensor(begins)[:, 0], *(torch.from_numpy(scene.snapshot()) for scene in scenes)
 
-    def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
+    def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         del seeds  # the truth is no matter of chance
         episodes, *physics = context
         shown, frames, after = [time - self.context_frames for time in self.times], [], []

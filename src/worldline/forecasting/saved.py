@@ -45,14 +45,12 @@ Layout = Literal["mp4", "png", "npz"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One forecast clip and where it comes from."""
+    """One forecast clip, its number among the clips of the data, and its first frame in its episode."""
 
     name: str
     clip: int
-    """Number among the clips of the data."""
     episode: str
     start: int
-    """Its first frame, counted from that of the episode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +62,7 @@ class Index:
     checkpoint: str
     data: str
     fps: float
-    """Video frames per second, between which `times` count."""
+    """Video frames per second; `times` count these frames."""
     times: tuple[int, ...]
     num_samples: int
     seed: int
@@ -102,9 +100,8 @@ def save_mp4(path: Path, forecast: Forecast, clip: int, *, shown: tuple[Tensor, 
         shown: what `Forecaster.shown` says of all clips: frames of the context and, if they are known, the real ones.
     """
     (seen, real), futures = shown, forecast.video[clip]
-    panels = [torch.cat([seen[clip] // 2, future]) for future in futures]
-    if real is not None:
-        panels.insert(0, torch.cat([seen[clip], real[clip]]))
+    panels = [] if real is None else [torch.cat([seen[clip], real[clip]])]
+    panels += [torch.cat([seen[clip] // 2, future]) for future in futures]
     row, (height, width) = torch.cat(panels, dim=-1).permute(0, 2, 3, 1), futures.shape[-2:]
     # Enough to look at, and an even size, which H.264 needs.
     scale = 4 if height <= 128 else 2 if height <= 256 or height % 2 or width % 2 else 1

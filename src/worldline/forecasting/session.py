@@ -47,7 +47,7 @@ class Session:
 
     @property
     def time(self) -> int:
-        """Number of frames so far, with the context: the position of the next frame."""
+        """Frames so far, with the context: the position of the next one."""
         return self.forecaster.context_frames + self._now.chunks * self.forecaster.chunk_frames
 
     def advance(self, states: Float32[Tensor, "b t s"]) -> Forecast:
@@ -71,7 +71,7 @@ class Session:
         return replace(made, frames=frames, times=tuple(now.chunks * chunk + time for time in inside))
 
     def snapshot(self) -> Snapshot:
-        """This moment, as a value of a few token grids, latents or frames. It can be pickled."""
+        """This moment: a few token grids, latents or frames. It can be pickled."""
         return self._now
 
     def restore(self, snapshot: Snapshot) -> None:

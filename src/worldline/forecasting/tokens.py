@@ -1,6 +1,6 @@
 """The compression track's forecaster: a discrete world between a tokenizer's encoder and decoder."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.forecasting.blend import blend_last_frame
-from worldline.forecasting.forecaster import CPU, TOP, Extra, Forecaster, check_seeds, frames_of, name_of
+from worldline.forecasting.forecaster import TOP, Extra, Seeds, Shown, States, WorldForecaster, check_seeds, frames_of
 from worldline.forecasting.session import Context, Step
 from worldline.metrics.tokens import grid_costs
 from worldline.process.categorical import Sampling
@@ -29,33 +29,21 @@ Read = Callable[[range, int, GridStep], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenForecaster(Forecaster):
-    """A discrete world between a tokenizer's encoder and decoder. A row is one sample of one clip, in order `(b k)`."""
+class TokenForecaster(WorldForecaster):
+    """A discrete world between a tokenizer's encoder and decoder. Several samples need a temperature above 0."""
 
     world: TokenWorld
     grid: TokenGrid
     tokenizer: Tokenizer | None
     """None where a world was trained on tokens as they came: then it shows no frames."""
     sampling: Sampling = field(default_factory=Sampling)
-    num_samples: int = 1
-    """Independent roll-outs per clip; more than one needs a temperature above 0."""
     decode_mode: DecodeMode = "tokens"
     blend_last_frame: bool = False
     """Show the last context frame where its tokens are kept (worldline.forecasting.blend)."""
-    rows: int | None = field(default=None, compare=False)
-    """Rows at once; None takes as many as have `LOGITS` bytes of logits for one grid. Changes rounding at most."""
-    device: torch.device = field(default=CPU, compare=False)
-    """Where world and tokenizer are."""
 
     @property
     def token_grid(self) -> TokenGrid:
         return self.grid
-
-    @property
-    def image_size(self) -> int | None:
-        if self.tokenizer is None or self.grid.height != self.grid.width:
-            return None
-        return self.grid.height * self.tokenizer.spatial_stride
 
     @property
     def rows_at_once(self) -> int:
@@ -81,12 +69,7 @@ class TokenForecaster(Forecaster):
         return replace(batch, tokens=self._encode(frames[:, :whole]))
 
     def forecast_clips(
-        self,
-        batch: Batch,
-        *,
-        states: Float32[Tensor, "b t s"] | None = None,
-        seeds: Sequence[int] | None = None,
-        extra: Collection[Extra] = (),
+        self, batch: Batch, *, states: States | None = None, seeds: Seeds = None, extra: Collection[Extra] = ()
     ) -> Forecast:
         states, scored = batch.states if states is None else states, not _COSTS.isdisjoint(extra)
         past, future = self._grids(batch) if scored else (batch.tokens, None)
@@ -104,10 +87,10 @@ class TokenForecaster(Forecaster):
 
     def reconstruct(self, batch: Batch) -> Forecast:
         past, future = self._grids(batch)
-        self._tokenizer()
+        self._known()
         return self._shown((past, *self._seen(batch.frames)), {"tokens": future}, samples=1, plain=True)
 
-    def shown(self, batch: Batch) -> tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]:
+    def shown(self, batch: Batch) -> Shown:
         if batch.frames is None and batch.tokens is not None:
             batch = replace(batch, frames=self._decode(batch.tokens))
         return super().shown(batch)
@@ -119,7 +102,7 @@ class TokenForecaster(Forecaster):
         parts = (self._enough(batch, tokens, self.world.context_grids), *seen)
         return tuple(part.repeat_interleave(self.num_samples, dim=0) for part in parts)
 
-    def step(self, context: Context, states: Float32[Tensor, "b t s"], *, seeds: Sequence[int] | None) -> Step:
+    def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         """Predicted token grids are what it goes on from, without a way through frames."""
         made = self._forecast(context, states, seeds)
 
@@ -130,19 +113,11 @@ class TokenForecaster(Forecaster):
 
         return made, onward
 
-    # --- what it begins with ---
-
     def _grids(self, batch: Batch) -> tuple[Int64[Tensor, "b c gh gw"], Int64[Tensor, "b l gh gw"]]:
         """True token grids of context and future. Raises `UsageError` where there is no whole future."""
-        split, tokens = self.world.context_grids, self.encoded(batch).tokens
-        tokens = self._enough(batch, tokens, split + self.world.horizon_grids)
+        split = self.world.context_grids
+        tokens = self._enough(batch, self.encoded(batch).tokens, split + self.world.horizon_grids)
         return tokens[:, :split], tokens[:, split:]
-
-    def _enough(self, batch: Batch, tokens: Tensor | None, count: int) -> Int64[Tensor, "b l gh gw"]:
-        found = 0 if tokens is None else tokens.shape[1]
-        if tokens is None or found < count:
-            raise UsageError(f"{name_of(batch)} holds {found} token grids, but this world needs {count}")
-        return tokens[:, :count].cpu()
 
     def _seen(self, frames: UInt8[Tensor, "n t 3 h w"] | None) -> tuple[Tensor, ...]:
         """The frame that stays in view where tokens are kept, or nothing where none shall: the last of a context."""
@@ -152,16 +127,9 @@ class TokenForecaster(Forecaster):
             raise UsageError("what was seen can only be kept where there are frames; leave out --blend-last-frame")
         return (frames[:, : self.context_frames][:, -1].cpu().clone(),)
 
-    # --- roll out ---
-
     @torch.no_grad()
     def _forecast(
-        self,
-        context: Context,
-        states: Float32[Tensor, "b t s"],
-        seeds: Sequence[int] | None,
-        extra: Collection[Extra] = (),
-        true: Int64[Tensor, "b l gh gw"] | None = None,
+        self, context: Context, states: States, seeds: Seeds, extra: Collection[Extra] = (), true: Tensor | None = None
     ) -> Forecast:
         """Roll every row forward, read its grids one by one, and show them. Costs are those of the `true` tokens."""
         samples, tokens = self.num_samples, context[0]
@@ -219,26 +187,10 @@ class TokenForecaster(Forecaster):
         parts: dict[str, Any] = {name: x.unflatten(0, (-1, samples)) for name, x in rows.items() if x is not None}
         return Forecast(times=self.times, costs=found, **parts, **top)
 
-    # --- tokenizer ---
-
-    @torch.no_grad()
-    def _encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
-        return self._tokenizer().encode(frames.to(self.device)).cpu()
-
-    @torch.no_grad()
-    def _decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        return self._tokenizer().decode(tokens.to(self.device)).cpu()
-
     def _codes(self) -> CodeTokenizer:
-        tokenizer = self._tokenizer()
-        if not isinstance(tokenizer, CodeTokenizer):
+        if not isinstance(tokenizer := self._known(), CodeTokenizer):
             raise UsageError("this tokenizer's tokens have no codes with a mean; use --decode-mode tokens")
         return tokenizer
-
-    def _tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise UsageError("this world was trained on tokens alone; give their tokenizer (--tokenizer DIR)")
-        return self.tokenizer
 
 
 def _each(

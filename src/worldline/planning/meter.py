@@ -37,12 +37,11 @@ _LIKE: dict[Any, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """Of one pass. Tensors from before it (weights, gradients) are not counted."""
+    """Bytes and FLOP of one pass. Tensors from before it (weights, gradients) are not counted."""
 
     held: int
-    """Bytes that the forward pass keeps for the backward pass."""
+    """What the forward pass keeps for the backward pass."""
     peak: int
-    """Largest number of bytes at any time."""
     forward_flop: int
     backward_flop: int
     """Including what is computed a second time, under gradient checkpointing."""
@@ -137,16 +136,10 @@ class AsOnCuda(TorchFunctionMode):
             args, kwargs = tree_map(self._low, (args, kwargs))
         elif self.autocast and name in _FLOAT32:
             args, kwargs = tree_map(_high, (args, kwargs))
-        match name:
-            case "item":
-                return 0.0
-            case "unique":
-                return args[0].flatten()
-            case "linear_cross_entropy" if self.autocast and args[0].dtype == torch.float32:
-                hidden, weight = self._low(args[0]), self._low(args[1])
-                return cross_entropy(hidden, weight, args[2], chunk=kwargs["options"].batch_chunk_size)
-            case _:
-                return _CUDA.get(name, func)(*args, **kwargs)
+        if name == "linear_cross_entropy" and self.autocast and args[0].dtype == torch.float32:
+            hidden, weight = self._low(args[0]), self._low(args[1])
+            return cross_entropy(hidden, weight, args[2], chunk=kwargs["options"].batch_chunk_size)
+        return _CUDA.get(name, func)(*args, **kwargs)
 
     def _low(self, x: Any) -> Any:
         if not isinstance(x, Tensor) or x.dtype != torch.float32:
@@ -182,3 +175,4 @@ def _rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | 
 
 
 _CUDA: dict[str, Any] = {"scaled_dot_product_attention": _attention, "dropout": _dropout, "rms_norm": _rms_norm}
+_CUDA |= {"item": lambda *_, **__: 0.0, "unique": lambda x, *_, **__: x.flatten()}
