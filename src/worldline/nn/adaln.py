@@ -57,12 +57,9 @@ class StateOptions:
 
 
 class StateModulation(Standardising):
-    """States of a window to codes to modulation. Only plain features are standardised.
+    """States of a window to codes to modulation of tokens of `width`.
 
-    Args:
-        width: size of the backbone's tokens.
-        kinds: of every state dimension: angles and velocities also enter as sine and cosine, all else as it is.
-        pattern: which frames of the window are taken; `downsample` takes the same rows of the states.
+    Angles and velocities also enter as sine and cosine. `downsample` takes the rows of the pattern's frames.
     """
 
     def __init__(
@@ -90,10 +87,7 @@ class StateModulation(Standardising):
             nn.init.zeros_(parameter)
 
     def codes(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l r"]:
-        """One code per latent frame. Not causal: every code has seen every state (GroupNorm pools over time).
-
-        Raises `UsageError` for another number of rows or dimensions than the data's it was built for.
-        """
+        """One code per latent frame, which has seen every state (GroupNorm). Raises `UsageError` for another shape."""
         given, expected = tuple(states.shape[1:]), (self.pattern.window, len(self.mean))
         if given != expected:
             said = "this world reads {} states of {} dimensions, but {} of {} were given"
@@ -106,10 +100,9 @@ class StateModulation(Standardising):
     def forward(
         self, states: Float[Tensor, "b t s"], dropped: Bool[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b l six d"]:
-        """Six modulation vectors per latent frame: shift, scale and gate of attention, then of the MLP.
+        """Shift, scale and gate of attention, then of the MLP, for each latent frame.
 
-        The codes of `dropped` clips are replaced by the null code. Raises `UsageError` where there is none, and for
-        states of another shape.
+        `dropped` clips get the null code. Raises `UsageError` where there is none, and for states of another shape.
         """
         codes = self.codes(states)
         if dropped is not None:

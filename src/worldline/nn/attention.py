@@ -59,12 +59,10 @@ class Attention(nn.Module):
 
 
 class STBlock(nn.Module):
-    """Pre-norm spatial attention, causal temporal attention, MLP; each on a residual branch.
+    """Pre-norm spatial attention, causal temporal attention, MLP; each on a residual branch with dropout.
 
-    Args:
-        dropout: on attention weights, inside the MLP and on every residual branch (report, section 3.1).
-        modulated: a condition per grid gives each branch a shift and a scale after its norm and a gate before its sum
-            (adaLN-Zero; Peebles & Xie 2022). Their projection must start at zero, so that the block first ignores it.
+    `modulated`: a condition per grid gives each branch a shift and a scale after its norm and a gate before its sum
+    (adaLN-Zero; Peebles & Xie 2022). Their projection must start at zero, so that the block first ignores it.
     """
 
     def __init__(self, width: int, heads: int, *, mlp_ratio: int, dropout: float, modulated: bool) -> None:

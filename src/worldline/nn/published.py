@@ -67,10 +67,7 @@ def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
 
 
 def stored_tensors(files: Iterable[Path], name_of: Callable[[str], str]) -> dict[str, StoredTensor]:
-    """What the files hold (of safetensors, or of `torch.save` where they end in `.pth`), by the names that are wanted.
-
-    Raises `DataError` where a file is damaged, or two hold the same tensor.
-    """
+    """What the files (safetensors, or `.pth`) hold by wanted names. Raises `DataError` for damage or a tensor twice."""
     stored: dict[str, StoredTensor] = {}
     for file in files:
         for tensor in _header(file) if file.suffix == ".safetensors" else _saved_header(file):

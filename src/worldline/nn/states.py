@@ -55,10 +55,7 @@ class StateEncoder(Standardising):
         self.position = nn.Parameter(torch.zeros(num_latents, width))
 
     def forward(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l d"]:
-        """One vector per latent frame of the first `num_frames` rows (1X test files hold 64 for 34).
-
-        Raises `UsageError` where there are fewer rows.
-        """
+        """One vector per latent frame of the first `num_frames` rows. Raises `UsageError` where there are fewer."""
         if states.shape[1] < self.num_frames:
             needed = f"{self.num_frames} state rows are needed, one per video frame"
             raise UsageError(f"{needed}, but {states.shape[1]} were given")
@@ -68,10 +65,7 @@ class StateEncoder(Standardising):
 
 
 def align(states: Float[Tensor, "b t s"], grid: TokenGrid, pooling: Pooling) -> Float[Tensor, "b l c"]:
-    """Group states by the latent frame that owns them; `c` is `stride * s` for "all", else `s`.
-
-    Frame 0 of a block is repeated to fill its latent, as causal tokenizers repeat its pixels.
-    """
+    """Group states by the latent frame that owns them, frame 0 repeated; `c` is `stride * s` for "all", else `s`."""
     blocks = rearrange(states, "b (n f) s -> b n f s", f=grid.block)
     first = blocks[:, :, :1].expand(-1, -1, grid.temporal_stride - 1, -1)
     owned = rearrange(torch.cat([first, blocks], dim=2), "b n (l r) s -> b (n l) r s", r=grid.temporal_stride)

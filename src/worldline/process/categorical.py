@@ -37,10 +37,7 @@ class Sampling:
 def draw(
     logits: Float[Tensor, "b *n v"], sampling: Sampling, generators: Sequence[torch.Generator] | None = None
 ) -> Int64[Tensor, "b *n"]:
-    """Choose a token per position. Greedy ties go to the lower id; anything else needs a generator for each row.
-
-    Raises `ValueError` at a temperature above 0 without generators, or with another number of them than rows.
-    """
+    """Choose a token per position: greedy (ties: the lower id), or with a generator for each row, else `ValueError`."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     if generators is None:
@@ -101,9 +98,6 @@ def likeliest(hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], *, chu
 def scheduled(
     truth: Int64[Tensor, "*n"], predicted: Int64[Tensor, "*n"], probability: float, generator: torch.Generator
 ) -> Int64[Tensor, "*n"]:
-    """Scheduled sampling's corruption: each true token is replaced by the model's own with this probability.
-
-    Two-pass form for transformers (Mihaylova & Martins 2019); the report tried it and gained little.
-    """
+    """Replace each true token by the model's own with this probability (two passes: Mihaylova & Martins 2019)."""
     swap = torch.rand(truth.shape, generator=generator).to(truth.device) < probability
     return torch.where(swap, predicted, truth)

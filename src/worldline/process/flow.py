@@ -59,10 +59,7 @@ class FlowSampling:
 
 
 def train_sigmas(config: FlowConfig) -> Float32[Tensor, " n"]:
-    """List the noise levels of training, from 1 downwards; 0 is not among them.
-
-    sigma = shift s / (1 + (shift - 1) s) with s = 1, (n-1)/n, ..., 1/n (Esser et al. 2024, eq. 23).
-    """
+    """Noise levels of training: shift s / (1 + (shift - 1) s), s = 1, (n-1)/n, ..., 1/n (Esser et al. 2024, eq. 23)."""
     return _shifted(np.linspace(1.0, 0.0, config.num_train_steps + 1)[:-1], config.shift)
 
 

@@ -1,7 +1,4 @@
-"""Noise belongs to a sample: the noise of sample k of a clip depends on (seed, clip, k), and on nothing else.
-
-It is drawn on the CPU, because all machines draw the same there.
-"""
+"""Noise of sample k of a clip: it depends on (seed, clip, k) alone, and is drawn on the CPU, alike on all machines."""
 
 from collections.abc import Sequence
 

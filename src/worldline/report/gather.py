@@ -1,7 +1,4 @@
-"""The content of a run folder, read for a report. A missing part is None, with the reason in `absent`.
-
-Knows the files of a run folder; nothing of HTML, figures or video.
-"""
+"""The content of a run folder, read for a report. A missing part is None, with the reason in `absent`."""
 
 import json
 from collections.abc import Callable
@@ -58,10 +55,7 @@ class Run:
 
 
 def gather(folder: Path) -> Run:
-    """Read a run folder; only what is there has to be right, and a damaged file raises `DataError`.
-
-    Raises `UsageError` where there is no such folder, or nothing of a run in it.
-    """
+    """Read a run folder. Raises `UsageError` where there is none of a run, `DataError` for a file that is damaged."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder; give run folders, as `worldline train` makes them")
     readers: dict[str, tuple[str, Callable[[Path], Any]]] = {

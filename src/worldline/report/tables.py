@@ -1,7 +1,4 @@
-"""Rows of evaluations as tables of a page: which rows stand together, which columns, what is best.
-
-Knows evaluations, nothing of run folders or HTML.
-"""
+"""Rows of evaluations as tables of a page: which rows stand together, which columns, what is best."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

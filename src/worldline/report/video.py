@@ -37,10 +37,7 @@ class Film(NamedTuple):
 
 
 def films(forecasts: Forecasts, fps: float | None) -> list[Film]:
-    """Film the best, the median and the worst clip by PSNR (fewer where there are fewer clips).
-
-    `fps` is the rate of the recording; where it is not known, films are shown at 10 and say so.
-    """
+    """Film the best, median and worst clip by PSNR (of few clips fewer) of a recording at `fps`, if that is known."""
     order = [int(clip) for clip in np.argsort(-forecasts.psnr, kind="stable")]
     middle = [("Median clip", order[(len(order) - 1) // 2])] if len(order) > 2 else []
     chosen = [("Best clip", order[0]), *middle, ("Worst clip", order[-1])]

@@ -1,7 +1,4 @@
-"""Run folders -> one self-contained `report.html`: every number, picture and script is inside the file.
-
-Only puts together what `gather`, `figures` and `video` give; the page itself is `report.html.j2`.
-"""
+"""Run folders -> one self-contained `report.html`: every number, picture and script is inside the file."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -33,8 +30,7 @@ class Part(NamedTuple):
 def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Write `report.html` (or to `out`, where that is an HTML file) for one or several run folders; return its path.
 
-    Raises `UsageError` for no run or a folder that is none, and `DataError` for a damaged file; the page says which
-    files are absent.
+    Raises `UsageError` for no run or a folder that is none, and `DataError` for a file that is damaged.
     """
     if not runs:
         raise UsageError("a report needs at least one run folder")

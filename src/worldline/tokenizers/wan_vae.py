@@ -78,7 +78,7 @@ class WanVAESizes:
             refuse(
                 self, "temporal_downsample", f"{max(steps, 1)} entries, one for each step between stages of dim_mult"
             )
-        if self.temporal_stride != _STRIDE:
+        if sum(self.temporal_downsample) != 2:
             refuse(self, "temporal_downsample", f"true twice: diffusers' VAE works in chunks of {_STRIDE} frames")
         for name in ("latents_mean", "latents_std"):
             if getattr(self, name) and len(getattr(self, name)) != self.z_dim:
@@ -89,14 +89,10 @@ class WanVAESizes:
         return self.patch_size * 2 ** (len(self.dim_mult) - 1)
 
     @property
-    def temporal_stride(self) -> int:
-        return 2 ** sum(self.temporal_downsample)
-
-    @property
     def derived(self) -> dict[str, Any]:
         """Entries of diffusers' configuration that follow from the others."""
         pixels = 3 * self.patch_size**2
-        strides = {"scale_factor_temporal": self.temporal_stride, "scale_factor_spatial": self.spatial_stride}
+        strides = {"scale_factor_temporal": _STRIDE, "scale_factor_spatial": self.spatial_stride}
         return {"in_channels": pixels, "out_channels": pixels, **strides}
 
 
@@ -163,10 +159,7 @@ class WanVAETokenizer(nn.Module):
         return self.config.grid(height, width)
 
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float32[Tensor, "b l c gh gw"]:
-        """Normalised posterior mean of video in [-1, 1]. Differentiable.
-
-        Raises `UsageError` unless `t` is 1 + 4k (diffusers would drop the rest) and the size is on the spatial stride.
-        """
+        """Posterior mean of video in [-1, 1], normalised. Raises `UsageError` for another length or size (`grid`)."""
         raw = self._raw_latents_of(video)
         return (raw - self.latents_mean[:, None, None]) / self.latents_std[:, None, None]
 
@@ -212,12 +205,9 @@ class WanVAETokenizer(nn.Module):
         self.latents_std.copy_((squares / count).sqrt().clamp(min=1e-6))  # a dead channel stays finite
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Reconstruction error in [-1, 1] and divergence from the standard normal. Needs `batch.frames`.
-
-        In training latents are drawn from the posterior; in evaluation mode they are its mean, as in `encode`.
-        """
+        """Reconstruction error and divergence from N(0, 1); in training of drawn latents, else of their mean."""
         video = to_signed(batch_frames(batch))
-        self._check_video(video)
+        self.grid(*video.shape[-2:]).latents_of(video.shape[2])  # refuses what does not fit
         mean, log_variance = self._posterior(video)
         sampled = mean
         if self.training:
@@ -227,11 +217,8 @@ class WanVAETokenizer(nn.Module):
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return loss + self.config.kl_weight * divergence, {"psnr_db": psnr, "kl": divergence.item()}
 
-    def _check_video(self, video: Tensor) -> None:
-        self.grid(*video.shape[-2:]).latents_of(video.shape[2])
-
     def _raw_latents_of(self, video: Tensor) -> Tensor:
-        self._check_video(video)
+        self.grid(*video.shape[-2:]).latents_of(video.shape[2])  # refuses what does not fit
         mean = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode()
         return rearrange(mean.float(), "b c l h w -> b l c h w")
 

@@ -50,10 +50,7 @@ _RENAMES = (
 
 
 def vae_files(path: Path) -> list[Path]:
-    """The published weight files meant by a path; empty where there are none.
-
-    A path is a diffusers folder, its `vae/`, `Wan2.2_VAE.pth` (or its tensors as safetensors), or a folder with it.
-    """
+    """Weight files, if any, of a diffusers folder, its `vae/`, `Wan2.2_VAE.pth` (or safetensors) or its folder."""
     if path.is_file():
         return [path] if path.suffix in (".pth", ".safetensors") else []
     if found := weight_files(path / "vae"):
@@ -65,10 +62,7 @@ def vae_files(path: Path) -> list[Path]:
 
 
 def read_config(files: list[Path]) -> WanVAEConfig:
-    """The configuration beside the weights; Wan2.2's for a single file, which comes without one.
-
-    Raises `DataError` for a `config.json` of another model, or with entries that no Wan VAE here has.
-    """
+    """The configuration beside the weights (Wan2.2's for a single file). Raises `DataError` for another model's."""
     place = files[0].parent / "config.json"
     if not files[0].name.startswith(STEM):
         return WanVAEConfig()
@@ -91,10 +85,7 @@ def read_config(files: list[Path]) -> WanVAEConfig:
 
 
 def load_tensors(files: list[Path], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the files by diffusers' names, in float32, exactly those expected (of which only shapes count).
-
-    Raises `DataError` where a file is damaged, or a key, shape or type differs; names the first.
-    """
+    """The expected tensors, in float32. Raises `DataError` for a damaged file, or the first tensor that differs."""
     stored = stored_tensors(files, diffusers_name)
     check_tensors(stored, expected, files[0].parent, fix=_FIX)
     if halved := sorted({at.dtype for at in stored.values()} - {"F32"}):

@@ -12,10 +12,7 @@ INSTALL_GL = "apt-get install libegl1 libgl1-mesa-dri, or apt-get install libosm
 
 
 def load_mujoco() -> ModuleType:
-    """Import MuJoCo; on Linux with an off-screen backend, EGL or OSMesa, unless the user has set `MUJOCO_GL`.
-
-    Raises `UsageError` where MuJoCo or every off-screen backend is missing; it says what to install.
-    """
+    """Import MuJoCo; on Linux with EGL or OSMesa, unless `MUJOCO_GL` is set. Raises `UsageError` without either."""
     if "mujoco" not in sys.modules and sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
         egl = _egl_has_device()
         if not egl and not any(map(_library, ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"))):

@@ -1,9 +1,8 @@
-"""The robot of the twin: a wheeled humanoid of simple shapes with EVE's kinematics.
+"""The robot of the twin: a wheeled humanoid of simple shapes with EVE's kinematics; `robot.xml` is its model.
 
-`robot.xml` is its model, for any MuJoCo viewer; joint order and names are those of the 1X data.
-
-A **state** and a **command** are the same 25 numbers (`LAYOUT`): 21 joint angles in rad, measured or wanted,
-two hand closures (0 open .. 1 closed), forward velocity in m/s and turning velocity in rad/s (left positive).
+Joint order and names are those of the 1X data. A **state** and a **command** are the same 25 numbers (`LAYOUT`):
+21 joint angles in rad, measured or wanted, two hand closures (0 open .. 1 closed), forward velocity in m/s and turning
+velocity in rad/s (left positive).
 """
 
 from pathlib import Path

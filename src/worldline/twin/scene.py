@@ -37,7 +37,9 @@ def random_scene(rng: Generator) -> Scene:
     objects = _objects(rng, top, near)
     # The robot comes first: its base then has the first three entries of qpos and qvel.
     things = [_light(rng), *_room(rng), *_table(rng, top, near), *objects]
-    surfaces = _surface(rng, "floor", _floor_colour(rng)) + _surface(rng, "table", _table_colour(rng))
+    hue = rng.choice([rng.uniform(0.05, 0.12), rng.random()])
+    floor = hsv_to_rgb(hue, rng.uniform(0.03, 0.2), rng.uniform(0.38, 0.52))
+    surfaces = _surface(rng, "floor", floor) + _surface(rng, "table", _table_colour(rng))
     ambient, diffuse = rng.uniform((0.5, 0.2), (0.62, 0.28))
     text = MODEL.read_text(encoding="utf-8")
     xml = text[text.index("<mujoco") :].rstrip()
@@ -161,11 +163,6 @@ def _surface(rng: Generator, name: str, colour: Colour) -> str:
     return f"""
     <texture name="{name}" type="2d" builtin="gradient" {colours} width="64" height="64"/>
     <material name="{name}" texture="{name}" specular="0"/>"""
-
-
-def _floor_colour(rng: Generator) -> Colour:
-    hue = rng.choice([rng.uniform(0.05, 0.12), rng.random()])
-    return hsv_to_rgb(hue, rng.uniform(0.03, 0.2), rng.uniform(0.38, 0.52))
 
 
 def _table_colour(rng: Generator) -> Colour:

@@ -24,12 +24,8 @@ SETTLING = 0.5
 class Simulation(AbstractContextManager["Simulation"]):
     """The robot in one scene. Use as a context manager, or call `close`: it owns an OpenGL context.
 
-    Args:
-        size: width and height of the pictures in pixels. They are drawn at twice that and averaged down.
-        fps: frames, commands and states per second; 240 must be a multiple of it.
-
-    Raises:
-        UsageError: MuJoCo or OpenGL is missing, or 240 is no multiple of `fps`.
+    Pictures are `size` pixels wide and high, drawn at twice that and averaged down. Raises `UsageError` where MuJoCo or
+    OpenGL is missing, or 240 is no multiple of `fps` (frames, commands and states per second).
     """
 
     def __init__(self, scene: Scene, *, size: int = 64, fps: float = 30.0) -> None:
@@ -48,7 +44,7 @@ class Simulation(AbstractContextManager["Simulation"]):
         self.places = np.array([joint.qposadr[0] for joint in joints])
         self.dofs = np.array([joint.dofadr[0] for joint in joints])
         self._objects = np.array([self.model.body(name).id for name in scene.objects])
-        self._renderer = None
+        self._renderer: Any = None
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -122,9 +118,9 @@ class Simulation(AbstractContextManager["Simulation"]):
         self._mujoco.mj_kinematics(self.model, self.data)
         self._mujoco.mj_comPos(self.model, self.data)
         self._mujoco.mj_camlight(self.model, self.data)
-        renderer = self._open_renderer()
-        renderer.update_scene(self.data, camera=CAMERA)
-        double = renderer.render().astype(np.uint16)
+        self._renderer = self._renderer or self._open_renderer()
+        self._renderer.update_scene(self.data, camera=CAMERA)
+        double = self._renderer.render().astype(np.uint16)
         rows = double[0::2] + double[1::2]
         return ((rows[:, 0::2] + rows[:, 1::2] + 2) // 4).astype(np.uint8)
 
@@ -149,17 +145,16 @@ class Simulation(AbstractContextManager["Simulation"]):
         self._mujoco.mj_setState(self.model, self.data, snapshot, self._whole)
 
     def _open_renderer(self) -> Any:
-        if self._renderer is None:
-            try:
-                # No text is drawn; the smallest font saves a tenth of a second for every scene.
-                font, side = self._mujoco.mjtFontScale.mjFONTSCALE_50, 2 * self.size
-                self._renderer = self._mujoco.Renderer(self.model, side, side, max_geom=500, font_scale=font)
-            except (ImportError, RuntimeError, AttributeError) as error:
-                raise UsageError(f"OpenGL cannot draw off screen ({error}): {INSTALL_GL}") from error
-            flags = self._mujoco.mjtRndFlag
-            for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX, flags.mjRND_HAZE):
-                self._renderer.scene.flags[flag] = 0
-        return self._renderer
+        # No text is drawn; the smallest font saves a tenth of a second for every scene.
+        font, side = self._mujoco.mjtFontScale.mjFONTSCALE_50, 2 * self.size
+        try:
+            renderer = self._mujoco.Renderer(self.model, side, side, max_geom=500, font_scale=font)
+        except (ImportError, RuntimeError, AttributeError) as error:
+            raise UsageError(f"OpenGL cannot draw off screen ({error}): {INSTALL_GL}") from error
+        flags = self._mujoco.mjtRndFlag
+        for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX, flags.mjRND_HAZE):
+            renderer.scene.flags[flag] = 0
+        return renderer
 
 
 def _angles(command: Float32[np.ndarray, "25"]) -> Float32[np.ndarray, "29"]:

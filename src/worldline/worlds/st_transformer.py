@@ -8,6 +8,7 @@ teacher forcing shifts them by one. What the report leaves open and we chose: se
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -97,10 +98,9 @@ class STTransformer(nn.Module):
         self.embedding = nn.Embedding(grid.vocab_size, config.width)  # also the output layer: tied
         self.spatial_position = nn.Parameter(torch.empty(grid.height * grid.width, config.width))
         self.temporal_position = nn.Parameter(torch.empty(self.length, config.width))
-        sizes = {"hidden": config.state_hidden, "width": config.width, "num_latents": self.length + 1}
-        pooling = config.state_pooling
-        encoder = None if config.unconditional else StateEncoder(grid, state_dim=state_dim, pooling=pooling, **sizes)
-        self.states = encoder
+        sizes = {"num_latents": self.length + 1, "state_dim": state_dim, "hidden": config.state_hidden}
+        encoder = partial(StateEncoder, grid, **sizes, width=config.width, pooling=config.state_pooling)
+        self.states = None if config.unconditional else encoder()
         self.dropout = nn.Dropout(config.dropout)
         modulated = config.conditioning == "adaln" and not config.unconditional
         options = {"mlp_ratio": config.mlp_ratio, "dropout": config.dropout, "modulated": modulated}
@@ -151,10 +151,7 @@ class STTransformer(nn.Module):
         state_codes: Float[Tensor, "b l d"] | None,
         caches: list[TemporalCache] | None = None,
     ) -> Float[Tensor, "b t s d"]:
-        """Features whose product with the embedding are the logits of the NEXT grid, for each input grid.
-
-        With caches, `tokens` are the grids that follow those already in the caches.
-        """
+        """Features of the NEXT grid's logits, for each input grid; with caches, `tokens` follow the grids in these."""
         (height, width), expected = tokens.shape[2:], f"{self.grid.height}x{self.grid.width}"
         if f"{height}x{width}" != expected:
             raise UsageError(f"this world reads grids of {expected}, but the tokens are {height}x{width}")
@@ -186,9 +183,9 @@ class STTransformer(nn.Module):
     # --- train ---
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Teacher-forced cross-entropy in nats per token, over the future grids only (report, equation 2).
+        """Teacher-forced cross-entropy in nats per token over the future grids alone (report, equation 2).
 
-        Raises `UsageError` where the batch has no tokens, or grids, states or counts of another shape than the world's.
+        Raises `UsageError` for a batch without tokens, or with grids, states or counts of another shape.
         """
         if batch.tokens is None:
             raise UsageError("a token world needs tokens; tokenize the source first (`worldline data tokenize`)")

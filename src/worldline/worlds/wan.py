@@ -75,10 +75,7 @@ class WanConfig(ModelConfig):
         *,
         backbone: nn.Module | None = None,
     ) -> "WanWorld":
-        """A world over latents of the frames of a pattern, told states of these kinds; the report's if not given.
-
-        `backbone` is pretrained; None takes one with random weights (`lora` is applied to either).
-        """
+        """A world over latents of a pattern's frames, told states of these kinds; a `backbone` not given is random."""
         return WanWorld(self, kinds, pattern, backbone)
 
 
@@ -102,10 +99,7 @@ class StateHook:
 
 
 class WanWorld(nn.Module):
-    """A `LatentWorld`. States enter in raw units, one row per video frame of the window.
-
-    Raises `UsageError` where the states' convolutions do not arrive at one code per latent frame.
-    """
+    """A `LatentWorld`. States enter in raw units, one row per video frame of the window (`WanConfig.check_codes`)."""
 
     def __init__(
         self, config: WanConfig, kinds: tuple[StateKind, ...], pattern: FramePattern, backbone: nn.Module | None = None

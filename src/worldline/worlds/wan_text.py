@@ -45,15 +45,9 @@ def encode_text(
 ) -> Float[Tensor, "n d"]:
     """Encode a prompt as Wan does, trimmed to its real tokens; float32 on the CPU. Downloads nothing.
 
-    HTML entities are resolved and white space is collapsed, as upstream; broken Unicode is not repaired.
-
-    Args:
-        weights: a diffusers folder (`text_encoder/`, `tokenizer/`) or the folder of the original files.
-        dtype: what the encoder runs in; its files are bfloat16. It needs 11.4 GB of memory, or 22.7 GB in float32.
-
-    Raises:
-        UsageError: there is no encoder, or the prompt is too long.
-        DataError: files are damaged or do not belong together.
+    The encoder needs 11.4 GB of memory, or 22.7 GB in float32. HTML entities are resolved and white space is collapsed,
+    as upstream; broken Unicode is not repaired. Raises `UsageError` for no encoder or a prompt that is too long, and
+    `DataError` for files that are damaged or do not belong together.
     """
     files, tokenizer = _parts(weights)
     place = files[0].parent

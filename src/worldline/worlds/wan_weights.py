@@ -98,11 +98,8 @@ def load_backbone(path: Path, config: BackboneConfig, *, dtype: torch.dtype = to
 
     Equal to what diffusers' `from_pretrained` gives, also for the original files: weights in `dtype`, except what
     diffusers keeps in float32. `config` is what is expected there; without a `config.json` beside the files, only what
-    shows in shapes is checked: not the number of heads.
-
-    Raises:
-        UsageError: there is no such transformer.
-        DataError: the files hold another model or are damaged; names the first field or key that differs.
+    shows in shapes is checked: not the number of heads. Raises `UsageError` where there is no such transformer, and
+    `DataError` where the files are damaged or hold another model, with the first field or key that differs.
     """
     files = backbone_files(path)
     described = files[0].parent / "config.json"
@@ -120,7 +117,7 @@ def load_backbone(path: Path, config: BackboneConfig, *, dtype: torch.dtype = to
 
 
 def backbone_files(path: Path) -> list[Path]:
-    """Files of the transformer: of a diffusers folder or its `transformer/`, of the original folder, or one file.
+    """Files of the transformer in a diffusers folder, its `transformer/` or the original folder, or one file.
 
     Raises `UsageError` where there are none, `DataError` where the index names a shard that is not there.
     """

@@ -43,10 +43,7 @@ class TokenWorld(Protocol):
         sampling: Sampling,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Iterator[GridStep]:
-        """Roll forward grid by grid, each conditioned on the model's own earlier grids, never on the truth.
-
-        At a temperature above 0, each clip needs a generator.
-        """
+        """Roll forward on the model's own grids, never on the truth. Above temperature 0, clips need generators."""
         ...
 
     def teacher_forced(self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]) -> Iterator[GridStep]:
