@@ -100,30 +100,24 @@ class Forecaster(ABC):
     def forecast(
         self, frames: UInt8[Tensor, "b c 3 h w"], states: Float32[Tensor, "n t s"], *, seeds: Seeds = None
     ) -> Forecast:
-        """Predict the frames at `times`; `frames` are the context only.
+        """Predict the frames at `times`. Raises `UsageError` for other shapes, or without seeds where they are needed.
 
         Args:
-            frames: exactly `context_frames` of them, uint8 RGB.
+            frames: the context only: exactly `context_frames` of them, uint8 RGB.
             states: one row per frame of context and horizon, raw units.
             seeds: one per clip (`worldline.process.noise.clip_seeds`), or None if nothing is drawn. Sample k of a clip
                 depends on its frames, its states, its seed and k alone.
-
-        Raises:
-            UsageError: frames or states of another shape, or no seeds where something is drawn.
         """
         return self.forecast_clips(self._given(frames, states, self.context_frames + self.horizon_frames), seeds=seeds)
 
     def forecast_clips(
         self, batch: Batch, *, states: States | None = None, seeds: Seeds = None, extra: Collection[Extra] = ()
     ) -> Forecast:
-        """As `forecast`, from clips of frames, token grids or latents. Their future is read for costs only.
+        """As `forecast`, from clips of frames, token grids or latents, of which too few raise `UsageError`.
 
         Args:
             states: in place of the clips' own.
-            extra: further parts of the forecast. Costs need the whole true future.
-
-        Raises:
-            UsageError: the clips hold nothing that the forecast could begin with, or no future to be scored by.
+            extra: further parts of the forecast. Costs need the whole true future, which nothing else reads.
         """
         del extra  # of what has tokens
         return self.step(self.begin(batch), batch.states if states is None else states, seeds=seeds)[0]
@@ -136,13 +130,10 @@ class Forecaster(ABC):
     def start(
         self, frames: UInt8[Tensor, "b c 3 h w"], states: Float32[Tensor, "n t s"], *, seed: int | Sequence[int] = 0
     ) -> Session:
-        """An imagined episode of any length, from `context_frames` frames and their states.
+        """An imagined episode of any length, from `context_frames` frames, their states, and one seed or one for each.
 
-        Args:
-            seed: for all clips, or one for each. The result for a clip depends on its frames, states and seed only.
-
-        Raises:
-            UsageError: another number of frames, states or seeds, or frames of another size.
+        The result for a clip depends on its frames, states and seed only. Raises `UsageError` for other numbers of
+        frames, states or seeds, or another size of frames.
         """
         return self.start_clips(self._given(frames, states, self.context_frames), seed=seed)
 
@@ -206,14 +197,15 @@ class WorldForecaster(Forecaster):
 
 @dataclass(frozen=True, kw_only=True)
 class CopyLast(Forecaster):
-    """The baseline that every forecast must beat: the last context frame, repeated."""
+    """The baseline that every forecast must beat: the last context frame, repeated.
+
+    Args:
+        context, predicted, chunk: its `context_frames`, `times` and `chunk_frames` (None: the whole horizon).
+    """
 
     context: int
-    """Its `context_frames`."""
     predicted: tuple[int, ...]
-    """Its `times`."""
     chunk: int | None = None
-    """Its `chunk_frames`; None takes the whole horizon."""
     num_samples: int = 1
     device: torch.device = field(default=CPU, compare=False)
 
@@ -236,8 +228,8 @@ class CopyLast(Forecaster):
         return self.horizon_frames if self.chunk is None else self.chunk
 
     def reconstruct(self, batch: Batch) -> Forecast:
-        frames = frames_of(self, batch, self.times[-1] + 1)[:, None, list(self.times)]
-        return Forecast(times=self.times, frames=frames)
+        frames = frames_of(self, batch, self.times[-1] + 1)
+        return Forecast(times=self.times, frames=frames[:, None, list(self.times)])
 
     def begin(self, batch: Batch) -> Context:
         return (frames_of(self, batch, self.context_frames)[:, self.context_frames - 1].clone(),)

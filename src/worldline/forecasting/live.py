@@ -59,7 +59,7 @@ class LiveTwin(CopyLast):
 
     def _scene(self, episode: int) -> Simulation:
         if episode not in self.scenes:
-            while len(self.scenes) >= OPEN:
+            if len(self.scenes) >= OPEN:
                 self.scenes.pop(next(iter(self.scenes))).close()
             self.scenes[episode] = resume(self.root, episode, 0)[0]
         return self.scenes[episode]

@@ -93,11 +93,8 @@ def save_png(folder: Path, forecast: Forecast, clip: int) -> None:
 
 
 def save_mp4(path: Path, forecast: Forecast, clip: int, *, shown: tuple[Tensor, Tensor | None], fps: float) -> None:
-    """Write one H.264 video: real | future 1 | ... | future k, small frames enlarged; before the futures, the context,
-    darkened so that the eye sees where prediction begins.
-
-    Args:
-        shown: what `Forecaster.shown` says of all clips: frames of the context and, if they are known, the real ones.
+    """Write one H.264 video: real | future 1 | ... | future k, small frames enlarged. Before the futures comes the
+    context, darkened. `shown` is what `Forecaster.shown` says of all clips: context, and real frames if known.
     """
     (seen, real), futures = shown, forecast.video[clip]
     panels = [] if real is None else [torch.cat([seen[clip], real[clip]])]
@@ -144,7 +141,7 @@ def finish_index(folder: Path) -> None:
 
 
 def read_forecasts(folder: Path) -> dict[str, Forecast]:
-    """Read every sample a forecast wrote, each as a batch of one, and check that its arrays are what was promised.
+    """Read every sample a forecast wrote, each as a batch of one.
 
     Raises:
         DataError: a file is missing, damaged or of another shape, type or range; names it.

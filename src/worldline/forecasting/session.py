@@ -55,10 +55,7 @@ class Session:
 
         Args:
             states: raw units, one row for each of the next `lookahead_frames` frames; the next call's begin
-                `chunk_frames` later.
-
-        Raises:
-            UsageError: another number of clips, rows or dimensions, or states that are no numbers.
+                `chunk_frames` later. Others, or no finite numbers, raise `UsageError`.
         """
         now, chunk = self._now, self.forecaster.chunk_frames
         check_states(states, (len(now.seeds), self.forecaster.lookahead_frames, now.states.shape[-1]))

@@ -21,7 +21,6 @@ from worldline.worlds.world import GridStep, TokenWorld
 DecodeMode = Literal["tokens", "mean"]
 """How a predicted grid is decoded: from its tokens, or from the mean code of their distribution (the best answer under
 squared error where a world is unsure; docs/log.md). The world continues from the tokens in both modes."""
-_COSTS = {"costs", "teacher_forced_costs"}
 LOGITS = 2**30
 """Bytes of one grid's logits that exist at once in a roll-out: four clips of the report's 32x32 of 64,000 tokens."""
 Read = Callable[[range, int, GridStep], dict[str, Tensor]]
@@ -71,7 +70,7 @@ class TokenForecaster(WorldForecaster):
     def forecast_clips(
         self, batch: Batch, *, states: States | None = None, seeds: Seeds = None, extra: Collection[Extra] = ()
     ) -> Forecast:
-        states, scored = batch.states if states is None else states, not _COSTS.isdisjoint(extra)
+        states, scored = batch.states if states is None else states, "costs" in extra or "teacher_forced_costs" in extra
         past, future = self._grids(batch) if scored else (batch.tokens, None)
         context = self.begin(replace(batch, tokens=past))
         made = self._forecast(context, states, seeds, extra, true=future if "costs" in extra else None)

@@ -24,7 +24,7 @@ from worldline.schema import Batch
 DEPTHS = (3, 4)
 """Blocks with which a deep model is run. With two, a backward pass does not yet reach its full memory."""
 Work = Callable[[Any, Batch], Any]
-"""What a pass does with a model and a batch; of a pass with a backward pass, its result is the loss."""
+"""What a pass does with a model and a batch; its result is the loss if a backward pass follows."""
 
 
 class Footprint:
@@ -58,10 +58,8 @@ class Footprint:
         """What the model's loss reads of so many clips, or what lies before it, without values."""
         return empty_batch(over or self.kind.over, self.contract, clips)
 
-    # --- passes; without autocast but for training and what it encodes ---
-
     def train(self, clips: int, *, checkpointing: bool | None) -> Pass:
-        """Forward and backward pass of one piece of a batch."""
+        """Forward and backward pass of one piece of a batch, which alone is under autocast, with what it encodes."""
         sampled = self.kind.clips_followed(self.config.model, self.contract)
         around = next((pair for pair in pairwise(sampled) if clips < pair[1]), (sampled[-2], sampled[-1]))
         ends = (clips, clips) if clips in sampled else around
@@ -100,11 +98,7 @@ class Footprint:
         return self._followed("code", clips, there_and_back)
 
     def _followed(self, name: str, clips: int, work: Work, *, backward: bool | None = None) -> Pass:
-        """A pass over so many clips, at the depth of the model.
-
-        Args:
-            backward: with a backward pass, and whether that is checkpointed; None for none.
-        """
+        """A pass over so many clips; `backward` is None without a backward pass, else whether it is checkpointed."""
         config: Any = self.config.model
         if backward is not None and self.checkpoints is not None:
             config = replace(config, gradient_checkpointing=backward)

@@ -58,11 +58,11 @@ def worst(held: dict[str, int]) -> int:
 
 def verbs(run: Footprint) -> tuple[Verb, ...]:
     """Memory of the verbs that use the model of a run, in one process."""
-    model, kind, pattern = _weights(run.model), run.kind, run.contract.pattern
+    model, kind, pattern, size = _weights(run.model), run.kind, run.contract.pattern, run.contract.image_size or 0
+    if isinstance(run.contract.grid, LatentGrid) and not isinstance(kind, WorldKind):
+        return (_encoding(run, model, model + run.code(WINDOWS).peak, "encode, evaluate"),)
     if not isinstance(kind, WorldKind):
-        if isinstance(run.contract.grid, LatentGrid):
-            return (_encoding(run, model, model + run.code(WINDOWS).peak, "encode, evaluate"),)
-        blocks = blocks_at_once(run.contract.image_size or 0, run.contract.image_size or 0)
+        blocks = blocks_at_once(size, size)
         took = model + run.code(max(blocks, WINDOWS)).peak
         held = PROCESS + model + 2 * _frame(run) * (pattern.window * (blocks + 1) + CHUNK)
         return (Verb(name="tokenize, evaluate", what=f"{blocks} blocks at once", gpu=took, host=held),)

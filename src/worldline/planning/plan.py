@@ -109,8 +109,9 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1) -> 
     """
     run = Footprint(config)
     chosen = setting(run, gpus=gpus, accumulate=config.accumulate)
-    switch = chosen.gradient_checkpointing
+    switch, clips = chosen.gradient_checkpointing, chosen.clips
     other = None if switch is None else setting(run, gpus=gpus, accumulate=config.accumulate, checkpointing=not switch)
+    step, plain = (run.train(clips, checkpointing=checkpointing) for checkpointing in (switch, False))
     parameters, clip = list(run.model.parameters()), run.batch(1)
     inputs = {name: getattr(clip, name) for name in (*CONTENT, "states")}
     share = Ranks(world_size=gpus).share(config.batch_size)
@@ -122,7 +123,12 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1) -> 
         clip={name: tuple(tensor.shape[1:]) for name, tensor in inputs.items() if tensor is not None},
         batch_size=config.batch_size,
         steps=config.steps,
-        flop=_flop(run, chosen),
+        flop={
+            "encoding": run.encode(1, autocast=run.autocast).forward_flop if run.encodes else 0,
+            "forward": step.forward_flop // clips,
+            "backward": plain.backward_flop // clips,
+            "recomputed": (step.backward_flop - plain.backward_flop) // clips,
+        },
         setting=chosen,
         otherwise=other,
         least=setting(run, gpus=gpus, accumulate=share, checkpointing=True),
@@ -218,17 +224,6 @@ def _numbers(tensors: Iterable[Tensor], gpus: int = 1) -> int:
 
 def _bytes(tensors: Iterable[Tensor], gpus: int = 1) -> int:
     return sum(_numbers([x], gpus) * x.element_size() for x in tensors)
-
-
-def _flop(run: Footprint, chosen: Setting) -> dict[str, int]:
-    clips, switch = chosen.clips, chosen.gradient_checkpointing
-    step, plain = (run.train(clips, checkpointing=checkpointing) for checkpointing in (switch, False))
-    return {
-        "encoding": run.encode(1, autocast=run.autocast).forward_flop if run.encodes else 0,
-        "forward": step.forward_flop // clips,
-        "backward": plain.backward_flop // clips,
-        "recomputed": (step.backward_flop - plain.backward_flop) // clips,
-    }
 
 
 def card(run: Footprint, gb: float, chosen: Setting) -> Card:
