@@ -20,7 +20,7 @@ from worldline.schema import UsageError
 from worldline.twin.backend import load_mujoco
 from worldline.twin.behaviour import Behaviour
 from worldline.twin.generate import TwinConfig, generate, record_episode, resume
-from worldline.twin.kinematics import Kinematics
+from worldline.twin.motion import Kinematics
 from worldline.twin.robot import CAMERA, INDEX, JOINTS, LAYOUT, MODEL, SIDES, Side, arm_slice, neutral
 from worldline.twin.scene import Scene, random_scene
 from worldline.twin.simulation import Simulation

@@ -107,10 +107,8 @@ class StateModulation(Standardising):
         codes = self.codes(states)
         if dropped is not None:
             if self.null is None:
-                how = "--model.states.null True --model.drop-states 0.1"
-                raise UsageError(
-                    f"this world has no null state: guidance other than 1 needs one, from training ({how})"
-                )
+                how = "train with --model.states.null True --model.drop-states 0.1"
+                raise UsageError(f"this world has no null state, which guidance other than 1 needs; {how}")
             codes = torch.where(dropped[:, None, None], self.null, codes)
         return rearrange(self.projection(self.embedding(codes)), "b l (six d) -> b l six d", six=6)
 

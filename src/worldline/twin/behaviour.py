@@ -11,14 +11,12 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.random import Generator
 
-from worldline.twin.kinematics import Kinematics
-from worldline.twin.motion import Move, Sway, Waypoint, to_local, to_world
+from worldline.twin.motion import Kinematics, Move, Point, Sway, Waypoint, to_local, to_world
 from worldline.twin.robot import INDEX, JOINTS, SIDES, Side, arm_slice, neutral
 from worldline.twin.simulation import Simulation
 
 REACH_TOLERANCE = 0.06
 """A goal that stays farther than this from the hand, in m, is out of reach and is replaced by another."""
-_Point = Float64[np.ndarray, "3"]
 
 
 def random_temper(rng: Generator) -> tuple[Sway, float, float]:
@@ -28,24 +26,18 @@ def random_temper(rng: Generator) -> tuple[Sway, float, float]:
     Returns the sway (sines of 0.2 to 0.4 Hz and weaker ones of 0.5 to 0.8 Hz), the probability that both arms begin
     something together, and the duration of moves relative to the usual one.
     """
-    peaks = {
-        "HIP_YAW": rng.uniform(0.004, 0.015),
-        "HIP_ROLL": rng.uniform(0.002, 0.006),
-        "HIP_PITCH": rng.uniform(0.002, 0.008),
-        "KNEE_PITCH": rng.uniform(0.002, 0.008),
-        "ANKLE_ROLL": rng.uniform(0.001, 0.003),
-        "ANKLE_PITCH": rng.uniform(0.001, 0.004),
-        "NECK_PITCH": rng.uniform(0.003, 0.01),
-    }
+    trunk = [*range(INDEX["HIP_YAW"], INDEX["ANKLE_PITCH"] + 1), INDEX["NECK_PITCH"]]
+    amplitude = np.zeros(25)
+    amplitude[trunk] = rng.uniform(
+        (0.004, 0.002, 0.002, 0.002, 0.001, 0.001, 0.003), (0.015, 0.006, 0.008, 0.008, 0.003, 0.004, 0.01)
+    )
     velocities = rng.uniform((0.002, 0.004), (0.008, 0.015))
     mood = rng.choice(["work", "look", "drive"], p=[0.8, 0.1, 0.1])
     if mood == "look":
-        peaks |= {"HIP_YAW": rng.uniform(0.12, 0.22), "NECK_PITCH": rng.uniform(0.06, 0.1)}
+        amplitude[[INDEX["HIP_YAW"], INDEX["NECK_PITCH"]]] = rng.uniform((0.12, 0.06), (0.22, 0.1))
     if mood == "drive":
         velocities = rng.uniform((0.06, 0.1), (0.12, 0.2))
     together, pace = rng.uniform((0.2, 0.55), (0.7, 0.85))
-    amplitude = np.zeros(25)
-    amplitude[[INDEX[name] for name in peaks]] = list(peaks.values())
     amplitude[-2:] = velocities
     frequency = np.stack([rng.uniform(0.2, 0.4, 25), rng.uniform(0.5, 0.8, 25)])
     return Sway(amplitude, frequency, phase=rng.uniform(0, 2 * np.pi, (2, 25))), together, pace
@@ -92,7 +84,7 @@ class Behaviour:
         command[: len(JOINTS)] = np.clip(command[: len(JOINTS)], self._simulation.low, self._simulation.high)
         return command.astype(np.float32)
 
-    def _base_at(self, time: float) -> _Point:
+    def _base_at(self, time: float) -> Point:
         """Where the base will be: its place now, moved by the velocities that it will get."""
         x, y, heading = self._simulation.base()
         step = 1 / self._simulation.fps
@@ -177,10 +169,10 @@ class Behaviour:
     def _hover(self, side: Side) -> list[Waypoint]:
         return [self._to(self._hover_point(side, self._simulation.base()), 0.7)]
 
-    def _hover_point(self, side: Side, base: _Point) -> _Point:
+    def _hover_point(self, side: Side, base: Point) -> Point:
         x, y, z = self._rng.uniform((0.42, 0.02, self._table_top + 0.22), (0.6, 0.36, self._table_top + 0.5))
         return to_world(np.array([x, SIDES[side] * y, z]), base)
 
-    def _to(self, point: _Point, duration: float, closure: float | None = None) -> Waypoint:
+    def _to(self, point: Point, duration: float, closure: float | None = None) -> Waypoint:
         closure = self._rng.uniform(0, 1) if closure is None else closure
         return Waypoint(point, duration * (self._pace * self._rng.uniform(0.85, 1.15)), closure)

@@ -88,10 +88,8 @@ class STTransformer(nn.Module):
     def __init__(self, config: STTransformerConfig, grid: TokenGrid, state_dim: int) -> None:
         super().__init__()
         if config.code_levels and math.prod(config.code_levels) != grid.vocab_size:
-            made = f"code levels of {config.code_levels} make {math.prod(config.code_levels)} tokens"
-            raise UsageError(
-                f"{made}, but the tokens have {grid.vocab_size}; give the tokenizer's (--model.code-levels)"
-            )
+            made = f"code levels {config.code_levels} make {math.prod(config.code_levels)} tokens"
+            raise UsageError(f"{made}, but the tokens have {grid.vocab_size}; give the tokenizer's --model.code-levels")
         self.config, self.grid, self.state_dim = config, grid, state_dim
         self.context_grids, self.horizon_grids = config.context_grids, config.horizon_grids
         self.length = config.context_grids + config.horizon_grids - 1  # T, the grids the transformer reads at once
@@ -172,9 +170,7 @@ class STTransformer(nn.Module):
         if self.states is None:
             return None
         if (found := states.shape[-1]) != self.state_dim:
-            raise UsageError(
-                f"this world reads {self.state_dim}-dimensional states, but the data have {found} dimensions"
-            )
+            raise UsageError(f"this world reads {self.state_dim}-dimensional states, but these have {found} dimensions")
         return self.states(states)
 
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:

@@ -222,13 +222,6 @@ class WanWorld(nn.Module):
         return flow.integrate(velocity_at, noise, sampling)
 
 
-def fuse_adapters(world: WanWorld) -> None:
-    """Add the adapters into the backbone's own weights and drop them: faster, and no longer separable."""
-    if world.config.lora is not None:
-        world.backbone.fuse_lora()
-        world.backbone.unload_lora()
-
-
 def _add_adapters(backbone: Any, rank: int, *, block_bias: bool) -> None:
     """Freeze the backbone, add adapters, and keep everything trainable in fp32."""
     import peft
