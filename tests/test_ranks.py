@@ -427,7 +427,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     ranks_worker.adapt(tmp_path, Ranks())
     state = ranks_worker.adapted(Ranks())
     state.model.rare = nn.Parameter(torch.ones(6))
-    with pytest.raises(DataError, match="for example rare"):
+    with pytest.raises(DataError, match="another shape: rare"):
         restore(RunDir(tmp_path / "adapted_1"), state)
 
 

@@ -14,20 +14,16 @@ def changing_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
-def load_changing(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load the tensors of `changing_state`, all of them and no others. Raises `RuntimeError` that says what differs."""
-    expected = changing_state(model).keys()
-    missing, other = sorted(expected - weights.keys()), sorted(weights.keys() - expected)
-    if missing or other:
-        raise RuntimeError(f"missing: {missing[:3]} of {len(missing)}, unexpected: {other[:3]} of {len(other)}")
+def refuse_others(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `DataError` where the tensors of a file have other names or shapes than is expected."""
+    theirs, ours = ({(name, tuple(value.shape)) for name, value in group.items()} for group in (weights, expected))
+    if differ := sorted({name for name, _ in theirs ^ ours}):
+        found = f"{len(differ)} missing, surplus or of another shape: {', '.join(differ[:3])}"
+        fix = "Take model.json and weights of one run, and the version of worldline that wrote them."
+        raise DataError(path, expected="the weights of the model", found=found, fix=fix)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Load the weights of a checkpoint strictly. Raises `DataError` naming the first that differ."""
+    refuse_others(weights, changing_state(model), folder / "model.safetensors")
     model.load_state_dict(weights, strict=False)
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """Load the weights of a checkpoint strictly. Raises `DataError` naming the first keys or shape that differ."""
-    try:
-        load_changing(model, weights)
-    except RuntimeError as error:
-        found, fix = " ".join(str(error).split())[:300], "Copy model.json and model.safetensors from the same run."
-        file = folder / "model.safetensors"
-        raise DataError(file, expected="the weights model.json describes", found=found, fix=fix) from error

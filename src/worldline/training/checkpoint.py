@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from worldline.families.card import ModelCard
 from worldline.files import read_json, write_json
-from worldline.nn.load import changing_state, load_changing
+from worldline.nn.load import changing_state, refuse_others
 from worldline.nn.optimizer import MovingAverage
 from worldline.ranks import laid, whole
 from worldline.rundir import MODEL_FILES, Best, RunDir, load_tensors, new_folder, save_tensors, write_model
-from worldline.schema import DataError, UsageError
+from worldline.schema import UsageError
 
 _FILES = ("trainer.json", "trainer.safetensors")
 _HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy")
@@ -101,7 +101,7 @@ def restore(run: RunDir, state: TrainState) -> None:
     weights, raw = load_tensors(folder / "model.safetensors"), groups.pop("raw", {})
     if state.average:
         state.average.weights, weights = _parts(weights, state.average.weights, folder), raw
-    load_changing(state.model, _parts(weights, changing_state(state.model), folder))
+    state.model.load_state_dict(_parts(weights, changing_state(state.model), folder), strict=False)
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for number, group in groups.items():
@@ -114,12 +114,5 @@ def restore(run: RunDir, state: TrainState) -> None:
 
 def _parts(tensors: Mapping[str, Tensor], now: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Whole tensors of a checkpoint, laid over the ranks as those of `now` are."""
-    shapes, expected = ({(name, tuple(value.shape)) for name, value in group.items()} for group in (tensors, now))
-    if differ := sorted({name for name, _ in shapes ^ expected}):
-        raise DataError(
-            folder,
-            expected="the tensors of the model that is trained",
-            found=f"{len(differ)} that are missing, surplus or of another shape, for example {differ[0]}",
-            fix="Resume with the version of worldline and the weights the run was started with.",
-        )
+    refuse_others(tensors, now, folder)
     return {name: laid(value, now[name]) for name, value in tensors.items()}

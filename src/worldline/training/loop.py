@@ -21,7 +21,7 @@ from worldline.families.prepare import prepare
 from worldline.files import write_json
 from worldline.formats.states import StateStats
 from worldline.identity import Identity, hash_of
-from worldline.nn.load import changing_state, load_changing
+from worldline.nn.load import changing_state
 from worldline.nn.optimizer import MovingAverage, build_optimizer
 from worldline.ranks import Ranks, gathered
 from worldline.rundir import Best, RunDir, environment, to_json
@@ -291,11 +291,11 @@ def evaluated(state: TrainState) -> Iterator[None]:
     """Inside, the model is in evaluation mode and holds its moving average, if there is one."""
     raw = {name: value.clone() for name, value in changing_state(state.model).items()} if state.average else {}
     if state.average:
-        load_changing(state.model, state.average.weights)
+        state.model.load_state_dict(state.average.weights, strict=False)
     state.model.eval()
     try:
         yield
     finally:
         if state.average:
-            load_changing(state.model, raw)
+            state.model.load_state_dict(raw, strict=False)
         state.model.train()
