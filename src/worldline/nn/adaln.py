@@ -6,7 +6,6 @@ at zero (as the report says, unlike public code), so a backbone with this attach
 else is as in the winning team's public code (report, section 2).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +19,8 @@ from worldline.contract import FramePattern
 from worldline.nn.states import Standardising
 from worldline.schema import StateKind, UsageError
 
-ONEX_KINDS: tuple[StateKind, ...] = (*("angle" for _ in range(21)), "binary", "binary", "velocity", "velocity")
+StateKinds = tuple[StateKind, ...]
+ONEX_KINDS: StateKinds = (*("angle" for _ in range(21)), "binary", "binary", "velocity", "velocity")
 REPORT_77 = FramePattern.report_77()
 TimeMode = Literal["downsample", "full"]
 CONVOLUTIONS: dict[TimeMode, tuple[tuple[int, int, int], ...]] = {
@@ -63,12 +63,7 @@ class StateModulation(Standardising):
     """
 
     def __init__(
-        self,
-        options: StateOptions,
-        width: int,
-        *,
-        kinds: Sequence[StateKind] = ONEX_KINDS,
-        pattern: FramePattern = REPORT_77,
+        self, options: StateOptions, width: int, *, kinds: StateKinds = ONEX_KINDS, pattern: FramePattern = REPORT_77
     ) -> None:
         super().__init__(len(kinds))
         self.options, self.pattern, hidden = options, pattern, options.hidden

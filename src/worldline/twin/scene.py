@@ -86,8 +86,7 @@ def _decoration(rng: Generator, tone: "partial[Colour]", front: float, sides: tu
         depth, half_width, half_height = rng.uniform((0.15, 0.25, 0.4), (0.3, 0.5, 0.95))
         position = (front - depth, y + sign * rng.uniform(0.9, 1.2), half_height)
         things.append(_box(position, (depth, half_width, half_height), tone(rng.uniform(0.65, 0.95))))
-    wall_y = sides[0] if rng.random() < 0.5 else sides[1]
-    door = tone(rng.uniform(0.75, 1.05))
+    wall_y, door = sides[0] if rng.random() < 0.5 else sides[1], tone(rng.uniform(0.75, 1.05))
     return [*things, _box((rng.uniform(0.4, 1.0), wall_y, 1.0), (0.45, 0.02, 1.0), door)]
 
 
@@ -122,10 +121,8 @@ def _objects(rng: Generator, top: float, near: float) -> list[str]:
         colour = hsv_to_rgb(hues[i], rng.uniform(0.45, 0.65), rng.uniform(0.5, 0.75))
         shape, height = _shape(rng)
         place = f'pos="{x} {y} {top + height}" euler="0 0 {rng.uniform(0, np.pi)}"'
-        bodies.append(
-            f'<body name="OBJECT_{i}" {place}><freejoint/>'
-            f'<geom {shape} rgba="{_numbers(colour)} 1" mass="{rng.uniform(0.15, 0.4)}"/></body>'
-        )
+        geom = f'<geom {shape} rgba="{_numbers(colour)} 1" mass="{rng.uniform(0.15, 0.4)}"/>'
+        bodies.append(f'<body name="OBJECT_{i}" {place}><freejoint/>{geom}</body>')
     return bodies
 
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
 from worldline.contract import FramePattern, ModelConfig
-from worldline.nn.adaln import ONEX_KINDS, REPORT_77, StateModulation, StateOptions
+from worldline.nn.adaln import ONEX_KINDS, REPORT_77, StateKinds, StateModulation, StateOptions
 from worldline.process import flow
 from worldline.process.flow import FlowConfig, FlowSampling
-from worldline.schema import Batch, StateKind, UsageError
+from worldline.schema import Batch, UsageError
 from worldline.worlds.wan_weights import BackboneConfig
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -69,11 +69,7 @@ class WanConfig(ModelConfig):
             raise UsageError(f"{made}, but there are {length} latents of context and horizon")
 
     def build(
-        self,
-        kinds: tuple[StateKind, ...] = ONEX_KINDS,
-        pattern: FramePattern = REPORT_77,
-        *,
-        backbone: nn.Module | None = None,
+        self, kinds: StateKinds = ONEX_KINDS, pattern: FramePattern = REPORT_77, *, backbone: nn.Module | None = None
     ) -> "WanWorld":
         """A world over latents of a pattern's frames, told states of these kinds; a `backbone` not given is random."""
         return WanWorld(self, kinds, pattern, backbone)
@@ -102,7 +98,7 @@ class WanWorld(nn.Module):
     """A `LatentWorld`. States enter in raw units, one row per video frame of the window (`WanConfig.check_codes`)."""
 
     def __init__(
-        self, config: WanConfig, kinds: tuple[StateKind, ...], pattern: FramePattern, backbone: nn.Module | None = None
+        self, config: WanConfig, kinds: StateKinds, pattern: FramePattern, backbone: nn.Module | None = None
     ) -> None:
         super().__init__()
         config.check_codes(pattern)
