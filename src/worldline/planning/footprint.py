@@ -59,7 +59,7 @@ class Footprint:
         return empty_batch(over or self.kind.over, self.contract, clips)
 
     def train(self, clips: int, *, checkpointing: bool | None) -> Pass:
-        """Forward and backward pass of one piece of a batch, which alone is under autocast, with what it encodes."""
+        """Forward and backward pass of one piece of a batch. It may run under autocast, as encoding its frames may."""
         sampled = self.kind.clips_followed(self.config.model, self.contract)
         around = next((pair for pair in pairwise(sampled) if clips < pair[1]), (sampled[-2], sampled[-1]))
         ends = (clips, clips) if clips in sampled else around

@@ -246,17 +246,19 @@ def _notes(run: Footprint) -> tuple[str, ...]:
     precision = "bfloat16 autocast, as on CUDA" if run.autocast else "no autocast"
     notes = [
         "counted: parameters, gradients, moments, average; FLOP and tensors of a pass, which runs without values",
-        f"estimated: passes of more than a few clips or {DEPTHS[-1]} blocks, by a line; what FSDP gathers; "
+        f"estimated: passes of more than a few clips or {DEPTHS[-1]} blocks, linearly; what FSDP gathers; "
         f"{RESERVE:.0%} of a card stay free for memory inside kernels, fragments and the CUDA context",
         f"assumed: {precision}; flash attention; sizes of states, frames and tokens as configured",
-        "checked against a process on a CPU, tiny, within a quarter: a world over tokens that trains or forecasts, "
-        "a tokenizer that encodes and decodes; everything else tensor by tensor only",
+        "checked against a process on a CPU, at tiny sizes, within a quarter: a step and a forecast of a world over "
+        "tokens, encoding and decoding by a tokenizer; everything else tensor by tensor only",
         "measured on a GPU: nothing, so every figure above is an estimate",
         "main memory: Python's part is that of PyTorch's CPU build; larger stored video needs more; mapped files "
         "(caches, latents, tokens) may fill what is free and give it back",
     ]
     if isinstance(run.kind, WorldKind) and run.kind.adapts(run.config.model):
-        notes.append("assumed: a frozen backbone in bfloat16; its norms, tables, time embedding, all trained in fp32")
+        notes.append(
+            "assumed: frozen weights in bfloat16; norms, tables, time embedding, and all that is trained in fp32"
+        )
     if run.encodes:
         notes.append("every step encodes its frames; run `worldline data encode` once to save that time and memory")
     return tuple(notes)
