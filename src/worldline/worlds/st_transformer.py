@@ -150,9 +150,9 @@ class STTransformer(nn.Module):
         caches: list[TemporalCache] | None = None,
     ) -> Float[Tensor, "b t s d"]:
         """Features of the NEXT grid's logits, for each input grid; with caches, `tokens` follow the grids in these."""
-        (height, width), expected = tokens.shape[2:], f"{self.grid.height}x{self.grid.width}"
-        if f"{height}x{width}" != expected:
-            raise UsageError(f"this world reads grids of {expected}, but the tokens are {height}x{width}")
+        (height, width), grid = tokens.shape[2:], self.grid
+        if (height, width) != (grid.height, grid.width):
+            raise UsageError(f"this world reads grids of {grid.height}x{grid.width}, but these are {height}x{width}")
         start = caches[0].length if caches else 0
         now = slice(start, start + tokens.shape[1])
         x = self.embedding(rearrange(tokens, "b t h w -> b t (h w)"))
