@@ -26,7 +26,8 @@ def ship(run: Path, out: Path, tokenizer: Path | None) -> None:
     description, weights = read_model(model_folder(run))
     description.pop("format")
     if tokenizer is not None:
-        description["tokenizer"] = _rounded(RunDir(run).tokenizer, tokenizer)
+        identity = {"tokenizer": _rounded(RunDir(run).tokenizer, tokenizer)}
+        description["identity"] = description.get("identity", {}) | identity
     with new_folder(out) as folder:
         write_model(folder, description, {name: value.half() for name, value in weights.items()})
         for counts in ("unigram.npy", "kept.npy"):
