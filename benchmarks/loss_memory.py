@@ -144,13 +144,13 @@ def gb(size: float) -> float:
 
 def head(batch: int) -> dict[str, object]:
     """The three of them, at a batch in one piece."""
-    logits = batch * REPORT.horizon_grids * REPORT.grid_height * REPORT.grid_width * REPORT.vocab_size
+    logits = batch * REPORT.horizon_grids * ONEX_GRID.height * ONEX_GRID.width * ONEX_GRID.vocab_size
     found = {name: head_memory(REPORT, batch, name) for name in heads(REPORT.loss_chunk)}
     return {
         "logits_bf16_gb": gb(2 * logits),
         "logits_fp32_gb": gb(4 * logits),
         "chunk_tokens": REPORT.loss_chunk,
-        "logits_of_a_chunk_fp32_gb": gb(4 * REPORT.loss_chunk * REPORT.vocab_size),
+        "logits_of_a_chunk_fp32_gb": gb(4 * REPORT.loss_chunk * ONEX_GRID.vocab_size),
         **{name: gigabytes(memory) for name, memory in found.items()},
         "peak_checkpointed_to_worldline_ratio": round(found["checkpointed"].peak / found["worldline"].peak, 2),
     }
@@ -158,11 +158,11 @@ def head(batch: int) -> dict[str, object]:
 
 def seconds(repeats: int, *, quick: bool) -> dict[str, object]:
     """Forward and backward pass of the three on a CPU, in float32: 512 tokens, in chunks of 128 and in one."""
-    tokens, width, words = (64, 32, 500) if quick else (512, REPORT.width, REPORT.vocab_size)
+    tokens, width, vocabulary = (64, 32, 500) if quick else (512, REPORT.width, ONEX_GRID.vocab_size)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, width, generator=generator).requires_grad_()
-    weight = (0.02 * torch.randn(words, width, generator=generator)).requires_grad_()
-    target = torch.randint(words, (tokens,), generator=generator)
+    weight = (0.02 * torch.randn(vocabulary, width, generator=generator)).requires_grad_()
+    target = torch.randint(vocabulary, (tokens,), generator=generator)
 
     def call(head: Head) -> tuple[Tensor, ...]:
         return torch.autograd.grad(head(hidden, weight, target), (hidden, weight))
@@ -175,7 +175,11 @@ def seconds(repeats: int, *, quick: bool) -> dict[str, object]:
         for chunk in chunks
         for other in ("checkpointed", "naive")
     }
-    return {"shape": [tokens, width, words], "cpu_seconds": {name: spread(s) for name, s in found.items()}, **ratios}
+    return {
+        "shape": [tokens, width, vocabulary],
+        "cpu_seconds": {name: spread(s) for name, s in found.items()},
+        **ratios,
+    }
 
 
 def step(batch: int, pieces: tuple[int, ...]) -> dict[str, object]:
@@ -245,7 +249,7 @@ def main() -> None:
     batch = arguments.batch
     pieces = (batch,) if arguments.quick else tuple(n for n in PIECES if batch % n == 0)
     figures = {
-        "shape": f"{batch} clips x {REPORT.horizon_grids * 1024} future tokens, {REPORT.vocab_size} words, "
+        "shape": f"{batch} clips x {REPORT.horizon_grids * 1024} future tokens, vocabulary {ONEX_GRID.vocab_size}, "
         f"width {REPORT.width}, {REPORT.layers} layers, bfloat16 autocast, dropout {REPORT.dropout}",
         "head": head(batch),
         "head_on_cpu": seconds(1 if arguments.quick else arguments.repeats, quick=arguments.quick),
