@@ -186,20 +186,21 @@ class _Training:
             group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)
         figures, origins = self.gradients(pieces)
-        everyones = ranks.everyones((figures, origins, asked()))
-        for theirs, clips, _ in everyones:
-            if not math.isfinite(loss := theirs["train/loss"]):
-                raise NonFiniteLossError(
-                    f"loss is {loss} at step {state.step}, in the batch of clips {clips}. Lower --optimizer.lr, "
-                    "set --optimizer.clip-norm, or look at these clips with `worldline data info`."
-                )
+        everyones = ranks.everyones((figures, asked()))
+        losses = [theirs["train/loss"] for theirs, _ in everyones]
+        if broken := [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]:
+            clips = ranks.everyones(origins)[broken[0]]
+            raise NonFiniteLossError(
+                f"loss is {losses[broken[0]]} at step {state.step}, in the batch of clips {clips}. Lower "
+                "--optimizer.lr, set --optimizer.clip-norm, or look at these clips with `worldline data info`."
+            )
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm or torch.inf)
         state.optimizer.step()
         if state.average:
             state.average.update(state.model, state.step)
         steered = {"train/gradient_norm": gathered(norm).item(), "train/learning_rate": rate}
-        mean = {name: sum(theirs[name] for theirs, *_ in everyones) / len(everyones) for name in figures}
-        return {"train/loss": mean["train/loss"], **steered, **mean}, any(stop for *_, stop in everyones)
+        mean = {name: sum(theirs[name] for theirs, _ in everyones) / len(everyones) for name in figures}
+        return {"train/loss": mean["train/loss"], **steered, **mean}, any(stop for _, stop in everyones)
 
     def gradients(self, pieces: Iterable[Batch]) -> tuple[dict[str, float], tuple[Origin, ...]]:
         """Add up the gradients of the pieces of a batch; their mean figures, and the clips they are of."""
