@@ -35,8 +35,6 @@ class Loaded:
     """The model folder of the world."""
     checkpoint: str = ""
     """Name of the checkpoint of a run folder; empty for a model folder."""
-    made_with: Identity = field(default_factory=Identity)
-    """The inputs of the world's training, as far as its checkpoint says."""
     tokenizer: str | None = None
     """Fingerprint of the world's tokenizer; None if it was trained on a token source."""
     settings: dict[str, str | int | float | bool] = field(default_factory=dict)
@@ -123,7 +121,6 @@ def load_forecaster(path: Path, options: LoadOptions | None = None, *, device: t
         contract=card.promise,
         folder=path,
         checkpoint=model.name if model != path else "",
-        made_with=card.identity,
         tokenizer=spoken,
     )
 

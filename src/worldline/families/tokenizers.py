@@ -4,7 +4,6 @@ import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from worldline.data.clips import Clips, Split, all_clips, open_split
 from worldline.families.card import ModelCard, describe_model
 from worldline.families.config import TrainConfig
 from worldline.families.family import KINDS, Progress, TokenizerKind, kind_of
+from worldline.files import while_unchanged
 from worldline.nn.load import load_weights
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
@@ -123,15 +123,14 @@ def fingerprint(path: Path) -> str:
             return card.fingerprint
         files, hysteresis = [folder / "model.safetensors"], getattr(card.config, "hysteresis", 0.0)
     for file in files:
-        status = file.stat()
-        digest.update(_file_digest(file, status.st_size, status.st_mtime_ns))
+        digest.update(_file_digest(file))
     if hysteresis:  # the one setting that changes the tokens of the same weights; the rule has a name of its own
         digest.update(f"hysteresis per block {hysteresis}".encode())
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=64)
-def _file_digest(file: Path, _size: int, _mtime: int) -> bytes:
+@while_unchanged(64)
+def _file_digest(file: Path) -> bytes:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
