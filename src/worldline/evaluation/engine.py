@@ -103,7 +103,8 @@ def score(
         raise UsageError("the unconditional world forecasts other times or tokens than the one it is compared with")
     began, ranks, chosen = time.monotonic(), ranks or Ranks(), evenly(len(clips), amount.num_clips)
     entries = entries_of(judged.protocol, amount.sizes(forecaster.num_samples))
-    foreign, shown = foreign_states(clips, chosen), set(evenly(len(chosen), SHOWN_CLIPS))
+    conditions = amount.condition_samples != 0 and any(entry.role == "ablation" for entry in entries)
+    foreign, shown = foreign_states(clips, chosen) if conditions else None, set(evenly(len(chosen), SHOWN_CLIPS))
     scoring = _Scoring(judged, clips, amount, chosen, foreign, shown, entries)
     parts, begins = Parts.begun(out, key, ranks=ranks), range(0, len(chosen), amount.batch_size)
     done = parts.there.__contains__
