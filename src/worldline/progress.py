@@ -19,7 +19,7 @@ class Progress:
         if self.bar is None or what != self.what:
             self.close()
             self.what = what
-            if what.startswith("tokenizing"):  # where the tokens lie is worth knowing even when it takes no time
+            if what.startswith("filling"):  # where a cache lies is worth knowing even when it takes no time
                 say(what)
             self.bar = tqdm(total=total, desc=what, file=sys.stderr, delay=2, dynamic_ncols=True, initial=done - 1)
         shown = {name.removeprefix("train/"): f"{value:.4g}" for name, value in (figures or {}).items()}
