@@ -34,8 +34,8 @@ from worldline.forecasting.tokens import TokenForecaster
 from worldline.forecasts import write_forecasts
 from worldline.formats.open import open_source
 from worldline.nn.adaln import StateOptions
-from worldline.nn.load import changing_state
 from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
+from worldline.nn.weights import changing_state
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.ranks import OtherRankError, Ranks, gathered

@@ -28,8 +28,8 @@ from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.load import load_world
 from worldline.files import write_json
-from worldline.nn.load import changing_state, load_weights
 from worldline.nn.optimizer import OptimizerConfig
+from worldline.nn.weights import changing_state, load_weights
 from worldline.ranks import Ranks, shards_of, whole
 from worldline.rundir import RunDir, load_tensors, to_json, write_model
 from worldline.schema import DataError, UsageError

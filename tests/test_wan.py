@@ -10,7 +10,7 @@ from tolerances import assert_values_agree
 from torch import Tensor
 
 from worldline.nn.adaln import StateOptions
-from worldline.nn.load import changing_state
+from worldline.nn.weights import changing_state
 from worldline.process.flow import TIMESTEPS, FlowSampling
 from worldline.schema import Batch, Origin, UsageError
 from worldline.worlds.wan import LORA_TARGETS, WanConfig, WanWorld

@@ -24,7 +24,7 @@ from worldline.formats.open import reading_of
 from worldline.formats.source import Source
 from worldline.formats.states import ONEX_LAYOUT, compute_stats
 from worldline.identity import Part
-from worldline.nn.load import load_weights
+from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, model_folder, read_model
 from worldline.schema import Batch, DataError, LatentGrid, Origin, TokenGrid, UsageError

@@ -20,7 +20,7 @@ from worldline.forecasting.forecaster import Forecaster
 from worldline.forecasting.session import Session
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
-from worldline.nn.load import load_weights
+from worldline.nn.weights import load_weights
 from worldline.rundir import RunDir, load_tensors, model_folder
 from worldline.schema import DataError, Forecast, UsageError
 

@@ -13,7 +13,7 @@ from worldline.families.card import ModelCard, describe_model
 from worldline.families.config import TrainConfig
 from worldline.families.family import KINDS, Progress, TokenizerKind, kind_of
 from worldline.files import while_unchanged
-from worldline.nn.load import load_weights
+from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from worldline.checks import number, whole
-from worldline.nn.load import changing_state
+from worldline.nn.weights import changing_state
 
 
 @dataclass(frozen=True, kw_only=True)

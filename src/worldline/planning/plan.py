@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from worldline.families.config import TrainConfig
 from worldline.families.family import SizeUnknownError, WorldKind
-from worldline.nn.load import changing_state
+from worldline.nn.weights import changing_state
 from worldline.planning.footprint import DEPTHS, Footprint, tensors_of
 from worldline.planning.machine import Verb, host, verbs, worst
 from worldline.ranks import Ranks, shards_of

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
 from worldline.contract import ModelConfig
-from worldline.nn.published import upstream
+from worldline.nn.weights import upstream
 from worldline.schema import Batch, LatentGrid, UsageError
 from worldline.tokenizers.tokenizer import batch_frames, by_pieces, divided, reconstruction_loss, to_pixels, to_signed
 

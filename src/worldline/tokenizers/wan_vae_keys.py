@@ -11,15 +11,14 @@ from pathlib import Path
 from torch import Tensor
 
 from worldline.files import read_json
-from worldline.nn.published import (
+from worldline.nn.weights import (
     HUB_ID,
     ORIGINAL_HUB_ID,
     STEM,
     check_tensors,
     full_config,
-    read_tensors,
+    mapped_tensors,
     renamed,
-    stored_tensors,
     weight_files,
 )
 from worldline.rundir import from_json
@@ -86,12 +85,12 @@ def read_config(files: list[Path]) -> WanVAEConfig:
 
 def load_tensors(files: list[Path], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The expected tensors, in float32. Raises `DataError` for a damaged file, or the first tensor that differs."""
-    stored = stored_tensors(files, diffusers_name)
-    check_tensors(stored, expected, files[0].parent, fix=_FIX)
-    if halved := sorted({at.dtype for at in stored.values()} - {"F32"}):
+    tensors = {diffusers_name(key): value for key, value in mapped_tensors(files).items()}
+    check_tensors(tensors, expected, files[0].parent, fix=_FIX)
+    if halved := sorted({str(value.dtype) for value in tensors.values()} - {"torch.float32"}):
         said = f"weights are stored as {', '.join(halved)}: they, and so the latents, are not quite those of float32"
         warnings.warn(f"{files[0]}: {said}", stacklevel=2)
-    return {name: value.float() for name, value in read_tensors(stored)}
+    return {name: value.float() for name, value in tensors.items()}
 
 
 def diffusers_name(key: str) -> str:

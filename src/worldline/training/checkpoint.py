@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from worldline.families.card import ModelCard
 from worldline.files import read_json, write_json
-from worldline.nn.load import changing_state, refuse_others
 from worldline.nn.optimizer import MovingAverage
+from worldline.nn.weights import changing_state, check_tensors
 from worldline.ranks import laid, whole
 from worldline.rundir import MODEL_FILES, Best, RunDir, load_tensors, new_folder, save_tensors, write_model
 from worldline.schema import UsageError
@@ -114,5 +114,5 @@ def restore(run: RunDir, state: TrainState) -> None:
 
 def _parts(tensors: Mapping[str, Tensor], now: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Whole tensors of a checkpoint, laid over the ranks as those of `now` are."""
-    refuse_others(tensors, now, folder)
+    check_tensors(tensors, now, folder)
     return {name: laid(value, now[name]) for name, value in tensors.items()}

@@ -21,8 +21,8 @@ from worldline.families.prepare import prepare
 from worldline.files import write_json
 from worldline.formats.states import StateStats
 from worldline.identity import Identity, hash_of
-from worldline.nn.load import changing_state
 from worldline.nn.optimizer import MovingAverage, build_optimizer
+from worldline.nn.weights import changing_state
 from worldline.ranks import Ranks, gathered
 from worldline.rundir import Best, RunDir, environment, to_json
 from worldline.schema import Batch, Origin, UsageError

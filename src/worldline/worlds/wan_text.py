@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from worldline.files import atomic, reading
-from worldline.nn.published import HUB_ID, ORIGINAL_HUB_ID, digest, load_saved, renamed, upstream, weight_files
+from worldline.files import atomic, mapped, reading
+from worldline.nn.weights import HUB_ID, ORIGINAL_HUB_ID, digest, mapped_tensors, renamed, upstream, weight_files
 from worldline.schema import DataError, UsageError
 
 MAX_TOKENS = 512
@@ -53,9 +53,8 @@ def encode_text(
     place = files[0].parent
     try:
         ids = _token_ids(tokenizer, prompt)
-        load = _from_original if files[0].suffix == ".pth" else _from_diffusers
-        encoder = load(files[0], torch.bfloat16 if dtype == "bfloat16" else torch.float32)
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:  # of transformers and PyTorch
+        encoder = _encoder(files, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:  # of transformers and PyTorch
         found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(place, expected="UMT5 encoder and tokenizer", found=found, fix=_AGAIN) from error
     if max(ids) >= encoder.config.vocab_size:
@@ -69,8 +68,9 @@ def fingerprint_encoder(weights: Path) -> str:
     """Identify encoder and tokenizer by sizes and samples all over their files; 64 hexadecimal digits."""
     files, tokenizer = _parts(weights)
     sizes = [(file, file.stat().st_size) for file in [*files, *sorted(tokenizer.glob("*.json"))]]
+    contents = [(file.name, size, mapped(file, "uint8", (size,)).data) for file, size in sizes]
     parts = range(512)
-    return digest((file.name, file, size * i // 512, size * (i + 1) // 512) for file, size in sizes for i in parts)
+    return digest((name, data[size * i // 512 : size * (i + 1) // 512]) for name, size, data in contents for i in parts)
 
 
 def save_text(path: Path, rows: Float[Tensor, "n d"], prompt: str, provenance: Mapping[str, str]) -> None:
@@ -119,19 +119,9 @@ def _token_ids(folder: Path, prompt: str) -> list[int]:
     return ids
 
 
-def _from_diffusers(file: Path, dtype: torch.dtype) -> Any:
-    encoder, report = upstream("transformers").UMT5EncoderModel.from_pretrained(
-        file.parent, dtype=dtype, local_files_only=True, output_loading_info=True
-    )
-    if report["missing_keys"]:  # transformers would fill them with random numbers
-        missing = min(report["missing_keys"])
-        raise DataError(file.parent, expected=f"a tensor {missing}", found="none of that name", fix=_AGAIN)
-    return encoder.eval()
-
-
-def _from_original(file: Path, dtype: torch.dtype) -> Any:
-    """Build the encoder of the original file; its sizes are those of its tensors."""
-    weights = {renamed(key, _RENAMES): tensor.to(dtype) for key, tensor in load_saved(file).items()}
+def _encoder(files: list[Path], dtype: torch.dtype) -> Any:
+    """The encoder of files in either layout; its sizes are those of its tensors."""
+    weights = {renamed(key, _RENAMES): tensor.to(dtype) for key, tensor in mapped_tensors(files).items()}
     first = "encoder.block.0.layer"
     buckets, heads = weights[f"{first}.0.SelfAttention.relative_attention_bias.weight"].shape
     inner, width = weights[f"{first}.0.SelfAttention.q.weight"].shape

@@ -1,34 +1,35 @@
 """The pretrained Wan2.2 TI2V-5B transformer: its sizes and its files. Knows no robot states and no training.
 
-Both published layouts are read, without a hub: diffusers' folder (`transformer/`) and the original files. Headers are
-compared with the configuration before any tensor is read: a wrong or half-copied download is named in a second. Needs
-the extra `wan`, imported only when a model is built.
+Both published layouts are read, without a hub: diffusers' folder (`transformer/`) and the original files. Configuration
+and shapes are compared before any value is read: a wrong or half-copied download is named in a second. Needs the extra
+`wan`, imported only when a model is built.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from worldline.checks import number, refuse, whole
 from worldline.files import read_json
-from worldline.nn.published import (
+from worldline.nn.weights import (
     HUB_ID,
     ORIGINAL_HUB_ID,
     STEM,
     check_tensors,
     digest,
     full_config,
-    read_tensors,
-    stored_tensors,
+    mapped_tensors,
     upstream,
     weight_files,
 )
 from worldline.schema import DataError, UsageError
 
-_ORIGINAL_FIELDS = {"dim": "width", "num_layers": "num_layers", "num_heads": "num_attention_heads", "eps": "eps"}
-"""Entries of the original `config.json` and what they are called here; shapes of tensors tell the others."""
+_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""Types of stored weights, and their names in fingerprints."""
 _FIX = f"Give the transformer of {HUB_ID} or {ORIGINAL_HUB_ID}, complete, or configure the backbone like these."
 
 
@@ -99,17 +100,16 @@ def load_backbone(path: Path, config: BackboneConfig, *, dtype: torch.dtype = to
     Equal to what diffusers' `from_pretrained` gives, also for the original files: weights in `dtype`, except what
     diffusers keeps in float32. `config` is what is expected there; without a `config.json` beside the files, only what
     shows in shapes is checked: not the number of heads. Raises `UsageError` where there is no such transformer, and
-    `DataError` where the files are damaged or hold another model, with the first field or key that differs.
+    `DataError` where the files are damaged or hold another model, with the first field or tensors that differ.
     """
     files = backbone_files(path)
-    described = files[0].parent / "config.json"
-    if described.is_file():
+    if (described := files[0].parent / "config.json").is_file():
         _check_config(described, config)
-    stored = stored_tensors(files, diffusers_name)
     with torch.device("meta"):
         model = config.build()
-    check_tensors(stored, model.state_dict(), files[0].parent, fix=_FIX)
-    weights = {name: value.to(_dtype_of(name, dtype)) for name, value in read_tensors(stored)}
+    tensors = diffusers_names(mapped_tensors(files))
+    check_tensors(tensors, model.state_dict(), files[0].parent, fix=_FIX)
+    weights = {name: value.to(_dtype_of(name, dtype)) for name, value in tensors.items()}
     model.load_state_dict(weights, strict=True, assign=True)
     # Position tables are in no file: they were computed on the meta device and have to be made again.
     model.rope = type(model.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
@@ -139,16 +139,17 @@ def fingerprint_backbone(path: Path) -> str:
     same weights in another layout or sharding, another one for another model or stored type, or after training. A
     change in the middle of a large tensor alone is not seen: no proof against tampering. Raises as `backbone_files`.
     """
-    stored = stored_tensors(backbone_files(path), diffusers_name)
-    return digest((f"{name} {at.dtype} {at.shape}", at.file, at.begin, at.end) for name, at in sorted(stored.items()))
+    return digest(
+        (f"{name} {_TYPES.get(value.dtype)} {tuple(value.shape)}", value.flatten().view(torch.uint8).numpy().data)
+        for name, value in sorted(diffusers_names(mapped_tensors(backbone_files(path))).items())
+    )
 
 
-def diffusers_name(key: str) -> str:
-    """The name diffusers gives a tensor of the original files; its own names stay as they are."""
-    if ".norm2." in key:  # its own: what has weights of that name here is called norm3 there
-        return key
-    convert = upstream("diffusers.loaders.single_file_utils").convert_wan_transformer_to_diffusers
-    return next(iter(convert({key: torch.empty(2, 1, 1, 1, device="meta")})))
+def diffusers_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the original files under the names that diffusers gives them; its own names stay as they are."""
+    if any(".attn1." in name for name in tensors):
+        return dict(tensors)
+    return upstream("diffusers.loaders.single_file_utils").convert_wan_transformer_to_diffusers(dict(tensors))
 
 
 def _transformer_class() -> Any:
@@ -161,15 +162,14 @@ def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def _check_config(file: Path, config: BackboneConfig) -> None:
-    content = read_json(file)
-    match content.get("_class_name"):
-        case "WanTransformer3DModel":
-            expected, found = asdict(config), full_config(content, _transformer_class())
-        case "WanModel":
-            expected = {name: getattr(config, ours) for name, ours in _ORIGINAL_FIELDS.items()}
-            found = {name: content[name] for name in expected if name in content}
-        case other:
-            raise DataError(file, expected="a WanTransformer3DModel or WanModel", found=repr(other), fix=_FIX)
+    content, expected = read_json(file), asdict(config)
+    if (kind := content.get("_class_name")) == "WanModel":  # the original's; its other fields show in shapes
+        content |= {"num_attention_heads": content.get("num_heads", config.num_attention_heads)}
+        found = {name: value for name, value in content.items() if name in expected}
+    elif kind == "WanTransformer3DModel":
+        found = full_config(content, _transformer_class())
+    else:
+        raise DataError(file, expected="a WanTransformer3DModel or WanModel", found=repr(kind), fix=_FIX)
     for name, value in found.items():
         value = tuple(value) if isinstance(value, list) else value
         # A field added by a later version is harmless only while it is off.
