@@ -18,9 +18,8 @@ import torch
 from common import in_turns, options, publish, spread
 
 from worldline.contract import FramePattern
-from worldline.data.clips import Clips, DataConfig, open_clips
+from worldline.data.clips import Clips, DataConfig, open_clips, source_windows
 from worldline.data.loader import PREFETCH, Loader, clip_bytes, clips_in_part
-from worldline.data.windows import source_windows
 from worldline.formats.onex.write import finish_shards, token_shard, write_raw_shard
 from worldline.formats.open import open_source
 from worldline.formats.source import Source

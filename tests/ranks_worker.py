@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from worldline.cli import forecast
 from worldline.contract import FramePattern
 from worldline.data.cache import cached_frames
-from worldline.data.clips import Clips
-from worldline.data.windows import source_windows
+from worldline.data.clips import Clips, source_windows
 from worldline.encoding.convert import convert
 from worldline.encoding.latents import encode
 from worldline.encoding.tokens import TokenizeReport, tokenize

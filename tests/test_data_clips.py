@@ -17,9 +17,8 @@ from worldline.contract import FramePattern
 from worldline.data import loader as loader_module
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import CachedSource, cached_frames
-from worldline.data.clips import Clips, DataConfig, open_clips
+from worldline.data.clips import Clips, DataConfig, open_clips, source_windows
 from worldline.data.loader import IN_FLIGHT, Loader, clip_bytes, clip_keys, clips_in_part
-from worldline.data.windows import source_windows
 from worldline.formats.open import open_source
 from worldline.formats.video import resize
 from worldline.schema import Batch, Clip, DataError, UsageError, join

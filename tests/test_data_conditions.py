@@ -656,4 +656,4 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     data.main(["convert", str(root), str(tmp_path / "out")])
     shown = capsys.readouterr()
     assert "left out 2: episode 0 (listed 2 times, used once), episode 1 (of no frame)" in shown.err
-    assert "2 listed episodes were left out" in shown.out
+    assert "2 left out" in shown.out

@@ -18,8 +18,7 @@ from data_builders import (
 )
 
 from worldline.contract import FramePattern
-from worldline.data.clips import Clips
-from worldline.data.windows import source_windows
+from worldline.data.clips import Clips, source_windows
 from worldline.formats.onex.write import (
     finish_shards,
     shard_done,

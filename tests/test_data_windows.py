@@ -7,11 +7,12 @@ import pytest
 from data_builders import write_tokens
 
 from worldline.contract import FramePattern
-from worldline.data.clips import Clips
-from worldline.data.windows import source_windows, windows
+from worldline.data.clips import Clips, source_windows
 from worldline.formats.onex.source import segment_runs
 from worldline.formats.open import open_source
-from worldline.schema import UsageError
+from worldline.formats.source import Source
+from worldline.formats.states import ONEX_LAYOUT
+from worldline.schema import Episode, UsageError
 
 SHARD_0 = Path(__file__).parents[2] / "shared/data/onex_v2_fragments/train_shard0_segments/segment_idx_0.bin"
 
@@ -23,6 +24,12 @@ def shard_0() -> np.ndarray:
     return np.fromfile(SHARD_0, np.int32)
 
 
+def _video(lengths: np.ndarray) -> Source:
+    """Episodes of these lengths, of which nothing is read."""
+    episodes = tuple(Episode(index=i, length=int(length), name=str(i)) for i, length in enumerate(lengths))
+    return Source(kind="1x-raw", path=Path("raw"), fps=30.0, layout=ONEX_LAYOUT, episodes=episodes)
+
+
 def test_real_shard_gives_the_published_counts(shard_0: np.ndarray, tmp_path: Path) -> None:
     source = open_source(write_tokens(tmp_path / "t", shard_0))
     assert len(source.episodes) == 521
@@ -32,8 +39,11 @@ def test_real_shard_gives_the_published_counts(shard_0: np.ndarray, tmp_path: Pa
     assert len(blocks) == len(shard_0) // 17 - 310, "so many blocks hold two segments"
     assert (len(disjoint), len(overlapping)) == (3_076, 6_006)
     _, lengths = segment_runs(shard_0)
-    assert len(windows(lengths, window=77, stride=8)) == 11_301
-    assert len(windows(lengths, window=78, stride=8)) == 11_266, "the winning team asks for one frame more than needed"
+    video = _video(lengths)
+    assert len(source_windows(video, window=77, stride=8)) == 11_301
+    assert len(source_windows(video, window=78, stride=8)) == 11_266, (
+        "the winning team asks for one frame more than needed"
+    )
 
 
 def test_real_shard_with_tokens_gives_whole_samples(shard_0: np.ndarray, tmp_path: Path) -> None:
@@ -70,7 +80,7 @@ def test_token_windows_are_all_there_is(seed: int, tmp_path: Path) -> None:
 def test_windows_match_a_plain_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
     lengths, window, stride = rng.integers(0, 200, 30), int(rng.integers(1, 90)), int(rng.integers(1, 20))
-    index = windows(lengths, window=window, stride=stride)
+    index = source_windows(_video(lengths), window=window, stride=stride)
     expected = [(e, s) for e, n in enumerate(lengths) for s in range(0, n - window + 1, stride)]
     assert list(zip(index.episode.tolist(), index.start.tolist(), strict=True)) == expected
 
@@ -90,7 +100,7 @@ def test_patterns_take_the_frames_of_the_report() -> None:
 
 def test_impossible_windows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
-        windows(np.array([10]), window=0, stride=1)
+        source_windows(_video(np.array([10])), window=0, stride=1)
     source = open_source(write_tokens(tmp_path, np.zeros(100, np.int32)))
     with pytest.raises(UsageError, match="17-frame block"):
         source_windows(source, window=34, stride=8)

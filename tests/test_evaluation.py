@@ -24,8 +24,7 @@ from tolerances import assert_pixels_agree
 from torch import Tensor
 
 from worldline.contract import Contract, FramePattern
-from worldline.data.clips import Clips, DataConfig
-from worldline.data.windows import source_windows
+from worldline.data.clips import Clips, DataConfig, source_windows
 from worldline.evaluation.autoencoder import Autoencoder
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.held_out import DataChoice, evenly, foreign_states, held_out

@@ -13,8 +13,7 @@ from latent_builders import PATTERN, small_vae, world_run
 
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
-from worldline.data.clips import Clips, DataConfig, open_clips
-from worldline.data.windows import source_windows
+from worldline.data.clips import Clips, DataConfig, open_clips, source_windows
 from worldline.encoding.latents import EncodeReport, encode
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.held_out import DataChoice, held_out

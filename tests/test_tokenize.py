@@ -225,7 +225,7 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
 
 def test_tokens_cannot_be_tokenized(tmp_path: Path) -> None:
     source = open_source(write_tokens(tmp_path / "tokens", np.zeros(34, np.int32)))
-    with pytest.raises(UsageError, match="holds tokens already"):
+    with pytest.raises(UsageError, match="only video"):
         _run(source, tmp_path / "out")
 
 

@@ -21,7 +21,6 @@ from worldline.formats.source import Source
 from worldline.formats.video import resize
 from worldline.owner import Claim
 from worldline.ranks import Ranks
-from worldline.schema import UsageError
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) after every episode."""
@@ -64,8 +63,7 @@ def cached_frames(
     camera, size or changed video gets another folder, a copied or moved one does not. Takes `3 * size**2` bytes of disk
     a frame: 197 kB at 256 px. Raises `UsageError` for a source without video, `DataError` where one does not decode.
     """
-    if source.image_size is None:
-        raise UsageError(f"{source.path}: only video can be cached, this is {source.kind}")
+    source.video_size()
     place = folder / f"{footage_of(source, range(len(source.episodes)))[:16]}-{size}px"
     chosen, ranks = range(len(source.episodes)) if episodes is None else episodes, ranks or Ranks()
 

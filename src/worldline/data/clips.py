@@ -1,21 +1,23 @@
 """`Clips`: a data set as a sequence of clips of one shape, and the configuration that builds one.
 
-It handles windows, image size and augmentation, but no batches, ranks or models.
+It handles windows, image size and augmentation, but no batches or models. A window never leaves its episode; windows
+of tokens also lie on the block grid of their file.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 
 from worldline.checks import whole
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, cached_frames
-from worldline.data.splits import Recordings, recordings, refuse_shared
-from worldline.data.windows import WindowIndex, some_windows
+from worldline.data.splits import Recordings, recordings
 from worldline.formats.choose import choose_episodes
 from worldline.formats.faults import check_episodes
 from worldline.formats.open import OpenOptions, Roots
@@ -67,6 +69,61 @@ class DataConfig(OpenOptions):
             raise UsageError("no data set is given (--data.path)")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WindowIndex:
+    """Windows in order: episode number and first frame within the episode."""
+
+    episode: Int64[np.ndarray, "n"]
+    start: Int64[np.ndarray, "n"]
+
+    def __len__(self) -> int:
+        return len(self.episode)
+
+
+def source_windows(source: Source, *, window: int, stride: int, episodes: Sequence[int] | None = None) -> WindowIndex:
+    """Windows over a source, or over some of its episodes. Reads nothing.
+
+    Token sources: `window` and `stride` are multiples of the block, 34 and 34 for disjoint pairs of blocks, 34 and 17
+    for overlapping ones; blocks that straddle a boundary are not used. On 1X shard 0 this gives 3,076 disjoint pairs
+    (the report counts about 306,000 over 100 shards). Test samples give one window each, from frame 0.
+
+    Raises:
+        UsageError: a window or stride of no frame, or off the block grid of a token source.
+    """
+    if window < 1 or stride < 1:
+        raise UsageError(f"a window of {window} frames at a stride of {stride} is no window; both must be >= 1")
+    chosen = np.array(range(len(source.episodes)) if episodes is None else episodes, np.int64)
+    lengths, first = np.array([source.episodes[i].length for i in chosen], np.int64), np.zeros_like(chosen)
+    if source.context_only:
+        stride = int(lengths.max(initial=1))
+    elif source.grid is not None:
+        block = source.grid.block
+        if window % block or stride % block:
+            raise UsageError(
+                f"{source.path}: window {window} and stride {stride} must be multiples of the {block}-frame block"
+            )
+        first = -np.array([source.episodes[i].block_offset for i in chosen], np.int64) % block
+    room = lengths - first - window
+    counts = np.where(room >= 0, room // stride + 1, 0)
+    row = np.repeat(np.arange(len(chosen)), counts)
+    number = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return WindowIndex(episode=chosen[row], start=first[row] + number * stride)
+
+
+def some_windows(
+    source: Source, episodes: Sequence[int], *, window: int, stride: int, what: str = "episodes"
+) -> WindowIndex:
+    """`source_windows` of some episodes. Raises `UsageError` where there is none, and says how long `what` are."""
+    index = source_windows(source, window=window, stride=stride, episodes=episodes)
+    if len(index) == 0:
+        lengths = [source.episodes[i].length for i in episodes]
+        raise UsageError(
+            f"{source.path}: no window of {window} frames in the {len(lengths)} {what}, which have "
+            f"{min(lengths, default=0)} to {max(lengths, default=0)} frames; choose longer episodes or a shorter window"
+        )
+    return index
+
+
 @dataclass(frozen=True, eq=False)
 class Clips(Sequence[Clip]):
     """Windows of a source as clips.
@@ -97,27 +154,26 @@ class Clips(Sequence[Clip]):
             raise IndexError(f"clip {number} of {len(self)}")
         start = int(self.windows.start[number])
         clip = self.source.read(int(self.windows.episode[number]), start, start + self.pattern.window)
+        frames, fps = clip.frames, clip.fps / self.pattern.stride
+        if frames is None:
+            return replace(clip, fps=fps)
         if not self.pattern.is_consecutive:
-            clip = self._subsampled(clip)
-        if clip.frames is None:
-            return clip
+            if len(frames) < self.pattern.window:
+                raise UsageError(
+                    f"{self.source.path} holds {len(frames)} frames of a sample, not the {self.pattern.window} needed "
+                    "here: test samples can be forecast, not learned from or judged"
+                )
+            frames = frames[torch.tensor(self.pattern.frames)]
         if self.augment is not None and seed is not None:
-            size = self.image_size or min(clip.frames.shape[-2:])
-            return replace(clip, frames=augment_frames(clip.frames, self.augment, size=size, seed=seed))
-        return clip if self.image_size is None else replace(clip, frames=resize(clip.frames, self.image_size))
+            size = self.image_size or min(frames.shape[-2:])
+            frames = augment_frames(frames, self.augment, size=size, seed=seed)
+        elif self.image_size is not None:
+            frames = resize(frames, self.image_size)
+        return replace(clip, frames=frames, fps=fps)
 
     def sized(self, image_size: int | None) -> "Clips":
         """The same clips with frames of another size; None leaves them as they are."""
         return replace(self, image_size=image_size or self.image_size)
-
-    def _subsampled(self, clip: Clip) -> Clip:
-        if clip.frames is not None and len(clip.frames) < self.pattern.window:
-            raise UsageError(
-                f"{self.source.path} holds {len(clip.frames)} frames of a sample, not the {self.pattern.window} needed "
-                "here: test samples can be forecast, not learned from or judged"
-            )
-        frames = None if clip.frames is None else clip.frames[torch.tensor(self.pattern.frames)]
-        return replace(clip, frames=frames, fps=clip.fps / self.pattern.stride)
 
 
 def open_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]:
@@ -146,10 +202,18 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
             validated on such data.
         DataError: states or videos are not what they should be.
     """
-    source, episodes = _checked_split(config, "train")
-    trained_on = recordings(source, episodes).joined(trained_on or Recordings())
-    held_out, chosen = _checked_split(config, "val")
-    refuse_shared(trained_on, held_out, chosen)
+    (source, episodes), (held_out, chosen) = splits = [open_split(config, split) for split in get_args(Split)]
+    for data, numbers in splits:  # what is too short for a clip is said elsewhere, first
+        long = [i for i in numbers if data.episodes[i].length >= config.pattern.window]
+        check_episodes(data, long, size=config.image_size)
+    trained_on = recordings(source, episodes, also=trained_on)
+    if shared := trained_on.among(held_out, chosen):
+        names = ", ".join(episode.name for episode in shared[:4]) + (", ..." if len(shared) > 4 else "")
+        raise UsageError(
+            f"{held_out.path}: {len(shared)} of {len(chosen)} validation episodes are also trained on ({names}), "
+            "here or in a copy, or are listed twice; nothing would be held out. Give splits that share none, for "
+            "example --data.train-episodes :-10 --data.val-episodes -10:, or other validation data (--data.val-path)"
+        )
     sized = ("picture size",) if config.image_size is None else ()
     for what in ("content", "state names", "frames per second", "tokens", "latents", "frames of a window", *sized):
         if source.alike[what] != held_out.alike[what]:
@@ -159,14 +223,6 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
                 "(--data.val-path)"
             )
     return trained_on
-
-
-def _checked_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]:
-    """A split, after a check for damage. Episodes that are too short for a clip are reported elsewhere, first."""
-    source, episodes = open_split(config, split)
-    long = [i for i in episodes if source.episodes[i].length >= config.pattern.window]
-    check_episodes(source, long, size=config.image_size)
-    return source, episodes
 
 
 def open_windows(config: DataConfig, split: Split) -> tuple[Source, Sequence[int], WindowIndex]:

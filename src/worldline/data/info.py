@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from worldline.data.clips import source_windows
 from worldline.data.splits import repeated
-from worldline.data.windows import source_windows
 from worldline.formats.checks import Report, noting
 from worldline.formats.choose import JOINED, choose_episodes, only
 from worldline.formats.faults import faults

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from jaxtyping import Int64
@@ -67,29 +67,25 @@ class Loader:
                 f"a batch of {self.batch_size} clips cannot be cut into {self.pieces} pieces; lower --accumulate"
             )
 
-    def keys(self, step: int) -> list[list[Key]]:
-        """This rank's batch at `step`: pieces of nearly equal size, in order."""
-        share = {"batch_size": self.batch_size, "rank": self.rank, "world_size": self.world_size}
-        keys = clip_keys(len(self.clips), seed=self.seed, step=step, **share)
-        edges = [round(i * len(keys) / self.pieces) for i in range(self.pieces + 1)]
-        return [keys[a:b] for a, b in pairwise(edges)]
-
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Pieces of the batches of steps `start .. stop-1`, read ahead by the workers.
 
         Workers are started here and end here.
         """
         if self.num_workers == 0:
-            for step in range(start, stop):
-                yield from (stack([self.clips[key] for key in piece]) for piece in self.keys(step))
+            yield from (stack([self.clips[key] for key in piece]) for piece in self._pieces(start, stop))
             return
         size = clips_in_part(clip_bytes(self.clips[0]), -(-self.batch_size // self.pieces), self.num_workers)
+
+        def parts(piece: list[Key]) -> list[list[Key]]:
+            return [piece[i : i + size] for i in range(0, len(piece), size)]
+
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["worldline.data.clips"])
-        parts = iter(
+        read = iter(
             DataLoader(
                 self.clips,  # pyright: ignore[reportArgumentType] - any sequence will do
-                batch_sampler=self._parts(start, stop, size),  # pyright: ignore[reportArgumentType] - so for keys
+                batch_sampler=chain.from_iterable(map(parts, self._pieces(start, stop))),  # pyright: ignore[reportArgumentType] - so for keys
                 num_workers=self.num_workers,
                 prefetch_factor=PREFETCH,
                 collate_fn=stack,
@@ -97,14 +93,16 @@ class Loader:
                 multiprocessing_context=context,
             )
         )
-        for step in range(start, stop):
-            yield from (join([next(parts) for _ in range(0, len(piece), size)]) for piece in self.keys(step))
+        for piece in self._pieces(start, stop):
+            yield join([next(read) for _ in parts(piece)])
 
-    def _parts(self, start: int, stop: int, size: int) -> Iterator[list[Key]]:
-        """Clips that workers read at once, computed when needed."""
+    def _pieces(self, start: int, stop: int) -> Iterator[list[Key]]:
+        """This rank's batches of these steps in pieces of nearly equal size, computed when needed."""
+        share = {"batch_size": self.batch_size, "rank": self.rank, "world_size": self.world_size}
         for step in range(start, stop):
-            for piece in self.keys(step):
-                yield from (piece[i : i + size] for i in range(0, len(piece), size))
+            keys = clip_keys(len(self.clips), seed=self.seed, step=step, **share)
+            edges = [round(i * len(keys) / self.pieces) for i in range(self.pieces + 1)]
+            yield from (keys[a:b] for a, b in pairwise(edges))
 
 
 def _outlives_termination(_: int) -> None:

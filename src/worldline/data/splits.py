@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from worldline.formats.choose import how_to_leave_out
 from worldline.formats.source import Source
-from worldline.schema import DataError, Episode, UsageError
+from worldline.schema import DataError, Episode
 
 _HEAD = 1 << 20
 """Bytes at the beginning of a video by which recordings are told apart where their states never change."""
@@ -31,13 +31,9 @@ class Recordings:
         mine = set(self.contents)
         return [source.episodes[i] for i in dict.fromkeys(episodes) if recording_of(source, i) in mine]
 
-    def joined(self, other: "Recordings") -> "Recordings":
-        """Both sets in one."""
-        return Recordings(contents=tuple(sorted({*self.contents, *other.contents})))
 
-
-def recordings(source: Source, episodes: Sequence[int]) -> Recordings:
-    """The recordings that some episodes show. Reads their states, no video; says what cannot be told apart."""
+def recordings(source: Source, episodes: Sequence[int], *, also: Recordings | None = None) -> Recordings:
+    """The recordings that some episodes show, and others. Reads states, no video; says what cannot be told apart."""
     found = [_identify(source, i) for i in dict.fromkeys(episodes)]
     still = sum(by_video for _, by_video in found)
     if still:
@@ -47,7 +43,8 @@ def recordings(source: Source, episodes: Sequence[int]) -> Recordings:
             source.path,
             still,
         )
-    return Recordings(contents=tuple(sorted({name for name, _ in found})))
+    names = {name for name, _ in found}.union(also.contents if also else ())
+    return Recordings(contents=tuple(sorted(names)))
 
 
 def recording_of(source: Source, episode: int) -> str:
@@ -90,15 +87,3 @@ def _identify(source: Source, episode: int) -> tuple[str, bool]:
         with path.open("rb") as file:
             digest.update(f"{path.stat().st_size} {first}".encode() + file.read(_HEAD))
     return digest.hexdigest()[:16], stands_still
-
-
-def refuse_shared(train: Recordings, source: Source, episodes: Sequence[int]) -> None:
-    """Raise `UsageError` where an episode that is to be held out shows a recording that is trained on."""
-    shared = train.among(source, episodes)
-    if shared:
-        names = ", ".join(episode.name for episode in shared[:4]) + (", ..." if len(shared) > 4 else "")
-        raise UsageError(
-            f"{source.path}: {len(shared)} of {len(episodes)} validation episodes are also trained on ({names}), "
-            "here or in a copy, or are listed twice; nothing would be held out. Give splits that share none, for "
-            "example --data.train-episodes :-10 --data.val-episodes -10:, or other validation data (--data.val-path)"
-        )

@@ -1,20 +1,88 @@
-"""Convert any source of video to the 1X raw layout, one episode per shard; resumable after a kill."""
+"""Folders that are made of a source, resumable after a kill; the plainest of them, any video in the 1X raw layout."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from einops import rearrange
 
 from worldline.data.cache import Progress, frame_chunks
-from worldline.encoding.origin import Made, origin_of, source_key
+from worldline.data.splits import recording_of
+from worldline.formats.content import content_of
 from worldline.formats.faults import check_episodes
 from worldline.formats.onex.write import finish_shards, shard_done, write_raw_shard
+from worldline.formats.open import open_source
 from worldline.formats.source import Source
 from worldline.owner import Claim
 from worldline.ranks import Ranks
-from worldline.schema import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A folder that was made of a source."""
+
+    folder: Path
+    episodes: int
+    reused: int
+    """Episodes that were there already."""
+
+    def __str__(self) -> str:
+        counts = [f"{count} {name.replace('_', ' ')}" for name, count in vars(self).items() if name != "folder"]
+        return f"{self.folder}: {', '.join(counts)}"
+
+    def open(self) -> Source:
+        """The result, to train on."""
+        return open_source(self.folder)
+
+
+def fill(
+    out: Path,
+    source: Source,
+    episodes: Sequence[int],
+    *,
+    size: int | None,
+    claim: tuple[str, str],
+    settings: Mapping[str, Any],
+    make: Callable[[Path, int], None],
+    done: Callable[[Path, int], bool],
+    finish: Callable[..., None],
+    ranks: Ranks | None = None,
+    in_cache: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Make a folder of some episodes; returns the fields of `Made`. Several ranks share them, each must call this.
+
+    Args:
+        claim: the file that says what the folder depends on, and its content for messages.
+        settings: what it depends on, besides the source, the episodes and the size of frames.
+        make: makes one of `range(len(episodes))`, `done` says whether it is made, `finish` notes the source at last.
+        in_cache: into a folder of `out` that is named after all that the result depends on. Where another job is
+            filling it, that is waited for instead of refused.
+
+    Raises:
+        UsageError: the source has no video, or the folder holds something else or is in use.
+        DataError: a video does not decode, or states are not as the metadata say.
+    """
+    source.video_size()
+    check_episodes(source, episodes, size=size)
+    depends = {"source_kind": source.kind, "content": content_of(source, episodes), "states": list(source.layout.names)}
+    depends |= {"episodes": list(episodes), "size": size, **settings}
+    claimed, ranks = Claim(file=claim[0], key=depends, what=claim[1]), ranks or Ranks()
+    out = claimed.folder_in(out) if in_cache else out
+    with ranks.owning(out, claim=claimed, wait=in_cache):
+        reused = ranks.made(range(len(episodes)), partial(make, out), done=partial(done, out), progress=progress)
+        if ranks.writes:
+            noted = {
+                "made_from": str(source.path),
+                "recordings": [recording_of(source, episode) for episode in episodes],
+                "reading": asdict(source.read_at(size)),
+                "left_out": list(source.left_out),
+            }
+            finish(out, provenance=depends | noted)
+    return {"folder": out, "episodes": len(episodes), "reused": reused}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +95,6 @@ class ConvertReport(Made):
     left_out: int
     """Episodes that the source lists and does not give."""
 
-    def __str__(self) -> str:
-        left_out = f", {self.left_out} listed episodes were left out" if self.left_out else ""
-        return f"{self.folder}: {self.episodes} episodes, {self.frames} frames, {self.bytes / 1e6:.1f} MB{left_out}"
-
 
 def convert(
     source: Source, out: Path, *, size: int | None, ranks: Ranks | None = None, progress: Progress | None = None
@@ -38,40 +102,25 @@ def convert(
     """Write every episode of a source to `out` as one shard of 1X raw video at `size` px (None: as stored).
 
     A killed run leaves a folder without `metadata.json`, which readers refuse; the next call goes on from
-    there. A few dozen frames are held in memory at a time. Several ranks share the episodes; each must call this.
-
-    Raises:
-        UsageError: the source has no video, or `out` holds something else or is in use.
-        DataError: a video does not decode, or states are not as the metadata say.
+    there. A few dozen frames are held in memory at a time. Raises what `fill` raises.
     """
-    if source.image_size is None:
-        raise UsageError(f"{source.path}: only video can be converted, this is {source.kind}")
-    numbers, ranks = range(len(source.episodes)), ranks or Ranks()
-    check_episodes(source, numbers, size=size)
-    frames, key = sum(episode.length for episode in source.episodes), source_key(source, numbers, size=size)
+    lengths = [episode.length for episode in source.episodes]
 
-    def make(episode: int) -> None:
-        length, chunks = source.episodes[episode].length, frame_chunks(source, episode, size=size)
+    def make(out: Path, episode: int) -> None:
+        chunks = frame_chunks(source, episode, size=size)
         write_raw_shard(
             out,
             episode,
             frames=(frame for chunk in chunks for frame in rearrange(chunk, "f c h w -> f h w c").numpy()),
-            states=source.read_states(episode, 0, length),
-            segments=np.zeros(length, np.int32),
+            states=source.read_states(episode, 0, lengths[episode]),
+            segments=np.zeros(lengths[episode], np.int32),
             fps=source.fps,
         )
 
-    with ranks.owning(out, claim=Claim(file="conversion.json", key=key, what="a conversion")):
-        reused = ranks.made(numbers, make, done=partial(shard_done, out), progress=progress)
-        if ranks.writes:
-            noted = key | origin_of(source, numbers, size=size)
-            rate = {"num_shards": len(numbers), "num_images": frames, "fps": source.fps}
-            finish_shards(out, **rate, layout=source.layout, provenance=noted)
-    return ConvertReport(
-        folder=out,
-        episodes=len(numbers),
-        reused=reused,
-        frames=frames,
-        bytes=sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
-        left_out=len(source.left_out),
-    )
+    counts = {"num_shards": len(lengths), "num_images": sum(lengths)}
+    finish = partial(finish_shards, **counts, fps=source.fps, layout=source.layout)
+    made = {"make": make, "done": shard_done, "finish": finish, "ranks": ranks, "progress": progress}
+    claim = ("conversion.json", "a conversion")
+    done = fill(out, source, range(len(lengths)), size=size, claim=claim, settings={}, **made)
+    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return ConvertReport(**done, frames=sum(lengths), bytes=written, left_out=len(source.left_out))

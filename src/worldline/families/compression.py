@@ -23,7 +23,6 @@ from worldline.families.family import (
     contract_with,
     expected_contract,
     image_size,
-    picture_size,
     register,
 )
 from worldline.families.sample import SampleOptions
@@ -237,7 +236,7 @@ def _as_tokens(
     if source.grid is not None:
         data = replace(data, pattern=_pattern(model, source.grid))
         return open_clips(data, "train"), open_clips(data, "val")
-    size, held_out = picture_size(data, source), open_split(data, "val")
+    size, held_out = source.video_size(data.image_size), open_split(data, "val")
     if tokenizer is None or config.tokenizer is None:
         raise UsageError(f"{source.path} holds frames; give the tokenizer to tokenize them with (--tokenizer RUN)")
     if data.cache is None:

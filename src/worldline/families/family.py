@@ -164,7 +164,7 @@ class TokenizerKind(Kind):
 
     def prepare(self, config: TrainConfig, model: Any, ranks: Ranks, progress: Progress) -> Prepared:
         data = replace(config.data, pattern=self.pattern(config, model))
-        grid = model.grid(*picture_size(data, open_split(data, "train")[0]))
+        grid = model.grid(*open_split(data, "train")[0].video_size(data.image_size))
         open_windows(data, "val")  # both splits have windows: said before anything is decoded
         open_windows(data, "train")
         train = open_clips(data, "train", ranks=ranks, progress=lambda *at: progress("decoding training frames", *at))
@@ -355,13 +355,6 @@ def empty_batch(over: str, contract: Contract, clips: int, device: str = "meta")
     states = torch.zeros(clips, pattern.window, len(contract.state_names), device=device)
     origins = (Origin(source="none", episode=0, start=0),) * clips
     return Batch(states=states, fps=1.0, origins=origins, frames=frames, tokens=tokens, latents=latents)
-
-
-def picture_size(data: DataConfig, source: Source) -> tuple[int, int]:
-    """Height and width of a source's frames, scaled as asked for."""
-    if source.image_size is None:
-        raise UsageError(f"{source.path} holds no frames, it is {source.kind}; give video")
-    return (data.image_size, data.image_size) if data.image_size else source.image_size
 
 
 def initialise(model: nn.Module, path: Path | None) -> None:

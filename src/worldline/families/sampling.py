@@ -22,7 +22,6 @@ from worldline.families.family import (
     contract_with,
     expected_contract,
     image_size,
-    picture_size,
     register,
 )
 from worldline.families.sample import SampleOptions
@@ -147,7 +146,7 @@ class LatentWorldKind(WorldKind):
         model = model if text is None else replace(model, text_rows=len(text))
         pattern, source = config.data.pattern, open_split(config.data, "train")[0]
         base, vae = _base(config, model), load_vae(config.tokenizer)
-        grid = source.latent_grid or vae.grid(*picture_size(config.data, source))
+        grid = source.latent_grid or vae.grid(*source.video_size(config.data.image_size))
         _check_latents(model, grid, pattern)  # what cannot be is refused before anything is encoded
         contract = contract_with(source, config.data, grid, pattern)
         model.check_codes(pattern)

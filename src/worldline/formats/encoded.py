@@ -169,11 +169,11 @@ def written_episode(
         yield append
 
 
-def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid, origin: dict[str, Any]) -> None:
+def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid, provenance: dict[str, Any]) -> None:
     """Write the metadata that make the folder readable, once every episode is there.
 
     Args:
-        origin: what is noted of the source (`worldline.encoding.origin`).
+        provenance: what is noted of the source (`worldline.encoding.convert.fill`).
     """
     content = {
         "fps": source.fps,
@@ -181,9 +181,9 @@ def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid,
         "state_kinds": list(source.layout.kinds),
         "lengths": [source.episodes[i].length for i in episodes],
         "names": [source.episodes[i].name for i in episodes],
-        "recordings": origin["recordings"],
-        "left_out": origin["left_out"],
+        "recordings": provenance["recordings"],
+        "left_out": provenance["left_out"],
         "latent_grid": asdict(grid),
-        "contract": origin["reading"],
+        "contract": provenance["reading"],
     }
     write_json(out / METADATA, content)

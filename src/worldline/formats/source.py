@@ -78,6 +78,12 @@ class Source:
         """Decode frames `start .. stop-1` in pieces of bounded size; 0 threads are as many as there are cores."""
         raise UsageError(f"{self.path}: no video in this data set, it is {self.kind}")
 
+    def video_size(self, size: int | None = None) -> tuple[int, int]:
+        """Height and width of frames, as stored or scaled to `size`. Raises `UsageError` where there are none."""
+        if self.image_size is None:
+            raise UsageError(f"{self.path}: only video will do here, this is {self.kind}")
+        return (size, size) if size else self.image_size
+
     def footage(self, episode: int) -> tuple[Path, int]:
         """The video, token or latent file that shows an episode, and the episode's first frame in it."""
         raise NotImplementedError

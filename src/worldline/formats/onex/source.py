@@ -136,7 +136,7 @@ class OnexSource(Source):
         if begin % grid.block or end % grid.block:
             raise UsageError(
                 f"{self.path}: frames {begin}..{end - 1} of shard {shard.index} do not lie on its blocks of "
-                f"{grid.block} frames; choose windows with worldline.data.windows.source_windows"
+                f"{grid.block} frames; choose windows with worldline.data.clips.source_windows"
             )
         table = mapped(shard.video, "int32", (blocks, grid.latents_per_block, grid.height, grid.width))
         tokens = np.array(table[begin // grid.block : end // grid.block], np.int64)
