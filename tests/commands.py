@@ -1,7 +1,6 @@
 """Where the project tells a reader what to type: pages, scripts, help texts and messages; and how each is parsed."""
 
 import ast
-import importlib
 import os
 import re
 import shlex
@@ -9,10 +8,12 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.distributed.run import get_args_parser
 
+from worldline.cli import main as entry
 from worldline.schema import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -106,9 +107,14 @@ def words_of(command: str) -> list[str]:
     return words[1:]
 
 
-def parse(words: list[str]) -> object:
+def parse(words: list[str]) -> Any:
     """What a verb's own parser makes of these words. Nothing is done."""
-    return importlib.import_module(f"worldline.cli.{words[0]}").parse(words[1:])
+    return entry.parse(words)
+
+
+def do(verb: str, words: list[str]) -> None:
+    """Do what a command line says, in this process; errors are raised."""
+    entry.parse([verb, *words]).carry_out()
 
 
 def parses(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

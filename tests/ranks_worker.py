@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from builders import GRID_200, SMALL_WORLD, TOKEN_GRID, Means, small_tokenizer, small_world
+from commands import parse
 from latent_builders import SMALL_BACKBONE, SMALL_VAE
 from torch import Tensor, nn
 
-from worldline.cli import forecast
 from worldline.contract import FramePattern
 from worldline.data.cache import cached_frames
 from worldline.data.clips import Clips, source_windows
@@ -293,7 +293,7 @@ def forecasts(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """Three clips by the command's own code, two roll-outs of each, one clip at a time."""
     out = folder / f"forecast_by_{ranks.world_size}"
     words = "--clips 5 0 2 --num-samples 2 --temperature 1 --rows 2 --format png --device cpu --out"
-    job = forecast.parse(["compression-tiny", *words.split(), str(out)])
+    job = parse(["forecast", "compression-tiny", *words.split(), str(out)])
     return {"files": [path.name for path in write_forecasts(job.run, job, ranks=ranks)]}
 
 

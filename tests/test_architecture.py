@@ -88,7 +88,7 @@ def test_help_does_not_load_pytorch(tmp_path: Path) -> None:
 
 
 def test_only_families_and_recipes_name_the_classes_of_a_track() -> None:
-    """Others know the protocols in `tokenizers/tokenizer.py` and `worlds/world.py`; `cli/text.py` is Wan's alone."""
+    """Others know the protocols in `tokenizers/tokenizer.py` and `worlds/world.py`; the verb `text` is Wan's alone."""
     named: dict[str, set[str]] = {}
     for path in FILES:
         place = path.relative_to(PACKAGE)
@@ -97,7 +97,7 @@ def test_only_families_and_recipes_name_the_classes_of_a_track() -> None:
                 found = re.fullmatch(r"worldline\.(tokenizers|worlds)\.(?!tokenizer$|world$)(\w+)", node.module)
                 if found and place.parts[0] not in ("families", "recipes", "tokenizers", "worlds"):
                     named.setdefault(str(place), set()).add(found[0])
-    assert named == {"cli/text.py": {"worldline.worlds.wan_text"}}
+    assert named == {"cli/verbs.py": {"worldline.worlds.wan_text"}}
 
 
 def test_every_file_says_what_it_is_and_packages_define_nothing() -> None:

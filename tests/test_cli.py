@@ -1,6 +1,5 @@
 """The command line as a user meets it: exit codes, hints, one JSON object, and raw video to a report, end to end."""
 
-import importlib
 import json
 import os
 import re
@@ -16,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from builders import write_followed_tokens, write_squares
+from commands import do
 from latent_builders import SMALL_WAN, small_vae, world_run
 
-from worldline.cli import data, evaluate, forecast, report, train
 from worldline.cli import main as entry
+from worldline.cli.verbs import Evaluate
 from worldline.data.splits import recording_of
 from worldline.evaluation.result import Evaluation
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint
@@ -66,10 +66,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lab = tmp_path_factory.mktemp("lab")
     data = _on(write_squares(lab / "raw", 4, length=68), lab / "cache")
     few = _words("--batch-size 2 --validation-clips 2 --json")
-    train.main(["tokenizer_tiny", "--out", str(lab / "tokenizer"), "--steps", "4", *SMALL_TOKENIZER, *data, *few])
+    do("train", ["tokenizer_tiny", "--out", str(lab / "tokenizer"), "--steps", "4", *SMALL_TOKENIZER, *data, *few])
     tokenizer = ["--tokenizer", str(lab / "tokenizer"), "--start-offsets", "2"]
     for recipe in ("compression_tiny", "compression_tiny_unconditional"):
-        train.main([recipe, "--out", str(lab / recipe), "--steps", "3", *SMALL_WORLD, *data, *few, *tokenizer])
+        do("train", [recipe, "--out", str(lab / recipe), "--steps", "3", *SMALL_WORLD, *data, *few, *tokenizer])
     return lab
 
 
@@ -77,12 +77,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_shows_every_verb_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    """The modules of the command line that parse are its verbs, and what `data` asks for its own."""
-    modules = [path.stem for path in Path(entry.__file__).parent.glob("*.py")]
-    verbs = {name for name in modules if hasattr(importlib.import_module(f"worldline.cli.{name}"), "parse")}
+    """And what `data` asks for its own."""
     assert _worldline(monkeypatch, "data", "?") == 2
     known = capsys.readouterr().err.partition("there are: ")[2].strip().split(", ")
-    expected = {*(verbs - {"data"}), *(f"data {verb}" for verb in known)}
+    expected = {*(set(entry.NAMES) - {"data"}), *(f"data {verb}" for verb in known)}
     assert _worldline(monkeypatch, "--help") == 0
     lines = re.findall(r"^  ([a-z]+(?: [a-z]+)?)  +\S", capsys.readouterr().out, re.MULTILINE)
     assert len(known) == 5
@@ -143,7 +141,7 @@ def test_a_process_of_its_own_keeps_stdout_for_the_result(tmp_path: Path) -> Non
 
 
 def test_info_is_one_json_object(tmp_path: Path, capsys: Capture) -> None:
-    data.main(["info", str(write_squares(tmp_path / "raw", 2, length=85)), "--json"])
+    do("data", ["info", str(write_squares(tmp_path / "raw", 2, length=85)), "--json"])
     info = _printed(capsys)
     assert {"left_out", "statistics", "bytes", "state_kinds", "cameras"} <= info.keys()
     expected = {
@@ -167,7 +165,7 @@ def test_info_for_people_names_problems(tmp_path: Path, capsys: Capture) -> None
     states[5] = np.nan
     states.tofile(raw / "robot_states/states_1.bin")
     with pytest.raises(SystemExit) as exited:
-        data.main(["info", str(raw)])
+        do("data", ["info", str(raw)])
     assert exited.value.code == 2  # a script notices
     shown = capsys.readouterr().out
     assert shown.count("problem: ") == 1
@@ -177,13 +175,13 @@ def test_info_for_people_names_problems(tmp_path: Path, capsys: Capture) -> None
 
 def test_tokenize_by_command(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     command = ["tokenize", str(lab / "raw"), str(tmp_path / "out"), "--tokenizer", str(lab / "tokenizer")]
-    data.main([*command, "--episodes", ":2", "--json"])
+    do("data", [*command, "--episodes", ":2", "--json"])
     done = _printed(capsys)
     assert (done["episodes"], done["blocks"], done["reused"]) == (2, 8, 0)
-    data.main(["info", str(tmp_path / "out"), "--json"])
+    do("data", ["info", str(tmp_path / "out"), "--json"])
     info = _printed(capsys)
     assert (info["kind"], info["samples"], info["grid"]["vocab_size"]) == ("1x-tokens", 4, 200)
-    data.main([*command, "--episodes", ":2", "--json"])
+    do("data", [*command, "--episodes", ":2", "--json"])
     assert _printed(capsys)["reused"] == 2
 
 
@@ -191,7 +189,7 @@ def test_tokenize_by_command(lab: Path, tmp_path: Path, capsys: Capture) -> None
 
 
 def test_training_reports_its_end(lab: Path, capsys: Capture) -> None:
-    train.main(["--resume", str(lab / "compression_tiny"), "--json"])
+    do("train", ["--resume", str(lab / "compression_tiny"), "--json"])
     shown = capsys.readouterr()
     assert json.loads(shown.out)["step"] == 3
     assert "run folder" in shown.err
@@ -216,8 +214,9 @@ def test_a_failed_job_ends_with_1(lab: Path, tmp_path: Path, monkeypatch: pytest
 
 def test_a_world_is_evaluated_beside_its_baselines(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     world, unconditional = lab / "compression_tiny", lab / "compression_tiny_unconditional"
-    evaluate.main(
-        [str(world), "--unconditional", str(unconditional), "--num-clips", "4", "--out", str(tmp_path), "--json"]
+    do(
+        "evaluate",
+        [str(world), "--unconditional", str(unconditional), "--num-clips", "4", "--out", str(tmp_path), "--json"],
     )
     printed = _printed(capsys)
     evaluation = Evaluation.load(tmp_path / "metrics.json")
@@ -248,7 +247,7 @@ def test_a_world_is_evaluated_beside_its_baselines(lab: Path, tmp_path: Path, ca
 
 
 def test_a_tokenizer_is_evaluated(lab: Path, tmp_path: Path, capsys: Capture) -> None:
-    evaluate.main([str(lab / "tokenizer"), "--num-clips", "3", "--out", str(tmp_path)])
+    do("evaluate", [str(lab / "tokenizer"), "--num-clips", "3", "--out", str(tmp_path)])
     assert "metrics.json" in capsys.readouterr().out
     evaluation = Evaluation.load(tmp_path / "metrics.json")
     assert evaluation.protocol == "tokenizer"
@@ -261,12 +260,12 @@ def test_a_tokenizer_is_evaluated(lab: Path, tmp_path: Path, capsys: Capture) ->
 
 def test_the_copied_tokenizer_cannot_be_evaluated_and_says_why(lab: Path) -> None:
     with pytest.raises(UsageError, match="own run folder"):
-        evaluate.main([str(lab / "compression_tiny/tokenizer")])
+        do("evaluate", [str(lab / "compression_tiny/tokenizer")])
 
 
 def test_other_data_are_judged_by_the_same_contract(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     other = write_squares(tmp_path / "other", 1, length=34, first=50)
-    evaluate.main([str(lab / "compression_tiny"), "--data", str(other), "--out", str(tmp_path / "out"), "--json"])
+    do("evaluate", [str(lab / "compression_tiny"), "--data", str(other), "--out", str(tmp_path / "out"), "--json"])
     printed = _printed(capsys)
     assert printed["data"]["num_clips"] == 1
     assert "one clip only" in printed["not_computed"]["shuffled_states"]
@@ -303,7 +302,7 @@ def test_values_by_which_nothing_can_be_judged_are_refused_before_anything_is_re
     (tmp_path / "run").mkdir()
     (tmp_path / "run/model.json").write_text("this is not read")
     with pytest.raises(UsageError, match=message):
-        evaluate.main([str(tmp_path / "run"), *_words(words)])
+        do("evaluate", [str(tmp_path / "run"), *_words(words)])
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "run", tmp_path / "run/model.json"]
 
 
@@ -360,7 +359,7 @@ def _told(words: str, capsys: Capture, out: Path) -> tuple[str, Any]:
     """What an evaluation prints and finds, without what tells the time; or that it was refused."""
     shutil.rmtree(out, ignore_errors=True)
     try:
-        evaluate.main(_words(words))
+        do("evaluate", _words(words))
     except UsageError as refusal:
         return "refused", str(refusal)
     printed = capsys.readouterr().out.replace(str(out), "OUT")
@@ -378,7 +377,7 @@ def _assert_nothing_is_idle(
         "wrong": lab / "wrong",
         "out": tmp_path / "elsewhere",
     }
-    names = {f.name for f in fields(evaluate.Job)}
+    names = {f.name for f in fields(Evaluate)}
     assert names - {"run"} == CHANGES.keys() | HOW_NOT_WHAT, "an option without a test"
     refused, plain, out = set(), {}, tmp_path / "out"
     for name, (change, beside) in (CHANGES | others).items():
@@ -448,9 +447,9 @@ def test_what_was_trained_on_is_judged_on_only_when_asked_for_by_name(
 ) -> None:
     words = ["--data", str(squares[which]), "--out", str(tmp_path / "out"), "--num-clips", "2"]
     with pytest.raises(UsageError, match=rf"{known} episodes are recordings that the run was trained on.*--on"):
-        evaluate.main([str(_without_weights(lab / run, tmp_path / "run")), *words])
+        do("evaluate", [str(_without_weights(lab / run, tmp_path / "run")), *words])
     assert not (tmp_path / "out").exists()
-    evaluate.main([str(lab / run), *words, "--on", "training-data"])
+    do("evaluate", [str(lab / run), *words, "--on", "training-data"])
     assert "TRAINING DATA" in capsys.readouterr().out
     assert Evaluation.load(tmp_path / "out/metrics.json").data.split == "training data"
 
@@ -489,7 +488,7 @@ def test_data_by_which_a_world_cannot_be_judged_are_refused_before_its_weights_a
     }
     run = _without_weights(lab / "compression_tiny", tmp_path / "run")
     with pytest.raises(UsageError, match=message):
-        evaluate.main([str(run), "--out", str(tmp_path / "out"), *_words(words.format(**places))])
+        do("evaluate", [str(run), "--out", str(tmp_path / "out"), *_words(words.format(**places))])
     assert not (tmp_path / "out").exists()
 
 
@@ -505,18 +504,18 @@ def test_a_baseline_must_not_have_been_trained_on_the_held_out_clips(lab: Path, 
         path.write_text(json.dumps(whole))
     words = [str(lab / "compression_tiny"), "--out", str(tmp_path / "out"), "--unconditional", str(seen)]
     with pytest.raises(UsageError, match="1 of 2 episodes are recordings"):
-        evaluate.main(words)
+        do("evaluate", words)
 
 
 def test_the_runs_own_training_clips_can_be_asked_for(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     run = str(lab / "compression_tiny")
-    evaluate.main([run, "--on", "training-data", "--episodes", "0", "--out", str(tmp_path), "--json"])
+    do("evaluate", [run, "--on", "training-data", "--episodes", "0", "--out", str(tmp_path), "--json"])
     printed = _printed(capsys)
     assert printed["data"]["split"] == "training data"
     assert (printed["data"]["num_clips"], printed["data"]["num_episodes"]) == (2, 1)
     other = write_squares(tmp_path / "other", 1, length=34, first=50)
     with pytest.raises(UsageError, match="none of these episodes was trained on"):
-        evaluate.main([run, "--on", "training-data", "--data", str(other), "--out", str(tmp_path / "out")])
+        do("evaluate", [run, "--on", "training-data", "--data", str(other), "--out", str(tmp_path / "out")])
 
 
 def test_tokens_of_another_tokenizer_are_judged_only_when_that_is_allowed_and_under_its_name(
@@ -529,15 +528,15 @@ def test_tokens_of_another_tokenizer_are_judged_only_when_that_is_allowed_and_un
     places = {name: tmp_path / name for name in ("own", "another")}
     for tokenizer, place in zip((lab / "tokenizer", other), places.values(), strict=True):
         words = [str(lab / "raw"), str(place), "--tokenizer", str(tokenizer), "--size", "16", "--episodes", "2:"]
-        data.main(["tokenize", *words])
+        do("data", ["tokenize", *words])
     run = [str(lab / "compression_tiny"), "--out", str(tmp_path / "out"), "--data"]
-    evaluate.main([*run, str(places["own"])])
+    do("evaluate", [*run, str(places["own"])])
     with pytest.raises(UsageError, match=r"made with another tokenizer .*--allow-different tokenizer"):
-        evaluate.main([*run, str(places["another"])])
+        do("evaluate", [*run, str(places["another"])])
     assert Evaluation.load(tmp_path / "out/metrics.json").tokenizer == TokenizerIdentity(
         fingerprint=fingerprint(lab / "tokenizer")[:12]
     )
-    evaluate.main([*run, str(places["another"]), "--allow-different", "tokenizer"])
+    do("evaluate", [*run, str(places["another"]), "--allow-different", "tokenizer"])
     found = Evaluation.load(tmp_path / "out/metrics.json").tokenizer
     assert found == TokenizerIdentity(fingerprint=fingerprint(other)[:12])
 
@@ -551,7 +550,7 @@ def test_a_run_that_does_not_tell_is_judged_and_the_table_says_it_was_not_checke
         described = json.loads(path.read_text())
         del described["trained_on"]
         path.write_text(json.dumps(described))
-    evaluate.main([str(run), "--num-clips", "1"])
+    do("evaluate", [str(run), "--num-clips", "1"])
     captured = capsys.readouterr()
     assert "does not say which recordings it was trained on" in captured.err
     assert "not checked to be held out" in captured.out
@@ -559,26 +558,26 @@ def test_a_run_that_does_not_tell_is_judged_and_the_table_says_it_was_not_checke
 
 def test_forecasts_are_videos_of_the_clip_and_its_futures(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     sampled = _words("--clips 0 3 --temperature 1.0 --num-samples 2 --json")
-    forecast.main([str(lab / "compression_tiny"), "--out", str(tmp_path), *sampled])
+    do("forecast", [str(lab / "compression_tiny"), "--out", str(tmp_path), *sampled])
     videos = _printed(capsys)["files"]
     assert [Path(video).name for video in videos] == ["clip_00000.mp4", "clip_00003.mp4"]
     with av.open(videos[0]) as container:
         shapes = [(frame.width, frame.height) for frame in container.decode(video=0)]
     assert shapes == [(3 * 4 * 16, 4 * 16)] * 34  # real and two futures, enlarged four times
     with pytest.raises(UsageError, match=r"clips 0\.\.3"):
-        forecast.main([str(lab / "compression_tiny"), "--out", str(tmp_path), "--clips", "4"])
+        do("forecast", [str(lab / "compression_tiny"), "--out", str(tmp_path), "--clips", "4"])
 
 
 def test_greedy_samples_would_all_be_alike(lab: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--temperature"):
-        forecast.main([str(lab / "compression_tiny"), "--out", str(tmp_path), "--num-samples", "2"])
+        do("forecast", [str(lab / "compression_tiny"), "--out", str(tmp_path), "--num-samples", "2"])
 
 
 def test_a_report_of_two_runs_is_one_page(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     runs = [str(lab / "compression_tiny"), str(lab / "compression_tiny_unconditional")]
-    evaluate.main([runs[0], "--num-clips", "2", "--json"])
+    do("evaluate", [runs[0], "--num-clips", "2", "--json"])
     capsys.readouterr()
-    report.main([*runs, "--out", str(tmp_path / "page.html"), "--json"])
+    do("report", [*runs, "--out", str(tmp_path / "page.html"), "--json"])
     printed = _printed(capsys)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert printed["report"] == str(tmp_path / "page.html")
@@ -589,13 +588,13 @@ def test_a_report_of_two_runs_is_one_page(lab: Path, tmp_path: Path, capsys: Cap
 def test_a_run_by_another_tokenizer_is_refused(lab: Path, tmp_path: Path) -> None:
     few = _words("--batch-size 2 --validation-clips 2 --steps 1 --seed 9")
     other = tmp_path / "other"
-    train.main(["tokenizer_tiny", "--out", str(other), *SMALL_TOKENIZER, *_on(lab / "raw", lab / "cache"), *few])
+    do("train", ["tokenizer_tiny", "--out", str(other), *SMALL_TOKENIZER, *_on(lab / "raw", lab / "cache"), *few])
     with pytest.raises(UsageError, match="another tokenizer"):
-        evaluate.main([str(lab / "compression_tiny"), "--tokenizer", str(other), "--out", str(tmp_path / "out")])
+        do("evaluate", [str(lab / "compression_tiny"), "--tokenizer", str(other), "--out", str(tmp_path / "out")])
 
 
 def test_a_damaged_run_is_bad_data(lab: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/model.json").write_text("{}")
     with pytest.raises(DataError, match=r"model\.json"):
-        evaluate.main([str(tmp_path / "run")])
+        do("evaluate", [str(tmp_path / "run")])

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pytest
 import torch
 from builders import Means, small_tokenizer, write_squares
+from commands import parse
 from data_builders import CAMERA, ramp, write_lerobot, write_raw, write_tokens
 from pyarrow import parquet
 
-from worldline.cli import data as data_cli
-from worldline.cli import train as train_cli
+from worldline.cli.data import ConvertJob
+from worldline.cli.train import Job
 from worldline.contract import Contract, FramePattern, Reading
 from worldline.data.clips import DataConfig, check_held_out, open_clips, open_split
 from worldline.data.info import inspect
@@ -383,8 +384,8 @@ def test_the_option_that_leaves_an_episode_out_does_so(tmp_path: Path) -> None:
 
 def test_choices_are_typed_as_the_docs_say(tmp_path: Path) -> None:
     def data(words: str) -> DataConfig:
-        job = train_cli.parse(["compression_tiny", *words.split()])
-        assert isinstance(job, train_cli.Job)
+        job = parse(["train", "compression_tiny", *words.split()])
+        assert isinstance(job, Job)
         return job.config.data
 
     assert data("--data.path A").path == Path("A")
@@ -395,6 +396,6 @@ def test_choices_are_typed_as_the_docs_say(tmp_path: Path) -> None:
     assert data("--data.train-episodes :40,45,50:60").train_episodes == ":40,45,50:60"
     two = data("--data.path A B --data.exclude-episodes 3")
     assert from_json(DataConfig, json.loads(json.dumps(to_json(DataConfig, two))), tmp_path) == two
-    job = data_cli.parse(["convert", "A", "OUT", "--join", "B", "--exclude-episodes", "7", "--state-keys", "arm"])
-    assert isinstance(job, data_cli.ConvertJob)
+    job = parse(["data", "convert", "A", "OUT", "--join", "B", "--exclude-episodes", "7", "--state-keys", "arm"])
+    assert isinstance(job, ConvertJob)
     assert (job.path, job.out, job.join, job.exclude_episodes) == (Path("A"), Path("OUT"), (Path("B"),), (7,))

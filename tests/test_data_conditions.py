@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from commands import do
 from condition_builders import (
     CAMERA,
     encoded,
@@ -25,7 +26,6 @@ from condition_builders import (
 from data_builders import write_raw, write_tokens
 from pyarrow import parquet
 
-from worldline.cli import data
 from worldline.data.info import Info, inspect
 from worldline.formats.faults import check_episodes
 from worldline.formats.open import open_source
@@ -653,7 +653,7 @@ def test_arrays_of_latents_of_another_shape_are_named(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write(tmp_path / "d", lengths=(20, 0, 20), edit=lambda rows: rows.append(rows[0]))
-    data.main(["convert", str(root), str(tmp_path / "out")])
+    do("data", ["convert", str(root), str(tmp_path / "out")])
     shown = capsys.readouterr()
     assert "left out 2: episode 0 (listed 2 times, used once), episode 1 (of no frame)" in shown.err
     assert "2 left out" in shown.out

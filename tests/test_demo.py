@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from worldline import builtin
-from worldline.demo import DemoOptions, run_demo
+from worldline.cli.verbs import Demo
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate
 from worldline.evaluation.result import Evaluation
 
@@ -28,8 +28,8 @@ def test_builtin_tokenizer_keeps_held_out_frames(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_demo_trains_a_world_that_follows_the_robot_and_reports(tmp_path: Path) -> None:
     """The demo's own settings for what it trains; a slow machine must not cut the lesson short here."""
-    options = DemoOptions(max_minutes=60.0, num_clips=6)
-    report, found = run_demo(tmp_path / "demo", options)
+    options = Demo(out=tmp_path / "demo", max_minutes=60.0, num_clips=6)
+    report, found = options.run()
     (tokens, latents, taught), page = found.values(), report.read_text(encoding="utf-8")
     assert "<video" in page
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from worldline.cli import evaluate
+from commands import do
 
 ROOT = Path(__file__).parents[1]
 STORED: dict[str, Any] = json.loads((ROOT / "tests/figures/builtins.json").read_text())
@@ -17,7 +16,7 @@ ROUNDING = 0.005
 
 def _scored(arguments: str, out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, float]]:
     capsys.readouterr()
-    evaluate.main([*arguments.split(), "--device", "cpu", "--json", "--out", str(out)])
+    do("evaluate", [*arguments.split(), "--device", "cpu", "--json", "--out", str(out)])
     found = json.loads(capsys.readouterr().out)
     return {row["id"]: {name: value["mean"] for name, value in row["metrics"].items()} for row in found["rows"]}
 

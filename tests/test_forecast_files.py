@@ -18,10 +18,10 @@ from builders import (
     small_world,
     write_squares,
 )
+from commands import do
 from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN, small_vae
 from tolerances import assert_pixels_agree, assert_tokens_agree
 
-from worldline.cli import evaluate, forecast
 from worldline.contract import FramePattern, ModelConfig
 from worldline.encoding.latents import encode as encode_latents
 from worldline.families.card import ModelCard
@@ -120,7 +120,7 @@ def write_latent_world(place: Path, vae: Path) -> Path:
 
 
 def run(*arguments: object) -> None:
-    forecast.main([*map(str, arguments), "--device", "cpu"])
+    do("forecast", [*map(str, arguments), "--device", "cpu"])
 
 
 def test_test_samples_of_tokens_are_forecast_without_a_tokenizer(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_it_forecasts_and_judges_frames_of_any_size_with_that_tokenizer(tmp_path
     assert made.frames is not None
     assert made.frames.shape == (1, 1, 17, 3, 16, 16)
     words = [world, "--data", data, "--tokenizer", tokenizer, "--out", tmp_path / "judged", "--device", "cpu"]
-    evaluate.main([*map(str, words)])
+    do("evaluate", [*map(str, words)])
     assert (tmp_path / "judged/metrics.json").exists()
 
 
@@ -214,7 +214,7 @@ def test_raw_test_samples_are_forecast_by_both_kinds_of_world(tmp_path: Path) ->
         assert found is not None
         assert_pixels_agree(found, expected)
     with pytest.raises(UsageError, match="can be forecast, not evaluated"):
-        evaluate.main([str(latents), "--data", str(data), "--tokenizer", str(vae), "--device", "cpu"])
+        do("evaluate", [str(latents), "--data", str(data), "--tokenizer", str(vae), "--device", "cpu"])
     run(latents, "--data", data, "--tokenizer", vae, "--steps", "1", "--out", tmp_path / "video")
     with av.open(str(tmp_path / "video/sample_0.mp4")) as container:
         shapes = [(frame.width, frame.height) for frame in container.decode(video=0)]

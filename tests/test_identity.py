@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import SMALL_WORLD, small_tokenizer, write_followed_tokens, write_squares
+from commands import do
 from data_builders import write_lerobot
 
 from worldline import builtin
@@ -263,7 +264,6 @@ def test_paths_outlive_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_run_that_has_moved_is_judged_and_gone_on_with_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from worldline.cli.train import main
 
     monkeypatch.chdir(tmp_path)
     _world(tmp_path)
@@ -274,20 +274,20 @@ def test_a_run_that_has_moved_is_judged_and_gone_on_with_from_anywhere(
     (tmp_path / "run").rename(run)
     contract = describe_model(model_folder(run)).promise
     assert split_of(run, contract, [run]) == "held out"
-    main(["--resume", str(run), "--steps", "2"])
+    do("train", ["--resume", str(run), "--steps", "2"])
     assert RunDir(run).checkpoint(2).is_dir()
 
     (tmp_path / "train").rename(tmp_path / "kept_train")
     (tmp_path / "val").rename(tmp_path / "kept_val")
     gone = rf"{tmp_path}/train \(--data\.path PLACE\), {tmp_path}/val \(--data\.val-path PLACE\)"
     with pytest.raises(UsageError, match=gone):
-        main(["--resume", str(run), "--steps", "3"])
+        do("train", ["--resume", str(run), "--steps", "3"])
     with pytest.raises(UsageError, match=rf"{tmp_path}/val, which are not there now; give their new place \(--data"):
         split_of(run, contract, [run])
     places = ["--data.path", str(tmp_path / "kept_train"), "--data.val-path", str(tmp_path / "kept_val")]
     with pytest.raises(UsageError, match="another data"):
-        main(["--resume", str(run), "--steps", "3", "--data.path", places[3], "--data.val-path", places[1]])
-    main(["--resume", str(run), "--steps", "3", *places])
+        do("train", ["--resume", str(run), "--steps", "3", "--data.path", places[3], "--data.val-path", places[1]])
+    do("train", ["--resume", str(run), "--steps", "3", *places])
     assert RunDir(run).checkpoint(3).is_dir()
     assert split_of(run, contract, [run]) == "held out", "the new places are kept"
 

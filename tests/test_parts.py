@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 from builders import GRID_200, SMALL_WORLD, small_tokenizer, small_world, write_squares
+from commands import do
 from latent_builders import small_vae
 from test_forecast_files import write_latent_world, write_test_tokens, write_tokenizer, write_world
 
-from worldline.cli import evaluate, forecast
 from worldline.data.clips import Clips
 from worldline.evaluation.parts import PARTS, Parts
 from worldline.evaluation.tally import Tally
@@ -130,7 +130,7 @@ def test_an_evaluation_that_was_stopped_goes_on(
     kind: Kind, tmp_path: Path, read: Read, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = _words(kind, tmp_path)
-    evaluate.main([*words, "--out", str(tmp_path / "whole")])
+    do("evaluate", [*words, "--out", str(tmp_path / "whole")])
     out, again = tmp_path / "out", [*words, "--out", str(tmp_path / "out")]
     for clips in (5, 1):  # in the third batch, then in the third batch again
         read.stop(evaluate.main, again, after=clips)
@@ -140,7 +140,7 @@ def test_an_evaluation_that_was_stopped_goes_on(
     newest.write_bytes(newest.read_bytes()[:-1])  # as a machine that lost its power may leave it
     (newest.parent / ".batch_000004.pt.123.tmp").write_bytes(b"killed while it was written")
     capsys.readouterr()
-    evaluate.main(again)
+    do("evaluate", again)
     assert "1 batches were there already" in capsys.readouterr().err
     assert len(read) == 4, "two batches"
     assert _found(out) == _found(tmp_path / "whole")
@@ -204,7 +204,7 @@ def test_forecasts_that_are_there_are_kept(tmp_path: Path, read: Read, capsys: p
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     words = [write_world(tmp_path / "model"), "--data", data, "--tokenizer", tokenizer, "--format", "png"]
     words = [str(word) for word in (*words, "--rows", 1, "--temperature", 1, "--device", "cpu", "--out", out)]
-    forecast.main([*words[:-1], str(tmp_path / "whole")])
+    do("forecast", [*words[:-1], str(tmp_path / "whole")])
     read.stop(forecast.main, words, after=2)
     with pytest.raises(DataError, match=r"forecast\.json"):
         read_forecasts(out)
@@ -213,13 +213,13 @@ def test_forecasts_that_are_there_are_kept(tmp_path: Path, read: Read, capsys: p
     (out / ".sample_2.123.tmp").mkdir()
     (out / ".sample_2.123.tmp/frame").write_bytes(b"killed while it was written")
     capsys.readouterr()
-    forecast.main(words)
+    do("forecast", words)
     assert "2 of 3 forecasts were there already" in capsys.readouterr().err
     assert stopped.items() < _times(out).items()
     assert _bytes(out) == _bytes(tmp_path / "whole")
 
     whole = _times(out)
-    forecast.main(words)
+    do("forecast", words)
     assert "3 of 3" in capsys.readouterr().err
     assert _times(out) == whole
     for change in ("seed", "weights"):
@@ -229,7 +229,7 @@ def test_forecasts_that_are_there_are_kept(tmp_path: Path, read: Read, capsys: p
             _retrain(tmp_path / "model", 1)
         read.stop(forecast.main, words, after=1)
         assert len(_times(out)) == 1, "those of another forecast are gone"
-        forecast.main(words)
+        do("forecast", words)
         assert "1 of 3" in capsys.readouterr().err
         assert not whole.items() & _times(out).items()
         whole = _times(out)

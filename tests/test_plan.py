@@ -14,12 +14,12 @@ import memory_worker
 import pytest
 import torch
 from builders import SMALL_TOKENIZER, SMALL_WORLD
+from commands import do
 from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN, small_vae, world_run
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldline.cli.data import EncodeJob
-from worldline.cli.evaluate import Job as EvaluateJob
-from worldline.cli.plan import main
+from worldline.cli.verbs import Evaluate
 from worldline.contract import FramePattern, ModelConfig
 from worldline.data.loader import clip_bytes
 from worldline.families.card import ModelCard
@@ -407,19 +407,19 @@ def test_every_verb_of_a_model_is_planned() -> None:
     for verb in verbs(world):
         assert verb.gpu > sum(x.nbytes for x in tensors_of(world.vae or world.model))
         assert verb.host > PROCESS
-    assert WINDOWS == EncodeJob.batch_size == EvaluateJob.batch_size
+    assert WINDOWS == EncodeJob.batch_size == Evaluate.batch_size
 
 
 # --- the verb ---
 
 
 def test_the_verb_says_what_is_counted_and_that_nothing_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["tokenizer_tiny", "--gpu-memory", "24", "--accumulate", "2"])
+    do("plan", ["tokenizer_tiny", "--gpu-memory", "24", "--accumulate", "2"])
     shown = capsys.readouterr().out
     for words in ("parameters", "counted:", "estimated:", "measured on a GPU: nothing", "24 GB", "--accumulate 2"):
         assert words in shown
     assert all(words in shown for words in ("main memory, 1 process:", "the other verbs", "tokenize, evaluate"))
-    main(["tokenizer_tiny", "--gpus", "2", "--gpu-memory", "24", "--json"])
+    do("plan", ["tokenizer_tiny", "--gpus", "2", "--gpu-memory", "24", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["setting"]["gpus"] == 2
     assert [card["gb"] for card in found["cards"]] == [24]

@@ -17,10 +17,10 @@ import pytest
 import ranks_worker
 import torch
 from builders import SMALL_TOKENIZER, SMALL_WORLD, TOKEN_GRID, small_tokenizer, write_followed_tokens, write_squares
+from commands import do
 from tolerances import assert_whole_agrees
 from torch import nn
 
-from worldline.cli import evaluate
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
 from worldline.evaluation.result import Evaluation
@@ -358,7 +358,7 @@ def test_torchrun_evaluates_by_the_command_line_as_one_process_does(tmp_path: Pa
             assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout)["protocol"] == "compression", "one rank reports"
         else:
-            evaluate.main(run[1:])
+            do("evaluate", run[1:])
     one, two = (Evaluation.load(tmp_path / f"by_{ranks}/metrics.json") for ranks in (1, 2))
     assert one.data == two.data
     assert one.data.num_clips == 4

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+from commands import parse
 
-from worldline.cli.train import main
 from worldline.families.config import TrainConfig
 from worldline.families.family import kind_of
 from worldline.recipes.all import RECIPES
@@ -46,7 +46,7 @@ def test_says_how_long_it_is(name: str) -> None:
 @each
 def test_has_help_of_few_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main([name, "--help"])
+        parse(["train", name, "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     shown = set(re.findall(r"^\W*?(--[a-z][a-z0-9.-]*)", text, re.MULTILINE))

@@ -4,12 +4,11 @@ import json
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import do
 
 from worldline import builtin
-from worldline.cli import evaluate, forecast
 from worldline.families.card import describe_model
 from worldline.families.family import KINDS, WorldKind
 from worldline.families.load import check_options
@@ -62,26 +61,26 @@ def without_weights(place: Path, kind: str) -> Path:
     return place
 
 
-@pytest.mark.parametrize("verb", [forecast, evaluate])
+@pytest.mark.parametrize("verb", ["forecast", "evaluate"])
 @pytest.mark.parametrize(("words", "message"), NONSENSE)
-def test_values_that_make_no_sense_are_refused_before_anything_is_read(verb: Any, words: str, message: str) -> None:
+def test_values_that_make_no_sense_are_refused_before_anything_is_read(verb: str, words: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        verb.main(["/absent", *words.split()])
+        do(verb, ["/absent", *words.split()])
 
 
 def test_a_seed_below_nothing_is_refused_before_anything_is_read() -> None:
     with pytest.raises(UsageError, match="seed of -1"):
-        forecast.main(["/absent", "--seed", "-1"])
+        do("forecast", ["/absent", "--seed", "-1"])
 
 
-@pytest.mark.parametrize("verb", [forecast, evaluate])
+@pytest.mark.parametrize("verb", ["forecast", "evaluate"])
 @pytest.mark.parametrize(("kind", "words", "message"), OF_THIS_WORLD)
 def test_what_a_world_would_ignore_is_refused_before_its_weights_are_read(
-    verb: Any, kind: str, words: str, message: str, tmp_path: Path
+    verb: str, kind: str, words: str, message: str, tmp_path: Path
 ) -> None:
     place = without_weights(tmp_path, kind)
     with pytest.raises(UsageError, match=message):
-        verb.main([str(place), *words.split()])
+        do(verb, [str(place), *words.split()])
 
 
 def test_a_world_without_states_has_nothing_to_guide() -> None:

@@ -12,7 +12,7 @@ from commands import parse
 
 from worldline.checks import InvalidValue
 from worldline.cli import main as entry
-from worldline.cli.recipe_options import PYTHON_ONLY
+from worldline.cli.train import PYTHON_ONLY
 from worldline.families.config import TrainConfig
 from worldline.families.family import kind_of
 from worldline.nn.optimizer import OptimizerConfig

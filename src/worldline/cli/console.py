@@ -2,10 +2,9 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from worldline.checks import InvalidValue
 from worldline.progress import speaks
@@ -33,22 +32,10 @@ def choose(arguments: list[str], names: Iterable[str], *, what: str) -> str | No
 
 
 @contextmanager
-def options_of(part: Any = None, prefix: str = "--") -> Iterator[None]:
-    """Name wrong values by their options. `part` is the configuration whose fields are options behind `prefix`."""
+def options_of(parts: Mapping[type, str] | None = None) -> Iterator[None]:
+    """Name wrong values by their options; `parts` are the classes whose options begin with a name, and that name."""
     try:
         yield
     except InvalidValue as error:
-        place = (part and _place(part, error, prefix)) or f"--{error.field}"
-        raise UsageError(f"{place.replace('_', '-')} {error.said}") from error
-
-
-def _place(part: Any, error: InvalidValue, prefix: str) -> str | None:
-    """The option that sets the field an error is about, if it is one of this configuration or a part of it."""
-    if part is error.kind:
-        return prefix + error.field
-    for name, hint in get_type_hints(part).items():
-        for kind in filter(is_dataclass, (hint, *get_args(hint))):
-            for one in (kind, *type.__subclasses__(kind)):  # models are told by their kind
-                if found := _place(one, error, f"{prefix}{name}."):
-                    return found
-    return None
+        option = f"--{(parts or {}).get(error.kind, '')}{error.field}"
+        raise UsageError(f"{option.replace('_', '-')} {error.said}") from error

@@ -218,13 +218,8 @@ VERBS = {"info": InfoJob, "convert": ConvertJob, "tokenize": TokenizeJob, "encod
 def parse(arguments: list[str]) -> Job:
     choose(arguments, VERBS, what="data verb")
     jobs: Any = Union[tuple(Annotated[job, tyro.conf.subcommand(verb)] for verb, job in VERBS.items())]  # noqa: UP007 - made at run time
-    with options_of(EncodeJob):
+    with options_of({FramePattern: "pattern."}):
         return tyro.cli(jobs, prog="worldline data", description="Work with data sets." + EXAMPLES, args=arguments)
-
-
-def main(arguments: list[str]) -> None:
-    """Parse and do what is asked."""
-    parse(arguments).carry_out()
 
 
 def _info_text(info: Info) -> str:

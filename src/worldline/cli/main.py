@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 VERBS = {
     "data info": "show the content of a data set and all its problems",
@@ -35,20 +35,28 @@ def main() -> None:
     from worldline.schema import DataError, UsageError  # brings PyTorch: too slow for --help alone
 
     try:
-        importlib.import_module(f"worldline.cli.{verb}").main(arguments[1:])
+        parse(arguments).carry_out()
     except (DataError, UsageError) as error:
-        print(f"worldline {verb}: {error}", file=sys.stderr)
-        _end(2)
+        _end(2, f"worldline {verb}: {error}")
     except KeyboardInterrupt:
-        print(f"worldline {verb}: interrupted", file=sys.stderr)
-        _end(1)
+        _end(1, f"worldline {verb}: interrupted")
     except (RuntimeError, OSError) as error:
-        print(f"worldline {verb}: failed: {error}", file=sys.stderr)
-        _end(1)
+        _end(1, f"worldline {verb}: failed: {error}")
 
 
-def _end(code: int) -> NoReturn:
+def parse(arguments: list[str]) -> Any:
+    """The job that words behind `worldline` ask for; `carry_out` does it. Exits where help is asked for."""
+    verb, *words = arguments
+    if verb in ("data", "plan", "train"):
+        return importlib.import_module(f"worldline.cli.{verb}").parse(words)
+    from worldline.cli import verbs
+
+    return verbs.parse(verb, words)
+
+
+def _end(code: int, message: str) -> NoReturn:
     """Exit. One of several ranks at once: threads of a group that broke would abort Python on its way out."""
+    print(message, file=sys.stderr)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
         sys.stderr.flush()

@@ -5,27 +5,27 @@ from dataclasses import dataclass
 from worldline import builtin
 from worldline.checks import number, whole
 from worldline.cli.console import show
-from worldline.cli.recipe_options import Recipe, parse_recipe
+from worldline.cli.train import Recipe, parse_recipe
 from worldline.places import with_paths
 from worldline.planning.machine import worst
 from worldline.planning.plan import Card, Plan, Setting, plan
 from worldline.rundir import to_json
-
-EXAMPLES = """Estimate a training before it starts: parameters, memory of a GPU, FLOP, and settings that fit a card.
-
-Takes a recipe and options like `worldline train`. Counts on tensors without memory: needs no data, weights or GPU.
-
-Examples:
-  worldline plan sampling_revontuli
-  worldline plan sampling_revontuli --gpus 8 --gpu-memory 80 --accumulate 16
-  worldline plan compression_revontuli --accumulate 16 --json
-"""
 
 UNITS = {"Z": 1e21, "E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
+    """Estimate a training before it starts: parameters, memory of a GPU, FLOP, and settings that fit a card.
+
+    Takes a recipe and options like `worldline train`. Counts on tensors without memory: needs no data, weights or GPU.
+
+    Examples:
+      worldline plan sampling_revontuli
+      worldline plan sampling_revontuli --gpus 8 --gpu-memory 80 --accumulate 16
+      worldline plan compression_revontuli --accumulate 16 --json
+    """
+
     config: Recipe
     gpus: int = 1
     """Processes that torchrun would start, one for each GPU."""
@@ -38,16 +38,14 @@ class Job:
         whole(self, "gpus")
         number(self, "gpu_memory", above=0)
 
+    def carry_out(self) -> None:
+        named = with_paths(self.config, lambda path: builtin.NAMES.get(str(path), path))
+        found = plan(named, gpu_gb=self.gpu_memory, gpus=self.gpus)
+        show(to_json(Plan, found), text=text(found), as_json=self.json)
+
 
 def parse(arguments: list[str]) -> Job:
-    return parse_recipe(Job, "plan", EXAMPLES, arguments)[1]
-
-
-def main(arguments: list[str]) -> None:
-    job = parse(arguments)
-    named = with_paths(job.config, lambda path: builtin.NAMES.get(str(path), path))
-    found = plan(named, gpu_gb=job.gpu_memory, gpus=job.gpus)
-    show(to_json(Plan, found), text=text(found), as_json=job.json)
+    return parse_recipe(Job, "plan", arguments)[1]
 
 
 def text(found: Plan) -> str:

@@ -1,42 +1,71 @@
-"""`worldline train RECIPE`: train a model into a run folder."""
+"""`worldline train RECIPE`: train a model into a run folder; and a recipe's options, which `plan` takes too.
 
-from dataclasses import dataclass, replace
+A field of a recipe is given with its value, `--model.block-bias True`; a verb's own switch stands alone, `--json`.
+"""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
-from worldline.cli.console import options_of, show
-from worldline.cli.recipe_options import Recipe, parse_recipe
+from worldline.checks import texts_of
+from worldline.cli.console import choose, options_of, show
 from worldline.families.config import TrainConfig
+from worldline.families.family import idle, kind_of
 from worldline.launch import ResumeOptions, go_on, new_run, start
 from worldline.progress import say
 from worldline.recipes.all import RECIPES, refuse_idle
 from worldline.rundir import to_json
+from worldline.schema import UsageError
 from worldline.training.loop import TrainResult
 
-EXAMPLES = """Train a model by a recipe; its options override it. A notebook can change every field (`worldline.train`).
+AnyJob = TypeVar("AnyJob")
+Recipe = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+"""How a job holds the recipe that it is given."""
+LENGTHS = {"--steps": "--epochs", "--epochs": "--steps"}
+"""Giving the length of a run in one way replaces a recipe's own in the other."""
+PYTHON_ONLY = ("autocast", "log_every", "keep_checkpoints", "model.kind", "optimizer.beta1", "optimizer.beta2")
+"""Fields of every recipe that are no options, since hardly anybody changes them; models have some of their own.
 
-Examples:
-  worldline train tokenizer_tiny --out runs/tokenizer
-  worldline train compression_tiny --tokenizer runs/tokenizer --out runs/world
-  worldline train compression_tiny --data.path MY_ROBOT --data.val-path None --data.train-episodes :-10 \\
-      --data.val-episodes -10: --tokenizer runs/tokenizer
-  worldline train --resume runs/world
-  worldline train --resume runs/world --steps 9000 --data.path NEW_PLACE
-  torchrun --nproc-per-node 8 --no-python worldline train compression_revontuli --data.path train_v2.0 \\
-      --data.val-path val_v2.0
+A notebook sets them: `worldline.train(RECIPE, optimizer={"beta2": 0.99})`.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training run."""
+    """Train a model by a recipe; its options override it. A notebook can change every field (`worldline.train`).
+
+    Examples:
+      worldline train tokenizer_tiny --out runs/tokenizer
+      worldline train compression_tiny --tokenizer runs/tokenizer --out runs/world
+      worldline train compression_tiny --data.path MY_ROBOT --data.val-path None --data.train-episodes :-10 \\
+          --data.val-episodes -10: --tokenizer runs/tokenizer
+      worldline train --resume runs/world
+      worldline train --resume runs/world --steps 9000 --data.path NEW_PLACE
+      torchrun --nproc-per-node 8 --no-python worldline train compression_revontuli --data.path train_v2.0 \\
+          --data.val-path val_v2.0
+    """
 
     config: Recipe
     out: Path | None = None
     """Run folder; a new one below `runs/` if not given."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
+
+    def carry_out(self) -> None:
+        assert self.out is not None, "parse names a folder"
+        _show(start(self.config, self.out), as_json=self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,25 +75,17 @@ class Resume(ResumeOptions):
     run: tyro.conf.Positional[Path]
     json: bool = False
 
+    def carry_out(self) -> None:
+        with options_of():
+            _show(go_on(self.run, self), as_json=self.json)
+
 
 def parse(arguments: list[str]) -> Job | Resume:
     if arguments[:1] == ["--resume"]:
         return tyro.cli(Resume, prog="worldline train --resume", args=arguments[1:])
-    name, job = parse_recipe(Job, "train", EXAMPLES, arguments)
+    name, job = parse_recipe(Job, "train", arguments)
     refuse_idle(job.config, RECIPES[name]())
     return replace(job, out=job.out or new_run(name))
-
-
-def main(arguments: list[str]) -> None:
-    """Parse and train."""
-    job = parse(arguments)
-    if isinstance(job, Resume):
-        with options_of(TrainConfig):
-            result = go_on(job.run, job)
-    else:
-        assert job.out is not None, "parse names a folder"
-        result = start(job.config, job.out)
-    _show(result, as_json=job.json)
 
 
 def _show(result: TrainResult, *, as_json: bool) -> None:
@@ -76,3 +97,84 @@ def _show(result: TrainResult, *, as_json: bool) -> None:
     lines += [f"  {name:24} {value:.5g}" for name, value in result.figures.items()]
     done = to_json(TrainResult, result) | {"left_out": len(result.left_out)}
     show(done, text="\n".join(lines), as_json=as_json)
+
+
+# --- the options of a recipe ---
+
+
+def parse_recipe(job: type[AnyJob], verb: str, arguments: list[str]) -> tuple[str, AnyJob]:
+    """The recipe's name and the job; exits with a message where help is asked for or an option is unknown.
+
+    Args:
+        job: dataclass with a field `config`, which the recipe fills, and the verb's own options; it says what it does.
+
+    Raises:
+        UsageError: there is no recipe of that name, or none is given.
+    """
+    name, asked = choose(arguments, RECIPES, what="recipe"), not {"-h", "--help"}.isdisjoint(arguments)
+    if name is None:
+        if not asked:
+            raise UsageError(f"give a recipe: {', '.join(RECIPES)}")
+        print(f"usage: worldline {verb} RECIPE [OPTIONS]\n\n{inspect.getdoc(job)}\n\nrecipes:")
+        print(*(f"  {name:31} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()), sep="\n")
+        print(f"\nworldline {verb} RECIPE --help shows a recipe's options.")
+        raise SystemExit(0)
+    rest = [argument for at, argument in enumerate(arguments) if at != arguments.index(name)]
+    given = {argument.partition("=")[0].replace("_", "-") for argument in rest}
+    rest += [word for one, other in LENGTHS.items() if one in given and other not in given for word in (other, "0")]
+    recipe = RECIPES[name]()
+    parts, hidden = dict(_parts(recipe)), {*PYTHON_ONLY, *kind_of(recipe.model).python_only}
+    if asked:  # help does not show what would change nothing; where it is given, the reason is said later
+        hidden |= {place.rstrip(".") for place in idle(recipe)}
+    with options_of(parts):
+        return name, tyro.cli(
+            job,
+            default=job(config=recipe),  # pyright: ignore[reportCallIssue]
+            prog=f"worldline {verb} {name}",
+            description=RECIPES[name].__doc__,
+            args=rest,
+            config=(tyro.conf.AvoidSubcommands,),
+            registry=_constructors(parts, hidden),
+        )
+
+
+def _constructors(parts: dict[type, str], hidden: set[str]) -> ConstructorRegistry:
+    """How tyro makes a recipe's parts, of those fields that are options."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def preset(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        """Sizes that go together, of a class with `presets`, are one option that takes the name of a preset."""
+        presets: dict[str, Any] | None = getattr(info.type, "presets", None)
+        if presets is None:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{" + ",".join(presets) + "}",
+            instance_from_str=lambda words: presets[words[0]],
+            is_instance=lambda value: isinstance(value, type(next(iter(presets.values())))),
+            str_from_instance=lambda value: [next((n for n, one in presets.items() if one == value), "other sizes")],
+            choices=tuple(presets),
+        )
+
+    @registry.struct_rule
+    def part(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if (place := parts.get(info.type)) is None or hasattr(info.type, "presets"):
+            return None
+        texts, default = texts_of(info.type), info.default
+        found = [
+            StructFieldSpec(name, hint, getattr(default, name), texts.get(name))
+            for name, hint in get_type_hints(info.type, include_extras=True).items()
+            if place + name not in hidden and hasattr(default, name)
+        ]
+        return StructConstructorSpec(lambda **given: replace(default, **given), tuple(found))
+
+    return registry
+
+
+def _parts(config: Any, place: str = "") -> Iterator[tuple[type, str]]:
+    """The class of every part of a configuration, and what its fields' options begin with."""
+    yield type(config), place
+    for field in fields(config):
+        if is_dataclass(part := getattr(config, field.name)):
+            yield from _parts(part, f"{place}{field.name}.")

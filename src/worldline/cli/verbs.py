@@ -1,0 +1,219 @@
+"""The verbs `evaluate`, `forecast`, `report`, `text` and `demo`. What a job says of itself is the verb's help."""
+
+import inspect
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from worldline import api, builtin
+from worldline.checks import number, whole
+from worldline.cli.console import options_of, show
+from worldline.evaluation.evaluate import EvaluateOptions, evaluate, out_of
+from worldline.evaluation.result import Evaluation
+from worldline.forecasts import ForecastOptions, write_forecasts
+from worldline.progress import say
+from worldline.ranks import Ranks
+from worldline.report.text import text_table
+from worldline.rundir import RunDir, to_json
+from worldline.schema import UsageError
+from worldline.worlds.wan_text import encode_text, fingerprint_encoder, save_text
+
+Run = Annotated[
+    tyro.conf.Positional[Path],
+    tyro.conf.arg(help="Run folder, model folder, or a built-in name such as compression-tiny."),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(EvaluateOptions):
+    """Evaluate a run on its held-out data (named in its config.json), or on other data.
+
+    Worlds over tokens use the compression protocol: three token grids of context, all states, three grids predicted
+    from the model's own predictions. Worlds over latents use the sampling protocol: 17 frames and 77 states in, the
+    frame two seconds ahead out. Tokenizers are evaluated by their reconstructions. Writes evaluation/metrics.json.
+    Under torchrun the processes share the clips. The same command again continues an interrupted evaluation.
+
+    Examples:
+      worldline evaluate runs/world --unconditional runs/world_unconditional
+      worldline evaluate compression-tiny
+      worldline evaluate sampling-tiny --num-samples 20 --window-stride 8
+      worldline evaluate runs/sampling --protocol sampling --num-samples 20 --steps 100 --guidance 1.5
+      worldline evaluate runs/tokenizer --num-clips 256 --json
+      worldline evaluate runs/world --on training-data
+      torchrun --nproc-per-node 8 --no-python worldline evaluate runs/sampling --num-clips None --num-samples 20
+    """
+
+    run: Run
+    json: bool = False
+
+    def carry_out(self) -> None:
+        with Ranks.start(self.device) as ranks:
+            evaluation = evaluate(self.run, self, ranks=ranks)
+        table = f"{text_table(evaluation)}\n\n{out_of(self.run, self) / 'metrics.json'}"
+        show(to_json(Evaluation, evaluation), text=table, as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast(ForecastOptions):
+    """Forecast clips of a data set: context and states in; video, pictures or arrays out, one file or folder per clip.
+
+    It needs no true future, so it works on the challenge's test samples and on data of tokens alone.
+
+    Examples:
+      worldline forecast compression-tiny
+      worldline forecast runs/world --clips 3 17 --temperature 1.0 --top-p 0.9 --num-samples 4
+      worldline forecast sampling-tiny --num-samples 3 --steps 20
+      worldline forecast runs/revontuli --data test_v2.0 --format npz
+      worldline forecast runs/sampling --data test_v2.0_raw --format png --num-samples 20
+    """
+
+    run: Run
+    json: bool = False
+
+    def carry_out(self) -> None:
+        with Ranks.start(self.device) as ranks:
+            written = [str(path) for path in write_forecasts(self.run, self, ranks=ranks)]
+        show({"out": str(Path(written[0]).parent), "files": written}, text="\n".join(written), as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one HTML page about one or several runs. Reads run folders only; needs no GPU.
+
+    Examples:
+      worldline report runs/world
+      worldline report runs/world runs/world_unconditional --out compare.html
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    out: Path | None = None
+    """File or folder; `report.html` in the first run folder if not given."""
+    json: bool = False
+
+    def carry_out(self) -> None:
+        from worldline.report.write import write_report
+
+        if not self.runs:
+            raise UsageError("there is nothing to report on; give a run folder, or several (worldline report RUN)")
+        path = write_report(self.runs, self.out or self.runs[0])
+        show({"report": str(path), "bytes": path.stat().st_size}, text=str(path), as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Encode a prompt for a Wan world, once. Needs the extra: pip install 'worldline[wan]'.
+
+    PATH is a folder with text_encoder/ and tokenizer/ of Wan-AI/Wan2.2-TI2V-5B-Diffusers, or with
+    models_t5_umt5-xxl-enc-bf16.pth and google/umt5-xxl/ of Wan-AI/Wan2.2-TI2V-5B. Nothing is downloaded.
+
+    Examples:
+      worldline text weights/Wan2.2-TI2V-5B-Diffusers --out text.safetensors
+      worldline text weights/Wan2.2-TI2V-5B --prompt "a robot tidies a kitchen" --out kitchen.safetensors
+    """
+
+    weights: tyro.conf.Positional[Path]
+    prompt: str = ""
+    """The default is the empty prompt, one row, with which robot worlds are trained."""
+    out: Path = Path("text.safetensors")
+    """File to write; 16 KB a row."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type for the encoder: it needs 11.4 GB of memory, or 22.7 GB in float32. The rows are always float32."""
+    json: bool = False
+
+    def carry_out(self) -> None:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported, which reads it once
+        encoder = fingerprint_encoder(self.weights)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        say(f"reading the text encoder in {self.weights}")
+        rows = encode_text(self.weights, self.prompt, dtype=self.dtype)
+        save_text(self.out, rows, self.prompt, {"encoder": encoder, "dtype": self.dtype})
+        result = {"text": str(self.out), "prompt": self.prompt, "rows": rows.shape[0], "width": rows.shape[1]}
+        show(result | {"encoder": encoder}, text=f"{self.out}: {len(rows)} x {rows.shape[1]}", as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Evaluate the built-in worlds of both tracks, train a new one for a few minutes, write a report.
+
+    What is trained is a world over latents: within these minutes it learns to follow the robot's states, which a world
+    over tokens does not. The report shows it: with another clip's states its forecast is worse. Needs no GPU and no
+    network.
+
+    Examples:
+      worldline demo
+      worldline demo --out /tmp/demo --steps 100
+    """
+
+    out: Path = Path("runs/demo")
+    """Folder for run folders and report.html; an earlier demo there is replaced."""
+    steps: int = 1000
+    """Training steps of the new world."""
+    max_minutes: float = 5.0
+    """Stop that training after this long, whatever step it is at."""
+    num_clips: int = 48
+    """Held-out clips for the built-in world over tokens."""
+    sampling_clips: int = 24
+    """Held-out clips for each world over latents."""
+    num_samples: int = 5
+    """Futures drawn for each of those."""
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        whole(self, "steps", "num_clips", "sampling_clips", "num_samples")
+        number(self, "max_minutes", above=0)
+
+    def carry_out(self) -> None:
+        began = time.monotonic()
+        report, found = self.run()
+        seconds = time.monotonic() - began
+        tables = [f"{title}:\n{text_table(evaluation)}\n" for title, evaluation in found.items()]
+        text = "\n".join([*tables, f"Report: {report.resolve()} ({seconds:.0f} s in all)"])
+        show({"report": str(report), "seconds": round(seconds, 1)}, text=text, as_json=self.json)
+
+    def run(self) -> tuple[Path, dict[str, Evaluation]]:
+        """Do what a notebook would do. Gives the report, and what was found."""
+        from worldline.report.write import write_report
+
+        shutil.rmtree(self.out, ignore_errors=True)
+        few: dict[str, Any] = {"num_clips": self.sampling_clips, "num_samples": self.num_samples, "steps": 10}
+        few |= {"window_stride": 20, "batch_size": 4, "data": builtin.TWIN_MINI_VAL}
+        found = {
+            "The built-in world over tokens (compression track)": _evaluated(
+                builtin.COMPRESSION_TINY, self.out / "builtin", num_clips=self.num_clips
+            ),
+            "The built-in world over latents (sampling track), two seconds ahead": _evaluated(
+                builtin.SAMPLING_TINY, self.out / "sampling", **few
+            ),
+        }
+        api.train(
+            "sampling_tiny",
+            out=self.out / "fresh",
+            steps=self.steps,
+            max_minutes=self.max_minutes,
+            optimizer={"warmup_steps": 50, "ema_decay": 0.99},  # a short run: a moving average with a short memory
+            data={"cache": self.out / "cache"},
+            evaluate_every=max(1, self.steps // 4),
+            checkpoint_every=self.steps,
+        )
+        found["The same world, trained just now for minutes"] = api.evaluate(self.out / "fresh", **few)
+        return write_report([self.out / name for name in ("builtin", "sampling", "fresh")], self.out), found
+
+
+def _evaluated(shipped: Path, run: Path, **options: Any) -> Evaluation:
+    """Evaluate a built-in, which must not be written into, in a run folder of its own."""
+    run.mkdir(parents=True)
+    for name in ("config.json", "environment.json", "metrics.jsonl"):
+        shutil.copy(shipped / name, run / name)
+    return api.evaluate(shipped, out=RunDir(run).evaluation, **options)
+
+
+def parse(verb: str, arguments: list[str]) -> Any:
+    """The job of a verb: its options are the job's fields."""
+    job = {"evaluate": Evaluate, "forecast": Forecast, "report": Report, "text": Text, "demo": Demo}[verb]
+    with options_of():
+        return tyro.cli(job, prog=f"worldline {verb}", description=inspect.getdoc(job), args=arguments)
