@@ -46,7 +46,7 @@ def small_tokenizer(config: FSQVideoConfig = SMALL_TOKENIZER, seed: int = 0) -> 
 
 
 class Means:
-    """A `LatentTokenizer` without weights: the mean of every 8x8 square of every fourth frame."""
+    """A `Tokenizer` of latents without weights: the mean of every 8x8 square of every fourth frame."""
 
     spatial_stride = 8
 

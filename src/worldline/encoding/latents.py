@@ -14,7 +14,8 @@ from worldline.encoding.convert import Made, fill
 from worldline.formats.encoded import CLAIM, episode_done, finish, written_episode
 from worldline.formats.source import Source
 from worldline.ranks import Ranks
-from worldline.tokenizers.tokenizer import LatentTokenizer
+from worldline.schema import LatentGrid
+from worldline.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class EncodeReport(Made):
 
 def encode(
     source: Source,
-    tokenizer: LatentTokenizer,
+    tokenizer: Tokenizer[LatentGrid],
     out: Path,
     *,
     fingerprint: str,

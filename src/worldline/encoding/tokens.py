@@ -43,7 +43,7 @@ class TokenizeReport(Made):
 
 def tokenize(
     source: Source,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer[TokenGrid],
     out: Path,
     *,
     fingerprint: str,

@@ -1,19 +1,20 @@
 """A tokenizer alone, as a forecaster, so that the same engine evaluates it."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from worldline.forecasting.forecaster import CopyLast, frames_of
 from worldline.schema import Batch, Forecast, TokenGrid
-from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer
+from worldline.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Autoencoder(CopyLast):
     """It only reconstructs; it has no context and forecasts nothing."""
 
-    tokenizer: Tokenizer | LatentTokenizer
+    tokenizer: Tokenizer[Any]
     grid: TokenGrid | None
     """Of its tokens; None where it makes latents."""
 

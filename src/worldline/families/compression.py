@@ -37,7 +37,7 @@ from worldline.rundir import RunDir
 from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.tokenizers.cosmos import HUB_ID, CosmosConfig, CosmosTokenizer
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
-from worldline.tokenizers.tokenizer import Tokenizer
+from worldline.tokenizers.tokenizer import BlockTokenizer
 from worldline.worlds.st_transformer import STTransformerConfig
 
 
@@ -148,7 +148,7 @@ class TokenWorldKind(WorldKind):
     ) -> TokenForecaster:
         grid = card.promise.tokens
         if tokenizer is not None:
-            if not isinstance(tokenizer, Tokenizer):
+            if not isinstance(tokenizer, BlockTokenizer):
                 raise UsageError("this world forecasts tokens; give the tokenizer it was trained on (--tokenizer DIR)")
             stride = tokenizer.spatial_stride
             if (made := tokenizer.grid(grid.height * stride, grid.width * stride)) != grid:

@@ -133,7 +133,7 @@ class Kind:
 
 
 class TokenizerKind(Kind):
-    """A kind of tokenizer: its models are a `Tokenizer` or a `LatentTokenizer`, and train on frames."""
+    """A kind of tokenizer: its models are `Tokenizer`s, and train on frames."""
 
     download: ClassVar[str] = ""
     """The published files that a path may mean, for a message."""

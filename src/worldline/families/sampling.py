@@ -32,9 +32,17 @@ from worldline.identity import Identity, Part, refuse_another
 from worldline.process.flow import FlowSampling
 from worldline.ranks import Ranks
 from worldline.schema import Batch, LatentGrid, UsageError, stack
-from worldline.tokenizers.tokenizer import Tokenizer
-from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes, WanVAETokenizer
-from worldline.tokenizers.wan_vae_keys import HUB_ID, ORIGINAL_NAME, load_tensors, read_config, vae_files
+from worldline.tokenizers.tokenizer import BlockTokenizer
+from worldline.tokenizers.wan_vae import (
+    HUB_ID,
+    ORIGINAL_NAME,
+    WanVAEConfig,
+    WanVAESizes,
+    WanVAETokenizer,
+    load_tensors,
+    read_config,
+    vae_files,
+)
 from worldline.worlds.wan import WanConfig, WanWorld
 from worldline.worlds.wan_text import load_text
 from worldline.worlds.wan_weights import fingerprint_backbone, load_backbone
@@ -210,7 +218,7 @@ class LatentWorldKind(WorldKind):
     ) -> LatentForecaster:
         if tokenizer is None:
             raise UsageError("this world has no VAE beside it; give the one it was trained on (--tokenizer DIR)")
-        if isinstance(tokenizer, Tokenizer):
+        if isinstance(tokenizer, BlockTokenizer):
             raise UsageError("this world forecasts latents; give the VAE it was trained on (--tokenizer DIR)")
         return LatentForecaster(
             tokenizer=tokenizer,

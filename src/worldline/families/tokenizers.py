@@ -17,7 +17,7 @@ from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError
-from worldline.tokenizers.tokenizer import Tokenizer
+from worldline.tokenizers.tokenizer import BlockTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +62,17 @@ def load_any(path: Path) -> Any:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """A discrete tokenizer, a `Tokenizer` (see `load_any`). Raises `UsageError` for a continuous one."""
+    """A discrete tokenizer, a `BlockTokenizer` (see `load_any`). Raises `UsageError` for a continuous one."""
     tokenizer = load_any(path)
-    if not isinstance(tokenizer, Tokenizer):
+    if not isinstance(tokenizer, BlockTokenizer):
         raise UsageError(f"{path} holds a VAE, whose latents are continuous; a tokenizer with tokens is needed here")
     return tokenizer
 
 
 def load_vae(path: Path) -> Any:
-    """A continuous tokenizer, a `LatentTokenizer` (see `load_any`). Raises `UsageError` for a discrete one."""
+    """A continuous tokenizer (see `load_any`). Raises `UsageError` for a discrete one."""
     tokenizer = load_any(path)
-    if isinstance(tokenizer, Tokenizer):
+    if isinstance(tokenizer, BlockTokenizer):
         raise UsageError(f"{path} holds a tokenizer with tokens, not a VAE; a VAE is needed here")
     return tokenizer
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldline.forecasting.session import Context, Session, Snapshot, Step, check_states, signature
 from worldline.schema import Batch, Forecast, LatentGrid, TokenGrid, UsageError
-from worldline.tokenizers.tokenizer import LatentTokenizer, Tokenizer
+from worldline.tokenizers.tokenizer import Tokenizer
 
 Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames"]
 """Parts of a `Forecast` that must be asked for, of what has tokens; `top` are the `TOP` most probable tokens."""
@@ -160,7 +160,7 @@ class WorldForecaster(Forecaster):
     """A world between a tokenizer's encoder and decoder. A row is one sample of one clip, in the order `(b k)`."""
 
     grid: TokenGrid | LatentGrid
-    tokenizer: Tokenizer | LatentTokenizer | None
+    tokenizer: Tokenizer[Any] | None
     num_samples: int = 1
     rows: int | None = field(default=None, compare=False)
     """Rows at once; None takes as many as memory of a fixed size has room for. Changes rounding at most."""
@@ -181,7 +181,7 @@ class WorldForecaster(Forecaster):
             raise UsageError(f"{name_of(batch)} holds {found} {what}, but this world needs {count}")
         return encoded[:, :count].cpu()
 
-    def _known(self) -> Tokenizer | LatentTokenizer:
+    def _known(self) -> Any:
         if self.tokenizer is None:
             raise UsageError("this world was trained on tokens alone; give their tokenizer (--tokenizer DIR)")
         return self.tokenizer

@@ -13,7 +13,7 @@ from worldline.forecasting.session import Context, Step
 from worldline.process.flow import FlowSampling
 from worldline.process.noise import generators, normal
 from worldline.schema import Batch, Forecast, LatentGrid
-from worldline.tokenizers.tokenizer import LatentTokenizer
+from worldline.tokenizers.tokenizer import Tokenizer
 from worldline.worlds.world import LatentWorld
 
 GENERATED = 10 * 2**20
@@ -26,7 +26,7 @@ class LatentForecaster(WorldForecaster):
 
     world: LatentWorld
     grid: LatentGrid
-    tokenizer: LatentTokenizer
+    tokenizer: Tokenizer[LatentGrid]
     pattern: FramePattern
     """Frames of a window that are encoded, for example 0, 4, ..., 72, 76, 76 of 77."""
     sampling: FlowSampling = field(default_factory=FlowSampling)

@@ -22,9 +22,9 @@ from worldline.nn.fsq import FSQ
 from worldline.schema import Batch, TokenGrid
 from worldline.tokenizers.tokenizer import (
     BlockTokenizer,
-    batch_frames,
     divided,
     reconstruction_loss,
+    signed_frames,
     to_pixels,
     to_signed,
 )
@@ -111,7 +111,7 @@ class FSQVideoConfig(ModelConfig):
 
 
 class FSQVideoTokenizer(BlockTokenizer):
-    """Encoder, quantiser, decoder. A `CodeTokenizer`; also trainable by its own `loss`."""
+    """Encoder, quantiser, decoder. Its tokens have codes, so that a mean of them can be decoded (`decode_codes`)."""
 
     def __init__(self, config: FSQVideoConfig) -> None:
         super().__init__(config)
@@ -136,7 +136,7 @@ class FSQVideoTokenizer(BlockTokenizer):
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction error of one block in [-1, 1], and the penalty on saturation. Needs `batch.frames`."""
         del generator  # nothing is drawn: quantisation is deterministic
-        video = to_signed(batch_frames(batch))
+        video = signed_frames(batch)
         latents = self.latents_of(video)
         codes = self.codes_of(latents)
         loss, psnr = reconstruction_loss(self.video_of(codes) - video, self.config.l1_weight)

@@ -1,4 +1,4 @@
-"""`Tokenizer` and `LatentTokenizer`: video frames to a grid of tokens or continuous latents, and back.
+"""`Tokenizer`: video frames to a grid of tokens or of continuous latents, and back.
 
 The one place where pixels become numbers. A tokenizer never sees a state. Outside of it video is uint8; the float
 range [-1, 1] exists only in here.
@@ -6,11 +6,11 @@ range [-1, 1] exists only in here.
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
 from worldline.schema import Batch, LatentGrid, TokenGrid, UsageError
@@ -18,6 +18,40 @@ from worldline.schema import Batch, LatentGrid, TokenGrid, UsageError
 PIECE = 2**21
 """Pixels of video that go through a network at once, unless one clip alone has more: 24 clips of 21 frames of 64x64, or
 one of 512x512, for which Wan's VAE holds 5.7 GB."""
+Grid = TypeVar("Grid", bound=TokenGrid | LatentGrid, covariant=True)
+
+
+@runtime_checkable
+class Tokenizer(Protocol[Grid]):
+    """A video autoencoder, causal in time: grid or latent k depends on frames up to the last it covers.
+
+    A `Tokenizer[TokenGrid]` is discrete (`BlockTokenizer`), a `Tokenizer[LatentGrid]` makes latents.
+    """
+
+    spatial_stride: int
+    """Pixels of a frame's side for each position of a grid's."""
+
+    def grid(self, height: int, width: int) -> Grid:
+        """How tokens or latents lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
+        ...
+
+    def encode(self, frames: UInt8[Tensor, "b t 3 h w"], /) -> Shaped[Tensor, "b l *one"]:
+        """Tokens `b l gh gw`, or latents `b l c gh gw` of about zero mean and unit variance per channel.
+
+        Raises `UsageError` for another number of frames than whole blocks, or than `LatentGrid.latents_of` takes.
+        """
+        ...
+
+    def decode(self, encoded: Shaped[Tensor, "b l *one"], /) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of whole blocks of token grids, or of latents from the first of a clip on."""
+        ...
+
+
+def signed_frames(batch: Batch) -> Float32[Tensor, "b 3 t h w"]:
+    """The video that a tokenizer trains on, in [-1, 1]. Raises `UsageError` if a batch has none."""
+    if batch.frames is None:
+        raise UsageError("a tokenizer trains on frames, but this source holds tokens only")
+    return to_signed(batch.frames)
 
 
 def to_signed(frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b 3 t h w"]:
@@ -30,6 +64,12 @@ def to_pixels(video: Float32[Tensor, "b 3 t h w"]) -> UInt8[Tensor, "b t 3 h w"]
     return (((video + 1) / 2).clamp(0, 1) * 255 + 0.5).byte().transpose(1, 2)
 
 
+def reconstruction_loss(error: Float32[Tensor, "b 3 t h w"], l1_weight: float) -> tuple[Tensor, float]:
+    """Mean squared and weighted absolute error of video in [-1, 1], and its PSNR in dB."""
+    mse = error.square().mean()
+    return mse + l1_weight * error.abs().mean(), -10 * torch.log10(mse.detach() / 4).item()  # the data range is 2
+
+
 def divided(height: int, width: int, stride: int) -> dict[str, int]:
     """Height and width of a grid over frames of this size. Raises `UsageError` for sizes off the stride."""
     if height % stride or width % stride:
@@ -37,13 +77,13 @@ def divided(height: int, width: int, stride: int) -> dict[str, int]:
     return {"height": height // stride, "width": width // stride}
 
 
-def by_pieces(x: Tensor, network: Callable[[Tensor], Tensor], *, video: tuple[int, int, int]) -> Tensor:
-    """Put clips through a network, as many at a time as `PIECE` allows; `video` is one's frames, rows and columns."""
-    return torch.cat([network(part) for part in x.split(max(1, PIECE // max(1, math.prod(video))))])
+def by_pieces(x: Tensor, network: Callable[[Tensor], Tensor], *, pixels: int) -> Tensor:
+    """Put clips through a network, as many at a time as `PIECE` allows; each is `pixels` of video."""
+    return torch.cat([network(part) for part in x.split(max(1, PIECE // max(1, pixels)))])
 
 
 class BlockTokenizer(nn.Module):
-    """The common part of discrete tokenizers: a configuration with a grid, and disjoint blocks of frames."""
+    """A discrete tokenizer: a configuration with a grid, and disjoint blocks of frames."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -63,95 +103,22 @@ class BlockTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
-        """Tokens of whole blocks. Raises `UsageError` for another number of frames, or a size off the stride."""
         height, width = frames.shape[-2:]
-        block = self.grid(height, width).block
-        return _by_blocks(frames, block, self.tokens_of, video=(block, height, width))
+        return self._by_blocks(frames, self.grid(height, width).block, "frames", self.tokens_of, height * width)
 
     @torch.no_grad()
     def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of whole blocks. Raises `UsageError` for another number of token grids."""
         return self.decoded(tokens, self.frames_of)
 
     def decoded(self, grids: Tensor, frames_of: Callable[[Tensor], Tensor]) -> UInt8[Tensor, "b t 3 h w"]:
         """Frames of whole blocks of what `frames_of` turns into those of one."""
-        height, width = (self.spatial_stride * side for side in grids.shape[2:4])
-        grid = self.grid(height, width)
-        return _by_blocks(grids, grid.latents_per_block, frames_of, video=(grid.block, height, width))
+        area = math.prod(grids.shape[2:4]) * self.spatial_stride**2
+        return self._by_blocks(grids, self.grid(0, 0).latents_per_block, "token grids", frames_of, area)
 
-
-def _by_blocks(x: Tensor, size: int, network: Callable[[Tensor], Tensor], *, video: tuple[int, int, int]) -> Tensor:
-    """Put the whole blocks along axis 1 through a network, piece by piece: `b (n size) ... -> b (n l) ...`."""
-    if x.shape[1] % size:
-        what = "frames" if size == video[0] else "token grids"
-        raise UsageError(f"{x.shape[1]} {what} are not a whole number of blocks of {size}")
-    made = by_pieces(rearrange(x, "b (n s) ... -> (b n) s ...", s=size), network, video=video)
-    return rearrange(made, "(b n) l ... -> b (n l) ...", b=x.shape[0])
-
-
-def batch_frames(batch: Batch) -> UInt8[Tensor, "b t 3 h w"]:
-    """The frames that a tokenizer trains on. Raises `UsageError` if a batch has none."""
-    if batch.frames is None:
-        raise UsageError("a tokenizer trains on frames, but this source holds tokens only")
-    return batch.frames
-
-
-def reconstruction_loss(error: Float32[Tensor, "b 3 t h w"], l1_weight: float) -> tuple[Tensor, float]:
-    """Mean squared and weighted absolute error of video in [-1, 1], and its PSNR in dB."""
-    mse = error.square().mean()
-    return mse + l1_weight * error.abs().mean(), -10 * torch.log10(mse.detach() / 4).item()  # the data range is 2
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """Discrete video tokenizer, causal in time: token grid k depends on frames up to the last it covers."""
-
-    vocab_size: int
-    spatial_stride: int
-    """Pixels of a frame's side for each position of a grid's."""
-
-    def grid(self, height: int, width: int) -> TokenGrid:
-        """How tokens lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
-        ...
-
-    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
-        """Tokens of whole blocks of frames (`t` a multiple of the block), in their order in time."""
-        ...
-
-    def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of whole blocks of token grids."""
-        ...
-
-
-@runtime_checkable
-class CodeTokenizer(Tokenizer, Protocol):
-    """A tokenizer whose tokens have codes (vectors): a distribution over tokens then has a mean that can be decoded."""
-
-    @property
-    def codebook(self) -> Float32[Tensor, "v d"]:
-        """The code of each token."""
-        ...
-
-    def decode_codes(self, codes: Float32[Tensor, "b l gh gw d"]) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of whole blocks of codes, which may lie between those of tokens."""
-        ...
-
-
-@runtime_checkable
-class LatentTokenizer(Protocol):
-    """Continuous video autoencoder, causal in time: latent k depends on frames up to the last it covers."""
-
-    spatial_stride: int
-    """Pixels of a frame's side for each position of a grid's."""
-
-    def grid(self, height: int, width: int) -> LatentGrid:
-        """How latents lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
-        ...
-
-    def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b l c gh gw"]:
-        """Latents of about zero mean and unit variance per channel. Raises `UsageError` for lengths off the grid."""
-        ...
-
-    def decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of latents, from the first of a clip on."""
-        ...
+    def _by_blocks(self, x: Tensor, size: int, what: str, network: Callable[[Tensor], Tensor], area: int) -> Tensor:
+        """Put the whole blocks along axis 1 through a network; `area` is the pixels of a frame."""
+        if x.shape[1] % size:
+            raise UsageError(f"{x.shape[1]} {what} are not a whole number of blocks of {size}")
+        blocks = rearrange(x, "b (n s) ... -> (b n) s ...", s=size)
+        made = by_pieces(blocks, network, pixels=self.grid(0, 0).block * area)
+        return rearrange(made, "(b n) l ... -> b (n l) ...", b=x.shape[0])

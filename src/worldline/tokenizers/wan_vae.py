@@ -3,11 +3,15 @@
 Latent 0 is frame 0 and latent k covers frames `4k-3 .. 4k`. What leaves `encode` is the posterior mean, normalised to
 about zero mean and unit variance per channel, so that a world sees the same scale from every VAE. The default is the
 704.7 M parameter VAE of Wan2.2 TI2V-5B; smaller ones train by their own `loss`. Needs the extra `wan` to build one.
+
+At the end are the published files, of which two layouts are read: diffusers' folder and the original single file.
 """
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,9 +21,21 @@ from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
 from worldline.contract import ModelConfig
-from worldline.nn.weights import upstream
-from worldline.schema import Batch, LatentGrid, UsageError
-from worldline.tokenizers.tokenizer import batch_frames, by_pieces, divided, reconstruction_loss, to_pixels, to_signed
+from worldline.files import read_json
+from worldline.nn.weights import (
+    HUB_ID,
+    ORIGINAL_HUB_ID,
+    STEM,
+    check_tensors,
+    full_config,
+    mapped_tensors,
+    renamed,
+    upstream,
+    weight_files,
+)
+from worldline.rundir import from_json
+from worldline.schema import Batch, DataError, LatentGrid, UsageError
+from worldline.tokenizers.tokenizer import by_pieces, divided, reconstruction_loss, signed_frames, to_pixels, to_signed
 
 _STRIDE = 4
 """Frames per latent. diffusers cuts video into chunks of four, whatever the configuration says."""
@@ -73,13 +89,9 @@ class WanVAESizes:
         number(self, "dropout", below=1)
         number(self, "latents_mean", least=-math.inf)
         number(self, "latents_std", above=0)
-        steps = len(self.dim_mult) - 1
-        if steps < 0 or len(self.temporal_downsample) != steps:
-            refuse(
-                self, "temporal_downsample", f"{max(steps, 1)} entries, one for each step between stages of dim_mult"
-            )
-        if sum(self.temporal_downsample) != 2:
-            refuse(self, "temporal_downsample", f"true twice: diffusers' VAE works in chunks of {_STRIDE} frames")
+        if len(self.temporal_downsample) != len(self.dim_mult) - 1 or sum(self.temporal_downsample) != 2:
+            why = f"diffusers' VAE works in chunks of {_STRIDE} frames"
+            refuse(self, "temporal_downsample", f"one entry fewer than dim_mult has, two of them true: {why}")
         for name in ("latents_mean", "latents_std"):
             if getattr(self, name) and len(getattr(self, name)) != self.z_dim:
                 refuse(self, name, f"{self.z_dim} numbers, one for each channel, or empty to be measured")
@@ -90,10 +102,10 @@ class WanVAESizes:
 
     @property
     def derived(self) -> dict[str, Any]:
-        """Entries of diffusers' configuration that follow from the others."""
+        """Entries of diffusers' configuration that follow from the others, or have no effect there."""
         pixels = 3 * self.patch_size**2
         strides = {"scale_factor_temporal": _STRIDE, "scale_factor_spatial": self.spatial_stride}
-        return {"in_channels": pixels, "out_channels": pixels, **strides}
+        return {"in_channels": pixels, "out_channels": pixels, "attn_scales": [], **strides}
 
 
 WanVAESizes.presets = {
@@ -135,7 +147,7 @@ class WanVAEConfig(ModelConfig):
 
 
 class WanVAETokenizer(nn.Module):
-    """A `LatentTokenizer` over an untouched `AutoencoderKLWan`; also trainable by its own `loss`.
+    """A `Tokenizer` of latents over an untouched `AutoencoderKLWan`; also trainable by its own `loss`.
 
     `latents_mean` and `latents_std` are buffers, saved with the weights: a VAE trained here measures them at the end.
     Raises `UsageError` for a configuration that cannot be, or where the extra `wan` is not installed.
@@ -160,7 +172,7 @@ class WanVAETokenizer(nn.Module):
 
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float32[Tensor, "b l c gh gw"]:
         """Posterior mean of video in [-1, 1], normalised. Raises `UsageError` for another length or size (`grid`)."""
-        raw = self._raw_latents_of(video)
+        raw = rearrange(self._posterior(video).mode().float(), "b c l h w -> b l c h w")
         return (raw - self.latents_mean[:, None, None]) / self.latents_std[:, None, None]
 
     def video_of(self, latents: Float32[Tensor, "b l c gh gw"]) -> Float32[Tensor, "b 3 t h w"]:
@@ -170,45 +182,41 @@ class WanVAETokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "b t 3 h w"]) -> Float32[Tensor, "b l c gh gw"]:
-        """Latents of 1 + 4k frames. Raises `UsageError` for other lengths and sizes off the stride."""
         _, count, _, height, width = frames.shape
-        return by_pieces(frames, lambda clips: self.latents_of(to_signed(clips)), video=(count, height, width))
+        return by_pieces(frames, lambda clips: self.latents_of(to_signed(clips)), pixels=count * height * width)
 
     @torch.no_grad()
     def decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        """The `1 + 4 (l - 1)` frames of `l` latents."""
-        (_, length, _, height, width), stride = latents.shape, self.spatial_stride
-        video = (1 + _STRIDE * (length - 1), height * stride, width * stride)
-        return by_pieces(latents, lambda clips: to_pixels(self.video_of(clips)), video=video)
+        (_, length, _, height, width), area = latents.shape, self.spatial_stride**2
+        pixels = (1 + _STRIDE * (length - 1)) * height * width * area
+        return by_pieces(latents, lambda clips: to_pixels(self.video_of(clips)), pixels=pixels)
 
     @torch.no_grad()
     def measure_statistics(self, batches: Iterable[Batch]) -> None:
         """Set mean and deviation of the latents to those of the posterior means over all of `batches`.
 
-        Exact, per channel over clips, time and space (deviation of the population), merged batch by batch in float64
-        (Chan et al., 1979). Raises `UsageError` where there are no batches, or they hold no frames.
+        Per channel over clips, time and space (deviation of the population), summed in float64. Raises `UsageError`
+        where there are no batches, or they hold no frames.
         """
-        count, mean, squares = 0, *torch.zeros(2, self.sizes.z_dim, dtype=torch.float64)
+        count, total, squares = 0, *torch.zeros(2, self.sizes.z_dim, dtype=torch.float64)
         trains = self.training
         self.eval()  # no dropout
         for batch in batches:
-            latents = self._raw_latents_of(to_signed(batch_frames(batch)))
-            values = rearrange(latents.double().cpu(), "b l c h w -> c (b l h w)")
-            new, shift = values.shape[1], values.mean(dim=1) - mean
-            total = count + new
-            squares = squares + values.var(dim=1, correction=0) * new + shift.square() * count * new / total
-            mean, count = mean + shift * new / total, total
+            values = self._posterior(signed_frames(batch)).mode().double().cpu().transpose(0, 1).flatten(1)
+            count += values.shape[1]
+            total, squares = total + values.sum(dim=1), squares + values.square().sum(dim=1)
         self.train(trains)
         if not count:
             raise UsageError("the latents' mean and deviation are measured on clips, but there are none")
+        mean = total / count
         self.latents_mean.copy_(mean)
-        self.latents_std.copy_((squares / count).sqrt().clamp(min=1e-6))  # a dead channel stays finite
+        self.latents_std.copy_((squares / count - mean.square()).clamp(min=1e-12).sqrt())  # a dead channel stays finite
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction error and divergence from N(0, 1); in training of drawn latents, else of their mean."""
-        video = to_signed(batch_frames(batch))
-        self.grid(*video.shape[-2:]).latents_of(video.shape[2])  # refuses what does not fit
-        mean, log_variance = self._posterior(video)
+        video = signed_frames(batch)
+        posterior = self._posterior(video)
+        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         sampled = mean
         if self.training:
             noise = torch.randn(mean.shape, generator=generator).to(mean)
@@ -217,32 +225,19 @@ class WanVAETokenizer(nn.Module):
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return loss + self.config.kl_weight * divergence, {"psnr_db": psnr, "kl": divergence.item()}
 
-    def _raw_latents_of(self, video: Tensor) -> Tensor:
+    def _posterior(self, video: Float32[Tensor, "b 3 t h w"]) -> Any:
+        """The normal distribution of the raw latents, `b c l gh gw`."""
         self.grid(*video.shape[-2:]).latents_of(video.shape[2])  # refuses what does not fit
-        mean = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode()
-        return rearrange(mean.float(), "b c l h w -> b l c h w")
+        return self.vae.encode(video.to(self.vae.dtype)).latent_dist
 
-    def _posterior(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the raw latents, as diffusers computes them but with frames 1.. in one pass."""
-        p = self.sizes.patch_size
-        folded = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=p, r=p)
-        mean, log_variance = self.vae.quant_conv(_first_and_rest(self.vae.encoder, folded)).float().chunk(2, dim=1)
-        return mean, log_variance.clamp(-30, 20)
-
-    def _reconstruct(self, raw: Tensor) -> Tensor:
-        """Video of raw latents, with latents 1.. in one pass and not clamped, so that every error has a gradient."""
-        p = self.sizes.patch_size
-        folded = _first_and_rest(self.vae.decoder, self.vae.post_quant_conv(raw), first_chunk=True)
-        return rearrange(folded, "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p).float()
-
-
-def _first_and_rest(module: Any, x: Tensor, **first: bool) -> Tensor:
-    """What an encoder or decoder makes of position 0 in time, and of all others in one pass that remembers it."""
-    cache = [None] * sum(isinstance(part, nn.Conv3d) for part in module.modules())  # one slot per causal convolution
-    parts = [module(x[:, :, :1], feat_cache=cache, feat_idx=[0], **first)]
-    if x.shape[2] > 1:
-        parts.append(module(x[:, :, 1:], feat_cache=cache, feat_idx=[0]))
-    return torch.cat(parts, dim=2)
+    def _reconstruct(self, raw: Float32[Tensor, "b c l gh gw"]) -> Float32[Tensor, "b 3 t h w"]:
+        """What diffusers decodes, but latents 1.. in one pass and not clamped, so that every error has a gradient."""
+        decoder, x, p = self.vae.decoder, self.vae.post_quant_conv(raw), self.sizes.patch_size
+        cache = [None] * sum(isinstance(part, nn.Conv3d) for part in decoder.modules())  # one for each, causal in time
+        parts = [decoder(x[:, :, :1], feat_cache=cache, feat_idx=[0], first_chunk=True)]
+        if x.shape[2] > 1:
+            parts.append(decoder(x[:, :, 1:], feat_cache=cache, feat_idx=[0]))
+        return rearrange(torch.cat(parts, dim=2), "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p).float()
 
 
 def autoencoder_class() -> Any:
@@ -265,3 +260,69 @@ def _autoencoder(sizes: WanVAESizes) -> nn.Module:
         if weight.ndim in layouts:
             weight.data = weight.data.contiguous(memory_format=layouts[weight.ndim])
     return model
+
+
+# --- published files ---
+
+ORIGINAL_NAME = "Wan2.2_VAE.pth"
+_CLASS = "AutoencoderKLWan"
+_FIX = f"Give the VAE of {HUB_ID} (folder vae) or {ORIGINAL_NAME} of {ORIGINAL_HUB_ID}, complete."
+_BLOCKS = (
+    (r"\.(down|up)samples\.(\d+)\.\1samples\.\d+\.(resample|time_conv)\b", r".\1_blocks.\2.\1sampler.\3"),
+    (r"\.(down|up)samples\.(\d+)\.\1samples\.(\d+)\.", r".\1_blocks.\2.resnets.\3."),
+    (r"(_blocks\..*)\.residual\.0\.", r"\1.norm1."),
+    (r"(_blocks\..*)\.residual\.2\.", r"\1.conv1."),
+    (r"(_blocks\..*)\.residual\.3\.", r"\1.norm2."),
+    (r"(_blocks\..*)\.residual\.6\.", r"\1.conv2."),
+    (r"(_blocks\..*)\.shortcut\.", r"\1.conv_shortcut."),
+)
+"""Names in Wan2.2's blocks, and diffusers' own: its converter knows the blocks of Wan2.1 only."""
+
+
+def vae_files(path: Path) -> list[Path]:
+    """Weight files, if any, of a diffusers folder, its `vae/`, `Wan2.2_VAE.pth` (or safetensors) or its folder."""
+    if path.is_file():
+        return [path] if path.suffix in (".pth", ".safetensors") else []
+    if found := weight_files(path / "vae"):
+        return found
+    # The original transformer's shards are named alike, and lie beside the original VAE.
+    if (found := weight_files(path)) and read_json(path / "config.json").get("_class_name") == _CLASS:
+        return found
+    return [path / ORIGINAL_NAME] if (path / ORIGINAL_NAME).is_file() else []
+
+
+def read_config(files: list[Path]) -> WanVAEConfig:
+    """The configuration beside the weights (Wan2.2's for a single file). Raises `DataError` for another model's."""
+    place = files[0].parent / "config.json"
+    if not files[0].name.startswith(STEM):
+        return WanVAEConfig()
+    content = read_json(place)
+    if content.get("_class_name") != _CLASS:
+        raise DataError(place, expected=f"an {_CLASS}", found=repr(content.get("_class_name")), fix=_FIX)
+    # `clip_output` was written by a conversion script; diffusers clips always.
+    unread = ("clip_output", *WanVAESizes().derived)
+    fields = {k: v for k, v in full_config(content, autoencoder_class()).items() if k not in unread}
+    fields["temporal_downsample"] = fields.pop("temperal_downsample")
+    fields["decoder_base_dim"] = fields["decoder_base_dim"] or fields["base_dim"]
+    fields["patch_size"] = fields["patch_size"] or 1
+    sizes: WanVAESizes = from_json(WanVAESizes, fields, place)
+    for name, value in sizes.derived.items():
+        if content.get(name, value) != value:
+            raise DataError(place, expected=f"{name} = {value}", found=f"{content[name]}", fix=_FIX)
+    return WanVAEConfig(sizes=sizes)
+
+
+def load_tensors(files: list[Path], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The expected tensors, in float32. Raises `DataError` for a damaged file, or the first tensor that differs."""
+    tensors = {diffusers_name(key): value for key, value in mapped_tensors(files).items()}
+    check_tensors(tensors, expected, files[0].parent, fix=_FIX)
+    if halved := sorted({str(value.dtype) for value in tensors.values()} - {"torch.float32"}):
+        said = f"weights are stored as {', '.join(halved)}: they, and so the latents, are not quite those of float32"
+        warnings.warn(f"{files[0]}: {said}", stacklevel=2)
+    return {name: value.float() for name, value in tensors.items()}
+
+
+def diffusers_name(key: str) -> str:
+    """The name diffusers gives a tensor of the original file; its own names stay as they are."""
+    convert = upstream("diffusers.loaders.single_file_utils").convert_wan_vae_to_diffusers
+    return next(iter(convert({renamed(key, _BLOCKS): None})))
