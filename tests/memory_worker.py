@@ -16,8 +16,7 @@ from worldline.families.config import TrainConfig
 from worldline.families.family import empty_batch, kind_of
 from worldline.nn.optimizer import build_optimizer
 from worldline.process.categorical import Sampling
-from worldline.recipes.compression import compression_tiny
-from worldline.recipes.tokenizer import tokenizer_tiny
+from worldline.recipes import compression_tiny, tokenizer_tiny
 
 CLIPS, ROWS, BLOCKS = 8, 32, 32
 """In a training step, in a forecast, through a tokenizer."""

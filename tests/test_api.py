@@ -19,7 +19,7 @@ from worldline.families.sample import LoadOptions
 from worldline.forecasts import ForecastOptions
 from worldline.formats.open import OpenOptions
 from worldline.launch import ResumeOptions
-from worldline.recipes.all import RECIPES
+from worldline.recipes import RECIPES
 from worldline.schema import UsageError
 
 needs_builtins = pytest.mark.skipif(not builtin.COMPRESSION_TINY.is_dir(), reason="no built-in checkpoints")

@@ -34,7 +34,7 @@ from worldline import builtin
 from worldline.cli import plan, train
 from worldline.cli.main import NAMES
 from worldline.families.config import TrainConfig
-from worldline.recipes.all import RECIPES
+from worldline.recipes import RECIPES
 from worldline.rundir import to_json
 from worldline.tokenizers.wan_vae import WanVAEConfig
 from worldline.worlds.wan import WanConfig

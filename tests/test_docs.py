@@ -18,7 +18,7 @@ import torch
 from commands import FENCE, PAGES, ROOT, SPAN
 
 from worldline import builtin
-from worldline.recipes.all import RECIPES
+from worldline.recipes import RECIPES
 from worldline.worlds.st_transformer import STTransformerConfig
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))

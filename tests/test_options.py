@@ -21,7 +21,7 @@ from worldline.families.config import TrainConfig
 from worldline.families.family import idle
 from worldline.families.load import load_world
 from worldline.nn.optimizer import OptimizerConfig
-from worldline.recipes.all import RECIPES
+from worldline.recipes import RECIPES
 from worldline.schema import Batch, DataError, Origin, UsageError
 from worldline.training.loop import train
 from worldline.worlds.wan_text import save_text

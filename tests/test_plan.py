@@ -30,8 +30,7 @@ from worldline.planning.footprint import Footprint, give_gradients, tensors_of
 from worldline.planning.machine import PROCESS, WINDOWS, WORKER, host, verbs, worst
 from worldline.planning.meter import Meter, follow
 from worldline.planning.plan import CERTAIN, RESERVE, card, memory, plan, refuse_too_little, setting
-from worldline.recipes.all import RECIPES
-from worldline.recipes.sampling import sampling_revontuli
+from worldline.recipes import RECIPES, sampling_revontuli
 from worldline.rundir import write_model
 from worldline.schema import Batch, UsageError
 from worldline.tokenizers.wan_vae import WanVAEConfig

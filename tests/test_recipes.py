@@ -9,8 +9,7 @@ from commands import parse
 
 from worldline.families.config import TrainConfig
 from worldline.families.family import kind_of
-from worldline.recipes.all import RECIPES
-from worldline.recipes.compression import compression_revontuli, compression_tiny, compression_tiny_unconditional
+from worldline.recipes import RECIPES, compression_revontuli, compression_tiny, compression_tiny_unconditional
 from worldline.rundir import from_json, to_json
 from worldline.schema import DataError, TokenGrid
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer

@@ -16,7 +16,7 @@ from worldline.cli.train import PYTHON_ONLY
 from worldline.families.config import TrainConfig
 from worldline.families.family import kind_of
 from worldline.nn.optimizer import OptimizerConfig
-from worldline.recipes.all import RECIPES
+from worldline.recipes import RECIPES
 from worldline.rundir import from_json, to_json
 from worldline.schema import DataError, UsageError
 

@@ -16,6 +16,7 @@ from worldline.evaluation.evaluate import EvaluateOptions
 from worldline.evaluation.evaluate import evaluate as evaluated
 from worldline.evaluation.result import Evaluation
 from worldline.families.config import TrainConfig
+from worldline.families.family import refuse_idle
 from worldline.families.load import Loaded, load_forecaster
 from worldline.families.sample import LoadOptions
 from worldline.forecasts import ForecastOptions, write_forecasts
@@ -23,7 +24,7 @@ from worldline.formats.open import OpenOptions
 from worldline.formats.source import Source
 from worldline.launch import ResumeOptions, go_on, new_run, start
 from worldline.ranks import Ranks
-from worldline.recipes.all import RECIPES, refuse_idle
+from worldline.recipes import RECIPES
 from worldline.rundir import built, to_json
 from worldline.schema import UsageError
 from worldline.training.loop import TrainResult

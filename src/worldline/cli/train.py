@@ -22,10 +22,10 @@ from tyro.constructors import (
 from worldline.checks import texts_of
 from worldline.cli.console import choose, options_of, show
 from worldline.families.config import TrainConfig
-from worldline.families.family import idle, kind_of
+from worldline.families.family import idle, kind_of, refuse_idle
 from worldline.launch import ResumeOptions, go_on, new_run, start
 from worldline.progress import say
-from worldline.recipes.all import RECIPES, refuse_idle
+from worldline.recipes import RECIPES
 from worldline.rundir import to_json
 from worldline.schema import UsageError
 from worldline.training.loop import TrainResult

@@ -4,8 +4,8 @@
 theirs: a `ModelConfig` and a `Kind` for each model, and `register`. Nothing else names their classes.
 """
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -290,11 +290,23 @@ _UNREAD = {
 }
 
 
-def refuse_unread(config: TrainConfig) -> None:
-    """Raise `UsageError` if a run names a tokenizer, weights or a prompt that its model does not use."""
-    for name, why in idle(config).items():
-        if name in ("tokenizer", "weights", "text") and getattr(config, name) is not None:
-            raise UsageError(f"--{name} would change nothing: {why}")
+def refuse_idle(config: TrainConfig, usual: TrainConfig) -> None:
+    """Refuse what is set otherwise than usual and would change nothing. Raises `UsageError`."""
+    reasons = idle(config)
+    for place in _differing(config, usual):
+        for field, reason in reasons.items():
+            if place == field or (field.endswith(".") and place.startswith(field)):
+                raise UsageError(f"--{place.replace('_', '-')} would change nothing: {reason}")
+
+
+def _differing(one: Any, other: Any, prefix: str = "") -> Iterator[str]:
+    """The places in which two configurations differ."""
+    for field in fields(one):
+        mine, yours = getattr(one, field.name), getattr(other, field.name)
+        if is_dataclass(mine) and type(mine) is type(yours):
+            yield from _differing(mine, yours, f"{prefix}{field.name}.")
+        elif mine != yours:
+            yield prefix + field.name
 
 
 # --- the data of a run ---

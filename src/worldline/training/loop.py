@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from worldline.data.loader import Loader
 from worldline.families.config import TrainConfig, read_config, resumed, write_config
-from worldline.families.family import Prepared, refuse_unread
+from worldline.families.family import Prepared, refuse_idle
 from worldline.families.prepare import prepare
 from worldline.files import write_json
 from worldline.formats.states import StateStats
@@ -69,7 +69,7 @@ def train(
         DataError: data or weights are not what they should be.
         NonFiniteLossError: the loss is no longer a number.
     """
-    refuse_unread(config)
+    refuse_idle(config, replace(config, tokenizer=None, weights=None, text=None))
     ranks, run = ranks or Ranks(), RunDir(path)
     if config.accumulate > (clips := ranks.share(config.batch_size)):
         raise UsageError(f"a batch of {clips} clips cannot be cut into {config.accumulate} pieces; lower --accumulate")

@@ -1,0 +1,195 @@
+"""The recipes: functions that return a complete run. Each docstring gives cost and expected result."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from worldline import builtin
+from worldline.contract import FramePattern
+from worldline.data.augment import AugmentConfig
+from worldline.data.clips import DataConfig
+from worldline.families.config import TrainConfig
+from worldline.nn.adaln import StateOptions
+from worldline.nn.optimizer import OptimizerConfig
+from worldline.tokenizers.fsq_video import FSQVideoConfig
+from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes
+from worldline.worlds.st_transformer import STTransformerConfig
+from worldline.worlds.wan import WanConfig
+from worldline.worlds.wan_weights import BackboneConfig
+
+TWIN_MINI = DataConfig(path=builtin.TWIN_MINI_TRAIN, val_path=builtin.TWIN_MINI_VAL, image_size=64, cache=Path("cache"))
+"""The built-in data. Decoded frames and tokens are kept in the working directory."""
+
+
+def tokenizer_tiny() -> TrainConfig:
+    """Our FSQ video tokenizer, 1.1 M parameters, vocabulary 4,096, 64x64, on the twin. Runs on two CPU cores.
+
+    Every latent frame is encoded alone (`past=0`): a still patch keeps its tokens, and a world can predict them. About
+    20 minutes on one core. Expected (docs/results.md): a held-out reconstruction of 28.0 dB, for the built-in: 1,000
+    more steps at a lower rate, and 400 episodes.
+    """
+    return TrainConfig(
+        model=FSQVideoConfig(levels=(8, 8, 8, 8), widths=(64, 192), blocks=(1, 3), past=0),
+        data=replace(TWIN_MINI, window_stride=3, augment=AugmentConfig.presets["usual"]),
+        optimizer=OptimizerConfig(
+            lr=2e-3, warmup_steps=100, schedule="cosine", weight_decay=0.01, clip_norm=1.0, ema_decay=0.998
+        ),
+        batch_size=4,
+        steps=5000,
+    )
+
+
+# --- the compression track ---
+
+
+def compression_revontuli() -> TrainConfig:
+    """The report's world: 24 layers, width 512, vocabulary 64,000, 80 epochs of 1X v2.0 tokens. Needs a cluster.
+
+    Every number the report states (sections 3.1 and 3.2): 8 heads, T=5, dropout 0.1, fused AdamW 0.9/0.95, weight
+    decay 0.05 on matrices, 8e-4 to 0 linearly after 2,000 steps, batch 160, bfloat16 autocast, all of it under 17 h
+    on 32 B200 there. Expected: top-500 CE 4.92 on validation, 6.64 on the test set (the report's scorer, which is
+    not public). Point `--data.path` at `train_v2.0` and `--data.val-path` at `val_v2.0`.
+    """
+    return TrainConfig(
+        model=STTransformerConfig(),
+        data=DataConfig(path=Path("train_v2.0"), val_path=Path("val_v2.0"), window_stride=34),
+        optimizer=OptimizerConfig(),
+        batch_size=160,
+        epochs=80.0,
+        workers=8,
+        evaluate_every=2000,
+        checkpoint_every=2000,
+    )
+
+
+def compression_tiny() -> TrainConfig:
+    """The same world with 4 layers of width 128 on tokens of twin-mini at 64x64. Runs on two CPU cores.
+
+    States enter every block by adaLN and tokens begin near their codes: both are options beside the report, and learnt
+    far faster (docs/log.md). 28 minutes on one core. Expected (docs/results.md), for 13,000 steps on 400 episodes,
+    which is the built-in: 24.8 dB at the last of 17 frames, 5.7 dB above a copy of the last frame seen.
+    """
+    return TrainConfig(
+        model=STTransformerConfig(
+            width=128,
+            heads=4,
+            layers=4,
+            dropout=0.0,  # a quarter of a CPU step, and the runs are too short to overfit
+            conditioning="adaln",
+            code_levels=(8, 8, 8, 8),
+            normalise_states=True,
+        ),
+        data=replace(TWIN_MINI, window_stride=17),
+        tokenizer=builtin.TOKENIZER_TINY,
+        optimizer=OptimizerConfig(lr=2e-3, warmup_steps=100, clip_norm=1.0, ema_decay=0.995),
+        batch_size=4,
+        steps=5000,
+        start_offsets=4,
+    )
+
+
+def compression_tiny_unconditional() -> TrainConfig:
+    """compression_tiny without the states: the baseline that shows what conditioning on the robot is worth."""
+    tiny = compression_tiny()
+    return replace(tiny, model=replace(tiny.model, unconditional=True))
+
+
+# --- the sampling track ---
+
+
+def vae_tiny() -> TrainConfig:
+    """Wan's causal video VAE with a stride of 8 and 12 channels at 64x64, on the twin. Runs on two CPU cores.
+
+    About 40 minutes on one core. Expected (docs/results.md): a held-out reconstruction of 28.2 dB over 9 frames, for
+    the built-in: trained on 400 episodes.
+    """
+    return TrainConfig(
+        model=WanVAEConfig(sizes=WanVAESizes.presets["tiny"]),
+        data=replace(TWIN_MINI, pattern=FramePattern(window=33, stride=4), window_stride=3),
+        optimizer=OptimizerConfig(
+            lr=2e-3, warmup_steps=100, schedule="cosine", weight_decay=0.0, clip_norm=1.0, ema_decay=0.998
+        ),
+        batch_size=4,
+        steps=2600,
+        validation_clips=32,
+    )
+
+
+def sampling_revontuli() -> TrainConfig:
+    """The report's sampling world: Wan2.2 TI2V-5B, LoRA rank 32, robot states by adaLN-Zero. Needs GPUs and weights.
+
+    17 frames and 77 states -> the frame at t = 76, at 512x512 (report, section 2). Batch 1,024, constant 4e-4, 23,000
+    steps: 36 h on 32 B200 there; never run by us. Expected, for the mean of 20 samples: 24.88 dB on validation with 20
+    steps. Give `--weights` (Wan2.2's folder), `--text` (see `worldline text`) and `--data.path`; `worldline plan
+    sampling_revontuli` says what fits a GPU, and `--accumulate` makes it fit.
+    """
+    return TrainConfig(
+        model=WanConfig(block_bias=True, gradient_checkpointing=True),
+        data=DataConfig(
+            path=Path("train_v2.0_raw"),
+            val_path=Path("val_v2.0_raw"),
+            image_size=512,
+            pattern=FramePattern.report_77(),
+            window_stride=8,
+        ),
+        optimizer=OptimizerConfig(lr=4e-4, warmup_steps=0, schedule="constant", beta2=0.999, weight_decay=0.01),
+        batch_size=1024,
+        steps=23_000,
+        workers=8,
+        validation_clips=16,
+    )
+
+
+def sampling_revontuli_cfg() -> TrainConfig:
+    """sampling_revontuli with states dropped for one clip in ten, for guidance on states (the report's best row).
+
+    Expected, 20 samples of 100 steps at guidance 1.0: 25.53 dB on validation, 23.0 dB on the test set (tables 1, 2).
+    """
+    recipe = sampling_revontuli()
+    return replace(recipe, model=replace(recipe.model, states=StateOptions(null=True), drop_states=0.1))
+
+
+def sampling_tiny() -> TrainConfig:
+    """The same world with 5 layers of width 160 on latents of twin-mini at 64x64. Runs on two CPU cores.
+
+    About 30 minutes on one core. Expected (docs/results.md): the mean of 20 samples 60 frames ahead 3.8 dB above a copy
+    of the last frame seen, trained on 400 episodes, which is the built-in.
+    """
+    return TrainConfig(
+        model=WanConfig(
+            backbone=BackboneConfig.presets["tiny"],
+            lora=None,
+            states=StateOptions(hidden=128, null=True, normalise=True),
+            drop_states=0.1,
+            text_length=1,
+        ),
+        data=replace(TWIN_MINI, pattern=FramePattern.report_77(), window_stride=4),
+        tokenizer=builtin.VAE_TINY,
+        optimizer=OptimizerConfig(
+            lr=1e-3,
+            warmup_steps=200,
+            schedule="cosine",
+            beta2=0.99,
+            weight_decay=0.01,
+            clip_norm=1.0,
+            ema_decay=0.999,
+        ),
+        batch_size=8,
+        steps=4000,
+        validation_clips=24,
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        tokenizer_tiny,
+        compression_tiny,
+        compression_tiny_unconditional,
+        compression_revontuli,
+        vae_tiny,
+        sampling_tiny,
+        sampling_revontuli,
+        sampling_revontuli_cfg,
+    )
+}
