@@ -10,8 +10,8 @@ from worldline.contract import FramePattern
 from worldline.data.clips import DataConfig
 from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
-from worldline.nn.adaln import StateOptions
 from worldline.nn.optimizer import OptimizerConfig
+from worldline.nn.states import StateOptions
 from worldline.rundir import write_model
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes, WanVAETokenizer
 from worldline.worlds.wan import WanConfig

@@ -32,8 +32,8 @@ from worldline.files import read_json, write_json
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.forecasts import write_forecasts
 from worldline.formats.open import open_source
-from worldline.nn.adaln import StateOptions
 from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
+from worldline.nn.states import StateOptions
 from worldline.nn.weights import changing_state
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling

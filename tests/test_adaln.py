@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worldline.formats.states import ONEX_LAYOUT
-from worldline.nn.adaln import ONEX_KINDS, REPORT_77, StateModulation, StateOptions
+from worldline.nn.states import ONEX_KINDS, REPORT_77, StateModulation, StateOptions
 from worldline.schema import UsageError
 
 SMALL = StateOptions(hidden=16)

@@ -141,7 +141,7 @@ def test_tokens_of_another_tokenizer_than_the_one_given_are_refused(tmp_path: Pa
     mixed = replace(config, tokenizer=one, data=replace(data, val_path=by_two, val_episodes=":"))
     with pytest.raises(UsageError, match=rf"validation data {by_two} was made with another tokenizer"):
         train(mixed, run)
-    with pytest.raises(UsageError, match=rf"{by_one} was made with another tokenizer .*{by_two} is"):
+    with pytest.raises(UsageError, match=rf"{by_two} was made with another tokenizer .*{by_one} is"):
         train(replace(mixed, tokenizer=None), run)
     assert not run.exists()
     train(replace(config, tokenizer=None), run)

@@ -375,7 +375,7 @@ def test_rows_behind_those_needed_are_ignored() -> None:
 
 
 def test_too_few_rows_of_states_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"34 state rows.*33"):
+    with pytest.raises(UsageError, match="34 states of 2 dimensions, but 33 of 2"):
         small_world().loss(token_batch(rows=33), torch.Generator())
 
 
@@ -386,7 +386,7 @@ def _with_tokens(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda batch: replace(batch, states=batch.states[..., :1]), r"2-dimensional states.* 1 dimensions"),
+        (lambda batch: replace(batch, states=batch.states[..., :1]), "states of 2 dimensions, but 34 of 1 were"),
         (lambda batch: _with_tokens(batch, lambda x: x[..., :1]), r"grids of 2x2.* 2x1"),
         (lambda batch: _with_tokens(batch, lambda x: x[:, :5]), r"expected 6 token grids.*found 5"),
         (lambda batch: replace(batch, tokens=None), "tokenize the source first"),
@@ -405,7 +405,7 @@ def test_a_forecast_of_another_context_says_both_numbers() -> None:
         list(world.forecast(tokens[:, :2], batch.states, sampling=Sampling()))
     with pytest.raises(UsageError, match=r"expected 6 token grids.*found 4"):
         list(world.teacher_forced(tokens[:, :4], batch.states))
-    with pytest.raises(UsageError, match=r"2-dimensional states.*5 dimensions"):
+    with pytest.raises(UsageError, match="34 states of 2 dimensions, but 34 of 5 were"):
         list(world.forecast(tokens[:, :3], torch.zeros(2, 34, 5), sampling=Sampling()))
 
 

@@ -9,8 +9,8 @@ from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
 from worldline.families.config import TrainConfig
-from worldline.nn.adaln import StateOptions
 from worldline.nn.optimizer import OptimizerConfig
+from worldline.nn.states import StateOptions
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes
 from worldline.worlds.st_transformer import STTransformerConfig

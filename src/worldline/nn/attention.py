@@ -15,18 +15,15 @@ from torch import Tensor, nn
 class TemporalCache:
     """Keys and values of past grids for one layer's temporal attention, `(B S) H T K` each."""
 
-    def __init__(self) -> None:
-        self.kept: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def length(self) -> int:
-        return self.kept[0].shape[2] if self.kept else 0
+    length = 0
+    """Grids in it."""
+    kept: tuple[Tensor, Tensor]
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append new grids and return all keys and values so far."""
-        if self.kept:
+        if self.length:
             keys, values = (torch.cat(pair, dim=2) for pair in zip(self.kept, (keys, values), strict=True))
-        self.kept = keys, values
+        self.kept, self.length = (keys, values), keys.shape[2]
         return self.kept
 
 
@@ -82,15 +79,21 @@ class STBlock(nn.Module):
         condition: Float[Tensor, "b t d"] | None = None,
     ) -> Float[Tensor, "b t s d"]:
         b, _, s, _ = x.shape
-        spatial, temporal, mlp = self._modulations(condition)
-        y = rearrange(_enter(self.spatial_norm(x), spatial), "b t s d -> (b t) s d")
-        y = rearrange(self.spatial(y, causal=False), "(b t) s d -> b t s d", b=b)
-        x = x + self.dropout(_leave(y, spatial))
-        y = rearrange(_enter(self.temporal_norm(x), temporal), "b t s d -> (b s) t d")
-        y = rearrange(self.temporal(y, causal=True, cache=cache), "(b s) t d -> b t s d", s=s)
-        x = x + self.dropout(_leave(y, temporal))
-        y = self.mlp(_enter(self.mlp_norm(x), mlp))
-        return x + self.dropout(_leave(y, mlp))
+
+        def over_space(y: Tensor) -> Tensor:
+            y = rearrange(y, "b t s d -> (b t) s d")
+            return rearrange(self.spatial(y, causal=False), "(b t) s d -> b t s d", b=b)
+
+        def over_time(y: Tensor) -> Tensor:
+            y = rearrange(y, "b t s d -> (b s) t d")
+            return rearrange(self.temporal(y, causal=True, cache=cache), "(b s) t d -> b t s d", s=s)
+
+        branches = (self.spatial_norm, over_space), (self.temporal_norm, over_time), (self.mlp_norm, self.mlp)
+        for (norm, branch), by in zip(branches, self._modulations(condition), strict=True):
+            y = norm(x)
+            y = branch(y if by is None else torch.addcmul(by[0], y, 1 + by[1]))
+            x = x + self.dropout(y if by is None else y * (1 + by[2]))
+        return x
 
     def _modulations(self, condition: Tensor | None) -> Iterable[Float[Tensor, "three b t 1 d"] | None]:
         """Shift, scale and gate of each branch; zeros have no effect."""
@@ -98,11 +101,3 @@ class STBlock(nn.Module):
             return None, None, None
         pattern = "b t (branch three d) -> branch three b t 1 d"
         return rearrange(self.modulation(F.silu(condition)), pattern, branch=3, three=3)
-
-
-def _enter(x: Tensor, by: Tensor | None) -> Tensor:
-    return x if by is None else torch.addcmul(by[0], x, 1 + by[1])
-
-
-def _leave(x: Tensor, by: Tensor | None) -> Tensor:
-    return x if by is None else x * (1 + by[2])

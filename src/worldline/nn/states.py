@@ -1,18 +1,28 @@
-"""Robot states (one row per video frame) to one vector per latent frame: additive conditioning as in Genie.
+"""Robot states (one row per video frame) become one vector per latent frame, in the two ways the report does it.
 
-Alignment rule (our choice; the report does not say how its 64 states belong to 6 grids): within a block of
-`1 + k * stride` frames, latent 0 owns frame 0 and latent j owns frames `(j-1) * stride + 1 .. j * stride`, exactly
-those whose pixels it encodes.
+`StateEncoder` gives vectors to add to token embeddings, as in Genie; `StateModulation` the shifts, scales and gates of
+adaLN-Zero for a diffusion transformer. Both take raw units and carry the statistics they standardise with.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from worldline.schema import TokenGrid, UsageError
+from worldline.checks import refuse, whole
+from worldline.contract import FramePattern
+from worldline.schema import StateKind, TokenGrid, UsageError
+
+StateKinds = tuple[StateKind, ...]
+ONEX_KINDS: StateKinds = (*("angle" for _ in range(21)), "binary", "binary", "velocity", "velocity")
+REPORT_77 = FramePattern.report_77()
+Pooling = Literal["all", "mean", "last"]
+"""Keep all states that a latent owns (side by side), their mean, or the last one."""
+CONVOLUTIONS = {"downsample": ((3, 2, 1), (3, 2, 1)), "full": ((5, 4, 2), (5, 3, 1))}
+"""Kernel, stride and padding of a modulation's two convolutions: 21 -> 11 -> 6 states and 77 -> 20 -> 6."""
 
 
 class Standardising(nn.Module):
@@ -31,9 +41,16 @@ class Standardising(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
+    def first(self, states: Float[Tensor, "b t s"], rows: int) -> Float[Tensor, "b rows s"]:
+        """The states of the first `rows` video frames. Raises `UsageError` for fewer, or of another dimension."""
+        given, expected = tuple(states.shape[1:]), (rows, len(self.mean))
+        if given[0] < rows or given[1] != expected[1]:
+            said = "this world reads {} states of {} dimensions, but {} of {} were given"
+            raise UsageError(said.format(*expected, *given))
+        return states[:, :rows]
 
-Pooling = Literal["all", "mean", "last"]
-"""Keep all states that a latent owns (side by side), their mean, or the last one."""
+
+# --- to be added ---
 
 
 class StateEncoder(Standardising):
@@ -55,20 +72,107 @@ class StateEncoder(Standardising):
         self.position = nn.Parameter(torch.zeros(num_latents, width))
 
     def forward(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l d"]:
-        """One vector per latent frame of the first `num_frames` rows. Raises `UsageError` where there are fewer."""
-        if states.shape[1] < self.num_frames:
-            needed = f"{self.num_frames} state rows are needed, one per video frame"
-            raise UsageError(f"{needed}, but {states.shape[1]} were given")
-        x = (states[:, : self.num_frames] - self.mean) / self.scale
+        """One vector per latent frame of the first `num_frames` rows. Raises `UsageError` for another shape."""
+        x = (self.first(states, self.num_frames) - self.mean) / self.scale
         x = self.mlp(align(x, self.grid, self.pooling))
         return rearrange(self.conv(rearrange(x, "b l d -> b d l")), "b d l -> b l d") + self.position
 
 
 def align(states: Float[Tensor, "b t s"], grid: TokenGrid, pooling: Pooling) -> Float[Tensor, "b l c"]:
-    """Group states by the latent frame that owns them, frame 0 repeated; `c` is `stride * s` for "all", else `s`."""
+    """Group states by the latent frame that owns them, frame 0 repeated; `c` is `stride * s` for "all", else `s`.
+
+    The rule is our choice; the report does not say how its 64 states belong to 6 grids: within a block of
+    `1 + k * stride` frames, latent 0 owns frame 0 and latent j owns frames `(j-1) * stride + 1 .. j * stride`, exactly
+    those whose pixels it encodes.
+    """
     blocks = rearrange(states, "b (n f) s -> b n f s", f=grid.block)
     first = blocks[:, :, :1].expand(-1, -1, grid.temporal_stride - 1, -1)
     owned = rearrange(torch.cat([first, blocks], dim=2), "b n (l r) s -> b (n l) r s", r=grid.temporal_stride)
     if pooling == "all":
         return owned.flatten(2)
     return owned.mean(dim=2) if pooling == "mean" else owned[:, :, -1]
+
+
+# --- to modulate ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateOptions:
+    """All of a modulation that is chosen; the defaults are the report's."""
+
+    mode: Literal["downsample", "full"] = "downsample"
+    """Encode the states of the taken frames, or all of them (`full`)."""
+    hidden: int = 256
+    norm_groups: int = 8
+    null: bool = False
+    """Learn a code that stands for `no states`, for classifier-free guidance."""
+    normalise: bool = False
+    """Standardise the plain features with the training data's statistics; sines and cosines stay of raw values."""
+
+    def __post_init__(self) -> None:
+        whole(self, "hidden", "norm_groups")
+        if self.hidden % self.norm_groups:
+            refuse(self, "norm_groups", f"a divisor of hidden, {self.hidden}")
+
+    def num_codes(self, pattern: FramePattern) -> int:
+        """Latent frames the convolutions arrive at."""
+        length = len(pattern.frames) if self.mode == "downsample" else pattern.window
+        for kernel, stride, padding in CONVOLUTIONS[self.mode]:
+            length = (length + 2 * padding - kernel) // stride + 1
+        return length
+
+
+class StateModulation(Standardising):
+    """States of a window to features, to one code per latent frame by two strided convolutions, to modulation.
+
+    Angles and velocities also enter as sine and cosine. `downsample` takes the rows of the pattern's frames. The last
+    projection starts at zero (as the report says, unlike public code), so that a backbone with this attached begins as
+    the backbone alone. All else is as in the winning team's public code (report, section 2).
+    """
+
+    def __init__(
+        self, options: StateOptions, width: int, *, kinds: StateKinds = ONEX_KINDS, pattern: FramePattern = REPORT_77
+    ) -> None:
+        super().__init__(len(kinds))
+        self.options, self.pattern, hidden = options, pattern, options.hidden
+        self.waves = [i for i, kind in enumerate(kinds) if kind in ("angle", "velocity")]
+        self.plain = [i for i in range(len(kinds)) if i not in self.waves]
+        num_features = 3 * len(self.waves) + len(self.plain)  # 71 for the 1X robot
+        self.features = nn.Sequential(nn.Linear(num_features, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.compression = nn.Sequential()
+        for sizes in CONVOLUTIONS[options.mode]:
+            layers = nn.Conv1d(hidden, hidden, *sizes), nn.SiLU(), nn.GroupNorm(options.norm_groups, hidden)
+            self.compression.extend(layers)
+        self.embedding = nn.Sequential(nn.Linear(hidden, width), nn.SiLU(), nn.Linear(width, width))
+        self.projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.null = nn.Parameter(torch.randn(hidden) * 0.02) if options.null else None
+        for parameter in self.projection.parameters():
+            nn.init.zeros_(parameter)
+
+    def codes(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l r"]:
+        """One code per latent frame, which has seen every state (GroupNorm). Raises `UsageError` for another shape."""
+        states = self.first(states, self.pattern.window)
+        if self.options.mode == "downsample":
+            states = states[:, list(self.pattern.frames)]
+        x = self.features(self._features(states))
+        return rearrange(self.compression(rearrange(x, "b t r -> b r t")), "b r l -> b l r")
+
+    def forward(
+        self, states: Float[Tensor, "b t s"], dropped: Bool[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b l six d"]:
+        """Shift, scale and gate of attention, then of the MLP, for each latent frame.
+
+        `dropped` clips get the null code. Raises `UsageError` where there is none, and for states of another shape.
+        """
+        codes = self.codes(states)
+        if dropped is not None:
+            if self.null is None:
+                how = "train with --model.states.null True --model.drop-states 0.1"
+                raise UsageError(f"this world has no null state, which guidance other than 1 needs; {how}")
+            codes = torch.where(dropped[:, None, None], self.null, codes)
+        return rearrange(self.projection(self.embedding(codes)), "b l (six d) -> b l six d", six=6)
+
+    def _features(self, states: Tensor) -> Tensor:
+        x = states[..., self.waves]
+        values = (states - self.mean) / self.scale if self.options.normalise else states
+        return torch.cat([values[..., self.waves], x.sin(), x.cos(), values[..., self.plain]], dim=-1)

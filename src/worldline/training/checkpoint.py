@@ -71,9 +71,8 @@ def save_checkpoint(
 
 def best_so_far(run: RunDir, metric: str) -> Best | None:
     """The best among the steps that are logged and have a checkpoint, None where there is none."""
-    lines = [line for line in run.logged() if metric in line and run.checkpoint(int(line["step"])).is_dir()]
-    found = [Best(metric=metric, step=int(line["step"]), value=line[metric]) for line in lines]
-    return reduce(better, found, None)
+    found = [Best(metric=metric, step=int(line["step"]), value=line[metric]) for line in run.logged() if metric in line]
+    return reduce(better, (one for one in found if run.checkpoint(one.step).is_dir()), None)
 
 
 def better(best: Best | None, found: Best) -> Best | None:

@@ -31,20 +31,18 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
     """
     data, allowed = config.data, config.allow_different
     (train, trained), (val, judged) = open_split(data, "train"), open_split(data, "val")
-    given = Identity(tokenizer=fingerprint(config.tokenizer) if config.tokenizer else None)
+    tokenizer = fingerprint(config.tokenizer) if config.tokenizer else train.tokenizer
     places: dict[Part, Path | str | None] = {"data": train.path, "validation": val.path}
-    places |= {"tokenizer": config.tokenizer, "backbone": config.weights, "text": config.text}
-    of_train, of_val = Identity(tokenizer=train.tokenizer), Identity(tokenizer=val.tokenizer)
-    for name, source, made in (("training", train, of_train), ("validation", val, of_val)):
-        what = f"the {source.kind} of the {name} data {source.path}"
-        refuse_another(made, given, what=what, places=places, allowed=allowed)
-    refuse_another(of_train, of_val, what=str(train.path), places={"tokenizer": val.path}, allowed=allowed)
+    places |= {"tokenizer": config.tokenizer or train.path, "backbone": config.weights, "text": config.text}
+    for name, source in (("training", train), ("validation", val)):
+        what, made = f"the {source.kind} of the {name} data {source.path}", Identity(tokenizer=source.tokenizer)
+        refuse_another(made, Identity(tokenizer=tokenizer), what=what, places=places, allowed=allowed)
     found = Identity(
         data=content_of(train, trained),
         validation=content_of(val, judged),
         split=hash_of([list(trained), list(judged)]),
         pattern=hash_of([asdict(data.pattern), data.window_stride, data.image_size]),
-        tokenizer=given.tokenizer or train.tokenizer,
+        tokenizer=tokenizer,
         backbone=kind_of(config.model).backbone_fingerprint(config.weights) if config.weights else None,
         text=_file_hash(config.text) if config.text else None,
     )

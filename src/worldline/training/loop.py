@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from worldline.data.loader import Loader
 from worldline.families.config import TrainConfig, read_config, resumed, write_config
-from worldline.families.family import Prepared, refuse_idle
+from worldline.families.family import refuse_idle
 from worldline.families.prepare import prepare
 from worldline.files import write_json
 from worldline.formats.states import StateStats
@@ -74,81 +74,54 @@ def train(
     if config.accumulate > (clips := ranks.share(config.batch_size)):
         raise UsageError(f"a batch of {clips} clips cannot be cut into {config.accumulate} pieces; lower --accumulate")
     with ranks.owning(path):
-        training = _begun(config, run, resume, ranks, report if report and ranks.writes else lambda *_: None)
-        stopped = training.go_on()
-        ranks.everyones(None)  # when any rank returns, the last checkpoint is written
-    return TrainResult(
-        run=run.path,
-        step=training.state.step,
-        total_steps=training.total,
-        seconds=training.state.seconds,
-        figures=training.figures,
-        left_out=training.made.left_out,
-        stopped=stopped,
-    )
+        return _Training(config, run, resume, ranks, report if report and ranks.writes else lambda *_: None).go_on()
 
 
-def _begun(config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report: Report) -> "_Training":
-    """A training in a folder that is ours, which stays empty until all that can be refused has been checked."""
-    keep = config
-    if resume:
-        keep = resumed(read_config(run), config, run)
-        refuse_absent(config, run)
-        if run.checkpoints():
-            config = replace(config, init_from=run.latest())  # it knows what the run's first weights were trained on
-    elif run.config.exists():
-        fix = f"continue with `worldline train --resume {run.path}`, or choose another folder (--out)"
-        raise UsageError(f"{run.path} holds a run already; {fix}")
-    with ranks.first():
-        identity = checked_identity(config, run, resume=resume) if ranks.writes else Identity()
-    made = prepare(config, lambda what, done, total: report(what, done, total, {}), ranks)
-    if made.kind.normalises(config.model) and made.card.statistics:
-        identity = replace(identity, statistics=hash_of(to_json(StateStats, made.card.statistics)))
-    made = replace(made, card=replace(made.card, identity=identity))
-    device, decay = ranks.device(config.device), config.optimizer.ema_decay
-    model = ranks.place(made.model, device).train()
-    optimizer = build_optimizer(config.optimizer, model)
-    state = TrainState(model, optimizer, MovingAverage(model, decay) if decay else None)
-    training = _Training(config=config, run=run, made=made, state=state, device=device, ranks=ranks, report=report)
-    if resume:
-        training.restore()
-    else:
-        training.check_keep_best()
-        if ranks.writes:
-            made.keep(run)
-            write_json(run.path / "environment.json", environment())
-    if ranks.writes:
-        write_json(run.identity, identity.to_json())
-        write_config(run, keep)  # last: with it, the folder holds a run
-    return training
-
-
-@dataclass(kw_only=True)
 class _Training:
     """A run at work."""
 
-    config: TrainConfig
-    run: RunDir
-    made: Prepared
-    state: TrainState
-    device: torch.device
-    ranks: Ranks
-    report: Report
-    figures: dict[str, float] = field(default_factory=dict)
-    """The newest of each."""
-    best: Best | None = None
+    def __init__(self, config: TrainConfig, run: RunDir, resume: bool, ranks: Ranks, report: Report) -> None:
+        """Begin in a folder that is ours, which stays empty until all that can be refused has been checked."""
+        kept = config
+        if resume:
+            kept = resumed(read_config(run), config, run)
+            refuse_absent(config, run)
+            if run.checkpoints():
+                config = replace(config, init_from=run.latest())  # it knows what the first weights were trained on
+        elif run.config.exists():
+            fix = f"continue with `worldline train --resume {run.path}`, or choose another folder (--out)"
+            raise UsageError(f"{run.path} holds a run already; {fix}")
+        with ranks.first():
+            identity = checked_identity(config, run, resume=resume) if ranks.writes else Identity()
+        made = prepare(config, lambda what, done, total: report(what, done, total, {}), ranks)
+        if made.kind.normalises(config.model) and made.card.statistics:
+            identity = replace(identity, statistics=hash_of(to_json(StateStats, made.card.statistics)))
+        self.made = replace(made, card=replace(made.card, identity=identity))
+        self.config, self.run, self.ranks, self.report = config, run, ranks, report
+        self.device, self.total = ranks.device(config.device), config.total_steps(len(made.train))
+        model, decay = ranks.place(made.model, self.device).train(), config.optimizer.ema_decay
+        optimizer = build_optimizer(config.optimizer, model)
+        self.state = TrainState(model, optimizer, MovingAverage(model, decay) if decay else None)
+        if resume:
+            self.restore()
+        else:
+            self.check_keep_best()
+        found = best_so_far(run, config.keep_best) if config.keep_best and ranks.writes else None
+        self.best: Best | None = ranks.agreed(found)
+        if ranks.writes:
+            if not resume:
+                made.keep(run)
+                write_json(run.path / "environment.json", environment())
+            write_json(run.identity, identity.to_json())
+            write_config(run, kept)  # last: with it, the folder holds a run
 
-    @property
-    def total(self) -> int:
-        return self.config.total_steps(len(self.made.train))
-
-    def go_on(self) -> bool:
-        """Train from the state's step to the last; say whether SIGTERM ended it before."""
+    def go_on(self) -> TrainResult:
+        """Train from the state's step to the last, or until SIGTERM or `max_minutes` ends it."""
         config, state, total, ranks = self.config, self.state, self.total, self.ranks
         mine = (ranks.share(config.batch_size), config.seed, ranks.rank, ranks.world_size)
         pieces = Loader(self.made.train, *mine, config.workers, config.accumulate).iterate(state.step, total)
         board = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=state.step) if ranks.writes else None
-        self.best = ranks.agreed(best_so_far(self.run, config.keep_best) if config.keep_best and ranks.writes else None)
+        figures: dict[str, float] = {}  # the newest of each
         began, before, last, stopped = time.monotonic(), state.seconds, state.step >= total, False
         with _terminable() as asked:
             while not (last or stopped):
@@ -167,11 +140,19 @@ class _Training:
                 if last or stopped or improved or state.step % config.checkpoint_every == 0:
                     keep, writes = config.keep_checkpoints, ranks.writes
                     save_checkpoint(self.run, state, self.made.card, keep=keep, best=self.best, writes=writes)
-                self.figures |= now
-                self.report("training", state.step, total, self.figures)
+                figures |= now
+                self.report("training", state.step, total, figures)
         if board:
             board.close()
-        return stopped and state.step < total
+        return TrainResult(
+            run=self.run.path,
+            step=state.step,
+            total_steps=total,
+            seconds=state.seconds,
+            figures=figures,
+            left_out=self.made.left_out,
+            stopped=stopped and state.step < total,
+        )
 
     def step(self, pieces: Iterable[Batch], asked: Callable[[], bool]) -> tuple[dict[str, float], bool]:
         """One optimizer step: its figures, means over the ranks, and whether any of these is asked to stop.
@@ -249,8 +230,8 @@ class _Training:
         with evaluated(self.state):
             self.made.finish()
             if average := self.state.average:
-                found = {name: value.detach().float().clone() for name, value in self.state.model.named_buffers()}
-                average.weights |= {name: found[name] for name in average.weights.keys() & found.keys()}
+                buffers = self.state.model.named_buffers()
+                average.weights |= {name: value.float().clone() for name, value in buffers if name in average.weights}
 
     def restore(self) -> None:
         """Take the state of the run's newest checkpoint, if it has one, and drop what is logged after it."""
@@ -277,26 +258,24 @@ def _terminable() -> Iterator[Callable[[], bool]]:
     Outside the main thread, where Python takes no signals, it never does.
     """
     came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    hears = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number)) if hears else None
     try:
         yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if hears:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def evaluated(state: TrainState) -> Iterator[None]:
     """Inside, the model is in evaluation mode and holds its moving average, if there is one."""
-    raw = {name: value.clone() for name, value in changing_state(state.model).items()} if state.average else {}
-    if state.average:
-        state.model.load_state_dict(state.average.weights, strict=False)
-    state.model.eval()
+    model, averages = state.model, state.average.weights if state.average else {}
+    raw = {name: value.clone() for name, value in changing_state(model).items() if name in averages}
+    model.load_state_dict(averages, strict=False)
+    model.eval()
     try:
         yield
     finally:
-        if state.average:
-            state.model.load_state_dict(raw, strict=False)
-        state.model.train()
+        model.load_state_dict(raw, strict=False)
+        model.train()

@@ -8,7 +8,6 @@ teacher forcing shifts them by one. What the report leaves open and we chose: se
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -96,9 +95,10 @@ class STTransformer(nn.Module):
         self.embedding = nn.Embedding(grid.vocab_size, config.width)  # also the output layer: tied
         self.spatial_position = nn.Parameter(torch.empty(grid.height * grid.width, config.width))
         self.temporal_position = nn.Parameter(torch.empty(self.length, config.width))
-        sizes = {"num_latents": self.length + 1, "state_dim": state_dim, "hidden": config.state_hidden}
-        encoder = partial(StateEncoder, grid, **sizes, width=config.width, pooling=config.state_pooling)
-        self.states = None if config.unconditional else encoder()
+        self.states = None
+        if not config.unconditional:
+            sizes = {"num_latents": self.length + 1, "state_dim": state_dim, "hidden": config.state_hidden}
+            self.states = StateEncoder(grid, **sizes, width=config.width, pooling=config.state_pooling)
         self.dropout = nn.Dropout(config.dropout)
         modulated = config.conditioning == "adaln" and not config.unconditional
         options = {"mlp_ratio": config.mlp_ratio, "dropout": config.dropout, "modulated": modulated}
@@ -124,8 +124,8 @@ class STTransformer(nn.Module):
         for block in self.blocks:
             if isinstance(block, STBlock) and block.modulation is not None:
                 nn.init.zeros_(block.modulation.weight)
-        nn.init.normal_(self.spatial_position, std=std)
-        nn.init.normal_(self.temporal_position, std=std)
+        for position in (self.spatial_position, self.temporal_position):
+            nn.init.normal_(position, std=std)
         if self.config.code_levels:
             with torch.no_grad():
                 self.embedding.weight.mul_(0.5).add_(self._code_features(), alpha=2 * std)
@@ -167,11 +167,7 @@ class STTransformer(nn.Module):
 
     def state_codes(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l d"] | None:
         """One vector per latent frame, for addition or modulation; None for an unconditional world."""
-        if self.states is None:
-            return None
-        if (found := states.shape[-1]) != self.state_dim:
-            raise UsageError(f"this world reads {self.state_dim}-dimensional states, but these have {found} dimensions")
-        return self.states(states)
+        return None if self.states is None else self.states(states)
 
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         return F.linear(hidden, self.embedding.weight)

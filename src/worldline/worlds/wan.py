@@ -7,6 +7,7 @@ matching (`process/flow.py`). The same class runs from one million parameters to
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from worldline.checks import number, refuse, whole
 from worldline.contract import FramePattern, ModelConfig
-from worldline.nn.adaln import ONEX_KINDS, REPORT_77, StateKinds, StateModulation, StateOptions
+from worldline.nn.states import ONEX_KINDS, REPORT_77, StateKinds, StateModulation, StateOptions
 from worldline.process import flow
 from worldline.process.flow import FlowConfig, FlowSampling
 from worldline.schema import Batch, UsageError
@@ -69,29 +70,14 @@ class WanConfig(ModelConfig):
             raise UsageError(f"{made}, but there are {length} latents of context and horizon")
 
     def build(
-        self, kinds: StateKinds = ONEX_KINDS, pattern: FramePattern = REPORT_77, *, backbone: nn.Module | None = None
+        self,
+        kinds: StateKinds = ONEX_KINDS,
+        pattern: FramePattern = REPORT_77,
+        *,
+        backbone: nn.Module | None = None,
     ) -> "WanWorld":
         """A world over latents of a pattern's frames, told states of these kinds; a `backbone` not given is random."""
         return WanWorld(self, kinds, pattern, backbone)
-
-
-class StateHook:
-    """A forward hook for `condition_embedder`: adds what is set on it, and spreads frames over their tokens."""
-
-    def __init__(self) -> None:
-        self.modulation: Float[Tensor, "b l six d"] | None = None
-        self.tokens_per_frame = 1
-
-    def __call__(self, module: nn.Module, inputs: Any, output: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        del module, inputs
-        embedded, projected, text, image = output
-        assert embedded is not None, "only the image's part may be absent"
-        assert projected is not None, "only the image's part may be absent"
-        projected = projected.float()  # a small modulation must not be lost to bfloat16; blocks compute in fp32 anyway
-        if self.modulation is not None:
-            projected = projected + rearrange(self.modulation.float(), "b l six d -> b l (six d)")
-        spread = self.tokens_per_frame
-        return embedded.repeat_interleave(spread, dim=1), projected.repeat_interleave(spread, dim=1), text, image
 
 
 class WanWorld(nn.Module):
@@ -113,8 +99,6 @@ class WanWorld(nn.Module):
             self.states = StateModulation(config.states, config.backbone.width, kinds=kinds, pattern=pattern)
         self.register_buffer("text", torch.zeros(config.text_rows, config.backbone.text_dim))
         self.text: Tensor
-        self.hook = StateHook()
-        self.backbone.condition_embedder.register_forward_hook(self.hook)
         if config.gradient_checkpointing:
             self.backbone.enable_gradient_checkpointing()
 
@@ -146,17 +130,14 @@ class WanWorld(nn.Module):
         dtype = self.backbone.patch_embedding.weight.dtype
         # Upstream masks nothing here: rows of zeros are keys like any other and take their share of the softmax.
         text = F.pad(self.text, (0, 0, 0, self.config.text_length - len(self.text))).expand(batch, -1, -1)
-        self.hook.modulation = modulation
-        self.hook.tokens_per_frame = (height // patch_h) * (width // patch_w)
-        try:
+        modulate = partial(_modulate, modulation, (height // patch_h) * (width // patch_w))
+        with self.backbone.condition_embedder.register_forward_hook(modulate):
             (out,) = self.backbone(
                 hidden_states=rearrange(latents, "b l c h w -> b c l h w").to(dtype),
                 timestep=torch.cat([clean, noisy], dim=1),
                 encoder_hidden_states=text.to(dtype),
                 return_dict=False,
             )
-        finally:
-            self.hook.modulation = None
         return rearrange(out.float(), "b c l h w -> b l c h w")[:, self.context_latents :]
 
     def modulation(self, states: Tensor, dropped: Tensor | None = None) -> Float[Tensor, "b l six d"] | None:
@@ -216,6 +197,19 @@ class WanWorld(nn.Module):
             return v if sampling.guidance == 1 else flow.guided(v, self.velocity_of(*inputs, null), sampling.guidance)
 
         return flow.integrate(velocity_at, noise, sampling)
+
+
+def _modulate(
+    modulation: Float[Tensor, "b l six d"] | None, tokens_per_frame: int, module: nn.Module, inputs: Any, output: Any
+) -> tuple[Tensor | None, ...]:
+    """A hook of `condition_embedder`: adds the states' part to the timestep's, and spreads frames over their tokens."""
+    del module, inputs
+    embedded, projected, text, image = output
+    projected = projected.float()  # a small modulation must not be lost to bfloat16; blocks compute in fp32 anyway
+    if modulation is not None:
+        projected = projected + rearrange(modulation.float(), "b l six d -> b l (six d)")
+    spread = (each.repeat_interleave(tokens_per_frame, dim=1) for each in (embedded, projected))
+    return *spread, text, image
 
 
 def _add_adapters(backbone: Any, rank: int, *, block_bias: bool) -> None:
