@@ -40,8 +40,8 @@ from worldline.forecasting.live import LiveTwin
 from worldline.metrics.bootstrap import interval
 from worldline.metrics.image import psnr
 from worldline.schema import Batch, UsageError, stack
-from worldline.twin.backend import load_mujoco
 from worldline.twin.generate import TwinConfig, generate
+from worldline.twin.simulation import load_mujoco
 
 AHEAD, SECOND = 300, 30
 SEED = 4000

@@ -20,8 +20,8 @@ from common import options, publish, skip, spread
 
 from worldline.formats.video import stream_frames
 from worldline.schema import UsageError
-from worldline.twin.backend import load_mujoco
 from worldline.twin.generate import TwinConfig, generate
+from worldline.twin.simulation import load_mujoco
 
 HORIZON = 17
 

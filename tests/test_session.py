@@ -23,7 +23,7 @@ from worldline.formats.open import open_source
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.schema import Batch, DataError, Origin, UsageError, stack
-from worldline.twin.backend import load_mujoco
+from worldline.twin.simulation import load_mujoco
 
 WORLDS = ("tokens", "latents", "copy")
 

@@ -17,13 +17,11 @@ from data_builders import decode
 from worldline.builtin import TWIN_MINI_VAL
 from worldline.formats.video import probe
 from worldline.schema import UsageError
-from worldline.twin.backend import load_mujoco
 from worldline.twin.behaviour import Behaviour
 from worldline.twin.generate import TwinConfig, generate, record_episode, resume
-from worldline.twin.motion import Kinematics
 from worldline.twin.robot import CAMERA, INDEX, JOINTS, LAYOUT, MODEL, SIDES, Side, arm_slice, neutral
 from worldline.twin.scene import Scene, random_scene
-from worldline.twin.simulation import Simulation
+from worldline.twin.simulation import Simulation, load_mujoco
 
 URDF = Path(__file__).parents[2] / "shared/robots/eve_r3_description/urdf/eve_r3.urdf"
 TINY = TwinConfig(episodes=2, seed=5, size=32, frames=12, snapshot_every=5)
@@ -202,7 +200,6 @@ def test_velocities_are_forward_metres_and_leftward_radians_per_second(heading: 
 @pytest.mark.parametrize("side", SIDES)
 def test_inverse_kinematics_puts_the_hand_where_it_is_told(side: Side) -> None:
     simulation = Simulation(scene(0))
-    kinematics = Kinematics(simulation)
     base = np.array([0.3, -0.2, 0.4])
     command = neutral()
 
@@ -213,7 +210,7 @@ def test_inverse_kinematics_puts_the_hand_where_it_is_told(side: Side) -> None:
         return simulation.data.site(f"{side}_GRIP").xpos.copy()
 
     target = hand() + np.array([0.05, 0.05, -0.1])
-    angles, distance = kinematics.reach(side, target, command, base)
+    angles, distance = simulation.reach(side, target, command, base)
     command[arm_slice(side)] = angles
     assert distance < 0.012
     assert np.linalg.norm(hand() - target) < 0.012
@@ -424,7 +421,7 @@ def test_a_missing_backend_says_what_to_install() -> None:
         pass
     else:
         pytest.skip("OSMesa is installed here")
-    code = "from worldline.twin.backend import load_mujoco; load_mujoco()"
+    code = "from worldline.twin.simulation import load_mujoco; load_mujoco()"
     environment = os.environ | {"MUJOCO_GL": "osmesa"}
     environment.pop("PYOPENGL_PLATFORM", None)
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)

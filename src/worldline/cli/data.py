@@ -3,17 +3,20 @@
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Union
 
 import tyro
 
 from worldline import builtin
-from worldline.checks import MOST_WORKERS, seed, whole
+from worldline.checks import MOST_WORKERS, whole
 from worldline.cli.console import choose, options_of, show
 from worldline.contract import FramePattern
 from worldline.data.clips import MOST_PIXELS
 from worldline.data.info import Info, inspect
-from worldline.encoding.convert import convert
+from worldline.encoding.convert import Made, convert
+from worldline.encoding.latents import encode
+from worldline.encoding.tokens import tokenize
+from worldline.families.tokenizers import fingerprint, load_tokenizer, load_vae
 from worldline.formats.checks import summarise
 from worldline.formats.choose import choose_episodes, only
 from worldline.formats.faults import check_episodes
@@ -23,6 +26,7 @@ from worldline.formats.source import Source
 from worldline.progress import Progress, say, speaks
 from worldline.ranks import Ranks
 from worldline.rundir import to_json
+from worldline.twin.generate import TwinConfig, generate
 
 EXAMPLES = """
 Examples:
@@ -63,23 +67,18 @@ class InfoJob(Opening):
     """Decode every frame of every video instead of the first and last."""
 
     def carry_out(self) -> None:
+        chosen: dict[str, Any] = {"episodes": self.episodes, "exclude": self.exclude_episodes}
         with Progress() as progress:
-            info = inspect(
-                self.paths,
-                self,
-                episodes=self.episodes,
-                exclude=self.exclude_episodes,
-                thorough=self.thorough,
-                progress=progress.named("checking files"),
-            )
-        show(to_json(Info, info), text=_info_text(info), as_json=self.json)
+            checking = progress.named("checking files")
+            info = inspect(self.paths, self, **chosen, thorough=self.thorough, progress=checking)
+        show(to_json(Info, info), text=str(info), as_json=self.json)
         if info.problems:
             raise SystemExit(2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Making(Opening):
-    """Makes a folder from a source of frames. Under torchrun, every process takes a share of the episodes."""
+    """Makes a folder from a source of frames."""
 
     out: tyro.conf.Positional[Path]
     size: int | None = None
@@ -98,10 +97,10 @@ class Making(Opening):
         if speaks():
             warn(implausible(source, chosen))
         with Ranks.start(getattr(self, "device", "cpu")) as ranks, Progress() as progress:
-            done = self.make(source, chosen, ranks, progress)
+            done = self.make(source, chosen, size=self.size, ranks=ranks, progress=progress.named("making episodes"))
         show(to_json(type(done), done), text=str(done), as_json=self.json)
 
-    def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
+    def make(self, source: Source, chosen: tuple[int, ...], *, ranks: Ranks, **how: Any) -> Made:
         raise NotImplementedError
 
 
@@ -109,9 +108,8 @@ class Making(Opening):
 class ConvertJob(Making):
     """Write any source of frames in the 1X raw layout. Under torchrun, every process takes a share of the episodes."""
 
-    def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
-        source, converting = only(source, chosen), progress.named("converting")
-        return convert(source, self.out, size=self.size, ranks=ranks, progress=converting)
+    def make(self, source: Source, chosen: tuple[int, ...], **how: Any) -> Made:
+        return convert(only(source, chosen), self.out, **how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +120,13 @@ class Encoding(Making):
     """Run or model folder of ours; a folder with Cosmos' encoder.jit and decoder.jit; Wan2.2's folder or file."""
     device: str = "auto"
 
-    def shared(self, chosen: tuple[int, ...], ranks: Ranks) -> dict[str, Any]:
-        """Arguments of both kinds of encoding."""
-        from worldline.families.tokenizers import fingerprint
+    def make(self, source: Source, chosen: tuple[int, ...], *, ranks: Ranks, **how: Any) -> Made:
+        place, device = builtin.resolve(self.tokenizer), ranks.device(self.device)
+        how |= {"episodes": chosen, "fingerprint": fingerprint(place), "device": device, "ranks": ranks}
+        return self.encode(source, place, **how)
 
-        own = {"fingerprint": fingerprint(builtin.resolve(self.tokenizer)), "device": ranks.device(self.device)}
-        return own | {"episodes": chosen, "size": self.size, "ranks": ranks}
+    def encode(self, source: Source, place: Path, *, device: Any, **how: Any) -> Made:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +143,9 @@ class TokenizeJob(Encoding):
         super().__post_init__()
         whole(self, "start_offsets")
 
-    def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
-        from worldline.encoding.tokens import tokenize
-        from worldline.families.tokenizers import load_tokenizer
-
-        tokenizer = load_tokenizer(builtin.resolve(self.tokenizer)).to(ranks.device(self.device))
-        own = {"start_offsets": self.start_offsets, "progress": progress.named("tokenizing")}
-        return tokenize(source, tokenizer, self.out, **own, **self.shared(chosen, ranks))
+    def encode(self, source: Source, place: Path, *, device: Any, **how: Any) -> Made:
+        tokenizer = load_tokenizer(place).to(device)
+        return tokenize(source, tokenizer, self.out, device=device, start_offsets=self.start_offsets, **how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,44 +165,29 @@ class EncodeJob(Encoding):
         super().__post_init__()
         whole(self, "window_stride", "batch_size")
 
-    def make(self, source: Source, chosen: tuple[int, ...], ranks: Ranks, progress: Progress) -> object:
-        from worldline.encoding.latents import encode
-        from worldline.families.tokenizers import load_vae
-
-        vae = load_vae(builtin.resolve(self.tokenizer)).to(ranks.device(self.device))
-        own = {name: getattr(self, name) for name in ("pattern", "window_stride", "batch_size")}
-        return encode(source, vae, self.out, progress=progress.named("encoding"), **own, **self.shared(chosen, ranks))
+    def encode(self, source: Source, place: Path, *, device: Any, **how: Any) -> Made:
+        how |= {name: getattr(self, name) for name in ("pattern", "window_stride", "batch_size")}
+        return encode(source, load_vae(place).to(device), self.out, device=device, **how)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwinJob:
+class TwinJob(TwinConfig):
     """Make a data set of the humanoid twin in the 1X raw layout. Needs `pip install worldline[twin]`."""
 
     out: tyro.conf.Positional[Path]
-    episodes: int
-    seed: int = 0
-    size: Literal[64, 128, 256, 512] = 64
-    frames: int = 120
-    """Per episode."""
-    snapshot_every: int = 10
-    """Frames between saved physics states."""
+    fps: tyro.conf.Suppress[int] = 30
     workers: int = os.cpu_count() or 1
     json: bool = False
 
     def __post_init__(self) -> None:
-        whole(self, "episodes", "frames", "snapshot_every")
+        super().__post_init__()
         whole(self, "workers", most=MOST_WORKERS)
-        seed(self, "seed")
 
     def carry_out(self) -> None:
-        from worldline.twin.generate import TwinConfig, generate
-
-        own = ("episodes", "seed", "size", "frames", "snapshot_every")
-        config = TwinConfig(**{name: getattr(self, name) for name in own})
+        config = TwinConfig(**{name: getattr(self, name) for name in TwinConfig.__dataclass_fields__})
         with Progress() as progress:
             generate(self.out, config, workers=self.workers, progress=progress.named("simulating episodes"))
-        size = f"{self.size}x{self.size}"
-        text = f"{self.out}: {self.episodes} episodes of {self.frames} frames, {size}, 1X raw layout"
+        text = f"{self.out}: {self.episodes} episodes of {self.frames} frames, {self.size} px, 1X raw layout"
         show({"out": str(self.out), **asdict(config)}, text=text, as_json=self.json)
 
 
@@ -220,23 +200,3 @@ def parse(arguments: list[str]) -> Job:
     jobs: Any = Union[tuple(Annotated[job, tyro.conf.subcommand(verb)] for verb, job in VERBS.items())]  # noqa: UP007 - made at run time
     with options_of({FramePattern: "pattern."}):
         return tyro.cli(jobs, prog="worldline data", description="Work with data sets." + EXAMPLES, args=arguments)
-
-
-def _info_text(info: Info) -> str:
-    size = f"{info.image_size[0]}x{info.image_size[1]}" if info.image_size else "tokens only"
-    lines = [
-        f"{info.path}: {info.kind}",
-        f"  episodes     {info.episodes} ({len(info.left_out)} more listed and left out)",
-        f"  frames       {info.frames} at {info.fps:g} fps, {size}",
-        f"  cameras      {', '.join(info.cameras) or '-'} (using {info.camera})" if info.cameras else "",
-        f"  tokens       {info.grid}" if info.grid else "",
-        f"  samples      {info.samples} (34 frames), windows of 77 frames at stride 8: {info.windows_77}",
-        f"  states       {info.state_dim} dimensions",
-    ]
-    statistics = info.statistics
-    for i, (name, kind) in enumerate(zip(info.state_names, info.state_kinds, strict=True)):
-        span = f"{statistics.minimum[i]:9.3f} .. {statistics.maximum[i]:8.3f}" if statistics else ""
-        lines.append(f"    {i:3} {name:28} {kind:9} {span}")
-    lines += [f"  note: {note}" for note in info.notes]
-    lines += [f"  problem: {problem}" for problem in info.problems] or ["  no problems found"]
-    return "\n".join(line for line in lines if line)

@@ -1,6 +1,6 @@
 """`inspect`: the content of a data set and all its problems. Changes nothing."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from worldline.data.cache import Progress
 from worldline.data.clips import source_windows
 from worldline.data.splits import repeated
 from worldline.formats.checks import Report, noting
@@ -72,6 +73,25 @@ class Info:
     notes: tuple[str, ...] = ()
     """Facts worth knowing that are no faults."""
 
+    def __str__(self) -> str:
+        size = f"{self.image_size[0]}x{self.image_size[1]}" if self.image_size else "tokens only"
+        lines = [
+            f"{self.path}: {self.kind}",
+            f"  episodes     {self.episodes} ({len(self.left_out)} more listed and left out)",
+            f"  frames       {self.frames} at {self.fps:g} fps, {size}",
+            f"  cameras      {', '.join(self.cameras) or '-'} (using {self.camera})" if self.cameras else "",
+            f"  tokens       {self.grid}" if self.grid else "",
+            f"  samples      {self.samples} (34 frames), windows of 77 frames at stride 8: {self.windows_77}",
+            f"  states       {self.state_dim} dimensions",
+        ]
+        known = self.statistics
+        for i, (name, kind) in enumerate(zip(self.state_names, self.state_kinds, strict=True)):
+            span = f"{known.minimum[i]:9.3f} .. {known.maximum[i]:8.3f}" if known else ""
+            lines.append(f"    {i:3} {name:28} {kind:9} {span}")
+        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  problem: {problem}" for problem in self.problems] or ["  no problems found"]
+        return "\n".join(line for line in lines if line)
+
 
 def inspect(
     path: Path | Sequence[Path],
@@ -80,7 +100,7 @@ def inspect(
     episodes: str = ":",
     exclude: Sequence[int] = (),
     thorough: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Info:
     """Open a data set, check every file it lists and count what can be made of it.
 
@@ -114,39 +134,34 @@ def inspect(
         source = replace(options, camera=camera, allow_missing=True).open(path, report=note)
     except DataError as problem:
         note(problem)
-        return Info(path=paths[0], problems=_by_kind(paths[0], found.values()), **about)
+        return Info(path=paths[0], problems=_problems(paths[0], found.values()), **about)
     if source.episodes and (episodes != ":" or exclude):
         source = only(source, choose_episodes(source, episodes, exclude=exclude))
     statistics = _checked(source, note, thorough=thorough, progress=progress)
     sample = _SAMPLE if source.grid is None else 2 * source.grid.block
-    samples = len(source_windows(source, window=sample, stride=sample))
-    if source.episodes and not samples:
-        note(_too_short(source, sample))
+    about |= {"samples": len(source_windows(source, window=sample, stride=sample)), "statistics": statistics}
+    if source.episodes and not about["samples"]:
+        lengths = [episode.length for episode in source.episodes]
+        expected = f"an episode of at least {sample} frames, a compression sample"
+        spans = f"lengths of {min(lengths)} to {max(lengths)}"
+        fix = "Record longer episodes, or train the sampling track on a shorter window."
+        note(DataError(source.path, expected=expected, found=spans, fix=fix, kind="too_short"))
+    about |= {name: getattr(source, name) for name in ("path", "kind", "fps", "image_size", "grid", "left_out")}
     return Info(
-        path=source.path,
-        kind=source.kind,
+        **about,
         episodes=len(source.episodes),
         frames=sum(episode.length for episode in source.episodes),
-        fps=source.fps,
         state_dim=source.layout.dim,
         state_names=source.layout.names,
         state_kinds=source.layout.kinds,
-        image_size=source.image_size,
         camera=source.reading.camera if cameras else None,
-        grid=source.grid,
-        samples=samples,
         windows_77=0 if source.grid is not None else len(source_windows(source, window=_SAMPLING, stride=8)),
-        statistics=statistics,
-        left_out=source.left_out,
-        problems=_by_kind(source.path, found.values()),
+        problems=_problems(source.path, found.values()),
         notes=tuple(_notes(source, sample, statistics)),
-        **about,
     )
 
 
-def _checked(
-    source: Source, note: Report, *, thorough: bool, progress: Callable[[int, int], None] | None
-) -> StateStats | None:
+def _checked(source: Source, note: Report, *, thorough: bool, progress: Progress | None) -> StateStats | None:
     """Note all that is wrong with a source; give the statistics of the episodes whose states are sound."""
     faulty = faults(source, note, thorough=thorough, progress=progress)
     sound = [episode.index for episode in source.episodes if episode.index not in faulty]
@@ -159,20 +174,17 @@ def _checked(
     return statistics
 
 
-def _by_kind(path: Path, found: Iterable[DataError]) -> tuple[Problem, ...]:
+def _problems(path: Path, found: Iterable[DataError]) -> tuple[Problem, ...]:
     """One problem per kind and remedy, in the order in which they were found."""
-    grouped: dict[tuple[str, str], list[DataError]] = {}
+    grouped: dict[tuple[str, str], list[str]] = {}
     for problem in found:
-        grouped.setdefault((problem.kind, problem.fix), []).append(problem)
+        place = problem.path.relative_to(path) if problem.path.is_relative_to(path) else problem.path
+        example = f"{'' if place == Path('.') else f'{place}: '}expected {problem.expected}, found {problem.found}"
+        grouped.setdefault((problem.kind, problem.fix), []).append(example)
     return tuple(
-        Problem(kind=kind, count=len(of), examples=tuple(_example(path, one) for one in of[:_EXAMPLES]), remedy=fix)
-        for (kind, fix), of in grouped.items()
+        Problem(kind=kind, count=len(examples), examples=tuple(examples[:_EXAMPLES]), remedy=remedy)
+        for (kind, remedy), examples in grouped.items()
     )
-
-
-def _example(path: Path, problem: DataError) -> str:
-    place = problem.path.relative_to(path) if problem.path.is_relative_to(path) else problem.path
-    return f"{'' if place == Path('.') else f'{place}: '}expected {problem.expected}, found {problem.found}"
 
 
 def _notes(source: Source, sample: int, statistics: StateStats | None) -> Iterator[str]:
@@ -191,14 +203,3 @@ def _notes(source: Source, sample: int, statistics: StateStats | None) -> Iterat
                 f"{len(short)} of {len(source.episodes)} episodes are shorter than the {frames} frames of a sample of "
                 f"the {track} track and give none (they have {min(short)} to {max(short)})"
             )
-
-
-def _too_short(source: Source, sample: int) -> DataError:
-    lengths = sorted(episode.length for episode in source.episodes)
-    return DataError(
-        source.path,
-        expected=f"an episode of at least {sample} frames, a compression sample",
-        found=f"lengths of {lengths[0]} to {lengths[-1]}",
-        fix="Record longer episodes, or train the sampling track on a shorter window.",
-        kind="too_short",
-    )

@@ -5,18 +5,72 @@ the other. Inverse kinematics turns a goal in space into joint angles for the ti
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.random import Generator
 
-from worldline.twin.motion import Kinematics, Move, Point, Sway, Waypoint, to_local, to_world
 from worldline.twin.robot import INDEX, JOINTS, SIDES, Side, arm_slice, neutral
 from worldline.twin.simulation import Simulation
 
 REACH_TOLERANCE = 0.06
 """A goal that stays farther than this from the hand, in m, is out of reach and is replaced by another."""
+Point = Float64[np.ndarray, "3"]
+
+
+class Sway(NamedTuple):
+    """A slow and a faster sine for every entry of a command; its value at any time is known beforehand."""
+
+    amplitude: Float64[np.ndarray, "25"]
+    """Peak, in the unit of the entry."""
+    frequency: Float64[np.ndarray, "2 25"]
+    """In Hz."""
+    phase: Float64[np.ndarray, "2 25"]
+
+    def at(self, time: float) -> Float64[np.ndarray, "25"]:
+        """The deviation from rest at `time` s."""
+        slow, fast = np.sin(2 * np.pi * self.frequency * time + self.phase)
+        return self.amplitude * (0.75 * slow + 0.25 * fast)
+
+
+class Move(NamedTuple):
+    """A minimum-jerk move of one arm: seven joint angles in rad and the closure of the hand (0..1)."""
+
+    start: Float64[np.ndarray, "8"]
+    goal: Float64[np.ndarray, "8"]
+    begin: float
+    """Time in s; so is the duration."""
+    duration: float
+
+    def at(self, time: float) -> Float64[np.ndarray, "8"]:
+        """The pose at `time` s: the start before the move, the goal after it (Flash and Hogan 1985)."""
+        x = np.clip((time - self.begin) / self.duration, 0.0, 1.0)
+        return self.start + (self.goal - self.start) * (x**3 * (10 - 15 * x + 6 * x**2))
+
+
+class Waypoint(NamedTuple):
+    """Where a hand is to be next: a point in the world in m, or the arm's joint angles in rad."""
+
+    where: Point | Float64[np.ndarray, "7"]
+    duration: float
+    """Time to get there, in s."""
+    closure: float
+    """Of the hand, 0 open .. 1 closed."""
+
+
+def to_local(point: Point, base: Point) -> Point:
+    """A point of the world as seen from a base at `(x, y, heading)`; heights stay."""
+    x, y = point[:2] - base[:2]
+    cos, sin = np.cos(base[2]), np.sin(base[2])
+    return np.array([cos * x + sin * y, cos * y - sin * x, point[2]])
+
+
+def to_world(point: Point, base: Point) -> Point:
+    """A point given from a base at `(x, y, heading)` in the world; the inverse of `to_local`."""
+    cos, sin = np.cos(base[2]), np.sin(base[2])
+    x, y, z = point
+    return np.array([base[0] + cos * x - sin * y, base[1] + sin * x + cos * y, z])
 
 
 def random_temper(rng: Generator) -> tuple[Sway, float, float]:
@@ -43,25 +97,18 @@ def random_temper(rng: Generator) -> tuple[Sway, float, float]:
     return Sway(amplitude, frequency, phase=rng.uniform(0, 2 * np.pi, (2, 25))), together, pace
 
 
-@dataclass(kw_only=True)
-class _Arm:
-    side: Side
-    move: Move
-    agenda: deque[Waypoint] = field(default_factory=deque)
-
-
 class Behaviour:
     """The robot's own commands: reset the simulation to `first()`, then step it by `command()`."""
 
     def __init__(self, simulation: Simulation, rng: Generator) -> None:
         self._simulation, self._rng = simulation, rng
-        self._kinematics = Kinematics(simulation)
         self._table_top = simulation.scene.table_top
         self._sway, self._together, self._pace = random_temper(rng)
         self._time = 0.0
         # Activities of the arms, and their relative frequency.
         self._activities = {self._push: 3.0, self._sweep: 2.0, self._wave: 3.0, self._hover: 2.0}
-        self._arms: dict[Side, _Arm] = {side: self._raised_arm(side) for side in SIDES}
+        self._agendas: dict[Side, deque[Waypoint]] = {side: deque() for side in SIDES}
+        self._moves: dict[Side, Move] = {side: self._raised(side) for side in SIDES}
 
     def first(self) -> Float32[np.ndarray, "25"]:
         """The pose to begin in: both hands above the table."""
@@ -70,17 +117,16 @@ class Behaviour:
     def command(self) -> Float32[np.ndarray, "25"]:
         """The command for the next frame. New goals are set by where the objects are now."""
         self._time += 1 / self._simulation.fps
-        for arm in self._arms.values():
-            if self._time >= arm.move.begin + arm.move.duration:
-                self._next_move(arm)
+        for side, move in self._moves.items():
+            if self._time >= move.begin + move.duration:
+                self._moves[side] = self._next_move(side)
         return self._pose(self._time)
 
     def _pose(self, time: float) -> Float32[np.ndarray, "25"]:
         command = neutral() + self._sway.at(time)
-        for side, arm in self._arms.items():
-            pose = arm.move.at(time)
-            command[arm_slice(side)] = pose[:7]
-            command[INDEX[f"{side}_HAND_CLOSURE"]] = pose[7]
+        for side, move in self._moves.items():
+            pose = move.at(time)
+            command[arm_slice(side)], command[INDEX[f"{side}_HAND_CLOSURE"]] = pose[:7], pose[7]
         command[: len(JOINTS)] = np.clip(command[: len(JOINTS)], self._simulation.low, self._simulation.high)
         return command.astype(np.float32)
 
@@ -95,40 +141,40 @@ class Behaviour:
             y += speed * step * np.sin(heading)
         return np.array([x, y, heading])
 
-    def _raised_arm(self, side: Side) -> _Arm:
-        point = self._hover_point(side, np.zeros(3))
-        angles, _ = self._kinematics.reach(side, point, neutral(), np.zeros(3))
+    def _raised(self, side: Side) -> Move:
+        """The arm's first pause, above the table."""
+        angles, _ = self._simulation.reach(side, self._hover_point(side), neutral(), np.zeros(3))
         pose = np.append(angles, self._rng.uniform(0, 1))
-        return _Arm(side=side, move=Move(pose, pose, begin=0.0, duration=self._rng.uniform(0.01, 0.25)))
+        return Move(pose, pose, begin=0.0, duration=self._rng.uniform(0.01, 0.25))
 
-    def _next_move(self, arm: _Arm) -> None:
-        if not arm.agenda:
-            self._new_activity(arm)
-        waypoint = arm.agenda.popleft()
-        goal = np.append(self._angles(arm, waypoint), waypoint.closure)
-        arm.move = Move(arm.move.goal, goal, begin=self._time, duration=waypoint.duration)
+    def _next_move(self, side: Side) -> Move:
+        if not self._agendas[side]:
+            self._new_activity(side)
+        waypoint, before = self._agendas[side].popleft(), self._moves[side].goal
+        goal = np.append(self._angles(side, waypoint), waypoint.closure)
+        return Move(before, goal, begin=self._time, duration=waypoint.duration)
 
-    def _angles(self, arm: _Arm, waypoint: Waypoint) -> Float64[np.ndarray, "7"]:
+    def _angles(self, side: Side, waypoint: Waypoint) -> Float64[np.ndarray, "7"]:
         """The arm's angles at a waypoint; where its point is out of reach, those of another point in view."""
         if len(waypoint.where) == 7:
             return waypoint.where
         arrival = self._time + waypoint.duration
         base, command = self._base_at(arrival), self._pose(arrival)
-        joints = arm_slice(arm.side)
-        command[joints] = 0.5 * arm.move.goal[:7] + 0.5 * neutral()[joints]
-        angles, distance = self._kinematics.reach(arm.side, waypoint.where, command, base)
+        joints = arm_slice(side)
+        command[joints] = 0.5 * self._moves[side].goal[:7] + 0.5 * neutral()[joints]
+        angles, distance = self._simulation.reach(side, waypoint.where, command, base)
         if distance > REACH_TOLERANCE:
-            arm.agenda.clear()
-            angles, _ = self._kinematics.reach(arm.side, self._hover_point(arm.side, base), command, base)
+            self._agendas[side].clear()
+            angles, _ = self._simulation.reach(side, to_world(self._hover_point(side), base), command, base)
         return angles
 
-    def _new_activity(self, arm: _Arm) -> None:
+    def _new_activity(self, side: Side) -> None:
         weights = np.array(list(self._activities.values()))
         activity = list(self._activities)[self._rng.choice(len(weights), p=weights / weights.sum())]
-        arm.agenda.extend(activity(arm.side))
-        other = self._arms["RIGHT" if arm.side == "LEFT" else "LEFT"]
-        if not other.agenda and self._rng.random() < self._together:
-            other.agenda.extend(activity(other.side))
+        self._agendas[side].extend(activity(side))
+        other: Side = "RIGHT" if side == "LEFT" else "LEFT"
+        if not self._agendas[other] and self._rng.random() < self._together:
+            self._agendas[other].extend(activity(other))
 
     def _push(self, side: Side) -> list[Waypoint]:
         """Beside an object on the table, then through where it stands, then up. Sweep if there is none."""
@@ -146,15 +192,14 @@ class Behaviour:
         above, away = before + np.array([-0.02, 0, 0.12]), after + np.array([-0.08, 0, 0.2])
         closure = float(self._rng.choice([0.1, 0.9]))
         path = [(above, 0.55), (before, 0.3), (after, 0.45), (away, 0.4)]
-        return [self._to(to_world(point, base), duration, closure) for point, duration in path]
+        return [self._to(point, duration, closure) for point, duration in path]
 
     def _sweep(self, side: Side) -> list[Waypoint]:
         """From the outside across the table, low, and up again."""
-        base = self._simulation.base()
         x, low = self._rng.uniform(0.46, 0.62), self._table_top + self._rng.uniform(0.07, 0.13)
         outside, inside = SIDES[side] * self._rng.uniform((0.38, -0.05), (0.5, 0.1))
         path = [((x - 0.05, outside, low + 0.08), 0.6), ((x, inside, low), 0.75), ((x, inside, low + 0.25), 0.45)]
-        return [self._to(to_world(np.array(point), base), duration) for point, duration in path]
+        return [self._to(np.array(point), duration) for point, duration in path]
 
     def _wave(self, side: Side) -> list[Waypoint]:
         """Raise the hand in front of the camera and swing it from side to side."""
@@ -167,12 +212,15 @@ class Behaviour:
         return [Waypoint(pose, time * self._pace, closure) for pose, time, closure in path]
 
     def _hover(self, side: Side) -> list[Waypoint]:
-        return [self._to(self._hover_point(side, self._simulation.base()), 0.7)]
+        return [self._to(self._hover_point(side), 0.7)]
 
-    def _hover_point(self, side: Side, base: Point) -> Point:
+    def _hover_point(self, side: Side) -> Point:
+        """Somewhere above the table, as seen from the base."""
         x, y, z = self._rng.uniform((0.42, 0.02, self._table_top + 0.22), (0.6, 0.36, self._table_top + 0.5))
-        return to_world(np.array([x, SIDES[side] * y, z]), base)
+        return np.array([x, SIDES[side] * y, z])
 
     def _to(self, point: Point, duration: float, closure: float | None = None) -> Waypoint:
+        """A waypoint at a point as seen from where the base is now."""
         closure = self._rng.uniform(0, 1) if closure is None else closure
-        return Waypoint(point, duration * (self._pace * self._rng.uniform(0.85, 1.15)), closure)
+        where = to_world(point, self._simulation.base())
+        return Waypoint(where, duration * (self._pace * self._rng.uniform(0.85, 1.15)), closure)

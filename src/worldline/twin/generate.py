@@ -7,8 +7,9 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,10 @@ from worldline.files import read_json, read_npz, write_npz
 from worldline.formats.onex.write import finish_shards, shard_done, write_raw_shard
 from worldline.owner import Claim, owned
 from worldline.schema import UsageError
-from worldline.twin.backend import load_mujoco
 from worldline.twin.behaviour import Behaviour
 from worldline.twin.robot import LAYOUT
 from worldline.twin.scene import Scene, random_scene
-from worldline.twin.simulation import Simulation
+from worldline.twin.simulation import Simulation, load_mujoco
 
 REVISION = 4
 """Of scenes and behaviours: raise it whenever the same seed gives another episode."""
@@ -80,17 +80,14 @@ def generate(
     record: dict[str, object] = {**asdict(config), "revision": REVISION, "mujoco": load_mujoco().__version__}
     with owned(out, claim=Claim(file=RECORD, key=record, what="data of the twin")):
         (out / "physics").mkdir(exist_ok=True)
-        done = [shard_done(out, i) and _physics(out, i).exists() for i in range(config.episodes)]
-        todo = [episode for episode, there in enumerate(done) if not there]
-        for count, _ in enumerate(_write_all(out, config, todo, workers), sum(done) + 1):
+        todo = [i for i in range(config.episodes) if not (shard_done(out, i) and _physics(out, i).exists())]
+        there = config.episodes - len(todo)
+        for count, _ in enumerate(_written(out, config, todo, workers), there + 1):
             if progress is not None:
                 progress(count, config.episodes)
-        made, images, fps = (
-            {"generator": "worldline twin", **record},
-            config.episodes * config.frames,
-            float(config.fps),
-        )
-        finish_shards(out, num_shards=config.episodes, num_images=images, fps=fps, layout=LAYOUT, provenance=made)
+        shape: dict[str, Any] = {"num_shards": config.episodes, "num_images": config.episodes * config.frames}
+        made = {"generator": "worldline twin", **record}
+        finish_shards(out, **shape, fps=float(config.fps), layout=LAYOUT, provenance=made)
 
 
 def record_episode(config: TwinConfig, episode: int) -> Recording:
@@ -133,22 +130,17 @@ def resume(root: Path, episode: int, frame: int) -> tuple[Simulation, Float32[np
     return simulation, commands[frame:]
 
 
-def _write_all(out: Path, config: TwinConfig, episodes: list[int], workers: int) -> Iterator[None]:
+def _written(out: Path, config: TwinConfig, episodes: list[int], workers: int) -> Iterator[None]:
     """Write episodes, here or in processes of their own, and yield once for each that is done."""
+    write = partial(_write_episode, out, config)
     if workers <= 1 or len(episodes) <= 1:
-        yield from (_write_episode(out, config, episode) for episode in episodes)
+        yield from map(write, episodes)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(episodes)), mp_context=context, initializer=_start_worker) as pool:
-        futures = [pool.submit(_write_episode, out, config, episode) for episode in episodes]
-        try:
-            yield from (future.result() for future in as_completed(futures))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer: the workers are the parallelism
+    # Of Mesa's software renderer one thread each: the workers are the parallelism.
+    threads = ("LP_NUM_THREADS", os.environ.get("LP_NUM_THREADS", "1"))
+    spawned = {"mp_context": multiprocessing.get_context("spawn"), "initializer": os.putenv, "initargs": threads}
+    with ProcessPoolExecutor(min(workers, len(episodes)), **spawned) as pool:
+        yield from pool.map(write, episodes)
 
 
 def _write_episode(out: Path, config: TwinConfig, episode: int) -> None:

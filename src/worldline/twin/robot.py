@@ -11,22 +11,14 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32
 
-from worldline.schema import StateLayout
+from worldline.formats.states import ONEX_LAYOUT
 
 MODEL = Path(__file__).with_name("robot.xml")
 Side = Literal["LEFT", "RIGHT"]
 SIDES: dict[Side, int] = {"LEFT": 1, "RIGHT": -1}
 """Both sides, and the sign of y there."""
-_ARM = ["SHOULDER_PITCH", "SHOULDER_ROLL", "SHOULDER_YAW", "ELBOW_PITCH", "ELBOW_YAW", "WRIST_PITCH", "WRIST_ROLL"]
-JOINTS = (
-    *("HIP_YAW", "HIP_ROLL", "HIP_PITCH", "KNEE_PITCH", "ANKLE_ROLL", "ANKLE_PITCH"),
-    *(f"{side}_{joint}" for side in SIDES for joint in _ARM),
-    "NECK_PITCH",
-)
-LAYOUT = StateLayout(
-    names=(*JOINTS, "LEFT_HAND_CLOSURE", "RIGHT_HAND_CLOSURE", "LINEAR_VELOCITY", "ANGULAR_VELOCITY"),
-    kinds=(*("angle" for _ in JOINTS), "binary", "binary", "velocity", "velocity"),
-)
+LAYOUT = ONEX_LAYOUT
+JOINTS = LAYOUT.names[:21]
 INDEX = {name: i for i, name in enumerate(LAYOUT.names)}
 FINGERS = tuple(f"{side}_{finger}" for side in SIDES for finger in ("INDEX", "MIDDLE", "RING", "THUMB"))
 FINGER_CLOSED = 1.4
@@ -37,7 +29,7 @@ CAMERA = "HEAD_CAMERA"
 def arm_slice(side: Side) -> slice:
     """Where the seven joints of an arm are in a state or a command."""
     start = INDEX[f"{side}_SHOULDER_PITCH"]
-    return slice(start, start + len(_ARM))
+    return slice(start, start + 7)
 
 
 def neutral() -> Float32[np.ndarray, "25"]:

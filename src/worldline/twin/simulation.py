@@ -5,20 +5,64 @@ and others what would have happened instead. A robot is driven by `step` towards
 to `follow` a path of measured states.
 """
 
+import ctypes
+import importlib
+import os
+import sys
 from contextlib import AbstractContextManager
+from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from worldline.schema import UsageError
-from worldline.twin.backend import INSTALL_GL, load_mujoco
-from worldline.twin.robot import CAMERA, FINGER_CLOSED, FINGERS, INDEX, JOINTS, neutral
+from worldline.twin.robot import CAMERA, FINGER_CLOSED, FINGERS, INDEX, JOINTS, Side, arm_slice, neutral
 from worldline.twin.scene import Scene
 
 NUM_JOINTS = len(JOINTS)
 SETTLING = 0.5
 """Seconds without commands after a reset, so that objects come to rest."""
+DAMPING = 0.05
+"""Of a least-squares step of inverse kinematics, in m per rad: enough to stay calm near a stretched arm."""
+POSTURE = 0.02
+"""Pull towards the preferred posture in every iteration, which chooses among an arm's many solutions."""
+INSTALL_GL = "apt-get install libegl1 libgl1-mesa-dri, or apt-get install libosmesa6 and set MUJOCO_GL=osmesa"
+
+
+def load_mujoco() -> ModuleType:
+    """Import MuJoCo; on Linux with EGL or OSMesa, unless `MUJOCO_GL` is set. Raises `UsageError` without either."""
+    if "mujoco" not in sys.modules and sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
+        egl = _egl_has_device()
+        if not egl and not any(map(_library, ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"))):
+            raise UsageError(f"Neither EGL nor OSMesa can draw here: {INSTALL_GL}")
+        os.environ["MUJOCO_GL"] = "egl" if egl else "osmesa"
+    try:
+        return importlib.import_module("mujoco")
+    except ModuleNotFoundError as error:
+        raise UsageError(f"The twin needs MuJoCo ({error}): pip install worldline[twin]") from error
+    except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL says AttributeError for no library
+        backend = os.environ.get("MUJOCO_GL", "its default")
+        raise UsageError(f"MuJoCo cannot load its OpenGL backend ({backend}): {INSTALL_GL}") from error
+
+
+def _egl_has_device() -> bool:
+    """Tell whether EGL finds something to draw with. Its library alone may be there without any driver."""
+    egl = _library("libEGL.so.1")
+    if egl is None:
+        return False
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    address, count = egl.eglGetProcAddress(b"eglQueryDevicesEXT"), ctypes.c_int(0)
+    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    return bool(address and query(address)(0, None, ctypes.addressof(count))) and count.value > 0
+
+
+def _library(name: str) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None
 
 
 class Simulation(AbstractContextManager["Simulation"]):
@@ -131,6 +175,37 @@ class Simulation(AbstractContextManager["Simulation"]):
     def objects(self) -> Float64[np.ndarray, "n 3"]:
         """Positions of the movable objects in the world, in m."""
         return self.data.xpos[self._objects].copy()
+
+    def reach(
+        self, side: Side, target: Float64[np.ndarray, "3"], command: Float32[np.ndarray, "25"], base: np.ndarray
+    ) -> tuple[Float64[np.ndarray, "7"], float]:
+        """Joint angles of one arm that bring its hand to `target`, and the distance in m that remains.
+
+        Damped least squares within the joint limits, 25 steps at most. It starts from the arm's angles in `command`,
+        which are also the preferred posture; other joints are as in `command`, the base is at `(x, y, heading)`.
+        """
+        arm, grip, data = arm_slice(side), self.model.site(f"{side}_GRIP").id, self._scratch
+        angles = command[:NUM_JOINTS].astype(np.float64)
+        preferred, jacobian, error = angles[arm].copy(), np.zeros((3, self.model.nv)), target
+        data.qpos[:3] = base
+        for steps in range(26):
+            data.qpos[self.places[:NUM_JOINTS]] = angles
+            self._mujoco.mj_kinematics(self.model, data)
+            error = target - data.site_xpos[grip]
+            if steps == 25 or np.linalg.norm(error) < 0.01:
+                break
+            self._mujoco.mj_comPos(self.model, data)
+            self._mujoco.mj_jacSite(self.model, data, jacobian, None, grip)
+            local = jacobian[:, self.dofs[arm]]
+            step = local.T @ np.linalg.solve(local @ local.T + DAMPING**2 * np.eye(3), error)
+            step += POSTURE * (preferred - angles[arm])
+            angles[arm] = np.clip(angles[arm] + np.clip(step, -0.3, 0.3), self.low[arm], self.high[arm])
+        return angles[arm], float(np.linalg.norm(error))
+
+    @cached_property
+    def _scratch(self) -> Any:
+        """Another state of the same model, for `reach`."""
+        return self._mujoco.MjData(self.model)
 
     def snapshot(self) -> Float64[np.ndarray, "n"]:
         """The whole state of the physics: positions, velocities, controls, and the solver's warm start."""
