@@ -13,6 +13,7 @@ from commands import do
 from data_builders import write_lerobot
 
 from worldline import builtin
+from worldline.builtin import located, stored
 from worldline.data.clips import DataConfig
 from worldline.encoding.tokens import tokenize
 from worldline.evaluation.held_out import DataChoice, split_of
@@ -26,7 +27,6 @@ from worldline.formats.content import content_of
 from worldline.formats.open import open_source
 from worldline.identity import Identity, refuse_another
 from worldline.nn.optimizer import OptimizerConfig
-from worldline.places import located, stored
 from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError
 from worldline.training.identify import stored_identity

@@ -35,7 +35,6 @@ from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.loader import Loader
-from worldline.devices import pick_device
 from worldline.families.card import ModelCard
 from worldline.families.compression import autoregressive_loss
 from worldline.families.config import TrainConfig
@@ -45,6 +44,7 @@ from worldline.families.prepare import prepare
 from worldline.families.tokenizers import load_tokenizer
 from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.process.categorical import Sampling
+from worldline.ranks import pick_device
 from worldline.rundir import Best, RunDir, load_tensors, model_folder, read_model, save_tensors, write_model
 from worldline.schema import DataError, TokenGrid, UsageError, join, stack
 from worldline.training.checkpoint import TrainState, better

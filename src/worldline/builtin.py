@@ -1,10 +1,18 @@
-"""Data and checkpoints inside the package: twin-mini, and the tiny models trained on the twin. Paths only."""
+"""Paths that lead somewhere: to data and checkpoints inside the package, and from a run's configuration.
 
-from collections.abc import Sequence
+The package has twin-mini, and the tiny models trained on the twin. A run can be read from any working directory and
+after a move: its configuration holds paths inside the run as relative ones, built-ins by name, all others as absolute.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from worldline.schema import UsageError
 
+T = TypeVar("T")
 ASSETS = Path(__file__).parent / "assets"
 TWIN_MINI_TRAIN = ASSETS / "twin_mini" / "train"
 TWIN_MINI_VAL = ASSETS / "twin_mini" / "val"
@@ -41,6 +49,37 @@ def results_of(run: Path) -> Path:
     return Path("runs") / run.name if is_builtin(run) else run
 
 
-def data_for(run: Path, data: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
-    """The data set to use with a run: the one asked for; else the built-in one for built-ins; else the run's own."""
-    return resolve_all(data) if data is not None else TWIN_MINI_VAL if is_builtin(run) else None
+def stored(config: T, run: Path) -> T:
+    """A configuration as its run keeps it."""
+    here, names = Path(os.path.abspath(run)), {os.path.abspath(place): name for name, place in NAMES.items()}
+
+    def kept(path: Path) -> Path:
+        place = Path(names.get(os.path.abspath(path), os.path.abspath(path)))
+        return place.relative_to(here) if place.is_relative_to(here) else place
+
+    return _with_paths(config, kept)
+
+
+def located(config: T, run: Path) -> T:
+    """A stored configuration with places that can be opened, whether or not something is there."""
+
+    def found(path: Path) -> Path:
+        if (run / path).exists():  # also if it is absolute
+            return run / path
+        # A path from a working directory, in runs of earlier versions, is not in the run.
+        return NAMES.get(str(path), path if path.exists() else run / path)
+
+    return _with_paths(config, found)
+
+
+def _with_paths(value: Any, change: Callable[[Path], Path]) -> Any:
+    """The same value with every path in it changed: of dataclasses and tuples, at any depth."""
+    if isinstance(value, Path):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_with_paths(one, change) for one in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{field.name: _with_paths(getattr(value, field.name), change) for field in fields(value)}
+        )
+    return value

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from worldline.devices import pick_device
 from worldline.owner import Claim, owned
 from worldline.schema import UsageError
 
@@ -187,6 +186,18 @@ class Ranks:
         """Say whether the next backward pass sums gradients over ranks; only a batch's last piece has to."""
         if self.world_size > 1:
             model.set_requires_gradient_sync(now)  # pyright: ignore[reportCallIssue] - `place` gave it this method
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a name means; `auto` takes CUDA where there is one. Raises `UsageError` where there is none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("CUDA was asked for, but PyTorch finds no CUDA device here; use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {name!r}; give auto, cpu, cuda or cuda:N") from error
 
 
 def shards_of(model: nn.Module) -> list[nn.Module]:

@@ -1,12 +1,12 @@
 """`worldline plan RECIPE`: estimate a training before it starts."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from worldline import builtin
+from worldline.builtin import located
 from worldline.checks import number, whole
 from worldline.cli.console import show
 from worldline.cli.train import Recipe, parse_recipe
-from worldline.places import with_paths
 from worldline.planning.machine import worst
 from worldline.planning.plan import Card, Plan, Setting, plan
 from worldline.rundir import to_json
@@ -39,8 +39,7 @@ class Job:
         number(self, "gpu_memory", above=0)
 
     def carry_out(self) -> None:
-        named = with_paths(self.config, lambda path: builtin.NAMES.get(str(path), path))
-        found = plan(named, gpu_gb=self.gpu_memory, gpus=self.gpus)
+        found = plan(located(self.config, Path()), gpu_gb=self.gpu_memory, gpus=self.gpus)
         show(to_json(Plan, found), text=text(found), as_json=self.json)
 
 

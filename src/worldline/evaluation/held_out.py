@@ -22,7 +22,6 @@ from worldline.formats.open import has_choices
 from worldline.formats.plausible import implausible, unlike, warn
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
-from worldline.places import located
 from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import UsageError
 
@@ -152,13 +151,15 @@ def held_out(
 
 def _config(run: Path, contract: Contract, choice: DataChoice, on: On) -> DataConfig:
     """The run's data configuration with other places; the data of the evaluation are its validation clips."""
-    data = builtin.data_for(run, choice.data)
+    data = builtin.TWIN_MINI_VAL if builtin.is_builtin(run) else None
+    if choice.data is not None:
+        data = builtin.resolve_all(choice.data)
     path = next((p for p in (RunDir(run).config, RunDir(run.parent.parent).config) if p.exists()), None)
     if path is None and data is None:
         raise UsageError(f"{run} has no config.json that names its data; give the data to evaluate it on (--data DIR)")
     config = DataConfig(path=Path())
     if path is not None:
-        config = located(from_json(DataConfig, read_json(path).get("data"), path), path.parent)
+        config = builtin.located(from_json(DataConfig, read_json(path).get("data"), path), path.parent)
     config = replace(config, image_size=contract.image_size, cache=None, cache_size=None)
     if data is not None:
         config = replace(config, path=data, val_path=None, val_episodes=":", exclude_episodes=())

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from worldline.builtin import located, stored
 from worldline.checks import MOST_WORKERS, number, refuse, seed, whole
 from worldline.contract import ModelConfig
 from worldline.data.clips import DataConfig
 from worldline.files import read_json, write_json
 from worldline.identity import Part
 from worldline.nn.optimizer import OptimizerConfig
-from worldline.places import located, stored
 from worldline.rundir import RunDir, from_json, to_json
 from worldline.schema import UsageError
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from worldline import builtin
 from worldline.contract import Contract
-from worldline.devices import pick_device
 from worldline.families.card import ModelCard, describe_model
 from worldline.families.family import WorldKind, kind_of
 from worldline.families.sample import LoadOptions, SampleOptions
@@ -21,6 +20,7 @@ from worldline.forecasting.session import Session
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
 from worldline.nn.weights import load_weights
+from worldline.ranks import pick_device
 from worldline.rundir import RunDir, load_tensors, model_folder
 from worldline.schema import DataError, Forecast, UsageError
 

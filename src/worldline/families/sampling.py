@@ -10,7 +10,6 @@ from torch import Tensor
 
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, open_clips, open_split
-from worldline.devices import pick_device
 from worldline.encoding.latents import encode
 from worldline.families.card import Base, ModelCard
 from worldline.families.config import TrainConfig
@@ -30,7 +29,7 @@ from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
 from worldline.process.flow import FlowSampling
-from worldline.ranks import Ranks
+from worldline.ranks import Ranks, pick_device
 from worldline.schema import Batch, LatentGrid, UsageError, stack
 from worldline.tokenizers.tokenizer import BlockTokenizer
 from worldline.tokenizers.wan_vae import (
