@@ -30,7 +30,7 @@ from worldline.families.config import TrainConfig
 from worldline.families.prepare import prepare
 from worldline.files import read_json, write_json
 from worldline.forecasting.tokens import TokenForecaster
-from worldline.forecasts import write_forecasts
+from worldline.forecasts import forecast
 from worldline.formats.open import open_source
 from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.nn.states import StateOptions
@@ -294,7 +294,7 @@ def forecasts(folder: Path, ranks: Ranks) -> dict[str, Any]:
     out = folder / f"forecast_by_{ranks.world_size}"
     words = "--clips 5 0 2 --num-samples 2 --temperature 1 --rows 2 --format png --device cpu --out"
     job = parse(["forecast", "compression-tiny", *words.split(), str(out)])
-    return {"files": [path.name for path in write_forecasts(job.run, job, ranks=ranks)]}
+    return {"files": [path.name for path in forecast(job.run, job, ranks=ranks)]}
 
 
 def steps(model: Any, clips: Batch, *, peak: float) -> list[list[float]]:

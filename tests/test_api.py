@@ -14,11 +14,11 @@ from builders import write_squares
 
 import worldline
 from worldline import builtin
+from worldline.api import ResumeOptions
 from worldline.evaluation.evaluate import EvaluateOptions
 from worldline.families.sample import LoadOptions
 from worldline.forecasts import ForecastOptions
 from worldline.formats.open import OpenOptions
-from worldline.launch import ResumeOptions
 from worldline.recipes import RECIPES
 from worldline.schema import UsageError
 

@@ -1,4 +1,4 @@
-"""The functions of a notebook, which `import worldline` gives; each verb of the command line calls the same ones.
+"""The functions of a notebook, which `import worldline` gives; the command line calls the same ones.
 
 Paths may be names of built-ins (`compression-tiny`, `twin-mini-val`, ...). A wrong value or name is a `UsageError`,
 damaged data are a `DataError`; both say what was expected, what was found and what to do.
@@ -6,27 +6,32 @@ damaged data are a `DataError`; both say what was expected, what was found and w
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from worldline import builtin
+import torch
+
+from worldline import builtin, forecasts
 from worldline.checks import texts_of
 from worldline.evaluation.evaluate import EvaluateOptions
 from worldline.evaluation.evaluate import evaluate as evaluated
-from worldline.evaluation.result import Evaluation
-from worldline.families.config import TrainConfig
+from worldline.families.config import TrainConfig, read_config
 from worldline.families.family import refuse_idle
 from worldline.families.load import Loaded, load_forecaster
 from worldline.families.sample import LoadOptions
-from worldline.forecasts import ForecastOptions, write_forecasts
 from worldline.formats.open import OpenOptions
 from worldline.formats.source import Source
-from worldline.launch import ResumeOptions, go_on, new_run, start
+from worldline.identity import Part
+from worldline.planning.plan import refuse_too_little
+from worldline.progress import Progress, say
 from worldline.ranks import Ranks
 from worldline.recipes import RECIPES
-from worldline.rundir import built, to_json
+from worldline.rundir import RunDir, built, to_json
 from worldline.schema import UsageError
+from worldline.training import loop
 from worldline.training.loop import TrainResult
 
 Place = TypeVar("Place")
@@ -45,9 +50,8 @@ def _taking(
         def by_name(place: Place, *none: Given.args, **given: Given.kwargs) -> Result:
             return function(place, built(kind, given))
 
-        first, _ = inspect.signature(function).parameters.values()
-        options = inspect.signature(kind).parameters.values()
-        signature = inspect.signature(function).replace(parameters=[first, *options])
+        signature, options = inspect.signature(function), inspect.signature(kind).parameters.values()
+        signature = signature.replace(parameters=[*list(signature.parameters.values())[:1], *options])
         by_name.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] - what help() shows
         texts = [f"    {name}: {text}" for name, text in texts_of(kind).items()]  # pyright: ignore[reportArgumentType]
         by_name.__doc__ = "\n".join([f"{inspect.getdoc(function)}\n\nOptions:", *texts])
@@ -84,31 +88,46 @@ def load(run: str | Path, options: LoadOptions) -> Loaded:
     return load_forecaster(builtin.resolve(run), options)
 
 
-@_taking(ForecastOptions)
-def forecast(run: str | Path, options: ForecastOptions) -> list[Path]:
-    """Forecast clips of a data set and write each as a video, pictures or arrays; give the paths.
-
-    Raises:
-        UsageError: the run holds no world, an option would change nothing, or the data do not fit the world.
-        DataError: data or checkpoint are not what they should be.
-    """
-    with Ranks.start(options.device) as ranks:
-        return write_forecasts(Path(run), options, ranks=ranks)
+forecast = _taking(forecasts.ForecastOptions)(forecasts.forecast)
+evaluate = _taking(EvaluateOptions)(evaluated)
 
 
-@_taking(EvaluateOptions)
-def evaluate(run: str | Path, options: EvaluateOptions) -> Evaluation:
-    """Evaluate a run on held-out data, beside the baselines, and write metrics.json and forecasts.npz.
+# --- training ---
 
-    `evaluation.rows` are forecaster, baselines and ceilings by id; `row.metrics["psnr_db_last"]` is a mean with its
-    interval. `text_table(evaluation)`, of `worldline.report.text`, shows all of it.
 
-    Raises:
-        UsageError: an option would change nothing, or run, data and compared models do not belong together.
-        DataError: data or checkpoint are not what they should be.
-    """
-    with Ranks.start(options.device) as ranks:
-        return evaluated(Path(run), options, ranks=ranks)
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """New places of the same data."""
+
+    path: Path | tuple[Path, ...] | None = None
+    """New place of the training data."""
+    val_path: Path | tuple[Path, ...] | None = None
+    """New place of the validation data."""
+    cache: Path | None = None
+    """Another folder for decoded frames, tokens and latents; filled again where it has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """Fields that a resumed run may change."""
+
+    steps: int | None = None
+    """Another length of the run, for example to continue a finished one. Schedules end at the new last step."""
+    epochs: float | None = None
+    """The same, in passes over the training clips."""
+    data: Moved = field(default_factory=Moved)
+    tokenizer: Path | None = None
+    """New place of the tokenizer. Everything that has moved must still be the same."""
+    weights: Path | None = None
+    """New place of the pretrained backbone."""
+    text: Path | None = None
+    """New place of the encoded prompt."""
+    allow_different: tuple[Part, ...] = ()
+    """Parts that may differ on purpose from those the run started with."""
+    max_minutes: float | None = None
+    device: str | None = None
+    """As before if not given; so are workers."""
+    workers: int | None = None
 
 
 def train(recipe: str | TrainConfig, *, out: str | Path | None = None, **changes: Any) -> TrainResult:
@@ -131,18 +150,38 @@ def train(recipe: str | TrainConfig, *, out: str | Path | None = None, **changes
         changed = built(TrainConfig, _merged(to_json(TrainConfig, config), changes))
         refuse_idle(changed, config)
         config = changed
-    return start(config, Path(out) if out else new_run(name))
+    data = config.data
+    config = _with(
+        config, path=data.path, val_path=data.val_path, tokenizer=config.tokenizer, init_from=config.init_from
+    )
+    config = replace(config, tokenizer=config.tokenizer or config.weights)
+    return _train(config, Path(out) if out else new_run(name), resume=False)
 
 
-@_taking(ResumeOptions)
-def resume(run: str | Path, options: ResumeOptions) -> TrainResult:
+def go_on(run: str | Path, options: ResumeOptions) -> TrainResult:
     """Go on with a run from its latest checkpoint, as if it had never stopped.
 
     Raises:
         UsageError: there is no run, something else of it would change, or what it was made with is another now.
         DataError: data, weights or checkpoints are not what they should be.
     """
-    return go_on(Path(run), options)
+    found = read_config(RunDir(Path(run)))
+    given = {name: getattr(options, name) for name in ("tokenizer", "weights", "text", "device", "workers")}
+    if options.weights and not options.tokenizer and found.tokenizer == found.weights:
+        given["tokenizer"] = options.weights  # one folder holds both
+    if options.steps is not None or options.epochs is not None:
+        given |= {"steps": options.steps or 0, "epochs": options.epochs or 0.0}
+    config = _with(found, **vars(options.data), **given)
+    config = replace(config, max_minutes=options.max_minutes, allow_different=options.allow_different)
+    return _train(config, Path(run), resume=True)
+
+
+resume = _taking(ResumeOptions)(go_on)
+
+
+def new_run(name: str) -> Path:
+    """A run folder that is not there yet."""
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,3 +192,24 @@ def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         inner = found.get(name)
         found[name] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
     return found
+
+
+def _with(config: TrainConfig, **given: Any) -> TrainConfig:
+    """The configuration with what is given and not None, of its data too; names of built-ins become paths."""
+    named = ("path", "val_path", "tokenizer", "init_from", "weights")
+    there = {name: value for name, value in given.items() if value is not None}
+    there |= {name: builtin.resolve_all(there[name]) for name in named if name in there}
+    data = {name: there.pop(name) for name in ("path", "val_path", "cache") if name in there}
+    return replace(config, data=replace(config.data, **data), **there)
+
+
+def _train(config: TrainConfig, run: Path, *, resume: bool) -> TrainResult:
+    """Train where the memory that it needs is free."""
+    with Ranks.start(config.device) as ranks, Progress() as progress:
+        run = ranks.agreed(run)  # the default name holds the time, and processes start at different seconds
+        say(f"run folder: {run}")
+        device = ranks.device(config.device)
+        with ranks.first():
+            if config.check_memory and ranks.writes and device.type == "cuda":
+                refuse_too_little(config, free=torch.cuda.mem_get_info(device)[0], gpus=ranks.world_size)
+        return loop.train(config, run, resume=resume, ranks=ranks, report=progress)

@@ -54,13 +54,16 @@ class ForecastOptions(DataChoice, LoadOptions):
             raise UsageError(f"{self.num_clips} clips are none to forecast; give --num-clips 1 or more, or all")
 
 
-def write_forecasts(run: Path, options: ForecastOptions, *, ranks: Ranks) -> list[Path]:
-    """Forecast the clips asked for, each on one of the ranks; give what was written, in their order.
+def forecast(run: str | Path, options: ForecastOptions, *, ranks: Ranks | None = None) -> list[Path]:
+    """Forecast clips of a data set and write each as a video, pictures or arrays; give the paths.
 
     Raises:
-        UsageError: the run holds no world, what is asked for would change nothing, or the data do not fit the world.
+        UsageError: the run holds no world, an option would change nothing, or the data do not fit the world.
         DataError: data or checkpoint are not what they should be.
     """
+    if ranks is None:
+        with Ranks.start(options.device) as ranks:
+            return forecast(run, options, ranks=ranks)
     run = builtin.resolve(run)
     out = options.out or builtin.results_of(run) / "forecasts"
     with ranks.first():  # what is refused is refused once, and before any weights are read

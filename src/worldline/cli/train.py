@@ -19,11 +19,11 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from worldline import api
 from worldline.checks import texts_of
 from worldline.cli.console import choose, options_of, show
 from worldline.families.config import TrainConfig
 from worldline.families.family import idle, kind_of, refuse_idle
-from worldline.launch import ResumeOptions, go_on, new_run, start
 from worldline.progress import say
 from worldline.recipes import RECIPES
 from worldline.rundir import to_json
@@ -64,12 +64,11 @@ class Job:
     """Print one JSON object on stdout and nothing else."""
 
     def carry_out(self) -> None:
-        assert self.out is not None, "parse names a folder"
-        _show(start(self.config, self.out), as_json=self.json)
+        _show(api.train(self.config, out=self.out), as_json=self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resume(ResumeOptions):
+class Resume(api.ResumeOptions):
     """A run to resume. It needs no recipe, because the run folder contains the complete configuration."""
 
     run: tyro.conf.Positional[Path]
@@ -77,7 +76,7 @@ class Resume(ResumeOptions):
 
     def carry_out(self) -> None:
         with options_of():
-            _show(go_on(self.run, self), as_json=self.json)
+            _show(api.go_on(self.run, self), as_json=self.json)
 
 
 def parse(arguments: list[str]) -> Job | Resume:
@@ -85,7 +84,7 @@ def parse(arguments: list[str]) -> Job | Resume:
         return tyro.cli(Resume, prog="worldline train --resume", args=arguments[1:])
     name, job = parse_recipe(Job, "train", arguments)
     refuse_idle(job.config, RECIPES[name]())
-    return replace(job, out=job.out or new_run(name))
+    return replace(job, out=job.out or api.new_run(name))
 
 
 def _show(result: TrainResult, *, as_json: bool) -> None:

@@ -15,9 +15,8 @@ from worldline.checks import number, whole
 from worldline.cli.console import options_of, show
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate, out_of
 from worldline.evaluation.result import Evaluation
-from worldline.forecasts import ForecastOptions, write_forecasts
+from worldline.forecasts import ForecastOptions, forecast
 from worldline.progress import say
-from worldline.ranks import Ranks
 from worldline.report.text import text_table
 from worldline.rundir import RunDir, to_json
 from worldline.schema import UsageError
@@ -52,8 +51,7 @@ class Evaluate(EvaluateOptions):
     json: bool = False
 
     def carry_out(self) -> None:
-        with Ranks.start(self.device) as ranks:
-            evaluation = evaluate(self.run, self, ranks=ranks)
+        evaluation = evaluate(self.run, self)
         table = f"{text_table(evaluation)}\n\n{out_of(self.run, self) / 'metrics.json'}"
         show(to_json(Evaluation, evaluation), text=table, as_json=self.json)
 
@@ -76,8 +74,7 @@ class Forecast(ForecastOptions):
     json: bool = False
 
     def carry_out(self) -> None:
-        with Ranks.start(self.device) as ranks:
-            written = [str(path) for path in write_forecasts(self.run, self, ranks=ranks)]
+        written = [str(path) for path in forecast(self.run, self)]
         show({"out": str(Path(written[0]).parent), "files": written}, text="\n".join(written), as_json=self.json)
 
 

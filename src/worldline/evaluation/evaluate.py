@@ -79,19 +79,21 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount):
             )
 
 
-def evaluate(run: Path, options: EvaluateOptions | None = None, *, ranks: Ranks | None = None) -> Evaluation:
+def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: Ranks | None = None) -> Evaluation:
     """Evaluate a run on held-out data, beside the baselines, and write metrics.json and forecasts.npz.
 
-    The same call again continues an interrupted evaluation. Several ranks share the clips.
-
-    Args:
-        run: run folder, model folder, or a built-in name such as compression-tiny.
+    `evaluation.rows` are forecaster, baselines and ceilings by id; `row.metrics["psnr_db_last"]` is a mean with its
+    interval. `text_table(evaluation)`, of `worldline.report.text`, shows all of it. The same call again continues an
+    interrupted evaluation. Several ranks share the clips.
 
     Raises:
-        UsageError: what is asked for would change nothing, or run, data and compared models do not belong together.
+        UsageError: an option would change nothing, or run, data and compared models do not belong together.
         DataError: data or checkpoint are not what they should be.
     """
-    options, ranks, run = options or EvaluateOptions(), ranks or Ranks(), builtin.resolve(run)
+    options, run = options or EvaluateOptions(), builtin.resolve(run)
+    if ranks is None:
+        with Ranks.start(options.device) as ranks:
+            return evaluate(run, options, ranks=ranks)
     with ranks.first():  # what is refused is refused once, and before any weights are read
         protocol, clips, split = _request(run, options)
     out, device = out_of(run, options), ranks.device(options.device)
