@@ -1,7 +1,4 @@
-"""Spatio-temporal transformer blocks: attention within a grid, causal attention along time, feed-forward.
-
-Shape letters: B batch, T time, S positions of a grid, H heads, K head width, D model width. Knows nothing of tokens.
-"""
+"""Spatio-temporal transformer blocks: attention within a grid, causal attention along time, feed-forward."""
 
 from collections.abc import Iterable
 
@@ -13,7 +10,7 @@ from torch import Tensor, nn
 
 
 class TemporalCache:
-    """Keys and values of past grids for one layer's temporal attention, `(B S) H T K` each."""
+    """Keys and values of past grids for one layer's temporal attention, `(b s) heads t k` each."""
 
     length = 0
     """Grids in it."""
@@ -42,16 +39,14 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "n t d"]:
         q, k, v = rearrange(self.qkv(x), "n t (three h k) -> three n h t k", three=3, h=self.heads)
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        past = 0 if cache is None else cache.length
+        past, mask = 0, None
         if cache is not None:
-            k, v = cache.extend(k, v)
-        # The built-in causal mask aligns to the first key; with a past, query i may see keys 0 .. past + i.
-        mask = None
+            past, (k, v) = cache.length, cache.extend(k, v)
         if causal and past:
+            # The built-in causal mask aligns to the first key; with a past, query i may see keys 0 .. past + i.
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(past)
-        attended = F.scaled_dot_product_attention(
-            q, k, v, mask, dropout_p=self.dropout if self.training else 0.0, is_causal=causal and not past
-        )
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal and not past)
         return self.out(rearrange(attended, "n h t k -> n t (h k)"))
 
 

@@ -1,8 +1,8 @@
 """Blocks over video latents that never look ahead in time.
 
-Tensors are `b t h w c`, channels last, because pointwise layers and norms then need no transposition: on a CPU this
-saves most. Space is padded with zeros on both sides, time on the left only; norms are over the channels of a position,
-never over time. Hence output t depends on inputs 0..t, to the bit.
+Tensors are `b t h w c`, channels last: pointwise layers and norms then need no transposition. Space is padded with
+zeros on both sides, time on the left only; norms are over the channels of a position, never over time. Hence output t
+depends on inputs 0..t, to the bit.
 """
 
 from collections import OrderedDict

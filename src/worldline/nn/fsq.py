@@ -1,7 +1,6 @@
 """Finite scalar quantisation: a codebook without parameters (Mentzer et al. 2023, arXiv 2309.15505).
 
-Each of a few channels is bounded and rounded to one of `L` levels; the index of a code is the mixed-radix number of
-its digits. Index order and code values are those of NVIDIA's Cosmos tokenizers: `digit = code * (L // 2) + L // 2`,
+Index order and code values are those of NVIDIA's Cosmos tokenizers: `digit = code * (L // 2) + L // 2`,
 `index = sum(digit * basis)`, `basis = (1, L0, L0*L1, ...)`.
 """
 
@@ -33,10 +32,9 @@ class FSQ(nn.Module):
         return self._codes(bounded, bounded.round())
 
     def with_hysteresis(self, z: Float[Tensor, "b l *n d"], margin: float) -> Float[Tensor, "b l *n d"]:
-        """Codes with hysteresis along time, like the output of a Schmitt trigger.
+        """Codes that stay the same along time while the input is within half a level plus `margin` levels of them.
 
-        A code stays the same as one step before while every channel of the input is within half a level plus `margin`
-        levels of it; otherwise the nearest code is taken. At 0 this is `forward`.
+        That is, every channel of it; otherwise the nearest code is taken. At 0 this is `forward`.
         """
         bounded = self._bound(z)
         codes = [bounded[:, 0].round()]

@@ -42,9 +42,8 @@ class OptimizerConfig:
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
-        if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
-        return self.lr * (1 - progress) if self.schedule == "linear" else self.lr
+        shares = {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0}
+        return self.lr * shares[self.schedule]
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:

@@ -1,8 +1,7 @@
 """The compression track's world: a spatio-temporal transformer over discrete video tokens (report, section 3).
 
-One class from 1 M to 134 M parameters. Input position t holds grid t, the states of its frames and its positions;
-output position t is the distribution of grid t+1. Sequence length T is one less than the grids of a sample:
-teacher forcing shifts them by one. What the report leaves open and we chose: see docs/compression.md.
+Input position t holds grid t, the states of its frames and its positions; output position t is the distribution of grid
+t+1: teacher forcing shifts by one the grids of a sample. What the report leaves open and we chose: docs/compression.md.
 """
 
 import math
@@ -26,7 +25,6 @@ from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.worlds.world import GridStep
 
 ONEX_GRID = TokenGrid(height=32, width=32, vocab_size=64_000)
-"""Of the 1X challenge."""
 CODE_BANDWIDTH = 2.0
 """How fast the similarity of token embeddings falls with the distance of their codes, which lie in [-1, 1]."""
 
@@ -86,8 +84,8 @@ class STTransformer(nn.Module):
 
     def __init__(self, config: STTransformerConfig, grid: TokenGrid, state_dim: int) -> None:
         super().__init__()
-        if config.code_levels and math.prod(config.code_levels) != grid.vocab_size:
-            made = f"code levels {config.code_levels} make {math.prod(config.code_levels)} tokens"
+        if config.code_levels and (coded := math.prod(config.code_levels)) != grid.vocab_size:
+            made = f"code levels {config.code_levels} make {coded} tokens"
             raise UsageError(f"{made}, but the tokens have {grid.vocab_size}; give the tokenizer's --model.code-levels")
         self.config, self.grid, self.state_dim = config, grid, state_dim
         self.context_grids, self.horizon_grids = config.context_grids, config.horizon_grids
@@ -107,11 +105,11 @@ class STTransformer(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Set every parameter, here and nowhere else (report, section 3.2, for `init_std` = 0.02).
+        """Set every parameter that is not a LayerNorm's (report, section 3.2, for `init_std` = 0.02).
 
-        N(0, std): weights of linear and convolution layers, token embedding (the output layer too), positions; 1: gains
-        of LayerNorms; 0: biases, and the projections to adaLN's shifts, scales and gates. With `code_levels` half of an
-        embedding is drawn so, and features of the token's code are added.
+        N(0, std): weights of linear and convolution layers, token embedding (the output layer too), positions; 0:
+        biases, and the projections to adaLN's shifts, scales and gates. With `code_levels` half of an embedding is
+        drawn so, and features of the token's code are added.
         """
         std = self.config.init_std
         for module in self.modules():
@@ -131,7 +129,7 @@ class STTransformer(nn.Module):
                 self.embedding.weight.mul_(0.5).add_(self._code_features(), alpha=2 * std)
 
     def _code_features(self) -> Float[Tensor, "v d"]:
-        """Smooth random functions of the tokens' codes, unit variance (random Fourier features, Rahimi & Recht 2007).
+        """Random Fourier features of the tokens' codes, unit variance (Rahimi & Recht 2007).
 
         Their products fall with the distance of two codes as exp(-(bandwidth distance)^2 / 2): 0.88 for a step on one
         of 8 levels. The embedding is the output layer too, so a target also lifts the tokens beside it.
@@ -150,9 +148,8 @@ class STTransformer(nn.Module):
         caches: list[TemporalCache] | None = None,
     ) -> Float[Tensor, "b t s d"]:
         """Features of the NEXT grid's logits, for each input grid; with caches, `tokens` follow the grids in these."""
-        (height, width), grid = tokens.shape[2:], self.grid
-        if (height, width) != (grid.height, grid.width):
-            raise UsageError(f"this world reads grids of {grid.height}x{grid.width}, but these are {height}x{width}")
+        if (found := tokens.shape[2:]) != (expected := (self.grid.height, self.grid.width)):
+            raise UsageError("this world reads grids of {}x{}, but these are {}x{}".format(*expected, *found))
         start = caches[0].length if caches else 0
         now = slice(start, start + tokens.shape[1])
         x = self.embedding(rearrange(tokens, "b t h w -> b t (h w)"))
@@ -161,8 +158,8 @@ class STTransformer(nn.Module):
         if condition is not None and self.config.conditioning == "add":
             x = x + condition[:, :, None]
         x = self.dropout(x)
-        for index, block in enumerate(self.blocks):
-            x = block(x, caches[index] if caches else None, condition)
+        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+            x = block(x, cache, condition)
         return self.norm(x)
 
     def state_codes(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l d"] | None:
@@ -189,24 +186,20 @@ class STTransformer(nn.Module):
             share = self.config.scheduled_sampling * (min(1.0, self.progress / rise) if rise else 1.0)
             figures["scheduled_sampling"] = share
             inputs = self._self_corrupted(inputs, codes, share, generator)
-        hidden = self.hidden(inputs, codes)[:, context - 1 :]
-        loss = cross_entropy(
-            hidden.flatten(0, 2), self.embedding.weight, tokens[:, context:].flatten(), chunk=self.config.loss_chunk
-        )
-        return loss, figures
+        hidden, weights = self.hidden(inputs, codes)[:, context - 1 :].flatten(0, 2), self.embedding.weight
+        return cross_entropy(hidden, weights, tokens[:, context:].flatten(), chunk=self.config.loss_chunk), figures
 
     def _self_corrupted(
         self, inputs: Tensor, codes: Tensor | None, share: float, generator: torch.Generator
     ) -> Int64[Tensor, "b t h w"]:
         """Inputs with so large a share of the future's tokens replaced by the world's own."""
-        context = self.context_grids
-        if inputs.shape[1] == context:
-            return inputs  # a horizon of one grid has no future inputs
-        past, future = inputs[:, :context], inputs[:, context:]
+        past, future = inputs[:, : self.context_grids], inputs[:, self.context_grids :]
+        if not future.shape[1]:
+            return inputs  # of a horizon of one grid
         with torch.no_grad():
-            hidden = self.hidden(inputs[:, :-1], codes)[:, context - 1 :]
-        predicted = likeliest(hidden.flatten(0, 2), self.embedding.weight, chunk=self.config.loss_chunk)
-        return torch.cat([past, scheduled(future, predicted.view_as(future), share, generator)], dim=1)
+            hidden = self.hidden(inputs[:, :-1], codes)[:, self.context_grids - 1 :].flatten(0, 2)
+        own = likeliest(hidden, self.embedding.weight, chunk=self.config.loss_chunk).view_as(future)
+        return torch.cat([past, scheduled(future, own, share, generator)], dim=1)
 
     # --- forecast ---
 
@@ -222,16 +215,15 @@ class STTransformer(nn.Module):
     ) -> Iterator[GridStep]:
         """Yield the horizon grid by grid; `cached=False` recomputes the past each time (same result, slower)."""
         _check_count(context, self.context_grids, what="context")
-        codes = self.state_codes(states)
+        codes, read = self.state_codes(states), context
         caches = [TemporalCache() for _ in self.blocks] if cached else None
-        past = new = context
         for _ in range(self.horizon_grids):
-            hidden = self.hidden(new if cached else past, codes, caches)[:, -1]
+            hidden = self.hidden(read, codes, caches)[:, -1]
             logits = rearrange(self.logits(hidden), "b (h w) v -> b h w v", h=self.grid.height)
             step = GridStep(draw(logits, sampling, generators), logits)
             yield step
             new = step.tokens[:, None]
-            past = torch.cat([past, new], dim=1)
+            read = new if cached else torch.cat([read, new], dim=1)
 
     @torch.no_grad()
     def teacher_forced(self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]) -> Iterator[GridStep]:

@@ -1,7 +1,7 @@
 """The prompt as rows computed once: Wan's UMT5 encoder on a text, and the file that keeps its output.
 
 A world needs the rows of the prompt's real tokens (of the empty prompt one, `</s>`), not an encoder of 5.7 billion
-parameters. Both published layouts are read, without a hub. Needs the extra `wan`, only when a text is encoded.
+parameters. Needs the extra `wan`, only when a text is encoded.
 """
 
 import html
@@ -43,23 +43,22 @@ _RENAMES = (
 def encode_text(
     weights: Path, prompt: str = "", *, dtype: Literal["bfloat16", "float32"] = "bfloat16"
 ) -> Float[Tensor, "n d"]:
-    """Encode a prompt as Wan does, trimmed to its real tokens; float32 on the CPU. Downloads nothing.
+    """Encode a prompt as Wan does, trimmed to its real tokens; float32 on the CPU. `dtype` is the encoder's.
 
-    The encoder needs 11.4 GB of memory, or 22.7 GB in float32. HTML entities are resolved and white space is collapsed,
-    as upstream; broken Unicode is not repaired. Raises `UsageError` for no encoder or a prompt that is too long, and
-    `DataError` for files that are damaged or do not belong together.
+    HTML entities are resolved and white space is collapsed, as upstream; broken Unicode is not repaired. Raises
+    `UsageError` for no encoder or a prompt that is too long, and `DataError` for files that are damaged or do not
+    belong together.
     """
     files, tokenizer = _parts(weights)
-    place = files[0].parent
     try:
         ids = _token_ids(tokenizer, prompt)
-        encoder = _encoder(files, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        encoder = _encoder(files, getattr(torch, dtype))
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # of transformers and PyTorch
         found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise DataError(place, expected="UMT5 encoder and tokenizer", found=found, fix=_AGAIN) from error
+        raise DataError(weights, expected="UMT5 encoder and tokenizer", found=found, fix=_AGAIN) from error
     if max(ids) >= encoder.config.vocab_size:
         expected, found = f"an encoder that knows token {max(ids)}", f"one of {encoder.config.vocab_size} tokens"
-        raise DataError(place, expected=expected, found=found, fix="Give tokenizer and encoder of one download.")
+        raise DataError(weights, expected=expected, found=found, fix="Give tokenizer and encoder of one download.")
     with torch.no_grad():
         return encoder(input_ids=torch.tensor([ids])).last_hidden_state[0].float()
 

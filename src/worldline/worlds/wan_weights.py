@@ -1,8 +1,6 @@
-"""The pretrained Wan2.2 TI2V-5B transformer: its sizes and its files. Knows no robot states and no training.
+"""The pretrained Wan2.2 TI2V-5B transformer: its sizes, and its files in both published layouts (`nn/weights.py`).
 
-Both published layouts are read, without a hub: diffusers' folder (`transformer/`) and the original files. Configuration
-and shapes are compared before any value is read: a wrong or half-copied download is named in a second. Needs the extra
-`wan`, imported only when a model is built.
+Knows no robot states and no training. Needs the extra `wan`, imported only when a model is built.
 """
 
 from collections.abc import Mapping
@@ -15,17 +13,8 @@ from torch import Tensor
 
 from worldline.checks import number, refuse, whole
 from worldline.files import read_json
-from worldline.nn.weights import (
-    HUB_ID,
-    ORIGINAL_HUB_ID,
-    STEM,
-    check_tensors,
-    digest,
-    full_config,
-    mapped_tensors,
-    upstream,
-    weight_files,
-)
+from worldline.nn import weights
+from worldline.nn.weights import HUB_ID, ORIGINAL_HUB_ID, STEM
 from worldline.schema import DataError, UsageError
 
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -72,7 +61,7 @@ class BackboneConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     def build(self, dtype: torch.dtype = torch.float32) -> Any:
-        """A `WanTransformer3DModel` of the types that `load_backbone` gives. Raises `UsageError` without diffusers."""
+        """A `WanTransformer3DModel`, its weights of the types that `load_backbone` gives."""
         model = _transformer_class()(**asdict(self))
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(_dtype_of(name, dtype))
@@ -97,20 +86,19 @@ BackboneConfig.presets = {
 def load_backbone(path: Path, config: BackboneConfig, *, dtype: torch.dtype = torch.bfloat16) -> Any:
     """Load the pretrained transformer of `backbone_files`, in evaluation mode, on the CPU, one tensor at a time.
 
-    Equal to what diffusers' `from_pretrained` gives, also for the original files: weights in `dtype`, except what
-    diffusers keeps in float32. `config` is what is expected there; without a `config.json` beside the files, only what
-    shows in shapes is checked: not the number of heads. Raises `UsageError` where there is no such transformer, and
-    `DataError` where the files are damaged or hold another model, with the first field or tensors that differ.
+    Equal to what diffusers' `from_pretrained` gives: weights in `dtype`, except what diffusers keeps in float32. Raises
+    `UsageError` where there is no such transformer, and `DataError` where the files are damaged or hold another model
+    than `config`; of the number of heads, a `config.json` beside the files alone can tell.
     """
     files = backbone_files(path)
     if (described := files[0].parent / "config.json").is_file():
         _check_config(described, config)
     with torch.device("meta"):
         model = config.build()
-    tensors = diffusers_names(mapped_tensors(files))
-    check_tensors(tensors, model.state_dict(), files[0].parent, fix=_FIX)
-    weights = {name: value.to(_dtype_of(name, dtype)) for name, value in tensors.items()}
-    model.load_state_dict(weights, strict=True, assign=True)
+    tensors = diffusers_names(weights.mapped_tensors(files))
+    weights.check_tensors(tensors, model.state_dict(), files[0].parent, fix=_FIX)
+    converted = {name: value.to(_dtype_of(name, dtype)) for name, value in tensors.items()}
+    model.load_state_dict(converted, strict=True, assign=True)
     # Position tables are in no file: they were computed on the meta device and have to be made again.
     model.rope = type(model.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
     return model.eval()
@@ -121,27 +109,27 @@ def backbone_files(path: Path) -> list[Path]:
 
     Raises `UsageError` where there are none, `DataError` where the index names a shard that is not there.
     """
-    if path.is_file() and path.suffix == ".safetensors":
-        return [path]
-    for folder in (path / "transformer", path):
-        if found := weight_files(folder):
-            return found
-    raise UsageError(
-        f"{path} holds no Wan2.2 transformer, and nothing is downloaded. Give transformer/config.json, "
-        f"transformer/{STEM}*.safetensors and their index of {HUB_ID}, or of {ORIGINAL_HUB_ID} the same in no folder."
-    )
+    single = [path] if path.is_file() and path.suffix == ".safetensors" else []
+    files = single or weights.weight_files(path / "transformer") or weights.weight_files(path)
+    if not files:
+        raise UsageError(
+            f"{path} holds no Wan2.2 transformer, and nothing is downloaded. Give transformer/config.json, "
+            f"transformer/{STEM}*.safetensors and their index of {HUB_ID}, or of {ORIGINAL_HUB_ID} the same in no "
+            "folder."
+        )
+    return files
 
 
 def fingerprint_backbone(path: Path) -> str:
-    """Identify the pretrained weights without reading all of them; 64 hexadecimal digits.
+    """Identify the weights at a path by name, type, shape, first and last 4 KiB of every tensor; 64 hexadecimal digits.
 
-    Covers name (diffusers'), type and shape of every tensor and the first and last 4 KiB of its values: equal for the
-    same weights in another layout or sharding, another one for another model or stored type, or after training. A
-    change in the middle of a large tensor alone is not seen: no proof against tampering. Raises as `backbone_files`.
+    The same for the same weights in another layout or sharding. A change in the middle of a large tensor alone is not
+    seen: no proof against tampering. Raises as `backbone_files`.
     """
-    return digest(
+    tensors = diffusers_names(weights.mapped_tensors(backbone_files(path)))
+    return weights.digest(
         (f"{name} {_TYPES.get(value.dtype)} {tuple(value.shape)}", value.flatten().view(torch.uint8).numpy().data)
-        for name, value in sorted(diffusers_names(mapped_tensors(backbone_files(path))).items())
+        for name, value in sorted(tensors.items())
     )
 
 
@@ -149,11 +137,12 @@ def diffusers_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the original files under the names that diffusers gives them; its own names stay as they are."""
     if any(".attn1." in name for name in tensors):
         return dict(tensors)
-    return upstream("diffusers.loaders.single_file_utils").convert_wan_transformer_to_diffusers(dict(tensors))
+    loaders = weights.upstream("diffusers.loaders.single_file_utils")
+    return loaders.convert_wan_transformer_to_diffusers(dict(tensors))
 
 
 def _transformer_class() -> Any:
-    return upstream("diffusers.models.transformers.transformer_wan").WanTransformer3DModel
+    return weights.upstream("diffusers.models.transformers.transformer_wan").WanTransformer3DModel
 
 
 def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -164,15 +153,13 @@ def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
 def _check_config(file: Path, config: BackboneConfig) -> None:
     content, expected = read_json(file), asdict(config)
     if (kind := content.get("_class_name")) == "WanModel":  # the original's; its other fields show in shapes
-        content |= {"num_attention_heads": content.get("num_heads", config.num_attention_heads)}
-        found = {name: value for name, value in content.items() if name in expected}
+        found = {"num_attention_heads": content.get("num_heads"), "eps": content.get("eps")}
     elif kind == "WanTransformer3DModel":
-        found = full_config(content, _transformer_class())
+        found = weights.full_config(content, _transformer_class())
     else:
         raise DataError(file, expected="a WanTransformer3DModel or WanModel", found=repr(kind), fix=_FIX)
     for name, value in found.items():
-        value = tuple(value) if isinstance(value, list) else value
         # A field added by a later version is harmless only while it is off.
-        if value != expected.get(name):
+        if (value := tuple(value) if isinstance(value, list) else value) != expected.get(name):
             wanted = f"{name} = {expected[name]}" if name in expected else f"no field {name}"
             raise DataError(file, expected=wanted, found=f"{name} = {value}", fix=_FIX)

@@ -1,6 +1,7 @@
-"""`World`: what every world model offers. A world never sees a pixel, and is given raw robot states.
+"""What every world model offers to forecast with. A world never sees a pixel, and is given raw robot states.
 
-Discrete worlds roll token grids forward, continuous ones generate all latents of the horizon at once.
+Discrete worlds roll token grids forward, continuous ones generate all latents of the horizon at once. A world that
+trains also has `loss(batch, generator)`: the loss and figures to log.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
-from worldline.schema import Batch
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,6 @@ class TokenWorld(Protocol):
 
     context_grids: int
     horizon_grids: int
-
-    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Training loss and figures to log. Needs `batch.tokens`."""
-        ...
 
     def forecast(
         self,
@@ -57,10 +53,6 @@ class LatentWorld(Protocol):
 
     context_latents: int
     horizon_latents: int
-
-    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Training loss and figures to log. Needs `batch.latents`."""
-        ...
 
     def forecast(
         self,
