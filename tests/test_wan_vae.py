@@ -457,7 +457,7 @@ def test_half_precision_weights_are_taken_and_it_is_said(
     folder, tokenizer = download
     for file in (folder / "vae").glob("*.safetensors"):
         save_file({name: value.to(kind) for name, value in load_file(file).items()}, file)
-    with pytest.warns(UserWarning, match=r"weights are stored as B?F16"):
+    with pytest.warns(UserWarning, match=r"weights are stored as torch\.b?float16"):
         loaded = load_vae(folder)
     expected = tokenizer.vae.state_dict()["encoder.conv_in.weight"].to(kind).float()
     assert torch.equal(loaded.vae.state_dict()["encoder.conv_in.weight"], expected)
