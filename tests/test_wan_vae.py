@@ -481,7 +481,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     shards = sorted((tmp_path / "vae").glob("*-of-*.safetensors"))
     assert len(shards) > 1
     shards[-1].unlink()
-    with pytest.raises(DataError, match=f"{shards[-1].name}: expected a shard"):
+    with pytest.raises(DataError, match=f"{shards[-1].name}: expected shards"):
         load_vae(tmp_path)
 
 
