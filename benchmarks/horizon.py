@@ -34,9 +34,9 @@ from worldline.data.clips import Clips
 from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.families.load import load_forecaster
 from worldline.families.sample import LoadOptions
-from worldline.forecasting.ensemble import mean
 from worldline.forecasting.forecaster import CopyLast, Forecaster
 from worldline.forecasting.live import LiveTwin
+from worldline.forecasting.postprocess import mean
 from worldline.metrics.bootstrap import interval
 from worldline.metrics.image import psnr
 from worldline.schema import Batch, UsageError, stack

@@ -255,7 +255,7 @@ def judge(
         sampling=Sampling(temperature=1.0),
     )
     grid, times = tokenizer.grid(16, 16), tuple(range(17))
-    alone = Autoencoder(context=0, predicted=times, tokenizer=tokenizer, grid=grid)
+    alone = Autoencoder(context_frames=0, times=times, chunk_frames=0, tokenizer=tokenizer, grid=grid)
     amount = Amount(num_clips=5, batch_size=2)
     pair, block = (
         Clips(source, source_windows(source, window=window, stride=17), pattern=FramePattern(window=window))

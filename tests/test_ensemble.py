@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldline.forecasting.ensemble import mean, medoid
+from worldline.forecasting.postprocess import mean, medoid
 from worldline.metrics.image import psnr
 from worldline.schema import Forecast, UsageError
 

@@ -31,9 +31,8 @@ from worldline.evaluation.held_out import DataChoice, evenly, foreign_states, he
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.rows import Judged, TokenCounts
 from worldline.files import write_json
-from worldline.forecasting.blend import blend_last_frame
 from worldline.forecasting.forecaster import CopyLast
-from worldline.forecasting.tokens import TokenForecaster
+from worldline.forecasting.tokens import TokenForecaster, blend_last_frame
 from worldline.formats.source import Source
 from worldline.process.categorical import Sampling
 from worldline.process.noise import clip_seeds
@@ -659,7 +658,7 @@ def test_greedy_samples_would_all_be_alike() -> None:
 
 def test_copy_last_stands_still() -> None:
     frames = noise_frames(2, 5, 3, 8, 8)
-    forecast = CopyLast(context=5, predicted=(5, 6, 7, 8)).forecast(frames, torch.zeros(2, 9, 1))
+    forecast = CopyLast(context_frames=5, times=(5, 6, 7, 8), chunk_frames=4).forecast(frames, torch.zeros(2, 9, 1))
     assert forecast.frames.shape == (2, 1, 4, 3, 8, 8)
     assert (forecast.frames == frames[:, None, 4:5]).all()
 
@@ -674,7 +673,8 @@ def _blocks(case: _Case) -> Clips:
 
 def _reconstructed(case: _Case, clips: Clips, out: Path, *, device: torch.device = torch.device("cpu")) -> Evaluation:  # noqa: B008
     tokenizer, grid = case.tokenizer.to(device), case.tokenizer.grid(16, 16)
-    alone = Autoencoder(context=0, predicted=tuple(range(17)), tokenizer=tokenizer, grid=grid, device=device)
+    nothing, times = {"context_frames": 0, "chunk_frames": 0}, tuple(range(17))
+    alone = Autoencoder(**nothing, times=times, tokenizer=tokenizer, grid=grid, device=device)
     judged = Judged(forecaster=alone, protocol="tokenizer", run="tokenizer")
     return score(judged, clips, Amount(num_clips=None, batch_size=3), out=out)
 

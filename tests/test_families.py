@@ -96,7 +96,13 @@ class FadeKind(WorldKind):
     ) -> Forecaster:
         context, length = world.config.context, card.promise.pattern.window
         times = tuple(range(context, length))
-        return FadeForecaster(context=context, predicted=times, num_samples=options.num_samples, world=world)
+        return FadeForecaster(
+            context_frames=context,
+            times=times,
+            chunk_frames=len(times),
+            num_samples=options.num_samples,
+            world=world,
+        )
 
     def roll_out(self, world: Fade, batch: Batch) -> Tensor:
         assert batch.frames is not None

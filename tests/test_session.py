@@ -4,6 +4,7 @@ import gc
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,9 @@ from torch import Tensor
 
 from worldline.builtin import TWIN_MINI_VAL
 from worldline.contract import FramePattern
-from worldline.forecasting.forecaster import CopyLast, Forecaster
+from worldline.forecasting.forecaster import CopyLast, Forecaster, Session
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.live import LiveTwin
-from worldline.forecasting.session import Session
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.formats.open import open_source
 from worldline.process.categorical import Sampling
@@ -26,6 +26,7 @@ from worldline.schema import Batch, DataError, Origin, UsageError, stack
 from worldline.twin.simulation import load_mujoco
 
 WORLDS = ("tokens", "latents", "copy")
+WINDOW: Any = {"context_frames": 17, "times": tuple(range(17, 34)), "chunk_frames": 17}
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +340,7 @@ def _error(one: Tensor, other: Tensor) -> float:
 
 
 def test_the_live_twin_shows_what_was_recorded_and_what_would_have_been(twin_clip: Batch) -> None:
-    live = LiveTwin(context=17, predicted=tuple(range(17, 34)), root=TWIN_MINI_VAL)
+    live = LiveTwin(**WINDOW, root=TWIN_MINI_VAL)
     session, real = live.start_clips(twin_clip), twin_clip.frames
     assert real is not None
     first = session.advance(twin_clip.states[:, 17:34])
@@ -354,7 +355,7 @@ def test_the_live_twin_shows_what_was_recorded_and_what_would_have_been(twin_cli
     for _ in range(2):
         session.restore(kept)
         assert torch.equal(session.advance(twin_clip.states[:, 34:51]).video, second.video)
-    elsewhere = LiveTwin(context=17, predicted=tuple(range(17, 34)), root=TWIN_MINI_VAL).start_clips(twin_clip)
+    elsewhere = LiveTwin(**WINDOW, root=TWIN_MINI_VAL).start_clips(twin_clip)
     elsewhere.restore(pickle.loads(pickle.dumps(kept)))
     assert torch.equal(elsewhere.advance(twin_clip.states[:, 34:51]).video, second.video)
     live.close()
@@ -374,7 +375,7 @@ def test_the_live_twin_keeps_to_the_times_of_the_forecaster_beside_it(
 
 
 def test_the_live_twin_needs_saved_physics(twin_clip: Batch, tmp_path: Path) -> None:
-    live = LiveTwin(context=17, predicted=tuple(range(17, 34)), root=TWIN_MINI_VAL)
+    live = LiveTwin(**WINDOW, root=TWIN_MINI_VAL)
     with pytest.raises(UsageError, match="start_clips"):
         live.start(noise_frames(1, 17, 3, 64, 64), torch.zeros(1, 17, 25))
     absent = replace(twin_clip, origins=(Origin(source="here", episode=99, start=0),) * 2)

@@ -15,7 +15,6 @@ from worldline.evaluation.parts import made_from
 from worldline.families.card import describe_model
 from worldline.families.load import Loaded, check_options, load_forecaster, refuse_unfit
 from worldline.families.sample import LoadOptions
-from worldline.forecasting.forecaster import shown_pace
 from worldline.forecasting.saved import Index, Layout, Sample, begin_index, finish_index, save_mp4, save_npz, save_png
 from worldline.formats.faults import check_episodes
 from worldline.process.noise import clip_seeds
@@ -130,7 +129,7 @@ def _save(options: ForecastOptions, loaded: Loaded, batch: Batch, paths: list[Pa
     made = forecaster.forecast_clips(batch, seeds=seeds, extra=() if options.format == "mp4" else ("top",))
     save = save_npz if options.format == "npz" else save_png
     if options.format == "mp4":
-        fps = loaded.contract.fps / shown_pace(forecaster)
+        fps = loaded.contract.fps / forecaster.pace
         save = partial(save_mp4, shown=forecaster.shown(batch), fps=fps)
     for i, path in enumerate(paths):
         save(path, made, i)

@@ -24,7 +24,7 @@ from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row
 from worldline.evaluation.rows import ROWS, Entry, Judged, NotComputed, Protocol, Scene, Setting, entry_of
 from worldline.evaluation.tally import Tally
 from worldline.files import write_npz
-from worldline.forecasting.forecaster import Forecaster, shown_context
+from worldline.forecasting.forecaster import Forecaster
 from worldline.metrics.bootstrap import Interval, interval, intervals, paired_difference
 from worldline.metrics.image import psnr
 from worldline.metrics.table import METRICS
@@ -210,7 +210,7 @@ class _Scoring:
 
     def _kept(self, frames: Tensor, views: Mapping[str, Tensor | None], now: range) -> dict[str, Tensor]:
         """Of some clips each row's frames behind those of the context; nothing where there is no context."""
-        clips, seen = [i for i in range(len(now)) if now[i] in self.shown], shown_context(self.judged.forecaster)
+        clips, seen = [i for i in range(len(now)) if now[i] in self.shown], self.judged.forecaster.shown_context
         found = {row: view for row, view in views.items() if view is not None and seen}
         return {row: torch.cat([frames[clips][:, seen], view[clips]], dim=1) for row, view in found.items()}
 
@@ -317,7 +317,7 @@ def _write_forecasts(path: Path, tally: Tally, scoring: _Scoring) -> None:
     content = {
         "real": arrays["real"],
         "rows": np.array(rows),
-        "context": np.array(len(shown_context(scoring.judged.forecaster))),
+        "context": np.array(len(scoring.judged.forecaster.shown_context)),
         "psnr": psnr(tally.shown[rows[0]][:, -1], tally.shown["real"][:, -1]).numpy(),
         **{f"forecast_{i}": arrays[row] for i, row in enumerate(rows)},
     }

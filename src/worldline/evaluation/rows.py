@@ -18,9 +18,8 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from worldline.families.tokenizers import TokenizerIdentity
-from worldline.forecasting import ensemble
+from worldline.forecasting import postprocess
 from worldline.forecasting.forecaster import CopyLast, Extra, Forecaster
-from worldline.forecasting.postprocess import blur_and_match
 from worldline.metrics.table import METRICS
 from worldline.metrics.tokens import Guesses, kept_guesses, per_clip, shared_guesses, token_costs
 from worldline.schema import Batch, Forecast
@@ -210,7 +209,7 @@ def entry_of(id: str) -> Entry | None:
 
 def _mean(forecast: Forecast, samples: int | None = None) -> Made:
     """The mean of the first samples, with the costs of the very first."""
-    frames = None if forecast.frames is None else ensemble.mean(forecast.frames[:, :samples])
+    frames = None if forecast.frames is None else postprocess.mean(forecast.frames[:, :samples])
     return Made(frames=frames, costs=forecast.costs)
 
 
@@ -222,8 +221,9 @@ def _plain(forecast: Forecast) -> Made | None:
 def _blurred(scene: Scene, forecast: Forecast) -> Made:
     seen = scene.batch.frames
     assert seen is not None, "the sampling protocol is one of frames"
-    last, sigma = seen[:, scene.forecaster.context_frames - 1], BLUR * seen.shape[-1]
-    return Made(frames=blur_and_match(forecast.video[:, 0], last, sigma))
+    blurred = postprocess.blur(forecast.video[:, 0], BLUR * seen.shape[-1])
+    last = seen[:, scene.forecaster.context_frames - 1]
+    return Made(frames=postprocess.match_histogram(blurred, last))
 
 
 def _costs(grids: Sequence[Guesses], clips: int) -> dict[str, Float32[Tensor, "b l"]]:
@@ -259,7 +259,7 @@ def _(scene: Scene) -> Made:
 def _(scene: Scene) -> Made | None:
     """The sample nearest to all others, of three or more."""
     samples = scene.forecast.video
-    return Made(frames=ensemble.medoid(samples)) if samples.shape[1] > 2 else None
+    return Made(frames=postprocess.medoid(samples)) if samples.shape[1] > 2 else None
 
 
 @Entry("sample_blurred", "one sample, blurred", "baseline", ("sampling",))

@@ -15,8 +15,7 @@ from worldline.families.card import ModelCard, describe_model
 from worldline.families.family import WorldKind, kind_of
 from worldline.families.sample import LoadOptions, SampleOptions
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_any
-from worldline.forecasting.forecaster import Forecaster
-from worldline.forecasting.session import Session
+from worldline.forecasting.forecaster import Forecaster, Session
 from worldline.formats.source import Source
 from worldline.identity import Identity, Part, refuse_another
 from worldline.nn.weights import load_weights

@@ -1,18 +1,21 @@
-"""`Forecaster` = tokenizer + world + sampling choice: frames and states in, frames out.
+"""`Forecaster` = tokenizer + world + sampling choice: frames and states in, frames out, for a window or without end.
 
-All later code (evaluation, viewer, environments) knows only forecasters and sessions, and never asks for the track.
+All later code (evaluation, viewer, environments) knows only forecasters and sessions, and never asks for the track. A
+`Session` is an imagined episode of any length, a forecaster and a `Snapshot`: a step is a pure function of the snapshot
+and the next states, so that sessions share nothing and their memory does not grow.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from worldline.forecasting.session import Context, Session, Snapshot, Step, check_states, signature
+from worldline.process.noise import chunk_seeds, generators
 from worldline.schema import Batch, Forecast, LatentGrid, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
@@ -20,53 +23,45 @@ Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames"]
 """Parts of a `Forecast` that must be asked for, of what has tokens; `top` are the `TOP` most probable tokens."""
 TOP = 500
 CPU = torch.device("cpu")
+F = TypeVar("F", bound="Forecaster")
 B = TypeVar("B", bound="CopyLast")
 States = Float32[Tensor, "b t s"]
 Seeds = Sequence[int] | None
 Shown = tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]
+Context = tuple[Tensor, ...]
+"""The context of a forecaster, in its own form: token grids, latents, frames or physics. Small, and on the CPU."""
+Step = tuple[Forecast, Callable[[], Context]]
+"""The forecast of a window, and a function that makes the context one chunk later."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Forecaster(ABC):
-    """Forecast future frames from context frames and the states of context and future."""
+    """Forecast future frames from context frames and the states of context and future.
 
-    num_samples: int
+    Several samples of each clip are rows in the order `(b k)`.
+    """
+
+    grid: TokenGrid | LatentGrid | None
+    """How its tokens or latents lie over frames; None where it makes neither."""
+    tokenizer: Tokenizer[Any] | None
+    num_samples: int = 1
     """Futures per clip."""
-    device: torch.device
+    rows: int | None = field(default=None, compare=False)
+    """Rows at once; None takes as many as memory of a fixed size has room for. Changes rounding at most."""
+    device: torch.device = field(default=CPU, compare=False)
     """Where it computes. Inputs are moved there; forecasts come back to the CPU."""
+    context_frames: int = field(init=False)
+    """Frames that a forecast begins with."""
+    times: tuple[int, ...] = field(init=False)
+    """Positions of the predicted frames, counted from the first frame of the context; not all need be there."""
+    chunk_frames: int = field(init=False)
+    """Frames per step of a session; 0 if it cannot continue beyond the window."""
 
-    @property
-    @abstractmethod
-    def context_frames(self) -> int:
-        """Frames that a forecast begins with."""
-
-    @property
-    @abstractmethod
-    def times(self) -> tuple[int, ...]:
-        """Positions of the predicted frames, counted from the first frame of the context; not all need be there."""
-
-    @property
-    @abstractmethod
-    def chunk_frames(self) -> int:
-        """Frames per step of a session; 0 if it cannot continue beyond the window."""
-
-    @property
-    def rows_at_once(self) -> int:
-        """Futures that are computed at once, over all clips."""
-        return 1_000_000
-
-    @property
-    def image_size(self) -> int | None:
-        """Side of the frames it takes and gives; None where any will do, or they are not square."""
-        return None
-
-    @property
-    def token_grid(self) -> TokenGrid | None:
-        """How its tokens lie over frames; None of a forecaster without tokens."""
-        return None
-
-    def encoded(self, batch: Batch) -> Batch:
-        """The clips with their tokens or latents, so that several calls encode them once."""
-        return batch
+    def _reach(self, context_frames: int, times: Sequence[int], chunk_frames: int) -> None:
+        """Set the fields that follow from the others, for `__post_init__`."""
+        reach = {"context_frames": context_frames, "times": tuple(times), "chunk_frames": chunk_frames}
+        for name, value in reach.items():
+            object.__setattr__(self, name, value)
 
     @abstractmethod
     def reconstruct(self, batch: Batch) -> Forecast:
@@ -83,9 +78,26 @@ class Forecaster(ABC):
         A pure function of its arguments. The result shares no memory with the context of the next step.
         """
 
-    def drawing(self, num_samples: int) -> "Forecaster":
-        """The same forecaster with so many futures per clip."""
-        return replace(self, num_samples=num_samples)  # pyright: ignore[reportArgumentType] - all are dataclasses
+    def encoded(self, batch: Batch) -> Batch:
+        """The clips with their tokens or latents, so that several calls encode them once."""
+        return batch
+
+    @property
+    def rows_at_once(self) -> int:
+        """Futures that are computed at once, over all clips."""
+        return self.rows or 1_000_000
+
+    @property
+    def token_grid(self) -> TokenGrid | None:
+        """How its tokens lie over frames; None of a forecaster without tokens."""
+        return self.grid if isinstance(self.grid, TokenGrid) else None
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the frames it takes and gives; None where any will do, or they are not square."""
+        if self.grid is None or self.tokenizer is None or self.grid.height != self.grid.width:
+            return None
+        return self.grid.height * self.tokenizer.spatial_stride
 
     @property
     def horizon_frames(self) -> int:
@@ -96,6 +108,20 @@ class Forecaster(ABC):
     def lookahead_frames(self) -> int:
         """How many frames ahead a step of a session must know the states."""
         return self.horizon_frames
+
+    @property
+    def pace(self) -> int:
+        """Video frames from one predicted frame to the next."""
+        return self.times[1] - self.times[0] if len(self.times) > 1 else 1
+
+    @property
+    def shown_context(self) -> list[int]:
+        """Context frames to show before a forecast: at its pace, ending with the last."""
+        return list(range((self.context_frames - 1) % self.pace, self.context_frames, self.pace))
+
+    def drawing(self: F, num_samples: int) -> F:
+        """The same forecaster with so many futures per clip."""
+        return replace(self, num_samples=num_samples)
 
     def forecast(
         self, frames: UInt8[Tensor, "b c 3 h w"], states: Float32[Tensor, "n t s"], *, seeds: Seeds = None
@@ -108,7 +134,7 @@ class Forecaster(ABC):
             seeds: one per clip (`worldline.process.noise.clip_seeds`), or None if nothing is drawn. Sample k of a clip
                 depends on its frames, its states, its seed and k alone.
         """
-        return self.forecast_clips(self._given(frames, states, self.context_frames + self.horizon_frames), seeds=seeds)
+        return self.forecast_clips(self._given(frames, states, self.times[-1] + 1), seeds=seeds)
 
     def forecast_clips(
         self, batch: Batch, *, states: States | None = None, seeds: Seeds = None, extra: Collection[Extra] = ()
@@ -124,12 +150,12 @@ class Forecaster(ABC):
 
     def shown(self, batch: Batch) -> Shown:
         """Context frames at the pace of the forecast, and the true frames at `times`, if known, decoded if need be."""
-        frames, times = frames_of(self, batch, self.context_frames), list(self.times)
-        return frames[:, shown_context(self)], frames[:, times] if frames.shape[1] > times[-1] else None
+        frames, times = self.frames_of(batch, self.context_frames), list(self.times)
+        return frames[:, self.shown_context], frames[:, times] if frames.shape[1] > times[-1] else None
 
     def start(
         self, frames: UInt8[Tensor, "b c 3 h w"], states: Float32[Tensor, "n t s"], *, seed: int | Sequence[int] = 0
-    ) -> Session:
+    ) -> "Session":
         """An imagined episode of any length, from `context_frames` frames, their states, and one seed or one for each.
 
         The result for a clip depends on its frames, states and seed only. Raises `UsageError` for other numbers of
@@ -137,49 +163,38 @@ class Forecaster(ABC):
         """
         return self.start_clips(self._given(frames, states, self.context_frames), seed=seed)
 
-    def start_clips(self, batch: Batch, *, seed: int | Sequence[int] = 0) -> Session:
+    def start_clips(self, batch: Batch, *, seed: int | Sequence[int] = 0) -> "Session":
         """The same from clips of frames, token grids or latents; only their context is read."""
         if self.chunk_frames < 1:
             raise UsageError("no frames of this forecaster's window lie as a context does: it cannot be rolled on")
         states = batch.states[:, : self.context_frames].cpu().clone()
-        check_states(states, (len(batch), self.context_frames, states.shape[-1]))
+        _check_states(states, len(batch), self.context_frames, states.shape[-1])
         seeds = (seed,) * len(batch) if isinstance(seed, int) else tuple(seed)
         if len(seeds) != len(batch) or min(seeds, default=0) < 0:
             raise UsageError(f"give one seed of 0 or more, or one for each of {len(batch)} clips, not {seed}")
-        return Session(self, Snapshot(made_by=signature(self), context=self.begin(batch), states=states, seeds=seeds))
+        return Session(self, Snapshot(made_by=_signature(self), context=self.begin(batch), states=states, seeds=seeds))
+
+    def frames_of(self, batch: Batch, count: int) -> UInt8[Tensor, "b t 3 h w"]:
+        """All frames of clips that hold at least `count`, of its size. Raises `UsageError` for other clips."""
+        frames, size = self._enough(batch, "frames", batch.frames, count), self.image_size
+        height, width = frames.shape[-2:]
+        if size is not None and {height, width} != {size}:
+            raise UsageError(f"this world was trained on frames of {size}x{size}, not {height}x{width}; scale them")
+        return frames
 
     def _given(self, frames: Tensor, states: Tensor, rows: int) -> Batch:
         if frames.shape[1] != self.context_frames:
             raise UsageError(f"the context is {self.context_frames} frames, but {frames.shape[1]} were given")
-        check_states(states, (len(frames), rows, states.shape[-1]))
+        _check_states(states, len(frames), rows, states.shape[-1])
         return Batch(states=states, fps=0.0, origins=(), frames=frames)
 
-
-@dataclass(frozen=True, kw_only=True)
-class WorldForecaster(Forecaster):
-    """A world between a tokenizer's encoder and decoder. A row is one sample of one clip, in the order `(b k)`."""
-
-    grid: TokenGrid | LatentGrid
-    tokenizer: Tokenizer[Any] | None
-    num_samples: int = 1
-    rows: int | None = field(default=None, compare=False)
-    """Rows at once; None takes as many as memory of a fixed size has room for. Changes rounding at most."""
-    device: torch.device = field(default=CPU, compare=False)
-    """Where world and tokenizer are."""
-
-    @property
-    def image_size(self) -> int | None:
-        if self.tokenizer is None or self.grid.height != self.grid.width:
-            return None
-        return self.grid.height * self.tokenizer.spatial_stride
-
-    def _enough(self, batch: Batch, encoded: Tensor | None, count: int) -> Tensor:
-        """So many token grids or latents of clips, on the CPU. Raises `UsageError` where there are fewer."""
-        found = 0 if encoded is None else encoded.shape[1]
-        if encoded is None or found < count:
-            what = "token grids" if isinstance(self.grid, TokenGrid) else "latents"
-            raise UsageError(f"{name_of(batch)} holds {found} {what}, but this world needs {count}")
-        return encoded[:, :count].cpu()
+    def _enough(self, batch: Batch, what: str, held: Tensor | None, count: int) -> Tensor:
+        """What clips hold, on axis 1. Raises `UsageError` where it is less than is needed."""
+        found = 0 if held is None else held.shape[1]
+        if held is None or found < count:
+            source = batch.origins[0].source if batch.origins else "a clip"
+            raise UsageError(f"{source} holds {found or 'no'} {what}, but {count} of them are needed")
+        return held
 
     def _known(self) -> Any:
         if self.tokenizer is None:
@@ -194,82 +209,115 @@ class WorldForecaster(Forecaster):
     def _decode(self, encoded: Tensor) -> UInt8[Tensor, "b t 3 h w"]:
         return self._known().decode(encoded.to(self.device)).cpu()
 
+    def _generators(self, seeds: Seeds, clips: int) -> list[torch.Generator]:
+        """One for each row. Raises `UsageError` where seeds are missing."""
+        if seeds is None or len(seeds) != clips:
+            found = "none" if seeds is None else len(seeds)
+            raise UsageError(f"this forecast is drawn from noise: give one seed for each of {clips} clips, not {found}")
+        return generators(seeds, self.num_samples)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CopyLast(Forecaster):
-    """The baseline that every forecast must beat: the last context frame, repeated.
+    """The baseline that every forecast must beat: the last context frame, repeated."""
 
-    Args:
-        context, predicted, chunk: its `context_frames`, `times` and `chunk_frames` (None: the whole horizon).
-    """
-
-    context: int
-    predicted: tuple[int, ...]
-    chunk: int | None = None
-    num_samples: int = 1
-    device: torch.device = field(default=CPU, compare=False)
+    grid: TokenGrid | LatentGrid | None = None
+    tokenizer: Tokenizer[Any] | None = None
+    context_frames: int
+    times: tuple[int, ...]
+    chunk_frames: int
 
     @classmethod
     def beside(cls: type[B], forecaster: Forecaster, **more: Any) -> B:
         """The baseline of a forecaster: the same context, predicted times and steps."""
-        same = {"context": forecaster.context_frames, "predicted": forecaster.times, "chunk": forecaster.chunk_frames}
+        same = {name: getattr(forecaster, name) for name in ("context_frames", "times", "chunk_frames")}
         return cls(**same, **more)
 
-    @property
-    def context_frames(self) -> int:
-        return self.context
-
-    @property
-    def times(self) -> tuple[int, ...]:
-        return self.predicted
-
-    @property
-    def chunk_frames(self) -> int:
-        return self.horizon_frames if self.chunk is None else self.chunk
-
     def reconstruct(self, batch: Batch) -> Forecast:
-        frames = frames_of(self, batch, self.times[-1] + 1)
+        frames = self.frames_of(batch, self.times[-1] + 1)
         return Forecast(times=self.times, frames=frames[:, None, list(self.times)])
 
     def begin(self, batch: Batch) -> Context:
-        return (frames_of(self, batch, self.context_frames)[:, self.context_frames - 1].clone(),)
+        return (self.frames_of(batch, self.context_frames)[:, self.context_frames - 1].clone(),)
 
     def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         (last,), futures = context, (self.num_samples, len(self.times))
         return Forecast(times=self.times, frames=last[:, None, None].repeat(1, *futures, 1, 1, 1)), lambda: context
 
 
-def check_seeds(seeds: Seeds, clips: int) -> Sequence[int]:
-    """The seeds of clips for which something is drawn. Raises `UsageError` if they are missing."""
-    if seeds is None or len(seeds) != clips:
-        found = "none" if seeds is None else len(seeds)
-        raise UsageError(f"this forecast is drawn from noise: give one seed for each of {clips} clips, not {found}")
-    return seeds
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Snapshot:
+    """A moment of a session: all that decides its future, except the forecaster. Its tensors never change."""
+
+    made_by: str
+    """Which forecaster: a hash of its settings and its weights."""
+    context: Context
+    states: Float32[Tensor, "b c s"]
+    """Of the frames of the context."""
+    seeds: tuple[int, ...]
+    chunks: int = 0
 
 
-def frames_of(forecaster: Forecaster, batch: Batch, count: int) -> UInt8[Tensor, "b t 3 h w"]:
-    """All frames of clips that hold at least `count`. Raises `UsageError` where they do not, or of another size."""
-    if batch.frames is None or batch.frames.shape[1] < count:
-        found = "no frames" if batch.frames is None else f"{batch.frames.shape[1]} frames"
-        raise UsageError(f"{name_of(batch)} holds {found}, but {count} of them are needed")
-    size, (height, width) = forecaster.image_size, batch.frames.shape[-2:]
-    if size is not None and {height, width} != {size}:
-        raise UsageError(f"this world was trained on frames of {size}x{size}, not {height}x{width}; scale them")
-    return batch.frames
+class Session:
+    """Imagined frames after a context, as the states say. Batched: the futures of `b` clips continue together."""
+
+    def __init__(self, forecaster: Forecaster, now: Snapshot) -> None:
+        self.forecaster, self._now = forecaster, now
+
+    @property
+    def time(self) -> int:
+        """Frames so far, with the context: the position of the next one."""
+        return self.forecaster.context_frames + self._now.chunks * self.forecaster.chunk_frames
+
+    def advance(self, states: Float32[Tensor, "b t s"]) -> Forecast:
+        """Continue by `chunk_frames` and return their forecast; `Forecast.times` says which frames it predicts.
+
+        Args:
+            states: raw units, one row for each of the next `lookahead_frames` frames; the next call's begin
+                `chunk_frames` later. Others, or no finite numbers, raise `UsageError`.
+        """
+        now, chunk = self._now, self.forecaster.chunk_frames
+        _check_states(states, len(now.seeds), self.forecaster.lookahead_frames, now.states.shape[-1])
+        window = torch.cat([now.states, states.cpu()], dim=1)
+        made, onward = self.forecaster.step(now.context, window, seeds=chunk_seeds(now.seeds, now.chunks))
+        kept = window[:, chunk : chunk + now.states.shape[1]].clone()
+        self._now = replace(now, context=onward(), states=kept, chunks=now.chunks + 1)
+        inside = [time for time in made.times if time < self.forecaster.context_frames + chunk]
+        frames = None if made.frames is None else made.frames[:, :, : len(inside)]
+        return replace(made, frames=frames, times=tuple(now.chunks * chunk + time for time in inside))
+
+    def snapshot(self) -> Snapshot:
+        """This moment: a few token grids, latents or frames. It can be pickled."""
+        return self._now
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Return to a moment of this or another session. Raises `UsageError` if another forecaster made it."""
+        if snapshot.made_by != self._now.made_by:
+            other = "another forecaster (other weights, or another choice of sampling)"
+            raise UsageError(f"this snapshot is of {other}; restore it in a session of the one that made it")
+        self._now = snapshot
+
+    def fork(self) -> "Session":
+        """A second session that goes on from this moment."""
+        return Session(self.forecaster, self._now)
 
 
-def name_of(batch: Batch) -> str:
-    """Where clips come from, for messages."""
-    return batch.origins[0].source if batch.origins else "a clip"
+def _check_states(states: Tensor, clips: int, frames: int, dims: int) -> None:
+    """Refuse states of another shape, or that are no numbers. Raises `UsageError`."""
+    if tuple(states.shape) != (clips, frames, dims):
+        found = " x ".join(map(str, states.shape))
+        raise UsageError(f"expected states of {clips} clips x {frames} frames x {dims} dimensions, not {found}")
+    if not states.isfinite().all():
+        raise UsageError("the states hold values that are no finite numbers")
 
 
-def shown_context(forecaster: Forecaster) -> list[int]:
-    """Context frames to show before a forecast: at the pace of the predicted ones, ending with the last."""
-    count, pace = forecaster.context_frames, shown_pace(forecaster)
-    return list(range((count - 1) % pace, count, pace))
-
-
-def shown_pace(forecaster: Forecaster) -> int:
-    """Video frames from one predicted frame to the next."""
-    times = forecaster.times
-    return times[1] - times[0] if len(times) > 1 else 1
+def _signature(forecaster: Forecaster) -> str:
+    """Hash of its settings, and of its models by the names, shapes and first values of their weights."""
+    digest = hashlib.sha256(type(forecaster).__name__.encode())
+    for part in (part for part in fields(forecaster) if part.compare):
+        own = getattr(forecaster, part.name)
+        weights = own.state_dict() if isinstance(own, torch.nn.Module) else {"": own}
+        for name, value in weights.items():
+            first = f"{[*value.shape]} {value.flatten()[:4].tolist()}" if isinstance(value, Tensor) else repr(value)
+            digest.update(f"{part.name} {name} {first}\n".encode())
+    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """The sampling track's forecaster: a continuous world between a VAE's encoder and decoder, many samples at a time."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,10 +7,9 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from worldline.contract import FramePattern
-from worldline.forecasting.forecaster import Seeds, Shown, States, WorldForecaster, check_seeds, frames_of
-from worldline.forecasting.session import Context, Step
+from worldline.forecasting.forecaster import Context, Forecaster, Seeds, Shown, States, Step
 from worldline.process.flow import FlowSampling
-from worldline.process.noise import generators, normal
+from worldline.process.noise import normal
 from worldline.schema import Batch, Forecast, LatentGrid
 from worldline.tokenizers.tokenizer import Tokenizer
 from worldline.worlds.world import LatentWorld
@@ -21,7 +19,7 @@ GENERATED = 10 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentForecaster(WorldForecaster):
+class LatentForecaster(Forecaster):
     """A continuous world, its VAE, and which frames of a window it was trained on."""
 
     world: LatentWorld
@@ -32,6 +30,13 @@ class LatentForecaster(WorldForecaster):
     sampling: FlowSampling = field(default_factory=FlowSampling)
     average_repeats: bool = False
     """If a pattern takes an instant twice, average both decoded frames (a free ensemble) instead of taking the last."""
+
+    def __post_init__(self) -> None:
+        """The chunk is the longest step after which frames of the window lie as a context does, to be the next one."""
+        frames, taken = self.pattern.frames, self.context_taken
+        context = taken[-1] + 1
+        steps = (n for n in range(self.pattern.window - context, 0, -1) if {n + t for t in taken} <= {*frames})
+        self._reach(context, tuple(dict.fromkeys(frames[len(taken) :])), next(steps, 0))
 
     @property
     def context_taken(self) -> tuple[int, ...]:
@@ -48,26 +53,12 @@ class LatentForecaster(WorldForecaster):
         size = 4 * self.length * self.grid.channels * self.grid.height * self.grid.width
         return self.rows or max(1, GENERATED // size)
 
-    @property
-    def context_frames(self) -> int:
-        return self.context_taken[-1] + 1
-
-    @property
-    def times(self) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(self.pattern.frames[len(self.context_taken) :]))
-
-    @property
-    def chunk_frames(self) -> int:
-        """The longest step after which frames of the window lie as a context does, to be the next one."""
-        ahead, there = self.pattern.window - self.context_frames, set(self.pattern.frames)
-        return next((n for n in range(ahead, 0, -1) if there.issuperset(n + t for t in self.context_taken)), 0)
-
     def reconstruct(self, batch: Batch) -> Forecast:
         """The true frames of the pattern, encoded with their context and decoded; latents are decoded as they are."""
         latents = batch.latents
         if batch.frames is not None:
-            latents = self._encode(frames_of(self, batch, self.pattern.window)[:, list(self.pattern.frames)])
-        return self._forecast(self._decode(self._enough(batch, latents, self.length)), 1)
+            latents = self._encode(self.frames_of(batch, self.pattern.window)[:, list(self.pattern.frames)])
+        return self._forecast(self._decode(self._enough(batch, "latents", latents, self.length)[:, : self.length]), 1)
 
     def shown(self, batch: Batch) -> Shown:
         if batch.frames is not None or batch.latents is None:
@@ -76,32 +67,28 @@ class LatentForecaster(WorldForecaster):
         return video[:, :seen], video[:, seen:] if batch.latents.shape[1] == self.length else None
 
     def begin(self, batch: Batch) -> Context:
-        latents = batch.latents
+        latents, count = batch.latents, self.world.context_latents
         if latents is None:
-            latents = self._encode(frames_of(self, batch, self.context_frames)[:, list(self.context_taken)])
-        return (self._enough(batch, latents, self.world.context_latents).repeat_interleave(self.num_samples, dim=0),)
+            latents = self._encode(self.frames_of(batch, self.context_frames)[:, list(self.context_taken)])
+        context = self._enough(batch, "latents", latents, count)[:, :count].cpu()
+        return (context.repeat_interleave(self.num_samples, dim=0),)
 
+    @torch.no_grad()
     def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         """Predicted frames are encoded again for the next step, because a latent depends on the frames before it."""
-        video = self._videos(context, states, check_seeds(seeds, len(states)))
-        instants = list(dict.fromkeys(self.pattern.frames))
+        (past,), streams = context, self._generators(seeds, len(states))
+        noise = normal(streams, (self.world.horizon_latents, *past.shape[2:]))
+        given, made = (past, states.repeat_interleave(self.num_samples, dim=0), noise), []
+        for rows in zip(*(x.to(self.device).split(self.rows_at_once) for x in given), strict=True):
+            future = self.world.forecast(*rows, sampling=self.sampling)
+            made.append(self._decode(torch.cat([rows[0], future], dim=1)))
+        video, instants = torch.cat(made), list(dict.fromkeys(self.pattern.frames))
         following = [instants.index(self.chunk_frames + time) for time in self.context_taken]
         return self._forecast(video, self.num_samples), lambda: (self._encode(video[:, following]),)
 
     def _forecast(self, video: UInt8[Tensor, "n f 3 h w"], samples: int) -> Forecast:
-        """The predicted frames of whole windows in the order `(b k)`."""
+        """The predicted frames of whole windows in the order `(b k)`, which have one frame for each instant."""
         return Forecast(times=self.times, frames=video[:, len(self.context_taken) :].unflatten(0, (-1, samples)))
-
-    @torch.no_grad()
-    def _videos(self, context: Context, states: States, seeds: Sequence[int]) -> UInt8[Tensor, "n f 3 h w"]:
-        """Windows of all samples, in the order `(b k)`: context and future, one frame for each instant."""
-        (past,), states = context, states.repeat_interleave(self.num_samples, dim=0)
-        noise = normal(generators(seeds, self.num_samples), (self.world.horizon_latents, *past.shape[2:]))
-        made = []
-        for rows in zip(*(x.to(self.device).split(self.rows_at_once) for x in (past, states, noise)), strict=True):
-            future = self.world.forecast(*rows, sampling=self.sampling)
-            made.append(self._decode(torch.cat([rows[0], future], dim=1)))
-        return torch.cat(made)
 
     def _decode(self, encoded: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b f 3 h w"]:
         """One frame for each instant: frames of the same instant are merged."""

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldline.forecasting.forecaster import CopyLast, Seeds, States
-from worldline.forecasting.session import Context, Step
+from worldline.forecasting.forecaster import Context, CopyLast, Seeds, States, Step
 from worldline.schema import Batch, Forecast, UsageError
 from worldline.twin.generate import resume
 from worldline.twin.robot import LAYOUT

@@ -5,15 +5,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float32, Int64, UInt8
+import torch.nn.functional as F
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from worldline.forecasting.blend import blend_last_frame
-from worldline.forecasting.forecaster import TOP, Extra, Seeds, Shown, States, WorldForecaster, check_seeds, frames_of
-from worldline.forecasting.session import Context, Step
+from worldline.forecasting.forecaster import TOP, Context, Extra, Forecaster, Seeds, Shown, States, Step
 from worldline.metrics.tokens import grid_costs
 from worldline.process.categorical import Sampling
-from worldline.process.noise import generators
 from worldline.schema import Batch, Forecast, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 from worldline.worlds.world import GridStep, TokenWorld
@@ -23,12 +21,12 @@ DecodeMode = Literal["tokens", "mean"]
 squared error where a world is unsure; docs/log.md). The world continues from the tokens in both modes."""
 LOGITS = 2**30
 """Bytes of one grid's logits that exist at once in a roll-out: four clips of the report's 32x32 of 64,000 tokens."""
-Read = Callable[[range, int, GridStep], dict[str, Tensor]]
-"""Given rows, the number of a future grid and their step there: what to keep of it, one entry a row or a clip."""
+Read = Callable[[slice, int, GridStep], dict[str, Tensor]]
+"""Given rows, the number of a future grid and their step there: what to keep of it, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenForecaster(WorldForecaster):
+class TokenForecaster(Forecaster):
     """A discrete world between a tokenizer's encoder and decoder. Several samples need a temperature above 0."""
 
     world: TokenWorld
@@ -38,56 +36,46 @@ class TokenForecaster(WorldForecaster):
     sampling: Sampling = field(default_factory=Sampling)
     decode_mode: DecodeMode = "tokens"
     blend_last_frame: bool = False
-    """Show the last context frame where its tokens are kept (worldline.forecasting.blend)."""
+    """Show the last context frame where its tokens are kept, because decoding would lose detail there."""
 
-    @property
-    def token_grid(self) -> TokenGrid:
-        return self.grid
+    def __post_init__(self) -> None:
+        context, horizon = map(self.grid.frames_of, (self.world.context_grids, self.world.horizon_grids))
+        self._reach(context, range(context, context + horizon), horizon)
 
     @property
     def rows_at_once(self) -> int:
         return self.rows or max(1, LOGITS // (4 * self.grid.height * self.grid.width * self.grid.vocab_size))
 
-    @property
-    def context_frames(self) -> int:
-        return self.grid.frames_of(self.world.context_grids)
-
-    @property
-    def times(self) -> tuple[int, ...]:
-        return tuple(range(self.context_frames, self.context_frames + self.grid.frames_of(self.world.horizon_grids)))
-
-    @property
-    def chunk_frames(self) -> int:
-        return self.horizon_frames
-
     def encoded(self, batch: Batch) -> Batch:
         if batch.tokens is not None:
             return batch
-        frames = frames_of(self, batch, self.context_frames)[:, : self.context_frames + self.horizon_frames]
+        frames = self.frames_of(batch, self.context_frames)[:, : self.times[-1] + 1]
         whole = frames.shape[1] // self.grid.block * self.grid.block
         return replace(batch, tokens=self._encode(frames[:, :whole]))
 
     def forecast_clips(
         self, batch: Batch, *, states: States | None = None, seeds: Seeds = None, extra: Collection[Extra] = ()
     ) -> Forecast:
-        states, scored = batch.states if states is None else states, "costs" in extra or "teacher_forced_costs" in extra
-        past, future = self._grids(batch) if scored else (batch.tokens, None)
-        context = self.begin(replace(batch, tokens=past))
-        made = self._forecast(context, states, seeds, extra, true=future if "costs" in extra else None)
-        if past is None or future is None or "teacher_forced_costs" not in extra:
+        states = batch.states if states is None else states
+        if not {"costs", "teacher_forced_costs"} & {*extra}:
+            return self._forecast(self.begin(batch), states, seeds, extra)
+        batch = self.encoded(batch)
+        tokens, future = self._true(batch)
+        made = self._forecast(self.begin(batch), states, seeds, extra, true=future if "costs" in extra else None)
+        if "teacher_forced_costs" not in extra:
             return made
-        tokens = torch.cat([past, future], dim=1)
         costs = self._rolled(
             len(tokens),
             lambda rows: self.world.teacher_forced(tokens[rows].to(self.device), states[rows].to(self.device)),
-            lambda rows, grid, step: _each(rows, step, 1, lambda clip, logits: grid_costs(logits, future[clip, grid])),
+            lambda rows, grid, step: grid_costs(step.logits, future[rows, grid]),
         )
         return replace(made, teacher_forced_costs=costs)
 
     def reconstruct(self, batch: Batch) -> Forecast:
-        past, future = self._grids(batch)
+        tokens, future = self._true(self.encoded(batch))
         self._known()
-        return self._shown((past, *self._seen(batch.frames)), {"tokens": future}, samples=1, plain=True)
+        context = (tokens[:, : self.world.context_grids], *self._seen(batch.frames))
+        return self._shown(context, {"tokens": future}, samples=1, plain=True)
 
     def shown(self, batch: Batch) -> Shown:
         if batch.frames is None and batch.tokens is not None:
@@ -95,11 +83,11 @@ class TokenForecaster(WorldForecaster):
         return super().shown(batch)
 
     def begin(self, batch: Batch) -> Context:
-        tokens, seen = batch.tokens, self._seen(batch.frames)
+        tokens, grids = batch.tokens, self.world.context_grids
         if tokens is None:
-            tokens = self._encode(frames_of(self, batch, self.context_frames)[:, : self.context_frames])
-        parts = (self._enough(batch, tokens, self.world.context_grids), *seen)
-        return tuple(part.repeat_interleave(self.num_samples, dim=0) for part in parts)
+            tokens = self._encode(self.frames_of(batch, self.context_frames)[:, : self.context_frames])
+        context = self._enough(batch, "token grids", tokens, grids)[:, :grids].cpu()
+        return tuple(part.repeat_interleave(self.num_samples, dim=0) for part in (context, *self._seen(batch.frames)))
 
     def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         """Predicted token grids are what it goes on from, without a way through frames."""
@@ -112,11 +100,11 @@ class TokenForecaster(WorldForecaster):
 
         return made, onward
 
-    def _grids(self, batch: Batch) -> tuple[Int64[Tensor, "b c gh gw"], Int64[Tensor, "b l gh gw"]]:
-        """True token grids of context and future. Raises `UsageError` where there is no whole future."""
-        split = self.world.context_grids
-        tokens = self._enough(batch, self.encoded(batch).tokens, split + self.world.horizon_grids)
-        return tokens[:, :split], tokens[:, split:]
+    def _true(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """True token grids of context and future, and those of the future alone. Raises `UsageError` for too few."""
+        count = self.world.context_grids + self.world.horizon_grids
+        tokens = self._enough(batch, "token grids", batch.tokens, count)[:, :count].cpu()
+        return tokens, tokens[:, self.world.context_grids :]
 
     def _seen(self, frames: UInt8[Tensor, "n t 3 h w"] | None) -> tuple[Tensor, ...]:
         """The frame that stays in view where tokens are kept, or nothing where none shall: the last of a context."""
@@ -134,28 +122,28 @@ class TokenForecaster(WorldForecaster):
         samples, tokens = self.num_samples, context[0]
         if samples > 1 and self.sampling.temperature == 0:
             raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
-        drawn = generators(check_seeds(seeds, len(states)), samples) if self.sampling.temperature > 0 else None
+        drawn = self._generators(seeds, len(states)) if self.sampling.temperature > 0 else None
         states = states.repeat_interleave(samples, dim=0)
+        true = None if true is None else true.repeat_interleave(samples, dim=0)
 
         def steps(rows: slice) -> Iterator[GridStep]:
             past, own = tokens[rows].to(self.device), states[rows].to(self.device)
             return self.world.forecast(past, own, sampling=self.sampling, generators=drawn and drawn[rows])
 
-        def read(rows: range, grid: int, step: GridStep) -> dict[str, Tensor]:
+        def read(rows: slice, grid: int, step: GridStep) -> dict[str, Tensor]:
             found = {"tokens": step.tokens}
             if self.decode_mode == "mean":
-                chances, before = step.logits.float().softmax(dim=-1), tokens[rows.start : rows.stop, -1, ..., None]
+                chances, before = step.logits.float().softmax(dim=-1), tokens[rows, -1, ..., None].to(self.device)
                 found["mean_codes"] = chances @ self._codes().codebook
-                found["kept"] = chances.gather(-1, before.to(self.device)).squeeze(-1)
-
-            def measure(clip: int, logits: Float32[Tensor, "gh gw v"]) -> dict[str, Tensor]:
-                costs = {} if true is None else grid_costs(logits, true[clip, grid])
-                if "top" not in extra:
-                    return costs
+                found["kept"] = chances.gather(-1, before).squeeze(-1)
+            firsts = slice(-rows.start % samples, None, samples)  # of each clip: costs are of these samples alone
+            logits = step.logits[firsts]
+            if true is not None:
+                found |= grid_costs(logits, true[rows, grid][firsts])
+            if "top" in extra:
                 best = logits.float().log_softmax(dim=-1).topk(min(TOP, logits.shape[-1]), dim=-1)
-                return costs | {"top_ids": best.indices, "top_log_probs": best.values}
-
-            return found | _each(rows, step, samples, measure)
+                found |= {"top_ids": best.indices, "top_log_probs": best.values}
+            return found
 
         found = self._rolled(len(tokens), steps, read)
         return self._shown(context, found, samples=samples, plain="plain_frames" in extra)
@@ -164,12 +152,11 @@ class TokenForecaster(WorldForecaster):
         """What is read of every grid of `count` rows, a few rows at a time: `n l ...`. Logits are dropped at once."""
         parts: list[dict[str, Tensor]] = []
         for first in range(0, count, self.rows_at_once):
-            rows, grids = range(first, min(first + self.rows_at_once, count)), []
-            for grid, step in enumerate(steps(slice(rows.start, rows.stop))):
+            rows, grids = slice(first, first + self.rows_at_once), []
+            for grid, step in enumerate(steps(rows)):
                 grids.append({name: value.cpu() for name, value in read(rows, grid, step).items()})
             parts.append({name: torch.stack([grid[name] for grid in grids], dim=1) for name in grids[0]})
-        names = dict.fromkeys(name for part in parts for name in part)  # rows may hold no clip's first sample
-        return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _shown(self, context: Context, found: dict[str, Tensor], *, samples: int, plain: bool) -> Forecast:
         """The forecast of what was read of a roll-out; what is no part of it by name are costs."""
@@ -192,9 +179,20 @@ class TokenForecaster(WorldForecaster):
         return tokenizer
 
 
-def _each(
-    rows: range, step: GridStep, samples: int, measure: Callable[[int, Tensor], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """What is measured on the logits of each clip's first sample among the rows, one clip after the other."""
-    found = [measure(row // samples, step.logits[row - rows.start]) for row in rows if row % samples == 0]
-    return {name: torch.stack([one[name] for one in found]) for name in (found[0] if found else ())}
+def blend_last_frame(
+    decoded: UInt8[Tensor, "b t 3 h w"], kept: Float32[Tensor, "b l gh gw"], *, seen: Tensor, grid: TokenGrid
+) -> UInt8[Tensor, "b t 3 h w"]:
+    """Mix decoded frames with the last context frame, `kept * seen + (1 - kept) * decoded`; `kept` is interpolated.
+
+    Args:
+        decoded: the forecast of whole blocks of frames.
+        kept: for each token, 0 to 1, the probability that it is still the token of the last context grid.
+        seen: the last context frame, `b 3 h w`.
+    """
+    per_frame = kept.repeat_interleave(grid.frames_of_latents(kept.shape[1]).to(kept.device), dim=1)
+    mixed = []
+    for frames, shares, last in zip(decoded, per_frame, seen, strict=True):  # in floats they take four times the memory
+        weights = F.interpolate(shares[None], size=last.shape[-2:], mode="bilinear", align_corners=False)
+        blended = torch.lerp(frames.float(), last.float(), weights[0].unsqueeze(1))
+        mixed.append(blended.round().clamp(0, 255).to(torch.uint8))
+    return torch.stack(mixed)
