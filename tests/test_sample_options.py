@@ -69,7 +69,7 @@ def test_values_that_make_no_sense_are_refused_before_anything_is_read(verb: str
 
 
 def test_a_seed_below_nothing_is_refused_before_anything_is_read() -> None:
-    with pytest.raises(UsageError, match="seed of -1"):
+    with pytest.raises(UsageError, match="seed is -1"):
         do("forecast", ["/absent", "--seed", "-1"])
 
 

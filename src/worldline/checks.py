@@ -1,18 +1,25 @@
-"""Checks of the values of a configuration. Every configuration calls them in its `__post_init__`.
+"""Checks of the values of a configuration: the numbers of every `Checked` class are what their types say.
 
-    def __post_init__(self) -> None:
-        whole(self, "rows", "columns", least=1)
-        number(self, "dropout", below=1)
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Checked):
+        rows: int = 8
+        offset: Natural = 0
+        dropout: Annotated[float, Limit(below=1)] = 0.1
 
-None passes (the type says whether a field may be None); of tuples, every entry is checked.
+An `int` is a whole number of at least 1, a `float` a finite number of at least 0, unless a `Limit` says otherwise. None
+passes (the type says whether a field may be None); of tuples, every entry is checked. A class with checks of its own
+begins them with `super().__post_init__()`.
 """
 
 import ast
 import inspect
 import textwrap
+from dataclasses import dataclass, fields
+from functools import cache
 from itertools import pairwise
 from math import inf, isfinite
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from worldline.schema import UsageError
 
@@ -20,8 +27,34 @@ Real = float | int
 MOST = 2**31 - 1
 """No count here is larger, and every library can represent it."""
 MOST_WORKERS = 1024
-MOST_SEED = 2**32 - 1
-"""Largest seed of both NumPy's and PyTorch's generators."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """What the numbers of a field may be."""
+
+    least: Real = 0
+    most: Real = inf
+    above: Real = -inf
+    below: Real = inf
+
+    def allows(self, value: Any, kind: type) -> bool:
+        number = type(value) is int or (kind is float and isinstance(value, float) and isfinite(value))
+        return number and self.least <= value <= self.most and self.above < value < self.below
+
+    def said(self, value: Any) -> str:
+        """The limits in words, for a value beyond them. The most that anything may be is told only where it matters."""
+        low = f"above {self.above}" if self.above >= self.least else f"of at least {self.least}"
+        high = "" if self.most == inf or (self.most == MOST and value <= MOST) else f" and at most {self.most}"
+        return low + (f" and below {self.below}" if self.below < inf else high)
+
+
+Natural = Annotated[int, Limit(most=MOST)]
+Seed = Annotated[int, Limit(most=2**32 - 1)]
+"""As far as the generators of both NumPy and PyTorch go."""
+Positive = Annotated[float, Limit(above=0)]
+Share = Annotated[float, Limit(most=1)]
+_USUAL = {int: Limit(least=1, most=MOST), float: Limit()}
 
 
 class InvalidValue(UsageError):  # noqa: N818 - an error by its base, named after what it is about
@@ -37,35 +70,35 @@ def refuse(config: object, field: str, allowed: str) -> NoReturn:
     raise InvalidValue(type(config), field, f"is {getattr(config, field)!r}, but must be {allowed}")
 
 
-def whole(config: object, *fields: str, least: int = 1, most: int = MOST) -> None:
-    """Check that fields are whole numbers from `least` to `most`. Raises `InvalidValue`."""
-    for field in fields:
-        for value in _flat(getattr(config, field)):
-            if type(value) is not int or not least <= value <= most:
-                end = f"of at least {least}" if most == MOST and value <= MOST else f"from {least} to {most}"
-                refuse(config, field, f"{_kind(config, field, 'whole number')} {end}")
+class Checked:
+    """A configuration whose numbers are within their limits. Raises `InvalidValue` where one is not."""
+
+    def __post_init__(self) -> None:
+        for field, (kind, limit) in _limits(type(self)).items():
+            given, what = getattr(self, field), "whole number" if kind is int else "number"
+            for value in _flat(given):
+                if not limit.allows(value, kind):
+                    named = f"{what}s, each" if isinstance(given, tuple | list) else f"a {what}"
+                    refuse(self, field, f"{named} {limit.said(value)}")
 
 
-def number(
-    config: object, *fields: str, least: Real = 0, most: Real = inf, above: Real = -inf, below: Real = inf
-) -> None:
-    """Check that fields are finite numbers of at least `least`, above `above` and so on. Raises `InvalidValue`."""
-    low = f"above {above:g}" if above >= least else f"of at least {least:g}"
-    high = f" and below {below:g}" if below < inf else f" and at most {most:g}" if most < inf else ""
-    for field in fields:
-        for value in _flat(getattr(config, field)):
-            is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-            if not (is_number and least <= value <= most and above < value < below):
-                refuse(config, field, f"{_kind(config, field, 'number')} {low}{high}")
+@cache
+def _limits(config: Any) -> dict[str, tuple[type, Limit]]:
+    """The fields of numbers, each with their kind and limits."""
+    hints = get_type_hints(config, include_extras=True)
+    found = {field.name: _limit(hints[field.name]) for field in fields(config)}
+    return {name: limit for name, limit in found.items() if limit is not None}
 
 
-def seed(config: object, *fields: str) -> None:
-    """Check that fields are seeds. Raises `InvalidValue`."""
-    whole(config, *fields, least=0, most=MOST_SEED)
-
-
-def _kind(config: object, field: str, kind: str) -> str:
-    return f"{kind}s, each" if isinstance(getattr(config, field), tuple | list) else f"a {kind}"
+def _limit(hint: Any) -> tuple[type, Limit] | None:
+    """The kind and the limits of the numbers that a type consists of; None for other types."""
+    if hint in (int, float):
+        return hint, _USUAL[hint]
+    if get_origin(hint) is Annotated:
+        found, limits = _limit(get_args(hint)[0]), [one for one in hint.__metadata__ if isinstance(one, Limit)]
+        return (found[0], limits[0]) if found and limits else found
+    parts = [_limit(part) for part in get_args(hint) if part not in (NoneType, Ellipsis)]
+    return parts[0] if parts and None not in parts else None
 
 
 def _flat(value: Any) -> list[Any]:

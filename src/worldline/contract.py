@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Discriminator
 
-from worldline.checks import whole
+from worldline.checks import Checked, Limit
 from worldline.schema import LatentGrid, StateKind, TokenGrid
 
 Conditioning = Literal["state", "action", "state+action"]
@@ -16,19 +16,15 @@ MOST_FRAMES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramePattern:
+class FramePattern(Checked):
     """Which frames of a window are taken. States are kept for all of them."""
 
-    window: int = 34
+    window: Annotated[int, Limit(least=1, most=MOST_FRAMES)] = 34
     """Video frames that the window spans."""
-    stride: int = 1
+    stride: Annotated[int, Limit(least=1, most=MOST_FRAMES)] = 1
     """Take every `stride`-th frame, beginning with the first."""
-    repeat_last: int = 0
+    repeat_last: Annotated[int, Limit(most=MOST_FRAMES)] = 0
     """Append the window's last frame this many times more."""
-
-    def __post_init__(self) -> None:
-        whole(self, "window", "stride", most=MOST_FRAMES)
-        whole(self, "repeat_last", least=0, most=MOST_FRAMES)
 
     @staticmethod
     def report_77() -> "FramePattern":
@@ -90,7 +86,7 @@ class Contract(Reading):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """The base of all model configurations; `kind` names the class, in files too.
 
     A file is read as whichever subclass has its `kind`: nothing else needs to know them all.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from worldline import builtin
+from worldline.checks import Natural, Seed
 from worldline.data.clips import Clips
 from worldline.evaluation.held_out import DataChoice, evenly, held_out, warn_of_strange_states
 from worldline.evaluation.parts import made_from
@@ -31,7 +32,7 @@ AT_ONCE = 4
 class ForecastOptions(DataChoice, LoadOptions):
     """Which clips are forecast, from which data, and how they are written."""
 
-    clips: tuple[int, ...] = ()
+    clips: tuple[Natural, ...] = ()
     """Numbers of the clips to forecast."""
     num_clips: int | Literal["all"] | None = None
     """So many clips, at even distances; if neither is given, all samples of a test set, or four clips of other data."""
@@ -40,15 +41,12 @@ class ForecastOptions(DataChoice, LoadOptions):
     format: Layout = "mp4"
     """`mp4` shows context and futures, beside the real clip where it is known; `png` contains only the predicted
     frames, lossless; `npz` contains these and, for worlds over tokens, tokens and their 500 best log-probabilities."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        clip_seeds(self.seed, ())
         if self.clips and self.num_clips is not None:
             raise UsageError("--clips names the clips, so --num-clips would change nothing; give one of them")
-        if self.clips and min(self.clips) < 0:
-            raise UsageError(f"there is no clip {min(self.clips)}; clips are counted from 0")
         if isinstance(self.num_clips, int) and self.num_clips < 1:
             raise UsageError(f"{self.num_clips} clips are none to forecast; give --num-clips 1 or more, or all")
 

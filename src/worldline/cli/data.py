@@ -8,10 +8,10 @@ from typing import Annotated, Any, Union
 import tyro
 
 from worldline import builtin
-from worldline.checks import MOST_WORKERS, whole
+from worldline.checks import MOST_WORKERS, Checked, Limit, Natural
 from worldline.cli.console import choose, options_of, show
 from worldline.contract import FramePattern
-from worldline.data.clips import MOST_PIXELS
+from worldline.data.clips import Side
 from worldline.data.info import Info, inspect
 from worldline.encoding.convert import Made, convert
 from worldline.encoding.latents import encode
@@ -49,7 +49,7 @@ class Opening(OpenOptions):
     """Further data sets of the same layout, whose episodes follow."""
     episodes: str = ":"
     """Python slices and numbers of episodes, for example `:-10` or `:40,45,50:60`."""
-    exclude_episodes: tuple[int, ...] = ()
+    exclude_episodes: tuple[Natural, ...] = ()
     """Episodes to leave out, by the data set's own numbers; the places of all others stay the same."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
@@ -77,15 +77,12 @@ class InfoJob(Opening):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Making(Opening):
+class Making(Opening, Checked):
     """Makes a folder from a source of frames."""
 
     out: tyro.conf.Positional[Path]
-    size: int | None = None
+    size: Side | None = None
     """Centre-crop and resize to this square; as stored if not given."""
-
-    def __post_init__(self) -> None:
-        whole(self, "size", most=MOST_PIXELS)
 
     def carry_out(self) -> None:
         """Check the chosen episodes, warn of implausible states, make the folder and report it."""
@@ -139,10 +136,6 @@ class TokenizeJob(Encoding):
     start_offsets: int = 1
     """Start offsets per episode, at even distances within a block: more places for a world to start from."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole(self, "start_offsets")
-
     def encode(self, source: Source, place: Path, *, device: Any, **how: Any) -> Made:
         tokenizer = load_tokenizer(place).to(device)
         return tokenize(source, tokenizer, self.out, device=device, start_offsets=self.start_offsets, **how)
@@ -161,10 +154,6 @@ class EncodeJob(Encoding):
     """Frames between the starts of successive windows."""
     batch_size: int = 8
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole(self, "window_stride", "batch_size")
-
     def encode(self, source: Source, place: Path, *, device: Any, **how: Any) -> Made:
         how |= {name: getattr(self, name) for name in ("pattern", "window_stride", "batch_size")}
         return encode(source, load_vae(place).to(device), self.out, device=device, **how)
@@ -176,12 +165,8 @@ class TwinJob(TwinConfig):
 
     out: tyro.conf.Positional[Path]
     fps: tyro.conf.Suppress[int] = 30
-    workers: int = os.cpu_count() or 1
+    workers: Annotated[int, Limit(least=1, most=MOST_WORKERS)] = os.cpu_count() or 1
     json: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole(self, "workers", most=MOST_WORKERS)
 
     def carry_out(self) -> None:
         config = TwinConfig(**{name: getattr(self, name) for name in TwinConfig.__dataclass_fields__})

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worldline.builtin import located
-from worldline.checks import number, whole
+from worldline.checks import Checked, Positive
 from worldline.cli.console import show
 from worldline.cli.train import Recipe, parse_recipe
 from worldline.planning.machine import worst
@@ -15,7 +15,7 @@ UNITS = {"Z": 1e21, "E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(Checked):
     """Estimate a training before it starts: parameters, memory of a GPU, FLOP, and settings that fit a card.
 
     Takes a recipe and options like `worldline train`. Counts on tensors without memory: needs no data, weights or GPU.
@@ -29,14 +29,10 @@ class Job:
     config: Recipe
     gpus: int = 1
     """Processes that torchrun would start, one for each GPU."""
-    gpu_memory: float | None = None
+    gpu_memory: Positive | None = None
     """Of one GPU, in GB; without it the usual sizes."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
-
-    def __post_init__(self) -> None:
-        whole(self, "gpus")
-        number(self, "gpu_memory", above=0)
 
     def carry_out(self) -> None:
         found = plan(located(self.config, Path()), gpu_gb=self.gpu_memory, gpus=self.gpus)

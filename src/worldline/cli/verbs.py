@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from worldline import api, builtin
-from worldline.checks import number, whole
+from worldline.checks import Checked, Positive
 from worldline.cli.console import options_of, show
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate, out_of
 from worldline.evaluation.result import Evaluation
@@ -134,7 +134,7 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class Demo(Checked):
     """Evaluate the built-in worlds of both tracks, train a new one for a few minutes, write a report.
 
     What is trained is a world over latents: within these minutes it learns to follow the robot's states, which a world
@@ -150,7 +150,7 @@ class Demo:
     """Folder for run folders and report.html; an earlier demo there is replaced."""
     steps: int = 1000
     """Training steps of the new world."""
-    max_minutes: float = 5.0
+    max_minutes: Positive = 5.0
     """Stop that training after this long, whatever step it is at."""
     num_clips: int = 48
     """Held-out clips for the built-in world over tokens."""
@@ -159,10 +159,6 @@ class Demo:
     num_samples: int = 5
     """Futures drawn for each of those."""
     json: bool = False
-
-    def __post_init__(self) -> None:
-        whole(self, "steps", "num_clips", "sampling_clips", "num_samples")
-        number(self, "max_minutes", above=0)
 
     def carry_out(self) -> None:
         began = time.monotonic()

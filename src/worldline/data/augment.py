@@ -5,7 +5,7 @@ Tokenizers take all of it, worlds everything but flips: a flipped image no longe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -14,29 +14,30 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from worldline.checks import number, refuse
+from worldline.checks import Checked, Limit, Share, refuse
 from worldline.schema import UsageError
+
+Scale = Annotated[float, Limit(above=0, most=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(Checked):
     """Limits of augmentation; by default nothing changes."""
 
     presets: ClassVar[dict[str, "AugmentConfig"]]
-    crop_scale: tuple[float, float] = (1.0, 1.0)
+    crop_scale: tuple[Scale, Scale] = (1.0, 1.0)
     """Side of the random square crop, as a fraction of the shorter image side."""
-    flip: float = 0.0
+    flip: Share = 0.0
     """Probability of a horizontal flip."""
-    brightness: float = 0.0
+    brightness: Share = 0.0
     """Gain on all channels, drawn from 1 - x .. 1 + x."""
-    contrast: float = 0.0
+    contrast: Share = 0.0
     """Gain around the clip's mean grey."""
-    saturation: float = 0.0
+    saturation: Share = 0.0
     """Gain around each pixel's grey."""
 
     def __post_init__(self) -> None:
-        number(self, "crop_scale", above=0, most=1)
-        number(self, "flip", "brightness", "contrast", "saturation", most=1)
+        super().__post_init__()
         if self.crop_scale[0] > self.crop_scale[1]:
             refuse(self, "crop_scale", "the smaller number first")
 

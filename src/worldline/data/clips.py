@@ -7,13 +7,13 @@ of tokens also lie on the block grid of their file.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 
-from worldline.checks import whole
+from worldline.checks import Checked, Limit, Natural
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, cached_frames
@@ -27,12 +27,12 @@ from worldline.ranks import Ranks
 from worldline.schema import Clip, UsageError
 
 Split = Literal["train", "val"]
-MOST_PIXELS = 16384
-"""Largest side of a frame; codecs take no more."""
+Side = Annotated[int, Limit(least=1, most=16384)]
+"""Of a frame; codecs take no larger ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(OpenOptions):
+class DataConfig(OpenOptions, Checked):
     """Training and validation data."""
 
     path: Roots
@@ -42,24 +42,22 @@ class DataConfig(OpenOptions):
     val_path: Roots | None = None
     """Validation data; None takes `val_episodes` of `path`."""
     val_episodes: str = ":"
-    exclude_episodes: tuple[int, ...] = ()
+    exclude_episodes: tuple[Natural, ...] = ()
     """Episodes of `path` to leave out, by the data set's own numbers; the places of all others stay the same."""
-    image_size: int | None = None
+    image_size: Side | None = None
     """Square size in px; None keeps the stored size."""
     pattern: FramePattern = field(default_factory=FramePattern)
     window_stride: int = 34
     """Frames between the starts of successive windows."""
     cache: Path | None = None
     """Folder for decoded frames and tokens; frames need `image_size`."""
-    cache_size: int | None = None
+    cache_size: Side | None = None
     """Square size of cached frames, if augmentation shall crop from frames larger than `image_size`."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Applied to training clips only."""
 
     def __post_init__(self) -> None:
-        whole(self, "window_stride")
-        whole(self, "exclude_episodes", least=0)
-        whole(self, "image_size", "cache_size", most=MOST_PIXELS)
+        super().__post_init__()
         if self.cache_size is not None and self.cache_size < (self.image_size or 0):
             raise UsageError(
                 f"cache_size {self.cache_size} is smaller than image_size {self.image_size}: cached frames are cut and "

@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from worldline.checks import seed, whole
+from worldline.checks import Checked, Natural, Seed
 from worldline.data.clips import Clips
 from worldline.evaluation.held_out import evenly, foreign_states
 from worldline.evaluation.parts import Parts
@@ -41,7 +41,7 @@ SHOWN_ORDER = ("model", "baseline", "ceiling", "ablation")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Amount:
+class Amount(Checked):
     """How much is evaluated. Raises `UsageError` for impossible numbers."""
 
     num_clips: int | None = 128
@@ -49,15 +49,10 @@ class Amount:
     batch_size: int = 8
     means: tuple[int, ...] | None = None
     """Sampling protocol: sizes of smaller ensembles that are scored too; 5, if more samples are drawn."""
-    condition_samples: int | None = None
+    condition_samples: Natural | None = None
     """Futures per clip given other states than its own (`shuffled_states`); 0 leaves such rows out, as many as the
     forecast if not given."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        whole(self, "num_clips", "batch_size", "means")
-        whole(self, "condition_samples", least=0)
-        seed(self, "seed")
+    seed: Seed = 0
 
     def sizes(self, num_samples: int) -> tuple[int, ...]:
         """Numbers of samples whose mean is scored, largest first: all, those of `means` and of other conditions.

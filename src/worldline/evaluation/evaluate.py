@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 
 from worldline import builtin
-from worldline.checks import whole
 from worldline.data.clips import Clips
 from worldline.evaluation.autoencoder import Autoencoder
 from worldline.evaluation.engine import Amount, refuse_incomparable, score
@@ -61,10 +60,8 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount):
     """Frames between the starts of clips; disjoint clips if not given."""
 
     def __post_init__(self) -> None:
-        SampleOptions.__post_init__(self)
-        Amount.__post_init__(self)
+        super().__post_init__()
         self.sizes(self.num_samples)
-        whole(self, "window_stride")
 
     def refuse_unused(self, protocol: Protocol) -> None:
         """Refuse options that would change nothing. Raises `UsageError`."""

@@ -11,6 +11,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from worldline import builtin
+from worldline.checks import Natural
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
 from worldline.evaluation.result import Split
@@ -38,7 +39,7 @@ class DataChoice:
     twin-mini-val)."""
     episodes: str | None = None
     """Python slices and numbers of its episodes, for example `:-10` or `:40,45,50:60`."""
-    exclude_episodes: tuple[int, ...] = ()
+    exclude_episodes: tuple[Natural, ...] = ()
     """Episodes to leave out, by the data set's own numbers; the places of all others stay the same."""
     camera: str | None = None
     """LeRobot camera key, or its last part; the one of the training data if not given."""

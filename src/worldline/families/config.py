@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from worldline.builtin import located, stored
-from worldline.checks import MOST_WORKERS, number, refuse, seed, whole
+from worldline.checks import MOST_WORKERS, Checked, Limit, Natural, Positive, Seed, refuse
 from worldline.contract import ModelConfig
 from worldline.data.clips import DataConfig
 from worldline.files import read_json, write_json
@@ -15,7 +16,7 @@ from worldline.schema import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """Everything that decides a run's numbers, except the bytes of its data."""
 
     model: ModelConfig
@@ -35,22 +36,22 @@ class TrainConfig:
     time with its own crop and colours (see worldline.encoding.tokens)."""
     init_from: Path | None = None
     """Run or model folder with the weights to start from, for example a tokenizer trained on the twin."""
-    steps: int = 0
+    steps: Natural = 0
     """Optimizer steps; or 0 and `epochs` decides."""
     epochs: float = 0.0
     """Passes over the training clips; or 0 and `steps` decides."""
     accumulate: int = 1
     """Pieces into which a batch is cut to fit into memory. It changes only rounding."""
-    max_minutes: float | None = None
+    max_minutes: Positive | None = None
     """Stop early, with a checkpoint, after so many minutes. The schedule still ends at the full number of steps."""
-    seed: int = 0
+    seed: Seed = 0
     device: str = "auto"
     """`auto` takes CUDA where there is one."""
     check_memory: bool = True
     """On CUDA, first compare `worldline plan` with free memory: warn, and refuse what certainly cannot fit."""
     autocast: bool = True
     """bfloat16 autocast on hardware that has bfloat16 arithmetic; elsewhere fp32."""
-    workers: int = 0
+    workers: Annotated[int, Limit(most=MOST_WORKERS)] = 0
     """Processes that read clips; the order of clips does not depend on it."""
     log_every: int = 20
     evaluate_every: int = 500
@@ -66,13 +67,7 @@ class TrainConfig:
     """Parts that may differ on purpose from those of the tokens, the initial weights or the resumed run."""
 
     def __post_init__(self) -> None:
-        whole(self, "batch_size", "start_offsets", "accumulate", "log_every", "evaluate_every", "checkpoint_every")
-        whole(self, "keep_checkpoints", "validation_clips")
-        whole(self, "steps", least=0)
-        whole(self, "workers", least=0, most=MOST_WORKERS)
-        number(self, "epochs")
-        number(self, "max_minutes", above=0)
-        seed(self, "seed")
+        super().__post_init__()
         if (self.steps > 0) == (self.epochs > 0):
             raise UsageError("give the length of the run as --steps or as --epochs, one of the two, above 0")
         if self.accumulate > self.batch_size:

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from worldline.checks import Checked, Limit
 from worldline.forecasting.tokens import DecodeMode
 from worldline.identity import Part
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
-from worldline.schema import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions:
+class SampleOptions(Checked):
     """How futures are drawn.
 
     Raises:
@@ -25,7 +25,7 @@ class SampleOptions:
     temperature: float = 0.0
     """Worlds over tokens: 0 is greedy decoding, the report's choice."""
     top_k: int | None = None
-    top_p: float | None = None
+    top_p: Annotated[float, Limit(above=0, most=1)] | None = None
     decode_mode: DecodeMode = "tokens"
     """Worlds over tokens: decode the chosen tokens, or the mean code of their distribution."""
     blend_last_frame: bool = False
@@ -41,11 +41,8 @@ class SampleOptions:
     """Samples generated at once, over all clips; if not given, as many as fit into a few GB of memory."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise UsageError(f"{self.num_samples} samples forecast nothing; give --num-samples 1 or more")
-        if self.rows is not None and self.rows < 1:
-            raise UsageError(f"{self.rows} rows at once forecast nothing; give --rows 1 or more, or leave it out")
-        _ = self.tokens, self.flow  # they check the values that they take
+        super().__post_init__()
+        _ = self.tokens  # its values must go together
 
     @property
     def tokens(self) -> Sampling:

@@ -2,40 +2,32 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
-from worldline.checks import number, whole
+from worldline.checks import Checked, Limit, Natural, Positive
 from worldline.nn.weights import changing_state
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """AdamW and its schedule; the defaults are the report's (section 3.2)."""
 
-    lr: float = 8e-4
+    lr: Positive = 8e-4
     """Highest learning rate."""
-    warmup_steps: int = 2000
+    warmup_steps: Natural = 2000
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """From `lr` to zero at the last step; `constant` stays at `lr`."""
-    beta1: float = 0.9
-    beta2: float = 0.95
+    beta1: Annotated[float, Limit(below=1)] = 0.9
+    beta2: Annotated[float, Limit(below=1)] = 0.95
     weight_decay: float = 0.05
     """On weight matrices only; never on biases, norms or positions."""
-    clip_norm: float | None = None
+    clip_norm: Positive | None = None
     """Scale gradients down to this global norm."""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float, Limit(above=0, below=1)] | None = None
     """Keep an exponential moving average of the weights with this decay, and evaluate it instead."""
-
-    def __post_init__(self) -> None:
-        number(self, "lr", above=0)
-        whole(self, "warmup_steps", least=0)
-        number(self, "beta1", "beta2", below=1)
-        number(self, "weight_decay")
-        number(self, "clip_norm", above=0)
-        number(self, "ema_decay", above=0, below=1)
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """Learning rate of a step: linear warm-up, then the schedule."""

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from worldline.checks import refuse, whole
+from worldline.checks import Checked, refuse
 from worldline.contract import FramePattern
 from worldline.schema import StateKind, TokenGrid, UsageError
 
@@ -97,7 +97,7 @@ def align(states: Float[Tensor, "b t s"], grid: TokenGrid, pooling: Pooling) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class StateOptions:
+class StateOptions(Checked):
     """All of a modulation that is chosen; the defaults are the report's."""
 
     mode: Literal["downsample", "full"] = "downsample"
@@ -110,7 +110,7 @@ class StateOptions:
     """Standardise the plain features with the training data's statistics; sines and cosines stay of raw values."""
 
     def __post_init__(self) -> None:
-        whole(self, "hidden", "norm_groups")
+        super().__post_init__()
         if self.hidden % self.norm_groups:
             refuse(self, "norm_groups", f"a divisor of hidden, {self.hidden}")
 

@@ -6,29 +6,28 @@ a grid from logits, greedily or not. Knows logits and token ids, no model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
-from worldline.checks import number, refuse, whole
+from worldline.checks import Checked, Limit, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(Checked):
     """How a token is chosen from its logits. Temperature 0 is greedy decoding, the report's choice."""
 
     temperature: float = 0.0
     top_k: int | None = None
     """Keep the k most likely tokens only."""
-    top_p: float | None = None
+    top_p: Annotated[float, Limit(above=0, most=1)] | None = None
     """Keep the fewest most likely tokens whose probability reaches p (nucleus sampling)."""
 
     def __post_init__(self) -> None:
-        number(self, "temperature")
-        whole(self, "top_k")
-        number(self, "top_p", above=0, most=1)
+        super().__post_init__()
         for name in ("top_k", "top_p"):
             if self.temperature == 0 and getattr(self, name) is not None:
                 refuse(self, name, "None at temperature 0, where the likeliest token is taken")

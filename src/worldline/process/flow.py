@@ -9,14 +9,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from worldline.checks import number, whole
+from worldline.checks import Checked, Limit, Positive
 from worldline.schema import UsageError
 
 TIMESTEPS = 1000.0
@@ -26,22 +26,18 @@ UNIPC_START = 0.999
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowConfig:
+class FlowConfig(Checked):
     """Which noise levels are trained, and how much each counts."""
 
-    shift: float = 5.0
+    shift: Positive = 5.0
     """Above 1, more of the schedule is spent on noisy inputs: at 5 half of it lies above sigma = 0.833."""
-    num_train_steps: int = 1000
+    num_train_steps: Annotated[int, Limit(least=2, most=1_000_000)] = 1000  # every one is an entry of a table
     weighting: Literal["uniform", "bell"] = "uniform"
     """`bell` favours the middle of the schedule, as the team's training library did ("bsmntw")."""
 
-    def __post_init__(self) -> None:
-        number(self, "shift", above=0)
-        whole(self, "num_train_steps", least=2, most=1_000_000)  # every one is an entry of a table
-
 
 @dataclass(frozen=True, kw_only=True)
-class FlowSampling:
+class FlowSampling(Checked):
     """How noise becomes data."""
 
     sampler: Literal["euler", "unipc"] = "euler"
@@ -50,12 +46,7 @@ class FlowSampling:
     """Evaluations of the velocity; the report uses 20 and 100. One Euler step gives the conditional mean of x0."""
     guidance: float = 1.0
     """Classifier-free guidance on the states; 1, the report's best, needs no unconditional velocity."""
-    shift: float = 5.0
-
-    def __post_init__(self) -> None:
-        whole(self, "steps")
-        number(self, "guidance")
-        number(self, "shift", above=0)
+    shift: Positive = 5.0
 
 
 def train_sigmas(config: FlowConfig) -> Float32[Tensor, " n"]:

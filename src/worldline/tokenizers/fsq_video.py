@@ -8,14 +8,14 @@ The first frame is repeated to fill its latent, so latent 0 depends on frame 0 a
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from worldline.checks import MOST, number, refuse, whole
+from worldline.checks import MOST, Limit, Natural, refuse
 from worldline.contract import ModelConfig
 from worldline.nn.causal_video import CausalBlock, merge, unmerge
 from worldline.nn.fsq import FSQ
@@ -38,7 +38,7 @@ class FSQVideoConfig(ModelConfig):
     """Shape of the tokenizer. The stride in time and space is the product of the patch and the merges."""
 
     kind: Literal["fsq-video"] = "fsq-video"
-    levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+    levels: tuple[Annotated[int, Limit(least=2, most=MOST)], ...] = (8, 8, 8, 5, 5, 5)
     """FSQ levels; their product is the vocabulary. (8, 8, 8, 5, 5, 5) is Cosmos' 64,000."""
     patch: tuple[int, int] = (8, 4)
     """Frames and pixels folded into channels before the first block."""
@@ -56,7 +56,7 @@ class FSQVideoConfig(ModelConfig):
     With 7 throughout, a moving arm changes the tokens of the still wall beside it, which no world can predict: on the
     twin 19 % of future tokens equalled their predecessor, with (3, 1) 26 % of a larger vocabulary.
     """
-    past: int = 0
+    past: Natural = 0
     """Latent frames a block looks back. With 0 every latent is encoded alone, and a still patch keeps its tokens; with
     more, later latents refine earlier ones: a better reconstruction, but tokens that are hard to predict."""
     hysteresis: float = 0.0
@@ -74,10 +74,7 @@ class FSQVideoConfig(ModelConfig):
     """Weight of the penalty on encoder outputs beyond +-`SATURATION`, where tanh is flat and levels fall out of use."""
 
     def __post_init__(self) -> None:
-        whole(self, "levels", least=2)
-        whole(self, "patch", "merges", "widths", "blocks", "kernel", "encoder_kernels", "mlp_ratio", "block_frames")
-        whole(self, "past", least=0)
-        number(self, "hysteresis", "l1_weight", "saturation_weight")
+        super().__post_init__()
         if not self.levels or math.prod(self.levels) > MOST:
             refuse(self, "levels", f"one number or more, with a product of at most {MOST}")
         for name, sides in {"kernel": (self.kernel,), "encoder_kernels": self.encoder_kernels}.items():

@@ -12,14 +12,14 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
-from worldline.checks import number, refuse, whole
+from worldline.checks import Checked, Limit, Positive, refuse
 from worldline.contract import ModelConfig
 from worldline.files import read_json
 from worldline.nn.weights import (
@@ -59,7 +59,7 @@ WAN22_STD = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanVAESizes:
+class WanVAESizes(Checked):
     """Sizes of diffusers' `AutoencoderKLWan`, nearly under its names; the defaults are Wan2.2's."""
 
     presets: ClassVar[dict[str, "WanVAESizes"]]
@@ -74,21 +74,18 @@ class WanVAESizes:
     """Residual blocks of each encoder stage; decoder stages have one more."""
     temporal_downsample: tuple[bool, ...] = (False, True, True)
     """Which steps between stages halve time beside space; one fewer than `dim_mult`. Two must."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Limit(below=1)] = 0.0
     is_residual: bool = True
     """Wan2.2's shortcuts around whole stages; Wan2.1 has none."""
     patch_size: int = 2
     """Pixels folded into channels before the first convolution."""
-    latents_mean: tuple[float, ...] = WAN22_MEAN
+    latents_mean: tuple[Annotated[float, Limit(least=-math.inf)], ...] = WAN22_MEAN
     """Per channel; empty where they are still to be measured, which then count as 0."""
-    latents_std: tuple[float, ...] = WAN22_STD
+    latents_std: tuple[Positive, ...] = WAN22_STD
     """Per channel; empty where they are still to be measured, which then count as 1."""
 
     def __post_init__(self) -> None:
-        whole(self, "base_dim", "decoder_base_dim", "z_dim", "dim_mult", "num_res_blocks", "patch_size")
-        number(self, "dropout", below=1)
-        number(self, "latents_mean", least=-math.inf)
-        number(self, "latents_std", above=0)
+        super().__post_init__()
         if len(self.temporal_downsample) != len(self.dim_mult) - 1 or sum(self.temporal_downsample) != 2:
             why = f"diffusers' VAE works in chunks of {_STRIDE} frames"
             refuse(self, "temporal_downsample", f"one entry fewer than dim_mult has, two of them true: {why}")
@@ -134,9 +131,6 @@ class WanVAEConfig(ModelConfig):
     """Weight of the absolute error beside the squared error in the loss."""
     kl_weight: float = 1e-5
     """Weight of the divergence from the standard normal, in nats per latent value."""
-
-    def __post_init__(self) -> None:
-        number(self, "l1_weight", "kl_weight")
 
     def grid(self, height: int, width: int) -> LatentGrid:
         """How latents lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""

@@ -11,12 +11,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from worldline.checks import refuse, seed, whole
+from worldline.checks import Checked, Limit, Seed, refuse
 from worldline.files import read_json, read_npz, write_npz
 from worldline.formats.onex.write import finish_shards, shard_done, write_raw_shard
 from worldline.owner import Claim, owned
@@ -32,12 +32,12 @@ RECORD = "twin.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwinConfig:
+class TwinConfig(Checked):
     """The data set to generate. The same config gives the same data set on the same machine."""
 
     episodes: int
-    seed: int = 0
-    size: int = 64
+    seed: Seed = 0
+    size: Annotated[int, Limit(least=2, most=512)] = 64
     """Width and height of the pictures in pixels: even, at most 512."""
     frames: int = 120
     """Per episode."""
@@ -46,9 +46,7 @@ class TwinConfig:
     """Frames between saved physics states."""
 
     def __post_init__(self) -> None:
-        whole(self, "episodes", "frames", "fps", "snapshot_every")
-        whole(self, "size", least=2, most=512)
-        seed(self, "seed")
+        super().__post_init__()
         if self.size % 2:
             refuse(self, "size", "even, for the video codec")
 

@@ -7,7 +7,7 @@ t+1: teacher forcing shifts by one the grids of a sample. What the report leaves
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from worldline.checks import number, refuse, whole
+from worldline.checks import MOST, Limit, Positive, Share, refuse
 from worldline.contract import ModelConfig
 from worldline.nn.attention import STBlock, TemporalCache
 from worldline.nn.fsq import FSQ
@@ -40,10 +40,10 @@ class STTransformerConfig(ModelConfig):
     heads: int = 8
     layers: int = 24
     mlp_ratio: int = 4
-    dropout: float = 0.1
-    init_std: float = 0.02
+    dropout: Annotated[float, Limit(below=1)] = 0.1
+    init_std: Positive = 0.02
     """Standard deviation of the initial weights; 0.02 is the report's, at width 512."""
-    code_levels: tuple[int, ...] = ()
+    code_levels: tuple[Annotated[int, Limit(least=2, most=MOST)], ...] = ()
     """FSQ levels of the tokenizer (a run with one puts its own here): embeddings of tokens with similar codes start
     similar. Empty: independent (report)."""
     state_hidden: int = 256
@@ -54,20 +54,15 @@ class STTransformerConfig(ModelConfig):
     """Standardise states with the training data's statistics, which the checkpoint then contains."""
     unconditional: bool = False
     """Ignore the states: the baseline that shows what conditioning on states is worth."""
-    scheduled_sampling: float = 0.0
+    scheduled_sampling: Share = 0.0
     """Probability, in training alone, that an input token of the future is the model's own and not the truth."""
-    scheduled_sampling_rise: float = 0.0
+    scheduled_sampling_rise: Share = 0.0
     """Share of the training's steps over which that probability rises linearly from 0; 0: full from the start."""
     loss_chunk: int = 8192
     """Number of tokens whose logits are in memory at once in the loss."""
 
     def __post_init__(self) -> None:
-        whole(self, "context_grids", "horizon_grids", "width", "heads", "layers", "mlp_ratio", "state_hidden")
-        whole(self, "loss_chunk")
-        whole(self, "code_levels", least=2)
-        number(self, "dropout", below=1)
-        number(self, "init_std", above=0)
-        number(self, "scheduled_sampling", "scheduled_sampling_rise", most=1)
+        super().__post_init__()
         if self.width % self.heads:
             refuse(self, "heads", f"a divisor of the width {self.width}")
 

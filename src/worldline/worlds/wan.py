@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from worldline.checks import number, refuse, whole
+from worldline.checks import Share, refuse
 from worldline.contract import FramePattern, ModelConfig
 from worldline.nn.states import ONEX_KINDS, REPORT_77, StateKinds, StateModulation, StateOptions
 from worldline.process import flow
@@ -42,7 +42,7 @@ class WanConfig(ModelConfig):
     states: StateOptions = field(default_factory=StateOptions)
     unconditional: bool = False
     """Ignore the states: the baseline that shows what conditioning on states is worth."""
-    drop_states: float = 0.0
+    drop_states: Share = 0.0
     """Probability that a training clip's states are replaced by the null code (needs `states.null`)."""
     context_latents: int = 2
     horizon_latents: int = 4
@@ -54,8 +54,7 @@ class WanConfig(ModelConfig):
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        whole(self, "lora", "context_latents", "horizon_latents", "text_rows", "text_length")
-        number(self, "drop_states", most=1)
+        super().__post_init__()
         if self.drop_states > 0 and not self.states.null:
             raise UsageError("drop_states needs a null code to put in their place (--model.states.null True)")
         if self.text_rows > self.text_length:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from worldline.checks import number, refuse, whole
+from worldline.checks import Checked, Positive, refuse
 from worldline.files import read_json
 from worldline.nn import weights
 from worldline.nn.weights import HUB_ID, ORIGINAL_HUB_ID, STEM
@@ -23,7 +23,7 @@ _FIX = f"Give the transformer of {HUB_ID} or {ORIGINAL_HUB_ID}, complete, or con
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
+class BackboneConfig(Checked):
     """Sizes of diffusers' `WanTransformer3DModel`, under its names; the defaults are Wan2.2 TI2V-5B."""
 
     presets: ClassVar[dict[str, "BackboneConfig"]]
@@ -41,13 +41,11 @@ class BackboneConfig:
     num_layers: int = 30
     cross_attn_norm: bool = True
     qk_norm: Literal["rms_norm_across_heads"] | None = "rms_norm_across_heads"
-    eps: float = 1e-6
+    eps: Positive = 1e-6
     rope_max_seq_len: int = 1024
 
     def __post_init__(self) -> None:
-        whole(self, "patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels")
-        whole(self, "text_dim", "freq_dim", "ffn_dim", "num_layers", "rope_max_seq_len")
-        number(self, "eps", above=0)
+        super().__post_init__()
         if self.attention_head_dim % 2 or self.attention_head_dim < 6:
             refuse(self, "attention_head_dim", "even and at least 6: positions turn pairs of numbers on three axes")
         if self.out_channels != self.in_channels:
