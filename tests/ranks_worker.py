@@ -21,8 +21,8 @@ from worldline.data.clips import Clips, source_windows
 from worldline.encoding.convert import convert
 from worldline.encoding.latents import encode
 from worldline.encoding.tokens import TokenizeReport, tokenize
-from worldline.evaluation.autoencoder import Autoencoder
 from worldline.evaluation.engine import Amount, score
+from worldline.evaluation.evaluate import Autoencoder
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.rows import Judged
 from worldline.families.card import ModelCard

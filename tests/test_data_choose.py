@@ -17,12 +17,13 @@ from pyarrow import parquet
 from worldline.cli.data import ConvertJob
 from worldline.cli.train import Job
 from worldline.contract import Contract, FramePattern, Reading
-from worldline.data.clips import DataConfig, check_held_out, open_clips, open_split
+from worldline.data.clips import DataConfig, check_held_out, open_clips
 from worldline.data.info import inspect
 from worldline.encoding.convert import convert
 from worldline.encoding.latents import encode
 from worldline.encoding.tokens import tokenize
 from worldline.evaluation.held_out import DataChoice, held_out
+from worldline.files import write_json
 from worldline.formats.choose import choose_episodes, how_to_leave_out, join, only
 from worldline.formats.onex.source import OnexSource
 from worldline.formats.open import OpenOptions, open_source, reading_of
@@ -330,10 +331,13 @@ def test_other_data_are_read_with_the_keys_of_training_and_chosen_alike(tmp_path
 def test_excluding_concerns_what_is_judged_on(tmp_path: Path) -> None:
     train, val = write_squares(tmp_path / "train", 2, length=20), write_squares(tmp_path / "val", 3, length=20, first=9)
     config = DataConfig(path=train, exclude_episodes=(0,), val_path=val, val_episodes=":-1")
-    changed = DataChoice(exclude_episodes=(1,)).of(config)
-    assert open_split(changed, "val")[1] == (0,)
+    contract = replace(AS_ACTED, state_names=("elbow", "gripper"))
+    write_json(tmp_path / "config.json", {"data": to_json(DataConfig, config)})
+    judged = held_out(tmp_path, contract, DataChoice(exclude_episodes=(1,)))
+    assert set(judged.windows.episode.tolist()) == {0}
+    write_json(tmp_path / "config.json", {"data": to_json(DataConfig, replace(config, val_path=None))})
     with pytest.raises(UsageError, match="nothing is left"):
-        open_split(DataChoice(exclude_episodes=(1,)).of(replace(config, val_path=None)), "val")
+        held_out(tmp_path, contract, DataChoice(exclude_episodes=(1,)))
 
 
 def test_info_says_how_many_episodes_are_too_short_for_each_track(tmp_path: Path) -> None:

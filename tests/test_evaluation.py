@@ -25,11 +25,11 @@ from torch import Tensor
 
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, DataConfig, source_windows
-from worldline.evaluation.autoencoder import Autoencoder
 from worldline.evaluation.engine import Amount, score
+from worldline.evaluation.evaluate import Autoencoder
 from worldline.evaluation.held_out import DataChoice, evenly, foreign_states, held_out
 from worldline.evaluation.result import Evaluation
-from worldline.evaluation.rows import Judged, TokenCounts
+from worldline.evaluation.rows import Judged
 from worldline.files import write_json
 from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.tokens import TokenForecaster, blend_last_frame
@@ -387,7 +387,7 @@ def test_token_frequencies_cost_what_their_counts_say(tmp_path: Path) -> None:
     case = _Case()
     counts = np.zeros(200, np.int64)
     counts[:50] = 3
-    rows = _means(_evaluate(case.oracle(), case.clips, tmp_path, counts=TokenCounts(unigram=counts)))
+    rows = _means(_evaluate(case.oracle(), case.clips, tmp_path, unigram=counts))
     shares = (counts + 1) / (counts + 1).sum()
     expected = -np.log(shares)[case.tokens[:, 3:].numpy()].mean()
     assert rows["unigram"]["full_ce"] == pytest.approx(expected, rel=1e-5)
@@ -395,8 +395,8 @@ def test_token_frequencies_cost_what_their_counts_say(tmp_path: Path) -> None:
 
 def test_keeping_the_last_tokens_scores_as_by_hand(tmp_path: Path) -> None:
     case = _Case()
-    counts = TokenCounts(unigram=np.arange(200), kept=np.array([[90, 10], [70, 30], [0, 0]]))
-    evaluation = _evaluate(case.oracle(), case.clips, tmp_path, counts=counts)
+    counts = {"unigram": np.arange(200), "kept": np.array([[90, 10], [70, 30], [0, 0]])}
+    evaluation = _evaluate(case.oracle(), case.clips, tmp_path, **counts)
     row = _means(evaluation)["keep_last_tokens"]
     last, future = case.tokens[:, 2:3], case.tokens[:, 3:]
     stays = last == future

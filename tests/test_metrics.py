@@ -281,14 +281,11 @@ def test_pairing_removes_what_both_share() -> None:
     assert bootstrap.interval(a, torch.arange(50)).low < 0.9
 
 
-def test_columns_share_one_draw_and_equal_single_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_columns_share_one_draw_and_equal_single_calls() -> None:
     values = torch.randn(30, 3, generator=torch.Generator().manual_seed(11))
     episodes = torch.arange(30) // 3
     together = bootstrap.intervals(values, episodes)
     assert together[2] == bootstrap.interval(values[:, 2], episodes)
-    monkeypatch.setattr(bootstrap, "MAX_WEIGHTS", 100)
-    in_turns = bootstrap.intervals(values, episodes)
-    assert in_turns[0].low == pytest.approx(together[0].low)
 
 
 def test_one_episode_has_no_interval_and_says_so_in_json() -> None:

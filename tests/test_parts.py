@@ -20,8 +20,8 @@ from latent_builders import small_vae
 from test_forecast_files import write_latent_world, write_test_tokens, write_tokenizer, write_world
 
 from worldline.data.clips import Clips
+from worldline.evaluation.engine import Tally
 from worldline.evaluation.parts import PARTS, Parts
-from worldline.evaluation.tally import Tally
 from worldline.forecasting.saved import read_forecasts
 from worldline.ranks import Ranks
 from worldline.rundir import read_model, write_model
@@ -104,9 +104,8 @@ def _found(out: Path) -> tuple[dict[str, Any], str]:
 def test_a_part_gives_back_every_number(tmp_path: Path) -> None:
     rng = torch.Generator().manual_seed(0)
     tally = Tally([3, 1], not_computed={"lpips": "no weights"}, settings={"kept": "0.5"})
-    tally.values["b", "full_ce"] = torch.tensor([0.5, float("nan")], dtype=torch.float64)
-    tally.values["a", "full_ce"] = torch.rand(2, generator=rng)
-    tally.curves["a", "psnr_db"] = torch.rand(2, 3, generator=rng)
+    tally.scores["b", "full_ce"] = torch.tensor([[0.5], [float("nan")]])
+    tally.scores["a", "psnr_db"] = torch.rand(2, 3, generator=rng)
     tally.shown["real"] = torch.randint(256, (2, 1, 3, 2, 2), generator=rng).to(torch.uint8)
     tally.totals["tokens"] = torch.arange(5)
     parts = Parts.begun(tmp_path, None, ranks=Ranks())
@@ -115,7 +114,7 @@ def test_a_part_gives_back_every_number(tmp_path: Path) -> None:
 
     for name in ("episodes", "not_computed", "settings"):
         assert getattr(found, name) == getattr(tally, name)
-    for name in ("values", "curves", "shown", "totals"):
+    for name in ("scores", "shown", "totals"):
         mine, theirs = getattr(tally, name), getattr(found, name)
         assert list(mine) == list(theirs)
         for key in mine:

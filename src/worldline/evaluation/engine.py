@@ -6,14 +6,13 @@ interruptions. It knows forecasters only; rows and metrics are entries of their 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.checks import Checked, Natural, Seed
@@ -21,20 +20,16 @@ from worldline.data.clips import Clips
 from worldline.evaluation.held_out import evenly, foreign_states
 from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, Split
-from worldline.evaluation.rows import ROWS, Entry, Judged, NotComputed, Protocol, Scene, Setting, entry_of
-from worldline.evaluation.tally import Tally
+from worldline.evaluation.rows import ROWS, Judged, Made, NotComputed, Protocol, Scene, Setting, entry_of, mean_id
 from worldline.files import write_npz
-from worldline.forecasting.forecaster import Forecaster
 from worldline.metrics.bootstrap import Interval, interval, intervals, paired_difference
-from worldline.metrics.image import psnr
+from worldline.metrics.image import MetricUnavailable, psnr
 from worldline.metrics.table import METRICS
 from worldline.process.noise import clip_seeds
 from worldline.ranks import Ranks
 from worldline.rundir import environment
 from worldline.schema import Batch, TokenGrid, UsageError, stack
 
-Progress = Callable[[int, int], None]
-"""Called on rank 0 with (batches done, all batches) of its share."""
 SHOWN_CLIPS = 6
 """Clips whose frames are kept for the report."""
 SHOWN_ORDER = ("model", "baseline", "ceiling", "ablation")
@@ -70,6 +65,56 @@ class Amount(Checked):
         return tuple(sorted(wanted, reverse=True))
 
 
+@dataclass
+class Tally:
+    """Scores of some clips."""
+
+    episodes: list[int]
+    scores: dict[tuple[str, str], Float32[Tensor, "n _"]] = field(default_factory=dict)
+    """(row, metric) -> a number for each clip and predicted frame (of costs: token grid)."""
+    shown: dict[str, UInt8[Tensor, "n t 3 h w"]] = field(default_factory=dict)
+    """Frames of some clips, context and forecast, by row."""
+    not_computed: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Setting] = field(default_factory=dict)
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    """Sums over all clips, such as how often each token occurred."""
+
+    @staticmethod
+    def joined(parts: "Sequence[Tally]") -> "Tally":
+        """Scores of all clips, in order. Each batch was scored in the same way."""
+        first = parts[0]
+        return replace(
+            first,
+            episodes=[episode for part in parts for episode in part.episodes],
+            scores={key: torch.cat([part.scores[key] for part in parts]) for key in first.scores},
+            shown={key: torch.cat([part.shown[key] for part in parts]) for key in first.shown},
+            totals={key: torch.stack([part.totals[key] for part in parts]).sum(dim=0) for key in first.totals},
+        )
+
+    def score(self, row: str, made: Made, truth: UInt8[Tensor, "b f 3 h w"] | None) -> None:
+        """Measure all that can be measured of a row; what cannot is noted, not made up."""
+        self.settings |= made.settings
+        self.scores |= {(row, metric): cost for metric, cost in made.costs.items()}
+        for metric in METRICS.values():
+            if made.frames is None or truth is None or metric.group != "image" or metric.measure is None:
+                continue
+            try:
+                self.scores[row, metric.id] = metric.measure(made.frames, truth)
+            except MetricUnavailable as reason:
+                self.not_computed[metric.id] = str(reason)
+
+    def numbers(self) -> dict[str, dict[str, Tensor]]:
+        """Row -> metric -> one number per clip."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for (row, metric), values in self.scores.items():
+            if METRICS[metric].group == "image":
+                own = {f"{metric}_last": values[:, -1], f"{metric}_mean": values.mean(dim=1)}
+            else:
+                own = {metric: values.nanmean(dim=1)}
+            found.setdefault(row, {}).update(own)
+        return found
+
+
 def score(
     judged: Judged,
     clips: Clips,
@@ -79,7 +124,7 @@ def score(
     split: Split = "not checked",
     key: str | None = None,
     ranks: Ranks | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score every row of a protocol and write `metrics.json` and `forecasts.npz` into `out`.
 
@@ -88,6 +133,7 @@ def score(
         key: of all that decides the numbers (`made_from`): what an evaluation of the same key left that was stopped is
             taken over.
         ranks: processes that share the clips; each returns the whole evaluation, and the first one writes it.
+        progress: called on rank 0 with (batches done, all batches) of its share.
 
     Raises:
         UsageError: the data hold nothing to compare with, or the unconditional world forecasts something else.
@@ -96,38 +142,23 @@ def score(
     forecaster, other = judged.forecaster, judged.unconditional
     if other is not None and (other.times, other.token_grid) != (forecaster.times, forecaster.token_grid):
         raise UsageError("the unconditional world forecasts other times or tokens than the one it is compared with")
-    began, ranks, chosen = time.monotonic(), ranks or Ranks(), evenly(len(clips), amount.num_clips)
-    entries = entries_of(judged.protocol, amount.sizes(forecaster.num_samples))
-    conditions = amount.condition_samples != 0 and any(entry.role == "ablation" for entry in entries)
-    foreign, shown = foreign_states(clips, chosen) if conditions else None, set(evenly(len(chosen), SHOWN_CLIPS))
-    scoring = _Scoring(judged, clips, amount, chosen, foreign, shown, entries)
-    parts, begins = Parts.begun(out, key, ranks=ranks), range(0, len(chosen), amount.batch_size)
-    done = parts.there.__contains__
-    ranks.made(begins, lambda begin: parts.write(begin, vars(scoring.batch(begin))), done=done, progress=progress)
+    began, ranks, scoring = time.monotonic(), ranks or Ranks(), _Scoring(judged, clips, amount)
+    parts, begins = Parts.begun(out, key, ranks=ranks), range(0, len(scoring.chosen), amount.batch_size)
+    ranks.made(
+        begins,
+        lambda begin: parts.write(begin, vars(scoring.batch(begin))),
+        done=lambda begin: parts.file(begin).exists(),
+        progress=progress,
+    )
     if not ranks.writes:
         return ranks.agreed(None)
     tally = Tally.joined([Tally(**parts.read(begin)) for begin in begins])
-    _write_forecasts(out / "forecasts.npz", tally, scoring)
-    evaluation = Evaluation(
-        protocol=judged.protocol,
-        run=judged.run,
-        data=_data(tally, clips, forecaster, split),
-        tokenizer=judged.tokenizer,
-        settings={**scoring.settings, **judged.settings, **tally.settings, **_usage(tally.totals)},
-        environment=environment(),
-        seconds=time.monotonic() - began,
-        not_computed=tally.not_computed,
-        **_averaged(tally, scoring),
-    )
+    if tally.shown:
+        scoring.write_forecasts(out / "forecasts.npz", tally.shown)
+    evaluation = scoring.evaluation(tally, split, time.monotonic() - began)
     evaluation.save(out / "metrics.json")
     parts.remove()
     return ranks.agreed(evaluation)
-
-
-def entries_of(protocol: Protocol, sizes: Sequence[int]) -> tuple[Entry, ...]:
-    """The rows of a protocol in their order. The first is the forecast that the others are compared with."""
-    means = [entry_of(f"mean_{size}") for size in sizes if size > 1] if protocol == "sampling" else []
-    return tuple(entry for entry in (*means, *ROWS.values()) if entry is not None and protocol in entry.protocols)
 
 
 def refuse_incomparable(clips: Clips, protocol: Protocol) -> None:
@@ -139,37 +170,20 @@ def refuse_incomparable(clips: Clips, protocol: Protocol) -> None:
         raise UsageError(f"{source.path} holds no frames to compare with; give data that do (--data)")
 
 
-# --- batches ---
-
-
-@dataclass(frozen=True, eq=False)
 class _Scoring:
-    """Every row of every clip that was chosen, batch by batch."""
+    """Every row of the chosen clips: first batch by batch, then the whole."""
 
-    judged: Judged
-    clips: Clips
-    amount: Amount
-    chosen: list[int]
-    foreign: Float32[Tensor, "n t s"] | None
-    """For each chosen clip the states of another one."""
-    shown: set[int]
-    """Places among the chosen clips whose frames are kept."""
-    entries: tuple[Entry, ...]
-
-    @property
-    def condition_samples(self) -> int:
-        asked = self.amount.condition_samples
-        return self.judged.forecaster.num_samples if asked is None else asked
-
-    @property
-    def settings(self) -> dict[str, Setting]:
-        """The requested amounts, for the record."""
-        forecaster, grid = self.judged.forecaster, self.judged.forecaster.token_grid
-        known: dict[str, Setting] = {} if grid is None else {"vocabulary": grid.vocab_size}
-        if self.judged.protocol == "tokenizer":
-            return known
-        drawn = {"num_samples": forecaster.num_samples, "condition_samples": self.condition_samples}
-        return {"seed": self.amount.seed, **drawn, **known}
+    def __init__(self, judged: Judged, clips: Clips, amount: Amount) -> None:
+        drawn, asked = judged.forecaster.num_samples, amount.condition_samples
+        self.judged, self.clips, self.amount = judged, clips, amount
+        self.chosen = evenly(len(clips), amount.num_clips)
+        self.shown = set(evenly(len(self.chosen), SHOWN_CLIPS))
+        self.condition_samples = drawn if asked is None else asked
+        # The first is the forecast that the others are compared with.
+        means = [entry_of(mean_id(size)) for size in amount.sizes(drawn) if size > 1]
+        self.entries = [one for one in (*means, *ROWS.values()) if one is not None and judged.protocol in one.protocols]
+        conditions = self.condition_samples and any(entry.role == "ablation" for entry in self.entries)
+        self.foreign = foreign_states(clips, self.chosen) if conditions else None
 
     def batch(self, begin: int) -> Tally:
         """Score the batch that begins with this one of the chosen clips."""
@@ -197,85 +211,97 @@ class _Scoring:
                 tally.score(entry.id, made, truth)
                 if entry.shown or entry is self.entries[0]:
                     views[entry.id] = made.frames
-        if batch.frames is not None:
-            tally.shown = self._kept(batch.frames, views, now)
+        if batch.frames is not None and (seen := forecaster.shown_context):
+            kept = [place for place, number in enumerate(now) if number in self.shown]
+            before, found = batch.frames[kept][:, seen], {row: view for row, view in views.items() if view is not None}
+            tally.shown = {row: torch.cat([before, view[kept]], dim=1) for row, view in found.items()}
         if self.judged.protocol == "tokenizer":
             tally.totals = _totals(scene.batch, forecaster.token_grid)
         return tally
 
-    def _kept(self, frames: Tensor, views: Mapping[str, Tensor | None], now: range) -> dict[str, Tensor]:
-        """Of some clips each row's frames behind those of the context; nothing where there is no context."""
-        clips, seen = [i for i in range(len(now)) if now[i] in self.shown], self.judged.forecaster.shown_context
-        found = {row: view for row, view in views.items() if view is not None and seen}
-        return {row: torch.cat([frames[clips][:, seen], view[clips]], dim=1) for row, view in found.items()}
-
-
-# --- from numbers per clip to an evaluation ---
-
-
-def _averaged(tally: Tally, scoring: _Scoring) -> dict[str, Any]:
-    """Rows, curves and comparisons, with intervals over episodes."""
-    episodes = torch.tensor(tally.episodes)
-    rows: dict[str, dict[str, Tensor]] = {}
-    for (row, metric), numbers in tally.values.items():
-        rows.setdefault(row, {})[metric] = numbers
-    curves: dict[str, dict[str, list[Interval]]] = {}
-    for (row, metric), numbers in tally.curves.items():
-        curves.setdefault(metric, {})[row] = intervals(numbers, episodes)
-    comparisons = [
-        Comparison(
-            metric=metric,
-            better=better,
-            than=than,
-            difference=paired_difference(rows[better][metric], rows[than][metric], episodes),
+    def evaluation(self, tally: Tally, split: Split, seconds: float) -> Evaluation:
+        """Means with intervals over episodes, and the forecast compared with the other rows."""
+        judged, source, size = self.judged, self.clips.source, self.clips.image_size
+        episodes, numbers = torch.tensor(tally.episodes), tally.numbers()
+        curves: dict[str, dict[str, list[Interval]]] = {}
+        for (row, metric), values in tally.scores.items():
+            if METRICS[metric].group == "image":
+                curves.setdefault(metric, {})[row] = intervals(values, episodes)
+        comparisons = []
+        for better, than, metric in self._claims():
+            if metric in numbers.get(better, {}) and metric in numbers.get(than, {}):
+                found = paired_difference(numbers[better][metric], numbers[than][metric], episodes)
+                comparisons.append(Comparison(metric=metric, better=better, than=than, difference=found))
+        there = [entry for entry in self.entries if entry.id in numbers]
+        return Evaluation(
+            protocol=judged.protocol,
+            run=judged.run,
+            data=DataSummary(
+                name=source.path.resolve().name,
+                kind=source.kind,
+                num_clips=len(tally.episodes),
+                num_episodes=len(set(tally.episodes)),
+                image_size=(size, size) if size and source.image_size else source.image_size,
+                horizon_frames=judged.forecaster.horizon_frames,
+                fps=source.fps / self.clips.pattern.stride,
+                split=split,
+            ),
+            rows=tuple(Row(id=e.id, role=e.role, metrics=_means(numbers[e.id], episodes)) for e in there),
+            curves=curves,
+            comparisons=tuple(comparisons),
+            not_computed=tally.not_computed,
+            settings={**self._settings(), **judged.settings, **tally.settings, **_usage(tally.totals)},
+            environment=environment(),
+            seconds=seconds,
+            tokenizer=judged.tokenizer,
         )
-        for better, than, metric in _claims(scoring)
-        if metric in rows.get(better, {}) and metric in rows.get(than, {})
-    ]
-    averaged = [
-        Row(id=e.id, role=e.role, metrics=_means(rows[e.id], episodes)) for e in scoring.entries if e.id in rows
-    ]
-    return {"rows": tuple(averaged), "curves": curves, "comparisons": tuple(comparisons)}
+
+    def _settings(self) -> dict[str, Setting]:
+        """The requested amounts, for the record."""
+        forecaster = self.judged.forecaster
+        known: dict[str, Setting] = {"vocabulary": forecaster.token_grid.vocab_size} if forecaster.token_grid else {}
+        if self.judged.protocol == "tokenizer":
+            return known
+        drawn = {"num_samples": forecaster.num_samples, "condition_samples": self.condition_samples}
+        return {"seed": self.amount.seed, **drawn, **known}
+
+    def _claims(self) -> list[tuple[str, str, str]]:
+        """(better, than, metric): the forecast is better than every other row, a ceiling better than the forecast.
+
+        A condition is compared with the mean of as many samples, made from the same noise.
+        """
+        first, samples = self.entries[0].id, self.condition_samples or self.judged.forecaster.num_samples
+        alike = mean_id(samples) if self.judged.protocol == "sampling" else first
+        claims = []
+        for entry in self.entries[1:]:
+            ours = alike if entry.role == "ablation" else first
+            pair = (entry.id, ours) if entry.role == "ceiling" else (ours, entry.id)
+            claims += [(*pair, metric) for metric in entry.compared]
+        return claims
+
+    def write_forecasts(self, path: Path, shown: Mapping[str, UInt8[Tensor, "n t 3 h w"]]) -> None:
+        """Keep some clips' frames for the report: real ones, and each row's context + forecast, as `n t h w 3`."""
+        ordered = sorted(self.entries, key=lambda entry: SHOWN_ORDER.index(entry.role))
+        rows = [entry.id for entry in ordered if entry.id in shown]
+        arrays = {row: rearrange(clips, "n t c h w -> n t h w c").numpy() for row, clips in shown.items()}
+        content = {
+            "real": arrays["real"],
+            "rows": np.array(rows),
+            "context": np.array(len(self.judged.forecaster.shown_context)),
+            "psnr": psnr(shown[rows[0]][:, -1], shown["real"][:, -1]).numpy(),
+            **{f"forecast_{i}": arrays[row] for i, row in enumerate(rows)},
+        }
+        write_npz(path, content)
 
 
 def _means(values: Mapping[str, Tensor], episodes: Int64[Tensor, " n"]) -> dict[str, Interval]:
     """Average each metric over clips; of a sparse one over those that have a number."""
     found = {}
     for metric, numbers in values.items():
-        known = ~numbers.isnan() if METRICS[metric].sparse else torch.ones_like(numbers).bool()
-        if known.any():
+        known = ~numbers.isnan() if METRICS[metric].sparse else slice(None)
+        if len(numbers[known]):
             found[metric] = interval(numbers[known], episodes[known])
     return found
-
-
-def _claims(scoring: _Scoring) -> list[tuple[str, str, str]]:
-    """(better, than, metric): the forecast is better than every other row, a ceiling better than the forecast.
-
-    A condition is compared with the mean of as many samples, made from the same noise.
-    """
-    first, samples = scoring.entries[0].id, scoring.condition_samples
-    fewer = samples not in (0, scoring.judged.forecaster.num_samples)
-    alike = first if not fewer else "sample" if samples == 1 else f"mean_{samples}"
-    claims = []
-    for entry in scoring.entries[1:]:
-        ours = alike if entry.role == "ablation" else first
-        pair = (entry.id, ours) if entry.role == "ceiling" else (ours, entry.id)
-        claims += [(*pair, metric) for metric in entry.compared]
-    return claims
-
-
-def _data(tally: Tally, clips: Clips, forecaster: Forecaster, split: Split) -> DataSummary:
-    source, size = clips.source, clips.image_size
-    return DataSummary(
-        name=source.path.resolve().name,
-        kind=source.kind,
-        num_clips=len(tally.episodes),
-        num_episodes=len(set(tally.episodes)),
-        image_size=(size, size) if size and source.image_size else source.image_size,
-        horizon_frames=forecaster.horizon_frames,
-        fps=source.fps / clips.pattern.stride,
-        split=split,
-    )
 
 
 def _totals(batch: Batch, grid: TokenGrid | None) -> dict[str, Tensor]:
@@ -295,25 +321,8 @@ def _usage(totals: Mapping[str, Tensor]) -> dict[str, Setting]:
         count, total, squares = totals["latents"].tolist()
         deviation = (squares / count - (total / count) ** 2) ** 0.5
         return {"latent_mean": round(total / count, 4), "latent_std": round(deviation, 4)}
-    counts = totals.get("tokens", torch.zeros(0)).double()
-    shares = counts[counts > 0] / counts.sum()
-    perplexity = float((-(shares * shares.log()).sum()).exp())
-    return {"tokens_used": len(shares), "token_perplexity": round(perplexity, 1)} if len(shares) else {}
-
-
-def _write_forecasts(path: Path, tally: Tally, scoring: _Scoring) -> None:
-    """Keep some clips' frames for the report: real ones, and each row's context + forecast, as `n t h w 3`."""
-    if "real" not in tally.shown:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ordered = sorted(scoring.entries, key=lambda entry: SHOWN_ORDER.index(entry.role))
-    rows = [entry.id for entry in ordered if entry.id in tally.shown]
-    arrays = {row: rearrange(clips, "n t c h w -> n t h w c").numpy() for row, clips in tally.shown.items()}
-    content = {
-        "real": arrays["real"],
-        "rows": np.array(rows),
-        "context": np.array(len(scoring.judged.forecaster.shown_context)),
-        "psnr": psnr(tally.shown[rows[0]][:, -1], tally.shown["real"][:, -1]).numpy(),
-        **{f"forecast_{i}": arrays[row] for i, row in enumerate(rows)},
-    }
-    write_npz(path, content)
+    if "tokens" in totals:
+        counts = totals["tokens"].double()
+        perplexity = torch.special.entr(counts / counts.sum()).sum().exp().item()
+        return {"tokens_used": int((counts > 0).sum()), "token_perplexity": round(perplexity, 1)}
+    return {}

@@ -1,29 +1,31 @@
 """From a run to an evaluation: find the data, refuse what is impossible, load, score. For the verb and Python."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from worldline import builtin
 from worldline.data.clips import Clips
-from worldline.evaluation.autoencoder import Autoencoder
 from worldline.evaluation.engine import Amount, refuse_incomparable, score
 from worldline.evaluation.held_out import DataChoice, On, held_out, split_of
 from worldline.evaluation.parts import made_from
 from worldline.evaluation.result import Evaluation, Split
-from worldline.evaluation.rows import Judged, Protocol, TokenCounts
+from worldline.evaluation.rows import Judged, Protocol
 from worldline.families.card import ModelCard, describe_model
 from worldline.families.family import WorldKind, kind_of
 from worldline.families.load import check_options, load_forecaster, refuse_unfit
 from worldline.families.sample import LoadOptions, SampleOptions
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_any
+from worldline.forecasting.forecaster import CopyLast
 from worldline.identity import Identity, Part, refuse_another
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, model_folder
-from worldline.schema import UsageError
+from worldline.schema import Batch, Forecast, UsageError
 
 _SHARED: tuple[Part, ...] = ("data", "tokenizer")
 """Parts that a world and its unconditional baseline must share."""
@@ -76,11 +78,29 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Autoencoder(CopyLast):
+    """A tokenizer alone, so that the same engine evaluates it: it reconstructs frames of any size, without context."""
+
+    @property
+    def image_size(self) -> None:
+        return None
+
+    def encoded(self, batch: Batch) -> Batch:
+        made = self._encode(self.frames_of(batch, len(self.times)))
+        return replace(batch, latents=made) if self.token_grid is None else replace(batch, tokens=made)
+
+    def reconstruct(self, batch: Batch) -> Forecast:
+        encoded = batch.latents if self.token_grid is None else batch.tokens
+        assert encoded is not None, "encoded before"
+        return Forecast(times=self.times, frames=self._decode(encoded)[:, None])
+
+
 def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: Ranks | None = None) -> Evaluation:
     """Evaluate a run on held-out data, beside the baselines, and write metrics.json and forecasts.npz.
 
     `evaluation.rows` are forecaster, baselines and ceilings by id; `row.metrics["psnr_db_last"]` is a mean with its
-    interval. `text_table(evaluation)`, of `worldline.report.text`, shows all of it. The same call again continues an
+    interval. `text_table(evaluation)`, of `worldline.report.tables`, shows all of it. The same call again continues an
     interrupted evaluation. Several ranks share the clips.
 
     Raises:
@@ -98,9 +118,13 @@ def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: 
         say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
     with ranks.owning(out), Progress() as progress:
         load = _tokenizer if protocol == "tokenizer" else _world
-        judged = load(run, options, clips, protocol, device)
-        clips = clips.sized(judged.forecaster.image_size)
-        key = _key(judged, clips, options, split, device) if ranks.writes else None
+        judged, models = load(run, options, clips, protocol, device)
+        clips, key = clips.sized(judged.forecaster.image_size), None
+        if ranks.writes:
+            decides = {"protocol": protocol, "split": split, "sample": options.sampling()}
+            decides["amount"] = [getattr(options, field.name) for field in fields(Amount)]
+            decides["counts"] = [None if one is None else one.tolist() for one in (judged.unigram, judged.kept)]
+            key = made_from(clips, models, weights=options.weights, device=device, **decides)
         done = progress.named("evaluating, by batches")
         return score(judged, clips, options, out=out, split=split, key=key, ranks=ranks, progress=done)
 
@@ -115,15 +139,18 @@ def out_of(run: Path, options: EvaluateOptions) -> Path:
 
 def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Split]:
     """The protocol of a run, its clips, and whether it was trained on them."""
-    model = model_folder(run, options.checkpoint)
+    model, allowed = model_folder(run, options.checkpoint), options.allow_different
     card = describe_model(model)
-    protocol = _protocol(run, card, options)
+    protocol, models = _protocol(run, card, options), [model]
     options.refuse_unused(protocol)
     if protocol != "tokenizer":
         check_options(card, model, options, weights=options.weights)
-    other = None if options.unconditional is None else model_folder(builtin.resolve(options.unconditional))
-    _refuse_others(run, card, other, options)
-    allowed, models = options.allow_different, [model] if other is None else [model, other]
+    if options.unconditional is not None:
+        models.append(_unconditional(run, card, options.unconditional, allowed))
+    if options.tokenizer is not None:
+        place = builtin.resolve(options.tokenizer)
+        found = Identity(tokenizer=fingerprint(place))
+        refuse_another(card.identity, found, what=str(run), places={"tokenizer": place}, allowed=allowed)
     split = split_of(run, card.promise, models, options, on=options.on, allow_different=allowed)
     pattern = card.promise.pattern if protocol == "tokenizer" else None  # a forecast is compared with all frames
     clips = held_out(run, card.promise, options, pattern=pattern, stride=options.window_stride, on=options.on)
@@ -143,28 +170,27 @@ def _protocol(run: Path, card: ModelCard, options: EvaluateOptions) -> Protocol:
     return "compression" if kind.over == "tokens" and options.protocol != "sampling" else "sampling"
 
 
-def _refuse_others(run: Path, card: ModelCard, other: Path | None, options: EvaluateOptions) -> None:
-    """Refuse an unconditional world or a tokenizer that does not belong to the run, by descriptions and files."""
-    allowed, what = options.allow_different, str(run)
-    if other is not None:
-        theirs, parts = describe_model(other), _SHARED
-        if theirs.config.kind != card.config.kind or not getattr(theirs.config, "unconditional", False):
-            raise UsageError(
-                f"{other} is not an unconditional world of the same kind as {run}; give one (a training with "
-                "--model.unconditional True)"
-            )
-        places = dict.fromkeys(parts, other)
-        refuse_another(card.identity, theirs.identity, what=what, places=places, parts=parts, allowed=allowed)
-    if options.tokenizer is not None:
-        place = builtin.resolve(options.tokenizer)
-        found = Identity(tokenizer=fingerprint(place))
-        refuse_another(card.identity, found, what=what, places={"tokenizer": place}, allowed=allowed)
+def _unconditional(run: Path, card: ModelCard, place: Path, allowed: Collection[Part]) -> Path:
+    """The model folder of an unconditional world. Refuses one that does not belong to the run, by its description."""
+    model = model_folder(builtin.resolve(place))
+    theirs, parts = describe_model(model), _SHARED
+    if theirs.config.kind != card.config.kind or not getattr(theirs.config, "unconditional", False):
+        raise UsageError(
+            f"{model} is not an unconditional world of the same kind as {run}; give one (a training with "
+            "--model.unconditional True)"
+        )
+    places = dict.fromkeys(parts, model)
+    refuse_another(card.identity, theirs.identity, what=str(run), places=places, parts=parts, allowed=allowed)
+    return model
 
 
 # --- loaded ---
 
+Loaded = tuple[Judged, dict[Path, str | None]]
+"""What is judged, and the folders of all models that decide the numbers, each with its tokenizer's fingerprint."""
 
-def _world(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device) -> Judged:
+
+def _world(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device) -> Loaded:
     loaded, other = load_forecaster(run, options, device=device), None
     models = {model_folder(run, options.checkpoint): loaded.tokenizer}
     if options.unconditional is not None:
@@ -176,36 +202,29 @@ def _world(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol
     # The true tokens are those of the data, where these are tokens and say whose.
     made_by = clips.source.tokenizer or loaded.tokenizer
     theirs = None if made_by is None else TokenizerIdentity(fingerprint=made_by[:12])
-    return Judged(
+    place = run if (run / "unigram.npy").exists() else run.parent.parent  # a run folder, or run/checkpoints/step_N
+    counts = {name: np.load(file) for name in ("unigram", "kept") if (file := place / f"{name}.npy").exists()}
+    judged = Judged(
         forecaster=loaded.forecaster,
         protocol=protocol,
         run=run.resolve().name,
         tokenizer=loaded.identity if made_by == loaded.tokenizer else theirs,
         settings={**loaded.chosen, **loaded.settings},
         unconditional=None if other is None else other.forecaster,
-        counts=TokenCounts.of(run),
-        models=models,
+        **counts,
     )
+    return judged, models
 
 
-def _tokenizer(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device) -> Judged:
+def _tokenizer(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device) -> Loaded:
     model = model_folder(run, options.checkpoint)
     grid, times = describe_model(model).promise.token_grid, tuple(range(len(clips.pattern.frames)))
     tokenizer, nothing = load_any(model).to(device), {"context_frames": 0, "chunk_frames": 0}
-    return Judged(
+    judged = Judged(
         forecaster=Autoencoder(**nothing, times=times, tokenizer=tokenizer, grid=grid, device=device),
         protocol=protocol,
         run=run.resolve().name,
         tokenizer=TokenizerIdentity.of(fingerprint(model), tokenizer),
         settings={} if model == run else {"checkpoint": model.name},
-        models={model: None},
     )
-
-
-def _key(judged: Judged, clips: Clips, options: EvaluateOptions, split: Split, device: torch.device) -> str:
-    """Hash of all that decides the numbers."""
-    counts, amount = judged.counts, [getattr(options, field.name) for field in fields(Amount)]
-    settings = {"protocol": judged.protocol, "split": split, "amount": amount, "sample": options.sampling()}
-    if counts is not None:
-        settings["counts"] = [counts.unigram.tolist(), None if counts.kept is None else counts.kept.tolist()]
-    return made_from(clips, judged.models, weights=options.weights, device=device, **settings)
+    return judged, {model: None}

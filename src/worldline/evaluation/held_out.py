@@ -48,20 +48,6 @@ class DataChoice:
     allow_missing: bool = False
     """Leave out listed episodes that are missing or damaged."""
 
-    def of(self, config: DataConfig) -> DataConfig:
-        """A configuration whose validation data are read so."""
-        if config.val_path is not None:
-            config = replace(config, path=config.val_path, val_path=None, exclude_episodes=())
-        keys = {"state_keys": self.state_keys, "conditioning": "state"} if self.state_keys else {}
-        return replace(
-            config,
-            val_episodes=config.val_episodes if self.episodes is None else self.episodes,
-            exclude_episodes=(*config.exclude_episodes, *self.exclude_episodes),
-            camera=self.camera or config.camera,
-            allow_missing=self.allow_missing or config.allow_missing,
-            **keys,
-        )
-
 
 OWN = DataChoice()
 
@@ -90,15 +76,14 @@ def split_of(
     """
     source, chosen = open_split(_config(run, contract, choice, on), "val")
     _check(source, contract)
-    given = [field.name for field in fields(DataChoice) if getattr(choice, field.name) != field.default]
-    if not given and on == "held-out" and not builtin.is_builtin(run):  # the run's own data
-        made = describe_model(model_folder(run)).identity
-        if made.validation is not None:
-            found = Identity(validation=content_of(source, chosen))
-            refuse_another(made, found, what=str(run), places={"validation": source.path}, allowed=allow_different)
+    own = on == "held-out" and all(getattr(choice, field.name) == field.default for field in fields(DataChoice))
+    if own and not builtin.is_builtin(run) and (made := describe_model(model_folder(run)).identity).validation:
+        found = Identity(validation=content_of(source, chosen))
+        refuse_another(made, found, what=str(run), places={"validation": source.path}, allowed=allow_different)
     check_episodes(source, chosen, size=contract.image_size)
     warn_of_strange_states(source, chosen, models[0])
-    known = [found for model in models if (found := describe_model(model_folder(model)).trained_on) is not None]
+    trained_on = [describe_model(model_folder(model)).trained_on for model in models]
+    known = [one for one in trained_on if one is not None]
     shared = list(dict.fromkeys(episode.name for one in known for episode in one.among(source, chosen)))
     if on == "training-data":
         if not shared and len(known) == len(models):
@@ -151,7 +136,7 @@ def held_out(
 
 
 def _config(run: Path, contract: Contract, choice: DataChoice, on: On) -> DataConfig:
-    """The run's data configuration with other places; the data of the evaluation are its validation clips."""
+    """The configuration of the run's data, whose validation clips are those of the evaluation."""
     data = builtin.TWIN_MINI_VAL if builtin.is_builtin(run) else None
     if choice.data is not None:
         data = builtin.resolve_all(choice.data)
@@ -161,29 +146,39 @@ def _config(run: Path, contract: Contract, choice: DataChoice, on: On) -> DataCo
     config = DataConfig(path=Path())
     if path is not None:
         config = builtin.located(from_json(DataConfig, read_json(path).get("data"), path), path.parent)
-    config = replace(config, image_size=contract.image_size, cache=None, cache_size=None)
     if data is not None:
         config = replace(config, path=data, val_path=None, val_episodes=":", exclude_episodes=())
     elif on == "training-data":
         config = replace(config, val_path=None, val_episodes=config.train_episodes)
-    place = config.val_path or config.path
-    if data is None and isinstance(place, Path) and not place.exists():
+    elif config.val_path is not None:
+        config = replace(config, path=config.val_path, val_path=None, exclude_episodes=())
+    if data is None and isinstance(config.path, Path) and not config.path.exists():
         raise UsageError(
-            f"{run} was trained beside the data in {place}, which are not there now; give their new place (--data DIR)"
+            f"{run} was trained beside the data in {config.path}, which are not there now; give their new place "
+            "(--data DIR)"
         )
-    how = {"camera": None, "conditioning": "state", "state_keys": ()}  # in a format in which there is nothing to choose
-    if has_choices(place):
-        how = {name: getattr(contract, name) for name in how}
-    return choice.of(replace(config, **how))
+    how = contract if has_choices(config.path) else DataConfig(path=config.path)  # other formats have nothing to choose
+    return replace(
+        config,
+        image_size=contract.image_size,
+        cache=None,
+        cache_size=None,
+        val_episodes=config.val_episodes if choice.episodes is None else choice.episodes,
+        exclude_episodes=(*config.exclude_episodes, *choice.exclude_episodes),
+        camera=choice.camera or how.camera,
+        conditioning="state" if choice.state_keys else how.conditioning,
+        state_keys=choice.state_keys or how.state_keys,
+        allow_missing=choice.allow_missing or config.allow_missing,
+    )
 
 
 def _check(source: Source, contract: Contract) -> None:
     path, names, expected = source.path, source.layout.names, contract.state_names
     if len(names) != len(expected):
         raise UsageError(f"{path} has {len(names)}-dimensional states, but the model was trained with {len(expected)}")
-    for place, (found, known) in enumerate(zip(names, expected, strict=True)):
-        if found != known:
-            raise UsageError(f"{path}: state {place} is {found!r}, the model was trained with {known!r}")
+    for place, (name, known) in enumerate(zip(names, expected, strict=True)):
+        if name != known:
+            raise UsageError(f"{path}: state {place} is {name!r}, the model was trained with {known!r}")
     if abs(source.fps - contract.fps) > 1e-3:
         raise UsageError(f"{path} runs at {source.fps} fps, but the model was trained at {contract.fps}")
 

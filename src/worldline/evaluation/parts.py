@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import is_zipfile
 
 import torch
 
@@ -34,13 +34,11 @@ PARTS = "metrics.parts"
 _LIBRARIES = ("torch", "numpy", "av", "torchmetrics", "diffusers", "transformers", "peft")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Parts:
     """The folder of one evaluation's parts."""
 
     folder: Path
-    there: frozenset[int]
-    """Where the batches begin that were scored before."""
 
     @classmethod
     def begun(cls, out: Path, key: str | None, *, ranks: Ranks) -> "Parts":
@@ -52,28 +50,29 @@ class Parts:
         Raises:
             UsageError: not all ranks see the folder.
         """
-        parts = ranks.agreed(_found(out, key) if ranks.writes else None)
+        parts = ranks.agreed(cls(_prepared(out, key)) if ranks.writes else None)
         if not all(ranks.everyones(parts.folder.is_dir())):
             raise UsageError(f"{out} is not seen by all processes; give a folder that all machines share (--out)")
         return parts
 
+    def file(self, begin: int) -> Path:
+        """Where the scores lie of the batch that begins there, once they are known."""
+        return self.folder / f"batch_{begin:06d}.pt"
+
     def write(self, begin: int, found: dict[str, Any]) -> None:
-        """Keep what was found of the batch that begins there."""
-        with atomic(self.folder / f"batch_{begin:06d}.pt") as temporary:
+        with atomic(self.file(begin)) as temporary:
             torch.save(found, temporary)
 
     def read(self, begin: int) -> dict[str, Any]:
-        """The scores that `write` kept."""
-        return torch.load(self.folder / f"batch_{begin:06d}.pt", weights_only=True)
+        return torch.load(self.file(begin), weights_only=True)
 
     def remove(self) -> None:
         """What they add up to is written."""
-        shutil.rmtree(self.folder)
-        if not any(self.folder.parent.iterdir()):
-            self.folder.parent.rmdir()
+        shutil.rmtree(self.folder.parent)
 
 
-def _found(out: Path, key: str | None) -> Parts:
+def _prepared(out: Path, key: str | None) -> Path:
+    """The folder for parts of this key; those of others are removed, and what was half written."""
     folder = out / PARTS / f"key_{(key or 'unknown')[:16]}"
     others = [other for other in folder.parent.glob("key_*") if other != folder or key is None]
     if any(any(other.glob("batch_*")) for other in others):
@@ -82,16 +81,12 @@ def _found(out: Path, key: str | None) -> Parts:
         shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder)
-    there = set()
     for file in folder.glob("batch_*.pt"):
-        try:
-            ZipFile(file).close()
-            there.add(int(file.stem.removeprefix("batch_")))
-        except BadZipFile:  # a machine that lost its power leaves parts of files; that batch is scored again
+        if not is_zipfile(file):  # a machine that lost its power leaves parts of files; that batch is scored again
             file.unlink()
-    if there:
-        say(f"{out}: {len(there)} batches were there already, of this evaluation when it was stopped")
-    return Parts(folder=folder, there=frozenset(there))
+    if there := len(list(folder.iterdir())):
+        say(f"{out}: {there} batches were there already, of this evaluation when it was stopped")
+    return folder
 
 
 def made_from(

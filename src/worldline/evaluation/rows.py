@@ -5,11 +5,9 @@ below `@Entry(...)` or `@condition(...)`: metrics.json, tables, comparisons, plo
 they are.
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,7 +20,7 @@ from worldline.forecasting import postprocess
 from worldline.forecasting.forecaster import CopyLast, Extra, Forecaster
 from worldline.metrics.table import METRICS
 from worldline.metrics.tokens import Guesses, kept_guesses, per_clip, shared_guesses, token_costs
-from worldline.schema import Batch, Forecast
+from worldline.schema import Batch, Forecast, TokenGrid
 
 Protocol = Literal["compression", "sampling", "tokenizer"]
 """`compression`: one roll-out, its frames and the costs of its tokens; `sampling`: frames of several samples, nothing
@@ -30,13 +28,11 @@ else; `tokenizer`: the reconstructions."""
 Role = Literal["model", "baseline", "ceiling", "ablation"]
 """`ceiling`: the best any forecaster of this kind could do (the tokenizer alone); `ablation`: the model with a part
 taken away (say, its states shuffled)."""
+Setting = str | int | float | bool
 CHANGED = 0.5
 """Probability that a token differs from the last context grid's, if a run has not counted it."""
 BLUR = 1 / 64
 """Deviation of the Gaussian blur of blurred rows, in widths of the image."""
-
-
-Setting = str | int | float | bool
 
 
 class NotComputed(Exception):  # noqa: N818 - it is no error: the tables say "not computed: ..."
@@ -56,24 +52,6 @@ class Made:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TokenCounts:
-    """Statistics of a run's training tokens: how often each occurs, and how many stay the same."""
-
-    unigram: Int64[np.ndarray, " v"]
-    kept: Int64[np.ndarray, "l 2"] | None = None
-    """For each future grid, how many training tokens equal the last context grid's there, and how many do not."""
-
-    @staticmethod
-    def of(run: Path) -> "TokenCounts | None":
-        """Those of a run folder, of a checkpoint inside one, or None where it has none."""
-        place = next((p for p in (run, run.parent.parent) if (p / "unigram.npy").exists()), None)
-        if place is None:
-            return None
-        kept = place / "kept.npy"
-        return TokenCounts(unigram=np.load(place / "unigram.npy"), kept=np.load(kept) if kept.exists() else None)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Judged:
     """The evaluated forecaster, and everything that belongs to it."""
 
@@ -85,9 +63,10 @@ class Judged:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     unconditional: Forecaster | None = None
     """A world trained without states."""
-    counts: TokenCounts | None = None
-    models: Mapping[Path, str | None] = field(default_factory=dict)
-    """Folders of all models that decide the numbers, each with the fingerprint of the tokenizer it is used with."""
+    unigram: Int64[np.ndarray, " v"] | None = None
+    """How often each token occurs in the training data, if that was counted."""
+    kept: Int64[np.ndarray, "l 2"] | None = None
+    """For each future grid, how many training tokens equal the last context grid's there, and how many do not."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,16 +87,17 @@ class Scene:
     def forecaster(self) -> Forecaster:
         return self.judged.forecaster
 
-    @property
-    def scored(self) -> tuple[Extra, ...]:
-        """Parts of a forecast that are needed, in addition to frames."""
-        return ("costs",) if self.judged.protocol == "compression" else ()
+    def forecast_of(
+        self, forecaster: Forecaster, *, states: Float32[Tensor, "b t s"] | None = None, extra: tuple[Extra, ...] = ()
+    ) -> Forecast:
+        """A forecast of these clips, with the parts that are scored: costs and `extra` of what has tokens."""
+        parts: tuple[Extra, ...] = ("costs", *extra) if self.judged.protocol == "compression" else ()
+        return forecaster.forecast_clips(self.batch, states=states, seeds=self.seeds, extra=parts)
 
     @cached_property
     def forecast(self) -> Forecast:
         """Given the true states."""
-        more: tuple[Extra, ...] = ("teacher_forced_costs", "plain_frames") if self.scored else ()
-        return self.forecaster.forecast_clips(self.batch, seeds=self.seeds, extra=(*self.scored, *more))
+        return self.forecast_of(self.forecaster, extra=("teacher_forced_costs", "plain_frames"))
 
     @cached_property
     def copied(self) -> Forecast:
@@ -128,20 +108,22 @@ class Scene:
         return None if self.batch.frames is None else self.forecaster.reconstruct(self.batch)
 
     @property
-    def tokens(self) -> tuple[Int64[Tensor, "b c gh gw"], Int64[Tensor, "b l gh gw"]]:
-        """The true ones, of context and future."""
-        grid, tokens = self.forecaster.token_grid, self.batch.tokens
-        assert grid is not None, "the compression protocol is one of tokens"
-        assert tokens is not None, "the compression protocol is one of tokens"
-        context = self.forecaster.context_frames // grid.block * grid.latents_per_block
-        return tokens[:, :context], tokens[:, context:]
-
-    @cached_property
-    def prior(self) -> Float64[Tensor, " v"]:
-        """Probability of each token without any context: its frequency in training, or uniform."""
+    def grid(self) -> TokenGrid:
         grid = self.forecaster.token_grid
         assert grid is not None, "the compression protocol is one of tokens"
-        counts = np.zeros(grid.vocab_size) if self.judged.counts is None else self.judged.counts.unigram
+        return grid
+
+    @property
+    def tokens(self) -> tuple[Int64[Tensor, "b c gh gw"], Int64[Tensor, "b l gh gw"]]:
+        """The true ones, of context and future."""
+        tokens, context = self.batch.tokens, self.grid.grids_of(self.forecaster.context_frames)
+        assert tokens is not None, "encoded before"
+        return tokens[:, :context], tokens[:, context:]
+
+    @property
+    def prior(self) -> Float64[Tensor, " v"]:
+        """Probability of each token without any context: its frequency in training, or uniform."""
+        counts = np.zeros(self.grid.vocab_size) if self.judged.unigram is None else self.judged.unigram
         # One imagined count each (Laplace): a token never seen in training must not cost infinitely much.
         return torch.from_numpy((counts + 1.0) / (counts + 1.0).sum())
 
@@ -157,19 +139,17 @@ class Entry:
 
     id: str
     label: str
-    """Its label."""
     role: Role
     protocols: tuple[Protocol, ...] = ("compression", "sampling")
     compared: tuple[str, ...] = ("psnr_db_last",)
     """Metrics in which the forecast is compared with this row, on the same clips."""
     shown: bool = False
     """Its frames are kept for the report."""
-    meaning: str = ""
     make: Make = lambda _: None
 
     def __call__(self, make: Make) -> Make:
-        """Add the row that a function makes, whose documentation says what it is."""
-        ROWS[self.id] = replace(self, make=make, meaning=" ".join((inspect.getdoc(make) or "").split()))
+        """Add the row that a function makes."""
+        ROWS[self.id] = replace(self, make=make)
         return make
 
 
@@ -184,27 +164,33 @@ def condition(id: str, label: str, *, shown: bool = False) -> Callable[[States],
     """
 
     def added(states: States) -> States:
-        def make(scene: Scene) -> Made:
+        @Entry(id, label, "ablation", compared=("psnr_db_last", "full_ce"), shown=shown)
+        def _(scene: Scene) -> Made:
             if scene.condition_samples == 0:
                 raise NotComputed("switched off")
-            forecaster, given = scene.forecaster.drawing(scene.condition_samples), states(scene)
-            return _mean(forecaster.forecast_clips(scene.batch, states=given, seeds=scene.seeds, extra=scene.scored))
+            return _mean(scene.forecast_of(scene.forecaster.drawing(scene.condition_samples), states=states(scene)))
 
-        make.__doc__ = states.__doc__
-        Entry(id, label, "ablation", compared=("psnr_db_last", "full_ce"), shown=shown)(make)
         return states
 
     return added
 
 
+def mean_id(samples: int) -> str:
+    """The id of the row that is the mean of so many samples."""
+    return "sample" if samples == 1 else f"mean_{samples}"
+
+
 def entry_of(id: str) -> Entry | None:
-    """The entry of a row's id; None of an id that this version lacks. `mean_N` is the mean of N samples."""
+    """The entry of a row's id; None of an id that this version lacks.
+
+    `mean_N` is the mean of N samples, pixel by pixel: the best guess under squared error.
+    """
     count = id.removeprefix("mean_")
     if count == id or not count.isdecimal():
         return ROWS.get(id)
-    meaning = f"Mean of {count} samples, pixel by pixel: the best guess under squared error."
-    mean = Entry(id, f"mean of {count}", "model", ("sampling",), compared=(), meaning=meaning)
-    return replace(mean, make=lambda scene: _mean(scene.forecast, int(count)))
+    return Entry(
+        id, f"mean of {count}", "model", ("sampling",), (), make=lambda scene: _mean(scene.forecast, int(count))
+    )
 
 
 def _mean(forecast: Forecast, samples: int | None = None) -> Made:
@@ -226,10 +212,9 @@ def _blurred(scene: Scene, forecast: Forecast) -> Made:
     return Made(frames=postprocess.match_histogram(blurred, last))
 
 
-def _costs(grids: Sequence[Guesses], clips: int) -> dict[str, Float32[Tensor, "b l"]]:
-    """Metric id -> mean over the tokens of each clip's grid."""
-    found = [token_costs(guesses) for guesses in grids]
-    return {name: torch.stack([per_clip(grid[name], clips) for grid in found], dim=1) for name in found[0]}
+def _costs(guesses: Guesses, clips: int, grids: int) -> dict[str, Float32[Tensor, "b l"]]:
+    """Metric id -> mean over the tokens of each grid, for tokens laid out clip after clip and grid after grid."""
+    return {id: per_clip(cost, clips * grids).view(clips, grids) for id, cost in token_costs(guesses).items()}
 
 
 # --- the forecast, under conditions ---
@@ -238,9 +223,9 @@ def _costs(grids: Sequence[Guesses], clips: int) -> dict[str, Float32[Tensor, "b
 @Entry("forecast", "forecast", "model", ("compression",))
 def _(scene: Scene) -> Made:
     """The roll-out from the context, given the true states."""
-    made, bounds = _mean(scene.forecast, 1), scene.forecast.teacher_forced_costs
-    named = {METRICS[name].bound: cost for name, cost in bounds.items()}
-    return replace(made, costs={**made.costs, **{name: cost for name, cost in named.items() if name is not None}})
+    made, forced = _mean(scene.forecast, 1), scene.forecast.teacher_forced_costs
+    bounds = {bound: cost for id, cost in forced.items() if (bound := METRICS[id].bound) is not None}
+    return replace(made, costs={**made.costs, **bounds})
 
 
 @Entry("forecast_tokens", "forecast, tokens only", "ablation", ("compression",))
@@ -281,7 +266,7 @@ def _(scene: Scene) -> Made:
     """The forecast of a world that was trained without states."""
     if scene.judged.unconditional is None:
         raise NotComputed("no unconditional world was given (--unconditional RUN)")
-    return _mean(scene.judged.unconditional.forecast_clips(scene.batch, seeds=scene.seeds, extra=scene.scored))
+    return _mean(scene.forecast_of(scene.judged.unconditional))
 
 
 # --- baselines ---
@@ -305,19 +290,15 @@ _KEPT = ("psnr_db_last", "full_ce", "token_accuracy")
 @Entry("keep_last_tokens", "keep last tokens", "baseline", ("compression",), compared=_KEPT)
 def _(scene: Scene) -> Made:
     """Every future token is the one at its place in the last context grid."""
-    past, future = scene.tokens
-    kept = None if scene.judged.counts is None else scene.judged.counts.kept
+    (past, future), kept = scene.tokens, scene.judged.kept
     # One imagined token of either kind, as in `Scene.prior`.
-    changed = [CHANGED] * future.shape[1] if kept is None else ((kept[:, 1] + 1) / (kept.sum(axis=1) + 2)).tolist()
-    last = past[:, -1]
-    guesses = [
-        kept_guesses(scene.prior, last.flatten(), true.flatten(), changed=share)
-        for true, share in zip(future.unbind(dim=1), changed, strict=True)
-    ]
-    still = replace(scene.batch, frames=None, tokens=torch.cat([past, last[:, None].expand_as(future)], dim=1))
+    changed = np.full(future.shape[1], CHANGED) if kept is None else (kept[:, 1] + 1) / (kept.sum(axis=1) + 2)
+    last, shares = past[:, -1:].expand_as(future), torch.from_numpy(changed).view(1, -1, 1, 1).expand_as(future)
+    guesses = kept_guesses(scene.prior, last.flatten(), future.flatten(), changed=shares.flatten())
+    still = replace(scene.batch, frames=None, tokens=torch.cat([past, last], dim=1))
     return Made(
         frames=None if scene.batch.frames is None else scene.forecaster.shown(still)[1],
-        costs=_costs(guesses, len(future)),
+        costs=_costs(guesses, *future.shape[:2]),
         settings={
             "keep_last_tokens_changed": ", ".join(f"{share:.4f}" for share in changed),
             "keep_last_tokens_from": "a constant: the run has no kept.npy" if kept is None else "training tokens",
@@ -328,11 +309,10 @@ def _(scene: Scene) -> Made:
 @Entry("unigram", "unigram", "baseline", ("compression",), compared=("full_ce",))
 def _(scene: Scene) -> Made:
     """Every token is as likely as it was frequent in training."""
-    if scene.judged.counts is None:
+    if scene.judged.unigram is None:
         raise NotComputed("the run folder has no token counts (unigram.npy)")
     _, future = scene.tokens
-    guesses = [shared_guesses(scene.prior.log(), true.flatten()) for true in future.unbind(dim=1)]
-    return Made(costs=_costs(guesses, len(future)))
+    return Made(costs=_costs(shared_guesses(scene.prior.log(), future.flatten()), *future.shape[:2]))
 
 
 # --- ceilings ---

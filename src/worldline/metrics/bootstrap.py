@@ -5,20 +5,17 @@ less evidence than independent clips, and a bootstrap over clips would give too 
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Int
 from pydantic import BeforeValidator
 from torch import Tensor
 
 TAIL = 0.025
 """Share of the resamples below an interval, and above it: intervals of 95 %."""
 RESAMPLES = 2000
-MAX_WEIGHTS = 1 << 23
-"""Resampling weights held at once (64 MB); beyond that, resamples are drawn in turns."""
 
 NumberOrNull = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A float that JSON writes as null when it is NaN."""
@@ -55,12 +52,11 @@ def interval(values: Float[Tensor, " n"], episodes: Int[Tensor, " n"]) -> Interv
 def intervals(values: Float[Tensor, "n m"], episodes: Int[Tensor, " n"]) -> list[Interval]:
     """Do as `interval` for each of m columns (say, future frames); one draw of episodes serves all."""
     clips = values.detach().double().cpu().numpy()
-    bad = np.flatnonzero(~np.isfinite(clips).all(axis=1))
-    if len(clips) == 0 or len(bad):
+    if len(clips) == 0:
+        raise ValueError("no clips to average")
+    if len(bad := np.flatnonzero(~np.isfinite(clips).all(axis=1))):
         raise ValueError(
             f"{len(bad)} of {len(clips)} clips have a value that is not finite, the first is clip {bad[0]}"
-            if len(bad)
-            else "no clips to average"
         )
     of_episode = np.unique(episodes.cpu().numpy(), return_inverse=True)[1]
     num_episodes, means = int(of_episode.max()) + 1, clips.mean(axis=0)
@@ -69,8 +65,10 @@ def intervals(values: Float[Tensor, "n m"], episodes: Int[Tensor, " n"]) -> list
         sums = np.zeros((num_episodes, clips.shape[1]))
         np.add.at(sums, of_episode, clips)
         sizes = np.bincount(of_episode).astype(np.float64)
-        draws = np.concatenate([drawn @ sums / (drawn @ sizes)[:, None] for drawn in _weights(num_episodes)])
-        low, high = np.quantile(draws, [TAIL, 1 - TAIL], axis=0)
+        # How often each resample draws each episode.
+        drawn = np.random.default_rng(0).multinomial(num_episodes, np.full(num_episodes, 1 / num_episodes), RESAMPLES)
+        drawn = drawn.astype(np.float64)
+        low, high = np.quantile(drawn @ sums / (drawn @ sizes)[:, None], [TAIL, 1 - TAIL], axis=0)
     return [
         Interval(mean=float(m), low=float(a), high=float(b), num_clips=len(clips), num_episodes=num_episodes)
         for m, a, b in zip(means, low, high, strict=True)
@@ -83,12 +81,3 @@ def paired_difference(a: Float[Tensor, " n"], b: Float[Tensor, " n"], episodes: 
     Much sharper than comparing two intervals: a difficult clip is difficult for both, and this cancels.
     """
     return interval(a.double() - b.double(), episodes)
-
-
-def _weights(num_episodes: int) -> Iterator[Float64[np.ndarray, "r e"]]:
-    """How often each resample drew each episode."""
-    generator = np.random.default_rng(0)
-    at_once, chances = max(1, MAX_WEIGHTS // num_episodes), np.full(num_episodes, 1 / num_episodes)
-    for start in range(0, RESAMPLES, at_once):
-        size = min(at_once, RESAMPLES - start)
-        yield generator.multinomial(num_episodes, chances, size=size).astype(np.float64)

@@ -95,8 +95,7 @@ def accuracy(guesses: Guesses) -> Float32[Tensor, " n"]:
 
 def token_costs(guesses: Guesses) -> dict[str, Float32[Tensor, " n"]]:
     """Every metric of tokens, by id: one number per true token."""
-    measured = {one.id: one.measure for one in METRICS.values() if one.group == "token"}
-    return {id: measure(guesses) for id, measure in measured.items() if measure is not None}
+    return {one.id: one.measure(guesses) for one in METRICS.values() if one.group == "token" and one.measure}
 
 
 def per_clip(costs: Float32[Tensor, " n"], num_clips: int) -> Float32[Tensor, " b"]:
@@ -137,9 +136,8 @@ def guesses_of(logits: Float[Tensor, "n v"], target: Int64[Tensor, " n"], *, k: 
         inside[rows] = best.logsumexp(dim=1)
         missed = rank[rows] >= k
         outside[rows][missed] = _log_outside(part[missed], best[missed])
-    return Guesses(
-        rank=rank, true=true - total, inside=inside - total, outside=outside - total, k=k, vocab_size=vocab_size
-    )
+    found = {"true": true - total, "inside": inside - total, "outside": outside - total}
+    return Guesses(rank=rank, **found, k=k, vocab_size=vocab_size)
 
 
 @torch.no_grad()
@@ -149,9 +147,8 @@ def shared_guesses(log_probs: Float[Tensor, " v"], target: Int64[Tensor, " n"], 
     ordered, order = log_probs.sort(descending=True, stable=True)  # stable: of equals, lower ids come first
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     inside, outside = ordered[:k].logsumexp(dim=0), ordered[k:].logsumexp(dim=0)
-    return Guesses(
-        rank=rank[target], true=log_probs[target], inside=inside, outside=outside, k=k, vocab_size=len(log_probs)
-    )
+    own = {"rank": rank[target], "true": log_probs[target]}
+    return Guesses(**own, inside=inside, outside=outside, k=k, vocab_size=len(log_probs))
 
 
 @torch.no_grad()
@@ -160,7 +157,7 @@ def kept_guesses(
     kept: Int64[Tensor, " n"],
     target: Int64[Tensor, " n"],
     *,
-    changed: float,
+    changed: float | Float64[Tensor, " n"],
     k: int = TOP,
 ) -> Guesses:
     """The same where each token is expected to be the one that stood at its place before.
@@ -171,7 +168,7 @@ def kept_guesses(
     Args:
         prior: probability of each token where nothing was seen; all above 0, sum 1.
         kept: the token that stood at the place of each true one.
-        changed: probability that it does not stay, between 0 and 1, neither of them.
+        changed: probability that it does not stay, between 0 and 1, neither of them; one for all tokens or for each.
     """
     k = min(k, len(prior))
     ordered, order = prior.sort(descending=True, stable=True)
