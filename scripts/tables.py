@@ -9,7 +9,7 @@ from pathlib import Path
 from worldline.evaluation.result import Comparison, Evaluation, label_of, metrics_of
 from worldline.metrics.bootstrap import Interval
 from worldline.metrics.table import METRICS
-from worldline.report.text import INCOMPARABLE, format_number, split_of, tokenizer_of
+from worldline.report.tables import INCOMPARABLE, format_number, split_of, tokenizer_of
 
 SHOWN = (
     "psnr_db_last",

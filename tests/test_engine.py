@@ -17,7 +17,7 @@ from worldline.evaluation.rows import ROWS, Entry, Judged, Made, NotComputed, Sc
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.metrics.table import METRICS, Metric
 from worldline.metrics.tokens import accuracy
-from worldline.report.text import text_table
+from worldline.report.tables import text_table
 from worldline.report.write import write_report
 
 

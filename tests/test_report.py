@@ -17,8 +17,7 @@ from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row
 from worldline.families.tokenizers import TokenizerIdentity
 from worldline.metrics.bootstrap import Interval
 from worldline.report.gather import gather
-from worldline.report.tables import tables
-from worldline.report.text import duration, text_table
+from worldline.report.tables import duration, tables, text_table
 from worldline.report.video import GIVEN, PREDICTED, strip
 from worldline.report.write import write_report
 from worldline.schema import DataError, UsageError

@@ -17,9 +17,8 @@ from worldline.evaluation.evaluate import EvaluateOptions, evaluate, out_of
 from worldline.evaluation.result import Evaluation
 from worldline.forecasts import ForecastOptions, forecast
 from worldline.progress import say
-from worldline.report.text import text_table
+from worldline.report.tables import text_table
 from worldline.rundir import RunDir, to_json
-from worldline.schema import UsageError
 from worldline.worlds.wan_text import encode_text, fingerprint_encoder, save_text
 
 Run = Annotated[
@@ -95,9 +94,7 @@ class Report:
     def carry_out(self) -> None:
         from worldline.report.write import write_report
 
-        if not self.runs:
-            raise UsageError("there is nothing to report on; give a run folder, or several (worldline report RUN)")
-        path = write_report(self.runs, self.out or self.runs[0])
+        path = write_report(self.runs, self.out)
         show({"report": str(path), "bytes": path.stat().st_size}, text=str(path), as_json=self.json)
 
 

@@ -1,14 +1,13 @@
 """Curves as inline SVG that takes its colours and font from the page. Knows numbers, nothing of run folders.
 
 matplotlib draws with stand-in colours; they become CSS variables afterwards, so that one drawing serves the light and
-the dark page. Legends are HTML (`Key`), because text in a scaled drawing is too small on a phone.
+the dark page. Legends are HTML, because text in a scaled drawing is too small on a phone.
 """
 
 import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
@@ -21,30 +20,15 @@ from worldline.metrics.table import METRICS
 
 MAX_POINTS = 600
 MUTED, RULE = "#010102", "#010103"
-SERIES = {f"s{i}": f"#0102{i:02d}" for i in range(6)}
-VARIABLES = {"muted": MUTED, "rule": RULE, "ink": "#010101", **SERIES}
+SERIES = [f"#0102{i:02d}" for i in range(6)]
+VARIABLES = {"muted": MUTED, "rule": RULE, "ink": "#010101", **{f"s{i}": colour for i, colour in enumerate(SERIES)}}
 DASHES: dict[Role, tuple[float, ...]]
 DASHES = {"model": (), "baseline": (5.0, 2.5), "ceiling": (1.2, 2.0), "ablation": (6.0, 2.0, 1.2, 2.0)}
 
 
-class Key(NamedTuple):
-    """One entry of a legend: CSS variable of its colour, and its `stroke-dasharray` (empty for a solid line)."""
+class Line(NamedTuple):
+    """A curve, its band and its dashes in widths of the line. The colour of the n-th is the n-th of `SERIES`."""
 
-    label: str
-    variable: str
-    dashes: str
-
-
-class Drawing(NamedTuple):
-    """An inline SVG, its legend and what to say below it."""
-
-    title: str
-    svg: str
-    keys: tuple[Key, ...]
-    note: str
-
-
-class _Line(NamedTuple):
     label: str
     x: np.ndarray
     y: np.ndarray
@@ -52,13 +36,22 @@ class _Line(NamedTuple):
     dashes: tuple[float, ...] = ()
 
 
+class Drawing(NamedTuple):
+    """An inline SVG, its lines for a legend, and what to say below it."""
+
+    title: str
+    svg: str
+    lines: list[Line]
+    note: str
+
+
 def over_time(evaluation: Evaluation, metric: str) -> Drawing:
     """Draw a metric against the future frame, one line per row, with the band of its interval."""
-    lines: list[_Line] = []
+    lines: list[Line] = []
     roles: dict[str, Role] = {row.id: row.role for row in evaluation.rows}
     for id, curve in evaluation.curves[metric].items():
         mean, low, high = np.array([(value.mean, value.low, value.high) for value in curve]).T
-        lines.append(_Line(label_of(id), np.arange(1, len(curve) + 1), mean, (low, high), DASHES[roles[id]]))
+        lines.append(Line(label_of(id), np.arange(1, len(curve) + 1), mean, (low, high), DASHES[roles[id]]))
     longest = max(len(line.x) for line in lines)
     note = f"{longest} future frames are {evaluation.data.horizon_frames / evaluation.data.fps:.2f} s."
     if any(line.band and np.isnan(line.band[0]).any() for line in lines):
@@ -79,11 +72,11 @@ def over_steps(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) 
             note += f" {name}: {len(steps)} values, averaged to {MAX_POINTS}."
             parts = (np.array_split(column, MAX_POINTS) for column in (steps, values))
             steps, values = (np.array([part.mean() for part in column]) for column in parts)
-        lines.append(_Line(name, steps, values))
+        lines.append(Line(name, steps, values))
     return _draw(title, "step", title, lines, note.strip())
 
 
-def _draw(title: str, x_label: str, y_label: str, lines: list[_Line], note: str) -> Drawing:
+def _draw(title: str, x_label: str, y_label: str, lines: list[Line], note: str) -> Drawing:
     figure = Figure(figsize=(5.4, 3.3), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -95,15 +88,14 @@ def _draw(title: str, x_label: str, y_label: str, lines: list[_Line], note: str)
     axes.set_ylabel(y_label, color=MUTED, fontsize=11)
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    keys = []
-    for (variable, colour), line in zip(cycle(SERIES.items()), lines, strict=False):
+    for number, line in enumerate(lines):
+        colour = SERIES[number % len(SERIES)]
         if line.band:
             axes.fill_between(line.x, *line.band, color=colour, alpha=0.16, linewidth=0)
         marker = "" if line.band or len(line.x) > 40 else "o"
         style = {"color": colour, "linewidth": 1.7, "dashes": line.dashes or (1, 0), "marker": marker}
         axes.plot(line.x, line.y, markersize=3, **style)
-        keys.append(Key(line.label, variable, " ".join(f"{dash * 1.8:g}" for dash in line.dashes)))
-    return Drawing(title, _svg(figure), tuple(keys), note)
+    return Drawing(title, _svg(figure), lines, note)
 
 
 def _svg(figure: Figure) -> str:

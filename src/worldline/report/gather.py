@@ -76,10 +76,9 @@ def gather(folder: Path) -> Run:
 def _training(path: Path) -> Training:
     series: dict[str, list[tuple[float, float]]] = {}
     seconds = None
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     # A run that is being written, or was killed, may end in half a line.
-    unfinished = bool(lines) and not lines[-1].endswith("\n")
-    for number, line in enumerate(lines[: len(lines) - unfinished], start=1):
+    whole, _, unfinished = path.read_text(encoding="utf-8").rpartition("\n")
+    for number, line in enumerate(whole.splitlines(), start=1):
         try:
             record = json.loads(line)
             step = float(record["step"])
@@ -90,7 +89,7 @@ def _training(path: Path) -> Training:
         for name, value in record.items():
             if name.startswith(("train/", "val/")) and isinstance(value, int | float):
                 series.setdefault(name, []).append((step, float(value)))
-    return Training(series=series, seconds=seconds, unfinished=unfinished)
+    return Training(series=series, seconds=seconds, unfinished=bool(unfinished))
 
 
 def _forecasts(path: Path) -> Forecasts:

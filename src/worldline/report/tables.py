@@ -1,15 +1,88 @@
-"""Rows of evaluations as tables of a page: which rows stand together, which columns, what is best."""
+"""Numbers as text, the same everywhere; rows of evaluations as tables, of one for a terminal, of several for a page."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from worldline.evaluation.result import Evaluation, Role, Row, best_rows, metrics_of
+from worldline.evaluation.result import DataSummary, Evaluation, Role, Row, best_rows, label_of, metrics_of
+from worldline.metrics.bootstrap import Interval
 from worldline.metrics.table import METRICS, Metric
-from worldline.report.text import INCOMPARABLE, tokenizer_of
 
 HEADLINE_TOKEN_METRIC = "top500_ce_residual"
 ORDER: tuple[Role, ...] = ("model", "baseline", "ablation", "ceiling")
+INCOMPARABLE = (
+    "Costs of tokens do not compare here: the tokens are of different tokenizers or hysteresis, so what there is to "
+    "predict is not the same."
+)
+
+
+def format_number(value: float, unit: str) -> str:
+    """Write a number as in every table: dB with two decimals, all else with three."""
+    return f"{value:.2f}" if unit == "dB" else f"{value:.3f}"
+
+
+def format_interval(value: Interval, unit: str) -> str:
+    """Write `mean [low, high]`; with one episode there is no interval, and the text says so."""
+    mean, low, high = (format_number(number, unit) for number in (value.mean, value.low, value.high))
+    return f"{mean} [one episode]" if math.isnan(value.low) else f"{mean} [{low}, {high}]"
+
+
+def duration(seconds: float) -> str:
+    """Write a time span with its two leading units: `1 h 12 min`, `3 min 20 s`, `4.2 s`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def judged_frames(protocol: str) -> str:
+    """The name of an evaluation's frames: a tokenizer is evaluated on the frames it saw."""
+    return "frames" if protocol == "tokenizer" else "future frames"
+
+
+def tokenizer_of(evaluation: Evaluation) -> str:
+    """Name the tokenizer of the scored tokens or latents, as every table does."""
+    return "tokenizer not recorded" if evaluation.tokenizer is None else f"tokenizer {evaluation.tokenizer}"
+
+
+def split_of(data: DataSummary) -> str:
+    """Say whether the model was trained on the evaluated data, as every table does."""
+    return {"held out": "held out", "training data": "TRAINING DATA"}.get(data.split, "not checked to be held out")
+
+
+def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
+    """Lay out an evaluation: metrics down, forecasters across, as many side by side as `width` allows."""
+    data, rows = evaluation.data, evaluation.rows
+    lines = [
+        f"{evaluation.protocol}: {data.num_clips} clips of {data.num_episodes} episodes of {data.name}, "
+        f"{split_of(data)}, {data.horizon_frames} {judged_frames(evaluation.protocol)} at {data.fps:g} per second",
+        tokenizer_of(evaluation),
+        "mean [95 % interval over episodes]; * best mean",
+    ]
+    about = [METRICS[metric] for metric in metrics_of(rows)]
+    best = {metric.id: best_rows(rows, metric.id) for metric in about}
+    heads = ["", *(f"{metric.label} ({metric.unit})" if metric.unit else metric.label for metric in about)]
+    columns = [[label_of(row.id), *(_cell(row, metric, row in best[metric.id]) for metric in about)] for row in rows]
+    margin, size = max(map(len, heads)), 2 + max(len(cell) for column in columns for cell in column)
+    each = max(1, (width - margin) // size)
+    for start in range(0, len(columns), each):
+        lines.append("")
+        for head, *cells in zip(heads, *columns[start : start + each], strict=True):
+            if set(cells) != {"- "}:
+                lines.append(f"{head:<{margin}}{''.join(cell.rjust(size) for cell in cells)}".rstrip())
+    lines.append("")
+    for claim in evaluation.comparisons:
+        metric, better, than = METRICS[claim.metric], label_of(claim.better), label_of(claim.than)
+        difference = f"{format_interval(claim.difference, metric.unit)} {metric.unit}".rstrip()
+        lines.append(f"{better} vs {than}: {claim.verdict()} ({better} minus {than}, {metric.label}: {difference})")
+    lines += [f"not computed: {label_of(id)}: {why}" for id, why in evaluation.not_computed.items()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(row: Row, metric: Metric, best: bool) -> str:
+    value = row.metrics.get(metric.id)
+    return "- " if value is None else format_interval(value, metric.unit) + ("*" if best else " ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,31 +112,30 @@ def tables(evaluations: Mapping[str, Evaluation], group: Literal["headline", "to
     for name, evaluation in evaluations.items():
         key = (evaluation.protocol, evaluation.data, evaluation.tokenizer if group == "token" else None)
         alike.setdefault(key, {})[name] = evaluation
-    found = [_table(runs, group) for runs in alike.values()]
-    return [table for table in found if table.lines]
+    return [table for runs in alike.values() if (table := _table(runs, group)).lines]
 
 
 def _table(runs: Mapping[str, Evaluation], group: str) -> Table:
-    mixed = len({evaluation.tokenizer for evaluation in runs.values()}) > 1
-    made = {name: tokenizer_of(evaluation) for name, evaluation in runs.items()}
-    owners: dict[str, list[str]] = {}
-    distinct: dict[str, Row] = {}
+    found: dict[str, tuple[Row, list[str]]] = {}
     for run, evaluation in runs.items():
         for row in evaluation.rows:
             # `repr` and not the row itself: NaN is not equal to NaN.
-            owners.setdefault(repr(row), []).append(run)
-            distinct.setdefault(repr(row), row)
-    rows = sorted(distinct.values(), key=lambda row: ORDER.index(row.role))
-    headline = {HEADLINE_TOKEN_METRIC} if group == "headline" else set()
+            found.setdefault(repr(row), (row, []))[1].append(run)
+    owned = sorted(found.values(), key=lambda one: ORDER.index(one[0].role))
+    rows, made = [row for row, _ in owned], {name: tokenizer_of(evaluation) for name, evaluation in runs.items()}
     kind = "image" if group == "headline" else group
-    belonging = [metric for metric in metrics_of(rows) if METRICS[metric].group == kind or metric in headline]
+    mixed = len({evaluation.tokenizer for evaluation in runs.values()}) > 1
+    belonging = [one for one in metrics_of(rows) if one == HEADLINE_TOKEN_METRIC or METRICS[one].group == kind]
     metrics = [metric for metric in belonging if not (mixed and METRICS[metric].group == "token")]
-    listed = {key: ", ".join(runs) if len(runs) <= 3 else f"{len(runs)} runs" for key, runs in owners.items()}
     return Table(
         of=next(iter(runs.values())),
         tokenizers="; ".join(f"{name}: {text}" for name, text in made.items()) if mixed else next(iter(made.values())),
         columns=tuple(METRICS[metric] for metric in metrics),
-        lines=tuple((listed[repr(row)], row) for row in rows if set(metrics) & set(row.metrics)),
+        lines=tuple(
+            (", ".join(names) if len(names) <= 3 else f"{len(names)} runs", row)
+            for row, names in owned
+            if set(metrics) & set(row.metrics)
+        ),
         best={metric: best_rows(rows, metric) for metric in metrics},
         note=INCOMPARABLE if metrics != belonging else "",
     )

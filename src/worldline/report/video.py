@@ -39,9 +39,9 @@ class Film(NamedTuple):
 def films(forecasts: Forecasts, fps: float | None) -> list[Film]:
     """Film the best, median and worst clip by PSNR (of few clips fewer) of a recording at `fps`, if that is known."""
     order = [int(clip) for clip in np.argsort(-forecasts.psnr, kind="stable")]
-    middle = [("Median clip", order[(len(order) - 1) // 2])] if len(order) > 2 else []
-    chosen = [("Best clip", order[0]), *middle, ("Worst clip", order[-1])]
-    return [_film(*one, forecasts, fps) for one in (chosen if len(order) > 1 else [("The only clip", order[0])])]
+    chosen = [("Best clip", order[0]), ("Median clip", order[(len(order) - 1) // 2]), ("Worst clip", order[-1])]
+    few = {1: [("The only clip", order[0])], 2: [chosen[0], chosen[-1]]}
+    return [_film(*one, forecasts, fps) for one in few.get(len(order), chosen)]
 
 
 def strip(panels: list[UInt8[np.ndarray, "t h w 3"]], context: int) -> UInt8[np.ndarray, "t height width 3"]:
@@ -67,18 +67,14 @@ def _film(title: str, clip: int, forecasts: Forecasts, fps: float | None) -> Fil
     real, context = forecasts.real[clip], forecasts.context
     panels = {"real": real, **{name: frames[clip] for name, frames in forecasts.rows.items()}}
     panels.setdefault("copy_last", np.concatenate([real[:context], real[[context - 1] * (len(real) - context)]]))
-    shown, speed = _pace(len(real), fps)
+    if fps is None:
+        shown, speed = 10.0, "at 10 frames per second; the recorded rate is not known"
+    else:  # short clips are slowed down by powers of two
+        slower = next((n for n in (1, 2, 4, 8) if len(real) * n / fps >= SHORTEST_SECONDS), 16)
+        shown, speed = fps / slower, "in real time" if slower == 1 else f"at 1/{slower} speed"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         encode(path, strip(list(panels.values()), context), fps=shown, crf=16, gop=8)
         data = base64.b64encode(path.read_bytes()).decode("ascii")
     names, uri = tuple(label_of(name) for name in panels), f"data:video/mp4;base64,{data}"
     return Film(title, float(forecasts.psnr[clip]), names, uri, len(real), context, shown, speed)
-
-
-def _pace(num_frames: int, fps: float | None) -> tuple[float, str]:
-    """Frames per second to show, and a text about them: short clips are slowed down by powers of two."""
-    if fps is None:
-        return 10.0, "at 10 frames per second; the recorded rate is not known"
-    slower = next((n for n in (1, 2, 4, 8) if num_frames * n / fps >= SHORTEST_SECONDS), 16)
-    return fps / slower, "in real time" if slower == 1 else f"at 1/{slower} speed"
