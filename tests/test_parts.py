@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,12 +65,12 @@ class Read(list[int]):
 
     most: int | None = None
 
-    def stop(self, main: Callable[[list[str]], None], words: list[str], after: int) -> None:
+    def stop(self, verb: str, words: list[str], after: int) -> None:
         """Press Ctrl-C when one more clip than so many is read."""
         self.clear()
         self.most = after
         with pytest.raises(KeyboardInterrupt):
-            main(words)
+            do(verb, words)
         self.clear()
         self.most = None
 
@@ -132,7 +131,7 @@ def test_an_evaluation_that_was_stopped_goes_on(
     do("evaluate", [*words, "--out", str(tmp_path / "whole")])
     out, again = tmp_path / "out", [*words, "--out", str(tmp_path / "out")]
     for clips in (5, 1):  # in the third batch, then in the third batch again
-        read.stop(evaluate.main, again, after=clips)
+        read.stop("evaluate", again, after=clips)
         assert not (out / "metrics.json").exists()
         assert len(list(out.glob(f"{PARTS}/*/batch_*"))) == 2
     newest = max(out.glob(f"{PARTS}/*/batch_*"))
@@ -153,7 +152,7 @@ def test_parts_of_anything_else_are_not_used(tmp_path: Path, read: Read, capsys:
 
     def key(*more: str, after: int = 0) -> str:
         """Stop after so many clips; says of which evaluation parts are there then."""
-        read.stop(evaluate.main, [*words, *more], after=after)
+        read.stop("evaluate", [*words, *more], after=after)
         (folder,) = (tmp_path / "out" / PARTS).iterdir()
         return folder.name
 
@@ -204,7 +203,7 @@ def test_forecasts_that_are_there_are_kept(tmp_path: Path, read: Read, capsys: p
     words = [write_world(tmp_path / "model"), "--data", data, "--tokenizer", tokenizer, "--format", "png"]
     words = [str(word) for word in (*words, "--rows", 1, "--temperature", 1, "--device", "cpu", "--out", out)]
     do("forecast", [*words[:-1], str(tmp_path / "whole")])
-    read.stop(forecast.main, words, after=2)
+    read.stop("forecast", words, after=2)
     with pytest.raises(DataError, match=r"forecast\.json"):
         read_forecasts(out)
     stopped = _times(out)
@@ -226,7 +225,7 @@ def test_forecasts_that_are_there_are_kept(tmp_path: Path, read: Read, capsys: p
             words += ["--seed", "1"]
         else:
             _retrain(tmp_path / "model", 1)
-        read.stop(forecast.main, words, after=1)
+        read.stop("forecast", words, after=1)
         assert len(_times(out)) == 1, "those of another forecast are gone"
         do("forecast", words)
         assert "1 of 3" in capsys.readouterr().err
