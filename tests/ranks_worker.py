@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from worldline.contract import FramePattern
 from worldline.data.cache import cached_frames
 from worldline.data.clips import Clips, source_windows
-from worldline.encoding.convert import convert
-from worldline.encoding.latents import encode
-from worldline.encoding.tokens import TokenizeReport, tokenize
+from worldline.encoding.convert import Made, convert
+from worldline.encoding.encode import encode, tokenize
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.evaluate import Autoencoder
 from worldline.evaluation.result import Evaluation
@@ -179,13 +178,13 @@ def data(folder: Path, ranks: Ranks) -> dict[str, Any]:
     source, out = open_source(folder / "squares"), folder / f"made_by_{ranks.world_size}"
     shared: dict[str, Any] = {"fingerprint": "-", "episodes": range(3), "ranks": ranks}
 
-    def tokens(start_offsets: int) -> TokenizeReport:
+    def tokens(start_offsets: int) -> Made:
         return tokenize(source, small_tokenizer(), out / "tokens", start_offsets=start_offsets, **shared)
 
-    converted, blocks = convert(source, out / "raw", size=8, ranks=ranks).episodes, tokens(2).blocks
+    converted, blocks = convert(source, out / "raw", size=8, ranks=ranks).counts["episodes"], tokens(2).counts["blocks"]
     cached_frames(source, size=8, folder=out / "frames", ranks=ranks)
     pattern = FramePattern(window=17, stride=4)
-    latents = encode(source, Means(), out / "latents", pattern=pattern, window_stride=8, **shared).windows
+    latents = encode(source, Means(), out / "latents", pattern=pattern, window_stride=8, **shared).counts["windows"]
     config = from_json(TrainConfig, read_json(folder / "on_frames.json"), folder)
     made = prepare(replace(config, data=replace(config.data, cache=out / "cache")), lambda *_: None, ranks)
     try:
@@ -193,7 +192,7 @@ def data(folder: Path, ranks: Ranks) -> dict[str, Any]:
     except (UsageError, OtherRankError) as error:
         refused = str(error)
     counts = [converted, blocks, latents, len(made.train), len(made.val)]
-    return {"made": counts, "reused": tokens(2).reused, "refused": refused}
+    return {"made": counts, "reused": tokens(2).counts["reused"], "refused": refused}
 
 
 def diverge(folder: Path, ranks: Ranks) -> dict[str, Any]:

@@ -43,8 +43,8 @@ from worldline.data.cache import cached_frames
 from worldline.encoding.convert import convert
 from worldline.formats.open import open_source
 from worldline.contract import FramePattern
-from worldline.encoding.latents import encode
-from worldline.encoding.tokens import tokenize
+from worldline.encoding.encode import encode
+from worldline.encoding.encode import tokenize
 
 folder = Path(sys.argv[1])
 source = open_source(folder / "raw")

@@ -20,8 +20,7 @@ from worldline.contract import Contract, FramePattern, Reading
 from worldline.data.clips import DataConfig, check_held_out, open_clips
 from worldline.data.info import inspect
 from worldline.encoding.convert import convert
-from worldline.encoding.latents import encode
-from worldline.encoding.tokens import tokenize
+from worldline.encoding.encode import encode, tokenize
 from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.files import write_json
 from worldline.formats.choose import choose_episodes, how_to_leave_out, join, only

@@ -20,7 +20,7 @@ from worldline.schema import DataError, UsageError
 def test_conversion_keeps_frames_states_and_rate(tmp_path: Path) -> None:
     source = open_source(write_lerobot(tmp_path / "d", "v3.0", names=["elbow", "gripper"]))
     report = convert(source, tmp_path / "out", size=16)
-    assert (report.episodes, report.frames, report.reused) == (3, 126, 0)
+    assert (report.counts["episodes"], report.counts["frames"], report.counts["reused"]) == (3, 126, 0)
     result = open_source(tmp_path / "out")
     assert (result.kind, result.fps, result.image_size) == ("1x-raw", 30.0, (16, 16))
     assert result.layout == source.layout
@@ -37,7 +37,7 @@ def test_a_second_run_has_nothing_to_do_and_changes_nothing(tmp_path: Path) -> N
     source = open_source(write_lerobot(tmp_path / "d", "v2.1"))
     convert(source, tmp_path / "out", size=None)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert convert(source, tmp_path / "out", size=None).reused == 3
+    assert convert(source, tmp_path / "out", size=None).counts["reused"] == 3
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
@@ -52,7 +52,7 @@ def test_an_interrupted_run_is_refused_by_readers_and_resumed(tmp_path: Path) ->
         convert(source, tmp_path / "out", size=16, progress=stop_after_two)
     with pytest.raises(DataError, match="written last"):
         open_source(tmp_path / "out")
-    assert convert(source, tmp_path / "out", size=16).reused == 2
+    assert convert(source, tmp_path / "out", size=16).counts["reused"] == 2
     assert len(open_source(tmp_path / "out").episodes) == 3
 
 
@@ -65,7 +65,7 @@ def test_half_written_files_are_cleared_and_written_again(tmp_path: Path) -> Non
     for path in (out / "metadata.json", out / "metadata/metadata_1.json", out / "videos/video_1.mp4"):
         path.unlink()
     (out / "videos/.video_1.mp4.123.tmp").write_bytes(whole[: len(whole) // 2])
-    assert convert(source, out, size=16).reused == 2
+    assert convert(source, out, size=16).counts["reused"] == 2
     assert (out / "videos/video_1.mp4").read_bytes() == whole
     assert list(out.rglob("*.tmp")) == []
 
@@ -87,7 +87,7 @@ def test_a_killed_process_leaves_nothing_that_a_reader_accepts(tmp_path: Path) -
         with pytest.raises(DataError, match="written last"):
             open_source(out)
     report = convert(open_source(root), out, size=128)
-    assert report.reused >= 3
+    assert report.counts["reused"] >= 3
     assert inspect(out, thorough=True).problems == ()
     assert len(open_source(out).episodes) == 12
 

@@ -23,7 +23,7 @@ from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN, small_vae
 from tolerances import assert_pixels_agree, assert_tokens_agree
 
 from worldline.contract import FramePattern, ModelConfig
-from worldline.encoding.latents import encode as encode_latents
+from worldline.encoding.encode import encode as encode_latents
 from worldline.families.card import ModelCard
 from worldline.families.load import load_forecaster
 from worldline.families.sample import LoadOptions

@@ -15,7 +15,7 @@ from data_builders import write_lerobot
 from worldline import builtin
 from worldline.builtin import located, stored
 from worldline.data.clips import DataConfig
-from worldline.encoding.tokens import tokenize
+from worldline.encoding.encode import tokenize
 from worldline.evaluation.held_out import DataChoice, split_of
 from worldline.families.card import ModelCard, card_of, describe_model
 from worldline.families.config import TrainConfig, read_config

@@ -14,7 +14,8 @@ from latent_builders import PATTERN, small_vae, world_run
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips, source_windows
-from worldline.encoding.latents import EncodeReport, encode
+from worldline.encoding.convert import Made
+from worldline.encoding.encode import encode
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.evaluation.rows import Judged
@@ -45,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def encode_into(root: Path, out: Path, split: str = "train", **changes: object) -> EncodeReport:
+def encode_into(root: Path, out: Path, split: str = "train", **changes: object) -> Made:
     options: dict[str, object] = {
         "fingerprint": fingerprint(root / "vae"),
         "episodes": [0, 1, 2],
@@ -96,7 +97,7 @@ def test_a_killed_encoding_is_refused_then_carried_on(place: Path, tmp_path: Pat
     (out / "latents_1.npy").unlink()
     with pytest.raises(DataError, match="2 episodes, encoding unfinished"):
         open_source(out)
-    assert encode_into(place, out).reused == 2
+    assert encode_into(place, out).counts["reused"] == 2
     assert {p.name: p.read_bytes() for p in out.iterdir()} == expected
 
 

@@ -19,8 +19,7 @@ from worldline.data.clips import DataConfig, check_held_out
 from worldline.data.info import inspect
 from worldline.data.splits import Recordings, recording_of, recordings
 from worldline.encoding.convert import convert
-from worldline.encoding.latents import encode
-from worldline.encoding.tokens import tokenize
+from worldline.encoding.encode import encode, tokenize
 from worldline.formats.onex.write import finish_shards, write_raw_shard
 from worldline.formats.open import open_source
 from worldline.rundir import RunDir, read_model

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
-from worldline.encoding.tokens import TokenizeReport, tokenize
+from worldline.encoding.convert import Made
+from worldline.encoding.encode import tokenize
 from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.family import Prepared
@@ -52,7 +53,7 @@ def _source(root: Path, lengths: tuple[int, ...] = LENGTHS) -> Source:
     return open_source(root)
 
 
-def _run(source: Source, out: Path, **changes: object) -> TokenizeReport:
+def _run(source: Source, out: Path, **changes: object) -> Made:
     settings = {"fingerprint": "one", "episodes": range(len(source.episodes)), "tokenizer": small_tokenizer()} | changes
     return tokenize(source, out=out, **settings)  # pyright: ignore[reportArgumentType]
 
@@ -87,26 +88,26 @@ def test_each_phase_is_a_segment_that_starts_later(tmp_path: Path) -> None:
     assert made.tokens is not None
     assert_tokens_agree(made.tokens, tokenizer.encode(later.frames[None])[0])
     assert torch.equal(made.states, later.states)
-    assert (report.blocks, report.frames, report.frames_left_out) == (5, 85, 9)
+    assert (report.counts["blocks"], report.counts["frames"], report.counts["frames_left_out"]) == (5, 85, 9)
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     source = _source(tmp_path / "raw")
     report = _run(source, tmp_path / "out")
-    assert (report.episodes, report.blocks, report.frames) == (4, 6, 102)
-    assert report.frames_left_out == 0 + 6 + 3 + 10
-    assert report.episodes_too_short == 2
+    assert (report.counts["episodes"], report.counts["blocks"], report.counts["frames"]) == (4, 6, 102)
+    assert report.counts["frames_left_out"] == 0 + 6 + 3 + 10
+    assert report.counts["episodes_too_short"] == 2
     twice = _run(source, tmp_path / "twice", start_offsets=2)
-    assert twice.blocks == 6 + (2 + 1)
-    assert twice.frames_left_out == 19 + (9 + 15 + 12 + 2)
-    assert twice.episodes_too_short == 2
+    assert twice.counts["blocks"] == 6 + (2 + 1)
+    assert twice.counts["frames_left_out"] == 19 + (9 + 15 + 12 + 2)
+    assert twice.counts["episodes_too_short"] == 2
 
 
 def test_only_chosen_episodes_are_tokenized(tmp_path: Path) -> None:
     source = _source(tmp_path / "raw")
     report = _run(source, tmp_path / "out", episodes=[1])
     tokens = open_source(tmp_path / "out")
-    assert (report.episodes, report.blocks) == (1, 2)
+    assert (report.counts["episodes"], report.counts["blocks"]) == (1, 2)
     assert torch.equal(tokens.read(0, 0, 34).states, source.read(1, 0, 34).states)
 
 
@@ -124,7 +125,7 @@ def test_augmented_phases_are_crops_of_their_own(tmp_path: Path) -> None:
     for name in ("one", "two"):
         _run(source, tmp_path / name, start_offsets=34, augment=augment, size=16)
     assert _digests(tmp_path / "one") == _digests(tmp_path / "two")
-    assert _run(source, tmp_path / "one", start_offsets=34, augment=augment, size=16).reused == 2
+    assert _run(source, tmp_path / "one", start_offsets=34, augment=augment, size=16).counts["reused"] == 2
     tokens = open_source(tmp_path / "one")
     # 34 start_offsets are two passes over the 17 starts: pass p begins at frame p // 2
     passes = [tokens.read(i, 0, 34) for i in (0, 1, 34, 35)]
@@ -149,7 +150,7 @@ def test_augmenting_oblong_frames_needs_a_size(tmp_path: Path) -> None:
     assert source.image_size == (16, 24)
     with pytest.raises(UsageError, match=r"--data\.image-size"):
         _run(source, tmp_path / "out", augment=augment)
-    assert _run(source, tmp_path / "out", augment=augment, size=16).blocks == 2
+    assert _run(source, tmp_path / "out", augment=augment, size=16).counts["blocks"] == 2
 
 
 @pytest.mark.parametrize(
@@ -164,15 +165,18 @@ def test_killed_between_shards_it_goes_on_where_it_stopped(tmp_path: Path, lost:
     untouched = (out / "videos/video_0.bin").stat().st_mtime_ns
     again = _run(source, out)
     assert _digests(out) == whole
-    assert (first.reused, again.reused) == (0, 3)
+    assert (first.counts["reused"], again.counts["reused"]) == (0, 3)
     assert (out / "videos/video_0.bin").stat().st_mtime_ns == untouched
-    assert (again.frames, again.frames_left_out) == (first.frames, first.frames_left_out)
+    assert (again.counts["frames"], again.counts["frames_left_out"]) == (
+        first.counts["frames"],
+        first.counts["frames_left_out"],
+    )
 
 
 def test_run_again_it_writes_nothing_anew(tmp_path: Path) -> None:
     source = _source(tmp_path / "raw")
     _run(source, tmp_path / "out")
-    assert _run(source, tmp_path / "out").reused == 4
+    assert _run(source, tmp_path / "out").counts["reused"] == 4
 
 
 @pytest.mark.parametrize(

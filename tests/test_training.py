@@ -409,14 +409,15 @@ def test_more_pieces_than_clips_are_refused_before_anything_is_written(tmp_path:
 
 
 def test_a_batch_is_cut_in_order_and_not_into_nothing(tmp_path: Path) -> None:
-    clips = open_clips(_world(tmp_path).data, "train")
+    config = _world(tmp_path)
+    clips = open_clips(config.data, "train")
     batch = next(Loader(clips, 5, seed=0).iterate(3, 4))
     parts = list(Loader(clips, 5, seed=0, pieces=3).iterate(3, 4))
     assert [len(part) for part in parts] == [2, 1, 2]
     assert torch.equal(join(parts).states, batch.states)
     assert join(parts).origins == batch.origins
-    with pytest.raises(UsageError, match="5 clips cannot be cut into 6"):
-        Loader(clips, 5, seed=0, pieces=6)
+    with pytest.raises(UsageError, match="at most the batch of 5"):
+        replace(config, batch_size=5, accumulate=6)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """`worldline data info|convert|tokenize|encode|twin`: inspect data, convert them, make some."""
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, ClassVar, Union
 
 import tyro
 
@@ -14,8 +14,7 @@ from worldline.contract import FramePattern
 from worldline.data.clips import Side
 from worldline.data.info import Info, inspect
 from worldline.encoding.convert import Made, convert
-from worldline.encoding.latents import encode
-from worldline.encoding.tokens import tokenize
+from worldline.encoding.encode import encode, tokenize
 from worldline.families.tokenizers import fingerprint, load_tokenizer, load_vae
 from worldline.formats.checks import summarise
 from worldline.formats.choose import choose_episodes, only
@@ -29,6 +28,8 @@ from worldline.rundir import to_json
 from worldline.twin.generate import TwinConfig, generate
 
 EXAMPLES = """
+Under torchrun, the processes that convert, tokenize or encode share the episodes.
+
 Examples:
   worldline data info twin-mini
   worldline data info MY_LEROBOT_SET --conditioning action --json
@@ -95,7 +96,7 @@ class Making(Opening, Checked):
             warn(implausible(source, chosen))
         with Ranks.start(getattr(self, "device", "cpu")) as ranks, Progress() as progress:
             done = self.make(source, chosen, size=self.size, ranks=ranks, progress=progress.named("making episodes"))
-        show(to_json(type(done), done), text=str(done), as_json=self.json)
+        show({"folder": str(done.folder), **done.counts}, text=str(done), as_json=self.json)
 
     def make(self, source: Source, chosen: tuple[int, ...], *, ranks: Ranks, **how: Any) -> Made:
         raise NotImplementedError
@@ -103,7 +104,7 @@ class Making(Opening, Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertJob(Making):
-    """Write any source of frames in the 1X raw layout. Under torchrun, every process takes a share of the episodes."""
+    """Write any source of frames in the 1X raw layout."""
 
     def make(self, source: Source, chosen: tuple[int, ...], **how: Any) -> Made:
         return convert(only(source, chosen), self.out, **how)
@@ -111,52 +112,42 @@ class ConvertJob(Making):
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding(Making):
-    """Frames go through a tokenizer or a VAE."""
+    """Frames go through a tokenizer or a VAE: `load` reads it, `by` puts them through it."""
 
+    load: ClassVar[Any]
+    by: ClassVar[Any]
     tokenizer: Path
     """Run or model folder of ours; a folder with Cosmos' encoder.jit and decoder.jit; Wan2.2's folder or file."""
     device: str = "auto"
 
     def make(self, source: Source, chosen: tuple[int, ...], *, ranks: Ranks, **how: Any) -> Made:
         place, device = builtin.resolve(self.tokenizer), ranks.device(self.device)
+        own = {field.name for field in fields(self)} - {field.name for field in fields(Encoding)}
         how |= {"episodes": chosen, "fingerprint": fingerprint(place), "device": device, "ranks": ranks}
-        return self.encode(source, place, **how)
-
-    def encode(self, source: Source, place: Path, *, device: Any, **how: Any) -> Made:
-        raise NotImplementedError
+        return self.by(
+            source, self.load(place).to(device), self.out, **how, **{name: getattr(self, name) for name in own}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeJob(Encoding):
-    """Write any source of frames as tokens in the 1X token layout.
+    """Write any source of frames as tokens in the 1X token layout."""
 
-    Under torchrun, every process takes a share of the episodes.
-    """
-
+    load, by = staticmethod(load_tokenizer), staticmethod(tokenize)
     start_offsets: int = 1
     """Start offsets per episode, at even distances within a block: more places for a world to start from."""
-
-    def encode(self, source: Source, place: Path, *, device: Any, **how: Any) -> Made:
-        tokenizer = load_tokenizer(place).to(device)
-        return tokenize(source, tokenizer, self.out, device=device, start_offsets=self.start_offsets, **how)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeJob(Encoding):
-    """Write any source of frames as windows of continuous latents, to train a world on without decoding video.
+    """Write any source of frames as windows of continuous latents, to train a world on without decoding video."""
 
-    Under torchrun, every process takes a share of the episodes.
-    """
-
+    load, by = staticmethod(load_vae), staticmethod(encode)
     pattern: FramePattern = field(default_factory=FramePattern.report_77)
     """Which frames of a window are encoded; 77 -> 21 as in the report if not given."""
     window_stride: int = 8
     """Frames between the starts of successive windows."""
     batch_size: int = 8
-
-    def encode(self, source: Source, place: Path, *, device: Any, **how: Any) -> Made:
-        how |= {name: getattr(self, name) for name in ("pattern", "window_stride", "batch_size")}
-        return encode(source, load_vae(place).to(device), self.out, device=device, **how)
 
 
 @dataclass(frozen=True, kw_only=True)

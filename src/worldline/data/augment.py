@@ -3,7 +3,6 @@
 Tokenizers take all of it, worlds everything but flips: a flipped image no longer shows the states beside it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -79,7 +78,8 @@ def augment_frames(
     side = max(1, round(min(height, width) * rng.uniform(*config.crop_scale)))
     top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
     flip = rng.random() < config.flip
-    gains = [rng.uniform(1 - x, 1 + x) for x in (config.brightness, config.contrast, config.saturation)]
+    limits = (config.brightness, config.contrast, config.saturation)
+    brightness, contrast, saturation = (rng.uniform(1 - limit, 1 + limit) for limit in limits)
 
     def placed(frames: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 size size"]:
         cropped = frames[..., top : top + side, left : left + side]
@@ -87,20 +87,11 @@ def augment_frames(
             cropped = functional.interpolate(cropped, size=(size, size), mode="bilinear", antialias=True)
         return cropped.flip(-1) if flip else cropped
 
-    made = placed(frames)
-    return _recolour(made, made[0] if first is None else placed(first[None])[0], gains)
-
-
-def _recolour(
-    frames: UInt8[Tensor, "t 3 h w"], first: UInt8[Tensor, "3 h w"], gains: Sequence[float]
-) -> UInt8[Tensor, "t 3 h w"]:
-    """One affine map of RGB holds all three gains, so pixels are touched once."""
-    brightness, contrast, saturation = gains
-    grey = torch.tensor([0.299, 0.587, 0.114])
-    mean = float(first.float().mean(dim=(1, 2)) @ grey)
+    made, grey = placed(frames), torch.tensor([0.299, 0.587, 0.114])
+    mean = float((made[0] if first is None else placed(first[None])[0]).float().mean(dim=(1, 2)) @ grey)
+    # One affine map of RGB holds all three gains, so pixels are touched once.
     matrix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * grey.expand(3, 3))
-    offset = brightness * (1 - contrast) * mean
-    pixels = rearrange(frames, "t c h w -> c (t h w)").float()
-    mixed = torch.addmm(torch.full((1, 1), offset), matrix, pixels)
+    offset = torch.full((1, 1), brightness * (1 - contrast) * mean)
+    mixed = torch.addmm(offset, matrix, rearrange(made, "t c h w -> c (t h w)").float())
     mixed = mixed.add_(0.5).clamp_(0, 255).to(torch.uint8)
-    return rearrange(mixed, "c (t h w) -> t c h w", t=frames.shape[0], h=frames.shape[2]).contiguous()
+    return rearrange(mixed, "c (t h w) -> t c h w", t=len(made), h=size).contiguous()

@@ -43,9 +43,13 @@ class CachedSource(Source):
         """Copy frames from the map. Raises `DataError` where the episode was not cached."""
         check_window(self.episodes[episode], start, stop)
         assert self.image_size is not None, "frames are cached"
-        path, shape = _file(self.folder, episode), (self.episodes[episode].length, 3, *self.image_size)
-        table = mapped_npy(path, np.uint8, shape, what="cached frames", fix="Delete it and cache again.")
+        shape = (self.episodes[episode].length, 3, *self.image_size)
+        table = mapped_npy(self.file(episode), np.uint8, shape, what="cached frames", fix="Delete it and cache again.")
         yield torch.from_numpy(np.array(table[start:stop]))
+
+    def file(self, episode: int) -> Path:
+        """The frames of an episode."""
+        return self.folder / f"episode_{episode:06d}.npy"
 
 
 def cached_frames(
@@ -65,13 +69,15 @@ def cached_frames(
     """
     source.video_size()
     place = folder / f"{footage_of(source, range(len(source.episodes)))[:16]}-{size}px"
+    same: dict[str, Any] = {field.name: getattr(source, field.name) for field in fields(Source)}
+    cached = CachedSource(**same | {"image_size": (size, size)}, inner=source, folder=place)
     chosen, ranks = range(len(source.episodes)) if episodes is None else episodes, ranks or Ranks()
 
     def done(episode: int) -> bool:
-        return _file(place, episode).exists()
+        return cached.file(episode).exists()
 
     def make(episode: int) -> None:
-        with npy_rows(_file(place, episode), "uint8", (source.episodes[episode].length, 3, size, size)) as append:
+        with npy_rows(cached.file(episode), "uint8", (source.episodes[episode].length, 3, size, size)) as append:
             for chunk in frame_chunks(source, episode, size=size):
                 append(chunk.numpy())
 
@@ -79,13 +85,7 @@ def cached_frames(
         claim = Claim(file="cache.json", key={"kind": source.kind, "size": size}, what="frames")
         with ranks.owning(place, claim=claim, wait=True):
             ranks.made(chosen, make, done=done, progress=progress)
-    same: dict[str, Any] = {field.name: getattr(source, field.name) for field in fields(Source)}
-    same["image_size"] = (size, size)
-    return CachedSource(**same, inner=source, folder=place)
-
-
-def _file(folder: Path, episode: int) -> Path:
-    return folder / f"episode_{episode:06d}.npy"
+    return cached
 
 
 def frame_chunks(source: Source, episode: int, *, size: int | None) -> Iterator[UInt8[Tensor, "t 3 h w"]]:

@@ -148,8 +148,6 @@ class Clips(Sequence[Clip]):
     def __getitem__(self, key: int | tuple[int, int]) -> Clip:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Read clip `key`, or clip `key[0]` augmented with seed `key[1]`. Raises what `Source.read` raises."""
         number, seed = key if isinstance(key, tuple) else (key, None)
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"clip {number} of {len(self)}")
         start = int(self.windows.start[number])
         clip = self.source.read(int(self.windows.episode[number]), start, start + self.pattern.window)
         frames, fps = clip.frames, clip.fps / self.pattern.stride
@@ -179,12 +177,9 @@ def open_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]
 
     Raises what `open_source` and `choose_episodes` raise.
     """
-    text = config.train_episodes if split == "train" else config.val_episodes
-    if split == "val" and config.val_path is not None:
-        source = config.open(config.val_path)
-        return source, choose_episodes(source, text)
-    source = config.open(config.path)
-    return source, choose_episodes(source, text, exclude=config.exclude_episodes)
+    text, elsewhere = (config.train_episodes, None) if split == "train" else (config.val_episodes, config.val_path)
+    source = config.open(elsewhere or config.path)
+    return source, choose_episodes(source, text, exclude=() if elsewhere else config.exclude_episodes)
 
 
 def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) -> Recordings:

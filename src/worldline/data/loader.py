@@ -61,12 +61,6 @@ class Loader:
     num_workers: int = 0
     pieces: int = 1
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.pieces <= self.batch_size:
-            raise UsageError(
-                f"a batch of {self.batch_size} clips cannot be cut into {self.pieces} pieces; lower --accumulate"
-            )
-
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Pieces of the batches of steps `start .. stop-1`, read ahead by the workers.
 

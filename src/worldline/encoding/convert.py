@@ -25,13 +25,12 @@ class Made:
     """A folder that was made of a source."""
 
     folder: Path
-    episodes: int
-    reused: int
-    """Episodes that were there already."""
+    counts: dict[str, int]
+    """Of `episodes`, of those that were `reused` because they were there already, and of what was made of them."""
 
     def __str__(self) -> str:
-        counts = [f"{count} {name.replace('_', ' ')}" for name, count in vars(self).items() if name != "folder"]
-        return f"{self.folder}: {', '.join(counts)}"
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
+        return f"{self.folder}: {counts}"
 
     def open(self) -> Source:
         """The result, to train on."""
@@ -46,18 +45,20 @@ def fill(
     size: int | None,
     claim: tuple[str, str],
     settings: Mapping[str, Any],
+    counts: Mapping[str, int],
     make: Callable[[Path, int], None],
     done: Callable[[Path, int], bool],
     finish: Callable[..., None],
     ranks: Ranks | None = None,
     in_cache: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Make a folder of some episodes; returns the fields of `Made`. Several ranks share them, each must call this.
+) -> Made:
+    """Make a folder of some episodes. Several ranks share them, each must call this.
 
     Args:
         claim: the file that says what the folder depends on, and its content for messages.
         settings: what it depends on, besides the source, the episodes and the size of frames.
+        counts: what there will be in it, for the result.
         make: makes one of `range(len(episodes))`, `done` says whether it is made, `finish` notes the source at last.
         in_cache: into a folder of `out` that is named after all that the result depends on. Where another job is
             filling it, that is waited for instead of refused.
@@ -82,27 +83,17 @@ def fill(
                 "left_out": list(source.left_out),
             }
             finish(out, provenance=depends | noted)
-    return {"folder": out, "episodes": len(episodes), "reused": reused}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertReport(Made):
-    """The result of a conversion."""
-
-    frames: int
-    bytes: int
-    """Size of the whole folder."""
-    left_out: int
-    """Episodes that the source lists and does not give."""
+    return Made(folder=out, counts={"episodes": len(episodes), "reused": reused, **counts})
 
 
 def convert(
     source: Source, out: Path, *, size: int | None, ranks: Ranks | None = None, progress: Progress | None = None
-) -> ConvertReport:
+) -> Made:
     """Write every episode of a source to `out` as one shard of 1X raw video at `size` px (None: as stored).
 
     A killed run leaves a folder without `metadata.json`, which readers refuse; the next call goes on from
-    there. A few dozen frames are held in memory at a time. Raises what `fill` raises.
+    there. A few dozen frames are held in memory at a time. Raises what `fill` raises. Counts `frames`, and the episodes
+    `left_out` that the source lists and does not give.
     """
     lengths = [episode.length for episode in source.episodes]
 
@@ -117,10 +108,18 @@ def convert(
             fps=source.fps,
         )
 
-    counts = {"num_shards": len(lengths), "num_images": sum(lengths)}
-    finish = partial(finish_shards, **counts, fps=source.fps, layout=source.layout)
-    made = {"make": make, "done": shard_done, "finish": finish, "ranks": ranks, "progress": progress}
-    claim = ("conversion.json", "a conversion")
-    done = fill(out, source, range(len(lengths)), size=size, claim=claim, settings={}, **made)
-    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return ConvertReport(**done, frames=sum(lengths), bytes=written, left_out=len(source.left_out))
+    total = {"num_shards": len(lengths), "num_images": sum(lengths)}
+    return fill(
+        out,
+        source,
+        range(len(lengths)),
+        size=size,
+        claim=("conversion.json", "a conversion"),
+        settings={},
+        counts={"frames": sum(lengths), "left_out": len(source.left_out)},
+        make=make,
+        done=shard_done,
+        finish=partial(finish_shards, **total, fps=source.fps, layout=source.layout),
+        ranks=ranks,
+        progress=progress,
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, open_clips, open_split
-from worldline.encoding.tokens import tokenize
+from worldline.encoding.encode import tokenize
 from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.family import (

@@ -33,7 +33,7 @@ class TrainConfig(Checked):
     """The prompt, encoded by `worldline text`; without it the prompt is a row of zeros."""
     start_offsets: int = 4
     """How often each episode is tokenized for training, each time from another frame on, and with `data.augment` each
-    time with its own crop and colours (see worldline.encoding.tokens)."""
+    time with its own crop and colours (see worldline.encoding.encode)."""
     init_from: Path | None = None
     """Run or model folder with the weights to start from, for example a tokenizer trained on the twin."""
     steps: Natural = 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, open_clips, open_split
-from worldline.encoding.latents import encode
+from worldline.encoding.encode import encode
 from worldline.families.card import Base, ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.family import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from worldline.data.loader import PREFETCH, clip_bytes, clips_in_part
-from worldline.encoding.tokens import blocks_at_once
+from worldline.encoding.encode import blocks_at_once
 from worldline.families.card import ModelCard
 from worldline.families.family import WorldKind
 from worldline.families.sample import SampleOptions

@@ -59,15 +59,8 @@ class Waypoint(NamedTuple):
     """Of the hand, 0 open .. 1 closed."""
 
 
-def to_local(point: Point, base: Point) -> Point:
-    """A point of the world as seen from a base at `(x, y, heading)`; heights stay."""
-    x, y = point[:2] - base[:2]
-    cos, sin = np.cos(base[2]), np.sin(base[2])
-    return np.array([cos * x + sin * y, cos * y - sin * x, point[2]])
-
-
 def to_world(point: Point, base: Point) -> Point:
-    """A point given from a base at `(x, y, heading)` in the world; the inverse of `to_local`."""
+    """A point given from a base at `(x, y, heading)` in the world."""
     cos, sin = np.cos(base[2]), np.sin(base[2])
     x, y, z = point
     return np.array([base[0] + cos * x - sin * y, base[1] + sin * x + cos * y, z])
@@ -148,25 +141,19 @@ class Behaviour:
         return Move(pose, pose, begin=0.0, duration=self._rng.uniform(0.01, 0.25))
 
     def _next_move(self, side: Side) -> Move:
+        """The move to the arm's next waypoint; where that is out of reach, to another point in view."""
         if not self._agendas[side]:
             self._new_activity(side)
-        waypoint, before = self._agendas[side].popleft(), self._moves[side].goal
-        goal = np.append(self._angles(side, waypoint), waypoint.closure)
-        return Move(before, goal, begin=self._time, duration=waypoint.duration)
-
-    def _angles(self, side: Side, waypoint: Waypoint) -> Float64[np.ndarray, "7"]:
-        """The arm's angles at a waypoint; where its point is out of reach, those of another point in view."""
-        if len(waypoint.where) == 7:
-            return waypoint.where
-        arrival = self._time + waypoint.duration
-        base, command = self._base_at(arrival), self._pose(arrival)
-        joints = arm_slice(side)
-        command[joints] = 0.5 * self._moves[side].goal[:7] + 0.5 * neutral()[joints]
-        angles, distance = self._simulation.reach(side, waypoint.where, command, base)
-        if distance > REACH_TOLERANCE:
-            self._agendas[side].clear()
-            angles, _ = self._simulation.reach(side, to_world(self._hover_point(side), base), command, base)
-        return angles
+        where, duration, closure = self._agendas[side].popleft()
+        before, arrival = self._moves[side].goal, self._time + duration
+        if len(where) != 7:
+            target, base, command = where, self._base_at(arrival), self._pose(arrival)
+            command[arm_slice(side)] = 0.5 * before[:7] + 0.5 * neutral()[arm_slice(side)]
+            where, distance = self._simulation.reach(side, target, command, base)
+            if distance > REACH_TOLERANCE:
+                self._agendas[side].clear()
+                where, _ = self._simulation.reach(side, to_world(self._hover_point(side), base), command, base)
+        return Move(before, np.append(where, closure), begin=self._time, duration=duration)
 
     def _new_activity(self, side: Side) -> None:
         weights = np.array(list(self._activities.values()))
@@ -179,8 +166,9 @@ class Behaviour:
     def _push(self, side: Side) -> list[Waypoint]:
         """Beside an object on the table, then through where it stands, then up. Sweep if there is none."""
         base, sign = self._simulation.base(), SIDES[side]
-        objects = [to_local(point, base) for point in self._simulation.objects()]
-        near = [(x, y, z) for x, y, z in objects if z > self._table_top and 0.2 < x < 0.8 and -0.15 < sign * y < 0.5]
+        x, y, z = self._simulation.objects().T - [[base[0]], [base[1]], [0]]
+        ahead = np.stack([np.cos(base[2]) * x + np.sin(base[2]) * y, np.cos(base[2]) * y - np.sin(base[2]) * x, z], 1)
+        near = [(x, y, z) for x, y, z in ahead if z > self._table_top and 0.2 < x < 0.8 and -0.15 < sign * y < 0.5]
         if not near:
             return self._sweep(side)
         target = np.array(near[self._rng.integers(len(near))])

@@ -143,10 +143,10 @@ def _written(out: Path, config: TwinConfig, episodes: list[int], workers: int) -
 
 def _write_episode(out: Path, config: TwinConfig, episode: int) -> None:
     recording = record_episode(config, episode)
-    physics: dict[str, Any] = {"scene": json.dumps(asdict(recording.scene))}
-    physics |= {name: getattr(recording, name) for name in ("commands", "objects", "snapshots")}
-    write_npz(_physics(out, episode), physics | {"every": config.snapshot_every})
-    seen, segments = {"frames": recording.frames, "states": recording.states}, np.zeros(config.frames, dtype=np.int32)
+    physics = {name: getattr(recording, name) for name in ("commands", "objects", "snapshots")}
+    scene = json.dumps(asdict(recording.scene))
+    write_npz(_physics(out, episode), {"scene": scene, **physics, "every": config.snapshot_every})
+    seen, segments = {"frames": recording.frames, "states": recording.states}, np.zeros(config.frames, np.int32)
     write_raw_shard(out, episode, **seen, segments=segments, fps=float(config.fps))
 
 

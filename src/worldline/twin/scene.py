@@ -16,6 +16,12 @@ from worldline.twin.robot import MODEL
 
 Colour = tuple[float, ...]
 """Red, green and blue, 0..1."""
+TABLES = {
+    "wood": ((0.05, 0.2, 0.42), (0.11, 0.4, 0.6)),
+    "pale": ((0.0, 0.0, 0.45), (1.0, 0.1, 0.62)),
+    "painted": ((0.0, 0.15, 0.4), (1.0, 0.35, 0.58)),
+}
+"""Ranges of their colours: hue, saturation and value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +41,15 @@ def random_scene(rng: Generator) -> Scene:
     top = rng.uniform(0.84, 0.94)
     near = rng.uniform(0.34, 0.40)
     objects = _objects(rng, top, near)
+    x, y = rng.uniform(-0.6, 0.6, 2)
+    strength = f'diffuse="{_numbers(rng.uniform(0.2, 0.3) * rng.uniform(0.9, 1.0, 3))}"'
+    light = f'<light directional="true" pos="0 0 3" dir="{x} {y} -1" {strength} specular="0 0 0" castshadow="false"/>'
     # The robot comes first: its base then has the first three entries of qpos and qvel.
-    things = [_light(rng), *_room(rng), *_table(rng, top, near), *objects]
+    things = [light, *_room(rng), *_table(rng, top, near), *objects]
     hue = rng.choice([rng.uniform(0.05, 0.12), rng.random()])
     floor = hsv_to_rgb(hue, rng.uniform(0.03, 0.2), rng.uniform(0.38, 0.52))
-    surfaces = _surface(rng, "floor", floor) + _surface(rng, "table", _table_colour(rng))
+    surfaces = _surface(rng, "floor", floor)
+    surfaces += _surface(rng, "table", hsv_to_rgb(*rng.uniform(*TABLES[rng.choice([*TABLES])])))
     ambient, diffuse = rng.uniform((0.5, 0.2), (0.62, 0.28))
     text = MODEL.read_text(encoding="utf-8")
     xml = text[text.index("<mujoco") :].rstrip()
@@ -53,40 +63,31 @@ def random_scene(rng: Generator) -> Scene:
     return Scene(xml=xml, objects=tuple(f"OBJECT_{i}" for i in range(len(objects))), table_top=top)
 
 
-def _light(rng: Generator) -> str:
-    x, y = rng.uniform(-0.6, 0.6, 2)
-    strength = _numbers(rng.uniform(0.2, 0.3) * rng.uniform(0.9, 1.0, 3))
-    look = f'diffuse="{strength}" specular="0 0 0" castshadow="false"'
-    return f'<light directional="true" pos="0 0 3" dir="{x} {y} -1" {look}/>'
-
-
 def _room(rng: Generator) -> list[str]:
-    """Floor, four walls and a ceiling, each of one colour, and a few flat or boxy things along the walls."""
+    """Floor, ceiling and four walls, each of one colour; in the wall's tones, a few flat or boxy things along them.
+
+    On the wall ahead a poster or window and at most one cupboard, on a side wall a door.
+    """
     front, back, left, right, height = *rng.uniform((1.5, 1.2, 1.4, 1.4), (2.8, 2.2, 2.6, 2.6)), 2.8
     wall = hsv_to_rgb(rng.random(), rng.uniform(0.03, 0.25), rng.uniform(0.52, 0.72))
-    paint = partial(_nearby, rng, wall)
+    tone = partial(_nearby, rng, wall)
     middle, side, up = (front - back) / 2, (left - right) / 2, height / 2
     half, width = (front + back) / 2 + 0.1, (left + right) / 2 + 0.1
-    return [
+    things = [
         _box((middle, side, -0.05), (half, width, 0.05), "floor"),
         _box((middle, side, height), (half, width, 0.05), (0.9, 0.9, 0.88)),
         _box((front + 0.05, side, up), (0.05, width, up), wall),
-        _box((-back - 0.05, side, up), (0.05, width, up), paint()),
-        _box((middle, left + 0.05, up), (half, 0.05, up), paint()),
-        _box((middle, -right - 0.05, up), (half, 0.05, up), paint()),
-        *_decoration(rng, paint, front, (left, -right)),
+        _box((-back - 0.05, side, up), (0.05, width, up), tone()),
+        _box((middle, left + 0.05, up), (half, 0.05, up), tone()),
+        _box((middle, -right - 0.05, up), (half, 0.05, up), tone()),
     ]
-
-
-def _decoration(rng: Generator, tone: "partial[Colour]", front: float, sides: tuple[float, float]) -> list[str]:
-    """A poster or window and at most one cupboard on the wall ahead, a door on a side wall, in the wall's tones."""
     y, z, half_width, half_height = rng.uniform((-0.8, 1.4, 0.3, 0.25), (0.8, 1.8, 0.6, 0.45))
-    things = [_box((front, y, z), (0.02, half_width, half_height), tone(rng.uniform(0.75, 1.15)))]
+    things.append(_box((front, y, z), (0.02, half_width, half_height), tone(rng.uniform(0.75, 1.15))))
     for sign in rng.permutation([-1, 1])[: rng.integers(0, 2)]:
         depth, half_width, half_height = rng.uniform((0.15, 0.25, 0.4), (0.3, 0.5, 0.95))
         position = (front - depth, y + sign * rng.uniform(0.9, 1.2), half_height)
         things.append(_box(position, (depth, half_width, half_height), tone(rng.uniform(0.65, 0.95))))
-    wall_y, door = sides[0] if rng.random() < 0.5 else sides[1], tone(rng.uniform(0.75, 1.05))
+    wall_y, door = left if rng.random() < 0.5 else -right, tone(rng.uniform(0.75, 1.05))
     return [*things, _box((rng.uniform(0.4, 1.0), wall_y, 1.0), (0.45, 0.02, 1.0), door)]
 
 
@@ -160,15 +161,6 @@ def _surface(rng: Generator, name: str, colour: Colour) -> str:
     return f"""
     <texture name="{name}" type="2d" builtin="gradient" {colours} width="64" height="64"/>
     <material name="{name}" texture="{name}" specular="0"/>"""
-
-
-def _table_colour(rng: Generator) -> Colour:
-    ranges = {
-        "wood": ((0.05, 0.2, 0.42), (0.11, 0.4, 0.6)),
-        "pale": ((0.0, 0.0, 0.45), (1.0, 0.1, 0.62)),
-        "painted": ((0.0, 0.15, 0.4), (1.0, 0.35, 0.58)),
-    }
-    return hsv_to_rgb(*rng.uniform(*ranges[rng.choice([*ranges])]))
 
 
 def _nearby(rng: Generator, colour: Colour, scale: float = 1.0) -> Colour:

@@ -1,12 +1,13 @@
-"""Turn any source of frames into a 1X token folder, once. Resumable; keyed by source, tokenizer and settings.
+"""What a tokenizer makes of any source of frames, once, on disk: tokens, or windows of latents. Resumable.
 
-One shard per source episode. Within it, one segment per start offset: the episode from that frame on, cut to whole
-blocks. More start offsets give a world more places to start from without a new format: to a reader they are segments.
-With augmentation each start offset also has its own crop and colours: a world then sees every scene in many framings.
+Tokens are a 1X token folder of one shard per episode. Within it, one segment per start offset: the episode from that
+frame on, cut to whole blocks. More start offsets give a world more places to start from without a new format: to a
+reader they are segments. With augmentation each start offset also has its own crop and colours: a world then sees every
+scene in many framings.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,29 +17,20 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, frame_chunks, frame_runs
+from worldline.data.clips import some_windows
 from worldline.encoding.convert import Made, fill
+from worldline.formats import encoded
 from worldline.formats.onex.write import finish_shards, shard_done, token_shard
 from worldline.formats.source import Source
 from worldline.ranks import Ranks
-from worldline.schema import TokenGrid, UsageError
+from worldline.schema import LatentGrid, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
 _BLOCKS = 16
 """Blocks of 256x256 that are read at once, and of smaller frames."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizeReport(Made):
-    """Counts of written and left-out data."""
-
-    blocks: int
-    frames: int
-    frames_left_out: int
-    """Frames behind the last whole block of every start offset, summed."""
-    episodes_too_short: int
-    """Episodes without two adjacent blocks; they are in the folder but give no sample."""
 
 
 def tokenize(
@@ -55,7 +47,7 @@ def tokenize(
     ranks: Ranks | None = None,
     in_cache: bool = False,
     progress: Progress | None = None,
-) -> TokenizeReport:
+) -> Made:
     """Tokenize episodes of a frame source into `out`. If it is killed, the same call continues.
 
     Args, besides those of `worldline.encoding.convert.fill`:
@@ -66,6 +58,8 @@ def tokenize(
         augment: crop and recolour each start offset of each episode in its own way, a pure function of their numbers.
         device: where the tokenizer is; None is the CPU.
 
+    Counts `blocks`, `frames`, `frames_left_out` (behind the last whole block of every start offset, summed) and
+    `episodes_too_short` (without two adjacent blocks; they are in the folder but give no sample).
     Raises what `fill` raises, and `UsageError` where augmentation flips frames or meets oblong ones without a `size`.
     """
     height, width = source.video_size(size)
@@ -91,27 +85,85 @@ def tokenize(
                 put(piece.block, rearrange(tokens, "(n l) gh gw -> n l gh gw", l=grid.latents_per_block))
 
     frames = sum(stop - start for found in spans for start, stop in found)
-    counts = {"num_shards": len(episodes), "num_images": frames}
-    done = fill(
+    total = {"num_shards": len(episodes), "num_images": frames}
+    return fill(
         out,
         source,
         episodes,
         size=size,
         claim=("tokenize.json", "tokens"),
         settings={"tokenizer": fingerprint, "start_offsets": start_offsets, "augment": augment and asdict(augment)},
+        counts={
+            "blocks": frames // grid.block,
+            "frames": frames,
+            "frames_left_out": sum(max(0, length - offset) for length in lengths for offset in offsets) - frames,
+            "episodes_too_short": sum(all(b - a < 2 * grid.block for a, b in found) for found in spans),
+        },
         make=make,
         done=shard_done,
-        finish=partial(finish_shards, **counts, fps=source.fps, layout=source.layout, grid=grid),
+        finish=partial(finish_shards, **total, fps=source.fps, layout=source.layout, grid=grid),
         ranks=ranks,
         in_cache=in_cache,
         progress=progress,
     )
-    return TokenizeReport(
-        **done,
-        blocks=frames // grid.block,
-        frames=frames,
-        frames_left_out=sum(max(0, length - offset) for length in lengths for offset in offsets) - frames,
-        episodes_too_short=sum(all(stop - start < 2 * grid.block for start, stop in found) for found in spans),
+
+
+def encode(
+    source: Source,
+    tokenizer: Tokenizer[LatentGrid],
+    out: Path,
+    *,
+    fingerprint: str,
+    episodes: Sequence[int],
+    pattern: FramePattern,
+    window_stride: int,
+    size: int | None = None,
+    batch_size: int = 8,
+    device: torch.device | None = None,
+    ranks: Ranks | None = None,
+    in_cache: bool = False,
+    progress: Progress | None = None,
+) -> Made:
+    """Encode windows of a frame source into `out`. If it is killed, the same call continues.
+
+    Args, besides those of `tokenize`:
+        pattern: which frames of a window are encoded.
+        window_stride: frames between the starts of successive windows.
+        batch_size: windows that are encoded at once.
+
+    Counts `windows` and `episodes_too_short` (without a whole window; they are in the folder but give no clip).
+    Raises what `fill` raises, and `UsageError` for frames that do not fit the VAE.
+    """
+    grid = tokenizer.grid(*source.video_size(size))
+    in_window, taken = grid.latents_of(len(pattern.frames)), torch.tensor(pattern.frames)
+    index = some_windows(source, episodes, window=pattern.window, stride=window_stride)
+    starts = [index.start[index.episode == episode].tolist() for episode in episodes]
+
+    def make(out: Path, number: int) -> None:
+        states = source.read_states(episodes[number], 0, source.episodes[episodes[number]].length)
+        shape = (len(starts[number]), in_window, grid.channels, grid.height, grid.width)
+        batches = [starts[number][i : i + batch_size] for i in range(0, len(starts[number]), batch_size)]
+        spans = [(batch[0], batch[-1] + pattern.window) for batch in batches]
+        runs = frame_runs(frame_chunks(source, episodes[number], size=size), spans)
+        with encoded.written_episode(out, number, states=states, shape=shape) as append:
+            for batch, frames in zip(batches, runs, strict=True):
+                windows = torch.stack([frames[start - batch[0] + taken] for start in batch])
+                append(tokenizer.encode(windows.to(device or "cpu")).cpu().numpy())
+
+    return fill(
+        out,
+        source,
+        episodes,
+        size=size,
+        claim=(encoded.CLAIM, "latents"),
+        settings={"tokenizer": fingerprint, "pattern": asdict(pattern), "window_stride": window_stride},
+        counts={"windows": sum(map(len, starts)), "episodes_too_short": sum(not found for found in starts)},
+        make=make,
+        done=encoded.episode_done,
+        finish=partial(encoded.finish, source=source, episodes=episodes, grid=grid),
+        ranks=ranks,
+        in_cache=in_cache,
+        progress=progress,
     )
 
 
