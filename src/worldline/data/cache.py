@@ -70,7 +70,8 @@ def cached_frames(
     source.video_size()
     place = folder / f"{footage_of(source, range(len(source.episodes)))[:16]}-{size}px"
     same: dict[str, Any] = {field.name: getattr(source, field.name) for field in fields(Source)}
-    cached = CachedSource(**same | {"image_size": (size, size)}, inner=source, folder=place)
+    same["image_size"] = (size, size)
+    cached = CachedSource(**same, inner=source, folder=place)
     chosen, ranks = range(len(source.episodes)) if episodes is None else episodes, ranks or Ranks()
 
     def done(episode: int) -> bool:
