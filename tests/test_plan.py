@@ -26,8 +26,17 @@ from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.family import empty_batch
 from worldline.nn.optimizer import MovingAverage, build_optimizer
-from worldline.planning.footprint import Footprint, give_gradients, tensors_of
-from worldline.planning.machine import PROCESS, WINDOWS, WORKER, host, verbs, worst
+from worldline.planning.footprint import (
+    PROCESS,
+    WINDOWS,
+    WORKER,
+    Footprint,
+    give_gradients,
+    host,
+    tensors_of,
+    verbs,
+    worst,
+)
 from worldline.planning.meter import Meter, follow
 from worldline.planning.plan import CERTAIN, RESERVE, card, memory, plan, refuse_too_little, setting
 from worldline.recipes import RECIPES, sampling_revontuli
@@ -167,7 +176,7 @@ def test_flop_are_those_of_pytorch() -> None:
     ],
 )
 @pytest.mark.slow
-def test_lines_through_few_blocks_and_few_clips_meet_the_whole(config: ModelConfig) -> None:
+def test_lines_through_few_clips_meet_the_whole(config: ModelConfig) -> None:
     run = _footprint(config)
     model, batch = run.build(run.config.model).train(), run.batch(9)
     give_gradients(model)
@@ -223,16 +232,11 @@ def test_weights_gradients_moments_and_average_to_the_byte(name: str) -> None:
     optimizer.step()
     found = memory(run, gpus=1, accumulate=1, clips=1, checkpointing=False)
     trained = [p for p in model.parameters() if p.requires_grad]
-    frozen = [p for p in model.parameters() if not p.requires_grad]
     assert sum(p.numel() for p in run.model.parameters()) == sum(p.numel() for p in model.parameters())
     assert found["gradients"] == sum(p.nbytes for p in trained)
     assert found["moments"] == sum(x.nbytes for state in optimizer.state.values() for x in state.values())
     assert found["average"] == sum(x.nbytes for x in average.weights.values())
-    exact = sum(x.nbytes for x in tensors_of(model))
-    if frozen:  # on paper in bfloat16, but for norms and tables
-        assert exact - sum(p.nbytes for p in frozen) / 2 <= found["weights"] < exact
-    else:
-        assert found["weights"] == exact
+    assert found["weights"] == sum(x.nbytes for x in tensors_of(model))
 
 
 def test_the_report_s_world() -> None:

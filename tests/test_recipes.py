@@ -9,6 +9,7 @@ from commands import parse
 
 from worldline.families.config import TrainConfig
 from worldline.families.family import kind_of
+from worldline.planning.footprint import Footprint
 from worldline.recipes import RECIPES, compression_revontuli, compression_tiny, compression_tiny_unconditional
 from worldline.rundir import from_json, to_json
 from worldline.schema import DataError, TokenGrid
@@ -22,10 +23,7 @@ each = pytest.mark.parametrize("name", RECIPES)
 
 @each
 def test_builds_its_model(name: str) -> None:
-    config = RECIPES[name]()
-    kind = kind_of(config.model)
-    contract = kind.expected(config, config.model)
-    model = kind.skeleton(config.model, contract)
+    model = Footprint(RECIPES[name]()).model
     kinds = {"tokenizer": FSQVideoTokenizer, "compression": STTransformer, "vae": WanVAETokenizer, "sampling": WanWorld}
     assert isinstance(model, kinds[name.split("_")[0]])
 

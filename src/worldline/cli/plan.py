@@ -7,7 +7,7 @@ from worldline.builtin import located
 from worldline.checks import Checked, Positive
 from worldline.cli.console import show
 from worldline.cli.train import Recipe, parse_recipe
-from worldline.planning.machine import worst
+from worldline.planning.footprint import worst
 from worldline.planning.plan import Card, Plan, Setting, plan
 from worldline.rundir import to_json
 

@@ -181,7 +181,6 @@ class STKind(TokenWorldKind):
     """The ST-Transformer."""
 
     config = STTransformerConfig
-    layers = "layers"
     python_only = tuple(
         f"model.{name}" for name in ("mlp_ratio", "init_std", "state_hidden", "state_pooling", "loss_chunk")
     )

@@ -6,7 +6,6 @@ theirs: a `ModelConfig` and a `Kind` for each model, and `register`. Nothing els
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -70,8 +69,6 @@ class Kind:
     """Which of a run's `tokenizer`, `weights`, `text` and `start_offsets` it uses."""
     python_only: ClassVar[tuple[str, ...]] = ()
     """Fields that are not options of the command line: fine details, and sizes that must fit each other."""
-    layers: ClassVar[str] = ""
-    """The field that says how many equal blocks a deep model has."""
     psnr_clips: ClassVar[int] = 0
     """Clips of which validation shows the last frame and scores it (`val/psnr_db`)."""
 
@@ -88,7 +85,7 @@ class Kind:
         raise NotImplementedError
 
     def build(self, model: Any, contract: Contract | None) -> Any:
-        """A model with fresh weights; a world is built for data of a contract."""
+        """A model with fresh weights, in the types that it is trained in; a world is built for data of a contract."""
         raise NotImplementedError
 
     def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
@@ -109,23 +106,9 @@ class Kind:
         """The contract a run would have. Raises `SizeUnknownError` where its configuration does not say enough."""
         raise NotImplementedError
 
-    def skeleton(self, model: Any, contract: Contract | None) -> Any:
-        """The model without memory, in the types that it is trained in."""
-        with torch.device("meta"):
-            return self.build(model, contract).to("meta")
-
     def encoder(self, config: TrainConfig, model: Any) -> ModelConfig | None:
         """The tokenizer that a training keeps in memory beside the model; None where it needs none."""
         return None
-
-    def depth(self, model: Any) -> int | None:
-        """Number of equal blocks of a deep model; None if it has none."""
-        return attrgetter(self.layers)(model) if self.layers else None
-
-    def with_depth(self, model: Any, depth: int) -> Any:
-        """The same configuration with another number of blocks."""
-        part, _, name = self.layers.partition(".")
-        return replace(model, **{part: replace(getattr(model, part), **{name: depth}) if name else depth})
 
     def clips_followed(self, model: Any, contract: Contract) -> tuple[int, ...]:
         """Numbers of clips between which the cost of a step is linear."""

@@ -99,7 +99,6 @@ class LatentWorldKind(WorldKind):
     )
     reads = ("tokenizer", "weights", "text")
     options = ("steps", "guidance", "sampler", "average_repeats")
-    layers = "backbone.num_layers"
     psnr_clips = 8
 
     def idle(self, config: TrainConfig, model: WanConfig) -> dict[str, str]:
@@ -120,14 +119,11 @@ class LatentWorldKind(WorldKind):
         return fingerprint_backbone(path)
 
     def build(self, model: WanConfig, contract: Contract | None, backbone: Any = None) -> WanWorld:
-        assert contract is not None, "a world is built for data"
-        return model.build(contract.state_kinds, contract.pattern, backbone=backbone)
-
-    def skeleton(self, model: WanConfig, contract: Contract | None) -> WanWorld:
         """A frozen backbone is bfloat16, except what diffusers keeps in fp32."""
-        with torch.device("meta"):
-            backbone = model.backbone.build(torch.bfloat16) if self.adapts(model) else None
-            return self.build(model, contract, backbone).to("meta")
+        assert contract is not None, "a world is built for data"
+        if backbone is None and self.adapts(model):
+            backbone = model.backbone.build(torch.bfloat16)
+        return model.build(contract.state_kinds, contract.pattern, backbone=backbone)
 
     def rebuild(self, card: ModelCard, folder: Path, *, weights: Path | None, allowed: Collection[Part]) -> WanWorld:
         model: Any = card.config

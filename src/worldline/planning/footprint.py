@@ -1,12 +1,12 @@
-"""Bytes and FLOP of the passes of a run, from its configuration, on the `meta` device (`meter.py`).
+"""What a run holds: bytes and FLOP of its passes on a GPU, main memory, and memory of the other verbs at its sizes.
 
-Picture size, frames of a window, kinds of states, token grids and vocabulary are those of the configuration. A deep
-model is run with three and with four blocks and with a few clips, because every further block or clip adds the same;
-other numbers are extrapolated linearly.
+The model of its configuration runs whole on the `meta` device (`meter.py`); picture size, frames of a window, kinds of
+states, token grids and vocabulary are those of the configuration. A training step and the VAE run with a few clips,
+because every further one adds the same; other numbers are extrapolated linearly.
 """
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from worldline.contract import ModelConfig
+from worldline.data.loader import PREFETCH, clip_bytes, clips_in_part
+from worldline.encoding.encode import blocks_at_once
+from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.family import WorldKind, empty_batch, kind_of
+from worldline.families.sample import SampleOptions
 from worldline.formats.encoded import looks_like_latents
 from worldline.planning.meter import Pass, follow
-from worldline.schema import Batch
+from worldline.schema import Batch, LatentGrid
 
-DEPTHS = (3, 4)
-"""Blocks with which a deep model is run. With two, a backward pass does not yet reach its full memory."""
-Work = Callable[[Any, Batch], Any]
+PROCESS, WORKER = 500_000_000, 300_000_000
+"""Bytes of Python and its libraries, in a process and in a loading worker: measured with PyTorch's CPU build."""
+WINDOWS = 8
+"""Windows that `worldline data encode` encodes, and clips that `worldline evaluate` scores, at once by default."""
+CHUNK = 64
+"""Frames of a video that are decoded at once."""
+Work = Callable[[Any, Any], Any]
 """What a pass does with a model and a batch; its result is the loss if a backward pass follows."""
 
 
@@ -38,21 +46,23 @@ class Footprint:
         self.config, self.kind = config, kind_of(config.model)
         self.autocast = config.autocast and config.device != "cpu"
         self.contract = self.kind.expected(config, config.model)
+        self.checkpoints: bool | None = getattr(config.model, "gradient_checkpointing", None)
+        """Whether gradient checkpointing is on; None where the model has none to switch on."""
         self.model = self.build(config.model)
+        self._models: dict[bool | None, nn.Module] = {self.checkpoints: self.model}
+        self._passes: dict[tuple[Any, ...], Pass] = {}
         self.vae: Any = None
         if (encoder := self.kind.encoder(config, config.model)) is not None:
-            self.vae = kind_of(encoder).skeleton(encoder, None).eval().requires_grad_(False)
+            self.vae = self.build(encoder).eval().requires_grad_(False)
         data, path = config.data, config.data.path
         has_latents = isinstance(path, Path) and looks_like_latents(path)
         self.encodes: bool = self.vae is not None and data.cache is None and not has_latents
         """Whether every step encodes its frames: a world over latents, on video, without a cache."""
-        self.checkpoints: bool | None = getattr(config.model, "gradient_checkpointing", None)
-        """Whether gradient checkpointing is on; None where the model has none to switch on."""
-        self._passes: dict[tuple[Any, ...], Pass] = {}
 
     def build(self, model: ModelConfig) -> nn.Module:
-        """A model of the run's kind and data, without memory."""
-        return self.kind.skeleton(model, self.contract)
+        """A model for the data of the run, without memory."""
+        with torch.device("meta"):
+            return kind_of(model).build(model, self.contract).to("meta")
 
     def batch(self, clips: int, over: str | None = None) -> Batch:
         """What the model's loss reads of so many clips, or what lies before it, without values."""
@@ -60,24 +70,31 @@ class Footprint:
 
     def train(self, clips: int, *, checkpointing: bool | None) -> Pass:
         """Forward and backward pass of one piece of a batch. It may run under autocast, as encoding its frames may."""
-        sampled = self.kind.clips_followed(self.config.model, self.contract)
+        config: Any = self.config.model
+        if self.checkpoints is None:
+            checkpointing = None
+        elif checkpointing not in self._models:
+            self._models[checkpointing] = self.build(replace(config, gradient_checkpointing=checkpointing))
+        sampled = self.kind.clips_followed(config, self.contract)
         around = next((pair for pair in pairwise(sampled) if clips < pair[1]), (sampled[-2], sampled[-1]))
-        ends = (clips, clips) if clips in sampled else around
-        return on_line(clips, ends, lambda n: self._followed("train", n, _loss, backward=bool(checkpointing)))
+        ends, how = (clips, clips) if clips in sampled else around, {"autocast": self.autocast, "backward": True}
+        return on_line(clips, ends, lambda n: self._followed(self._models[checkpointing], n, _loss, **how))
 
     def encode(self, clips: int, *, autocast: bool) -> Pass:
         """The VAE's encoding of frames."""
-        return self._vae_pass("encode", lambda n: self.batch(n, "frames").frames, clips, autocast=autocast)
+        ends = (clips, clips) if clips <= 2 else (1, 2)
+        return on_line(clips, ends, lambda n: self._followed(self.vae, n, _encoded, over="frames", autocast=autocast))
 
     def decode(self, clips: int) -> Pass:
         """The VAE's decoding of whole clips."""
-        return self._vae_pass("decode", lambda n: self.batch(n).latents, clips, autocast=False)
+        ends = (clips, clips) if clips <= 2 else (1, 2)
+        return on_line(clips, ends, lambda n: self._followed(self.vae, n, _decoded))
 
     def validate(self) -> Pass:
         """The largest of validation's passes: the loss, its figures, frames encoded, a preview made."""
         wanted = self.config.validation_clips
         clips = max(1, -(-wanted // max(1, wanted // 8)))  # as `validate` cuts them
-        passes = [self._followed("loss", clips, _loss), self._followed("figures", clips, self.kind.figures)]
+        passes = [self._followed(self.model, clips, work) for work in (_loss, self.kind.figures)]
         if self.vae is not None:
             passes += [self.forecast(self.kind.psnr_clips), self.decode(self.kind.psnr_clips)]
         if self.encodes:
@@ -87,52 +104,48 @@ class Footprint:
     def forecast(self, rows: int) -> Pass:
         """A world's generation of so many futures at once, without decoding."""
         assert isinstance(self.kind, WorldKind), "asked of a world only"
-        return self._followed("forecast", rows, self.kind.roll_out)
+        return self._followed(self.model, rows, self.kind.roll_out)
 
     def code(self, clips: int) -> Pass:
         """Encoding and decoding by a tokenizer whose recipe this is: blocks of frames or whole clips."""
+        return self._followed(self.model, clips, _coded)
 
-        def there_and_back(model: Any, batch: Any) -> Tensor:
-            return model.decode(model.encode(batch.frames.clone()))
-
-        return self._followed("code", clips, there_and_back)
-
-    def _followed(self, name: str, clips: int, work: Work, *, backward: bool | None = None) -> Pass:
-        """A pass over so many clips; `backward` is None without a backward pass, else whether it is checkpointed."""
-        config: Any = self.config.model
-        if backward is not None and self.checkpoints is not None:
-            config = replace(config, gradient_checkpointing=backward)
-        autocast, depth = self.autocast and backward is not None, self.kind.depth(config) or 0
-
-        def at(blocks: int) -> Pass:
-            changed = config if blocks == depth else self.kind.with_depth(config, blocks)
-            model, batch = self.build(changed).train(backward is not None), self.batch(clips)
-            give_gradients(model)
-            with torch.set_grad_enabled(backward is not None):
-                given = tensors_of(model)
-                return follow(lambda: work(model, batch), given, autocast=autocast, backward=backward is not None)
-
-        ends = DEPTHS if depth > DEPTHS[-1] else (depth, depth)
-        return self._once((name, clips, backward), lambda: on_line(depth, ends, at))
-
-    def _vae_pass(self, method: str, given: Callable[[int], Any], clips: int, *, autocast: bool) -> Pass:
-        assert self.vae is not None, "asked of a world over latents only"
-
-        def at(n: int) -> Pass:
-            x, run = given(n), getattr(self.vae, method)
-            return follow(lambda: run(x), tensors_of(self.vae), autocast=autocast, backward=False)
-
-        ends = (clips, clips) if clips <= 2 else (1, 2)
-        return on_line(clips, ends, lambda n: self._once((method, n, autocast), lambda: at(n)))
-
-    def _once(self, key: tuple[Any, ...], run: Callable[[], Pass]) -> Pass:
+    def _followed(
+        self,
+        model: nn.Module,
+        clips: int,
+        work: Work,
+        *,
+        over: str | None = None,
+        autocast: bool = False,
+        backward: bool = False,
+    ) -> Pass:
+        """A pass over so many clips; it is run once."""
+        key = (model, clips, work, autocast, backward)
         if key not in self._passes:
-            self._passes[key] = run()
+            batch = self.batch(clips, over)
+            give_gradients(model.train(backward))
+            with torch.set_grad_enabled(backward):
+                given = tensors_of(model)
+                found = follow(lambda: work(model, batch), given, autocast=autocast, backward=backward)
+            self._passes[key] = found
         return self._passes[key]
 
 
 def _loss(model: Any, batch: Batch) -> Tensor:
     return model.loss(batch, torch.Generator().manual_seed(0))[0]
+
+
+def _encoded(vae: Any, batch: Batch) -> Tensor:
+    return vae.encode(batch.frames)
+
+
+def _decoded(vae: Any, batch: Batch) -> Tensor:
+    return vae.decode(batch.latents)
+
+
+def _coded(tokenizer: Any, batch: Any) -> Tensor:
+    return tokenizer.decode(tokenizer.encode(batch.frames.clone()))
 
 
 def on_line(x: int, ends: tuple[int, int], found: Callable[[int], Pass]) -> Pass:
@@ -154,3 +167,84 @@ def give_gradients(model: nn.Module) -> None:
 
 def tensors_of(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
+
+
+# --- main memory, and the other verbs ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """Memory of another verb in one process."""
+
+    name: str
+    what: str
+    """Amount that is processed at once."""
+    gpu: int
+    host: int
+
+
+def host(run: Footprint, *, gpus: int, clips: int) -> dict[str, int]:
+    """Bytes of main memory of a training in pieces of so many clips, where all its GPUs are in one machine.
+
+    Beside the `processes` lie, one after the other (`worst`), model and VAE on their way to the GPU, then a checkpoint
+    that every process reads, then one that the first process saves while clips are loaded. No memory is pinned.
+    """
+    config, workers, size = run.config, run.config.workers, _loaded(run)
+    trained = sum(x.numel() for x in run.model.parameters() if x.requires_grad)
+    checkpoint = 4 * trained * (4 if config.optimizer.ema_decay else 3)
+    ahead = PREFETCH * workers * clips_in_part(size, clips, workers) * size if workers else 0
+    decoded = 0 if run.batch(1).frames is None and not run.encodes else 2 * config.data.pattern.window * _frame(run)
+    return {
+        "processes": gpus * (PROCESS + workers * WORKER),  # Python and its libraries
+        "building": gpus * (_weights(run.model) + _weights(run.vae)),
+        "resuming": gpus * checkpoint,
+        "saving": checkpoint,
+        "loading": gpus * (2 * clips * size + ahead + max(1, workers) * decoded),  # the current piece, those read ahead
+    }
+
+
+def worst(held: dict[str, int]) -> int:
+    """Bytes of main memory at the worst moment, of what `host` counts."""
+    return held["processes"] + max(held["building"], held["resuming"], held["saving"] + held["loading"])
+
+
+def verbs(run: Footprint) -> tuple[Verb, ...]:
+    """Memory of the verbs that use the model of a run, in one process."""
+    model, kind, pattern, size = _weights(run.model), run.kind, run.contract.pattern, run.contract.image_size or 0
+    if isinstance(run.contract.grid, LatentGrid) and not isinstance(kind, WorldKind):
+        return (_encoding(run, "encode, evaluate", model, run.code(WINDOWS)),)
+    if not isinstance(kind, WorldKind):
+        blocks = blocks_at_once(size, size)
+        took = model + run.code(max(blocks, WINDOWS)).peak
+        held = PROCESS + model + 2 * _frame(run) * (pattern.window * (blocks + 1) + CHUNK)
+        return (Verb(name="tokenize, evaluate", what=f"{blocks} blocks at once", gpu=took, host=held),)
+    card = ModelCard(config=run.config.model, contract=run.contract)
+    rows = kind.forecaster(run.model, card, run.vae, SampleOptions(), torch.device("meta")).rows_at_once
+    took, held = run.forecast(rows).peak, PROCESS + model + 2 * WINDOWS * _loaded(run)
+    encoding = []
+    if run.vae is not None:
+        vae, encode = _weights(run.vae), run.encode(WINDOWS, autocast=False)
+        took = vae + max(took, run.decode(rows).peak, encode.peak)
+        held = PROCESS + model + vae + WINDOWS * (pattern.window + 3 * len(pattern.frames)) * _frame(run)
+        encoding = [_encoding(run, "encode", vae, encode)]
+    shown = Verb(name="forecast, evaluate", what=f"up to {rows} futures at once", gpu=model + took, host=held)
+    return (*encoding, shown)
+
+
+def _encoding(run: Footprint, name: str, weights: int, work: Pass) -> Verb:
+    frames = run.config.data.pattern.window + (WINDOWS - 1) * run.config.data.window_stride + CHUNK
+    held = PROCESS + weights + 2 * frames * _frame(run)
+    return Verb(name=name, what=f"{WINDOWS} windows at once", gpu=weights + work.peak, host=held)
+
+
+def _weights(model: nn.Module | None) -> int:
+    return sum(x.nbytes for x in tensors_of(model)) if model is not None else 0
+
+
+def _loaded(run: Footprint) -> int:
+    """Bytes of a clip as it is loaded."""
+    return len(run.config.data.pattern.frames) * _frame(run) if run.encodes else clip_bytes(run.batch(1))
+
+
+def _frame(run: Footprint) -> int:
+    return 3 * (run.contract.image_size or 0) ** 2

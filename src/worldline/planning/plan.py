@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from worldline.families.config import TrainConfig
 from worldline.families.family import SizeUnknownError, WorldKind
 from worldline.nn.weights import changing_state
-from worldline.planning.footprint import DEPTHS, Footprint, tensors_of
-from worldline.planning.machine import Verb, host, verbs, worst
+from worldline.planning.footprint import Footprint, Verb, host, tensors_of, verbs, worst
 from worldline.ranks import Ranks, shards_of
 from worldline.schema import CONTENT, UsageError
 
@@ -96,7 +95,7 @@ class Plan:
     """The least memory on as many GPUs."""
     cards: tuple[Card, ...]
     host: dict[str, int]
-    """Bytes of main memory (`machine.host`)."""
+    """Bytes of main memory (`footprint.host`)."""
     verbs: tuple[Verb, ...]
     notes: tuple[str, ...]
 
@@ -246,7 +245,7 @@ def _notes(run: Footprint) -> tuple[str, ...]:
     precision = "bfloat16 autocast, as on CUDA" if run.autocast else "no autocast"
     notes = [
         "counted: parameters, gradients, moments, average; FLOP and tensors of a pass, which runs without values",
-        f"estimated: passes of more than a few clips or {DEPTHS[-1]} blocks, linearly; what FSDP gathers; "
+        "estimated: training steps and encoding of more than a few clips, linearly; what FSDP gathers; "
         f"{RESERVE:.0%} of a card stay free for memory inside kernels, fragments and the CUDA context",
         f"assumed: {precision}; flash attention; sizes of states, frames and tokens as configured",
         "checked against a process on a CPU, at tiny sizes, within a quarter: a step and a forecast of a world over "
@@ -256,9 +255,7 @@ def _notes(run: Footprint) -> tuple[str, ...]:
         "(caches, latents, tokens) may fill what is free and give it back",
     ]
     if isinstance(run.kind, WorldKind) and run.kind.adapts(run.config.model):
-        notes.append(
-            "assumed: frozen weights in bfloat16; norms, tables, time embedding, and all that is trained in fp32"
-        )
+        notes.append("assumed: frozen weights in bfloat16; norms, tables, time embedding, what is trained in fp32")
     if run.encodes:
         notes.append("every step encodes its frames; run `worldline data encode` once to save that time and memory")
     return tuple(notes)
