@@ -26,7 +26,7 @@ from worldline.evaluation.result import Evaluation
 from worldline.evaluation.rows import Judged
 from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
-from worldline.families.prepare import prepare
+from worldline.families.load import prepare
 from worldline.files import read_json, write_json
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.forecasts import forecast

@@ -16,7 +16,7 @@ import worldline
 from worldline import builtin
 from worldline.api import ResumeOptions
 from worldline.evaluation.evaluate import EvaluateOptions
-from worldline.families.sample import LoadOptions
+from worldline.families.config import LoadOptions
 from worldline.forecasts import ForecastOptions
 from worldline.formats.open import OpenOptions
 from worldline.recipes import RECIPES

@@ -1,6 +1,6 @@
 """A third family is one file: here, a world over frames that is registered, trained, loaded, forecast and planned."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from worldline.contract import Contract, FramePattern, ModelConfig
 from worldline.data.clips import DataConfig, open_clips
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate
 from worldline.families.card import ModelCard
-from worldline.families.config import TrainConfig, read_config
+from worldline.families.config import SampleOptions, TrainConfig, read_config
 from worldline.families.family import (
     KINDS,
     Prepared,
@@ -25,10 +25,8 @@ from worldline.families.family import (
     register,
 )
 from worldline.families.load import load_forecaster
-from worldline.families.sample import SampleOptions
 from worldline.forecasting.forecaster import Context, CopyLast, Forecaster, Step
 from worldline.formats.source import Source
-from worldline.identity import Part
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.planning.plan import plan
 from worldline.ranks import Ranks
@@ -85,9 +83,7 @@ class FadeKind(WorldKind):
         contract = contract_with(clips[0].source, data, None, data.pattern)
         return self.prepared(config, self.build(model, contract), clips, contract)
 
-    def refuse_unfit(
-        self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool, allowed: Collection[Part]
-    ) -> None:
+    def refuse_unfit(self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool) -> None:
         if source.image_size is None:
             raise UsageError(f"{source.path} holds no frames")
 

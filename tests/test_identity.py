@@ -18,9 +18,8 @@ from worldline.data.clips import DataConfig
 from worldline.encoding.encode import tokenize
 from worldline.evaluation.held_out import DataChoice, split_of
 from worldline.families.card import ModelCard, card_of, describe_model
-from worldline.families.config import TrainConfig, read_config
+from worldline.families.config import LoadOptions, TrainConfig, read_config
 from worldline.families.load import load_forecaster
-from worldline.families.sample import LoadOptions
 from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.files import read_json
 from worldline.formats.content import content_of

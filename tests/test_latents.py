@@ -19,8 +19,8 @@ from worldline.encoding.encode import encode
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.evaluation.rows import Judged
+from worldline.families.config import LoadOptions
 from worldline.families.load import load_forecaster
-from worldline.families.sample import LoadOptions
 from worldline.families.tokenizers import fingerprint, load_vae
 from worldline.forecasting.forecaster import Forecaster
 from worldline.forecasting.latents import LatentForecaster

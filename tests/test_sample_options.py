@@ -10,9 +10,9 @@ from commands import do
 
 from worldline import builtin
 from worldline.families.card import describe_model
+from worldline.families.config import SampleOptions
 from worldline.families.family import KINDS, WorldKind
 from worldline.families.load import check_options
-from worldline.families.sample import SampleOptions
 from worldline.schema import UsageError
 from worldline.worlds.wan import WanConfig
 

@@ -28,7 +28,7 @@ from worldline.encoding.encode import tokenize
 from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.family import Prepared
-from worldline.families.prepare import prepare
+from worldline.families.load import prepare
 from worldline.families.tokenizers import load_tokenizer
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.formats.onex.write import finish_shards, write_raw_shard

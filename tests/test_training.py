@@ -39,8 +39,7 @@ from worldline.families.card import ModelCard
 from worldline.families.compression import autoregressive_loss
 from worldline.families.config import TrainConfig
 from worldline.families.family import Prepared, kind_of
-from worldline.families.load import load_world
-from worldline.families.prepare import prepare
+from worldline.families.load import load_world, prepare
 from worldline.families.tokenizers import load_tokenizer
 from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.process.categorical import Sampling

@@ -14,8 +14,8 @@ from worldline.data.clips import Clips
 from worldline.evaluation.held_out import DataChoice, evenly, held_out, warn_of_strange_states
 from worldline.evaluation.parts import made_from
 from worldline.families.card import describe_model
+from worldline.families.config import LoadOptions
 from worldline.families.load import Loaded, check_options, load_forecaster, refuse_unfit
-from worldline.families.sample import LoadOptions
 from worldline.forecasting.saved import Index, Layout, Sample, begin_index, finish_index, save_mp4, save_npz, save_png
 from worldline.formats.faults import check_episodes
 from worldline.process.noise import clip_seeds

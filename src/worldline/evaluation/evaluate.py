@@ -16,9 +16,9 @@ from worldline.evaluation.parts import made_from
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.rows import Judged, Protocol
 from worldline.families.card import ModelCard, describe_model
+from worldline.families.config import LoadOptions, SampleOptions
 from worldline.families.family import WorldKind, kind_of
 from worldline.families.load import check_options, load_forecaster, refuse_unfit
-from worldline.families.sample import LoadOptions, SampleOptions
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_any
 from worldline.forecasting.forecaster import CopyLast
 from worldline.identity import Identity, Part, refuse_another
@@ -192,7 +192,8 @@ Loaded = tuple[Judged, dict[Path, str | None]]
 
 def _world(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device) -> Loaded:
     loaded, other = load_forecaster(run, options, device=device), None
-    models = {model_folder(run, options.checkpoint): loaded.tokenizer}
+    model = model_folder(run, options.checkpoint)
+    models = {model: loaded.tokenizer}
     if options.unconditional is not None:
         place = builtin.resolve(options.unconditional)
         other = load_forecaster(place, replace(options, checkpoint="latest"), device=device)
@@ -201,15 +202,15 @@ def _world(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol
             raise UsageError(f"the world in {place} uses the tokens of another tokenizer than the one in {run}")
     # The true tokens are those of the data, where these are tokens and say whose.
     made_by = clips.source.tokenizer or loaded.tokenizer
-    theirs = None if made_by is None else TokenizerIdentity(fingerprint=made_by[:12])
+    tokenizer = getattr(loaded.forecaster, "tokenizer", None) if made_by == loaded.tokenizer else None
     place = run if (run / "unigram.npy").exists() else run.parent.parent  # a run folder, or run/checkpoints/step_N
     counts = {name: np.load(file) for name in ("unigram", "kept") if (file := place / f"{name}.npy").exists()}
     judged = Judged(
         forecaster=loaded.forecaster,
         protocol=protocol,
         run=run.resolve().name,
-        tokenizer=loaded.identity if made_by == loaded.tokenizer else theirs,
-        settings={**loaded.chosen, **loaded.settings},
+        tokenizer=None if made_by is None else TokenizerIdentity.of(made_by, tokenizer),
+        settings=({} if model == run else {"checkpoint": model.name}) | loaded.settings,
         unconditional=None if other is None else other.forecaster,
         **counts,
     )

@@ -1,6 +1,5 @@
 """The compression track: discrete tokenizers (ours, Cosmos), and the ST-Transformer over their tokens."""
 
-from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldline.contract import Contract, FramePattern
-from worldline.data.clips import Clips, open_clips, open_split
+from worldline.data.clips import Clips, open_clips, open_split, open_windows
 from worldline.encoding.encode import tokenize
 from worldline.families.card import ModelCard
-from worldline.families.config import TrainConfig
+from worldline.families.config import SampleOptions, TrainConfig
 from worldline.families.family import (
     Prepared,
     Progress,
@@ -25,17 +24,15 @@ from worldline.families.family import (
     image_size,
     register,
 )
-from worldline.families.sample import SampleOptions
 from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_tokenizer, tokenizer_config
 from worldline.files import atomic
 from worldline.forecasting.tokens import LOGITS, TokenForecaster
 from worldline.formats.source import Source
-from worldline.identity import Identity, Part, refuse_another
 from worldline.process.categorical import Sampling
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir
 from worldline.schema import Batch, TokenGrid, UsageError
-from worldline.tokenizers.cosmos import HUB_ID, CosmosConfig, CosmosTokenizer
+from worldline.tokenizers.cosmos import HUB_ID, CosmosConfig
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.tokenizers.tokenizer import BlockTokenizer
 from worldline.worlds.st_transformer import STTransformerConfig
@@ -61,15 +58,9 @@ class CosmosKind(TokenizerKind):
     download = f"a folder with encoder.jit and decoder.jit of {HUB_ID}"
     copied = 0
 
-    def published(self, path: Path) -> list[Path]:
+    def published(self, path: Path) -> tuple[CosmosConfig, list[Path]] | None:
         files = [path / "encoder.jit", path / "decoder.jit"]
-        return files if any(file.is_file() for file in files) else []
-
-    def published_config(self, path: Path, files: list[Path]) -> CosmosConfig:
-        return CosmosConfig(folder=path.resolve())
-
-    def load_published(self, path: Path, files: list[Path]) -> CosmosTokenizer:
-        return self.published_config(path, files).build()
+        return (CosmosConfig(folder=path.resolve()), files) if any(file.is_file() for file in files) else None
 
 
 class TokenWorldKind(WorldKind):
@@ -126,9 +117,7 @@ class TokenWorldKind(WorldKind):
         if options.num_samples > 1 and options.temperature == 0:
             raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
 
-    def refuse_unfit(
-        self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool, allowed: Collection[Part]
-    ) -> None:
+    def refuse_unfit(self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool) -> None:
         grid = card.promise.tokens
         if (source.grid is None or shown) and not tokenizer:
             instead = "" if source.grid is None else ", or ask for tokens alone (--format npz)"
@@ -139,9 +128,6 @@ class TokenWorldKind(WorldKind):
             raise UsageError(f"{source.path} holds neither frames nor tokens, but {source.kind} (--data)")
         if source.grid not in (None, grid):
             raise UsageError(f"{source.path} holds tokens of {source.grid}, but this world uses those of {grid}")
-        made_by: dict[Part, Path | str | None] = {"tokenizer": f"that of the tokens in {source.path}"}
-        found = Identity(tokenizer=source.tokenizer)
-        refuse_another(card.identity, found, what="this world", places=made_by, allowed=allowed)
 
     def forecaster(
         self, world: Any, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device
@@ -231,24 +217,27 @@ def _as_tokens(
 ) -> tuple[Clips, Clips]:
     """Clips of tokens of both splits: directly from a token source, else from a cache that is filled now."""
     data = config.data
-    source, chosen = open_split(data, "train")
+    source, _ = open_split(data, "train")
     if source.grid is not None:
         data = replace(data, pattern=_pattern(model, source.grid))
         return open_clips(data, "train"), open_clips(data, "val")
-    size, held_out = source.video_size(data.image_size), open_split(data, "val")
-    if tokenizer is None or config.tokenizer is None:
+    size = source.video_size(data.image_size)
+    if tokenizer is None:
         raise UsageError(f"{source.path} holds frames; give the tokenizer to tokenize them with (--tokenizer RUN)")
     if data.cache is None:
         raise UsageError(f"{source.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
     grid: TokenGrid = tokenizer.grid(*size)
     pattern = _pattern(model, grid)  # what cannot be is refused before anything is tokenized
-    _check_stride(data.window_stride, grid.block)
-    _check_lengths(source, chosen, 2 * grid.block)
-    _check_lengths(*held_out, 2 * grid.block)
-    of_training = {
-        "start_offsets": config.start_offsets,
-        "augment": data.augment if data.augment.changes else None,
-    }
+    if data.window_stride % grid.block:
+        fits = max(grid.block, round(data.window_stride / grid.block) * grid.block)
+        raise UsageError(
+            f"windows of tokens begin with a block of {grid.block} frames, so that every {data.window_stride} frames "
+            f"none can begin; give a multiple (--data.window-stride {fits}), and for more starts more --start-offsets"
+        )
+    open_windows(replace(data, pattern=pattern), "train")
+    open_windows(replace(data, pattern=pattern), "val")
+    augment = data.augment if data.augment.changes else None
+    of_training = {"start_offsets": config.start_offsets, "augment": augment}
     clips = cached_clips(tokenize, config, tokenizer, ranks, progress, window=pattern.window, of_training=of_training)
     tokenizer.to("cpu")
     return clips
@@ -263,24 +252,6 @@ def _pattern(model: Any, grid: TokenGrid) -> FramePattern:
                 f"(--model.{name}-grids)"
             )
     return FramePattern(window=grid.frames_of(model.context_grids + model.horizon_grids))
-
-
-def _check_lengths(source: Source, episodes: Sequence[int], least: int) -> None:
-    longest = max(source.episodes[i].length for i in episodes)
-    if longest < least:
-        raise UsageError(
-            f"{source.path}: none of the {len(episodes)} episodes has the {least} frames of two token blocks, the "
-            f"longest has {longest}; record longer episodes, or train the sampling track on a shorter window"
-        )
-
-
-def _check_stride(stride: int, block: int) -> None:
-    if stride % block:
-        fits = max(block, round(stride / block) * block)
-        raise UsageError(
-            f"windows of tokens begin with a block of {block} frames, so that every {stride} frames none can begin; "
-            f"give a multiple of {block} (--data.window-stride {fits}), and for more starts more --start-offsets"
-        )
 
 
 def _write_counts(run: RunDir, train: Clips, grid: TokenGrid, context_grids: int) -> None:

@@ -1,16 +1,22 @@
-"""`TrainConfig`: one complete run. Recipes return it, the command line overrides it, config.json stores it."""
+"""`TrainConfig`: one complete run. Recipes return it, the command line overrides it, config.json stores it.
 
-from dataclasses import dataclass, replace
+`SampleOptions`, `LoadOptions`: how the world of a run is loaded and sampled from; each family reads its part.
+"""
+
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from worldline.builtin import located, stored
 from worldline.checks import MOST_WORKERS, Checked, Limit, Natural, Positive, Seed, refuse
 from worldline.contract import ModelConfig
 from worldline.data.clips import DataConfig
 from worldline.files import read_json, write_json
+from worldline.forecasting.tokens import DecodeMode
 from worldline.identity import Part
 from worldline.nn.optimizer import OptimizerConfig
+from worldline.process.categorical import Sampling
+from worldline.process.flow import FlowSampling
 from worldline.rundir import RunDir, from_json, to_json
 from worldline.schema import UsageError
 
@@ -107,3 +113,69 @@ def resumed(found: TrainConfig, given: TrainConfig, run: RunDir) -> TrainConfig:
     if replace(kept, **{name: getattr(given, name) for name in of_this_call}) != given:
         raise UsageError(f"{run.path} was started with another configuration; resume takes it from {run.config}")
     return kept
+
+
+# --- to load a run and sample from it ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(Checked):
+    """How futures are drawn.
+
+    Raises:
+        UsageError: a value that makes no sense for any world.
+    """
+
+    num_samples: int = 1
+    """Independent futures per clip; from worlds over tokens, more than one need a temperature above 0."""
+    temperature: float = 0.0
+    """Worlds over tokens: 0 is greedy decoding, the report's choice."""
+    top_k: int | None = None
+    top_p: Annotated[float, Limit(above=0, most=1)] | None = None
+    decode_mode: DecodeMode = "tokens"
+    """Worlds over tokens: decode the chosen tokens, or the mean code of their distribution."""
+    blend_last_frame: bool = False
+    """Worlds over tokens: where a patch keeps its token, show the last context frame instead of the decoded token."""
+    steps: int = 20
+    """Worlds over latents: evaluations of the velocity; the report uses 20 and 100."""
+    guidance: float = 1.0
+    """Worlds over latents: classifier-free guidance on the states; values other than 1 need a trained null state."""
+    sampler: Literal["euler", "unipc"] = "euler"
+    average_repeats: bool = False
+    """Worlds over latents: average the frames that show the same instant (frames 19 and 20 of the report's 21)."""
+    rows: int | None = None
+    """Samples generated at once, over all clips; if not given, as many as fit into a few GB of memory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.tokens  # its values must go together
+
+    @property
+    def tokens(self) -> Sampling:
+        """How worlds over tokens choose."""
+        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+    @property
+    def flow(self) -> FlowSampling:
+        """How worlds over latents turn noise into data."""
+        return FlowSampling(sampler=self.sampler, steps=self.steps, guidance=self.guidance)
+
+    def sampling(self) -> dict[str, Any]:
+        """These options alone, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(SampleOptions)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(SampleOptions):
+    """Which checkpoint of a run is loaded, and from where."""
+
+    checkpoint: str = "latest"
+    """Which checkpoint of a run folder: `latest`, `best` (see `--keep-best` of training) or a step."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, if not in the run folder; it must be the one the world was trained with."""
+    weights: Path | None = None
+    """Folder of the pretrained backbone, if it has moved since training (worlds with adapters)."""
+    allow_different: tuple[Part, ...] = ()
+    """Parts that may differ on purpose from those the world was trained with: `tokenizer`."""
+    device: str = "auto"
+    """`auto` takes CUDA where there is one; under torchrun each process its own."""

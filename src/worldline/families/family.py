@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from worldline.contract import Contract, FramePattern, ModelConfig
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split, open_windows
 from worldline.families.card import Base, ModelCard, describe_model
-from worldline.families.config import TrainConfig
-from worldline.families.sample import SampleOptions
+from worldline.families.config import SampleOptions, TrainConfig
 from worldline.forecasting.forecaster import Forecaster
 from worldline.formats.open import reading_of
 from worldline.formats.source import Source
@@ -130,17 +129,13 @@ class TokenizerKind(Kind):
         """The frames of a clip that it trains on."""
         return config.data.pattern
 
-    def published(self, path: Path) -> list[Path]:
-        """The weight files of a published download at a path; empty if there is none."""
-        return []
+    def published(self, path: Path) -> tuple[Any, list[Path]] | None:
+        """The configuration and the weight files of a published download at a path, if there is one."""
+        return None
 
-    def published_config(self, path: Path, files: list[Path]) -> Any:
-        """The configuration of a published download."""
-        raise NotImplementedError
-
-    def load_published(self, path: Path, files: list[Path]) -> Any:
+    def load_published(self, model: Any, files: list[Path]) -> Any:
         """A published download, on the CPU."""
-        raise NotImplementedError
+        return model.build()
 
     def finish(self, model: Any, train: Clips, config: TrainConfig) -> None:
         """Measure properties of the trained model."""
@@ -184,9 +179,7 @@ class WorldKind(Kind):
     def check_options(self, model: Any, contract: Contract, options: SampleOptions) -> None:
         """Raise `UsageError` for options that have no effect on this world."""
 
-    def refuse_unfit(
-        self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool, allowed: Collection[Part]
-    ) -> None:
+    def refuse_unfit(self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool) -> None:
         """Refuse data that a world cannot forecast from (see `load.refuse_unfit`)."""
         raise NotImplementedError
 
@@ -334,22 +327,18 @@ def image_size(config: TrainConfig) -> int:
 
 def empty_batch(over: str, contract: Contract, clips: int, device: str = "meta") -> Batch:
     """Clips of the shape that a model reads; zeros on devices with memory."""
-    frames = tokens = latents = None
-    pattern, size = contract.pattern, contract.image_size or 0
-    match over:
-        case "tokens":
-            grid = contract.tokens
-            shape = (clips, grid.grids_of(pattern.window), grid.height, grid.width)
-            tokens = torch.zeros(shape, dtype=torch.int64, device=device)
-        case "latents":
-            grid = contract.latents
-            shape = (clips, grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width)
-            latents = torch.zeros(shape, device=device)
-        case _:
-            frames = torch.zeros(clips, len(pattern.frames), 3, size, size, dtype=torch.uint8, device=device)
+    pattern, size, dtype = contract.pattern, contract.image_size or 0, torch.uint8
+    shape: tuple[int, ...] = (len(pattern.frames), 3, size, size)
+    if over == "tokens":
+        grid, dtype = contract.tokens, torch.int64
+        shape = (grid.grids_of(pattern.window), grid.height, grid.width)
+    elif over == "latents":
+        grid, dtype = contract.latents, torch.float32
+        shape = (grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width)
     states = torch.zeros(clips, pattern.window, len(contract.state_names), device=device)
     origins = (Origin(source="none", episode=0, start=0),) * clips
-    return Batch(states=states, fps=1.0, origins=origins, frames=frames, tokens=tokens, latents=latents)
+    content = {over: torch.zeros(clips, *shape, dtype=dtype, device=device)}
+    return Batch(states=states, fps=1.0, origins=origins, **content)
 
 
 def initialise(model: nn.Module, path: Path | None) -> None:

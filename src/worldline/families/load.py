@@ -1,7 +1,8 @@
-"""From a path to a world or a forecaster: finds its tokenizer and checks that everything fits."""
+"""From a configuration to what is trained, from a path to a forecaster: all that does not fit is refused here."""
 
+import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,66 @@ from torch import Tensor
 
 from worldline import builtin
 from worldline.contract import Contract
+from worldline.data.clips import check_held_out, open_split
+from worldline.data.splits import Recordings
 from worldline.families.card import ModelCard, describe_model
-from worldline.families.family import WorldKind, kind_of
-from worldline.families.sample import LoadOptions, SampleOptions
-from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_any
+from worldline.families.config import LoadOptions, SampleOptions, TrainConfig
+from worldline.families.family import Prepared, Progress, WorldKind, kind_of
+from worldline.families.tokenizers import fingerprint, load_any
 from worldline.forecasting.forecaster import Forecaster, Session
+from worldline.formats.plausible import implausible, unlike, warn
 from worldline.formats.source import Source
+from worldline.formats.states import compute_stats
 from worldline.identity import Identity, Part, refuse_another
 from worldline.nn.weights import load_weights
-from worldline.ranks import pick_device
+from worldline.ranks import Ranks, pick_device
 from worldline.rundir import RunDir, load_tensors, model_folder
 from worldline.schema import DataError, Forecast, UsageError
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None) -> Prepared:
+    """Open the data, tokenize, encode or decode what is needed into caches, build the model. Writes no run folder.
+
+    Every rank calls this: all have the same in the end, and fill the caches together. Implausible states, and
+    validation states unlike the training states, are reported before anything is built.
+
+    Raises:
+        DataError: the data or given weights are not what they should be.
+        UsageError: the configuration asks for something impossible, or would validate on what it trains on.
+    """
+    trained_on = check_held_out(config.data, trained_on=_trained_on(config.init_from))
+    ranks = ranks or Ranks()
+    if ranks.writes:
+        source, episodes = open_split(config.data, "train")
+        warn(implausible(source, episodes))
+        warn(unlike(*open_split(config.data, "val"), compute_stats(source, episodes=episodes)))
+        _warn_of_a_tokenizer_that_knows(config)
+    made = kind_of(config.model).prepare(config, config.model, ranks, progress)
+    return replace(made, card=replace(made.card, trained_on=trained_on))
+
+
+def _warn_of_a_tokenizer_that_knows(config: TrainConfig) -> None:
+    """Warn if the tokenizer was trained on validation episodes: it reconstructs these better than new recordings."""
+    folder = config.tokenizer
+    if folder is None or not ((folder / "model.json").is_file() or RunDir(folder).latest()):
+        return  # another's files, which do not say what they were trained on
+    source, episodes = open_split(config.data, "val")
+    seen = _trained_on(folder).among(source, episodes)
+    if seen:
+        log.warning(
+            "%s: the tokenizer in %s was trained on %d of the %d validation episodes (the first is %s): pictures of "
+            "them come out better than those of new recordings would; train it on the same split",
+            *(source.path, folder, len(seen), len(episodes), seen[0].name),
+        )
+
+
+def _trained_on(initial: Path | None) -> Recordings:
+    """The recordings that the initial weights were trained on, as far as these say."""
+    if initial is None:
+        return Recordings()
+    return describe_model(model_folder(initial)).trained_on or Recordings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,25 +80,10 @@ class Loaded:
 
     forecaster: Forecaster
     contract: Contract
-    folder: Path
-    """The model folder of the world."""
-    checkpoint: str = ""
-    """Name of the checkpoint of a run folder; empty for a model folder."""
     tokenizer: str | None = None
     """Fingerprint of the world's tokenizer; None if it was trained on a token source."""
     settings: dict[str, str | int | float | bool] = field(default_factory=dict)
     """How it samples, for the record."""
-
-    @property
-    def chosen(self) -> dict[str, str]:
-        """Which checkpoint of a run this is, for the settings of an evaluation."""
-        return {"checkpoint": self.checkpoint} if self.checkpoint else {}
-
-    @property
-    def identity(self) -> TokenizerIdentity | None:
-        """The tokenizer of the world's tokens or latents; None if unknown."""
-        tokenizer = getattr(self.forecaster, "tokenizer", None)
-        return None if self.tokenizer is None else TokenizerIdentity.of(self.tokenizer, tokenizer)
 
     def forecast(
         self,
@@ -116,10 +151,8 @@ def load_forecaster(path: Path, options: LoadOptions | None = None, *, device: t
     kind = world_kind(card, model)
     return Loaded(
         forecaster=kind.forecaster(world, card, load_any(place).to(device) if place else None, options, device),
-        settings=options.settings(kind.options),
+        settings={name: value for name in kind.options if (value := getattr(options, name)) is not None},
         contract=card.promise,
-        folder=path,
-        checkpoint=model.name if model != path else "",
         tokenizer=spoken,
     )
 
@@ -152,8 +185,9 @@ def check_options(card: ModelCard, folder: Path, options: SampleOptions, *, weig
         DataError: the folder's card lacks what a world's must say.
     """
     kind = world_kind(card, folder)
-    if foreign := [name for name in options.given() if name not in (*kind.options, "num_samples", "rows")]:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+    given = {name for name, value in options.sampling().items() if value != getattr(SampleOptions, name)}
+    if foreign := given.difference(kind.options, ("num_samples", "rows")):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
         raise UsageError(f"this is a world over {kind.over}: {names} would change nothing")
     kind.check_options(card.config, card.promise, options)
     if weights and not kind.adapts(card.config):
@@ -175,15 +209,17 @@ def refuse_unfit(
         folder: of the run or model.
         tokenizer: whether one is given; else one is looked for.
         shown: whether frames are to be shown.
-        allow_different: `tokenizer`, where tokens may be of another one than the world was trained on.
+        allow_different: `tokenizer`, where tokens or latents may be of another one than the world was trained on.
 
     Raises:
-        UsageError: the data hold neither what the world begins with nor what is turned into it, or tokens of another
-            tokenizer; or the world's tokenizer is not where it should be.
+        UsageError: the data hold neither what the world begins with nor what is turned into it, or tokens or latents of
+            another tokenizer; or the world's tokenizer is not where it should be.
     """
     tokenizer = tokenizer or _tokenizer_of(folder, card.identity.tokenizer) is not None
-    kind = world_kind(card, folder)
-    kind.refuse_unfit(source, card, tokenizer=tokenizer, shown=shown, allowed=allow_different)
+    world_kind(card, folder).refuse_unfit(source, card, tokenizer=tokenizer, shown=shown)
+    made_by: dict[Part, Path | str | None] = {"tokenizer": f"that of the {source.kind} in {source.path}"}
+    found = Identity(tokenizer=source.tokenizer)
+    refuse_another(card.identity, found, what="this world", places=made_by, allowed=allow_different)
 
 
 def _tokenizer_of(path: Path, expected: str | None) -> Path | None:

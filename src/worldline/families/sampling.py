@@ -12,7 +12,7 @@ from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, open_clips, open_split
 from worldline.encoding.encode import encode
 from worldline.families.card import Base, ModelCard
-from worldline.families.config import TrainConfig
+from worldline.families.config import SampleOptions, TrainConfig
 from worldline.families.family import (
     Prepared,
     Progress,
@@ -23,7 +23,6 @@ from worldline.families.family import (
     image_size,
     register,
 )
-from worldline.families.sample import SampleOptions
 from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_vae, tokenizer_config
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.source import Source
@@ -68,15 +67,12 @@ class VAEKind(TokenizerKind):
     def finish(self, model: WanVAETokenizer, train: Clips, config: TrainConfig) -> None:
         model.measure_statistics(_some(train, config))
 
-    def published(self, path: Path) -> list[Path]:
-        return vae_files(path)
+    def published(self, path: Path) -> tuple[WanVAEConfig, list[Path]] | None:
+        return (read_config(files), files) if (files := vae_files(path)) else None
 
-    def published_config(self, path: Path, files: list[Path]) -> WanVAEConfig:
-        return read_config(files)
-
-    def load_published(self, path: Path, files: list[Path]) -> WanVAETokenizer:
+    def load_published(self, model: WanVAEConfig, files: list[Path]) -> WanVAETokenizer:
         with torch.device("meta"):  # the weights are in memory once, not twice
-            tokenizer = read_config(files).build()
+            tokenizer = model.build()
         tokenizer.vae.load_state_dict(load_tensors(files, tokenizer.vae.state_dict()), strict=True, assign=True)
         return tokenizer
 
@@ -194,19 +190,14 @@ class LatentWorldKind(WorldKind):
         if options.average_repeats and not contract.pattern.repeat_last:
             raise UsageError("this world shows no instant twice: --average-repeats would change nothing")
 
-    def refuse_unfit(
-        self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool, allowed: Collection[Part]
-    ) -> None:
+    def refuse_unfit(self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool) -> None:
         pattern = card.promise.pattern
-        if source.latent_grid is not None:
-            if source.pattern != pattern:
-                raise UsageError(
-                    f"{source.path} holds latents of {source.pattern}, but this world was trained on {pattern}"
-                )
-            if card.identity.tokenizer not in (None, source.tokenizer):
-                raise UsageError(f"{source.path} holds latents of another VAE than this world was trained on")
-        elif source.image_size is None:
+        if source.latent_grid is None and source.image_size is None:
             raise UsageError(f"{source.path} holds no frames for a forecast to begin with; give data that do (--data)")
+        if source.latent_grid is not None and source.pattern != pattern:
+            raise UsageError(
+                f"{source.path} holds latents of {source.pattern}, but this world was trained on {pattern}"
+            )
 
     def forecaster(
         self, world: WanWorld, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device

@@ -50,9 +50,9 @@ def load_any(path: Path) -> Any:
         DataError: files are missing or damaged, or weights do not fit the description.
         UsageError: the path is none of these, or holds a world.
     """
-    kind, files = _published(path)
-    if kind is not None:
-        return kind.load_published(path, files).eval()
+    if found := _published(path):
+        kind, config, files = found
+        return kind.load_published(config, files).eval()
     folder, card = _tokenizer(path)
     if card.path is not None:
         return load_any(_elsewhere(folder, card))
@@ -79,15 +79,15 @@ def load_vae(path: Path) -> Any:
 
 def tokenizer_config(path: Path) -> ModelConfig:
     """The configuration of the tokenizer a path describes, without its weights. Raises as `load_any`."""
-    kind, files = _published(path)
-    return kind.published_config(path, files) if kind is not None else _tokenizer(path)[1].config
+    found = _published(path)
+    return found[1] if found else _tokenizer(path)[1].config
 
 
-def _published(path: Path) -> tuple[TokenizerKind | None, list[Path]]:
+def _published(path: Path) -> tuple[TokenizerKind, Any, list[Path]] | None:
     for kind in KINDS.values():
-        if isinstance(kind, TokenizerKind) and (files := kind.published(path)):
-            return kind, files
-    return None, []
+        if isinstance(kind, TokenizerKind) and (found := kind.published(path)):
+            return kind, *found
+    return None
 
 
 def _tokenizer(path: Path) -> tuple[Path, ModelCard]:
@@ -97,15 +97,10 @@ def _tokenizer(path: Path) -> tuple[Path, ModelCard]:
             f"{path} is no tokenizer. Give a run or model folder; {'; '.join(offered)}. worldline downloads nothing by "
             "itself"
         )
-    folder, card = _described(path)
+    card = describe_model(folder := model_folder(path))
     if not isinstance(kind_of(card.config), TokenizerKind):
         raise UsageError(f"{path} holds a world; a tokenizer is needed here")
     return folder, card
-
-
-def _described(path: Path) -> tuple[Path, ModelCard]:
-    folder = model_folder(path)
-    return folder, describe_model(folder)
 
 
 def fingerprint(path: Path) -> str:
@@ -114,9 +109,11 @@ def fingerprint(path: Path) -> str:
     Raises:
         UsageError: the path is neither a run or model folder nor a published download.
     """
-    digest, files, hysteresis = hashlib.sha256(), _published(path)[1], 0.0
-    if not files:
-        folder, card = _described(path)
+    digest, hysteresis = hashlib.sha256(), 0.0
+    if found := _published(path):
+        files = found[2]
+    else:
+        card = describe_model(folder := model_folder(path))
         if card.path is not None:  # a run's note of where the weights lie
             return fingerprint(_elsewhere(folder, card))
         if card.fingerprint is not None:  # weights of a published layout, saved in ours
@@ -157,8 +154,8 @@ def keep_tokenizer(run: RunDir, path: Path, tokenizer: Any) -> None:
     kind: Any = kind_of(tokenizer.config)
     copied = sum(parameter.numel() for parameter in tokenizer.parameters()) <= kind.copied
     own = None
-    if copied and not _published(path)[0]:
-        folder, card = _described(path)
+    if copied and not _published(path):
+        card = describe_model(folder := model_folder(path))
         own = None if card.path or card.fingerprint else folder / "model.safetensors"
     card = ModelCard(
         config=tokenizer.config,

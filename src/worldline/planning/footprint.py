@@ -18,9 +18,8 @@ from worldline.contract import ModelConfig
 from worldline.data.loader import PREFETCH, clip_bytes, clips_in_part
 from worldline.encoding.encode import blocks_at_once
 from worldline.families.card import ModelCard
-from worldline.families.config import TrainConfig
+from worldline.families.config import SampleOptions, TrainConfig
 from worldline.families.family import WorldKind, empty_batch, kind_of
-from worldline.families.sample import SampleOptions
 from worldline.formats.encoded import looks_like_latents
 from worldline.planning.meter import Pass, follow
 from worldline.schema import Batch, LatentGrid

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from worldline.data.loader import Loader
 from worldline.families.config import TrainConfig, read_config, resumed, write_config
 from worldline.families.family import refuse_idle
-from worldline.families.prepare import prepare
+from worldline.families.load import prepare
 from worldline.files import write_json
 from worldline.formats.states import StateStats
 from worldline.identity import Identity, hash_of
