@@ -76,8 +76,11 @@ class Footprint:
             self._models[checkpointing] = self.build(replace(config, gradient_checkpointing=checkpointing))
         sampled = self.kind.clips_followed(config, self.contract)
         around = next((pair for pair in pairwise(sampled) if clips < pair[1]), (sampled[-2], sampled[-1]))
-        ends, how = (clips, clips) if clips in sampled else around, {"autocast": self.autocast, "backward": True}
-        return on_line(clips, ends, lambda n: self._followed(self._models[checkpointing], n, _loss, **how))
+
+        def step(n: int) -> Pass:
+            return self._followed(self._models[checkpointing], n, _loss, autocast=self.autocast, backward=True)
+
+        return on_line(clips, (clips, clips) if clips in sampled else around, step)
 
     def encode(self, clips: int, *, autocast: bool) -> Pass:
         """The VAE's encoding of frames."""
