@@ -28,7 +28,6 @@ from worldline.identity import Identity, refuse_another
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError
-from worldline.training.identify import stored_identity
 from worldline.training.loop import train
 
 STEADY = OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant")
@@ -178,9 +177,9 @@ def test_a_run_is_not_gone_on_with_on_other_data(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"another data \(.*another validation \(.*--allow-different data validation"):
         train(longer, run, resume=True)
     assert _files(run) == before
-    told = stored_identity(RunDir(run))
+    told = Identity(**read_json(run / "identity.json"))
     train(replace(longer, allow_different=("data", "validation")), run, resume=True)
-    now = stored_identity(RunDir(run))
+    now = Identity(**read_json(run / "identity.json"))
     assert told.differing(now) == ("data", "validation")
     assert describe_model(model_folder(run)).identity == now
 

@@ -1,7 +1,7 @@
-"""The processes of one run, and how a model, its optimizer and its average are sharded over them (FSDP2).
+"""The processes of one run (torchrun's), and how a model, its optimizer and its average are sharded over them (FSDP2).
 
-Plain `torch.distributed`, started by torchrun. With one process there are no collectives and the model stays as it is.
-With several, every rank holds a share of each parameter and gathers a block only while it computes with it.
+With one process there are no collectives and the model stays as it is. With several, every rank holds a share of each
+parameter and gathers a block only while it computes with it.
 """
 
 import os
@@ -41,10 +41,7 @@ class Ranks:
     @classmethod
     @contextmanager
     def start(cls, device: str = "auto") -> Iterator["Ranks"]:
-        """Join the processes torchrun started: gloo on CPUs, NCCL on GPUs. Alone, do nothing.
-
-        Raises `UsageError` where there are more processes than GPUs, or torchrun did not start them.
-        """
+        """Join the processes torchrun started. Raises `UsageError` for more of them than GPUs, or without torchrun."""
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
             yield cls()
@@ -99,10 +96,7 @@ class Ranks:
 
     @contextmanager
     def owning(self, folder: Path, *, claim: Claim | None = None, wait: bool = False) -> Iterator[None]:
-        """Inside, the ranks of this job alone write into the folder: rank 0 owns it until all are done.
-
-        Raises what `owned` does on rank 0, and `OtherRankError` on the others.
-        """
+        """Inside, the ranks of this job alone write into the folder: rank 0 owns it (`owned`) until all are done."""
         with ExitStack() as stack:
             with self.first():
                 if self.writes:
@@ -121,7 +115,6 @@ class Ranks:
         """Make those of some items that are not done, each rank its share; returns how many were done, over all ranks.
 
         What is made must not depend on who makes it. `progress` is called on rank 0 with (done, all) of its share.
-        Raises `OtherRankError` where another rank failed at its share.
         """
         mine, before = items[self.rank :: self.world_size], 0
         for number, item in enumerate(mine, start=1):
@@ -152,10 +145,9 @@ class Ranks:
     # --- shard ---
 
     def place(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Move a model that is whole and the same on every rank to the device, sharded if there are several ranks.
+        """Move a model that is whole and the same on every rank to the device, block by block where it is sharded.
 
-        It goes there block by block: no GPU ever holds it whole. In one block frozen parameters may be of another type
-        than trainable ones (a bfloat16 base under fp32 adapters); trainable ones must be of one type, none a scalar.
+        Trainable parameters of one block must be of one type, none a scalar; frozen ones may be of another.
         """
         if self.world_size == 1:
             return model.to(device)
@@ -170,11 +162,11 @@ class Ranks:
             parameter.data = parameter.data.to(device)
             if parameter.requires_grad:  # a plain gradient among sharded ones would be refused by the optimizer
                 parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-        mesh = init_device_mesh(device.type, (self.world_size,))
+        how: dict[str, Any] = {"mesh": init_device_mesh(device.type, (self.world_size,)), "ignored_params": empty}
         for block in shards_of(model):
-            fully_shard(block, mesh=mesh, ignored_params=empty)
+            fully_shard(block, **how)
         # The root stays gathered between an entry's return and its backward pass, or the next step of a generator.
-        root = fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=empty)
+        root = fully_shard(model, reshard_after_forward=False, **how)
         # A parameter that one rank's clips did not touch must not leave the others waiting for its gradient.
         root.set_reduce_scatter_unused_params(True)
         for entry in ENTRIES:
@@ -207,10 +199,8 @@ def shards_of(model: nn.Module) -> list[nn.Module]:
     `nn.ModuleList`s of two and more. A block must be run by calling it, and must not write into lists it is given,
     since gradients are tracked through copies of these: diffusers' VAE does, so lists further in are left alone.
     """
-    if (named := getattr(model, "shards", None)) is not None:
-        return list(named)
-    lists = [child for child in model.children() if isinstance(child, nn.ModuleList) and len(child) > 1]
-    return [block for blocks in lists for block in blocks]
+    lists = (child for child in model.children() if isinstance(child, nn.ModuleList) and len(child) > 1)
+    return list(getattr(model, "shards", (block for blocks in lists for block in blocks)))
 
 
 def gathered(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Checkpoints: a model folder that anyone can load, plus what this trainer needs to go on as if never stopped.
 
-The files are the same for any number of ranks: whole tensors, written by rank 0. A run that was trained on eight GPUs
-goes on with one, or the other way round.
+The files are the same for any number of ranks: a run that was trained on eight GPUs goes on with one, or the other way
+round.
 """
 
 import math
@@ -21,7 +21,6 @@ from worldline.nn.optimizer import MovingAverage
 from worldline.nn.weights import changing_state, check_tensors
 from worldline.ranks import laid, whole
 from worldline.rundir import MODEL_FILES, Best, RunDir, load_tensors, new_folder, save_tensors, write_model
-from worldline.schema import UsageError
 
 _FILES = ("trainer.json", "trainer.safetensors")
 _HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy")
@@ -47,21 +46,20 @@ def save_checkpoint(
     weights to use, without frozen parameters: the moving average where there is one. The raw weights then lie in
     `trainer.safetensors` beside the optimizer's moments.
     """
-    weights, optimizer = changing_state(state.model), state.optimizer.state_dict()
-    moments = {f"{i}.{name}": value for i, entry in optimizer["state"].items() for name, value in entry.items()}
+    weights, entries = changing_state(state.model), state.optimizer.state_dict()["state"]
+    moments = {f"{i}.{name}": value for i, entry in entries.items() for name, value in entry.items()}
     if state.average:
         moments |= {f"raw.{name}": value for name, value in weights.items()}
         weights = state.average.weights
     weights, moments = whole(weights, keep=writes), whole(moments, keep=writes)
     if not writes:
         return
-    trainer = {"step": state.step, "seconds": state.seconds, "groups": optimizer["param_groups"]}
     for stale in (run.path / "checkpoints").glob(".step_*"):
         shutil.rmtree(stale)  # what a run that was killed while writing left behind
     with new_folder(run.checkpoint(state.step)) as folder:
         write_model(folder, replace(card, step=state.step).to_json(), weights)
         save_tensors(folder / "trainer.safetensors", moments)
-        write_json(folder / "trainer.json", trainer)
+        write_json(folder / "trainer.json", {"step": state.step, "seconds": state.seconds})
     if best is not None:  # before the one that was best is dropped
         write_json(run.path / "best.json", asdict(best))
     for old in run.checkpoints()[:-keep]:
@@ -78,36 +76,33 @@ def best_so_far(run: RunDir, metric: str) -> Best | None:
 def better(best: Best | None, found: Best) -> Best | None:
     """The better of two, by their metric; of equals the first."""
     sign = 1 if any(part in found.metric for part in _HIGHER_IS_BETTER) else -1
-    if not math.isfinite(found.value):
-        return best
-    return found if best is None or sign * (found.value - best.value) > 0 else best
+    wins = best is None or sign * (found.value - best.value) > 0
+    return found if wins and math.isfinite(found.value) else best
 
 
 def restore(run: RunDir, state: TrainState) -> None:
     """Put the run's latest checkpoint that is whole into `state`, bit for bit; every rank takes its part of it.
 
-    Raises:
-        UsageError: there is no checkpoint.
-        DataError: all are damaged, or of another model.
+    A run without any begins again. Raises `DataError` where all are damaged, or of another model.
     """
-    folder = run.latest(files=(*MODEL_FILES, *_FILES))
-    if folder is None:
-        raise UsageError(f"{run.path} has no checkpoint to resume from; start it without --resume")
-    trainer, groups = read_json(folder / "trainer.json"), defaultdict[str, dict[str, Tensor]](dict)
-    for key, value in load_tensors(folder / "trainer.safetensors").items():
-        group, name = key.split(".", 1)
-        groups[group][name] = value
-    weights, raw = load_tensors(folder / "model.safetensors"), groups.pop("raw", {})
+    if (folder := run.latest(files=(*MODEL_FILES, *_FILES))) is None:
+        return
+    trainer, tensors = read_json(folder / "trainer.json"), load_tensors(folder / "trainer.safetensors")
+    weights = load_tensors(folder / "model.safetensors")
     if state.average:
-        state.average.weights, weights = _parts(weights, state.average.weights, folder), raw
+        state.average.weights = _parts(weights, state.average.weights, folder)
+        weights = {key.removeprefix("raw."): value for key, value in tensors.items() if key.startswith("raw.")}
     state.model.load_state_dict(_parts(weights, changing_state(state.model), folder), strict=False)
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
-    moments: dict[int, dict[str, Tensor]] = {}
-    for number, group in groups.items():
-        of = parameters[int(number)]  # moments lie over the ranks as their parameter does; a count of steps does not
-        laid_out = {name: laid(value, of) if value.shape == of.shape else value for name, value in group.items()}
-        moments[int(number)] = laid_out
-    state.optimizer.load_state_dict({"state": moments, "param_groups": trainer["groups"]})
+    moments = defaultdict[int, dict[str, Tensor]](dict)
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        if number != "raw":
+            of = parameters[int(number)]
+            # Moments lie over the ranks as their parameter does; a count of steps does not.
+            moments[int(number)][name] = laid(value, of) if value.shape == of.shape else value
+    # Groups and their settings are those of the configuration.
+    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
     state.step, state.seconds = int(trainer["step"]), float(trainer["seconds"])
 
 

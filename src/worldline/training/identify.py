@@ -23,11 +23,8 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
     """Identify the inputs of a run, and compare them with all that they must fit.
 
     That is: tokens and latents with the given tokenizer; `init_from` with the tokenizer, backbone and text; and, to
-    resume, everything with the inputs at the start of the run.
-
-    Raises:
-        UsageError: something is another one and may not be (`config.allow_different`); names it.
-        DataError: states or weights are not what they should be.
+    resume, everything with the inputs at the start of the run. Raises `UsageError` naming what is another one and may
+    not be (`config.allow_different`), and `DataError` where states or weights are not what they should be.
     """
     data, allowed = config.data, config.allow_different
     (train, trained), (val, judged) = open_split(data, "train"), open_split(data, "val")
@@ -46,11 +43,10 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
         backbone=kind_of(config.model).backbone_fingerprint(config.weights) if config.weights else None,
         text=_file_hash(config.text) if config.text else None,
     )
-    if resume:
-        what, made = f"the run in {run.path}", stored_identity(run)
-        made = _explicit(made) if run.identity.exists() else made
-        refuse_another(made, _explicit(found), what=what, places=places, allowed=allowed)
-    elif config.init_from is not None:
+    if resume and run.identity.exists():  # runs of early versions have none
+        what, made = f"the run in {run.path}", from_json(Identity, read_json(run.identity), run.identity)
+        refuse_another(_explicit(made), _explicit(found), what=what, places=places, allowed=allowed)
+    if not resume and config.init_from is not None:
         what, made = f"the model in {config.init_from}", describe_model(model_folder(config.init_from)).identity
         refuse_another(made, found, what=what, places=places, parts=_OF_A_WORLD, allowed=allowed)
     return found
@@ -59,14 +55,6 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
 def _explicit(identity: Identity) -> Identity:
     """With "none" for a missing tokenizer, backbone or text, so that having none differs from having one."""
     return replace(identity, **{part: "none" for part in _OF_A_WORLD if getattr(identity, part) is None})
-
-
-def stored_identity(run: RunDir) -> Identity:
-    """The inputs at the start of a run; of a run of an earlier version, those of its newest checkpoint."""
-    if run.identity.exists():
-        return from_json(Identity, read_json(run.identity), run.identity)
-    latest = run.latest()
-    return describe_model(latest).identity if latest else Identity()
 
 
 def refuse_absent(config: TrainConfig, run: RunDir) -> None:

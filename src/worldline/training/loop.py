@@ -60,8 +60,8 @@ def train(
 ) -> TrainResult:
     """Train a model into a run folder; with `resume`, continue from its latest checkpoint as if never stopped.
 
-    A run that was stopped before its first checkpoint begins again at step 0. SIGTERM ends it with a checkpoint of the
-    step that is running. Each of several processes calls this with its own `ranks`; rank 0 writes and reports.
+    SIGTERM ends it with a checkpoint of the step that is running. Each of several processes calls this with its own
+    `ranks`; rank 0 writes and reports.
 
     Raises:
         UsageError: the folder holds another run or is in use, what the run is made with is another than it must be, or
@@ -106,14 +106,14 @@ class _Training:
             self.restore()
         else:
             self.check_keep_best()
-        found = best_so_far(run, config.keep_best) if config.keep_best and ranks.writes else None
-        self.best: Best | None = ranks.agreed(found)
-        if ranks.writes:
-            if not resume:
+            if ranks.writes:
                 made.keep(run)
                 write_json(run.path / "environment.json", environment())
+        if ranks.writes:
             write_json(run.identity, identity.to_json())
             write_config(run, kept)  # last: with it, the folder holds a run
+        found = best_so_far(run, config.keep_best) if config.keep_best and ranks.writes else None
+        self.best: Best | None = ranks.agreed(found)
 
     def go_on(self) -> TrainResult:
         """Train from the state's step to the last, or until SIGTERM or `max_minutes` ends it."""
@@ -134,7 +134,9 @@ class _Training:
                 validates = last or state.step % config.evaluate_every == 0
                 improved = validates and self.validate(now, board)
                 if board and (validates or state.step % config.log_every == 0):
-                    self.log(now, board)
+                    self.run.log({"step": state.step, "seconds": round(state.seconds, 3), **now})
+                    for name, value in now.items():
+                        board.add_scalar(name, value, state.step)
                 if last:
                     self.finish()
                 if last or stopped or improved or state.step % config.checkpoint_every == 0:
@@ -155,10 +157,7 @@ class _Training:
         )
 
     def step(self, pieces: Iterable[Batch], asked: Callable[[], bool]) -> tuple[dict[str, float], bool]:
-        """One optimizer step: its figures, means over the ranks, and whether any of these is asked to stop.
-
-        All randomness is of (seed, step, rank).
-        """
+        """One optimizer step: its figures, means over the ranks, and whether any of these is asked to stop."""
         config, state, ranks = self.config, self.state, self.ranks
         rate = config.optimizer.learning_rate(state.step, self.total)
         if hasattr(state.model, "progress"):
@@ -184,7 +183,10 @@ class _Training:
         return {"train/loss": mean["train/loss"], **steered, **mean}, any(stop for _, stop in everyones)
 
     def gradients(self, pieces: Iterable[Batch]) -> tuple[dict[str, float], tuple[Origin, ...]]:
-        """Add up the gradients of the pieces of a batch; their mean figures, and the clips they are of."""
+        """Add up the gradients of the pieces of a batch; their mean figures, and the clips they are of.
+
+        All randomness is of (seed, step, rank).
+        """
         config, state, ranks = self.config, self.state, self.ranks
         # CPU generators read 32 bits of a seed; the rank's factor, of the golden ratio, keeps ranks apart in those.
         seed = (config.seed * 1_000_003 + state.step + ranks.rank * 2_654_435_769) * 2
@@ -209,24 +211,18 @@ class _Training:
 
         On every rank, on the same clips: a sharded model is run by all or by none.
         """
-        with evaluated(self.state):
-            now |= validate(self.state.model, self.made, num_clips=self.config.validation_clips, device=self.device)
+        state, metric = self.state, self.config.keep_best
+        with evaluated(state):
+            now |= validate(state.model, self.made, num_clips=self.config.validation_clips, device=self.device)
             strip = sample_strip(self.made, device=self.device)
         if board and strip is not None:
-            board.add_image("real above forecast", strip, self.state.step)
-        if not self.config.keep_best:
-            return False
-        found = Best(metric=self.config.keep_best, step=self.state.step, value=now[self.config.keep_best])
-        self.best = better(self.best, found)
-        return self.best is found
-
-    def log(self, now: dict[str, float], board: SummaryWriter) -> None:
-        self.run.log({"step": self.state.step, "seconds": round(self.state.seconds, 3), **now})
-        for name, value in now.items():
-            board.add_scalar(name, value, self.state.step)
+            board.add_image("real above forecast", strip, state.step)
+        found = Best(metric=metric, step=state.step, value=now[metric]) if metric else None
+        self.best = better(self.best, found) if found else None
+        return found is not None and self.best is found
 
     def finish(self) -> None:
-        """Let the trained model measure what it needs; these are buffers, and belong to the moving average, too."""
+        """Let the trained model measure what it needs: buffers, which belong to the moving average, too."""
         with evaluated(self.state):
             self.made.finish()
             if average := self.state.average:
@@ -235,8 +231,7 @@ class _Training:
 
     def restore(self) -> None:
         """Take the state of the run's newest checkpoint, if it has one, and drop what is logged after it."""
-        if self.run.checkpoints():
-            restore(self.run, self.state)
+        restore(self.run, self.state)
         if self.total < (at := self.state.step):
             raise UsageError(f"{self.run.path} is at step {at} already; a length of {self.total} cannot be reached")
         if self.ranks.writes:
