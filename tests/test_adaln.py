@@ -39,7 +39,6 @@ def test_the_report_s_encoder_has_67_350_272_parameters() -> None:
 def test_both_modes_arrive_at_six_codes(mode: str) -> None:
     config = StateOptions(hidden=16, mode=mode)  # pyright: ignore[reportArgumentType]
     assert config.num_codes(REPORT_77) == 6
-    assert StateModulation(config, 12).codes(states()).shape == (2, 6, 16)
     assert StateModulation(config, 12)(states()).shape == (2, 6, 6, 12)
 
 

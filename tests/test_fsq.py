@@ -146,9 +146,3 @@ def test_holds_no_parameters_and_nothing_to_save() -> None:
     quantiser = FSQ(COSMOS)
     assert list(quantiser.parameters()) == []
     assert quantiser.state_dict() == {}
-
-
-@pytest.mark.parametrize("levels", [(), (8, 1)])
-def test_refuses_levels_that_cannot_code(levels: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="two levels per channel"):
-        FSQ(levels)

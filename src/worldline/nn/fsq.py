@@ -19,8 +19,6 @@ class FSQ(nn.Module):
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
-        if not levels or min(levels) < 2:
-            raise ValueError(f"FSQ needs at least one channel and two levels per channel, got {levels}")
         self.vocab_size = math.prod(levels)
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("_levels", torch.tensor(levels), persistent=False)

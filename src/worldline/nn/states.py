@@ -149,14 +149,6 @@ class StateModulation(Standardising):
         for parameter in self.projection.parameters():
             nn.init.zeros_(parameter)
 
-    def codes(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l r"]:
-        """One code per latent frame, which has seen every state (GroupNorm). Raises `UsageError` for another shape."""
-        states = self.first(states, self.pattern.window)
-        if self.options.mode == "downsample":
-            states = states[:, list(self.pattern.frames)]
-        x = self.features(self._features(states))
-        return rearrange(self.compression(rearrange(x, "b t r -> b r t")), "b r l -> b l r")
-
     def forward(
         self, states: Float[Tensor, "b t s"], dropped: Bool[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b l six d"]:
@@ -164,7 +156,11 @@ class StateModulation(Standardising):
 
         `dropped` clips get the null code. Raises `UsageError` where there is none, and for states of another shape.
         """
-        codes = self.codes(states)
+        states = self.first(states, self.pattern.window)
+        if self.options.mode == "downsample":
+            states = states[:, list(self.pattern.frames)]
+        x = rearrange(self.features(self._features(states)), "b t r -> b r t")
+        codes = rearrange(self.compression(x), "b r l -> b l r")  # each has seen every state (GroupNorm)
         if dropped is not None:
             if self.null is None:
                 how = "train with --model.states.null True --model.drop-states 0.1"

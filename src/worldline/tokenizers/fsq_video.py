@@ -6,18 +6,20 @@ The first frame is repeated to fill its latent, so latent 0 depends on frame 0 a
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
+from einops.layers.torch import Rearrange
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from worldline.checks import MOST, Limit, Natural, refuse
 from worldline.contract import ModelConfig
-from worldline.nn.causal_video import CausalBlock, merge, unmerge
 from worldline.nn.fsq import FSQ
 from worldline.schema import Batch, TokenGrid
 from worldline.tokenizers.tokenizer import (
@@ -180,3 +182,57 @@ def _decoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
 def _blocks(config: FSQVideoConfig, stage: int, kernel: int) -> Iterator[nn.Module]:
     for _ in range(config.blocks[stage]):
         yield CausalBlock(config.widths[stage], kernel=kernel, past=config.past, mlp_ratio=config.mlp_ratio)
+
+
+# --- blocks over video latents ---
+# Tensors are `b t h w c`, channels last: pointwise layers and norms then need no transposition. Space is padded with
+# zeros on both sides, time on the left only; norms are over the channels of a position, never over time. Hence output t
+# depends on inputs 0..t, to the bit.
+
+
+class CausalMix(nn.Module):
+    """Add, per channel, a weighted sum of the `past` positions before; the weights start at zero."""
+
+    def __init__(self, channels: int, *, past: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(past, channels))
+
+    def forward(self, x: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t h w c"]:
+        mixed, past = x, len(self.weight)
+        padded = F.pad(x, (0, 0, 0, 0, 0, 0, past, 0))
+        for lag in range(1, past + 1):
+            mixed = mixed + self.weight[lag - 1] * padded[:, past - lag : padded.shape[1] - lag]
+        return mixed
+
+
+class CausalBlock(nn.Module):
+    """ConvNeXt block with a temporal mix: depthwise convolution, mix, norm, MLP; on a residual branch."""
+
+    def __init__(self, channels: int, *, kernel: int, past: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.mix = CausalMix(channels, past=past)
+        self.norm = nn.LayerNorm(channels)
+        self.expand = nn.Linear(channels, mlp_ratio * channels)
+        self.contract = nn.Linear(mlp_ratio * channels, channels)
+        nn.init.zeros_(self.contract.weight)  # a new block is the identity
+        nn.init.zeros_(self.contract.bias)
+
+    def forward(self, x: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t h w c"]:
+        y = self.depthwise(rearrange(x, "b t h w c -> (b t) c h w"))
+        y = self.mix(rearrange(y, "(b t) c h w -> b t h w c", b=x.shape[0]))
+        return x + self.contract(F.gelu(self.expand(self.norm(y))))
+
+
+def merge(in_channels: int, out_channels: int, stride: tuple[int, int]) -> nn.Sequential:
+    """Fold the neighbours of a stride in (time, space) into channels, then mix them linearly."""
+    t, p = stride
+    fold = Rearrange("b (u t) (i p) (j q) c -> b u i j (t p q c)", t=t, p=p, q=p)
+    return nn.Sequential(OrderedDict(fold=fold, linear=nn.Linear(in_channels * t * p**2, out_channels)))
+
+
+def unmerge(in_channels: int, out_channels: int, stride: tuple[int, int]) -> nn.Sequential:
+    """The opposite of `merge`: mix linearly, then unfold channels into neighbours."""
+    t, p = stride
+    unfold = Rearrange("b u i j (t p q c) -> b (u t) (i p) (j q) c", t=t, p=p, q=p)
+    return nn.Sequential(OrderedDict(linear=nn.Linear(in_channels, out_channels * t * p**2), unfold=unfold))
