@@ -28,7 +28,7 @@ from worldline.families.card import ModelCard
 from worldline.families.config import LoadOptions
 from worldline.families.load import load_forecaster
 from worldline.families.tokenizers import fingerprint
-from worldline.forecasting.saved import read_forecasts
+from worldline.forecasts import read_forecasts
 from worldline.formats.open import open_source
 from worldline.formats.video import encode
 from worldline.process.categorical import Sampling

@@ -21,7 +21,7 @@ from test_forecast_files import write_latent_world, write_test_tokens, write_tok
 from worldline.data.clips import Clips
 from worldline.evaluation.engine import Tally
 from worldline.evaluation.parts import PARTS, Parts
-from worldline.forecasting.saved import read_forecasts
+from worldline.forecasts import read_forecasts
 from worldline.ranks import Ranks
 from worldline.rundir import read_model, write_model
 from worldline.schema import Clip, DataError

@@ -1,12 +1,30 @@
-"""Forecasts of chosen clips of a data set, written to disk: what `worldline forecast` and `worldline.forecast` do.
+"""Forecasts of chosen clips on disk: made, written in arrays and pictures that other programs read, and read again.
 
-The same call again continues an interrupted forecast. Several ranks share the clips.
+    OUT/forecast.json                        what was forecast and how; written last, so where it is, all is there
+    OUT/forecast.unfinished.json             the same, until then
+    OUT/NAME.npz                             --format npz: the arrays of `_layout`
+    OUT/NAME/future_K/frame_TTT.png          --format png: future K, frame TTT counted from the first of the context
+    OUT/NAME/tokens.npz                      --format png, worlds over tokens: the arrays without frames
+    OUT/NAME.mp4                             --format mp4: to be looked at, with the context before it
+
+A sample of the challenge's test set is named as its file, `sample_12`; any other clip by its number, `clip_00012`. The
+same call again continues an interrupted forecast. Several ranks share the clips.
 """
 
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int32, UInt8, jaxtyped
+from PIL import Image
+from torch import Tensor
 
 from worldline import builtin
 from worldline.checks import Natural, Seed
@@ -16,16 +34,50 @@ from worldline.evaluation.parts import made_from
 from worldline.families.card import describe_model
 from worldline.families.config import LoadOptions
 from worldline.families.load import Loaded, check_options, load_forecaster, refuse_unfit
-from worldline.forecasting.saved import Index, Layout, Sample, begin_index, finish_index, save_mp4, save_npz, save_png
+from worldline.files import atomic, read_json, read_npz, reading, write_json
 from worldline.formats.faults import check_episodes
+from worldline.formats.video import encode
 from worldline.process.noise import clip_seeds
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks
-from worldline.rundir import model_folder
-from worldline.schema import Batch, UsageError, stack
+from worldline.rundir import from_json, model_folder, new_folder, to_json
+from worldline.schema import DataError, Forecast, UsageError, stack
 
+INDEX, UNFINISHED = "forecast.json", "forecast.unfinished.json"
 AT_ONCE = 4
 """Most clips that one process forecasts at once: with fewer, several processes share the work better."""
+Layout = Literal["mp4", "png", "npz"]
+_wrong = partial(DataError, fix="Forecast again.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One forecast clip, its number among the clips of the data, and its first frame in its episode."""
+
+    name: str
+    clip: int
+    episode: str
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """The content of `forecast.json`."""
+
+    layout: Layout
+    run: str
+    checkpoint: str
+    data: str
+    fps: float
+    """Video frames per second; `times` count these frames."""
+    times: tuple[int, ...]
+    num_samples: int
+    seed: int
+    settings: dict[str, str | int | float | bool]
+    samples: tuple[Sample, ...]
+    made_from: str = ""
+    """Hash of all that decides what the files hold; empty where that is not known."""
+    format: Literal[1] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,24 +116,24 @@ def forecast(run: str | Path, options: ForecastOptions, *, ranks: Ranks | None =
     run = builtin.resolve(run)
     out = options.out or builtin.results_of(run) / "forecasts"
     with ranks.first():  # what is refused is refused once, and before any weights are read
-        clips, numbers = _chosen(run, options)
+        clips, samples = _chosen(run, options)
     with ranks.owning(out):
         loaded = load_forecaster(run, options, device=ranks.device(options.device))
         clips = clips.sized(loaded.forecaster.image_size)
         suffix = "" if options.format == "png" else f".{options.format}"  # pictures have a folder
-        files = {number: out / (_name(clips, number) + suffix) for number in numbers}
+        files = {sample.clip: out / (sample.name + suffix) for sample in samples}
         there: set[Path] = set()
         if ranks.writes:
-            there = begin_index(out, _index(run, options, clips, numbers, loaded, ranks), list(files.values()))
+            there = _begun(out, _index(run, options, clips, samples, loaded, ranks), list(files.values()))
             if there:
                 say(f"{out}: {len(there)} of {len(files)} forecasts were there already")
         _make(options, loaded, clips, files, ranks.agreed(there), ranks)
         if ranks.writes:
-            finish_index(out)
+            os.replace(out / UNFINISHED, out / INDEX)
     return list(files.values())
 
 
-def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[int]]:
+def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[Sample]]:
     """The clips of the data, and which of them are to be forecast."""
     model = model_folder(run, options.checkpoint)
     card = describe_model(model)
@@ -102,42 +154,52 @@ def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[int]]:
     episodes = sorted({int(clips.windows.episode[number]) for number in numbers})
     check_episodes(clips.source, episodes, size=clips.image_size)
     warn_of_strange_states(clips.source, episodes, model)
-    return clips, numbers
+    return clips, [_sample(clips, number) for number in numbers]
 
 
 def _make(
     options: ForecastOptions, loaded: Loaded, clips: Clips, files: dict[int, Path], there: set[Path], ranks: Ranks
 ) -> None:
-    """Forecast what is not there, a few clips at a time."""
+    """Forecast what is not there, a few clips at a time, from their context and states: no future is read."""
     numbers, forecaster = list(files), loaded.forecaster
     size = max(1, min(AT_ONCE, forecaster.rows_at_once // options.num_samples))
     parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
     def make(part: int) -> None:
-        _save(options, loaded, stack([clips[number] for number in parts[part]]), [files[i] for i in parts[part]])
+        batch = stack([clips[number] for number in parts[part]])
+        extra = () if options.format == "mp4" else ("top",)
+        made = forecaster.forecast_clips(batch, seeds=clip_seeds(options.seed, batch.origins), extra=extra)
+        save = _save_npz if options.format == "npz" else _save_png
+        if options.format == "mp4":
+            save = partial(_save_mp4, shown=forecaster.shown(batch), fps=loaded.contract.fps / forecaster.pace)
+        for clip, number in enumerate(parts[part]):
+            save(files[number], made, clip)
 
     done = {i for i, part in enumerate(parts) if there.issuperset(files[number] for number in part)}
     with Progress() as progress:
         ranks.made(range(len(parts)), make, done=done.__contains__, progress=progress.named("forecasting"))
 
 
-def _save(options: ForecastOptions, loaded: Loaded, batch: Batch, paths: list[Path]) -> None:
-    """Forecast clips from their context and states, and write one file or folder for each. No future is read."""
-    forecaster, seeds = loaded.forecaster, clip_seeds(options.seed, batch.origins)
-    made = forecaster.forecast_clips(batch, seeds=seeds, extra=() if options.format == "mp4" else ("top",))
-    save = save_npz if options.format == "npz" else save_png
-    if options.format == "mp4":
-        fps = loaded.contract.fps / forecaster.pace
-        save = partial(save_mp4, shown=forecaster.shown(batch), fps=fps)
-    for i, path in enumerate(paths):
-        save(path, made, i)
+def _sample(clips: Clips, number: int) -> Sample:
+    episode, start = clips.source.episodes[int(clips.windows.episode[number])], int(clips.windows.start[number])
+    alone = clips.source.context_only and episode.name.startswith("sample ")  # of several sets joined, its name differs
+    name = episode.name.replace(" ", "_") if alone else f"clip_{number:05d}"
+    return Sample(name=name, clip=number, episode=episode.name, start=start)
 
 
 def _index(
-    run: Path, options: ForecastOptions, clips: Clips, numbers: list[int], loaded: Loaded, ranks: Ranks
+    run: Path, options: ForecastOptions, clips: Clips, samples: list[Sample], loaded: Loaded, ranks: Ranks
 ) -> Index:
-    places = [(int(clips.windows.episode[number]), int(clips.windows.start[number])) for number in numbers]
-    episodes, model = clips.source.episodes, model_folder(run, options.checkpoint)
+    model = model_folder(run, options.checkpoint)
+    key = made_from(
+        clips,
+        {model: loaded.tokenizer},
+        weights=options.weights,
+        device=ranks.device(options.device),
+        sample=options.sampling(),
+        seed=options.seed,
+        numbers=[sample.clip for sample in samples],
+    )
     return Index(
         layout=options.format,
         run=run.resolve().name,
@@ -148,25 +210,135 @@ def _index(
         num_samples=options.num_samples,
         seed=options.seed,
         settings=loaded.settings,
-        samples=tuple(
-            Sample(name=_name(clips, number), clip=number, episode=episodes[episode].name, start=start)
-            for number, (episode, start) in zip(numbers, places, strict=True)
-        ),
-        made_from=made_from(
-            clips,
-            {model: loaded.tokenizer},
-            weights=options.weights,
-            device=ranks.device(options.device),
-            sample=options.sampling(),
-            seed=options.seed,
-            numbers=numbers,
-        ),
+        samples=tuple(samples),
+        made_from=key,
     )
 
 
-def _name(clips: Clips, number: int) -> str:
-    """The name of a clip's files: of a sample of one test set that of its own file, `sample_12`."""
-    own = clips.source.episodes[int(clips.windows.episode[number])].name
-    if clips.source.context_only and own.startswith("sample "):  # of several sets joined, it names the set first
-        return own.replace(" ", "_")
-    return f"clip_{number:05d}"
+def _begun(folder: Path, index: Index, files: Sequence[Path]) -> set[Path]:
+    """Say what is going to be forecast; give those of its files that are there already. Others of their names go."""
+    said, names, known = to_json(Index, index), {f".{path.name}" for path in files}, False
+    left = (path for path in folder.glob(".*.*") if path.suffix in (".tmp", ".old"))
+    gone = [path for path in left if path.name.rsplit(".", 2)[0] in names]  # a killed writer's `.NAME.PID.tmp`
+    for path in (folder / INDEX, folder / UNFINISHED):
+        with suppress(DataError):  # absent, or damaged: what it said is not known
+            known |= read_json(path) == said
+    if not known:
+        gone = [folder / INDEX, folder / UNFINISHED, *gone, *files]  # first what says that the others are sound
+    for path in gone:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    write_json(folder / UNFINISHED, said)
+    (folder / INDEX).unlink(missing_ok=True)
+    return {path for path in files if path.exists()}
+
+
+# --- files of one clip ---
+
+
+def _layout(k: int | str = "k", t: int | str = "t") -> dict[str, Any]:
+    """Type and axes of the arrays of k futures, t frames, l token grids and their n likeliest tokens (500)."""
+    return {
+        "frames": UInt8[np.ndarray, f"{k} {t} y x 3"],  # predicted frames, RGB
+        "times": Int32[np.ndarray, f"{t}"],  # their positions, counted from the first frame of the context
+        "tokens": Int32[np.ndarray, f"{k} l h w"],  # predicted token grids
+        "top_ids": Int32[np.ndarray, "l h w n"],  # of future 0: the likeliest tokens of each place, likeliest first
+        "top_log_probs": Float32[np.ndarray, "l h w n"],  # in nats, at temperature 1 over the whole vocabulary
+    }
+
+
+def _arrays(forecast: Forecast, clip: int) -> dict[str, np.ndarray]:
+    made = {name: getattr(forecast, name) for name in ("frames", "tokens", "top_ids", "top_log_probs")}
+    found = {name: x[clip].numpy() for name, x in made.items() if x is not None}
+    found = {name: x.astype(np.int32) if x.dtype == np.int64 else x for name, x in found.items()}
+    if "frames" in found:
+        found["frames"] = np.ascontiguousarray(found["frames"].transpose(0, 1, 3, 4, 2))
+        found["times"] = np.array(forecast.times, np.int32)
+    return found
+
+
+def _save_npz(path: Path, forecast: Forecast, clip: int) -> None:
+    """Write all arrays of one clip's forecast into one file."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **_arrays(forecast, clip))
+
+
+def _save_png(folder: Path, forecast: Forecast, clip: int) -> None:
+    """Write the frames of one clip's forecast as pictures, and its tokens, if it has any, beside them."""
+    arrays = _arrays(forecast, clip)
+    times = arrays.pop("times").tolist()
+    with new_folder(folder) as temporary:
+        for number, future in enumerate(arrays.pop("frames")):
+            (temporary / f"future_{number}").mkdir()
+            for time, frame in zip(times, future, strict=True):
+                Image.fromarray(frame).save(temporary / _png(number, time))
+        if arrays:
+            np.savez(temporary / "tokens.npz", allow_pickle=False, **arrays)
+
+
+def _png(future: int, time: int) -> str:
+    return f"future_{future}/frame_{time:03d}.png"
+
+
+def _save_mp4(path: Path, forecast: Forecast, clip: int, *, shown: tuple[Tensor, Tensor | None], fps: float) -> None:
+    """Write one H.264 video: real | future 1 | ... | future k, small frames enlarged. Before the futures comes the
+    context, darkened. `shown` is what `Forecaster.shown` says of all clips: context, and real frames if known.
+    """
+    (seen, real), futures = shown, forecast.video[clip]
+    panels = [] if real is None else [torch.cat([seen[clip], real[clip]])]
+    panels += [torch.cat([seen[clip] // 2, future]) for future in futures]
+    row, (height, width) = torch.cat(panels, dim=-1).permute(0, 2, 3, 1), futures.shape[-2:]
+    # Enough to look at, and an even size, which H.264 needs.
+    scale = 4 if height <= 128 else 2 if height <= 256 or height % 2 or width % 2 else 1
+    encode(path, row.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2).numpy(), fps=fps)
+
+
+def read_forecasts(folder: Path) -> dict[str, Forecast]:
+    """Read every sample a forecast wrote, each as a batch of one.
+
+    Raises:
+        DataError: a file is missing, damaged or of another shape, type or range; names it.
+        UsageError: the forecast was written as videos.
+    """
+    index: Index = from_json(Index, read_json(folder / INDEX), folder / INDEX)
+    if index.layout == "mp4":
+        raise UsageError(f"{folder} holds videos to be looked at; forecast with --format npz or png to read frames")
+    return {sample.name: _read(folder / sample.name, index) for sample in index.samples}
+
+
+def _read(stem: Path, index: Index) -> Forecast:
+    path = stem.with_name(f"{stem.name}.npz") if index.layout == "npz" else stem / "tokens.npz"
+    there = index.layout == "npz" or path.exists()
+    arrays = read_npz(path, what="arrays as numpy saves them", fix="Forecast again.") if there else {}
+    if index.layout == "png":
+        futures = [[_picture(stem / _png(k, time)) for time in index.times] for k in range(index.num_samples)]
+        arrays["frames"] = np.stack(futures)
+    _check(path, arrays, index)
+    found = {name: torch.from_numpy(array)[None] for name, array in arrays.items() if name != "times"}
+    if "frames" in found:
+        found["frames"] = found["frames"].permute(0, 1, 2, 5, 3, 4)
+    found |= {name: found[name].long() for name in ("tokens", "top_ids") if name in found}
+    return Forecast(times=index.times, **found)  # pyright: ignore[reportArgumentType] - no costs among them
+
+
+def _check(path: Path, arrays: dict[str, np.ndarray], index: Index) -> None:
+    """Refuse arrays of other types, shapes or ranges than the layout promises. Raises `DataError`."""
+    layout = _layout(index.num_samples, len(index.times))
+    of_tokens = {"tokens", "top_ids", "top_log_probs"}
+    if not arrays or arrays.keys() - layout.keys() or arrays.keys() & of_tokens not in (set(), of_tokens):
+        raise _wrong(path, expected="frames, or tokens with the likeliest ones, or both", found=f"{sorted(arrays)}")
+    with jaxtyped("context"):  # axes of one name are of one length
+        for name, array in arrays.items():
+            if not isinstance(array, layout[name]):
+                found = f"{array.dtype} {[*array.shape]}"
+                raise _wrong(path, expected=f"{name} of {layout[name].__name__}", found=found)
+    if "times" in arrays and arrays["times"].tolist() != list(index.times):
+        raise _wrong(path, expected=f"frames at {index.times}", found=f"{arrays['times']}")
+    chances = arrays.get("top_log_probs", np.zeros((1, 1)))
+    if not (chances <= 0).all() or (np.diff(chances) > 0).any() or (np.exp(chances).sum(-1) > 1.001).any():
+        found = f"{chances.min()} .. {chances.max()}"
+        raise _wrong(path, expected="log-probabilities of at most 0, likeliest first", found=found)
+
+
+def _picture(path: Path) -> np.ndarray:
+    with reading(path, SyntaxError, expected="a picture", fix="Forecast again."):  # as Pillow says that it is damaged
+        return np.array(Image.open(path).convert("RGB"))
