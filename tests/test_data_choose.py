@@ -232,7 +232,7 @@ def test_data_sets_that_differ_are_not_joined(tmp_path: Path) -> None:
     other = write_lerobot(tmp_path / "names", "v2.1", (20,), names=["x", "y"])
     for roots, message in (
         ((raw, write_raw(tmp_path / "small", size=16)), r"differ in picture size: \(32, 32\) and \(16, 16\)"),
-        ((raw, lerobot), "cannot be joined: data sets of one format"),
+        ((raw, lerobot), "cannot be joined, they differ in format: 1x and lerobot. Bring both to one"),
         ((lerobot, other), "differ in state names"),
         ((raw, write_tokens(tmp_path / "t", np.zeros(40, np.int32))), "differ in"),
     ):

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from worldline.formats import states as states_module
 from worldline.formats.onex.write import finish_shards, token_shard
 from worldline.formats.open import open_source
-from worldline.formats.states import ONEX_LAYOUT, StateStats, compute_stats, guess_layout
+from worldline.formats.states import ONEX_LAYOUT, StateStats, compute_stats, guess_kind
 from worldline.schema import DataError
 
 
@@ -39,7 +39,7 @@ def test_onex_layout_is_the_one_of_the_data_card() -> None:
     ],
 )
 def test_kinds_follow_from_name_then_range(name: str, low: float, high: float, kind: str) -> None:
-    assert guess_layout([name], [low], [high]).kinds == (kind,)
+    assert guess_kind(name, low, high) == kind
 
 
 def _random_states(root: Path, segments: np.ndarray) -> np.ndarray:

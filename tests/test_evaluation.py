@@ -37,7 +37,7 @@ from worldline.formats.source import Source
 from worldline.process.categorical import Sampling
 from worldline.process.noise import clip_seeds
 from worldline.rundir import to_json
-from worldline.schema import Batch, Clip, Episode, TokenGrid, UsageError
+from worldline.schema import Batch, Episode, TokenGrid, UsageError
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
 from worldline.tokenizers.tokenizer import to_signed
 from worldline.worlds.world import GridStep
@@ -60,17 +60,12 @@ class _InMemory(Source):
     film: Tensor | None = None
     tokens: Tensor | None = None
 
-    def read(self, episode: int, start: int, stop: int) -> Clip:
-        return Clip(
-            states=self.states[episode, start:stop],
-            fps=self.fps,
-            origin=self.origin(episode, start),
-            frames=None if self.film is None else self.film[episode, start:stop],
-            tokens=None if self.tokens is None else self.tokens[episode],
-        )
+    def shows(self, episode: int, start: int, stop: int) -> dict[str, Tensor]:
+        shown = {} if self.film is None else {"frames": self.film[episode, start:stop]}
+        return shown if self.tokens is None else {"tokens": self.tokens[episode]}
 
-    def read_states(self, episode: int, start: int, stop: int) -> np.ndarray:
-        return self.states[episode, start:stop].numpy()
+    def states_of(self, episode: int) -> np.ndarray:
+        return self.states[episode].numpy()
 
 
 def _memory(

@@ -22,8 +22,8 @@ from worldline.families.config import LoadOptions, TrainConfig, read_config
 from worldline.families.load import load_forecaster
 from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.files import read_json
-from worldline.formats.content import content_of
 from worldline.formats.open import open_source
+from worldline.formats.source import content_of
 from worldline.identity import Identity, refuse_another
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model

@@ -18,9 +18,8 @@ from worldline.encoding.encode import encode, tokenize
 from worldline.families.tokenizers import fingerprint, load_tokenizer, load_vae
 from worldline.formats.checks import summarise
 from worldline.formats.choose import choose_episodes, only
-from worldline.formats.faults import check_episodes
+from worldline.formats.faults import check_episodes, implausible, warn
 from worldline.formats.open import OpenOptions
-from worldline.formats.plausible import implausible, warn
 from worldline.formats.source import Source
 from worldline.progress import Progress, say, speaks
 from worldline.ranks import Ranks

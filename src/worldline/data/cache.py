@@ -15,9 +15,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from worldline.files import mapped_npy, npy_rows
-from worldline.formats.checks import check_window
-from worldline.formats.content import footage_of
-from worldline.formats.source import Source
+from worldline.formats.source import Source, footage_of
 from worldline.formats.video import resize
 from worldline.owner import Claim
 from worldline.ranks import Ranks
@@ -33,7 +31,7 @@ class CachedSource(Source):
     inner: Source
     folder: Path
 
-    def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
+    def read_states(self, episode: int, start: int = 0, stop: int | None = None) -> Float32[np.ndarray, "t s"]:
         return self.inner.read_states(episode, start, stop)
 
     def footage(self, episode: int) -> tuple[Path, int]:
@@ -41,7 +39,6 @@ class CachedSource(Source):
 
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         """Copy frames from the map. Raises `DataError` where the episode was not cached."""
-        check_window(self.episodes[episode], start, stop)
         assert self.image_size is not None, "frames are cached"
         shape = (self.episodes[episode].length, 3, *self.image_size)
         table = mapped_npy(self.file(episode), np.uint8, shape, what="cached frames", fix="Delete it and cache again.")

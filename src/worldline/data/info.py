@@ -13,9 +13,8 @@ from worldline.data.clips import source_windows
 from worldline.data.splits import repeated
 from worldline.formats.checks import Report, noting
 from worldline.formats.choose import JOINED, choose_episodes, only
-from worldline.formats.faults import faults
+from worldline.formats.faults import faults, implausible
 from worldline.formats.open import OpenOptions, format_of
-from worldline.formats.plausible import implausible
 from worldline.formats.source import Source
 from worldline.formats.states import StateStats, compute_stats
 from worldline.schema import DataError, TokenGrid
@@ -125,7 +124,7 @@ def inspect(
 
     formats, cameras = [format_of(one) for one in paths], {}
     with suppress(DataError):
-        cameras = formats[0].cameras(paths[0])
+        cameras = formats[0].cameras(paths[0]) if formats[0].cameras else {}
     usual = [key for key, why_not in cameras.items() if not why_not] or list(cameras)
     camera = options.camera or (usual[0] if len(usual) > 1 else None)
     size = sum(file.stat().st_size for one in paths for file in one.rglob("*") if file.is_file())

@@ -23,7 +23,7 @@ from worldline.families.card import describe_model
 from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
 from worldline.files import atomic, remove_temporaries
-from worldline.formats.content import content_of
+from worldline.formats.source import content_of
 from worldline.identity import hash_of
 from worldline.progress import say
 from worldline.ranks import Ranks

@@ -19,7 +19,7 @@ from worldline.families.config import LoadOptions, SampleOptions, TrainConfig
 from worldline.families.family import Prepared, Progress, WorldKind, kind_of
 from worldline.families.tokenizers import fingerprint, load_any
 from worldline.forecasting.forecaster import Forecaster, Session
-from worldline.formats.plausible import implausible, unlike, warn
+from worldline.formats.faults import implausible, unlike, warn
 from worldline.formats.source import Source
 from worldline.formats.states import compute_stats
 from worldline.identity import Identity, Part, refuse_another

@@ -8,24 +8,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from worldline.files import read_json, unreadable
-from worldline.schema import DataError, Episode, UsageError
+from worldline.schema import DataError, UsageError
 
 Report = Callable[[DataError], None]
-"""Called with a fault found while opening: raises it, or notes it so that the faulty part is left out."""
-
-
-def raise_problem(problem: DataError) -> None:
-    """A `Report` that stops at the first fault."""
-    raise problem
+"""Called with what is wrong, where that is collected and not raised."""
+T = TypeVar("T")
 
 
 @contextmanager
 def noting(report: Report) -> Iterator[None]:
-    """Report the faults of reads in the block, and continue."""
+    """Report what is wrong with what the block reads, and continue."""
     try:
         yield
     except DataError as problem:
@@ -38,22 +33,20 @@ class LeavingOut:
 
     allowed: bool
     """Whether parts may be left out; without it the first raises."""
-    report: Report = raise_problem
+    report: Report | None = None
+    """Given by an inspection: then nothing raises."""
     lines: list[str] = field(default_factory=list)
 
-    @property
-    def inspecting(self) -> bool:
-        """Whether faults are collected and not raised."""
-        return self.report is not raise_problem
+    def fault(self, problem: DataError) -> None:
+        """Report something that is wrong, or raise it."""
+        if self.report is None:
+            raise problem
+        self.report(problem)
 
     def leave(self, what: str, problem: DataError, *, harmless: bool = False) -> None:
-        """Leave out a part, or raise what is wrong with it.
-
-        Args:
-            harmless: nothing is lost by leaving it out, so that it needs no leave.
-        """
-        if self.inspecting or not (self.allowed or harmless):
-            self.report(problem)
+        """Leave out a part, or raise what is wrong with it; what is `harmless` (nothing is lost) needs no leave."""
+        if self.report is not None or not (self.allowed or harmless):
+            self.fault(problem)
         self.lines.append(what)
 
     @contextmanager
@@ -65,24 +58,24 @@ class LeavingOut:
             self.leave(f"{what} ({problem.found})", problem)
 
 
-T = TypeVar("T")
-
-
 def validated(path: Path, form: type[T], content: Any, where: str = "") -> T:
     """Give content of a file, or a line of JSON, the type it should have. Raises `DataError` naming a misfit."""
     try:
-        check = adapter(form)
+        check = _adapter(form)
         return check.validate_json(content) if isinstance(content, bytes) else check.validate_python(content)
     except UsageError as error:  # a configuration that checks itself
         raise DataError(path, expected="sound settings", found=str(error), kind="metadata") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
-        value = first["input"]
-        text = repr(value.decode(errors="replace") if isinstance(value, bytes) else value)
-        found = text if len(text) <= 80 else f"{text[:77]}..."
+        value = first["input"].decode(errors="replace") if isinstance(first["input"], bytes) else first["input"]
         expected = f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        raise unreadable(path, expected=expected, found=found, fix="Correct or restore it.", kind="metadata") from error
+        raise unreadable(path, expected=expected, found=repr(value)[:80], fix="", kind="metadata") from error
+
+
+@lru_cache(maxsize=64)
+def _adapter(form: Any) -> Any:
+    return TypeAdapter(form)
 
 
 def leave_out_absent(root: Path, needed: Mapping[str, Sequence[Path]], leaving: LeavingOut) -> list[int]:
@@ -93,21 +86,12 @@ def leave_out_absent(root: Path, needed: Mapping[str, Sequence[Path]], leaving: 
         for name, files in needed.items()
     }
     missing = [f"{name} ({' '.join(names)})" for name, names in absent.items() if names]
-
-    def problem(what: str) -> DataError:
-        return DataError(root, expected="all files that are listed", found=f"missing {what}", kind="missing_files")
-
     if missing and not leaving.allowed:
-        raise problem(summarise(missing))
+        missing = [summarise(missing)]
     for what in missing:
-        leaving.leave(what, problem(what))
+        expected, found = "all files that are listed", f"missing {what}"
+        leaving.leave(what, DataError(root, expected=expected, found=found, kind="missing_files"))
     return [i for i, names in enumerate(absent.values()) if not names]
-
-
-@lru_cache(maxsize=64)
-def adapter(form: Any) -> Any:
-    """The validator of a type, made once."""
-    return TypeAdapter(form)
 
 
 def check_totals(path: Path, counted: dict[str, int], report: Report) -> None:
@@ -115,29 +99,7 @@ def check_totals(path: Path, counted: dict[str, int], report: Report) -> None:
     stated = read_json(path)
     for key, count in counted.items():
         if stated.get(key, count) != count:
-            expected, fix = f"{key} {str(stated[key])[:80]}", "Correct the metadata."
-            report(DataError(path, expected=expected, found=f"{count}", fix=fix, kind="metadata"))
-
-
-def check_window(episode: Episode, start: int, stop: int) -> None:
-    """Raise `IndexError` where `start .. stop-1` leaves the episode or is empty."""
-    if not 0 <= start < stop <= episode.length:
-        raise IndexError(f"{episode.name}: frames {start}..{stop - 1} are not within 0..{episode.length - 1}")
-
-
-def check_finite(path: Path, states: np.ndarray, names: Sequence[str], first_row: int) -> None:
-    """Raise `DataError` naming the first state that is NaN or infinite."""
-    if np.isfinite(states).all():
-        return
-    rows, columns = np.nonzero(~np.isfinite(states))
-    value, name = states[rows[0], columns[0]], names[columns[0]]
-    raise DataError(
-        path,
-        expected="finite states",
-        found=f"{value} in row {first_row + rows[0]}, {name} ({len(rows)} such values)",
-        fix="Repair the recording.",
-        kind="states",
-    )
+            report(DataError(path, expected=f"{key} {str(stated[key])[:80]}", found=f"{count}", kind="metadata"))
 
 
 def summarise(items: Sequence[str], limit: int = 4) -> str:

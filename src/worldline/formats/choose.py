@@ -1,14 +1,12 @@
 """Choosing among data sets and episodes: several data sets as one, and some episodes of one. Reads nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from worldline.formats.source import Source
 from worldline.schema import Episode, UsageError
 
-S = TypeVar("S", bound=Source)
 JOINED = " + "
 """Between the paths of data sets that are read as one."""
 
@@ -37,14 +35,12 @@ def _part(source: Source, part: str, text: str) -> range:
     every = range(len(source.episodes))
     try:
         numbers = [int(number) if number.strip() else None for number in part.split(":")]
-        match numbers:
-            case [int(one)]:
-                found = every[one : one + 1 or None]
-            case [_, _] | [_, _, _]:
-                found = every[slice(*numbers)]
-            case _:
-                raise ValueError(text)
-    except ValueError:  # a step of 0, too
+        if len(numbers) > 1:
+            found = every[slice(*numbers)]
+        else:
+            one = int(part)
+            found = every[one : one + 1 or None]
+    except (ValueError, TypeError):  # a step of 0, more than three numbers
         raise UsageError(
             f"{text!r} is no choice of episodes; write slices and numbers, for example ':-10' or ':40,45,50:60'"
         ) from None
@@ -64,10 +60,8 @@ def _position(source: Source, number: int) -> int | None:
             f"--data.train-episodes :{found[0]},{found[0] + 1}:"
         )
     if not found and not any(line.startswith(f"episode {number} ") for line in source.left_out):
-        raise UsageError(
-            f"{source.path}: there is no episode {number} to exclude; numbers are {min(numbers, default=0)} to "
-            f"{max(numbers, default=0)}"
-        )
+        span = f"{min(numbers, default=0)} to {max(numbers, default=0)}"
+        raise UsageError(f"{source.path}: there is no episode {number} to exclude; numbers are {span}")
     return found[0] if found else None
 
 
@@ -85,16 +79,12 @@ def how_to_leave_out(source: Source, episode: int) -> str:
     return f"--episodes {','.join(part for part in (before, after) if part)} (in recipes --data.train-episodes)"
 
 
-def only(source: S, episodes: Sequence[int]) -> S:
+def only(source: Source, episodes: Sequence[int]) -> Source:
     """A source of some episodes of another; the others count as left out."""
     others = set(range(len(source.episodes))) - set(episodes)
     return replace(
         source,
-        episodes=tuple(
-            replace(source.episodes[i], index=position, number=own_number(source.episodes[i]))
-            for position, i in enumerate(episodes)
-        ),
-        places=tuple(source.places[i] for i in episodes),
+        episodes=_numbered(source.episodes[i] for i in episodes),
         left_out=(*source.left_out, *(f"{source.episodes[i].name} (not chosen)" for i in sorted(others))),
     )
 
@@ -106,34 +96,34 @@ def join(sources: Sequence[Source]) -> Source:
         UsageError: they differ in format, states, rate, picture size, camera or token grid.
     """
     first, *others = sources
-    if not others:
-        return first
     for other in others:
-        if type(first) is not type(other):
-            raise UsageError(
-                f"{first.path} ({first.kind}) and {other.path} ({other.kind}) cannot be joined: data sets of one "
-                "format can. Bring both to one (worldline data convert)"
-            )
         for what, one in first.alike.items():
-            if one != (two := other.alike[what]):
+            if one != (two := other.alike.get(what)):
                 raise UsageError(
                     f"{first.path} and {other.path} cannot be joined, they differ in {what}: {one} and {two}. "
                     f"{_REMEDIES.get(what, 'Leave one of them out')}"
                 )
-    listed = [(source, episode) for source in sources for episode in source.episodes]
+    if not others:
+        return first
     return replace(
         first,
         path=Path(JOINED.join(str(source.path) for source in sources)),
-        episodes=tuple(
-            replace(episode, index=index, number=own_number(episode), name=f"{source.path.name}: {episode.name}")
-            for index, (source, episode) in enumerate(listed)
+        episodes=_numbered(
+            replace(episode, name=f"{source.path.name}: {episode.name}")
+            for source in sources
+            for episode in source.episodes
         ),
-        places=tuple(place for source in sources for place in source.places),
         left_out=tuple(f"{source.path.name}: {line}" for source in sources for line in source.left_out),
     )
 
 
+def _numbered(episodes: Iterable[Episode]) -> tuple[Episode, ...]:
+    """Episodes of a new source, which keep their own numbers."""
+    return tuple(replace(one, index=index, number=own_number(one)) for index, one in enumerate(episodes))
+
+
 _REMEDIES = {
+    "format": "Bring both to one (worldline data convert)",
     "picture size": "Convert one of them (worldline data convert --size)",
     "cameras": "Name the one to take (--data.camera)",
     "state names": "Choose columns that both have (--data.state-keys)",

@@ -17,74 +17,68 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from pydantic import Field
+from torch import Tensor
 
 from worldline.contract import FramePattern, Reading
 from worldline.files import mapped_npy, npy_rows, read_json, write_json
-from worldline.formats.checks import Report, check_window, validated
+from worldline.formats.checks import Report, validated
 from worldline.formats.source import Source
-from worldline.schema import Clip, DataError, Episode, LatentGrid, StateKind, StateLayout, UsageError
+from worldline.schema import DataError, Episode, LatentGrid, StateKind, StateLayout, UsageError
 
 CLAIM, METADATA = "encode.json", "metadata.json"
 _AGAIN = "Encode the data again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoded(Episode):
+    """An episode, and the file of its latents; that of its states lies beside it."""
+
+    latents: Path
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LatentSource(Source):
     """Encoded windows of a data set, which is read by whole windows."""
 
+    episodes: tuple[_Encoded, ...]
+    window_shape: tuple[int, ...]
+    """`l c gh gw` of the latents of a window."""
+
     @property
     def alike(self) -> dict[str, object]:
         return super().alike | {"reading": self.reading}
 
-    def read(self, episode: int, start: int, stop: int) -> Clip:
-        """Latents of the window `start .. stop-1`, and its states.
-
-        Raises:
-            UsageError: a window of another length, or one that was not encoded.
-            DataError: its file is missing or damaged.
-        """
-        check_window(self.episodes[episode], start, stop)
-        grid, pattern = self.latent_grid, self.pattern
-        assert grid is not None, "opened as latents"
+    def shows(self, episode: int, start: int, stop: int) -> dict[str, Tensor]:
+        """The latents of a window. Raises `UsageError` for one of another length, or one that was not encoded."""
+        of, pattern = self.episodes[episode], self.pattern
         assert pattern is not None, "opened as latents"
         if stop - start != pattern.window or start % self.stride:
             raise UsageError(
                 f"{self.path} holds windows of {pattern.window} frames at multiples of {self.stride}, "
                 f"not of {stop - start} at {start}; encode the data again for those"
             )
-        count = 1 + (self.episodes[episode].length - pattern.window) // self.stride
-        shape = (count, grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width)
-        latents = torch.from_numpy(np.array(self._table(episode, "latents", shape)[start // self.stride], np.float32))
-        states = torch.from_numpy(self.read_states(episode, start, stop))
-        fps = self.fps / pattern.stride
-        return Clip(states=states, fps=fps, origin=self.origin(episode, start), latents=latents)
+        shape = (1 + (of.length - pattern.window) // self.stride, *self.window_shape)
+        window = np.array(_table(of.latents, shape)[start // self.stride], np.float32)
+        return {"latents": torch.from_numpy(window)}
 
     def footage(self, episode: int) -> tuple[Path, int]:
-        """The file of an episode's latents, which begins with its first frame."""
-        return self._file(episode, "latents"), 0
+        return self.episodes[episode].latents, 0
 
     def check_footage(self, episodes: Sequence[int], report: Report) -> None:
         raise UsageError(f"{self.path} holds latents; give the LeRobot or 1X data set they were made from")
 
-    def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
-        """States alone, a copy."""
-        check_window(self.episodes[episode], start, stop)
-        table = self._table(episode, "states", (self.episodes[episode].length, self.layout.dim))
-        return np.array(table[start:stop], np.float32)
+    def states_of(self, episode: int) -> Float[np.ndarray, "n s"]:
+        return _table(self.states_file(episode), (self.episodes[episode].length, self.layout.dim))
 
-    def _file(self, episode: int, what: str) -> Path:
-        folder, number = self.places[episode]
-        return folder / f"{what}_{number}.npy"
-
-    def _table(self, episode: int, what: str, shape: tuple[int, ...]) -> np.ndarray:
-        return mapped_npy(self._file(episode, what), np.floating, shape, what="numbers", fix=_AGAIN)
+    def states_file(self, episode: int) -> Path:
+        path = self.episodes[episode].latents
+        return path.with_name(path.name.replace("latents", "states"))
 
 
-def looks_like_latents(path: Path) -> bool:
-    """Whether a folder was begun by `worldline data encode`."""
-    return (path / CLAIM).is_file()
+def _table(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    return mapped_npy(path, np.floating, shape, what="numbers", fix=_AGAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,20 +111,16 @@ def open_latents(path: Path) -> LatentSource:
     key = validated(path / CLAIM, _Claim, read_json(path / CLAIM))
     if not (path / METADATA).exists():
         done = len(list(path.glob("latents_*.npy")))
-        raise DataError(
-            path,
-            expected=f"latents of {len(key.episodes)} episodes and {METADATA}",
-            found=f"{done} episodes, encoding unfinished",
-            fix="Run the same `worldline data encode` again; it continues.",
-            kind="unfinished",
-        )
+        expected = f"latents of {len(key.episodes)} episodes and {METADATA}"
+        found = f"{done} episodes, encoding unfinished"
+        fix = "Run the same `worldline data encode` again; it continues."
+        raise DataError(path, expected=expected, found=found, fix=fix, kind="unfinished")
     metadata = validated(path / METADATA, _Metadata, read_json(path / METADATA))
-    lengths, names = metadata.lengths, metadata.names
-    recordings = metadata.recordings or (None,) * len(names)
+    grid, named = metadata.latent_grid, metadata.recordings or (None,) * len(metadata.names)
     try:
-        metadata.latent_grid.latents_of(len(key.pattern.frames))
-        listed = list(zip(lengths, names, recordings, strict=True))
-        list(zip(metadata.state_names, metadata.state_kinds, strict=True))
+        in_window = grid.latents_of(len(key.pattern.frames))
+        listed = list(zip(metadata.lengths, metadata.names, named, strict=True))
+        dict(zip(metadata.state_names, metadata.state_kinds, strict=True))
     except (UsageError, ZeroDivisionError, ValueError) as error:
         expected = "as many names as lengths, as many kinds as states, and a grid of the pattern's frames"
         raise DataError(path / METADATA, expected=expected, found=str(error), fix=_AGAIN, kind="metadata") from None
@@ -140,12 +130,12 @@ def open_latents(path: Path) -> LatentSource:
         fps=metadata.fps,
         layout=StateLayout(names=metadata.state_names, kinds=metadata.state_kinds),
         episodes=tuple(
-            Episode(index=i, length=length, name=name, recording=recording)
+            _Encoded(index=i, length=length, name=name, recording=recording, latents=path / f"latents_{i}.npy")
             for i, (length, name, recording) in enumerate(listed)
         ),
-        places=tuple((path, i) for i in range(len(listed))),
         left_out=metadata.left_out,
-        latent_grid=metadata.latent_grid,
+        latent_grid=grid,
+        window_shape=(in_window, grid.channels, grid.height, grid.width),
         pattern=key.pattern,
         stride=key.window_stride,
         tokenizer=key.tokenizer,
@@ -170,11 +160,7 @@ def written_episode(
 
 
 def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid, provenance: dict[str, Any]) -> None:
-    """Write the metadata that make the folder readable, once every episode is there.
-
-    Args:
-        provenance: what is noted of the source (`worldline.encoding.convert.fill`).
-    """
+    """Write the metadata that make the folder readable, once all is there; `provenance` is what is noted of the source."""
     content = {
         "fps": source.fps,
         "state_names": list(source.layout.names),

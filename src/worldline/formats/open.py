@@ -3,33 +3,27 @@
 To add one, append a `Format` to `FORMATS`; everything after it only knows `Source`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from worldline.contract import Conditioning, Reading
-from worldline.formats.checks import LeavingOut, Report, raise_problem, summarise
+from worldline.formats.checks import LeavingOut, Report, summarise
 from worldline.formats.choose import join
-from worldline.formats.encoded import looks_like_latents, open_latents
+from worldline.formats.encoded import CLAIM, open_latents
 from worldline.formats.lerobot.metadata import INFO, Meta
-from worldline.formats.lerobot.open import open_lerobot
-from worldline.formats.onex.open import looks_like_onex, open_onex
+from worldline.formats.lerobot.source import open_lerobot
+from worldline.formats.onex.open import open_onex
 from worldline.formats.source import Source
 from worldline.formats.states import override_kinds
 from worldline.schema import DataError, StateKind, UsageError
 
 Roots = Path | tuple[Path, ...]
 """A data set, or several that are read as one."""
-_USUAL: dict[Conditioning, tuple[str, ...]] = {
-    "state": ("observation.state",),
-    "action": ("action",),
-    "state+action": ("observation.state", "action"),
-}
-"""LeRobot's own names of columns."""
-
-
+_COLUMNS = {"state": "observation.state", "action": "action"}
+"""LeRobot's own names."""
 _LOOKED_AT = 2_000
 """Folders at most that are looked into for a data set, where the one given is none."""
 _FOREIGN = {
@@ -60,12 +54,12 @@ class OpenOptions:
     allow_missing: bool = False
     """Leave out episodes that are missing or damaged, and use the others."""
 
-    def open(self, path: Path | Sequence[Path], *, report: Report = raise_problem) -> Source:
-        """Open a data set, or several as one. Raises what `open_source` raises."""
+    def open(self, path: Path | Sequence[Path], *, report: Report | None = None) -> Source:
+        """Open a data set, or several as one; faults go to a `report`, if given. Raises what `open_source` raises."""
         if not isinstance(path, Path):
             return join([self.open(one, report=report) for one in path])
-        source = format_of(path).open(path, self, report)
-        if source.left_out and not source.episodes and report is raise_problem:
+        source = format_of(path).open(path, self, LeavingOut(allowed=self.allow_missing, report=report))
+        if source.left_out and not source.episodes and report is None:
             raise DataError(
                 path,
                 expected="episodes that can be used",
@@ -73,66 +67,64 @@ class OpenOptions:
                 fix="`worldline data info` says what is wrong with each.",
                 kind="missing_files",
             )
-        kinds = dict(self.state_kinds)
-        return replace(source, layout=override_kinds(source.layout, kinds)) if kinds else source
+        return replace(source, layout=override_kinds(source.layout, self.state_kinds))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """A format on disk: how a folder of it is recognised and opened."""
 
-    signs: str
-    """Files that a folder of it has, for messages."""
-    matches: Callable[[Path], bool]
-    open: Callable[[Path, OpenOptions, Report], Source]
-    choices: bool = False
-    """Whether camera and columns can be chosen."""
-    cameras: Callable[[Path], dict[str, str]] = lambda path: {}
-    """The cameras of a folder, each with the reason why it is not used by default (or nothing)."""
+    name: str
+    signs: tuple[str, ...]
+    """Files by any of which a folder is known, as patterns."""
+    open: Callable[[Path, OpenOptions, LeavingOut], Source]
+    cameras: Callable[[Path], dict[str, str]] | None = None
+    """The cameras of a folder, each with the reason why it is not used by default (or nothing); None of a format
+    without cameras and columns to choose."""
+
+    def matches(self, path: Path) -> bool:
+        return _any_of(self.signs, path)
 
 
-def _open_lerobot(path: Path, options: OpenOptions, report: Report) -> Source:
+def _any_of(signs: Iterable[str], path: Path) -> bool:
+    return any(next(path.glob(sign), None) for sign in signs)
+
+
+def _open_lerobot(path: Path, options: OpenOptions, leaving: LeavingOut) -> Source:
     if options.state_keys and options.conditioning != "state":
         raise UsageError("state keys are given in place of the conditioning; give one of the two")
-    columns = tuple(options.state_keys) or _USUAL[options.conditioning]
-    leaving = LeavingOut(allowed=options.allow_missing, report=report)
+    columns = tuple(options.state_keys) or tuple(_COLUMNS[part] for part in options.conditioning.split("+"))
     return open_lerobot(path, camera=options.camera, columns=columns, leaving=leaving)
 
 
-def _open_onex(path: Path, options: OpenOptions, report: Report) -> Source:
+def _open_onex(path: Path, options: OpenOptions, leaving: LeavingOut) -> Source:
     if options.camera is not None or options.conditioning != "state" or options.state_keys:
         raise UsageError(
             f"{path}: a 1X data set has one camera and states only; leave out camera, conditioning and state keys"
         )
-    return open_onex(path, LeavingOut(allowed=options.allow_missing, report=report))
+    return open_onex(path, leaving)
 
 
 FORMATS = [
-    Format(signs="encode.json (latents)", matches=looks_like_latents, open=lambda path, *_: open_latents(path)),
-    Format(
-        signs="meta/info.json (LeRobot)",
-        matches=lambda path: (path / INFO).exists(),
-        open=_open_lerobot,
-        choices=True,
-        cameras=lambda path: Meta.read(path).cameras(),
-    ),
-    Format(signs="metadata.json, robot_states/ or states_0.bin (1X v2.0)", matches=looks_like_onex, open=_open_onex),
+    Format(name="latents", signs=(CLAIM,), open=lambda path, *_: open_latents(path)),
+    Format(name="LeRobot", signs=(INFO,), open=_open_lerobot, cameras=lambda path: Meta.read(path).cameras()),
+    Format(name="1X v2.0", signs=("metadata.json", "robot_states", "states_0.bin", "metadata_0.json"), open=_open_onex),
 ]
 """Every format there is. The first that matches is taken."""
 
 
 def format_of(path: Path) -> Format:
     """The format of a folder. Raises `DataError` where it is of none that is known."""
-    for one in FORMATS:
-        if one.matches(path):
-            return one
-    raise _unknown(path)
+    found = next((one for one in FORMATS if one.matches(path)), None)
+    if found is None:
+        raise _unknown(path)
+    return found
 
 
 def has_choices(path: Roots) -> bool:
     """Whether a data set is of a format whose camera and columns can be chosen."""
     roots = [path] if isinstance(path, Path) else path
-    return all(any(one.choices and one.matches(root) for one in FORMATS) for root in roots)
+    return all(any(one.cameras and one.matches(root) for one in FORMATS) for root in roots)
 
 
 def reading_of(source: Source, options: OpenOptions, path: Roots, image_size: int | None) -> Reading:
@@ -159,24 +151,22 @@ def open_source(path: Path | Sequence[Path], **choices: Any) -> Source:
     return OpenOptions(**choices).open(path)
 
 
+def _unknown(path: Path) -> DataError:
+    expected, found, fix = "a folder", "a file" if path.is_file() else "no folder", "Check the path."
+    if path.is_dir():
+        expected = " or ".join(f"{', '.join(one.signs)} ({one.name})" for one in FORMATS)
+        found, fix = "none of them", "Give the folder that holds these files."
+        inside = _inside(path, "*") or _inside(path, "*/*")
+        looks = next((name for name, signs in _FOREIGN.items() if _any_of(signs, path)), None)
+        if inside:
+            found, fix = f"none of them, but {summarise(inside)} inside", "Give one of those folders."
+        elif looks:
+            fix = "Convert it to LeRobot v2.1 or v3.0, with its own project's converter or any4lerobot, and give that."
+            found = f"what looks like {looks}"
+    return DataError(path, expected=expected, found=found, fix=fix, kind="format")
+
+
 def _inside(path: Path, pattern: str) -> list[str]:
     """Data sets below a folder that is none itself."""
     folders = (p for p in islice(path.glob(pattern), _LOOKED_AT) if p.is_dir())
     return sorted(str(p.relative_to(path)) for p in folders if any(one.matches(p) for one in FORMATS))
-
-
-def _unknown(path: Path) -> DataError:
-    if not path.is_dir():
-        found = "a file" if path.is_file() else "no folder"
-        return DataError(path, expected="a folder", found=found, fix="Check the path.", kind="format")
-    expected = " or ".join(one.signs for one in FORMATS)
-    inside = _inside(path, "*") or _inside(path, "*/*")
-    if inside:
-        found = f"none of them, but {summarise(inside)} inside"
-        return DataError(path, expected=expected, found=found, fix="Give one of those folders.", kind="format")
-    for name, signs in _FOREIGN.items():
-        if any(next(path.glob(sign), None) for sign in signs):
-            fix = "Convert it to LeRobot v2.1 or v3.0, with its own project's converter or any4lerobot, and give that."
-            return DataError(path, expected=expected, found=f"what looks like {name}", fix=fix, kind="format")
-    fix = "Give the folder that holds these files."
-    return DataError(path, expected=expected, found="none of them", fix=fix, kind="format")

@@ -1,29 +1,38 @@
-"""`Source`: where clips come from. Every file format derives from it."""
+"""`Source`: where clips come from. Every file format derives from it.
 
+`content_of` is a hash of what a source holds: a copied or moved folder has the same, a folder with a changed file has
+not. States are hashed completely; of video, token and latent files only sizes and three samples, so that 100 GB take
+seconds. A change in the middle of a large file of the same size is not seen.
+"""
+
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Float, Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from worldline.contract import FramePattern, Reading
+from worldline.files import while_unchanged
 from worldline.formats.checks import LeavingOut, Report
 from worldline.schema import Clip, DataError, Episode, LatentGrid, Origin, StateLayout, TokenGrid, UsageError
 
 _LOOKED_AT = 8  # episodes, for the size of frames
+_SAMPLE = 1 << 16  # bytes hashed at the beginning, in the middle and at the end of a file
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
     """Episodes and their lengths, and any window of one. Opening is cheap: nothing is decoded before `read`.
 
-    A format of video says how states and frames are read (`read_states`, `frames`) and which file shows an episode
-    (`footage`); one of tokens or latents reads its windows itself (`read`). All else follows.
+    A format says what the states of an episode are (`states_of`), which file shows it (`footage`), and how its frames
+    are read (`frames`) or what else its windows show (`shows`). Its episodes may be of a class that says where they
+    lie.
     """
 
     kind: str
@@ -33,8 +42,6 @@ class Source:
     layout: StateLayout
     """Names and kinds of the dimensions of `Clip.states`."""
     episodes: tuple[Episode, ...]
-    places: tuple[Any, ...] = ()
-    """Place of each episode; its type depends on the format."""
     image_size: tuple[int, int] | None = None
     """Height and width of stored frames in pixels; None where the source holds none."""
     grid: TokenGrid | None = None
@@ -64,18 +71,38 @@ class Source:
             UsageError: a window of tokens that is off the block grid.
         """
         states = torch.from_numpy(self.read_states(episode, start, stop))
-        frames = torch.cat(list(self.frames(episode, start, stop)))
-        return Clip(states=states, fps=self.fps, origin=self.origin(episode, start), frames=frames)
+        origin = Origin(source=str(self.path), episode=episode, start=start)
+        fps = self.fps / (self.pattern.stride if self.pattern else 1)
+        return Clip(states=states, fps=fps, origin=origin, **self.shows(episode, start, stop))
 
-    def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
-        """States of frames `start .. stop-1` alone, a copy. Never touches video or tokens.
+    def shows(self, episode: int, start: int, stop: int) -> dict[str, Tensor]:
+        """The frames, tokens or latents of a window within an episode, by their name in a `Clip`."""
+        return {"frames": torch.cat(list(self.frames(episode, start, stop)))}
+
+    def read_states(self, episode: int, start: int = 0, stop: int | None = None) -> Float32[np.ndarray, "t s"]:
+        """States of frames `start .. stop-1` alone, or of all, a copy. Never touches video or tokens.
 
         Raises what `read` raises, and `DataError` for a value that is not a finite number.
         """
+        of = self.episodes[episode]
+        stop = of.length if stop is None else stop
+        if not 0 <= start < stop <= of.length:
+            raise IndexError(f"{of.name}: frames {start}..{stop - 1} are not within 0..{of.length - 1}")
+        states = np.array(self.states_of(episode)[start:stop], np.float32)
+        rows, columns = np.nonzero(~np.isfinite(states))
+        if len(rows):
+            value, name = states[rows[0], columns[0]], self.layout.names[columns[0]]
+            found = f"{value} in row {start + rows[0]}, {name}, of {of.name} ({len(rows)} such values)"
+            expected = f"{self.layout.dim} finite numbers in every row"
+            raise DataError(self.states_file(episode), expected=expected, found=found, kind="states")
+        return states
+
+    def states_of(self, episode: int) -> Float[np.ndarray, "n s"]:
+        """All states of an episode as they are stored, perhaps in a memory map. Raises `DataError`."""
         raise NotImplementedError
 
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
-        """Decode frames `start .. stop-1` in pieces of bounded size; 0 threads are as many as there are cores."""
+        """Decode frames `start .. stop-1`, which the episode has, in pieces of bounded size; 0 threads: all cores."""
         raise UsageError(f"{self.path}: no video in this data set, it is {self.kind}")
 
     def video_size(self, size: int | None = None) -> tuple[int, int]:
@@ -90,7 +117,7 @@ class Source:
 
     def check(self, episode: int) -> tuple[int, int] | None:
         """Check all of an episode but its pixels, as cheaply as can be; give the size of its frames, if it has any."""
-        self.read_states(episode, 0, self.episodes[episode].length)
+        self.read_states(episode)
 
     def frame_size(self, episode: int) -> tuple[int, int] | None:
         """Height and width of an episode's frames as they are stored; None where it has none."""
@@ -119,31 +146,22 @@ class Source:
         """The source with the size of its frames as stored, and without damaged episodes, if they may be left out."""
         kept: list[Episode] = []
         for episode in self.episodes:
-            before = len(leaving.lines)
-            if leaving.allowed and not leaving.inspecting:
-                with leaving.around(episode.name):
+            with leaving.around(episode.name):
+                if leaving.allowed and leaving.report is None:
                     self.check(episode.index)
-            if len(leaving.lines) == before:
-                kept.append(episode)
-        return replace(
-            self,
-            image_size=self._stored_size() or self.image_size,
-            episodes=tuple(replace(episode, index=new) for new, episode in enumerate(kept)),
-            places=tuple(self.places[episode.index] for episode in kept),
-            left_out=tuple(leaving.lines),
-        )
-
-    def _stored_size(self) -> tuple[int, int] | None:
-        """The size of frames of the first episode that can be opened; what is wrong with others is said on reading."""
+                kept.append(replace(episode, index=len(kept)))
+        size = self.image_size
         for episode in self.episodes[:_LOOKED_AT] if self.grid is None else ():
-            with suppress(DataError):
-                return self.frame_size(episode.index)
-        return None
+            with suppress(DataError):  # what is wrong with it is said on reading
+                size = self.frame_size(episode.index) or size
+                break
+        return replace(self, image_size=size, episodes=tuple(kept), left_out=tuple(leaving.lines))
 
     @property
     def alike(self) -> dict[str, object]:
         """Properties that joined data sets must share, by their names in messages."""
         return {
+            "format": self.kind.partition("-")[0],
             "content": "tokens" if self.grid else "latents" if self.latent_grid else "frames",
             "state names": self.layout.names,
             "frames per second": round(self.fps, 3),
@@ -161,6 +179,32 @@ class Source:
         own = self.reading.image_size
         return replace(self.reading, image_size=size or own if self.image_size else own or size)
 
-    def origin(self, episode: int, start: int) -> Origin:
-        """Where a window comes from."""
-        return Origin(source=str(self.path), episode=episode, start=start)
+
+def content_of(source: Source, episodes: Sequence[int]) -> str:
+    """Hash of the content of some episodes, in their order; 64 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps([source.fps, source.layout.names, footage_of(source, episodes)]).encode())
+    for episode in episodes:
+        states = source.read_states(episode)
+        digest.update(f"{states.shape}".encode())
+        digest.update(states.tobytes())
+    return digest.hexdigest()
+
+
+def footage_of(source: Source, episodes: Sequence[int]) -> str:
+    """Hash of lengths and of the files that show some episodes, without their states; 64 hexadecimal digits."""
+    digest = hashlib.sha256(source.kind.encode())
+    for episode in episodes:
+        path, first = source.footage(episode)
+        digest.update(f" {source.episodes[episode].length} {first} {_sampled(path)}".encode())
+    return digest.hexdigest()
+
+
+@while_unchanged(1 << 17)
+def _sampled(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{size}".encode())
+    with path.open("rb") as file:
+        for start in (0, size // 2, max(0, size - _SAMPLE)):
+            file.seek(start)
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()

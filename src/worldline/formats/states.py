@@ -1,4 +1,4 @@
-"""The kinds of state dimensions, and the statistics with which models scale them.
+"""The kinds of state dimensions, the statistics with which models scale them, and which values are plausible.
 
 The 1X robot's layout is a constant. For other robots, the kind of a dimension follows from its name, then from the
 range of the data; users can override it by name.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float, Float64
 
 from worldline.formats.source import Source
 from worldline.schema import StateKind, StateLayout, UsageError
@@ -36,14 +36,19 @@ _FULL_TURN = 6.2832
 _QUANTILE_ROWS = 1_000_000
 
 
-def guess_layout(names: Sequence[str], minima: Sequence[float], maxima: Sequence[float]) -> StateLayout:
-    """Guess the kind of every dimension from its name and its range in the data.
+def guess_kind(name: str, low: float, high: float) -> StateKind:
+    """Guess the kind of a dimension from its name and its range in the data.
 
     `velocity` by name; `binary` for hands, fingers and grippers that stay within 0..1; `other` for positions,
     quaternions and forces by name; then `angle` for what stays within one full turn in rad, else `other`.
     """
-    kinds: Any = tuple(_guess(name, low, high) for name, low, high in zip(names, minima, maxima, strict=True))
-    return StateLayout(names=tuple(names), kinds=kinds)
+    if _VELOCITY.search(name):
+        return "velocity"
+    if _HAND.search(name) and low >= -0.05 and high <= 1.05:
+        return "binary"
+    if _NOT_A_JOINT.search(name):
+        return "other"
+    return "angle" if low >= -_FULL_TURN and high <= _FULL_TURN else "other"
 
 
 def override_kinds(layout: StateLayout, kinds: Mapping[str, str]) -> StateLayout:
@@ -57,16 +62,6 @@ def override_kinds(layout: StateLayout, kinds: Mapping[str, str]) -> StateLayout
         )
     changed: Any = tuple(kinds.get(name, kind) for name, kind in zip(layout.names, layout.kinds, strict=True))
     return StateLayout(names=layout.names, kinds=changed)
-
-
-def _guess(name: str, low: float, high: float) -> StateKind:
-    if _VELOCITY.search(name):
-        return "velocity"
-    if _HAND.search(name) and low >= -0.05 and high <= 1.05:
-        return "binary"
-    if _NOT_A_JOINT.search(name):
-        return "other"
-    return "angle" if low >= -_FULL_TURN and high <= _FULL_TURN else "other"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,33 +95,51 @@ def compute_stats(source: Source, *, episodes: Sequence[int] | None = None) -> S
         UsageError: there are no episodes.
     """
     chosen = range(len(source.episodes)) if episodes is None else episodes
-    total = sum(source.episodes[i].length for i in chosen)
+    lengths = [source.episodes[i].length for i in chosen]
+    total = sum(lengths)
     if total == 0:
         raise UsageError(f"{source.path}: no frames to compute statistics of")
     every = -(-total // _QUANTILE_ROWS)
-    count, mean, squares = 0, np.zeros(source.layout.dim), np.zeros(source.layout.dim)
-    low, high = np.full(source.layout.dim, np.inf), np.full(source.layout.dim, -np.inf)
-    sample: list[np.ndarray] = []
+    begun, sample, parts = 0, [], []
     for i in chosen:
-        rows = source.read_states(i, 0, source.episodes[i].length)
-        sample.append(rows[-count % every :: every])
-        low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
-        count, mean, squares = _merge(count, mean, squares, rows.astype(np.float64))
+        rows = source.read_states(i)
+        sample.append(rows[-begun % every :: every])
+        exact = rows.astype(np.float64)
+        parts.append((exact.mean(axis=0), exact.var(axis=0), rows.min(axis=0), rows.max(axis=0)))
+        begun += len(rows)
+    means, variances, lows, highs = (np.stack(part) for part in zip(*parts, strict=True))
+    mean = np.average(means, axis=0, weights=lengths)
+    std = np.sqrt(np.average(variances + (means - mean) ** 2, axis=0, weights=lengths))
     q01, q50, q99 = np.quantile(np.concatenate(sample), (0.01, 0.5, 0.99), axis=0)
-    found = {"mean": mean, "std": np.sqrt(squares / count), "minimum": low, "maximum": high}
+    found = {"mean": mean, "std": std, "minimum": lows.min(axis=0), "maximum": highs.max(axis=0)}
     found |= {"q01": q01, "q50": q50, "q99": q99}
     numbers = {name: tuple(map(float, values)) for name, values in found.items()}
-    return StateStats(names=source.layout.names, count=count, **numbers)
+    return StateStats(names=source.layout.names, count=total, **numbers)
 
 
-def _merge(
-    count: int,
-    mean: Float64[np.ndarray, "s"],
-    squares: Float64[np.ndarray, "s"],
-    rows: Float64[np.ndarray, "n s"],
-) -> tuple[int, Float64[np.ndarray, "s"], Float64[np.ndarray, "s"]]:
-    """Add rows to a running mean and sum of squared deviations (Chan, Golub and LeVeque 1979)."""
-    new, total = rows.mean(axis=0), count + len(rows)
-    shift = new - mean
-    squares = squares + ((rows - new) ** 2).sum(axis=0) + shift**2 * (count * len(rows) / total)
-    return total, mean + shift * (len(rows) / total), squares
+def bounds_of(rows: Float[np.ndarray, "n s"]) -> Float64[np.ndarray, "2 s"]:
+    """Between which values every dimension is plausible.
+
+    100 times the span of the middle 90 % of rows beyond these, and 20 times the span of the middle 98 % beyond those,
+    whichever is less; a span counts as 1 at least, so that what rarely moves (a gripper, a base) may.
+    """
+    bounds: list[tuple[np.ndarray, np.ndarray]] = []
+    for share, factor in ((0.05, 100.0), (0.01, 20.0)):
+        low = np.quantile(rows, share, axis=0, method="higher").astype(np.float64)
+        high = np.quantile(rows, 1 - share, axis=0, method="lower").astype(np.float64)
+        low, high = np.minimum(low, high), np.maximum(low, high)  # of one or two rows
+        room = factor * np.maximum(high - low, 1.0)
+        bounds.append((low - room, high + room))
+    lows, highs = zip(*bounds, strict=True)
+    return np.stack([np.max(lows, axis=0), np.min(highs, axis=0)])
+
+
+def outside(rows: Float[np.ndarray, "n s"], bounds: Float64[np.ndarray, "2 s"]) -> Bool[np.ndarray, "n s"]:
+    """Mark the values outside of bounds."""
+    return (rows < bounds[0]) | (rows > bounds[1])
+
+
+def usual_range(rows: Float[np.ndarray, "n s"]) -> tuple[Float[np.ndarray, "s"], Float[np.ndarray, "s"]]:
+    """Smallest and largest plausible value of every dimension."""
+    kept = np.where(outside(rows, bounds_of(rows)), np.nan, rows)
+    return np.nanmin(kept, axis=0), np.nanmax(kept, axis=0)

@@ -2,7 +2,7 @@
 
 Frames are numbered in the order in which they are shown; `frame_times` says when. Decoding seeks to the keyframe before
 the first wanted frame and goes forward by timestamp, so B-frames, long GOPs, variable rates and concatenated files come
-out right.
+out right. Which frame belongs to a row of a table is decided by time (`pair`), never by a nominal rate.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from io import BytesIO
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,12 @@ from torch.nn import functional
 from worldline.files import atomic, unreadable, while_unchanged
 from worldline.schema import DataError, UsageError
 
+RATE_SLACK = 0.03
+"""Clocks of recorders differ and jitter by less than this; no two usual rates are that near but 29.97 and 30."""
+CLOCK_SLACK = 0.005
+"""Rows and frames that are one to one may differ by this in rate (29.97 and 30)."""
+_HALF = 0.52
+"""Half a frame, and a little: time stamps are rounded to float32 and to a container's time base."""
 _AGAIN = "Download or encode it again."
 _BT601 = 6  # ffmpeg's AVCOL_SPC_SMPTE170M: what readers that ignore the tag assume at these sizes
 _LIMITED = 1
@@ -43,6 +49,10 @@ class VideoInfo(NamedTuple):
     num_frames: int
     size: tuple[int, int]
     fps: float
+
+    def holds(self, num_frames: int, fps: float) -> bool:
+        """Whether it is conclusive: so many frames, at this rate."""
+        return self.num_frames == num_frames and abs(self.fps - fps) <= 0.005 * fps
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +112,7 @@ def stream_frames(
 ) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
     """Decode frames of rising numbers, RGB, at most `chunk` at a time. Raises `DataError` where one is damaged."""
     times = frame_times(path)
-    numbers = list(frames) if isinstance(frames, range) else frames.tolist()
+    numbers: list[int] = np.asarray(frames).tolist()
     expected, fix = f"frames {numbers[0]}..{numbers[-1]} to decode", f"The file is cut short or damaged. {_AGAIN}"
     damaged = partial(DataError, path, expected=expected, fix=fix, kind="frames")
     if numbers[-1] >= len(times):
@@ -220,3 +230,63 @@ def _from_keyframe(
             yield first
             yield from frames
             return
+
+
+class Mismatch(NamedTuple):
+    """The first row that has no frame of its own, and when it and the nearest frame are, in seconds on one clock."""
+
+    row: int
+    at: float
+    nearest: float
+
+
+def rate(times: Float64[np.ndarray, "n"]) -> float:
+    """Steps per second, from the median step; 0 where there is none."""
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    return 1 / step if step > 0 else 0.0
+
+
+def runs_at(times: Float64[np.ndarray, "n"], fps: float, *, slack: float = RATE_SLACK) -> bool:
+    """Tell whether times run at a rate, up to jitter, a gap and the clocks of recorders."""
+    if len(times) < 2 or abs(rate(times) - fps) <= slack * fps:
+        return True
+    steps = len(times) - 1
+    return bool(abs((times[-1] - times[0]) * fps - steps) <= max(1.0, slack * steps))
+
+
+def pair(
+    rows: Float64[np.ndarray, "n"],
+    shown: Float64[np.ndarray, "m"],
+    *,
+    starts: tuple[float, ...],
+    first: int | None,
+    fps: float,
+) -> Int64[np.ndarray, "n"] | Mismatch:
+    """Give the frame of every row, the nearest in time, unless it is more than half a frame away.
+
+    Args:
+        rows: seconds since the episode began, and `shown`: those at which frames are shown; both rise.
+        starts: where in the file the episode may begin, the likeliest first. Rows may also be stamped with a clock that
+            does not begin at 0: then their first is taken to be there.
+        first: the frame at which the episode begins, where as many frames as rows are known to be its own.
+        fps: the rate where there is no step to measure it by.
+    """
+    half = _HALF / (max(rate(rows), rate(shown)) or fps)
+    if first is not None and first + len(rows) <= len(shown):
+        own = shown[first : first + len(rows)]
+        faster = (rows[-1] - rows[0]) / (own[-1] - own[0]) if len(rows) > 1 else 1.0  # the rows' clock
+        faster = faster if abs(faster - 1) <= CLOCK_SLACK else 1.0
+        if np.abs((own - own[0]) * faster - (rows - rows[0])).max() <= half:
+            return first + np.arange(len(rows))
+    mismatches: list[Mismatch] = []
+    for start, begun in product(starts, dict.fromkeys((0.0, float(rows[0])))):
+        wanted = rows - begun + start
+        frames = np.searchsorted((shown[1:] + shown[:-1]) / 2, wanted)
+        # The nearest frame is further away than half a frame, or is nearest to two rows.
+        wrong = np.flatnonzero((np.abs(shown[frames] - wanted) > half) | (np.diff(frames, prepend=-1) <= 0))
+        if len(wrong) == 0:
+            return frames
+        row = int(wrong[0])
+        at, nearest = float(wanted[row] - wanted[0]), float(shown[frames[row]] - wanted[0])
+        mismatches.append(Mismatch(row=row, at=at, nearest=nearest))
+    return max(mismatches, key=lambda mismatch: mismatch.row)

@@ -20,7 +20,7 @@ from worldline.encoding.encode import blocks_at_once
 from worldline.families.card import ModelCard
 from worldline.families.config import SampleOptions, TrainConfig
 from worldline.families.family import WorldKind, empty_batch, kind_of
-from worldline.formats.encoded import looks_like_latents
+from worldline.formats.encoded import CLAIM
 from worldline.planning.meter import Pass, follow
 from worldline.schema import Batch, LatentGrid
 
@@ -54,7 +54,7 @@ class Footprint:
         if (encoder := self.kind.encoder(config, config.model)) is not None:
             self.vae = self.build(encoder).eval().requires_grad_(False)
         data, path = config.data, config.data.path
-        has_latents = isinstance(path, Path) and looks_like_latents(path)
+        has_latents = isinstance(path, Path) and (path / CLAIM).exists()
         self.encodes: bool = self.vae is not None and data.cache is None and not has_latents
         """Whether every step encodes its frames: a world over latents, on video, without a cache."""
 

@@ -10,7 +10,7 @@ from worldline.families.config import TrainConfig
 from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
 from worldline.files import read_json, reading
-from worldline.formats.content import content_of
+from worldline.formats.source import content_of
 from worldline.identity import Identity, Part, hash_of, refuse_another
 from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import UsageError

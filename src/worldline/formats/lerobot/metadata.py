@@ -1,8 +1,10 @@
-"""meta/info.json of a LeRobot data set, v2.x or v3.0: its cameras, its states, and the places of its files."""
+"""meta/ of a LeRobot data set, v2.x or v3.0: its cameras, its states, its episodes, and the places of their files."""
 
 import re
+from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from math import prod
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from worldline.files import read_json
-from worldline.formats.checks import validated
-from worldline.schema import DataError, UsageError
+from worldline.files import read_json, reading
+from worldline.formats.checks import LeavingOut, validated
+from worldline.formats.lerobot.tables import read_columns
+from worldline.schema import DataError, Episode, UsageError
 
 INFO = "meta/info.json"
 NO_FILE = "no file"
@@ -21,6 +24,25 @@ _NO_NUMBERS = ("video", "image", "string")
 _NEVER_STATES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _LONGEST_NAME = 255  # bytes of a file's name that file systems allow
 _WIDEST = 100_000
+_Index = Annotated[int, Field(ge=0, le=10**9)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording(Episode):
+    """An episode, and where it lies, as the metadata say: rows of a table below `root`, and frames of a video."""
+
+    number: int = 0
+    """`episode_index` in the table."""
+    root: Path
+    table: Path
+    video: Path | None
+    """None where the camera's images lie in the table."""
+    begins: float | None = None
+    """Seconds into the video, where one file holds several episodes (v3.0)."""
+    first_frame: int = 0
+    """The episode's first frame in its file, if the episodes there follow one another without gap or surplus."""
+    frames_in_file: int
+    """Frames of all episodes that lie in the video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +50,19 @@ class _Feature:
     """The used part of a feature."""
 
     shape: Annotated[tuple[Annotated[int, Field(gt=0, le=_WIDEST)], ...], Field(max_length=4)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    """How an episode is listed: a line of meta/episodes.jsonl (v2.x), or a row of meta/episodes/*.parquet (v3.0)."""
+
+    episode_index: _Index
+    length: Annotated[int, Field(ge=0, le=10**7)]
+    data_chunk: _Index = 0
+    data_file: _Index = 0
+    video_chunk: _Index = 0
+    video_file: _Index = 0
+    begins: Annotated[float, Field(ge=0, le=10**7, allow_inf_nan=False)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,33 +88,33 @@ class Meta:
             raise DataError(root / INFO, expected=expected, found=repr(version), fix=fix, kind="format")
         return validated(root / INFO, cls, content | {"root": root})
 
-    @property
-    def path(self) -> Path:
-        return self.root / INFO
-
-    def fault(self, expected: str, found: str, kind: str = "metadata", fix: str = "") -> DataError:
+    def fault(self, expected: str, found: str, kind: str = "metadata", fix: str = "Correct the metadata.") -> DataError:
         """Something that is wrong with the file."""
-        return DataError(self.path, expected=expected, found=found, fix=fix, kind=kind)
+        return DataError(self.root / INFO, expected=expected, found=found, fix=fix, kind=kind)
 
-    def place(self, template: str | None, chunk: int = 0, file: int = 0, **fields: object) -> Path:
-        """Fill a path template. Raises `DataError` unless it gives a path below the data set's folder."""
-        if template is None:
-            raise self.fault("video_path", "none, though a camera is said to be video")
-        try:
-            place = template.format(chunk_index=chunk, file_index=file, **fields)
-        except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-            found = f"{template!r} ({type(error).__name__}: {error})"
-            raise self.fault("a path with fields such as {episode_index:06d}", found) from error
-        parts = Path(place).parts
-        too_long = any(len(part.encode(errors="replace")) > _LONGEST_NAME for part in parts)
-        if not parts or "\0" in place or {"/", ".."} & set(parts) or too_long:
-            raise self.fault("a path below the data set's folder", f"{place[:80]!r}")
-        return self.root / place
+    # --- cameras and columns ---
 
     def cameras(self) -> dict[str, str]:
         """Keys of the cameras, each with why it is not used by default (a depth map, `NO_FILE`), or nothing."""
         keys = [key for key, feature in self.features.items() if feature.get("dtype") in ("video", "image")]
         return {key: self._why_not(key) for key in keys}
+
+    def _why_not(self, camera: str) -> str:
+        feature = self.features[camera]
+        facts = feature | (feature["info"] if isinstance(feature.get("info"), dict) else {})
+        if any(facts.get(name) is True for name in ("is_depth_map", "video.is_depth_map")):
+            return "a depth map"
+        shape = feature.get("shape")
+        if isinstance(shape, list) and len(shape) == 3 and 1 in (shape[0], shape[-1]):
+            return "one channel, as a depth map"
+        return NO_FILE if self.is_video(camera) and not any(self._videos(camera)) else ""
+
+    def _videos(self, camera: str) -> Iterator[Path]:
+        """The videos of a camera that exist, wherever the template puts them."""
+        if self.video_path is not None:
+            pattern = re.sub(r"\{(?!video_key\})[^{}]*\}", "*", self.video_path)
+            place = self._place(pattern, video_key=escape(camera))
+            yield from self.root.glob(str(place.relative_to(self.root)))
 
     def camera(self, wanted: str | None) -> str:
         """The camera of a key, or of its last part; the only one where none is wanted. Raises `UsageError` in doubt."""
@@ -93,8 +128,12 @@ class Meta:
         if len(matches) == 1:
             return matches[0]
         problem = "several cameras, choose one" if wanted is None else f"no single camera is called {wanted!r}"
-        described = "; ".join(self._described(key, why_not) for key, why_not in available.items())
-        raise UsageError(f"{self.root}: {problem} (--camera, in recipes --data.camera): {described}")
+        described: list[str] = []
+        for key, why_not in available.items():
+            kind = why_not if why_not and why_not != NO_FILE else "colour"
+            files = f"{sum(1 for _ in self._videos(key))} videos" if self.is_video(key) else "images in the tables"
+            described.append(f"{key} ({'x'.join(map(str, self.size(key)))}, {kind}, {files})")
+        raise UsageError(f"{self.root}: {problem} (--camera, in recipes --data.camera): {'; '.join(described)}")
 
     def is_video(self, camera: str) -> bool:
         """Whether a camera is stored as video, and not as images in the tables."""
@@ -115,43 +154,105 @@ class Meta:
             choices = ", ".join(key for key in numeric if key not in _NEVER_STATES) or "it has none"
             problem = f"no numbers in {column!r}" if column in self.features else f"no {column!r}"
             raise UsageError(
-                f"{self.path}: the data set has {problem}; choose states by name, one or several (--state-keys, in "
-                f"recipes --data.state-keys): {choices}"
+                f"{self.root / INFO}: the data set has {problem}; choose states by name, one or several (--state-keys, "
+                f"in recipes --data.state-keys): {choices}"
             )
         dim = prod(self._shape(column))
         if dim > _WIDEST:
             raise self.fault("a state", f"{column} of {dim} values")
         return dim
 
+    def _shape(self, key: str) -> tuple[int, ...]:
+        return validated(self.root / INFO, _Feature, self.features[key], f"features.{key}").shape or ()
+
     def names(self, column: str) -> list[str]:
         """The names that a column's dimensions are given, as many as they are."""
         return _flatten(self.features[column].get("names"))
 
-    def _shape(self, key: str) -> tuple[int, ...]:
-        return validated(self.path, _Feature, self.features[key], f"features.{key}").shape or ()
+    # --- episodes ---
 
-    def _why_not(self, camera: str) -> str:
-        feature = self.features[camera]
-        facts = feature | (feature["info"] if isinstance(feature.get("info"), dict) else {})
-        if any(facts.get(name) is True for name in ("is_depth_map", "video.is_depth_map")):
-            return "a depth map"
-        shape = feature.get("shape")
-        if isinstance(shape, list) and len(shape) == 3 and 1 in (shape[0], shape[-1]):
-            return "one channel, as a depth map"
-        return NO_FILE if self.is_video(camera) and next(self._videos(camera), None) is None else ""
+    def recordings(self, camera: str, leaving: LeavingOut) -> list[Recording]:
+        """The listed episodes, by number; one listed twice as listed last. Those without frames are left out."""
+        listed = list(self._listed(camera, leaving))
+        last = {of.number: of for of in listed}
+        fix = "Take the surplus line out of the list of episodes in meta/; it is left out here."
+        for number, times in Counter(of.number for of in listed).items():
+            twice = f"episode {number} (listed {times} times, used once)", "every episode once", "duplicate"
+            empty = f"episode {number} (of no frame)", "episodes with frames", "empty_episode"
+            for what, expected, kind in [twice] * (times > 1) + [empty] * (last[number].length == 0):
+                problem = DataError(self.root / "meta", expected=expected, found=what, fix=fix, kind=kind)
+                leaving.leave(what, problem, harmless=True)
+        kept = [of for of in last.values() if of.length > 0]
+        if not kept or kept[0].begins is None:
+            return kept
+        # Episodes share videos (v3.0): count the frames before each in its video, and of all episodes there.
+        done: Counter[Path | None] = Counter()
+        numbered: list[Recording] = []
+        for of in sorted(kept, key=lambda of: (of.begins or 0.0, of.number)):
+            numbered.append(replace(of, first_frame=done[of.video]))
+            done[of.video] += of.length
+        return [replace(of, frames_in_file=done[of.video]) for of in sorted(numbered, key=lambda of: of.number)]
 
-    def _videos(self, camera: str) -> Iterator[Path]:
-        """The videos of a camera that exist, wherever the template puts them."""
-        if self.video_path is not None:
-            pattern = re.sub(r"\{(?!video_key\})[^{}]*\}", "*", self.video_path)
-            place = self.place(pattern, video_key=escape(camera))
-            yield from self.root.glob(str(place.relative_to(self.root)))
+    def _listed(self, camera: str, leaving: LeavingOut) -> Iterator[Recording]:
+        """Every episode that is listed, in that order, as if its video were its own."""
+        shown, v3 = self.is_video(camera), self.codebase_version == "v3.0"
+        for path, where, content in _rows(self.root, camera if shown else None, leaving) if v3 else _lines(self.root):
+            with leaving.around(f"{where} of {path.name}"):
+                row = validated(path, _Listed, content, where)
+                chunk = row.episode_index // self.chunks_size
+                own = {"episode_index": row.episode_index, "episode_chunk": chunk, "video_key": camera}
+                yield Recording(
+                    index=0,
+                    number=row.episode_index,
+                    length=row.length,
+                    name=f"episode {row.episode_index}",
+                    root=self.root,
+                    table=self._place(self.data_path, row.data_chunk, row.data_file, **own),
+                    video=self._place(self.video_path, row.video_chunk, row.video_file, **own) if shown else None,
+                    begins=row.begins,
+                    frames_in_file=row.length,
+                )
 
-    def _described(self, camera: str, why_not: str) -> str:
-        """A camera in words: size, kind and number of files."""
-        kind = why_not if why_not and why_not != NO_FILE else "colour"
-        files = f"{sum(1 for _ in self._videos(camera))} videos" if self.is_video(camera) else "images in the tables"
-        return f"{camera} ({'x'.join(map(str, self.size(camera)))}, {kind}, {files})"
+    def _place(self, template: str | None, chunk: int = 0, file: int = 0, **fields: object) -> Path:
+        """Fill a path template. Raises `DataError` unless it gives a path below the data set's folder."""
+        if template is None:
+            raise self.fault("video_path", "none, though a camera is said to be video")
+        try:
+            place = template.format(chunk_index=chunk, file_index=file, **fields)
+        except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+            found = f"{template!r} ({type(error).__name__}: {error})"
+            raise self.fault("a path with fields such as {episode_index:06d}", found) from error
+        parts = Path(place).parts
+        too_long = any(len(part.encode(errors="replace")) > _LONGEST_NAME for part in parts)
+        if not parts or "\0" in place or {"/", ".."} & set(parts) or too_long:
+            raise self.fault("a path below the data set's folder", f"{place[:80]!r}")
+        return self.root / place
+
+
+def _lines(root: Path) -> Iterator[tuple[Path, str, bytes]]:
+    """Lines of meta/episodes.jsonl (v2.x): file, place in it, content."""
+    path = root / "meta/episodes.jsonl"
+    with reading(path, expected="the list of episodes"):
+        # By line feeds alone: a task may hold other characters that Python takes for the end of a line.
+        lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
+    yield from ((path, f"line {number}", line) for number, line in enumerate(lines, start=1) if line.strip())
+
+
+def _rows(root: Path, camera: str | None, leaving: LeavingOut) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    """Rows of meta/episodes/*/*.parquet (v3.0): file, place in it, content."""
+    folder = root / "meta/episodes"
+    files = sorted(folder.glob("*/*.parquet"))
+    if not files:
+        raise DataError(folder, expected="parquet files that list the episodes", found="none")
+    columns = {"episode_index": "episode_index", "length": "length"}
+    columns |= {"data_chunk": "data/chunk_index", "data_file": "data/file_index"}
+    if camera is not None:
+        names = {"video_chunk": "chunk_index", "video_file": "file_index", "begins": "from_timestamp"}
+        columns |= {name: f"videos/{camera}/{column}" for name, column in names.items()}
+    for path in files:
+        with leaving.around(f"what {path.name} lists"):
+            for i, row in enumerate(read_columns(path, tuple(columns.values())).to_pylist()):
+                yield path, f"row {i}", {name: row[column] for name, column in columns.items()}
 
 
 def _flatten(names: Any) -> list[str]:

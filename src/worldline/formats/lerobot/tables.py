@@ -38,16 +38,15 @@ class Table:
 
     path: Path
     values: Float32[np.ndarray, "n s"]
-    rows: dict[int, Int64[np.ndarray, "r"]] | None
-    """The rows of each episode, in order; None where the file does not say."""
+    """The states; NaN in rows that do not hold their numbers."""
+    rows: dict[int | None, Int64[np.ndarray, "r"]]
+    """The rows of each episode, in order; all are those of None where the file does not say."""
     times: Float64[np.ndarray, "n"]
     """Seconds since the episode began; NaN where the file does not say."""
-    faults: dict[int, str]
-    """The fault of a row's states, if it does not hold its numbers."""
 
     def rows_of(self, number: int) -> Int64[np.ndarray, "r"]:
         """The rows of an episode."""
-        return np.arange(len(self.values)) if self.rows is None else self.rows.get(number, np.zeros(0, np.int64))
+        return self.rows.get(number, self.rows.get(None, np.zeros(0, np.int64)))
 
 
 @while_unchanged(1024)
@@ -56,23 +55,22 @@ def read_table(path: Path, columns: tuple[str, ...], dims: tuple[int, ...], fps:
     table = read_columns(path, columns, ("episode_index", "timestamp", "frame_index"))
     parts = [matrix(path, table, name, dim) for name, dim in zip(columns, dims, strict=True)]
     with np.errstate(over="ignore"):
-        values = np.concatenate([numbers for numbers, _ in parts], axis=1).astype(np.float32)
-    rows = None
+        values = np.concatenate(parts, axis=1).astype(np.float32)
+    rows: dict[int | None, np.ndarray] = {None: np.arange(len(table))}
     if "episode_index" in table.column_names:
         numbers = _episodes(path, table)
         order = np.argsort(numbers, kind="stable")
         found, begins = np.unique(numbers[order], return_index=True)
         rows = dict(zip(found.tolist(), np.split(order, begins[1:]), strict=False))
+    times = np.zeros(len(table))
     if "timestamp" in table.column_names:
         times = seconds(path, table, "timestamp")
     elif "frame_index" in table.column_names:
         times = seconds(path, table, "frame_index") / fps
     else:
-        times = np.arange(len(table), dtype=np.float64) / fps
-        for own in () if rows is None else rows.values():
+        for own in rows.values():
             times[own] = np.arange(len(own)) / fps
-    faults = {row: found for _, wrong in parts for row, found in wrong.items()}
-    return Table(path=path, values=values, rows=rows, times=times, faults=faults)
+    return Table(path=path, values=values, rows=rows, times=times)
 
 
 @while_unchanged(None)
@@ -90,11 +88,11 @@ def _episodes(path: Path, table: pyarrow.Table) -> Int64[np.ndarray, "n"]:
     return np.where(np.abs(numbers) < 2**53, numbers, -1).astype(np.int64)
 
 
-def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> tuple[Float64[np.ndarray, "n d"], dict[int, str]]:
+def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> Float64[np.ndarray, "n d"]:
     """Turn a column into `dim` numbers per row: numbers, lists of numbers or lists of lists, of any Arrow type.
 
-    It also returns the faults of single rows, so that a faulty row costs only its own episode: their numbers are NaN.
-    Raises `DataError` where no row has `dim` values, or where they are no numbers.
+    Those of a row with other than `dim` values are NaN, so that it costs only its own episode. Raises `DataError` where
+    no row has `dim` values, or where they are no numbers.
     """
     array = column = _plain(table[name].combine_chunks())
     even = True
@@ -107,11 +105,15 @@ def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> tuple[Float
     if not any(is_number(array.type) for is_number in _NUMBERS):
         raise wrong(found=f"values of type {array.type}")
     if even and not array.null_count and len(array) == len(table) * dim:
-        return _floats(array).reshape(len(table), dim), {}
-    values, faults = _row_by_row(column, dim)
-    if len(faults) == len(table):
-        raise wrong(found=f"{faults[0]} in row 0, and as little in any other")
-    return values, faults
+        return _floats(array).reshape(len(table), dim)
+    cells = [_flat(cell) for cell in column.to_pylist()]
+    sound = [row for row, cell in enumerate(cells) if len(cell) == dim and None not in cell]
+    if cells and not sound:
+        raise wrong(found=f"{len(cells[0])} values in row 0 ({cells[0].count(None)} empty), and as little elsewhere")
+    values = np.full((len(table), dim), np.nan)
+    for row in sound:
+        values[row] = [float(value) for value in cells[row]]
+    return values
 
 
 def seconds(path: Path, table: pyarrow.Table, name: str) -> Float64[np.ndarray, "n"]:
@@ -120,19 +122,7 @@ def seconds(path: Path, table: pyarrow.Table, name: str) -> Float64[np.ndarray, 
     if types.is_timestamp(column.type) or types.is_duration(column.type):
         per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit]
         return _floats(column.cast(pyarrow.int64()).combine_chunks()) / per_second
-    return matrix(path, table, name, 1)[0][:, 0]
-
-
-def _row_by_row(column: pyarrow.Array, dim: int) -> tuple[Float64[np.ndarray, "n d"], dict[int, str]]:
-    values, faults = np.full((len(column), dim), np.nan), {}
-    for row, cell in enumerate(column.to_pylist()):
-        flat = _flat(cell)
-        empty = flat.count(None)
-        if empty or len(flat) != dim:
-            faults[row] = f"{empty} empty values" if empty else f"{len(flat)} values"
-        else:
-            values[row] = [float(value) for value in flat]
-    return values, faults
+    return matrix(path, table, name, 1)[:, 0]
 
 
 def _flat(cell: Any) -> list[Any]:
@@ -150,7 +140,7 @@ def read_images(path: Path, name: str, rows: Int64[np.ndarray, "t"], root: Path)
 
     Reads the row groups that hold them alone. Raises `DataError` where one is absent.
     """
-    cells: list[object] = []
+    cells: list[Any] = []
     with _opened(path) as file:
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         groups = np.searchsorted(ends, rows, side="right")
@@ -158,18 +148,17 @@ def read_images(path: Path, name: str, rows: Int64[np.ndarray, "t"], root: Path)
             column = file.read_row_group(group, columns=[name])[name]
             places = rows[groups == group] - (ends[group] - len(column))
             cells += [column[place].as_py() for place in places.tolist()]
-    return [_image(path, f"row {row} of {name}", cell, root) for row, cell in zip(rows, cells, strict=True)]
-
-
-def _image(path: Path, where: str, cell: object, root: Path) -> bytes:
-    data, place = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-    if isinstance(data, bytes) and data:
-        return data
-    if isinstance(place, str) and place:
-        with reading(root / place, expected="an image"):
-            return (root / place).read_bytes()
-    found = f"{'nothing' if data is None else type(data).__name__} in {where}"
-    raise DataError(path, expected="an encoded image", found=found, kind="frames")
+    images: list[bytes] = []
+    for row, cell in zip(rows, cells, strict=True):
+        data, place = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        if not data and isinstance(place, str) and place:
+            with reading(root / place, expected="an image"):
+                data = (root / place).read_bytes()
+        if not data or not isinstance(data, bytes):
+            found = f"{'nothing' if data is None else type(data).__name__} in row {row} of {name}"
+            raise DataError(path, expected="an encoded image", found=found, kind="frames")
+        images.append(data)
+    return images
 
 
 def _plain(array: pyarrow.Array) -> pyarrow.Array:

@@ -5,39 +5,62 @@ blocks of 17 frames count from the first frame of the shard, and a last partial 
 it was padded is not documented. Knows nothing of windows beyond "both ends on the block grid".
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Float, Float64, Int32, Int64, UInt8
 from torch import Tensor
 
 from worldline.files import mapped
-from worldline.formats.checks import Report, check_finite, check_totals, check_window
-from worldline.formats.pairing import CLOCK_SLACK, rate, runs_at
+from worldline.formats.checks import Report, check_totals
 from worldline.formats.source import Source
-from worldline.formats.video import frame_times, probe, stream_frames
-from worldline.schema import Clip, DataError, TokenGrid, UsageError
+from worldline.formats.video import CLOCK_SLACK, frame_times, probe, rate, runs_at, stream_frames
+from worldline.schema import DataError, Episode, TokenGrid, UsageError
+
+FOLDERS = ("videos", "robot_states", "segment_indices", "metadata")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One shard's files and how many frames they hold."""
+    """The files of one shard, or of one sample of the test set, and how many frames they hold."""
 
     index: int
-    num_frames: int
+    test: bool
+    """Whether it is a sample: these have states and a video of their first frames alone."""
+    marker: Path
     video: Path
     states: Path
-    segments: Path | None
-    """None in the test set: one sample is one file."""
+    segments: Path
+    num_frames: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{'sample' if self.test else 'shard'} {self.index}"
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.video, self.states, *(() if self.test else (self.segments, self.marker))]
 
 
-class Place(NamedTuple):
-    """Where an episode lies: its shard, and its first frame there."""
+def shard_at(root: Path, index: int, *, suffix: str, nested: bool = True, test: bool = False) -> Shard:
+    """Where the files of a shard lie: each kind in its folder, or all in one."""
+    videos, states, segments, markers = (root / name if nested else root for name in FOLDERS)
+    return Shard(
+        index=index,
+        test=test,
+        marker=markers / f"metadata_{index}.json",
+        video=videos / f"video_{index}{suffix}",
+        states=states / f"states_{index}.bin",
+        segments=segments / f"segment_idx_{index}.bin",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment(Episode):
+    """An episode, and where it lies: its shard, and its first frame there."""
 
     shard: Shard
     first: int
@@ -45,24 +68,21 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OnexSource(Source):
-    """Episodes of a 1X v2.0 folder, tokens or video."""
+    """Episodes of a 1X v2.0 folder, tokens or video. Of a test sample, a window begins at 0 and shows the context."""
 
-    def read(self, episode: int, start: int, stop: int) -> Clip:
-        """Read a window. In the test set `start` is 0, and tokens or frames are those of the context alone."""
-        states = torch.from_numpy(self.read_states(episode, start, stop))
-        until = min(stop, len(self.shown(episode))) if self.context_only and self.grid is None else stop
-        frames = torch.cat(list(self.frames(episode, start, until))) if self.grid is None else None
-        tokens = None if self.grid is None else self._tokens(episode, start, stop, self.grid)
-        origin = self.origin(episode, start)
-        return Clip(states=states, fps=self.fps, origin=origin, frames=frames, tokens=tokens)
+    episodes: tuple[Segment, ...]
+
+    def shows(self, episode: int, start: int, stop: int) -> dict[str, Tensor]:
+        if self.grid is not None:
+            return {"tokens": torch.from_numpy(self._tokens(self.episodes[episode], start, stop, self.grid))}
+        return super().shows(episode, start, min(stop, len(self.shown(episode))) if self.context_only else stop)
 
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         """Decode frames `start .. stop-1` in pieces of bounded size: row i of a shard is frame i of its video."""
-        check_window(self.episodes[episode], start, stop)
         shown = self.shown(episode)
         if stop > len(shown):
             raise UsageError(f"{self.path}: a test sample holds the {len(shown)} frames of its context, not {stop}")
-        return stream_frames(self.places[episode].shard.video, shown[start:stop], threads=threads)
+        return stream_frames(self.episodes[episode].shard.video, shown[start:stop], threads=threads)
 
     def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
         """The frame of the shard's video that shows each row; in the test set, of the rows that are shown.
@@ -70,29 +90,26 @@ class OnexSource(Source):
         Raises:
             DataError: it has not all of them, or another rate.
         """
-        shard, first = self.places[episode]
-        times = frame_times(shard.video).seconds
-        fix = "Download or encode it again, or correct the metadata."
-        if len(times) < shard.num_frames and not self.context_only:
-            expected, found = f"{shard.num_frames} frames, one per row of states", f"{len(times)}"
-            raise DataError(shard.video, expected=expected, found=found, fix=fix, kind="frames")
+        of = self.episodes[episode]
+        times = frame_times(of.shard.video).seconds
+        if len(times) < of.shard.num_frames and not self.context_only:
+            raise self._fault(of.shard, f"{of.shard.num_frames} frames, one per row of states", f"{len(times)}")
         if not runs_at(times, self.fps, slack=CLOCK_SLACK):
-            expected, found = f"{self.fps:g} frames per second, as metadata.json says", f"{rate(times):.4g}"
-            raise DataError(shard.video, expected=expected, found=found, fix=fix, kind="rate")
-        return np.arange(first, min(first + self.episodes[episode].length, len(times)))
+            expected = f"{self.fps:g} frames per second, as metadata.json says"
+            raise self._fault(of.shard, expected, f"{rate(times):.4g}", "rate")
+        return np.arange(of.first, min(of.first + of.length, len(times)))
+
+    def _fault(self, shard: Shard, expected: str, found: str, kind: str = "frames") -> DataError:
+        fix = "Download or encode it again, or correct the metadata."
+        return DataError(shard.video, expected=expected, found=found, fix=fix, kind=kind)
 
     def check_footage(self, episodes: Sequence[int], report: Report) -> None:
         """Report token ids outside the vocabulary, or a video that is longer than its states."""
-        shard, grid = self.places[episodes[0]].shard, self.grid
-        if grid is not None:
-            block = (grid.latents_per_block, grid.height, grid.width)
-            # No partial last block is read.
-            count = min(shard.video.stat().st_size // (4 * math.prod(block)), shard.num_frames // grid.block)
-            check_ids(shard.video, mapped(shard.video, "int32", (count, *block)), grid, 0)
-        elif len(frame_times(shard.video)) > shard.num_frames:
-            expected, found = f"{shard.num_frames} frames, one per row of states", f"{len(frame_times(shard.video))}"
-            fix = "Encode it again, or correct the metadata."
-            report(DataError(shard.video, expected=expected, found=found, fix=fix, kind="frames"))
+        shard = self.episodes[episodes[0]].shard
+        if self.grid is not None:
+            self._blocks(shard, self.grid)
+        elif (count := len(frame_times(shard.video))) > shard.num_frames:
+            report(self._fault(shard, f"{shard.num_frames} frames, one per row of states", f"{count}"))
 
     def claims(self, report: Report, extremes: Float64[np.ndarray, "2 s"] | None = None) -> None:
         path, frames = self.path / "metadata.json", sum(episode.length for episode in self.episodes)
@@ -103,59 +120,56 @@ class OnexSource(Source):
         super().check(episode)
         if self.grid is not None:
             return None
-        shard = self.places[episode].shard
-        info = probe(shard.video)
-        if info.num_frames != shard.num_frames or abs(info.fps - self.fps) > 0.005 * self.fps:
+        shard = self.episodes[episode].shard
+        if not probe(shard.video).holds(shard.num_frames, self.fps):
             self.shown(episode)
-        return info.size
+        return self.frame_size(episode)
 
     def frame_size(self, episode: int) -> tuple[int, int]:
-        return probe(self.places[episode].shard.video).size
+        return probe(self.episodes[episode].shard.video).size
 
-    def read_states(self, episode: int, start: int, stop: int) -> Float32[np.ndarray, "t s"]:
-        check_window(self.episodes[episode], start, stop)
-        shard, first = self.places[episode]
-        table = mapped(shard.states, "float32", (shard.num_frames, self.layout.dim))
-        rows = np.array(table[first + start : first + stop])
-        check_finite(shard.states, rows, self.layout.names, first + start)
-        return rows
+    def states_of(self, episode: int) -> Float[np.ndarray, "n s"]:
+        of = self.episodes[episode]
+        table = mapped(of.shard.states, "float32", (of.shard.num_frames, self.layout.dim))
+        return table[of.first : of.first + of.length]
+
+    def states_file(self, episode: int) -> Path:
+        return self.episodes[episode].shard.states
 
     def footage(self, episode: int) -> tuple[Path, int]:
-        shard, first = self.places[episode]
-        return shard.video, first
+        return self.episodes[episode].shard.video, self.episodes[episode].first
 
-    def _tokens(self, episode: int, start: int, stop: int, grid: TokenGrid) -> Int64[Tensor, "l gh gw"]:
-        shard, first = self.places[episode]
-        begin, end, blocks = first + start, first + stop, shard.num_frames // grid.block
+    def _tokens(self, of: Segment, start: int, stop: int, grid: TokenGrid) -> Int64[np.ndarray, "l gh gw"]:
+        begin, end = of.first + start, of.first + stop
         if self.context_only:
             if start != 0 or stop < grid.block:
                 raise UsageError(
                     f"{self.path}: a test sample is read from frame 0 and holds {grid.block} context frames"
                 )
-            end, blocks = grid.block, 1
+            end = grid.block
         if begin % grid.block or end % grid.block:
             raise UsageError(
-                f"{self.path}: frames {begin}..{end - 1} of shard {shard.index} do not lie on its blocks of "
-                f"{grid.block} frames; choose windows with worldline.data.clips.source_windows"
+                f"{self.path}: frames {begin}..{end - 1} of {of.shard.name} do not lie on its blocks of {grid.block} "
+                "frames; choose windows with worldline.data.clips.source_windows"
             )
-        table = mapped(shard.video, "int32", (blocks, grid.latents_per_block, grid.height, grid.width))
-        tokens = np.array(table[begin // grid.block : end // grid.block], np.int64)
-        check_ids(shard.video, tokens, grid, begin // grid.block)
-        return torch.from_numpy(tokens.reshape(-1, grid.height, grid.width))
+        blocks = self._blocks(of.shard, grid, begin // grid.block, end // grid.block)
+        return np.array(blocks, np.int64).reshape(-1, grid.height, grid.width)
 
-
-def check_ids(path: Path, blocks: np.ndarray, grid: TokenGrid, first_block: int) -> None:
-    """Raise `DataError` naming the first block with a token id outside the vocabulary."""
-    wrong = ((blocks < 0) | (blocks >= grid.vocab_size)).any(axis=(1, 2, 3))
-    if wrong.any():
-        i = int(wrong.argmax())
-        raise DataError(
-            path,
-            expected=f"token ids in 0..{grid.vocab_size - 1}",
-            found=f"{blocks[i].min()}..{blocks[i].max()} in block {first_block + i} ({wrong.sum()} such blocks)",
-            fix="Tokenize again, or check the vocabulary size in metadata.json.",
-            kind="tokens",
-        )
+    def _blocks(
+        self, shard: Shard, grid: TokenGrid, first: int = 0, stop: int | None = None
+    ) -> Int32[np.ndarray, "n l gh gw"]:
+        """Whole token blocks of a shard. Raises `DataError` naming the first with an id outside the vocabulary."""
+        count = 1 if self.context_only else shard.num_frames // grid.block
+        shape = (count, grid.latents_per_block, grid.height, grid.width)
+        blocks = mapped(shard.video, "int32", shape)[first:stop]
+        wrong = ((blocks < 0) | (blocks >= grid.vocab_size)).any(axis=(1, 2, 3))
+        if wrong.any():
+            i = int(wrong.argmax())
+            expected = f"token ids in 0..{grid.vocab_size - 1}"
+            found = f"{blocks[i].min()}..{blocks[i].max()} in block {first + i} ({wrong.sum()} such blocks)"
+            fix = "Tokenize again, or check the vocabulary size in metadata.json."
+            raise DataError(shard.video, expected=expected, found=found, fix=fix, kind="tokens")
+        return blocks
 
 
 def segment_runs(segments: np.ndarray) -> tuple[Int64[np.ndarray, "e"], Int64[np.ndarray, "e"]]:

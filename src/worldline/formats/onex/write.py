@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from worldline.files import atomic, read_json, write_array, write_json
+from worldline.formats.onex.source import Shard, shard_at
 from worldline.formats.video import encode
 from worldline.schema import DataError, StateLayout, TokenGrid, UsageError
-
-FOLDERS = ("videos", "robot_states", "segment_indices", "metadata")
 
 
 def write_raw_shard(
@@ -30,13 +29,10 @@ def write_raw_shard(
 ) -> None:
     """Write one shard of video, states and segment numbers. The same input gives the same bytes.
 
-    Frames may come one by one, so that an episode need not be in memory.
-
-    Raises:
-        UsageError: an odd or empty image size, which H.264 in yuv420p cannot hold.
+    Frames may come one by one, so that an episode need not be in memory. Raises what `encode` raises.
     """
-    with _shard(root, shard, states, segments):
-        encode(root / f"videos/video_{shard}.mp4", frames, fps=fps)
+    with _shard(shard_at(root, shard, suffix=".mp4"), states, segments) as path:
+        encode(path, frames, fps=fps)
 
 
 @contextmanager
@@ -48,8 +44,8 @@ def token_shard(
     Pieces may come in any order; together they are all blocks, from the shard's first frame on. A last partial block
     may be present or left away, readers drop it. The shard is done when the block succeeds.
     """
-    path = root / f"videos/video_{shard}.bin"
-    with _shard(root, shard, states, segments), atomic(path) as temporary, temporary.open("wb") as file:
+    place = shard_at(root, shard, suffix=".bin")
+    with _shard(place, states, segments) as path, atomic(path) as temporary, temporary.open("wb") as file:
 
         def put(first: int, tokens: Int32[np.ndarray, "n l h w"]) -> None:
             file.seek(first * tokens[0:1].nbytes)
@@ -59,27 +55,25 @@ def token_shard(
 
 
 @contextmanager
-def _shard(
-    root: Path, shard: int, states: Float32[np.ndarray, "f s"], segments: Int32[np.ndarray, "f"]
-) -> Iterator[None]:
-    """What is written inside shows these rows; they are written after it."""
-    for name in FOLDERS:
-        (root / name).mkdir(parents=True, exist_ok=True)
-    yield
-    write_array(root / f"robot_states/states_{shard}.bin", states)
-    write_array(root / f"segment_indices/segment_idx_{shard}.bin", segments)
-    write_json(root / f"metadata/metadata_{shard}.json", {"shard_num_frames": len(states), "shard_ind": shard})
+def _shard(shard: Shard, states: Float32[np.ndarray, "f s"], segments: Int32[np.ndarray, "f"]) -> Iterator[Path]:
+    """What is written inside, to the path that is given, shows these rows; they are written after it."""
+    for path in shard.files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    yield shard.video
+    write_array(shard.states, states)
+    write_array(shard.segments, segments)
+    write_json(shard.marker, {"shard_num_frames": len(states), "shard_ind": shard.index})
 
 
 def shard_done(root: Path, shard: int) -> bool:
-    """Tell whether a shard, raw or of tokens, was written completely."""
+    """Tell whether a shard, raw or of tokens, was written completely: its metadata come last."""
+    places = [shard_at(root, shard, suffix=suffix) for suffix in (".mp4", ".bin")]
+    if not any(all(path.exists() for path in place.files) for place in places):
+        return False
     try:
-        num_frames = int(read_json(root / f"metadata/metadata_{shard}.json")["shard_num_frames"])
+        return places[0].segments.stat().st_size == 4 * int(read_json(places[0].marker)["shard_num_frames"])
     except (DataError, KeyError):
         return False
-    segments, states = root / f"segment_indices/segment_idx_{shard}.bin", root / f"robot_states/states_{shard}.bin"
-    shown = any((root / f"videos/video_{shard}.{suffix}").exists() for suffix in ("mp4", "bin"))
-    return shown and states.exists() and segments.exists() and segments.stat().st_size == 4 * num_frames
 
 
 def finish_shards(
@@ -92,11 +86,7 @@ def finish_shards(
     grid: TokenGrid | None = None,
     provenance: dict[str, object],
 ) -> None:
-    """Write `metadata.json`, which turns the shards into a data set; `grid` is that of tokens.
-
-    Raises:
-        UsageError: a shard is missing.
-    """
+    """Write `metadata.json`, which makes the shards a data set; `grid` is that of tokens. Raises if one is missing."""
     undone = [shard for shard in range(num_shards) if not shard_done(root, shard)]
     if undone:
         raise UsageError(f"{root}: cannot finish, {len(undone)} shards are not written, the first is {undone[0]}")
@@ -109,10 +99,6 @@ def finish_shards(
         "state_kinds": list(layout.kinds),
     }
     if grid is not None:
-        content |= {
-            "token_grid": [grid.latents_per_block, grid.height, grid.width],
-            "vocab_size": grid.vocab_size,
-            "block": grid.block,
-            "temporal_stride": grid.temporal_stride,
-        }
+        content["token_grid"] = [grid.latents_per_block, grid.height, grid.width]
+        content |= {name: getattr(grid, name) for name in ("vocab_size", "block", "temporal_stride")}
     write_json(root / "metadata.json", content | {"provenance": provenance})
