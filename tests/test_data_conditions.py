@@ -270,9 +270,9 @@ def test_a_single_number_per_row_is_read(tmp_path: Path, shape: list[int], kind:
     [
         (
             lambda rows: [None if i == 7 else row for i, row in enumerate(rows)],
-            "found nan in row 7, state.0, of episode 0 .2 such values",
+            "found nan in row 7, elbow, of episode 0 .2 such values",
         ),
-        (lambda rows: [[None, 1.0] if i == 7 else row for i, row in enumerate(rows)], "found nan in row 7, state.0"),
+        (lambda rows: [[None, 1.0] if i == 7 else row for i, row in enumerate(rows)], "found nan in row 7, elbow"),
         (lambda rows: [["a", "b"] for _ in rows], "values of type string"),
         (
             lambda rows: [[1.0] if i == 7 else row for i, row in enumerate(rows)],
@@ -304,7 +304,7 @@ def test_a_bad_row_in_a_shared_table_costs_its_own_episode(tmp_path: Path) -> No
 
     root = write(tmp_path / "d", "v3.0", (20, 21, 22, 23), columns=columns)
     source = open_source(root)
-    with pytest.raises(DataError, match=r"found nan in row 3, state\.0, of episode 1 \(4 such values\)"):
+    with pytest.raises(DataError, match=r"found nan in row 3, elbow, of episode 1 \(4 such values\)"):
         source.read_states(1, 0, 21)
     np.testing.assert_array_equal(source.read_states(1, 6, 21), states(21, 20)[6:])
     np.testing.assert_array_equal(source.read_states(3, 0, 23), states(23, 63))
