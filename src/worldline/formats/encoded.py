@@ -160,7 +160,7 @@ def written_episode(
 
 
 def finish(out: Path, source: Source, episodes: Sequence[int], grid: LatentGrid, provenance: dict[str, Any]) -> None:
-    """Write the metadata that make the folder readable, once all is there; `provenance` is what is noted of the source."""
+    """Write the metadata that make the folder readable, once all is there; `provenance` are notes on the source."""
     content = {
         "fps": source.fps,
         "state_names": list(source.layout.names),
