@@ -77,8 +77,6 @@ class Ranks:
             raise UsageError(f"a batch of {batch_size} clips does not divide among {self.world_size} processes; {fits}")
         return share
 
-    # --- agree ---
-
     @contextmanager
     def first(self) -> Iterator[None]:
         """Rank 0 runs the block before the others, who find its caches, or raise `OtherRankError` where it failed."""
@@ -141,8 +139,6 @@ class Ranks:
             said = str(error).splitlines()[0]
             raise OtherRankError(f"another process of this job has ended, see its own message ({said})") from error
         return values
-
-    # --- shard ---
 
     def place(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Move a model that is whole and the same on every rank to the device, block by block where it is sharded.

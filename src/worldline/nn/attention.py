@@ -83,16 +83,13 @@ class STBlock(nn.Module):
             y = rearrange(y, "b t s d -> (b s) t d")
             return rearrange(self.temporal(y, causal=True, cache=cache), "(b s) t d -> b t s d", s=s)
 
+        modulations: Iterable[Tensor | None] = (None, None, None)  # shift, scale and gate of each branch
+        if self.modulation is not None and condition is not None:
+            pattern = "b t (branch three d) -> branch three b t 1 d"
+            modulations = rearrange(self.modulation(F.silu(condition)), pattern, branch=3, three=3)
         branches = (self.spatial_norm, over_space), (self.temporal_norm, over_time), (self.mlp_norm, self.mlp)
-        for (norm, branch), by in zip(branches, self._modulations(condition), strict=True):
+        for (norm, branch), by in zip(branches, modulations, strict=True):
             y = norm(x)
             y = branch(y if by is None else torch.addcmul(by[0], y, 1 + by[1]))
             x = x + self.dropout(y if by is None else y * (1 + by[2]))
         return x
-
-    def _modulations(self, condition: Tensor | None) -> Iterable[Float[Tensor, "three b t 1 d"] | None]:
-        """Shift, scale and gate of each branch; zeros have no effect."""
-        if self.modulation is None or condition is None:
-            return None, None, None
-        pattern = "b t (branch three d) -> branch three b t 1 d"
-        return rearrange(self.modulation(F.silu(condition)), pattern, branch=3, three=3)

@@ -22,15 +22,15 @@ _OF_A_WORLD: tuple[Part, ...] = ("tokenizer", "backbone", "text")
 def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Identity:
     """Identify the inputs of a run, and compare them with all that they must fit.
 
-    That is: tokens and latents with the given tokenizer; `init_from` with the tokenizer, backbone and text; and, to
-    resume, everything with the inputs at the start of the run. Raises `UsageError` naming what is another one and may
-    not be (`config.allow_different`), and `DataError` where states or weights are not what they should be.
+    Raises `UsageError` naming what is another one and may not be (`config.allow_different`), and `DataError` where
+    states or weights are not what they should be.
     """
     data, allowed = config.data, config.allow_different
     (train, trained), (val, judged) = open_split(data, "train"), open_split(data, "val")
     tokenizer = fingerprint(config.tokenizer) if config.tokenizer else train.tokenizer
     places: dict[Part, Path | str | None] = {"data": train.path, "validation": val.path}
     places |= {"tokenizer": config.tokenizer or train.path, "backbone": config.weights, "text": config.text}
+    # The given tokenizer must be that of all tokens and latents.
     for name, source in (("training", train), ("validation", val)):
         what, made = f"the {source.kind} of the {name} data {source.path}", Identity(tokenizer=source.tokenizer)
         refuse_another(made, Identity(tokenizer=tokenizer), what=what, places=places, allowed=allowed)

@@ -183,12 +183,10 @@ class _Training:
         return {"train/loss": mean["train/loss"], **steered, **mean}, any(stop for _, stop in everyones)
 
     def gradients(self, pieces: Iterable[Batch]) -> tuple[dict[str, float], tuple[Origin, ...]]:
-        """Add up the gradients of the pieces of a batch; their mean figures, and the clips they are of.
-
-        All randomness is of (seed, step, rank).
-        """
+        """Add up the gradients of the pieces of a batch; their mean figures, and the clips they are of."""
         config, state, ranks = self.config, self.state, self.ranks
-        # CPU generators read 32 bits of a seed; the rank's factor, of the golden ratio, keeps ranks apart in those.
+        # All randomness is of (seed, step, rank). CPU generators read 32 bits of a seed; the rank's factor, of the
+        # golden ratio, keeps ranks apart in those.
         seed = (config.seed * 1_000_003 + state.step + ranks.rank * 2_654_435_769) * 2
         torch.manual_seed(seed)  # dropout
         generator = torch.Generator().manual_seed(seed + 1)
@@ -207,12 +205,9 @@ class _Training:
         return figures, origins
 
     def validate(self, now: dict[str, float], board: SummaryWriter | None) -> bool:
-        """Add validation's figures to those of a step, show samples; whether this is the best step so far.
-
-        On every rank, on the same clips: a sharded model is run by all or by none.
-        """
+        """Add validation's figures to those of a step, show samples; whether this is the best step so far."""
         state, metric = self.state, self.config.keep_best
-        with evaluated(state):
+        with evaluated(state):  # by every rank, on the same clips: a sharded model is run by all or by none
             now |= validate(state.model, self.made, num_clips=self.config.validation_clips, device=self.device)
             strip = sample_strip(self.made, device=self.device)
         if board and strip is not None:

@@ -15,11 +15,7 @@ from worldline.schema import Batch, stack
 def validate(
     model: nn.Module, made: Prepared, *, num_clips: int, device: torch.device, batch_size: int = 8
 ) -> dict[str, float]:
-    """Mean loss and figures over evenly spread validation clips, as `val/...`. The model is in evaluation mode.
-
-    The model's kind adds further figures (`Kind.figures`); for some kinds, `val/psnr_db` of the last frame of a few
-    forecasts.
-    """
+    """Mean loss and figures over evenly spread validation clips, as `val/...`. The model is in evaluation mode."""
     chosen, totals = _evenly(made, num_clips), dict[str, float]()
     for part in np.array_split(chosen, max(1, len(chosen) // batch_size)):
         batch = _batch(made, part, device)

@@ -134,8 +134,6 @@ class STTransformer(nn.Module):
         phases = torch.rand(self.config.width) * 2 * math.pi
         return math.sqrt(2) * (codes @ frequencies + phases).cos()
 
-    # --- predict ---
-
     def hidden(
         self,
         tokens: Int64[Tensor, "b t h w"],
@@ -163,8 +161,6 @@ class STTransformer(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         return F.linear(hidden, self.embedding.weight)
-
-    # --- train ---
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Teacher-forced cross-entropy in nats per token over the future grids alone (report, equation 2).
@@ -195,8 +191,6 @@ class STTransformer(nn.Module):
             hidden = self.hidden(inputs[:, :-1], codes)[:, self.context_grids - 1 :].flatten(0, 2)
         own = likeliest(hidden, self.embedding.weight, chunk=self.config.loss_chunk).view_as(future)
         return torch.cat([past, scheduled(future, own, share, generator)], dim=1)
-
-    # --- forecast ---
 
     @torch.no_grad()
     def forecast(
