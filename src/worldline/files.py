@@ -10,16 +10,14 @@ from contextlib import contextmanager
 from functools import lru_cache, wraps
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 from zipfile import BadZipFile
 
 import numpy as np
 
 from worldline.schema import DataError
 
-P = ParamSpec("P")
-T = TypeVar("T")
-_Read = Callable[Concatenate[Path, P], T]
+Read = TypeVar("Read", bound=Callable[..., Any])
 
 _FULL = re.compile(
     r"no space left|no room to write|file too large|quota exceeded|\d+ requested and \d+ written", re.IGNORECASE
@@ -140,23 +138,21 @@ def reading(path: Path, *errors: type[Exception], expected: str, fix: str = "Fet
         raise unreadable(path, expected=expected, found=found, fix=fix) from error
 
 
-def while_unchanged(maxsize: int | None) -> Callable[[_Read[P, T]], _Read[P, T]]:
+def while_unchanged(maxsize: int | None) -> Callable[[Read], Read]:
     """Cache what a function reads from a file (its first argument) while the file's size and time are unchanged."""
 
-    def keeping(read: _Read[P, T]) -> _Read[P, T]:
-        @lru_cache(maxsize)
-        def kept(_size: int, _mtime: int, path: Path, *args: P.args, **options: P.kwargs) -> T:
-            return read(path, *args, **options)
+    def keeping(read: Read) -> Read:
+        kept = lru_cache(maxsize)(lambda _size, _mtime, *given, **options: read(*given, **options))
 
         @wraps(read)
-        def current(path: Path, *args: P.args, **options: P.kwargs) -> T:
+        def current(path: Path, *given: Any, **options: Any) -> Any:
             try:
                 status = path.stat()
             except (OSError, ValueError):
-                return read(path, *args, **options)  # and say what is wrong with it
-            return kept(status.st_size, status.st_mtime_ns, path, *args, **options)
+                return read(path, *given, **options)  # and say what is wrong with it
+            return kept(status.st_size, status.st_mtime_ns, path, *given, **options)
 
-        return current
+        return cast(Read, current)
 
     return keeping
 

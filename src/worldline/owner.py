@@ -8,7 +8,6 @@ lock is `flock`: it holds between processes of one machine, and between machines
 with its option `flock`. A file system without it gets marker files and a warning; these outlive a killed owner.
 """
 
-import hashlib
 import json
 import os
 import shlex
@@ -43,11 +42,6 @@ class Claim:
     key: Mapping[str, Any]
     what: str
     """The content, for messages (`tokens`, `latents`)."""
-
-    def folder_in(self, cache: Path) -> Path:
-        """The folder of a cache that holds such content of this key."""
-        name = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
-        return cache / f"{self.what}-{name}"
 
     def check(self, folder: Path) -> bool:
         """Whether the folder is new. Raises `UsageError` where it holds content of another key, or something else."""

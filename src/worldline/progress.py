@@ -3,11 +3,12 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """Progress bars on stderr with rate and time left; one at a time, and none for jobs under two seconds."""
 
     def __init__(self) -> None:
@@ -31,9 +32,6 @@ class Progress:
     def named(self, what: str) -> Callable[[int, int], None]:
         """The progress of one thing, for functions that report (done, total)."""
         return lambda done, total: self(what, done, total)
-
-    def __enter__(self) -> "Progress":
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

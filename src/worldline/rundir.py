@@ -80,10 +80,10 @@ class RunDir:
                 _check_whole(folder, files)
             except DataError as error:
                 damage = damage or error
-                continue
-            if damage:
-                warnings.warn(f"{damage} Going on with {folder}, the newest that is whole.", stacklevel=2)
-            return folder
+            else:
+                if damage:
+                    warnings.warn(f"{damage} Going on with {folder}, the newest that is whole.", stacklevel=2)
+                return folder
         if damage:
             raise damage
         return None
@@ -194,14 +194,16 @@ def model_folder(path: Path, checkpoint: str = "latest") -> Path:
         raise UsageError(f"{path} is neither a run folder with checkpoints nor a model folder (no model.json)")
     if is_model:
         raise UsageError(f"{path} is one model and no run, so it has no checkpoint {checkpoint!r}")
-    best = run.best()
-    if checkpoint == "best" and best is None:
-        raise UsageError(f"{path} kept no best checkpoint: that is what training with --keep-best METRIC does")
-    step = best.step if checkpoint == "best" and best else int(checkpoint) if checkpoint.isdecimal() else None
-    there = [_step(folder) for folder in run.checkpoints()]
-    if step not in there:
-        raise UsageError(f"{path} has no checkpoint {checkpoint!r}; there are latest, best and steps {there}")
-    return run.checkpoint(step)
+    there = {str(_step(folder)): folder for folder in run.checkpoints()}
+    if checkpoint == "best":
+        if (best := run.best()) is None:
+            raise UsageError(f"{path} kept no best checkpoint: that is what training with --keep-best METRIC does")
+        checkpoint = str(best.step)
+    if checkpoint not in there:
+        raise UsageError(
+            f"{path} has no checkpoint {checkpoint!r}; there are latest, best and steps {', '.join(there)}"
+        )
+    return there[checkpoint]
 
 
 def to_json(kind: Any, config: Any) -> dict[str, Any]:
@@ -238,13 +240,18 @@ def from_json(kind: Any, content: Any, path: Path) -> Any:
 
 def environment() -> dict[str, str]:
     """Software and machine: versions, commit, processor, accelerator. Written into every run folder."""
+    about = Path("/proc/cpuinfo")
+    told = (
+        re.search(r"^model name\s*: (.+)", about.read_text(encoding="utf-8"), re.MULTILINE) if about.exists() else None
+    )
+    processor = told[1].strip() if told else platform.processor() or "unknown processor"
     return {
         "worldline": version_of("worldline"),
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": f"{platform.system()} {platform.machine()}",
-        "cpu": f"{_cpu_name()}, {os.cpu_count()} cores",
+        "cpu": f"{processor}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": str(torch.get_num_threads()),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -261,15 +268,11 @@ def version_of(package: str) -> str:
 
 def _commit() -> str:
     """Commit of the source tree this package runs from, with a `+` where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe"]
-    command += ["--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    name = re.search(r"^model name\s*: (.+)", info.read_text(encoding="utf-8"), re.MULTILINE) if info.exists() else None
-    return name[1].strip() if name else platform.processor() or "unknown processor"

@@ -78,15 +78,6 @@ class TokenGrid:
         """Video frames covered by `num_latents` latent frames (a whole number of blocks)."""
         return num_latents // self.latents_per_block * self.block
 
-    def grids_of(self, num_frames: int) -> int:
-        """Latent frames that cover whole blocks of video frames."""
-        return num_frames // self.block * self.latents_per_block
-
-    def frames_of_latents(self, num_latents: int) -> Int64[Tensor, " l"]:
-        """Video frames that each of `num_latents` latent frames covers (a whole number of blocks): 1, 8, 8, 1, ..."""
-        block = [1] + [self.temporal_stride] * (self.latents_per_block - 1)
-        return torch.tensor(block * (num_latents // self.latents_per_block))
-
 
 @dataclass(frozen=True, kw_only=True)
 class LatentGrid:

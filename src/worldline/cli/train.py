@@ -7,13 +7,11 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 from tyro.constructors import (
     ConstructorRegistry,
-    PrimitiveConstructorSpec,
-    PrimitiveTypeInfo,
     StructConstructorSpec,
     StructFieldSpec,
     StructTypeInfo,
@@ -138,35 +136,31 @@ def parse_recipe(job: type[AnyJob], verb: str, arguments: list[str]) -> tuple[st
 
 
 def _constructors(parts: dict[type, str], hidden: set[str]) -> ConstructorRegistry:
-    """How tyro makes a recipe's parts, of those fields that are options."""
-    registry = ConstructorRegistry()
+    """How tyro makes a recipe's parts, of those fields that are options.
 
-    @registry.primitive_rule
-    def preset(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        """Sizes that go together, of a class with `presets`, are one option that takes the name of a preset."""
-        presets: dict[str, Any] | None = getattr(info.type, "presets", None)
-        if presets is None:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="{" + ",".join(presets) + "}",
-            instance_from_str=lambda words: presets[words[0]],
-            is_instance=lambda value: isinstance(value, type(next(iter(presets.values())))),
-            str_from_instance=lambda value: [next((n for n, one in presets.items() if one == value), "other sizes")],
-            choices=tuple(presets),
-        )
+    Sizes that go together, of a class with `presets`, are one option that takes the name of a preset.
+    """
+    registry = ConstructorRegistry()
 
     @registry.struct_rule
     def part(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if (place := parts.get(info.type)) is None or hasattr(info.type, "presets"):
+        if (place := parts.get(info.type)) is None:
             return None
-        texts, default = texts_of(info.type), info.default
-        found = [
-            StructFieldSpec(name, hint, getattr(default, name), texts.get(name))
-            for name, hint in get_type_hints(info.type, include_extras=True).items()
-            if place + name not in hidden and hasattr(default, name)
-        ]
-        return StructConstructorSpec(lambda **given: replace(default, **given), tuple(found))
+        texts, default, found, presets = texts_of(info.type), info.default, [], {}
+        for name, hint in get_type_hints(info.type, include_extras=True).items():
+            if place + name in hidden or not hasattr(default, name):
+                continue
+            value = getattr(default, name)
+            if named := getattr(hint, "presets", None):
+                presets[name] = named if value in named.values() else {"as in the recipe": value, **named}
+                hint: Any = Literal[tuple(presets[name])]
+                value = next(preset for preset, sizes in presets[name].items() if sizes == value)
+            found.append(StructFieldSpec(name, hint, value, texts.get(name)))
+
+        def made(**given: Any) -> Any:
+            return replace(default, **given | {name: named[given[name]] for name, named in presets.items()})
+
+        return StructConstructorSpec(made, tuple(found))
 
     return registry
 

@@ -15,6 +15,7 @@ from worldline.formats.faults import check_episodes
 from worldline.formats.onex.write import finish_shards, shard_done, write_raw_shard
 from worldline.formats.open import open_source
 from worldline.formats.source import Source, content_of
+from worldline.identity import hash_of
 from worldline.owner import Claim
 from worldline.ranks import Ranks
 
@@ -71,7 +72,7 @@ def fill(
     depends = {"source_kind": source.kind, "content": content_of(source, episodes), "states": list(source.layout.names)}
     depends |= {"episodes": list(episodes), "size": size, **settings}
     claimed, ranks = Claim(file=claim[0], key=depends, what=claim[1]), ranks or Ranks()
-    out = claimed.folder_in(out) if in_cache else out
+    out = out / f"{claimed.what}-{hash_of(depends):.16}" if in_cache else out
     with ranks.owning(out, claim=claimed, wait=in_cache):
         reused = ranks.made(range(len(episodes)), partial(make, out), done=partial(done, out), progress=progress)
         if ranks.writes:

@@ -189,7 +189,9 @@ def blend_last_frame(
         kept: for each token, 0 to 1, the probability that it is still the token of the last context grid.
         seen: the last context frame, `b 3 h w`.
     """
-    per_frame = kept.repeat_interleave(grid.frames_of_latents(kept.shape[1]).to(kept.device), dim=1)
+    covered = [1] + [grid.temporal_stride] * (grid.latents_per_block - 1)  # frames of each latent of a block
+    repeats = torch.tensor(covered * (kept.shape[1] // len(covered)), device=kept.device)
+    per_frame = kept.repeat_interleave(repeats, dim=1)
     mixed = []
     for frames, shares, last in zip(decoded, per_frame, seen, strict=True):  # in floats they take four times the memory
         weights = F.interpolate(shares[None], size=last.shape[-2:], mode="bilinear", align_corners=False)
