@@ -253,7 +253,7 @@ def test_the_best_checkpoint_is_kept_and_known_after_a_resume(tmp_path: Path) ->
     assert [folder.name[-1] for folder in RunDir(tmp_path / "whole").checkpoints()] == [str(step), "3"]
     assert read_model(model_folder(tmp_path / "whole", "best"))[0]["step"] == step
     assert read_model(model_folder(tmp_path / "whole", "3"))[0]["step"] == 3
-    with pytest.raises(UsageError, match=rf"no checkpoint '2'.*best and {step}, 3$"):
+    with pytest.raises(UsageError, match=rf"no checkpoint '2'.*best and steps {step}, 3$"):
         model_folder(tmp_path / "whole", "2")
     _interrupt(config, tmp_path / "parts", step + 1)
     train(config, tmp_path / "parts", resume=True)
