@@ -64,8 +64,8 @@ class _InMemory(Source):
         shown = {} if self.film is None else {"frames": self.film[episode, start:stop]}
         return shown if self.tokens is None else {"tokens": self.tokens[episode]}
 
-    def states_of(self, episode: int) -> np.ndarray:
-        return self.states[episode].numpy()
+    def states_of(self, episode: int) -> tuple[Path, np.ndarray]:
+        return self.path, self.states[episode].numpy()
 
 
 def _memory(

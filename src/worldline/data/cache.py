@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from worldline.files import mapped_npy, npy_rows
@@ -31,8 +31,8 @@ class CachedSource(Source):
     inner: Source
     folder: Path
 
-    def read_states(self, episode: int, start: int = 0, stop: int | None = None) -> Float32[np.ndarray, "t s"]:
-        return self.inner.read_states(episode, start, stop)
+    def states_of(self, episode: int) -> tuple[Path, Float[np.ndarray, "n s"]]:
+        return self.inner.states_of(episode)
 
     def footage(self, episode: int) -> tuple[Path, int]:
         return self.inner.footage(episode)

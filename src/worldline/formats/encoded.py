@@ -23,7 +23,7 @@ from torch import Tensor
 
 from worldline.contract import FramePattern, Reading
 from worldline.files import mapped_npy, npy_rows, read_json, write_json
-from worldline.formats.checks import Report, validated
+from worldline.formats.checks import validated
 from worldline.formats.source import Source
 from worldline.schema import DataError, Episode, LatentGrid, StateKind, StateLayout, UsageError
 
@@ -66,15 +66,10 @@ class LatentSource(Source):
     def footage(self, episode: int) -> tuple[Path, int]:
         return self.episodes[episode].latents, 0
 
-    def check_footage(self, episodes: Sequence[int], report: Report) -> None:
-        raise UsageError(f"{self.path} holds latents; give the LeRobot or 1X data set they were made from")
-
-    def states_of(self, episode: int) -> Float[np.ndarray, "n s"]:
-        return _table(self.states_file(episode), (self.episodes[episode].length, self.layout.dim))
-
-    def states_file(self, episode: int) -> Path:
-        path = self.episodes[episode].latents
-        return path.with_name(path.name.replace("latents", "states"))
+    def states_of(self, episode: int) -> tuple[Path, Float[np.ndarray, "n s"]]:
+        of = self.episodes[episode]
+        path = of.latents.with_name(of.latents.name.replace("latents", "states"))
+        return path, _table(path, (of.length, self.layout.dim))
 
 
 def _table(path: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -113,7 +113,7 @@ def implausible(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
         expected = f"{source.layout.names[dim]} of about {usual[dim]:.3g}, as in most episodes"
         found = f"{sizes[first, dim]:.3g} in {episode.name}, as if in another unit ({strange.sum()} such episodes)"
         fix = f"Convert the unit, or leave out what is at fault ({how_to_leave_out(source, episode.index)})."
-        yield DataError(source.states_file(episode.index), expected=expected, found=found, fix=fix, kind="other_unit")
+        yield DataError(source.states_of(episode.index)[0], expected=expected, found=found, fix=fix, kind="other_unit")
 
 
 def _wild(
@@ -129,7 +129,7 @@ def _wild(
         count = f"{sum(marked.sum() for _, marked in found)} such values in {len(found)} episodes"
         value = f"{source.read_states(episode)[row, dim]:.6g} in row {row} of {source.episodes[episode].name} ({count})"
         fix = f"Repair the recording, or leave out what is at fault ({how_to_leave_out(source, episode)})."
-        yield DataError(source.states_file(episode), expected=expected, found=value, fix=fix, kind="wild_value")
+        yield DataError(source.states_of(episode)[0], expected=expected, found=value, fix=fix, kind="wild_value")
 
 
 def unlike(source: Source, episodes: Sequence[int], known: StateStats) -> Iterator[DataError]:

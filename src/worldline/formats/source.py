@@ -88,22 +88,23 @@ class Source:
         stop = of.length if stop is None else stop
         if not 0 <= start < stop <= of.length:
             raise IndexError(f"{of.name}: frames {start}..{stop - 1} are not within 0..{of.length - 1}")
-        states = np.array(self.states_of(episode)[start:stop], np.float32)
+        path, stored = self.states_of(episode)
+        states = np.array(stored[start:stop], np.float32)
         rows, columns = np.nonzero(~np.isfinite(states))
         if len(rows):
             value, name = states[rows[0], columns[0]], self.layout.names[columns[0]]
             found = f"{value} in row {start + rows[0]}, {name}, of {of.name} ({len(rows)} such values)"
             expected = f"{self.layout.dim} finite numbers in every row"
-            raise DataError(self.states_file(episode), expected=expected, found=found, kind="states")
+            raise DataError(path, expected=expected, found=found, kind="states")
         return states
 
-    def states_of(self, episode: int) -> Float[np.ndarray, "n s"]:
-        """All states of an episode as they are stored, perhaps in a memory map. Raises `DataError`."""
+    def states_of(self, episode: int) -> tuple[Path, Float[np.ndarray, "n s"]]:
+        """The file of an episode's states, and all of them as they are stored, perhaps a map. Raises `DataError`."""
         raise NotImplementedError
 
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         """Decode frames `start .. stop-1`, which the episode has, in pieces of bounded size; 0 threads: all cores."""
-        raise UsageError(f"{self.path}: no video in this data set, it is {self.kind}")
+        raise UsageError(f"{self.path}: no video in this data set, it is {self.kind}; give the one it was made from")
 
     def video_size(self, size: int | None = None) -> tuple[int, int]:
         """Height and width of frames, as stored or scaled to `size`. Raises `UsageError` where there are none."""
@@ -118,19 +119,24 @@ class Source:
     def check(self, episode: int) -> tuple[int, int] | None:
         """Check all of an episode but its pixels, as cheaply as can be; give the size of its frames, if it has any."""
         self.read_states(episode)
+        if not self.surely_shown(episode):
+            self.shown(episode)
+        return self.frame_size(episode)
+
+    def surely_shown(self, episode: int) -> bool:
+        """Whether headers alone say that its video shows all rows of an episode, so that no times need be read."""
+        return True
 
     def frame_size(self, episode: int) -> tuple[int, int] | None:
         """Height and width of an episode's frames as they are stored; None where it has none."""
+        if self.grid is not None or self.latent_grid is not None:
+            return None
         _, _, height, width = next(iter(self.frames(episode, 0, 1))).shape
         return height, width
 
     def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
         """Which frame of its video shows each row of an episode. Raises `DataError` where they do not fit together."""
         return self.footage(episode)[1] + np.arange(self.episodes[episode].length)
-
-    def states_file(self, episode: int) -> Path:
-        """The file of an episode's states, for messages."""
-        return self.path
 
     def check_footage(self, episodes: Sequence[int], report: Report) -> None:
         """Report faults of a whole file that shows some episodes, in addition to those of each episode."""

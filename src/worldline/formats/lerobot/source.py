@@ -48,17 +48,14 @@ class LerobotSource(Source):
         if of.video is not None:
             yield from stream_frames(of.video, shown, threads=threads)
             return
-        path = self.states_file(episode)
+        path = self._rows(episode)[1].path
         for piece in np.split(shown, range(_IMAGES, len(shown), _IMAGES)):
             images = zip(piece, read_images(path, self.camera, piece, of.root), strict=True)
             yield torch.stack([decode_image(data, path, f"row {row} of {self.camera}") for row, data in images])
 
-    def states_of(self, episode: int) -> Float[np.ndarray, "n s"]:
+    def states_of(self, episode: int) -> tuple[Path, Float[np.ndarray, "n s"]]:
         rows, table = self._rows(episode)
-        return table.values[rows]
-
-    def states_file(self, episode: int) -> Path:
-        return self._rows(episode)[1].path
+        return table.path, table.values[rows]
 
     def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
         """The frame of the video that shows each row; for images in the table, the row itself."""
@@ -73,16 +70,10 @@ class LerobotSource(Source):
             raise self._unpaired(of, found, times, shown)
         return found
 
-    def check(self, episode: int) -> tuple[int, int] | None:
-        """As `Source.check`. The times of a video's frames are read only if its header is not conclusive."""
-        super().check(episode)
-        of = self.episodes[episode]
-        if of.video is not None:
-            rows, table = self._rows(episode)
-            regular = np.abs(table.times[rows] - np.arange(of.length) / self.fps).max() <= 0.1 / self.fps
-            if not (regular and probe(of.video).holds(of.frames_in_file, self.fps)):
-                self.shown(episode)
-        return self.frame_size(episode)
+    def surely_shown(self, episode: int) -> bool:
+        of, (rows, table) = self.episodes[episode], self._rows(episode)
+        regular = np.abs(table.times[rows] - np.arange(of.length) / self.fps).max() <= 0.1 / self.fps
+        return of.video is None or bool(regular and probe(of.video).holds(of.frames_in_file, self.fps))
 
     def frame_size(self, episode: int) -> tuple[int, int] | None:
         video = self.episodes[episode].video

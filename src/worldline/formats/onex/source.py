@@ -116,25 +116,17 @@ class OnexSource(Source):
         if path.exists() and not self.left_out:
             check_totals(path, {"num_images": frames}, report)
 
-    def check(self, episode: int) -> tuple[int, int] | None:
-        super().check(episode)
-        if self.grid is not None:
-            return None
+    def surely_shown(self, episode: int) -> bool:
         shard = self.episodes[episode].shard
-        if not probe(shard.video).holds(shard.num_frames, self.fps):
-            self.shown(episode)
-        return self.frame_size(episode)
+        return self.grid is not None or probe(shard.video).holds(shard.num_frames, self.fps)
 
-    def frame_size(self, episode: int) -> tuple[int, int]:
-        return probe(self.episodes[episode].shard.video).size
+    def frame_size(self, episode: int) -> tuple[int, int] | None:
+        return None if self.grid is not None else probe(self.episodes[episode].shard.video).size
 
-    def states_of(self, episode: int) -> Float[np.ndarray, "n s"]:
+    def states_of(self, episode: int) -> tuple[Path, Float[np.ndarray, "n s"]]:
         of = self.episodes[episode]
         table = mapped(of.shard.states, "float32", (of.shard.num_frames, self.layout.dim))
-        return table[of.first : of.first + of.length]
-
-    def states_file(self, episode: int) -> Path:
-        return self.episodes[episode].shard.states
+        return of.shard.states, table[of.first : of.first + of.length]
 
     def footage(self, episode: int) -> tuple[Path, int]:
         return self.episodes[episode].shard.video, self.episodes[episode].first
