@@ -1,4 +1,4 @@
-"""Choosing among data sets and episodes: several data sets as one, and some episodes of one. Reads nothing."""
+"""Several data sets as one, and some episodes of one. Reads nothing."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -54,11 +54,8 @@ def _position(source: Source, number: int) -> int | None:
     numbers = [own_number(episode) for episode in source.episodes]
     found = [i for i, own in enumerate(numbers) if own == number]
     if len(found) > 1:
-        names = " and ".join(source.episodes[i].name for i in found)
-        raise UsageError(
-            f"{source.path}: {number} is the number of {names}; leave one out by its position, for example with "
-            f"--data.train-episodes :{found[0]},{found[0] + 1}:"
-        )
+        names, way = " and ".join(source.episodes[i].name for i in found), how_to_leave_out(source, found[0])
+        raise UsageError(f"{source.path}: {number} is the number of {names}; choose by position, for example {way}")
     if not found and not any(line.startswith(f"episode {number} ") for line in source.left_out):
         span = f"{min(numbers, default=0)} to {max(numbers, default=0)}"
         raise UsageError(f"{source.path}: there is no episode {number} to exclude; numbers are {span}")

@@ -60,13 +60,9 @@ class OpenOptions:
             return join([self.open(one, report=report) for one in path])
         source = format_of(path).open(path, self, LeavingOut(allowed=self.allow_missing, report=report))
         if source.left_out and not source.episodes and report is None:
-            raise DataError(
-                path,
-                expected="episodes that can be used",
-                found=f"all left out: {summarise(source.left_out)}",
-                fix="`worldline data info` says what is wrong with each.",
-                kind="missing_files",
-            )
+            expected, found = "episodes that can be used", f"all left out: {summarise(source.left_out)}"
+            fix = "`worldline data info` says what is wrong with each."
+            raise DataError(path, expected=expected, found=found, fix=fix, kind="missing_files")
         return replace(source, layout=override_kinds(source.layout, self.state_kinds))
 
 
@@ -99,9 +95,8 @@ def _open_lerobot(path: Path, options: OpenOptions, leaving: LeavingOut) -> Sour
 
 def _open_onex(path: Path, options: OpenOptions, leaving: LeavingOut) -> Source:
     if options.camera is not None or options.conditioning != "state" or options.state_keys:
-        raise UsageError(
-            f"{path}: a 1X data set has one camera and states only; leave out camera, conditioning and state keys"
-        )
+        problem = "a 1X data set has one camera and states only; leave out camera, conditioning and state keys"
+        raise UsageError(f"{path}: {problem}")
     return open_onex(path, leaving)
 
 
@@ -134,15 +129,14 @@ def reading_of(source: Source, options: OpenOptions, path: Roots, image_size: in
     """
     if not has_choices(path):
         return source.read_at(image_size)
-    asked = {name: getattr(options, name) for name in ("conditioning", "camera", "state_keys")}
+    asked = {"conditioning": options.conditioning, "camera": options.camera, "state_keys": options.state_keys}
     return Reading(image_size=image_size, **asked)
 
 
 def open_source(path: Path | Sequence[Path], **choices: Any) -> Source:
-    """Open a data set on disk, or several as one; `choices` are fields of `OpenOptions`.
+    """Open a data set on disk, or several as one; `choices` are fields of `OpenOptions`. Decodes nothing.
 
-    `Source.kind` says which format was found. Decodes nothing and asks no server; with `allow_missing`, all states and
-    the headers of all videos are read. Encoded latents have chosen their camera and columns already.
+    With `allow_missing`, all states and the headers of all videos are read.
 
     Raises:
         DataError: no known format, or an unfinished, incomplete or inconsistent folder.

@@ -1,8 +1,7 @@
 """`Source`: where clips come from. Every file format derives from it.
 
-`content_of` is a hash of what a source holds: a copied or moved folder has the same, a folder with a changed file has
-not. States are hashed completely; of video, token and latent files only sizes and three samples, so that 100 GB take
-seconds. A change in the middle of a large file of the same size is not seen.
+`content_of` is a hash of what it holds, wherever that lies. States are hashed completely; of video, token and latent
+files only sizes and three samples, so that 100 GB take seconds: a change in their middle is not seen.
 """
 
 import hashlib
@@ -30,9 +29,8 @@ _SAMPLE = 1 << 16  # bytes hashed at the beginning, in the middle and at the end
 class Source:
     """Episodes and their lengths, and any window of one. Opening is cheap: nothing is decoded before `read`.
 
-    A format says what the states of an episode are (`states_of`), which file shows it (`footage`), and how its frames
-    are read (`frames`) or what else its windows show (`shows`). Its episodes may be of a class that says where they
-    lie.
+    A format gives the states of an episode (`states_of`), the file that shows it (`footage`), and its frames (`frames`)
+    or what else windows show (`shows`). Its episodes may be of a class that says where they lie.
     """
 
     kind: str
@@ -103,7 +101,7 @@ class Source:
         raise NotImplementedError
 
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
-        """Decode frames `start .. stop-1`, which the episode has, in pieces of bounded size; 0 threads: all cores."""
+        """Decode frames `start .. stop-1` of an episode in pieces of bounded size; 0 threads are as many as cores."""
         raise UsageError(f"{self.path}: no video in this data set, it is {self.kind}; give the one it was made from")
 
     def video_size(self, size: int | None = None) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from worldline.contract import Reading
 from worldline.files import read_json
 from worldline.formats.checks import LeavingOut, Report, check_totals, leave_out_absent
 from worldline.formats.lerobot.metadata import INFO, NO_FILE, Meta, Recording
-from worldline.formats.lerobot.tables import Table, count_rows, read_images, read_table
+from worldline.formats.lerobot.tables import Table, read_images, read_table
 from worldline.formats.source import Source
 from worldline.formats.states import guess_kind, usual_range
 from worldline.formats.video import Mismatch, decode_image, frame_times, pair, probe, rate, runs_at, stream_frames
@@ -136,11 +136,10 @@ class LerobotSource(Source):
             if not isinstance(stated := stats.get(column), dict):
                 continue
             room = 0.1 * (actual[1] - actual[0]) + 1e-3 * np.abs(actual[0]).max() + 1e-6
-            try:
+            claimed = np.full(actual.shape, np.nan)
+            with suppress(KeyError, TypeError, ValueError):
                 claimed = np.array([stated["min"], stated["max"]], np.float64).reshape(actual.shape)
-                wrong = ~(np.abs(claimed - actual) <= room).all(axis=0)
-            except (KeyError, TypeError, ValueError):
-                claimed, wrong = np.full(actual.shape, np.nan), np.ones(actual.shape[1], bool)
+            wrong = ~(np.abs(claimed - actual) <= room).all(axis=0)
             if wrong.any():
                 i = int(wrong.argmax())
                 expected = f"{column} to span {actual[0, i]:.3g} .. {actual[1, i]:.3g} in place {i}, as in the tables"
@@ -159,8 +158,10 @@ class LerobotSource(Source):
         if len(rows) == of.length:
             return rows, table
         for path in sorted((of.root / "data").rglob("*.parquet")) if self.kind == "lerobot-v3.0" else ():
-            if count_rows(path).get(of.number) == of.length:
-                return self._table(path).rows_of(of.number), self._table(path)
+            with suppress(DataError):
+                other = self._table(path)
+                if len(other.rows_of(of.number)) == of.length:
+                    return other.rows_of(of.number), other
         held = "" if len(rows) else f"; it holds episodes {list(table.rows)[:4]}"
         expected = f"{of.length} rows of {of.name}, as the metadata say"
         fix = "Fetch the file again, or correct the episode's length in meta/."

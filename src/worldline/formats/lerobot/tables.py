@@ -1,6 +1,5 @@
 """Parquet files -> arrays: numbers in any nesting of Arrow, the rows of each episode, and images."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +57,8 @@ def read_table(path: Path, columns: tuple[str, ...], dims: tuple[int, ...], fps:
         values = np.concatenate(parts, axis=1).astype(np.float32)
     rows: dict[int | None, np.ndarray] = {None: np.arange(len(table))}
     if "episode_index" in table.column_names:
-        numbers = _episodes(path, table)
+        numbers = seconds(path, table, "episode_index")
+        numbers = np.where(np.abs(numbers) < 2**53, numbers, -1).astype(np.int64)  # -1 for what is none
         order = np.argsort(numbers, kind="stable")
         found, begins = np.unique(numbers[order], return_index=True)
         rows = dict(zip(found.tolist(), np.split(order, begins[1:]), strict=False))
@@ -71,21 +71,6 @@ def read_table(path: Path, columns: tuple[str, ...], dims: tuple[int, ...], fps:
         for own in rows.values():
             times[own] = np.arange(len(own)) / fps
     return Table(path=path, values=values, rows=rows, times=times)
-
-
-@while_unchanged(None)
-def count_rows(path: Path) -> dict[int, int]:
-    """Number of rows of each episode in a file; empty if it cannot be read."""
-    try:
-        return Counter(_episodes(path, read_columns(path, ("episode_index",))).tolist())
-    except DataError:
-        return {}
-
-
-def _episodes(path: Path, table: pyarrow.Table) -> Int64[np.ndarray, "n"]:
-    """Episode numbers of the rows; -1, which no episode has, for what is none."""
-    numbers = seconds(path, table, "episode_index")
-    return np.where(np.abs(numbers) < 2**53, numbers, -1).astype(np.int64)
 
 
 def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> Float64[np.ndarray, "n d"]:

@@ -86,8 +86,11 @@ def open_onex(root: Path, leaving: LeavingOut) -> Source:
     metadata, provenance = _metadata(root / "metadata.json", len(markers), test, leaving)
     grid = metadata.grid if found == {".bin"} else None
     shard_of = partial(shard_at, root, suffix=max(found, default=".mp4|bin"), nested=nested, test=test)
-    shards = [shard_of(number) for number in (_samples(shard_of(0)) if test else range(metadata.num_shards))]
-    sound = list(_sound(root, shards, len(metadata.state_names), grid, leaving))
+    numbers = range(metadata.num_shards)
+    if test:  # whatever has a video or states
+        files = [*shard_of(0).video.parent.glob("video_*.*"), *shard_of(0).states.parent.glob("states_*.bin")]
+        numbers = sorted({int(found) for path in files if (found := path.stem.rpartition("_")[2]).isdecimal()})
+    sound = list(_sound(root, [shard_of(i) for i in numbers], len(metadata.state_names), grid, leaving))
     source = OnexSource(
         kind="1x-test" if test else "1x-raw" if grid is None else "1x-tokens",
         path=root,
@@ -118,12 +121,6 @@ def _metadata(path: Path, num_shards: int, test: bool, leaving: LeavingOut) -> t
     with suppress(DataError):  # what nobody of ours can have noted
         provenance = validated(path, _Provenance, content.get("provenance", {}))
     return validated(path, _Metadata, content), provenance
-
-
-def _samples(one: Shard) -> list[int]:
-    """Numbers of the samples of a test set that have a video or states."""
-    files = [*one.video.parent.glob(f"video_*{one.video.suffix}"), *one.states.parent.glob("states_*.bin")]
-    return sorted({int(number) for path in files if (number := path.stem.rpartition("_")[2]).isdecimal()})
 
 
 def _sound(root: Path, shards: list[Shard], dim: int, grid: TokenGrid | None, leaving: LeavingOut) -> Iterator[Shard]:

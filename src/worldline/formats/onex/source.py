@@ -73,9 +73,23 @@ class OnexSource(Source):
     episodes: tuple[Segment, ...]
 
     def shows(self, episode: int, start: int, stop: int) -> dict[str, Tensor]:
-        if self.grid is not None:
-            return {"tokens": torch.from_numpy(self._tokens(self.episodes[episode], start, stop, self.grid))}
-        return super().shows(episode, start, min(stop, len(self.shown(episode))) if self.context_only else stop)
+        of, grid = self.episodes[episode], self.grid
+        if grid is None:
+            return super().shows(episode, start, min(stop, len(self.shown(episode))) if self.context_only else stop)
+        begin, end = of.first + start, of.first + stop
+        if self.context_only:
+            if start != 0 or stop < grid.block:
+                raise UsageError(
+                    f"{self.path}: a test sample is read from frame 0 and holds {grid.block} context frames"
+                )
+            end = grid.block
+        if begin % grid.block or end % grid.block:
+            raise UsageError(
+                f"{self.path}: frames {begin}..{end - 1} of {of.shard.name} do not lie on its blocks of {grid.block} "
+                "frames; choose windows with worldline.data.clips.source_windows"
+            )
+        tokens = np.array(self._blocks(of.shard, grid, begin // grid.block, end // grid.block), np.int64)
+        return {"tokens": torch.from_numpy(tokens.reshape(-1, grid.height, grid.width))}
 
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         """Decode frames `start .. stop-1` in pieces of bounded size: row i of a shard is frame i of its video."""
@@ -130,22 +144,6 @@ class OnexSource(Source):
 
     def footage(self, episode: int) -> tuple[Path, int]:
         return self.episodes[episode].shard.video, self.episodes[episode].first
-
-    def _tokens(self, of: Segment, start: int, stop: int, grid: TokenGrid) -> Int64[np.ndarray, "l gh gw"]:
-        begin, end = of.first + start, of.first + stop
-        if self.context_only:
-            if start != 0 or stop < grid.block:
-                raise UsageError(
-                    f"{self.path}: a test sample is read from frame 0 and holds {grid.block} context frames"
-                )
-            end = grid.block
-        if begin % grid.block or end % grid.block:
-            raise UsageError(
-                f"{self.path}: frames {begin}..{end - 1} of {of.shard.name} do not lie on its blocks of {grid.block} "
-                "frames; choose windows with worldline.data.clips.source_windows"
-            )
-        blocks = self._blocks(of.shard, grid, begin // grid.block, end // grid.block)
-        return np.array(blocks, np.int64).reshape(-1, grid.height, grid.width)
 
     def _blocks(
         self, shard: Shard, grid: TokenGrid, first: int = 0, stop: int | None = None
