@@ -129,7 +129,7 @@ def test_the_loss_ignores_what_the_network_says_of_context() -> None:
     sigma = draw_sigma(CONFIG.flow, 2, sigma_and_noise)
     noise = torch.randn(2, 4, 4, 4, 4, generator=sigma_and_noise)
     x0 = latents()
-    mixed = torch.cat([x0[:, :2], corrupt(x0[:, 2:], noise, sigma)], dim=1)
+    mixed = torch.cat([x0[:, :2], corrupt(x0[:, 2:], noise, sigma)[0]], dim=1)
     with torch.no_grad():
         predicted = world.velocity_of(mixed, sigma, world.modulation(states()))
     expected = (predicted - (noise - x0[:, 2:])).square().mean()

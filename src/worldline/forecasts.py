@@ -191,15 +191,9 @@ def _index(
     run: Path, options: ForecastOptions, clips: Clips, samples: list[Sample], loaded: Loaded, ranks: Ranks
 ) -> Index:
     model = model_folder(run, options.checkpoint)
-    key = made_from(
-        clips,
-        {model: loaded.tokenizer},
-        weights=options.weights,
-        device=ranks.device(options.device),
-        sample=options.sampling(),
-        seed=options.seed,
-        numbers=[sample.clip for sample in samples],
-    )
+    device, numbers = ranks.device(options.device), [sample.clip for sample in samples]
+    drawn = {"sample": options.sampling(), "seed": options.seed, "numbers": numbers}
+    key = made_from(clips, {model: loaded.tokenizer}, weights=options.weights, device=device, **drawn)
     return Index(
         layout=options.format,
         run=run.resolve().name,

@@ -57,11 +57,9 @@ class Forecaster(ABC):
     chunk_frames: int = field(init=False)
     """Frames per step of a session; 0 if it cannot continue beyond the window."""
 
-    def _reach(self, context_frames: int, times: Sequence[int], chunk_frames: int) -> None:
-        """Set the fields that follow from the others, for `__post_init__`."""
-        reach = {"context_frames": context_frames, "times": tuple(times), "chunk_frames": chunk_frames}
-        for name, value in reach.items():
-            object.__setattr__(self, name, value)
+    def _reach(self, *, context_frames: int, times: Sequence[int], chunk_frames: int) -> None:
+        """Set the fields that follow from the others, in `__post_init__`."""
+        vars(self).update(context_frames=context_frames, times=tuple(times), chunk_frames=chunk_frames)
 
     @abstractmethod
     def reconstruct(self, batch: Batch) -> Forecast:
@@ -104,10 +102,8 @@ class Forecaster(ABC):
         """Video frames between the last of the context and the last that is predicted."""
         return self.times[-1] + 1 - self.context_frames
 
-    @property
-    def lookahead_frames(self) -> int:
-        """How many frames ahead a step of a session must know the states."""
-        return self.horizon_frames
+    lookahead_frames = horizon_frames
+    """How many frames ahead a step of a session must know the states."""
 
     @property
     def pace(self) -> int:

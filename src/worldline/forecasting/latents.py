@@ -34,9 +34,9 @@ class LatentForecaster(Forecaster):
     def __post_init__(self) -> None:
         """The chunk is the longest step after which frames of the window lie as a context does, to be the next one."""
         frames, taken = self.pattern.frames, self.context_taken
-        context = taken[-1] + 1
+        context, predicted = taken[-1] + 1, tuple(dict.fromkeys(frames[len(taken) :]))
         steps = (n for n in range(self.pattern.window - context, 0, -1) if {n + t for t in taken} <= {*frames})
-        self._reach(context, tuple(dict.fromkeys(frames[len(taken) :])), next(steps, 0))
+        self._reach(context_frames=context, times=predicted, chunk_frames=next(steps, 0))
 
     @property
     def context_taken(self) -> tuple[int, ...]:

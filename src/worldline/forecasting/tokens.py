@@ -39,8 +39,12 @@ class TokenForecaster(Forecaster):
     """Show the last context frame where its tokens are kept, because decoding would lose detail there."""
 
     def __post_init__(self) -> None:
+        if self.num_samples > 1 and self.sampling.temperature == 0:
+            raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
+        if self.decode_mode == "mean" and not hasattr(self._known(), "codebook"):
+            raise UsageError("this tokenizer's tokens have no codes with a mean; use --decode-mode tokens")
         context, horizon = map(self.grid.frames_of, (self.world.context_grids, self.world.horizon_grids))
-        self._reach(context, range(context, context + horizon), horizon)
+        self._reach(context_frames=context, times=range(context, context + horizon), chunk_frames=horizon)
 
     @property
     def rows_at_once(self) -> int:
@@ -120,8 +124,6 @@ class TokenForecaster(Forecaster):
     ) -> Forecast:
         """Roll every row forward, read its grids one by one, and show them. Costs are those of the `true` tokens."""
         samples, tokens = self.num_samples, context[0]
-        if samples > 1 and self.sampling.temperature == 0:
-            raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
         drawn = self._generators(seeds, len(states)) if self.sampling.temperature > 0 else None
         states = states.repeat_interleave(samples, dim=0)
         true = None if true is None else true.repeat_interleave(samples, dim=0)
@@ -134,7 +136,7 @@ class TokenForecaster(Forecaster):
             found = {"tokens": step.tokens}
             if self.decode_mode == "mean":
                 chances, before = step.logits.float().softmax(dim=-1), tokens[rows, -1, ..., None].to(self.device)
-                found["mean_codes"] = chances @ self._codes().codebook
+                found["mean_codes"] = chances @ self._known().codebook
                 found["kept"] = chances.gather(-1, before).squeeze(-1)
             firsts = slice(-rows.start % samples, None, samples)  # of each clip: costs are of these samples alone
             logits = step.logits[firsts]
@@ -165,18 +167,13 @@ class TokenForecaster(Forecaster):
         kept = found.pop("kept", (tokens == past[:, -1:]).float())
         top: dict[str, Any] = {name: found.pop(name, None) for name in ("top_ids", "top_log_probs")}
         chosen = self._decode(tokens) if self.tokenizer is not None and (codes is None or plain) else None
-        frames = chosen if codes is None else self._codes().decode_codes(codes.to(self.device)).cpu()
+        frames = chosen if codes is None else self._known().decode_codes(codes.to(self.device)).cpu()
         if frames is not None and seen:
             frames = blend_last_frame(frames, kept, seen=seen[0], grid=self.grid)
         plain_frames = chosen if plain and chosen is not frames else None
         rows = {"frames": frames, "plain_frames": plain_frames, "tokens": tokens}
         parts: dict[str, Any] = {name: x.unflatten(0, (-1, samples)) for name, x in rows.items() if x is not None}
         return Forecast(times=self.times, costs=found, **parts, **top)
-
-    def _codes(self) -> Any:
-        if not hasattr(tokenizer := self._known(), "codebook"):
-            raise UsageError("this tokenizer's tokens have no codes with a mean; use --decode-mode tokens")
-        return tokenizer
 
 
 def blend_last_frame(

@@ -75,15 +75,10 @@ def draw_sigma(config: FlowConfig, size: int, generator: torch.Generator) -> Flo
 
 def corrupt(
     x0: Float[Tensor, "b *rest"], noise: Float[Tensor, "b *rest"], sigma: Float32[Tensor, " b"]
-) -> Float32[Tensor, "b *rest"]:
-    """Mix data and noise, x = (1 - sigma) x0 + sigma e, with one noise level per example."""
-    sigma = sigma.reshape(-1, *[1] * (x0.ndim - 1))
-    return (1 - sigma) * x0.float() + sigma * noise.float()
-
-
-def velocity(x0: Float[Tensor, "*n"], noise: Float[Tensor, "*n"]) -> Float32[Tensor, "*n"]:
-    """Give the target of training, v = e - x0; the same at every noise level."""
-    return noise.float() - x0.float()
+) -> tuple[Float32[Tensor, "b *rest"], Float32[Tensor, "b *rest"]]:
+    """Mix data and noise, x = (1 - sigma) x0 + sigma e, one noise level per example; with the target, v = e - x0."""
+    sigma, x0, noise = sigma.reshape(-1, *[1] * (x0.ndim - 1)), x0.float(), noise.float()
+    return (1 - sigma) * x0 + sigma * noise, noise - x0
 
 
 def loss_weight(config: FlowConfig, sigma: Float32[Tensor, " b"]) -> Float32[Tensor, " b"]:
@@ -118,28 +113,26 @@ def integrate(
     `TIMESTEPS * sigma`, as in training (Wan's own UniPC loop truncates it). Raises `UsageError` for `unipc` without
     diffusers.
     """
-    x = noise.float()
-    if sampling.sampler == "unipc":
-        return _unipc(velocity_of, x, sampling)
-    for sigma, following in pairwise(sample_sigmas(sampling).tolist()):
-        x = x + velocity_of(x, sigma).float() * (following - sigma)
+    x, scheduler = noise.float(), _unipc(sampling) if sampling.sampler == "unipc" else None
+    for step, (sigma, following) in enumerate(pairwise(sample_sigmas(sampling).tolist())):
+        v = velocity_of(x, sigma).float()
+        if scheduler is None:
+            x = x + v * (following - sigma)
+        else:
+            x = scheduler.step(v, scheduler.timesteps[step], x, return_dict=False)[0]
     return x
 
 
-def _unipc(velocity_of: Callable[[Tensor, float], Tensor], x: Tensor, sampling: FlowSampling) -> Tensor:
+def _unipc(sampling: FlowSampling) -> Any:
+    """The scheduler of diffusers for one trajectory: it remembers earlier steps."""
     try:
-        from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+        from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler as Scheduler
     except ImportError as error:
         raise UsageError("the UniPC sampler needs diffusers: pip install worldline[wan], or use euler") from error
-    # The scheduler remembers earlier steps, so every trajectory gets its own.
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=sampling.shift
-    )
+    scheduler = Scheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=sampling.shift)
     unshifted: Any = np.linspace(UNIPC_START, 0.0, sampling.steps + 1)[:-1]  # an array; annotated there as a list
     scheduler.set_timesteps(sigmas=unshifted)
     # Its timesteps are whole numbers; from about 200 steps on the first two are equal, and looking its place up by
     # timestep it would start at the second.
     scheduler.set_begin_index(0)
-    for sigma, timestep in zip(scheduler.sigmas[:-1].tolist(), scheduler.timesteps, strict=True):
-        x = scheduler.step(velocity_of(x, sigma).float(), timestep, x, return_dict=False)[0]
-    return x
+    return scheduler

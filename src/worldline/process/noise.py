@@ -7,13 +7,11 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from worldline.schema import Origin, UsageError
+from worldline.schema import Origin
 
 
 def clip_seeds(seed: int, origins: Sequence[Origin]) -> tuple[int, ...]:
-    """One seed per clip, from the episode and frame where it begins. Raises `UsageError` for a negative seed."""
-    if seed < 0:
-        raise UsageError(f"a seed of {seed} makes no noise; give 0 or more")
+    """One seed per clip, from the episode and frame where it begins."""
     return tuple(_mixed(seed, origin.episode, origin.start) for origin in origins)
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from worldline.contract import ModelConfig
-from worldline.schema import DataError, TokenGrid
+from worldline.files import reading
+from worldline.schema import TokenGrid
 from worldline.tokenizers.tokenizer import BlockTokenizer, divided, to_pixels, to_signed
 
 HUB_ID = "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8"
@@ -56,11 +57,7 @@ class CosmosTokenizer(BlockTokenizer):
 
 
 def _load(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # NVIDIA publishes no other form of these weights
-            return torch.jit.load(path, map_location="cpu").eval()
-    except (RuntimeError, ValueError) as error:  # torch says ValueError where there is no file
-        found = f"a file that does not load ({str(error).splitlines()[0]})" if path.is_file() else "no file"
-        fix = f"Download encoder.jit and decoder.jit of {HUB_ID} into {path.parent}."
-        raise DataError(path, expected=f"a TorchScript file of {HUB_ID}", found=found, fix=fix) from error
+    fix = f"Download encoder.jit and decoder.jit of {HUB_ID} into {path.parent}."
+    with reading(path, RuntimeError, expected=f"a TorchScript file of {HUB_ID}", fix=fix), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # NVIDIA publishes no other form of these weights
+        return torch.jit.load(path, map_location="cpu").eval()

@@ -153,9 +153,9 @@ class WanWorld(nn.Module):
         dropped = None
         if config.drop_states > 0:
             dropped = (torch.rand(len(x0), generator=generator) < config.drop_states).to(device)
-        inputs = torch.cat([context, flow.corrupt(future, noise, sigma)], dim=1)
-        predicted = self.velocity_of(inputs, sigma, self.modulation(batch.states, dropped))
-        error = (predicted - flow.velocity(future, noise)).square().flatten(1).mean(dim=1)
+        noisy, target = flow.corrupt(future, noise, sigma)
+        predicted = self.velocity_of(torch.cat([context, noisy], dim=1), sigma, self.modulation(batch.states, dropped))
+        error = (predicted - target).square().flatten(1).mean(dim=1)
         loss = (flow.loss_weight(config.flow, sigma) * error).mean()
         return loss, {"velocity_mse": error.mean().item()}
 
