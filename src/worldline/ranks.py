@@ -170,11 +170,6 @@ class Ranks:
                 register_fsdp_forward_method(model, entry)
         return model
 
-    def sum_gradients(self, model: nn.Module, now: bool) -> None:
-        """Say whether the next backward pass sums gradients over ranks; only a batch's last piece has to."""
-        if self.world_size > 1:
-            model.set_requires_gradient_sync(now)  # pyright: ignore[reportCallIssue] - `place` gave it this method
-
 
 def pick_device(name: str) -> torch.device:
     """The device a name means; `auto` takes CUDA where there is one. Raises `UsageError` where there is none such."""

@@ -195,7 +195,8 @@ class _Training:
         figures, origins = {"train/loss": 0.0}, ()
         for number, piece in enumerate(pieces, start=1):
             share, origins = len(piece) / ranks.share(config.batch_size), origins + piece.origins
-            ranks.sum_gradients(state.model, now=number == config.accumulate)
+            if ranks.world_size > 1:  # only the last piece's backward pass has to sum gradients over ranks
+                state.model.set_requires_gradient_sync(number == config.accumulate)  # pyright: ignore[reportCallIssue]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
                 batch = self.made.ready(piece.to(self.device))
                 loss, extra = state.model.loss(batch, generator)  # pyright: ignore[reportCallIssue]
@@ -212,9 +213,10 @@ class _Training:
             strip = sample_strip(self.made, device=self.device)
         if board and strip is not None:
             board.add_image("real above forecast", strip, state.step)
-        found = Best(metric=metric, step=state.step, value=now[metric]) if metric else None
-        self.best = better(self.best, found) if found else None
-        return found is not None and self.best is found
+        before = self.best
+        if metric:
+            self.best = better(before, Best(metric=metric, step=state.step, value=now[metric]))
+        return self.best is not before
 
     def finish(self) -> None:
         """Let the trained model measure what it needs: buffers, which belong to the moving average, too."""

@@ -21,8 +21,6 @@ from worldline.files import atomic, mapped, reading
 from worldline.nn.weights import HUB_ID, ORIGINAL_HUB_ID, digest, mapped_tensors, renamed, upstream, weight_files
 from worldline.schema import DataError, UsageError
 
-MAX_TOKENS = 512
-"""Tokens Wan was trained to read, `</s>` included."""
 _ORIGINAL = "models_t5_umt5-xxl-enc-bf16.pth"
 _AGAIN = f"Download the folder of {HUB_ID} again."
 _RENAMES = (
@@ -84,12 +82,10 @@ def load_text(path: Path) -> Float[Tensor, "n d"]:
     """Read the rows of a prompt. Raises `DataError` where the file is missing, damaged or holds something else."""
     fix = "Write it with `worldline text`."
     expected = "the rows of a prompt (a float32 tensor `text` of two dimensions)"
-    with reading(path, SafetensorError, expected=expected, fix=fix):
-        found = load_file(path)
-    rows = found.get("text")
-    if rows is None or rows.ndim != 2 or rows.dtype != torch.float32:
-        shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in found.items()}
-        raise DataError(path, expected=expected, found=str(shapes), fix=fix)
+    with reading(path, SafetensorError, KeyError, expected=expected, fix=fix):
+        rows = load_file(path)["text"]
+    if rows.ndim != 2 or rows.dtype != torch.float32:
+        raise DataError(path, expected=expected, found=f"{rows.dtype} of shape {tuple(rows.shape)}", fix=fix)
     return rows.clone()
 
 
@@ -113,8 +109,8 @@ def _token_ids(folder: Path, prompt: str) -> list[int]:
     ids: list[int] = tokenizer(clean).input_ids
     if not ids or ids[-1] != tokenizer.eos_token_id:
         raise DataError(folder, expected="a tokenizer that ends a text with </s>", found=f"{ids[-3:]}", fix=_AGAIN)
-    if len(ids) > MAX_TOKENS:
-        raise UsageError(f"the prompt has {len(ids)} tokens; Wan reads {MAX_TOKENS}. Shorten it.")
+    if len(ids) > 512:  # what Wan was trained to read, `</s>` included
+        raise UsageError(f"the prompt has {len(ids)} tokens; Wan reads 512. Shorten it.")
     return ids
 
 
