@@ -99,8 +99,9 @@ def test_patterns_take_the_frames_of_the_report() -> None:
 
 
 def test_impossible_windows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError):
-        source_windows(_video(np.array([10])), window=0, stride=1)
+    for changes in ({"window": 0}, {"stride": 0}):
+        with pytest.raises(UsageError, match="of at least 1"):
+            FramePattern(**changes)
     source = open_source(write_tokens(tmp_path, np.zeros(100, np.int32)))
     with pytest.raises(UsageError, match="17-frame block"):
         source_windows(source, window=34, stride=8)

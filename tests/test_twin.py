@@ -19,8 +19,19 @@ from worldline.formats.video import probe
 from worldline.schema import UsageError
 from worldline.twin.behaviour import Behaviour
 from worldline.twin.generate import TwinConfig, generate, record_episode, resume
-from worldline.twin.robot import CAMERA, INDEX, JOINTS, LAYOUT, MODEL, SIDES, Side, arm_slice, neutral
-from worldline.twin.scene import Scene, random_scene
+from worldline.twin.scene import (
+    CAMERA,
+    INDEX,
+    JOINTS,
+    LAYOUT,
+    MODEL,
+    SIDES,
+    Scene,
+    Side,
+    arm_slice,
+    neutral,
+    random_scene,
+)
 from worldline.twin.simulation import Simulation, load_mujoco
 
 URDF = Path(__file__).parents[2] / "shared/robots/eve_r3_description/urdf/eve_r3.urdf"

@@ -67,10 +67,9 @@ class InfoJob(Opening):
     """Decode every frame of every video instead of the first and last."""
 
     def carry_out(self) -> None:
-        chosen: dict[str, Any] = {"episodes": self.episodes, "exclude": self.exclude_episodes}
         with Progress() as progress:
-            checking = progress.named("checking files")
-            info = inspect(self.paths, self, **chosen, thorough=self.thorough, progress=checking)
+            how: dict[str, Any] = {"thorough": self.thorough, "progress": progress.named("checking files")}
+            info = inspect(self.paths, self, episodes=self.episodes, exclude=self.exclude_episodes, **how)
         show(to_json(Info, info), text=str(info), as_json=self.json)
         if info.problems:
             raise SystemExit(2)

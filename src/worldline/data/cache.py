@@ -1,7 +1,6 @@
 """Frames decoded once, at one size, into uint8 memory maps, because random windows from mp4 are too slow for training.
 
-One `.npy` per episode, written atomically, in a folder named after the data set's identity and the size; what
-is there already is kept. States still come from the original files.
+One `.npy` per episode, in a folder named after the data set's identity and the size. States stay where they are.
 """
 
 from collections.abc import Callable, Iterator, Sequence

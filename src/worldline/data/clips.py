@@ -83,13 +83,9 @@ def source_windows(source: Source, *, window: int, stride: int, episodes: Sequen
 
     Token sources: `window` and `stride` are multiples of the block, 34 and 34 for disjoint pairs of blocks, 34 and 17
     for overlapping ones; blocks that straddle a boundary are not used. On 1X shard 0 this gives 3,076 disjoint pairs
-    (the report counts about 306,000 over 100 shards). Test samples give one window each, from frame 0.
-
-    Raises:
-        UsageError: a window or stride of no frame, or off the block grid of a token source.
+    (the report counts about 306,000 over 100 shards). Test samples give one window each, from frame 0. Raises
+    `UsageError` for tokens and a window or stride off their block grid.
     """
-    if window < 1 or stride < 1:
-        raise UsageError(f"a window of {window} frames at a stride of {stride} is no window; both must be >= 1")
     chosen = np.array(range(len(source.episodes)) if episodes is None else episodes, np.int64)
     lengths, first = np.array([source.episodes[i].length for i in chosen], np.int64), np.zeros_like(chosen)
     if source.context_only:
@@ -173,10 +169,7 @@ class Clips(Sequence[Clip]):
 
 
 def open_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]:
-    """The data set behind the training or validation clips, and which of its episodes are taken.
-
-    Raises what `open_source` and `choose_episodes` raise.
-    """
+    """The data set behind the training or validation clips, and which of its episodes are taken."""
     text, elsewhere = (config.train_episodes, None) if split == "train" else (config.val_episodes, config.val_path)
     source = config.open(elsewhere or config.path)
     return source, choose_episodes(source, text, exclude=() if elsewhere else config.exclude_episodes)
@@ -185,10 +178,8 @@ def open_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]
 def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) -> Recordings:
     """Refuse to validate on a recording that is trained on; say which those are. Decodes nothing.
 
-    What is damaged among the chosen episodes is said here too, before any work.
-
-    Args:
-        trained_on: what the weights that training starts from were trained on.
+    What is damaged among the chosen episodes is said here too, before any work. What the weights that training starts
+    from were `trained_on` counts as trained on.
 
     Raises:
         UsageError: a validation episode is also trained on, at whatever path; or what is trained on cannot be
@@ -219,10 +210,7 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
 
 
 def open_windows(config: DataConfig, split: Split) -> tuple[Source, Sequence[int], WindowIndex]:
-    """The data set behind the clips of a split, the episodes taken and the windows in them. Decodes nothing.
-
-    Raises what `open_split` raises, and `UsageError` where the split holds no window.
-    """
+    """What `open_split` gives, and the windows in it. Decodes nothing. Raises `UsageError` where there is none."""
     source, episodes = open_split(config, split)
     window, stride, what = config.pattern.window, config.window_stride, f"{split} episodes"
     return source, episodes, some_windows(source, episodes, window=window, stride=stride, what=what)
@@ -246,9 +234,3 @@ def open_clips(
     pattern = FramePattern(window=config.pattern.window) if source.pattern else config.pattern
     augment = config.augment if split == "train" and config.augment.changes else None
     return Clips(source, index, pattern, config.image_size, augment)
-
-
-def all_clips(source: Source, *, window: int, stride: int) -> Clips:
-    """Clips of `window` successive frames of a whole source. Raises `UsageError` where it holds none."""
-    index = some_windows(source, range(len(source.episodes)), window=window, stride=stride)
-    return Clips(source, index, FramePattern(window=window))

@@ -19,10 +19,8 @@ from worldline.formats.source import Source
 from worldline.formats.states import StateStats, compute_stats
 from worldline.schema import DataError, TokenGrid
 
-_SAMPLE = 34
-"""Frames of a compression sample: two blocks of 17."""
-_SAMPLING = 77
-"""Frames of a sample of the sampling track."""
+_SAMPLE, _SAMPLING = 34, 77
+"""Frames of a sample of the compression track, two blocks of 17, and of one of the sampling track."""
 _EXAMPLES = 4
 
 
@@ -111,9 +109,8 @@ def inspect(
         options: how it is read; of several cameras the first is taken where none is given.
         episodes: which of them, as `choose_episodes` takes it; `exclude` leaves out by number.
 
-    Raises:
-        DataError: the folder is no data set of a known format.
-        UsageError: there is no such camera, column or episode, or the data sets differ.
+    Raises `DataError` for a folder of no known format, and `UsageError` where there is no such camera, column or
+    episode, or the data sets differ.
     """
     options, paths = options or OpenOptions(), [path] if isinstance(path, Path) else list(path)
     found: dict[str, DataError] = {}  # by its text: several checks may find the same

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from torch.utils.data import DataLoader
 
 from worldline.data.clips import Clips
-from worldline.schema import Batch, Clip, UsageError, join, stack
+from worldline.schema import Batch, Clip, join, stack
 
 IN_FLIGHT = 500_000_000
 """Bytes that the workers of one process may read ahead."""
@@ -29,8 +29,6 @@ def clip_keys(num_clips: int, *, seed: int, step: int, batch_size: int, rank: in
     Every epoch is a fresh permutation in which each clip comes once; ranks take disjoint parts of it. The
     global order depends on `batch_size * world_size` only, not on how it is split over ranks.
     """
-    if num_clips < 1 or batch_size < 1 or not 0 <= rank < world_size:
-        raise UsageError(f"cannot batch {num_clips} clips by {batch_size} on rank {rank} of {world_size}")
     begin = (step * world_size + rank) * batch_size
     keys: list[Key] = []
     for position in range(begin, begin + batch_size):
@@ -62,10 +60,7 @@ class Loader:
     pieces: int = 1
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
-        """Pieces of the batches of steps `start .. stop-1`, read ahead by the workers.
-
-        Workers are started here and end here.
-        """
+        """Pieces of the batches of steps `start .. stop-1`, read ahead by workers that start and end here."""
         if self.num_workers == 0:
             yield from (stack([self.clips[key] for key in piece]) for piece in self._pieces(start, stop))
             return

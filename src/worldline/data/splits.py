@@ -35,23 +35,15 @@ class Recordings:
 def recordings(source: Source, episodes: Sequence[int], *, also: Recordings | None = None) -> Recordings:
     """The recordings that some episodes show, and others. Reads states, no video; says what cannot be told apart."""
     found = [_identify(source, i) for i in dict.fromkeys(episodes)]
-    still = sum(by_video for _, by_video in found)
-    if still:
-        log.warning(
-            "%s: the states of %d episodes never change, so these are known by their video files alone: "
-            "the same recording encoded again would not be noticed",
-            source.path,
-            still,
-        )
+    if still := sum(by_video for _, by_video in found):
+        said = "so these are known by their video files alone: the same recording encoded again would not be noticed"
+        log.warning("%s: the states of %d episodes never change, %s", source.path, still, said)
     names = {name for name, _ in found}.union(also.contents if also else ())
     return Recordings(contents=tuple(sorted(names)))
 
 
 def recording_of(source: Source, episode: int) -> str:
-    """Name the recording an episode shows, by its states: 16 hexadecimal digits.
-
-    If states never change, the beginning of the video file is used too.
-    """
+    """Name the recording an episode shows by its states, if these never change by its video too: 16 hex digits."""
     return _identify(source, episode)[0]
 
 
@@ -79,7 +71,7 @@ def _identify(source: Source, episode: int) -> tuple[str, bool]:
     listed = source.episodes[episode]
     if listed.recording is not None:
         return listed.recording, False
-    states = source.read_states(episode, 0, listed.length)
+    states = source.read_states(episode)
     digest = hashlib.sha256(f"{states.shape}".encode() + states.tobytes())
     stands_still = bool((states == states[0]).all())
     if stands_still:

@@ -13,7 +13,6 @@ from worldline.data.cache import Progress, frame_chunks
 from worldline.data.splits import recording_of
 from worldline.formats.faults import check_episodes
 from worldline.formats.onex.write import finish_shards, shard_done, write_raw_shard
-from worldline.formats.open import open_source
 from worldline.formats.source import Source, content_of
 from worldline.identity import hash_of
 from worldline.owner import Claim
@@ -31,10 +30,6 @@ class Made:
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
         return f"{self.folder}: {counts}"
-
-    def open(self) -> Source:
-        """The result, to train on."""
-        return open_source(self.folder)
 
 
 def fill(
@@ -63,9 +58,8 @@ def fill(
         in_cache: into a folder of `out` that is named after all that the result depends on. Where another job is
             filling it, that is waited for instead of refused.
 
-    Raises:
-        UsageError: the source has no video, or the folder holds something else or is in use.
-        DataError: a video does not decode, or states are not as the metadata say.
+    Raises `UsageError` where the source has no video, or the folder holds something else or is in use, and `DataError`
+    where a video does not decode or states are not as the metadata say.
     """
     source.video_size()
     check_episodes(source, episodes, size=size)
@@ -91,9 +85,8 @@ def convert(
 ) -> Made:
     """Write every episode of a source to `out` as one shard of 1X raw video at `size` px (None: as stored).
 
-    A killed run leaves a folder without `metadata.json`, which readers refuse; the next call goes on from
-    there. A few dozen frames are held in memory at a time. Raises what `fill` raises. Counts `frames`, and the episodes
-    `left_out` that the source lists and does not give.
+    A killed run leaves a folder without `metadata.json`, which readers refuse; the next call goes on from there.
+    Raises what `fill` raises. Counts `frames`, and the episodes `left_out` that the source lists and does not give.
     """
     lengths = [episode.length for episode in source.episodes]
 
@@ -103,7 +96,7 @@ def convert(
             out,
             episode,
             frames=(frame for chunk in chunks for frame in rearrange(chunk, "f c h w -> f h w c").numpy()),
-            states=source.read_states(episode, 0, lengths[episode]),
+            states=source.read_states(episode),
             segments=np.zeros(lengths[episode], np.int32),
             fps=source.fps,
         )

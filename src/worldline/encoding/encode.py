@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -67,22 +66,34 @@ def tokenize(
     _check(grid, (height, width), start_offsets, augment)
     offsets = [grid.block * number // start_offsets for number in range(start_offsets)]
     lengths = [source.episodes[episode].length for episode in episodes]
-    spans = [_spans(length, grid.block, offsets) for length in lengths]
+    # Of every episode the whole blocks from each start offset on: their first frame and their end.
+    spans = [[(a, a + (n - a) // grid.block * grid.block) for a in offsets if n - a >= grid.block] for n in lengths]
+    at_once = grid.block * blocks_at_once(height, width)
 
     def make(out: Path, shard: int) -> None:
         rows = [np.arange(*span) for span in spans[shard]] or [np.arange(0)]
         segments = np.repeat(np.arange(len(rows), dtype=np.int32), [len(part) for part in rows])
-        states = source.read_states(episodes[shard], 0, lengths[shard])[np.concatenate(rows)]
-        pieces, firsts = _pieces(spans[shard], grid.block, blocks_at_once(height, width)), dict[int, Tensor]()
-        chunks = frame_chunks(source, episodes[shard], size=None if augment else size)
+        states = source.read_states(episodes[shard])[np.concatenate(rows)]
+        ends, firsts = np.cumsum([len(part) for part in rows]).tolist(), dict[int, Tensor]()
+        pieces = sorted(  # what goes through the tokenizer together, in the order in which it begins; of which offset
+            (begin, min(begin + at_once, stop), offset)
+            for offset, (start, stop) in enumerate(spans[shard])
+            for begin in range(start, stop, at_once)
+        )
+        runs = frame_runs(
+            frame_chunks(source, episodes[shard], size=None if augment else size), [p[:2] for p in pieces]
+        )
         with token_shard(out, shard, states=states, segments=segments) as put:
-            for frames, piece in zip(frame_runs(chunks, [piece[:2] for piece in pieces]), pieces, strict=True):
+            for frames, (begin, _, offset) in zip(runs, pieces, strict=True):
                 if augment is not None:  # each start offset in its own way
-                    first = firsts.setdefault(piece.number, frames[0].clone())
-                    seed = np.random.SeedSequence([shard, piece.number]).generate_state(1)[0]
+                    first = firsts.setdefault(offset, frames[0].clone())
+                    seed = np.random.SeedSequence([shard, offset]).generate_state(1)[0]
                     frames = augment_frames(frames, augment, size=height, seed=int(seed), first=first)
                 tokens = tokenizer.encode(frames[None].to(device or "cpu"))[0].cpu().numpy().astype(np.int32)
-                put(piece.block, rearrange(tokens, "(n l) gh gw -> n l gh gw", l=grid.latents_per_block))
+                row = ends[offset] - (
+                    spans[shard][offset][1] - begin
+                )  # of the shard: spans lie there one after another
+                put(row // grid.block, rearrange(tokens, "(n l) gh gw -> n l gh gw", l=grid.latents_per_block))
 
     frames = sum(stop - start for found in spans for start, stop in found)
     total = {"num_shards": len(episodes), "num_images": frames}
@@ -140,7 +151,7 @@ def encode(
     starts = [index.start[index.episode == episode].tolist() for episode in episodes]
 
     def make(out: Path, number: int) -> None:
-        states = source.read_states(episodes[number], 0, source.episodes[episodes[number]].length)
+        states = source.read_states(episodes[number])
         shape = (len(starts[number]), in_window, grid.channels, grid.height, grid.width)
         batches = [starts[number][i : i + batch_size] for i in range(0, len(starts[number]), batch_size)]
         spans = [(batch[0], batch[-1] + pattern.window) for batch in batches]
@@ -182,32 +193,6 @@ def _check(grid: TokenGrid, size: tuple[int, int], start_offsets: int, augment: 
         )
 
 
-def _spans(length: int, block: int, offsets: Sequence[int]) -> list[tuple[int, int]]:
-    """First frame and end of the whole blocks from each start offset on, where there is one."""
-    return [(start, start + (length - start) // block * block) for start in offsets if length - start >= block]
-
-
 def blocks_at_once(height: int, width: int) -> int:
     """Blocks of one episode that are read, and go through the tokenizer, together: fewer where frames are large."""
     return max(1, min(_BLOCKS, _BLOCKS * 256 * 256 // (height * width)))
-
-
-class _Piece(NamedTuple):
-    """Frames of an episode that go through the tokenizer together."""
-
-    start: int
-    stop: int
-    number: int
-    """Of the start offset."""
-    block: int
-    """The first block of the shard that they make."""
-
-
-def _pieces(spans: Sequence[tuple[int, int]], block: int, at_once: int) -> list[_Piece]:
-    """Every span cut into pieces of so many blocks, in the order in which they begin."""
-    firsts = np.cumsum([0, *((stop - start) // block for start, stop in spans)]).tolist()
-    return sorted(
-        _Piece(begin, min(begin + block * at_once, stop), number, firsts[number] + (begin - start) // block)
-        for number, (start, stop) in enumerate(spans)
-        for begin in range(start, stop, block * at_once)
-    )

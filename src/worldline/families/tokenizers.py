@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worldline.contract import ModelConfig
-from worldline.data.clips import Clips, Split, all_clips, open_split
+from worldline.contract import FramePattern, ModelConfig
+from worldline.data.clips import Clips, Split, open_split, some_windows
 from worldline.families.card import ModelCard, describe_model
 from worldline.families.config import TrainConfig
 from worldline.families.family import KINDS, Progress, TokenizerKind, kind_of
 from worldline.files import while_unchanged
+from worldline.formats.open import open_source
 from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
@@ -193,6 +194,8 @@ def cached_clips(
     def clips(split: Split, **own: Any) -> Clips:
         source, episodes = open_split(data, split)
         filled = make(source, tokenizer.to(device), data.cache, episodes=episodes, **of_both, **own)
-        return all_clips(filled.open(), window=window, stride=data.window_stride)
+        made = open_source(filled.folder)
+        index = some_windows(made, range(len(made.episodes)), window=window, stride=data.window_stride)
+        return Clips(made, index, FramePattern(window=window))
 
     return clips("train", **of_training or {}), clips("val")

@@ -9,7 +9,7 @@ import torch
 from worldline.forecasting.forecaster import Context, CopyLast, Seeds, States, Step
 from worldline.schema import Batch, Forecast, UsageError
 from worldline.twin.generate import resume
-from worldline.twin.robot import LAYOUT
+from worldline.twin.scene import LAYOUT
 from worldline.twin.simulation import Simulation
 
 OPEN = 16

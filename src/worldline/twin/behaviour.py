@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.random import Generator
 
-from worldline.twin.robot import INDEX, JOINTS, SIDES, Side, arm_slice, neutral
+from worldline.twin.scene import INDEX, JOINTS, SIDES, Side, arm_slice, neutral
 from worldline.twin.simulation import Simulation
 
 REACH_TOLERANCE = 0.06

@@ -22,8 +22,7 @@ from worldline.formats.onex.write import finish_shards, shard_done, write_raw_sh
 from worldline.owner import Claim, owned
 from worldline.schema import UsageError
 from worldline.twin.behaviour import Behaviour
-from worldline.twin.robot import LAYOUT
-from worldline.twin.scene import Scene, random_scene
+from worldline.twin.scene import LAYOUT, Scene, random_scene
 from worldline.twin.simulation import Simulation, load_mujoco
 
 REVISION = 4

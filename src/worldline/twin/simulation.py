@@ -18,8 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from worldline.schema import UsageError
-from worldline.twin.robot import CAMERA, FINGER_CLOSED, FINGERS, INDEX, JOINTS, Side, arm_slice, neutral
-from worldline.twin.scene import Scene
+from worldline.twin.scene import CAMERA, FINGER_CLOSED, FINGERS, INDEX, JOINTS, Scene, Side, arm_slice, neutral
 
 NUM_JOINTS = len(JOINTS)
 SETTLING = 0.5
@@ -81,26 +80,24 @@ class Simulation(AbstractContextManager["Simulation"]):
         self._substeps = round(1 / (fps * self._timestep))
         if abs(self._substeps * self._timestep * fps - 1) > 1e-9:
             raise UsageError(f"fps must divide {1 / self._timestep:.0f}, not {fps}")
-        self.data = self._mujoco.MjData(self.model)
+        self.data, self._trial = self._mujoco.MjData(self.model), self._mujoco.MjData(self.model)  # that for `reach`
         joints = [self.model.joint(name) for name in (*JOINTS, *FINGERS)]
         # Limits of the joints in rad; where joints and fingers are in qpos and qvel.
         self.low, self.high = np.array([joint.range for joint in joints[:NUM_JOINTS]]).T
         self.places = np.array([joint.qposadr[0] for joint in joints])
         self.dofs = np.array([joint.dofadr[0] for joint in joints])
         self._objects = np.array([self.model.body(name).id for name in scene.objects])
-        self._renderer: Any = None
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Free the OpenGL context. The physics can still be used; the next picture opens a new context."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        if renderer := vars(self).pop("_renderer", None):
+            renderer.close()
 
     def reset(self, command: Float32[np.ndarray, "25"] | None = None) -> None:
-        """Start again in the pose of `command` (default: `robot.neutral`), after the objects have come to rest."""
+        """Start again in the pose of `command` (default: `neutral`), after the objects have come to rest."""
         command = neutral() if command is None else command.copy()
         self._mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[self.places] = _angles(command)
@@ -110,7 +107,7 @@ class Simulation(AbstractContextManager["Simulation"]):
         self.data.time = 0
 
     def step(self, command: Float32[np.ndarray, "25"]) -> None:
-        """Advance by one frame towards the targets of `command` (`robot.LAYOUT`), held throughout."""
+        """Advance by one frame towards the targets of `command` (`LAYOUT`), held throughout."""
         data = self.data
         data.ctrl[:-3] = _angles(command)
         speed, turn = command[-2:]
@@ -145,7 +142,7 @@ class Simulation(AbstractContextManager["Simulation"]):
         return self.frame(), self.state()
 
     def state(self) -> Float32[np.ndarray, "25"]:
-        """The measured state in the order and units of `robot.LAYOUT`."""
+        """The measured state in the order and units of `LAYOUT`."""
         heading, (x, y, turn) = self.data.qpos[2], self.data.qvel[:3]
         angles, fingers = np.split(self.data.qpos[self.places], [NUM_JOINTS])
         closures = np.clip(fingers.reshape(2, -1).mean(axis=1) / FINGER_CLOSED, 0, 1)
@@ -158,7 +155,6 @@ class Simulation(AbstractContextManager["Simulation"]):
         self._mujoco.mj_kinematics(self.model, self.data)
         self._mujoco.mj_comPos(self.model, self.data)
         self._mujoco.mj_camlight(self.model, self.data)
-        self._renderer = self._renderer or self._open_renderer()
         self._renderer.update_scene(self.data, camera=CAMERA)
         double = self._renderer.render().astype(np.uint16)
         rows = double[0::2] + double[1::2]
@@ -180,7 +176,7 @@ class Simulation(AbstractContextManager["Simulation"]):
         Damped least squares within the joint limits, 25 steps at most. It starts from the arm's angles in `command`,
         which are also the preferred posture; other joints are as in `command`, the base is at `(x, y, heading)`.
         """
-        arm, grip, data = arm_slice(side), self.model.site(f"{side}_GRIP").id, self._scratch
+        arm, grip, data = arm_slice(side), self.model.site(f"{side}_GRIP").id, self._trial
         angles = command[:NUM_JOINTS].astype(np.float64)
         preferred, jacobian, error = angles[arm].copy(), np.zeros((3, self.model.nv)), target
         data.qpos[:3] = base
@@ -198,11 +194,6 @@ class Simulation(AbstractContextManager["Simulation"]):
             angles[arm] = np.clip(angles[arm] + np.clip(step, -0.3, 0.3), self.low[arm], self.high[arm])
         return angles[arm], float(np.linalg.norm(error))
 
-    @cached_property
-    def _scratch(self) -> Any:
-        """Another state of the same model, for `reach`."""
-        return self._mujoco.MjData(self.model)
-
     def snapshot(self) -> Float64[np.ndarray, "n"]:
         """The whole state of the physics: positions, velocities, controls, and the solver's warm start."""
         state = np.empty(self._mujoco.mj_stateSize(self.model, self._whole))
@@ -215,7 +206,8 @@ class Simulation(AbstractContextManager["Simulation"]):
             raise UsageError(f"This snapshot is of another scene: {snapshot.shape[0]} numbers instead of {size}")
         self._mujoco.mj_setState(self.model, self.data, snapshot, self._whole)
 
-    def _open_renderer(self) -> Any:
+    @cached_property
+    def _renderer(self) -> Any:
         # No text is drawn; the smallest font saves a tenth of a second for every scene.
         font, side = self._mujoco.mjtFontScale.mjFONTSCALE_50, 2 * self.size
         try:
