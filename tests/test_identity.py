@@ -17,7 +17,7 @@ from worldline.builtin import located, stored
 from worldline.data.clips import DataConfig
 from worldline.encoding.encode import tokenize
 from worldline.evaluation.held_out import DataChoice, split_of
-from worldline.families.card import ModelCard, card_of, describe_model
+from worldline.families.card import ModelCard, describe_model
 from worldline.families.config import LoadOptions, TrainConfig, read_config
 from worldline.families.load import load_forecaster
 from worldline.families.tokenizers import fingerprint, load_tokenizer
@@ -26,7 +26,7 @@ from worldline.formats.open import open_source
 from worldline.formats.source import content_of
 from worldline.identity import Identity, refuse_another
 from worldline.nn.optimizer import OptimizerConfig
-from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
+from worldline.rundir import RunDir, from_json, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError
 from worldline.training.loop import train
 
@@ -119,7 +119,7 @@ def test_parts_that_are_not_known_are_not_compared() -> None:
         refuse_another(made, found, what="the run", places={"data": "here"})
     refuse_another(made, found, what="the run", places={}, allowed=("data",))
     card = describe_model(builtin.SAMPLING_TINY)
-    assert card_of(card.to_json(), Path()) == card
+    assert from_json(ModelCard, card.to_json(), Path()) == card
 
 
 # --- tokens and their tokenizer ---

@@ -137,16 +137,9 @@ def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[Sample]]:
     """The clips of the data, and which of them are to be forecast."""
     model = model_folder(run, options.checkpoint)
     card = describe_model(model)
-    check_options(card, model, options, weights=options.weights)
+    check_options(card, model, options)
     clips = held_out(run, card.promise, options)
-    refuse_unfit(
-        clips.source,
-        card,
-        run,
-        tokenizer=options.tokenizer is not None,
-        shown=options.format != "npz",
-        allow_different=options.allow_different,
-    )
+    refuse_unfit(clips.source, card, run, options, shown=options.format != "npz")
     if options.clips and max(options.clips) >= len(clips):
         raise UsageError(f"there is no clip {max(options.clips)}; the data have clips 0..{len(clips) - 1}")
     wanted = options.num_clips or ("all" if clips.source.context_only else 4)

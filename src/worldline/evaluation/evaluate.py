@@ -144,7 +144,7 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
     protocol, models = _protocol(run, card, options), [model]
     options.refuse_unused(protocol)
     if protocol != "tokenizer":
-        check_options(card, model, options, weights=options.weights)
+        check_options(card, model, options)
     if options.unconditional is not None:
         models.append(_unconditional(run, card, options.unconditional, allowed))
     if options.tokenizer is not None:
@@ -156,8 +156,7 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
     clips = held_out(run, card.promise, options, pattern=pattern, stride=options.window_stride, on=options.on)
     refuse_incomparable(clips, protocol)
     if protocol != "tokenizer":
-        given, shown = options.tokenizer is not None, protocol == "sampling"
-        refuse_unfit(clips.source, card, run, tokenizer=given, shown=shown, allow_different=allowed)
+        refuse_unfit(clips.source, card, run, options, shown=protocol == "sampling")
     return protocol, clips, split
 
 

@@ -54,9 +54,4 @@ class ModelCard:
 
 def describe_model(folder: Path) -> ModelCard:
     """Read `model.json` alone. Raises `DataError` where it is missing, damaged or of another format."""
-    return card_of(model_json(folder), folder)
-
-
-def card_of(content: dict[str, Any], folder: Path) -> ModelCard:
-    """The card that a folder's `model.json` holds. Raises `DataError` where it is not one."""
-    return from_json(ModelCard, content, folder / "model.json")
+    return from_json(ModelCard, model_json(folder), folder / "model.json")

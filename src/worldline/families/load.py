@@ -13,7 +13,6 @@ from torch import Tensor
 from worldline import builtin
 from worldline.contract import Contract
 from worldline.data.clips import check_held_out, open_split
-from worldline.data.splits import Recordings
 from worldline.families.card import ModelCard, describe_model
 from worldline.families.config import LoadOptions, SampleOptions, TrainConfig
 from worldline.families.family import Prepared, Progress, WorldKind, kind_of
@@ -26,7 +25,7 @@ from worldline.identity import Identity, Part, refuse_another
 from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks, pick_device
 from worldline.rundir import RunDir, load_tensors, model_folder
-from worldline.schema import DataError, Forecast, UsageError
+from worldline.schema import Forecast, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +40,8 @@ def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None)
         DataError: the data or given weights are not what they should be.
         UsageError: the configuration asks for something impossible, or would validate on what it trains on.
     """
-    trained_on = check_held_out(config.data, trained_on=_trained_on(config.init_from))
-    ranks = ranks or Ranks()
+    known = describe_model(model_folder(config.init_from)).trained_on if config.init_from else None
+    trained_on, ranks = check_held_out(config.data, trained_on=known), ranks or Ranks()
     if ranks.writes:
         source, episodes = open_split(config.data, "train")
         warn(implausible(source, episodes))
@@ -58,20 +57,13 @@ def _warn_of_a_tokenizer_that_knows(config: TrainConfig) -> None:
     if folder is None or not ((folder / "model.json").is_file() or RunDir(folder).latest()):
         return  # another's files, which do not say what they were trained on
     source, episodes = open_split(config.data, "val")
-    seen = _trained_on(folder).among(source, episodes)
-    if seen:
+    known = describe_model(model_folder(folder)).trained_on
+    if known and (seen := known.among(source, episodes)):
         log.warning(
             "%s: the tokenizer in %s was trained on %d of the %d validation episodes (the first is %s): pictures of "
             "them come out better than those of new recordings would; train it on the same split",
             *(source.path, folder, len(seen), len(episodes), seen[0].name),
         )
-
-
-def _trained_on(initial: Path | None) -> Recordings:
-    """The recordings that the initial weights were trained on, as far as these say."""
-    if initial is None:
-        return Recordings()
-    return describe_model(model_folder(initial)).trained_on or Recordings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,31 +150,18 @@ def load_forecaster(path: Path, options: LoadOptions | None = None, *, device: t
 
 
 def world_kind(card: ModelCard, folder: Path) -> WorldKind:
-    """The kind of the world in a model folder.
-
-    Raises:
-        UsageError: it holds a tokenizer.
-        DataError: its card lacks what a world's must say.
-    """
+    """The kind of the world in a model folder. Raises `UsageError` where it holds a tokenizer."""
     kind = kind_of(card.config)
     if not isinstance(kind, WorldKind):
         raise UsageError(f"{folder} holds a tokenizer, which forecasts nothing; give a world's run folder")
-    if card.contract is None:
-        raise DataError(
-            folder / "model.json",
-            expected="the configuration of a world and what data it was trained on",
-            found=f"a configuration of kind {card.config.kind!r} and no contract",
-            fix="Copy the model folder again, or retrain.",
-        )
     return kind
 
 
-def check_options(card: ModelCard, folder: Path, options: SampleOptions, *, weights: Path | None = None) -> None:
+def check_options(card: ModelCard, folder: Path, options: SampleOptions) -> None:
     """Refuse options that a world would ignore, before its weights are read.
 
     Raises:
         UsageError: an option of another kind of world, or one that this very world has no use for.
-        DataError: the folder's card lacks what a world's must say.
     """
     kind = world_kind(card, folder)
     given = {name for name, value in options.sampling().items() if value != getattr(SampleOptions, name)}
@@ -190,36 +169,24 @@ def check_options(card: ModelCard, folder: Path, options: SampleOptions, *, weig
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
         raise UsageError(f"this is a world over {kind.over}: {names} would change nothing")
     kind.check_options(card.config, card.promise, options)
-    if weights and not kind.adapts(card.config):
-        raise UsageError("--weights would change nothing: this world has no adapters and holds all of its weights")
 
 
-def refuse_unfit(
-    source: Source,
-    card: ModelCard,
-    folder: Path,
-    *,
-    tokenizer: bool,
-    shown: bool,
-    allow_different: Collection[Part] = (),
-) -> None:
+def refuse_unfit(source: Source, card: ModelCard, folder: Path, options: LoadOptions, *, shown: bool) -> None:
     """Refuse data that a world cannot forecast from, before any weights are read.
 
     Args:
         folder: of the run or model.
-        tokenizer: whether one is given; else one is looked for.
         shown: whether frames are to be shown.
-        allow_different: `tokenizer`, where tokens or latents may be of another one than the world was trained on.
 
     Raises:
         UsageError: the data hold neither what the world begins with nor what is turned into it, or tokens or latents of
             another tokenizer; or the world's tokenizer is not where it should be.
     """
-    tokenizer = tokenizer or _tokenizer_of(folder, card.identity.tokenizer) is not None
+    tokenizer = options.tokenizer is not None or _tokenizer_of(folder, card.identity.tokenizer) is not None
     world_kind(card, folder).refuse_unfit(source, card, tokenizer=tokenizer, shown=shown)
     made_by: dict[Part, Path | str | None] = {"tokenizer": f"that of the {source.kind} in {source.path}"}
     found = Identity(tokenizer=source.tokenizer)
-    refuse_another(card.identity, found, what="this world", places=made_by, allowed=allow_different)
+    refuse_another(card.identity, found, what="this world", places=made_by, allowed=options.allow_different)
 
 
 def _tokenizer_of(path: Path, expected: str | None) -> Path | None:
