@@ -17,14 +17,13 @@ from worldline.builtin import located, stored
 from worldline.data.clips import DataConfig
 from worldline.encoding.encode import tokenize
 from worldline.evaluation.held_out import DataChoice, split_of
-from worldline.families.card import ModelCard, describe_model
+from worldline.families.card import Identity, ModelCard, describe_model, refuse_another
 from worldline.families.config import LoadOptions, TrainConfig, read_config
 from worldline.families.load import load_forecaster
 from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.files import read_json
 from worldline.formats.open import open_source
 from worldline.formats.source import content_of
-from worldline.identity import Identity, refuse_another
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.rundir import RunDir, from_json, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError

@@ -18,12 +18,12 @@ from worldline import builtin, forecasts
 from worldline.checks import texts_of
 from worldline.evaluation.evaluate import EvaluateOptions
 from worldline.evaluation.evaluate import evaluate as evaluated
+from worldline.families.card import Part
 from worldline.families.config import LoadOptions, TrainConfig, read_config
 from worldline.families.family import refuse_idle
 from worldline.families.load import Loaded, load_forecaster
 from worldline.formats.open import OpenOptions
 from worldline.formats.source import Source
-from worldline.identity import Part
 from worldline.planning.plan import refuse_too_little
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks

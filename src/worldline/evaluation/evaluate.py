@@ -15,13 +15,12 @@ from worldline.evaluation.held_out import DataChoice, On, held_out, split_of
 from worldline.evaluation.parts import made_from
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.rows import Judged, Protocol
-from worldline.families.card import ModelCard, describe_model
+from worldline.families.card import Identity, ModelCard, Part, describe_model, refuse_another
 from worldline.families.config import LoadOptions, SampleOptions
 from worldline.families.family import WorldKind, kind_of
 from worldline.families.load import check_options, load_forecaster, refuse_unfit
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_any
 from worldline.forecasting.forecaster import CopyLast
-from worldline.identity import Identity, Part, refuse_another
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, model_folder

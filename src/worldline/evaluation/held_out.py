@@ -15,12 +15,11 @@ from worldline.checks import Natural
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
 from worldline.evaluation.result import Split
-from worldline.families.card import describe_model
+from worldline.families.card import Identity, Part, describe_model, refuse_another
 from worldline.files import read_json
 from worldline.formats.faults import check_episodes, implausible, unlike, warn
 from worldline.formats.open import has_choices
 from worldline.formats.source import Source, content_of
-from worldline.identity import Identity, Part, refuse_another
 from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import UsageError
 

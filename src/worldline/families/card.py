@@ -1,15 +1,90 @@
-"""`ModelCard`: the content of a `model.json`, read once. A path is enough to describe a model."""
+"""What a checkpoint says of itself: `ModelCard`, the content of a `model.json`, so that a path describes a model.
 
-from dataclasses import dataclass, field
+`Identity` holds the inputs that it was made with, one hash for each: compared wherever they are used again. A hash
+depends on content, not on place or date. Unknown parts are not compared.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from worldline.contract import Contract, ModelConfig
 from worldline.data.splits import Recordings
 from worldline.formats.states import StateStats
-from worldline.identity import Identity
 from worldline.rundir import from_json, model_json, to_json
 from worldline.schema import UsageError
+
+Part = Literal["data", "validation", "split", "pattern", "tokenizer", "backbone", "text", "statistics"]
+PARTS: tuple[Part, ...] = get_args(Part)
+Parts = Collection[Part]
+Places = Mapping[Part, Path | str | None]
+"""Where parts were found, for messages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """One hash for each part, None where there is no such part or it is not known."""
+
+    data: str | None = None
+    """States, lengths and footage of the training episodes."""
+    validation: str | None = None
+    """The same of the validation episodes."""
+    split: str | None = None
+    """Which episodes of their data sets those are."""
+    pattern: str | None = None
+    """Which frames make a clip, how far apart clips begin, and the size of pictures."""
+    tokenizer: str | None = None
+    """The tokenizer of tokens or latents (`worldline.families.tokenizers.fingerprint`)."""
+    backbone: str | None = None
+    """The pretrained weights under a world."""
+    text: str | None = None
+    """The encoded prompt."""
+    statistics: str | None = None
+    """Mean and standard deviation of the states, with which the model normalises."""
+
+    def differing(self, found: "Identity", parts: Parts = PARTS) -> tuple[Part, ...]:
+        """The parts that both know, and that are not the same."""
+        known: list[Part] = [part for part in PARTS if part in parts and getattr(self, part) and getattr(found, part)]
+        return tuple(part for part in known if getattr(self, part) != getattr(found, part))
+
+    def to_json(self) -> dict[str, str]:
+        """The parts that are known."""
+        return {part: value for part, value in asdict(self).items() if value is not None}
+
+
+def hash_of(value: Any) -> str:
+    """Hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_another(
+    made: Identity, found: Identity, *, what: str, places: Places, parts: Parts = PARTS, allowed: Parts = ()
+) -> None:
+    """Check that what is found is what something was made with, but for parts that are `allowed` to differ.
+
+    Args:
+        what: what was made, for the message (`the run in runs/world`).
+
+    Raises:
+        UsageError: a part is another one; names each, with both hashes.
+    """
+    refused: list[Part] = [part for part in made.differing(found, parts) if part not in allowed]
+    if refused:
+        places = {part: f"{place} is" for part, place in places.items() if place}
+        named = [
+            f"{part} ({getattr(made, part):.12}; {places.get(part, 'found')} {getattr(found, part):.12})"
+            for part in refused
+        ]
+        raise UsageError(
+            f"{what} was made with another {'; another '.join(named)}. Give what it was made with, or allow the "
+            f"difference on purpose: --allow-different {' '.join(refused)}"
+        )
+
+
+# --- the card ---
 
 
 @dataclass(frozen=True, kw_only=True)

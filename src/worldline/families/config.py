@@ -11,9 +11,9 @@ from worldline.builtin import located, stored
 from worldline.checks import MOST_WORKERS, Checked, Limit, Natural, Positive, Seed, refuse
 from worldline.contract import ModelConfig
 from worldline.data.clips import DataConfig
+from worldline.families.card import Part
 from worldline.files import read_json, write_json
 from worldline.forecasting.tokens import DecodeMode
-from worldline.identity import Part
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from worldline.contract import Contract, FramePattern, ModelConfig
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split, open_windows
-from worldline.families.card import Base, ModelCard, describe_model
+from worldline.families.card import Base, ModelCard, Part, describe_model
 from worldline.families.config import SampleOptions, TrainConfig
 from worldline.forecasting.forecaster import Forecaster
 from worldline.formats.open import reading_of
 from worldline.formats.source import Source
 from worldline.formats.states import ONEX_LAYOUT, compute_stats
-from worldline.identity import Part
 from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, model_folder, read_model

@@ -13,7 +13,7 @@ from torch import Tensor
 from worldline import builtin
 from worldline.contract import Contract
 from worldline.data.clips import check_held_out, open_split
-from worldline.families.card import ModelCard, describe_model
+from worldline.families.card import Identity, ModelCard, Part, describe_model, refuse_another
 from worldline.families.config import LoadOptions, SampleOptions, TrainConfig
 from worldline.families.family import Prepared, Progress, WorldKind, kind_of
 from worldline.families.tokenizers import fingerprint, load_any
@@ -21,7 +21,6 @@ from worldline.forecasting.forecaster import Forecaster, Session
 from worldline.formats.faults import implausible, unlike, warn
 from worldline.formats.source import Source
 from worldline.formats.states import compute_stats
-from worldline.identity import Identity, Part, refuse_another
 from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks, pick_device
 from worldline.rundir import RunDir, load_tensors, model_folder

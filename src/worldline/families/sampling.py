@@ -11,7 +11,7 @@ from torch import Tensor
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, open_clips, open_split
 from worldline.encoding.encode import encode
-from worldline.families.card import Base, ModelCard
+from worldline.families.card import Base, Identity, ModelCard, Part, refuse_another
 from worldline.families.config import SampleOptions, TrainConfig
 from worldline.families.family import (
     Prepared,
@@ -26,7 +26,6 @@ from worldline.families.family import (
 from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_vae, tokenizer_config
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.source import Source
-from worldline.identity import Identity, Part, refuse_another
 from worldline.process.flow import FlowSampling
 from worldline.ranks import Ranks, pick_device
 from worldline.schema import Batch, LatentGrid, UsageError, stack

@@ -6,7 +6,7 @@ because every further one adds the same; other numbers are extrapolated linearly
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -74,23 +74,16 @@ class Footprint:
             checkpointing = None
         elif checkpointing not in self._models:
             self._models[checkpointing] = self.build(replace(config, gradient_checkpointing=checkpointing))
-        sampled = self.kind.clips_followed(config, self.contract)
-        around = next((pair for pair in pairwise(sampled) if clips < pair[1]), (sampled[-2], sampled[-1]))
-
-        def step(n: int) -> Pass:
-            return self._followed(self._models[checkpointing], n, _loss, autocast=self.autocast, backward=True)
-
-        return on_line(clips, (clips, clips) if clips in sampled else around, step)
+        model, sampled = self._models[checkpointing], self.kind.clips_followed(config, self.contract)
+        return self._on_line(model, clips, _loss, sampled, autocast=self.autocast, backward=True)
 
     def encode(self, clips: int, *, autocast: bool) -> Pass:
         """The VAE's encoding of frames."""
-        ends = (clips, clips) if clips <= 2 else (1, 2)
-        return on_line(clips, ends, lambda n: self._followed(self.vae, n, _encoded, over="frames", autocast=autocast))
+        return self._on_line(self.vae, clips, _encoded, over="frames", autocast=autocast)
 
     def decode(self, clips: int) -> Pass:
         """The VAE's decoding of whole clips."""
-        ends = (clips, clips) if clips <= 2 else (1, 2)
-        return on_line(clips, ends, lambda n: self._followed(self.vae, n, _decoded))
+        return self._on_line(self.vae, clips, _decoded)
 
     def validate(self) -> Pass:
         """The largest of validation's passes: the loss, its figures, frames encoded, a preview made."""
@@ -111,6 +104,14 @@ class Footprint:
     def code(self, clips: int) -> Pass:
         """Encoding and decoding by a tokenizer whose recipe this is: blocks of frames or whole clips."""
         return self._followed(self.model, clips, _coded)
+
+    def _on_line(self, model: nn.Module, clips: int, work: Work, sampled: tuple[int, ...] = (1, 2), **how: Any) -> Pass:
+        """A pass over so many clips, on the straight line through those with the sampled numbers around it."""
+        if clips in sampled:
+            return self._followed(model, clips, work, **how)
+        few, more = next((pair for pair in pairwise(sampled) if clips < pair[1]), sampled[-2:])
+        ends = (self._followed(model, n, work, **how) for n in (few, more))
+        return Pass(*(max(0, a + (b - a) * (clips - few) // (more - few)) for a, b in zip(*ends, strict=True)))
 
     def _followed(
         self,
@@ -148,16 +149,6 @@ def _decoded(vae: Any, batch: Batch) -> Tensor:
 
 def _coded(tokenizer: Any, batch: Any) -> Tensor:
     return tokenizer.decode(tokenizer.encode(batch.frames.clone()))
-
-
-def on_line(x: int, ends: tuple[int, int], found: Callable[[int], Pass]) -> Pass:
-    """The pass at `x`, on the straight line through those found at two numbers, or the one found at both."""
-    x0, x1 = ends
-    low = found(x0)
-    if x0 == x1:
-        return low
-    pairs = {field.name: (getattr(low, field.name), getattr(found(x1), field.name)) for field in fields(Pass)}
-    return Pass(**{name: max(0, a + (b - a) * (x - x0) // (x1 - x0)) for name, (a, b) in pairs.items()})
 
 
 def give_gradients(model: nn.Module) -> None:

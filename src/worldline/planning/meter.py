@@ -8,8 +8,7 @@ saves other tensors than `meta`, CUDA is imitated. Not counted: memory inside ke
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,8 +34,7 @@ _LIKE: dict[Any, Any] = {
 """Operations that PyTorch does not count, such as attention on a CPU, and the ones they are counted like."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pass:
+class Pass(NamedTuple):
     """Bytes and FLOP of one pass. Tensors from before it (weights, gradients) are not counted."""
 
     held: int

@@ -109,11 +109,10 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1) -> 
     run = Footprint(config)
     chosen = setting(run, gpus=gpus, accumulate=config.accumulate)
     switch, clips = chosen.gradient_checkpointing, chosen.clips
-    other = None if switch is None else setting(run, gpus=gpus, accumulate=config.accumulate, checkpointing=not switch)
+    cut = partial(setting, run, gpus=gpus, accumulate=config.accumulate)
     step, plain = (run.train(clips, checkpointing=checkpointing) for checkpointing in (switch, False))
     parameters, clip = list(run.model.parameters()), run.batch(1)
     inputs = {name: getattr(clip, name) for name in (*CONTENT, "states")}
-    share = Ranks(world_size=gpus).share(config.batch_size)
     return Plan(
         kind=config.model.kind,
         parameters=_numbers(parameters),
@@ -129,8 +128,8 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1) -> 
             "recomputed": (step.backward_flop - plain.backward_flop) // clips,
         },
         setting=chosen,
-        otherwise=other,
-        least=setting(run, gpus=gpus, accumulate=share, checkpointing=True),
+        otherwise=None if switch is None else cut(checkpointing=not switch),
+        least=cut(accumulate=Ranks(world_size=gpus).share(config.batch_size), checkpointing=True),
         cards=tuple(card(run, gb, chosen) for gb in ((gpu_gb,) if gpu_gb else CARDS_GB)),
         host=host(run, gpus=gpus, clips=chosen.clips),
         verbs=verbs(run),

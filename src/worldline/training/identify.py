@@ -5,13 +5,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from worldline.data.clips import open_split
-from worldline.families.card import describe_model
+from worldline.families.card import Identity, Part, describe_model, hash_of, refuse_another
 from worldline.families.config import TrainConfig
 from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
 from worldline.files import read_json, reading
 from worldline.formats.source import content_of
-from worldline.identity import Identity, Part, hash_of, refuse_another
 from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import UsageError
 
