@@ -13,8 +13,9 @@ from builders import noise_frames
 
 from worldline.contract import Contract
 from worldline.families.config import TrainConfig
-from worldline.families.family import empty_batch, kind_of
+from worldline.families.family import kind_of
 from worldline.nn.optimizer import build_optimizer
+from worldline.planning.footprint import empty_batch, expected
 from worldline.process.categorical import Sampling
 from worldline.recipes import compression_tiny, tokenizer_tiny
 
@@ -39,7 +40,7 @@ def grown(work: Callable[[], object]) -> int:
 def _world() -> tuple[TrainConfig, Any, Contract]:
     config = compression_tiny()
     kind = kind_of(config.model)
-    contract = kind.expected(config, config.model)
+    contract = expected(config)
     return config, kind.build(config.model, contract), contract
 
 

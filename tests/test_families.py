@@ -21,7 +21,6 @@ from worldline.families.family import (
     Progress,
     WorldKind,
     contract_with,
-    expected_contract,
     register,
 )
 from worldline.families.load import load_forecaster
@@ -78,7 +77,7 @@ class FadeKind(WorldKind):
         return Fade(model)
 
     def prepare(self, config: TrainConfig, model: FadeConfig, ranks: Ranks, progress: Progress) -> Prepared:
-        data = replace(config.data, pattern=FramePattern(window=model.context + model.horizon))
+        data = replace(config.data, pattern=self.pattern(config, model, None))
         clips = open_clips(data, "train", ranks=ranks), open_clips(data, "val", ranks=ranks)
         contract = contract_with(clips[0].source, data, None, data.pattern)
         return self.prepared(config, self.build(model, contract), clips, contract)
@@ -104,8 +103,8 @@ class FadeKind(WorldKind):
         assert batch.frames is not None
         return world.forecast(batch.frames[:, world.config.context - 1])
 
-    def expected(self, config: TrainConfig, model: FadeConfig) -> Contract:
-        return expected_contract(None, FramePattern(window=model.context + model.horizon), 16)
+    def pattern(self, config: TrainConfig, model: FadeConfig, grid: Any) -> FramePattern:
+        return FramePattern(window=model.context + model.horizon)
 
 
 @pytest.fixture
@@ -153,7 +152,8 @@ def test_a_third_family_trains_loads_and_forecasts_like_the_others(tmp_path: Pat
 
 @pytest.mark.usefixtures("fade")
 def test_a_third_family_is_planned(tmp_path: Path) -> None:
-    found = plan(replace(_run(tmp_path), batch_size=4))
+    config = _run(tmp_path)
+    found = plan(replace(config, batch_size=4, data=replace(config.data, image_size=16)))
     assert (found.kind, found.parameters) == ("fade", 2)
     assert found.clip == {"frames": (5, 3, 16, 16), "states": (5, 25)}
 

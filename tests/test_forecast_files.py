@@ -305,10 +305,13 @@ def test_what_is_no_world_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds a tokenizer"):
         run(write_tokenizer(tmp_path / "tokenizer"))
     damaged = write_world(tmp_path / "world")
-    for content in ({"format": 1}, {"format": 1, "config": {"kind": "st-transformer"}}, {"format": 1, "config": []}):
+    for content in ({"format": 1}, {"format": 1, "config": []}):
         (damaged / "model.json").write_text(json.dumps(content))
         with pytest.raises(DataError, match=r"model\.json.*configuration"):
             run(damaged)
+    (damaged / "model.json").write_text(json.dumps({"format": 1, "config": {"kind": "st-transformer"}}))
+    with pytest.raises(UsageError, match=r"model\.json does not say what data its world was trained on"):
+        run(damaged)
 
 
 def test_tokens_and_tokenizers_of_another_grid_are_refused(tmp_path: Path) -> None:

@@ -24,13 +24,13 @@ from worldline.contract import FramePattern, ModelConfig
 from worldline.data.loader import clip_bytes
 from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
-from worldline.families.family import empty_batch
 from worldline.nn.optimizer import MovingAverage, build_optimizer
 from worldline.planning.footprint import (
     PROCESS,
     WINDOWS,
     WORKER,
     Footprint,
+    empty_batch,
     give_gradients,
     host,
     tensors_of,

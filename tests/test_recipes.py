@@ -8,8 +8,7 @@ import pytest
 from commands import parse
 
 from worldline.families.config import TrainConfig
-from worldline.families.family import kind_of
-from worldline.planning.footprint import Footprint
+from worldline.planning.footprint import Footprint, expected
 from worldline.recipes import RECIPES, compression_revontuli, compression_tiny, compression_tiny_unconditional
 from worldline.rundir import from_json, to_json
 from worldline.schema import DataError, TokenGrid
@@ -63,7 +62,7 @@ def test_the_reports_numbers() -> None:
     assert isinstance(model, STTransformerConfig)
     assert (model.layers, model.width, model.heads, model.dropout) == (24, 512, 8, 0.1)
     assert (model.context_grids, model.horizon_grids) == (3, 3)
-    assert kind_of(model).expected(config, model).grid == TokenGrid(height=32, width=32, vocab_size=64_000)
+    assert expected(config).grid == TokenGrid(height=32, width=32, vocab_size=64_000)
     assert (config.batch_size, config.epochs, config.autocast) == (160, 80, True)
     assert (optimizer.lr, optimizer.warmup_steps, optimizer.schedule) == (8e-4, 2000, "linear")
 

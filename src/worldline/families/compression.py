@@ -20,8 +20,6 @@ from worldline.families.family import (
     TokenizerKind,
     WorldKind,
     contract_with,
-    expected_contract,
-    image_size,
     register,
 )
 from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_tokenizer, tokenizer_config
@@ -47,7 +45,7 @@ class FSQKind(TokenizerKind):
     def idle(self, config: TrainConfig, model: FSQVideoConfig) -> dict[str, str]:
         return {"data.pattern.": "a clip is one block (--model.block-frames)"}
 
-    def pattern(self, config: TrainConfig, model: FSQVideoConfig) -> FramePattern:
+    def pattern(self, config: TrainConfig, model: FSQVideoConfig, grid: Any) -> FramePattern:
         return FramePattern(window=model.block_frames)
 
 
@@ -80,6 +78,16 @@ class TokenWorldKind(WorldKind):
         assert contract is not None, "a world is built for data"
         return model.build(contract.tokens, len(contract.state_names))
 
+    def pattern(self, config: TrainConfig, model: Any, grid: TokenGrid) -> FramePattern:
+        """Context and horizon, in whole blocks."""
+        for name, grids in (("context", model.context_grids), ("horizon", model.horizon_grids)):
+            if grids % grid.latents_per_block:
+                raise UsageError(
+                    f"a {name} of {grids} grids is no whole number of blocks, which have {grid.latents_per_block} "
+                    f"grids (--model.{name}-grids)"
+                )
+        return FramePattern(window=grid.frames_of(model.context_grids + model.horizon_grids))
+
     def fitted(self, model: Any, tokenizer: Any) -> Any:
         """The configuration with what the tokenizer decides."""
         return model
@@ -88,7 +96,7 @@ class TokenWorldKind(WorldKind):
 
     def prepare(self, config: TrainConfig, model: Any, ranks: Ranks, progress: Progress) -> Prepared:
         tokenizer: Any = load_tokenizer(config.tokenizer) if config.tokenizer else None
-        train, val = _as_tokens(config, model, tokenizer, ranks, progress)
+        train, val = self.as_tokens(config, model, tokenizer, ranks, progress)
         model = self.fitted(model, tokenizer)
         contract = contract_with(train.source, config.data, train.source.grid, train.pattern)
         torch.manual_seed(config.seed)  # the first weights are a function of the seed
@@ -102,6 +110,39 @@ class TokenWorldKind(WorldKind):
         left_out = open_split(config.data, "train")[0].left_out
         config = replace(config, model=model)
         return self.prepared(config, world, (train, val), contract, tokenizer=tokenizer, left_out=left_out, keep=keep)
+
+    def as_tokens(
+        self, config: TrainConfig, model: Any, tokenizer: Any, ranks: Ranks, progress: Progress
+    ) -> tuple[Clips, Clips]:
+        """Clips of tokens of both splits: directly from a token source, else from a cache that is filled now."""
+        data = config.data
+        source, _ = open_split(data, "train")
+        if source.grid is not None:
+            data = replace(data, pattern=self.pattern(config, model, source.grid))
+            return open_clips(data, "train"), open_clips(data, "val")
+        size = source.video_size(data.image_size)
+        if tokenizer is None:
+            raise UsageError(f"{source.path} holds frames; give the tokenizer to tokenize them with (--tokenizer RUN)")
+        if data.cache is None:
+            raise UsageError(f"{source.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
+        grid: TokenGrid = tokenizer.grid(*size)
+        pattern = self.pattern(config, model, grid)  # what cannot be is refused before anything is tokenized
+        if data.window_stride % grid.block:
+            fits = max(grid.block, round(data.window_stride / grid.block) * grid.block)
+            raise UsageError(
+                f"windows of tokens begin with a block of {grid.block} frames, so none can begin every "
+                f"{data.window_stride} frames; give a multiple (--data.window-stride {fits}), and for more starts more "
+                "--start-offsets"
+            )
+        open_windows(replace(data, pattern=pattern), "train")
+        open_windows(replace(data, pattern=pattern), "val")
+        augment = data.augment if data.augment.changes else None
+        of_training = {"start_offsets": config.start_offsets, "augment": augment}
+        clips = cached_clips(
+            tokenize, config, tokenizer, ranks, progress, window=pattern.window, of_training=of_training
+        )
+        tokenizer.to("cpu")
+        return clips
 
     def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         return {"autoregressive_loss": autoregressive_loss(model, batch)}
@@ -153,14 +194,9 @@ class TokenWorldKind(WorldKind):
 
     # --- for planning ---
 
-    def expected(self, config: TrainConfig, model: Any) -> Contract:
-        """For a token source: Cosmos' tokens of 256x256, as in the challenge."""
-        if config.tokenizer is None:
-            size, tokenizer = config.data.image_size or 256, CosmosConfig(folder=Path())
-        else:
-            size, tokenizer = image_size(config), tokenizer_config(config.tokenizer)
-        grid: TokenGrid = tokenizer.grid(size, size)  # pyright: ignore[reportAttributeAccessIssue]
-        return expected_contract(grid, _pattern(model, grid), size)
+    def encoder(self, config: TrainConfig, model: Any) -> Any:
+        """For a token source: Cosmos, as in the challenge."""
+        return tokenizer_config(config.tokenizer) if config.tokenizer else CosmosConfig(folder=Path())
 
 
 class STKind(TokenWorldKind):
@@ -210,48 +246,6 @@ def autoregressive_loss(world: Any, batch: Batch) -> Tensor:
             for logits, truth in zip(step.logits, future[:, index], strict=True):
                 costs.append(F.cross_entropy(logits.flatten(0, 1), truth.flatten()))
     return torch.stack(costs).mean()
-
-
-def _as_tokens(
-    config: TrainConfig, model: Any, tokenizer: Any, ranks: Ranks, progress: Progress
-) -> tuple[Clips, Clips]:
-    """Clips of tokens of both splits: directly from a token source, else from a cache that is filled now."""
-    data = config.data
-    source, _ = open_split(data, "train")
-    if source.grid is not None:
-        data = replace(data, pattern=_pattern(model, source.grid))
-        return open_clips(data, "train"), open_clips(data, "val")
-    size = source.video_size(data.image_size)
-    if tokenizer is None:
-        raise UsageError(f"{source.path} holds frames; give the tokenizer to tokenize them with (--tokenizer RUN)")
-    if data.cache is None:
-        raise UsageError(f"{source.path} holds frames; give a folder to keep their tokens in (--data.cache DIR)")
-    grid: TokenGrid = tokenizer.grid(*size)
-    pattern = _pattern(model, grid)  # what cannot be is refused before anything is tokenized
-    if data.window_stride % grid.block:
-        fits = max(grid.block, round(data.window_stride / grid.block) * grid.block)
-        raise UsageError(
-            f"windows of tokens begin with a block of {grid.block} frames, so that every {data.window_stride} frames "
-            f"none can begin; give a multiple (--data.window-stride {fits}), and for more starts more --start-offsets"
-        )
-    open_windows(replace(data, pattern=pattern), "train")
-    open_windows(replace(data, pattern=pattern), "val")
-    augment = data.augment if data.augment.changes else None
-    of_training = {"start_offsets": config.start_offsets, "augment": augment}
-    clips = cached_clips(tokenize, config, tokenizer, ranks, progress, window=pattern.window, of_training=of_training)
-    tokenizer.to("cpu")
-    return clips
-
-
-def _pattern(model: Any, grid: TokenGrid) -> FramePattern:
-    """The frames of a clip: context and horizon, in whole blocks."""
-    for name, grids in (("context", model.context_grids), ("horizon", model.horizon_grids)):
-        if grids % grid.latents_per_block:
-            raise UsageError(
-                f"a {name} of {grids} grids is no whole number of blocks, which have {grid.latents_per_block} grids "
-                f"(--model.{name}-grids)"
-            )
-    return FramePattern(window=grid.frames_of(model.context_grids + model.horizon_grids))
 
 
 def _write_counts(run: RunDir, train: Clips, grid: TokenGrid, context_grids: int) -> None:

@@ -20,20 +20,16 @@ from worldline.families.config import SampleOptions, TrainConfig
 from worldline.forecasting.forecaster import Forecaster
 from worldline.formats.open import reading_of
 from worldline.formats.source import Source
-from worldline.formats.states import ONEX_LAYOUT, compute_stats
+from worldline.formats.states import compute_stats
 from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, model_folder, read_model
-from worldline.schema import Batch, DataError, LatentGrid, Origin, TokenGrid, UsageError
+from worldline.schema import Batch, DataError, LatentGrid, TokenGrid, UsageError
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, total) during long preparations."""
 Pictures = tuple[UInt8[Tensor, "b t 3 h w"], UInt8[Tensor, "b t 3 h w"]]
 """Real frames, and the model's version of them."""
-
-
-class SizeUnknownError(UsageError):
-    """The result depends on a size that only the data have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +94,14 @@ class Kind:
         """Identity of the pretrained weights at a path (`weights` of a run)."""
         raise NotImplementedError
 
+    def pattern(self, config: TrainConfig, model: Any, grid: Any) -> FramePattern:
+        """The frames of a clip, over which tokens or latents lie as in `grid`. Raises `UsageError` where none fit."""
+        return config.data.pattern
+
     # --- for planning: sizes without data or weights ---
 
-    def expected(self, config: TrainConfig, model: Any) -> Contract:
-        """The contract a run would have. Raises `SizeUnknownError` where its configuration does not say enough."""
-        raise NotImplementedError
-
-    def encoder(self, config: TrainConfig, model: Any) -> ModelConfig | None:
-        """The tokenizer that a training keeps in memory beside the model; None where it needs none."""
+    def encoder(self, config: TrainConfig, model: Any) -> Any:
+        """The configuration of the tokenizer of a run, which knows how tokens or latents lie; None without one."""
         return None
 
     def clips_followed(self, model: Any, contract: Contract) -> tuple[int, ...]:
@@ -124,9 +120,8 @@ class TokenizerKind(Kind):
     def build(self, model: Any, contract: Contract | None) -> Any:
         return model.build()  # a tokenizer's sizes are all its own
 
-    def pattern(self, config: TrainConfig, model: Any) -> FramePattern:
-        """The frames of a clip that it trains on."""
-        return config.data.pattern
+    def encoder(self, config: TrainConfig, model: Any) -> Any:
+        return model
 
     def published(self, path: Path) -> tuple[Any, list[Path]] | None:
         """The configuration and the weight files of a published download at a path, if there is one."""
@@ -140,8 +135,8 @@ class TokenizerKind(Kind):
         """Measure properties of the trained model."""
 
     def prepare(self, config: TrainConfig, model: Any, ranks: Ranks, progress: Progress) -> Prepared:
-        data = replace(config.data, pattern=self.pattern(config, model))
-        grid = model.grid(*open_split(data, "train")[0].video_size(data.image_size))
+        grid = model.grid(*open_split(config.data, "train")[0].video_size(config.data.image_size))
+        data = replace(config.data, pattern=self.pattern(config, model, grid))
         open_windows(data, "val")  # both splits have windows: said before anything is decoded
         open_windows(data, "train")
         train = open_clips(data, "train", ranks=ranks, progress=lambda *at: progress("decoding training frames", *at))
@@ -163,10 +158,6 @@ class TokenizerKind(Kind):
     def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
         assert batch.frames is not None, "a tokenizer trains on frames"
         return batch.frames, made.model.decode(made.model.encode(batch.frames))
-
-    def expected(self, config: TrainConfig, model: Any) -> Contract:
-        size = image_size(config)
-        return expected_contract(model.grid(size, size), self.pattern(config, model), size)
 
 
 class WorldKind(Kind):
@@ -300,44 +291,6 @@ def contract_with(
         pattern=pattern,
         grid=grid,
     )
-
-
-def expected_contract(grid: TokenGrid | LatentGrid | None, pattern: FramePattern, size: int | None) -> Contract:
-    """A contract of data that are not opened: the 1X robot's states, at its rate."""
-    return Contract(
-        fps=30.0,
-        image_size=size,
-        state_names=ONEX_LAYOUT.names,
-        state_kinds=ONEX_LAYOUT.kinds,
-        source_kind="1x-raw",
-        pattern=pattern,
-        grid=grid,
-    )
-
-
-def image_size(config: TrainConfig) -> int:
-    """The size of a run's pictures, where its configuration says it."""
-    if config.data.image_size is None:
-        raise SizeUnknownError(
-            "the pictures' size decides what is needed, and data are not opened: give --data.image-size"
-        )
-    return config.data.image_size
-
-
-def empty_batch(over: str, contract: Contract, clips: int, device: str = "meta") -> Batch:
-    """Clips of the shape that a model reads; zeros on devices with memory."""
-    pattern, size, dtype = contract.pattern, contract.image_size or 0, torch.uint8
-    shape: tuple[int, ...] = (len(pattern.frames), 3, size, size)
-    if over == "tokens":
-        grid, dtype = contract.tokens, torch.int64
-        shape = (pattern.window // grid.block * grid.latents_per_block, grid.height, grid.width)
-    elif over == "latents":
-        grid, dtype = contract.latents, torch.float32
-        shape = (grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width)
-    states = torch.zeros(clips, pattern.window, len(contract.state_names), device=device)
-    origins = (Origin(source="none", episode=0, start=0),) * clips
-    content = {over: torch.zeros(clips, *shape, dtype=dtype, device=device)}
-    return Batch(states=states, fps=1.0, origins=origins, **content)
 
 
 def initialise(model: nn.Module, path: Path | None) -> None:

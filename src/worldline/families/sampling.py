@@ -19,8 +19,6 @@ from worldline.families.family import (
     TokenizerKind,
     WorldKind,
     contract_with,
-    expected_contract,
-    image_size,
     register,
 )
 from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_vae, tokenizer_config
@@ -58,10 +56,9 @@ class VAEKind(TokenizerKind):
         f"the folder of {HUB_ID} (vae/config.json and vae/diffusion_pytorch_model.safetensors), or {ORIGINAL_NAME}"
     )
 
-    def pattern(self, config: TrainConfig, model: WanVAEConfig) -> FramePattern:
-        pattern = config.data.pattern
-        model.grid(0, 0).latents_of(len(pattern.frames))
-        return pattern
+    def pattern(self, config: TrainConfig, model: WanVAEConfig, grid: LatentGrid) -> FramePattern:
+        grid.latents_of(len(config.data.pattern.frames))
+        return config.data.pattern
 
     def finish(self, model: WanVAETokenizer, train: Clips, config: TrainConfig) -> None:
         model.measure_statistics(_some(train, config))
@@ -134,6 +131,25 @@ class LatentWorldKind(WorldKind):
         refuse_another(card.identity, found, what=f"the world in {folder}", places={"backbone": place}, allowed=allowed)
         return self.build(model, card.promise, load_backbone(place, model.backbone))
 
+    def pattern(self, config: TrainConfig, model: WanConfig, grid: LatentGrid) -> FramePattern:
+        """Raises `UsageError` where the backbone's channels, its patches or its length do not fit the latents."""
+        reads, pattern = model.backbone.in_channels, config.data.pattern
+        length = model.context_latents + model.horizon_latents
+        if reads != grid.channels:
+            raise UsageError(
+                f"the world reads {reads} channels, but the VAE makes {grid.channels}; give the VAE that makes them "
+                "(--tokenizer RUN) or another --model.backbone"
+            )
+        _, patch_h, patch_w = model.backbone.patch_size
+        if grid.height % patch_h or grid.width % patch_w:
+            raise UsageError(f"latents of {grid.height}x{grid.width} do not divide into patches of {patch_h}x{patch_w}")
+        if (found := grid.latents_of(len(pattern.frames))) != length:
+            raise UsageError(
+                f"the pattern's {len(pattern.frames)} frames make {found} latents, the world reads {length}"
+            )
+        model.check_codes(pattern)
+        return pattern
+
     # --- training ---
 
     def prepare(self, config: TrainConfig, model: WanConfig, ranks: Ranks, progress: Progress) -> Prepared:
@@ -142,12 +158,11 @@ class LatentWorldKind(WorldKind):
             raise UsageError("a world over latents needs the VAE that makes them (--tokenizer RUN or Wan2.2's folder)")
         text = None if config.text is None else load_text(config.text)
         model = model if text is None else replace(model, text_rows=len(text))
-        pattern, source = config.data.pattern, open_split(config.data, "train")[0]
+        source, _ = open_split(config.data, "train")
         base, vae = _base(config, model), load_vae(config.tokenizer)
         grid = source.latent_grid or vae.grid(*source.video_size(config.data.image_size))
-        _check_latents(model, grid, pattern)  # what cannot be is refused before anything is encoded
+        pattern = self.pattern(config, model, grid)  # what cannot be is refused before anything is encoded
         contract = contract_with(source, config.data, grid, pattern)
-        model.check_codes(pattern)
         clips = _as_latents(config, source, vae, ranks, progress)
         torch.manual_seed(config.seed)  # the first weights are a function of the seed
         dtype = torch.bfloat16 if self.adapts(model) else torch.float32  # what is trained is fp32
@@ -219,12 +234,6 @@ class LatentWorldKind(WorldKind):
 
     # --- for planning ---
 
-    def expected(self, config: TrainConfig, model: WanConfig) -> Contract:
-        size, vae = image_size(config), self.encoder(config, model)
-        grid = vae.grid(size, size)
-        _check_latents(model, grid, config.data.pattern)
-        return expected_contract(grid, config.data.pattern, size)
-
     def encoder(self, config: TrainConfig, model: WanConfig) -> WanVAEConfig:
         """Of the VAE named by the run if it is there, else Wan2.2's, or the preset with as many channels."""
         place = config.tokenizer or config.weights
@@ -251,21 +260,6 @@ def _as_latents(config: TrainConfig, source: Source, vae: Any, ranks: Ranks, pro
         )
     how = {"window": data.pattern.window, "pattern": data.pattern, "window_stride": data.window_stride}
     return cached_clips(encode, config, vae, ranks, progress, **how)
-
-
-def _check_latents(model: WanConfig, grid: LatentGrid, pattern: FramePattern) -> None:
-    """Raise `UsageError` where the backbone's channels, its patches or its length do not fit the latents."""
-    reads, length = model.backbone.in_channels, model.context_latents + model.horizon_latents
-    if reads != grid.channels:
-        raise UsageError(
-            f"the world reads {reads} channels, but the VAE makes {grid.channels}; give the VAE that makes them "
-            "(--tokenizer RUN) or another --model.backbone"
-        )
-    _, patch_h, patch_w = model.backbone.patch_size
-    if grid.height % patch_h or grid.width % patch_w:
-        raise UsageError(f"latents of {grid.height}x{grid.width} do not divide into patches of {patch_h}x{patch_w}")
-    if (found := grid.latents_of(len(pattern.frames))) != length:
-        raise UsageError(f"the pattern's {len(pattern.frames)} frames make {found} latents, the world reads {length}")
 
 
 def _base(config: TrainConfig, model: WanConfig) -> Path | None:

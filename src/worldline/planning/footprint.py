@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldline.contract import ModelConfig
+from worldline.contract import Contract, ModelConfig
 from worldline.data.loader import PREFETCH, clip_bytes, clips_in_part
 from worldline.encoding.encode import blocks_at_once
 from worldline.families.card import ModelCard
 from worldline.families.config import SampleOptions, TrainConfig
-from worldline.families.family import WorldKind, empty_batch, kind_of
+from worldline.families.family import WorldKind, kind_of
 from worldline.formats.encoded import CLAIM
+from worldline.formats.states import ONEX_LAYOUT
 from worldline.planning.meter import Pass, follow
-from worldline.schema import Batch, LatentGrid
+from worldline.schema import Batch, LatentGrid, Origin, UsageError
 
 PROCESS, WORKER = 500_000_000, 300_000_000
 """Bytes of Python and its libraries, in a process and in a loading worker: measured with PyTorch's CPU build."""
@@ -44,15 +45,15 @@ class Footprint:
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.kind = config, kind_of(config.model)
         self.autocast = config.autocast and config.device != "cpu"
-        self.contract = self.kind.expected(config, config.model)
+        self.contract = expected(config)
         self.checkpoints: bool | None = getattr(config.model, "gradient_checkpointing", None)
         """Whether gradient checkpointing is on; None where the model has none to switch on."""
         self.model = self.build(config.model)
         self._models: dict[bool | None, nn.Module] = {self.checkpoints: self.model}
         self._passes: dict[tuple[Any, ...], Pass] = {}
         self.vae: Any = None
-        if (encoder := self.kind.encoder(config, config.model)) is not None:
-            self.vae = self.build(encoder).eval().requires_grad_(False)
+        if isinstance(self.kind, WorldKind) and self.kind.over == "latents":  # it stays in memory beside the model
+            self.vae = self.build(self.kind.encoder(config, config.model)).eval().requires_grad_(False)
         data, path = config.data, config.data.path
         has_latents = isinstance(path, Path) and (path / CLAIM).exists()
         self.encodes: bool = self.vae is not None and data.cache is None and not has_latents
@@ -133,6 +134,46 @@ class Footprint:
                 found = follow(lambda: work(model, batch), given, autocast=autocast, backward=backward)
             self._passes[key] = found
         return self._passes[key]
+
+
+def expected(config: TrainConfig) -> Contract:
+    """The contract a run would have, with the states of the 1X robot. Data are not opened.
+
+    Raises:
+        UsageError: the size of pictures is not configured, though it decides what is needed.
+    """
+    kind, model, size = kind_of(config.model), config.model, config.data.image_size
+    if size is None and kind.over == "tokens" and config.tokenizer is None:
+        size = 256  # a token source, as in the challenge
+    if size is None:
+        raise UsageError("the pictures' size decides what is needed, and data are not opened: give --data.image-size")
+    encoder = kind.encoder(config, model)
+    grid = encoder.grid(size, size) if encoder else None
+    return Contract(
+        fps=30.0,
+        image_size=size,
+        state_names=ONEX_LAYOUT.names,
+        state_kinds=ONEX_LAYOUT.kinds,
+        source_kind="1x-raw",
+        pattern=kind.pattern(config, model, grid),
+        grid=grid,
+    )
+
+
+def empty_batch(over: str, contract: Contract, clips: int, device: str = "meta") -> Batch:
+    """Clips of the shape that a model reads; zeros on devices with memory."""
+    pattern, size, dtype = contract.pattern, contract.image_size or 0, torch.uint8
+    shape: tuple[int, ...] = (len(pattern.frames), 3, size, size)
+    if over == "tokens":
+        grid, dtype = contract.tokens, torch.int64
+        shape = (pattern.window // grid.block * grid.latents_per_block, grid.height, grid.width)
+    elif over == "latents":
+        grid, dtype = contract.latents, torch.float32
+        shape = (grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width)
+    states = torch.zeros(clips, pattern.window, len(contract.state_names), device=device)
+    origins = (Origin(source="none", episode=0, start=0),) * clips
+    content = {over: torch.zeros(clips, *shape, dtype=dtype, device=device)}
+    return Batch(states=states, fps=1.0, origins=origins, **content)
 
 
 def _loss(model: Any, batch: Batch) -> Tensor:

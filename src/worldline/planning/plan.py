@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from worldline.families.config import TrainConfig
-from worldline.families.family import SizeUnknownError, WorldKind
+from worldline.families.family import WorldKind
 from worldline.nn.weights import changing_state
 from worldline.planning.footprint import Footprint, Verb, host, tensors_of, verbs, worst
 from worldline.ranks import Ranks, shards_of
@@ -145,7 +145,7 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1) -> None:
     """
     try:
         run = Footprint(config)
-    except SizeUnknownError as reason:
+    except UsageError as reason:
         warnings.warn(f"whether the run fits the GPU was not checked: {reason}", stacklevel=2)
         return
     wanted = setting(run, gpus=gpus, accumulate=config.accumulate)
