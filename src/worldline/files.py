@@ -1,5 +1,6 @@
 """Small functions for files: atomic writes, JSON with useful errors, read-only maps."""
 
+import hashlib
 import json
 import os
 import re
@@ -90,6 +91,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON atomically, keys in the given order."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def hash_of(value: Any) -> str:
+    """Hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

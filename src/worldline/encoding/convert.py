@@ -11,10 +11,10 @@ from einops import rearrange
 
 from worldline.data.cache import Progress, frame_chunks
 from worldline.data.splits import recording_of
+from worldline.files import hash_of
 from worldline.formats.faults import check_episodes
 from worldline.formats.onex.write import finish_shards, shard_done, write_raw_shard
 from worldline.formats.source import Source, content_of
-from worldline.identity import hash_of
 from worldline.owner import Claim
 from worldline.ranks import Ranks
 

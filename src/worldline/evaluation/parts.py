@@ -19,10 +19,10 @@ import torch
 
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips
-from worldline.families.card import describe_model, hash_of
+from worldline.families.card import describe_model
 from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
-from worldline.files import atomic, remove_temporaries
+from worldline.files import atomic, hash_of, remove_temporaries
 from worldline.formats.source import content_of
 from worldline.progress import say
 from worldline.ranks import Ranks

@@ -4,8 +4,6 @@
 depends on content, not on place or date. Unknown parts are not compared.
 """
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,11 +51,6 @@ class Identity:
     def to_json(self) -> dict[str, str]:
         """The parts that are known."""
         return {part: value for part, value in asdict(self).items() if value is not None}
-
-
-def hash_of(value: Any) -> str:
-    """Hash of what JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def refuse_another(

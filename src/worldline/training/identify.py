@@ -5,11 +5,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from worldline.data.clips import open_split
-from worldline.families.card import Identity, Part, describe_model, hash_of, refuse_another
+from worldline.families.card import Identity, Part, describe_model, refuse_another
 from worldline.families.config import TrainConfig
 from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
-from worldline.files import read_json, reading
+from worldline.files import hash_of, read_json, reading
 from worldline.formats.source import content_of
 from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import UsageError

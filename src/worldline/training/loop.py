@@ -15,11 +15,11 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from worldline.data.loader import Loader
-from worldline.families.card import Identity, hash_of
+from worldline.families.card import Identity
 from worldline.families.config import TrainConfig, read_config, resumed, write_config
 from worldline.families.family import refuse_idle
 from worldline.families.load import prepare
-from worldline.files import write_json
+from worldline.files import hash_of, write_json
 from worldline.formats.states import StateStats
 from worldline.nn.optimizer import MovingAverage, build_optimizer
 from worldline.nn.weights import changing_state
