@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import torch
 from common import TINY_GRID, in_turns, options, publish, random_batch, ratio, spread
-from worldline.recipes.compression import compression_tiny
 
 from worldline.process.categorical import Sampling
+from worldline.recipes import compression_tiny
 from worldline.schema import TokenGrid
 from worldline.worlds.st_transformer import ONEX_GRID, STTransformerConfig
 

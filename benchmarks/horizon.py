@@ -27,12 +27,12 @@ from pathlib import Path
 import torch
 from common import options, publish, skip
 from torch import Tensor
-from worldline.families.sample import LoadOptions
 
 from worldline import builtin
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips
 from worldline.evaluation.held_out import DataChoice, held_out
+from worldline.families.config import LoadOptions
 from worldline.families.load import load_forecaster
 from worldline.forecasting.forecaster import CopyLast, Forecaster
 from worldline.forecasting.live import LiveTwin

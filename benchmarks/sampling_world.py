@@ -16,11 +16,11 @@ from dataclasses import replace
 import torch
 from common import in_turns, options, publish, spread
 from training_step import matmul_peak
-from worldline.recipes.sampling import sampling_revontuli, sampling_tiny
 
 from worldline.families.config import TrainConfig
 from worldline.nn.optimizer import build_optimizer
 from worldline.process.flow import FlowSampling
+from worldline.recipes import sampling_revontuli, sampling_tiny
 from worldline.schema import Batch, LatentGrid, Origin
 from worldline.worlds.wan import WanConfig, WanWorld
 

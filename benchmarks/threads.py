@@ -27,7 +27,7 @@ sys.path[:0] = {path}
 import torch
 from common import TINY_GRID, random_batch
 from training_step import stepper
-from worldline.recipes.compression import compression_tiny
+from worldline.recipes import compression_tiny
 
 recipe = compression_tiny()
 step = stepper(recipe.model.build(TINY_GRID), recipe, random_batch(recipe.model, {clips}, grid=TINY_GRID))

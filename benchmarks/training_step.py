@@ -16,12 +16,11 @@ from dataclasses import replace
 import torch
 from common import TINY_GRID, in_turns, options, publish, random_batch, ratio, spread
 from torch import nn
-from worldline.recipes.compression import compression_revontuli, compression_tiny
-from worldline.recipes.tokenizer import tokenizer_tiny
 
 from worldline.families.config import TrainConfig
 from worldline.nn.optimizer import build_optimizer
 from worldline.planning.meter import follow
+from worldline.recipes import compression_revontuli, compression_tiny, tokenizer_tiny
 from worldline.schema import Batch, Origin, TokenGrid
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.worlds.st_transformer import ONEX_GRID, STTransformerConfig
