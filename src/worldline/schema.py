@@ -78,6 +78,10 @@ class TokenGrid:
         """Video frames covered by `num_latents` latent frames (a whole number of blocks)."""
         return num_latents // self.latents_per_block * self.block
 
+    def grids_of(self, num_frames: int) -> int:
+        """Latent frames that cover whole blocks of video frames."""
+        return num_frames // self.block * self.latents_per_block
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatentGrid:
