@@ -5,7 +5,7 @@ damaged data are a `DataError`; both say what was expected, what was found and w
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import wraps
@@ -21,9 +21,8 @@ from worldline.evaluation.evaluate import evaluate as evaluated
 from worldline.families.card import Part
 from worldline.families.config import LoadOptions, TrainConfig, read_config
 from worldline.families.family import refuse_idle
-from worldline.families.load import Loaded, load_forecaster
-from worldline.formats.open import OpenOptions
-from worldline.formats.source import Source
+from worldline.families.load import load_forecaster
+from worldline.formats.open import OpenOptions, opened
 from worldline.planning.plan import refuse_too_little
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks
@@ -40,55 +39,26 @@ Result = TypeVar("Result")
 
 
 def _taking(
-    kind: Callable[Given, Options],
-) -> Callable[[Callable[[Place, Options], Result]], Callable[Concatenate[Place, Given], Result]]:
-    """Let a function take its options by name, with the signature and the documentation of their dataclass."""
+    kind: Callable[Given, Options], function: Callable[[Place, Options], Result]
+) -> Callable[Concatenate[Place, Given], Result]:
+    """A function that takes its options by name, with the signature and the documentation of their dataclass."""
 
-    def wrap(function: Callable[[Place, Options], Result]) -> Callable[Concatenate[Place, Given], Result]:
-        @wraps(function)
-        def by_name(place: Place, *none: Given.args, **given: Given.kwargs) -> Result:
-            return function(place, built(kind, given))
+    @wraps(function)
+    def by_name(place: Place, *none: Given.args, **given: Given.kwargs) -> Result:
+        return function(place, built(kind, given))
 
-        signature, options = inspect.signature(function), inspect.signature(kind).parameters.values()
-        signature = signature.replace(parameters=[*list(signature.parameters.values())[:1], *options])
-        by_name.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] - what help() shows
-        texts = [f"    {name}: {text}" for name, text in texts_of(kind).items()]  # pyright: ignore[reportArgumentType]
-        by_name.__doc__ = "\n".join([f"{inspect.getdoc(function)}\n\nOptions:", *texts])
-        return by_name
-
-    return wrap
+    signature, options = inspect.signature(function), inspect.signature(kind).parameters.values()
+    signature = signature.replace(parameters=[*list(signature.parameters.values())[:1], *options])
+    by_name.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] - what help() shows
+    texts = [f"    {name}: {text}" for name, text in texts_of(kind).items()]  # pyright: ignore[reportArgumentType]
+    by_name.__doc__ = "\n".join([f"{inspect.getdoc(function)}\n\nOptions:", *texts])
+    return by_name
 
 
-@_taking(OpenOptions)
-def open_data(path: str | Path | Sequence[str | Path], options: OpenOptions) -> Source:
-    """Open a data set on disk, 1X v2.0 or LeRobot, or several of one layout as one. Decodes nothing yet.
-
-    `data.episodes` lists the episodes; `data.read(episode, start, stop)` gives a `Clip` with frames (uint8
-    `f 3 h w`) or tokens (int64 `l h w`), and states (float32 `t s`, raw units).
-
-    Raises:
-        DataError: no known format, or an unfinished, incomplete or inconsistent folder.
-        UsageError: a camera, column or state name that the data set does not have, or data sets that differ.
-    """
-    return options.open(builtin.resolve_all(path))
-
-
-@_taking(LoadOptions)
-def load(run: str | Path, options: LoadOptions) -> Loaded:
-    """Load the world of a run with its tokenizer, ready to forecast.
-
-    `world.forecast(frames, states)` takes the context, uint8 `b c 3 h w`, and the states of context and horizon,
-    float32 `b t s`, and gives a `Forecast` whose frames are uint8 `b k t 3 h w`, with `k` samples.
-
-    Raises:
-        UsageError: there is no such run, it holds no world, or its tokenizer is missing or another one.
-        DataError: files are missing or damaged.
-    """
-    return load_forecaster(builtin.resolve(run), options)
-
-
-forecast = _taking(forecasts.ForecastOptions)(forecasts.forecast)
-evaluate = _taking(EvaluateOptions)(evaluated)
+open_data = _taking(OpenOptions, opened)
+load = _taking(LoadOptions, load_forecaster)
+forecast = _taking(forecasts.ForecastOptions, forecasts.forecast)
+evaluate = _taking(EvaluateOptions, evaluated)
 
 
 # --- training ---
@@ -175,7 +145,7 @@ def go_on(run: str | Path, options: ResumeOptions) -> TrainResult:
     return _train(config, Path(run), resume=True)
 
 
-resume = _taking(ResumeOptions)(go_on)
+resume = _taking(ResumeOptions, go_on)
 
 
 def new_run(name: str) -> Path:

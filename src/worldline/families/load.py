@@ -118,18 +118,23 @@ def load_world(
     return world.eval(), card
 
 
-def load_forecaster(path: Path, options: LoadOptions | None = None, *, device: torch.device | None = None) -> Loaded:
-    """Load the world of a run and, where there is one, the tokenizer it was trained on.
+def load_forecaster(
+    path: str | Path, options: LoadOptions | None = None, *, device: torch.device | None = None
+) -> Loaded:
+    """Load the world of a run with the tokenizer it was trained on, ready to forecast.
+
+    `world.forecast(frames, states)` takes the context, uint8 `b c 3 h w`, and the states of context and horizon,
+    float32 `b t s`, and gives a `Forecast` whose frames are uint8 `b k t 3 h w`, with `k` samples.
 
     Args:
-        path: run folder, or model folder inside one.
+        path: run folder, model folder inside one, or a built-in name.
         device: in place of `options.device`; a rank has its own.
 
     Raises:
-        UsageError: the tokenizer is missing though the world was trained with one, or is another one.
+        UsageError: there is no such run, it holds no world, or its tokenizer is missing or another one.
         DataError: files are missing or damaged.
     """
-    options = options or LoadOptions()
+    path, options = builtin.resolve(path), options or LoadOptions()
     device = device or pick_device(options.device)
     model = model_folder(path, options.checkpoint)
     world, card = load_world(model, weights=options.weights, allow_different=options.allow_different)

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from worldline import builtin
 from worldline.contract import Conditioning, Reading
 from worldline.formats.checks import LeavingOut, Report, summarise
 from worldline.formats.choose import join
@@ -133,15 +134,22 @@ def reading_of(source: Source, options: OpenOptions, path: Roots, image_size: in
     return Reading(image_size=image_size, **asked)
 
 
-def open_source(path: Path | Sequence[Path], **choices: Any) -> Source:
-    """Open a data set on disk, or several as one; `choices` are fields of `OpenOptions`. Decodes nothing.
+def opened(path: str | Path | Sequence[str | Path], options: OpenOptions) -> Source:
+    """Open a data set on disk, 1X v2.0 or LeRobot, or several of one layout as one; names of built-ins do too.
 
-    With `allow_missing`, all states and the headers of all videos are read.
+    `data.kind` says which format was found, `data.episodes` lists the episodes, `data.read(episode, start, stop)` gives
+    a `Clip` with frames (uint8 `f 3 h w`) or tokens (int64 `l h w`), and states (float32 `t s`, raw units). Decodes
+    nothing yet and asks no server; with `allow_missing`, all states and the headers of all videos are read.
 
     Raises:
         DataError: no known format, or an unfinished, incomplete or inconsistent folder.
         UsageError: a camera, column or state name that the data set does not have, or data sets that differ.
     """
+    return options.open(builtin.resolve_all(path))
+
+
+def open_source(path: Path | Sequence[Path], **choices: Any) -> Source:
+    """The same of paths alone; `choices` are fields of `OpenOptions`."""
     return OpenOptions(**choices).open(path)
 
 
