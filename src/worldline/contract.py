@@ -69,10 +69,6 @@ class Contract(Reading):
     """How tokens or latents lie over the frames; None where a model reads frames and makes neither."""
 
     @property
-    def token_grid(self) -> TokenGrid | None:
-        return self.grid if isinstance(self.grid, TokenGrid) else None
-
-    @property
     def tokens(self) -> TokenGrid:
         """The grid of a model of tokens."""
         assert isinstance(self.grid, TokenGrid), "asked of a model of tokens only"

@@ -217,10 +217,10 @@ def _world(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol
 
 def _tokenizer(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device) -> Loaded:
     model = model_folder(run, options.checkpoint)
-    grid, times = describe_model(model).promise.token_grid, tuple(range(len(clips.pattern.frames)))
+    contract, times = describe_model(model).promise, tuple(range(len(clips.pattern.frames)))
     tokenizer, nothing = load_any(model).to(device), {"context_frames": 0, "chunk_frames": 0}
     judged = Judged(
-        forecaster=Autoencoder(**nothing, times=times, tokenizer=tokenizer, grid=grid, device=device),
+        forecaster=Autoencoder(**nothing, times=times, tokenizer=tokenizer, grid=contract.grid, device=device),
         protocol=protocol,
         run=run.resolve().name,
         tokenizer=TokenizerIdentity.of(fingerprint(model), tokenizer),

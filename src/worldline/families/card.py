@@ -18,8 +18,6 @@ from worldline.schema import UsageError
 Part = Literal["data", "validation", "split", "pattern", "tokenizer", "backbone", "text", "statistics"]
 PARTS: tuple[Part, ...] = get_args(Part)
 Parts = Collection[Part]
-Places = Mapping[Part, Path | str | None]
-"""Where parts were found, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,23 +52,27 @@ class Identity:
 
 
 def refuse_another(
-    made: Identity, found: Identity, *, what: str, places: Places, parts: Parts = PARTS, allowed: Parts = ()
+    made: Identity,
+    found: Identity,
+    *,
+    what: str,
+    places: Mapping[Any, object],
+    parts: Parts = PARTS,
+    allowed: Parts = (),
 ) -> None:
     """Check that what is found is what something was made with, but for parts that are `allowed` to differ.
 
     Args:
         what: what was made, for the message (`the run in runs/world`).
+        places: where parts were found, for the message.
 
     Raises:
         UsageError: a part is another one; names each, with both hashes.
     """
     refused: list[Part] = [part for part in made.differing(found, parts) if part not in allowed]
     if refused:
-        places = {part: f"{place} is" for part, place in places.items() if place}
-        named = [
-            f"{part} ({getattr(made, part):.12}; {places.get(part, 'found')} {getattr(found, part):.12})"
-            for part in refused
-        ]
+        at = {part: f"{places[part]} is" if places.get(part) else "found" for part in refused}
+        named = (f"{part} ({getattr(made, part):.12}; {at[part]} {getattr(found, part):.12})" for part in refused)
         raise UsageError(
             f"{what} was made with another {'; another '.join(named)}. Give what it was made with, or allow the "
             f"difference on purpose: --allow-different {' '.join(refused)}"

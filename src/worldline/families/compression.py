@@ -14,14 +14,7 @@ from worldline.data.clips import Clips, open_clips, open_split, open_windows
 from worldline.encoding.encode import tokenize
 from worldline.families.card import ModelCard
 from worldline.families.config import SampleOptions, TrainConfig
-from worldline.families.family import (
-    Prepared,
-    Progress,
-    TokenizerKind,
-    WorldKind,
-    contract_with,
-    register,
-)
+from worldline.families.family import Prepared, Progress, TokenizerKind, WorldKind, contract_with, register
 from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_tokenizer, tokenizer_config
 from worldline.files import atomic
 from worldline.forecasting.tokens import LOGITS, TokenForecaster

@@ -16,7 +16,6 @@ from worldline.files import read_json, write_json
 from worldline.forecasting.tokens import DecodeMode
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.process.categorical import Sampling
-from worldline.process.flow import FlowSampling
 from worldline.rundir import RunDir, from_json, to_json
 from worldline.schema import UsageError
 
@@ -154,11 +153,6 @@ class SampleOptions(Checked):
     def tokens(self) -> Sampling:
         """How worlds over tokens choose."""
         return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-
-    @property
-    def flow(self) -> FlowSampling:
-        """How worlds over latents turn noise into data."""
-        return FlowSampling(sampler=self.sampler, steps=self.steps, guidance=self.guidance)
 
     def sampling(self) -> dict[str, Any]:
         """These options alone, by name."""

@@ -141,8 +141,7 @@ def load_forecaster(
     expected = card.identity.tokenizer
     place = builtin.resolve(options.tokenizer) if options.tokenizer else _tokenizer_of(path, expected)
     spoken = fingerprint(place) if place else expected
-    places: dict[Part, Path | str | None] = {"tokenizer": place}
-    found = Identity(tokenizer=spoken)
+    found, places = Identity(tokenizer=spoken), {"tokenizer": place}
     refuse_another(card.identity, found, what=f"the world in {path}", places=places, allowed=options.allow_different)
     kind = world_kind(card, model)
     return Loaded(
@@ -190,8 +189,7 @@ def refuse_unfit(source: Source, card: ModelCard, folder: Path, options: LoadOpt
     """
     tokenizer = options.tokenizer is not None or _tokenizer_of(folder, card.identity.tokenizer) is not None
     world_kind(card, folder).refuse_unfit(source, card, tokenizer=tokenizer, shown=shown)
-    made_by: dict[Part, Path | str | None] = {"tokenizer": f"that of the {source.kind} in {source.path}"}
-    found = Identity(tokenizer=source.tokenizer)
+    found, made_by = Identity(tokenizer=source.tokenizer), {"tokenizer": f"that of the {source.kind} in {source.path}"}
     refuse_another(card.identity, found, what="this world", places=made_by, allowed=options.allow_different)
 
 

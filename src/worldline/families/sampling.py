@@ -13,14 +13,7 @@ from worldline.data.clips import Clips, open_clips, open_split
 from worldline.encoding.encode import encode
 from worldline.families.card import Base, Identity, ModelCard, Part, refuse_another
 from worldline.families.config import SampleOptions, TrainConfig
-from worldline.families.family import (
-    Prepared,
-    Progress,
-    TokenizerKind,
-    WorldKind,
-    contract_with,
-    register,
-)
+from worldline.families.family import Prepared, Progress, TokenizerKind, WorldKind, contract_with, register
 from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_vae, tokenizer_config
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.source import Source
@@ -216,16 +209,14 @@ class LatentWorldKind(WorldKind):
     def forecaster(
         self, world: WanWorld, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device
     ) -> LatentForecaster:
-        if tokenizer is None:
-            raise UsageError("this world has no VAE beside it; give the one it was trained on (--tokenizer DIR)")
-        if isinstance(tokenizer, BlockTokenizer):
+        if tokenizer is None or isinstance(tokenizer, BlockTokenizer):
             raise UsageError("this world forecasts latents; give the VAE it was trained on (--tokenizer DIR)")
         return LatentForecaster(
             tokenizer=tokenizer,
             world=world.to(device),
             grid=card.promise.latents,
             pattern=card.promise.pattern,
-            sampling=options.flow,
+            sampling=FlowSampling(sampler=options.sampler, steps=options.steps, guidance=options.guidance),
             num_samples=options.num_samples,
             average_repeats=options.average_repeats,
             rows=options.rows,

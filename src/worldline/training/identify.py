@@ -27,7 +27,7 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
     data, allowed = config.data, config.allow_different
     (train, trained), (val, judged) = open_split(data, "train"), open_split(data, "val")
     tokenizer = fingerprint(config.tokenizer) if config.tokenizer else train.tokenizer
-    places: dict[Part, Path | str | None] = {"data": train.path, "validation": val.path}
+    places = {"data": train.path, "validation": val.path}
     places |= {"tokenizer": config.tokenizer or train.path, "backbone": config.weights, "text": config.text}
     # The given tokenizer must be that of all tokens and latents.
     for name, source in (("training", train), ("validation", val)):
