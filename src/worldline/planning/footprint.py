@@ -166,7 +166,7 @@ def empty_batch(over: str, contract: Contract, clips: int, device: str = "meta")
     shape: tuple[int, ...] = (len(pattern.frames), 3, size, size)
     if over == "tokens":
         grid, dtype = contract.tokens, torch.int64
-        shape = (pattern.window // grid.block * grid.latents_per_block, grid.height, grid.width)
+        shape = (grid.grids_of(pattern.window), grid.height, grid.width)
     elif over == "latents":
         grid, dtype = contract.latents, torch.float32
         shape = (grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width)
