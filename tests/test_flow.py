@@ -18,7 +18,6 @@ from worldline.process.flow import (
     FlowSampling,
     corrupt,
     draw_sigma,
-    guided,
     integrate,
     loss_weight,
     sample_sigmas,
@@ -251,17 +250,6 @@ def test_the_mean_of_samples_nears_the_conditional_mean_as_one_over_the_root_of_
 
     for k in (1, 4, 16, 64):
         assert error(k) == pytest.approx(S / k**0.5, rel=0.1)
-
-
-# --- guidance ---
-
-
-def test_guidance_goes_from_the_unconditional_velocity_past_the_conditional() -> None:
-    v_c, v_u = _noise(2, 3), _noise(2, 3, seed=1)
-    assert torch.equal(guided(v_c, v_u, 0.0), v_u)
-    assert torch.equal(guided(v_c, v_u, 1.0), v_c)
-    for guidance in (0.5, 2.0, 5.0):
-        torch.testing.assert_close(guided(v_c, v_u, guidance), v_u + guidance * (v_c - v_u))
 
 
 # --- requests that cannot be met ---

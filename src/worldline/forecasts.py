@@ -2,9 +2,9 @@
 
     OUT/forecast.json                        what was forecast and how; written last, so where it is, all is there
     OUT/forecast.unfinished.json             the same, until then
-    OUT/NAME.npz                             --format npz: the arrays of `_layout`
+    OUT/NAME.npz                             --format npz: the arrays that `_check` lists
     OUT/NAME/future_K/frame_TTT.png          --format png: future K, frame TTT counted from the first of the context
-    OUT/NAME/tokens.npz                      --format png, worlds over tokens: the arrays without frames
+    OUT/NAME/tokens.npz                      --format png, worlds over tokens: these without frames
     OUT/NAME.mp4                             --format mp4: to be looked at, with the context before it
 
 A sample of the challenge's test set is named as its file, `sample_12`; any other clip by its number, `clip_00012`. The
@@ -122,12 +122,9 @@ def forecast(run: str | Path, options: ForecastOptions, *, ranks: Ranks | None =
         clips = clips.sized(loaded.forecaster.image_size)
         suffix = "" if options.format == "png" else f".{options.format}"  # pictures have a folder
         files = {sample.clip: out / (sample.name + suffix) for sample in samples}
-        there: set[Path] = set()
-        if ranks.writes:
-            there = _begun(out, _index(run, options, clips, samples, loaded, ranks), list(files.values()))
-            if there:
-                say(f"{out}: {len(there)} of {len(files)} forecasts were there already")
-        _make(options, loaded, clips, files, ranks.agreed(there), ranks)
+        index = _index(run, options, clips, samples, loaded, ranks)
+        there = ranks.agreed(_begun(out, index, list(files.values())) if ranks.writes else None)
+        _make(options, loaded, clips, files, there, ranks)
         if ranks.writes:
             os.replace(out / UNFINISHED, out / INDEX)
     return list(files.values())
@@ -140,7 +137,7 @@ def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[Sample]]:
     check_options(card, model, options)
     clips = held_out(run, card.promise, options)
     refuse_unfit(clips.source, card, run, options, shown=options.format != "npz")
-    if options.clips and max(options.clips) >= len(clips):
+    if max(options.clips, default=-1) >= len(clips):
         raise UsageError(f"there is no clip {max(options.clips)}; the data have clips 0..{len(clips) - 1}")
     wanted = options.num_clips or ("all" if clips.source.context_only else 4)
     numbers = list(dict.fromkeys(options.clips)) or evenly(len(clips), None if wanted == "all" else wanted)
@@ -168,9 +165,11 @@ def _make(
         for clip, number in enumerate(parts[part]):
             save(files[number], made, clip)
 
-    done = {i for i, part in enumerate(parts) if there.issuperset(files[number] for number in part)}
+    def done(part: int) -> bool:
+        return there.issuperset(files[number] for number in parts[part])
+
     with Progress() as progress:
-        ranks.made(range(len(parts)), make, done=done.__contains__, progress=progress.named("forecasting"))
+        ranks.made(range(len(parts)), make, done=done, progress=progress.named("forecasting"))
 
 
 def _sample(clips: Clips, number: int) -> Sample:
@@ -216,21 +215,12 @@ def _begun(folder: Path, index: Index, files: Sequence[Path]) -> set[Path]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_json(folder / UNFINISHED, said)
     (folder / INDEX).unlink(missing_ok=True)
-    return {path for path in files if path.exists()}
+    if there := {path for path in files if path.exists()}:
+        say(f"{folder}: {len(there)} of {len(files)} forecasts were there already")
+    return there
 
 
 # --- files of one clip ---
-
-
-def _layout(k: int | str = "k", t: int | str = "t") -> dict[str, Any]:
-    """Type and axes of the arrays of k futures, t frames, l token grids and their n likeliest tokens (500)."""
-    return {
-        "frames": UInt8[np.ndarray, f"{k} {t} y x 3"],  # predicted frames, RGB
-        "times": Int32[np.ndarray, f"{t}"],  # their positions, counted from the first frame of the context
-        "tokens": Int32[np.ndarray, f"{k} l h w"],  # predicted token grids
-        "top_ids": Int32[np.ndarray, "l h w n"],  # of future 0: the likeliest tokens of each place, likeliest first
-        "top_log_probs": Float32[np.ndarray, "l h w n"],  # in nats, at temperature 1 over the whole vocabulary
-    }
 
 
 def _arrays(forecast: Forecast, clip: int) -> dict[str, np.ndarray]:
@@ -309,7 +299,14 @@ def _read(stem: Path, index: Index) -> Forecast:
 
 def _check(path: Path, arrays: dict[str, np.ndarray], index: Index) -> None:
     """Refuse arrays of other types, shapes or ranges than the layout promises. Raises `DataError`."""
-    layout = _layout(index.num_samples, len(index.times))
+    futures, frames = index.num_samples, len(index.times)
+    layout: dict[str, Any] = {
+        "frames": UInt8[np.ndarray, f"{futures} {frames} y x 3"],  # RGB
+        "times": Int32[np.ndarray, f"{frames}"],  # their positions, counted from the first frame of the context
+        "tokens": Int32[np.ndarray, f"{futures} l h w"],  # l token grids
+        "top_ids": Int32[np.ndarray, "l h w n"],  # of future 0: the n (500) likeliest tokens of each place, best first
+        "top_log_probs": Float32[np.ndarray, "l h w n"],  # in nats, at temperature 1 over the whole vocabulary
+    }
     of_tokens = {"tokens", "top_ids", "top_log_probs"}
     if not arrays or arrays.keys() - layout.keys() or arrays.keys() & of_tokens not in (set(), of_tokens):
         raise _wrong(path, expected="frames, or tokens with the likeliest ones, or both", found=f"{sorted(arrays)}")

@@ -24,7 +24,6 @@ Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames"]
 TOP = 500
 CPU = torch.device("cpu")
 F = TypeVar("F", bound="Forecaster")
-B = TypeVar("B", bound="CopyLast")
 States = Float32[Tensor, "b t s"]
 Seeds = Sequence[int] | None
 Shown = tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]
@@ -127,8 +126,8 @@ class Forecaster(ABC):
         Args:
             frames: the context only: exactly `context_frames` of them, uint8 RGB.
             states: one row per frame of context and horizon, raw units.
-            seeds: one per clip (`worldline.process.noise.clip_seeds`), or None if nothing is drawn. Sample k of a clip
-                depends on its frames, its states, its seed and k alone.
+            seeds: one per clip (`clip_seeds`), or None if nothing is drawn. Sample k of a clip depends on its frames,
+                its states, its seed and k alone.
         """
         return self.forecast_clips(self._given(frames, states, self.times[-1] + 1), seeds=seeds)
 
@@ -224,7 +223,7 @@ class CopyLast(Forecaster):
     chunk_frames: int
 
     @classmethod
-    def beside(cls: type[B], forecaster: Forecaster, **more: Any) -> B:
+    def beside(cls: type[F], forecaster: Forecaster, **more: Any) -> F:
         """The baseline of a forecaster: the same context, predicted times and steps."""
         same = {name: getattr(forecaster, name) for name in ("context_frames", "times", "chunk_frames")}
         return cls(**same, **more)

@@ -44,27 +44,20 @@ class LatentForecaster(Forecaster):
         return self.pattern.frames[: 1 + (self.world.context_latents - 1) * self.grid.temporal_stride]
 
     @property
-    def length(self) -> int:
-        """Latents of context and horizon."""
-        return self.world.context_latents + self.world.horizon_latents
-
-    @property
     def rows_at_once(self) -> int:
-        size = 4 * self.length * self.grid.channels * self.grid.height * self.grid.width
-        return self.rows or max(1, GENERATED // size)
+        latents = self.world.context_latents + self.world.horizon_latents
+        return self.rows or max(1, GENERATED // (4 * latents * self.grid.channels * self.grid.height * self.grid.width))
 
     def reconstruct(self, batch: Batch) -> Forecast:
-        """The true frames of the pattern, encoded with their context and decoded; latents are decoded as they are."""
-        latents = batch.latents
-        if batch.frames is not None:
-            latents = self._encode(self.frames_of(batch, self.pattern.window)[:, list(self.pattern.frames)])
-        return self._forecast(self._decode(self._enough(batch, "latents", latents, self.length)[:, : self.length]), 1)
+        """The true frames of the pattern, encoded with their context and decoded."""
+        frames = self.frames_of(batch, self.pattern.window)[:, list(self.pattern.frames)]
+        return self._forecast(self._decode(self._encode(frames)), 1)
 
     def shown(self, batch: Batch) -> Shown:
         if batch.frames is not None or batch.latents is None:
             return super().shown(batch)
-        video, seen = self._decode(batch.latents), len(self.context_taken)
-        return video[:, :seen], video[:, seen:] if batch.latents.shape[1] == self.length else None
+        context, future = self._decode(batch.latents).tensor_split([len(self.context_taken)], dim=1)
+        return context, future if future.shape[1] == len(self.times) else None
 
     def begin(self, batch: Batch) -> Context:
         latents, count = batch.latents, self.world.context_latents

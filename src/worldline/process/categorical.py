@@ -88,12 +88,6 @@ def cross_entropy(
     return F.linear_cross_entropy(hidden, weight, target, reduction="none", options=options).float().mean()
 
 
-@torch.no_grad()
-def likeliest(hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], *, chunk: int) -> Int64[Tensor, " n"]:
-    """The token of the largest logit at each position, with at most `chunk x v` logits in memory at once."""
-    return torch.cat([F.linear(part, weight).argmax(dim=-1) for part in hidden.split(chunk)])
-
-
 def scheduled(
     truth: Int64[Tensor, "*n"], predicted: Int64[Tensor, "*n"], probability: float, generator: torch.Generator
 ) -> Int64[Tensor, "*n"]:

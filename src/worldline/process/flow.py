@@ -88,20 +88,13 @@ def loss_weight(config: FlowConfig, sigma: Float32[Tensor, " b"]) -> Float32[Ten
     2.08 at 1/2 for the default schedule, 0 at both ends. A forecast of one Euler step uses only pure noise, which then
     has no weight: train such a world with `uniform`.
     """
+
+    def bell(sigma: Tensor) -> Tensor:
+        return ((-2 * (sigma - 0.5).square()).exp() - math.exp(-0.5)).clamp_min(0)
+
     if config.weighting == "uniform":
         return torch.ones_like(sigma)
-    return _bell(sigma) / _bell(train_sigmas(config)).mean().to(sigma.device)
-
-
-def _bell(sigma: Tensor) -> Tensor:
-    return ((-2 * (sigma - 0.5).square()).exp() - math.exp(-0.5)).clamp_min(0)
-
-
-def guided(
-    conditional: Float[Tensor, "*n"], unconditional: Float[Tensor, "*n"], guidance: float
-) -> Float32[Tensor, "*n"]:
-    """Combine two velocities, v_u + guidance (v_c - v_u) (Ho & Salimans 2022). At 1 exactly the conditional one."""
-    return torch.lerp(unconditional.float(), conditional.float(), guidance)
+    return bell(sigma) / bell(train_sigmas(config)).mean().to(sigma.device)
 
 
 def integrate(

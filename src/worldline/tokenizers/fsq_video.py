@@ -54,19 +54,15 @@ class FSQVideoConfig(ModelConfig):
     """Side of the decoder's depthwise convolutions, in positions of their stage."""
     encoder_kernels: tuple[int, ...] = (3, 1)
     """The same for each stage of the encoder. With small ones, a token depends only on the surroundings of its patch.
-
     With 7 throughout, a moving arm changes the tokens of the still wall beside it, which no world can predict: on the
-    twin 19 % of future tokens equalled their predecessor, with (3, 1) 26 % of a larger vocabulary.
-    """
+    twin 19 % of future tokens equalled their predecessor, with (3, 1) 26 % of a larger vocabulary."""
     past: Natural = 0
     """Latent frames a block looks back. With 0 every latent is encoded alone, and a still patch keeps its tokens; with
     more, later latents refine earlier ones: a better reconstruction, but tokens that are hard to predict."""
     hysteresis: float = 0.0
     """Levels beyond the nearest that a latent may move before its token changes; 0 takes the nearest token.
-
     Against camera noise, which moves the latent of a still patch to and fro between two tokens. Every block of
-    `block_frames` frames starts again, so its tokens depend on it alone (`FSQ.with_hysteresis`; docs/compression.md).
-    """
+    `block_frames` frames starts again: its tokens depend on it alone (`FSQ.with_hysteresis`; docs/compression.md)."""
     mlp_ratio: int = 2
     block_frames: int = 17
     """Frames tokenized at once; 1 + a multiple of the temporal stride."""
@@ -190,28 +186,16 @@ def _blocks(config: FSQVideoConfig, stage: int, kernel: int) -> Iterator[nn.Modu
 # depends on inputs 0..t, to the bit.
 
 
-class CausalMix(nn.Module):
-    """Add, per channel, a weighted sum of the `past` positions before; the weights start at zero."""
-
-    def __init__(self, channels: int, *, past: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(past, channels))
-
-    def forward(self, x: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t h w c"]:
-        mixed, past = x, len(self.weight)
-        padded = F.pad(x, (0, 0, 0, 0, 0, 0, past, 0))
-        for lag in range(1, past + 1):
-            mixed = mixed + self.weight[lag - 1] * padded[:, past - lag : padded.shape[1] - lag]
-        return mixed
-
-
 class CausalBlock(nn.Module):
-    """ConvNeXt block with a temporal mix: depthwise convolution, mix, norm, MLP; on a residual branch."""
+    """ConvNeXt block with a temporal mix: depthwise convolution, mix, norm, MLP; on a residual branch.
+
+    The mix adds, per channel, a weighted sum of the `past` positions before; its weights start at zero.
+    """
 
     def __init__(self, channels: int, *, kernel: int, past: int, mlp_ratio: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
-        self.mix = CausalMix(channels, past=past)
+        self.mix = nn.ParameterDict({"weight": torch.zeros(past, channels)})
         self.norm = nn.LayerNorm(channels)
         self.expand = nn.Linear(channels, mlp_ratio * channels)
         self.contract = nn.Linear(mlp_ratio * channels, channels)
@@ -220,8 +204,10 @@ class CausalBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t h w c"]:
         y = self.depthwise(rearrange(x, "b t h w c -> (b t) c h w"))
-        y = self.mix(rearrange(y, "(b t) c h w -> b t h w c", b=x.shape[0]))
-        return x + self.contract(F.gelu(self.expand(self.norm(y))))
+        y = mixed = rearrange(y, "(b t) c h w -> b t h w c", b=x.shape[0])
+        for lag, weight in enumerate(self.mix["weight"], start=1):
+            mixed = mixed + weight * F.pad(y, (0, 0, 0, 0, 0, 0, lag, 0))[:, : y.shape[1]]
+        return x + self.contract(F.gelu(self.expand(self.norm(mixed))))
 
 
 def merge(in_channels: int, out_channels: int, stride: tuple[int, int]) -> nn.Sequential:

@@ -37,6 +37,7 @@ from worldline.rundir import from_json
 from worldline.schema import Batch, DataError, LatentGrid, UsageError
 from worldline.tokenizers.tokenizer import by_pieces, divided, reconstruction_loss, signed_frames, to_pixels, to_signed
 
+_MODULE = "diffusers.models.autoencoders.autoencoder_kl_wan"
 _STRIDE = 4
 """Frames per latent. diffusers cuts video into chunks of four, whatever the configuration says."""
 
@@ -234,17 +235,12 @@ class WanVAETokenizer(nn.Module):
         return rearrange(torch.cat(parts, dim=2), "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p).float()
 
 
-def autoencoder_class() -> Any:
-    """diffusers' `AutoencoderKLWan`. Raises `UsageError` where the extra `wan` is not installed."""
-    return upstream("diffusers.models.autoencoders.autoencoder_kl_wan").AutoencoderKLWan
-
-
 def _autoencoder(sizes: WanVAESizes) -> nn.Module:
     options: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sizes).items()}
     options |= sizes.derived
     options["temperal_downsample"] = options.pop("temporal_downsample")
     try:
-        model = autoencoder_class()(**options)
+        model = upstream(_MODULE).AutoencoderKLWan(**options)
     except (ValueError, AssertionError) as error:  # widths that its shortcuts cannot average
         raise UsageError(f"diffusers cannot build this VAE; is_residual needs matching dim_mult: {error}") from error
 
@@ -295,7 +291,7 @@ def read_config(files: list[Path]) -> WanVAEConfig:
         raise DataError(place, expected=f"an {_CLASS}", found=repr(content.get("_class_name")), fix=_FIX)
     # `clip_output` was written by a conversion script; diffusers clips always.
     unread = ("clip_output", *WanVAESizes().derived)
-    fields = {k: v for k, v in full_config(content, autoencoder_class()).items() if k not in unread}
+    fields = {k: v for k, v in full_config(content, upstream(_MODULE).AutoencoderKLWan).items() if k not in unread}
     fields["temporal_downsample"] = fields.pop("temperal_downsample")
     fields["decoder_base_dim"] = fields["decoder_base_dim"] or fields["base_dim"]
     fields["patch_size"] = fields["patch_size"] or 1

@@ -20,7 +20,7 @@ from worldline.contract import ModelConfig
 from worldline.nn.attention import STBlock, TemporalCache
 from worldline.nn.fsq import FSQ
 from worldline.nn.states import Pooling, StateEncoder
-from worldline.process.categorical import Sampling, cross_entropy, draw, likeliest, scheduled
+from worldline.process.categorical import Sampling, cross_entropy, draw, scheduled
 from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.worlds.world import GridStep
 
@@ -189,8 +189,9 @@ class STTransformer(nn.Module):
             return inputs  # of a horizon of one grid
         with torch.no_grad():
             hidden = self.hidden(inputs[:, :-1], codes)[:, self.context_grids - 1 :].flatten(0, 2)
-        own = likeliest(hidden, self.embedding.weight, chunk=self.config.loss_chunk).view_as(future)
-        return torch.cat([past, scheduled(future, own, share, generator)], dim=1)
+            parts = hidden.split(self.config.loss_chunk)  # the logits of all at once would be too many
+            own = torch.cat([F.linear(part, self.embedding.weight).argmax(dim=-1) for part in parts])
+        return torch.cat([past, scheduled(future, own.view_as(future), share, generator)], dim=1)
 
     @torch.no_grad()
     def forecast(

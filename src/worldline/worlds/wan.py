@@ -183,7 +183,10 @@ class WanWorld(nn.Module):
         def velocity_at(x: Tensor, sigma: float) -> Tensor:
             inputs = torch.cat([context, x], dim=1), torch.full((len(x),), sigma, device=x.device)
             v = self.velocity_of(*inputs, conditional)
-            return v if sampling.guidance == 1 else flow.guided(v, self.velocity_of(*inputs, null), sampling.guidance)
+            if sampling.guidance == 1:
+                return v
+            # Classifier-free (Ho & Salimans 2022): v_u + guidance (v_c - v_u).
+            return torch.lerp(self.velocity_of(*inputs, null).float(), v.float(), sampling.guidance)
 
         return flow.integrate(velocity_at, noise, sampling)
 
