@@ -121,10 +121,9 @@ class Encoding(Making):
     def make(self, source: Source, chosen: tuple[int, ...], *, ranks: Ranks, **how: Any) -> Made:
         place, device = builtin.resolve(self.tokenizer), ranks.device(self.device)
         own = {field.name for field in fields(self)} - {field.name for field in fields(Encoding)}
+        how |= {name: getattr(self, name) for name in own}
         how |= {"episodes": chosen, "fingerprint": fingerprint(place), "device": device, "ranks": ranks}
-        return self.by(
-            source, self.load(place).to(device), self.out, **how, **{name: getattr(self, name) for name in own}
-        )
+        return self.by(source, self.load(place).to(device), self.out, **how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +164,10 @@ class TwinJob(TwinConfig):
         show({"out": str(self.out), **asdict(config)}, text=text, as_json=self.json)
 
 
-Job = InfoJob | ConvertJob | TokenizeJob | EncodeJob | TwinJob
 VERBS = {"info": InfoJob, "convert": ConvertJob, "tokenize": TokenizeJob, "encode": EncodeJob, "twin": TwinJob}
 
 
-def parse(arguments: list[str]) -> Job:
+def parse(arguments: list[str]) -> Any:
     choose(arguments, VERBS, what="data verb")
     jobs: Any = Union[tuple(Annotated[job, tyro.conf.subcommand(verb)] for verb, job in VERBS.items())]  # noqa: UP007 - made at run time
     with options_of({FramePattern: "pattern."}):

@@ -86,7 +86,7 @@ def cached_frames(
 
 
 def frame_chunks(source: Source, episode: int, *, size: int | None) -> Iterator[UInt8[Tensor, "t 3 h w"]]:
-    """Go once over an episode's frames in bounded memory, scaled to `size`; None keeps the stored size."""
+    """An episode's frames once, in bounded memory, scaled to `size`; None keeps the stored size."""
     chunks = source.frames(episode, 0, source.episodes[episode].length, threads=0)
     return chunks if size is None else (resize(chunk, size) for chunk in chunks)
 

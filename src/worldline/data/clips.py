@@ -181,10 +181,8 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
     What is damaged among the chosen episodes is said here too, before any work. What the weights that training starts
     from were `trained_on` counts as trained on.
 
-    Raises:
-        UsageError: a validation episode is also trained on, at whatever path; or what is trained on cannot be
-            validated on such data.
-        DataError: states or videos are not what they should be.
+    Raises `UsageError` where a validation episode is also trained on, at whatever path, or what is trained on cannot be
+    validated on such data, and `DataError` where states or videos are not what they should be.
     """
     (source, episodes), (held_out, chosen) = splits = [open_split(config, split) for split in get_args(Split)]
     for data, numbers in splits:  # what is too short for a clip is said elsewhere, first

@@ -133,15 +133,11 @@ def inspect(
         return Info(path=paths[0], problems=_problems(paths[0], found.values()), **about)
     if source.episodes and (episodes != ":" or exclude):
         source = only(source, choose_episodes(source, episodes, exclude=exclude))
-    statistics = _checked(source, note, thorough=thorough, progress=progress)
     sample = _SAMPLE if source.grid is None else 2 * source.grid.block
-    about |= {"samples": len(source_windows(source, window=sample, stride=sample)), "statistics": statistics}
+    about["samples"] = len(source_windows(source, window=sample, stride=sample))
+    about["statistics"] = statistics = _checked(source, note, thorough=thorough, progress=progress)
     if source.episodes and not about["samples"]:
-        lengths = [episode.length for episode in source.episodes]
-        expected = f"an episode of at least {sample} frames, a compression sample"
-        spans = f"lengths of {min(lengths)} to {max(lengths)}"
-        fix = "Record longer episodes, or train the sampling track on a shorter window."
-        note(DataError(source.path, expected=expected, found=spans, fix=fix, kind="too_short"))
+        note(_too_short(source, sample))
     about |= {name: getattr(source, name) for name in ("path", "kind", "fps", "image_size", "grid", "left_out")}
     return Info(
         **about,
@@ -199,3 +195,10 @@ def _notes(source: Source, sample: int, statistics: StateStats | None) -> Iterat
                 f"{len(short)} of {len(source.episodes)} episodes are shorter than the {frames} frames of a sample of "
                 f"the {track} track and give none (they have {min(short)} to {max(short)})"
             )
+
+
+def _too_short(source: Source, sample: int) -> DataError:
+    lengths = [episode.length for episode in source.episodes]
+    expected, found = f"an episode of at least {sample} frames", f"lengths of {min(lengths)} to {max(lengths)}"
+    fix = "Record longer episodes, or train the sampling track on a shorter window."
+    return DataError(source.path, expected=expected, found=found, fix=fix, kind="too_short")

@@ -49,13 +49,10 @@ def recording_of(source: Source, episode: int) -> str:
 
 def repeated(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
     """Say of how many episodes the recording is there under another number already, and name the first."""
+    if source.kind == "1x-tokens":  # they may hold a recording at several start offsets
+        return
     first: dict[str, int] = {}
-    pairs: list[tuple[int, int]] = []
-    for episode in episodes:
-        before = first.setdefault(recording_of(source, episode), episode)
-        if before != episode and source.kind != "1x-tokens":  # tokens may hold a recording at several start offsets
-            pairs.append((before, episode))
-    if pairs:
+    if pairs := [(at, i) for i in episodes if (at := first.setdefault(recording_of(source, i), i)) != i]:
         one, two = (source.episodes[i] for i in pairs[0])
         yield DataError(
             source.path,

@@ -1,9 +1,8 @@
 """What a tokenizer makes of any source of frames, once, on disk: tokens, or windows of latents. Resumable.
 
 Tokens are a 1X token folder of one shard per episode. Within it, one segment per start offset: the episode from that
-frame on, cut to whole blocks. More start offsets give a world more places to start from without a new format: to a
-reader they are segments. With augmentation each start offset also has its own crop and colours: a world then sees every
-scene in many framings.
+frame on, cut to whole blocks. More of them give a world more places to start from, and with augmentation each has its
+own crop and colours: a world then sees every scene in many framings.
 """
 
 from collections.abc import Sequence
@@ -72,28 +71,24 @@ def tokenize(
 
     def make(out: Path, shard: int) -> None:
         rows = [np.arange(*span) for span in spans[shard]] or [np.arange(0)]
-        segments = np.repeat(np.arange(len(rows), dtype=np.int32), [len(part) for part in rows])
-        states = source.read_states(episodes[shard])[np.concatenate(rows)]
-        ends, firsts = np.cumsum([len(part) for part in rows]).tolist(), dict[int, Tensor]()
-        pieces = sorted(  # what goes through the tokenizer together, in the order in which it begins; of which offset
-            (begin, min(begin + at_once, stop), offset)
-            for offset, (start, stop) in enumerate(spans[shard])
-            for begin in range(start, stop, at_once)
+        begins = np.cumsum([0, *map(len, rows)]).tolist()  # in the shard, where spans lie one after another
+        segments = np.repeat(np.arange(len(rows), dtype=np.int32), np.diff(begins))
+        states, firsts = source.read_states(episodes[shard])[np.concatenate(rows)], dict[int, Tensor]()
+        pieces = sorted(  # frames that go through the tokenizer together, their start offset and first block
+            (start, min(start + at_once, stop), offset, (begins[offset] + start - first) // grid.block)
+            for offset, (first, stop) in enumerate(spans[shard])
+            for start in range(first, stop, at_once)
         )
-        runs = frame_runs(
-            frame_chunks(source, episodes[shard], size=None if augment else size), [p[:2] for p in pieces]
-        )
+        chunks = frame_chunks(source, episodes[shard], size=None if augment else size)
+        runs = frame_runs(chunks, [(start, stop) for start, stop, *_ in pieces])
         with token_shard(out, shard, states=states, segments=segments) as put:
-            for frames, (begin, _, offset) in zip(runs, pieces, strict=True):
+            for frames, (_, _, offset, block) in zip(runs, pieces, strict=True):
                 if augment is not None:  # each start offset in its own way
                     first = firsts.setdefault(offset, frames[0].clone())
                     seed = np.random.SeedSequence([shard, offset]).generate_state(1)[0]
                     frames = augment_frames(frames, augment, size=height, seed=int(seed), first=first)
                 tokens = tokenizer.encode(frames[None].to(device or "cpu"))[0].cpu().numpy().astype(np.int32)
-                row = ends[offset] - (
-                    spans[shard][offset][1] - begin
-                )  # of the shard: spans lie there one after another
-                put(row // grid.block, rearrange(tokens, "(n l) gh gw -> n l gh gw", l=grid.latents_per_block))
+                put(block, rearrange(tokens, "(n l) gh gw -> n l gh gw", l=grid.latents_per_block))
 
     frames = sum(stop - start for found in spans for start, stop in found)
     total = {"num_shards": len(episodes), "num_images": frames}

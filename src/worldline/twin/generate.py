@@ -78,8 +78,7 @@ def generate(
     with owned(out, claim=Claim(file=RECORD, key=record, what="data of the twin")):
         (out / "physics").mkdir(exist_ok=True)
         todo = [i for i in range(config.episodes) if not (shard_done(out, i) and _physics(out, i).exists())]
-        there = config.episodes - len(todo)
-        for count, _ in enumerate(_written(out, config, todo, workers), there + 1):
+        for count, _ in enumerate(_written(out, config, todo, workers), config.episodes - len(todo) + 1):
             if progress is not None:
                 progress(count, config.episodes)
         shape: dict[str, Any] = {"num_shards": config.episodes, "num_images": config.episodes * config.frames}
