@@ -9,7 +9,7 @@ from pathlib import Path
 from worldline.evaluation.result import Comparison, Evaluation, label_of, metrics_of
 from worldline.metrics.bootstrap import Interval
 from worldline.metrics.table import METRICS
-from worldline.report.tables import INCOMPARABLE, format_number, split_of, tokenizer_of
+from worldline.report.tables import INCOMPARABLE, facts_of, format_number, tokenizer_of
 
 SHOWN = (
     "psnr_db_last",
@@ -52,9 +52,8 @@ def main(paths: list[Path]) -> None:
     if len({evaluation.tokenizer for evaluation in scored}) > 1:
         print(f"{INCOMPARABLE}\n")
     for path, evaluation in evaluations.items():
-        data, ran = evaluation.data, evaluation.environment
-        clips = f"{data.num_clips} clips of {data.num_episodes} episodes of {data.name}, {split_of(data)}"
-        print(f"{path}: {clips}, {tokenizer_of(evaluation)}, {evaluation.seconds:.0f} s")
+        ran = evaluation.environment
+        print(f"{path}, {facts_of(evaluation)}, {tokenizer_of(evaluation)}, {evaluation.seconds:.0f} s")
         print(f"commit {ran['commit']}, {ran['cpu']}, torch {ran['torch']}, settings {evaluation.settings}\n")
         print(table(evaluation))
         if evaluation.comparisons:

@@ -13,9 +13,9 @@ from worldline.contract import FramePattern
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.result import Evaluation, Row, label_of
-from worldline.evaluation.rows import ROWS, Entry, Judged, Made, NotComputed, Scene, condition
+from worldline.evaluation.rows import ROWS, Entry, Judged, Made, Scene, condition
 from worldline.forecasting.tokens import TokenForecaster
-from worldline.metrics.table import METRICS, Metric
+from worldline.metrics.table import METRICS, Metric, NotComputed
 from worldline.metrics.tokens import accuracy
 from worldline.report.tables import text_table
 from worldline.report.write import write_report

@@ -19,10 +19,8 @@ from latent_builders import small_vae
 from test_forecast_files import write_latent_world, write_test_tokens, write_tokenizer, write_world
 
 from worldline.data.clips import Clips
-from worldline.evaluation.engine import Tally
-from worldline.evaluation.parts import PARTS, Parts
+from worldline.evaluation.engine import PARTS, Tally
 from worldline.forecasts import read_forecasts
-from worldline.ranks import Ranks
 from worldline.rundir import read_model, write_model
 from worldline.schema import Clip, DataError
 from worldline.worlds.st_transformer import STTransformer
@@ -107,9 +105,8 @@ def test_a_part_gives_back_every_number(tmp_path: Path) -> None:
     tally.scores["a", "psnr_db"] = torch.rand(2, 3, generator=rng)
     tally.shown["real"] = torch.randint(256, (2, 1, 3, 2, 2), generator=rng).to(torch.uint8)
     tally.totals["tokens"] = torch.arange(5)
-    parts = Parts.begun(tmp_path, None, ranks=Ranks())
-    parts.write(8, vars(tally))
-    found = Tally(**parts.read(8))
+    tally.save(tmp_path / "part.pt")
+    found = Tally.load(tmp_path / "part.pt")
 
     for name in ("episodes", "not_computed", "settings"):
         assert getattr(found, name) == getattr(tally, name)
@@ -119,8 +116,7 @@ def test_a_part_gives_back_every_number(tmp_path: Path) -> None:
         for key in mine:
             assert mine[key].dtype == theirs[key].dtype
             assert torch.equal(mine[key].nan_to_num(-1), theirs[key].nan_to_num(-1))
-    parts.remove()
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["part.pt"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

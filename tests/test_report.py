@@ -16,10 +16,9 @@ import pytest
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, best_rows, label_of
 from worldline.families.tokenizers import TokenizerIdentity
 from worldline.metrics.bootstrap import Interval
-from worldline.report.gather import gather
+from worldline.report.pictures import GIVEN, PREDICTED, strip
 from worldline.report.tables import duration, tables, text_table
-from worldline.report.video import GIVEN, PREDICTED, strip
-from worldline.report.write import write_report
+from worldline.report.write import gather, write_report
 from worldline.schema import DataError, UsageError
 
 CONTEXT, FRAMES, SIZE = 5, 13, 32

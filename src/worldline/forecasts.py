@@ -29,8 +29,7 @@ from torch import Tensor
 from worldline import builtin
 from worldline.checks import Natural, Seed
 from worldline.data.clips import Clips
-from worldline.evaluation.held_out import DataChoice, evenly, held_out, warn_of_strange_states
-from worldline.evaluation.parts import made_from
+from worldline.evaluation.held_out import DataChoice, evenly, held_out, made_from, warn_of_strange_states
 from worldline.families.card import describe_model
 from worldline.families.config import LoadOptions
 from worldline.families.load import Loaded, check_options, load_forecaster, refuse_unfit

@@ -1,13 +1,16 @@
 """The one engine: every row and every metric over clips, batch by batch, each batch on one rank.
 
 The scores of a batch depend on the batch alone, so the numbers do not depend on the number of processes or on
-interruptions. It knows forecasters only; rows and metrics are entries of their tables.
+interruptions: an evaluation that is stopped leaves `OUT/metrics.parts/key_KEY/batch_000008.pt`, the scores of the batch
+that begins with the ninth clip. It knows forecasters only; rows and metrics are entries of their tables.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -18,18 +21,19 @@ from torch import Tensor
 from worldline.checks import Checked, Natural, Seed
 from worldline.data.clips import Clips
 from worldline.evaluation.held_out import evenly, foreign_states
-from worldline.evaluation.parts import Parts
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, Split
-from worldline.evaluation.rows import ROWS, Judged, Made, NotComputed, Protocol, Scene, Setting, entry_of, mean_id
-from worldline.files import write_npz
+from worldline.evaluation.rows import ROWS, Judged, Made, Protocol, Scene, Setting, entry_of, mean_id
+from worldline.files import atomic, remove_temporaries, write_npz
 from worldline.metrics.bootstrap import Interval, interval, intervals, paired_difference
-from worldline.metrics.image import MetricUnavailable, psnr
-from worldline.metrics.table import METRICS
+from worldline.metrics.image import psnr
+from worldline.metrics.table import METRICS, NotComputed
 from worldline.process.noise import clip_seeds
+from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import environment
 from worldline.schema import Batch, TokenGrid, UsageError, stack
 
+PARTS = "metrics.parts"
 SHOWN_CLIPS = 6
 """Clips whose frames are kept for the report."""
 SHOWN_ORDER = ("model", "baseline", "ceiling", "ablation")
@@ -79,6 +83,15 @@ class Tally:
     totals: dict[str, Tensor] = field(default_factory=dict)
     """Sums over all clips, such as how often each token occurred."""
 
+    def save(self, path: Path) -> None:
+        """Write a file for `load`, atomically."""
+        with atomic(path) as temporary:
+            torch.save(vars(self), temporary)
+
+    @staticmethod
+    def load(path: Path) -> "Tally":
+        return Tally(**torch.load(path, weights_only=True))
+
     @staticmethod
     def joined(parts: "Sequence[Tally]") -> "Tally":
         """Scores of all clips, in order. Each batch was scored in the same way."""
@@ -100,7 +113,7 @@ class Tally:
                 continue
             try:
                 self.scores[row, metric.id] = metric.measure(made.frames, truth)
-            except MetricUnavailable as reason:
+            except NotComputed as reason:
                 self.not_computed[metric.id] = str(reason)
 
     def numbers(self) -> dict[str, dict[str, Tensor]]:
@@ -143,22 +156,49 @@ def score(
     if other is not None and (other.times, other.token_grid) != (forecaster.times, forecaster.token_grid):
         raise UsageError("the unconditional world forecasts other times or tokens than the one it is compared with")
     began, ranks, scoring = time.monotonic(), ranks or Ranks(), _Scoring(judged, clips, amount)
-    parts, begins = Parts.begun(out, key, ranks=ranks), range(0, len(scoring.chosen), amount.batch_size)
+    begins, parts = range(0, len(scoring.chosen), amount.batch_size), _begun(out, key, ranks=ranks)
+    files = {begin: parts / f"batch_{begin:06d}.pt" for begin in begins}
     ranks.made(
         begins,
-        lambda begin: parts.write(begin, vars(scoring.batch(begin))),
-        done=lambda begin: parts.file(begin).exists(),
+        lambda begin: scoring.batch(begin).save(files[begin]),
+        done=lambda begin: files[begin].exists(),
         progress=progress,
     )
     if not ranks.writes:
         return ranks.agreed(None)
-    tally = Tally.joined([Tally(**parts.read(begin)) for begin in begins])
+    tally = Tally.joined([Tally.load(file) for file in files.values()])
     if tally.shown:
         scoring.write_forecasts(out / "forecasts.npz", tally.shown)
     evaluation = scoring.evaluation(tally, split, time.monotonic() - began)
     evaluation.save(out / "metrics.json")
-    parts.remove()
+    shutil.rmtree(parts.parent)
     return ranks.agreed(evaluation)
+
+
+def _begun(out: Path, key: str | None, *, ranks: Ranks) -> Path:
+    """The folder for an evaluation's parts, with what it left there when it was stopped: nothing if there is no key."""
+    folder = ranks.agreed(_prepared(out, key) if ranks.writes else None)
+    if not all(ranks.everyones(folder.is_dir())):
+        raise UsageError(f"{out} is not seen by all processes; give a folder that all machines share (--out)")
+    return folder
+
+
+def _prepared(out: Path, key: str | None) -> Path:
+    """Remove parts of other keys and what was half written; say how much is there."""
+    folder = out / PARTS / f"key_{(key or 'unknown')[:16]}"
+    others = [other for other in folder.parent.glob("key_*") if other != folder or key is None]
+    if any(any(other.glob("batch_*")) for other in others):
+        say(f"{out}: removed what was scored by an evaluation that was stopped and differs from this one")
+    for other in others:
+        shutil.rmtree(other)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(folder)
+    for file in folder.glob("batch_*.pt"):
+        if not is_zipfile(file):  # a machine that lost its power leaves parts of files; that batch is scored again
+            file.unlink()
+    if there := len(list(folder.iterdir())):
+        say(f"{out}: {there} batches were there already, of this evaluation when it was stopped")
+    return folder
 
 
 def refuse_incomparable(clips: Clips, protocol: Protocol) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,11 +11,10 @@ import torch
 from worldline import builtin
 from worldline.data.clips import Clips
 from worldline.evaluation.engine import Amount, refuse_incomparable, score
-from worldline.evaluation.held_out import DataChoice, On, held_out, split_of
-from worldline.evaluation.parts import made_from
+from worldline.evaluation.held_out import DataChoice, On, held_out, made_from, split_of
 from worldline.evaluation.result import Evaluation, Split
-from worldline.evaluation.rows import Judged, Protocol
-from worldline.families.card import Identity, ModelCard, Part, describe_model, refuse_another
+from worldline.evaluation.rows import Judged, Protocol, Setting
+from worldline.families.card import ModelCard, Part, describe_model, refuse_another
 from worldline.families.config import LoadOptions, SampleOptions
 from worldline.families.family import WorldKind, kind_of
 from worldline.families.load import check_options, load_forecaster, refuse_unfit
@@ -26,8 +25,6 @@ from worldline.ranks import Ranks
 from worldline.rundir import RunDir, model_folder
 from worldline.schema import Batch, Forecast, UsageError
 
-_SHARED: tuple[Part, ...] = ("data", "tokenizer")
-"""Parts that a world and its unconditional baseline must share."""
 _UNUSED: dict[Protocol, tuple[str, ...]] = {
     "compression": ("means",),
     "sampling": (),
@@ -116,8 +113,7 @@ def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: 
     if split == "not checked" and ranks.writes:
         say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
     with ranks.owning(out), Progress() as progress:
-        load = _tokenizer if protocol == "tokenizer" else _world
-        judged, models = load(run, options, clips, protocol, device)
+        judged, models = _loaded(run, options, clips, protocol, device)
         clips, key = clips.sized(judged.forecaster.image_size), None
         if ranks.writes:
             decides = {"protocol": protocol, "split": split, "sample": options.sampling()}
@@ -133,11 +129,8 @@ def out_of(run: Path, options: EvaluateOptions) -> Path:
     return options.out or RunDir(builtin.results_of(builtin.resolve(run))).evaluation
 
 
-# --- before weights are read ---
-
-
 def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Split]:
-    """The protocol of a run, its clips, and whether it was trained on them."""
+    """The protocol of a run, its clips, and whether it was trained on them. Reads no weights."""
     model, allowed = model_folder(run, options.checkpoint), options.allow_different
     card = describe_model(model)
     protocol, models = _protocol(run, card, options), [model]
@@ -146,10 +139,6 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
         check_options(card, model, options)
     if options.unconditional is not None:
         models.append(_unconditional(run, card, options.unconditional, allowed))
-    if options.tokenizer is not None:
-        place = builtin.resolve(options.tokenizer)
-        found = Identity(tokenizer=fingerprint(place))
-        refuse_another(card.identity, found, what=str(run), places={"tokenizer": place}, allowed=allowed)
     split = split_of(run, card.promise, models, options, on=options.on, allow_different=allowed)
     pattern = card.promise.pattern if protocol == "tokenizer" else None  # a forecast is compared with all frames
     clips = held_out(run, card.promise, options, pattern=pattern, stride=options.window_stride, on=options.on)
@@ -171,26 +160,31 @@ def _protocol(run: Path, card: ModelCard, options: EvaluateOptions) -> Protocol:
 def _unconditional(run: Path, card: ModelCard, place: Path, allowed: Collection[Part]) -> Path:
     """The model folder of an unconditional world. Refuses one that does not belong to the run, by its description."""
     model = model_folder(builtin.resolve(place))
-    theirs, parts = describe_model(model), _SHARED
+    theirs = describe_model(model)
     if theirs.config.kind != card.config.kind or not getattr(theirs.config, "unconditional", False):
         raise UsageError(
             f"{model} is not an unconditional world of the same kind as {run}; give one (a training with "
             "--model.unconditional True)"
         )
-    places = dict.fromkeys(parts, model)
-    refuse_another(card.identity, theirs.identity, what=str(run), places=places, parts=parts, allowed=allowed)
+    shared: dict[Part, Path | str | None] = {"data": model, "tokenizer": model}
+    refuse_another(card.identity, theirs.identity, what=str(run), places=shared, parts=tuple(shared), allowed=allowed)
     return model
 
 
-# --- loaded ---
-
-Loaded = tuple[Judged, dict[Path, str | None]]
-"""What is judged, and the folders of all models that decide the numbers, each with its tokenizer's fingerprint."""
-
-
-def _world(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device) -> Loaded:
-    loaded, other = load_forecaster(run, options, device=device), None
-    model = model_folder(run, options.checkpoint)
+def _loaded(
+    run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device
+) -> tuple[Judged, dict[Path, str | None]]:
+    """What is judged, and the folders of all models that decide the numbers, each with its tokenizer's fingerprint."""
+    model, other = model_folder(run, options.checkpoint), None
+    what: dict[str, Any] = {"protocol": protocol, "run": run.resolve().name}
+    settings: dict[str, Setting] = {} if model == run else {"checkpoint": model.name}
+    if protocol == "tokenizer":
+        grid, times = describe_model(model).promise.grid, tuple(range(len(clips.pattern.frames)))
+        tokenizer, nothing = load_any(model).to(device), {"context_frames": 0, "chunk_frames": 0}
+        alone = Autoencoder(**nothing, times=times, tokenizer=tokenizer, grid=grid, device=device)
+        identity = TokenizerIdentity.of(fingerprint(model), tokenizer)
+        return Judged(**what, forecaster=alone, tokenizer=identity, settings=settings), {model: None}
+    loaded = load_forecaster(run, options, device=device)
     models = {model: loaded.tokenizer}
     if options.unconditional is not None:
         place = builtin.resolve(options.unconditional)
@@ -200,30 +194,15 @@ def _world(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol
             raise UsageError(f"the world in {place} uses the tokens of another tokenizer than the one in {run}")
     # The true tokens are those of the data, where these are tokens and say whose.
     made_by = clips.source.tokenizer or loaded.tokenizer
-    tokenizer = getattr(loaded.forecaster, "tokenizer", None) if made_by == loaded.tokenizer else None
+    tokenizer = loaded.forecaster.tokenizer if made_by == loaded.tokenizer else None
     place = run if (run / "unigram.npy").exists() else run.parent.parent  # a run folder, or run/checkpoints/step_N
     counts = {name: np.load(file) for name in ("unigram", "kept") if (file := place / f"{name}.npy").exists()}
     judged = Judged(
+        **what,
         forecaster=loaded.forecaster,
-        protocol=protocol,
-        run=run.resolve().name,
         tokenizer=None if made_by is None else TokenizerIdentity.of(made_by, tokenizer),
-        settings=({} if model == run else {"checkpoint": model.name}) | loaded.settings,
-        unconditional=None if other is None else other.forecaster,
+        settings=settings | loaded.settings,
+        unconditional=other.forecaster if other else None,
         **counts,
     )
     return judged, models
-
-
-def _tokenizer(run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device) -> Loaded:
-    model = model_folder(run, options.checkpoint)
-    contract, times = describe_model(model).promise, tuple(range(len(clips.pattern.frames)))
-    tokenizer, nothing = load_any(model).to(device), {"context_frames": 0, "chunk_frames": 0}
-    judged = Judged(
-        forecaster=Autoencoder(**nothing, times=times, tokenizer=tokenizer, grid=contract.grid, device=device),
-        protocol=protocol,
-        run=run.resolve().name,
-        tokenizer=TokenizerIdentity.of(fingerprint(model), tokenizer),
-        settings={} if model == run else {"checkpoint": model.name},
-    )
-    return judged, {model: None}

@@ -1,9 +1,11 @@
-"""The clips of an evaluation: held-out windows in the shape and units of the checkpoint's training data."""
+"""The clips of an evaluation, in the shape and units of the checkpoint's training data; what decides its numbers."""
 
-from collections.abc import Collection, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,13 +18,16 @@ from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split
 from worldline.evaluation.result import Split
 from worldline.families.card import Identity, Part, describe_model, refuse_another
-from worldline.files import read_json
+from worldline.families.family import kind_of
+from worldline.families.tokenizers import fingerprint
+from worldline.files import hash_of, read_json
 from worldline.formats.faults import check_episodes, implausible, unlike, warn
 from worldline.formats.open import has_choices
 from worldline.formats.source import Source, content_of
-from worldline.rundir import RunDir, from_json, model_folder
+from worldline.rundir import RunDir, environment, from_json, model_folder, to_json, version_of
 from worldline.schema import UsageError
 
+_LIBRARIES = ("torch", "numpy", "av", "torchmetrics", "diffusers", "transformers", "peft")
 On = Literal["held-out", "training-data"]
 """Data of an evaluation: recordings that the run was not trained on, or, if asked for, those that it was trained on."""
 
@@ -64,23 +69,20 @@ def split_of(
         models: run or model folders: the evaluated world, and one it is compared with.
         allow_different: `validation`, where the run's own data may have changed since it was trained.
 
-    The other arguments are those of `held_out`.
+    The others are those of `held_out`.
 
     Raises:
-        UsageError: they were trained on some of it though it is to be held out, or on none of it though it is to be
-            training data; the data have other states or another rate than the run was trained with; or the run's own
-            data are not there, or no longer what they were.
+        UsageError: as `held_out`; the run's own data are no longer what they were; or models were trained on data that
+            are to be held out, or on none of those that are to be training data.
     """
-    source, chosen = open_split(_config(run, contract, choice, on), "val")
-    _check(source, contract)
+    _, source, chosen = _opened(run, contract, choice, on)
     own = on == "held-out" and all(getattr(choice, field.name) == field.default for field in fields(DataChoice))
     if own and not builtin.is_builtin(run) and (made := describe_model(model_folder(run)).identity).validation:
         found = Identity(validation=content_of(source, chosen))
         refuse_another(made, found, what=str(run), places={"validation": source.path}, allowed=allow_different)
     check_episodes(source, chosen, size=contract.image_size)
     warn_of_strange_states(source, chosen, models[0])
-    trained_on = [describe_model(model_folder(model)).trained_on for model in models]
-    known = [one for one in trained_on if one is not None]
+    known = [one for model in models if (one := describe_model(model_folder(model)).trained_on) is not None]
     shared = list(dict.fromkeys(episode.name for one in known for episode in one.among(source, chosen)))
     if on == "training-data":
         if not shared and len(known) == len(models):
@@ -120,16 +122,28 @@ def held_out(
         on: `training-data` takes the run's training episodes for its validation episodes.
 
     Raises:
-        UsageError: the data have other states or another rate than the model was trained with.
+        UsageError: the data are not there, or have other states or another rate than the model was trained with.
     """
-    config = _config(run, contract, choice, on)
+    config, source, _ = _opened(run, contract, choice, on)
     pattern = pattern or FramePattern(window=contract.pattern.window)
-    if stride is None:
-        step = open_split(config, "val")[0].stride
-        stride = -(-pattern.window // step) * step  # encoded data have no other windows than those every `step` frames
-    clips = open_clips(replace(config, pattern=pattern, window_stride=stride), "val")
-    _check(clips.source, contract)
-    return clips
+    # Encoded data have no other windows than those every `source.stride` frames.
+    disjoint = -(-pattern.window // source.stride) * source.stride
+    return open_clips(replace(config, pattern=pattern, window_stride=stride or disjoint), "val")
+
+
+def _opened(run: Path, contract: Contract, choice: DataChoice, on: On) -> tuple[DataConfig, Source, Sequence[int]]:
+    """How the data of an evaluation are configured, and its episodes. Refuses other states and another rate."""
+    config = _config(run, contract, choice, on)
+    source, chosen = open_split(config, "val")
+    path, names, expected = source.path, source.layout.names, contract.state_names
+    if len(names) != len(expected):
+        raise UsageError(f"{path} has {len(names)}-dimensional states, but the model was trained with {len(expected)}")
+    for place, (name, known) in enumerate(zip(names, expected, strict=True)):
+        if name != known:
+            raise UsageError(f"{path}: state {place} is {name!r}, the model was trained with {known!r}")
+    if abs(source.fps - contract.fps) > 1e-3:
+        raise UsageError(f"{path} runs at {source.fps} fps, but the model was trained at {contract.fps}")
+    return config, source, chosen
 
 
 def _config(run: Path, contract: Contract, choice: DataChoice, on: On) -> DataConfig:
@@ -169,17 +183,6 @@ def _config(run: Path, contract: Contract, choice: DataChoice, on: On) -> DataCo
     )
 
 
-def _check(source: Source, contract: Contract) -> None:
-    path, names, expected = source.path, source.layout.names, contract.state_names
-    if len(names) != len(expected):
-        raise UsageError(f"{path} has {len(names)}-dimensional states, but the model was trained with {len(expected)}")
-    for place, (name, known) in enumerate(zip(names, expected, strict=True)):
-        if name != known:
-            raise UsageError(f"{path}: state {place} is {name!r}, the model was trained with {known!r}")
-    if abs(source.fps - contract.fps) > 1e-3:
-        raise UsageError(f"{path} runs at {source.fps} fps, but the model was trained at {contract.fps}")
-
-
 def evenly(num_clips: int, wanted: int | None) -> list[int]:
     """Numbers of clips at even distances; all of them where `wanted` is None or too many."""
     if wanted is None or wanted >= num_clips:
@@ -199,3 +202,43 @@ def foreign_states(clips: Clips, chosen: list[int]) -> Float32[Tensor, "n t s"] 
     places = [(int(clips.windows.episode[number]), int(clips.windows.start[number])) for number in partners]
     rows = [clips.source.read_states(episode, start, start + clips.pattern.window) for episode, start in places]
     return torch.from_numpy(np.stack(rows))
+
+
+def made_from(
+    clips: Clips, models: Mapping[Path, str | None], *, weights: Path | None, device: torch.device, **settings: Any
+) -> str:
+    """Hash of all that decides what is computed: models, data, settings, code, libraries and processor.
+
+    Neither the number of ranks nor any place is part of it.
+
+    Args:
+        models: model folders, each with the fingerprint of the tokenizer that it is used with.
+        weights: where the pretrained backbone lies, if not where a checkpoint says.
+        settings: all else, as JSON can hold it.
+    """
+    described, windows = [], clips.windows
+    for folder, tokenizer in models.items():
+        card = describe_model(folder)
+        base = None if card.base is None else weights or card.base.path
+        backbone = None if base is None else kind_of(card.config).backbone_fingerprint(base)
+        described.append([replace(card, base=None).to_json(), fingerprint(folder), backbone, tokenizer])
+    return hash_of(
+        {
+            "models": described,
+            "data": content_of(clips.source, sorted(set(windows.episode.tolist()))),
+            "clips": [hashlib.sha256(places.tobytes()).hexdigest() for places in (windows.episode, windows.start)],
+            "frames": [to_json(FramePattern, clips.pattern), clips.image_size],
+            "settings": settings,
+            "code": [_code(), *map(version_of, _LIBRARIES)],
+            "processor": environment()["device" if device.type == "cuda" else "cpu"],
+        }
+    )
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Hash of worldline's own source: exact also where it is no release, and no commit is known."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -79,7 +79,11 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The complete result of an evaluation. A metric is either in a row or in `not_computed` with the reason."""
+    """The complete result of an evaluation. A metric is either in a row or in `not_computed` with the reason.
+
+    Raises:
+        ValueError: a metric that `METRICS` lacks, an id used twice, a curve or comparison of no row.
+    """
 
     protocol: str
     run: str
@@ -96,14 +100,19 @@ class Evaluation:
     tokenizer: TokenizerIdentity | None = None
     """Tokenizer of the scored tokens or latents; None if unknown. Token costs compare only within one tokenizer."""
 
-    def save(self, path: Path) -> None:
-        """Write JSON atomically, making the folder. NaN becomes null.
+    def __post_init__(self) -> None:
+        ids = {row.id for row in self.rows}
+        used = {*self.curves, *(claim.metric for claim in self.comparisons)}.union(*(row.metrics for row in self.rows))
+        mentioned = {id for claim in self.comparisons for id in (claim.better, claim.than)}.union(*self.curves.values())
+        if len(ids) < len(self.rows):
+            raise ValueError("two rows of the same id")
+        if unknown := sorted(used - set(METRICS)):
+            raise ValueError(f"unknown metrics {', '.join(unknown)}")
+        if absent := sorted(mentioned - ids):
+            raise ValueError(f"curves or comparisons of rows that are not there: {', '.join(absent)}")
 
-        Raises:
-            ValueError: a metric that `METRICS` lacks, an id used twice, a curve or comparison of no row.
-        """
-        if problem := _inconsistency(self):
-            raise ValueError(problem)
+    def save(self, path: Path) -> None:
+        """Write JSON atomically, making the folder. NaN becomes null."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary:
             temporary.write_bytes(TypeAdapter(Evaluation).dump_json(self, indent=2) + b"\n")
@@ -113,10 +122,7 @@ class Evaluation:
         """Read what `save` wrote. Raises `DataError` where the file is absent, damaged or of another kind."""
         if not path.exists():
             raise DataError(path, expected="an evaluation", found="no file", fix="Evaluate the run first.")
-        evaluation: Evaluation = from_json(Evaluation, read_json(path), path)
-        if problem := _inconsistency(evaluation):
-            raise DataError(path, expected="an evaluation", found=problem, fix="Evaluate the run again.")
-        return evaluation
+        return from_json(Evaluation, read_json(path), path)
 
 
 def metrics_of(rows: Sequence[Row]) -> list[str]:
@@ -132,18 +138,3 @@ def best_rows(rows: Sequence[Row], metric: str) -> list[Row]:
     means = [row.metrics[metric].mean for row in contenders]
     best = max(means) if METRICS[metric].higher_is_better else min(means)
     return [row for row, mean in zip(contenders, means, strict=True) if mean == best]
-
-
-def _inconsistency(evaluation: Evaluation) -> str | None:
-    ids = {row.id for row in evaluation.rows}
-    used = {comparison.metric for comparison in evaluation.comparisons} | set(evaluation.curves)
-    used |= {metric for row in evaluation.rows for metric in row.metrics}
-    mentioned = {name for curve in evaluation.curves.values() for name in curve}
-    mentioned |= {name for c in evaluation.comparisons for name in (c.better, c.than)}
-    if len(ids) < len(evaluation.rows):
-        return "two rows of the same id"
-    if unknown := sorted(used - set(METRICS)):
-        return f"unknown metrics {', '.join(unknown)}"
-    if absent := sorted(mentioned - ids):
-        return f"curves or comparisons of rows that are not there: {', '.join(absent)}"
-    return None

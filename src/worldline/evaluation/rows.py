@@ -18,7 +18,7 @@ from torch import Tensor
 from worldline.families.tokenizers import TokenizerIdentity
 from worldline.forecasting import postprocess
 from worldline.forecasting.forecaster import CopyLast, Extra, Forecaster
-from worldline.metrics.table import METRICS
+from worldline.metrics.table import METRICS, NotComputed
 from worldline.metrics.tokens import Guesses, kept_guesses, per_clip, shared_guesses, token_costs
 from worldline.schema import Batch, Forecast, TokenGrid
 
@@ -33,10 +33,6 @@ CHANGED = 0.5
 """Probability that a token differs from the last context grid's, if a run has not counted it."""
 BLUR = 1 / 64
 """Deviation of the Gaussian blur of blurred rows, in widths of the image."""
-
-
-class NotComputed(Exception):  # noqa: N818 - it is no error: the tables say "not computed: ..."
-    """A row cannot be made here. The message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)

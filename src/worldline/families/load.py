@@ -137,13 +137,14 @@ def load_forecaster(
     path, options = builtin.resolve(path), options or LoadOptions()
     device = device or pick_device(options.device)
     model = model_folder(path, options.checkpoint)
-    world, card = load_world(model, weights=options.weights, allow_different=options.allow_different)
+    card = describe_model(model)
     expected = card.identity.tokenizer
     place = builtin.resolve(options.tokenizer) if options.tokenizer else _tokenizer_of(path, expected)
     spoken = fingerprint(place) if place else expected
     found, places = Identity(tokenizer=spoken), {"tokenizer": place}
     refuse_another(card.identity, found, what=f"the world in {path}", places=places, allowed=options.allow_different)
     kind = world_kind(card, model)
+    world, card = load_world(model, weights=options.weights, allow_different=options.allow_different)
     return Loaded(
         forecaster=kind.forecaster(world, card, load_any(place).to(device) if place else None, options, device),
         settings={name: value for name in kind.options if (value := getattr(options, name)) is not None},

@@ -6,7 +6,7 @@ from einops import rearrange
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from worldline.metrics.table import Metric
+from worldline.metrics.table import Metric, NotComputed
 
 DATA_RANGE = 255.0
 SMALLEST_MSE = 1 / 12
@@ -14,10 +14,6 @@ SMALLEST_MSE = 1 / 12
 MAX_PSNR_DB = 10 * math.log10(DATA_RANGE**2 / SMALLEST_MSE)
 """PSNR of identical images, 58.92 dB. Finite, so one still scene cannot turn a mean into infinity."""
 SSIM_WINDOW = 11
-
-
-class MetricUnavailable(Exception):  # noqa: N818 - it is no error: the report says "not computed: ..."
-    """A metric cannot be computed here. The message says why and what to install."""
 
 
 @Metric("psnr_db", "PSNR", "dB", "image")
@@ -40,17 +36,15 @@ def ssim(prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"
     border, computed on reflected pixels, which moves small images by up to 0.01.
 
     Raises:
-        MetricUnavailable: torchmetrics is not installed, or the image is smaller than the window.
+        NotComputed: torchmetrics is not installed, or the image is smaller than the window.
     """
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
-        raise MetricUnavailable(
-            "SSIM needs torchmetrics, which is not installed: pip install worldline[metrics]"
-        ) from error
+        raise NotComputed("SSIM needs torchmetrics, which is not installed: pip install worldline[metrics]") from error
     height, width = prediction.shape[-2:]
     if min(height, width) < SSIM_WINDOW:
-        raise MetricUnavailable(f"SSIM needs images of at least 11x11 pixels, these are {height}x{width}")
+        raise NotComputed(f"SSIM needs images of at least 11x11 pixels, these are {height}x{width}")
     ours, real = (rearrange(x, "... c h w -> (...) c h w").float() for x in (prediction, target))
     _, scores = structural_similarity_index_measure(
         ours, real, data_range=DATA_RANGE, reduction="none", return_full_image=True
@@ -62,10 +56,10 @@ def ssim(prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"
 @Metric("lpips", "LPIPS", "", "image", higher_is_better=False)
 def lpips(*_: object) -> Tensor:
     """Learned perceptual distance."""
-    raise MetricUnavailable("needs learned weights that are not part of worldline")
+    raise NotComputed("needs learned weights that are not part of worldline")
 
 
 @Metric("fid", "FID", "", "image", higher_is_better=False)
 def fid(*_: object) -> Tensor:
     """Distance between two sets of images."""
-    raise MetricUnavailable("needs the standard Inception weights, and far more images than an evaluation has")
+    raise NotComputed("needs the standard Inception weights, and far more images than an evaluation has")

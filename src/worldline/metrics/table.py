@@ -14,6 +14,10 @@ from torch import Tensor
 Measure = TypeVar("Measure", bound=Callable[..., Tensor])
 
 
+class NotComputed(Exception):  # noqa: N818 - it is no error: tables and report say "not computed: ..."
+    """A metric or a row cannot be computed here. The message says why, and what to install or to give."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A number of each clip, and how to print it."""

@@ -7,6 +7,7 @@ A distribution is first reduced to `Guesses`; every cost is a function of these.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
@@ -46,14 +47,10 @@ class Guesses:
 # --- costs of each true token ---
 
 
-@Metric(
-    "top500_ce_residual",
-    "Top-500 CE (residual)",
-    "nats",
-    "token",
-    higher_is_better=False,
-    bound="teacher_forced_top500_ce",
-)
+_cost = partial(Metric, unit="nats", group="token", higher_is_better=False)
+
+
+@_cost("top500_ce_residual", "Top-500 CE (residual)", bound="teacher_forced_top500_ce")
 def residual(guesses: Guesses) -> Float32[Tensor, " n"]:
     """Cost of a true token when the 500 best keep their probability and the others share the rest evenly. A real code
     length, by our definition: the challenge's scorer is not public, so it is no leaderboard number.
@@ -62,14 +59,14 @@ def residual(guesses: Guesses) -> Float32[Tensor, " n"]:
     return torch.where(guesses.covered, -guesses.true, others).float()
 
 
-@Metric("top500_ce_floor", "Top-500 CE (floor)", "nats", "token", higher_is_better=False)
+@_cost("top500_ce_floor", "Top-500 CE (floor)")
 def floor(guesses: Guesses) -> Float32[Tensor, " n"]:
     """Cost when the 500 best are renormalised and a miss costs a fixed 13.8 nats (probability 1e-6)."""
     hit = guesses.inside - guesses.true
     return hit.masked_fill(~guesses.covered, -math.log(MISS_PROBABILITY)).float()
 
 
-@Metric("top500_ce_hits_only", "Top-500 CE (hits only)", "nats", "token", higher_is_better=False, sparse=True)
+@_cost("top500_ce_hits_only", "Top-500 CE (hits only)", sparse=True)
 def hits_only(guesses: Guesses) -> Float32[Tensor, " n"]:
     """The same over hits alone. A diagnostic: missing the hard tokens lowers it."""
     return floor(guesses).masked_fill(~guesses.covered, math.nan)
@@ -81,7 +78,7 @@ def coverage(guesses: Guesses) -> Float32[Tensor, " n"]:
     return guesses.covered.float()
 
 
-@Metric("full_ce", "Cross-entropy", "nats", "token", higher_is_better=False, bound="teacher_forced_ce")
+@_cost("full_ce", "Cross-entropy", bound="teacher_forced_ce")
 def cross_entropy(guesses: Guesses) -> Float32[Tensor, " n"]:
     """Cost of a true token over the whole vocabulary."""
     return -guesses.true.float()
@@ -99,17 +96,14 @@ def token_costs(guesses: Guesses) -> dict[str, Float32[Tensor, " n"]]:
 
 
 def per_clip(costs: Float32[Tensor, " n"], num_clips: int) -> Float32[Tensor, " b"]:
-    """Average over the tokens of a clip, for tokens laid out clip after clip in equal numbers.
-
-    NaN (a miss of `hits_only`) is left out; a clip of nothing else is NaN, which `bootstrap` refuses.
-    """
+    """Average over the tokens of a clip, for tokens laid out clip after clip in equal numbers; NaN is left out."""
     return costs.reshape(num_clips, -1).nanmean(dim=1)
 
 
 def grid_costs(logits: Float[Tensor, "b h w v"], true: Int64[Tensor, "b h w"]) -> dict[str, Float32[Tensor, " b"]]:
     """Every metric of tokens, by id: the mean over the true tokens of each grid under its logits."""
     costs = token_costs(guesses_of(logits.flatten(0, 2), true.flatten().to(logits.device)))
-    return {id: cost.view(true.shape).flatten(1).nanmean(dim=1) for id, cost in costs.items()}
+    return {id: per_clip(cost, len(true)) for id, cost in costs.items()}
 
 
 # --- from distributions to guesses ---
@@ -162,8 +156,8 @@ def kept_guesses(
 ) -> Guesses:
     """The same where each token is expected to be the one that stood at its place before.
 
-    The distribution has 1 - `changed` on the token that stood there and spreads `changed` over all others in proportion
-    to the prior; it sums to 1. Of equals, the kept token comes first. No row of the vocabulary for every token is made.
+    The token that stood there has probability 1 - `changed`; all others share `changed` in proportion to the prior. Of
+    equals, the kept token comes first. No row of the vocabulary is made for each token.
 
     Args:
         prior: probability of each token where nothing was seen; all above 0, sum 1.
@@ -181,7 +175,10 @@ def kept_guesses(
     before = torch.searchsorted(-ordered, -threshold) - (prior[kept] > threshold).long()
     rank = place[target] - (place[kept] < place[target]).long()
     # Prior mass of the best tokens when the kept one is not counted: all k of them, or k - 1 beside the kept one.
-    some, all_others = (_without(mass, best, place[kept], prior[kept]) for best in (k - 1, k))
+    some, all_others = (
+        torch.where(place[kept] < best, mass[min(best + 1, len(prior))] - prior[kept], mass[best])
+        for best in (k - 1, k)
+    )
     inside = torch.where(before < k, 1 - changed + scale * some, scale * all_others)
     return Guesses(
         rank=torch.where(stays, before, rank + (before <= rank).long()),
@@ -193,17 +190,8 @@ def kept_guesses(
     )
 
 
-def _without(
-    mass: Float64[Tensor, " m"], best: int, place: Int64[Tensor, " n"], own: Float64[Tensor, " n"]
-) -> Float64[Tensor, " n"]:
-    return torch.where(place < best, mass[min(best + 1, len(mass) - 1)] - own, mass[best])
-
-
 def _rank(logits: Float32[Tensor, "n v"], target: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-    """Number of tokens that come before the true one: those with a larger logit, and its equals with a lower id.
-
-    `topk` and `argmax` settle ties as they like, so their indices are never used, only the values.
-    """
+    """Number of tokens before the true one. `topk` and `argmax` settle ties as they like, so only values are used."""
     true = logits.gather(1, target[:, None])
     rank = (logits > true).sum(dim=1)
     tied = (logits >= true).sum(dim=1) > rank + 1
@@ -214,10 +202,7 @@ def _rank(logits: Float32[Tensor, "n v"], target: Int64[Tensor, " n"]) -> Int64[
 
 
 def _log_outside(logits: Float32[Tensor, "n v"], best: Float32[Tensor, "n k"]) -> Float32[Tensor, " n"]:
-    """Log of the unnormalised mass outside the k best.
-
-    Summed over the tail itself: 1 minus the mass inside would lose every digit where the model is confident.
-    """
+    """Log of the unnormalised mass outside the k best: 1 minus that inside has no digits where a model is confident."""
     last = best[:, -1:]
     tail = logits.masked_fill(logits >= last, -math.inf).logsumexp(dim=1)
     ties_outside = (logits == last).sum(dim=1) - (best == last).sum(dim=1)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from worldline.evaluation.result import DataSummary, Evaluation, Role, Row, best_rows, label_of, metrics_of
+from worldline.evaluation.result import Evaluation, Role, Row, best_rows, label_of, metrics_of
 from worldline.metrics.bootstrap import Interval
 from worldline.metrics.table import METRICS, Metric
 
@@ -36,9 +36,14 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def judged_frames(protocol: str) -> str:
-    """The name of an evaluation's frames: a tokenizer is evaluated on the frames it saw."""
-    return "frames" if protocol == "tokenizer" else "future frames"
+def facts_of(evaluation: Evaluation) -> str:
+    """Say what was evaluated, as every table does, and whether the model was trained on it."""
+    data = evaluation.data
+    split = {"held out": "held out", "training data": "TRAINING DATA"}.get(data.split, "not checked to be held out")
+    clips = f"{data.num_clips} clips of {data.num_episodes} episode{'s' * (data.num_episodes != 1)} of {data.name}"
+    # A tokenizer is evaluated on the frames it saw.
+    frames = f"{data.horizon_frames} {'frames' if evaluation.protocol == 'tokenizer' else 'future frames'}"
+    return f"{evaluation.protocol}: {clips}, {split}, {frames} at {data.fps:g} per second"
 
 
 def tokenizer_of(evaluation: Evaluation) -> str:
@@ -46,20 +51,10 @@ def tokenizer_of(evaluation: Evaluation) -> str:
     return "tokenizer not recorded" if evaluation.tokenizer is None else f"tokenizer {evaluation.tokenizer}"
 
 
-def split_of(data: DataSummary) -> str:
-    """Say whether the model was trained on the evaluated data, as every table does."""
-    return {"held out": "held out", "training data": "TRAINING DATA"}.get(data.split, "not checked to be held out")
-
-
 def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
     """Lay out an evaluation: metrics down, forecasters across, as many side by side as `width` allows."""
-    data, rows = evaluation.data, evaluation.rows
-    lines = [
-        f"{evaluation.protocol}: {data.num_clips} clips of {data.num_episodes} episodes of {data.name}, "
-        f"{split_of(data)}, {data.horizon_frames} {judged_frames(evaluation.protocol)} at {data.fps:g} per second",
-        tokenizer_of(evaluation),
-        "mean [95 % interval over episodes]; * best mean",
-    ]
+    rows, lines = evaluation.rows, [facts_of(evaluation), tokenizer_of(evaluation)]
+    lines.append("mean [95 % interval over episodes]; * best mean")
     about = [METRICS[metric] for metric in metrics_of(rows)]
     best = {metric.id: best_rows(rows, metric.id) for metric in about}
     heads = ["", *(f"{metric.label} ({metric.unit})" if metric.unit else metric.label for metric in about)]

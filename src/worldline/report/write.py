@@ -1,20 +1,51 @@
-"""Run folders -> one self-contained `report.html`: every number, picture and script is inside the file."""
+"""Run folders -> one self-contained `report.html`: every number, picture and script is inside the file.
+
+Only files are read. A part that a folder lacks is None, with the reason in `Run.absent`, and the page says so.
+"""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import numpy as np
 
-from worldline.evaluation.result import label_of
-from worldline.files import atomic
+from worldline.evaluation.result import Evaluation, label_of
+from worldline.files import atomic, read_json, read_npz
 from worldline.metrics.table import METRICS
-from worldline.report.figures import Drawing, over_steps, over_time
-from worldline.report.gather import Run, gather
-from worldline.report.tables import INCOMPARABLE, duration, format_number, judged_frames, split_of, tables
-from worldline.report.video import Film, films
-from worldline.schema import UsageError
+from worldline.report.pictures import Drawing, Film, Forecasts, films, over_steps, over_time
+from worldline.report.tables import INCOMPARABLE, duration, facts_of, format_number, tables
+from worldline.schema import DataError, UsageError
+
+_AGAIN = "Write the file again, or delete it."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The logged course of a training run."""
+
+    series: dict[str, list[tuple[float, float]]]
+    """`train/...` and `val/...` -> (step, value), in the order logged."""
+    seconds: float | None
+    """Time of the last logged step."""
+    unfinished: bool
+    """Whether the last line was left out, because the writer had not finished it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a report shows of one run folder."""
+
+    name: str
+    config: dict[str, Any] | None
+    environment: dict[str, Any] | None
+    training: Training | None
+    evaluation: Evaluation | None
+    forecasts: Forecasts | None
+    absent: dict[str, str]
+    """Names of the fields that are None -> why."""
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
@@ -28,7 +59,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         DataError: a file that is damaged.
     """
     if not runs:
-        raise UsageError("a report needs at least one run folder (worldline report RUN)")
+        raise UsageError("a report needs at least one run folder; give a run folder, or several (worldline report RUN)")
     path = runs[0] if out is None else out
     path = path if path.suffix == ".html" else path / "report.html"
     gathered = [gather(folder) for folder in runs]
@@ -42,6 +73,68 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     return path
 
 
+# --- what a run folder holds ---
+
+
+def gather(folder: Path) -> Run:
+    """Read a run folder. Raises `UsageError` where there is none of a run, `DataError` for a file that is damaged."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; give run folders, as `worldline train` makes them")
+    readers: dict[str, tuple[str, Callable[[Path], Any]]] = {
+        "config": ("config.json", read_json),
+        "environment": ("environment.json", read_json),
+        "training": ("metrics.jsonl", _training),
+        "evaluation": ("evaluation/metrics.json", Evaluation.load),
+        "forecasts": ("evaluation/forecasts.npz", _forecasts),
+    }
+    found = {part: read(folder / name) if (folder / name).exists() else None for part, (name, read) in readers.items()}
+    absent = {part: f"{name} is not in the run folder" for part, (name, _) in readers.items() if found[part] is None}
+    if len(absent) == len(readers):
+        names = ", ".join(name for name, _ in readers.values())
+        raise UsageError(f"{folder} is no run folder: it has none of {names}")
+    return Run(name=folder.resolve().name, absent=absent, **found)
+
+
+def _training(path: Path) -> Training:
+    series: dict[str, list[tuple[float, float]]] = {}
+    seconds = None
+    # A run that is being written, or was killed, may end in half a line.
+    whole, _, unfinished = path.read_text(encoding="utf-8").rpartition("\n")
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            step = float(record["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            expected, found = "JSON objects with a number `step`, one a line", f"{line.strip()[:80]} in line {number}"
+            raise DataError(path, expected=expected, found=found, fix=_AGAIN) from error
+        seconds = record.get("seconds", seconds)
+        for name, value in record.items():
+            if name.startswith(("train/", "val/")) and isinstance(value, int | float):
+                series.setdefault(name, []).append((step, float(value)))
+    return Training(series=series, seconds=seconds, unfinished=bool(unfinished))
+
+
+def _forecasts(path: Path) -> Forecasts:
+    arrays = read_npz(path, what="a NumPy archive of forecasts", fix=_AGAIN)
+    try:
+        real, context, psnr = arrays["real"], int(arrays["context"]), arrays["psnr"].astype(np.float64)
+        rows = {str(name): arrays[f"forecast_{i}"] for i, name in enumerate(arrays["rows"])}
+    except KeyError as error:
+        expected = "arrays real, rows, context, psnr and forecast_0, ..."
+        raise DataError(path, expected=expected, found=f"no {error.args[0]}", fix=_AGAIN) from error
+    for name, frames in {"real": real, **rows}.items():
+        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape != real.shape or frames.shape[-1] != 3:
+            expected, found = f"`{name}` as uint8 n t h w 3 like `real` {real.shape}", f"{frames.dtype} {frames.shape}"
+            raise DataError(path, expected=expected, found=found, fix=_AGAIN)
+    if psnr.shape != real.shape[:1] or not 0 < context < real.shape[1]:
+        expected = f"psnr for each of {len(real)} clips and 0 < context < {real.shape[1]} frames"
+        raise DataError(path, expected=expected, found=f"{psnr.shape} and {context}", fix=_AGAIN)
+    return Forecasts(real=real, rows=rows, context=context, psnr=psnr)
+
+
+# --- the page ---
+
+
 def _pictures(run: Run) -> list[Film]:
     found, data = run.forecasts, run.evaluation.data if run.evaluation else None
     if found is None or not len(found.real):
@@ -50,19 +143,19 @@ def _pictures(run: Run) -> list[Film]:
     return films(found, data.fps * share if data else None)
 
 
-def _training(run: Run) -> tuple[list[Drawing], str]:
+def _losses(run: Run) -> tuple[list[Drawing], str]:
     """The curves of the losses, and what else there is to say."""
     if run.training is None:
         return [], ""
-    series = run.training.series
-    drawn = {"loss", *(name.removeprefix("val/") for name in series if name.startswith("val/"))}
-    titles = sorted(drawn, key=lambda title: (title != "loss", title))
-    named = [(t, {name: series[name] for name in (f"train/{t}", f"val/{t}") if name in series}) for t in titles]
-    others = [name for name in series if name.split("/", 1)[1] not in drawn]
+    grouped: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for name, points in run.training.series.items():
+        grouped.setdefault(name.split("/", 1)[1], {})[name] = points
+    drawn = {title: lines for title, lines in grouped.items() if title == "loss" or f"val/{title}" in lines}
+    others = [name for title, lines in grouped.items() if title not in drawn for name in lines]
     notes = [f"Also logged: {', '.join(others)}."] if others else []
     notes += ["Its last line was unfinished and is left out."] if run.training.unfinished else []
     notes += [f"Took {duration(run.training.seconds)}."] if run.training.seconds is not None else []
-    return [over_steps(title, lines) for title, lines in named if lines], " ".join(notes)
+    return [over_steps(title, drawn[title]) for title in sorted(drawn, key=lambda t: (t != "loss", t))], " ".join(notes)
 
 
 def _render(runs: Sequence[Run]) -> str:
@@ -71,8 +164,7 @@ def _render(runs: Sequence[Run]) -> str:
     engine.filters |= {
         "number": lambda value, unit: format_number(value, unit).replace("-", "\N{MINUS SIGN}"),
         "duration": duration,
-        "split": split_of,
-        "frames": judged_frames,
+        "facts": facts_of,
         "label": label_of,
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     }
@@ -88,6 +180,6 @@ def _render(runs: Sequence[Run]) -> str:
         tokens=tables(evaluations, "token"),
         pictures={run.name: _pictures(run) for run in runs},
         curves=curves,
-        training={run.name: _training(run) for run in runs},
+        training={run.name: _losses(run) for run in runs},
         incomparable=INCOMPARABLE,
     )
