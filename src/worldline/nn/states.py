@@ -50,9 +50,6 @@ class Standardising(nn.Module):
         return states[:, :rows]
 
 
-# --- to be added ---
-
-
 class StateEncoder(Standardising):
     """Standardise, align to `num_latents` latent frames, MLP, 1-D convolution (kernel 3, padding 1), + positions.
 
@@ -91,9 +88,6 @@ def align(states: Float[Tensor, "b t s"], grid: TokenGrid, pooling: Pooling) -> 
     if pooling == "all":
         return owned.flatten(2)
     return owned.mean(dim=2) if pooling == "mean" else owned[:, :, -1]
-
-
-# --- to modulate ---
 
 
 @dataclass(frozen=True, kw_only=True)
