@@ -21,7 +21,7 @@ from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.evaluation.rows import Judged
 from worldline.families.config import LoadOptions
 from worldline.families.load import load_forecaster
-from worldline.families.tokenizers import fingerprint, load_vae
+from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.forecasting.forecaster import Forecaster
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.encoded import LatentSource
@@ -54,7 +54,7 @@ def encode_into(root: Path, out: Path, split: str = "train", **changes: object) 
         "window_stride": 8,
         "size": 16,
     }
-    vae = load_vae(root / "vae")
+    vae = load_tokenizer(root / "vae")
     return encode(open_source(root / split), vae, out, **{**options, **changes})  # pyright: ignore[reportArgumentType]
 
 
@@ -74,7 +74,7 @@ def test_a_window_on_disk_is_what_the_vae_makes_of_it_now(place: Path) -> None:
     frames = original.read(2, 16, 93).frames
     assert clip.latents is not None
     assert frames is not None
-    now = load_vae(place / "vae").encode(frames[list(PATTERN.frames)][None])[0]
+    now = load_tokenizer(place / "vae").encode(frames[list(PATTERN.frames)][None])[0]
     torch.testing.assert_close(clip.latents, now, rtol=2e-3, atol=2e-3)  # float16 on disk
     np.testing.assert_array_equal(clip.states.numpy(), original.read_states(2, 16, 93))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldline.families.card import ModelCard
 from worldline.families.family import KINDS
-from worldline.families.tokenizers import fingerprint, keep_tokenizer, load_tokenizer, load_vae
+from worldline.families.tokenizers import fingerprint, keep_tokenizer, load_tokenizer
 from worldline.planning.meter import follow
 from worldline.rundir import RunDir, read_model, write_model
 from worldline.schema import Batch, DataError, LatentGrid, Origin, UsageError
@@ -213,7 +213,7 @@ def test_measured_statistics_are_saved_with_the_weights(tmp_path: Path) -> None:
     assert tokenizer.latents_std.tolist() == [1, 1, 1]
     tokenizer.measure_statistics([batch(video)])
     write_model(tmp_path, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
-    loaded = load_vae(tmp_path)
+    loaded = load_tokenizer(tmp_path)
     assert loaded.config == tokenizer.config
     assert not loaded.training
     assert torch.equal(loaded.encode(video), tokenizer.encode(video))
@@ -403,10 +403,10 @@ def test_a_single_file_is_taken_for_wan22(tmp_path: Path) -> None:
     file = small_original(vae(), tmp_path / ORIGINAL_NAME)
     for path in (file, tmp_path):
         with pytest.raises(DataError, match=r"197 missing.*conv_in.bias \(there: \(8,\), needed: \(1024,\)\)"):
-            load_vae(path)
+            load_tokenizer(path)
     file.write_bytes(b"half a download")
     with pytest.raises(DataError, match=r"torch\.save"):
-        load_vae(file)
+        load_tokenizer(file)
 
 
 @pytest.fixture(params=["5GB", "20KB"], ids=["one file", "shards"])
@@ -425,7 +425,7 @@ def test_a_folder_of_diffusers_is_read_with_its_configuration(download: tuple[Pa
     theirs = AutoencoderKLWan.from_pretrained(folder / "vae").encode(to_signed(video)).latent_dist.mode()
     mean, std = (torch.tensor(numbers).view(3, 1, 1, 1) for numbers in (SIZES.latents_mean, SIZES.latents_std))
     for path in (folder, folder / "vae"):
-        loaded = load_vae(path)
+        loaded = load_tokenizer(path)
         assert loaded.config == SMALL
         assert_values_agree(loaded.encode(video), ((theirs - mean) / std).transpose(1, 2))
         assert_values_agree(loaded.encode(video), tokenizer.encode(video))
@@ -443,7 +443,7 @@ def test_quantised_weights_are_refused_and_not_widened(
     for file in (folder / "vae").glob("*.safetensors"):
         save_file({name: value.to(kind) for name, value in load_file(file).items()}, file)
     with pytest.raises(DataError, match=rf"another shape: \S+ \(there: .* of {kind}, needed: "):
-        load_vae(folder)
+        load_tokenizer(folder)
     tensors = {original_name(name, 1): value.to(kind) for name, value in tokenizer.vae.state_dict().items()}
     torch.save(tensors, tmp_path / ORIGINAL_NAME)
     with pytest.raises(DataError, match=rf"another shape: \S+ \(there: .* of {kind}, needed: "):
@@ -458,7 +458,7 @@ def test_half_precision_weights_are_taken_and_it_is_said(
     for file in (folder / "vae").glob("*.safetensors"):
         save_file({name: value.to(kind) for name, value in load_file(file).items()}, file)
     with pytest.warns(UserWarning, match=r"weights are stored as torch\.b?float16"):
-        loaded = load_vae(folder)
+        loaded = load_tokenizer(folder)
     expected = tokenizer.vae.state_dict()["encoder.conv_in.weight"].to(kind).float()
     assert torch.equal(loaded.vae.state_dict()["encoder.conv_in.weight"], expected)
 
@@ -471,7 +471,7 @@ def test_what_a_configuration_leaves_out_is_as_diffusers_has_it(tmp_path: Path) 
     later = ("is_residual", "patch_size", "decoder_base_dim", "in_channels", "scale_factor_spatial")
     content = {name: value for name, value in json.loads(file.read_text()).items() if name not in later}
     file.write_text(json.dumps(content))
-    loaded = load_vae(tmp_path)
+    loaded = load_tokenizer(tmp_path)
     assert loaded.sizes == WAN21.sizes
     assert_values_agree(loaded.encode(video), tokenizer.encode(video))
 
@@ -482,7 +482,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     assert len(shards) > 1
     shards[-1].unlink()
     with pytest.raises(DataError, match=f"{shards[-1].name}: expected shards"):
-        load_vae(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -500,7 +500,7 @@ def test_a_configuration_of_another_model_is_refused(tmp_path: Path, old: str, n
     assert old in config.read_text()
     config.write_text(config.read_text().replace(old, new))
     with pytest.raises(DataError, match=message):
-        load_vae(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 # --- loading by path ---
@@ -512,12 +512,12 @@ def test_each_loader_refuses_the_other_kind(tmp_path: Path) -> None:
     (tmp_path / "words").mkdir()
     write_model(tmp_path / "vae", ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
     write_model(tmp_path / "words", ModelCard(config=discrete.config).to_json(), discrete.state_dict())
-    with pytest.raises(UsageError, match="continuous"):
-        load_tokenizer(tmp_path / "vae")
-    with pytest.raises(UsageError, match="not a VAE"):
-        load_vae(tmp_path / "words")
+    with pytest.raises(UsageError, match="makes latents; one that makes tokens is needed"):
+        load_tokenizer(tmp_path / "vae", "tokens")
+    with pytest.raises(UsageError, match="makes tokens; one that makes latents is needed"):
+        load_tokenizer(tmp_path / "words", "latents")
     with pytest.raises(UsageError, match=ORIGINAL_NAME):
-        load_vae(tmp_path / "nothing")
+        load_tokenizer(tmp_path / "nothing")
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -526,7 +526,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         tmp_path, ModelCard(config=WanVAEConfig(sizes=replace(SIZES, base_dim=8))).to_json(), tokenizer.state_dict()
     )
     with pytest.raises(DataError, match=r"the weights of the model, found .* model\.json"):
-        load_vae(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_a_run_names_a_large_vae_instead_of_copying_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -538,15 +538,15 @@ def test_a_run_names_a_large_vae_instead_of_copying_it(tmp_path: Path, monkeypat
     keep_tokenizer(run, place, tokenizer)
     assert not read_model(run.tokenizer)[1]
     video = noise_frames(1, 5, 3, 16, 16)
-    assert torch.equal(load_vae(run.tokenizer).encode(video), tokenizer.encode(video))
+    assert torch.equal(load_tokenizer(run.tokenizer).encode(video), tokenizer.encode(video))
 
     other = vae(seed=1)
     write_model(place, ModelCard(config=other.config).to_json(), other.state_dict())
     with pytest.raises(UsageError, match="is another one"):
-        load_vae(run.tokenizer)
+        load_tokenizer(run.tokenizer)
     place.rename(tmp_path / "moved")
     with pytest.raises(UsageError, match="not there now"):
-        load_vae(run.tokenizer)
+        load_tokenizer(run.tokenizer)
 
 
 def test_the_fingerprint_is_of_the_weights(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from worldline.data.clips import Side
 from worldline.data.info import Info, inspect
 from worldline.encoding.convert import Made, convert
 from worldline.encoding.encode import encode, tokenize
-from worldline.families.tokenizers import fingerprint, load_tokenizer, load_vae
+from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.formats.checks import summarise
 from worldline.formats.choose import choose_episodes, only
 from worldline.formats.faults import check_episodes, implausible, warn
@@ -110,9 +110,9 @@ class ConvertJob(Making):
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding(Making):
-    """Frames go through a tokenizer or a VAE: `load` reads it, `by` puts them through it."""
+    """Frames go through a tokenizer that `makes` tokens or latents: `by` puts them through it."""
 
-    load: ClassVar[Any]
+    makes: ClassVar[Any]
     by: ClassVar[Any]
     tokenizer: Path
     """Run or model folder of ours; a folder with Cosmos' encoder.jit and decoder.jit; Wan2.2's folder or file."""
@@ -123,14 +123,14 @@ class Encoding(Making):
         own = {field.name for field in fields(self)} - {field.name for field in fields(Encoding)}
         how |= {name: getattr(self, name) for name in own}
         how |= {"episodes": chosen, "fingerprint": fingerprint(place), "device": device, "ranks": ranks}
-        return self.by(source, self.load(place).to(device), self.out, **how)
+        return self.by(source, load_tokenizer(place, self.makes).to(device), self.out, **how)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeJob(Encoding):
     """Write any source of frames as tokens in the 1X token layout."""
 
-    load, by = staticmethod(load_tokenizer), staticmethod(tokenize)
+    makes, by = "tokens", staticmethod(tokenize)
     start_offsets: int = 1
     """Start offsets per episode, at even distances within a block: more places for a world to start from."""
 
@@ -139,7 +139,7 @@ class TokenizeJob(Encoding):
 class EncodeJob(Encoding):
     """Write any source of frames as windows of continuous latents, to train a world on without decoding video."""
 
-    load, by = staticmethod(load_vae), staticmethod(encode)
+    makes, by = "latents", staticmethod(encode)
     pattern: FramePattern = field(default_factory=FramePattern.report_77)
     """Which frames of a window are encoded; 77 -> 21 as in the report if not given."""
     window_stride: int = 8

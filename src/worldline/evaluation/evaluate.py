@@ -18,7 +18,7 @@ from worldline.families.card import ModelCard, Part, describe_model, refuse_anot
 from worldline.families.config import LoadOptions, SampleOptions
 from worldline.families.family import WorldKind, kind_of
 from worldline.families.load import check_options, load_forecaster, refuse_unfit
-from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_any
+from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_tokenizer
 from worldline.forecasting.forecaster import CopyLast
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks
@@ -180,7 +180,7 @@ def _loaded(
     settings: dict[str, Setting] = {} if model == run else {"checkpoint": model.name}
     if protocol == "tokenizer":
         grid, times = describe_model(model).promise.grid, tuple(range(len(clips.pattern.frames)))
-        tokenizer, nothing = load_any(model).to(device), {"context_frames": 0, "chunk_frames": 0}
+        tokenizer, nothing = load_tokenizer(model).to(device), {"context_frames": 0, "chunk_frames": 0}
         alone = Autoencoder(**nothing, times=times, tokenizer=tokenizer, grid=grid, device=device)
         identity = TokenizerIdentity.of(fingerprint(model), tokenizer)
         return Judged(**what, forecaster=alone, tokenizer=identity, settings=settings), {model: None}

@@ -88,7 +88,7 @@ class TokenWorldKind(WorldKind):
     # --- training ---
 
     def prepare(self, config: TrainConfig, model: Any, ranks: Ranks, progress: Progress) -> Prepared:
-        tokenizer: Any = load_tokenizer(config.tokenizer) if config.tokenizer else None
+        tokenizer: Any = load_tokenizer(config.tokenizer, "tokens") if config.tokenizer else None
         train, val = self.as_tokens(config, model, tokenizer, ranks, progress)
         model = self.fitted(model, tokenizer)
         contract = contract_with(train.source, config.data, train.source.grid, train.pattern)

@@ -16,7 +16,7 @@ from worldline.data.clips import check_held_out, open_split
 from worldline.families.card import Identity, ModelCard, Part, describe_model, refuse_another
 from worldline.families.config import LoadOptions, SampleOptions, TrainConfig
 from worldline.families.family import Prepared, Progress, WorldKind, kind_of
-from worldline.families.tokenizers import fingerprint, load_any
+from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.forecasting.forecaster import Forecaster, Session
 from worldline.formats.faults import implausible, unlike, warn
 from worldline.formats.source import Source
@@ -146,7 +146,7 @@ def load_forecaster(
     kind = world_kind(card, model)
     world, card = load_world(model, weights=options.weights, allow_different=options.allow_different)
     return Loaded(
-        forecaster=kind.forecaster(world, card, load_any(place).to(device) if place else None, options, device),
+        forecaster=kind.forecaster(world, card, load_tokenizer(place).to(device) if place else None, options, device),
         settings={name: value for name in kind.options if (value := getattr(options, name)) is not None},
         contract=card.promise,
         tokenizer=spoken,

@@ -14,7 +14,7 @@ from worldline.encoding.encode import encode
 from worldline.families.card import Base, Identity, ModelCard, Part, refuse_another
 from worldline.families.config import SampleOptions, TrainConfig
 from worldline.families.family import Prepared, Progress, TokenizerKind, WorldKind, contract_with, register
-from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_vae, tokenizer_config
+from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_tokenizer, tokenizer_config
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.source import Source
 from worldline.process.flow import FlowSampling
@@ -152,7 +152,7 @@ class LatentWorldKind(WorldKind):
         text = None if config.text is None else load_text(config.text)
         model = model if text is None else replace(model, text_rows=len(text))
         source, _ = open_split(config.data, "train")
-        base, vae = _base(config, model), load_vae(config.tokenizer)
+        base, vae = _base(config, model), load_tokenizer(config.tokenizer, "latents")
         grid = source.latent_grid or vae.grid(*source.video_size(config.data.image_size))
         pattern = self.pattern(config, model, grid)  # what cannot be is refused before anything is encoded
         contract = contract_with(source, config.data, grid, pattern)

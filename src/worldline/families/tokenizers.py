@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from worldline.contract import FramePattern, ModelConfig
 from worldline.data.clips import Clips, Split, open_split, some_windows
@@ -41,45 +41,34 @@ class TokenizerIdentity:
         return TokenizerIdentity(fingerprint=fingerprint[:12], hysteresis=getattr(config, "hysteresis", None))
 
 
-def load_any(path: Path) -> Any:
+def load_tokenizer(path: Path, makes: Literal["tokens", "latents"] | None = None) -> Any:
     """Build the tokenizer a path describes, in evaluation mode, on the CPU.
 
     Args:
         path: a run or model folder of worldline, or a download: of Cosmos; of Wan2.2, in diffusers' layout or its own.
+        makes: refuse it where it makes the other.
 
     Raises:
         DataError: files are missing or damaged, or weights do not fit the description.
-        UsageError: the path is none of these, or holds a world.
+        UsageError: the path is none of these, or holds a world or another kind of tokenizer.
     """
     if found := _published(path):
         kind, config, files = found
-        return kind.load_published(config, files).eval()
-    folder, card = _tokenizer(path)
-    if card.path is not None:
-        return load_any(_elsewhere(folder, card))
-    tokenizer = kind_of(card.config).build(card.config, None)
-    load_weights(tokenizer, load_tensors(folder / "model.safetensors"), folder)
+        tokenizer = kind.load_published(config, files)
+    else:
+        folder, card = _tokenizer(path)
+        if card.path is not None:
+            return load_tokenizer(_elsewhere(folder, card), makes)
+        tokenizer = kind_of(card.config).build(card.config, None)
+        load_weights(tokenizer, load_tensors(folder / "model.safetensors"), folder)
+    made = "tokens" if isinstance(tokenizer, BlockTokenizer) else "latents"
+    if makes not in (None, made):
+        raise UsageError(f"{path} holds a tokenizer that makes {made}; one that makes {makes} is needed here")
     return tokenizer.eval()
 
 
-def load_tokenizer(path: Path) -> Any:
-    """A discrete tokenizer, a `BlockTokenizer` (see `load_any`). Raises `UsageError` for a continuous one."""
-    tokenizer = load_any(path)
-    if not isinstance(tokenizer, BlockTokenizer):
-        raise UsageError(f"{path} holds a VAE, whose latents are continuous; a tokenizer with tokens is needed here")
-    return tokenizer
-
-
-def load_vae(path: Path) -> Any:
-    """A continuous tokenizer (see `load_any`). Raises `UsageError` for a discrete one."""
-    tokenizer = load_any(path)
-    if isinstance(tokenizer, BlockTokenizer):
-        raise UsageError(f"{path} holds a tokenizer with tokens, not a VAE; a VAE is needed here")
-    return tokenizer
-
-
 def tokenizer_config(path: Path) -> ModelConfig:
-    """The configuration of the tokenizer a path describes, without its weights. Raises as `load_any`."""
+    """The configuration of the tokenizer a path describes, without its weights. Raises as `load_tokenizer`."""
     found = _published(path)
     return found[1] if found else _tokenizer(path)[1].config
 

@@ -247,11 +247,8 @@ def _notes(run: Footprint) -> tuple[str, ...]:
         "estimated: training steps and encoding of more than a few clips, linearly; what FSDP gathers; "
         f"{RESERVE:.0%} of a card stay free for memory inside kernels, fragments and the CUDA context",
         f"assumed: {precision}; flash attention; sizes of states, frames and tokens as configured",
-        "checked against a process on a CPU, at tiny sizes, within a quarter: a step and a forecast of a world over "
-        "tokens, encoding and decoding by a tokenizer; everything else tensor by tensor only",
-        "measured on a GPU: nothing, so every figure above is an estimate",
-        "main memory: Python's part is that of PyTorch's CPU build; larger stored video needs more; mapped files "
-        "(caches, latents, tokens) may fill what is free and give it back",
+        "measured on a GPU: nothing, so every figure above is an estimate (what was checked: docs/memory.md)",
+        "main memory: Python's part is that of PyTorch's CPU build; larger stored video needs more",
     ]
     if isinstance(run.kind, WorldKind) and run.kind.adapts(run.config.model):
         notes.append("assumed: frozen weights in bfloat16; norms, tables, time embedding, what is trained in fp32")
