@@ -15,8 +15,7 @@ from worldline.families.tokenizers import fingerprint, keep_tokenizer, load_toke
 from worldline.rundir import RunDir, read_model, write_model
 from worldline.schema import Batch, DataError, Origin, UsageError
 from worldline.tokenizers import tokenizer as tokenizers
-from worldline.tokenizers.cosmos import CosmosConfig
-from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
+from worldline.tokenizers.fsq_video import CosmosConfig, FSQVideoConfig, FSQVideoTokenizer
 from worldline.tokenizers.tokenizer import to_pixels, to_signed
 
 FINE = replace(

@@ -23,8 +23,7 @@ from worldline.process.categorical import Sampling
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir
 from worldline.schema import Batch, TokenGrid, UsageError
-from worldline.tokenizers.cosmos import HUB_ID, CosmosConfig
-from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
+from worldline.tokenizers.fsq_video import HUB_ID, CosmosConfig, FSQVideoConfig, FSQVideoTokenizer
 from worldline.tokenizers.tokenizer import BlockTokenizer
 from worldline.worlds.st_transformer import STTransformerConfig
 

@@ -30,9 +30,8 @@ class LiveTwin(CopyLast):
     def begin(self, batch: Batch) -> Context:
         """The numbers of the episodes, and the physics of each at the last frame of its context.
 
-        Raises:
-            UsageError: the clips do not say where they are from, or have other states than the twin.
-            DataError: the folder holds no physics of such an episode.
+        Raises `UsageError` for clips that are not from anywhere or have other states, and `DataError` where the folder
+        holds no physics of such an episode.
         """
         if len(batch.origins) != len(batch):
             raise UsageError("the live twin begins in saved physics: start it from clips (`start_clips`), not frames")

@@ -1,8 +1,7 @@
-"""What is made of forecast frames: one clip of several samples, and the report's older baseline for PSNR. Pixels only.
+"""What is made of forecast frames: one clip of several samples, and the report's older baseline for PSNR.
 
-The baseline blurs a forecast and matches its histogram to the last context frame: section 2.3 of the report, after team
-Duke (Liu et al. 2025), who gained 1.2 dB by it: a blurred image has a smaller error than a sharp one in the wrong
-place, and light hardly changes in seconds. The width and the reference are ours.
+The baseline blurs a forecast and matches its histogram to the last context frame (section 2.3, after Liu et al. 2025):
+a blurred image has a smaller error than a sharp one in the wrong place, and light hardly changes in seconds.
 """
 
 import numpy as np

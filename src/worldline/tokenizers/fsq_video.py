@@ -1,15 +1,17 @@
-"""Our discrete video tokenizer: causal convolutions around finite scalar quantisation, 8x8x8 by default.
+"""Discrete video tokenizers: causal convolutions around finite scalar quantisation. Ours, and NVIDIA's Cosmos DV8x8x8.
 
-The same grid and code structure as Cosmos DV8x8x8: 17 frames become 1 + 16/8 latent frames of `h/8 x w/8` tokens.
+By default ours has the same grid and code structure: 17 frames become 1 + 16/8 latent frames of `h/8 x w/8` tokens.
 The first frame is repeated to fill its latent, so latent 0 depends on frame 0 alone and latent k on frames
 `0 .. 8k`. Fully convolutional in space: one set of weights for any frame size.
 """
 
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from worldline.checks import MOST, Limit, Natural, refuse
 from worldline.contract import ModelConfig
+from worldline.files import reading
 from worldline.nn.fsq import FSQ
 from worldline.schema import Batch, TokenGrid
 from worldline.tokenizers.tokenizer import (
@@ -31,6 +34,7 @@ from worldline.tokenizers.tokenizer import (
     to_signed,
 )
 
+HUB_ID = "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8"
 SATURATION = 1.5
 """tanh(1.5) is 0.91: outputs up to here reach every level but the outermost few, and still have a gradient."""
 
@@ -160,7 +164,8 @@ def _encoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
     channels, strides = (3, *config.widths), (config.patch, *config.merges)
     for stage, width in enumerate(config.widths):
         yield merge(channels[stage], width, strides[stage])
-        yield from _blocks(config, stage, config.encoder_kernels[stage])
+        for _ in range(config.blocks[stage]):
+            yield CausalBlock(width, config.encoder_kernels[stage], config)
     yield nn.LayerNorm(config.widths[-1])
     yield nn.Linear(config.widths[-1], len(config.levels))
 
@@ -169,15 +174,11 @@ def _decoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
     channels, strides = (3, *config.widths), (config.patch, *config.merges)
     yield nn.Linear(len(config.levels), config.widths[-1])
     for stage, width in reversed([*enumerate(config.widths)]):
-        yield from _blocks(config, stage, config.kernel)
+        for _ in range(config.blocks[stage]):
+            yield CausalBlock(width, config.kernel, config)
         if not stage:
             yield nn.LayerNorm(width)
         yield unmerge(width, channels[stage], strides[stage])
-
-
-def _blocks(config: FSQVideoConfig, stage: int, kernel: int) -> Iterator[nn.Module]:
-    for _ in range(config.blocks[stage]):
-        yield CausalBlock(config.widths[stage], kernel=kernel, past=config.past, mlp_ratio=config.mlp_ratio)
 
 
 # --- blocks over video latents ---
@@ -192,13 +193,13 @@ class CausalBlock(nn.Module):
     The mix adds, per channel, a weighted sum of the `past` positions before; its weights start at zero.
     """
 
-    def __init__(self, channels: int, *, kernel: int, past: int, mlp_ratio: int) -> None:
+    def __init__(self, channels: int, kernel: int, config: FSQVideoConfig) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
-        self.mix = nn.ParameterDict({"weight": torch.zeros(past, channels)})
+        self.mix = nn.ParameterDict({"weight": torch.zeros(config.past, channels)})
         self.norm = nn.LayerNorm(channels)
-        self.expand = nn.Linear(channels, mlp_ratio * channels)
-        self.contract = nn.Linear(mlp_ratio * channels, channels)
+        self.expand = nn.Linear(channels, config.mlp_ratio * channels)
+        self.contract = nn.Linear(config.mlp_ratio * channels, channels)
         nn.init.zeros_(self.contract.weight)  # a new block is the identity
         nn.init.zeros_(self.contract.bias)
 
@@ -222,3 +223,51 @@ def unmerge(in_channels: int, out_channels: int, stride: tuple[int, int]) -> nn.
     t, p = stride
     unfold = Rearrange("b u i j (t p q c) -> b (u t) (i p) (j q) c", t=t, p=p, q=p)
     return nn.Sequential(OrderedDict(linear=nn.Linear(in_channels, out_channels * t * p**2), unfold=unfold))
+
+
+# --- Cosmos: its weights are the user's to bring ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosmosConfig(ModelConfig):
+    """Where its TorchScript pair lies and in which precision it runs."""
+
+    folder: Path
+    kind: Literal["cosmos-dv8x8x8"] = "cosmos-dv8x8x8"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """The published files hold bfloat16 weights and take bfloat16 input."""
+
+    spatial_stride: ClassVar[int] = 8
+
+    def grid(self, height: int, width: int) -> TokenGrid:
+        """How tokens lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
+        return TokenGrid(**divided(height, width, self.spatial_stride), vocab_size=64_000)
+
+    def build(self) -> "CosmosTokenizer":
+        return CosmosTokenizer(self)
+
+
+class CosmosTokenizer(BlockTokenizer):
+    """A `Tokenizer` over the published files. Not trainable. Raises `DataError` for files that are missing or other.
+
+    `encoder.jit` maps video `b 3 t h w` in [-1, 1] to (indices `b l h/8 w/8`, codes), `decoder.jit` indices to video.
+    Long videos go through in disjoint blocks of 17 frames, as the 1X data set was made.
+    """
+
+    def __init__(self, config: CosmosConfig) -> None:
+        super().__init__(config)
+        self.encoder, self.decoder = (_load(config.folder / name) for name in ("encoder.jit", "decoder.jit"))
+        self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+    def tokens_of(self, block: Tensor) -> Tensor:
+        return self.encoder(to_signed(block).to(self.dtype))[0].long()
+
+    def frames_of(self, block: Tensor) -> Tensor:
+        return to_pixels(self.decoder(block.int()).float())
+
+
+def _load(path: Path) -> Any:
+    fix = f"Download encoder.jit and decoder.jit of {HUB_ID} into {path.parent}."
+    with reading(path, RuntimeError, expected=f"a TorchScript file of {HUB_ID}", fix=fix), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # NVIDIA publishes no other form of these weights
+        return torch.jit.load(path, map_location="cpu").eval()

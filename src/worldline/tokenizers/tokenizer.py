@@ -23,10 +23,7 @@ Grid = TypeVar("Grid", bound=TokenGrid | LatentGrid, covariant=True)
 
 @runtime_checkable
 class Tokenizer(Protocol[Grid]):
-    """A video autoencoder, causal in time: grid or latent k depends on frames up to the last it covers.
-
-    A `Tokenizer[TokenGrid]` is discrete (`BlockTokenizer`), a `Tokenizer[LatentGrid]` makes latents.
-    """
+    """A video autoencoder, causal in time: token grid or latent k depends on frames up to the last it covers."""
 
     spatial_stride: int
     """Pixels of a frame's side for each position of a grid's."""

@@ -2,9 +2,8 @@
 
 Latent 0 is frame 0 and latent k covers frames `4k-3 .. 4k`. What leaves `encode` is the posterior mean, normalised to
 about zero mean and unit variance per channel, so that a world sees the same scale from every VAE. The default is the
-704.7 M parameter VAE of Wan2.2 TI2V-5B; smaller ones train by their own `loss`. Needs the extra `wan` to build one.
-
-At the end are the published files, of which two layouts are read: diffusers' folder and the original single file.
+704.7 M parameter VAE of Wan2.2 TI2V-5B, whose files are read in both published layouts; smaller ones train by their own
+`loss`. Needs the extra `wan` to build one.
 """
 
 import math
@@ -212,10 +211,8 @@ class WanVAETokenizer(nn.Module):
         video = signed_frames(batch)
         posterior = self._posterior(video)
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
-        sampled = mean
-        if self.training:
-            noise = torch.randn(mean.shape, generator=generator).to(mean)
-            sampled = mean + noise * (0.5 * log_variance).exp()
+        noise = torch.randn(mean.shape, generator=generator).to(mean) if self.training else torch.zeros_like(mean)
+        sampled = mean + noise * (0.5 * log_variance).exp()
         loss, psnr = reconstruction_loss(self._reconstruct(sampled) - video, self.config.l1_weight)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return loss + self.config.kl_weight * divergence, {"psnr_db": psnr, "kl": divergence.item()}
