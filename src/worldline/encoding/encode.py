@@ -27,9 +27,6 @@ from worldline.ranks import Ranks
 from worldline.schema import LatentGrid, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
-_BLOCKS = 16
-"""Blocks of 256x256 that are read at once, and of smaller frames."""
-
 
 def tokenize(
     source: Source,
@@ -189,5 +186,5 @@ def _check(grid: TokenGrid, size: tuple[int, int], start_offsets: int, augment: 
 
 
 def blocks_at_once(height: int, width: int) -> int:
-    """Blocks of one episode that are read, and go through the tokenizer, together: fewer where frames are large."""
-    return max(1, min(_BLOCKS, _BLOCKS * 256 * 256 // (height * width)))
+    """Blocks of one episode that are read, and go through the tokenizer, together: 16, fewer of more than 256x256."""
+    return max(1, min(16, 16 * 256 * 256 // (height * width)))
