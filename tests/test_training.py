@@ -43,7 +43,7 @@ from worldline.families.load import load_world, prepare
 from worldline.families.tokenizers import load_tokenizer
 from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.process.categorical import Sampling
-from worldline.ranks import pick_device
+from worldline.ranks import Ranks
 from worldline.rundir import Best, RunDir, load_tensors, model_folder, read_model, save_tensors, write_model
 from worldline.schema import DataError, TokenGrid, UsageError, join, stack
 from worldline.training.checkpoint import TrainState, better
@@ -567,9 +567,9 @@ def test_length_is_given_as_steps_or_as_epochs(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
 def test_cuda_that_is_not_there_is_not_asked_for_in_silence() -> None:
-    assert pick_device("auto") == CPU
+    assert Ranks().device("auto") == CPU
     with pytest.raises(UsageError, match="--device cpu"):
-        pick_device("cuda")
+        Ranks().device("cuda")
 
 
 # --- checkpoints ---

@@ -5,7 +5,7 @@ damaged data are a `DataError`; both say what was expected, what was found and w
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import wraps
@@ -153,10 +153,15 @@ def new_run(name: str) -> Path:
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+def other_lengths(given: Collection[str]) -> set[str]:
+    """Which length of a recipe is 0 where some options are given: one way to give a length replaces the other."""
+    lengths = {"steps", "epochs"}
+    return lengths - set(given) if lengths & set(given) else set()
+
+
 def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by name, with those of `changes` in place of theirs, part by part. One length replaces the other."""
-    lengths = {"steps": "epochs", "epochs": "steps"}
-    found = content | {lengths[name]: 0 for name in changes if name in lengths and lengths[name] not in changes}
+    """Values by name, with those of `changes` in place of theirs, part by part."""
+    found = content | dict.fromkeys(other_lengths(changes), 0)
     for name, value in changes.items():
         inner = found.get(name)
         found[name] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value

@@ -49,7 +49,7 @@ class Ranks:
         if not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             raise UsageError(f"WORLD_SIZE is {world_size}, but torchrun did not start this process; unset it, or do so")
         rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-        if on_gpu := pick_device(device).type == "cuda":
+        if on_gpu := cls().device(device).type == "cuda":
             if local_rank >= (gpus := torch.cuda.device_count()):
                 raise UsageError(f"more processes than this machine's {gpus} GPUs; lower torchrun --nproc-per-node")
             torch.cuda.set_device(local_rank)
@@ -65,8 +65,18 @@ class Ranks:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """The processor a name means for this rank: its own GPU, where there are several."""
-        device = pick_device(name)
+        """The device a name means for this rank, of several its own GPU; `auto` takes CUDA where there is some.
+
+        Raises `UsageError` where there is no such device.
+        """
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise UsageError("CUDA was asked for, but PyTorch finds no CUDA device here; use --device cpu")
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise UsageError(f"there is no device {name!r}; give auto, cpu, cuda or cuda:N") from error
         return torch.device("cuda", self.local_rank) if self.world_size > 1 and device.type == "cuda" else device
 
     def share(self, batch_size: int) -> int:
@@ -169,18 +179,6 @@ class Ranks:
             if hasattr(model, entry):
                 register_fsdp_forward_method(model, entry)
         return model
-
-
-def pick_device(name: str) -> torch.device:
-    """The device a name means; `auto` takes CUDA where there is one. Raises `UsageError` where there is none such."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError("CUDA was asked for, but PyTorch finds no CUDA device here; use --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"there is no device {name!r}; give auto, cpu, cuda or cuda:N") from error
 
 
 def shards_of(model: nn.Module) -> list[nn.Module]:

@@ -4,8 +4,7 @@ A field of a recipe is given with its value, `--model.block-bias True`; a verb's
 """
 
 import inspect
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -21,7 +20,7 @@ from worldline import api
 from worldline.checks import texts_of
 from worldline.cli.console import choose, options_of, show
 from worldline.families.config import TrainConfig
-from worldline.families.family import idle, kind_of, refuse_idle
+from worldline.families.family import idle, kind_of, parts_of, refuse_idle
 from worldline.progress import say
 from worldline.recipes import RECIPES
 from worldline.rundir import to_json
@@ -31,8 +30,6 @@ from worldline.training.loop import TrainResult
 AnyJob = TypeVar("AnyJob")
 Recipe = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 """How a job holds the recipe that it is given."""
-LENGTHS = {"--steps": "--epochs", "--epochs": "--steps"}
-"""Giving the length of a run in one way replaces a recipe's own in the other."""
 PYTHON_ONLY = ("autocast", "log_every", "keep_checkpoints", "model.kind", "optimizer.beta1", "optimizer.beta2")
 """Fields of every recipe that are no options, since hardly anybody changes them; models have some of their own.
 
@@ -117,10 +114,14 @@ def parse_recipe(job: type[AnyJob], verb: str, arguments: list[str]) -> tuple[st
         print(f"\nworldline {verb} RECIPE --help shows a recipe's options.")
         raise SystemExit(0)
     rest = [argument for at, argument in enumerate(arguments) if at != arguments.index(name)]
-    given = {argument.partition("=")[0].replace("_", "-") for argument in rest}
-    rest += [word for one, other in LENGTHS.items() if one in given and other not in given for word in (other, "0")]
+    given = {argument.partition("=")[0][2:] for argument in rest if argument.startswith("--")}
+    for length in api.other_lengths(given):
+        rest += [f"--{length}", "0"]
     recipe = RECIPES[name]()
-    parts, hidden = dict(_parts(recipe)), {*PYTHON_ONLY, *kind_of(recipe.model).python_only}
+    parts, hidden = (
+        {type(part): start for start, part in parts_of(recipe)},
+        {*PYTHON_ONLY, *kind_of(recipe.model).python_only},
+    )
     if asked:  # help does not show what would change nothing; where it is given, the reason is said later
         hidden |= {place.rstrip(".") for place in idle(recipe)}
     with options_of(parts):
@@ -163,11 +164,3 @@ def _constructors(parts: dict[type, str], hidden: set[str]) -> ConstructorRegist
         return StructConstructorSpec(made, tuple(found))
 
     return registry
-
-
-def _parts(config: Any, place: str = "") -> Iterator[tuple[type, str]]:
-    """The class of every part of a configuration, and what its fields' options begin with."""
-    yield type(config), place
-    for field in fields(config):
-        if is_dataclass(part := getattr(config, field.name)):
-            yield from _parts(part, f"{place}{field.name}.")

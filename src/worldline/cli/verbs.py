@@ -151,10 +151,6 @@ class Demo(Checked):
     """Stop that training after this long, whatever step it is at."""
     num_clips: int = 48
     """Held-out clips for the built-in world over tokens."""
-    sampling_clips: int = 24
-    """Held-out clips for each world over latents."""
-    num_samples: int = 5
-    """Futures drawn for each of those."""
     json: bool = False
 
     def carry_out(self) -> None:
@@ -170,7 +166,7 @@ class Demo(Checked):
         from worldline.report.write import write_report
 
         shutil.rmtree(self.out, ignore_errors=True)
-        few: dict[str, Any] = {"num_clips": self.sampling_clips, "num_samples": self.num_samples, "steps": 10}
+        few: dict[str, Any] = {"num_clips": 24, "num_samples": 5, "steps": 10}
         few |= {"window_stride": 20, "batch_size": 4, "data": builtin.TWIN_MINI_VAL}
         found = {
             "The built-in world over tokens (compression track)": _evaluated(

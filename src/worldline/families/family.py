@@ -258,21 +258,21 @@ _UNREAD = {
 
 def refuse_idle(config: TrainConfig, usual: TrainConfig) -> None:
     """Refuse what is set otherwise than usual and would change nothing. Raises `UsageError`."""
-    reasons = idle(config)
-    for place in _differing(config, usual):
-        for field, reason in reasons.items():
-            if place == field or (field.endswith(".") and place.startswith(field)):
-                raise UsageError(f"--{place.replace('_', '-')} would change nothing: {reason}")
+    reasons, before = idle(config), dict(parts_of(usual))
+    for start, part in parts_of(config):
+        other = before.get(start, part)
+        for place in (start + one.name for one in fields(part) if getattr(part, one.name) != getattr(other, one.name)):
+            for field, reason in reasons.items():
+                if place == field or (field.endswith(".") and place.startswith(field)):
+                    raise UsageError(f"--{place.replace('_', '-')} would change nothing: {reason}")
 
 
-def _differing(one: Any, other: Any, prefix: str = "") -> Iterator[str]:
-    """The places in which two configurations differ."""
-    for field in fields(one):
-        mine, yours = getattr(one, field.name), getattr(other, field.name)
-        if is_dataclass(mine) and type(mine) is type(yours):
-            yield from _differing(mine, yours, f"{prefix}{field.name}.")
-        elif mine != yours:
-            yield prefix + field.name
+def parts_of(config: Any, start: str = "") -> Iterator[tuple[str, Any]]:
+    """A configuration and all its parts, each behind what the places of its fields begin with."""
+    yield start, config
+    for field in fields(config):
+        if is_dataclass(part := getattr(config, field.name)):
+            yield from parts_of(part, f"{start}{field.name}.")
 
 
 # --- the data of a run ---

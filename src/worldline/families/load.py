@@ -22,7 +22,7 @@ from worldline.formats.faults import implausible, unlike, warn
 from worldline.formats.source import Source
 from worldline.formats.states import compute_stats
 from worldline.nn.weights import load_weights
-from worldline.ranks import Ranks, pick_device
+from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder
 from worldline.schema import Forecast, UsageError
 
@@ -135,7 +135,7 @@ def load_forecaster(
         DataError: files are missing or damaged.
     """
     path, options = builtin.resolve(path), options or LoadOptions()
-    device = device or pick_device(options.device)
+    device = device or Ranks().device(options.device)
     model = model_folder(path, options.checkpoint)
     card = describe_model(model)
     expected = card.identity.tokenizer

@@ -18,7 +18,7 @@ from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_tok
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.source import Source
 from worldline.process.flow import FlowSampling
-from worldline.ranks import Ranks, pick_device
+from worldline.ranks import Ranks
 from worldline.schema import Batch, LatentGrid, UsageError, stack
 from worldline.tokenizers.tokenizer import BlockTokenizer
 from worldline.tokenizers.wan_vae import (
@@ -70,7 +70,7 @@ def _some(clips: Clips, config: TrainConfig) -> Iterator[Batch]:
     step, at_once = max(1, len(clips) // MEASURED_CLIPS), -(-config.batch_size // config.accumulate)
     for begin in range(0, len(clips), step * at_once):
         numbers = range(begin, min(begin + step * at_once, len(clips)), step)
-        yield stack([clips[i] for i in numbers]).to(pick_device(config.device))
+        yield stack([clips[i] for i in numbers]).to(Ranks().device(config.device))
 
 
 class LatentWorldKind(WorldKind):
@@ -163,7 +163,7 @@ class LatentWorldKind(WorldKind):
         world = self.build(model, contract, backbone)
         if text is not None:
             world.set_text(text)
-        place, vae = config.tokenizer, vae.to(pick_device(config.device)).requires_grad_(False)
+        place, vae = config.tokenizer, vae.to(Ranks().device(config.device)).requires_grad_(False)
         return self.prepared(
             replace(config, model=model),
             world,
