@@ -15,12 +15,11 @@ def choose_episodes(source: Source, text: str = ":", *, exclude: Sequence[int] =
     """Positions of the chosen episodes, each once, in the order in which they are named.
 
     Args:
-        text: Python slices and numbers, joined by commas (`:40,45,50:60`), over all episodes of the source. Excluding
-            one does not move the others: `-10:` are the same ten, whether or not one of them is excluded.
+        text: Python slices and numbers, joined by commas (`:40,45,50:60`), over all episodes of the source, whether or
+            not some are excluded.
         exclude: episodes to leave out by their own numbers (`Episode.number`).
 
-    Raises:
-        UsageError: other text, a part that selects nothing, an unknown number, or nothing is left.
+    Raises `UsageError` for other text, a part that selects nothing, an unknown number, or where nothing is left.
     """
     left_out = {_position(source, number) for number in exclude}
     chosen = dict.fromkeys(i for part in text.split(",") for i in _part(source, part, text))
@@ -87,11 +86,7 @@ def only(source: Source, episodes: Sequence[int]) -> Source:
 
 
 def join(sources: Sequence[Source]) -> Source:
-    """Several data sets as one, their episodes one after the other. Its path names them all.
-
-    Raises:
-        UsageError: they differ in format, states, rate, picture size, camera or token grid.
-    """
+    """Several data sets as one, whose path names them all. Raises `UsageError` where they are not `alike`."""
     first, *others = sources
     for other in others:
         for what, one in first.alike.items():

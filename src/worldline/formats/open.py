@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from worldline import builtin
 from worldline.contract import Conditioning, Reading
@@ -18,7 +18,6 @@ from worldline.formats.lerobot.metadata import INFO, Meta
 from worldline.formats.lerobot.source import open_lerobot
 from worldline.formats.onex.open import open_onex
 from worldline.formats.source import Source
-from worldline.formats.states import override_kinds
 from worldline.schema import DataError, StateKind, UsageError
 
 Roots = Path | tuple[Path, ...]
@@ -64,7 +63,11 @@ class OpenOptions:
             expected, found = "episodes that can be used", f"all left out: {summarise(source.left_out)}"
             fix = "`worldline data info` says what is wrong with each."
             raise DataError(path, expected=expected, found=found, fix=fix, kind="missing_files")
-        return replace(source, layout=override_kinds(source.layout, self.state_kinds))
+        layout, known = source.layout, get_args(StateKind)
+        if not (set(self.state_kinds) <= set(layout.names) and set(self.state_kinds.values()) <= set(known)):
+            raise UsageError(f"{self.state_kinds}: states are {list(layout.names)}, their kinds {list(known)}")
+        kinds = [self.state_kinds.get(name, kind) for name, kind in zip(layout.names, layout.kinds, strict=True)]
+        return replace(source, layout=replace(layout, kinds=tuple(kinds)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,12 +61,12 @@ class Source:
     without frames, or listed twice."""
 
     def read(self, episode: int, start: int, stop: int) -> Clip:
-        """Frames `start .. stop-1` of an episode. Token sources need both ends on the block grid of their file.
+        """Frames `start .. stop-1` of an episode.
 
         Raises:
             DataError: the bytes are missing, damaged or of another shape than the metadata say.
             IndexError: the window leaves the episode.
-            UsageError: a window of tokens that is off the block grid.
+            UsageError: a window of tokens off the block grid of their file, or of latents that was not encoded.
         """
         states = torch.from_numpy(self.read_states(episode, start, stop))
         origin = Origin(source=str(self.path), episode=episode, start=start)

@@ -5,9 +5,8 @@ range of the data; users can override it by name.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
@@ -51,19 +50,6 @@ def guess_kind(name: str, low: float, high: float) -> StateKind:
     return "angle" if low >= -_FULL_TURN and high <= _FULL_TURN else "other"
 
 
-def override_kinds(layout: StateLayout, kinds: Mapping[str, str]) -> StateLayout:
-    """Replace the kinds of the named dimensions. Raises `UsageError` for an unknown name or kind."""
-    unknown = [name for name in kinds if name not in layout.names]
-    wrong = [kind for kind in kinds.values() if kind not in get_args(StateKind)]
-    if unknown or wrong:
-        raise UsageError(
-            f"no state is called {unknown}, no kind is called {wrong}; "
-            f"states are {list(layout.names)}, kinds are {list(get_args(StateKind))}"
-        )
-    changed: Any = tuple(kinds.get(name, kind) for name, kind in zip(layout.names, layout.kinds, strict=True))
-    return StateLayout(names=layout.names, kinds=changed)
-
-
 @dataclass(frozen=True, kw_only=True)
 class StateStats:
     """Statistics of every state dimension over a source."""
@@ -88,12 +74,7 @@ class StateStats:
 
 
 def compute_stats(source: Source, *, episodes: Sequence[int] | None = None) -> StateStats:
-    """Go once over the states of a source, or of some of its episodes; video is not touched.
-
-    Raises:
-        DataError: a state is not finite, or a file is not as its metadata say.
-        UsageError: there are no episodes.
-    """
+    """Go once over the states of a source, or of some episodes, never over video. Raises what `read_states` does."""
     chosen = range(len(source.episodes)) if episodes is None else episodes
     lengths = [source.episodes[i].length for i in chosen]
     total = sum(lengths)

@@ -65,9 +65,6 @@ class FrameTimes:
     """When each keyframe is shown, rising, and when it is decoded: some containers seek by that."""
     tick: Fraction
 
-    def __len__(self) -> int:
-        return len(self.ticks)
-
     @property
     def seconds(self) -> Float64[np.ndarray, "n"]:
         return self.ticks * float(self.tick)
@@ -86,7 +83,7 @@ def probe(path: Path) -> VideoInfo:
     with _opened(path) as (_, stream):
         size = stream.codec_context.height, stream.codec_context.width
         num_frames, fps = stream.frames, float(stream.average_rate or 0)
-    return VideoInfo(num_frames or len(frame_times(path)), size, fps)
+    return VideoInfo(num_frames or len(frame_times(path).ticks), size, fps)
 
 
 @while_unchanged(4096)
@@ -115,8 +112,8 @@ def stream_frames(
     numbers: list[int] = np.asarray(frames).tolist()
     expected, fix = f"frames {numbers[0]}..{numbers[-1]} to decode", f"The file is cut short or damaged. {_AGAIN}"
     damaged = partial(DataError, path, expected=expected, fix=fix, kind="frames")
-    if numbers[-1] >= len(times):
-        raise damaged(found=f"no frame {max(numbers[0], len(times))}")
+    if numbers[-1] >= len(times.ticks):
+        raise damaged(found=f"no frame {max(numbers[0], len(times.ticks))}")
     pending: list[np.ndarray] = []
     shape, converter = None, VideoReformatter()
     with _opened(path, expected=expected) as (container, stream):

@@ -46,13 +46,6 @@ class Recording(Episode):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Feature:
-    """The used part of a feature."""
-
-    shape: Annotated[tuple[Annotated[int, Field(gt=0, le=_WIDEST)], ...], Field(max_length=4)] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Listed:
     """How an episode is listed: a line of meta/episodes.jsonl (v2.x), or a row of meta/episodes/*.parquet (v3.0)."""
 
@@ -96,18 +89,19 @@ class Meta:
 
     def cameras(self) -> dict[str, str]:
         """Keys of the cameras, each with why it is not used by default (a depth map, `NO_FILE`), or nothing."""
-        keys = [key for key, feature in self.features.items() if feature.get("dtype") in ("video", "image")]
-        return {key: self._why_not(key) for key in keys}
-
-    def _why_not(self, camera: str) -> str:
-        feature = self.features[camera]
-        facts = feature | (feature["info"] if isinstance(feature.get("info"), dict) else {})
-        if any(facts.get(name) is True for name in ("is_depth_map", "video.is_depth_map")):
-            return "a depth map"
-        shape = feature.get("shape")
-        if isinstance(shape, list) and len(shape) == 3 and 1 in (shape[0], shape[-1]):
-            return "one channel, as a depth map"
-        return NO_FILE if self.is_video(camera) and not any(self._videos(camera)) else ""
+        found: dict[str, str] = {}
+        for key, feature in self.features.items():
+            if feature.get("dtype") not in ("video", "image"):
+                continue
+            shape, info = feature.get("shape"), feature.get("info")
+            facts = feature | (info if isinstance(info, dict) else {})
+            if True in (facts.get("is_depth_map"), facts.get("video.is_depth_map")):
+                found[key] = "a depth map"
+            elif isinstance(shape, list) and len(shape) == 3 and 1 in (shape[0], shape[-1]):
+                found[key] = "one channel, as a depth map"
+            else:
+                found[key] = NO_FILE if self.is_video(key) and not any(self._videos(key)) else ""
+        return found
 
     def _videos(self, camera: str) -> Iterator[Path]:
         """The videos of a camera that exist, wherever the template puts them."""
@@ -163,7 +157,10 @@ class Meta:
         return dim
 
     def _shape(self, key: str) -> tuple[int, ...]:
-        return validated(self.root / INFO, _Feature, self.features[key], f"features.{key}").shape or ()
+        shape = self.features[key].get("shape") or []
+        if not isinstance(shape, list) or not all(type(size) is int and 0 < size <= _WIDEST for size in shape):
+            raise self.fault(f"features.{key}.shape of whole numbers in 1..{_WIDEST}", repr(shape)[:80])
+        return tuple(shape)
 
     def names(self, column: str) -> list[str]:
         """The names that a column's dimensions are given, as many as they are."""

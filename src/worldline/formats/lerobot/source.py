@@ -66,9 +66,17 @@ class LerobotSource(Source):
         self._check_times(of, table.path, times, shown)
         begins, first = of.begins or 0.0, of.first_frame if of.frames_in_file == len(shown) else None
         found = pair(times, shown, starts=(begins, begins + float(shown[0])), first=first, fps=self.fps)
-        if isinstance(found, Mismatch):
-            raise self._unpaired(of, found, times, shown)
-        return found
+        if not isinstance(found, Mismatch):
+            return found
+        shown_at, row_rate, place = rate(shown), rate(times), f"row {found.row} at {found.at:.3f} s"
+        same_rate = abs(shown_at - row_rate) <= 0.01 * row_rate
+        if of.begins is None and len(shown) < len(times) and same_rate:
+            expected, missing = f"{len(times)} frames, one per row of {of.name}", f"{len(shown)}; none shows {place}"
+            raise DataError(of.video, expected=expected, found=missing, kind="frames")
+        expected = f"a frame within half a frame of every row of {of.name}, at {row_rate or self.fps:.4g} rows/s"
+        nearest = f"{place}, the nearest frame at {found.nearest:.3f} s; the video runs at {shown_at:.4g} frames/s"
+        kind, fix = "frames" if same_rate else "rate", "Encode the video at the rows' rate, or correct the timestamps."
+        raise DataError(of.video, expected=expected, found=nearest, fix=fix, kind=kind)
 
     def surely_shown(self, episode: int) -> bool:
         of, (rows, table) = self.episodes[episode], self._rows(episode)
@@ -96,7 +104,16 @@ class LerobotSource(Source):
             names = meta.names(column)
             if names and (len(names) != dim or len(set(names)) != dim):
                 report(meta.fault(f"{dim} different names of {column}", f"{len(set(names))}", "names"))
-        self._report_moved(report)
+        moved: list[Recording] = []
+        for of in self.episodes:
+            with suppress(DataError):
+                if self._rows(of.index)[1].path != of.table:
+                    moved.append(of)
+        if moved:
+            path, expected = self.path / "meta/episodes", f"rows of {moved[0].name} in {moved[0].table.name}"
+            found = f"them in another file ({len(moved)} such episodes), where they were found and are used"
+            fix = "Nothing needs to be done; converting the data set again corrects meta/episodes."
+            report(DataError(path, expected=expected, found=found, fix=fix, kind="stale_pointer"))
         if not self.left_out:
             frames = sum(of.length for of in self.episodes)
             check_totals(meta.root / INFO, {"total_episodes": len(self.episodes), "total_frames": frames}, report)
@@ -111,23 +128,10 @@ class LerobotSource(Source):
         surplus: Counter[Path] = Counter()
         for video, frames in {of.video: of.frames_in_file for of in self.episodes if of.video is not None}.items():
             with suppress(DataError):
-                surplus[video] = len(frame_times(video)) - frames
+                surplus[video] = len(frame_times(video).ticks) - frames
         surplus = +surplus  # those above 0
         if surplus:
             yield f"{surplus.total()} frames of {len(surplus)} videos belong to no row and are not read"
-
-    def _report_moved(self, report: Report) -> None:
-        """Report episodes whose rows lie in another table than the metadata say, and are read from there."""
-        moved: list[Recording] = []
-        for of in self.episodes:
-            with suppress(DataError):
-                if self._rows(of.index)[1].path != of.table:
-                    moved.append(of)
-        if moved:
-            path, expected = self.path / "meta/episodes", f"rows of {moved[0].name} in {moved[0].table.name}"
-            found = f"them in another file ({len(moved)} such episodes), where they were found and are used"
-            fix = "Nothing needs to be done; converting the data set again corrects meta/episodes."
-            report(DataError(path, expected=expected, found=found, fix=fix, kind="stale_pointer"))
 
     def _check_stats(self, path: Path, extremes: Float64[np.ndarray, "2 s"], report: Report) -> None:
         """Compare meta/stats.json with the tables: wrong statistics hide a changed unit. They are not used."""
@@ -186,23 +190,9 @@ class LerobotSource(Source):
             fix = "Correct fps in meta/info.json, or the timestamps, or drop that column (rows then follow at fps)."
             raise DataError(path, expected=expected, found=found, fix=fix, kind="rate")
 
-    def _unpaired(self, of: Recording, found: Mismatch, times: _Times, shown: _Times) -> DataError:
-        path, shown_at = of.video or of.table, rate(shown)
-        same_rate, place = abs(shown_at - rate(times)) <= 0.01 * rate(times), f"row {found.row} at {found.at:.3f} s"
-        if of.begins is None and len(shown) < len(times) and same_rate:
-            expected, missing = f"{len(times)} frames, one per row of {of.name}", f"{len(shown)}; none shows {place}"
-            return DataError(path, expected=expected, found=missing, kind="frames")
-        expected = f"a frame within half a frame of every row of {of.name}, at {rate(times) or self.fps:.4g} rows/s"
-        nearest = f"{place}, the nearest frame at {found.nearest:.3f} s; the video runs at {shown_at:.4g} frames/s"
-        kind, fix = "frames" if same_rate else "rate", "Encode the video at the rows' rate, or correct the timestamps."
-        return DataError(path, expected=expected, found=nearest, fix=fix, kind=kind)
-
 
 def open_lerobot(root: Path, *, camera: str | None, columns: tuple[str, ...], leaving: LeavingOut) -> Source:
-    """Open a LeRobot data set; `columns` of its tables, side by side, are the states.
-
-    Reads `meta/`, a few tables to guess what the states are, and the header of one video.
-    """
+    """Open a LeRobot data set; `columns` of its tables, side by side, are the states."""
     meta = Meta.read(root)
     camera = meta.camera(camera)
     listed = meta.recordings(camera, leaving)

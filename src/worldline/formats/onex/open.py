@@ -89,7 +89,7 @@ def open_onex(root: Path, leaving: LeavingOut) -> Source:
     numbers = range(metadata.num_shards)
     if test:  # whatever has a video or states
         files = [*shard_of(0).video.parent.glob("video_*.*"), *shard_of(0).states.parent.glob("states_*.bin")]
-        numbers = sorted({int(found) for path in files if (found := path.stem.rpartition("_")[2]).isdecimal()})
+        numbers = sorted({int(number) for path in files if (number := path.stem.rpartition("_")[2]).isdecimal()})
     sound = list(_sound(root, [shard_of(i) for i in numbers], len(metadata.state_names), grid, leaving))
     source = OnexSource(
         kind="1x-test" if test else "1x-raw" if grid is None else "1x-tokens",
@@ -126,29 +126,26 @@ def _metadata(path: Path, num_shards: int, test: bool, leaving: LeavingOut) -> t
 def _sound(root: Path, shards: list[Shard], dim: int, grid: TokenGrid | None, leaving: LeavingOut) -> Iterator[Shard]:
     """Shards whose files fit one another, with the number of their frames; others are left out."""
     for i in leave_out_absent(root, {shard.name: shard.files for shard in shards}, leaving):
-        with leaving.around(shards[i].name):
-            shard = _counted(shards[i], dim)
+        shard = shards[i]
+        with leaving.around(shard.name):
+            rows = shard.states.stat().st_size // (4 * dim)  # a sample has no other word on it
+            if not shard.test:
+                stated = validated(shard.marker, _Marker, read_json(shard.marker))
+                rows = stated.shard_num_frames
+                if stated.shard_ind not in (None, shard.index):
+                    expected, found = f"shard_ind {shard.index}", f"{stated.shard_ind}"
+                    fix = "A shard may be there twice under two names: download them again, or correct shard_ind."
+                    raise DataError(shard.marker, expected=expected, found=found, fix=fix, kind="duplicate")
+            shard = replace(shard, num_frames=rows)
             problems = list(_faults(shard, dim, grid))
             for problem in problems:
                 leaving.leave(f"{shard.name} ({problem.path.name}: {problem.found})", problem)
-            if not problems and shard.num_frames == 0:
+            if not problems and rows == 0:
                 fix = "Take the shard out of the data set; it is left out here."
                 empty = DataError(root, expected="frames", found=f"{shard.name} of none", fix=fix, kind="empty_episode")
                 leaving.leave(f"{shard.name} (of no frame)", empty, harmless=True)
             elif not problems:
                 yield shard
-
-
-def _counted(shard: Shard, dim: int) -> Shard:
-    """The shard with the number of its frames; that of a sample is said by its states alone."""
-    if shard.test:
-        return replace(shard, num_frames=shard.states.stat().st_size // (4 * dim))
-    stated = validated(shard.marker, _Marker, read_json(shard.marker))
-    if stated.shard_ind not in (None, shard.index):
-        expected, found = f"shard_ind {shard.index}", f"{stated.shard_ind}"
-        fix = "A shard may be there twice under two names: download them again, or correct shard_ind."
-        raise DataError(shard.marker, expected=expected, found=found, fix=fix, kind="duplicate")
-    return replace(shard, num_frames=stated.shard_num_frames)
 
 
 def _faults(shard: Shard, dim: int, grid: TokenGrid | None) -> Iterator[DataError]:

@@ -99,11 +99,7 @@ class OnexSource(Source):
         return stream_frames(self.episodes[episode].shard.video, shown[start:stop], threads=threads)
 
     def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
-        """The frame of the shard's video that shows each row; in the test set, of the rows that are shown.
-
-        Raises:
-            DataError: it has not all of them, or another rate.
-        """
+        """The frame of the shard's video that shows each row; in the test set, of the rows that are shown."""
         of = self.episodes[episode]
         times = frame_times(of.shard.video).seconds
         if len(times) < of.shard.num_frames and not self.context_only:
@@ -122,7 +118,7 @@ class OnexSource(Source):
         shard = self.episodes[episodes[0]].shard
         if self.grid is not None:
             self._blocks(shard, self.grid)
-        elif (count := len(frame_times(shard.video))) > shard.num_frames:
+        elif (count := len(frame_times(shard.video).ticks)) > shard.num_frames:
             report(self._fault(shard, f"{shard.num_frames} frames, one per row of states", f"{count}"))
 
     def claims(self, report: Report, extremes: Float64[np.ndarray, "2 s"] | None = None) -> None:
