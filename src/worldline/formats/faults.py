@@ -100,8 +100,8 @@ def _check_size(source: Source, episode: int, found: tuple[int, int] | None) -> 
 
 def implausible(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
     """Implausible states of some episodes, one fault per kind: wild values, episodes in another unit."""
-    around = ["nearly all of its rows"] * source.layout.dim
-    yield from _wild(source, episodes, bounds_of(_sample(source, episodes)), around)
+    usually = ["nearly all of its rows"] * source.layout.dim
+    yield from _wild(source, episodes, bounds_of(_sample(source, episodes)), usually)
     sizes = np.stack([np.quantile(np.abs(source.read_states(i)), 0.95, axis=0, method="lower") for i in episodes])
     # In another unit at least half of the dimensions that move are many times as large as in the usual episode.
     usual = np.median(sizes, axis=0)

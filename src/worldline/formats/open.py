@@ -16,16 +16,14 @@ from worldline.formats.choose import join
 from worldline.formats.encoded import CLAIM, open_latents
 from worldline.formats.lerobot.metadata import INFO, Meta
 from worldline.formats.lerobot.source import open_lerobot
-from worldline.formats.onex.open import open_onex
+from worldline.formats.onex.source import open_onex
 from worldline.formats.source import Source
 from worldline.schema import DataError, StateKind, UsageError
 
 Roots = Path | tuple[Path, ...]
 """A data set, or several that are read as one."""
-_COLUMNS = {"state": "observation.state", "action": "action"}
-"""LeRobot's own names."""
-_LOOKED_AT = 2_000
-"""Folders at most that are looked into for a data set, where the one given is none."""
+_COLUMNS = {"state": "observation.state", "action": "action"}  # LeRobot's own names
+_LOOKED_AT = 2_000  # folders at most that are looked into for a data set, where the one given is none
 _FOREIGN = {
     "a LeRobot v1.x data set": ("meta_data/info.json",),
     "1X World Model Challenge v1.x": ("video.bin", "segment_ids.bin"),

@@ -28,12 +28,9 @@ from torch.nn import functional
 from worldline.files import atomic, unreadable, while_unchanged
 from worldline.schema import DataError, UsageError
 
-RATE_SLACK = 0.03
-"""Clocks of recorders differ and jitter by less than this; no two usual rates are that near but 29.97 and 30."""
-CLOCK_SLACK = 0.005
-"""Rows and frames that are one to one may differ by this in rate (29.97 and 30)."""
-_HALF = 0.52
-"""Half a frame, and a little: time stamps are rounded to float32 and to a container's time base."""
+RATE_SLACK = 0.03  # clocks of recorders differ and jitter by less; no two usual rates are that near but 29.97 and 30
+CLOCK_SLACK = 0.005  # rows and frames that are one to one may differ by this in rate (29.97 and 30)
+_HALF = 0.52  # half a frame, and a little: times are rounded to float32 and to a container's time base
 _AGAIN = "Download or encode it again."
 _BT601 = 6  # ffmpeg's AVCOL_SPC_SMPTE170M: what readers that ignore the tag assume at these sizes
 _LIMITED = 1
@@ -229,14 +226,6 @@ def _from_keyframe(
             return
 
 
-class Mismatch(NamedTuple):
-    """The first row that has no frame of its own, and when it and the nearest frame are, in seconds on one clock."""
-
-    row: int
-    at: float
-    nearest: float
-
-
 def rate(times: Float64[np.ndarray, "n"]) -> float:
     """Steps per second, from the median step; 0 where there is none."""
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
@@ -258,8 +247,8 @@ def pair(
     starts: tuple[float, ...],
     first: int | None,
     fps: float,
-) -> Int64[np.ndarray, "n"] | Mismatch:
-    """Give the frame of every row, the nearest in time, unless it is more than half a frame away.
+) -> Int64[np.ndarray, "n"] | str:
+    """Give the frame of every row, the nearest in time, or say of which row it is more than half a frame away.
 
     Args:
         rows: seconds since the episode began, and `shown`: those at which frames are shown; both rise.
@@ -275,7 +264,7 @@ def pair(
         faster = faster if abs(faster - 1) <= CLOCK_SLACK else 1.0
         if np.abs((own - own[0]) * faster - (rows - rows[0])).max() <= half:
             return first + np.arange(len(rows))
-    mismatches: list[Mismatch] = []
+    mismatches: list[tuple[int, str]] = []
     for start, begun in product(starts, dict.fromkeys((0.0, float(rows[0])))):
         wanted = rows - begun + start
         frames = np.searchsorted((shown[1:] + shown[:-1]) / 2, wanted)
@@ -284,6 +273,6 @@ def pair(
         if len(wrong) == 0:
             return frames
         row = int(wrong[0])
-        at, nearest = float(wanted[row] - wanted[0]), float(shown[frames[row]] - wanted[0])
-        mismatches.append(Mismatch(row=row, at=at, nearest=nearest))
-    return max(mismatches, key=lambda mismatch: mismatch.row)
+        at, nearest = wanted[row] - wanted[0], shown[frames[row]] - wanted[0]
+        mismatches.append((row, f"row {row} at {at:.3f} s, the nearest frame at {nearest:.3f} s"))
+    return max(mismatches)[1]

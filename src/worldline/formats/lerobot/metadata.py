@@ -192,8 +192,15 @@ class Meta:
 
     def _listed(self, camera: str, leaving: LeavingOut) -> Iterator[Recording]:
         """Every episode that is listed, in that order, as if its video were its own."""
-        shown, v3 = self.is_video(camera), self.codebase_version == "v3.0"
-        for path, where, content in _rows(self.root, camera if shown else None, leaving) if v3 else _lines(self.root):
+        shown, path = self.is_video(camera), self.root / "meta/episodes.jsonl"
+        if self.codebase_version == "v3.0":
+            rows = _rows(self.root, camera if shown else None, leaving)
+        else:
+            with reading(path, expected="the list of episodes"):
+                # By line feeds alone: a task may hold other characters that Python takes for the end of a line.
+                lines = enumerate(path.read_bytes().removeprefix(BOM_UTF8).split(b"\n"), start=1)
+            rows = ((path, f"line {number}", line) for number, line in lines if line.strip())
+        for path, where, content in rows:
             with leaving.around(f"{where} of {path.name}"):
                 row = validated(path, _Listed, content, where)
                 chunk = row.episode_index // self.chunks_size
@@ -224,15 +231,6 @@ class Meta:
         if not parts or "\0" in place or {"/", ".."} & set(parts) or too_long:
             raise self.fault("a path below the data set's folder", f"{place[:80]!r}")
         return self.root / place
-
-
-def _lines(root: Path) -> Iterator[tuple[Path, str, bytes]]:
-    """Lines of meta/episodes.jsonl (v2.x): file, place in it, content."""
-    path = root / "meta/episodes.jsonl"
-    with reading(path, expected="the list of episodes"):
-        # By line feeds alone: a task may hold other characters that Python takes for the end of a line.
-        lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
-    yield from ((path, f"line {number}", line) for number, line in enumerate(lines, start=1) if line.strip())
 
 
 def _rows(root: Path, camera: str | None, leaving: LeavingOut) -> Iterator[tuple[Path, str, dict[str, Any]]]:

@@ -21,7 +21,7 @@ from worldline.formats.lerobot.metadata import INFO, NO_FILE, Meta, Recording
 from worldline.formats.lerobot.tables import Table, read_images, read_table
 from worldline.formats.source import Source
 from worldline.formats.states import guess_kind, usual_range
-from worldline.formats.video import Mismatch, decode_image, frame_times, pair, probe, rate, runs_at, stream_frames
+from worldline.formats.video import decode_image, frame_times, pair, probe, rate, runs_at, stream_frames
 from worldline.schema import DataError, StateKind, StateLayout, UsageError
 
 _GUESS_FROM = 8  # tables that are read to guess the layout
@@ -66,15 +66,15 @@ class LerobotSource(Source):
         self._check_times(of, table.path, times, shown)
         begins, first = of.begins or 0.0, of.first_frame if of.frames_in_file == len(shown) else None
         found = pair(times, shown, starts=(begins, begins + float(shown[0])), first=first, fps=self.fps)
-        if not isinstance(found, Mismatch):
+        if not isinstance(found, str):
             return found
-        shown_at, row_rate, place = rate(shown), rate(times), f"row {found.row} at {found.at:.3f} s"
+        shown_at, row_rate = rate(shown), rate(times)
         same_rate = abs(shown_at - row_rate) <= 0.01 * row_rate
         if of.begins is None and len(shown) < len(times) and same_rate:
-            expected, missing = f"{len(times)} frames, one per row of {of.name}", f"{len(shown)}; none shows {place}"
+            expected, missing = f"{len(times)} frames, one per row of {of.name}", f"{len(shown)}; none shows {found}"
             raise DataError(of.video, expected=expected, found=missing, kind="frames")
         expected = f"a frame within half a frame of every row of {of.name}, at {row_rate or self.fps:.4g} rows/s"
-        nearest = f"{place}, the nearest frame at {found.nearest:.3f} s; the video runs at {shown_at:.4g} frames/s"
+        nearest = f"{found}; the video runs at {shown_at:.4g} frames/s"
         kind, fix = "frames" if same_rate else "rate", "Encode the video at the rows' rate, or correct the timestamps."
         raise DataError(of.video, expected=expected, found=nearest, fix=fix, kind=kind)
 

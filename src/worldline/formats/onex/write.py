@@ -1,4 +1,4 @@
-"""Write the 1X v2.0 layout (nested, as in its training set): raw video or tokens. Knows how bytes lie, not why.
+"""The 1X v2.0 layout: where the files of a shard lie, and how they are written (nested), raw video or tokens.
 
 Every file is written under a temporary name and moved into place; `metadata/metadata_{r}.json` comes last and
 makes shard r done; `metadata.json` comes after all shards and makes the folder a data set. A folder without
@@ -7,15 +7,52 @@ it is unfinished, and readers say so.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from worldline.files import atomic, read_json, write_array, write_json
-from worldline.formats.onex.source import Shard, shard_at
 from worldline.formats.video import encode
 from worldline.schema import DataError, StateLayout, TokenGrid, UsageError
+
+FOLDERS = ("videos", "robot_states", "segment_indices", "metadata")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """The files of one shard, or of one sample of the test set, and how many frames they hold."""
+
+    index: int
+    test: bool
+    """Whether it is a sample: these have states and a video of their first frames alone."""
+    marker: Path
+    video: Path
+    states: Path
+    segments: Path
+    num_frames: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{'sample' if self.test else 'shard'} {self.index}"
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.video, self.states, *(() if self.test else (self.segments, self.marker))]
+
+
+def shard_at(root: Path, index: int, *, suffix: str, nested: bool = True, test: bool = False) -> Shard:
+    """Where the files of a shard lie: each kind in its folder, or all in one."""
+    videos, states, segments, markers = (root / name if nested else root for name in FOLDERS)
+    return Shard(
+        index=index,
+        test=test,
+        marker=markers / f"metadata_{index}.json",
+        video=videos / f"video_{index}{suffix}",
+        states=states / f"states_{index}.bin",
+        segments=segments / f"segment_idx_{index}.bin",
+    )
 
 
 def write_raw_shard(
