@@ -18,7 +18,7 @@ from worldline.evaluation.held_out import DataChoice, split_of
 from worldline.families.card import describe_model
 from worldline.formats.faults import implausible, unlike
 from worldline.formats.open import open_source
-from worldline.formats.states import bounds_of, compute_stats, outside, usual_range
+from worldline.formats.states import bounds_of, compute_stats, outside
 from worldline.schema import DataError
 from worldline.training.loop import train
 
@@ -143,9 +143,6 @@ def test_states_of_the_1x_robot_raise_no_alarm() -> None:
         pytest.skip(f"{ONEX} is not here")
     rows = np.fromfile(ONEX, np.float32).reshape(-1, 25)
     assert not outside(rows, bounds_of(rows)).any()
-    low, high = usual_range(rows)
-    np.testing.assert_array_equal(low, rows.min(axis=0))
-    np.testing.assert_array_equal(high, rows.max(axis=0))
 
 
 def test_training_and_evaluation_say_it_before_they_begin(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

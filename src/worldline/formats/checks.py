@@ -37,16 +37,12 @@ class LeavingOut:
     """Given by an inspection: then nothing raises."""
     lines: list[str] = field(default_factory=list)
 
-    def fault(self, problem: DataError) -> None:
-        """Report something that is wrong, or raise it."""
-        if self.report is None:
-            raise problem
-        self.report(problem)
-
     def leave(self, what: str, problem: DataError, *, harmless: bool = False) -> None:
         """Leave out a part, or raise what is wrong with it; what is `harmless` (nothing is lost) needs no leave."""
-        if self.report is not None or not (self.allowed or harmless):
-            self.fault(problem)
+        if self.report is not None:
+            self.report(problem)
+        elif not (self.allowed or harmless):
+            raise problem
         self.lines.append(what)
 
     @contextmanager

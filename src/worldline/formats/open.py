@@ -3,7 +3,7 @@
 To add one, append a `Format` to `FORMATS`; everything after it only knows `Source`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -81,11 +81,7 @@ class Format:
     without cameras and columns to choose."""
 
     def matches(self, path: Path) -> bool:
-        return _any_of(self.signs, path)
-
-
-def _any_of(signs: Iterable[str], path: Path) -> bool:
-    return any(next(path.glob(sign), None) for sign in signs)
+        return any(next(path.glob(sign), None) for sign in self.signs)
 
 
 def _open_lerobot(path: Path, options: OpenOptions, leaving: LeavingOut) -> Source:
@@ -160,12 +156,12 @@ def _unknown(path: Path) -> DataError:
         expected = " or ".join(f"{', '.join(one.signs)} ({one.name})" for one in FORMATS)
         found, fix = "none of them", "Give the folder that holds these files."
         inside = _inside(path, "*") or _inside(path, "*/*")
-        looks = next((name for name, signs in _FOREIGN.items() if _any_of(signs, path)), None)
+        looks = [name for name, signs in _FOREIGN.items() for sign in signs if next(path.glob(sign), None)]
         if inside:
             found, fix = f"none of them, but {summarise(inside)} inside", "Give one of those folders."
         elif looks:
             fix = "Convert it to LeRobot v2.1 or v3.0, with its own project's converter or any4lerobot, and give that."
-            found = f"what looks like {looks}"
+            found = f"what looks like {looks[0]}"
     return DataError(path, expected=expected, found=found, fix=fix, kind="format")
 
 

@@ -118,9 +118,3 @@ def bounds_of(rows: Float[np.ndarray, "n s"]) -> Float64[np.ndarray, "2 s"]:
 def outside(rows: Float[np.ndarray, "n s"], bounds: Float64[np.ndarray, "2 s"]) -> Bool[np.ndarray, "n s"]:
     """Mark the values outside of bounds."""
     return (rows < bounds[0]) | (rows > bounds[1])
-
-
-def usual_range(rows: Float[np.ndarray, "n s"]) -> tuple[Float[np.ndarray, "s"], Float[np.ndarray, "s"]]:
-    """Smallest and largest plausible value of every dimension."""
-    kept = np.where(outside(rows, bounds_of(rows)), np.nan, rows)
-    return np.nanmin(kept, axis=0), np.nanmax(kept, axis=0)

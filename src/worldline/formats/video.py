@@ -115,7 +115,14 @@ def stream_frames(
     shape, converter = None, VideoReformatter()
     with _opened(path, expected=expected) as (container, stream):
         stream.codec_context.thread_count = threads
-        decoded = _from_keyframe(container, stream, times, int(times.ticks[numbers[0]]))
+        decoded, begin = iter(()), int(times.ticks[numbers[0]])
+        for place in times.seeks_for(begin):
+            container.seek(place, stream=stream, backward=True)
+            frames_on = container.decode(stream)
+            first = next((frame for frame in frames_on if frame.pts is not None), None)
+            if first is not None and first.pts is not None and first.pts <= begin:
+                decoded = chain([first], frames_on)
+                break
         for number, tick in zip(numbers, times.ticks[numbers].tolist(), strict=True):
             frame = next((frame for frame in decoded if frame.pts is not None and frame.pts >= tick), None)
             if frame is None or frame.pts != tick or frame.is_corrupt:
@@ -210,20 +217,6 @@ def _opened(
     except (FFmpegError, OSError, ValueError, OverflowError, MemoryError) as error:
         found = str(getattr(error, "strerror", None) or error)
         raise unreadable(path, expected=expected, found=found, fix=_AGAIN) from error
-
-
-def _from_keyframe(
-    container: InputContainer, stream: av.VideoStream, times: FrameTimes, tick: int
-) -> Iterator[av.VideoFrame]:
-    """Decoded frames, beginning at or before the frame shown at `tick`."""
-    for place in times.seeks_for(tick):
-        container.seek(place, stream=stream, backward=True)
-        frames = container.decode(stream)
-        first = next((frame for frame in frames if frame.pts is not None), None)
-        if first is not None and first.pts is not None and first.pts <= tick:
-            yield first
-            yield from frames
-            return
 
 
 def rate(times: Float64[np.ndarray, "n"]) -> float:

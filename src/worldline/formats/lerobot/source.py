@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from worldline.formats.checks import LeavingOut, Report, check_totals, leave_out
 from worldline.formats.lerobot.metadata import INFO, NO_FILE, Meta, Recording
 from worldline.formats.lerobot.tables import Table, read_images, read_table
 from worldline.formats.source import Source
-from worldline.formats.states import guess_kind, usual_range
+from worldline.formats.states import bounds_of, guess_kind, outside
 from worldline.formats.video import decode_image, frame_times, pair, probe, rate, runs_at, stream_frames
 from worldline.schema import DataError, StateKind, StateLayout, UsageError
 
@@ -157,22 +158,20 @@ class LerobotSource(Source):
         Metadata may name another table than theirs (v3.0); LeRobot finds rows by number, and so do we.
         """
         of = self.episodes[episode]
-        table = self._table(of.table)
+        read = partial(read_table, columns=self.reading.state_keys, dims=self.dims, fps=self.fps)
+        table = read(of.table)
         rows = table.rows_of(of.number)
         if len(rows) == of.length:
             return rows, table
         for path in sorted((of.root / "data").rglob("*.parquet")) if self.kind == "lerobot-v3.0" else ():
             with suppress(DataError):
-                other = self._table(path)
+                other = read(path)
                 if len(other.rows_of(of.number)) == of.length:
                     return other.rows_of(of.number), other
         held = "" if len(rows) else f"; it holds episodes {list(table.rows)[:4]}"
         expected = f"{of.length} rows of {of.name}, as the metadata say"
         fix = "Fetch the file again, or correct the episode's length in meta/."
         raise DataError(table.path, expected=expected, found=f"{len(rows)}{held}", fix=fix, kind="rows")
-
-    def _table(self, path: Path) -> Table:
-        return read_table(path, self.reading.state_keys, self.dims, self.fps)
 
     def _check_times(self, of: Recording, path: Path, times: _Times, shown: _Times) -> None:
         """Raise `DataError` unless times rise, at the rate of meta/info.json."""
@@ -228,8 +227,10 @@ def _layout(meta: Meta, columns: tuple[str, ...], dims: tuple[int, ...], tables:
     read = [np.zeros((1, sum(dims)), np.float32)]
     for path in tables[:: max(1, len(tables) // _GUESS_FROM)][:_GUESS_FROM]:
         with suppress(DataError):  # what is wrong with it is said when it is read
-            values = read_table(path, columns, dims, meta.fps).values
+            values = read_table(path, columns=columns, dims=dims, fps=meta.fps).values
             read.append(np.nan_to_num(values, posinf=0.0, neginf=0.0))
-    low, high = usual_range(np.concatenate(read))
-    kinds: list[StateKind] = [guess_kind(*one) for one in zip(names, low.tolist(), high.tolist(), strict=True)]
+    rows = np.concatenate(read)
+    usual = np.where(outside(rows, bounds_of(rows)), np.nan, rows)
+    low, high = np.nanmin(usual, axis=0).tolist(), np.nanmax(usual, axis=0).tolist()
+    kinds: list[StateKind] = [guess_kind(*one) for one in zip(names, low, high, strict=True)]
     return StateLayout(names=tuple(names), kinds=tuple(kinds))

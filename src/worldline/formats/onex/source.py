@@ -223,7 +223,10 @@ def _metadata(path: Path, num_shards: int, test: bool, leaving: LeavingOut) -> t
     elif not test:
         found = "no metadata.json, which is written last"
         fix = "Let the writer or the download finish, or start it again: it resumes."
-        leaving.fault(DataError(path, expected="a finished 1X v2.0 folder", found=found, fix=fix, kind="unfinished"))
+        problem = DataError(path, expected="a finished 1X v2.0 folder", found=found, fix=fix, kind="unfinished")
+        if leaving.report is None:
+            raise problem
+        leaving.report(problem)
     if "token_dtype" in content:
         found, fix = "its v1.x (one video.bin of tokens per folder)", "Download the v2.0 data set."
         raise DataError(path, expected="1X World Model Challenge v2.0", found=found, fix=fix, kind="format")
