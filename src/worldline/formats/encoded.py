@@ -60,8 +60,8 @@ class LatentSource(Source):
                 f"not of {stop - start} at {start}; encode the data again for those"
             )
         shape = (1 + (of.length - pattern.window) // self.stride, *self.window_shape)
-        window = np.array(_table(of.latents, shape)[start // self.stride], np.float32)
-        return {"latents": torch.from_numpy(window)}
+        table = mapped_npy(of.latents, np.floating, shape, what="numbers", fix=_AGAIN)
+        return {"latents": torch.from_numpy(np.array(table[start // self.stride], np.float32))}
 
     def footage(self, episode: int) -> tuple[Path, int]:
         return self.episodes[episode].latents, 0
@@ -69,11 +69,7 @@ class LatentSource(Source):
     def states_of(self, episode: int) -> tuple[Path, Float[np.ndarray, "n s"]]:
         of = self.episodes[episode]
         path = of.latents.with_name(of.latents.name.replace("latents", "states"))
-        return path, _table(path, (of.length, self.layout.dim))
-
-
-def _table(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    return mapped_npy(path, np.floating, shape, what="numbers", fix=_AGAIN)
+        return path, mapped_npy(path, np.floating, (of.length, self.layout.dim), what="numbers", fix=_AGAIN)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,7 @@
 """What is wrong with an opened data set: files that are damaged, and states that no robot gives.
 
-Finite numbers can be wrong, too: a lost frame read as a joint, degrees instead of radians, a sensor that stopped. None
-of that is certain, so nothing is refused: it is reported with its first place and a count. The rules use quantiles,
-which a few wild values do not change.
+Finite numbers can be wrong, too: a lost frame read as a joint, degrees instead of radians, a sensor that stopped. That
+is never certain, so it is reported, not refused. The rules use quantiles, which a few wild values do not change.
 """
 
 import logging
@@ -135,9 +134,8 @@ def _wild(
 def unlike(source: Source, episodes: Sequence[int], known: StateStats) -> Iterator[DataError]:
     """States of some episodes that are clearly unlike training, one fault per kind.
 
-    A value far outside of what training had; a range that does not meet that of training, or is many times as wide or
-    as small (degrees for radians, and the reverse); a dimension that stands still here and moved in training. What
-    training had are the quantiles 1 % to 99 % of its statistics.
+    A value far outside of what training had (1 % to 99 %); a range that does not meet that of training, or is many
+    times as wide or as small (degrees for radians, and the reverse); a dimension that stands still and moved there.
     """
     low, high = (np.array(values, np.float64) for values in (known.q01, known.q99))
     span, rows = high - low, _sample(source, episodes)

@@ -55,7 +55,7 @@ class _Listed:
     data_file: _Index = 0
     video_chunk: _Index = 0
     video_file: _Index = 0
-    begins: Annotated[float, Field(ge=0, le=10**7, allow_inf_nan=False)] | None = None
+    begins: Annotated[float, Field(ge=0, le=10**7, allow_inf_nan=False)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,10 +162,6 @@ class Meta:
             raise self.fault(f"features.{key}.shape of whole numbers in 1..{_WIDEST}", repr(shape)[:80])
         return tuple(shape)
 
-    def names(self, column: str) -> list[str]:
-        """The names that a column's dimensions are given, as many as they are."""
-        return _flatten(self.features[column].get("names"))
-
     # --- episodes ---
 
     def recordings(self, camera: str, leaving: LeavingOut) -> list[Recording]:
@@ -192,8 +188,8 @@ class Meta:
 
     def _listed(self, camera: str, leaving: LeavingOut) -> Iterator[Recording]:
         """Every episode that is listed, in that order, as if its video were its own."""
-        shown, path = self.is_video(camera), self.root / "meta/episodes.jsonl"
-        if self.codebase_version == "v3.0":
+        shown, v3, path = self.is_video(camera), self.codebase_version == "v3.0", self.root / "meta/episodes.jsonl"
+        if v3:
             rows = _rows(self.root, camera if shown else None, leaving)
         else:
             with reading(path, expected="the list of episodes"):
@@ -213,7 +209,7 @@ class Meta:
                     root=self.root,
                     table=self._place(self.data_path, row.data_chunk, row.data_file, **own),
                     video=self._place(self.video_path, row.video_chunk, row.video_file, **own) if shown else None,
-                    begins=row.begins,
+                    begins=row.begins if v3 and shown else None,
                     frames_in_file=row.length,
                 )
 
@@ -250,10 +246,11 @@ def _rows(root: Path, camera: str | None, leaving: LeavingOut) -> Iterator[tuple
                 yield path, f"row {i}", {name: row[column] for name, column in columns.items()}
 
 
-def _flatten(names: Any) -> list[str]:
+def flat_names(names: Any) -> list[str]:
+    """The names of dimensions, in whatever nesting info.json has them."""
     if isinstance(names, str):
         return [names]
     if isinstance(names, dict):
         positions = bool(names) and all(type(value) is int for value in names.values())
         names = sorted(names, key=names.__getitem__) if positions else list(names.values())
-    return [name for item in names for name in _flatten(item)] if isinstance(names, list) else []
+    return [name for item in names for name in flat_names(item)] if isinstance(names, list) else []

@@ -18,7 +18,7 @@ from torch import Tensor
 from worldline.contract import Reading
 from worldline.files import read_json
 from worldline.formats.checks import LeavingOut, Report, check_totals, leave_out_absent
-from worldline.formats.lerobot.metadata import INFO, NO_FILE, Meta, Recording
+from worldline.formats.lerobot.metadata import INFO, NO_FILE, Meta, Recording, flat_names
 from worldline.formats.lerobot.tables import Table, read_images, read_table
 from worldline.formats.source import Source
 from worldline.formats.states import bounds_of, guess_kind, outside
@@ -102,7 +102,7 @@ class LerobotSource(Source):
             used = "frames of {}x{}, which are used".format(*self.image_size)
             report(meta.fault("{} of {}x{}".format(self.camera, *stated), used, "image_size"))
         for column, dim in zip(self.reading.state_keys, self.dims, strict=True):
-            names = meta.names(column)
+            names = flat_names(meta.features[column].get("names"))
             if names and (len(names) != dim or len(set(names)) != dim):
                 report(meta.fault(f"{dim} different names of {column}", f"{len(set(names))}", "names"))
         moved: list[Recording] = []
@@ -221,7 +221,7 @@ def _layout(meta: Meta, columns: tuple[str, ...], dims: tuple[int, ...], tables:
     last = [column.rsplit(".", 1)[-1] for column in columns]
     for column, dim, end in zip(columns, dims, last, strict=True):
         prefix = f"{end if last.count(end) == 1 else column}."
-        found = [prefix * (len(columns) > 1) + name for name in meta.names(column)]
+        found = [prefix * (len(columns) > 1) + name for name in flat_names(meta.features[column].get("names"))]
         names += found if len(found) == dim == len(set(found)) else [f"{prefix}{i}" for i in range(dim)]
     # meta/stats.json is not used, because it often belongs to other data.
     read = [np.zeros((1, sum(dims)), np.float32)]

@@ -1,8 +1,7 @@
 """The 1X v2.0 layout: where the files of a shard lie, and how they are written (nested), raw video or tokens.
 
-Every file is written under a temporary name and moved into place; `metadata/metadata_{r}.json` comes last and
-makes shard r done; `metadata.json` comes after all shards and makes the folder a data set. A folder without
-it is unfinished, and readers say so.
+Every file is written under a temporary name and moved into place. `metadata/metadata_{r}.json` comes last and makes
+shard r done; `metadata.json` comes after all shards: a folder without it is unfinished, and readers say so.
 """
 
 from collections.abc import Callable, Iterable, Iterator
