@@ -25,7 +25,8 @@ def main(out: Path, paths: list[Path]) -> None:
     style = {"svg.hashsalt": "worldline", "svg.fonttype": "none", "font.size": 9}
     style |= {name: GREY for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")}
     with matplotlib.rc_context(style):
-        figure, grid = pyplot.subplots(1, len(found), figsize=(13, 3.2), squeeze=False, layout="constrained")
+        size = (4.4 * len(found), 3.2)
+        figure, grid = pyplot.subplots(1, len(found), figsize=size, squeeze=False, layout="constrained")
         for axes, (name, world) in zip(grid[0], found.items(), strict=True):
             for number, (row, seconds) in enumerate(world["psnr_db"].items()):
                 _draw(axes, row, seconds, DASHES[number % len(DASHES)])
