@@ -7,16 +7,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from worldline.builtin import located, stored
+from worldline.builtin import located
 from worldline.checks import MOST_WORKERS, Checked, Limit, Natural, Positive, Seed, refuse
 from worldline.contract import ModelConfig
 from worldline.data.clips import DataConfig
 from worldline.families.card import Part
-from worldline.files import read_json, write_json
+from worldline.files import read_json
 from worldline.forecasting.tokens import DecodeMode
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.process.categorical import Sampling
-from worldline.rundir import RunDir, from_json, to_json
+from worldline.rundir import RunDir, from_json
 from worldline.schema import UsageError
 
 
@@ -81,11 +81,6 @@ class TrainConfig(Checked):
     def total_steps(self, num_clips: int) -> int:
         """Steps of the run."""
         return self.steps or max(1, round(self.epochs * num_clips / self.batch_size))
-
-
-def write_config(run: RunDir, config: TrainConfig) -> None:
-    """Write a run's configuration, with paths that stay valid after a move."""
-    write_json(run.config, to_json(TrainConfig, stored(config, run.path)))
 
 
 def read_config(run: RunDir) -> TrainConfig:

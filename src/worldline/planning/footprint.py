@@ -114,25 +114,14 @@ class Footprint:
         ends = (self._followed(model, n, work, **how) for n in (few, more))
         return Pass(*(max(0, a + (b - a) * (clips - few) // (more - few)) for a, b in zip(*ends, strict=True)))
 
-    def _followed(
-        self,
-        model: nn.Module,
-        clips: int,
-        work: Work,
-        *,
-        over: str | None = None,
-        autocast: bool = False,
-        backward: bool = False,
-    ) -> Pass:
-        """A pass over so many clips; it is run once."""
-        key = (model, clips, work, autocast, backward)
+    def _followed(self, model: nn.Module, clips: int, work: Work, *, over: str | None = None, **how: Any) -> Pass:
+        """A pass over so many clips; it is run once. `how` is `autocast` and `backward` of `follow`."""
+        key = (model, clips, work, *how.items())
         if key not in self._passes:
-            batch = self.batch(clips, over)
-            give_gradients(model.train(backward))
-            with torch.set_grad_enabled(backward):
-                given = tensors_of(model)
-                found = follow(lambda: work(model, batch), given, autocast=autocast, backward=backward)
-            self._passes[key] = found
+            batch, how = self.batch(clips, over), {"autocast": False, "backward": False} | how
+            give_gradients(model.train(how["backward"]))
+            with torch.set_grad_enabled(how["backward"]):
+                self._passes[key] = follow(lambda: work(model, batch), tensors_of(model), **how)
         return self._passes[key]
 
 

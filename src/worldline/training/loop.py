@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from worldline.builtin import stored
 from worldline.data.loader import Loader
 from worldline.families.card import Identity
-from worldline.families.config import TrainConfig, read_config, resumed, write_config
+from worldline.families.config import TrainConfig, read_config, resumed
 from worldline.families.family import refuse_idle
 from worldline.families.load import prepare
 from worldline.files import hash_of, write_json
@@ -111,7 +112,8 @@ class _Training:
                 write_json(run.path / "environment.json", environment())
         if ranks.writes:
             write_json(run.identity, identity.to_json())
-            write_config(run, kept)  # last: with it, the folder holds a run
+            # Last: with it, the folder holds a run. Its paths stay valid after a move.
+            write_json(run.config, to_json(TrainConfig, stored(kept, run.path)))
         found = best_so_far(run, config.keep_best) if config.keep_best and ranks.writes else None
         self.best: Best | None = ranks.agreed(found)
 
