@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from worldline.families.tokenizers import fingerprint
-from worldline.rundir import RunDir, model_folder, new_folder, read_model, write_model
+from worldline.rundir import RunDir, load_tensors, model_folder, model_json, new_folder, write_model
 
 MAX_LINES = 200
 ABSOLUTE = re.compile(r"(?<![\w./])/(?:[\w.-]+/)+")
@@ -23,7 +23,8 @@ ABSOLUTE = re.compile(r"(?<![\w./])/(?:[\w.-]+/)+")
 
 
 def ship(run: Path, out: Path, tokenizer: Path | None) -> None:
-    description, weights = read_model(model_folder(run))
+    folder = model_folder(run)
+    description, weights = model_json(folder), load_tensors(folder / "model.safetensors")
     description.pop("format")
     if tokenizer is not None:
         identity = {"tokenizer": _rounded(RunDir(run).tokenizer, tokenizer)}
@@ -45,7 +46,7 @@ def ship(run: Path, out: Path, tokenizer: Path | None) -> None:
 
 def _rounded(trained_on: Path, shipped: Path) -> str:
     """The fingerprint of a shipped tokenizer that is what a world was trained on, in float16."""
-    original, rounded = read_model(trained_on)[1], read_model(shipped)[1]
+    original, rounded = load_tensors(trained_on / "model.safetensors"), load_tensors(shipped / "model.safetensors")
     different = [name for name, value in original.items() if not torch.equal(value.half(), rounded[name])]
     if different or original.keys() != rounded.keys():
         sys.exit(f"{shipped} is not the float16 of {trained_on}: {different[:3]}")

@@ -21,7 +21,7 @@ from test_forecast_files import write_latent_world, write_test_tokens, write_tok
 from worldline.data.clips import Clips
 from worldline.evaluation.engine import PARTS, Tally
 from worldline.forecasts import read_forecasts
-from worldline.rundir import read_model, write_model
+from worldline.rundir import model_json, write_model
 from worldline.schema import Clip, DataError
 from worldline.worlds.st_transformer import STTransformer
 
@@ -55,7 +55,7 @@ def _with_contract(model: Path) -> dict[str, Any]:
         "source_kind": "1x-raw",
         "pattern": {"window": grid.block},
     }
-    return read_model(model)[0] | {"contract": contract | {"grid": vars(grid)}}
+    return model_json(model) | {"contract": contract | {"grid": vars(grid)}}
 
 
 class Read(list[int]):
@@ -178,7 +178,7 @@ def _retrain(model: Path, seed: int, *, unconditional: bool = False) -> None:
     """Other weights of the same shapes; `unconditional`: of a world without states."""
     if not model.exists():
         write_world(model)
-    description, _ = read_model(model)
+    description = model_json(model)
     config = replace(SMALL_WORLD, unconditional=unconditional)
     world: STTransformer = small_world(config, seed, GRID_200)
     description.pop("format")

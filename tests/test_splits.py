@@ -22,7 +22,7 @@ from worldline.encoding.convert import convert
 from worldline.encoding.encode import encode, tokenize
 from worldline.formats.onex.write import finish_shards, write_raw_shard
 from worldline.formats.open import open_source
-from worldline.rundir import RunDir, read_model
+from worldline.rundir import RunDir, model_json
 from worldline.schema import StateLayout, UsageError
 from worldline.training.loop import train
 
@@ -127,7 +127,7 @@ def test_a_run_says_what_it_was_trained_on_and_what_it_began_from(raw: Path) -> 
     train(second, raw.parent / "second")
     latest = RunDir(raw.parent / "second").latest()
     assert latest is not None
-    trained_on = Recordings(contents=tuple(read_model(latest)[0]["trained_on"]["contents"]))
+    trained_on = Recordings(contents=tuple(model_json(latest)["trained_on"]["contents"]))
     assert [e.index for e in trained_on.among(open_source(raw), [2, 1, 0])] == [1, 0]
     with pytest.raises(UsageError, match="1 of 2 validation episodes"):
         train(replace(second, data=replace(second.data, train_episodes="2:", val_episodes=":2")), raw.parent / "third")

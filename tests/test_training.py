@@ -44,7 +44,7 @@ from worldline.families.tokenizers import load_tokenizer
 from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.process.categorical import Sampling
 from worldline.ranks import Ranks
-from worldline.rundir import Best, RunDir, load_tensors, model_folder, read_model, save_tensors, write_model
+from worldline.rundir import Best, RunDir, load_tensors, model_folder, model_json, save_tensors, write_model
 from worldline.schema import DataError, TokenGrid, UsageError, join, stack
 from worldline.training.checkpoint import TrainState, better
 from worldline.training.loop import NonFiniteLossError, evaluated, train
@@ -251,8 +251,8 @@ def test_the_best_checkpoint_is_kept_and_known_after_a_resume(tmp_path: Path) ->
     assert step < 3, values
     assert RunDir(tmp_path / "whole").best() == Best(metric="val/loss", step=step, value=values[step])
     assert [folder.name[-1] for folder in RunDir(tmp_path / "whole").checkpoints()] == [str(step), "3"]
-    assert read_model(model_folder(tmp_path / "whole", "best"))[0]["step"] == step
-    assert read_model(model_folder(tmp_path / "whole", "3"))[0]["step"] == 3
+    assert model_json(model_folder(tmp_path / "whole", "best"))["step"] == step
+    assert model_json(model_folder(tmp_path / "whole", "3"))["step"] == 3
     with pytest.raises(UsageError, match=rf"no checkpoint '2'.*best and steps {step}, 3$"):
         model_folder(tmp_path / "whole", "2")
     _interrupt(config, tmp_path / "parts", step + 1)
@@ -620,7 +620,7 @@ def test_a_tokenizer_is_loaded_from_its_run(tmp_path: Path) -> None:
     assert latest is not None
     assert load_tokenizer(tmp_path / "run").config == config.model
     assert load_tokenizer(latest).config == config.model
-    contract = read_model(latest)[0]["contract"]
+    contract = model_json(latest)["contract"]
     assert (contract["image_size"], contract["grid"]["vocab_size"]) == (16, 200)
 
 

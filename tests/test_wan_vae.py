@@ -16,7 +16,7 @@ from worldline.families.card import ModelCard
 from worldline.families.family import KINDS
 from worldline.families.tokenizers import fingerprint, keep_tokenizer, load_tokenizer
 from worldline.planning.meter import follow
-from worldline.rundir import RunDir, read_model, write_model
+from worldline.rundir import RunDir, model_json, write_model
 from worldline.schema import Batch, DataError, LatentGrid, Origin, UsageError
 from worldline.tokenizers import tokenizer as tokenizers
 from worldline.tokenizers.tokenizer import BlockTokenizer, Tokenizer, to_signed
@@ -536,7 +536,7 @@ def test_a_run_names_a_large_vae_instead_of_copying_it(tmp_path: Path, monkeypat
     run.path.mkdir()
     monkeypatch.setattr(type(KINDS["wan-vae"]), "copied", 0)  # of any number of parameters
     keep_tokenizer(run, place, tokenizer)
-    assert not read_model(run.tokenizer)[1]
+    assert not load_file(run.tokenizer / "model.safetensors")
     video = noise_frames(1, 5, 3, 16, 16)
     assert torch.equal(load_tokenizer(run.tokenizer).encode(video), tokenizer.encode(video))
 
@@ -555,7 +555,7 @@ def test_the_fingerprint_is_of_the_weights(tmp_path: Path) -> None:
         tokenizer = vae(seed=seed)
         write_model(tmp_path / name, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
         small_original(tokenizer, tmp_path / name / "file.pth")
-    assert read_model(tmp_path / "one")[0]["config"]["kind"] == "wan-vae"
+    assert model_json(tmp_path / "one")["config"]["kind"] == "wan-vae"
     assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "same") != fingerprint(tmp_path / "other")
     files = [fingerprint(tmp_path / name / "file.pth") for name in ("one", "other")]
     assert files[0] != files[1]

@@ -30,8 +30,6 @@ from worldline.schema import DataError, UsageError
 
 LOCK, OWNER = ".owner.lock", ".owner.json"
 _OURS = {LOCK, OWNER}
-_POLL = 0.5
-"""Seconds between checks of a folder that another job is writing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +104,7 @@ def _locked(folder: Path, wait: bool) -> FileLock:
         lock = FileLock(folder / LOCK)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=patience, poll_interval=_POLL)
+            lock.acquire(timeout=patience, poll_interval=0.5)
             return lock
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"{folder} is a file, or lies below one; choose another folder") from None

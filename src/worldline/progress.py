@@ -11,15 +11,12 @@ from tqdm import tqdm
 class Progress(AbstractContextManager["Progress"]):
     """Progress bars on stderr with rate and time left; one at a time, and none for jobs under two seconds."""
 
-    def __init__(self) -> None:
-        self.bar: tqdm | None = None
-        self.what = ""
+    bar: tqdm | None = None
 
     def __call__(self, what: str, done: int, total: int, figures: dict[str, float] | None = None) -> None:
         """Show `done` of `total` for `what`; another `what` closes the bar and opens a new one."""
-        if self.bar is None or what != self.what:
+        if self.bar is None or what != self.bar.desc:
             self.close()
-            self.what = what
             if what.startswith("filling"):  # where a cache lies is worth knowing even when it takes no time
                 say(what)
             self.bar = tqdm(total=total, desc=what, file=sys.stderr, delay=2, dynamic_ncols=True, initial=done - 1)

@@ -142,13 +142,11 @@ def write_model(folder: Path, description: dict[str, Any], weights: Mapping[str,
     write_json(folder / "model.json", {"format": 1, **description})
 
 
-def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a model folder. Raises `DataError` where a file is missing, damaged or of a later format."""
-    return model_json(folder), load_tensors(folder / "model.safetensors")
-
-
 def model_json(folder: Path) -> dict[str, Any]:
-    """Read `model.json` as it is (see `worldline.families.card`). Raises as `read_model` does."""
+    """Read `model.json` as it is (see `worldline.families.card`).
+
+    Raises `DataError` where it is missing, damaged or of a later format.
+    """
     description = read_json(folder / "model.json")
     if (found := description.get("format")) != 1:
         fix = "Use the version of worldline that wrote it."

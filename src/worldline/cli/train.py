@@ -118,10 +118,8 @@ def parse_recipe(job: type[AnyJob], verb: str, arguments: list[str]) -> tuple[st
     for length in api.other_lengths(given):
         rest += [f"--{length}", "0"]
     recipe = RECIPES[name]()
-    parts, hidden = (
-        {type(part): start for start, part in parts_of(recipe)},
-        {*PYTHON_ONLY, *kind_of(recipe.model).python_only},
-    )
+    parts = {type(part): start for start, part in parts_of(recipe)}
+    hidden = {*PYTHON_ONLY, *kind_of(recipe.model).python_only}
     if asked:  # help does not show what would change nothing; where it is given, the reason is said later
         hidden |= {place.rstrip(".") for place in idle(recipe)}
     with options_of(parts):

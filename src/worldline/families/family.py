@@ -23,7 +23,7 @@ from worldline.formats.source import Source
 from worldline.formats.states import compute_stats
 from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
-from worldline.rundir import RunDir, model_folder, read_model
+from worldline.rundir import RunDir, load_tensors, model_folder
 from worldline.schema import Batch, DataError, LatentGrid, TokenGrid, UsageError
 
 Progress = Callable[[str, int, int], None]
@@ -297,7 +297,8 @@ def initialise(model: nn.Module, path: Path | None) -> None:
     """Start from the weights of a run or model folder, if one is given. Raises `UsageError` where they do not fit."""
     if path is None:
         return
-    weights = read_model(folder := model_folder(path))[1]
+    folder = model_folder(path)
+    weights = load_tensors(folder / "model.safetensors")
     try:
         load_weights(model, weights, folder)
     except DataError as error:
