@@ -34,13 +34,12 @@ from worldline.files import write_json
 from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.tokens import TokenForecaster, blend_last_frame
 from worldline.formats.source import Source
-from worldline.process.categorical import Sampling
+from worldline.process.categorical import GridStep, Sampling
 from worldline.process.noise import clip_seeds
 from worldline.rundir import to_json
 from worldline.schema import Batch, Episode, TokenGrid, UsageError
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
 from worldline.tokenizers.tokenizer import to_signed
-from worldline.worlds.world import GridStep
 
 CONTRACT = Contract(
     fps=30.0,

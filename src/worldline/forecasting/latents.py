@@ -1,9 +1,10 @@
 """The sampling track's forecaster: a continuous world between a VAE's encoder and decoder, many samples at a time."""
 
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from worldline.contract import FramePattern
@@ -12,10 +13,28 @@ from worldline.process.flow import FlowSampling
 from worldline.process.noise import normal
 from worldline.schema import Batch, Forecast, LatentGrid
 from worldline.tokenizers.tokenizer import Tokenizer
-from worldline.worlds.world import LatentWorld
 
 GENERATED = 10 * 2**20
 """Bytes of latents that are generated at once: eight samples of the 5 B world at 512x512, for which it holds 4.2 GB."""
+
+
+@runtime_checkable
+class LatentWorld(Protocol):
+    """What a forecaster needs of a world over continuous latents, which is given raw states."""
+
+    context_latents: int
+    horizon_latents: int
+
+    def forecast(
+        self,
+        context: Float[Tensor, "b c ch h w"],
+        states: Float[Tensor, "b t s"],
+        noise: Float[Tensor, "b f ch h w"],
+        *,
+        sampling: FlowSampling,
+    ) -> Float[Tensor, "b f ch h w"]:
+        """Turn noise into one possible horizon; a pure function of its arguments."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

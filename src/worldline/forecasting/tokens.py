@@ -1,20 +1,19 @@
 """The compression track's forecaster: a discrete world between a tokenizer's encoder and decoder."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.forecasting.forecaster import TOP, Context, Extra, Forecaster, Seeds, Shown, States, Step
 from worldline.metrics.tokens import grid_costs
-from worldline.process.categorical import Sampling
+from worldline.process.categorical import GridStep, Sampling
 from worldline.schema import Batch, Forecast, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
-from worldline.worlds.world import GridStep, TokenWorld
 
 DecodeMode = Literal["tokens", "mean"]
 """How a predicted grid is decoded: from its tokens, or from the mean code of their distribution (the best answer under
@@ -23,6 +22,29 @@ LOGITS = 2**30
 """Bytes of one grid's logits that exist at once in a roll-out: four clips of the report's 32x32 of 64,000 tokens."""
 Read = Callable[[slice, int, GridStep], dict[str, Tensor]]
 """Given rows, the number of a future grid and their step there: what to keep of it, by name."""
+
+
+@runtime_checkable
+class TokenWorld(Protocol):
+    """What a forecaster needs of a world over discrete tokens, which never sees a pixel, and is given raw states."""
+
+    context_grids: int
+    horizon_grids: int
+
+    def forecast(
+        self,
+        context: Int64[Tensor, "b c h w"],
+        states: Float[Tensor, "b t s"],
+        *,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Iterator[GridStep]:
+        """Roll forward on the model's own grids, never on the truth. Above temperature 0, clips need generators."""
+        ...
+
+    def teacher_forced(self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]) -> Iterator[GridStep]:
+        """Logits of each future grid given the TRUE grids before it: an optimistic bound, not a forecast."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

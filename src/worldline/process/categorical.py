@@ -33,6 +33,14 @@ class Sampling(Checked):
                 refuse(self, name, "None at temperature 0, where the likeliest token is taken")
 
 
+@dataclass(frozen=True)
+class GridStep:
+    """One predicted token grid and the logits it was chosen from."""
+
+    tokens: Int64[Tensor, "b h w"]
+    logits: Float[Tensor, "b h w v"]
+
+
 def draw(
     logits: Float[Tensor, "b *n v"], sampling: Sampling, generators: Sequence[torch.Generator] | None = None
 ) -> Int64[Tensor, "b *n"]:

@@ -20,9 +20,8 @@ from worldline.contract import ModelConfig
 from worldline.nn.attention import STBlock, TemporalCache
 from worldline.nn.fsq import FSQ
 from worldline.nn.states import Pooling, StateEncoder
-from worldline.process.categorical import Sampling, cross_entropy, draw, scheduled
+from worldline.process.categorical import GridStep, Sampling, cross_entropy, draw, scheduled
 from worldline.schema import Batch, TokenGrid, UsageError
-from worldline.worlds.world import GridStep
 
 ONEX_GRID = TokenGrid(height=32, width=32, vocab_size=64_000)
 CODE_BANDWIDTH = 2.0
