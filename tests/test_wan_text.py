@@ -180,6 +180,11 @@ def test_damaged_files_are_named(copy: Path, encoder: Any, tmp_path: Path) -> No
     (original / "models_t5_umt5-xxl-enc-bf16.pth").write_bytes(b"no tensors")
     with pytest.raises(DataError, match="original"):
         encode_text(original)
+    torch.save({"token_embedding.weight": Path("x")}, original / "models_t5_umt5-xxl-enc-bf16.pth")
+    with pytest.raises(
+        DataError, match=r"^[^\n]*original/\S+: expected a file of tensors, found [^\n]*Fetch it again\.$"
+    ):
+        encode_text(original)
 
 
 def test_a_tokenizer_of_another_encoder_is_refused(copy: Path) -> None:

@@ -140,7 +140,7 @@ def reading(path: Path, *errors: type[Exception], expected: str, fix: str = "Fet
     try:
         yield
     except (OSError, ValueError, *errors) as error:
-        found = f"{type(error).__name__}: {error}".rstrip(".")
+        found = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
         raise unreadable(path, expected=expected, found=found, fix=fix) from error
 
 
