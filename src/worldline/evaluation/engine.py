@@ -24,7 +24,7 @@ from worldline.evaluation.held_out import evenly, foreign_states
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, Split
 from worldline.evaluation.rows import ROWS, Judged, Made, Protocol, Scene, Setting, entry_of, mean_id
 from worldline.files import atomic, remove_temporaries, write_npz
-from worldline.metrics.bootstrap import Interval, interval, intervals, paired_difference
+from worldline.metrics.bootstrap import Interval, interval, intervals
 from worldline.metrics.image import psnr
 from worldline.metrics.table import METRICS, NotComputed
 from worldline.process.noise import clip_seeds
@@ -37,6 +37,8 @@ PARTS = "metrics.parts"
 SHOWN_CLIPS = 6
 """Clips whose frames are kept for the report."""
 SHOWN_ORDER = ("model", "baseline", "ceiling", "ablation")
+Numbers = dict[str, dict[str, Tensor]]
+"""Row -> metric -> one number per clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +56,7 @@ class Amount(Checked):
     seed: Seed = 0
 
     def sizes(self, num_samples: int) -> tuple[int, ...]:
-        """Numbers of samples whose mean is scored, largest first: all, those of `means` and of other conditions.
-
-        Raises:
-            UsageError: one of them is more than are drawn.
-        """
+        """Numbers of samples whose mean is scored, largest first: all, those of `means` and of other conditions."""
         means = (5,) * (num_samples > 5) if self.means is None else self.means
         wanted = {num_samples, 1, *means, self.condition_samples or num_samples}
         if max(wanted) > num_samples:
@@ -116,17 +114,6 @@ class Tally:
             except NotComputed as reason:
                 self.not_computed[metric.id] = str(reason)
 
-    def numbers(self) -> dict[str, dict[str, Tensor]]:
-        """Row -> metric -> one number per clip."""
-        found: dict[str, dict[str, Tensor]] = {}
-        for (row, metric), values in self.scores.items():
-            if METRICS[metric].group == "image":
-                own = {f"{metric}_last": values[:, -1], f"{metric}_mean": values.mean(dim=1)}
-            else:
-                own = {metric: values.nanmean(dim=1)}
-            found.setdefault(row, {}).update(own)
-        return found
-
 
 def score(
     judged: Judged,
@@ -143,8 +130,7 @@ def score(
 
     Args:
         split: what `split_of` said of the clips, for the record.
-        key: of all that decides the numbers (`made_from`): what an evaluation of the same key left that was stopped is
-            taken over.
+        key: what `made_from` gave, on rank 0: what was scored under it before is taken over; None for nothing.
         ranks: processes that share the clips; each returns the whole evaluation, and the first one writes it.
         progress: called on rank 0 with (batches done, all batches) of its share.
 
@@ -219,6 +205,11 @@ class _Scoring:
         self.chosen = evenly(len(clips), amount.num_clips)
         self.shown = set(evenly(len(self.chosen), SHOWN_CLIPS))
         self.condition_samples = drawn if asked is None else asked
+        self.settings: dict[str, Setting] = {}
+        if judged.protocol != "tokenizer":
+            self.settings = {"seed": amount.seed, "num_samples": drawn, "condition_samples": self.condition_samples}
+        if judged.forecaster.token_grid is not None:
+            self.settings["vocabulary"] = judged.forecaster.token_grid.vocab_size
         # The first is the forecast that the others are compared with.
         means = [entry_of(mean_id(size)) for size in amount.sizes(drawn) if size > 1]
         self.entries = [one for one in (*means, *ROWS.values()) if one is not None and judged.protocol in one.protocols]
@@ -262,16 +253,15 @@ class _Scoring:
     def evaluation(self, tally: Tally, split: Split, seconds: float) -> Evaluation:
         """Means with intervals over episodes, and the forecast compared with the other rows."""
         judged, source, size = self.judged, self.clips.source, self.clips.image_size
-        episodes, numbers = torch.tensor(tally.episodes), tally.numbers()
+        episodes, numbers = torch.tensor(tally.episodes), Numbers()
         curves: dict[str, dict[str, list[Interval]]] = {}
         for (row, metric), values in tally.scores.items():
+            own = numbers.setdefault(row, {})
             if METRICS[metric].group == "image":
                 curves.setdefault(metric, {})[row] = intervals(values, episodes)
-        comparisons = []
-        for better, than, metric in self._claims():
-            if metric in numbers.get(better, {}) and metric in numbers.get(than, {}):
-                found = paired_difference(numbers[better][metric], numbers[than][metric], episodes)
-                comparisons.append(Comparison(metric=metric, better=better, than=than, difference=found))
+                own |= {f"{metric}_last": values[:, -1], f"{metric}_mean": values.mean(dim=1)}
+            else:
+                own[metric] = values.nanmean(dim=1)
         there = [entry for entry in self.entries if entry.id in numbers]
         return Evaluation(
             protocol=judged.protocol,
@@ -288,36 +278,30 @@ class _Scoring:
             ),
             rows=tuple(Row(id=e.id, role=e.role, metrics=_means(numbers[e.id], episodes)) for e in there),
             curves=curves,
-            comparisons=tuple(comparisons),
+            comparisons=self._comparisons(numbers, episodes),
             not_computed=tally.not_computed,
-            settings={**self._settings(), **judged.settings, **tally.settings, **_usage(tally.totals)},
+            settings={**self.settings, **judged.settings, **tally.settings, **_usage(tally.totals)},
             environment=environment(),
             seconds=seconds,
             tokenizer=judged.tokenizer,
         )
 
-    def _settings(self) -> dict[str, Setting]:
-        """The requested amounts, for the record."""
-        forecaster = self.judged.forecaster
-        known: dict[str, Setting] = {"vocabulary": forecaster.token_grid.vocab_size} if forecaster.token_grid else {}
-        if self.judged.protocol == "tokenizer":
-            return known
-        drawn = {"num_samples": forecaster.num_samples, "condition_samples": self.condition_samples}
-        return {"seed": self.amount.seed, **drawn, **known}
-
-    def _claims(self) -> list[tuple[str, str, str]]:
-        """(better, than, metric): the forecast is better than every other row, a ceiling better than the forecast.
+    def _comparisons(self, numbers: Numbers, episodes: Int64[Tensor, " n"]) -> tuple[Comparison, ...]:
+        """The forecast is said to be better than every other row, and a ceiling to be better than the forecast.
 
         A condition is compared with the mean of as many samples, made from the same noise.
         """
         first, samples = self.entries[0].id, self.condition_samples or self.judged.forecaster.num_samples
-        alike = mean_id(samples) if self.judged.protocol == "sampling" else first
-        claims = []
+        alike, found = mean_id(samples) if self.judged.protocol == "sampling" else first, []
         for entry in self.entries[1:]:
             ours = alike if entry.role == "ablation" else first
-            pair = (entry.id, ours) if entry.role == "ceiling" else (ours, entry.id)
-            claims += [(*pair, metric) for metric in entry.compared]
-        return claims
+            better, than = (entry.id, ours) if entry.role == "ceiling" else (ours, entry.id)
+            for metric in entry.compared:
+                if metric in numbers.get(better, {}) and metric in numbers.get(than, {}):
+                    # Paired: a difficult clip is difficult for both, and this cancels.
+                    difference = interval(numbers[better][metric].double() - numbers[than][metric].double(), episodes)
+                    found.append(Comparison(metric=metric, better=better, than=than, difference=difference))
+        return tuple(found)
 
     def write_forecasts(self, path: Path, shown: Mapping[str, UInt8[Tensor, "n t 3 h w"]]) -> None:
         """Keep some clips' frames for the report: real ones, and each row's context + forecast, as `n t h w 3`."""

@@ -25,24 +25,10 @@ from worldline.ranks import Ranks
 from worldline.rundir import RunDir, model_folder
 from worldline.schema import Batch, Forecast, UsageError
 
-_UNUSED: dict[Protocol, tuple[str, ...]] = {
-    "compression": ("means",),
-    "sampling": (),
-    "tokenizer": (
-        *(field.name for field in fields(SampleOptions)),
-        *("protocol", "unconditional", "tokenizer", "weights", "means", "condition_samples", "seed"),
-    ),
-}
-"""Options that would change nothing under a protocol."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(DataChoice, LoadOptions, Amount):
-    """The data of an evaluation, its protocol and its size.
-
-    Raises:
-        UsageError: an impossible value.
-    """
+    """The data of an evaluation, its protocol and its size. Raises `UsageError` for an impossible value."""
 
     protocol: Literal["auto", "compression", "sampling"] = "auto"
     """`auto` takes the protocol of the model's family; `sampling` scores only the frames of any world."""
@@ -63,8 +49,11 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount):
 
     def refuse_unused(self, protocol: Protocol) -> None:
         """Refuse options that would change nothing. Raises `UsageError`."""
-        default = EvaluateOptions()
-        if given := [name for name in _UNUSED[protocol] if getattr(self, name) != getattr(default, name)]:
+        unused, default = ["means"] if protocol == "compression" else [], EvaluateOptions()
+        if protocol == "tokenizer":
+            unused = ["protocol", "unconditional", "tokenizer", "weights", "means", "condition_samples", "seed"]
+            unused = [*(field.name for field in fields(SampleOptions)), *unused]
+        if given := [name for name in unused if getattr(self, name) != getattr(default, name)]:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{names} would change nothing: the {protocol} protocol does not use them")
         if protocol == "compression" and (self.num_samples != 1 or (self.condition_samples or 1) != 1):

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,11 +68,8 @@ def split_of(
         models: run or model folders: the evaluated world, and one it is compared with.
         allow_different: `validation`, where the run's own data may have changed since it was trained.
 
-    The others are those of `held_out`.
-
     Raises:
-        UsageError: as `held_out`; the run's own data are no longer what they were; or models were trained on data that
-            are to be held out, or on none of those that are to be training data.
+        UsageError: as `held_out`; the run's own data have changed; or it is not `on` such data.
     """
     _, source, chosen = _opened(run, contract, choice, on)
     own = on == "held-out" and all(getattr(choice, field.name) == field.default for field in fields(DataChoice))
@@ -115,8 +111,6 @@ def held_out(
     """Windows over the validation data of a run, or over other data of the same contract (see `split_of`).
 
     Args:
-        contract: what the run's model promises.
-        choice: other data than the run's, and how they are read, where not as in training.
         pattern: which frames of a window are wanted; None wants all of the contract's.
         stride: frames between the starts of clips; None makes them disjoint.
         on: `training-data` takes the run's training episodes for its validation episodes.
@@ -191,10 +185,7 @@ def evenly(num_clips: int, wanted: int | None) -> list[int]:
 
 
 def foreign_states(clips: Clips, chosen: list[int]) -> Float32[Tensor, "n t s"] | None:
-    """For each chosen clip the states of another one, half the set away: real motion, but not this clip's.
-
-    None where there is no other clip.
-    """
+    """For each chosen clip the states of another one, half the set away, or None where there is no other."""
     if len(clips) < 2:
         return None
     pool = chosen if len(chosen) > 1 else [(chosen[0] + i) % len(clips) for i in range(len(clips))]
@@ -207,16 +198,16 @@ def foreign_states(clips: Clips, chosen: list[int]) -> Float32[Tensor, "n t s"] 
 def made_from(
     clips: Clips, models: Mapping[Path, str | None], *, weights: Path | None, device: torch.device, **settings: Any
 ) -> str:
-    """Hash of all that decides what is computed: models, data, settings, code, libraries and processor.
-
-    Neither the number of ranks nor any place is part of it.
+    """Hash of all that decides what is computed, whatever the places and the number of ranks.
 
     Args:
         models: model folders, each with the fingerprint of the tokenizer that it is used with.
         weights: where the pretrained backbone lies, if not where a checkpoint says.
         settings: all else, as JSON can hold it.
     """
-    described, windows = [], clips.windows
+    described, windows, code = [], clips.windows, hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):  # exact also where no release and no commit is known
+        code.update(file.read_bytes())
     for folder, tokenizer in models.items():
         card = describe_model(folder)
         base = None if card.base is None else weights or card.base.path
@@ -229,16 +220,7 @@ def made_from(
             "clips": [hashlib.sha256(places.tobytes()).hexdigest() for places in (windows.episode, windows.start)],
             "frames": [to_json(FramePattern, clips.pattern), clips.image_size],
             "settings": settings,
-            "code": [_code(), *map(version_of, _LIBRARIES)],
+            "code": [code.hexdigest(), *map(version_of, _LIBRARIES)],
             "processor": environment()["device" if device.type == "cuda" else "cpu"],
         }
     )
-
-
-@lru_cache(maxsize=1)
-def _code() -> str:
-    """Hash of worldline's own source: exact also where it is no release, and no commit is known."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

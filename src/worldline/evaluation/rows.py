@@ -1,8 +1,7 @@
 """Every row of an evaluation: one function each, with its id and what people read.
 
 A row is the forecaster under a condition (which states it is given), a baseline, or a ceiling. A new one is a function
-below `@Entry(...)` or `@condition(...)`: metrics.json, tables, comparisons, plots and the report follow. Ids stay as
-they are.
+below `@Entry(...)` or `@condition(...)`: all else follows, from metrics.json to the report. Ids stay as they are.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from worldline.families.tokenizers import TokenizerIdentity
 from worldline.forecasting import postprocess
-from worldline.forecasting.forecaster import CopyLast, Extra, Forecaster
+from worldline.forecasting.forecaster import CopyLast, Extra, Forecaster, States
 from worldline.metrics.table import METRICS, NotComputed
 from worldline.metrics.tokens import Guesses, kept_guesses, per_clip, shared_guesses, token_costs
 from worldline.schema import Batch, Forecast, TokenGrid
@@ -74,7 +73,7 @@ class Scene:
     """With its tokens, where these are scored."""
     seeds: tuple[int, ...]
     """Of each clip. Sample k of a clip is made from the same noise in every row."""
-    foreign: Float32[Tensor, "b t s"] | None
+    foreign: States | None
     """For each clip the states of another one."""
     condition_samples: int
     """Futures per clip under another condition than the true one; 0 for none."""
@@ -83,17 +82,15 @@ class Scene:
     def forecaster(self) -> Forecaster:
         return self.judged.forecaster
 
-    def forecast_of(
-        self, forecaster: Forecaster, *, states: Float32[Tensor, "b t s"] | None = None, extra: tuple[Extra, ...] = ()
-    ) -> Forecast:
-        """A forecast of these clips, with the parts that are scored: costs and `extra` of what has tokens."""
-        parts: tuple[Extra, ...] = ("costs", *extra) if self.judged.protocol == "compression" else ()
-        return forecaster.forecast_clips(self.batch, states=states, seeds=self.seeds, extra=parts)
+    def forecast_of(self, forecaster: Forecaster, *more: Extra, states: States | None = None) -> Forecast:
+        """A forecast of these clips, with the parts that are scored: costs and `more` where tokens are."""
+        extra: tuple[Extra, ...] = ("costs", *more) if self.judged.protocol == "compression" else ()
+        return forecaster.forecast_clips(self.batch, states=states, seeds=self.seeds, extra=extra)
 
     @cached_property
     def forecast(self) -> Forecast:
         """Given the true states."""
-        return self.forecast_of(self.forecaster, extra=("teacher_forced_costs", "plain_frames"))
+        return self.forecast_of(self.forecaster, "teacher_forced_costs", "plain_frames")
 
     @cached_property
     def copied(self) -> Forecast:
@@ -126,7 +123,7 @@ class Scene:
 
 Make = Callable[[Scene], Made | None]
 """Makes a row; None if it does not apply. Raises `NotComputed` if it applies but cannot be made."""
-States = Callable[[Scene], Float32[Tensor, "b t s"]]
+Given = Callable[[Scene], States]
 
 
 @dataclass(frozen=True)
@@ -153,20 +150,17 @@ ROWS: dict[str, Entry] = {}
 """By id, in the order of tables."""
 
 
-def condition(id: str, label: str, *, shown: bool = False) -> Callable[[States], States]:
-    """Add the forecaster given other states than the true ones: those that the function below gives.
+def condition(id: str, label: str, *, shown: bool = False) -> Callable[[Given], Given]:
+    """Add the forecaster given other states: those of the function below, which raises `NotComputed` without any."""
 
-    The function raises `NotComputed` where there are none.
-    """
-
-    def added(states: States) -> States:
+    def added(given: Given) -> Given:
         @Entry(id, label, "ablation", compared=("psnr_db_last", "full_ce"), shown=shown)
         def _(scene: Scene) -> Made:
             if scene.condition_samples == 0:
                 raise NotComputed("switched off")
-            return _mean(scene.forecast_of(scene.forecaster.drawing(scene.condition_samples), states=states(scene)))
+            return _mean(scene.forecast_of(scene.forecaster.drawing(scene.condition_samples), states=given(scene)))
 
-        return states
+        return given
 
     return added
 
@@ -177,16 +171,12 @@ def mean_id(samples: int) -> str:
 
 
 def entry_of(id: str) -> Entry | None:
-    """The entry of a row's id; None of an id that this version lacks.
-
-    `mean_N` is the mean of N samples, pixel by pixel: the best guess under squared error.
-    """
+    """The entry of a row's id, None of an unknown one; `mean_N` is the mean of N samples."""
     count = id.removeprefix("mean_")
     if count == id or not count.isdecimal():
         return ROWS.get(id)
-    return Entry(
-        id, f"mean of {count}", "model", ("sampling",), (), make=lambda scene: _mean(scene.forecast, int(count))
-    )
+    mean = Entry(id, f"mean of {count}", "model", ("sampling",), compared=())
+    return replace(mean, make=lambda scene: _mean(scene.forecast, int(count)))
 
 
 def _mean(forecast: Forecast, samples: int | None = None) -> Made:
@@ -250,7 +240,7 @@ def _(scene: Scene) -> Made:
 
 
 @condition("shuffled_states", "shuffled states", shown=True)
-def _(scene: Scene) -> Float32[Tensor, "b t s"]:
+def _(scene: Scene) -> States:
     """The forecast given the states of another clip. A world that scores the same here ignores its robot."""
     if scene.foreign is None:
         raise NotComputed("the data hold one clip only")

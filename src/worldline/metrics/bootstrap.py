@@ -34,11 +34,10 @@ class Interval:
 
 
 def interval(values: Float[Tensor, " n"], episodes: Int[Tensor, " n"]) -> Interval:
-    """Average one number per clip and bound the mean by a percentile bootstrap over episodes.
+    """Average one number per clip, in float64, and bound the mean by a percentile bootstrap over episodes.
 
-    The mean is the plain mean over clips, in float64. Each resample draws as many episodes as there are, with
-    replacement, and averages all their clips (percentile method: Efron & Tibshirani, 1993, ch. 13; clusters:
-    Cameron, Gelbach & Miller, 2008). With fewer than about ten episodes such intervals are too narrow. Deterministic.
+    Each resample draws as many episodes as there are and averages all their clips (Efron & Tibshirani, 1993, ch. 13;
+    Cameron, Gelbach & Miller, 2008). With fewer than about ten episodes intervals are too narrow. Deterministic.
 
     Args:
         episodes: which recording each clip is of; any integers, equal where the recording is the same.
@@ -73,11 +72,3 @@ def intervals(values: Float[Tensor, "n m"], episodes: Int[Tensor, " n"]) -> list
         Interval(mean=float(m), low=float(a), high=float(b), num_clips=len(clips), num_episodes=num_episodes)
         for m, a, b in zip(means, low, high, strict=True)
     ]
-
-
-def paired_difference(a: Float[Tensor, " n"], b: Float[Tensor, " n"], episodes: Int[Tensor, " n"]) -> Interval:
-    """Bound the mean of a - b, measured on the same clips.
-
-    Much sharper than comparing two intervals: a difficult clip is difficult for both, and this cancels.
-    """
-    return interval(a.double() - b.double(), episodes)

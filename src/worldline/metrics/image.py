@@ -32,11 +32,8 @@ def ssim(prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"
     """Structural similarity of each image, in [-1, 1]; 1 for identical images.
 
     Wang et al. (2004): per channel, Gaussian window of 11 pixels with sigma 1.5, k1 = 0.01, k2 = 0.03, averaged where
-    the window lies inside the image. scikit-image does the same; torchmetrics by itself would also count the 5-pixel
-    border, computed on reflected pixels, which moves small images by up to 0.01.
-
-    Raises:
-        NotComputed: torchmetrics is not installed, or the image is smaller than the window.
+    the window lies inside the image, as scikit-image does; torchmetrics by itself counts the border, too. Raises
+    `NotComputed` without torchmetrics, and for an image smaller than the window.
     """
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure

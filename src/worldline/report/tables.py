@@ -100,8 +100,8 @@ class Table:
 def tables(evaluations: Mapping[str, Evaluation], group: Literal["headline", "token"]) -> list[Table]:
     """Tabulate the rows of runs (name -> evaluation), one table per protocol and data: only those compare.
 
-    Costs of tokens compare only where one tokenizer made them: each has a `token` table of its own, and a headline of
-    several leaves them out. A row that several runs have to the last digit (a baseline, as a rule) is listed once.
+    Costs of tokens compare only where one tokenizer made them: each has a `token` table, and a headline of several
+    leaves them out. A row that several runs have to the last digit (a baseline, as a rule) is listed once.
     """
     alike: dict[object, dict[str, Evaluation]] = {}
     for name, evaluation in evaluations.items():

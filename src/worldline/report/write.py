@@ -49,10 +49,10 @@ class Run:
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write one page about one or several run folders, as `out` if that is an HTML file; return its path.
+    """Write one page about one or several run folders; return its path.
 
     Args:
-        out: file, or folder for a `report.html`; the first run folder if not given.
+        out: HTML file, or folder for a `report.html`; the first run folder if not given.
 
     Raises:
         UsageError: no run, or a folder that is none.
