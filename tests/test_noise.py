@@ -9,7 +9,7 @@ from tolerances import assert_pixels_agree
 
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.process.categorical import Sampling
-from worldline.process.noise import clip_seeds, generators, normal
+from worldline.process.noise import clip_seeds, generators
 from worldline.schema import Origin, UsageError
 
 ORIGINS = [Origin(source="here", episode=episode, start=start) for episode in range(4) for start in (0, 34, 68)]
@@ -33,8 +33,10 @@ def test_a_clip_is_known_by_where_it_begins_and_not_by_where_its_data_lie() -> N
 
 def test_noise_is_equal_to_the_bit_whatever_the_number_of_samples_and_the_clips_beside() -> None:
     seeds = clip_seeds(0, ORIGINS)
-    many = normal(generators(seeds, 5), (4, 3, 2, 2)).unflatten(0, (len(seeds), 5))
-    few = normal(generators(seeds[::-1], 2), (4, 3, 2, 2)).unflatten(0, (len(seeds), 2))
+    many, few = (
+        torch.stack([torch.randn(4, 3, 2, 2, generator=one) for one in generators(given, k)]).unflatten(0, (-1, k))
+        for given, k in ((seeds, 5), (seeds[::-1], 2))
+    )
     assert torch.equal(many[:, :2], few.flip(0))
     assert len(many.flatten(2).flatten(0, 1).unique(dim=0)) == len(seeds) * 5, "no two samples are alike"
     assert many.mean().abs() < 4 / many.numel() ** 0.5

@@ -8,7 +8,6 @@ from skimage.filters import gaussian
 from torch import Tensor
 
 from worldline.forecasting.postprocess import blur, match_histogram
-from worldline.schema import UsageError
 
 
 def _noise(*shape: int, low: int = 0, high: int = 256, seed: int = 0) -> Tensor:
@@ -47,16 +46,6 @@ def test_blur_keeps_the_total_even_at_the_border() -> None:
     frames[..., :4, :4] = 240
     before, after = frames.double().sum(), blur(frames, 1.5).double().sum()
     assert after.item() == pytest.approx(before.item(), rel=0.005)
-
-
-def test_no_blur_changes_nothing() -> None:
-    frames = _noise(1, 2, 3, 8, 8)
-    assert torch.equal(blur(frames, 0.0), frames)
-
-
-def test_a_negative_blur_is_refused() -> None:
-    with pytest.raises(UsageError, match="0 \\(none\\) or more"):
-        blur(_noise(1, 1, 3, 8, 8), -1.0)
 
 
 # --- histogram matching ---

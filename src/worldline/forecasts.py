@@ -130,7 +130,6 @@ def forecast(run: str | Path, options: ForecastOptions, *, ranks: Ranks | None =
 
 
 def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[Sample]]:
-    """The clips of the data, and which of them are to be forecast."""
     model = model_folder(run, options.checkpoint)
     card = describe_model(model)
     check_options(card, model, options)
@@ -233,7 +232,6 @@ def _arrays(forecast: Forecast, clip: int) -> dict[str, np.ndarray]:
 
 
 def _save_npz(path: Path, forecast: Forecast, clip: int) -> None:
-    """Write all arrays of one clip's forecast into one file."""
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **_arrays(forecast, clip))
 

@@ -20,10 +20,8 @@ from worldline.schema import Batch, Forecast, LatentGrid, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
 Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames"]
-"""Parts of a `Forecast` that must be asked for, of what has tokens; `top` are the `TOP` most probable tokens."""
-TOP = 500
-CPU = torch.device("cpu")
-F = TypeVar("F", bound="Forecaster")
+"""Parts of a `Forecast` that must be asked for, of what has tokens; `top` are the 500 most probable tokens."""
+Same = TypeVar("Same", bound="Forecaster")
 States = Float32[Tensor, "b t s"]
 Seeds = Sequence[int] | None
 Shown = tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]
@@ -47,7 +45,7 @@ class Forecaster(ABC):
     """Futures per clip."""
     rows: int | None = field(default=None, compare=False)
     """Rows at once; None takes as many as memory of a fixed size has room for. Changes rounding at most."""
-    device: torch.device = field(default=CPU, compare=False)
+    device: torch.device = field(default=torch.device("cpu"), compare=False)
     """Where it computes. Inputs are moved there; forecasts come back to the CPU."""
     context_frames: int = field(init=False)
     """Frames that a forecast begins with."""
@@ -114,7 +112,7 @@ class Forecaster(ABC):
         """Context frames to show before a forecast: at its pace, ending with the last."""
         return list(range((self.context_frames - 1) % self.pace, self.context_frames, self.pace))
 
-    def drawing(self: F, num_samples: int) -> F:
+    def drawing(self: Same, num_samples: int) -> Same:
         """The same forecaster with so many futures per clip."""
         return replace(self, num_samples=num_samples)
 
@@ -223,7 +221,7 @@ class CopyLast(Forecaster):
     chunk_frames: int
 
     @classmethod
-    def beside(cls: type[F], forecaster: Forecaster, **more: Any) -> F:
+    def beside(cls: type[Same], forecaster: Forecaster, **more: Any) -> Same:
         """The baseline of a forecaster: the same context, predicted times and steps."""
         same = {name: getattr(forecaster, name) for name in ("context_frames", "times", "chunk_frames")}
         return cls(**same, **more)

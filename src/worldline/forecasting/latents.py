@@ -10,7 +10,6 @@ from torch import Tensor
 from worldline.contract import FramePattern
 from worldline.forecasting.forecaster import Context, Forecaster, Seeds, Shown, States, Step
 from worldline.process.flow import FlowSampling
-from worldline.process.noise import normal
 from worldline.schema import Batch, Forecast, LatentGrid
 from worldline.tokenizers.tokenizer import Tokenizer
 
@@ -89,7 +88,8 @@ class LatentForecaster(Forecaster):
     def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         """Predicted frames are encoded again for the next step, because a latent depends on the frames before it."""
         (past,), streams = context, self._generators(seeds, len(states))
-        noise = normal(streams, (self.world.horizon_latents, *past.shape[2:]))
+        shape = (self.world.horizon_latents, *past.shape[2:])
+        noise = torch.stack([torch.randn(shape, generator=stream) for stream in streams])
         given, made = (past, states.repeat_interleave(self.num_samples, dim=0), noise), []
         for rows in zip(*(x.to(self.device).split(self.rows_at_once) for x in given), strict=True):
             future = self.world.forecast(*rows, sampling=self.sampling)

@@ -10,8 +10,6 @@ from jaxtyping import Float32, UInt8
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from worldline.schema import UsageError
-
 TRUNCATE = 4.0
 """Standard deviations after which the Gaussian is cut, as scipy and scikit-image do."""
 
@@ -39,15 +37,10 @@ def medoid(frames: UInt8[Tensor, "b k t 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:
 
 
 def blur(frames: UInt8[Tensor, "b t 3 h w"], sigma_px: float) -> UInt8[Tensor, "b t 3 h w"]:
-    """Blur by a Gaussian of deviation `sigma_px` in pixels (0: not at all), rounded to grey levels once at the end.
+    """Blur by a Gaussian of deviation `sigma_px` in pixels, above 0, rounded to grey levels once at the end.
 
-    Mirrored at the border, its pixels repeated (scipy's "reflect"), so that brightness stays. Raises `UsageError` for a
-    negative `sigma_px`.
+    Mirrored at the border, its pixels repeated (scipy's "reflect"), so that brightness stays.
     """
-    if not sigma_px >= 0:
-        raise UsageError(f"a blur of {sigma_px} pixels makes no sense; give 0 (none) or more")
-    if sigma_px == 0:
-        return frames
     rows, columns = (_smoothing(size, sigma_px).to(frames.device) for size in frames.shape[-2:])
     return (rows @ frames.float() @ columns.mT).round().clamp(0, 255).to(torch.uint8)
 

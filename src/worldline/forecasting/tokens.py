@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
-from worldline.forecasting.forecaster import TOP, Context, Extra, Forecaster, Seeds, Shown, States, Step
-from worldline.metrics.tokens import grid_costs
+from worldline.forecasting.forecaster import Context, Extra, Forecaster, Seeds, Shown, States, Step
+from worldline.metrics.tokens import TOP, grid_costs
 from worldline.process.categorical import GridStep, Sampling
 from worldline.schema import Batch, Forecast, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float32
-from torch import Tensor
 
 from worldline.schema import Origin
 
@@ -23,11 +21,6 @@ def chunk_seeds(seeds: Sequence[int], chunk: int) -> tuple[int, ...]:
 def generators(seeds: Sequence[int], num_samples: int) -> list[torch.Generator]:
     """One generator for each sample of each clip, in the order `(b k)`."""
     return [torch.Generator().manual_seed(_mixed(seed, k)) for seed in seeds for k in range(num_samples)]
-
-
-def normal(streams: Sequence[torch.Generator], shape: Sequence[int]) -> Float32[Tensor, "n *shape"]:
-    """Standard normal noise, one part of `shape` from each generator."""
-    return torch.stack([torch.randn(*shape, generator=stream) for stream in streams])
 
 
 def _mixed(*numbers: int) -> int:

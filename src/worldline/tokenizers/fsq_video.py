@@ -97,7 +97,6 @@ class FSQVideoConfig(ModelConfig):
         return self.patch[1] * math.prod(s for _, s in self.merges)
 
     def grid(self, height: int, width: int) -> TokenGrid:
-        """How tokens lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
         return TokenGrid(
             **divided(height, width, self.spatial_stride),
             vocab_size=math.prod(self.levels),
@@ -240,7 +239,6 @@ class CosmosConfig(ModelConfig):
     spatial_stride: ClassVar[int] = 8
 
     def grid(self, height: int, width: int) -> TokenGrid:
-        """How tokens lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
         return TokenGrid(**divided(height, width, self.spatial_stride), vocab_size=64_000)
 
     def build(self) -> "CosmosTokenizer":

@@ -133,7 +133,6 @@ class WanVAEConfig(ModelConfig):
     """Weight of the divergence from the standard normal, in nats per latent value."""
 
     def grid(self, height: int, width: int) -> LatentGrid:
-        """How latents lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
         return LatentGrid(**divided(height, width, self.sizes.spatial_stride), channels=self.sizes.z_dim)
 
     def build(self) -> "WanVAETokenizer":
