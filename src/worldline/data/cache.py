@@ -63,7 +63,7 @@ def cached_frames(
     camera, size or changed video gets another folder, a copied or moved one does not. Takes `3 * size**2` bytes of disk
     a frame: 197 kB at 256 px. Raises `UsageError` for a source without video, `DataError` where one does not decode.
     """
-    source.video_size()
+    source.video_size()  # refuses what holds no video
     place = folder / f"{footage_of(source, range(len(source.episodes)))[:16]}-{size}px"
     same: dict[str, Any] = {field.name: getattr(source, field.name) for field in fields(Source)}
     same["image_size"] = (size, size)

@@ -61,7 +61,7 @@ def fill(
     Raises `UsageError` where the source has no video, or the folder holds something else or is in use, and `DataError`
     where a video does not decode or states are not as the metadata say.
     """
-    source.video_size()
+    source.video_size()  # refuses what holds no video
     check_episodes(source, episodes, size=size)
     depends = {"source_kind": source.kind, "content": content_of(source, episodes), "states": list(source.layout.names)}
     depends |= {"episodes": list(episodes), "size": size, **settings}
