@@ -99,9 +99,8 @@ class TokenWorldKind(WorldKind):
                 keep_tokenizer(run, config.tokenizer, tokenizer)
             _write_counts(run, train, contract.tokens, model.context_grids)
 
-        left_out = open_split(config.data, "train")[0].left_out
         config = replace(config, model=model)
-        return self.prepared(config, world, (train, val), contract, tokenizer=tokenizer, left_out=left_out, keep=keep)
+        return self.prepared(config, world, (train, val), contract, tokenizer=tokenizer, keep=keep)
 
     def as_tokens(
         self, config: TrainConfig, model: Any, tokenizer: Any, ranks: Ranks, progress: Progress

@@ -41,16 +41,12 @@ class Prepared:
     train: Clips
     val: Clips
     card: ModelCard
-    left_out: tuple[str, ...] = ()
-    """Episodes that the training data list but do not have."""
     tokenizer: Any = None
     """The tokenizer behind a world, to show its samples; None for a tokenizer or where it is not given."""
     ready: Callable[[Batch], Batch] = lambda batch: batch
     """Turns a loaded batch, on the device, into what the model's loss reads (say, frames into latents)."""
     keep: Callable[[RunDir], None] = lambda _: None
     """Writes further files into a new run folder (the tokenizer, token counts)."""
-    finish: Callable[[], None] = lambda: None
-    """Called before the last checkpoint, to measure properties of the trained model."""
 
 
 class Kind:
@@ -81,6 +77,9 @@ class Kind:
     def build(self, model: Any, contract: Contract | None) -> Any:
         """A model with fresh weights, in the types that it is trained in; a world is built for data of a contract."""
         raise NotImplementedError
+
+    def finish(self, model: Any, train: Clips, config: TrainConfig) -> None:
+        """Measure properties of the trained model, before the last checkpoint."""
 
     def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Further figures of a validation batch."""
@@ -131,9 +130,6 @@ class TokenizerKind(Kind):
         """A published download, on the CPU."""
         return model.build()
 
-    def finish(self, model: Any, train: Clips, config: TrainConfig) -> None:
-        """Measure properties of the trained model."""
-
     def prepare(self, config: TrainConfig, model: Any, ranks: Ranks, progress: Progress) -> Prepared:
         grid = model.grid(*open_split(config.data, "train")[0].video_size(config.data.image_size))
         data = replace(config.data, pattern=self.pattern(config, model, grid))
@@ -145,15 +141,8 @@ class TokenizerKind(Kind):
         torch.manual_seed(config.seed)  # the first weights are a function of the seed
         tokenizer = self.build(model, contract)
         initialise(tokenizer, config.init_from)
-        return Prepared(
-            kind=self,
-            model=tokenizer,
-            train=train,
-            val=val,
-            card=ModelCard(config=model, contract=contract),
-            left_out=train.source.left_out,
-            finish=lambda: self.finish(tokenizer, train, config),
-        )
+        card = ModelCard(config=model, contract=contract)
+        return Prepared(kind=self, model=tokenizer, train=train, val=val, card=card)
 
     def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
         assert batch.frames is not None, "a tokenizer trains on frames"

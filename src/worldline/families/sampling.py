@@ -171,7 +171,6 @@ class LatentWorldKind(WorldKind):
             contract,
             base=Base(path=base) if base else None,
             tokenizer=vae,
-            left_out=source.left_out,
             ready=lambda batch: batch if batch.frames is None else replace(batch, latents=vae.encode(batch.frames)),
             keep=lambda run: keep_tokenizer(run, place, vae),
         )

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from worldline.builtin import stored
+from worldline.data.clips import open_split
 from worldline.data.loader import Loader
 from worldline.families.card import Identity
 from worldline.families.config import TrainConfig, read_config, resumed
@@ -154,7 +155,7 @@ class _Training:
             total_steps=total,
             seconds=state.seconds,
             figures=figures,
-            left_out=self.made.left_out,
+            left_out=open_split(self.config.data, "train")[0].left_out,
             stopped=stopped and state.step < total,
         )
 
@@ -223,7 +224,7 @@ class _Training:
     def finish(self) -> None:
         """Let the trained model measure what it needs: buffers, which belong to the moving average, too."""
         with evaluated(self.state):
-            self.made.finish()
+            self.made.kind.finish(self.state.model, self.made.train, self.config)
             if average := self.state.average:
                 buffers = self.state.model.named_buffers()
                 average.weights |= {name: value.float().clone() for name, value in buffers if name in average.weights}
