@@ -31,7 +31,7 @@ from commands import (
 from torch.distributed.run import get_args_parser
 
 from worldline import builtin
-from worldline.cli import plan, train
+from worldline.cli import train
 from worldline.cli.main import NAMES
 from worldline.families.config import TrainConfig
 from worldline.recipes import RECIPES
@@ -157,7 +157,7 @@ def test_what_is_wrong_is_found(tmp_path: Path, capsys: Capture) -> None:
 
 def _config(words: str) -> TrainConfig:
     job = parse(words.split())
-    assert isinstance(job, train.Job | plan.Job)
+    assert isinstance(job, train.Train | train.Estimate)
     return job.config
 
 

@@ -15,7 +15,7 @@ from data_builders import CAMERA, ramp, write_lerobot, write_raw, write_tokens
 from pyarrow import parquet
 
 from worldline.cli.data import ConvertJob
-from worldline.cli.train import Job
+from worldline.cli.train import Train
 from worldline.contract import Contract, FramePattern, Reading
 from worldline.data.clips import DataConfig, check_held_out, open_clips
 from worldline.data.info import inspect
@@ -388,7 +388,7 @@ def test_the_option_that_leaves_an_episode_out_does_so(tmp_path: Path) -> None:
 def test_choices_are_typed_as_the_docs_say(tmp_path: Path) -> None:
     def data(words: str) -> DataConfig:
         job = parse(["train", "compression_tiny", *words.split()])
-        assert isinstance(job, Job)
+        assert isinstance(job, Train)
         return job.config.data
 
     assert data("--data.path A").path == Path("A")

@@ -167,8 +167,8 @@ class TwinJob(TwinConfig):
 VERBS = {"info": InfoJob, "convert": ConvertJob, "tokenize": TokenizeJob, "encode": EncodeJob, "twin": TwinJob}
 
 
-def parse(arguments: list[str]) -> Any:
+def parse(verb: str, arguments: list[str]) -> Any:
     choose(arguments, VERBS, what="data verb")
-    jobs: Any = Union[tuple(Annotated[job, tyro.conf.subcommand(verb)] for verb, job in VERBS.items())]  # noqa: UP007 - made at run time
+    jobs: Any = Union[tuple(Annotated[job, tyro.conf.subcommand(name)] for name, job in VERBS.items())]  # noqa: UP007 - made at run time
     with options_of({FramePattern: "pattern."}):
-        return tyro.cli(jobs, prog="worldline data", description="Work with data sets." + EXAMPLES, args=arguments)
+        return tyro.cli(jobs, prog=f"worldline {verb}", description="Work with data sets." + EXAMPLES, args=arguments)

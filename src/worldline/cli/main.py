@@ -47,11 +47,8 @@ def main() -> None:
 def parse(arguments: list[str]) -> Any:
     """The job that words behind `worldline` ask for; `carry_out` does it. Exits where help is asked for."""
     verb, *words = arguments
-    if verb in ("data", "plan", "train"):
-        return importlib.import_module(f"worldline.cli.{verb}").parse(words)
-    from worldline.cli import verbs
-
-    return verbs.parse(verb, words)
+    home = {"data": "data", "plan": "train", "train": "train"}.get(verb, "verbs")
+    return importlib.import_module(f"worldline.cli.{home}").parse(verb, words)
 
 
 def _end(code: int, message: str) -> NoReturn:

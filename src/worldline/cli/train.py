@@ -1,4 +1,4 @@
-"""`worldline train RECIPE`: train a model into a run folder; and a recipe's options, which `plan` takes too.
+"""`worldline train RECIPE` and `worldline plan RECIPE`: train a model into a run folder, or estimate that before.
 
 A field of a recipe is given with its value, `--model.block-bias True`; a verb's own switch stands alone, `--json`.
 """
@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
-from tyro.constructors import (
-    ConstructorRegistry,
-    StructConstructorSpec,
-    StructFieldSpec,
-    StructTypeInfo,
-)
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from worldline import api
-from worldline.checks import texts_of
+from worldline.builtin import located
+from worldline.checks import Checked, Positive, texts_of
 from worldline.cli.console import choose, options_of, show
 from worldline.families.config import TrainConfig
 from worldline.families.family import idle, kind_of, parts_of, refuse_idle
+from worldline.planning.footprint import worst
+from worldline.planning.plan import Card, Plan, Setting, plan
 from worldline.progress import say
 from worldline.recipes import RECIPES
 from worldline.rundir import to_json
@@ -35,10 +33,11 @@ PYTHON_ONLY = ("autocast", "log_every", "keep_checkpoints", "model.kind", "optim
 
 A notebook sets them: `worldline.train(RECIPE, optimizer={"beta2": 0.99})`.
 """
+UNITS = {"Z": 1e21, "E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Train:
     """Train a model by a recipe; its options override it. A notebook can change every field (`worldline.train`).
 
     Examples:
@@ -74,10 +73,37 @@ class Resume(api.ResumeOptions):
             _show(api.go_on(self.run, self), as_json=self.json)
 
 
-def parse(arguments: list[str]) -> Job | Resume:
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Checked):
+    """Estimate a training before it starts: parameters, memory of a GPU, FLOP, and settings that fit a card.
+
+    Takes a recipe and options like `worldline train`. Counts on tensors without memory: needs no data, weights or GPU.
+
+    Examples:
+      worldline plan sampling_revontuli
+      worldline plan sampling_revontuli --gpus 8 --gpu-memory 80 --accumulate 16
+      worldline plan compression_revontuli --accumulate 16 --json
+    """
+
+    config: Recipe
+    gpus: int = 1
+    """Processes that torchrun would start, one for each GPU."""
+    gpu_memory: Positive | None = None
+    """Of one GPU, in GB; without it the usual sizes."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+    def carry_out(self) -> None:
+        found = plan(located(self.config, Path()), gpu_gb=self.gpu_memory, gpus=self.gpus)
+        show(to_json(Plan, found), text=_plan_text(found), as_json=self.json)
+
+
+def parse(verb: str, arguments: list[str]) -> Train | Resume | Estimate:
+    if verb == "plan":
+        return _parse_recipe(Estimate, verb, arguments)[1]
     if arguments[:1] == ["--resume"]:
         return tyro.cli(Resume, prog="worldline train --resume", args=arguments[1:])
-    name, job = parse_recipe(Job, "train", arguments)
+    name, job = _parse_recipe(Train, verb, arguments)
     refuse_idle(job.config, RECIPES[name]())
     return replace(job, out=job.out or api.new_run(name))
 
@@ -93,10 +119,64 @@ def _show(result: TrainResult, *, as_json: bool) -> None:
     show(done, text="\n".join(lines), as_json=as_json)
 
 
+def _plan_text(found: Plan) -> str:
+    """The plan for people."""
+    flop, shapes = sum(found.flop.values()), (f"{name} {'x'.join(map(str, s))}" for name, s in found.clip.items())
+    step = flop * found.batch_size
+    run = f", {found.steps} steps {_flop(step * found.steps)}" if found.steps else ""
+    vae = f"; VAE {found.tokenizer_parameters:,}" if found.tokenizer_parameters else ""
+    lines = [
+        f"{found.kind}: {found.parameters:,} parameters, {found.trained:,} trained{vae}",
+        f"  a clip       {', '.join(shapes)}",
+        f"  FLOP         a clip {_flop(flop)} = {_sum({name: _flop(n) for name, n in found.flop.items() if n})}",
+        f"               a step of {found.batch_size} clips {_flop(step)}{run}",
+        "",
+        *_setting_lines(found.setting, "as configured"),
+        *(_setting_lines(found.otherwise, "otherwise") if found.otherwise else []),
+        "",
+        "what fits, a tenth to spare:",
+        *(line for card in found.cards for line in _card_lines(found.least, card)),
+        "",
+        f"main memory, {found.setting.gpus} process{'es in one machine' if found.setting.gpus > 1 else ''}: "
+        f"{_gb(worst(found.host))} GB at the worst moment",
+        f"  {', '.join(f'{name} {_gb(size)}' for name, size in found.host.items())}",
+        "",
+        "the other verbs, in one process each:",
+        *(f"  {v.name:19} {_gb(v.gpu)} GB of GPU, {_gb(v.host)} GB of main memory: {v.what}" for v in found.verbs),
+    ]
+    return "\n".join([*lines, "", *found.notes])
+
+
+def _setting_lines(setting: Setting, title: str) -> list[str]:
+    lines = [f"{title}: {setting.words}"]
+    lines += [f"  {phase:12} {_gb(size)} GB" for phase, size in setting.phases.items() if size]
+    lines[1] += f" = {_sum({name: _gb(size) for name, size in setting.memory.items() if size})}"
+    return lines
+
+
+def _card_lines(least: Setting, card: Card) -> list[str]:
+    found = [f"{one.words}: {_gb(one.needed)} GB ({one.greediest})" for one in card.settings or (least,)]
+    why = "as configured; " if card.fits else "" if card.settings else "nothing. The least is "
+    return [f"{card.gb:>6g} GB  {why}{found[0]}", *(f"{'':9}  or {line}" for line in found[1:])]
+
+
+def _sum(parts: dict[str, str]) -> str:
+    return " + ".join(f"{name} {size}" for name, size in parts.items())
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f}" if size < 1e10 else f"{size / 1e9:.1f}"
+
+
+def _flop(count: int) -> str:
+    unit = next((unit for unit in UNITS if count >= UNITS[unit]), "G")
+    return f"{count / UNITS[unit]:.4g} {unit}FLOP"
+
+
 # --- the options of a recipe ---
 
 
-def parse_recipe(job: type[AnyJob], verb: str, arguments: list[str]) -> tuple[str, AnyJob]:
+def _parse_recipe(job: type[AnyJob], verb: str, arguments: list[str]) -> tuple[str, AnyJob]:
     """The recipe's name and the job; exits with a message where help is asked for or an option is unknown.
 
     Args:
