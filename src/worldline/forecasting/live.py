@@ -12,9 +12,6 @@ from worldline.twin.generate import resume
 from worldline.twin.scene import LAYOUT
 from worldline.twin.simulation import Simulation
 
-OPEN = 16
-"""Number of open scenes, each with its own OpenGL context."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class LiveTwin(CopyLast):
@@ -57,7 +54,7 @@ class LiveTwin(CopyLast):
 
     def _scene(self, episode: int) -> Simulation:
         if episode not in self.scenes:
-            if len(self.scenes) >= OPEN:
+            if len(self.scenes) >= 16:  # each has its own OpenGL context
                 self.scenes.pop(next(iter(self.scenes))).close()
             self.scenes[episode] = resume(self.root, episode, 0)[0]
         return self.scenes[episode]

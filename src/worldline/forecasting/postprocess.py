@@ -10,9 +10,6 @@ from jaxtyping import Float32, UInt8
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-TRUNCATE = 4.0
-"""Standard deviations after which the Gaussian is cut, as scipy and scikit-image do."""
-
 
 def mean(frames: UInt8[Tensor, "b k t 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:
     """Average the pixels of the samples, rounded to the nearest grey level (halves to even).
@@ -47,7 +44,7 @@ def blur(frames: UInt8[Tensor, "b t 3 h w"], sigma_px: float) -> UInt8[Tensor, "
 
 def _smoothing(size: int, sigma: float) -> Float32[Tensor, "n n"]:
     """The blur of a line of pixels as a matrix, folded back at its ends: rows and columns sum to 1."""
-    radius = int(TRUNCATE * sigma + 0.5)
+    radius = int(4 * sigma + 0.5)  # where scipy and scikit-image cut, too
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     mirrored = np.pad(np.eye(size), ((radius, radius), (0, 0)), mode="symmetric")
     matrix = sliding_window_view(mirrored, len(weights), axis=0) @ (weights / weights.sum())
