@@ -19,6 +19,14 @@ VERBS = {
     "text": "encode a prompt for a Wan world, once",
     "demo": "evaluate the built-in worlds, train a new one and write a report, in minutes",
 }
+HELP = """usage: worldline VERB ...
+
+Generative world models of robots: train them, evaluate them, run them.
+
+{verbs}
+
+worldline VERB --help shows a verb's options and examples.
+Exit codes: 0 done, 1 the job failed, 2 wrong usage or bad data."""
 NAMES = tuple(dict.fromkeys(words.split()[0] for words in VERBS))
 
 
@@ -26,12 +34,12 @@ def main() -> None:
     """Entry point. Exit code 0; 1 for a job that failed; 2 for wrong usage or bad data."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
-        sys.exit(0)
+        verbs = "\n".join(f"  {verb:14} {meaning}" for verb, meaning in VERBS.items())
+        print(HELP.format(verbs=verbs))
+        return
     verb = arguments[0]
     if verb not in NAMES:
-        print(f"worldline: there is no verb {verb!r}; verbs: {', '.join(NAMES)}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, f"worldline: there is no verb {verb!r}; verbs: {', '.join(NAMES)}")
     from worldline.schema import DataError, UsageError  # brings PyTorch: too slow for --help alone
 
     try:
@@ -59,13 +67,3 @@ def _end(code: int, message: str) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def _help() -> str:
-    verbs = "\n".join(f"  {verb:14} {meaning}" for verb, meaning in VERBS.items())
-    return (
-        f"usage: worldline VERB ...\n\n"
-        f"Generative world models of robots: train them, evaluate them, run them.\n\n{verbs}\n\n"
-        "worldline VERB --help shows a verb's options and examples.\n"
-        "Exit codes: 0 done, 1 the job failed, 2 wrong usage or bad data."
-    )
