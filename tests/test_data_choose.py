@@ -23,9 +23,8 @@ from worldline.encoding.convert import convert
 from worldline.encoding.encode import encode, tokenize
 from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.files import write_json
-from worldline.formats.choose import choose_episodes, how_to_leave_out, join, only
 from worldline.formats.onex.source import OnexSource
-from worldline.formats.open import OpenOptions, open_source, reading_of
+from worldline.formats.open import OpenOptions, choose_episodes, how_to_leave_out, join, only, open_source, reading_of
 from worldline.rundir import from_json, to_json
 from worldline.schema import UsageError
 

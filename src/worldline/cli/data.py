@@ -17,9 +17,8 @@ from worldline.encoding.convert import Made, convert
 from worldline.encoding.encode import encode, tokenize
 from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.formats.checks import summarise
-from worldline.formats.choose import choose_episodes, only
 from worldline.formats.faults import check_episodes, implausible, warn
-from worldline.formats.open import OpenOptions
+from worldline.formats.open import OpenOptions, choose_episodes, only
 from worldline.formats.source import Source
 from worldline.progress import Progress, say, speaks
 from worldline.ranks import Ranks

@@ -18,9 +18,8 @@ from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, cached_frames
 from worldline.data.splits import Recordings, recordings
-from worldline.formats.choose import choose_episodes
 from worldline.formats.faults import check_episodes
-from worldline.formats.open import OpenOptions, Roots
+from worldline.formats.open import OpenOptions, Roots, choose_episodes
 from worldline.formats.source import Source
 from worldline.formats.video import resize
 from worldline.ranks import Ranks

@@ -12,9 +12,8 @@ from worldline.data.cache import Progress
 from worldline.data.clips import source_windows
 from worldline.data.splits import repeated
 from worldline.formats.checks import Report, noting
-from worldline.formats.choose import JOINED, choose_episodes, only
 from worldline.formats.faults import faults, implausible
-from worldline.formats.open import OpenOptions, format_of
+from worldline.formats.open import JOINED, OpenOptions, choose_episodes, format_of, only
 from worldline.formats.source import Source
 from worldline.formats.states import StateStats, compute_stats
 from worldline.schema import DataError, TokenGrid

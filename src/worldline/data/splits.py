@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from worldline.formats.choose import how_to_leave_out
+from worldline.formats.open import how_to_leave_out
 from worldline.formats.source import Source
 from worldline.schema import DataError, Episode
 

@@ -13,8 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from worldline.files import read_json, unreadable
 from worldline.schema import DataError, UsageError
 
-Report = Callable[[DataError], None]
-"""Called with what is wrong, where that is collected and not raised."""
+Report = Callable[[DataError], None]  # called with what is wrong, where that is collected and not raised
 T = TypeVar("T")
 
 
@@ -76,9 +75,8 @@ def _adapter(form: Any) -> Any:
 
 def leave_out_absent(root: Path, needed: Mapping[str, Sequence[Path]], leaving: LeavingOut) -> list[int]:
     """Leave out the parts, by name, of which a file is absent; give the positions of the others."""
-    link = " is a link to nothing"
     absent = {
-        name: [file.name + link * os.path.islink(file) for file in files if not os.path.exists(file)]
+        name: [file.name + " is a link to nothing" * os.path.islink(file) for file in files if not os.path.exists(file)]
         for name, files in needed.items()
     }
     missing = [f"{name} ({' '.join(names)})" for name, names in absent.items() if names]

@@ -103,8 +103,7 @@ def open_latents(path: Path) -> LatentSource:
     if not (path / METADATA).exists():
         done = len(list(path.glob("latents_*.npy")))
         expected = f"latents of {len(key.episodes)} episodes and {METADATA}"
-        found = f"{done} episodes, encoding unfinished"
-        fix = "Run the same `worldline data encode` again; it continues."
+        found, fix = f"{done} episodes, encoding unfinished", "Run the same `worldline data encode` again."
         raise DataError(path, expected=expected, found=found, fix=fix, kind="unfinished")
     metadata = validated(path / METADATA, _Metadata, read_json(path / METADATA))
     grid, named = metadata.latent_grid, metadata.recordings or (None,) * len(metadata.names)

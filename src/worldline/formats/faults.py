@@ -12,12 +12,11 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from worldline.formats.checks import Report, noting, summarise
-from worldline.formats.choose import how_to_leave_out
+from worldline.formats.open import how_to_leave_out
 from worldline.formats.source import Source
-from worldline.formats.states import StateStats, bounds_of, outside
+from worldline.formats.states import SAMPLE_ROWS, StateStats, bounds_of, outside
 from worldline.schema import DataError
 
-_SAMPLE_ROWS = 1_000_000
 # Factor by which an episode must be larger than others to have another unit; degrees are 57 times radians.
 _UNIT = 20.0
 _SMALL = 0.5  # differences below this (rad, m/s, a closure) do not indicate another unit or range
@@ -171,5 +170,5 @@ def warn(problems: Iterator[DataError]) -> None:
 
 def _sample(source: Source, episodes: Sequence[int]) -> Float[np.ndarray, "n s"]:
     """Rows of all episodes, evenly thinned out beyond a million."""
-    every = -(-sum(source.episodes[i].length for i in episodes) // _SAMPLE_ROWS)
+    every = -(-sum(source.episodes[i].length for i in episodes) // SAMPLE_ROWS)
     return np.concatenate([source.read_states(i)[::every] for i in episodes])

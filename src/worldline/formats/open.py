@@ -1,9 +1,9 @@
-"""`open_source`: say what a folder is and open it. The only place that knows all formats.
+"""Say what a folder is and open it, several data sets as one; choose some of its episodes.
 
-To add one, append a `Format` to `FORMATS`; everything after it only knows `Source`.
+The only place that knows all formats. To add one, append a `Format` to `FORMATS`; all else only knows `Source`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -12,19 +12,17 @@ from typing import Any, get_args
 from worldline import builtin
 from worldline.contract import Conditioning, Reading
 from worldline.formats.checks import LeavingOut, Report, summarise
-from worldline.formats.choose import join
 from worldline.formats.encoded import CLAIM, open_latents
 from worldline.formats.lerobot.metadata import INFO, Meta
 from worldline.formats.lerobot.source import open_lerobot
 from worldline.formats.onex.source import open_onex
 from worldline.formats.source import Source
-from worldline.schema import DataError, StateKind, UsageError
+from worldline.schema import DataError, Episode, StateKind, UsageError
 
 Roots = Path | tuple[Path, ...]
 """A data set, or several that are read as one."""
-_COLUMNS = {"state": "observation.state", "action": "action"}  # LeRobot's own names
-_LOOKED_AT = 2_000  # folders at most that are looked into for a data set, where the one given is none
-_FOREIGN = {
+JOINED = " + "  # between the paths of data sets that are read as one
+_FOREIGN = {  # other formats, and the files by which they are known
     "a LeRobot v1.x data set": ("meta_data/info.json",),
     "1X World Model Challenge v1.x": ("video.bin", "segment_ids.bin"),
     "RLDS (TensorFlow Datasets)": ("dataset_info.json", "*/dataset_info.json", "*.tfrecord*", "*/*.tfrecord*"),
@@ -34,7 +32,14 @@ _FOREIGN = {
     "a Hugging Face `datasets` folder": ("dataset_dict.json", "state.json", "*.arrow", "*/*.arrow"),
     "WebDataset shards": ("*.tar",),
 }
-"""Other formats, and the files by which they are known."""
+_REMEDIES = {  # what to do where data sets differ in a property
+    "format": "Bring both to one (worldline data convert)",
+    "picture size": "Convert one of them (worldline data convert --size)",
+    "cameras": "Name the one to take (--data.camera)",
+    "state names": "Choose columns that both have (--data.state-keys)",
+    "columns of states": "Choose columns that both have (--data.state-keys)",
+    "state kinds": "Say what the states are (--data.state-kinds)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +82,7 @@ class Format:
     """Files by any of which a folder is known, as patterns."""
     open: Callable[[Path, OpenOptions, LeavingOut], Source]
     cameras: Callable[[Path], dict[str, str]] | None = None
-    """The cameras of a folder, each with the reason why it is not used by default (or nothing); None of a format
-    without cameras and columns to choose."""
+    """The cameras of a folder, each with why it is not used by default (or nothing); None where there is no choice."""
 
     def matches(self, path: Path) -> bool:
         return any(next(path.glob(sign), None) for sign in self.signs)
@@ -87,7 +91,8 @@ class Format:
 def _open_lerobot(path: Path, options: OpenOptions, leaving: LeavingOut) -> Source:
     if options.state_keys and options.conditioning != "state":
         raise UsageError("state keys are given in place of the conditioning; give one of the two")
-    columns = tuple(options.state_keys) or tuple(_COLUMNS[part] for part in options.conditioning.split("+"))
+    names = {"state": "observation.state", "action": "action"}
+    columns = tuple(options.state_keys) or tuple(names[part] for part in options.conditioning.split("+"))
     return open_lerobot(path, camera=options.camera, columns=columns, leaving=leaving)
 
 
@@ -166,6 +171,102 @@ def _unknown(path: Path) -> DataError:
 
 
 def _inside(path: Path, pattern: str) -> list[str]:
-    """Data sets below a folder that is none itself."""
-    folders = (p for p in islice(path.glob(pattern), _LOOKED_AT) if p.is_dir())
+    """Data sets below a folder that is none itself, among its first 2,000 entries."""
+    folders = (p for p in islice(path.glob(pattern), 2_000) if p.is_dir())
     return sorted(str(p.relative_to(path)) for p in folders if any(one.matches(p) for one in FORMATS))
+
+
+def choose_episodes(source: Source, text: str = ":", *, exclude: Sequence[int] = ()) -> tuple[int, ...]:
+    """Positions of the chosen episodes, each once, in the order in which they are named.
+
+    Args:
+        text: Python slices and numbers, joined by commas (`:40,45,50:60`), over all episodes of the source, whether or
+            not some are excluded.
+        exclude: episodes to leave out by their own numbers (`Episode.number`). Nothing left is a `UsageError`, too.
+    """
+    left_out = {_position(source, number) for number in exclude}
+    chosen = dict.fromkeys(i for part in text.split(",") for i in _part(source, part, text))
+    kept = tuple(i for i in chosen if i not in left_out)
+    if not kept:
+        raise UsageError(f"{source.path}: all of the episodes {text!r} are excluded; nothing is left")
+    return kept
+
+
+def _part(source: Source, part: str, text: str) -> range:
+    every = range(len(source.episodes))
+    try:
+        numbers = [int(number) if number.strip() else None for number in part.split(":")]
+        one = int(part) if len(numbers) == 1 else 0
+        found = every[one : one + 1 or None] if len(numbers) == 1 else every[slice(*numbers)]
+    except (ValueError, TypeError):  # a step of 0, more than three numbers
+        raise UsageError(
+            f"{text!r} is no choice of episodes; write slices and numbers, for example ':-10' or ':40,45,50:60'"
+        ) from None
+    if not found:
+        raise UsageError(f"{source.path}: {part!r} selects none of its {len(every)} episodes")
+    return found
+
+
+def _position(source: Source, number: int) -> int | None:
+    """Position of an episode by its own number; None for one that is left out already."""
+    numbers = [own_number(episode) for episode in source.episodes]
+    found = [i for i, own in enumerate(numbers) if own == number]
+    if len(found) > 1:
+        names, way = " and ".join(source.episodes[i].name for i in found), how_to_leave_out(source, found[0])
+        raise UsageError(f"{source.path}: {number} is the number of {names}; choose by position, for example {way}")
+    if not found and not any(line.startswith(f"episode {number} ") for line in source.left_out):
+        span = f"{min(numbers, default=0)} to {max(numbers, default=0)}"
+        raise UsageError(f"{source.path}: there is no episode {number} to exclude; numbers are {span}")
+    return found[0] if found else None
+
+
+def own_number(episode: Episode) -> int:
+    """The number of an episode in its data set."""
+    return episode.index if episode.number is None else episode.number
+
+
+def how_to_leave_out(source: Source, episode: int) -> str:
+    """The option that leaves an episode out, for messages."""
+    number = own_number(source.episodes[episode])
+    if sum(own_number(other) == number for other in source.episodes) == 1:
+        return f"--exclude-episodes {number} (in recipes --data.exclude-episodes)"
+    before, after = f":{episode}" * (episode > 0), f"{episode + 1}:" * (episode + 1 < len(source.episodes))
+    return f"--episodes {','.join(part for part in (before, after) if part)} (in recipes --data.train-episodes)"
+
+
+def only(source: Source, episodes: Sequence[int]) -> Source:
+    """A source of some episodes of another; the others count as left out."""
+    others = set(range(len(source.episodes))) - set(episodes)
+    return replace(
+        source,
+        episodes=_numbered(source.episodes[i] for i in episodes),
+        left_out=(*source.left_out, *(f"{source.episodes[i].name} (not chosen)" for i in sorted(others))),
+    )
+
+
+def join(sources: Sequence[Source]) -> Source:
+    """Several data sets as one, whose path names them all. Raises `UsageError` where they are not `alike`."""
+    first, *others = sources
+    for other in others:
+        for what, one in first.alike.items():
+            if one != (two := other.alike.get(what)):
+                raise UsageError(
+                    f"{first.path} and {other.path} cannot be joined, they differ in {what}: {one} and {two}. "
+                    f"{_REMEDIES.get(what, 'Leave one of them out')}"
+                )
+    if not others:
+        return first
+    return replace(
+        first,
+        path=Path(JOINED.join(str(source.path) for source in sources)),
+        episodes=_numbered(
+            replace(episode, name=f"{source.path.name}: {episode.name}")
+            for source in sources
+            for episode in source.episodes
+        ),
+        left_out=tuple(f"{source.path.name}: {line}" for source in sources for line in source.left_out),
+    )
+
+
+def _numbered(episodes: Iterable[Episode]) -> tuple[Episode, ...]:
+    return tuple(replace(one, index=index, number=own_number(one)) for index, one in enumerate(episodes))

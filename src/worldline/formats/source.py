@@ -1,7 +1,7 @@
 """`Source`: where clips come from. Every file format derives from it.
 
-`content_of` is a hash of what it holds, wherever that lies. States are hashed completely; of video, token and latent
-files only sizes and three samples, so that 100 GB take seconds: a change in their middle is not seen.
+`content_of` is a hash of what it holds: of all states, but of the sizes and three samples of video, token and latent
+files only, so that 100 GB take seconds. A change in their middle is not seen.
 """
 
 import hashlib

@@ -32,7 +32,7 @@ _VELOCITY = re.compile(r"(?i:velocit|speed|(^|[^a-z])[dq]?(vel|qd|dq)s?($|[^a-z]
 _HAND = re.compile(r"gripper|hand|finger|thumb|closure|claw", re.IGNORECASE)
 _NOT_A_JOINT = re.compile(r"(^|[._ ])([xyzw]|q[xyzw]|quat\w*|force|torque|effort|current)($|[._ ])", re.IGNORECASE)
 _FULL_TURN = 6.2832
-_QUANTILE_ROWS = 1_000_000
+SAMPLE_ROWS = 1_000_000
 
 
 def guess_kind(name: str, low: float, high: float) -> StateKind:
@@ -80,7 +80,7 @@ def compute_stats(source: Source, *, episodes: Sequence[int] | None = None) -> S
     total = sum(lengths)
     if total == 0:
         raise UsageError(f"{source.path}: no frames to compute statistics of")
-    every = -(-total // _QUANTILE_ROWS)
+    every = -(-total // SAMPLE_ROWS)
     begun, sample, parts = 0, [], []
     for i in chosen:
         rows = source.read_states(i)

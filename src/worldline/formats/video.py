@@ -32,8 +32,7 @@ RATE_SLACK = 0.03  # clocks of recorders differ and jitter by less; no two usual
 CLOCK_SLACK = 0.005  # rows and frames that are one to one may differ by this in rate (29.97 and 30)
 _HALF = 0.52  # half a frame, and a little: times are rounded to float32 and to a container's time base
 _AGAIN = "Download or encode it again."
-_BT601 = 6  # ffmpeg's AVCOL_SPC_SMPTE170M: what readers that ignore the tag assume at these sizes
-_LIMITED = 1
+_BT601, _LIMITED = 6, 1  # ffmpeg's AVCOL_SPC_SMPTE170M: what readers that ignore the tag assume at these sizes
 # Without accurate rounding swscale darkens pixels by about one level: 44 instead of 53 dB on a smooth image.
 _TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
 _TO_YUV = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
@@ -244,9 +243,8 @@ def pair(
     """Give the frame of every row, the nearest in time, or say of which row it is more than half a frame away.
 
     Args:
-        rows: seconds since the episode began, and `shown`: those at which frames are shown; both rise.
-        starts: where in the file the episode may begin, the likeliest first. Rows may also be stamped with a clock that
-            does not begin at 0: then their first is taken to be there.
+        rows: seconds since the episode began (or its first row), and `shown`: those at which frames are shown.
+        starts: where in the file the episode may begin, the likeliest first.
         first: the frame at which the episode begins, where as many frames as rows are known to be its own.
         fps: the rate where there is no step to measure it by.
     """

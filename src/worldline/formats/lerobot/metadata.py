@@ -85,8 +85,6 @@ class Meta:
         """Something that is wrong with the file."""
         return DataError(self.root / INFO, expected=expected, found=found, fix=fix, kind=kind)
 
-    # --- cameras and columns ---
-
     def cameras(self) -> dict[str, str]:
         """Keys of the cameras, each with why it is not used by default (a depth map, `NO_FILE`), or nothing."""
         found: dict[str, str] = {}
@@ -161,8 +159,6 @@ class Meta:
         if not isinstance(shape, list) or not all(type(size) is int and 0 < size <= _WIDEST for size in shape):
             raise self.fault(f"features.{key}.shape of whole numbers in 1..{_WIDEST}", repr(shape)[:80])
         return tuple(shape)
-
-    # --- episodes ---
 
     def recordings(self, camera: str, leaving: LeavingOut) -> list[Recording]:
         """The listed episodes, by number; one listed twice as listed last. Those without frames are left out."""

@@ -26,7 +26,6 @@ from worldline.formats.video import decode_image, frame_times, pair, probe, rate
 from worldline.schema import DataError, StateKind, StateLayout, UsageError
 
 _GUESS_FROM = 8  # tables that are read to guess the layout
-_Times = Float64[np.ndarray, "_"]
 _IMAGES = 16  # of a table that are decoded at a time
 
 
@@ -64,12 +63,24 @@ class LerobotSource(Source):
         if of.video is None:
             return rows
         times, shown = table.times[rows], frame_times(of.video).seconds
-        self._check_times(of, table.path, times, shown)
+        with np.errstate(invalid="ignore"):
+            sound = np.isfinite(times) & (np.diff(times, prepend=-np.inf) > 0)
+        if not sound.all():
+            row = int(sound.argmin())
+            expected = f"timestamps of {of.name} that rise from row to row"
+            found = f"{times[row]:.6g} in row {row}, after {times[max(0, row - 1)]:.6g}"
+            fix = "Correct them, or drop the column: rows are then taken to follow one another at info.json's fps."
+            raise DataError(table.path, expected=expected, found=found, fix=fix, kind="timestamps")
+        shown_at, row_rate = rate(shown), rate(times)
+        if not runs_at(times, self.fps):
+            expected = f"{self.fps:g} rows per second, as meta/info.json says"
+            found = f"{row_rate:.4g} by the timestamps of {of.name}; the video runs at {shown_at:.4g} frames/s"
+            fix = "Correct fps in meta/info.json, or the timestamps, or drop that column (rows then follow at fps)."
+            raise DataError(table.path, expected=expected, found=found, fix=fix, kind="rate")
         begins, first = of.begins or 0.0, of.first_frame if of.frames_in_file == len(shown) else None
         found = pair(times, shown, starts=(begins, begins + float(shown[0])), first=first, fps=self.fps)
         if not isinstance(found, str):
             return found
-        shown_at, row_rate = rate(shown), rate(times)
         same_rate = abs(shown_at - row_rate) <= 0.01 * row_rate
         if of.begins is None and len(shown) < len(times) and same_rate:
             expected, missing = f"{len(times)} frames, one per row of {of.name}", f"{len(shown)}; none shows {found}"
@@ -89,7 +100,6 @@ class LerobotSource(Source):
         return super().frame_size(episode) if video is None else probe(video).size
 
     def footage(self, episode: int) -> tuple[Path, int]:
-        """The file that shows an episode, and about where the episode's frames begin in it."""
         of = self.episodes[episode]
         return of.video or of.table, of.first_frame
 
@@ -172,22 +182,6 @@ class LerobotSource(Source):
         expected = f"{of.length} rows of {of.name}, as the metadata say"
         fix = "Fetch the file again, or correct the episode's length in meta/."
         raise DataError(table.path, expected=expected, found=f"{len(rows)}{held}", fix=fix, kind="rows")
-
-    def _check_times(self, of: Recording, path: Path, times: _Times, shown: _Times) -> None:
-        """Raise `DataError` unless times rise, at the rate of meta/info.json."""
-        with np.errstate(invalid="ignore"):
-            sound = np.isfinite(times) & (np.diff(times, prepend=-np.inf) > 0)
-        if not sound.all():
-            row = int(sound.argmin())
-            expected = f"timestamps of {of.name} that rise from row to row"
-            found = f"{times[row]:.6g} in row {row}, after {times[max(0, row - 1)]:.6g}"
-            fix = "Correct them, or drop the column: rows are then taken to follow one another at info.json's fps."
-            raise DataError(path, expected=expected, found=found, fix=fix, kind="timestamps")
-        if not runs_at(times, self.fps):
-            expected = f"{self.fps:g} rows per second, as meta/info.json says"
-            found = f"{rate(times):.4g} by the timestamps of {of.name}; the video runs at {rate(shown):.4g} frames/s"
-            fix = "Correct fps in meta/info.json, or the timestamps, or drop that column (rows then follow at fps)."
-            raise DataError(path, expected=expected, found=found, fix=fix, kind="rate")
 
 
 def open_lerobot(root: Path, *, camera: str | None, columns: tuple[str, ...], leaving: LeavingOut) -> Source:

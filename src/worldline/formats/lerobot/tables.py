@@ -44,7 +44,6 @@ class Table:
     """Seconds since the episode began; NaN where the file does not say."""
 
     def rows_of(self, number: int) -> Int64[np.ndarray, "r"]:
-        """The rows of an episode."""
         return self.rows.get(number, self.rows.get(None, np.zeros(0, np.int64)))
 
 

@@ -5,7 +5,7 @@ shard r done; `metadata.json` comes after all shards: a folder without it is unf
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,8 +77,8 @@ def token_shard(
 ) -> Iterator[Callable[[int, Int32[np.ndarray, "n l h w"]], None]]:
     """Write one shard whose tokens come in pieces: what is given takes them, and the number of their first block.
 
-    Pieces may come in any order; together they are all blocks, from the shard's first frame on. A last partial block
-    may be present or left away, readers drop it. The shard is done when the block succeeds.
+    Pieces may come in any order; together they are all blocks, a last partial one or not. The shard is done when the
+    block succeeds.
     """
     place = shard_at(root, shard, suffix=".bin")
     with _shard(place, states, segments) as path, atomic(path) as temporary, temporary.open("wb") as file:
@@ -106,10 +106,9 @@ def shard_done(root: Path, shard: int) -> bool:
     places = [shard_at(root, shard, suffix=suffix) for suffix in (".mp4", ".bin")]
     if not any(all(path.exists() for path in place.files) for place in places):
         return False
-    try:
+    with suppress(DataError, KeyError):
         return places[0].segments.stat().st_size == 4 * int(read_json(places[0].marker)["shard_num_frames"])
-    except (DataError, KeyError):
-        return False
+    return False
 
 
 def finish_shards(
