@@ -221,7 +221,7 @@ class _Scoring:
         now = range(begin, min(begin + self.amount.batch_size, len(self.chosen)))
         batch, forecaster = stack([self.clips[self.chosen[i]] for i in now]), self.judged.forecaster
         scene = Scene(
-            judged=self.judged,
+            **vars(self.judged),
             batch=batch if self.judged.protocol == "sampling" else forecaster.encoded(batch),
             seeds=clip_seeds(self.amount.seed, batch.origins),
             foreign=None if self.foreign is None else self.foreign[now.start : now.stop],

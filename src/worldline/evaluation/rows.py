@@ -65,10 +65,9 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scene:
-    """A batch of clips, and everything that rows need."""
+class Scene(Judged):
+    """What is judged, on a batch of clips: everything that rows need."""
 
-    judged: Judged
     batch: Batch
     """With its tokens, where these are scored."""
     seeds: tuple[int, ...]
@@ -78,13 +77,9 @@ class Scene:
     condition_samples: int
     """Futures per clip under another condition than the true one; 0 for none."""
 
-    @property
-    def forecaster(self) -> Forecaster:
-        return self.judged.forecaster
-
     def forecast_of(self, forecaster: Forecaster, *more: Extra, states: States | None = None) -> Forecast:
         """A forecast of these clips, with the parts that are scored: costs and `more` where tokens are."""
-        extra: tuple[Extra, ...] = ("costs", *more) if self.judged.protocol == "compression" else ()
+        extra: tuple[Extra, ...] = ("costs", *more) if self.protocol == "compression" else ()
         return forecaster.forecast_clips(self.batch, states=states, seeds=self.seeds, extra=extra)
 
     @cached_property
@@ -116,7 +111,7 @@ class Scene:
     @property
     def prior(self) -> Float64[Tensor, " v"]:
         """Probability of each token without any context: its frequency in training, or uniform."""
-        counts = np.zeros(self.grid.vocab_size) if self.judged.unigram is None else self.judged.unigram
+        counts = np.zeros(self.grid.vocab_size) if self.unigram is None else self.unigram
         # One imagined count each (Laplace): a token never seen in training must not cost infinitely much.
         return torch.from_numpy((counts + 1.0) / (counts + 1.0).sum())
 
@@ -166,7 +161,6 @@ def condition(id: str, label: str, *, shown: bool = False) -> Callable[[Given], 
 
 
 def mean_id(samples: int) -> str:
-    """The id of the row that is the mean of so many samples."""
     return "sample" if samples == 1 else f"mean_{samples}"
 
 
@@ -250,9 +244,9 @@ def _(scene: Scene) -> States:
 @Entry("unconditional", "unconditional", "baseline", compared=("psnr_db_last", "full_ce"))
 def _(scene: Scene) -> Made:
     """The forecast of a world that was trained without states."""
-    if scene.judged.unconditional is None:
+    if scene.unconditional is None:
         raise NotComputed("no unconditional world was given (--unconditional RUN)")
-    return _mean(scene.forecast_of(scene.judged.unconditional))
+    return _mean(scene.forecast_of(scene.unconditional))
 
 
 # --- baselines ---
@@ -276,7 +270,7 @@ _KEPT = ("psnr_db_last", "full_ce", "token_accuracy")
 @Entry("keep_last_tokens", "keep last tokens", "baseline", ("compression",), compared=_KEPT)
 def _(scene: Scene) -> Made:
     """Every future token is the one at its place in the last context grid."""
-    (past, future), kept = scene.tokens, scene.judged.kept
+    (past, future), kept = scene.tokens, scene.kept
     # One imagined token of either kind, as in `Scene.prior`.
     changed = np.full(future.shape[1], CHANGED) if kept is None else (kept[:, 1] + 1) / (kept.sum(axis=1) + 2)
     last, shares = past[:, -1:].expand_as(future), torch.from_numpy(changed).view(1, -1, 1, 1).expand_as(future)
@@ -295,7 +289,7 @@ def _(scene: Scene) -> Made:
 @Entry("unigram", "unigram", "baseline", ("compression",), compared=("full_ce",))
 def _(scene: Scene) -> Made:
     """Every token is as likely as it was frequent in training."""
-    if scene.judged.unigram is None:
+    if scene.unigram is None:
         raise NotComputed("the run folder has no token counts (unigram.npy)")
     _, future = scene.tokens
     return Made(costs=_costs(shared_guesses(scene.prior.log(), future.flatten()), *future.shape[:2]))
