@@ -24,7 +24,6 @@ _FULL = re.compile(
     r"no space left|no room to write|file too large|quota exceeded|\d+ requested and \d+ written", re.IGNORECASE
 )
 """How the system, we ourselves, safetensors and NumPy say it."""
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class DiskFullError(OSError):
@@ -124,7 +123,7 @@ def unreadable(
     except (OSError, ValueError) as error:  # a folder, no permission; a name that no file can have
         found = f"{type(error).__name__}: {error}"
     else:
-        if head.startswith(_LFS_POINTER):
+        if head.startswith(b"version https://git-lfs.github.com/spec/"):
             kind, found = "git_lfs_pointer", "a Git LFS pointer in its place"
             fix = "Run `git lfs pull` in the data set's folder (git-lfs must be installed)."
         elif not head:

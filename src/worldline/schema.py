@@ -25,9 +25,6 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-CONTENT = ("frames", "tokens", "latents")
-"""Possible contents of a clip, in addition to its states."""
-
 
 class DataError(Exception):
     """Data on disk are not what they should be. Says which file, what was expected, what was found, what to do.
@@ -172,7 +169,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move the tensors; origins stay."""
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in _held(self).items()})
+        return replace(self, **{name: one.to(device, non_blocking=True) for name, one in contents_of(self).items()})
 
 
 def stack(clips: Sequence[Clip]) -> Batch:
@@ -186,15 +183,17 @@ def join(parts: Sequence[Batch]) -> Batch:
 
 
 def _together(how: Callable[..., Tensor], parts: Sequence[Clip | Batch], origins: tuple[Origin, ...]) -> Batch:
-    held = [_held(part) for part in parts]
+    held = [contents_of(part) for part in parts]
     if any(one.keys() != held[0].keys() for one in held):
         raise ValueError("clips of one batch must all hold frames, or all tokens, or all latents")
     tensors = {name: how([one[name] for one in held]) for name in held[0]}
     return Batch(fps=parts[0].fps, origins=origins, **tensors)
 
 
-def _held(part: Clip | Batch) -> dict[str, Tensor]:
-    return {name: tensor for name in ("states", *CONTENT) if (tensor := getattr(part, name)) is not None}
+def contents_of(part: Clip | Batch) -> dict[str, Tensor]:
+    """What a clip or a batch holds, by name."""
+    names = ("frames", "tokens", "latents", "states")
+    return {name: tensor for name in names if (tensor := getattr(part, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from torch.utils.data import DataLoader
 
 from worldline.data.clips import Clips
-from worldline.schema import Batch, Clip, join, stack
+from worldline.schema import Batch, Clip, contents_of, join, stack
 
 IN_FLIGHT = 500_000_000
 """Bytes that the workers of one process may read ahead."""
@@ -101,7 +101,7 @@ def _outlives_termination(_: int) -> None:
 
 def clip_bytes(clip: Clip | Batch) -> int:
     """Bytes of its tensors."""
-    return sum(x.nbytes for x in (clip.states, clip.frames, clip.tokens, clip.latents) if x is not None)
+    return sum(x.nbytes for x in contents_of(clip).values())
 
 
 def clips_in_part(size: int, piece: int, workers: int) -> int:

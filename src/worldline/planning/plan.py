@@ -19,7 +19,7 @@ from worldline.families.family import WorldKind
 from worldline.nn.weights import changing_state
 from worldline.planning.footprint import Footprint, Verb, host, tensors_of, verbs, worst
 from worldline.ranks import Ranks, shards_of
-from worldline.schema import CONTENT, UsageError
+from worldline.schema import UsageError, contents_of
 
 CARDS_GB = (24.0, 40.0, 80.0, 141.0)
 RESERVE = 0.1
@@ -111,14 +111,13 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1) -> 
     switch, clips = chosen.gradient_checkpointing, chosen.clips
     cut = partial(setting, run, gpus=gpus, accumulate=config.accumulate)
     step, plain = (run.train(clips, checkpointing=checkpointing) for checkpointing in (switch, False))
-    parameters, clip = list(run.model.parameters()), run.batch(1)
-    inputs = {name: getattr(clip, name) for name in (*CONTENT, "states")}
+    parameters = list(run.model.parameters())
     return Plan(
         kind=config.model.kind,
         parameters=_numbers(parameters),
         trained=_numbers(p for p in parameters if p.requires_grad),
         tokenizer_parameters=_numbers(run.vae.parameters()) if run.vae else 0,
-        clip={name: tuple(tensor.shape[1:]) for name, tensor in inputs.items() if tensor is not None},
+        clip={name: tuple(tensor.shape[1:]) for name, tensor in contents_of(run.batch(1)).items()},
         batch_size=config.batch_size,
         steps=config.steps,
         flop={
