@@ -68,6 +68,7 @@ TAKING = {
 def test_options_are_named_in_the_signature_and_in_the_help(name: str, options: type) -> None:
     function = getattr(worldline, name)
     names = [field.name for field in fields(options)]
+    assert function.__name__ == name
     assert list(inspect.signature(function).parameters)[1:] == names
     assert [one for one in names if f"\n    {one}:" not in function.__doc__] == []
 

@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 
 def _taking(
-    kind: Callable[Given, Options], function: Callable[[Place, Options], Result]
+    name: str, kind: Callable[Given, Options], function: Callable[[Place, Options], Result]
 ) -> Callable[Concatenate[Place, Given], Result]:
     """A function that takes its options by name, with the signature and the documentation of their dataclass."""
 
@@ -50,15 +50,16 @@ def _taking(
     signature, options = inspect.signature(function), inspect.signature(kind).parameters.values()
     signature = signature.replace(parameters=[*list(signature.parameters.values())[:1], *options])
     by_name.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] - what help() shows
-    texts = [f"    {name}: {text}" for name, text in texts_of(kind).items()]  # pyright: ignore[reportArgumentType]
+    texts = [f"    {option}: {text}" for option, text in texts_of(kind).items()]  # pyright: ignore[reportArgumentType]
+    by_name.__name__ = by_name.__qualname__ = name
     by_name.__doc__ = "\n".join([f"{inspect.getdoc(function)}\n\nOptions:", *texts])
     return by_name
 
 
-open_data = _taking(OpenOptions, opened)
-load = _taking(LoadOptions, load_forecaster)
-forecast = _taking(forecasts.ForecastOptions, forecasts.forecast)
-evaluate = _taking(EvaluateOptions, evaluated)
+open_data = _taking("open_data", OpenOptions, opened)
+load = _taking("load", LoadOptions, load_forecaster)
+forecast = _taking("forecast", forecasts.ForecastOptions, forecasts.forecast)
+evaluate = _taking("evaluate", EvaluateOptions, evaluated)
 
 
 # --- training ---
@@ -145,7 +146,7 @@ def go_on(run: str | Path, options: ResumeOptions) -> TrainResult:
     return _train(config, Path(run), resume=True)
 
 
-resume = _taking(ResumeOptions, go_on)
+resume = _taking("resume", ResumeOptions, go_on)
 
 
 def new_run(name: str) -> Path:
