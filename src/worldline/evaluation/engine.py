@@ -74,7 +74,7 @@ class Tally:
     episodes: list[int]
     scores: dict[tuple[str, str], Float32[Tensor, "n _"]] = field(default_factory=dict)
     """(row, metric) -> a number for each clip and predicted frame (of costs: token grid)."""
-    shown: dict[str, UInt8[Tensor, "n t 3 h w"]] = field(default_factory=dict)
+    shown: dict[str, UInt8[Tensor, "some t 3 h w"]] = field(default_factory=dict)
     """Frames of some clips, context and forecast, by row."""
     not_computed: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)
