@@ -162,6 +162,13 @@ def while_unchanged(maxsize: int | None) -> Callable[[Read], Read]:
     return keeping
 
 
+@while_unchanged(64)
+def hash_of_file(path: Path) -> str:
+    """Hash of a file's bytes. Raises `DataError` where it cannot be read."""
+    with reading(path, expected="a file"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @while_unchanged(1024)
 def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Map a raw binary file read-only, whose size the caller has checked."""

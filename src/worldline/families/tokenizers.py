@@ -12,7 +12,7 @@ from worldline.data.clips import Clips, Split, open_split, some_windows
 from worldline.families.card import ModelCard, describe_model
 from worldline.families.config import TrainConfig
 from worldline.families.family import KINDS, Progress, TokenizerKind, kind_of
-from worldline.files import while_unchanged
+from worldline.files import hash_of_file
 from worldline.formats.open import open_source
 from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
@@ -110,16 +110,10 @@ def fingerprint(path: Path) -> str:
             return card.fingerprint
         files, hysteresis = [folder / "model.safetensors"], getattr(card.config, "hysteresis", 0.0)
     for file in files:
-        digest.update(_file_digest(file))
+        digest.update(bytes.fromhex(hash_of_file(file)))
     if hysteresis:  # the one setting that changes the tokens of the same weights; the rule has a name of its own
         digest.update(f"hysteresis per block {hysteresis}".encode())
     return digest.hexdigest()
-
-
-@while_unchanged(64)
-def _file_digest(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _elsewhere(folder: Path, card: ModelCard) -> Path:

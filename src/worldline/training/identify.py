@@ -1,15 +1,13 @@
 """The inputs of a training, compared with what they must be before anything costly is done."""
 
-import hashlib
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from worldline.data.clips import open_split
 from worldline.families.card import Identity, Part, describe_model, refuse_another
 from worldline.families.config import TrainConfig
 from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
-from worldline.files import hash_of, read_json, reading
+from worldline.files import hash_of, hash_of_file, read_json
 from worldline.formats.source import content_of
 from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import UsageError
@@ -40,7 +38,7 @@ def checked_identity(config: TrainConfig, run: RunDir, *, resume: bool) -> Ident
         pattern=hash_of([asdict(data.pattern), data.window_stride, data.image_size]),
         tokenizer=tokenizer,
         backbone=kind_of(config.model).backbone_fingerprint(config.weights) if config.weights else None,
-        text=_file_hash(config.text) if config.text else None,
+        text=hash_of_file(config.text) if config.text else None,
     )
     if resume and run.identity.exists():  # runs of early versions have none
         what, made = f"the run in {run.path}", from_json(Identity, read_json(run.identity), run.identity)
@@ -66,8 +64,3 @@ def refuse_absent(config: TrainConfig, run: RunDir) -> None:
         raise UsageError(
             f"the run in {run.path} was made with what is not there now: {', '.join(gone)}. Give the new place of each"
         )
-
-
-def _file_hash(path: Path) -> str:
-    with reading(path, expected="an encoded prompt", fix="Write it with `worldline text`."), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
