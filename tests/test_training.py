@@ -495,7 +495,6 @@ def _prepared(model: nn.Module, clips: Clips) -> Prepared:
         val=clips,
         card=ModelCard(config=SMALL_WORLD),
         tokenizer=None,
-        left_out=(),
     )
 
 
