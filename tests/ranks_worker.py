@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from worldline.contract import FramePattern
 from worldline.data.cache import cached_frames
 from worldline.data.clips import Clips, source_windows
-from worldline.encoding.convert import Made, convert
-from worldline.encoding.encode import encode, tokenize
+from worldline.encoding.encode import Made, convert, encode, tokenize
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.evaluate import Autoencoder
 from worldline.evaluation.result import Evaluation

@@ -40,7 +40,7 @@ from pathlib import Path
 from builders import Means, small_tokenizer
 from worldline.data.augment import AugmentConfig
 from worldline.data.cache import cached_frames
-from worldline.encoding.convert import convert
+from worldline.encoding.encode import convert
 from worldline.formats.open import open_source
 from worldline.contract import FramePattern
 from worldline.encoding.encode import encode

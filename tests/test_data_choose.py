@@ -19,8 +19,7 @@ from worldline.cli.train import Train
 from worldline.contract import Contract, FramePattern, Reading
 from worldline.data.clips import DataConfig, check_held_out, open_clips
 from worldline.data.info import inspect
-from worldline.encoding.convert import convert
-from worldline.encoding.encode import encode, tokenize
+from worldline.encoding.encode import convert, encode, tokenize
 from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.files import write_json
 from worldline.formats.onex.source import OnexSource

@@ -11,7 +11,7 @@ import torch
 from data_builders import write_lerobot, write_tokens
 
 from worldline.data.info import inspect
-from worldline.encoding.convert import convert
+from worldline.encoding.encode import convert
 from worldline.formats.open import open_source
 from worldline.formats.video import resize
 from worldline.schema import DataError, UsageError
@@ -74,7 +74,7 @@ def test_half_written_files_are_cleared_and_written_again(tmp_path: Path) -> Non
 def test_a_killed_process_leaves_nothing_that_a_reader_accepts(tmp_path: Path) -> None:
     root, out = write_lerobot(tmp_path / "d", "v2.1", (60,) * 12), tmp_path / "out"
     script = (
-        "from pathlib import Path; from worldline.encoding.convert import convert; "
+        "from pathlib import Path; from worldline.encoding.encode import convert; "
         "from worldline.formats.open import open_source; "
         f"convert(open_source(Path({str(root)!r})), Path({str(out)!r}), size=128)"
     )

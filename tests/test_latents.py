@@ -14,8 +14,7 @@ from latent_builders import PATTERN, small_vae, world_run
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips, source_windows
-from worldline.encoding.convert import Made
-from worldline.encoding.encode import encode
+from worldline.encoding.encode import Made, encode
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.evaluation.rows import Judged

@@ -18,8 +18,7 @@ from worldline import builtin
 from worldline.data.clips import DataConfig, check_held_out
 from worldline.data.info import inspect
 from worldline.data.splits import Recordings, recording_of, recordings
-from worldline.encoding.convert import convert
-from worldline.encoding.encode import encode, tokenize
+from worldline.encoding.encode import convert, encode, tokenize
 from worldline.formats.onex.write import finish_shards, write_raw_shard
 from worldline.formats.open import open_source
 from worldline.rundir import RunDir, model_json

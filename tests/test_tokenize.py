@@ -23,8 +23,7 @@ from torch import Tensor
 
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
-from worldline.encoding.convert import Made
-from worldline.encoding.encode import tokenize
+from worldline.encoding.encode import Made, tokenize
 from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.families.family import Prepared

@@ -13,8 +13,7 @@ from worldline.cli.console import choose, options_of, show
 from worldline.contract import FramePattern
 from worldline.data.clips import Side
 from worldline.data.info import Info, inspect
-from worldline.encoding.convert import Made, convert
-from worldline.encoding.encode import encode, tokenize
+from worldline.encoding.encode import Made, convert, encode, tokenize
 from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.formats.checks import summarise
 from worldline.formats.faults import check_episodes, implausible, warn

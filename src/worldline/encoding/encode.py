@@ -1,14 +1,15 @@
-"""What a tokenizer makes of any source of frames, once, on disk: tokens, or windows of latents. Resumable.
+"""Folders made of any source of frames, once, on disk, resumable: 1X raw video, tokens, or windows of latents.
 
 Tokens are a 1X token folder of one shard per episode. Within it, one segment per start offset: the episode from that
 frame on, cut to whole blocks. More of them give a world more places to start from, and with augmentation each has its
 own crop and colours: a world then sees every scene in many framings.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,112 @@ from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, frame_chunks, frame_runs
 from worldline.data.clips import some_windows
-from worldline.encoding.convert import Made, fill
+from worldline.data.splits import recording_of
+from worldline.files import hash_of
 from worldline.formats import encoded
-from worldline.formats.onex.write import finish_shards, shard_done, token_shard
-from worldline.formats.source import Source
+from worldline.formats.faults import check_episodes
+from worldline.formats.onex.write import finish_shards, shard_done, token_shard, write_raw_shard
+from worldline.formats.source import Source, content_of
+from worldline.owner import Claim
 from worldline.ranks import Ranks
 from worldline.schema import LatentGrid, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A folder that was made of a source."""
+
+    folder: Path
+    counts: dict[str, int]
+    """Of `episodes`, of those that were `reused` because they were there already, and of what was made of them."""
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
+        return f"{self.folder}: {counts}"
+
+
+def fill(
+    out: Path,
+    source: Source,
+    episodes: Sequence[int],
+    *,
+    size: int | None,
+    claim: tuple[str, str],
+    settings: Mapping[str, Any],
+    counts: Mapping[str, int],
+    make: Callable[[Path, int], None],
+    done: Callable[[Path, int], bool],
+    finish: Callable[..., None],
+    ranks: Ranks | None = None,
+    in_cache: bool = False,
+    progress: Progress | None = None,
+) -> Made:
+    """Make a folder of some episodes. Several ranks share them, each must call this.
+
+    Args:
+        claim: the file that says what the folder depends on, and its content for messages.
+        settings: what it depends on, besides the source, the episodes and the size of frames.
+        counts: what there will be in it, for the result.
+        make: makes one of `range(len(episodes))`, `done` says whether it is made, `finish` notes the source at last.
+        in_cache: into a folder of `out` that is named after all that the result depends on. Where another job is
+            filling it, that is waited for instead of refused.
+
+    Raises `UsageError` where the source has no video, or the folder holds something else or is in use, and `DataError`
+    where a video does not decode or states are not as the metadata say.
+    """
+    source.video_size()  # refuses what holds no video
+    check_episodes(source, episodes, size=size)
+    depends = {"source_kind": source.kind, "content": content_of(source, episodes), "states": list(source.layout.names)}
+    depends |= {"episodes": list(episodes), "size": size, **settings}
+    claimed, ranks = Claim(file=claim[0], key=depends, what=claim[1]), ranks or Ranks()
+    out = out / f"{claimed.what}-{hash_of(depends):.16}" if in_cache else out
+    with ranks.owning(out, claim=claimed, wait=in_cache):
+        reused = ranks.made(range(len(episodes)), partial(make, out), done=partial(done, out), progress=progress)
+        if ranks.writes:
+            noted = {
+                "made_from": str(source.path),
+                "recordings": [recording_of(source, episode) for episode in episodes],
+                "reading": asdict(source.read_at(size)),
+                "left_out": list(source.left_out),
+            }
+            finish(out, provenance=depends | noted)
+    return Made(folder=out, counts={"episodes": len(episodes), "reused": reused, **counts})
+
+
+def convert(source: Source, out: Path, *, size: int | None, **how: Any) -> Made:
+    """Write every episode of a source to `out` as one shard of 1X raw video at `size` px (None: as stored).
+
+    A killed run leaves a folder without `metadata.json`, which readers refuse; the next call goes on from there.
+    `how` is as in `fill`, which also says what is raised. Counts `frames`, and the listed episodes that are `left_out`.
+    """
+    lengths = [episode.length for episode in source.episodes]
+
+    def make(out: Path, episode: int) -> None:
+        chunks = frame_chunks(source, episode, size=size)
+        write_raw_shard(
+            out,
+            episode,
+            frames=(frame for chunk in chunks for frame in rearrange(chunk, "f c h w -> f h w c").numpy()),
+            states=source.read_states(episode),
+            segments=np.zeros(lengths[episode], np.int32),
+            fps=source.fps,
+        )
+
+    total = {"num_shards": len(lengths), "num_images": sum(lengths)}
+    return fill(
+        out,
+        source,
+        range(len(lengths)),
+        size=size,
+        claim=("conversion.json", "a conversion"),
+        settings={},
+        counts={"frames": sum(lengths), "left_out": len(source.left_out)},
+        make=make,
+        done=shard_done,
+        finish=partial(finish_shards, **total, fps=source.fps, layout=source.layout),
+        **how,
+    )
 
 
 def tokenize(
@@ -39,13 +139,11 @@ def tokenize(
     start_offsets: int = 1,
     augment: AugmentConfig | None = None,
     device: torch.device | None = None,
-    ranks: Ranks | None = None,
-    in_cache: bool = False,
-    progress: Progress | None = None,
+    **how: Any,
 ) -> Made:
     """Tokenize episodes of a frame source into `out`. If it is killed, the same call continues.
 
-    Args, besides those of `worldline.encoding.convert.fill`:
+    Args, besides `ranks`, `in_cache` and `progress` of `fill`:
         fingerprint: identity of the tokenizer's weights (`worldline.families.tokenizers.fingerprint`).
         episodes: which episodes of the source, in order.
         size: centre-crop and resize frames to this square first; None keeps them.
@@ -105,9 +203,7 @@ def tokenize(
         make=make,
         done=shard_done,
         finish=partial(finish_shards, **total, fps=source.fps, layout=source.layout, grid=grid),
-        ranks=ranks,
-        in_cache=in_cache,
-        progress=progress,
+        **how,
     )
 
 
@@ -123,9 +219,7 @@ def encode(
     size: int | None = None,
     batch_size: int = 8,
     device: torch.device | None = None,
-    ranks: Ranks | None = None,
-    in_cache: bool = False,
-    progress: Progress | None = None,
+    **how: Any,
 ) -> Made:
     """Encode windows of a frame source into `out`. If it is killed, the same call continues.
 
@@ -164,9 +258,7 @@ def encode(
         make=make,
         done=encoded.episode_done,
         finish=partial(encoded.finish, source=source, episodes=episodes, grid=grid),
-        ranks=ranks,
-        in_cache=in_cache,
-        progress=progress,
+        **how,
     )
 
 
