@@ -5,7 +5,7 @@ states, token grids and vocabulary are those of the configuration. A training st
 because every further one adds the same; other numbers are extrapolated linearly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,12 @@ CHUNK = 64
 """Frames of a video that are decoded at once."""
 Work = Callable[[Any, Any], Any]
 """What a pass does with a model and a batch; its result is the loss if a backward pass follows."""
+WORK: dict[str, Work] = {
+    "loss": lambda model, batch: model.loss(batch, torch.Generator().manual_seed(0))[0],
+    "encode": lambda vae, batch: vae.encode(batch.frames),
+    "decode": lambda vae, batch: vae.decode(batch.latents),
+    "code": lambda tokenizer, batch: tokenizer.decode(tokenizer.encode(batch.frames.clone())),
+}
 
 
 class Footprint:
@@ -48,9 +54,9 @@ class Footprint:
         self.contract = expected(config)
         self.checkpoints: bool | None = getattr(config.model, "gradient_checkpointing", None)
         """Whether gradient checkpointing is on; None where the model has none to switch on."""
-        self.model = self.build(config.model)
-        self._models: dict[bool | None, nn.Module] = {self.checkpoints: self.model}
+        self._models: dict[ModelConfig, nn.Module] = {}
         self._passes: dict[tuple[Any, ...], Pass] = {}
+        self.model = self.build(config.model)
         self.vae: Any = None
         if isinstance(self.kind, WorldKind) and self.kind.over == "latents":  # it stays in memory beside the model
             self.vae = self.build(self.kind.encoder(config, config.model)).eval().requires_grad_(False)
@@ -58,11 +64,17 @@ class Footprint:
         has_latents = isinstance(path, Path) and (path / CLAIM).exists()
         self.encodes: bool = self.vae is not None and data.cache is None and not has_latents
         """Whether every step encodes its frames: a world over latents, on video, without a cache."""
+        self.weights, self.vae_weights = bytes_of(tensors_of(self.model)), bytes_of(tensors_of(self.vae))
+        self.frame = 3 * (self.contract.image_size or 0) ** 2
+        """Bytes of one; `loaded` are those of a clip as it is loaded."""
+        self.loaded = len(data.pattern.frames) * self.frame if self.encodes else clip_bytes(self.batch(1))
 
     def build(self, model: ModelConfig) -> nn.Module:
-        """A model for the data of the run, without memory."""
-        with torch.device("meta"):
-            return kind_of(model).build(model, self.contract).to("meta")
+        """A model for the data of the run, without memory; it is built once."""
+        if model not in self._models:
+            with torch.device("meta"):
+                self._models[model] = kind_of(model).build(model, self.contract).to("meta")
+        return self._models[model]
 
     def batch(self, clips: int, over: str | None = None) -> Batch:
         """What the model's loss reads of so many clips, or what lies before it, without values."""
@@ -71,26 +83,24 @@ class Footprint:
     def train(self, clips: int, *, checkpointing: bool | None) -> Pass:
         """Forward and backward pass of one piece of a batch. It may run under autocast, as encoding its frames may."""
         config: Any = self.config.model
-        if self.checkpoints is None:
-            checkpointing = None
-        elif checkpointing not in self._models:
-            self._models[checkpointing] = self.build(replace(config, gradient_checkpointing=checkpointing))
-        model, sampled = self._models[checkpointing], self.kind.clips_followed(config, self.contract)
-        return self._on_line(model, clips, _loss, sampled, autocast=self.autocast, backward=True)
+        if self.checkpoints is not None:
+            config = replace(config, gradient_checkpointing=checkpointing)
+        model, sampled = self.build(config), self.kind.clips_followed(config, self.contract)
+        return self._on_line(model, clips, WORK["loss"], sampled, autocast=self.autocast, backward=True)
 
     def encode(self, clips: int, *, autocast: bool) -> Pass:
         """The VAE's encoding of frames."""
-        return self._on_line(self.vae, clips, _encoded, over="frames", autocast=autocast)
+        return self._on_line(self.vae, clips, WORK["encode"], over="frames", autocast=autocast)
 
     def decode(self, clips: int) -> Pass:
         """The VAE's decoding of whole clips."""
-        return self._on_line(self.vae, clips, _decoded)
+        return self._on_line(self.vae, clips, WORK["decode"])
 
     def validate(self) -> Pass:
         """The largest of validation's passes: the loss, its figures, frames encoded, a preview made."""
         wanted = self.config.validation_clips
         clips = max(1, -(-wanted // max(1, wanted // 8)))  # as `validate` cuts them
-        passes = [self._followed(self.model, clips, work) for work in (_loss, self.kind.figures)]
+        passes = [self._followed(self.model, clips, work) for work in (WORK["loss"], self.kind.figures)]
         if self.vae is not None:
             passes += [self.forecast(self.kind.psnr_clips), self.decode(self.kind.psnr_clips)]
         if self.encodes:
@@ -104,7 +114,7 @@ class Footprint:
 
     def code(self, clips: int) -> Pass:
         """Encoding and decoding by a tokenizer whose recipe this is: blocks of frames or whole clips."""
-        return self._followed(self.model, clips, _coded)
+        return self._followed(self.model, clips, WORK["code"])
 
     def _on_line(self, model: nn.Module, clips: int, work: Work, sampled: tuple[int, ...] = (1, 2), **how: Any) -> Pass:
         """A pass over so many clips, on the straight line through those with the sampled numbers around it."""
@@ -165,22 +175,6 @@ def empty_batch(over: str, contract: Contract, clips: int, device: str = "meta")
     return Batch(states=states, fps=1.0, origins=origins, **content)
 
 
-def _loss(model: Any, batch: Batch) -> Tensor:
-    return model.loss(batch, torch.Generator().manual_seed(0))[0]
-
-
-def _encoded(vae: Any, batch: Batch) -> Tensor:
-    return vae.encode(batch.frames)
-
-
-def _decoded(vae: Any, batch: Batch) -> Tensor:
-    return vae.decode(batch.latents)
-
-
-def _coded(tokenizer: Any, batch: Any) -> Tensor:
-    return tokenizer.decode(tokenizer.encode(batch.frames.clone()))
-
-
 def give_gradients(model: nn.Module) -> None:
     """Gradients of all trained parameters, as they exist from the second piece of a step on."""
     for parameter in model.parameters():
@@ -188,8 +182,17 @@ def give_gradients(model: nn.Module) -> None:
             parameter.grad = torch.empty_like(parameter)
 
 
-def tensors_of(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+def tensors_of(model: nn.Module | None) -> list[Tensor]:
+    return [] if model is None else [*model.parameters(), *model.buffers()]
+
+
+def numbers_of(tensors: Iterable[Tensor], gpus: int = 1) -> int:
+    """Entries of the largest share: FSDP deals out whole rows."""
+    return sum(-(-len(x) // gpus) * (x.numel() // len(x)) if x.ndim and len(x) else x.numel() for x in tensors)
+
+
+def bytes_of(tensors: Iterable[Tensor], gpus: int = 1) -> int:
+    return sum(numbers_of([x], gpus) * x.element_size() for x in tensors)
 
 
 # --- main memory, and the other verbs ---
@@ -212,14 +215,15 @@ def host(run: Footprint, *, gpus: int, clips: int) -> dict[str, int]:
     Beside the `processes` lie, one after the other (`worst`), model and VAE on their way to the GPU, then a checkpoint
     that every process reads, then one that the first process saves while clips are loaded. No memory is pinned.
     """
-    config, workers, size = run.config, run.config.workers, _loaded(run)
-    trained = sum(x.numel() for x in run.model.parameters() if x.requires_grad)
-    checkpoint = 4 * trained * (4 if config.optimizer.ema_decay else 3)
+    config, workers, size = run.config, run.config.workers, run.loaded
+    checkpoint = (
+        4 * numbers_of(x for x in run.model.parameters() if x.requires_grad) * (4 if config.optimizer.ema_decay else 3)
+    )
     ahead = PREFETCH * workers * clips_in_part(size, clips, workers) * size if workers else 0
-    decoded = 0 if run.batch(1).frames is None and not run.encodes else 2 * config.data.pattern.window * _frame(run)
+    decoded = 0 if run.batch(1).frames is None and not run.encodes else 2 * config.data.pattern.window * run.frame
     return {
         "processes": gpus * (PROCESS + workers * WORKER),  # Python and its libraries
-        "building": gpus * (_weights(run.model) + _weights(run.vae)),
+        "building": gpus * (run.weights + run.vae_weights),
         "resuming": gpus * checkpoint,
         "saving": checkpoint,
         "loading": gpus * (2 * clips * size + ahead + max(1, workers) * decoded),  # the current piece, those read ahead
@@ -233,22 +237,22 @@ def worst(held: dict[str, int]) -> int:
 
 def verbs(run: Footprint) -> tuple[Verb, ...]:
     """Memory of the verbs that use the model of a run, in one process."""
-    model, kind, pattern, size = _weights(run.model), run.kind, run.contract.pattern, run.contract.image_size or 0
-    if isinstance(run.contract.grid, LatentGrid) and not isinstance(kind, WorldKind):
-        return (_encoding(run, "encode, evaluate", model, run.code(WINDOWS)),)
+    model, kind, pattern, size = run.weights, run.kind, run.contract.pattern, run.contract.image_size or 0
     if not isinstance(kind, WorldKind):
+        if isinstance(run.contract.grid, LatentGrid):
+            return (_encoding(run, "encode, evaluate", model, run.code(WINDOWS)),)
         blocks = blocks_at_once(size, size)
         took = model + run.code(max(blocks, WINDOWS)).peak
-        held = PROCESS + model + 2 * _frame(run) * (pattern.window * (blocks + 1) + CHUNK)
+        held = PROCESS + model + 2 * run.frame * (pattern.window * (blocks + 1) + CHUNK)
         return (Verb(name="tokenize, evaluate", what=f"{blocks} blocks at once", gpu=took, host=held),)
     card = ModelCard(config=run.config.model, contract=run.contract)
     rows = kind.forecaster(run.model, card, run.vae, SampleOptions(), torch.device("meta")).rows_at_once
-    took, held = run.forecast(rows).peak, PROCESS + model + 2 * WINDOWS * _loaded(run)
+    took, held = run.forecast(rows).peak, PROCESS + model + 2 * WINDOWS * run.loaded
     encoding = []
     if run.vae is not None:
-        vae, encode = _weights(run.vae), run.encode(WINDOWS, autocast=False)
+        vae, encode = run.vae_weights, run.encode(WINDOWS, autocast=False)
         took = vae + max(took, run.decode(rows).peak, encode.peak)
-        held = PROCESS + model + vae + WINDOWS * (pattern.window + 3 * len(pattern.frames)) * _frame(run)
+        held = PROCESS + model + vae + WINDOWS * (pattern.window + 3 * len(pattern.frames)) * run.frame
         encoding = [_encoding(run, "encode", vae, encode)]
     shown = Verb(name="forecast, evaluate", what=f"up to {rows} futures at once", gpu=model + took, host=held)
     return (*encoding, shown)
@@ -256,18 +260,5 @@ def verbs(run: Footprint) -> tuple[Verb, ...]:
 
 def _encoding(run: Footprint, name: str, weights: int, work: Pass) -> Verb:
     frames = run.config.data.pattern.window + (WINDOWS - 1) * run.config.data.window_stride + CHUNK
-    held = PROCESS + weights + 2 * frames * _frame(run)
+    held = PROCESS + weights + 2 * frames * run.frame
     return Verb(name=name, what=f"{WINDOWS} windows at once", gpu=weights + work.peak, host=held)
-
-
-def _weights(model: nn.Module | None) -> int:
-    return sum(x.nbytes for x in tensors_of(model)) if model is not None else 0
-
-
-def _loaded(run: Footprint) -> int:
-    """Bytes of a clip as it is loaded."""
-    return len(run.config.data.pattern.frames) * _frame(run) if run.encodes else clip_bytes(run.batch(1))
-
-
-def _frame(run: Footprint) -> int:
-    return 3 * (run.contract.image_size or 0) ** 2

@@ -7,17 +7,16 @@ estimated. GB are 10^9 bytes, also for cards.
 import os
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from worldline.families.config import TrainConfig
 from worldline.families.family import WorldKind
 from worldline.nn.weights import changing_state
-from worldline.planning.footprint import Footprint, Verb, host, tensors_of, verbs, worst
+from worldline.planning.footprint import Footprint, Verb, bytes_of, host, numbers_of, verbs, worst
 from worldline.ranks import Ranks, shards_of
 from worldline.schema import UsageError, contents_of
 
@@ -114,9 +113,9 @@ def plan(config: TrainConfig, *, gpu_gb: float | None = None, gpus: int = 1) -> 
     parameters = list(run.model.parameters())
     return Plan(
         kind=config.model.kind,
-        parameters=_numbers(parameters),
-        trained=_numbers(p for p in parameters if p.requires_grad),
-        tokenizer_parameters=_numbers(run.vae.parameters()) if run.vae else 0,
+        parameters=numbers_of(parameters),
+        trained=numbers_of(p for p in parameters if p.requires_grad),
+        tokenizer_parameters=numbers_of(run.vae.parameters()) if run.vae else 0,
         clip={name: tuple(tensor.shape[1:]) for name, tensor in contents_of(run.batch(1)).items()},
         batch_size=config.batch_size,
         steps=config.steps,
@@ -196,31 +195,22 @@ def memory(run: Footprint, *, gpus: int, accumulate: int, clips: int, checkpoint
     blocks = shards_of(model) if gpus > 1 else []
     inside = {p for block in blocks for p in block.parameters()}
     outside = [p for p in model.parameters() if p not in inside] if gpus > 1 else []
-    largest = max(blocks, key=lambda block: _bytes(block.parameters()), default=nn.Module())
-    gradients = _bytes(trained)
+    largest = max(blocks, key=lambda block: bytes_of(block.parameters()), default=nn.Module())
+    gradients = bytes_of(trained)
     if gpus > 1 and accumulate == 1:  # else they are summed over the GPUs, and cut, with the last piece only
-        whole = _bytes(p for p in (*outside, *largest.parameters()) if p.requires_grad)
-        gradients = min(gradients, whole + _bytes(trained, gpus))
+        whole = bytes_of(p for p in (*outside, *largest.parameters()) if p.requires_grad)
+        gradients = min(gradients, whole + bytes_of(trained, gpus))
     sharded, averaged = dict(model.named_parameters()), changing_state(model) if run.config.optimizer.ema_decay else {}
     return {
-        "weights": _bytes(model.parameters(), gpus) + _bytes(model.buffers()),  # this GPU's share
-        "tokenizer": _bytes(tensors_of(run.vae)) if run.vae else 0,  # the VAE of a world over latents, whole
-        "moments": 2 * _bytes(trained, gpus) + 4 * len(trained),  # AdamW's two, and its counters
-        "average": sum(4 * _numbers([x], gpus if name in sharded else 1) for name, x in averaged.items()),
+        "weights": bytes_of(model.parameters(), gpus) + bytes_of(model.buffers()),  # this GPU's share
+        "tokenizer": run.vae_weights,  # the VAE of a world over latents, whole
+        "moments": 2 * bytes_of(trained, gpus) + 4 * len(trained),  # AdamW's two, and its counters
+        "average": sum(4 * numbers_of([x], gpus if name in sharded else 1) for name, x in averaged.items()),
         "gradients": gradients,  # of the whole step, though they exist from the second piece on
-        "gathered": _bytes(outside) + 3 * _bytes(largest.parameters()),  # blocks at work, on its way, its copy
+        "gathered": bytes_of(outside) + 3 * bytes_of(largest.parameters()),  # blocks at work, on its way, its copy
         "activations": step.held,  # of one piece, kept for the backward pass
         "working": step.peak - step.held,  # peak of all other tensors
     }
-
-
-def _numbers(tensors: Iterable[Tensor], gpus: int = 1) -> int:
-    """Entries of the largest share: FSDP deals out whole rows."""
-    return sum(-(-len(x) // gpus) * (x.numel() // len(x)) if x.ndim and len(x) else x.numel() for x in tensors)
-
-
-def _bytes(tensors: Iterable[Tensor], gpus: int = 1) -> int:
-    return sum(_numbers([x], gpus) * x.element_size() for x in tensors)
 
 
 def card(run: Footprint, gb: float, chosen: Setting) -> Card:
