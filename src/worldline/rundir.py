@@ -41,6 +41,7 @@ from worldline.files import atomic, read_json, reading, write_json, writing
 from worldline.schema import DataError, UsageError
 
 MODEL_FILES = ("model.json", "model.safetensors")
+_LINE = TypeAdapter(dict[str, int | float])
 _COPY = "Copy the model folder again, or retrain."
 
 
@@ -114,9 +115,16 @@ class RunDir:
                 temporary.write_text("".join(kept), encoding="utf-8")
 
     def logged(self) -> list[dict[str, int | float]]:
-        """The lines of metrics.jsonl, without a last one that was cut short."""
-        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True) if self.metrics.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """The lines of metrics.jsonl, without a last one that was cut short. Raises `DataError` for a damaged one."""
+        text, records = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else "", []
+        for number, line in enumerate(text.rpartition("\n")[0].splitlines(), start=1):
+            try:
+                records.append(_LINE.validate_json(line))
+                _ = records[-1]["step"]
+            except (ValidationError, KeyError) as error:
+                expected, found = "JSON objects of numbers with a `step`, one a line", f"{line[:80]!r} in line {number}"
+                raise DataError(self.metrics, expected=expected, found=found, fix="Remove the line.") from error
+        return records
 
 
 def _step(checkpoint: Path) -> int:

@@ -17,21 +17,10 @@ from worldline.files import atomic, read_json, read_npz
 from worldline.metrics.table import METRICS
 from worldline.report.pictures import Drawing, Film, Forecasts, films, over_steps, over_time
 from worldline.report.tables import INCOMPARABLE, duration, facts_of, format_number, tables
+from worldline.rundir import RunDir
 from worldline.schema import DataError, UsageError
 
 _AGAIN = "Write the file again, or delete it."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """The logged course of a training run."""
-
-    series: dict[str, list[tuple[float, float]]]
-    """`train/...` and `val/...` -> (step, value), in the order logged."""
-    seconds: float | None
-    """Time of the last logged step."""
-    unfinished: bool
-    """Whether the last line was left out, because the writer had not finished it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +30,10 @@ class Run:
     name: str
     config: dict[str, Any] | None
     environment: dict[str, Any] | None
-    training: Training | None
+    training: list[dict[str, int | float]] | None
+    """The lines of its log."""
+    unfinished: bool
+    """Whether it ends in half a line, which is left out: the run is being written, or was killed."""
     evaluation: Evaluation | None
     forecasts: Forecasts | None
     absent: dict[str, str]
@@ -83,7 +75,7 @@ def gather(folder: Path) -> Run:
     readers: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "config": ("config.json", read_json),
         "environment": ("environment.json", read_json),
-        "training": ("metrics.jsonl", _training),
+        "training": ("metrics.jsonl", lambda _: RunDir(folder).logged()),
         "evaluation": ("evaluation/metrics.json", Evaluation.load),
         "forecasts": ("evaluation/forecasts.npz", _forecasts),
     }
@@ -92,26 +84,8 @@ def gather(folder: Path) -> Run:
     if len(absent) == len(readers):
         names = ", ".join(name for name, _ in readers.values())
         raise UsageError(f"{folder} is no run folder: it has none of {names}")
-    return Run(name=folder.resolve().name, absent=absent, **found)
-
-
-def _training(path: Path) -> Training:
-    series: dict[str, list[tuple[float, float]]] = {}
-    seconds = None
-    # A run that is being written, or was killed, may end in half a line.
-    whole, _, unfinished = path.read_text(encoding="utf-8").rpartition("\n")
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            step = float(record["step"])
-        except (ValueError, TypeError, KeyError) as error:
-            expected, found = "JSON objects with a number `step`, one a line", f"{line.strip()[:80]} in line {number}"
-            raise DataError(path, expected=expected, found=found, fix=_AGAIN) from error
-        seconds = record.get("seconds", seconds)
-        for name, value in record.items():
-            if name.startswith(("train/", "val/")) and isinstance(value, int | float):
-                series.setdefault(name, []).append((step, float(value)))
-    return Training(series=series, seconds=seconds, unfinished=bool(unfinished))
+    unfinished = bool(found["training"]) and not RunDir(folder).metrics.read_bytes().endswith(b"\n")
+    return Run(name=folder.resolve().name, absent=absent, unfinished=unfinished, **found)
 
 
 def _forecasts(path: Path) -> Forecasts:
@@ -145,16 +119,17 @@ def _pictures(run: Run) -> list[Film]:
 
 def _losses(run: Run) -> tuple[list[Drawing], str]:
     """The curves of the losses, and what else there is to say."""
-    if run.training is None:
-        return [], ""
     grouped: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for name, points in run.training.series.items():
-        grouped.setdefault(name.split("/", 1)[1], {})[name] = points
+    for record in run.training or ():
+        for name in record:
+            if name.startswith(("train/", "val/")):
+                points = grouped.setdefault(name.split("/", 1)[1], {}).setdefault(name, [])
+                points.append((float(record["step"]), float(record[name])))
     drawn = {title: lines for title, lines in grouped.items() if title == "loss" or f"val/{title}" in lines}
     others = [name for title, lines in grouped.items() if title not in drawn for name in lines]
     notes = [f"Also logged: {', '.join(others)}."] if others else []
-    notes += ["Its last line was unfinished and is left out."] if run.training.unfinished else []
-    notes += [f"Took {duration(run.training.seconds)}."] if run.training.seconds is not None else []
+    notes += ["Its last line was unfinished and is left out."] if run.unfinished else []
+    notes += [f"Took {duration(record['seconds'])}." for record in (run.training or ())[-1:] if "seconds" in record]
     return [over_steps(title, drawn[title]) for title in sorted(drawn, key=lambda t: (t != "loss", t))], " ".join(notes)
 
 
