@@ -270,7 +270,7 @@ def judge(
             progress=progress,
         ),
         "sampling": score(
-            Judged(forecaster=forecaster.drawing(3), protocol="sampling", run=folder.name),
+            Judged(forecaster=replace(forecaster, num_samples=3), protocol="sampling", run=folder.name),
             pair,
             replace(amount, condition_samples=2),
             out=out / "sampling",

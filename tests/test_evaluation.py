@@ -31,11 +31,10 @@ from worldline.evaluation.held_out import DataChoice, evenly, foreign_states, he
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.rows import Judged
 from worldline.files import write_json
-from worldline.forecasting.forecaster import CopyLast
+from worldline.forecasting.forecaster import CopyLast, clip_seeds
 from worldline.forecasting.tokens import TokenForecaster, blend_last_frame
 from worldline.formats.source import Source
 from worldline.process.categorical import GridStep, Sampling
-from worldline.process.noise import clip_seeds
 from worldline.rundir import to_json
 from worldline.schema import Batch, Episode, TokenGrid, UsageError
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
@@ -455,7 +454,7 @@ def test_a_sample_is_the_same_in_an_evaluation_of_any_size_and_in_a_forecast_alo
     for samples, size, clips in ((3, 4, None), (1, 1, None), (2, 3, 2)):
         amount = Amount(num_clips=clips, batch_size=size, seed=7)
         out = tmp_path / str(samples)
-        _sampled_frames(forecaster.drawing(samples), case.clips, amount, out)
+        _sampled_frames(replace(forecaster, num_samples=samples), case.clips, amount, out)
         archive = np.load(out / "forecasts.npz")
         single = archive[f"forecast_{archive['rows'].tolist().index('sample')}"][:, 17:]
         pictures.append(torch.from_numpy(single).permute(0, 1, 4, 2, 3))
@@ -474,7 +473,7 @@ def test_fewer_shuffled_samples_are_compared_with_as_many_of_the_forecast(tmp_pa
     found = {}
     for samples in (None, 2, 1, 0):
         amount = Amount(condition_samples=samples, means=(), batch_size=4)
-        found[samples] = _sampled_frames(_sampled(case).drawing(3), clips, amount, tmp_path)
+        found[samples] = _sampled_frames(replace(_sampled(case), num_samples=3), clips, amount, tmp_path)
     assert found[0].not_computed["shuffled_states"] == "switched off"
     assert [e.settings["condition_samples"] for e in found.values()] == [3, 2, 1, 0]
     assert "shuffled_states" not in _means(found[0])

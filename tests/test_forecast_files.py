@@ -28,11 +28,11 @@ from worldline.families.card import ModelCard
 from worldline.families.config import LoadOptions
 from worldline.families.load import load_forecaster
 from worldline.families.tokenizers import fingerprint
+from worldline.forecasting.forecaster import clip_seeds
 from worldline.forecasts import read_forecasts
 from worldline.formats.open import open_source
 from worldline.formats.video import encode
 from worldline.process.categorical import Sampling
-from worldline.process.noise import clip_seeds
 from worldline.rundir import to_json, write_model
 from worldline.schema import DataError, LatentGrid, TokenGrid, UsageError
 

@@ -21,12 +21,11 @@ from worldline.evaluation.rows import Judged
 from worldline.families.config import LoadOptions
 from worldline.families.load import load_forecaster
 from worldline.families.tokenizers import fingerprint, load_tokenizer
-from worldline.forecasting.forecaster import Forecaster
+from worldline.forecasting.forecaster import Forecaster, clip_seeds
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.encoded import LatentSource
 from worldline.formats.open import open_source
 from worldline.formats.source import content_of
-from worldline.process.noise import clip_seeds
 from worldline.rundir import RunDir, load_tensors
 from worldline.schema import DataError, UsageError
 from worldline.training.loop import train

@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter
 
 from worldline.metrics import bootstrap, image, tokens
-from worldline.metrics.tokens import Guesses, guesses_of, kept_guesses, per_clip, shared_guesses, token_costs
+from worldline.metrics.tokens import Guesses, grid_costs, guesses_of, kept_guesses, shared_guesses, token_costs
 
 
 def _random_images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -226,10 +226,10 @@ def test_keeping_tokens_costs_what_the_distribution_written_out_says(changed: fl
         torch.testing.assert_close(costs[name], cost, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
 
 
-def test_per_clip_averages_tokens_and_leaves_misses_out_of_hits_only() -> None:
+def test_costs_of_a_grid_average_its_tokens_and_leave_misses_out_of_hits_only() -> None:
     logits = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 3.0]]).repeat(2, 1)
-    costs = _costs(guesses_of(logits, torch.tensor([0, 0, 2, 2]), k=1))
-    means = {name: per_clip(cost, 2) for name, cost in costs.items()}
+    guesses = guesses_of(logits.view(2, 1, 2, 3), torch.tensor([0, 0, 2, 2]).view(2, 1, 2), k=1)
+    costs, means = _costs(guesses), {name.removeprefix("top500_"): cost for name, cost in grid_costs(guesses).items()}
     assert means["coverage"].tolist() == [0.5, 0.5]
     assert means["token_accuracy"].tolist() == [0.5, 0.5]
     assert means["ce_hits_only"].tolist() == [0.0, 0.0]

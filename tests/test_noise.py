@@ -7,9 +7,9 @@ import torch
 from builders import GRID_200, noise_frames, small_tokenizer, small_world
 from tolerances import assert_pixels_agree
 
+from worldline.forecasting.forecaster import clip_seeds, generators
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.process.categorical import Sampling
-from worldline.process.noise import clip_seeds, generators
 from worldline.schema import Origin, UsageError
 
 ORIGINS = [Origin(source="here", episode=episode, start=start) for episode in range(4) for start in (0, 34, 68)]

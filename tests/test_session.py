@@ -109,7 +109,7 @@ def test_predicted_token_grids_are_the_next_context(forecasters: dict[str, Forec
 
 
 def test_what_a_world_over_latents_goes_on_from_are_its_last_frames_encoded(forecasters: dict[str, Forecaster]) -> None:
-    forecaster = forecasters["latents"].drawing(1)
+    forecaster = replace(forecasters["latents"], num_samples=1)
     states, session = states_of(137), None
     session = forecaster.start(noise_frames(2, 17, 3, 16, 16), states[:, :17], seed=3)
     first = session.advance(states[:, 17:77])
@@ -203,7 +203,7 @@ def test_a_session_holds_no_more_after_forty_chunks_than_after_four(forecaster: 
                 todo += gc.get_referents(thing)
         return found
 
-    forecaster = forecaster.drawing(1)
+    forecaster = replace(forecaster, num_samples=1)
     session = begun(forecaster)
     for _ in range(4):
         session.advance(states_of(forecaster.lookahead_frames))
@@ -306,7 +306,7 @@ def test_a_snapshot_of_another_forecaster_is_refused(forecasters: dict[str, Fore
         *forecasters.values(),
         replace(tokens, world=small_world(seed=1, grid=GRID_200)),
         replace(tokens, sampling=Sampling(temperature=0.5)),
-        tokens.drawing(3),
+        replace(tokens, num_samples=3),
     ]
     sessions = [begun(one) for one in others]
     for i, session in enumerate(sessions):

@@ -34,9 +34,9 @@ from worldline.families.card import describe_model
 from worldline.families.config import LoadOptions
 from worldline.families.load import Loaded, check_options, load_forecaster, refuse_unfit
 from worldline.files import atomic, read_json, read_npz, reading, write_json
+from worldline.forecasting.forecaster import clip_seeds
 from worldline.formats.faults import check_episodes
 from worldline.formats.video import encode
-from worldline.process.noise import clip_seeds
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks
 from worldline.rundir import from_json, model_folder, new_folder, to_json

@@ -24,10 +24,10 @@ from worldline.evaluation.held_out import evenly, foreign_states
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, Split
 from worldline.evaluation.rows import ROWS, Judged, Made, Protocol, Scene, Setting, entry_of, mean_id
 from worldline.files import atomic, remove_temporaries, write_npz
+from worldline.forecasting.forecaster import clip_seeds
 from worldline.metrics.bootstrap import Interval, interval, intervals
 from worldline.metrics.image import psnr
 from worldline.metrics.table import METRICS, NotComputed
-from worldline.process.noise import clip_seeds
 from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import environment

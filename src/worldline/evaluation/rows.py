@@ -18,7 +18,7 @@ from worldline.families.tokenizers import TokenizerIdentity
 from worldline.forecasting import postprocess
 from worldline.forecasting.forecaster import CopyLast, Extra, Forecaster, States
 from worldline.metrics.table import METRICS, NotComputed
-from worldline.metrics.tokens import Guesses, kept_guesses, per_clip, shared_guesses, token_costs
+from worldline.metrics.tokens import grid_costs, kept_guesses, shared_guesses
 from worldline.schema import Batch, Forecast, TokenGrid
 
 Protocol = Literal["compression", "sampling", "tokenizer"]
@@ -153,7 +153,8 @@ def condition(id: str, label: str, *, shown: bool = False) -> Callable[[Given], 
         def _(scene: Scene) -> Made:
             if scene.condition_samples == 0:
                 raise NotComputed("switched off")
-            return _mean(scene.forecast_of(scene.forecaster.drawing(scene.condition_samples), states=given(scene)))
+            drawing = replace(scene.forecaster, num_samples=scene.condition_samples)
+            return _mean(scene.forecast_of(drawing, states=given(scene)))
 
         return given
 
@@ -190,11 +191,6 @@ def _blurred(scene: Scene, forecast: Forecast) -> Made:
     blurred = postprocess.blur(forecast.video[:, 0], BLUR * seen.shape[-1])
     last = seen[:, scene.forecaster.context_frames - 1]
     return Made(frames=postprocess.match_histogram(blurred, last))
-
-
-def _costs(guesses: Guesses, clips: int, grids: int) -> dict[str, Float32[Tensor, "b l"]]:
-    """Metric id -> mean over the tokens of each grid, for tokens laid out clip after clip and grid after grid."""
-    return {id: per_clip(cost, clips * grids).view(clips, grids) for id, cost in token_costs(guesses).items()}
 
 
 # --- the forecast, under conditions ---
@@ -274,11 +270,10 @@ def _(scene: Scene) -> Made:
     # One imagined token of either kind, as in `Scene.prior`.
     changed = np.full(future.shape[1], CHANGED) if kept is None else (kept[:, 1] + 1) / (kept.sum(axis=1) + 2)
     last, shares = past[:, -1:].expand_as(future), torch.from_numpy(changed).view(1, -1, 1, 1).expand_as(future)
-    guesses = kept_guesses(scene.prior, last.flatten(), future.flatten(), changed=shares.flatten())
     still = replace(scene.batch, frames=None, tokens=torch.cat([past, last], dim=1))
     return Made(
         frames=None if scene.batch.frames is None else scene.forecaster.shown(still)[1],
-        costs=_costs(guesses, *future.shape[:2]),
+        costs=grid_costs(kept_guesses(scene.prior, last, future, changed=shares)),
         settings={
             "keep_last_tokens_changed": ", ".join(f"{share:.4f}" for share in changed),
             "keep_last_tokens_from": "a constant: the run has no kept.npy" if kept is None else "training tokens",
@@ -292,7 +287,7 @@ def _(scene: Scene) -> Made:
     if scene.unigram is None:
         raise NotComputed("the run folder has no token counts (unigram.npy)")
     _, future = scene.tokens
-    return Made(costs=_costs(shared_guesses(scene.prior.log(), future.flatten()), *future.shape[:2]))
+    return Made(costs=grid_costs(shared_guesses(scene.prior.log(), future)))
 
 
 # --- ceilings ---

@@ -11,12 +11,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from worldline.process.noise import chunk_seeds, generators
-from worldline.schema import Batch, Forecast, LatentGrid, TokenGrid, UsageError
+from worldline.schema import Batch, Forecast, LatentGrid, Origin, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
 Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames"]
@@ -111,10 +111,6 @@ class Forecaster(ABC):
     def shown_context(self) -> list[int]:
         """Context frames to show before a forecast: at its pace, ending with the last."""
         return list(range((self.context_frames - 1) % self.pace, self.context_frames, self.pace))
-
-    def drawing(self: Same, num_samples: int) -> Same:
-        """The same forecaster with so many futures per clip."""
-        return replace(self, num_samples=num_samples)
 
     def forecast(
         self, frames: UInt8[Tensor, "b c 3 h w"], states: Float32[Tensor, "n t s"], *, seeds: Seeds = None
@@ -272,7 +268,9 @@ class Session:
         now, chunk = self._now, self.forecaster.chunk_frames
         _check_states(states, len(now.seeds), self.forecaster.lookahead_frames, now.states.shape[-1])
         window = torch.cat([now.states, states.cpu()], dim=1)
-        made, onward = self.forecaster.step(now.context, window, seeds=chunk_seeds(now.seeds, now.chunks))
+        # The first chunk is a forecast with these seeds.
+        seeds = tuple(_mixed(seed, now.chunks, 1) for seed in now.seeds) if now.chunks else now.seeds
+        made, onward = self.forecaster.step(now.context, window, seeds=seeds)
         kept = window[:, chunk : chunk + now.states.shape[1]].clone()
         self._now = replace(now, context=onward(), states=kept, chunks=now.chunks + 1)
         inside = [time for time in made.times if time < self.forecaster.context_frames + chunk]
@@ -293,6 +291,27 @@ class Session:
     def fork(self) -> "Session":
         """A second session that goes on from this moment."""
         return Session(self.forecaster, self._now)
+
+
+# --- noise: that of sample k depends on (seed, clip, k) alone, and is drawn on the CPU, alike on all machines ---
+
+
+def clip_seeds(seed: int, origins: Sequence[Origin]) -> tuple[int, ...]:
+    """One seed per clip, from the episode and frame where it begins."""
+    return tuple(_mixed(seed, origin.episode, origin.start) for origin in origins)
+
+
+def generators(seeds: Sequence[int], num_samples: int) -> list[torch.Generator]:
+    """One generator for each sample of each clip, in the order `(b k)`."""
+    return [torch.Generator().manual_seed(_mixed(seed, k)) for seed in seeds for k in range(num_samples)]
+
+
+def _mixed(*numbers: int) -> int:
+    """Numbers without a pattern from numbers with one; torch reads 32 bits of it."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
+
+
+# --- checks ---
 
 
 def _check_states(states: Tensor, clips: int, frames: int, dims: int) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.forecasting.forecaster import Context, Extra, Forecaster, Seeds, Shown, States, Step
-from worldline.metrics.tokens import TOP, grid_costs
+from worldline.metrics.tokens import TOP, grid_costs, guesses_of
 from worldline.process.categorical import GridStep, Sampling
 from worldline.schema import Batch, Forecast, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ class TokenForecaster(Forecaster):
         costs = self._rolled(
             len(tokens),
             lambda rows: self.world.teacher_forced(tokens[rows].to(self.device), states[rows].to(self.device)),
-            lambda rows, grid, step: grid_costs(step.logits, future[rows, grid]),
+            lambda rows, grid, step: grid_costs(guesses_of(step.logits, future[rows, grid])),
         )
         return replace(made, teacher_forced_costs=costs)
 
@@ -163,7 +163,7 @@ class TokenForecaster(Forecaster):
             firsts = slice(-rows.start % samples, None, samples)  # of each clip: costs are of these samples alone
             logits = step.logits[firsts]
             if true is not None:
-                found |= grid_costs(logits, true[rows, grid][firsts])
+                found |= grid_costs(guesses_of(logits, true[rows, grid][firsts]))
             if "top" in extra:
                 best = logits.float().log_softmax(dim=-1).topk(min(TOP, logits.shape[-1]), dim=-1)
                 found |= {"top_ids": best.indices, "top_log_probs": best.values}

@@ -25,21 +25,21 @@ CHUNK = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Guesses:
-    """Log-probabilities (in nats) of n true tokens and of the best guesses under predicted distributions."""
+    """Log-probabilities (in nats) of true tokens and of the best guesses under predicted distributions."""
 
-    rank: Int64[Tensor, " n"]
+    rank: Int64[Tensor, "*n"]
     """Tokens that come before the true one: likelier ones, and equals with a lower id."""
-    true: Float[Tensor, " n"]
+    true: Float[Tensor, "*n"]
     """Of the true token."""
-    inside: Float[Tensor, "*n"]
+    inside: Float[Tensor, "..."]
     """Of the k best together."""
-    outside: Float[Tensor, "*n"]
+    outside: Float[Tensor, "..."]
     """Of all others together; meaningless where the true token is among the k best."""
     k: int
     vocab_size: int
 
     @property
-    def covered(self) -> Bool[Tensor, " n"]:
+    def covered(self) -> Bool[Tensor, "*n"]:
         """The true token is among the k best."""
         return self.rank < self.k
 
@@ -51,7 +51,7 @@ _cost = partial(Metric, unit="nats", group="token", higher_is_better=False)
 
 
 @_cost("top500_ce_residual", "Top-500 CE (residual)", bound="teacher_forced_top500_ce")
-def residual(guesses: Guesses) -> Float32[Tensor, " n"]:
+def residual(guesses: Guesses) -> Float32[Tensor, "*n"]:
     """Cost of a true token when the 500 best keep their probability and the others share the rest evenly. A real code
     length, by our definition: the challenge's scorer is not public, so it is no leaderboard number.
     """
@@ -60,63 +60,57 @@ def residual(guesses: Guesses) -> Float32[Tensor, " n"]:
 
 
 @_cost("top500_ce_floor", "Top-500 CE (floor)")
-def floor(guesses: Guesses) -> Float32[Tensor, " n"]:
+def floor(guesses: Guesses) -> Float32[Tensor, "*n"]:
     """Cost when the 500 best are renormalised and a miss costs a fixed 13.8 nats (probability 1e-6)."""
     hit = guesses.inside - guesses.true
     return hit.masked_fill(~guesses.covered, -math.log(MISS_PROBABILITY)).float()
 
 
 @_cost("top500_ce_hits_only", "Top-500 CE (hits only)", sparse=True)
-def hits_only(guesses: Guesses) -> Float32[Tensor, " n"]:
+def hits_only(guesses: Guesses) -> Float32[Tensor, "*n"]:
     """The same over hits alone. A diagnostic: missing the hard tokens lowers it."""
     return floor(guesses).masked_fill(~guesses.covered, math.nan)
 
 
 @Metric("top500_coverage", "Top-500 coverage", "share", "token")
-def coverage(guesses: Guesses) -> Float32[Tensor, " n"]:
+def coverage(guesses: Guesses) -> Float32[Tensor, "*n"]:
     """Share of true tokens that are among the 500 best."""
     return guesses.covered.float()
 
 
 @_cost("full_ce", "Cross-entropy", bound="teacher_forced_ce")
-def cross_entropy(guesses: Guesses) -> Float32[Tensor, " n"]:
+def cross_entropy(guesses: Guesses) -> Float32[Tensor, "*n"]:
     """Cost of a true token over the whole vocabulary."""
     return -guesses.true.float()
 
 
 @Metric("token_accuracy", "Accuracy", "share", "token", bound="teacher_forced_accuracy")
-def accuracy(guesses: Guesses) -> Float32[Tensor, " n"]:
+def accuracy(guesses: Guesses) -> Float32[Tensor, "*n"]:
     """Share of tokens whose best guess is the true one (of equals, the one with the lowest id)."""
     return (guesses.rank == 0).float()
 
 
-def token_costs(guesses: Guesses) -> dict[str, Float32[Tensor, " n"]]:
+def token_costs(guesses: Guesses) -> dict[str, Float32[Tensor, "*n"]]:
     """Every metric of tokens, by id: one number per true token."""
     return {one.id: one.measure(guesses) for one in METRICS.values() if one.group == "token" and one.measure}
 
 
-def per_clip(costs: Float32[Tensor, " n"], num_clips: int) -> Float32[Tensor, " b"]:
-    """Average over the tokens of a clip, for tokens laid out clip after clip in equal numbers; NaN is left out."""
-    return costs.reshape(num_clips, -1).nanmean(dim=1)
-
-
-def grid_costs(logits: Float[Tensor, "b h w v"], true: Int64[Tensor, "b h w"]) -> dict[str, Float32[Tensor, " b"]]:
-    """Every metric of tokens, by id: the mean over the true tokens of each grid under its logits."""
-    costs = token_costs(guesses_of(logits.flatten(0, 2), true.flatten().to(logits.device)))
-    return {id: cost.view(true.shape).flatten(1).nanmean(dim=1) for id, cost in costs.items()}  # also of no clip
+def grid_costs(guesses: Guesses) -> dict[str, Float32[Tensor, "*b"]]:
+    """Every metric of tokens, by id: the mean over each grid of true tokens `*b h w`, without what is NaN."""
+    return {id: cost.flatten(-2).nanmean(dim=-1) for id, cost in token_costs(guesses).items()}
 
 
 # --- from distributions to guesses ---
 
 
 @torch.no_grad()
-def guesses_of(logits: Float[Tensor, "n v"], target: Int64[Tensor, " n"], *, k: int = TOP) -> Guesses:
+def guesses_of(logits: Float[Tensor, "*n v"], target: Int64[Tensor, "*n"], *, k: int = TOP) -> Guesses:
     """Find what each row of logits says of its true token, in float32. Log-probabilities serve as logits.
 
     Exactly k tokens are "the k best": where logits tie at rank k, lower token ids come first.
     """
-    vocab_size = logits.shape[1]
-    k = min(k, vocab_size)
+    shape, vocab_size = target.shape, logits.shape[-1]
+    logits, target, k = logits.flatten(0, -2), target.flatten().to(logits.device), min(k, vocab_size)
     rank = torch.empty_like(target)
     # Made beforehand: results of each chunk left lying between its large temporaries would fragment the heap.
     true, total, inside, outside = torch.full((4, len(target)), math.nan, device=logits.device)
@@ -130,12 +124,12 @@ def guesses_of(logits: Float[Tensor, "n v"], target: Int64[Tensor, " n"], *, k: 
         inside[rows] = best.logsumexp(dim=1)
         missed = rank[rows] >= k
         outside[rows][missed] = _log_outside(part[missed], best[missed])
-    found = {"true": true - total, "inside": inside - total, "outside": outside - total}
-    return Guesses(rank=rank, **found, k=k, vocab_size=vocab_size)
+    found = {"rank": rank, "true": true - total, "inside": inside - total, "outside": outside - total}
+    return Guesses(**{name: x.view(shape) for name, x in found.items()}, k=k, vocab_size=vocab_size)
 
 
 @torch.no_grad()
-def shared_guesses(log_probs: Float[Tensor, " v"], target: Int64[Tensor, " n"], *, k: int = TOP) -> Guesses:
+def shared_guesses(log_probs: Float[Tensor, " v"], target: Int64[Tensor, "*n"], *, k: int = TOP) -> Guesses:
     """The same where one distribution is predicted everywhere: it is ranked once, and each token looked up."""
     k = min(k, len(log_probs))
     ordered, order = log_probs.sort(descending=True, stable=True)  # stable: of equals, lower ids come first
@@ -148,10 +142,10 @@ def shared_guesses(log_probs: Float[Tensor, " v"], target: Int64[Tensor, " n"], 
 @torch.no_grad()
 def kept_guesses(
     prior: Float64[Tensor, " v"],
-    kept: Int64[Tensor, " n"],
-    target: Int64[Tensor, " n"],
+    kept: Int64[Tensor, "*n"],
+    target: Int64[Tensor, "*n"],
     *,
-    changed: float | Float64[Tensor, " n"],
+    changed: float | Float64[Tensor, "*n"],
     k: int = TOP,
 ) -> Guesses:
     """The same where each token is expected to be the one that stood at its place before.
