@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
+from tyro.constructors import MISSING, ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from worldline import builtin, forecasts
-from worldline.checks import texts_of
 from worldline.evaluation.evaluate import EvaluateOptions
 from worldline.evaluation.evaluate import evaluate as evaluated
 from worldline.families.card import Part
@@ -50,10 +50,18 @@ def _taking(
     signature, options = inspect.signature(function), inspect.signature(kind).parameters.values()
     signature = signature.replace(parameters=[*list(signature.parameters.values())[:1], *options])
     by_name.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] - what help() shows
-    texts = [f"    {option}: {text}" for option, text in texts_of(kind).items()]  # pyright: ignore[reportArgumentType]
+    texts = [f"    {field.name}: {field.helptext}" for field in fields_of(kind, MISSING)]
     by_name.__name__ = by_name.__qualname__ = name
     by_name.__doc__ = "\n".join([f"{inspect.getdoc(function)}\n\nOptions:", *texts])
     return by_name
+
+
+def fields_of(kind: Any, usual: Any) -> list[StructFieldSpec]:
+    """The fields of a dataclass as the command line sees them: each with its type, usual value and text."""
+    spec = ConstructorRegistry.get_struct_spec(StructTypeInfo.make(kind, usual, in_union_context=False))
+    assert isinstance(spec, StructConstructorSpec), "made of a dataclass"
+    texts = [one.helptext() if callable(one.helptext) else one.helptext for one in spec.fields]
+    return [replace(one, helptext=" ".join((text or "").split())) for one, text in zip(spec.fields, texts, strict=True)]
 
 
 open_data = _taking("open_data", OpenOptions, opened)

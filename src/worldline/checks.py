@@ -11,12 +11,8 @@ passes (the type says whether a field may be None); of tuples, every entry is ch
 begins them with `super().__post_init__()`.
 """
 
-import ast
-import inspect
-import textwrap
 from dataclasses import dataclass, fields
 from functools import cache
-from itertools import pairwise
 from math import inf, isfinite
 from types import NoneType
 from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
@@ -106,16 +102,3 @@ def _flat(value: Any) -> list[Any]:
     if isinstance(value, tuple | list):
         return [one for entry in value for one in _flat(entry)]
     return [] if value is None else [value]
-
-
-def texts_of(kind: type) -> dict[str, str]:
-    """The fields of a dataclass and of those it is made from, each with the text that stands below it."""
-    texts = {}
-    for base in reversed(kind.__mro__[:-1]):
-        (parsed,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(parsed, ast.ClassDef), "the source of a class"
-        for field, below in pairwise([*parsed.body, ast.Pass()]):
-            if isinstance(field, ast.AnnAssign):
-                text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
-                texts[ast.unparse(field.target)] = " ".join(text.split())
-    return texts

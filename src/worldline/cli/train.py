@@ -6,14 +6,14 @@ A field of a recipe is given with its value, `--model.block-bias True`; a verb's
 import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec
 
 from worldline import api
 from worldline.builtin import located
-from worldline.checks import Checked, Positive, texts_of
+from worldline.checks import Checked, Positive
 from worldline.cli.console import choose, options_of, show
 from worldline.families.config import TrainConfig
 from worldline.families.family import idle, kind_of, parts_of, refuse_idle
@@ -202,6 +202,8 @@ def _parse_recipe(job: type[AnyJob], verb: str, arguments: list[str]) -> tuple[s
     hidden = {*PYTHON_ONLY, *kind_of(recipe.model).python_only}
     if asked:  # help does not show what would change nothing; where it is given, the reason is said later
         hidden |= {place.rstrip(".") for place in idle(recipe)}
+    registry, options = ConstructorRegistry(), {type(one): _options(at, one, hidden) for at, one in parts_of(recipe)}
+    registry.struct_rule(lambda info: options.get(info.type))
     with options_of(parts):
         return name, tyro.cli(
             job,
@@ -210,35 +212,25 @@ def _parse_recipe(job: type[AnyJob], verb: str, arguments: list[str]) -> tuple[s
             description=RECIPES[name].__doc__,
             args=rest,
             config=(tyro.conf.AvoidSubcommands,),
-            registry=_constructors(parts, hidden),
+            registry=registry,
         )
 
 
-def _constructors(parts: dict[type, str], hidden: set[str]) -> ConstructorRegistry:
-    """How tyro makes a recipe's parts, of those fields that are options.
+def _options(place: str, part: Any, hidden: set[str]) -> StructConstructorSpec:
+    """How tyro makes a part of a recipe, of those fields that are options.
 
     Sizes that go together, of a class with `presets`, are one option that takes the name of a preset.
     """
-    registry = ConstructorRegistry()
+    found, presets = [], {}
+    for field in api.fields_of(type(part), part):
+        if named := getattr(field.type, "presets", None):
+            named = named if field.default in named.values() else {"as in the recipe": field.default, **named}
+            usual = next(preset for preset, sizes in named.items() if sizes == field.default)
+            presets[field.name], field = named, replace(field, type=Literal[tuple(named)], default=usual)
+        if place + field.name not in hidden:
+            found.append(field)
 
-    @registry.struct_rule
-    def part(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if (place := parts.get(info.type)) is None:
-            return None
-        texts, default, found, presets = texts_of(info.type), info.default, [], {}
-        for name, hint in get_type_hints(info.type, include_extras=True).items():
-            if place + name in hidden or not hasattr(default, name):
-                continue
-            value = getattr(default, name)
-            if named := getattr(hint, "presets", None):
-                presets[name] = named if value in named.values() else {"as in the recipe": value, **named}
-                hint: Any = Literal[tuple(presets[name])]
-                value = next(preset for preset, sizes in presets[name].items() if sizes == value)
-            found.append(StructFieldSpec(name, hint, value, texts.get(name)))
+    def made(**given: Any) -> Any:
+        return replace(part, **given | {name: presets[name][given[name]] for name in presets.keys() & given})
 
-        def made(**given: Any) -> Any:
-            return replace(default, **given | {name: named[given[name]] for name, named in presets.items()})
-
-        return StructConstructorSpec(made, tuple(found))
-
-    return registry
+    return StructConstructorSpec(made, tuple(found))
