@@ -293,7 +293,7 @@ def test_every_field_of_a_run_changes_what_it_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"context_latents": 3}, "make 6 latents, the world reads 7"),
+        ({"context_latents": 3}, "make 6 latents.* reads 7 of each"),
         ({"backbone": replace(SMALL_BACKBONE, patch_size=(1, 4, 4))}, "do not divide into patches of 4x4"),
         ({"backbone": replace(SMALL_BACKBONE, in_channels=8, out_channels=8)}, "the VAE makes 4"),
         ({"states": replace(SMALL_WAN.states, mode="full"), "context_latents": 1, "horizon_latents": 5}, ""),

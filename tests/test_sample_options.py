@@ -12,7 +12,7 @@ from worldline import builtin
 from worldline.families.card import describe_model
 from worldline.families.config import SampleOptions
 from worldline.families.family import KINDS, WorldKind
-from worldline.families.load import check_options
+from worldline.families.sampling import LatentWorldKind
 from worldline.schema import UsageError
 from worldline.worlds.wan import WanConfig
 
@@ -88,14 +88,14 @@ def test_a_world_without_states_has_nothing_to_guide() -> None:
     assert isinstance(card.config, WanConfig)
     ignores = replace(card, config=replace(card.config, unconditional=True))
     with pytest.raises(UsageError, match="--guidance would change nothing"):
-        check_options(ignores, Path(), SampleOptions(guidance=2.0))
+        LatentWorldKind().check_options(ignores, SampleOptions(guidance=2.0))
 
 
 def test_a_pattern_that_shows_every_instant_once_has_nothing_to_average() -> None:
     card = describe_model(builtin.SAMPLING_TINY)
     promise = replace(card.promise, pattern=replace(card.promise.pattern, repeat_last=0))
     with pytest.raises(UsageError, match="--average-repeats would change nothing"):
-        check_options(replace(card, contract=promise), Path(), SampleOptions(average_repeats=True))
+        LatentWorldKind().check_options(replace(card, contract=promise), SampleOptions(average_repeats=True))
 
 
 def test_every_option_belongs_to_a_kind_of_world_or_to_both() -> None:

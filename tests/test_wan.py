@@ -233,7 +233,7 @@ def test_impossible_requests_are_refused() -> None:
         world.loss(replace(batch(), latents=None), torch.Generator())
     with pytest.raises(UsageError, match="4 latents from 2, not 4 from 3"):
         world.forecast(latents()[:, :3], states(), latents()[:, 2:], sampling=FlowSampling())
-    with pytest.raises(UsageError, match="to 6 codes, but there are 5 latents"):
+    with pytest.raises(UsageError, match=r"states 6 codes .*reads 5 of each"):
         build(replace(CONFIG, horizon_latents=3))
     with pytest.raises(UsageError, match="needs a null code"):
         build(replace(CONFIG, states=StateOptions(hidden=16), drop_states=0.1))

@@ -32,7 +32,7 @@ from worldline.data.clips import Clips
 from worldline.evaluation.held_out import DataChoice, evenly, held_out, made_from, warn_of_strange_states
 from worldline.families.card import describe_model
 from worldline.families.config import LoadOptions
-from worldline.families.load import Loaded, check_options, load_forecaster, refuse_unfit
+from worldline.families.load import Loaded, load_forecaster, refuse_unfit, world_kind
 from worldline.files import atomic, read_json, read_npz, reading, write_json
 from worldline.forecasting.forecaster import clip_seeds
 from worldline.formats.faults import check_episodes
@@ -132,7 +132,7 @@ def forecast(run: str | Path, options: ForecastOptions, *, ranks: Ranks | None =
 def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[Sample]]:
     model = model_folder(run, options.checkpoint)
     card = describe_model(model)
-    check_options(card, model, options)
+    world_kind(card, model).check_options(card, options)
     clips = held_out(run, card.promise, options)
     refuse_unfit(clips.source, card, run, options, shown=options.format != "npz")
     if max(options.clips, default=-1) >= len(clips):

@@ -24,7 +24,6 @@ from worldline.ranks import Ranks
 from worldline.rundir import RunDir
 from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.tokenizers.fsq_video import HUB_ID, CosmosConfig, FSQVideoConfig, FSQVideoTokenizer
-from worldline.tokenizers.tokenizer import BlockTokenizer
 from worldline.worlds.st_transformer import STTransformerConfig
 
 
@@ -145,7 +144,8 @@ class TokenWorldKind(WorldKind):
 
     # --- forecasts ---
 
-    def check_options(self, model: Any, contract: Contract, options: SampleOptions) -> None:
+    def check_options(self, card: ModelCard, options: SampleOptions) -> None:
+        super().check_options(card, options)
         if options.num_samples > 1 and options.temperature == 0:
             raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
 
@@ -166,8 +166,6 @@ class TokenWorldKind(WorldKind):
     ) -> TokenForecaster:
         grid = card.promise.tokens
         if tokenizer is not None:
-            if not isinstance(tokenizer, BlockTokenizer):
-                raise UsageError("this world forecasts tokens; give the tokenizer it was trained on (--tokenizer DIR)")
             stride = tokenizer.spatial_stride
             if (made := tokenizer.grid(grid.height * stride, grid.width * stride)) != grid:
                 raise UsageError(f"the tokenizer makes tokens of {made}, but this world uses those of {grid}")

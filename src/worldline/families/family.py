@@ -155,8 +155,12 @@ class WorldKind(Kind):
     options: ClassVar[tuple[str, ...]] = ()
     """Sampling options that it uses, in addition to `num_samples` and `rows`."""
 
-    def check_options(self, model: Any, contract: Contract, options: SampleOptions) -> None:
-        """Raise `UsageError` for options that have no effect on this world."""
+    def check_options(self, card: ModelCard, options: SampleOptions) -> None:
+        """Raise `UsageError` for options of another kind of world, or that this very world has no use for."""
+        given = {name for name, value in options.sampling().items() if value != getattr(SampleOptions, name)}
+        if foreign := given.difference(self.options, ("num_samples", "rows")):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
+            raise UsageError(f"this is a world over {self.over}: {names} would change nothing")
 
     def refuse_unfit(self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool) -> None:
         """Refuse data that a world cannot forecast from (see `load.refuse_unfit`)."""

@@ -14,7 +14,7 @@ from worldline import builtin
 from worldline.contract import Contract
 from worldline.data.clips import check_held_out, open_split
 from worldline.families.card import Identity, ModelCard, Part, describe_model, refuse_another
-from worldline.families.config import LoadOptions, SampleOptions, TrainConfig
+from worldline.families.config import LoadOptions, TrainConfig
 from worldline.families.family import Prepared, Progress, WorldKind, kind_of
 from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.forecasting.forecaster import Forecaster, Session
@@ -145,8 +145,9 @@ def load_forecaster(
     refuse_another(card.identity, found, what=f"the world in {path}", places=places, allowed=options.allow_different)
     kind = world_kind(card, model)
     world, card = load_world(model, weights=options.weights, allow_different=options.allow_different)
+    tokenizer = load_tokenizer(place, None if kind.over == "frames" else kind.over).to(device) if place else None
     return Loaded(
-        forecaster=kind.forecaster(world, card, load_tokenizer(place).to(device) if place else None, options, device),
+        forecaster=kind.forecaster(world, card, tokenizer, options, device),
         settings={name: value for name in kind.options if (value := getattr(options, name)) is not None},
         contract=card.promise,
         tokenizer=spoken,
@@ -161,20 +162,6 @@ def world_kind(card: ModelCard, folder: Path) -> WorldKind:
     if card.contract is None:
         raise UsageError(f"{folder}/model.json does not say what data its world was trained on; copy it again")
     return kind
-
-
-def check_options(card: ModelCard, folder: Path, options: SampleOptions) -> None:
-    """Refuse options that a world would ignore, before its weights are read.
-
-    Raises:
-        UsageError: an option of another kind of world, or one that this very world has no use for.
-    """
-    kind = world_kind(card, folder)
-    given = {name for name, value in options.sampling().items() if value != getattr(SampleOptions, name)}
-    if foreign := given.difference(kind.options, ("num_samples", "rows")):
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
-        raise UsageError(f"this is a world over {kind.over}: {names} would change nothing")
-    kind.check_options(card.config, card.promise, options)
 
 
 def refuse_unfit(source: Source, card: ModelCard, folder: Path, options: LoadOptions, *, shown: bool) -> None:

@@ -20,7 +20,6 @@ from worldline.formats.source import Source
 from worldline.process.flow import FlowSampling
 from worldline.ranks import Ranks
 from worldline.schema import Batch, LatentGrid, UsageError, stack
-from worldline.tokenizers.tokenizer import BlockTokenizer
 from worldline.tokenizers.wan_vae import (
     HUB_ID,
     ORIGINAL_NAME,
@@ -127,7 +126,6 @@ class LatentWorldKind(WorldKind):
     def pattern(self, config: TrainConfig, model: WanConfig, grid: LatentGrid) -> FramePattern:
         """Raises `UsageError` where the backbone's channels, its patches or its length do not fit the latents."""
         reads, pattern = model.backbone.in_channels, config.data.pattern
-        length = model.context_latents + model.horizon_latents
         if reads != grid.channels:
             raise UsageError(
                 f"the world reads {reads} channels, but the VAE makes {grid.channels}; give the VAE that makes them "
@@ -136,11 +134,7 @@ class LatentWorldKind(WorldKind):
         _, patch_h, patch_w = model.backbone.patch_size
         if grid.height % patch_h or grid.width % patch_w:
             raise UsageError(f"latents of {grid.height}x{grid.width} do not divide into patches of {patch_h}x{patch_w}")
-        if (found := grid.latents_of(len(pattern.frames))) != length:
-            raise UsageError(
-                f"the pattern's {len(pattern.frames)} frames make {found} latents, the world reads {length}"
-            )
-        model.check_codes(pattern)
+        model.check_length(pattern, grid.latents_of(len(pattern.frames)))
         return pattern
 
     # --- training ---
@@ -185,7 +179,9 @@ class LatentWorldKind(WorldKind):
 
     # --- forecasts ---
 
-    def check_options(self, model: WanConfig, contract: Contract, options: SampleOptions) -> None:
+    def check_options(self, card: ModelCard, options: SampleOptions) -> None:
+        super().check_options(card, options)
+        model: Any = card.config
         if options.guidance != 1 and model.unconditional:
             raise UsageError("this world ignores the states: --guidance would change nothing")
         if options.guidance != 1 and not model.states.null:
@@ -193,7 +189,7 @@ class LatentWorldKind(WorldKind):
                 f"--guidance {options.guidance:g} compares states with none, which this world has not learned; train "
                 "one with a null code (--model.states.null, --model.drop-states)"
             )
-        if options.average_repeats and not contract.pattern.repeat_last:
+        if options.average_repeats and not card.promise.pattern.repeat_last:
             raise UsageError("this world shows no instant twice: --average-repeats would change nothing")
 
     def refuse_unfit(self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool) -> None:
@@ -208,7 +204,7 @@ class LatentWorldKind(WorldKind):
     def forecaster(
         self, world: WanWorld, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device
     ) -> LatentForecaster:
-        if tokenizer is None or isinstance(tokenizer, BlockTokenizer):
+        if tokenizer is None:
             raise UsageError("this world forecasts latents; give the VAE it was trained on (--tokenizer DIR)")
         return LatentForecaster(
             tokenizer=tokenizer,

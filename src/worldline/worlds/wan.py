@@ -60,12 +60,12 @@ class WanConfig(ModelConfig):
         if self.text_rows > self.text_length:
             refuse(self, "text_rows", f"at most text_length, {self.text_length}")
 
-    def check_codes(self, pattern: FramePattern) -> None:
-        """Check that the states of a window become one code for each latent. Raises `UsageError`."""
+    def check_length(self, pattern: FramePattern, latents: int | None = None) -> None:
+        """Check that a window has one code of states for each latent, and so many `latents`. Raises `UsageError`."""
         codes, length = self.states.num_codes(pattern), self.context_latents + self.horizon_latents
-        if codes != length:
-            made = f"{self.states.mode!r} compresses a window's states to {codes} codes"
-            raise UsageError(f"{made}, but there are {length} latents of context and horizon")
+        if (latents or length, codes) != (length, length):
+            made = f"{latents or length} latents, and its states {codes} codes (states.mode {self.states.mode!r})"
+            raise UsageError(f"a window's {len(pattern.frames)} frames make {made}; this world reads {length} of each")
 
     def build(
         self, kinds: StateKinds = ONEX_KINDS, pattern: FramePattern = REPORT_77, *, backbone: nn.Module | None = None
@@ -75,7 +75,7 @@ class WanConfig(ModelConfig):
 
 
 class WanWorld(nn.Module):
-    """A `LatentWorld`. States enter in raw units, one row per video frame of the window (`WanConfig.check_codes`)."""
+    """A `LatentWorld`. States enter in raw units, one row per video frame of the window (`WanConfig.check_length`)."""
 
     text: Tensor
     """The encoded prompt; rows of zeros until it is set."""
@@ -84,7 +84,7 @@ class WanWorld(nn.Module):
         self, config: WanConfig, kinds: StateKinds, pattern: FramePattern, backbone: nn.Module | None = None
     ) -> None:
         super().__init__()
-        config.check_codes(pattern)
+        config.check_length(pattern)
         self.config = config
         self.context_latents, self.horizon_latents = config.context_latents, config.horizon_latents
         self.backbone: Any = config.backbone.build() if backbone is None else backbone
