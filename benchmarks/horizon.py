@@ -103,7 +103,7 @@ def rolled_on(run: Path, arguments: argparse.Namespace, ahead: int) -> dict[str,
 
 def one_per_episode(clips: Clips) -> Batch:
     """The first window of every episode that is long enough."""
-    first = {int(episode): number for number, episode in reversed(list(enumerate(clips.windows.episode)))}
+    first = {episode: number for number, episode in reversed(list(enumerate(clips.windows[:, 0].tolist())))}
     return stack([clips[number] for number in sorted(first.values())])
 
 

@@ -118,7 +118,7 @@ def test_raw_test_samples_hold_context_frames_and_all_states(flat: bool, tmp_pat
     assert (source.kind, source.image_size, source.grid) == ("1x-test", (32, 32), None)
     assert [episode.length for episode in source.episodes] == [77, 77, 77]
     index = source_windows(source, window=77, stride=8)
-    assert index.episode.tolist() == [0, 1, 2]
+    assert index[:, 0].tolist() == [0, 1, 2]
     clip = source.read(2, 0, 77)
     assert clip.frames is not None
     assert clip.frames.shape == (17, 3, 32, 32)

@@ -139,7 +139,7 @@ def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[Sample]]:
         raise UsageError(f"there is no clip {max(options.clips)}; the data have clips 0..{len(clips) - 1}")
     wanted = options.num_clips or ("all" if clips.source.context_only else 4)
     numbers = list(dict.fromkeys(options.clips)) or evenly(len(clips), None if wanted == "all" else wanted)
-    episodes = sorted({int(clips.windows.episode[number]) for number in numbers})
+    episodes = sorted(set(clips.windows[numbers, 0].tolist()))
     check_episodes(clips.source, episodes, size=clips.image_size)
     warn_of_strange_states(clips.source, episodes, model)
     return clips, [_sample(clips, number) for number in numbers]
@@ -171,7 +171,8 @@ def _make(
 
 
 def _sample(clips: Clips, number: int) -> Sample:
-    episode, start = clips.source.episodes[int(clips.windows.episode[number])], int(clips.windows.start[number])
+    place, start = clips.windows[number].tolist()
+    episode = clips.source.episodes[place]
     alone = clips.source.context_only and episode.name.startswith("sample ")  # of several sets joined, its name differs
     name = episode.name.replace(" ", "_") if alone else f"clip_{number:05d}"
     return Sample(name=name, clip=number, episode=episode.name, start=start)

@@ -28,6 +28,8 @@ from worldline.schema import Clip, UsageError
 Split = Literal["train", "val"]
 Side = Annotated[int, Limit(least=1, most=16384)]
 """Of a frame; codecs take no larger ones."""
+Windows = Int64[np.ndarray, "n 2"]
+"""In order, the place of each one's episode in the source, and its first frame within that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,18 +68,7 @@ class DataConfig(OpenOptions, Checked):
             raise UsageError("no data set is given (--data.path)")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class WindowIndex:
-    """Windows in order: episode number and first frame within the episode."""
-
-    episode: Int64[np.ndarray, "n"]
-    start: Int64[np.ndarray, "n"]
-
-    def __len__(self) -> int:
-        return len(self.episode)
-
-
-def source_windows(source: Source, *, window: int, stride: int, episodes: Sequence[int] | None = None) -> WindowIndex:
+def source_windows(source: Source, *, window: int, stride: int, episodes: Sequence[int] | None = None) -> Windows:
     """Windows over a source, or over some of its episodes. Reads nothing.
 
     Token sources: `window` and `stride` are multiples of the block, 34 and 34 for disjoint pairs of blocks, 34 and 17
@@ -100,12 +91,12 @@ def source_windows(source: Source, *, window: int, stride: int, episodes: Sequen
     counts = np.where(room >= 0, room // stride + 1, 0)
     row = np.repeat(np.arange(len(chosen)), counts)
     number = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return WindowIndex(episode=chosen[row], start=first[row] + number * stride)
+    return np.stack([chosen[row], first[row] + number * stride], axis=1)
 
 
 def some_windows(
     source: Source, episodes: Sequence[int], *, window: int, stride: int, what: str = "episodes"
-) -> WindowIndex:
+) -> Windows:
     """`source_windows` of some episodes. Raises `UsageError` where there is none, and says how long `what` are."""
     index = source_windows(source, window=window, stride=stride, episodes=episodes)
     if len(index) == 0:
@@ -126,7 +117,7 @@ class Clips(Sequence[Clip]):
     """
 
     source: Source
-    windows: WindowIndex
+    windows: Windows
     pattern: FramePattern
     image_size: int | None = None
     augment: AugmentConfig | None = None
@@ -143,8 +134,8 @@ class Clips(Sequence[Clip]):
     def __getitem__(self, key: int | tuple[int, int]) -> Clip:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Read clip `key`, or clip `key[0]` augmented with seed `key[1]`. Raises what `Source.read` raises."""
         number, seed = key if isinstance(key, tuple) else (key, None)
-        start = int(self.windows.start[number])
-        clip = self.source.read(int(self.windows.episode[number]), start, start + self.pattern.window)
+        episode, start = self.windows[number].tolist()
+        clip = self.source.read(episode, start, start + self.pattern.window)
         frames, fps = clip.frames, clip.fps / self.pattern.stride
         if frames is None:
             return replace(clip, fps=fps)
@@ -206,7 +197,7 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
     return trained_on
 
 
-def open_windows(config: DataConfig, split: Split) -> tuple[Source, Sequence[int], WindowIndex]:
+def open_windows(config: DataConfig, split: Split) -> tuple[Source, Sequence[int], Windows]:
     """What `open_split` gives, and the windows in it. Decodes nothing. Raises `UsageError` where there is none."""
     source, episodes = open_split(config, split)
     window, stride, what = config.pattern.window, config.window_stride, f"{split} episodes"

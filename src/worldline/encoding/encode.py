@@ -234,7 +234,7 @@ def encode(
     grid = tokenizer.grid(*source.video_size(size))
     in_window, taken = grid.latents_of(len(pattern.frames)), torch.tensor(pattern.frames)
     index = some_windows(source, episodes, window=pattern.window, stride=window_stride)
-    starts = [index.start[index.episode == episode].tolist() for episode in episodes]
+    starts = [index[index[:, 0] == episode, 1].tolist() for episode in episodes]
 
     def make(out: Path, number: int) -> None:
         states = source.read_states(episodes[number])

@@ -190,7 +190,7 @@ def foreign_states(clips: Clips, chosen: list[int]) -> Float32[Tensor, "n t s"] 
         return None
     pool = chosen if len(chosen) > 1 else [(chosen[0] + i) % len(clips) for i in range(len(clips))]
     partners = [pool[(i + len(pool) // 2) % len(pool)] for i in range(len(chosen))]
-    places = [(int(clips.windows.episode[number]), int(clips.windows.start[number])) for number in partners]
+    places = clips.windows[partners].tolist()
     rows = [clips.source.read_states(episode, start, start + clips.pattern.window) for episode, start in places]
     return torch.from_numpy(np.stack(rows))
 
@@ -205,7 +205,7 @@ def made_from(
         weights: where the pretrained backbone lies, if not where a checkpoint says.
         settings: all else, as JSON can hold it.
     """
-    described, windows, code = [], clips.windows, hashlib.sha256()
+    described, code = [], hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):  # exact also where no release and no commit is known
         code.update(file.read_bytes())
     for folder, tokenizer in models.items():
@@ -216,8 +216,8 @@ def made_from(
     return hash_of(
         {
             "models": described,
-            "data": content_of(clips.source, sorted(set(windows.episode.tolist()))),
-            "clips": [hashlib.sha256(places.tobytes()).hexdigest() for places in (windows.episode, windows.start)],
+            "data": content_of(clips.source, sorted(set(clips.windows[:, 0].tolist()))),
+            "clips": hashlib.sha256(clips.windows.tobytes()).hexdigest(),
             "frames": [to_json(FramePattern, clips.pattern), clips.image_size],
             "settings": settings,
             "code": [code.hexdigest(), *map(version_of, _LIBRARIES)],

@@ -209,7 +209,7 @@ class WorldKind(Kind):
         """The common end of `prepare` for every world: statistics of the states, first weights, a card."""
         train, val = clips
         normalises = self.normalises(config.model)
-        statistics = compute_stats(train.source, episodes=sorted(set(train.windows.episode.tolist())))
+        statistics = compute_stats(train.source, episodes=sorted(set(train.windows[:, 0].tolist())))
         if normalises:
             world.states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
         initialise(world, config.init_from)
