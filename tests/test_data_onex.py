@@ -24,7 +24,7 @@ from worldline.formats.onex.write import (
     shard_done,
     write_raw_shard,
 )
-from worldline.formats.open import open_source
+from worldline.formats.open import OpenOptions, open_source
 from worldline.formats.states import ONEX_LAYOUT
 from worldline.formats.video import encode
 from worldline.schema import DataError, TokenGrid, UsageError
@@ -257,7 +257,7 @@ def test_unknown_folders_say_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"meta/info\.json \(LeRobot\).*metadata\.json"):
         open_source(tmp_path)
     with pytest.raises(DataError, match="no folder"):
-        open_source(tmp_path / "absent")
+        OpenOptions().open(tmp_path / "absent")
     write_tokens(tmp_path / "train_v2.0", SEGMENTS)
     with pytest.raises(DataError, match=r"1: train_v2\.0 inside"):
         open_source(tmp_path)

@@ -15,6 +15,7 @@ from data_builders import write_lerobot
 from worldline import builtin
 from worldline.builtin import located, stored
 from worldline.data.clips import DataConfig
+from worldline.data.splits import content_of
 from worldline.encoding.encode import tokenize
 from worldline.evaluation.held_out import DataChoice, split_of
 from worldline.families.card import Identity, ModelCard, describe_model, refuse_another
@@ -23,7 +24,6 @@ from worldline.families.load import load_forecaster
 from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.files import read_json
 from worldline.formats.open import open_source
-from worldline.formats.source import content_of
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.rundir import RunDir, from_json, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError

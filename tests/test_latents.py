@@ -14,6 +14,7 @@ from latent_builders import PATTERN, small_vae, world_run
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips, source_windows
+from worldline.data.splits import content_of
 from worldline.encoding.encode import Made, encode
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.held_out import DataChoice, held_out
@@ -25,7 +26,6 @@ from worldline.forecasting.forecaster import Forecaster, clip_seeds
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.encoded import LatentSource
 from worldline.formats.open import open_source
-from worldline.formats.source import content_of
 from worldline.rundir import RunDir, load_tensors
 from worldline.schema import DataError, UsageError
 from worldline.training.loop import train

@@ -22,7 +22,7 @@ from worldline.families.card import Part
 from worldline.families.config import LoadOptions, TrainConfig, read_config
 from worldline.families.family import refuse_idle
 from worldline.families.load import load_forecaster
-from worldline.formats.open import OpenOptions, opened
+from worldline.formats.open import OpenOptions, open_source
 from worldline.planning.plan import refuse_too_little
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks
@@ -64,7 +64,7 @@ def fields_of(kind: Any, usual: Any) -> list[StructFieldSpec]:
     return [replace(one, helptext=" ".join((text or "").split())) for one, text in zip(spec.fields, texts, strict=True)]
 
 
-open_data = _taking("open_data", OpenOptions, opened)
+open_data = _taking("open_data", OpenOptions, open_source)
 load = _taking("load", LoadOptions, load_forecaster)
 forecast = _taking("forecast", forecasts.ForecastOptions, forecasts.forecast)
 evaluate = _taking("evaluate", EvaluateOptions, evaluated)

@@ -15,10 +15,9 @@ from worldline.data.clips import Side
 from worldline.data.info import Info, inspect
 from worldline.encoding.encode import Made, convert, encode, tokenize
 from worldline.families.tokenizers import fingerprint, load_tokenizer
-from worldline.formats.checks import summarise
 from worldline.formats.faults import check_episodes, implausible, warn
 from worldline.formats.open import OpenOptions, choose_episodes, only
-from worldline.formats.source import Source
+from worldline.formats.source import Source, summarise
 from worldline.progress import Progress, say, speaks
 from worldline.ranks import Ranks
 from worldline.rundir import to_json

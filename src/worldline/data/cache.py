@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from worldline.data.splits import footage_of
 from worldline.files import mapped_npy, npy_rows
-from worldline.formats.source import Source, footage_of
+from worldline.formats.source import Source
 from worldline.formats.video import resize
 from worldline.owner import Claim
 from worldline.ranks import Ranks

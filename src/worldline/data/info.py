@@ -11,10 +11,9 @@ import numpy as np
 from worldline.data.cache import Progress
 from worldline.data.clips import source_windows
 from worldline.data.splits import repeated
-from worldline.formats.checks import Report, noting
 from worldline.formats.faults import faults, implausible
 from worldline.formats.open import JOINED, OpenOptions, choose_episodes, format_of, only
-from worldline.formats.source import Source
+from worldline.formats.source import Report, Source, noting
 from worldline.formats.states import StateStats, compute_stats
 from worldline.schema import DataError, TokenGrid
 

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from worldline.contract import FramePattern, Reading
 from worldline.files import mapped_npy, npy_rows, read_json, write_json
-from worldline.formats.checks import validated
-from worldline.formats.source import Source
+from worldline.formats.source import Source, validated
 from worldline.schema import DataError, Episode, LatentGrid, StateKind, StateLayout, UsageError
 
 CLAIM, METADATA = "encode.json", "metadata.json"
@@ -43,8 +42,6 @@ class LatentSource(Source):
     """Encoded windows of a data set, which is read by whole windows."""
 
     episodes: tuple[_Encoded, ...]
-    window_shape: tuple[int, ...]
-    """`l c gh gw` of the latents of a window."""
 
     @property
     def alike(self) -> dict[str, object]:
@@ -52,14 +49,15 @@ class LatentSource(Source):
 
     def shows(self, episode: int, start: int, stop: int) -> dict[str, Tensor]:
         """The latents of a window. Raises `UsageError` for one of another length, or one that was not encoded."""
-        of, pattern = self.episodes[episode], self.pattern
-        assert pattern is not None, "opened as latents"
+        of, pattern, grid = self.episodes[episode], self.pattern, self.latent_grid
+        assert pattern is not None and grid is not None, "opened as latents"  # noqa: PT018
         if stop - start != pattern.window or start % self.stride:
             raise UsageError(
                 f"{self.path} holds windows of {pattern.window} frames at multiples of {self.stride}, "
                 f"not of {stop - start} at {start}; encode the data again for those"
             )
-        shape = (1 + (of.length - pattern.window) // self.stride, *self.window_shape)
+        window = grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width
+        shape = (1 + (of.length - pattern.window) // self.stride, *window)
         table = mapped_npy(of.latents, np.floating, shape, what="numbers", fix=_AGAIN)
         return {"latents": torch.from_numpy(np.array(table[start // self.stride], np.float32))}
 
@@ -108,7 +106,7 @@ def open_latents(path: Path) -> LatentSource:
     metadata = validated(path / METADATA, _Metadata, read_json(path / METADATA))
     grid, named = metadata.latent_grid, metadata.recordings or (None,) * len(metadata.names)
     try:
-        in_window = grid.latents_of(len(key.pattern.frames))
+        grid.latents_of(len(key.pattern.frames))
         listed = list(zip(metadata.lengths, metadata.names, named, strict=True))
         dict(zip(metadata.state_names, metadata.state_kinds, strict=True))
     except (UsageError, ZeroDivisionError, ValueError) as error:
@@ -125,7 +123,6 @@ def open_latents(path: Path) -> LatentSource:
         ),
         left_out=metadata.left_out,
         latent_grid=grid,
-        window_shape=(in_window, grid.channels, grid.height, grid.width),
         pattern=key.pattern,
         stride=key.window_stride,
         tokenizer=key.tokenizer,

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float64
 
-from worldline.formats.checks import Report, noting, summarise
 from worldline.formats.open import how_to_leave_out
-from worldline.formats.source import Source
-from worldline.formats.states import SAMPLE_ROWS, StateStats, bounds_of, outside
+from worldline.formats.source import Report, Source, noting, summarise
+from worldline.formats.states import SAMPLE_ROWS, StateStats, bounds_of
 from worldline.schema import DataError
 
 # Factor by which an episode must be larger than others to have another unit; degrees are 57 times radians.
@@ -118,7 +117,8 @@ def _wild(
     source: Source, episodes: Sequence[int], bounds: Float64[np.ndarray, "2 s"], around: Sequence[str]
 ) -> Iterator[DataError]:
     """Values outside of bounds that lie far `around` what is usual: the first of them, and how many there are."""
-    found = [(i, marked) for i in episodes if (marked := outside(source.read_states(i), bounds)).any()]
+    states = ((i, source.read_states(i)) for i in episodes)
+    found = [(i, marked) for i, rows in states if (marked := rows != rows.clip(*bounds)).any()]
     if found:
         episode, marked = found[0]
         row, dim = np.argwhere(marked)[0].tolist()

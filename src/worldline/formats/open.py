@@ -11,12 +11,11 @@ from typing import Any, get_args
 
 from worldline import builtin
 from worldline.contract import Conditioning, Reading
-from worldline.formats.checks import LeavingOut, Report, summarise
 from worldline.formats.encoded import CLAIM, open_latents
 from worldline.formats.lerobot.metadata import INFO, Meta
 from worldline.formats.lerobot.source import open_lerobot
 from worldline.formats.onex.source import open_onex
-from worldline.formats.source import Source
+from worldline.formats.source import LeavingOut, Report, Source, summarise
 from worldline.schema import DataError, Episode, StateKind, UsageError
 
 Roots = Path | tuple[Path, ...]
@@ -113,10 +112,21 @@ FORMATS = [
 
 def format_of(path: Path) -> Format:
     """The format of a folder. Raises `DataError` where it is of none that is known."""
-    found = next((one for one in FORMATS if one.matches(path)), None)
-    if found is None:
-        raise _unknown(path)
-    return found
+    for one in FORMATS:
+        if one.matches(path):
+            return one
+    expected, found, fix = "a folder", "a file" if path.is_file() else "no folder", "Check the path."
+    if path.is_dir():
+        expected = " or ".join(f"{', '.join(one.signs)} ({one.name})" for one in FORMATS)
+        found, fix = "none of them", "Give the folder that holds these files."
+        inside = _inside(path, "*") or _inside(path, "*/*")
+        looks = [name for name, signs in _FOREIGN.items() for sign in signs if next(path.glob(sign), None)]
+        if inside:
+            found, fix = f"none of them, but {summarise(inside)} inside", "Give one of those folders."
+        elif looks:
+            fix = "Convert it to LeRobot v2.1 or v3.0, with its own project's converter or any4lerobot, and give that."
+            found = f"what looks like {looks[0]}"
+    raise DataError(path, expected=expected, found=found, fix=fix, kind="format")
 
 
 def has_choices(path: Roots) -> bool:
@@ -136,38 +146,19 @@ def reading_of(source: Source, options: OpenOptions, path: Roots, image_size: in
     return Reading(image_size=image_size, **asked)
 
 
-def opened(path: str | Path | Sequence[str | Path], options: OpenOptions) -> Source:
+def open_source(path: str | Path | Sequence[str | Path], options: OpenOptions | None = None, **choices: Any) -> Source:
     """Open a data set on disk, 1X v2.0 or LeRobot, or several of one layout as one; names of built-ins do too.
 
     `data.kind` says which format was found, `data.episodes` lists the episodes, `data.read(episode, start, stop)` gives
     a `Clip` with frames (uint8 `f 3 h w`) or tokens (int64 `l h w`), and states (float32 `t s`, raw units). Decodes
-    nothing yet and asks no server; with `allow_missing`, all states and the headers of all videos are read.
+    nothing yet and asks no server; with `allow_missing`, all states and the headers of all videos are read. The
+    choices are those of `OpenOptions`.
 
     Raises:
         DataError: no known format, or an unfinished, incomplete or inconsistent folder.
         UsageError: a camera, column or state name that the data set does not have, or data sets that differ.
     """
-    return options.open(builtin.resolve_all(path))
-
-
-def open_source(path: Path | Sequence[Path], **choices: Any) -> Source:
-    """The same of paths alone; `choices` are fields of `OpenOptions`."""
-    return OpenOptions(**choices).open(path)
-
-
-def _unknown(path: Path) -> DataError:
-    expected, found, fix = "a folder", "a file" if path.is_file() else "no folder", "Check the path."
-    if path.is_dir():
-        expected = " or ".join(f"{', '.join(one.signs)} ({one.name})" for one in FORMATS)
-        found, fix = "none of them", "Give the folder that holds these files."
-        inside = _inside(path, "*") or _inside(path, "*/*")
-        looks = [name for name, signs in _FOREIGN.items() for sign in signs if next(path.glob(sign), None)]
-        if inside:
-            found, fix = f"none of them, but {summarise(inside)} inside", "Give one of those folders."
-        elif looks:
-            fix = "Convert it to LeRobot v2.1 or v3.0, with its own project's converter or any4lerobot, and give that."
-            found = f"what looks like {looks[0]}"
-    return DataError(path, expected=expected, found=found, fix=fix, kind="format")
+    return replace(options or OpenOptions(), **choices).open(builtin.resolve_all(path))
 
 
 def _inside(path: Path, pattern: str) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64
 
 from worldline.formats.source import Source
 from worldline.schema import StateKind, StateLayout, UsageError
@@ -113,8 +113,3 @@ def bounds_of(rows: Float[np.ndarray, "n s"]) -> Float64[np.ndarray, "2 s"]:
         bounds.append((low - room, high + room))
     lows, highs = zip(*bounds, strict=True)
     return np.stack([np.max(lows, axis=0), np.min(highs, axis=0)])
-
-
-def outside(rows: Float[np.ndarray, "n s"], bounds: Float64[np.ndarray, "2 s"]) -> Bool[np.ndarray, "n s"]:
-    """Mark the values outside of bounds."""
-    return (rows < bounds[0]) | (rows > bounds[1])

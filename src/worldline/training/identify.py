@@ -3,12 +3,12 @@
 from dataclasses import asdict, replace
 
 from worldline.data.clips import open_split
+from worldline.data.splits import content_of
 from worldline.families.card import Identity, Part, describe_model, refuse_another
 from worldline.families.config import TrainConfig
 from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
 from worldline.files import hash_of, hash_of_file, read_json
-from worldline.formats.source import content_of
 from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import UsageError
 

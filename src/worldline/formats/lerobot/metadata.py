@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from worldline.files import read_json, reading
-from worldline.formats.checks import LeavingOut, validated
 from worldline.formats.lerobot.tables import read_columns
+from worldline.formats.source import LeavingOut, validated
 from worldline.schema import DataError, Episode, UsageError
 
 INFO = "meta/info.json"

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from worldline.contract import Reading
 from worldline.files import read_json
-from worldline.formats.checks import LeavingOut, Report, check_totals, leave_out_absent
 from worldline.formats.lerobot.metadata import INFO, NO_FILE, Meta, Recording, flat_names
 from worldline.formats.lerobot.tables import Table, read_images, read_table
-from worldline.formats.source import Source
-from worldline.formats.states import bounds_of, guess_kind, outside
+from worldline.formats.source import LeavingOut, Report, Source, check_totals, leave_out_absent
+from worldline.formats.states import bounds_of, guess_kind
 from worldline.formats.video import decode_image, frame_times, pair, probe, rate, runs_at, stream_frames
 from worldline.schema import DataError, StateKind, StateLayout, UsageError
 
@@ -224,7 +223,7 @@ def _layout(meta: Meta, columns: tuple[str, ...], dims: tuple[int, ...], tables:
             values = read_table(path, columns=columns, dims=dims, fps=meta.fps).values
             read.append(np.nan_to_num(values, posinf=0.0, neginf=0.0))
     rows = np.concatenate(read)
-    usual = np.where(outside(rows, bounds_of(rows)), np.nan, rows)
+    usual = np.where(rows == rows.clip(*bounds_of(rows)), rows, np.nan)
     low, high = np.nanmin(usual, axis=0).tolist(), np.nanmax(usual, axis=0).tolist()
     kinds: list[StateKind] = [guess_kind(*one) for one in zip(names, low, high, strict=True)]
     return StateLayout(names=tuple(names), kinds=tuple(kinds))

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from worldline.contract import Reading
 from worldline.files import mapped, read_json, unreadable
-from worldline.formats.checks import LeavingOut, Report, check_totals, leave_out_absent, validated
 from worldline.formats.onex.write import Shard, shard_at
-from worldline.formats.source import Source
+from worldline.formats.source import LeavingOut, Report, Source, check_totals, leave_out_absent, validated
 from worldline.formats.states import ONEX_LAYOUT
 from worldline.formats.video import CLOCK_SLACK, frame_times, probe, rate, runs_at, stream_frames
 from worldline.schema import DataError, Episode, StateKind, StateLayout, TokenGrid, UsageError
