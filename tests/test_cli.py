@@ -335,11 +335,13 @@ CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that chang
     "temperature": ("--temperature 1", ""),
     "top_k": ("--top-k 3", "--temperature 1"),
     "top_p": ("--top-p 0.5", "--temperature 1"),
+    "mixture": ("--mixture 2", ""),
     "decode_mode": ("--decode-mode mean", ""),
     "blend_last_frame": ("--blend-last-frame", ""),
     "steps": ("--steps 3", ""),
     "guidance": ("--guidance 1.5", ""),
     "sampler": ("--sampler unipc", ""),
+    "mean_draws": ("--mean-draws 2", ""),
     "average_repeats": ("--average-repeats", ""),
 }
 
@@ -401,7 +403,7 @@ def test_no_option_is_idle_for_a_world_over_tokens(lab: Path, tmp_path: Path, ca
     for path in (lab / "wrong").glob("checkpoints/*/model.json"):
         path.write_text(path.read_text().replace('"hysteresis": 0.0', '"hysteresis": 0.5'))
     refused = _assert_nothing_is_idle(lab, "compression_tiny", tmp_path, capsys, "--num-clips 2")
-    others = {"steps", "guidance", "sampler", "average_repeats"}
+    others = {"steps", "guidance", "sampler", "mean_draws", "average_repeats"}
     assert refused == {"tokenizer", "checkpoint", "weights", *others, *LEROBOT}
 
 
@@ -422,8 +424,8 @@ def test_no_option_is_idle_for_a_world_over_latents(latent_lab: Path, tmp_path: 
     refused = _assert_nothing_is_idle(
         latent_lab, "compression_tiny", tmp_path, capsys, "--num-clips 2 --steps 2", **others
     )
-    only_tokens = {"temperature", "top_k", "top_p", "decode_mode", "blend_last_frame"}
-    assert refused == {"protocol", "tokenizer", "checkpoint", "weights", *only_tokens, *LEROBOT}
+    only_tokens = {"temperature", "top_k", "top_p", "mixture", "decode_mode", "blend_last_frame"}
+    assert refused == {"protocol", "tokenizer", "checkpoint", "weights", "mean_draws", *only_tokens, *LEROBOT}
 
 
 # --- what is held out ---

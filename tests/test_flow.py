@@ -76,6 +76,23 @@ def test_drawn_levels_are_spread_evenly_over_the_schedule() -> None:
     assert ((counts - 2000).abs() < 5 * 2000**0.5).all()
 
 
+def test_a_share_of_the_examples_stands_at_pure_noise_with_weight_one() -> None:
+    config, stream = FlowConfig(pure_noise=0.25, weighting="bell"), torch.Generator().manual_seed(0)
+    sigma = draw_sigma(config, 20_000, stream)
+    pure = sigma == 1
+    assert pure.float().mean().item() == pytest.approx(0.25, abs=0.02), "1 in 1,000 others are at 1 by chance"
+    assert (loss_weight(config, sigma)[pure] == 1).all()
+    assert (draw_sigma(FlowConfig(pure_noise=1.0), 50, stream) == 1).all()
+    assert not FlowConfig(weighting="bell").knows_mean
+    assert config.knows_mean
+    assert FlowConfig().knows_mean
+
+
+def test_one_euler_step_from_pure_noise_is_the_mean() -> None:
+    ends = integrate(_gaussian_velocity, _noise(50, 2), FlowSampling(steps=1))
+    torch.testing.assert_close(ends, torch.full((50, 2), MU))
+
+
 def test_draws_are_the_generators() -> None:
     one, same, other = (draw_sigma(FlowConfig(), 8, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
     assert torch.equal(one, same)

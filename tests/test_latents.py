@@ -10,6 +10,7 @@ import pytest
 import torch
 from builders import TWO_JOINTS, write_squares
 from latent_builders import PATTERN, small_vae, world_run
+from tolerances import assert_pixels_agree
 
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
@@ -22,12 +23,13 @@ from worldline.evaluation.rows import Judged
 from worldline.families.config import LoadOptions
 from worldline.families.load import load_forecaster
 from worldline.families.tokenizers import fingerprint, load_tokenizer
-from worldline.forecasting.forecaster import Forecaster, clip_seeds
+from worldline.forecasting.forecaster import Forecaster, clip_seeds, generators
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.encoded import LatentSource
 from worldline.formats.open import open_source
+from worldline.process.flow import FlowConfig, FlowSampling
 from worldline.rundir import RunDir, load_tensors
-from worldline.schema import DataError, UsageError
+from worldline.schema import Batch, DataError, UsageError
 from worldline.training.loop import train
 
 pytest.importorskip("diffusers", reason="needs the extra `wan`")
@@ -265,6 +267,30 @@ def test_averaging_the_repeated_instant_changes_the_last_frame_only(run: Path, p
     assert not torch.equal(made[0].frames[:, :, -1], made[1].frames[:, :, -1])
 
 
+def test_a_conditional_mean_is_the_mean_of_one_step_estimates_in_latents_and_one_decode(run: Path, place: Path) -> None:
+    clip = open_source(place / "val").read(0, 0, 77)
+    assert clip.frames is not None
+    frames, states = clip.frames[None, :17], clip.states[None]
+    forecaster = forecaster_of(run)
+    (past,) = forecaster.begin(Batch(states=states, fps=30.0, origins=(), frames=frames))
+    noise = torch.stack([torch.randn(4, *past.shape[2:], generator=stream) for stream in generators((3,), 3)])
+    three = past.expand(3, *past.shape[1:]), states.expand(3, *states.shape[1:])
+    ends = forecaster.world.forecast(*three, noise, sampling=FlowSampling(steps=1))
+    video = forecaster.tokenizer.decode(torch.cat([past, ends.mean(dim=0, keepdim=True)], dim=1))
+    expected = video[:, [*range(5, 19), 20]]  # five of the context; the last instant is there twice
+    mean = forecaster.conditional_mean(3).forecast(frames, states, seeds=(3,))
+    assert_pixels_agree(mean.frames[:, 0], expected)
+    by_option = load_forecaster(run, LoadOptions(mean_draws=3)).forecaster.forecast(frames, states, seeds=(3,))
+    assert torch.equal(by_option.frames, mean.frames)
+
+
+def test_a_world_that_never_trained_on_pure_noise_warns_of_its_mean(run: Path) -> None:
+    forecaster = forecaster_of(run)
+    forecaster.world.knows_mean = FlowConfig(weighting="bell").knows_mean
+    with pytest.warns(UserWarning, match="no weight in training"):
+        forecaster.conditional_mean(4)
+
+
 def _judged(forecaster: Forecaster) -> Judged:
     return Judged(forecaster=forecaster, protocol="sampling", run="run")
 
@@ -276,7 +302,7 @@ def test_the_protocol_scores_every_row_and_says_what_it_did_not_compute(run: Pat
     amount = Amount(num_clips=4, means=(2,), batch_size=3)
     evaluation = score(_judged(forecaster), clips, amount, out=RunDir(run).evaluation)
     names = [row.id for row in evaluation.rows]
-    assert names[:4] == ["mean_3", "mean_2", "sample", "medoid"]
+    assert names[:6] == ["mean_3", "mean_2", "sample", "conditional_mean_1", "conditional_mean_4", "medoid"]
     assert {"shuffled_states", "copy_last", "copy_last_blurred", "reconstruction"} <= set(names)
     assert {"lpips", "fid", "unconditional"} <= set(evaluation.not_computed)
     copy = next(row for row in evaluation.rows if row.id == "copy_last")

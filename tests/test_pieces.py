@@ -10,12 +10,13 @@ from tolerances import assert_pixels_agree
 from torch import Tensor
 
 from worldline.contract import FramePattern
+from worldline.forecasting.forecaster import generators
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.tokens import DecodeMode, TokenForecaster
 from worldline.planning.meter import follow
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
-from worldline.schema import Batch, LatentGrid, TokenGrid
+from worldline.schema import Batch, LatentGrid, TokenGrid, UsageError
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 from worldline.worlds.wan import WanConfig, WanWorld
 from worldline.worlds.wan_weights import BackboneConfig
@@ -86,6 +87,34 @@ def test_costs_depend_on_the_rows_at_once_by_rounding_alone_and_are_of_the_first
         assert same.sum() >= len(same) - 1, "a near tie may send one clip another way"
         torch.testing.assert_close(three.costs["full_ce"][same], one.costs["full_ce"][same], rtol=1e-4, atol=1e-4)
         assert torch.equal(three.top_ids[same, 0, 0, 0, :3], one.top_ids[same, 0, 0, 0, :3])  # pyright: ignore
+
+
+def test_a_mixture_scores_the_mean_of_the_distributions_along_its_roll_outs() -> None:
+    """By hand: one greedy roll-out and two drawn ones of each clip, each along its own tokens."""
+    forecaster = forecaster_of(2, sampling=Sampling(), num_samples=1, mixture=3)
+    frames, states = noise_frames(5, 34, 3, 16, 16), states_of(5)
+    batch = forecaster.encoded(Batch(states=states, fps=30.0, origins=(), frames=frames))
+    made = forecaster.forecast_clips(batch, seeds=SEEDS, extra=("costs",))
+    assert batch.tokens is not None
+    context, true = batch.tokens[:, :3], batch.tokens[:, 3:]
+    streams = generators(SEEDS, 2)
+    for clip in range(5):
+        one = context[[clip]], states[[clip]]
+        two = (x.expand(2, *x.shape[1:]) for x in one)
+        greedy = forecaster.world.forecast(*one, sampling=Sampling())
+        drawn = forecaster.world.forecast(
+            *two, sampling=Sampling(temperature=1.0), generators=streams[2 * clip : 2 * clip + 2]
+        )
+        for grid, (first, others) in enumerate(zip(greedy, drawn, strict=True)):
+            chances = torch.cat([first.logits, others.logits]).softmax(dim=-1).mean(dim=0)
+            cost = -chances.gather(-1, true[clip, grid, ..., None]).log().mean()
+            torch.testing.assert_close(made.costs["full_ce"][clip, grid], cost, rtol=1e-3, atol=1e-3)
+            assert (made.tokens[clip, 0, grid] == chances.argmax(dim=-1)).float().mean() > 0.9  # pyright: ignore
+    alone = forecaster.one_roll_out()
+    assert alone is not None
+    assert alone.one_roll_out() is None
+    with pytest.raises(UsageError, match="no --num-samples, no --temperature"):
+        replace(forecaster, num_samples=2)
 
 
 def test_a_roll_out_of_many_clips_takes_the_memory_of_its_rows() -> None:

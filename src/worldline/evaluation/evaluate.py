@@ -49,7 +49,8 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount):
 
     def refuse_unused(self, protocol: Protocol) -> None:
         """Refuse options that would change nothing. Raises `UsageError`."""
-        unused, default = ["means"] if protocol == "compression" else [], EvaluateOptions()
+        # The sampling protocol has rows of its own for the mean at pure noise.
+        unused, default = ["means"] if protocol == "compression" else ["mean_draws"], EvaluateOptions()
         if protocol == "tokenizer":
             unused = ["protocol", "unconditional", "tokenizer", "weights", "means", "condition_samples", "seed"]
             unused = [*(field.name for field in fields(SampleOptions)), *unused]

@@ -6,7 +6,7 @@ below `@Entry(...)` or `@condition(...)`: all else follows, from metrics.json to
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -195,6 +195,8 @@ def _blurred(scene: Scene, forecast: Forecast) -> Made:
 
 # --- the forecast, under conditions ---
 
+_KEPT = ("psnr_db_last", "full_ce", "token_accuracy")
+
 
 @Entry("forecast", "forecast", "model", ("compression",))
 def _(scene: Scene) -> Made:
@@ -202,6 +204,13 @@ def _(scene: Scene) -> Made:
     made, forced = _mean(scene.forecast, 1), scene.forecast.teacher_forced_costs
     bounds = {bound: cost for id, cost in forced.items() if (bound := METRICS[id].bound) is not None}
     return replace(made, costs={**made.costs, **bounds})
+
+
+@Entry("forecast_greedy", "forecast, one greedy roll-out", "ablation", ("compression",), compared=_KEPT)
+def _(scene: Scene) -> Made | None:
+    """One greedy roll-out, where the forecast is the mixture of several (`--mixture`)."""
+    greedy = scene.forecaster.one_roll_out()
+    return None if greedy is None else _mean(scene.forecast_of(greedy), 1)
 
 
 @Entry("forecast_tokens", "forecast, tokens only", "ablation", ("compression",))
@@ -214,6 +223,16 @@ def _(scene: Scene) -> Made | None:
 def _(scene: Scene) -> Made:
     """The first sample, given the true states."""
     return _mean(scene.forecast, 1)
+
+
+def _conditional_mean(scene: Scene, draws: int) -> Made | None:
+    """The mean of all futures, estimated at pure noise with so many network calls and decoded once."""
+    mean = scene.forecaster.conditional_mean(draws)
+    return None if mean is None else _mean(scene.forecast_of(mean))
+
+
+Entry("conditional_mean_1", "conditional mean, 1 call", "model", ("sampling",))(partial(_conditional_mean, draws=1))
+Entry("conditional_mean_4", "conditional mean, 4 calls", "model", ("sampling",))(partial(_conditional_mean, draws=4))
 
 
 @Entry("medoid", "medoid", "model", ("sampling",))
@@ -258,9 +277,6 @@ def _(scene: Scene) -> Made | None:
 def _(scene: Scene) -> Made:
     """The same, blurred as a sample is."""
     return _blurred(scene, scene.copied)
-
-
-_KEPT = ("psnr_db_last", "full_ce", "token_accuracy")
 
 
 @Entry("keep_last_tokens", "keep last tokens", "baseline", ("compression",), compared=_KEPT)

@@ -60,7 +60,7 @@ class TokenWorldKind(WorldKind):
 
     over = "tokens"
     reads = ("tokenizer", "start_offsets")
-    options = ("temperature", "top_k", "top_p", "decode_mode", "blend_last_frame")
+    options = ("temperature", "top_k", "top_p", "mixture", "decode_mode", "blend_last_frame")
 
     def idle(self, config: TrainConfig, model: Any) -> dict[str, str]:
         return {"data.pattern.": "a clip is context and horizon (--model.context-grids, --model.horizon-grids)"}
@@ -175,6 +175,7 @@ class TokenWorldKind(WorldKind):
             grid=grid,
             sampling=options.tokens,
             num_samples=options.num_samples,
+            mixture=options.mixture,
             decode_mode=options.decode_mode,
             blend_last_frame=options.blend_last_frame,
             rows=options.rows,

@@ -126,6 +126,8 @@ class SampleOptions(Checked):
     """Worlds over tokens: 0 is greedy decoding, the report's choice."""
     top_k: int | None = None
     top_p: Annotated[float, Limit(above=0, most=1)] | None = None
+    mixture: int = 1
+    """Worlds over tokens: average the distributions of so many roll-outs, one of them greedy; 1 is the report's way."""
     decode_mode: DecodeMode = "tokens"
     """Worlds over tokens: decode the chosen tokens, or the mean code of their distribution."""
     blend_last_frame: bool = False
@@ -135,6 +137,9 @@ class SampleOptions(Checked):
     guidance: float = 1.0
     """Worlds over latents: classifier-free guidance on the states; values other than 1 need a trained null state."""
     sampler: Literal["euler", "unipc"] = "euler"
+    mean_draws: Natural = 0
+    """Worlds over latents: instead of samples, the mean of all futures, from so many estimates at pure noise, one call
+    each; 4 are enough (docs/sampling.md)."""
     average_repeats: bool = False
     """Worlds over latents: average the frames that show the same instant (frames 19 and 20 of the report's 21)."""
     rows: int | None = None

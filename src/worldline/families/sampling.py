@@ -82,7 +82,7 @@ class LatentWorldKind(WorldKind):
         *("model.flow.num_train_steps", "model.states.mode", "model.states.hidden", "model.states.norm_groups"),
     )
     reads = ("tokenizer", "weights", "text")
-    options = ("steps", "guidance", "sampler", "average_repeats")
+    options = ("steps", "guidance", "sampler", "mean_draws", "average_repeats")
     psnr_clips = 8
 
     def idle(self, config: TrainConfig, model: WanConfig) -> dict[str, str]:
@@ -189,6 +189,8 @@ class LatentWorldKind(WorldKind):
                 f"--guidance {options.guidance:g} compares states with none, which this world has not learned; train "
                 "one with a null code (--model.states.null, --model.drop-states)"
             )
+        if options.mean_draws and (options.num_samples, options.steps, options.sampler) != (1, 20, "euler"):
+            raise UsageError("--mean-draws makes one forecast, from pure noise; leave out other options of sampling")
         if options.average_repeats and not card.promise.pattern.repeat_last:
             raise UsageError("this world shows no instant twice: --average-repeats would change nothing")
 
@@ -206,7 +208,7 @@ class LatentWorldKind(WorldKind):
     ) -> LatentForecaster:
         if tokenizer is None:
             raise UsageError("this world forecasts latents; give the VAE it was trained on (--tokenizer DIR)")
-        return LatentForecaster(
+        made = LatentForecaster(
             tokenizer=tokenizer,
             world=world.to(device),
             grid=card.promise.latents,
@@ -217,6 +219,7 @@ class LatentWorldKind(WorldKind):
             rows=options.rows,
             device=device,
         )
+        return made.conditional_mean(options.mean_draws) if options.mean_draws else made
 
     # --- for planning ---
 

@@ -112,6 +112,15 @@ class Forecaster(ABC):
         """Context frames to show before a forecast: at its pace, ending with the last."""
         return list(range((self.context_frames - 1) % self.pace, self.context_frames, self.pace))
 
+    def conditional_mean(self, draws: int) -> "Forecaster | None":
+        """The forecaster of the mean of all futures in so many network calls; None where the world knows no mean."""
+        del draws
+        return None
+
+    def one_roll_out(self) -> "Forecaster | None":
+        """The forecaster of one roll-out, where this one mixes several; else None."""
+        return None
+
     def forecast(
         self, frames: UInt8[Tensor, "b c 3 h w"], states: Float32[Tensor, "n t s"], *, seeds: Seeds = None
     ) -> Forecast:
@@ -198,12 +207,12 @@ class Forecaster(ABC):
     def _decode(self, encoded: Tensor) -> UInt8[Tensor, "b t 3 h w"]:
         return self._known().decode(encoded.to(self.device)).cpu()
 
-    def _generators(self, seeds: Seeds, clips: int) -> list[torch.Generator]:
-        """One for each row. Raises `UsageError` where seeds are missing."""
+    def _generators(self, seeds: Seeds, clips: int, samples: int) -> list[torch.Generator]:
+        """One for each sample of each clip. Raises `UsageError` where seeds are missing."""
         if seeds is None or len(seeds) != clips:
             found = "none" if seeds is None else len(seeds)
             raise UsageError(f"this forecast is drawn from noise: give one seed for each of {clips} clips, not {found}")
-        return generators(seeds, self.num_samples)
+        return generators(seeds, samples)
 
 
 @dataclass(frozen=True, kw_only=True)

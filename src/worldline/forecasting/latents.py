@@ -1,12 +1,14 @@
 """The sampling track's forecaster: a continuous world between a VAE's encoder and decoder, many samples at a time."""
 
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+from worldline.checks import Natural
 from worldline.contract import FramePattern
 from worldline.forecasting.forecaster import Context, Forecaster, Seeds, Shown, States, Step
 from worldline.process.flow import FlowSampling
@@ -23,6 +25,8 @@ class LatentWorld(Protocol):
 
     context_latents: int
     horizon_latents: int
+    knows_mean: bool
+    """Whether its estimates at pure noise were trained: then they are the conditional mean."""
 
     def forecast(
         self,
@@ -46,6 +50,9 @@ class LatentForecaster(Forecaster):
     pattern: FramePattern
     """Frames of a window that are encoded, for example 0, 4, ..., 72, 76, 76 of 77."""
     sampling: FlowSampling = field(default_factory=FlowSampling)
+    mean_draws: Natural = 0
+    """0: samples. Else the conditional mean in so many network calls and one decode: the world's estimates of x0 at
+    pure noise, averaged over as many draws of it in latents (`conditional_mean`)."""
     average_repeats: bool = False
     """If a pattern takes an instant twice, average both decoded frames (a free ensemble) instead of taking the last."""
 
@@ -55,6 +62,22 @@ class LatentForecaster(Forecaster):
         context, predicted = taken[-1] + 1, tuple(dict.fromkeys(frames[len(taken) :]))
         steps = (n for n in range(self.pattern.window - context, 0, -1) if {n + t for t in taken} <= {*frames})
         self._reach(context_frames=context, times=predicted, chunk_frames=next(steps, 0))
+
+    def conditional_mean(self, draws: int) -> "LatentForecaster":
+        """The forecaster of E[x0 | context, states]: best under squared error, blurred where the future is open.
+
+        At pure noise (sigma = 1) the input says nothing of x0, so the estimate of x0 there, one Euler step, is that
+        mean. Draws of the noise differ by the error of the network alone, and a mean over four takes most of it away
+        (docs/sampling.md). Warns for a world to which pure noise had no weight in training.
+        """
+        if not self.world.knows_mean:
+            warnings.warn(
+                "this world gave pure noise no weight in training, so its estimate there is no conditional mean; train "
+                "with --model.flow.weighting uniform or --model.flow.pure-noise above 0",
+                stacklevel=2,
+            )
+        one_step = replace(self.sampling, sampler="euler", steps=1)
+        return replace(self, mean_draws=draws, num_samples=1, sampling=one_step)
 
     @property
     def context_taken(self) -> tuple[int, ...]:
@@ -87,14 +110,17 @@ class LatentForecaster(Forecaster):
     @torch.no_grad()
     def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         """Predicted frames are encoded again for the next step, because a latent depends on the frames before it."""
-        (past,), streams = context, self._generators(seeds, len(states))
+        (past,), draws = context, self.mean_draws or 1
+        streams = self._generators(seeds, len(states), self.num_samples * draws)
         shape = (self.world.horizon_latents, *past.shape[2:])
         noise = torch.stack([torch.randn(shape, generator=stream) for stream in streams])
-        given, made = (past, states.repeat_interleave(self.num_samples, dim=0), noise), []
+        states = states.repeat_interleave(self.num_samples, dim=0)
+        given, future = (past.repeat_interleave(draws, dim=0), states.repeat_interleave(draws, dim=0), noise), []
         for rows in zip(*(x.to(self.device).split(self.rows_at_once) for x in given), strict=True):
-            future = self.world.forecast(*rows, sampling=self.sampling)
-            made.append(self._decode(torch.cat([rows[0], future], dim=1)))
-        video, instants = torch.cat(made), list(dict.fromkeys(self.pattern.frames))
+            future.append(self.world.forecast(*rows, sampling=self.sampling).cpu())
+        latents = torch.cat([past, torch.cat(future).unflatten(0, (-1, draws)).mean(dim=1)], dim=1)
+        video = torch.cat([self._decode(some) for some in latents.split(self.rows_at_once)])
+        instants = list(dict.fromkeys(self.pattern.frames))
         following = [instants.index(self.chunk_frames + time) for time in self.context_taken]
         return self._forecast(video, self.num_samples), lambda: (self._encode(video[:, following]),)
 

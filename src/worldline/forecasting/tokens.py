@@ -1,5 +1,6 @@
 """The compression track's forecaster: a discrete world between a tokenizer's encoder and decoder."""
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -56,11 +57,18 @@ class TokenForecaster(Forecaster):
     tokenizer: Tokenizer[TokenGrid] | None
     """None where a world was trained on tokens as they came: then it shows no frames."""
     sampling: Sampling = field(default_factory=Sampling)
+    mixture: int = 1
+    """Roll-outs of each clip whose distributions are averaged: one greedy, all others drawn at temperature 1.
+
+    The metric scores every token given the context alone, and one guess of the grids between is only one of many ways
+    there; with more of them the average comes nearer to the marginal. Its likeliest tokens are the forecast."""
     decode_mode: DecodeMode = "tokens"
     blend_last_frame: bool = False
     """Show the last context frame where its tokens are kept, because decoding would lose detail there."""
 
     def __post_init__(self) -> None:
+        if self.mixture > 1 and (self.num_samples > 1 or self.sampling.temperature > 0):
+            raise UsageError("a mixture is one forecast, of the likeliest tokens; no --num-samples, no --temperature")
         if self.num_samples > 1 and self.sampling.temperature == 0:
             raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
         if self.decode_mode == "mean" and not hasattr(self._known(), "codebook"):
@@ -70,7 +78,11 @@ class TokenForecaster(Forecaster):
 
     @property
     def rows_at_once(self) -> int:
-        return self.rows or max(1, LOGITS // (4 * self.grid.height * self.grid.width * self.grid.vocab_size))
+        fits = LOGITS // (4 * self.grid.height * self.grid.width * self.grid.vocab_size)
+        return max(1, (self.rows or fits) // self.mixture)
+
+    def one_roll_out(self) -> "TokenForecaster | None":
+        return replace(self, mixture=1) if self.mixture > 1 else None
 
     def encoded(self, batch: Batch) -> Batch:
         if batch.tokens is not None:
@@ -146,13 +158,17 @@ class TokenForecaster(Forecaster):
     ) -> Forecast:
         """Roll every row forward, read its grids one by one, and show them. Costs are those of the `true` tokens."""
         samples, tokens = self.num_samples, context[0]
-        drawn = self._generators(seeds, len(states)) if self.sampling.temperature > 0 else None
+        others = self.mixture - 1
+        streams = self.sampling.temperature > 0 or others
+        drawn = self._generators(seeds, len(states), samples * max(1, others)) if streams else None
         states = states.repeat_interleave(samples, dim=0)
         true = None if true is None else true.repeat_interleave(samples, dim=0)
 
         def steps(rows: slice) -> Iterator[GridStep]:
-            past, own = tokens[rows].to(self.device), states[rows].to(self.device)
-            return self.world.forecast(past, own, sampling=self.sampling, generators=drawn and drawn[rows])
+            given = tokens[rows].to(self.device), states[rows].to(self.device)
+            if others and drawn:
+                return mixed(self.world, *given, drawn[rows.start * others : rows.stop * others])
+            return self.world.forecast(*given, sampling=self.sampling, generators=drawn and drawn[rows])
 
         def read(rows: slice, grid: int, step: GridStep) -> dict[str, Tensor]:
             found = {"tokens": step.tokens}
@@ -196,6 +212,24 @@ class TokenForecaster(Forecaster):
         rows = {"frames": frames, "plain_frames": plain_frames, "tokens": tokens}
         parts: dict[str, Any] = {name: x.unflatten(0, (-1, samples)) for name, x in rows.items() if x is not None}
         return Forecast(times=self.times, costs=found, **parts, **top)
+
+
+def mixed(
+    world: TokenWorld, context: Tensor, states: Tensor, generators: Sequence[torch.Generator]
+) -> Iterator[GridStep]:
+    """Grids of the mean distribution of one greedy roll-out and, by `len(generators) / b` drawn ones, their likeliest.
+
+    The logits are log-probabilities. No roll-out goes on from the mixture: each follows its own tokens.
+    """
+    count = len(generators) // len(context)
+    several = (x.repeat_interleave(count, dim=0) for x in (context, states))
+    greedy = world.forecast(context, states, sampling=Sampling())
+    drawn = world.forecast(*several, sampling=Sampling(temperature=1.0), generators=generators)
+    for one, others in zip(greedy, drawn, strict=True):
+        each = others.logits.float().log_softmax(dim=-1).unflatten(0, (-1, count))
+        together = torch.cat([one.logits.float().log_softmax(dim=-1)[:, None], each], dim=1)
+        logits = together.logsumexp(dim=1) - math.log(count + 1)
+        yield GridStep(logits.argmax(dim=-1), logits)
 
 
 def blend_last_frame(

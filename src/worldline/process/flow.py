@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from worldline.checks import Checked, Limit, Positive
+from worldline.checks import Checked, Limit, Positive, Share
 from worldline.schema import UsageError
 
 TIMESTEPS = 1000.0
@@ -34,6 +34,14 @@ class FlowConfig(Checked):
     num_train_steps: Annotated[int, Limit(least=2, most=1_000_000)] = 1000  # every one is an entry of a table
     weighting: Literal["uniform", "bell"] = "uniform"
     """`bell` favours the middle of the schedule, as the team's training library did ("bsmntw")."""
+    pure_noise: Share = 0.0
+    """Share of the examples that stand at sigma = 1 with weight 1, whatever the schedule. There the best velocity is
+    e - E[x0]: a plain regression, from which one call reads the conditional mean."""
+
+    @property
+    def knows_mean(self) -> bool:
+        """Whether pure noise has weight in training; `bell` gives it none."""
+        return self.weighting == "uniform" or self.pure_noise > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +77,11 @@ def _shifted(even: np.ndarray, shift: float) -> Tensor:
 
 
 def draw_sigma(config: FlowConfig, size: int, generator: torch.Generator) -> Float32[Tensor, " b"]:
-    """Draw a noise level per example, uniformly among `train_sigmas`. On the CPU, like the generator."""
-    return train_sigmas(config)[torch.randint(config.num_train_steps, (size,), generator=generator)]
+    """Draw a noise level per example, uniformly among `train_sigmas`, or 1. On the CPU, like the generator."""
+    sigma = train_sigmas(config)[torch.randint(config.num_train_steps, (size,), generator=generator)]
+    if config.pure_noise == 0:  # nothing more is drawn, so that earlier runs repeat
+        return sigma
+    return torch.where(torch.rand(size, generator=generator) < config.pure_noise, 1.0, sigma)
 
 
 def corrupt(
@@ -85,8 +96,7 @@ def loss_weight(config: FlowConfig, sigma: Float32[Tensor, " b"]) -> Float32[Ten
     """Weigh each example's squared error. 1 throughout, or a bell with mean 1 over `train_sigmas`.
 
     bell(sigma) is proportional to exp(-2 (sigma - 1/2)^2) - exp(-1/2), the weight of the team's training library:
-    2.08 at 1/2 for the default schedule, 0 at both ends. A forecast of one Euler step uses only pure noise, which then
-    has no weight: train such a world with `uniform`.
+    2.08 at 1/2 for the default schedule, 0 at both ends. Pure noise then has no weight, unless `pure_noise` gives it.
     """
 
     def bell(sigma: Tensor) -> Tensor:
@@ -94,7 +104,8 @@ def loss_weight(config: FlowConfig, sigma: Float32[Tensor, " b"]) -> Float32[Ten
 
     if config.weighting == "uniform":
         return torch.ones_like(sigma)
-    return bell(sigma) / bell(train_sigmas(config)).mean().to(sigma.device)
+    weight = bell(sigma) / bell(train_sigmas(config)).mean().to(sigma.device)
+    return torch.where(sigma == 1, 1.0, weight) if config.pure_noise > 0 else weight
 
 
 def integrate(

@@ -87,6 +87,7 @@ class WanWorld(nn.Module):
         config.check_length(pattern)
         self.config = config
         self.context_latents, self.horizon_latents = config.context_latents, config.horizon_latents
+        self.knows_mean = config.flow.knows_mean
         self.backbone: Any = config.backbone.build() if backbone is None else backbone
         if config.lora is not None:
             _add_adapters(self.backbone, config.lora, block_bias=config.block_bias)
