@@ -23,7 +23,8 @@ from worldline.encoding.encode import convert, encode, tokenize
 from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.files import write_json
 from worldline.formats.onex.source import OnexSource
-from worldline.formats.open import OpenOptions, choose_episodes, how_to_leave_out, join, only, open_source, reading_of
+from worldline.formats.open import OpenOptions, choose_episodes, join, only, open_source, reading_of
+from worldline.formats.source import how_to_leave_out
 from worldline.rundir import from_json, to_json
 from worldline.schema import UsageError
 

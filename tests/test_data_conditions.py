@@ -26,8 +26,8 @@ from condition_builders import (
 from data_builders import write_raw, write_tokens
 from pyarrow import parquet
 
+from worldline.data.clips import check_episodes
 from worldline.data.info import Info, inspect
-from worldline.formats.faults import check_episodes
 from worldline.formats.open import open_source
 from worldline.schema import DataError
 

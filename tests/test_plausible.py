@@ -16,9 +16,8 @@ from worldline import builtin
 from worldline.data.info import inspect
 from worldline.evaluation.held_out import DataChoice, split_of
 from worldline.families.card import describe_model
-from worldline.formats.faults import implausible, unlike
 from worldline.formats.open import open_source
-from worldline.formats.states import bounds_of, compute_stats
+from worldline.formats.states import bounds_of, compute_stats, implausible, unlike
 from worldline.schema import DataError
 from worldline.training.loop import train
 

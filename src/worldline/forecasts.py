@@ -28,14 +28,13 @@ from torch import Tensor
 
 from worldline import builtin
 from worldline.checks import Natural, Seed
-from worldline.data.clips import Clips
+from worldline.data.clips import Clips, check_episodes
 from worldline.evaluation.held_out import DataChoice, evenly, held_out, made_from, warn_of_strange_states
 from worldline.families.card import describe_model
 from worldline.families.config import LoadOptions
 from worldline.families.load import Loaded, load_forecaster, refuse_unfit, world_kind
 from worldline.files import atomic, read_json, read_npz, reading, write_json
 from worldline.forecasting.forecaster import clip_seeds
-from worldline.formats.faults import check_episodes
 from worldline.formats.video import encode
 from worldline.progress import Progress, say
 from worldline.ranks import Ranks

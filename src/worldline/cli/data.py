@@ -11,13 +11,13 @@ from worldline import builtin
 from worldline.checks import MOST_WORKERS, Checked, Limit, Natural
 from worldline.cli.console import choose, options_of, show
 from worldline.contract import FramePattern
-from worldline.data.clips import Side
+from worldline.data.clips import Side, check_episodes
 from worldline.data.info import Info, inspect
 from worldline.encoding.encode import Made, convert, encode, tokenize
 from worldline.families.tokenizers import fingerprint, load_tokenizer
-from worldline.formats.faults import check_episodes, implausible, warn
 from worldline.formats.open import OpenOptions, choose_episodes, only
 from worldline.formats.source import Source, summarise
+from worldline.formats.states import implausible, warn
 from worldline.progress import Progress, say, speaks
 from worldline.ranks import Ranks
 from worldline.rundir import to_json

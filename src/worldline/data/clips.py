@@ -18,12 +18,11 @@ from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, cached_frames
 from worldline.data.splits import Recordings, recordings
-from worldline.formats.faults import check_episodes
 from worldline.formats.open import OpenOptions, Roots, choose_episodes
-from worldline.formats.source import Source
+from worldline.formats.source import Source, how_to_leave_out
 from worldline.formats.video import resize
 from worldline.ranks import Ranks
-from worldline.schema import Clip, UsageError
+from worldline.schema import Clip, DataError, UsageError
 
 Split = Literal["train", "val"]
 Side = Annotated[int, Limit(least=1, most=16384)]
@@ -163,6 +162,32 @@ def open_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]
     text, elsewhere = (config.train_episodes, None) if split == "train" else (config.val_episodes, config.val_path)
     source = config.open(elsewhere or config.path)
     return source, choose_episodes(source, text, exclude=() if elsewhere else config.exclude_episodes)
+
+
+def check_episodes(source: Source, episodes: Sequence[int], *, size: int | None = None) -> None:
+    """Check the chosen episodes before costly work, except their pixels: rows, states, videos, rates and sizes.
+
+    Frames must be of one size unless they are scaled to `size`. Raises `DataError` for the first fault, and says how to
+    go on without that episode.
+    """
+    for episode in episodes:
+        try:
+            found = source.check(episode)
+        except DataError as problem:
+            way_out = f"{how_to_leave_out(source, episode)}, or whatever is damaged with --allow-missing."
+            fix = f"{problem.fix} Or leave {source.episodes[episode].name} out: {way_out}"
+            raise DataError(**vars(problem) | {"fix": fix}) from problem
+        if size is None:
+            check_size(source, episode, found)
+
+
+def check_size(source: Source, episode: int, found: tuple[int, int] | None) -> None:
+    """Raise `DataError` unless frames are of the size of the others."""
+    size = source.image_size
+    if found is not None and size is not None and found != size:
+        path, expected = source.footage(episode)[0], f"frames of {size[0]}x{size[1]}, as other episodes have"
+        fix = "Give a size: every frame is then cropped and scaled to one square."
+        raise DataError(path, expected=expected, found=f"{found[0]}x{found[1]}", fix=fix, kind="image_size")
 
 
 def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) -> Recordings:

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from worldline.data.cache import Progress
-from worldline.data.clips import source_windows
+from worldline.data.clips import check_size, source_windows
 from worldline.data.splits import repeated
-from worldline.formats.faults import faults, implausible
 from worldline.formats.open import JOINED, OpenOptions, choose_episodes, format_of, only
 from worldline.formats.source import Report, Source, noting
-from worldline.formats.states import StateStats, compute_stats
+from worldline.formats.states import StateStats, compute_stats, implausible
 from worldline.schema import DataError, TokenGrid
 
 _SAMPLE, _SAMPLING = 34, 77
@@ -153,7 +152,7 @@ def inspect(
 
 def _checked(source: Source, note: Report, *, thorough: bool, progress: Progress | None) -> StateStats | None:
     """Note all that is wrong with a source; give the statistics of the episodes whose states are sound."""
-    faulty = faults(source, note, thorough=thorough, progress=progress)
+    faulty = _faults(source, note, thorough=thorough, progress=progress)
     sound = [episode.index for episode in source.episodes if episode.index not in faulty]
     statistics = compute_stats(source, episodes=sound) if sound else None
     for problem in (*repeated(source, sound), *implausible(source, sound)) if sound else ():
@@ -162,6 +161,49 @@ def _checked(source: Source, note: Report, *, thorough: bool, progress: Progress
         with noting(note):
             source.claims(note, None if statistics is None else np.array([statistics.minimum, statistics.maximum]))
     return statistics
+
+
+def _faults(source: Source, report: Report, *, thorough: bool, progress: Progress | None) -> set[int]:
+    """Report whatever is wrong with the files of a source; give the episodes whose states are at fault.
+
+    The first and the last frame of every video are decoded, all of them where `thorough`.
+    """
+    faulty: set[int] = set()
+    files: dict[Path, list[int]] = {}
+    for episode in source.episodes:
+        files.setdefault(source.footage(episode.index)[0], []).append(episode.index)
+        try:
+            source.read_states(episode.index)
+        except DataError as problem:
+            report(problem)
+            faulty.add(episode.index)
+    for done, episodes in enumerate(files.values(), start=1):
+        with noting(report):
+            source.check_footage(episodes, report)
+        if source.grid is None:
+            _film_faults(source, episodes, report, thorough)
+        if progress is not None:
+            progress(done, len(files))
+    return faulty
+
+
+def _film_faults(source: Source, episodes: Sequence[int], report: Report, thorough: bool) -> None:
+    """Report what is wrong with the pictures of one file: their size, their times, what does not decode."""
+    with noting(report):
+        check_size(source, episodes[0], source.frame_size(episodes[0]))
+    shown: dict[int, np.ndarray] = {}
+    for episode in episodes:
+        with noting(report):
+            shown[episode] = source.shown(episode)
+    pieces = [(episode, 0, len(frames)) for episode, frames in shown.items()]
+    if pieces and not thorough:
+        first, last = min(shown, key=lambda i: shown[i][0]), max(shown, key=lambda i: shown[i][-1])
+        pieces = [(first, 0, 1), (last, len(shown[last]) - 1, len(shown[last]))]
+    for episode, start, stop in pieces:
+        with noting(report):
+            for frames in source.frames(episode, start, stop, threads=0):
+                with noting(report):
+                    check_size(source, episode, (frames.shape[-2], frames.shape[-1]))
 
 
 def _problems(path: Path, found: Iterable[DataError]) -> tuple[Problem, ...]:

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worldline.files import while_unchanged
-from worldline.formats.open import how_to_leave_out
-from worldline.formats.source import Source
+from worldline.formats.source import Source, how_to_leave_out
 from worldline.schema import DataError, Episode
 
 _HEAD = 1 << 20

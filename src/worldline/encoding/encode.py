@@ -19,11 +19,10 @@ from torch import Tensor
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import Progress, frame_chunks, frame_runs
-from worldline.data.clips import some_windows
+from worldline.data.clips import check_episodes, some_windows
 from worldline.data.splits import content_of, recording_of
 from worldline.files import hash_of
 from worldline.formats import encoded
-from worldline.formats.faults import check_episodes
 from worldline.formats.onex.write import finish_shards, shard_done, token_shard, write_raw_shard
 from worldline.formats.source import Source
 from worldline.owner import Claim

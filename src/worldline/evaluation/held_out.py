@@ -14,16 +14,16 @@ from torch import Tensor
 from worldline import builtin
 from worldline.checks import Natural
 from worldline.contract import Contract, FramePattern
-from worldline.data.clips import Clips, DataConfig, open_clips, open_split
+from worldline.data.clips import Clips, DataConfig, check_episodes, open_clips, open_split
 from worldline.data.splits import content_of
 from worldline.evaluation.result import Split
 from worldline.families.card import Identity, Part, describe_model, refuse_another
 from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
 from worldline.files import hash_of, read_json
-from worldline.formats.faults import check_episodes, implausible, unlike, warn
 from worldline.formats.open import has_choices
 from worldline.formats.source import Source
+from worldline.formats.states import implausible, unlike, warn
 from worldline.rundir import RunDir, environment, from_json, model_folder, to_json, version_of
 from worldline.schema import UsageError
 

@@ -18,9 +18,8 @@ from worldline.families.config import LoadOptions, TrainConfig
 from worldline.families.family import Prepared, Progress, WorldKind, kind_of
 from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.forecasting.forecaster import Forecaster, Session
-from worldline.formats.faults import implausible, unlike, warn
 from worldline.formats.source import Source
-from worldline.formats.states import compute_stats
+from worldline.formats.states import compute_stats, implausible, unlike, warn
 from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder

@@ -15,7 +15,7 @@ from worldline.formats.encoded import CLAIM, open_latents
 from worldline.formats.lerobot.metadata import INFO, Meta
 from worldline.formats.lerobot.source import open_lerobot
 from worldline.formats.onex.source import open_onex
-from worldline.formats.source import LeavingOut, Report, Source, summarise
+from worldline.formats.source import LeavingOut, Report, Source, how_to_leave_out, own_number, summarise
 from worldline.schema import DataError, Episode, StateKind, UsageError
 
 Roots = Path | tuple[Path, ...]
@@ -209,20 +209,6 @@ def _position(source: Source, number: int) -> int | None:
         span = f"{min(numbers, default=0)} to {max(numbers, default=0)}"
         raise UsageError(f"{source.path}: there is no episode {number} to exclude; numbers are {span}")
     return found[0] if found else None
-
-
-def own_number(episode: Episode) -> int:
-    """The number of an episode in its data set."""
-    return episode.index if episode.number is None else episode.number
-
-
-def how_to_leave_out(source: Source, episode: int) -> str:
-    """The option that leaves an episode out, for messages."""
-    number = own_number(source.episodes[episode])
-    if sum(own_number(other) == number for other in source.episodes) == 1:
-        return f"--exclude-episodes {number} (in recipes --data.exclude-episodes)"
-    before, after = f":{episode}" * (episode > 0), f"{episode + 1}:" * (episode + 1 < len(source.episodes))
-    return f"--episodes {','.join(part for part in (before, after) if part)} (in recipes --data.train-episodes)"
 
 
 def only(source: Source, episodes: Sequence[int]) -> Source:

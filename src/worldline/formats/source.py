@@ -20,6 +20,7 @@ from worldline.schema import Clip, DataError, Episode, LatentGrid, Origin, State
 
 Report = Callable[[DataError], None]  # called with what is wrong, where that is collected and not raised
 T = TypeVar("T")
+_adapter: Any = lru_cache(maxsize=64)(TypeAdapter)  # of a form
 _LOOKED_AT = 8  # episodes, for the size of frames
 
 
@@ -233,11 +234,6 @@ def validated(path: Path, form: type[T], content: Any, where: str = "") -> T:
         raise unreadable(path, expected=expected, found=repr(value)[:80], fix="", kind="metadata") from error
 
 
-@lru_cache(maxsize=64)
-def _adapter(form: Any) -> Any:
-    return TypeAdapter(form)
-
-
 def leave_out_absent(root: Path, needed: Mapping[str, Sequence[Path]], leaving: LeavingOut) -> list[int]:
     """Leave out the parts, by name, of which a file is absent; give the positions of the others."""
     absent = {
@@ -264,3 +260,17 @@ def check_totals(path: Path, counted: dict[str, int], report: Report) -> None:
 def summarise(items: Sequence[str], limit: int = 4) -> str:
     """Join a few examples of a long list: `100: a, b, c, d, ...`."""
     return f"{len(items)}: {', '.join(items[:limit])}{', ...' if len(items) > limit else ''}"
+
+
+def own_number(episode: Episode) -> int:
+    """The number of an episode in its data set."""
+    return episode.index if episode.number is None else episode.number
+
+
+def how_to_leave_out(source: Source, episode: int) -> str:
+    """The option that leaves an episode out, for messages."""
+    number = own_number(source.episodes[episode])
+    if sum(own_number(other) == number for other in source.episodes) == 1:
+        return f"--exclude-episodes {number} (in recipes --data.exclude-episodes)"
+    before, after = f":{episode}" * (episode > 0), f"{episode + 1}:" * (episode + 1 < len(source.episodes))
+    return f"--episodes {','.join(part for part in (before, after) if part)} (in recipes --data.train-episodes)"
