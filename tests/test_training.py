@@ -46,9 +46,8 @@ from worldline.process.categorical import Sampling
 from worldline.ranks import Ranks
 from worldline.rundir import Best, RunDir, load_tensors, model_folder, model_json, save_tensors, write_model
 from worldline.schema import DataError, TokenGrid, UsageError, join, stack
-from worldline.training.checkpoint import TrainState, better
-from worldline.training.loop import NonFiniteLossError, evaluated, train
-from worldline.training.validate import validate
+from worldline.training.checkpoint import TrainState, better, evaluated
+from worldline.training.loop import NonFiniteLossError, train, validate
 from worldline.worlds.st_transformer import STTransformerConfig
 
 CPU = torch.device("cpu")

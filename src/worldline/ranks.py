@@ -79,12 +79,14 @@ class Ranks:
             raise UsageError(f"there is no device {name!r}; give auto, cpu, cuda or cuda:N") from error
         return torch.device("cuda", self.local_rank) if self.world_size > 1 and device.type == "cuda" else device
 
-    def share(self, batch_size: int) -> int:
-        """Clips of a batch that fall to each rank. Raises `UsageError` if the batch does not divide."""
+    def share(self, batch_size: int, pieces: int = 1) -> int:
+        """Clips of a batch that fall to each rank. Raises `UsageError` if they do not divide so, or into pieces."""
         share, rest = divmod(batch_size, self.world_size)
         if rest:
             fits = f"give for example --batch-size {max(1, share) * self.world_size}"
             raise UsageError(f"a batch of {batch_size} clips does not divide among {self.world_size} processes; {fits}")
+        if not 1 <= pieces <= share:
+            raise UsageError(f"{share} clips on each rank cannot be cut into {pieces} pieces; lower --accumulate")
         return share
 
     @contextmanager

@@ -171,10 +171,7 @@ def setting(run: Footprint, *, gpus: int, accumulate: int, checkpointing: bool |
         checkpointing: as configured if not given; without effect where the model has none.
     """
     checkpointing = run.checkpoints if checkpointing is None or run.checkpoints is None else checkpointing
-    share = Ranks(world_size=gpus).share(run.config.batch_size)
-    if not 1 <= accumulate <= share:
-        raise UsageError(f"{share} clips on each GPU cannot be cut into {accumulate} pieces; lower --accumulate")
-    clips = -(-share // accumulate)
+    clips = -(-Ranks(world_size=gpus).share(run.config.batch_size, accumulate) // accumulate)
     kept = memory(run, gpus=gpus, accumulate=accumulate, clips=clips, checkpointing=checkpointing)
     resident = sum(kept[name] for name in (*CERTAIN, "gradients"))
     phases = {

@@ -7,7 +7,8 @@ round.
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -35,6 +36,20 @@ class TrainState:
     average: MovingAverage | None
     step: int = 0
     seconds: float = 0.0
+
+
+@contextmanager
+def evaluated(state: TrainState) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and holds its moving average, if there is one."""
+    model, averages = state.model, state.average.weights if state.average else {}
+    raw = {name: value.clone() for name, value in changing_state(model).items() if name in averages}
+    model.load_state_dict(averages, strict=False)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.load_state_dict(raw, strict=False)
+        model.train()
 
 
 def save_checkpoint(

@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from einops import rearrange
+from jaxtyping import UInt8
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from worldline.builtin import stored
@@ -19,18 +22,16 @@ from worldline.data.clips import open_split
 from worldline.data.loader import Loader
 from worldline.families.card import Identity
 from worldline.families.config import TrainConfig, read_config, resumed
-from worldline.families.family import refuse_idle
-from worldline.families.load import prepare
+from worldline.families.family import Prepared, refuse_idle
+from worldline.families.load import checked_identity, prepare, refuse_absent
 from worldline.files import hash_of, write_json
 from worldline.formats.states import StateStats
+from worldline.metrics.image import psnr
 from worldline.nn.optimizer import MovingAverage, build_optimizer
-from worldline.nn.weights import changing_state
 from worldline.ranks import Ranks, gathered
 from worldline.rundir import Best, RunDir, environment, to_json
-from worldline.schema import Batch, Origin, UsageError
-from worldline.training.checkpoint import TrainState, best_so_far, better, restore, save_checkpoint
-from worldline.training.identify import checked_identity, refuse_absent
-from worldline.training.validate import sample_strip, validate
+from worldline.schema import Batch, Origin, UsageError, stack
+from worldline.training.checkpoint import TrainState, best_so_far, better, evaluated, restore, save_checkpoint
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 """Called with (what is being done, done, total, figures to show)."""
@@ -73,8 +74,7 @@ def train(
     """
     refuse_idle(config, replace(config, tokenizer=None, weights=None, text=None))
     ranks, run = ranks or Ranks(), RunDir(path)
-    if config.accumulate > (clips := ranks.share(config.batch_size)):
-        raise UsageError(f"a batch of {clips} clips cannot be cut into {config.accumulate} pieces; lower --accumulate")
+    ranks.share(config.batch_size, config.accumulate)
     with ranks.owning(path):
         return _Training(config, run, resume, ranks, report if report and ranks.writes else lambda *_: None).go_on()
 
@@ -262,15 +262,40 @@ def _terminable() -> Iterator[Callable[[], bool]]:
             signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def evaluated(state: TrainState) -> Iterator[None]:
-    """Inside, the model is in evaluation mode and holds its moving average, if there is one."""
-    model, averages = state.model, state.average.weights if state.average else {}
-    raw = {name: value.clone() for name, value in changing_state(model).items() if name in averages}
-    model.load_state_dict(averages, strict=False)
-    model.eval()
-    try:
-        yield
-    finally:
-        model.load_state_dict(raw, strict=False)
-        model.train()
+# --- figures and pictures from held-out clips: quick, and always of the same clips ---
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module, made: Prepared, *, num_clips: int, device: torch.device, batch_size: int = 8
+) -> dict[str, float]:
+    """Mean loss and figures over evenly spread validation clips, as `val/...`. The model is in evaluation mode."""
+    chosen, totals = _evenly(made, num_clips), dict[str, float]()
+    for part in np.array_split(chosen, max(1, len(chosen) // batch_size)):
+        batch = _batch(made, part, device)
+        loss, figures = model.loss(batch, torch.Generator().manual_seed(0))  # pyright: ignore[reportCallIssue]
+        measured = {name: value.item() for name, value in made.kind.figures(model, batch).items()}
+        for name, value in {"loss": loss.item(), **figures, **measured}.items():
+            totals[name] = totals.get(name, 0.0) + value * len(part) / len(chosen)
+    scored = made.kind.psnr_clips
+    if scored and (shown := made.kind.shown(made, _batch(made, _evenly(made, scored), device))):
+        totals["psnr_db"] = psnr(shown[1][:, -1:], shown[0][:, -1:]).mean().item()
+    return {f"val/{name}": value for name, value in totals.items()}
+
+
+@torch.no_grad()
+def sample_strip(made: Prepared, *, device: torch.device) -> UInt8[Tensor, "3 h w"] | None:
+    """An image of two clips for TensorBoard: real frames above the model's; None if nothing can be shown."""
+    if (shown := made.kind.shown(made, _batch(made, _evenly(made, 2), device))) is None:
+        return None
+    times = torch.linspace(0, shown[0].shape[1] - 1, 6).round().long()
+    pairs = torch.stack([frames[:, times].cpu() for frames in shown], dim=1)
+    return rearrange(pairs, "b two t c h w -> c (b two h) (t w)")
+
+
+def _batch(made: Prepared, numbers: np.ndarray, device: torch.device) -> Batch:
+    return made.ready(stack([made.val[int(i)] for i in numbers]).to(device))
+
+
+def _evenly(made: Prepared, wanted: int) -> np.ndarray:
+    return np.unique(np.linspace(0, len(made.val) - 1, min(wanted, len(made.val))).round().astype(int))
