@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from builders import GRID_200, SMALL_WORLD, small_tokenizer, small_world, write_squares
 from commands import do
 from latent_builders import small_vae
 from test_forecast_files import write_latent_world, write_test_tokens, write_tokenizer, write_world
 
 from worldline.data.clips import Clips
-from worldline.evaluation.engine import PARTS, Tally
+from worldline.evaluation.engine import PARTS
 from worldline.forecasts import read_forecasts
 from worldline.rundir import model_json, write_model
 from worldline.schema import Clip, DataError
@@ -96,27 +95,6 @@ def _found(out: Path) -> tuple[dict[str, Any], str]:
     frames = out / "forecasts.npz"
     digest = hashlib.sha256(frames.read_bytes()).hexdigest() if frames.exists() else ""
     return {name: content[name] for name in content.keys() - {"seconds", "environment"}}, digest
-
-
-def test_a_part_gives_back_every_number(tmp_path: Path) -> None:
-    rng = torch.Generator().manual_seed(0)
-    tally = Tally([3, 1], not_computed={"lpips": "no weights"}, settings={"kept": "0.5"})
-    tally.scores["b", "full_ce"] = torch.tensor([[0.5], [float("nan")]])
-    tally.scores["a", "psnr_db"] = torch.rand(2, 3, generator=rng)
-    tally.shown["real"] = torch.randint(256, (2, 1, 3, 2, 2), generator=rng).to(torch.uint8)
-    tally.totals["tokens"] = torch.arange(5)
-    tally.save(tmp_path / "part.pt")
-    found = Tally.load(tmp_path / "part.pt")
-
-    for name in ("episodes", "not_computed", "settings"):
-        assert getattr(found, name) == getattr(tally, name)
-    for name in ("scores", "shown", "totals"):
-        mine, theirs = getattr(tally, name), getattr(found, name)
-        assert list(mine) == list(theirs)
-        for key in mine:
-            assert mine[key].dtype == theirs[key].dtype
-            assert torch.equal(mine[key].nan_to_num(-1), theirs[key].nan_to_num(-1))
-    assert [path.name for path in tmp_path.iterdir()] == ["part.pt"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -33,7 +33,7 @@ from worldline.evaluation.held_out import DataChoice, evenly, held_out, made_fro
 from worldline.families.card import describe_model
 from worldline.families.config import LoadOptions
 from worldline.families.load import Loaded, load_forecaster, refuse_unfit, world_kind
-from worldline.files import atomic, read_json, read_npz, reading, write_json
+from worldline.files import read_json, read_npz, reading, write_json, write_npz
 from worldline.forecasting.forecaster import clip_seeds
 from worldline.formats.video import encode
 from worldline.progress import Progress, say
@@ -42,6 +42,7 @@ from worldline.rundir import from_json, model_folder, new_folder, to_json
 from worldline.schema import DataError, Forecast, UsageError, stack
 
 INDEX, UNFINISHED = "forecast.json", "forecast.unfinished.json"
+PICTURE = "future_{}/frame_{:03d}.png"
 AT_ONCE = 4
 """Most clips that one process forecasts at once: with fewer, several processes share the work better."""
 Layout = Literal["mp4", "png", "npz"]
@@ -156,11 +157,14 @@ def _make(
         batch = stack([clips[number] for number in parts[part]])
         extra = () if options.format == "mp4" else ("top",)
         made = forecaster.forecast_clips(batch, seeds=clip_seeds(options.seed, batch.origins), extra=extra)
-        save = _save_npz if options.format == "npz" else _save_png
-        if options.format == "mp4":
-            save = partial(_save_mp4, shown=forecaster.shown(batch), fps=loaded.contract.fps / forecaster.pace)
+        shown = forecaster.shown(batch) if options.format == "mp4" else None
         for clip, number in enumerate(parts[part]):
-            save(files[number], made, clip)
+            if shown is not None:
+                _save_mp4(files[number], made.video[clip], clip, shown, fps=loaded.contract.fps / forecaster.pace)
+            elif options.format == "png":
+                _save_png(files[number], made, clip)
+            else:
+                write_npz(files[number], _arrays(made, clip))
 
     def done(part: int) -> bool:
         return there.issuperset(files[number] for number in parts[part])
@@ -231,11 +235,6 @@ def _arrays(forecast: Forecast, clip: int) -> dict[str, np.ndarray]:
     return found
 
 
-def _save_npz(path: Path, forecast: Forecast, clip: int) -> None:
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **_arrays(forecast, clip))
-
-
 def _save_png(folder: Path, forecast: Forecast, clip: int) -> None:
     """Write the frames of one clip's forecast as pictures, and its tokens, if it has any, beside them."""
     arrays = _arrays(forecast, clip)
@@ -244,20 +243,16 @@ def _save_png(folder: Path, forecast: Forecast, clip: int) -> None:
         for number, future in enumerate(arrays.pop("frames")):
             (temporary / f"future_{number}").mkdir()
             for time, frame in zip(times, future, strict=True):
-                Image.fromarray(frame).save(temporary / _png(number, time))
+                Image.fromarray(frame).save(temporary / PICTURE.format(number, time))
         if arrays:
-            np.savez(temporary / "tokens.npz", allow_pickle=False, **arrays)
+            write_npz(temporary / "tokens.npz", arrays)
 
 
-def _png(future: int, time: int) -> str:
-    return f"future_{future}/frame_{time:03d}.png"
-
-
-def _save_mp4(path: Path, forecast: Forecast, clip: int, *, shown: tuple[Tensor, Tensor | None], fps: float) -> None:
+def _save_mp4(path: Path, futures: Tensor, clip: int, shown: tuple[Tensor, Tensor | None], *, fps: float) -> None:
     """Write one H.264 video: real | future 1 | ... | future k, small frames enlarged. Before the futures comes the
     context, darkened. `shown` is what `Forecaster.shown` says of all clips: context, and real frames if known.
     """
-    (seen, real), futures = shown, forecast.video[clip]
+    seen, real = shown
     panels = [] if real is None else [torch.cat([seen[clip], real[clip]])]
     panels += [torch.cat([seen[clip] // 2, future]) for future in futures]
     row, (height, width) = torch.cat(panels, dim=-1).permute(0, 2, 3, 1), futures.shape[-2:]
@@ -284,7 +279,7 @@ def _read(stem: Path, index: Index) -> Forecast:
     there = index.layout == "npz" or path.exists()
     arrays = read_npz(path, what="arrays as numpy saves them", fix="Forecast again.") if there else {}
     if index.layout == "png":
-        futures = [[_picture(stem / _png(k, time)) for time in index.times] for k in range(index.num_samples)]
+        futures = [[_picture(stem / PICTURE.format(k, time)) for time in index.times] for k in range(index.num_samples)]
         arrays["frames"] = np.stack(futures)
     _check(path, arrays, index)
     found = {name: torch.from_numpy(array)[None] for name, array in arrays.items() if name != "times"}

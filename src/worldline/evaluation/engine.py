@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zipfile import is_zipfile
 
-import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float32, Int64, UInt8
@@ -81,15 +80,6 @@ class Tally:
     totals: dict[str, Tensor] = field(default_factory=dict)
     """Sums over all clips, such as how often each token occurred."""
 
-    def save(self, path: Path) -> None:
-        """Write a file for `load`, atomically."""
-        with atomic(path) as temporary:
-            torch.save(vars(self), temporary)
-
-    @staticmethod
-    def load(path: Path) -> "Tally":
-        return Tally(**torch.load(path, weights_only=True))
-
     @staticmethod
     def joined(parts: "Sequence[Tally]") -> "Tally":
         """Scores of all clips, in order. Each batch was scored in the same way."""
@@ -144,15 +134,15 @@ def score(
     began, ranks, scoring = time.monotonic(), ranks or Ranks(), _Scoring(judged, clips, amount)
     begins, parts = range(0, len(scoring.chosen), amount.batch_size), _begun(out, key, ranks=ranks)
     files = {begin: parts / f"batch_{begin:06d}.pt" for begin in begins}
-    ranks.made(
-        begins,
-        lambda begin: scoring.batch(begin).save(files[begin]),
-        done=lambda begin: files[begin].exists(),
-        progress=progress,
-    )
+
+    def make(begin: int) -> None:
+        with atomic(files[begin]) as temporary:
+            torch.save(vars(scoring.batch(begin)), temporary)
+
+    ranks.made(begins, make, done=lambda begin: files[begin].exists(), progress=progress)
     if not ranks.writes:
         return ranks.agreed(None)
-    tally = Tally.joined([Tally.load(file) for file in files.values()])
+    tally = Tally.joined([Tally(**torch.load(file, weights_only=True)) for file in files.values()])
     if tally.shown:
         scoring.write_forecasts(out / "forecasts.npz", tally.shown)
     evaluation = scoring.evaluation(tally, split, time.monotonic() - began)
@@ -307,15 +297,10 @@ class _Scoring:
         """Keep some clips' frames for the report: real ones, and each row's context + forecast, as `n t h w 3`."""
         ordered = sorted(self.entries, key=lambda entry: SHOWN_ORDER.index(entry.role))
         rows = [entry.id for entry in ordered if entry.id in shown]
-        arrays = {row: rearrange(clips, "n t c h w -> n t h w c").numpy() for row, clips in shown.items()}
-        content = {
-            "real": arrays["real"],
-            "rows": np.array(rows),
-            "context": np.array(len(self.judged.forecaster.shown_context)),
-            "psnr": psnr(shown[rows[0]][:, -1], shown["real"][:, -1]).numpy(),
-            **{f"forecast_{i}": arrays[row] for i, row in enumerate(rows)},
-        }
-        write_npz(path, content)
+        named = {"real": shown["real"], **{f"forecast_{i}": shown[row] for i, row in enumerate(rows)}}
+        arrays = {name: rearrange(clips, "n t c h w -> n t h w c").numpy() for name, clips in named.items()}
+        quality = psnr(shown[rows[0]][:, -1], shown["real"][:, -1]).numpy()
+        write_npz(path, {"rows": rows, "context": len(self.judged.forecaster.shown_context), "psnr": quality, **arrays})
 
 
 def _means(values: Mapping[str, Tensor], episodes: Int64[Tensor, " n"]) -> dict[str, Interval]:
