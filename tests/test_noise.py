@@ -34,7 +34,9 @@ def test_a_clip_is_known_by_where_it_begins_and_not_by_where_its_data_lie() -> N
 def test_noise_is_equal_to_the_bit_whatever_the_number_of_samples_and_the_clips_beside() -> None:
     seeds = clip_seeds(0, ORIGINS)
     many, few = (
-        torch.stack([torch.randn(4, 3, 2, 2, generator=one) for one in generators(given, k)]).unflatten(0, (-1, k))
+        torch.stack(
+            [torch.randn(4, 3, 2, 2, generator=one) for one in generators(given, k, clips=len(given))]
+        ).unflatten(0, (-1, k))
         for given, k in ((seeds, 5), (seeds[::-1], 2))
     )
     assert torch.equal(many[:, :2], few.flip(0))

@@ -495,7 +495,7 @@ def test_damaged_forecasts_name_the_file(tmp_path: Path) -> None:
     with np.load(path) as archive:
         arrays = dict(archive)
     np.savez(path, **{**arrays, "forecast_0": arrays["forecast_0"][:, :-1]})
-    with pytest.raises(DataError, match=r"forecasts\.npz: expected `forecast` as uint8 .*\(5, 12, 32, 32, 3\)"):
+    with pytest.raises(DataError, match=r"forecasts\.npz: .*'forecast': 'uint8 \(5, 12, 32, 32, 3\)'"):
         gather(run)
     np.savez(path, **{name: array for name, array in arrays.items() if name != "psnr"})
     with pytest.raises(DataError, match="no psnr"):

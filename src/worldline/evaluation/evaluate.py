@@ -122,8 +122,13 @@ def out_of(run: Path, options: EvaluateOptions) -> Path:
 def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Split]:
     """The protocol of a run, its clips, and whether it was trained on them. Reads no weights."""
     model, allowed = model_folder(run, options.checkpoint), options.allow_different
-    card = describe_model(model)
-    protocol, models = _protocol(run, card, options), [model]
+    card, models = describe_model(model), [model]
+    kind, protocol = kind_of(card.config), "tokenizer"
+    if isinstance(kind, WorldKind):
+        protocol = "compression" if kind.over == "tokens" and options.protocol != "sampling" else "sampling"
+        if protocol != options.protocol == "compression":
+            said = f"{run} holds a world over {kind.over}: it has no tokens to be scored (--protocol sampling)"
+            raise UsageError(said)
     options.refuse_unused(protocol)
     if protocol != "tokenizer":
         world_kind(card, model).check_options(card, options)
@@ -136,15 +141,6 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
     if protocol != "tokenizer":
         refuse_unfit(clips.source, card, run, options, shown=protocol == "sampling")
     return protocol, clips, split
-
-
-def _protocol(run: Path, card: ModelCard, options: EvaluateOptions) -> Protocol:
-    kind = kind_of(card.config)
-    if not isinstance(kind, WorldKind):
-        return "tokenizer"
-    if kind.over != "tokens" and options.protocol == "compression":
-        raise UsageError(f"{run} holds a world over {kind.over}: it has no tokens to be scored (--protocol sampling)")
-    return "compression" if kind.over == "tokens" and options.protocol != "sampling" else "sampling"
 
 
 def _unconditional(run: Path, card: ModelCard, place: Path, allowed: Collection[Part]) -> Path:

@@ -71,10 +71,8 @@ class Comparison:
     def verdict(self) -> Literal["yes", "no", "undecided"]:
         """Whether the whole interval is on the claimed side of zero, on the other, or on both."""
         sign = 1 if METRICS[self.metric].higher_is_better else -1
-        ends = sorted((sign * self.difference.low, sign * self.difference.high))
-        if ends[0] > 0:
-            return "yes"
-        return "no" if ends[1] < 0 else "undecided"
+        low, high = sorted((sign * self.difference.low, sign * self.difference.high))
+        return "yes" if low > 0 else "no" if high < 0 else "undecided"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,16 +47,13 @@ class Forecaster(ABC):
     """Rows at once; None takes as many as memory of a fixed size has room for. Changes rounding at most."""
     device: torch.device = field(default=torch.device("cpu"), compare=False)
     """Where it computes. Inputs are moved there; forecasts come back to the CPU."""
+    # These follow from the others, in `__post_init__`.
     context_frames: int = field(init=False)
     """Frames that a forecast begins with."""
     times: tuple[int, ...] = field(init=False)
     """Positions of the predicted frames, counted from the first frame of the context; not all need be there."""
     chunk_frames: int = field(init=False)
     """Frames per step of a session; 0 if it cannot continue beyond the window."""
-
-    def _reach(self, *, context_frames: int, times: Sequence[int], chunk_frames: int) -> None:
-        """Set the fields that follow from the others, in `__post_init__`."""
-        vars(self).update(context_frames=context_frames, times=tuple(times), chunk_frames=chunk_frames)
 
     @abstractmethod
     def reconstruct(self, batch: Batch) -> Forecast:
@@ -207,13 +204,6 @@ class Forecaster(ABC):
     def _decode(self, encoded: Tensor) -> UInt8[Tensor, "b t 3 h w"]:
         return self._known().decode(encoded.to(self.device)).cpu()
 
-    def _generators(self, seeds: Seeds, clips: int, samples: int) -> list[torch.Generator]:
-        """One for each sample of each clip. Raises `UsageError` where seeds are missing."""
-        if seeds is None or len(seeds) != clips:
-            found = "none" if seeds is None else len(seeds)
-            raise UsageError(f"this forecast is drawn from noise: give one seed for each of {clips} clips, not {found}")
-        return generators(seeds, samples)
-
 
 @dataclass(frozen=True, kw_only=True)
 class CopyLast(Forecaster):
@@ -310,8 +300,11 @@ def clip_seeds(seed: int, origins: Sequence[Origin]) -> tuple[int, ...]:
     return tuple(_mixed(seed, origin.episode, origin.start) for origin in origins)
 
 
-def generators(seeds: Sequence[int], num_samples: int) -> list[torch.Generator]:
-    """One generator for each sample of each clip, in the order `(b k)`."""
+def generators(seeds: Seeds, num_samples: int, *, clips: int) -> list[torch.Generator]:
+    """One generator for each sample of each clip, in the order `(b k)`. Raises `UsageError` where seeds are missing."""
+    if seeds is None or len(seeds) != clips:
+        found = "none" if seeds is None else len(seeds)
+        raise UsageError(f"this forecast is drawn from noise: give one seed for each of {clips} clips, not {found}")
     return [torch.Generator().manual_seed(_mixed(seed, k)) for seed in seeds for k in range(num_samples)]
 
 

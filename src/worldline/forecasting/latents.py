@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worldline.checks import Natural
 from worldline.contract import FramePattern
-from worldline.forecasting.forecaster import Context, Forecaster, Seeds, Shown, States, Step
+from worldline.forecasting.forecaster import Context, Forecaster, Seeds, Shown, States, Step, generators
 from worldline.process.flow import FlowSampling
 from worldline.schema import Batch, Forecast, LatentGrid
 from worldline.tokenizers.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ class LatentForecaster(Forecaster):
         frames, taken = self.pattern.frames, self.context_taken
         context, predicted = taken[-1] + 1, tuple(dict.fromkeys(frames[len(taken) :]))
         steps = (n for n in range(self.pattern.window - context, 0, -1) if {n + t for t in taken} <= {*frames})
-        self._reach(context_frames=context, times=predicted, chunk_frames=next(steps, 0))
+        vars(self).update(context_frames=context, times=predicted, chunk_frames=next(steps, 0))
 
     def conditional_mean(self, draws: int) -> "LatentForecaster":
         """The forecaster of E[x0 | context, states]: best under squared error, blurred where the future is open.
@@ -111,7 +111,7 @@ class LatentForecaster(Forecaster):
     def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         """Predicted frames are encoded again for the next step, because a latent depends on the frames before it."""
         (past,), draws = context, self.mean_draws or 1
-        streams = self._generators(seeds, len(states), self.num_samples * draws)
+        streams = generators(seeds, self.num_samples * draws, clips=len(states))
         shape = (self.world.horizon_latents, *past.shape[2:])
         noise = torch.stack([torch.randn(shape, generator=stream) for stream in streams])
         states = states.repeat_interleave(self.num_samples, dim=0)

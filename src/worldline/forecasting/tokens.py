@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
-from worldline.forecasting.forecaster import Context, Extra, Forecaster, Seeds, Shown, States, Step
+from worldline.forecasting.forecaster import Context, Extra, Forecaster, Seeds, Shown, States, Step, generators
 from worldline.metrics.tokens import TOP, grid_costs, guesses_of
 from worldline.process.categorical import GridStep, Sampling
 from worldline.schema import Batch, Forecast, TokenGrid, UsageError
@@ -74,7 +74,8 @@ class TokenForecaster(Forecaster):
         if self.decode_mode == "mean" and not hasattr(self._known(), "codebook"):
             raise UsageError("this tokenizer's tokens have no codes with a mean; use --decode-mode tokens")
         context, horizon = map(self.grid.frames_of, (self.world.context_grids, self.world.horizon_grids))
-        self._reach(context_frames=context, times=range(context, context + horizon), chunk_frames=horizon)
+        times = tuple(range(context, context + horizon))
+        vars(self).update(context_frames=context, times=times, chunk_frames=horizon)
 
     @property
     def rows_at_once(self) -> int:
@@ -160,7 +161,7 @@ class TokenForecaster(Forecaster):
         samples, tokens = self.num_samples, context[0]
         others = self.mixture - 1
         streams = self.sampling.temperature > 0 or others
-        drawn = self._generators(seeds, len(states), samples * max(1, others)) if streams else None
+        drawn = generators(seeds, samples * max(1, others), clips=len(states)) if streams else None
         states = states.repeat_interleave(samples, dim=0)
         true = None if true is None else true.repeat_interleave(samples, dim=0)
 

@@ -96,13 +96,11 @@ def _forecasts(path: Path) -> Forecasts:
     except KeyError as error:
         expected = "arrays real, rows, context, psnr and forecast_0, ..."
         raise DataError(path, expected=expected, found=f"no {error.args[0]}", fix=_AGAIN) from error
-    for name, frames in {"real": real, **rows}.items():
-        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape != real.shape or frames.shape[-1] != 3:
-            expected, found = f"`{name}` as uint8 n t h w 3 like `real` {real.shape}", f"{frames.dtype} {frames.shape}"
-            raise DataError(path, expected=expected, found=found, fix=_AGAIN)
-    if psnr.shape != real.shape[:1] or not 0 < context < real.shape[1]:
-        expected = f"psnr for each of {len(real)} clips and 0 < context < {real.shape[1]} frames"
-        raise DataError(path, expected=expected, found=f"{psnr.shape} and {context}", fix=_AGAIN)
+    alike = all(x.dtype == np.uint8 and x.shape == (*real.shape[:4], 3) for x in (real, *rows.values()))
+    if not alike or psnr.shape != real.shape[:1] or not 0 < context < real.shape[1]:
+        shapes = {name: f"{x.dtype} {x.shape}" for name, x in {"real": real, **rows, "psnr": psnr}.items()}
+        expected = "real and forecasts as uint8 n t h w 3 of one shape, psnr of each clip, and 0 < context < t"
+        raise DataError(path, expected=expected, found=f"{shapes} and context {context}", fix=_AGAIN)
     return Forecasts(real=real, rows=rows, context=context, psnr=psnr)
 
 

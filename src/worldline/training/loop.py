@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from worldline.builtin import stored
 from worldline.data.clips import open_split
 from worldline.data.loader import Loader
+from worldline.evaluation.held_out import evenly
 from worldline.families.card import Identity
 from worldline.families.config import TrainConfig, read_config, resumed
 from worldline.families.family import Prepared, refuse_idle
@@ -270,7 +271,7 @@ def validate(
     model: nn.Module, made: Prepared, *, num_clips: int, device: torch.device, batch_size: int = 8
 ) -> dict[str, float]:
     """Mean loss and figures over evenly spread validation clips, as `val/...`. The model is in evaluation mode."""
-    chosen, totals = _evenly(made, num_clips), dict[str, float]()
+    chosen, totals = evenly(len(made.val), num_clips), dict[str, float]()
     for part in np.array_split(chosen, max(1, len(chosen) // batch_size)):
         batch = _batch(made, part, device)
         loss, figures = model.loss(batch, torch.Generator().manual_seed(0))  # pyright: ignore[reportCallIssue]
@@ -278,7 +279,7 @@ def validate(
         for name, value in {"loss": loss.item(), **figures, **measured}.items():
             totals[name] = totals.get(name, 0.0) + value * len(part) / len(chosen)
     scored = made.kind.psnr_clips
-    if scored and (shown := made.kind.shown(made, _batch(made, _evenly(made, scored), device))):
+    if scored and (shown := made.kind.shown(made, _batch(made, evenly(len(made.val), scored), device))):
         totals["psnr_db"] = psnr(shown[1][:, -1:], shown[0][:, -1:]).mean().item()
     return {f"val/{name}": value for name, value in totals.items()}
 
@@ -286,16 +287,12 @@ def validate(
 @torch.no_grad()
 def sample_strip(made: Prepared, *, device: torch.device) -> UInt8[Tensor, "3 h w"] | None:
     """An image of two clips for TensorBoard: real frames above the model's; None if nothing can be shown."""
-    if (shown := made.kind.shown(made, _batch(made, _evenly(made, 2), device))) is None:
+    if (shown := made.kind.shown(made, _batch(made, evenly(len(made.val), 2), device))) is None:
         return None
     times = torch.linspace(0, shown[0].shape[1] - 1, 6).round().long()
     pairs = torch.stack([frames[:, times].cpu() for frames in shown], dim=1)
     return rearrange(pairs, "b two t c h w -> c (b two h) (t w)")
 
 
-def _batch(made: Prepared, numbers: np.ndarray, device: torch.device) -> Batch:
+def _batch(made: Prepared, numbers: list[int] | np.ndarray, device: torch.device) -> Batch:
     return made.ready(stack([made.val[int(i)] for i in numbers]).to(device))
-
-
-def _evenly(made: Prepared, wanted: int) -> np.ndarray:
-    return np.unique(np.linspace(0, len(made.val) - 1, min(wanted, len(made.val))).round().astype(int))
