@@ -15,6 +15,7 @@ from tolerances import assert_pixels_agree
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips, source_windows
+from worldline.data.info import inspect
 from worldline.data.splits import content_of
 from worldline.encoding.encode import Made, encode
 from worldline.evaluation.engine import Amount, score
@@ -121,8 +122,11 @@ def test_frames_that_do_not_fit_the_vae_are_refused(place: Path, tmp_path: Path)
 
 def test_damaged_latents_are_named(place: Path, tmp_path: Path) -> None:
     encode_into(place, tmp_path / "out")
+    assert inspect(tmp_path / "out").problems == ()
     path = tmp_path / "out/latents_0.npy"
     path.write_bytes(path.read_bytes()[:200])
+    (problem,) = inspect(tmp_path / "out").problems
+    assert "latents_0" in problem.examples[0]
     with pytest.raises(DataError, match="latents_0"):
         open_source(tmp_path / "out").read(0, 0, 77)
 

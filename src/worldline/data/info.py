@@ -68,7 +68,7 @@ class Info:
     """Facts worth knowing that are no faults."""
 
     def __str__(self) -> str:
-        size = f"{self.image_size[0]}x{self.image_size[1]}" if self.image_size else "tokens only"
+        size = f"{self.image_size[0]}x{self.image_size[1]}" if self.image_size else "no pictures"
         lines = [
             f"{self.path}: {self.kind}",
             f"  episodes     {self.episodes} ({len(self.left_out)} more listed and left out)",
@@ -180,7 +180,7 @@ def _faults(source: Source, report: Report, *, thorough: bool, progress: Progres
     for done, episodes in enumerate(files.values(), start=1):
         with noting(report):
             source.check_footage(episodes, report)
-        if source.grid is None:
+        if source.grid is None and source.latent_grid is None:
             _film_faults(source, episodes, report, thorough)
         if progress is not None:
             progress(done, len(files))

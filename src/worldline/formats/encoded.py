@@ -23,7 +23,7 @@ from torch import Tensor
 
 from worldline.contract import FramePattern, Reading
 from worldline.files import mapped_npy, npy_rows, read_json, write_json
-from worldline.formats.source import Source, validated
+from worldline.formats.source import Report, Source, validated
 from worldline.schema import DataError, Episode, LatentGrid, StateKind, StateLayout, UsageError
 
 CLAIM, METADATA = "encode.json", "metadata.json"
@@ -49,17 +49,24 @@ class LatentSource(Source):
 
     def shows(self, episode: int, start: int, stop: int) -> dict[str, Tensor]:
         """The latents of a window. Raises `UsageError` for one of another length, or one that was not encoded."""
-        of, pattern, grid = self.episodes[episode], self.pattern, self.latent_grid
-        assert pattern is not None and grid is not None, "opened as latents"  # noqa: PT018
-        if stop - start != pattern.window or start % self.stride:
+        assert self.pattern is not None, "opened as latents"
+        if stop - start != self.pattern.window or start % self.stride:
             raise UsageError(
-                f"{self.path} holds windows of {pattern.window} frames at multiples of {self.stride}, "
+                f"{self.path} holds windows of {self.pattern.window} frames at multiples of {self.stride}, "
                 f"not of {stop - start} at {start}; encode the data again for those"
             )
-        window = grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width
-        shape = (1 + (of.length - pattern.window) // self.stride, *window)
-        table = mapped_npy(of.latents, np.floating, shape, what="numbers", fix=_AGAIN)
-        return {"latents": torch.from_numpy(np.array(table[start // self.stride], np.float32))}
+        return {"latents": torch.from_numpy(np.array(self._windows(episode)[start // self.stride], np.float32))}
+
+    def _windows(self, episode: int) -> Float[np.ndarray, "n l c gh gw"]:
+        of, pattern, grid = self.episodes[episode], self.pattern, self.latent_grid
+        assert pattern is not None, "opened as latents"
+        assert grid is not None, "opened as latents"
+        number = max(0, 1 + (of.length - pattern.window) // self.stride)
+        shape = (number, grid.latents_of(len(pattern.frames)), grid.channels, grid.height, grid.width)
+        return mapped_npy(of.latents, np.floating, shape, what="numbers", fix=_AGAIN)
+
+    def check_footage(self, episodes: Sequence[int], report: Report) -> None:
+        self._windows(episodes[0])
 
     def footage(self, episode: int) -> tuple[Path, int]:
         return self.episodes[episode].latents, 0

@@ -16,8 +16,6 @@ from worldline.files import atomic, write_array, write_json
 from worldline.formats.video import encode
 from worldline.schema import StateLayout, TokenGrid, UsageError
 
-FOLDERS = ("videos", "robot_states", "segment_indices", "metadata")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
@@ -43,7 +41,8 @@ class Shard:
 
 def shard_at(root: Path, index: int, *, suffix: str, nested: bool = True, test: bool = False) -> Shard:
     """Where the files of a shard lie: each kind in its folder, or all in one."""
-    videos, states, segments, markers = (root / name if nested else root for name in FOLDERS)
+    folders = ("videos", "robot_states", "segment_indices", "metadata")
+    videos, states, segments, markers = (root / name if nested else root for name in folders)
     return Shard(
         index=index,
         test=test,
