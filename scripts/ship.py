@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from worldline.families.tokenizers import fingerprint
-from worldline.rundir import RunDir, load_tensors, model_folder, model_json, new_folder, write_model
+from worldline.files import read_json
+from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
 
 MAX_LINES = 200
 ABSOLUTE = re.compile(r"(?<![\w./])/(?:[\w.-]+/)+")
@@ -24,7 +25,7 @@ ABSOLUTE = re.compile(r"(?<![\w./])/(?:[\w.-]+/)+")
 
 def ship(run: Path, out: Path, tokenizer: Path | None) -> None:
     folder = model_folder(run)
-    description, weights = model_json(folder), load_tensors(folder / "model.safetensors")
+    description, weights = read_json(folder / "model.json"), load_tensors(folder / "model.safetensors")
     description.pop("format")
     if tokenizer is not None:
         identity = {"tokenizer": _rounded(RunDir(run).tokenizer, tokenizer)}

@@ -19,8 +19,9 @@ from test_forecast_files import write_latent_world, write_test_tokens, write_tok
 
 from worldline.data.clips import Clips
 from worldline.evaluation.engine import PARTS
+from worldline.files import read_json
 from worldline.forecasts import read_forecasts
-from worldline.rundir import model_json, write_model
+from worldline.rundir import write_model
 from worldline.schema import Clip, DataError
 from worldline.worlds.st_transformer import STTransformer
 
@@ -54,7 +55,7 @@ def _with_contract(model: Path) -> dict[str, Any]:
         "source_kind": "1x-raw",
         "pattern": {"window": grid.block},
     }
-    return model_json(model) | {"contract": contract | {"grid": vars(grid)}}
+    return read_json(model / "model.json") | {"contract": contract | {"grid": vars(grid)}}
 
 
 class Read(list[int]):
@@ -156,7 +157,7 @@ def _retrain(model: Path, seed: int, *, unconditional: bool = False) -> None:
     """Other weights of the same shapes; `unconditional`: of a world without states."""
     if not model.exists():
         write_world(model)
-    description = model_json(model)
+    description = read_json(model / "model.json")
     config = replace(SMALL_WORLD, unconditional=unconditional)
     world: STTransformer = small_world(config, seed, GRID_200)
     description.pop("format")

@@ -19,9 +19,10 @@ from worldline.data.clips import DataConfig, check_held_out
 from worldline.data.info import inspect
 from worldline.data.splits import Recordings, recording_of, recordings
 from worldline.encoding.encode import convert, encode, tokenize
+from worldline.files import read_json
 from worldline.formats.onex.write import finish_shards, write_raw_shard
 from worldline.formats.open import open_source
-from worldline.rundir import RunDir, model_json
+from worldline.rundir import RunDir
 from worldline.schema import StateLayout, UsageError
 from worldline.training.loop import train
 
@@ -126,7 +127,7 @@ def test_a_run_says_what_it_was_trained_on_and_what_it_began_from(raw: Path) -> 
     train(second, raw.parent / "second")
     latest = RunDir(raw.parent / "second").latest()
     assert latest is not None
-    trained_on = Recordings(contents=tuple(model_json(latest)["trained_on"]["contents"]))
+    trained_on = Recordings(contents=tuple(read_json(latest / "model.json")["trained_on"]["contents"]))
     assert [e.index for e in trained_on.among(open_source(raw), [2, 1, 0])] == [1, 0]
     with pytest.raises(UsageError, match="1 of 2 validation episodes"):
         train(replace(second, data=replace(second.data, train_episodes="2:", val_episodes=":2")), raw.parent / "third")

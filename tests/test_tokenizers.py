@@ -244,7 +244,7 @@ def test_weights_of_another_shape_name_the_file(tmp_path: Path) -> None:
 def test_a_description_of_a_later_version_is_refused(tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
     write_model(tmp_path, ModelCard(config=tokenizer.config).to_json() | {"format": 2}, tokenizer.state_dict())
-    with pytest.raises(DataError, match="format 2"):
+    with pytest.raises(DataError, match=r"format: .* \(found 2\)"):
         load_tokenizer(tmp_path)
 
 

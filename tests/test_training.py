@@ -41,10 +41,11 @@ from worldline.families.config import TrainConfig
 from worldline.families.family import Prepared, kind_of
 from worldline.families.load import load_world, prepare
 from worldline.families.tokenizers import load_tokenizer
+from worldline.files import read_json
 from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.process.categorical import Sampling
 from worldline.ranks import Ranks
-from worldline.rundir import Best, RunDir, load_tensors, model_folder, model_json, save_tensors, write_model
+from worldline.rundir import Best, RunDir, load_tensors, model_folder, save_tensors, write_model
 from worldline.schema import DataError, TokenGrid, UsageError, join, stack
 from worldline.training.checkpoint import TrainState, better, evaluated
 from worldline.training.loop import NonFiniteLossError, train, validate
@@ -250,8 +251,8 @@ def test_the_best_checkpoint_is_kept_and_known_after_a_resume(tmp_path: Path) ->
     assert step < 3, values
     assert RunDir(tmp_path / "whole").best() == Best(metric="val/loss", step=step, value=values[step])
     assert [folder.name[-1] for folder in RunDir(tmp_path / "whole").checkpoints()] == [str(step), "3"]
-    assert model_json(model_folder(tmp_path / "whole", "best"))["step"] == step
-    assert model_json(model_folder(tmp_path / "whole", "3"))["step"] == 3
+    assert read_json(model_folder(tmp_path / "whole", "best") / "model.json")["step"] == step
+    assert read_json(model_folder(tmp_path / "whole", "3") / "model.json")["step"] == 3
     with pytest.raises(UsageError, match=rf"no checkpoint '2'.*best and steps {step}, 3$"):
         model_folder(tmp_path / "whole", "2")
     _interrupt(config, tmp_path / "parts", step + 1)
@@ -618,7 +619,7 @@ def test_a_tokenizer_is_loaded_from_its_run(tmp_path: Path) -> None:
     assert latest is not None
     assert load_tokenizer(tmp_path / "run").config == config.model
     assert load_tokenizer(latest).config == config.model
-    contract = model_json(latest)["contract"]
+    contract = read_json(latest / "model.json")["contract"]
     assert (contract["image_size"], contract["grid"]["vocab_size"]) == (16, 200)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from worldline.families.card import ModelCard
 from worldline.families.family import KINDS
 from worldline.families.tokenizers import fingerprint, keep_tokenizer, load_tokenizer
+from worldline.files import read_json
 from worldline.planning.meter import follow
-from worldline.rundir import RunDir, model_json, write_model
+from worldline.rundir import RunDir, write_model
 from worldline.schema import Batch, DataError, LatentGrid, Origin, UsageError
 from worldline.tokenizers import tokenizer as tokenizers
 from worldline.tokenizers.tokenizer import BlockTokenizer, Tokenizer, to_signed
@@ -555,7 +556,7 @@ def test_the_fingerprint_is_of_the_weights(tmp_path: Path) -> None:
         tokenizer = vae(seed=seed)
         write_model(tmp_path / name, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
         small_original(tokenizer, tmp_path / name / "file.pth")
-    assert model_json(tmp_path / "one")["config"]["kind"] == "wan-vae"
+    assert read_json(tmp_path / "one/model.json")["config"]["kind"] == "wan-vae"
     assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "same") != fingerprint(tmp_path / "other")
     files = [fingerprint(tmp_path / name / "file.pth") for name in ("one", "other")]
     assert files[0] != files[1]

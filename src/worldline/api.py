@@ -15,7 +15,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from tyro.constructors import MISSING, ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from worldline import builtin, forecasts
+from worldline import forecasts
+from worldline.builtin import located
+from worldline.checks import refuse_unknown
 from worldline.evaluation.evaluate import EvaluateOptions
 from worldline.evaluation.evaluate import evaluate as evaluated
 from worldline.families.card import Part
@@ -28,7 +30,6 @@ from worldline.progress import Progress, say
 from worldline.ranks import Ranks
 from worldline.recipes import RECIPES
 from worldline.rundir import RunDir, built, to_json
-from worldline.schema import UsageError
 from worldline.training import loop
 from worldline.training.loop import TrainResult
 
@@ -120,18 +121,14 @@ def train(recipe: str | TrainConfig, *, out: str | Path | None = None, **changes
         UsageError: no such recipe or field, a value that cannot be or would change nothing, or a folder in use.
         DataError: data or weights are not what they should be.
     """
+    if isinstance(recipe, str):
+        refuse_unknown(recipe, RECIPES, what="recipe")
     name = recipe if isinstance(recipe, str) else recipe.model.kind
-    if name not in RECIPES and isinstance(recipe, str):
-        raise UsageError(f"there is no recipe {name!r}; there are: {', '.join(RECIPES)}")
     config = RECIPES[recipe]() if isinstance(recipe, str) else recipe
     if changes:
         changed = built(TrainConfig, _merged(to_json(TrainConfig, config), changes))
         refuse_idle(changed, config)
         config = changed
-    data = config.data
-    config = _with(
-        config, path=data.path, val_path=data.val_path, tokenizer=config.tokenizer, init_from=config.init_from
-    )
     config = replace(config, tokenizer=config.tokenizer or config.weights)
     return _train(config, Path(out) if out else new_run(name), resume=False)
 
@@ -144,13 +141,14 @@ def go_on(run: str | Path, options: ResumeOptions) -> TrainResult:
         DataError: data, weights or checkpoints are not what they should be.
     """
     found = read_config(RunDir(Path(run)))
-    given = {name: getattr(options, name) for name in ("tokenizer", "weights", "text", "device", "workers")}
+    named = {name: getattr(options, name) for name in ("tokenizer", "weights", "text", "device", "workers")}
+    given, moved = ({name: one for name, one in all.items() if one is not None} for all in (named, vars(options.data)))
     if options.weights and not options.tokenizer and found.tokenizer == found.weights:
         given["tokenizer"] = options.weights  # one folder holds both
     if options.steps is not None or options.epochs is not None:
         given |= {"steps": options.steps or 0, "epochs": options.epochs or 0.0}
-    config = _with(found, **vars(options.data), **given)
-    config = replace(config, max_minutes=options.max_minutes, allow_different=options.allow_different)
+    given |= {"max_minutes": options.max_minutes, "allow_different": options.allow_different}
+    config = replace(found, data=replace(found.data, **moved), **given)
     return _train(config, Path(run), resume=True)
 
 
@@ -177,17 +175,9 @@ def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return found
 
 
-def _with(config: TrainConfig, **given: Any) -> TrainConfig:
-    """The configuration with what is given and not None, of its data too; names of built-ins become paths."""
-    named = ("path", "val_path", "tokenizer", "init_from", "weights")
-    there = {name: value for name, value in given.items() if value is not None}
-    there |= {name: builtin.resolve_all(there[name]) for name in named if name in there}
-    data = {name: there.pop(name) for name in ("path", "val_path", "cache") if name in there}
-    return replace(config, data=replace(config.data, **data), **there)
-
-
 def _train(config: TrainConfig, run: Path, *, resume: bool) -> TrainResult:
-    """Train where the memory that it needs is free."""
+    """Train where the memory that it needs is free. Names of built-ins become paths."""
+    config = located(config, Path())
     with Ranks.start(config.device) as ranks, Progress() as progress:
         run = ranks.agreed(run)  # the default name holds the time, and processes start at different seconds
         say(f"run folder: {run}")

@@ -1,4 +1,4 @@
-"""Checks of the values of a configuration: the numbers of every `Checked` class are what their types say.
+"""Checks of values: the numbers of every `Checked` configuration are what their types say, a name is one of several.
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Checked):
@@ -11,6 +11,9 @@ passes (the type says whether a field may be None); of tuples, every entry is ch
 begins them with `super().__post_init__()`.
 """
 
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
 from math import inf, isfinite
@@ -64,6 +67,24 @@ class InvalidValue(UsageError):  # noqa: N818 - an error by its base, named afte
 def refuse(config: object, field: str, allowed: str) -> NoReturn:
     """Raise `InvalidValue` for a field whose value is not allowed."""
     raise InvalidValue(type(config), field, f"is {getattr(config, field)!r}, but must be {allowed}")
+
+
+@contextmanager
+def options_of(parts: Mapping[type, str] | None = None) -> Iterator[None]:
+    """Name wrong values by their options; `parts` are the classes whose options begin with a name, and that name."""
+    try:
+        yield
+    except InvalidValue as error:
+        option = f"--{(parts or {}).get(error.kind, '')}{error.field}"
+        raise UsageError(f"{option.replace('_', '-')} {error.said}") from error
+
+
+def refuse_unknown(name: str, names: Collection[str], *, what: str) -> None:
+    """Raise `UsageError` where a name is none of those there are; says which it may have been meant for."""
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UsageError(f"there is no {what} {name!r}; {hint}there are: {', '.join(names)}")
 
 
 class Checked:

@@ -1,9 +1,11 @@
-"""Progress bars and messages of long jobs, on stderr."""
+"""What jobs tell the user: progress and messages on stderr, results on stdout."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -43,6 +45,12 @@ def say(message: str) -> None:
     """Tell the user something on stderr; of several processes of a job, the first does."""
     if speaks():
         print(message, file=sys.stderr)
+
+
+def show(result: dict[str, Any], *, text: str, as_json: bool) -> None:
+    """Print a result, once for all processes of a job: with `as_json` one object and nothing else, or text."""
+    if speaks():
+        print(json.dumps(result) if as_json else text)
 
 
 def speaks() -> bool:

@@ -147,19 +147,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 def write_model(folder: Path, description: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Write `model.json` and `model.safetensors` into an existing folder (see `new_folder` for atomicity)."""
     save_tensors(folder / "model.safetensors", weights)
-    write_json(folder / "model.json", {"format": 1, **description})
-
-
-def model_json(folder: Path) -> dict[str, Any]:
-    """Read `model.json` as it is (see `worldline.families.card`).
-
-    Raises `DataError` where it is missing, damaged or of a later format.
-    """
-    description = read_json(folder / "model.json")
-    if (found := description.get("format")) != 1:
-        fix = "Use the version of worldline that wrote it."
-        raise DataError(folder / "model.json", expected="a model of format 1", found=f"format {found!r}", fix=fix)
-    return description
+    write_json(folder / "model.json", description)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

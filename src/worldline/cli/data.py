@@ -8,8 +8,7 @@ from typing import Annotated, Any, ClassVar, Union
 import tyro
 
 from worldline import builtin
-from worldline.checks import MOST_WORKERS, Checked, Limit, Natural
-from worldline.cli.console import choose, options_of, show
+from worldline.checks import MOST_WORKERS, Checked, Limit, Natural, options_of, refuse_unknown
 from worldline.contract import FramePattern
 from worldline.data.clips import Side, check_episodes
 from worldline.data.info import Info, inspect
@@ -18,7 +17,7 @@ from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.formats.open import OpenOptions, choose_episodes, only
 from worldline.formats.source import Source, summarise
 from worldline.formats.states import implausible, warn
-from worldline.progress import Progress, say, speaks
+from worldline.progress import Progress, say, show, speaks
 from worldline.ranks import Ranks
 from worldline.rundir import to_json
 from worldline.twin.generate import TwinConfig, generate
@@ -165,7 +164,8 @@ VERBS = {"info": InfoJob, "convert": ConvertJob, "tokenize": TokenizeJob, "encod
 
 
 def parse(verb: str, arguments: list[str]) -> Any:
-    choose(arguments, VERBS, what="data verb")
+    for word in [argument for argument in arguments if not argument.startswith("-")][:1]:
+        refuse_unknown(word, VERBS, what="data verb")
     jobs: Any = Union[tuple(Annotated[job, tyro.conf.subcommand(name)] for name, job in VERBS.items())]  # noqa: UP007 - made at run time
     with options_of({FramePattern: "pattern."}):
         return tyro.cli(jobs, prog=f"worldline {verb}", description="Work with data sets." + EXAMPLES, args=arguments)

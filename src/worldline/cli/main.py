@@ -38,11 +38,11 @@ def main() -> None:
         print(HELP.format(verbs=verbs))
         return
     verb = arguments[0]
-    if verb not in NAMES:
-        _end(2, f"worldline: there is no verb {verb!r}; verbs: {', '.join(NAMES)}")
-    from worldline.schema import DataError, UsageError  # brings PyTorch: too slow for --help alone
+    from worldline.checks import refuse_unknown  # brings PyTorch: too slow for --help alone
+    from worldline.schema import DataError, UsageError
 
     try:
+        refuse_unknown(verb, NAMES, what="verb")
         parse(arguments).carry_out()
     except (DataError, UsageError) as error:
         _end(2, f"worldline {verb}: {error}")

@@ -13,13 +13,12 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec
 
 from worldline import api
 from worldline.builtin import located
-from worldline.checks import Checked, Positive
-from worldline.cli.console import choose, options_of, show
+from worldline.checks import Checked, Positive, options_of, refuse_unknown
 from worldline.families.config import TrainConfig
 from worldline.families.family import idle, kind_of, parts_of, refuse_idle
 from worldline.planning.footprint import worst
 from worldline.planning.plan import Card, Plan, Setting, plan
-from worldline.progress import say
+from worldline.progress import say, show
 from worldline.recipes import RECIPES
 from worldline.rundir import to_json
 from worldline.schema import UsageError
@@ -185,7 +184,7 @@ def _parse_recipe(job: type[AnyJob], verb: str, arguments: list[str]) -> tuple[s
     Raises:
         UsageError: there is no recipe of that name, or none is given.
     """
-    name, asked = choose(arguments, RECIPES, what="recipe"), not {"-h", "--help"}.isdisjoint(arguments)
+    name, asked = next((a for a in arguments if a[:1] != "-"), None), not {"-h", "--help"}.isdisjoint(arguments)
     if name is None:
         if not asked:
             raise UsageError(f"give a recipe: {', '.join(RECIPES)}")
@@ -193,6 +192,7 @@ def _parse_recipe(job: type[AnyJob], verb: str, arguments: list[str]) -> tuple[s
         print(*(f"  {name:31} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()), sep="\n")
         print(f"\nworldline {verb} RECIPE --help shows a recipe's options.")
         raise SystemExit(0)
+    refuse_unknown(name, RECIPES, what="recipe")
     rest = [argument for at, argument in enumerate(arguments) if at != arguments.index(name)]
     given = {argument.partition("=")[0][2:] for argument in rest if argument.startswith("--")}
     for length in api.other_lengths(given):

@@ -11,12 +11,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from worldline import api, builtin
-from worldline.checks import Checked, Positive
-from worldline.cli.console import options_of, show
+from worldline.checks import Checked, Positive, options_of
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate, out_of
 from worldline.evaluation.result import Evaluation
 from worldline.forecasts import ForecastOptions, forecast
-from worldline.progress import say
+from worldline.progress import say, show
 from worldline.report.tables import text_table
 from worldline.rundir import RunDir, to_json
 from worldline.worlds.wan_text import encode_text, fingerprint_encoder, save_text

@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 
 from worldline.contract import Contract, ModelConfig
 from worldline.data.splits import Recordings
+from worldline.files import read_json
 from worldline.formats.states import StateStats
-from worldline.rundir import from_json, model_json, to_json
+from worldline.rundir import from_json, to_json
 from worldline.schema import UsageError
 
 Part = Literal["data", "validation", "split", "pattern", "tokenizer", "backbone", "text", "statistics"]
@@ -124,4 +125,4 @@ class ModelCard:
 
 def describe_model(folder: Path) -> ModelCard:
     """Read `model.json` alone. Raises `DataError` where it is missing, damaged or of another format."""
-    return from_json(ModelCard, model_json(folder), folder / "model.json")
+    return from_json(ModelCard, read_json(path := folder / "model.json"), path)

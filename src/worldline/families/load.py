@@ -73,16 +73,15 @@ def _explicit(identity: Identity) -> Identity:
     return replace(identity, **{part: "none" for part in _OF_A_WORLD if getattr(identity, part) is None})
 
 
-def refuse_absent(config: TrainConfig, run: RunDir) -> None:
-    """Say of what has moved since a run was begun by which option to give its new place. Raises `UsageError`."""
+def refuse_absent(config: TrainConfig) -> None:
+    """Say of what is not there by which option to give its place. Raises `UsageError`."""
     flags = {"--data.path": config.data.path, "--data.val-path": config.data.val_path}
     flags |= {"--tokenizer": config.tokenizer, "--weights": config.weights, "--text": config.text}
     each = ((flag, path) for flag, one in flags.items() for path in (one if isinstance(one, tuple) else (one,)))
     gone = [f"{path} ({flag} PLACE)" for flag, path in each if path is not None and not path.exists()]
     if gone:
-        raise UsageError(
-            f"the run in {run.path} was made with what is not there now: {', '.join(gone)}. Give the new place of each"
-        )
+        named = ", ".join(builtin.NAMES)
+        raise UsageError(f"not there: {', '.join(gone)}. Give the place of each, or the name of a built-in: {named}")
 
 
 def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None) -> Prepared:

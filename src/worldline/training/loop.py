@@ -88,12 +88,12 @@ class _Training:
         kept = config
         if resume:
             kept = resumed(read_config(run), config, run)
-            refuse_absent(config, run)
             if run.checkpoints():
                 config = replace(config, init_from=run.latest())  # it knows what the first weights were trained on
         elif run.config.exists():
             fix = f"continue with `worldline train --resume {run.path}`, or choose another folder (--out)"
             raise UsageError(f"{run.path} holds a run already; {fix}")
+        refuse_absent(config)
         with ranks.first():
             identity = checked_identity(config, run, resume=resume) if ranks.writes else Identity()
         made = prepare(config, lambda what, done, total: report(what, done, total, {}), ranks)
