@@ -1,7 +1,9 @@
 """Small models and data shared by tests. Every weight is drawn, so that no path is switched off by a zero."""
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from worldline.formats.onex.write import finish_shards, token_shard, write_raw_shard
+from worldline.ranks import Ranks
 from worldline.schema import Batch, LatentGrid, Origin, StateLayout, TokenGrid
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
@@ -137,3 +140,14 @@ def write_followed_tokens(root: Path, episodes: int, blocks: int = 4, seed: int 
         provenance={},
     )
     return root
+
+
+@dataclass(frozen=True)
+class StoppedAfter(Ranks):
+    """A process that is interrupted when it has made a number of things."""
+
+    number: int = 1
+
+    def made(self, items: Sequence[int], make: Callable[[int], None], **how: Any) -> int:
+        super().made(items[: self.number], make, **how)
+        raise KeyboardInterrupt

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,8 +128,8 @@ def terminated(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """SIGTERM reaches one process only; both save the same step, and go on from it."""
     config, pids = from_json(TrainConfig, read_json(folder / "config.json"), folder), ranks.everyones(os.getpid())
 
-    def report(what: str, done: int, *_: object) -> None:
-        if what == "training" and done == 1:
+    def report(done: int, *_: object) -> None:
+        if done == 1:
             os.kill(pids[1], signal.SIGTERM)
             time.sleep(0.2)
 
@@ -185,7 +184,7 @@ def data(folder: Path, ranks: Ranks) -> dict[str, Any]:
     pattern = FramePattern(window=17, stride=4)
     latents = encode(source, Means(), out / "latents", pattern=pattern, window_stride=8, **shared).counts["windows"]
     config = from_json(TrainConfig, read_json(folder / "on_frames.json"), folder)
-    made = prepare(replace(config, data=replace(config.data, cache=out / "cache")), lambda *_: None, ranks)
+    made = prepare(replace(config, data=replace(config.data, cache=out / "cache")), ranks)
     try:
         tokens(3)
     except (UsageError, OtherRankError) as error:
@@ -240,9 +239,7 @@ def vae(folder: Path, ranks: Ranks) -> dict[str, Any]:
     return {"figures": figures, "made": made.flatten()[:50].tolist(), "saved": sorted(changing_state(model))}
 
 
-def judge(
-    folder: Path, ranks: Ranks, *, by: int | None = None, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+def judge(folder: Path, ranks: Ranks, *, by: int | None = None) -> dict[str, Any]:
     """Put a small world through every protocol, five clips in batches of two; go on where another was stopped."""
     source, out = open_source(folder / "squares"), folder / f"judged_{by or ranks.world_size}"
     tokenizer = small_tokenizer()
@@ -267,7 +264,6 @@ def judge(
             out=out / "compression",
             key="this very evaluation",
             ranks=ranks,
-            progress=progress,
         ),
         "sampling": score(
             Judged(forecaster=replace(forecaster, num_samples=3), protocol="sampling", run=folder.name),

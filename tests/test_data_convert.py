@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import StoppedAfter
 from data_builders import write_lerobot, write_tokens
 
 from worldline.data.info import inspect
@@ -43,13 +44,8 @@ def test_a_second_run_has_nothing_to_do_and_changes_nothing(tmp_path: Path) -> N
 
 def test_an_interrupted_run_is_refused_by_readers_and_resumed(tmp_path: Path) -> None:
     source = open_source(write_lerobot(tmp_path / "d", "v2.1"))
-
-    def stop_after_two(done: int, _: int) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        convert(source, tmp_path / "out", size=16, progress=stop_after_two)
+        convert(source, tmp_path / "out", size=16, ranks=StoppedAfter(number=2))
     with pytest.raises(DataError, match="written last"):
         open_source(tmp_path / "out")
     assert convert(source, tmp_path / "out", size=16).counts["reused"] == 2

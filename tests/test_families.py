@@ -18,7 +18,6 @@ from worldline.families.config import SampleOptions, TrainConfig, read_config
 from worldline.families.family import (
     KINDS,
     Prepared,
-    Progress,
     WorldKind,
     contract_with,
     register,
@@ -76,7 +75,7 @@ class FadeKind(WorldKind):
     def build(self, model: FadeConfig, contract: Contract | None) -> Fade:
         return Fade(model)
 
-    def prepare(self, config: TrainConfig, model: FadeConfig, ranks: Ranks, progress: Progress) -> Prepared:
+    def prepare(self, config: TrainConfig, model: FadeConfig, ranks: Ranks) -> Prepared:
         data = replace(config.data, pattern=self.pattern(config, model, None))
         clips = open_clips(data, "train", ranks=ranks), open_clips(data, "val", ranks=ranks)
         contract = contract_with(clips[0].source, data, None, data.pattern)

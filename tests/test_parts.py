@@ -160,7 +160,6 @@ def _retrain(model: Path, seed: int, *, unconditional: bool = False) -> None:
     description = read_json(model / "model.json")
     config = replace(SMALL_WORLD, unconditional=unconditional)
     world: STTransformer = small_world(config, seed, GRID_200)
-    description.pop("format")
     description["config"]["unconditional"] = unconditional
     write_model(model, description, world.state_dict())
 

@@ -16,7 +16,15 @@ import numpy as np
 import pytest
 import ranks_worker
 import torch
-from builders import SMALL_TOKENIZER, SMALL_WORLD, TOKEN_GRID, small_tokenizer, write_followed_tokens, write_squares
+from builders import (
+    SMALL_TOKENIZER,
+    SMALL_WORLD,
+    TOKEN_GRID,
+    StoppedAfter,
+    small_tokenizer,
+    write_followed_tokens,
+    write_squares,
+)
 from commands import do
 from tolerances import assert_whole_agrees
 from torch import nn
@@ -249,12 +257,8 @@ def _assert_adapted(folder: Path, done: list[dict[str, Any]]) -> None:
 
 def _begin_to_judge(folder: Path) -> None:
     """One process is stopped after the first of three batches, of what two will go on with."""
-
-    def stop(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        ranks_worker.judge(folder, Ranks(), by=2, progress=stop)
+        ranks_worker.judge(folder, StoppedAfter(number=1), by=2)
     assert len(list((folder / "judged_2/compression").rglob("batch_*"))) == 1
 
 

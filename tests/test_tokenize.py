@@ -253,7 +253,7 @@ def _prepared(root: Path, tokenizer: Path, *, train: str, val: str) -> Prepared:
         steps=1,
         start_offsets=2,
     )
-    return prepare(config, lambda *_: None)
+    return prepare(config)
 
 
 @pytest.mark.parametrize("hysteresis", [0.0, 0.75, 100.0])

@@ -103,9 +103,9 @@ def _tokenizer(tmp: Path, **changes: Any) -> TrainConfig:
 
 
 def _stopping_at(step: int) -> Callable[..., None]:
-    def report(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+    def report(done: int, total: int, figures: dict[str, float]) -> None:
         del total, figures
-        if what == "training" and done == step:
+        if done == step:
             raise _Stop
 
     return report
@@ -185,9 +185,9 @@ def test_sigterm_saves_the_running_step_and_the_resumed_run_is_exact(tmp_path: P
     config = _world(tmp_path, steps=5, evaluate_every=3, checkpoint_every=5)
     train(config, tmp_path / "whole")
 
-    def report(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+    def report(done: int, total: int, figures: dict[str, float]) -> None:
         del total, figures
-        if what == "training" and done == 1:
+        if done == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
@@ -286,8 +286,8 @@ from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
 from worldline.training.loop import train
 
-def report(what, done, total, figures):
-    if what == "training" and done == 3:
+def report(done, total, figures):
+    if done == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
 path = Path(sys.argv[1])
@@ -339,9 +339,9 @@ for resume in (False, True):
 def test_a_second_training_in_the_same_folder_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     config, run, said = _world(tmp_path), tmp_path / "run", []
 
-    def report(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+    def report(done: int, total: int, figures: dict[str, float]) -> None:
         del total, figures
-        if what == "training" and done == 3:
+        if done == 3:
             started = subprocess.run([sys.executable, "-c", SECOND, str(run)], capture_output=True, text=True)
             said.extend(started.stdout.splitlines() or [started.stderr])
 
@@ -701,7 +701,7 @@ def test_windows_of_tokens_begin_as_far_apart_as_asked_for(tmp_path: Path) -> No
     config = _frame_world(tmp_path, _tokenizer(tmp_path))
     for stride, starts in ((17, [0, 17, 0]), (34, [0, 0]), (51, [0, 0])):  # 51 frames, and 34 from frame 8 on
         data = replace(config.data, window_stride=stride, train_episodes="0")
-        made = prepare(replace(config, data=data), lambda *_: None)
+        made = prepare(replace(config, data=data))
         assert made.train.windows[:, 1].tolist() == starts
     for stride, fits in ((20, 17), (30, 34), (5, 17)):
         data = replace(config.data, window_stride=stride, cache=tmp_path / "untouched")
@@ -714,7 +714,7 @@ def test_augmentation_makes_every_pass_of_a_worlds_frames_another(tmp_path: Path
     config = _frame_world(tmp_path, _tokenizer(tmp_path))
     augment = AugmentConfig(crop_scale=(0.6, 0.9), brightness=0.1)
     augmented = replace(config, data=replace(config.data, augment=augment))
-    plain, crops = (prepare(one, lambda *_: None) for one in (config, augmented))
+    plain, crops = (prepare(one) for one in (config, augmented))
     assert not torch.equal(_all_tokens(plain.train), _all_tokens(crops.train))
     assert torch.equal(_all_tokens(plain.val), _all_tokens(crops.val)), "what is judged on is never augmented"
     assert all(torch.equal(a.states, b.states) for a, b in zip(plain.train, crops.train, strict=True))

@@ -26,7 +26,7 @@ from worldline.families.family import refuse_idle
 from worldline.families.load import load_forecaster
 from worldline.formats.open import OpenOptions, open_source
 from worldline.planning.plan import refuse_too_little
-from worldline.progress import Progress, say
+from worldline.progress import Steps, say
 from worldline.ranks import Ranks
 from worldline.recipes import RECIPES
 from worldline.rundir import RunDir, built, to_json
@@ -178,11 +178,11 @@ def _merged(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def _train(config: TrainConfig, run: Path, *, resume: bool) -> TrainResult:
     """Train where the memory that it needs is free. Names of built-ins become paths."""
     config = located(config, Path())
-    with Ranks.start(config.device) as ranks, Progress() as progress:
+    with Ranks.start(config.device) as ranks:
         run = ranks.agreed(run)  # the default name holds the time, and processes start at different seconds
         say(f"run folder: {run}")
         device = ranks.device(config.device)
         with ranks.first():
             if config.check_memory and ranks.writes and device.type == "cuda":
                 refuse_too_little(config, free=torch.cuda.mem_get_info(device)[0], gpus=ranks.world_size)
-        return loop.train(config, run, resume=resume, ranks=ranks, report=progress)
+        return loop.train(config, run, resume=resume, ranks=ranks, report=Steps())

@@ -36,7 +36,7 @@ from worldline.families.load import Loaded, load_forecaster, refuse_unfit, world
 from worldline.files import read_json, read_npz, reading, write_json, write_npz
 from worldline.forecasting.forecaster import clip_seeds
 from worldline.formats.video import encode
-from worldline.progress import Progress, say
+from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import from_json, model_folder, new_folder, to_json
 from worldline.schema import DataError, Forecast, UsageError, stack
@@ -169,8 +169,7 @@ def _make(
     def done(part: int) -> bool:
         return there.issuperset(files[number] for number in parts[part])
 
-    with Progress() as progress:
-        ranks.made(range(len(parts)), make, done=done, progress=progress.named("forecasting"))
+    ranks.made(range(len(parts)), make, done=done, what="forecasting")
 
 
 def _sample(clips: Clips, number: int) -> Sample:

@@ -3,42 +3,33 @@
 import json
 import os
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+T = TypeVar("T")
 
-class Progress(AbstractContextManager["Progress"]):
-    """Progress bars on stderr with rate and time left; one at a time, and none for jobs under two seconds."""
+
+def watched(items: Iterable[T], what: str, *, total: int | None = None, done: int = 0) -> "tqdm[T]":
+    """The items, of a job that is `done` so far, behind a bar on stderr with rate and time left.
+
+    Of several processes the first shows it, once the job has taken two seconds.
+    """
+    return tqdm(items, what, total, file=sys.stderr, delay=2, dynamic_ncols=True, initial=done, disable=not speaks())
+
+
+class Steps:
+    """The bar of a training, with the figures to watch."""
 
     bar: tqdm | None = None
 
-    def __call__(self, what: str, done: int, total: int, figures: dict[str, float] | None = None) -> None:
-        """Show `done` of `total` for `what`; another `what` closes the bar and opens a new one."""
-        if self.bar is None or what != self.bar.desc:
-            self.close()
-            if what.startswith("filling"):  # where a cache lies is worth knowing even when it takes no time
-                say(what)
-            self.bar = tqdm(total=total, desc=what, file=sys.stderr, delay=2, dynamic_ncols=True, initial=done - 1)
-        shown = {name.removeprefix("train/"): f"{value:.4g}" for name, value in (figures or {}).items()}
+    def __call__(self, done: int, total: int, figures: dict[str, float]) -> None:
+        if self.bar is None:
+            self.bar = watched((), "training", total=total, done=done - 1)
+        shown = {name.removeprefix("train/"): f"{value:.4g}" for name, value in figures.items()}
         self.bar.set_postfix({k: shown[k] for k in ("loss", "val/loss", "psnr_db", "val/psnr_db") if k in shown}, False)
-        self.bar.update(done - self.bar.n)
-        if done == total:
-            self.close()
-
-    def named(self, what: str) -> Callable[[int, int], None]:
-        """The progress of one thing, for functions that report (done, total)."""
-        return lambda done, total: self(what, done, total)
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        self.bar.update()
 
 
 def say(message: str) -> None:

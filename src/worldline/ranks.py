@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from worldline.owner import Claim, owned
+from worldline.progress import watched
 from worldline.schema import UsageError
 
 ENTRIES = ("loss", "encode", "decode", "forecast", "teacher_forced", "measure_statistics")
@@ -120,20 +121,18 @@ class Ranks:
         make: Callable[[int], None],
         *,
         done: Callable[[int], bool],
-        progress: Callable[[int, int], None] | None = None,
+        what: str,
     ) -> int:
         """Make those of some items that are not done, each rank its share; returns how many were done, over all ranks.
 
-        What is made must not depend on who makes it. `progress` is called on rank 0 with (done, all) of its share.
+        What is made must not depend on who makes it. The first process shows the progress of its share of `what`.
         """
-        mine, before = items[self.rank :: self.world_size], 0
-        for number, item in enumerate(mine, start=1):
+        before = 0
+        for item in watched(items[self.rank :: self.world_size], what):
             if done(item):
                 before += 1
             else:
                 make(item)
-            if progress and self.writes:
-                progress(number, len(mine))
         return sum(self.everyones(before))
 
     def agreed(self, value: Any) -> Any:

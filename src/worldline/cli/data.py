@@ -17,7 +17,7 @@ from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.formats.open import OpenOptions, choose_episodes, only
 from worldline.formats.source import Source, summarise
 from worldline.formats.states import implausible, warn
-from worldline.progress import Progress, say, show, speaks
+from worldline.progress import say, show, speaks
 from worldline.ranks import Ranks
 from worldline.rundir import to_json
 from worldline.twin.generate import TwinConfig, generate
@@ -63,9 +63,8 @@ class InfoJob(Opening):
     """Decode every frame of every video instead of the first and last."""
 
     def carry_out(self) -> None:
-        with Progress() as progress:
-            how: dict[str, Any] = {"thorough": self.thorough, "progress": progress.named("checking files")}
-            info = inspect(self.paths, self, episodes=self.episodes, exclude=self.exclude_episodes, **how)
+        chosen = {"episodes": self.episodes, "exclude": self.exclude_episodes}
+        info = inspect(self.paths, self, **chosen, thorough=self.thorough)
         show(to_json(Info, info), text=str(info), as_json=self.json)
         if info.problems:
             raise SystemExit(2)
@@ -88,8 +87,8 @@ class Making(Opening, Checked):
             say(f"{source.path}: left out {summarise(source.left_out)}")
         if speaks():
             warn(implausible(source, chosen))
-        with Ranks.start(getattr(self, "device", "cpu")) as ranks, Progress() as progress:
-            done = self.make(source, chosen, size=self.size, ranks=ranks, progress=progress.named("making episodes"))
+        with Ranks.start(getattr(self, "device", "cpu")) as ranks:
+            done = self.make(source, chosen, size=self.size, ranks=ranks)
         show({"folder": str(done.folder), **done.counts}, text=str(done), as_json=self.json)
 
     def make(self, source: Source, chosen: tuple[int, ...], *, ranks: Ranks, **how: Any) -> Made:
@@ -154,8 +153,7 @@ class TwinJob(TwinConfig):
 
     def carry_out(self) -> None:
         config = TwinConfig(**{name: getattr(self, name) for name in TwinConfig.__dataclass_fields__})
-        with Progress() as progress:
-            generate(self.out, config, workers=self.workers, progress=progress.named("simulating episodes"))
+        generate(self.out, config, workers=self.workers)
         text = f"{self.out}: {self.episodes} episodes of {self.frames} frames, {self.size} px, 1X raw layout"
         show({"out": str(self.out), **asdict(config)}, text=text, as_json=self.json)
 

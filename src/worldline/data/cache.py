@@ -3,7 +3,7 @@
 One `.npy` per episode, in a folder named after the data set's identity and the size. States stay where they are.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,6 @@ from worldline.formats.source import Source
 from worldline.formats.video import resize
 from worldline.owner import Claim
 from worldline.ranks import Ranks
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) after every episode."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +51,6 @@ def cached_frames(
     *,
     size: int,
     folder: Path,
-    progress: Progress | None = None,
     episodes: Sequence[int] | None = None,
     ranks: Ranks | None = None,
 ) -> Source:
@@ -82,7 +78,7 @@ def cached_frames(
     if not ranks.agreed(all(map(done, chosen))):
         claim = Claim(file="cache.json", key={"kind": source.kind, "size": size}, what="frames")
         with ranks.owning(place, claim=claim, wait=True):
-            ranks.made(chosen, make, done=done, progress=progress)
+            ranks.made(chosen, make, done=done, what=f"decoding frames into {place}")
     return cached
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from worldline.checks import Checked, Limit, Natural
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig, augment_frames
-from worldline.data.cache import Progress, cached_frames
+from worldline.data.cache import cached_frames
 from worldline.data.splits import Recordings, recordings
 from worldline.formats.open import OpenOptions, Roots, choose_episodes
 from worldline.formats.source import Source, how_to_leave_out
@@ -229,10 +229,8 @@ def open_windows(config: DataConfig, split: Split) -> tuple[Source, Sequence[int
     return source, episodes, some_windows(source, episodes, window=window, stride=stride, what=what)
 
 
-def open_clips(
-    config: DataConfig, split: Split, *, ranks: Ranks | None = None, progress: Progress | None = None
-) -> Clips:
-    """Open the training or validation clips of a configuration; `progress` watches the filling of the cache.
+def open_clips(config: DataConfig, split: Split, *, ranks: Ranks | None = None) -> Clips:
+    """Open the training or validation clips of a configuration.
 
     Where there is a cache to fill, `ranks` share it, and each must call this. Raises what `open_windows` raises, and
     `UsageError` for a cache of frames without a size.
@@ -243,7 +241,7 @@ def open_clips(
         if config.image_size is None:
             raise UsageError("a cache of decoded frames needs image_size")
         size, cache = config.cache_size or config.image_size, config.cache
-        source = cached_frames(source, size=size, folder=cache, episodes=episodes, ranks=ranks, progress=progress)
+        source = cached_frames(source, size=size, folder=cache, episodes=episodes, ranks=ranks)
     pattern = FramePattern(window=config.pattern.window) if source.pattern else config.pattern
     augment = config.augment if split == "train" and config.augment.changes else None
     return Clips(source, index, pattern, config.image_size, augment)

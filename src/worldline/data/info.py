@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from worldline.data.cache import Progress
 from worldline.data.clips import check_size, source_windows
 from worldline.data.splits import repeated
 from worldline.formats.open import JOINED, OpenOptions, choose_episodes, format_of, only
 from worldline.formats.source import Report, Source, noting
 from worldline.formats.states import StateStats, compute_stats, implausible
+from worldline.progress import watched
 from worldline.schema import DataError, TokenGrid
 
 _SAMPLE, _SAMPLING = 34, 77
@@ -94,7 +94,6 @@ def inspect(
     episodes: str = ":",
     exclude: Sequence[int] = (),
     thorough: bool = False,
-    progress: Progress | None = None,
 ) -> Info:
     """Open a data set, check every file it lists and count what can be made of it.
 
@@ -132,7 +131,7 @@ def inspect(
         source = only(source, choose_episodes(source, episodes, exclude=exclude))
     sample = _SAMPLE if source.grid is None else 2 * source.grid.block
     about["samples"] = len(source_windows(source, window=sample, stride=sample))
-    about["statistics"] = statistics = _checked(source, note, thorough=thorough, progress=progress)
+    about["statistics"] = statistics = _checked(source, note, thorough=thorough)
     if source.episodes and not about["samples"]:
         note(_too_short(source, sample))
     about |= {name: getattr(source, name) for name in ("path", "kind", "fps", "image_size", "grid", "left_out")}
@@ -150,9 +149,9 @@ def inspect(
     )
 
 
-def _checked(source: Source, note: Report, *, thorough: bool, progress: Progress | None) -> StateStats | None:
+def _checked(source: Source, note: Report, *, thorough: bool) -> StateStats | None:
     """Note all that is wrong with a source; give the statistics of the episodes whose states are sound."""
-    faulty = _faults(source, note, thorough=thorough, progress=progress)
+    faulty = _faults(source, note, thorough=thorough)
     sound = [episode.index for episode in source.episodes if episode.index not in faulty]
     statistics = compute_stats(source, episodes=sound) if sound else None
     for problem in (*repeated(source, sound), *implausible(source, sound)) if sound else ():
@@ -163,7 +162,7 @@ def _checked(source: Source, note: Report, *, thorough: bool, progress: Progress
     return statistics
 
 
-def _faults(source: Source, report: Report, *, thorough: bool, progress: Progress | None) -> set[int]:
+def _faults(source: Source, report: Report, *, thorough: bool) -> set[int]:
     """Report whatever is wrong with the files of a source; give the episodes whose states are at fault.
 
     The first and the last frame of every video are decoded, all of them where `thorough`.
@@ -177,13 +176,11 @@ def _faults(source: Source, report: Report, *, thorough: bool, progress: Progres
         except DataError as problem:
             report(problem)
             faulty.add(episode.index)
-    for done, episodes in enumerate(files.values(), start=1):
+    for episodes in watched(files.values(), "checking files"):
         with noting(report):
             source.check_footage(episodes, report)
         if source.grid is None and source.latent_grid is None:
             _film_faults(source, episodes, report, thorough)
-        if progress is not None:
-            progress(done, len(files))
     return faulty
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig, augment_frames
-from worldline.data.cache import Progress, frame_chunks, frame_runs
+from worldline.data.cache import frame_chunks, frame_runs
 from worldline.data.clips import check_episodes, some_windows
 from worldline.data.splits import content_of, recording_of
 from worldline.files import hash_of
@@ -58,7 +58,6 @@ def fill(
     finish: Callable[..., None],
     ranks: Ranks | None = None,
     in_cache: bool = False,
-    progress: Progress | None = None,
 ) -> Made:
     """Make a folder of some episodes. Several ranks share them, each must call this.
 
@@ -80,7 +79,9 @@ def fill(
     claimed, ranks = Claim(file=claim[0], key=depends, what=claim[1]), ranks or Ranks()
     out = out / f"{claimed.what}-{hash_of(depends):.16}" if in_cache else out
     with ranks.owning(out, claim=claimed, wait=in_cache):
-        reused = ranks.made(range(len(episodes)), partial(make, out), done=partial(done, out), progress=progress)
+        reused = ranks.made(
+            range(len(episodes)), partial(make, out), done=partial(done, out), what=f"making {claimed.what}"
+        )
         if ranks.writes:
             noted = {
                 "made_from": str(source.path),
@@ -142,7 +143,7 @@ def tokenize(
 ) -> Made:
     """Tokenize episodes of a frame source into `out`. If it is killed, the same call continues.
 
-    Args, besides `ranks`, `in_cache` and `progress` of `fill`:
+    Args, besides `ranks` and `in_cache` of `fill`:
         fingerprint: identity of the tokenizer's weights (`worldline.families.tokenizers.fingerprint`).
         episodes: which episodes of the source, in order.
         size: centre-crop and resize frames to this square first; None keeps them.

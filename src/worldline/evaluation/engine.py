@@ -7,7 +7,7 @@ that begins with the ninth clip. It knows forecasters only; rows and metrics are
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zipfile import is_zipfile
@@ -114,7 +114,6 @@ def score(
     split: Split = "not checked",
     key: str | None = None,
     ranks: Ranks | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score every row of a protocol and write `metrics.json` and `forecasts.npz` into `out`.
 
@@ -122,7 +121,6 @@ def score(
         split: what `split_of` said of the clips, for the record.
         key: what `made_from` gave, on rank 0: what was scored under it before is taken over; None for nothing.
         ranks: processes that share the clips; each returns the whole evaluation, and the first one writes it.
-        progress: called on rank 0 with (batches done, all batches) of its share.
 
     Raises:
         UsageError: the data hold nothing to compare with, or the unconditional world forecasts something else.
@@ -139,7 +137,7 @@ def score(
         with atomic(files[begin]) as temporary:
             torch.save(vars(scoring.batch(begin)), temporary)
 
-    ranks.made(begins, make, done=lambda begin: files[begin].exists(), progress=progress)
+    ranks.made(begins, make, done=lambda begin: files[begin].exists(), what="evaluating, by batches")
     if not ranks.writes:
         return ranks.agreed(None)
     tally = Tally.joined([Tally(**torch.load(file, weights_only=True)) for file in files.values()])

@@ -20,7 +20,7 @@ from worldline.families.family import WorldKind, kind_of
 from worldline.families.load import load_forecaster, refuse_unfit, world_kind
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_tokenizer
 from worldline.forecasting.forecaster import CopyLast
-from worldline.progress import Progress, say
+from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, model_folder
 from worldline.schema import Batch, Forecast, UsageError
@@ -102,7 +102,7 @@ def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: 
     out, device = out_of(run, options), ranks.device(options.device)
     if split == "not checked" and ranks.writes:
         say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
-    with ranks.owning(out), Progress() as progress:
+    with ranks.owning(out):
         judged, models = _loaded(run, options, clips, protocol, device)
         clips, key = clips.sized(judged.forecaster.image_size), None
         if ranks.writes:
@@ -110,8 +110,7 @@ def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: 
             decides["amount"] = [getattr(options, field.name) for field in fields(Amount)]
             decides["counts"] = [None if one is None else one.tolist() for one in (judged.unigram, judged.kept)]
             key = made_from(clips, models, weights=options.weights, device=device, **decides)
-        done = progress.named("evaluating, by batches")
-        return score(judged, clips, options, out=out, split=split, key=key, ranks=ranks, progress=done)
+        return score(judged, clips, options, out=out, split=split, key=key, ranks=ranks)
 
 
 def out_of(run: Path, options: EvaluateOptions) -> Path:

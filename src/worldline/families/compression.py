@@ -14,7 +14,7 @@ from worldline.data.clips import Clips, open_clips, open_split, open_windows
 from worldline.encoding.encode import tokenize
 from worldline.families.card import ModelCard
 from worldline.families.config import SampleOptions, TrainConfig
-from worldline.families.family import Prepared, Progress, TokenizerKind, WorldKind, contract_with, register
+from worldline.families.family import Prepared, TokenizerKind, WorldKind, contract_with, register
 from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_tokenizer, tokenizer_config
 from worldline.files import atomic
 from worldline.forecasting.tokens import LOGITS, TokenForecaster
@@ -85,9 +85,9 @@ class TokenWorldKind(WorldKind):
 
     # --- training ---
 
-    def prepare(self, config: TrainConfig, model: Any, ranks: Ranks, progress: Progress) -> Prepared:
+    def prepare(self, config: TrainConfig, model: Any, ranks: Ranks) -> Prepared:
         tokenizer: Any = load_tokenizer(config.tokenizer, "tokens") if config.tokenizer else None
-        train, val = self.as_tokens(config, model, tokenizer, ranks, progress)
+        train, val = self.as_tokens(config, model, tokenizer, ranks)
         model = self.fitted(model, tokenizer)
         contract = contract_with(train.source, config.data, train.source.grid, train.pattern)
         torch.manual_seed(config.seed)  # the first weights are a function of the seed
@@ -101,9 +101,7 @@ class TokenWorldKind(WorldKind):
         config = replace(config, model=model)
         return self.prepared(config, world, (train, val), contract, tokenizer=tokenizer, keep=keep)
 
-    def as_tokens(
-        self, config: TrainConfig, model: Any, tokenizer: Any, ranks: Ranks, progress: Progress
-    ) -> tuple[Clips, Clips]:
+    def as_tokens(self, config: TrainConfig, model: Any, tokenizer: Any, ranks: Ranks) -> tuple[Clips, Clips]:
         """Clips of tokens of both splits: directly from a token source, else from a cache that is filled now."""
         data = config.data
         source, _ = open_split(data, "train")
@@ -128,9 +126,7 @@ class TokenWorldKind(WorldKind):
         open_windows(replace(data, pattern=pattern), "val")
         augment = data.augment if data.augment.changes else None
         of_training = {"start_offsets": config.start_offsets, "augment": augment}
-        clips = cached_clips(
-            tokenize, config, tokenizer, ranks, progress, window=pattern.window, of_training=of_training
-        )
+        clips = cached_clips(tokenize, config, tokenizer, ranks, window=pattern.window, of_training=of_training)
         tokenizer.to("cpu")
         return clips
 

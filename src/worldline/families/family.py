@@ -26,7 +26,6 @@ from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder
 from worldline.schema import Batch, DataError, LatentGrid, TokenGrid, UsageError
 
-Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, total) during long preparations."""
 Pictures = tuple[UInt8[Tensor, "b t 3 h w"], UInt8[Tensor, "b t 3 h w"]]
 """Real frames, and the model's version of them."""
@@ -70,7 +69,7 @@ class Kind:
         """Whether the model normalises states."""
         return False
 
-    def prepare(self, config: TrainConfig, model: Any, ranks: Ranks, progress: Progress) -> Prepared:
+    def prepare(self, config: TrainConfig, model: Any, ranks: Ranks) -> Prepared:
         """Open the data, fill caches, build the model."""
         raise NotImplementedError
 
@@ -130,13 +129,13 @@ class TokenizerKind(Kind):
         """A published download, on the CPU."""
         return model.build()
 
-    def prepare(self, config: TrainConfig, model: Any, ranks: Ranks, progress: Progress) -> Prepared:
+    def prepare(self, config: TrainConfig, model: Any, ranks: Ranks) -> Prepared:
         grid = model.grid(*open_split(config.data, "train")[0].video_size(config.data.image_size))
         data = replace(config.data, pattern=self.pattern(config, model, grid))
         open_windows(data, "val")  # both splits have windows: said before anything is decoded
         open_windows(data, "train")
-        train = open_clips(data, "train", ranks=ranks, progress=lambda *at: progress("decoding training frames", *at))
-        val = open_clips(data, "val", ranks=ranks, progress=lambda *at: progress("decoding validation frames", *at))
+        train = open_clips(data, "train", ranks=ranks)
+        val = open_clips(data, "val", ranks=ranks)
         contract = contract_with(train.source, data, grid, data.pattern)
         torch.manual_seed(config.seed)  # the first weights are a function of the seed
         tokenizer = self.build(model, contract)

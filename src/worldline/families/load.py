@@ -16,7 +16,7 @@ from worldline.data.clips import check_held_out, open_split
 from worldline.data.splits import content_of
 from worldline.families.card import Identity, ModelCard, Part, describe_model, refuse_another
 from worldline.families.config import LoadOptions, TrainConfig
-from worldline.families.family import Prepared, Progress, WorldKind, kind_of
+from worldline.families.family import Prepared, WorldKind, kind_of
 from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.files import hash_of, hash_of_file, read_json
 from worldline.forecasting.forecaster import Forecaster, Session
@@ -84,7 +84,7 @@ def refuse_absent(config: TrainConfig) -> None:
         raise UsageError(f"not there: {', '.join(gone)}. Give the place of each, or the name of a built-in: {named}")
 
 
-def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None) -> Prepared:
+def prepare(config: TrainConfig, ranks: Ranks | None = None) -> Prepared:
     """Open the data, tokenize, encode or decode what is needed into caches, build the model. Writes no run folder.
 
     Every rank calls this: all have the same in the end, and fill the caches together. Implausible states, and
@@ -101,7 +101,7 @@ def prepare(config: TrainConfig, progress: Progress, ranks: Ranks | None = None)
         warn(implausible(source, episodes))
         warn(unlike(*open_split(config.data, "val"), compute_stats(source, episodes=episodes)))
         _warn_of_a_tokenizer_that_knows(config)
-    made = kind_of(config.model).prepare(config, config.model, ranks, progress)
+    made = kind_of(config.model).prepare(config, config.model, ranks)
     return replace(made, card=replace(made.card, trained_on=trained_on))
 
 

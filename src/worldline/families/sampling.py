@@ -13,7 +13,7 @@ from worldline.data.clips import Clips, open_clips, open_split
 from worldline.encoding.encode import encode
 from worldline.families.card import Base, Identity, ModelCard, Part, refuse_another
 from worldline.families.config import SampleOptions, TrainConfig
-from worldline.families.family import Prepared, Progress, TokenizerKind, WorldKind, contract_with, register
+from worldline.families.family import Prepared, TokenizerKind, WorldKind, contract_with, register
 from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_tokenizer, tokenizer_config
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.source import Source
@@ -139,7 +139,7 @@ class LatentWorldKind(WorldKind):
 
     # --- training ---
 
-    def prepare(self, config: TrainConfig, model: WanConfig, ranks: Ranks, progress: Progress) -> Prepared:
+    def prepare(self, config: TrainConfig, model: WanConfig, ranks: Ranks) -> Prepared:
         """Raises `UsageError` for no VAE or no pretrained backbone where one is needed, or latents of another VAE."""
         if config.tokenizer is None:
             raise UsageError("a world over latents needs the VAE that makes them (--tokenizer RUN or Wan2.2's folder)")
@@ -150,7 +150,7 @@ class LatentWorldKind(WorldKind):
         grid = source.latent_grid or vae.grid(*source.video_size(config.data.image_size))
         pattern = self.pattern(config, model, grid)  # what cannot be is refused before anything is encoded
         contract = contract_with(source, config.data, grid, pattern)
-        clips = _as_latents(config, source, vae, ranks, progress)
+        clips = _as_latents(config, source, vae, ranks)
         torch.manual_seed(config.seed)  # the first weights are a function of the seed
         dtype = torch.bfloat16 if self.adapts(model) else torch.float32  # what is trained is fp32
         backbone = load_backbone(base, model.backbone, dtype=dtype) if base else None
@@ -234,7 +234,7 @@ class LatentWorldKind(WorldKind):
         return WanVAEConfig(sizes=next(fits, WanVAESizes()))
 
 
-def _as_latents(config: TrainConfig, source: Source, vae: Any, ranks: Ranks, progress: Progress) -> tuple[Clips, Clips]:
+def _as_latents(config: TrainConfig, source: Source, vae: Any, ranks: Ranks) -> tuple[Clips, Clips]:
     """Clips of both splits: of latents on disk, of frames if there is no cache, else of cached latents."""
     data = config.data
     data.augment.keep_sides()
@@ -248,7 +248,7 @@ def _as_latents(config: TrainConfig, source: Source, vae: Any, ranks: Ranks, pro
             "(--data.cache None) or augment nothing"
         )
     how = {"window": data.pattern.window, "pattern": data.pattern, "window_stride": data.window_stride}
-    return cached_clips(encode, config, vae, ranks, progress, **how)
+    return cached_clips(encode, config, vae, ranks, **how)
 
 
 def _base(config: TrainConfig, model: WanConfig) -> Path | None:

@@ -11,10 +11,11 @@ from worldline.contract import FramePattern, ModelConfig
 from worldline.data.clips import Clips, Split, open_split, some_windows
 from worldline.families.card import ModelCard, describe_model
 from worldline.families.config import TrainConfig
-from worldline.families.family import KINDS, Progress, TokenizerKind, kind_of
+from worldline.families.family import KINDS, TokenizerKind, kind_of
 from worldline.files import hash_of_file
 from worldline.formats.open import open_source
 from worldline.nn.weights import load_weights
+from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError
@@ -157,7 +158,6 @@ def cached_clips(
     config: TrainConfig,
     tokenizer: Any,
     ranks: Ranks,
-    progress: Progress,
     *,
     window: int,
     of_training: Mapping[str, Any] | None = None,
@@ -172,7 +172,8 @@ def cached_clips(
     assert config.tokenizer is not None, "loaded already"
     assert data.cache is not None, "asked for with a cache"
     of_both |= {"fingerprint": fingerprint(config.tokenizer), "size": data.image_size, "device": device}
-    of_both |= {"ranks": ranks, "in_cache": True, "progress": lambda *at: progress(f"filling {data.cache}", *at)}
+    of_both |= {"ranks": ranks, "in_cache": True}
+    say(f"filling {data.cache}")
 
     def clips(split: Split, **own: Any) -> Clips:
         source, episodes = open_split(data, split)

@@ -34,8 +34,8 @@ from worldline.rundir import Best, RunDir, environment, to_json
 from worldline.schema import Batch, Origin, UsageError, stack
 from worldline.training.checkpoint import TrainState, best_so_far, better, evaluated, restore, save_checkpoint
 
-Report = Callable[[str, int, int, dict[str, float]], None]
-"""Called with (what is being done, done, total, figures to show)."""
+Report = Callable[[int, int, dict[str, float]], None]
+"""Called after every step with (steps done, all steps, the newest figures)."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -96,7 +96,7 @@ class _Training:
         refuse_absent(config)
         with ranks.first():
             identity = checked_identity(config, run, resume=resume) if ranks.writes else Identity()
-        made = prepare(config, lambda what, done, total: report(what, done, total, {}), ranks)
+        made = prepare(config, ranks)
         if made.kind.normalises(config.model) and made.card.statistics:
             identity = replace(identity, statistics=hash_of(to_json(StateStats, made.card.statistics)))
         self.made = replace(made, card=replace(made.card, identity=identity))
@@ -147,7 +147,7 @@ class _Training:
                     keep, writes = config.keep_checkpoints, ranks.writes
                     save_checkpoint(self.run, state, self.made.card, keep=keep, best=self.best, writes=writes)
                 figures |= now
-                self.report("training", state.step, total, figures)
+                self.report(state.step, total, figures)
         if board:
             board.close()
         return TrainResult(

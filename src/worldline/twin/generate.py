@@ -6,7 +6,7 @@ The same config gives the same bytes for any number of workers: an episode's ran
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from worldline.checks import Checked, Limit, Seed, refuse
 from worldline.files import read_json, read_npz, write_npz
 from worldline.formats.onex.write import finish_shards, shard_done, write_raw_shard
 from worldline.owner import Claim, owned
+from worldline.progress import watched
 from worldline.schema import UsageError
 from worldline.twin.behaviour import Behaviour
 from worldline.twin.scene import LAYOUT, Scene, random_scene
@@ -65,22 +66,18 @@ class Recording:
     """Physics at frames `0, every, 2 * every, ...`; see `Simulation.restore`."""
 
 
-def generate(
-    out: Path, config: TwinConfig, *, workers: int = 1, progress: Callable[[int, int], None] | None = None
-) -> None:
+def generate(out: Path, config: TwinConfig, *, workers: int = 1) -> None:
     """Write a data set of the twin in the 1X raw layout; finished episodes of the same config in `out` are kept.
 
-    With several `workers` (processes) a calling script needs `if __name__ == "__main__":`. `progress` gets the numbers
-    of finished episodes and of all. Raises `UsageError` where the folder holds something else or is in use, or where
-    MuJoCo or OpenGL is missing.
+    With several `workers` (processes) a calling script needs `if __name__ == "__main__":`. Raises `UsageError` where
+    the folder holds something else or is in use, or where MuJoCo or OpenGL is missing.
     """
     record: dict[str, object] = {**asdict(config), "revision": REVISION, "mujoco": load_mujoco().__version__}
     with owned(out, claim=Claim(file=RECORD, key=record, what="data of the twin")):
         (out / "physics").mkdir(exist_ok=True)
         todo = [i for i in range(config.episodes) if not (shard_done(out, i) and _physics(out, i).exists())]
-        for count, _ in enumerate(_written(out, config, todo, workers), config.episodes - len(todo) + 1):
-            if progress is not None:
-                progress(count, config.episodes)
+        for _ in watched(_written(out, config, todo, workers), "simulating episodes", total=len(todo)):
+            pass
         shape: dict[str, Any] = {"num_shards": config.episodes, "num_images": config.episodes * config.frames}
         made = {"generator": "worldline twin", **record}
         finish_shards(out, **shape, fps=float(config.fps), layout=LAYOUT, provenance=made)
