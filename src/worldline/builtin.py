@@ -6,7 +6,7 @@ after a move: its configuration holds paths inside the run as relative ones, bui
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,7 +79,5 @@ def _with_paths(value: Any, change: Callable[[Path], Path]) -> Any:
     if isinstance(value, tuple):
         return tuple(_with_paths(one, change) for one in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(
-            value, **{field.name: _with_paths(getattr(value, field.name), change) for field in fields(value)}
-        )
+        return replace(value, **{name: _with_paths(one, change) for name, one in vars(value).items()})
     return value

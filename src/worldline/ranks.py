@@ -115,14 +115,7 @@ class Ranks:
             yield
             self.everyones(None)
 
-    def made(
-        self,
-        items: Sequence[int],
-        make: Callable[[int], None],
-        *,
-        done: Callable[[int], bool],
-        what: str,
-    ) -> int:
+    def made(self, items: Sequence[int], make: Callable[[int], None], *, done: Callable[[int], bool], what: str) -> int:
         """Make those of some items that are not done, each rank its share; returns how many were done, over all ranks.
 
         What is made must not depend on who makes it. The first process shows the progress of its share of `what`.

@@ -235,9 +235,7 @@ def from_json(kind: Any, content: Any, path: Path) -> Any:
 def environment() -> dict[str, str]:
     """Software and machine: versions, commit, processor, accelerator. Written into every run folder."""
     about = Path("/proc/cpuinfo")
-    told = (
-        re.search(r"^model name\s*: (.+)", about.read_text(encoding="utf-8"), re.MULTILINE) if about.exists() else None
-    )
+    told = re.search(r"^model name\s*: (.+)", about.read_text("utf-8") if about.exists() else "", re.MULTILINE)
     processor = told[1].strip() if told else platform.processor() or "unknown processor"
     return {
         "worldline": version_of("worldline"),

@@ -63,8 +63,7 @@ class InfoJob(Opening):
     """Decode every frame of every video instead of the first and last."""
 
     def carry_out(self) -> None:
-        chosen = {"episodes": self.episodes, "exclude": self.exclude_episodes}
-        info = inspect(self.paths, self, **chosen, thorough=self.thorough)
+        info = inspect(self.paths, self, episodes=self.episodes, exclude=self.exclude_episodes, thorough=self.thorough)
         show(to_json(Info, info), text=str(info), as_json=self.json)
         if info.problems:
             raise SystemExit(2)
