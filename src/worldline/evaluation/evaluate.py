@@ -17,7 +17,7 @@ from worldline.evaluation.rows import Judged, Protocol, Setting
 from worldline.families.card import ModelCard, Part, describe_model, refuse_another
 from worldline.families.config import LoadOptions, SampleOptions
 from worldline.families.family import WorldKind, kind_of
-from worldline.families.load import load_forecaster, refuse_unfit, world_kind
+from worldline.families.load import load_forecaster, refuse_unfit
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_tokenizer
 from worldline.forecasting.forecaster import CopyLast
 from worldline.progress import say
@@ -128,9 +128,8 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
         if protocol != options.protocol == "compression":
             said = f"{run} holds a world over {kind.over}: it has no tokens to be scored (--protocol sampling)"
             raise UsageError(said)
+        kind.check_options(card, options)
     options.refuse_unused(protocol)
-    if protocol != "tokenizer":
-        world_kind(card, model).check_options(card, options)
     if options.unconditional is not None:
         models.append(_unconditional(run, card, options.unconditional, allowed))
     split = split_of(run, card.promise, models, options, on=options.on, allow_different=allowed)

@@ -25,14 +25,7 @@ from worldline.contract import ModelConfig
 from worldline.files import reading
 from worldline.nn.fsq import FSQ
 from worldline.schema import Batch, TokenGrid
-from worldline.tokenizers.tokenizer import (
-    BlockTokenizer,
-    divided,
-    reconstruction_loss,
-    signed_frames,
-    to_pixels,
-    to_signed,
-)
+from worldline.tokenizers.tokenizer import BlockTokenizer, divided, reconstruction_loss, to_pixels, to_signed, video_in
 
 HUB_ID = "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8"
 SATURATION = 1.5
@@ -134,7 +127,7 @@ class FSQVideoTokenizer(BlockTokenizer):
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction error of one block in [-1, 1], and the penalty on saturation. Needs `batch.frames`."""
         del generator  # nothing is drawn: quantisation is deterministic
-        video = signed_frames(batch)
+        video = video_in(batch)
         latents = self.latents_of(video)
         codes = self.codes_of(latents)
         loss, psnr = reconstruction_loss(self.video_of(codes) - video, self.config.l1_weight)

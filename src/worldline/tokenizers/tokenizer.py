@@ -44,7 +44,7 @@ class Tokenizer(Protocol[Grid]):
         ...
 
 
-def signed_frames(batch: Batch) -> Float32[Tensor, "b 3 t h w"]:
+def video_in(batch: Batch) -> Float32[Tensor, "b 3 t h w"]:
     """The video that a tokenizer trains on, in [-1, 1]. Raises `UsageError` if a batch has none."""
     if batch.frames is None:
         raise UsageError("a tokenizer trains on frames, but this source holds tokens only")

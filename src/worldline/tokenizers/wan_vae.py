@@ -34,7 +34,7 @@ from worldline.nn.weights import (
 )
 from worldline.rundir import from_json
 from worldline.schema import Batch, DataError, LatentGrid, UsageError
-from worldline.tokenizers.tokenizer import by_pieces, divided, reconstruction_loss, signed_frames, to_pixels, to_signed
+from worldline.tokenizers.tokenizer import by_pieces, divided, reconstruction_loss, to_pixels, to_signed, video_in
 
 _MODULE = "diffusers.models.autoencoders.autoencoder_kl_wan"
 _STRIDE = 4
@@ -195,7 +195,7 @@ class WanVAETokenizer(nn.Module):
         trains = self.training
         self.eval()  # no dropout
         for batch in batches:
-            values = self._posterior(signed_frames(batch)).mode().double().cpu().transpose(0, 1).flatten(1)
+            values = self._posterior(video_in(batch)).mode().double().cpu().transpose(0, 1).flatten(1)
             count += values.shape[1]
             total, squares = total + values.sum(dim=1), squares + values.square().sum(dim=1)
         self.train(trains)
@@ -207,7 +207,7 @@ class WanVAETokenizer(nn.Module):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction error and divergence from N(0, 1); in training of drawn latents, else of their mean."""
-        video = signed_frames(batch)
+        video = video_in(batch)
         posterior = self._posterior(video)
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         noise = torch.randn(mean.shape, generator=generator).to(mean) if self.training else torch.zeros_like(mean)
