@@ -165,10 +165,6 @@ class WorldKind(Kind):
         """Refuse data that a world cannot forecast from (see `load.refuse_unfit`)."""
         raise NotImplementedError
 
-    def adapts(self, model: Any) -> bool:
-        """Whether checkpoints contain only adapters of a backbone that is stored elsewhere."""
-        return False
-
     def rebuild(self, card: ModelCard, folder: Path, *, weights: Path | None, allowed: Collection[Part]) -> Any:
         """The model that a card describes, before its weights are read."""
         if weights is not None:

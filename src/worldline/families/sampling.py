@@ -1,6 +1,6 @@
 """The sampling track: Wan's continuous video VAE, and the state-conditioned Wan over its latents."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,10 @@ class VAEKind(TokenizerKind):
         return config.data.pattern
 
     def finish(self, model: WanVAETokenizer, train: Clips, config: TrainConfig) -> None:
-        model.measure_statistics(_some(train, config))
+        device, at_once = Ranks().device(config.device), -(-config.batch_size // config.accumulate)
+        numbers = range(0, len(train), max(1, len(train) // MEASURED_CLIPS))
+        parts = (numbers[begin : begin + at_once] for begin in range(0, len(numbers), at_once))
+        model.measure_statistics(stack([train[i] for i in part]).to(device) for part in parts)
 
     def published(self, path: Path) -> tuple[WanVAEConfig, list[Path]] | None:
         return (read_config(files), files) if (files := vae_files(path)) else None
@@ -63,13 +66,6 @@ class VAEKind(TokenizerKind):
             tokenizer = model.build()
         tokenizer.vae.load_state_dict(load_tensors(files, tokenizer.vae.state_dict()), strict=True, assign=True)
         return tokenizer
-
-
-def _some(clips: Clips, config: TrainConfig) -> Iterator[Batch]:
-    step, at_once = max(1, len(clips) // MEASURED_CLIPS), -(-config.batch_size // config.accumulate)
-    for begin in range(0, len(clips), step * at_once):
-        numbers = range(begin, min(begin + step * at_once, len(clips)), step)
-        yield stack([clips[i] for i in numbers]).to(Ranks().device(config.device))
 
 
 class LatentWorldKind(WorldKind):
@@ -96,22 +92,19 @@ class LatentWorldKind(WorldKind):
     def normalises(self, model: WanConfig) -> bool:
         return model.states.normalise and not model.unconditional
 
-    def adapts(self, model: WanConfig) -> bool:
-        return model.lora is not None
-
     def backbone_fingerprint(self, path: Path) -> str:
         return fingerprint_backbone(path)
 
     def build(self, model: WanConfig, contract: Contract | None, backbone: Any = None) -> WanWorld:
         """A frozen backbone is bfloat16, except what diffusers keeps in fp32."""
         assert contract is not None, "a world is built for data"
-        if backbone is None and self.adapts(model):
+        if backbone is None and model.lora is not None:
             backbone = model.backbone.build(torch.bfloat16)
         return model.build(contract.state_kinds, contract.pattern, backbone=backbone)
 
     def rebuild(self, card: ModelCard, folder: Path, *, weights: Path | None, allowed: Collection[Part]) -> WanWorld:
         model: Any = card.config
-        if not self.adapts(model):
+        if model.lora is None:
             return super().rebuild(card, folder, weights=weights, allowed=allowed)
         place = weights or (card.base.path if card.base else Path())
         if not place.exists():
@@ -152,7 +145,7 @@ class LatentWorldKind(WorldKind):
         contract = contract_with(source, config.data, grid, pattern)
         clips = _as_latents(config, source, vae, ranks)
         torch.manual_seed(config.seed)  # the first weights are a function of the seed
-        dtype = torch.bfloat16 if self.adapts(model) else torch.float32  # what is trained is fp32
+        dtype = torch.float32 if model.lora is None else torch.bfloat16  # what is trained is fp32
         backbone = load_backbone(base, model.backbone, dtype=dtype) if base else None
         world = self.build(model, contract, backbone)
         if text is not None:

@@ -162,8 +162,7 @@ def _attention(
     return _ATEN._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal)[0]
 
 
-def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    del inplace
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, *_: Any, **__: Any) -> Tensor:
     return torch.native_dropout(x, p, True)[0] if p > 0 and training else x
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from worldline.families.config import TrainConfig
-from worldline.families.family import WorldKind
 from worldline.nn.weights import changing_state
 from worldline.planning.footprint import Footprint, Verb, bytes_of, host, numbers_of, verbs, worst
 from worldline.ranks import Ranks, shards_of
@@ -236,7 +235,7 @@ def _notes(run: Footprint) -> tuple[str, ...]:
         "measured on a GPU: nothing, so every figure above is an estimate (what was checked: docs/memory.md)",
         "main memory: Python's part is that of PyTorch's CPU build; larger stored video needs more",
     ]
-    if isinstance(run.kind, WorldKind) and run.kind.adapts(run.config.model):
+    if not all(parameter.requires_grad for parameter in run.model.parameters()):
         notes.append("assumed: frozen weights in bfloat16; norms, tables, time embedding, what is trained in fp32")
     if run.encodes:
         notes.append("every step encodes its frames; run `worldline data encode` once to save that time and memory")
