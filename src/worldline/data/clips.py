@@ -191,13 +191,11 @@ def check_size(source: Source, episode: int, found: tuple[int, int] | None) -> N
 
 
 def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) -> Recordings:
-    """Refuse to validate on a recording that is trained on; say which those are. Decodes nothing.
+    """Refuse to validate on a recording that is trained on; give all that are. Decodes nothing.
 
-    What is damaged among the chosen episodes is said here too, before any work. What the weights that training starts
-    from were `trained_on` counts as trained on.
-
-    Raises `UsageError` where a validation episode is also trained on, at whatever path, or what is trained on cannot be
-    validated on such data, and `DataError` where states or videos are not what they should be.
+    What the weights that training starts from were `trained_on` counts, too. Raises `UsageError` where a validation
+    episode is also trained on, at whatever path, or the validation data are not like those trained on, and `DataError`
+    where states or videos of chosen episodes are not what they should be.
     """
     (source, episodes), (held_out, chosen) = splits = [open_split(config, split) for split in get_args(Split)]
     for data, numbers in splits:  # what is too short for a clip is said elsewhere, first

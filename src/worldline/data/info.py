@@ -95,15 +95,11 @@ def inspect(
     exclude: Sequence[int] = (),
     thorough: bool = False,
 ) -> Info:
-    """Open a data set, check every file it lists and count what can be made of it.
+    """Open a data set, or several as one, check every file it lists and count what can be made of it.
 
     Every video's container is read and its first and last frames are decoded; `thorough` decodes all. Every
-    state and every token id is read. Faults are collected in `Info.problems`, never raised.
-
-    Args:
-        path: its folder, or several that are read as one.
-        options: how it is read; of several cameras the first is taken where none is given.
-        episodes: which of them, as `choose_episodes` takes it; `exclude` leaves out by number.
+    state and every token id is read. Faults are collected in `Info.problems`, never raised. Of several cameras the
+    first is taken where none is given; `episodes` and `exclude` are as for `choose_episodes`.
 
     Raises `DataError` for a folder of no known format, and `UsageError` where there is no such camera, column or
     episode, or the data sets differ.
@@ -132,13 +128,14 @@ def inspect(
     sample = _SAMPLE if source.grid is None else 2 * source.grid.block
     about["samples"] = len(source_windows(source, window=sample, stride=sample))
     about["statistics"] = statistics = _checked(source, note, thorough=thorough)
-    if source.episodes and not about["samples"]:
-        note(_too_short(source, sample))
+    lengths = [episode.length for episode in source.episodes]
+    if lengths and not about["samples"]:
+        note(_too_short(source.path, lengths, sample))
     about |= {name: getattr(source, name) for name in ("path", "kind", "fps", "image_size", "grid", "left_out")}
     return Info(
         **about,
-        episodes=len(source.episodes),
-        frames=sum(episode.length for episode in source.episodes),
+        episodes=len(lengths),
+        frames=sum(lengths),
         state_dim=source.layout.dim,
         state_names=source.layout.names,
         state_kinds=source.layout.kinds,
@@ -234,8 +231,7 @@ def _notes(source: Source, sample: int, statistics: StateStats | None) -> Iterat
             )
 
 
-def _too_short(source: Source, sample: int) -> DataError:
-    lengths = [episode.length for episode in source.episodes]
+def _too_short(path: Path, lengths: list[int], sample: int) -> DataError:
     expected, found = f"an episode of at least {sample} frames", f"lengths of {min(lengths)} to {max(lengths)}"
     fix = "Record longer episodes, or train the sampling track on a shorter window."
-    return DataError(source.path, expected=expected, found=found, fix=fix, kind="too_short")
+    return DataError(path, expected=expected, found=found, fix=fix, kind="too_short")
