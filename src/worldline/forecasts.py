@@ -142,7 +142,14 @@ def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[Sample]]:
     episodes = sorted(set(clips.windows[numbers, 0].tolist()))
     check_episodes(clips.source, episodes, size=clips.image_size)
     warn_of_strange_states(clips.source, episodes, model)
-    return clips, [_sample(clips, number) for number in numbers]
+    samples = []
+    for number in numbers:
+        place, start = clips.windows[number].tolist()
+        episode, name = clips.source.episodes[place], f"clip_{number:05d}"
+        if clips.source.context_only and episode.name.startswith("sample "):  # of several sets joined, it differs
+            name = episode.name.replace(" ", "_")
+        samples.append(Sample(name=name, clip=number, episode=episode.name, start=start))
+    return clips, samples
 
 
 def _make(
@@ -170,14 +177,6 @@ def _make(
         return there.issuperset(files[number] for number in parts[part])
 
     ranks.made(range(len(parts)), make, done=done, what="forecasting")
-
-
-def _sample(clips: Clips, number: int) -> Sample:
-    place, start = clips.windows[number].tolist()
-    episode = clips.source.episodes[place]
-    alone = clips.source.context_only and episode.name.startswith("sample ")  # of several sets joined, its name differs
-    name = episode.name.replace(" ", "_") if alone else f"clip_{number:05d}"
-    return Sample(name=name, clip=number, episode=episode.name, start=start)
 
 
 def _index(

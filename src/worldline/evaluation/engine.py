@@ -126,18 +126,17 @@ def score(
         UsageError: the data hold nothing to compare with, or the unconditional world forecasts something else.
     """
     refuse_incomparable(clips, judged.protocol)
-    forecaster, other = judged.forecaster, judged.unconditional
-    if other is not None and (other.times, other.token_grid) != (forecaster.times, forecaster.token_grid):
-        raise UsageError("the unconditional world forecasts other times or tokens than the one it is compared with")
     began, ranks, scoring = time.monotonic(), ranks or Ranks(), _Scoring(judged, clips, amount)
-    begins, parts = range(0, len(scoring.chosen), amount.batch_size), _begun(out, key, ranks=ranks)
-    files = {begin: parts / f"batch_{begin:06d}.pt" for begin in begins}
+    parts = ranks.agreed(_begun(out, key) if ranks.writes else None)
+    if not all(ranks.everyones(parts.is_dir())):
+        raise UsageError(f"{out} is not seen by all processes; give a folder that all machines share (--out)")
+    files = {n: parts / f"batch_{n:06d}.pt" for n in range(0, len(scoring.chosen), amount.batch_size)}
 
     def make(begin: int) -> None:
         with atomic(files[begin]) as temporary:
             torch.save(vars(scoring.batch(begin)), temporary)
 
-    ranks.made(begins, make, done=lambda begin: files[begin].exists(), what="evaluating, by batches")
+    ranks.made([*files], make, done=lambda begin: files[begin].exists(), what="evaluating, by batches")
     if not ranks.writes:
         return ranks.agreed(None)
     tally = Tally.joined([Tally(**torch.load(file, weights_only=True)) for file in files.values()])
@@ -149,16 +148,11 @@ def score(
     return ranks.agreed(evaluation)
 
 
-def _begun(out: Path, key: str | None, *, ranks: Ranks) -> Path:
-    """The folder for an evaluation's parts, with what it left there when it was stopped: nothing if there is no key."""
-    folder = ranks.agreed(_prepared(out, key) if ranks.writes else None)
-    if not all(ranks.everyones(folder.is_dir())):
-        raise UsageError(f"{out} is not seen by all processes; give a folder that all machines share (--out)")
-    return folder
+def _begun(out: Path, key: str | None) -> Path:
+    """The folder for an evaluation's parts, with what it left there when it was stopped: nothing if there is no key.
 
-
-def _prepared(out: Path, key: str | None) -> Path:
-    """Remove parts of other keys and what was half written; say how much is there."""
+    Parts of other keys and what was half written are removed.
+    """
     folder = out / PARTS / f"key_{(key or 'unknown')[:16]}"
     others = [other for other in folder.parent.glob("key_*") if other != folder or key is None]
     if any(any(other.glob("batch_*")) for other in others):
@@ -188,7 +182,10 @@ class _Scoring:
     """Every row of the chosen clips: first batch by batch, then the whole."""
 
     def __init__(self, judged: Judged, clips: Clips, amount: Amount) -> None:
-        drawn, asked = judged.forecaster.num_samples, amount.condition_samples
+        forecaster, other = judged.forecaster, judged.unconditional
+        if other is not None and (other.times, other.token_grid) != (forecaster.times, forecaster.token_grid):
+            raise UsageError("the unconditional world forecasts other times or tokens than the one it is compared with")
+        drawn, asked = forecaster.num_samples, amount.condition_samples
         self.judged, self.clips, self.amount = judged, clips, amount
         self.chosen = evenly(len(clips), amount.num_clips)
         self.shown = set(evenly(len(self.chosen), SHOWN_CLIPS))
@@ -196,8 +193,8 @@ class _Scoring:
         self.settings: dict[str, Setting] = {}
         if judged.protocol != "tokenizer":
             self.settings = {"seed": amount.seed, "num_samples": drawn, "condition_samples": self.condition_samples}
-        if judged.forecaster.token_grid is not None:
-            self.settings["vocabulary"] = judged.forecaster.token_grid.vocab_size
+        if forecaster.token_grid is not None:
+            self.settings["vocabulary"] = forecaster.token_grid.vocab_size
         # The first is the forecast that the others are compared with.
         means = [entry_of(mean_id(size)) for size in amount.sizes(drawn) if size > 1]
         self.entries = [one for one in (*means, *ROWS.values()) if one is not None and judged.protocol in one.protocols]
