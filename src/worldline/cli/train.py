@@ -176,13 +176,9 @@ def _flop(count: int) -> str:
 
 
 def _parse_recipe(job: type[AnyJob], verb: str, arguments: list[str]) -> tuple[str, AnyJob]:
-    """The recipe's name and the job; exits with a message where help is asked for or an option is unknown.
+    """The recipe's name and the verb's job on it (`config`); exits where help is asked for or an option is unknown.
 
-    Args:
-        job: dataclass with a field `config`, which the recipe fills, and the verb's own options; it says what it does.
-
-    Raises:
-        UsageError: there is no recipe of that name, or none is given.
+    Raises `UsageError` where there is no recipe of that name, or none is given.
     """
     name, asked = next((a for a in arguments if a[:1] != "-"), None), not {"-h", "--help"}.isdisjoint(arguments)
     if name is None:

@@ -167,14 +167,8 @@ class Demo(Checked):
         shutil.rmtree(self.out, ignore_errors=True)
         few: dict[str, Any] = {"num_clips": 24, "num_samples": 5, "steps": 10}
         few |= {"window_stride": 20, "batch_size": 4, "data": builtin.TWIN_MINI_VAL}
-        found = {
-            "The built-in world over tokens (compression track)": _evaluated(
-                builtin.COMPRESSION_TINY, self.out / "builtin", num_clips=self.num_clips
-            ),
-            "The built-in world over latents (sampling track), two seconds ahead": _evaluated(
-                builtin.SAMPLING_TINY, self.out / "sampling", **few
-            ),
-        }
+        tokens = _evaluated(builtin.COMPRESSION_TINY, self.out / "builtin", num_clips=self.num_clips)
+        latents = _evaluated(builtin.SAMPLING_TINY, self.out / "sampling", **few)
         api.train(
             "sampling_tiny",
             out=self.out / "fresh",
@@ -185,7 +179,11 @@ class Demo(Checked):
             evaluate_every=max(1, self.steps // 4),
             checkpoint_every=self.steps,
         )
-        found["The same world, trained just now for minutes"] = api.evaluate(self.out / "fresh", **few)
+        found = {
+            "The built-in world over tokens (compression track)": tokens,
+            "The built-in world over latents (sampling track), two seconds ahead": latents,
+            "The same world, trained just now for minutes": api.evaluate(self.out / "fresh", **few),
+        }
         return write_report([self.out / name for name in ("builtin", "sampling", "fresh")], self.out), found
 
 
