@@ -97,7 +97,7 @@ def test_a_mixture_scores_the_mean_of_the_distributions_along_its_roll_outs() ->
     made = forecaster.forecast_clips(batch, seeds=SEEDS, extra=("costs",))
     assert batch.tokens is not None
     context, true = batch.tokens[:, :3], batch.tokens[:, 3:]
-    streams = generators(SEEDS, 2)
+    streams = generators(SEEDS, 2, clips=5)
     for clip in range(5):
         one = context[[clip]], states[[clip]]
         two = (x.expand(2, *x.shape[1:]) for x in one)
@@ -109,7 +109,7 @@ def test_a_mixture_scores_the_mean_of_the_distributions_along_its_roll_outs() ->
             chances = torch.cat([first.logits, others.logits]).softmax(dim=-1).mean(dim=0)
             cost = -chances.gather(-1, true[clip, grid, ..., None]).log().mean()
             torch.testing.assert_close(made.costs["full_ce"][clip, grid], cost, rtol=1e-3, atol=1e-3)
-            assert (made.tokens[clip, 0, grid] == chances.argmax(dim=-1)).float().mean() > 0.9  # pyright: ignore
+            assert (made.tokens[clip, 0, grid] == first.tokens[0]).float().mean() > 0.9, "the greedy one is shown"  # pyright: ignore
     alone = forecaster.one_roll_out()
     assert alone is not None
     assert alone.one_roll_out() is None

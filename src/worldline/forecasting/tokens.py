@@ -61,14 +61,17 @@ class TokenForecaster(Forecaster):
     """Roll-outs of each clip whose distributions are averaged: one greedy, all others drawn at temperature 1.
 
     The metric scores every token given the context alone, and one guess of the grids between is only one of many ways
-    there; with more of them the average comes nearer to the marginal. Its likeliest tokens are the forecast."""
+    there; with more of them the average comes nearer to the marginal. Shown is the greedy roll-out, whose tokens fit
+    each other: the average's likeliest tokens decode worse (docs/log.md)."""
     decode_mode: DecodeMode = "tokens"
     blend_last_frame: bool = False
     """Show the last context frame where its tokens are kept, because decoding would lose detail there."""
 
     def __post_init__(self) -> None:
         if self.mixture > 1 and (self.num_samples > 1 or self.sampling.temperature > 0):
-            raise UsageError("a mixture is one forecast, of the likeliest tokens; no --num-samples, no --temperature")
+            raise UsageError(
+                "a mixture is one forecast, shown by its greedy roll-out; no --num-samples, no --temperature"
+            )
         if self.num_samples > 1 and self.sampling.temperature == 0:
             raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
         if self.decode_mode == "mean" and not hasattr(self._known(), "codebook"):
@@ -218,9 +221,9 @@ class TokenForecaster(Forecaster):
 def mixed(
     world: TokenWorld, context: Tensor, states: Tensor, generators: Sequence[torch.Generator]
 ) -> Iterator[GridStep]:
-    """Grids of the mean distribution of one greedy roll-out and, by `len(generators) / b` drawn ones, their likeliest.
+    """A greedy roll-out's tokens, with the mean distribution of it and `len(generators) / b` drawn ones as logits.
 
-    The logits are log-probabilities. No roll-out goes on from the mixture: each follows its own tokens.
+    No roll-out goes on from the mixture: each follows its own tokens.
     """
     count = len(generators) // len(context)
     several = (x.repeat_interleave(count, dim=0) for x in (context, states))
@@ -230,7 +233,7 @@ def mixed(
         each = others.logits.float().log_softmax(dim=-1).unflatten(0, (-1, count))
         together = torch.cat([one.logits.float().log_softmax(dim=-1)[:, None], each], dim=1)
         logits = together.logsumexp(dim=1) - math.log(count + 1)
-        yield GridStep(logits.argmax(dim=-1), logits)
+        yield GridStep(one.tokens, logits)
 
 
 def blend_last_frame(
