@@ -28,6 +28,7 @@ SUITE = (
     "data_loading",
     "twin_rendering",
     "horizon",
+    "regions",
     "threads",
 )
 

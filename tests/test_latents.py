@@ -277,7 +277,7 @@ def test_a_conditional_mean_is_the_mean_of_one_step_estimates_in_latents_and_one
     frames, states = clip.frames[None, :17], clip.states[None]
     forecaster = forecaster_of(run)
     (past,) = forecaster.begin(Batch(states=states, fps=30.0, origins=(), frames=frames))
-    noise = torch.stack([torch.randn(4, *past.shape[2:], generator=stream) for stream in generators((3,), 3)])
+    noise = torch.stack([torch.randn(4, *past.shape[2:], generator=stream) for stream in generators((3,), 3, clips=1)])
     three = past.expand(3, *past.shape[1:]), states.expand(3, *states.shape[1:])
     ends = forecaster.world.forecast(*three, noise, sampling=FlowSampling(steps=1))
     video = forecaster.tokenizer.decode(torch.cat([past, ends.mean(dim=0, keepdim=True)], dim=1))
