@@ -131,6 +131,8 @@ def metrics_of(rows: Sequence[Row]) -> list[str]:
 def best_rows(rows: Sequence[Row], metric: str) -> list[Row]:
     """Find the rows with the best mean. Ceilings do not compete; a single contender is best of nothing."""
     contenders = [row for row in rows if metric in row.metrics and row.role != "ceiling"]
-    best_of = max if METRICS[metric].higher_is_better else min
-    best = best_of((row.metrics[metric].mean for row in contenders), default=0.0)
-    return [row for row in contenders if row.metrics[metric].mean == best and len(contenders) > 1]
+    if len(contenders) < 2:
+        return []
+    means = [row.metrics[metric].mean for row in contenders]
+    best = max(means) if METRICS[metric].higher_is_better else min(means)
+    return [row for row, mean in zip(contenders, means, strict=True) if mean == best]
