@@ -75,13 +75,8 @@ class LatentWorldKind(WorldKind):
     over = "latents"
     python_only = (
         *("data.pattern", "model.context_latents", "model.horizon_latents", "model.text_rows", "model.text_length"),
-        *(
-            "model.flow.num_train_steps",
-            "model.flow.shift",
-            "model.states.mode",
-            "model.states.hidden",
-            "model.states.norm_groups",
-        ),
+        *("model.flow.num_train_steps", "model.flow.shift"),
+        *("model.states.mode", "model.states.hidden", "model.states.norm_groups"),
     )
     reads = ("tokenizer", "weights", "text")
     options = ("steps", "guidance", "sampler", "mean_draws", "average_repeats")
