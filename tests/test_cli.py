@@ -98,7 +98,7 @@ def test_every_verb_has_help(verb: str, monkeypatch: pytest.MonkeyPatch, capsys:
     [
         (["trian"], "there is no verb 'trian'"),
         (["train", "compression_tny"], "did you mean 'compression_tiny'?"),
-        (["train", "qqqq"], "there are: tokenizer_tiny, compression_tiny"),
+        (["train", "qqqq"], "there are: tokenizer_tiny, tokenizer_fine"),
         (["data", "inf", "x"], "did you mean 'info'?"),
         (["data", "info", "/absent"], "/absent does not exist"),
         (["evaluate", "/absent"], "/absent does not exist"),

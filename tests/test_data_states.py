@@ -77,7 +77,7 @@ def test_quantiles_of_long_sources_come_from_evenly_spaced_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = _random_states(tmp_path, np.repeat(np.arange(50, dtype=np.int32), 37))
-    monkeypatch.setattr(states_module, "SAMPLE_ROWS", 100)
+    monkeypatch.setattr(states_module, "_SAMPLE_ROWS", 100)
     stats = compute_stats(open_source(tmp_path))
     np.testing.assert_allclose(stats.q50, np.median(states[::19], axis=0), rtol=1e-6)
 
