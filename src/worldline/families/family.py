@@ -26,7 +26,6 @@ from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder
 from worldline.schema import Batch, DataError, LatentGrid, TokenGrid, UsageError
 
-"""Called with (what is being done, done, total) during long preparations."""
 Pictures = tuple[UInt8[Tensor, "b t 3 h w"], UInt8[Tensor, "b t 3 h w"]]
 """Real frames, and the model's version of them."""
 
