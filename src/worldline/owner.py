@@ -106,10 +106,10 @@ def _locked(folder: Path, wait: bool) -> FileLock:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=patience, poll_interval=0.5)
             return lock
-        except (FileExistsError, NotADirectoryError):
-            raise UsageError(f"{folder} is a file, or lies below one; choose another folder") from None
-        except FileNotFoundError:
-            continue  # another owner failed and removed the folder it had made
+        except (FileExistsError, NotADirectoryError, FileNotFoundError):
+            if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+                raise UsageError(f"{folder} is a file, or lies below one; choose another folder") from None
+            # Else another owner failed, and removed the folder that it had made while it was asked for here.
         except Timeout:
             if not wait:
                 text = f"{folder} is in use by {_owner(folder)}; wait for it to end, or choose another folder"
