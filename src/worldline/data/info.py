@@ -151,8 +151,10 @@ def _checked(source: Source, note: Report, *, thorough: bool) -> StateStats | No
     faulty = _faults(source, note, thorough=thorough)
     sound = [episode.index for episode in source.episodes if episode.index not in faulty]
     statistics = compute_stats(source, episodes=sound) if sound else None
-    for problem in (*repeated(source, sound), *implausible(source, sound)) if sound else ():
-        note(problem)
+    for check in (repeated, implausible) if sound else ():
+        with noting(note):
+            for problem in check(source, sound):
+                note(problem)
     if JOINED not in str(source.path):
         with noting(note):
             source.claims(note, None if statistics is None else np.array([statistics.minimum, statistics.maximum]))

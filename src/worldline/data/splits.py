@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldline.files import while_unchanged
+from worldline.files import reading, while_unchanged
 from worldline.formats.source import Source, how_to_leave_out
 from worldline.schema import DataError, Episode
 
@@ -79,7 +79,7 @@ def _identify(source: Source, episode: int) -> tuple[str, bool]:
     stands_still = bool((states == states[0]).all())
     if stands_still:
         path, first = source.footage(episode)
-        with path.open("rb") as file:
+        with reading(path, expected="the file that shows an episode"), path.open("rb") as file:
             digest.update(f"{path.stat().st_size} {first}".encode() + file.read(_HEAD))
     return digest.hexdigest()[:16], stands_still
 
