@@ -139,7 +139,7 @@ class SampleOptions(Checked):
     sampler: Literal["euler", "unipc"] = "euler"
     mean_draws: Natural = 0
     """Worlds over latents: instead of samples, the mean of all futures, from so many estimates at pure noise, one call
-    each; 4 are enough (docs/sampling.md)."""
+    each; 4 are enough (docs/beyond.md)."""
     average_repeats: bool = False
     """Worlds over latents: average the frames that show the same instant (frames 19 and 20 of the report's 21)."""
     rows: int | None = None

@@ -183,7 +183,8 @@ class LatentWorldKind(WorldKind):
                 f"--guidance {options.guidance:g} compares states with none, which this world has not learned; train "
                 "one with a null code (--model.states.null, --model.drop-states)"
             )
-        if options.mean_draws and (options.num_samples, options.steps, options.sampler) != (1, 20, "euler"):
+        sampled = ("num_samples", "steps", "sampler")
+        if options.mean_draws and any(getattr(options, name) != getattr(SampleOptions, name) for name in sampled):
             raise UsageError("--mean-draws makes one forecast, from pure noise; leave out other options of sampling")
         if options.average_repeats and not card.promise.pattern.repeat_last:
             raise UsageError("this world shows no instant twice: --average-repeats would change nothing")

@@ -68,7 +68,7 @@ class LatentForecaster(Forecaster):
 
         At pure noise (sigma = 1) the input says nothing of x0, so the estimate of x0 there, one Euler step, is that
         mean. Draws of the noise differ by the error of the network alone, and a mean over four takes most of it away
-        (docs/sampling.md). Warns for a world to which pure noise had no weight in training.
+        (docs/beyond.md). Warns for a world to which pure noise had no weight in training.
         """
         if not self.world.knows_mean:
             warnings.warn(

@@ -163,8 +163,8 @@ class TokenForecaster(Forecaster):
         """Roll every row forward, read its grids one by one, and show them. Costs are those of the `true` tokens."""
         samples, tokens = self.num_samples, context[0]
         others = self.mixture - 1
-        streams = self.sampling.temperature > 0 or others
-        drawn = generators(seeds, samples * max(1, others), clips=len(states)) if streams else None
+        roll_outs = others or (samples if self.sampling.temperature > 0 else 0)  # of each clip, that are drawn
+        drawn = generators(seeds, roll_outs, clips=len(states)) if roll_outs else None
         states = states.repeat_interleave(samples, dim=0)
         true = None if true is None else true.repeat_interleave(samples, dim=0)
 
