@@ -89,6 +89,24 @@ def gather(folder: Path) -> Run:
 
 
 def _forecasts(path: Path) -> Forecasts:
+    """Read what an evaluation keeps of some clips for the report. f = t - context: the frames after the context.
+
+        rows        r               ids of the rows, the forecast first
+        context     ()              frames that the forecasters were given
+        psnr        n               PSNR in dB of the first row's last frame, by clip
+        real        n t h w 3       uint8, what happened
+        forecast_I  n t h w 3       uint8, row I: the context, then its forecast
+
+    Optional, together: maps of how sure the first row was of each place, larger where it was less sure.
+
+        maps        m               ids: `spread` (standard deviation of the draws), `token_entropy`, ...
+        map_labels  m               what people read, such as `spread of 5 draws`
+        map_units   m               `grey levels` (of 0..255, as errors are, so that both share a scale), `nats`, ...
+        map_I       n f a b         float, map I; a x b is the image's size or coarser (a token grid); NaN: not known
+
+    Raises:
+        DataError: an array is absent or of another shape.
+    """
     arrays = read_npz(path, what="a NumPy archive of forecasts", fix=_AGAIN)
     try:
         real, context, psnr = arrays["real"], int(arrays["context"]), arrays["psnr"].astype(np.float64)
