@@ -23,9 +23,11 @@ def _scored(arguments: str, out: Path, capsys: pytest.CaptureFixture[str]) -> di
 
 
 def _agree(found: dict[str, dict[str, float]], expected: dict[str, dict[str, float]]) -> None:
-    assert found.keys() == expected.keys()
+    """Rows and metrics that are younger than the stored figures are not compared."""
+    assert found.keys() >= expected.keys()
     for row, metrics in expected.items():
-        assert found[row] == pytest.approx(metrics, rel=ROUNDING, abs=ROUNDING), row
+        same = {name: found[row].get(name) for name in metrics}
+        assert same == pytest.approx(metrics, rel=ROUNDING, abs=ROUNDING), row
 
 
 @pytest.mark.parametrize("protocol", ["compression", "sampling"])

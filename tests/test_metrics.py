@@ -9,7 +9,10 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from worldline.evaluation.result import Row, best_rows
 from worldline.metrics import bootstrap, image, tokens
+from worldline.metrics.bootstrap import Interval
+from worldline.metrics.table import METRICS, NotComputed
 from worldline.metrics.tokens import Guesses, grid_costs, guesses_of, kept_guesses, shared_guesses, token_costs
 
 
@@ -53,6 +56,51 @@ def test_psnr_of_almost_identical_images_is_finite_and_ordered() -> None:
     same, near, off = (float(image.psnr(forecast, real)) for forecast in (real, almost, one_off))
     assert same == pytest.approx(58.92, abs=0.01)
     assert same >= near > off == pytest.approx(48.13, abs=0.01)
+
+
+def _moving_bar(step: int, frames: int = 6) -> torch.Tensor:
+    """A bar, drawn in place and then moved by so many pixels a frame: context and future, `1 t 3 8 64`."""
+    video = torch.full((1, frames, 3, 8, 64), 30, dtype=torch.uint8)
+    for time in range(frames):
+        video[0, time, ..., 8 + step * time : 16 + step * time] = 210
+    return video
+
+
+def test_motion_is_0_of_a_frozen_clip_1_of_the_truth_and_2_of_one_twice_as_fast() -> None:
+    (before, slow), fast = _moving_bar(2).tensor_split([1], dim=1), _moving_bar(4)[:, 1:]
+    frozen = before.expand_as(slow)
+    found = [image.motion(made, slow, before[:, 0]).item() for made in (frozen, slow, fast)]
+    assert found == pytest.approx([0, 1, 2])
+    # Only the first of five steps is made: without the frame before it, nothing would move.
+    jumped = slow[:, :1].expand_as(slow)
+    assert image.motion(jumped, slow, before[:, 0]).item() == pytest.approx(1 / 5)
+    assert image.motion(jumped, slow, None).item() == 0
+    assert image.motion(slow, slow, None).item() == pytest.approx(1)
+
+
+def test_nothing_is_measured_against_a_truth_that_stands_still() -> None:
+    still = torch.cat([_moving_bar(0), _moving_bar(1)])
+    noisy = still.clone()
+    noisy[:, 1::2] += 5
+    values = image.motion(noisy[:, 1:], still[:, 1:], still[:, 0])
+    assert values.isnan().tolist() == [True, False]
+    with pytest.raises(NotComputed, match="no context before it"):
+        image.motion(still[:, :1], still[:, :1], None)
+
+
+def test_where_there_is_a_right_amount_no_row_is_called_the_best() -> None:
+    moved = (
+        {"motion": _plain(1.01), "psnr_db_last": _plain(15.0)},
+        {"motion": _plain(0.9), "psnr_db_last": _plain(20.0)},
+    )
+    wrong, right = (Row(id=f"mean_{i}", role="model", metrics=metrics) for i, metrics in enumerate(moved))
+    assert best_rows([wrong, right], "psnr_db_last") == [right]
+    assert best_rows([wrong, right], "motion") == []
+    assert METRICS["motion"].best == "→ 1"
+
+
+def _plain(mean: float) -> Interval:
+    return Interval(mean=mean, low=math.nan, high=math.nan, num_clips=1, num_episodes=1)
 
 
 def test_ssim_agrees_with_scikit_image() -> None:

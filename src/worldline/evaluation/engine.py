@@ -35,6 +35,8 @@ from worldline.schema import Batch, TokenGrid, UsageError, stack
 PARTS = "metrics.parts"
 SHOWN_CLIPS = 6
 """Clips whose frames are kept for the report."""
+FRAMES_AT_ONCE = 64
+"""Of each clip, that a metric of images is given at once: it bounds memory however long the horizon is."""
 SHOWN_ORDER = ("model", "baseline", "ceiling", "ablation")
 Numbers = dict[str, dict[str, Tensor]]
 """Row -> metric -> one number per clip."""
@@ -92,15 +94,27 @@ class Tally:
             totals={key: torch.stack([part.totals[key] for part in parts]).sum(dim=0) for key in first.totals},
         )
 
-    def score(self, row: str, made: Made, truth: UInt8[Tensor, "b f 3 h w"] | None) -> None:
+    def score(
+        self,
+        row: str,
+        made: Made,
+        truth: UInt8[Tensor, "b f 3 h w"] | None,
+        before: UInt8[Tensor, "b 3 h w"] | None = None,
+    ) -> None:
         """Measure all that can be measured of a row; what cannot is noted, not made up."""
         self.settings |= made.settings
         self.scores |= {(row, metric): cost for metric, cost in made.costs.items()}
         for metric in METRICS.values():
-            if made.frames is None or truth is None or metric.group != "image" or metric.measure is None:
+            if made.frames is None or truth is None or metric.group == "token" or metric.measure is None:
                 continue
             try:
-                self.scores[row, metric.id] = metric.measure(made.frames, truth)
+                if metric.group == "video":
+                    self.scores[row, metric.id] = metric.measure(made.frames, truth, before)[:, None]
+                else:
+                    pieces = zip(
+                        made.frames.split(FRAMES_AT_ONCE, dim=1), truth.split(FRAMES_AT_ONCE, dim=1), strict=True
+                    )
+                    self.scores[row, metric.id] = torch.cat([metric.measure(*piece) for piece in pieces], dim=1)
             except NotComputed as reason:
                 self.not_computed[metric.id] = str(reason)
 
@@ -214,8 +228,10 @@ class _Scoring:
         )
         tally = Tally([origin.episode for origin in batch.origins])
         truth = None if batch.frames is None else batch.frames[:, list(forecaster.times)]
+        past = forecaster.context_frames
+        before = None if batch.frames is None or past == 0 else batch.frames[:, past - 1]
         if truth is None:
-            tally.not_computed |= dict.fromkeys(("psnr_db", "ssim"), "the data hold tokens only, no frames")
+            tally.not_computed |= dict.fromkeys(("psnr_db", "ssim", "motion"), "the data hold tokens only, no frames")
         views = {"real": truth}
         for entry in self.entries:
             try:
@@ -224,7 +240,7 @@ class _Scoring:
                 tally.not_computed[entry.id] = str(reason)
                 continue
             if made is not None:
-                tally.score(entry.id, made, truth)
+                tally.score(entry.id, made, truth, before)
                 if entry.shown or entry is self.entries[0]:
                     views[entry.id] = made.frames
         if batch.frames is not None and (seen := forecaster.shown_context):

@@ -129,9 +129,11 @@ def metrics_of(rows: Sequence[Row]) -> list[str]:
 
 
 def best_rows(rows: Sequence[Row], metric: str) -> list[Row]:
-    """Find the rows with the best mean. Ceilings do not compete; a single contender is best of nothing."""
+    """Find the rows with the best mean. Ceilings do not compete; a single contender is best of nothing, and where there
+    is a right amount (`Metric.target`), none is.
+    """
     contenders = [row for row in rows if metric in row.metrics and row.role != "ceiling"]
-    if len(contenders) < 2:
+    if len(contenders) < 2 or METRICS[metric].target is not None:
         return []
     means = [row.metrics[metric].mean for row in contenders]
     best = max(means) if METRICS[metric].higher_is_better else min(means)

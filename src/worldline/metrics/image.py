@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from einops import rearrange
 from jaxtyping import Float32, UInt8
 from torch import Tensor
@@ -14,6 +15,8 @@ SMALLEST_MSE = 1 / 12
 MAX_PSNR_DB = 10 * math.log10(DATA_RANGE**2 / SMALLEST_MSE)
 """PSNR of identical images, 58.92 dB. Finite, so one still scene cannot turn a mean into infinity."""
 SSIM_WINDOW = 11
+STILL = 0.1
+"""Grey levels by which the pixels of a clip change from frame to frame, on average, below which it stands still."""
 
 
 @Metric("psnr_db", "PSNR", "dB", "image")
@@ -48,6 +51,33 @@ def ssim(prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"
     )
     border = SSIM_WINDOW // 2
     return scores[..., border:-border, border:-border].mean(dim=(1, 2, 3)).reshape(prediction.shape[:-3])
+
+
+@Metric("motion", "Motion against the truth's", "", "video", target=1.0, sparse=True)
+def motion(
+    prediction: UInt8[Tensor, "b f 3 h w"], target: UInt8[Tensor, "b f 3 h w"], before: UInt8[Tensor, "b 3 h w"] | None
+) -> Float32[Tensor, " b"]:
+    """How much a predicted clip changes from frame to frame, divided by how much the true one does: 1 moves as much as
+    the truth, 0 is frozen.
+
+    NaN of a clip whose truth stands still (`STILL`). Raises `NotComputed` for one frame with nothing before it.
+    """
+    ours, real = (changes(frames, before) for frames in (prediction, target))
+    if ours.shape[1] == 0:
+        raise NotComputed("one frame with no context before it shows no motion")
+    ours, real = ours.mean(dim=1), real.mean(dim=1)
+    return (ours / real).masked_fill(real < STILL, math.nan)
+
+
+def changes(frames: UInt8[Tensor, "b f 3 h w"], before: UInt8[Tensor, "b 3 h w"] | None) -> Float32[Tensor, "b change"]:
+    """Mean absolute difference of each frame to the one before it, in grey levels; of the first to `before`, if given.
+
+    Of a mean over several samples it is small: their movements do not agree. Noise of a camera or a codec counts, too.
+    """
+    places = range(len(frames[0])) if before is not None else range(1, len(frames[0]))
+    pairs = ((frames[:, i], frames[:, i - 1] if i else before) for i in places)
+    found = [(now.float() - past.float()).abs().mean(dim=(1, 2, 3)) for now, past in pairs if past is not None]
+    return torch.stack(found, dim=1) if found else frames.new_zeros((len(frames), 0), dtype=torch.float32)
 
 
 @Metric("lpips", "LPIPS", "", "image", higher_is_better=False)

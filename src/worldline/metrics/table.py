@@ -26,9 +26,11 @@ class Metric:
     label: str
     unit: str
     """`dB`, `nats`, `share` (0..1) or empty."""
-    group: Literal["image", "token"]
-    """Computed on frames, or on the probabilities of tokens."""
+    group: Literal["image", "video", "token"]
+    """Computed on each frame, on the frames of a clip together, or on the probabilities of tokens."""
     higher_is_better: bool = True
+    target: float | None = None
+    """The right value, where more may be too much. Then no row is called the best: a wrong forecast may have it."""
     bound: str | None = None
     """Id of the same cost where each grid is predicted from the true grids before it, for which no forecast is read."""
     sparse: bool = False
@@ -41,7 +43,8 @@ class Metric:
         """Add the metric that a function computes, whose documentation says what it means.
 
         `image`: predicted and true frames `b f 3 h w` -> `b f`; a curve over frames, and the metrics ID_last and
-        ID_mean. `token`: `Guesses` -> one number per token.
+        ID_mean. `video`: the same, and the last context frame `b 3 h w` (None where there is no context) -> `b`.
+        `token`: `Guesses` -> one number per token.
         """
         meaning = (inspect.getdoc(measure) or "").split("\n\n")[0].replace("\n", " ")
         METRICS[self.id] = replace(self, meaning=meaning, measure=measure)
@@ -55,6 +58,11 @@ class Metric:
         if self.bound is not None:
             also(self.bound, "teacher-forced", "Each grid is predicted from the true grids before it: no forecast.")
         return measure
+
+    @property
+    def best(self) -> str:
+        """Which values are good, as a sign beside the label."""
+        return f"→ {self.target:g}" if self.target is not None else "↑" if self.higher_is_better else "↓"
 
 
 METRICS: dict[str, Metric] = {}
