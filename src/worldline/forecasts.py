@@ -29,7 +29,8 @@ from torch import Tensor
 from worldline import builtin
 from worldline.checks import Natural, Seed
 from worldline.data.clips import Clips, check_episodes
-from worldline.evaluation.held_out import DataChoice, evenly, held_out, made_from, warn_of_strange_states
+from worldline.evaluation.held_out import DataChoice, evenly, held_out, warn_of_strange_states
+from worldline.evaluation.receipt import identities_of
 from worldline.families.card import describe_model
 from worldline.families.config import LoadOptions
 from worldline.families.load import Loaded, load_forecaster, refuse_unfit, world_kind
@@ -185,7 +186,8 @@ def _index(
     model = model_folder(run, options.checkpoint)
     device, numbers = ranks.device(options.device), [sample.clip for sample in samples]
     drawn = {"sample": options.sampling(), "seed": options.seed, "numbers": numbers}
-    key = made_from(clips, {model: loaded.tokenizer}, weights=options.weights, device=device, **drawn)
+    models = {"world": (model, loaded.tokenizer)}
+    made = identities_of(clips, models, options=drawn, weights=options.weights, device=device)
     return Index(
         layout=options.format,
         run=run.resolve().name,
@@ -197,7 +199,7 @@ def _index(
         seed=options.seed,
         settings=loaded.settings,
         samples=tuple(samples),
-        made_from=key,
+        made_from=made.key,
     )
 
 

@@ -234,20 +234,24 @@ def from_json(kind: Any, content: Any, path: Path) -> Any:
 
 def environment() -> dict[str, str]:
     """Software and machine: versions, commit, processor, accelerator. Written into every run folder."""
-    about = Path("/proc/cpuinfo")
-    told = re.search(r"^model name\s*: (.+)", about.read_text("utf-8") if about.exists() else "", re.MULTILINE)
-    processor = told[1].strip() if told else platform.processor() or "unknown processor"
     return {
         "worldline": version_of("worldline"),
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": f"{platform.system()} {platform.machine()}",
-        "cpu": f"{processor}, {os.cpu_count()} cores",
+        "cpu": f"{processor_name()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": str(torch.get_num_threads()),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def processor_name() -> str:
+    """Model of this machine's processor."""
+    about = Path("/proc/cpuinfo")
+    told = re.search(r"^model name\s*: (.+)", about.read_text("utf-8") if about.exists() else "", re.MULTILINE)
+    return told[1].strip() if told else platform.processor() or "unknown processor"
 
 
 def version_of(package: str) -> str:
@@ -258,7 +262,7 @@ def version_of(package: str) -> str:
         return "not installed"
 
 
-def _commit() -> str:
+def commit() -> str:
     """Commit of the source tree this package runs from, with a `+` where files differ from it."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:

@@ -133,7 +133,7 @@ def score(
 
     Args:
         split: what `split_of` said of the clips, for the record.
-        key: what `made_from` gave, on rank 0: what was scored under it before is taken over; None for nothing.
+        key: `Identities.key`, on rank 0: what was scored under it before is taken over; None for nothing.
         ranks: processes that share the clips; each returns the whole evaluation, and the first one writes it.
 
     Raises:

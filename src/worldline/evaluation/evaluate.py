@@ -1,6 +1,6 @@
 """From a run to an evaluation: find the data, refuse what is impossible, load, score. For the verb and Python."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,8 @@ import torch
 from worldline import builtin
 from worldline.data.clips import Clips
 from worldline.evaluation.engine import Amount, refuse_incomparable, score
-from worldline.evaluation.held_out import DataChoice, On, held_out, made_from, split_of
+from worldline.evaluation.held_out import DataChoice, On, held_out, split_of
+from worldline.evaluation.receipt import Identities, Request, identities_of, write_receipt
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.rows import Judged, Protocol, Setting
 from worldline.families.card import ModelCard, Part, describe_model, refuse_another
@@ -83,7 +84,7 @@ class Autoencoder(CopyLast):
 
 
 def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: Ranks | None = None) -> Evaluation:
-    """Evaluate a run on held-out data, beside the baselines, and write metrics.json and forecasts.npz.
+    """Evaluate a run on held-out data, beside the baselines, and write metrics.json, its receipt and forecasts.npz.
 
     `evaluation.rows` are forecaster, baselines and ceilings by id; `row.metrics["psnr_db_last"]` is a mean with its
     interval. `text_table(evaluation)`, of `worldline.report.tables`, shows all of it. The same call again continues an
@@ -93,24 +94,62 @@ def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: 
         UsageError: an option would change nothing, or run, data and compared models do not belong together.
         DataError: data or checkpoint are not what they should be.
     """
-    options, run = options or EvaluateOptions(), builtin.resolve(run)
+    options = options or EvaluateOptions()
     if ranks is None:
         with Ranks.start(options.device) as ranks:
             return evaluate(run, options, ranks=ranks)
+    request, folder = request_of(run, options), builtin.resolve(run)
     with ranks.first():  # what is refused is refused once, and before any weights are read
-        protocol, clips, split = _request(run, options)
-    out, device = out_of(run, options), ranks.device(options.device)
+        protocol, clips, split = _request(folder, options)
+    out, device = out_of(folder, options), ranks.device(options.device)
     if split == "not checked" and ranks.writes:
         say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
     with ranks.owning(out):
-        judged, models = _loaded(run, options, clips, protocol, device)
-        clips, key = clips.sized(judged.forecaster.image_size), None
-        if ranks.writes:
-            decides = {"protocol": protocol, "split": split, "sample": options.sampling()}
-            decides["amount"] = [getattr(options, field.name) for field in fields(Amount)]
-            decides["counts"] = [None if one is None else one.tolist() for one in (judged.unigram, judged.kept)]
-            key = made_from(clips, models, weights=options.weights, device=device, **decides)
-        return score(judged, clips, options, out=out, split=split, key=key, ranks=ranks)
+        judged, models = _loaded(folder, options, clips, protocol, device)
+        clips = clips.sized(judged.forecaster.image_size)
+        made = _identities(request, options, judged, models, clips, split, device) if ranks.writes else None
+        key = None if made is None else made.key
+        evaluation = score(judged, clips, options, out=out, split=split, key=key, ranks=ranks)
+        if made is not None:
+            write_receipt(request, made, usual=EvaluateOptions(), out=out, ranks=ranks)
+        return evaluation
+
+
+def request_of(run: str | Path, options: EvaluateOptions) -> Request:
+    """What an evaluation was asked for; what a verb adds to the options of an evaluation is left out."""
+    own = EvaluateOptions(**{field.name: getattr(options, field.name) for field in fields(EvaluateOptions)})
+    return Request.of(run, own)
+
+
+def identities(run: str | Path, options: EvaluateOptions) -> Identities:
+    """What would decide the numbers of an evaluation, which is not run. Raises as `evaluate` does."""
+    folder, device = builtin.resolve(run), Ranks().device(options.device)
+    protocol, clips, split = _request(folder, options)
+    judged, models = _loaded(folder, options, clips, protocol, device)
+    clips = clips.sized(judged.forecaster.image_size)
+    return _identities(request_of(run, options), options, judged, models, clips, split, device)
+
+
+def _identities(
+    request: Request,
+    options: EvaluateOptions,
+    judged: Judged,
+    models: Mapping[str, tuple[Path, str | None]],
+    clips: Clips,
+    split: Split,
+    device: torch.device,
+) -> Identities:
+    counts = {"unigram.npy": judged.unigram, "kept.npy": judged.kept}
+    return identities_of(
+        clips,
+        models,
+        options=request.options,
+        weights=options.weights,
+        device=device,
+        files={name: None if array is None else array.tolist() for name, array in counts.items()},
+        protocol=judged.protocol,
+        split=split,
+    )
 
 
 def out_of(run: Path, options: EvaluateOptions) -> Path:
@@ -157,8 +196,9 @@ def _unconditional(run: Path, card: ModelCard, place: Path, allowed: Collection[
 
 def _loaded(
     run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device
-) -> tuple[Judged, dict[Path, str | None]]:
-    """What is judged, and the folders of all models that decide the numbers, each with its tokenizer's fingerprint."""
+) -> tuple[Judged, dict[str, tuple[Path, str | None]]]:
+    """What is judged, and by name the folders of all models that decide the numbers, each with the fingerprint of its
+    tokenizer."""
     model, other = model_folder(run, options.checkpoint), None
     what: dict[str, Any] = {"protocol": protocol, "run": run.resolve().name}
     settings: dict[str, Setting] = {} if model == run else {"checkpoint": model.name}
@@ -167,13 +207,13 @@ def _loaded(
         tokenizer, nothing = load_tokenizer(model).to(device), {"context_frames": 0, "chunk_frames": 0}
         alone = Autoencoder(**nothing, times=times, tokenizer=tokenizer, grid=grid, device=device)
         identity = TokenizerIdentity.of(fingerprint(model), tokenizer)
-        return Judged(**what, forecaster=alone, tokenizer=identity, settings=settings), {model: None}
+        return Judged(**what, forecaster=alone, tokenizer=identity, settings=settings), {"tokenizer": (model, None)}
     loaded = load_forecaster(run, options, device=device)
-    models = {model: loaded.tokenizer}
+    models = {"world": (model, loaded.tokenizer)}
     if options.unconditional is not None:
         place = builtin.resolve(options.unconditional)
         other = load_forecaster(place, replace(options, checkpoint="latest"), device=device)
-        models[model_folder(place)] = other.tokenizer
+        models["unconditional"] = (model_folder(place), other.tokenizer)
         if loaded.forecaster.token_grid is not None and other.tokenizer != loaded.tokenizer:
             raise UsageError(f"the world in {place} uses the tokens of another tokenizer than the one in {run}")
     # The true tokens are those of the data, where these are tokens and say whose.

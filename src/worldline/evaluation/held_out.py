@@ -1,10 +1,9 @@
-"""The clips of an evaluation, in the shape and units of the checkpoint's training data; what decides its numbers."""
+"""The clips of an evaluation, in the shape and units of the checkpoint's training data."""
 
-import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,16 +17,13 @@ from worldline.data.clips import Clips, DataConfig, check_episodes, open_clips, 
 from worldline.data.splits import content_of
 from worldline.evaluation.result import Split
 from worldline.families.card import Identity, Part, describe_model, refuse_another
-from worldline.families.family import kind_of
-from worldline.families.tokenizers import fingerprint
-from worldline.files import hash_of, read_json
+from worldline.files import read_json
 from worldline.formats.open import has_choices
 from worldline.formats.source import Source
 from worldline.formats.states import implausible, unlike, warn
-from worldline.rundir import RunDir, environment, from_json, model_folder, to_json, version_of
+from worldline.rundir import RunDir, from_json, model_folder
 from worldline.schema import UsageError
 
-_LIBRARIES = ("torch", "numpy", "av", "torchmetrics", "diffusers", "transformers", "peft")
 On = Literal["held-out", "training-data"]
 """Data of an evaluation: recordings that the run was not trained on, or, if asked for, those that it was trained on."""
 
@@ -193,34 +189,3 @@ def foreign_states(clips: Clips, chosen: list[int]) -> Float32[Tensor, "n t s"] 
     places = clips.windows[partners].tolist()
     rows = [clips.source.read_states(episode, start, start + clips.pattern.window) for episode, start in places]
     return torch.from_numpy(np.stack(rows))
-
-
-def made_from(
-    clips: Clips, models: Mapping[Path, str | None], *, weights: Path | None, device: torch.device, **settings: Any
-) -> str:
-    """Hash of all that decides what is computed, whatever the places and the number of ranks.
-
-    Args:
-        models: model folders, each with the fingerprint of the tokenizer that it is used with.
-        weights: where the pretrained backbone lies, if not where a checkpoint says.
-        settings: all else, as JSON can hold it.
-    """
-    described, code = [], hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):  # exact also where no release and no commit is known
-        code.update(file.read_bytes())
-    for folder, tokenizer in models.items():
-        card = describe_model(folder)
-        base = None if card.base is None else weights or card.base.path
-        backbone = None if base is None else kind_of(card.config).backbone_fingerprint(base)
-        described.append([replace(card, base=None).to_json(), fingerprint(folder), backbone, tokenizer])
-    return hash_of(
-        {
-            "models": described,
-            "data": content_of(clips.source, sorted(set(clips.windows[:, 0].tolist()))),
-            "clips": hashlib.sha256(clips.windows.tobytes()).hexdigest(),
-            "frames": [to_json(FramePattern, clips.pattern), clips.image_size],
-            "settings": settings,
-            "code": [code.hexdigest(), *map(version_of, _LIBRARIES)],
-            "processor": environment()["device" if device.type == "cuda" else "cpu"],
-        }
-    )
