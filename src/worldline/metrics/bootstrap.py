@@ -5,17 +5,20 @@ less evidence than independent clips, and a bootstrap over clips would give too 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from pydantic import BeforeValidator
 from torch import Tensor
 
 TAIL = 0.025
 """Share of the resamples below an interval, and above it: intervals of 95 %."""
 RESAMPLES = 2000
+AT_ONCE = 2**22
+"""Weights of clips that exist at once, over resamples: 34 MB for each array of a statistic."""
 
 NumberOrNull = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A float that JSON writes as null when it is NaN."""
@@ -23,7 +26,7 @@ NumberOrNull = Annotated[float, BeforeValidator(lambda value: math.nan if value 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean over clips and its confidence interval over episodes, in the unit of the values."""
+    """A mean over clips, or another statistic of them, and its confidence interval over episodes."""
 
     mean: NumberOrNull
     low: NumberOrNull
@@ -57,18 +60,62 @@ def intervals(values: Float[Tensor, "n m"], episodes: Int[Tensor, " n"]) -> list
         raise ValueError(
             f"{len(bad)} of {len(clips)} clips have a value that is not finite, the first is clip {bad[0]}"
         )
-    of_episode = np.unique(episodes.cpu().numpy(), return_inverse=True)[1]
-    num_episodes, means = int(of_episode.max()) + 1, clips.mean(axis=0)
+    of_episode, drawn = _drawn(episodes)
+    num_episodes, means = drawn.shape[1], clips.mean(axis=0)
     low = high = np.full_like(means, math.nan)
     if num_episodes > 1:
         sums = np.zeros((num_episodes, clips.shape[1]))
         np.add.at(sums, of_episode, clips)
         sizes = np.bincount(of_episode).astype(np.float64)
-        # How often each resample draws each episode.
-        drawn = np.random.default_rng(0).multinomial(num_episodes, np.full(num_episodes, 1 / num_episodes), RESAMPLES)
-        drawn = drawn.astype(np.float64)
         low, high = np.quantile(drawn @ sums / (drawn @ sizes)[:, None], [TAIL, 1 - TAIL], axis=0)
+    return _as_intervals(means, low, high, len(clips), num_episodes)
+
+
+Weights = Float64[np.ndarray, "r n"]
+"""How often each of n clips counts in each of r resamples; a row of ones is the clips as they are."""
+
+
+def statistics(
+    of: Callable[[Weights], Float64[np.ndarray, "r m"]], episodes: Int[Tensor, " n"] | Int[np.ndarray, " n"]
+) -> list[Interval]:
+    """Bound m statistics that are no means (a rank correlation, a ratio, an area), by the same draws as `intervals`.
+
+    A clip of an episode that a resample draws twice has weight 2 there: so one vectorised function gives all of them.
+    Resamples in which a statistic is NaN (nothing to measure was drawn) are left out of its interval.
+
+    Args:
+        of: from weights of the clips to the statistics, each row by itself.
+
+    Raises:
+        ValueError: no clips.
+    """
+    if len(episodes) == 0:
+        raise ValueError("no clips to measure")
+    of_episode, drawn = _drawn(episodes)
+    count, num_episodes = len(of_episode), drawn.shape[1]
+    found = of(np.ones((1, count)))[0]
+    low = high = np.full_like(found, math.nan)
+    if num_episodes > 1:
+        step = max(1, AT_ONCE // count)
+        parts = [of(drawn[first : first + step, of_episode]) for first in range(0, RESAMPLES, step)]
+        known = ~np.isnan(values := np.concatenate(parts)).all(axis=0)
+        bounds = np.full((2, len(found)), math.nan)
+        bounds[:, known] = np.nanquantile(values[:, known], [TAIL, 1 - TAIL], axis=0)
+        low, high = bounds
+    return _as_intervals(found, low, high, count, num_episodes)
+
+
+def _drawn(
+    episodes: Int[Tensor, " n"] | Int[np.ndarray, " n"],
+) -> tuple[Int[np.ndarray, " n"], Float64[np.ndarray, "r e"]]:
+    """The episode of each clip, counted from 0, and how often each resample draws each episode."""
+    of_episode = np.unique(np.asarray(episodes), return_inverse=True)[1]
+    count = int(of_episode.max()) + 1
+    return of_episode, np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
+
+
+def _as_intervals(means: np.ndarray, low: np.ndarray, high: np.ndarray, clips: int, episodes: int) -> list[Interval]:
     return [
-        Interval(mean=float(m), low=float(a), high=float(b), num_clips=len(clips), num_episodes=num_episodes)
+        Interval(mean=float(m), low=float(a), high=float(b), num_clips=clips, num_episodes=episodes)
         for m, a, b in zip(means, low, high, strict=True)
     ]
