@@ -1,5 +1,5 @@
 """Every kind of model is registered once this is imported."""
 
-from worldline.families import compression, sampling
+from worldline.families import compression, inverse_dynamics, sampling
 
-__all__ = ["compression", "sampling"]
+__all__ = ["compression", "inverse_dynamics", "sampling"]

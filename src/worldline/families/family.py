@@ -1,7 +1,8 @@
 """Everything that depends on the kind of a model, in one place; all other code asks here (`kind_of`).
 
-`compression.py` and `sampling.py` register a kind of tokenizer and one of world each. A further family is one file like
-theirs: a `ModelConfig` and a `Kind` for each model, and `register`. Nothing else names their classes.
+`compression.py` and `sampling.py` register a kind of tokenizer and one of world each, `inverse_dynamics.py` a judge,
+which is neither. A further family is one file like theirs: a `ModelConfig` and a `Kind` for each model, and
+`register`. Nothing else names their classes.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -20,7 +21,8 @@ from worldline.families.config import SampleOptions, TrainConfig
 from worldline.forecasting.forecaster import Forecaster
 from worldline.formats.open import reading_of
 from worldline.formats.source import Source
-from worldline.formats.states import compute_stats
+from worldline.formats.states import StateStats, compute_stats
+from worldline.nn.states import Standardising
 from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder
@@ -48,7 +50,7 @@ class Prepared:
 
 
 class Kind:
-    """One kind of model: a `TokenizerKind` or a `WorldKind`."""
+    """One kind of model: a `TokenizerKind`, a `WorldKind`, or a judge, which is neither."""
 
     config: type[ModelConfig]
     over: ClassVar[Literal["frames", "tokens", "latents"]] = "frames"
@@ -76,8 +78,8 @@ class Kind:
         """A model with fresh weights, in the types that it is trained in; a world is built for data of a contract."""
         raise NotImplementedError
 
-    def finish(self, model: Any, train: Clips, config: TrainConfig) -> None:
-        """Measure properties of the trained model, before the last checkpoint."""
+    def finish(self, model: Any, made: Prepared, config: TrainConfig) -> None:
+        """Measure properties of the trained model on the clips of its run, before the last checkpoint."""
 
     def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Further figures of a validation batch."""
@@ -202,13 +204,7 @@ class WorldKind(Kind):
     ) -> Prepared:
         """The common end of `prepare` for every world: statistics of the states, first weights, a card."""
         train, val = clips
-        normalises = self.normalises(config.model)
-        statistics = compute_stats(train.source, episodes=sorted(set(train.windows[:, 0].tolist())))
-        if normalises:
-            world.states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
-        initialise(world, config.init_from)
-        if config.init_from is not None and normalises:  # by the statistics that came with the weights
-            statistics = describe_model(model_folder(config.init_from)).statistics
+        statistics = begin(config, world, train, world.states if self.normalises(config.model) else None)
         card = ModelCard(config=config.model, contract=contract, statistics=statistics, base=base)
         return Prepared(kind=self, model=world, train=train, val=val, card=card, **more)
 
@@ -278,6 +274,21 @@ def contract_with(
         pattern=pattern,
         grid=grid,
     )
+
+
+def begin(config: TrainConfig, model: nn.Module, train: Clips, states: Standardising | None) -> StateStats | None:
+    """First weights and statistics: of the training states, or those that came with given weights (`init_from`).
+
+    Args:
+        states: the part of the model that standardises states, if it does.
+    """
+    statistics = compute_stats(train.source, episodes=sorted(set(train.windows[:, 0].tolist())))
+    if states is not None:
+        states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
+    initialise(model, config.init_from)
+    if config.init_from is not None and states is not None:
+        return describe_model(model_folder(config.init_from)).statistics
+    return statistics
 
 
 def initialise(model: nn.Module, path: Path | None) -> None:

@@ -52,8 +52,9 @@ class VAEKind(TokenizerKind):
         grid.latents_of(len(config.data.pattern.frames))
         return config.data.pattern
 
-    def finish(self, model: WanVAETokenizer, train: Clips, config: TrainConfig) -> None:
+    def finish(self, model: WanVAETokenizer, made: Prepared, config: TrainConfig) -> None:
         device, at_once = Ranks().device(config.device), -(-config.batch_size // config.accumulate)
+        train = made.train
         numbers = range(0, len(train), max(1, len(train) // MEASURED_CLIPS))
         parts = (numbers[begin : begin + at_once] for begin in range(0, len(numbers), at_once))
         model.measure_statistics(stack([train[i] for i in part]).to(device) for part in parts)

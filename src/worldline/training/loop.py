@@ -225,7 +225,7 @@ class _Training:
     def finish(self) -> None:
         """Let the trained model measure what it needs: buffers, which belong to the moving average, too."""
         with evaluated(self.state):
-            self.made.kind.finish(self.state.model, self.made.train, self.config)
+            self.made.kind.finish(self.state.model, self.made, self.config)
             if average := self.state.average:
                 buffers = self.state.model.named_buffers()
                 average.weights |= {name: value.float().clone() for name, value in buffers if name in average.weights}

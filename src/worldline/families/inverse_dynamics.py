@@ -1,0 +1,76 @@
+"""Inverse dynamics: a judge that reads states from frames, neither a tokenizer nor a world, trained like both."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from worldline.contract import Contract, FramePattern
+from worldline.data.clips import open_clips, open_windows
+from worldline.families.card import ModelCard
+from worldline.families.config import TrainConfig
+from worldline.families.family import Kind, Pictures, Prepared, begin, contract_with, register
+from worldline.judges.inverse_dynamics import InverseDynamics, InverseDynamicsConfig, explained
+from worldline.ranks import Ranks
+from worldline.schema import Batch, UsageError, stack
+
+VALIDATED = 256
+"""Validation clips that say which dimensions are readable."""
+
+
+class InverseDynamicsKind(Kind):
+    """A model that reads states from pairs of frames."""
+
+    config = InverseDynamicsConfig
+    python_only = ("model.widths", "model.blocks", "model.places", "model.hidden")
+
+    def idle(self, config: TrainConfig, model: InverseDynamicsConfig) -> dict[str, str]:
+        return {"data.pattern.": "a clip is as long as the longest gap (--model.longest-gap)"}
+
+    def normalises(self, model: InverseDynamicsConfig) -> bool:
+        return True
+
+    def build(self, model: InverseDynamicsConfig, contract: Contract | None) -> InverseDynamics:
+        assert contract is not None, "a judge is built for data"
+        return model.build(len(contract.state_names))
+
+    def pattern(self, config: TrainConfig, model: InverseDynamicsConfig, grid: Any) -> FramePattern:
+        return model.pattern
+
+    def prepare(self, config: TrainConfig, model: InverseDynamicsConfig, ranks: Ranks) -> Prepared:
+        """Raises `UsageError` for data without frames, flipped frames, and frames that patches do not divide."""
+        data = replace(config.data, pattern=model.pattern)
+        data.augment.keep_sides()
+        source, _, _ = open_windows(data, "train")  # both splits have windows: said before anything is decoded
+        open_windows(data, "val")
+        if off := [side for side in source.video_size(data.image_size) if side % model.stride]:
+            raise UsageError(
+                f"frames of {off[0]} px do not divide into squares of {model.stride} px; give a multiple "
+                "(--data.image-size)"
+            )
+        clips = open_clips(data, "train", ranks=ranks), open_clips(data, "val", ranks=ranks)
+        contract = contract_with(source, data, None, data.pattern)
+        torch.manual_seed(config.seed)  # the first weights are a function of the seed
+        judge = self.build(model, contract)
+        statistics = begin(config, judge, clips[0], judge)
+        card = ModelCard(config=model, contract=contract, statistics=statistics)
+        return Prepared(kind=self, model=judge, train=clips[0], val=clips[1], card=card)
+
+    def finish(self, model: InverseDynamics, made: Prepared, config: TrainConfig) -> None:
+        """Measure, on validation clips, how much of the variance of every dimension is read."""
+        device, generator = Ranks().device(config.device), torch.Generator().manual_seed(config.seed)
+        count = min(VALIDATED, len(made.val))
+        numbers = [round(i * (len(made.val) - 1) / max(1, count - 1)) for i in range(count)]
+        read, true = [], []
+        for begin_at in range(0, count, 8):
+            batch = stack([made.val[number] for number in numbers[begin_at : begin_at + 8]]).to(device)
+            *seen, states = model.drawn(batch, generator)
+            read.append(model(*seen))
+            true.append((states - model.mean) / model.scale)
+        model.r2.copy_(explained(torch.cat(read), torch.cat(true)))
+
+    def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
+        return None  # it makes no pictures
+
+
+register(InverseDynamicsKind())
