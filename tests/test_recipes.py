@@ -8,6 +8,7 @@ import pytest
 from commands import parse
 
 from worldline.families.config import TrainConfig
+from worldline.judges.inverse_dynamics import InverseDynamics
 from worldline.planning.footprint import Footprint, expected
 from worldline.recipes import RECIPES, compression_revontuli, compression_tiny, compression_tiny_unconditional
 from worldline.rundir import from_json, to_json
@@ -24,6 +25,7 @@ each = pytest.mark.parametrize("name", RECIPES)
 def test_builds_its_model(name: str) -> None:
     model = Footprint(RECIPES[name]()).model
     kinds = {"tokenizer": FSQVideoTokenizer, "compression": STTransformer, "vae": WanVAETokenizer, "sampling": WanWorld}
+    kinds |= {"inverse": InverseDynamics}
     assert isinstance(model, kinds[name.split("_")[0]])
 
 

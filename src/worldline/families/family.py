@@ -53,6 +53,8 @@ class Kind:
     """One kind of model: a `TokenizerKind`, a `WorldKind`, or a judge, which is neither."""
 
     config: type[ModelConfig]
+    what: ClassVar[str] = "a judge"
+    """What its models are, for messages."""
     over: ClassVar[Literal["frames", "tokens", "latents"]] = "frames"
     """Content of the batches that the model's loss reads."""
     reads: ClassVar[tuple[str, ...]] = ()
@@ -111,6 +113,7 @@ class Kind:
 class TokenizerKind(Kind):
     """A kind of tokenizer: its models are `Tokenizer`s, and train on frames."""
 
+    what = "a tokenizer"
     download: ClassVar[str] = ""
     """The published files that a path may mean, for a message."""
     copied: ClassVar[int] = 100_000_000
@@ -152,6 +155,7 @@ class TokenizerKind(Kind):
 class WorldKind(Kind):
     """A kind of world: its models are a `TokenWorld`, a `LatentWorld`, or forecast frames as they are."""
 
+    what = "a world"
     options: ClassVar[tuple[str, ...]] = ()
     """Sampling options that it uses, in addition to `num_samples` and `rows`."""
 

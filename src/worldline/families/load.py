@@ -213,10 +213,10 @@ def load_forecaster(
 
 
 def world_kind(card: ModelCard, folder: Path) -> WorldKind:
-    """The kind of the world in a model folder. Raises `UsageError` where it holds a tokenizer or half a card."""
+    """The kind of the world in a model folder. Raises `UsageError` where it holds no world or half a card."""
     kind = kind_of(card.config)
     if not isinstance(kind, WorldKind):
-        raise UsageError(f"{folder} holds a tokenizer, which forecasts nothing; give a world's run folder")
+        raise UsageError(f"{folder} holds {kind.what}, which forecasts nothing; give a world's run folder")
     if card.contract is None:
         raise UsageError(f"{folder}/model.json does not say what data its world was trained on; copy it again")
     return kind

@@ -89,8 +89,8 @@ def _tokenizer(path: Path) -> tuple[Path, ModelCard]:
             "itself"
         )
     card = describe_model(folder := model_folder(path))
-    if not isinstance(kind_of(card.config), TokenizerKind):
-        raise UsageError(f"{path} holds a world; a tokenizer is needed here")
+    if not isinstance(kind := kind_of(card.config), TokenizerKind):
+        raise UsageError(f"{path} holds {kind.what}; a tokenizer is needed here")
     return folder, card
 
 

@@ -133,7 +133,7 @@ class InverseDynamics(Standardising):
         shares = self.maps(x).flatten(2).softmax(dim=-1)
         where = torch.einsum("nkp,cp->nkc", shares, _coordinates(*x.shape[-2:], x)[0].flatten(1)).flatten(1)
         time = torch.stack([(10 * seconds).log(), 0.1 / seconds], dim=1)
-        return self.head(torch.cat([where, x.mean(dim=(2, 3)), time], dim=1))
+        return self.head(torch.cat([where, x.mean(dim=(2, 3)), time], dim=1)).float()
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Huber loss in deviations, over pairs at random paces. `state_error` is the mean absolute error of them."""

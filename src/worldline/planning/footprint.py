@@ -239,6 +239,9 @@ def verbs(run: Footprint) -> tuple[Verb, ...]:
     """Memory of the verbs that use the model of a run, in one process."""
     model, kind, pattern, size = run.weights, run.kind, run.contract.pattern, run.contract.image_size or 0
     if not isinstance(kind, WorldKind):
+        if run.contract.grid is None:  # it reads frames and makes neither tokens nor latents
+            took, held = run.validate().peak, PROCESS + model + 2 * WINDOWS * run.loaded
+            return (Verb(name="evaluate", what=f"{WINDOWS} clips at once", gpu=model + took, host=held),)
         if isinstance(run.contract.grid, LatentGrid):
             return (_encoding(run, "encode, evaluate", model, run.code(WINDOWS)),)
         blocks = blocks_at_once(size, size)
