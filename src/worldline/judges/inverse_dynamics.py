@@ -131,7 +131,8 @@ class InverseDynamics(Standardising):
         x = torch.cat([before, now, places], dim=1).contiguous(memory_format=torch.channels_last)
         x = self.layers(x)
         shares = self.maps(x).flatten(2).softmax(dim=-1)
-        where = torch.einsum("nkp,cp->nkc", shares, _coordinates(*x.shape[-2:], x)[0].flatten(1)).flatten(1)
+        coarse = _coordinates(x.shape[-2], x.shape[-1], x)[0].flatten(1)
+        where = torch.einsum("nkp,cp->nkc", shares, coarse).flatten(1)
         time = torch.stack([(10 * seconds).log(), 0.1 / seconds], dim=1)
         return self.head(torch.cat([where, x.mean(dim=(2, 3)), time], dim=1)).float()
 
