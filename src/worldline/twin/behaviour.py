@@ -35,15 +35,15 @@ class Sway(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A minimum-jerk move of one arm: seven joint angles in rad and the closure of the hand (0..1)."""
+    """A minimum-jerk move, of one arm (seven joint angles in rad and the closure of the hand, 0..1) or of more."""
 
-    start: Float64[np.ndarray, "8"]
-    goal: Float64[np.ndarray, "8"]
+    start: Float64[np.ndarray, " n"]
+    goal: Float64[np.ndarray, " n"]
     begin: float
     """Time in s; so is the duration."""
     duration: float
 
-    def at(self, time: float) -> Float64[np.ndarray, "8"]:
+    def at(self, time: float) -> Float64[np.ndarray, " n"]:
         """The pose at `time` s: the start before the move, the goal after it (Flash and Hogan 1985)."""
         x = np.clip((time - self.begin) / self.duration, 0.0, 1.0)
         return self.start + (self.goal - self.start) * (x**3 * (10 - 15 * x + 6 * x**2))

@@ -6,7 +6,7 @@ The same config gives the same bytes for any number of workers: an episode's ran
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from jaxtyping import Float32, Float64, UInt8
 from worldline.checks import Checked, Limit, Seed, refuse
 from worldline.files import read_json, read_npz, write_npz
 from worldline.formats.onex.write import finish_shards, shard_done, write_raw_shard
+from worldline.formats.source import Source
 from worldline.owner import Claim, owned
 from worldline.progress import watched
 from worldline.schema import UsageError
@@ -102,8 +103,12 @@ def record_episode(config: TwinConfig, episode: int) -> Recording:
     return Recording(scene=scene, snapshots=np.stack(snapshots), **columns)
 
 
-def resume(root: Path, episode: int, frame: int) -> tuple[Simulation, Float32[np.ndarray, "f 25"]]:
+def resume(
+    root: Path, episode: int, frame: int, *, size: int | None = None
+) -> tuple[Simulation, Float32[np.ndarray, "f 25"]]:
     """Reopen a recorded episode at one of its frames, as it was; also return the commands that followed.
+
+    Pictures are of `size` pixels, or as large as they were recorded.
 
     Stepping the simulation by those commands repeats the recording, bit for bit on the machine that made it; by others,
     it shows what would have happened. Close it after use. Raises `DataError` where there is no such episode or it is
@@ -116,11 +121,41 @@ def resume(root: Path, episode: int, frame: int) -> tuple[Simulation, Float32[np
         raise UsageError(f"{path} has frames 0..{len(commands) - 1}, not {frame}")
     record = read_json(root / RECORD)
     scene = Scene(**stored | {"objects": tuple(stored["objects"])})
-    simulation = Simulation(scene, size=record["size"], fps=float(record["fps"]))
+    simulation = Simulation(scene, size=size or record["size"], fps=float(record["fps"]))
     simulation.restore(saved["snapshots"][frame // every])
     for command in commands[frame // every * every : frame]:
         simulation.step(command)
     return simulation, commands[frame:]
+
+
+def physics_of(source: Source, episode: int) -> tuple[Path, int]:
+    """The data set of the twin that an episode of a source was read from, and its number there, for `resume`.
+
+    Raises `UsageError` where its physics were not saved beside it: it is no episode of the twin, or was converted.
+    """
+    footage, first = source.footage(episode)
+    root, number = footage.parents[1], footage.stem.rpartition("_")[-1]
+    if first or not number.isdecimal() or not (root / RECORD).exists() or not _physics(root, int(number)).exists():
+        raise UsageError(f"{root} holds no saved physics of the twin (worldline data twin)")
+    return root, int(number)
+
+
+def look(
+    root: Path, episode: int, frames: Collection[int], *, size: int | None = None
+) -> dict[int, tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]]:
+    """Draw some frames of a recorded episode again, each with what its pixels show (`Simulation.regions`).
+
+    One run of the physics serves them all. Raises what `resume` raises.
+    """
+    wanted, seen = sorted(set(frames)), {}
+    simulation, commands = resume(root, episode, wanted[0], size=size)
+    with simulation:
+        for frame in range(wanted[0], wanted[-1] + 1):
+            if frame in wanted:
+                seen[frame] = simulation.frame(), simulation.regions()
+            if frame < wanted[-1]:
+                simulation.step(commands[frame - wanted[0]])
+    return seen
 
 
 def _written(out: Path, config: TwinConfig, episodes: list[int], workers: int) -> Iterator[None]:

@@ -15,10 +15,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Bool, Float32, Float64, UInt8
 
 from worldline.schema import UsageError
-from worldline.twin.scene import CAMERA, FINGER_CLOSED, FINGERS, INDEX, JOINTS, Scene, Side, arm_slice, neutral
+from worldline.twin.scene import CAMERA, FINGER_CLOSED, FINGERS, INDEX, JOINTS, SIDES, Scene, Side, arm_slice, neutral
 
 NUM_JOINTS = len(JOINTS)
 SETTLING = 0.5
@@ -27,6 +27,8 @@ DAMPING = 0.05
 """Of a least-squares step of inverse kinematics, in m per rad: enough to stay calm near a stretched arm."""
 POSTURE = 0.02
 """Pull towards the preferred posture in every iteration, which chooses among an arm's many solutions."""
+REGIONS = ("room", "robot", "objects")
+"""What a pixel can show: furniture and walls, the robot, or an object that can be moved."""
 INSTALL_GL = "apt-get install libegl1 libgl1-mesa-dri, or apt-get install libosmesa6 and set MUJOCO_GL=osmesa"
 
 
@@ -86,7 +88,12 @@ class Simulation(AbstractContextManager["Simulation"]):
         self.low, self.high = np.array([joint.range for joint in joints[:NUM_JOINTS]]).T
         self.places = np.array([joint.qposadr[0] for joint in joints])
         self.dofs = np.array([joint.dofadr[0] for joint in joints])
-        self._objects = np.array([self.model.body(name).id for name in scene.objects])
+        self._objects = np.array([self.model.body(name).id for name in scene.objects], dtype=np.int64)
+        bodies = self.model.geom_bodyid
+        kinds = np.where(np.isin(bodies, self._objects), REGIONS.index("objects"), (bodies != 0) * 1)
+        # Of each geom its place in `REGIONS`, and its place among the objects, if it is one. The last is of no geom.
+        self._kinds = np.append(kinds, 0).astype(np.uint8)
+        self._numbers = np.array([list(self._objects).index(body) if body in self._objects else -1 for body in bodies])
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -106,8 +113,11 @@ class Simulation(AbstractContextManager["Simulation"]):
             self.step(command)
         self.data.time = 0
 
-    def step(self, command: Float32[np.ndarray, "25"]) -> None:
-        """Advance by one frame towards the targets of `command` (`LAYOUT`), held throughout."""
+    def step(self, command: Float32[np.ndarray, "25"], *, touched: Bool[np.ndarray, " n"] | None = None) -> None:
+        """Advance by one frame towards the targets of `command` (`LAYOUT`), held throughout.
+
+        Where `touched` is given, the entries of the objects that the robot touches meanwhile are set.
+        """
         data = self.data
         data.ctrl[:-3] = _angles(command)
         speed, turn = command[-2:]
@@ -115,6 +125,16 @@ class Simulation(AbstractContextManager["Simulation"]):
             heading = data.qpos[2]
             data.ctrl[-3:] = speed * np.cos(heading), speed * np.sin(heading), turn
             self._mujoco.mj_step(self.model, data)
+            if touched is not None:
+                touched |= self.touching()
+
+    def touching(self) -> Bool[np.ndarray, " n"]:
+        """Whether the robot touches each object, in the last step of the physics."""
+        pairs = self.data.contact.geom[: self.data.ncon]
+        robot, numbers = self._kinds[pairs] == REGIONS.index("robot"), self._numbers[pairs]
+        found = np.zeros(len(self._objects), dtype=bool)
+        found[numbers[robot[:, ::-1] & (numbers >= 0)]] = True  # the one of a pair whose other is the robot
+        return found
 
     def follow(self, states: Float32[np.ndarray, "n 25"]) -> UInt8[np.ndarray, "n h w 3"]:
         """Advance by one frame for each of the measured `states`, and return what the robot sees at each.
@@ -151,14 +171,29 @@ class Simulation(AbstractContextManager["Simulation"]):
 
     def frame(self) -> UInt8[np.ndarray, "h w 3"]:
         """The picture of the head camera, RGB, 0..255."""
+        return ((_fours(self._drawn().astype(np.uint16)) + 2) // 4).astype(np.uint8)
+
+    def regions(self) -> UInt8[np.ndarray, "h w"]:
+        """What each pixel of `frame` shows, as its place in `REGIONS`.
+
+        A pixel is the mean of four samples; it belongs to what most of them show, and of two to the later region.
+        """
+        self._renderer.enable_segmentation_rendering()
+        try:
+            kinds = self._kinds[self._drawn()[..., 0]]
+        finally:
+            self._renderer.disable_segmentation_rendering()
+        votes = _fours((kinds[..., None] == np.arange(len(REGIONS))).astype(np.uint8))
+        return (len(REGIONS) - 1 - votes[..., ::-1].argmax(axis=-1)).astype(np.uint8)
+
+    def _drawn(self) -> np.ndarray:
+        """What the renderer gives of the camera's view, at twice the size."""
         # After mj_step bodies lag one physics step behind qpos. These three leave the solver's memory alone.
         self._mujoco.mj_kinematics(self.model, self.data)
         self._mujoco.mj_comPos(self.model, self.data)
         self._mujoco.mj_camlight(self.model, self.data)
         self._renderer.update_scene(self.data, camera=CAMERA)
-        double = self._renderer.render().astype(np.uint16)
-        rows = double[0::2] + double[1::2]
-        return ((rows[:, 0::2] + rows[:, 1::2] + 2) // 4).astype(np.uint8)
+        return self._renderer.render()
 
     def base(self) -> Float64[np.ndarray, "3"]:
         """Where the base is in the world: x and y in m, heading in rad."""
@@ -167,6 +202,19 @@ class Simulation(AbstractContextManager["Simulation"]):
     def objects(self) -> Float64[np.ndarray, "n 3"]:
         """Positions of the movable objects in the world, in m."""
         return self.data.xpos[self._objects].copy()
+
+    def turns(self) -> Float64[np.ndarray, "n 3 3"]:
+        """Rotations of the movable objects from their own axes into the world's."""
+        return self.data.xmat[self._objects].reshape(-1, 3, 3).copy()
+
+    def near(self, side: Side) -> list[int]:
+        """Numbers of the objects on the table that a hand can push, and that are in view."""
+        base = self.base()
+        x, y, z = (self.objects() - [base[0], base[1], 0]).T
+        ahead, left = np.cos(base[2]) * x + np.sin(base[2]) * y, np.cos(base[2]) * y - np.sin(base[2]) * x
+        across = SIDES[side] * left
+        within = (z > self.scene.table_top) & (ahead > 0.2) & (ahead < 0.8) & (across > -0.15) & (across < 0.5)
+        return np.flatnonzero(within).tolist()
 
     def reach(
         self, side: Side, target: Float64[np.ndarray, "3"], command: Float32[np.ndarray, "25"], base: np.ndarray
@@ -205,6 +253,7 @@ class Simulation(AbstractContextManager["Simulation"]):
         if snapshot.shape != (size := self._mujoco.mj_stateSize(self.model, self._whole),):
             raise UsageError(f"This snapshot is of another scene: {snapshot.shape[0]} numbers instead of {size}")
         self._mujoco.mj_setState(self.model, self.data, snapshot, self._whole)
+        self._mujoco.mj_kinematics(self.model, self.data)  # where bodies are is no part of a snapshot
 
     @cached_property
     def _renderer(self) -> Any:
@@ -218,6 +267,12 @@ class Simulation(AbstractContextManager["Simulation"]):
         for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX, flags.mjRND_HAZE):
             renderer.scene.flags[flag] = 0
         return renderer
+
+
+def _fours(samples: np.ndarray) -> np.ndarray:
+    """The sum of the four samples of each pixel, on the first two axes."""
+    rows = samples[0::2] + samples[1::2]
+    return rows[:, 0::2] + rows[:, 1::2]
 
 
 def _angles(command: Float32[np.ndarray, "25"]) -> Float32[np.ndarray, "29"]:

@@ -1,0 +1,197 @@
+"""Other futures of one start: what physics says of them, what they share, and who owns a pixel."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from worldline.builtin import TWIN_MINI_TRAIN, TWIN_MINI_VAL
+from worldline.formats.open import OpenOptions
+from worldline.schema import UsageError
+from worldline.twin.counterfactuals import (
+    LEFT_ALONE,
+    MISSES,
+    MOVED,
+    TILTED,
+    Future,
+    TouchOrMiss,
+    execute,
+    object_pixels,
+    other_arms,
+    touch_or_miss,
+)
+from worldline.twin.generate import look, physics_of, resume
+from worldline.twin.scene import random_scene
+from worldline.twin.simulation import REGIONS, Simulation
+
+CONTEXT, TIMES = 17, (17, 20, 25, 30, 33)
+ROOM, ROBOT, OBJECTS = range(3)
+
+
+@cache
+def why_not() -> str:
+    """Why the twin cannot run here; empty where it can."""
+    try:
+        with Simulation(random_scene(np.random.default_rng(0)), size=2) as simulation:
+            simulation.frame()
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture
+def _twin() -> None:
+    if why_not():
+        pytest.skip(why_not())
+
+
+def found(episode: int, seed: int) -> TouchOrMiss | None:
+    simulation, commands = resume(TWIN_MINI_VAL, episode, 0)
+    with simulation:
+        rng = np.random.default_rng(seed)
+        return touch_or_miss(simulation, commands[0], rng, context=CONTEXT, times=TIMES)
+
+
+# --- what a pixel shows ---
+
+
+@pytest.mark.usefixtures("_twin")
+def test_regions_are_where_physics_has_robot_and_objects() -> None:
+    """Objects taken away: their pixels change and no others; a robot that moves its arm changes pixels of the robot."""
+    simulation, commands = resume(TWIN_MINI_VAL, 3, 30)
+    with simulation:
+        frame, regions = simulation.frame(), simulation.regions()
+        assert {*np.unique(regions)} == {ROOM, ROBOT, OBJECTS}
+        assert [*REGIONS] == ["room", "robot", "objects"]
+        simulation.restore(simulation.snapshot())
+        objects = [simulation.model.body(name).id for name in simulation.scene.objects]
+        simulation.model.geom_rgba[np.isin(simulation.model.geom_bodyid, objects)] = 0, 0, 0, 1
+        changed = np.abs(simulation.frame().astype(int) - frame).max(axis=-1)
+    of_objects, robot = regions == OBJECTS, regions == ROBOT
+    assert (changed[of_objects] > 0).all()
+    inside = changed > 0.6 * changed.max()  # at an edge the mean of four samples changes less
+    assert (of_objects | ~inside).mean() > 0.995
+    assert changed[robot].mean() < 2
+    del commands
+
+
+@pytest.mark.usefixtures("_twin")
+def test_a_look_at_recorded_frames_shows_what_was_recorded() -> None:
+    source = OpenOptions().open(TWIN_MINI_VAL)
+    root, number = physics_of(source, 4)
+    assert (root, number) == (TWIN_MINI_VAL, 4)
+    seen = look(root, number, [50, 20])
+    assert [*seen] == [20, 50]
+    clip = source.read(4, 20, 51)
+    assert clip.frames is not None
+    for frame, (picture, regions) in seen.items():
+        recorded = clip.frames[frame - 20].permute(1, 2, 0).numpy()
+        assert np.abs(picture.astype(int) - recorded).mean() < 6
+        assert regions.shape == picture.shape[:2]
+    assert look(root, number, [50], size=32)[50][1].shape == (32, 32)
+
+
+def test_data_without_saved_physics_say_so() -> None:
+    with pytest.raises(UsageError, match="no saved physics"):
+        physics_of(OpenOptions().open(TWIN_MINI_TRAIN), 0)
+
+
+# --- futures ---
+
+
+@pytest.mark.usefixtures("_twin")
+def test_the_recorded_commands_give_the_recorded_future_and_others_another() -> None:
+    simulation, commands = resume(TWIN_MINI_VAL, 1, 16)
+    commands = commands[:17]
+    with simulation:
+        start = simulation.snapshot()
+        other = other_arms(simulation, commands, np.random.default_rng(1))
+        again = other_arms(simulation, commands, np.random.default_rng(1))
+        first, second = (execute(simulation, start, these, shown=(3, 16)) for these in (commands, other))
+    np.testing.assert_array_equal(other, again)
+    arms = slice(6, 20)
+    np.testing.assert_array_equal(np.delete(other, arms, axis=1), np.delete(commands, arms, axis=1))
+    assert np.abs(other[0] - commands[0]).max() < 1e-6, "both begin with the same motion"
+    assert np.abs(other[-1] - commands[-1]).max() > 0.1
+    recorded = np.fromfile(TWIN_MINI_VAL / "robot_states/states_1.bin", dtype=np.float32).reshape(-1, 25)
+    np.testing.assert_allclose(first.states, recorded[17:34], atol=1e-3)
+    assert first.frames.shape == (2, 64, 64, 3)
+    seen = look(TWIN_MINI_VAL, 1, [20, 33])
+    np.testing.assert_array_equal(first.frames, [seen[20][0], seen[33][0]])
+    np.testing.assert_array_equal(first.regions, [seen[20][1], seen[33][1]])
+    assert np.abs(second.frames.astype(int) - first.frames).mean() > 1
+
+
+@pytest.mark.usefixtures("_twin")
+def test_a_touch_and_its_misses_are_what_physics_says() -> None:
+    pair = found(3, 0)
+    assert pair is not None
+    assert pair.frames.shape == (CONTEXT, 64, 64, 3)
+    assert pair.states.shape == (CONTEXT, 25)
+    simulation, _ = resume(TWIN_MINI_VAL, 3, 0)
+    with simulation:
+        simulation.restore(pair.snapshot)  # the last frame of the context, bit for bit
+        np.testing.assert_array_equal(simulation.frame(), pair.frames[-1])
+        np.testing.assert_array_equal(simulation.state(), pair.states[-1])
+        shown = [time - CONTEXT for time in TIMES]
+        for future in (pair.touch, *pair.misses):
+            repeated = execute(simulation, pair.snapshot, future.commands, shown=shown)
+            np.testing.assert_array_equal(repeated.frames, future.frames)
+            np.testing.assert_array_equal(repeated.states, future.states)
+            np.testing.assert_array_equal(repeated.moved, future.moved)
+    assert pair.touch.succeeded
+    assert pair.touch.touched.any()
+    assert pair.touch.moved.max() >= MOVED or pair.touch.tilted.max() >= TILTED
+    assert 1 <= len(pair.misses) <= 2
+    for miss in pair.misses:
+        assert miss.kind in MISSES
+        assert miss.severity > 0
+        assert not miss.touched.any()
+        assert miss.moved.max() < LEFT_ALONE
+        assert not miss.succeeded
+    again = found(3, 0)
+    assert again is not None
+    np.testing.assert_array_equal(again.touch.frames, pair.touch.frames)
+    np.testing.assert_array_equal(again.snapshot, pair.snapshot)
+
+
+@pytest.mark.usefixtures("_twin")
+def test_without_objects_nothing_can_be_touched() -> None:
+    simulation, commands = resume(TWIN_MINI_VAL, 0, 0)
+    with simulation:
+        for name in simulation.scene.objects:
+            simulation.data.joint(simulation.model.body(name).jntadr[0]).qpos[:3] = 0, 0, -50
+        assert touch_or_miss(simulation, commands[0], np.random.default_rng(0), context=4, times=(5, 8)) is None
+
+
+def test_pixels_of_objects_are_those_of_either_future_away_from_the_robot() -> None:
+    first, second = np.zeros((2, 1, 5, 7), dtype=np.uint8)
+    first[0, 2, 1] = OBJECTS  # where it was
+    second[0, 2, 3] = OBJECTS  # where it went
+    second[0, 1, 5] = OBJECTS  # beside the robot
+    first[0, 0, 6] = ROBOT
+    found = object_pixels(first, second)
+    assert np.argwhere(found[0]).tolist() == [[2, 1], [2, 3]]
+    assert object_pixels(first, second, margin=0).sum() == 3
+    np.testing.assert_array_equal(object_pixels(second, first), found)
+
+
+def test_futures_say_what_succeeded() -> None:
+    nothing = np.zeros((0, 25), np.float32)
+    seen = {"frames": np.zeros((0, 2, 2, 3), np.uint8), "regions": np.zeros((0, 2, 2), np.uint8)}
+
+    still = Future(
+        commands=nothing, states=nothing, **seen, touched=np.zeros(2, bool), moved=np.zeros(2), tilted=np.zeros(2)
+    )
+    assert still.missed
+    assert not still.succeeded
+    brushed = replace(still, touched=np.array([True, False]))
+    assert not brushed.missed
+    assert not brushed.succeeded
+    pushed = replace(brushed, moved=np.array([MOVED, 0.0]))
+    assert pushed.succeeded
+    assert replace(brushed, tilted=np.array([TILTED, 0.0])).succeeded
+    rolled_by_itself = replace(brushed, moved=np.array([0.0, MOVED]))
+    assert not rolled_by_itself.succeeded
+    assert not rolled_by_itself.missed
