@@ -69,13 +69,13 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scored]:
 
 
 def test_a_condition_is_one_entry(scored: Scored) -> None:
-    frozen, own = scored.rows["frozen_states"], scored.rows["own_states"]
+    frozen, own = scored.rows["halved_states"], scored.rows["own_states"]
     assert frozen.role == "ablation"
     assert frozen.metrics.keys() >= {"psnr_db_last", "ssim_mean", "full_ce", "token_accuracy"}
     assert own.metrics["full_ce"] == scored.rows["forecast"].metrics["full_ce"] != frozen.metrics["full_ce"]
     compared = {(c.better, c.than, c.metric) for c in scored.evaluation.comparisons}
-    assert ("forecast", "frozen_states", "full_ce") in compared
-    assert scored.shows("forecast vs frozen states")
+    assert ("forecast", "halved_states", "full_ce") in compared
+    assert scored.shows("forecast vs halved states")
     assert "<span>own states</span>" in scored.page, "its frames are shown"
 
 
@@ -113,7 +113,7 @@ def test_the_docs_list_every_id_with_its_label() -> None:
     page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
     labels = {entry.id: entry.label for entry in ROWS.values()} | {"mean_20": label_of("mean_20")}
     labels |= {metric.id: metric.label for metric in METRICS.values() if not metric.id.endswith(("_last", "_mean"))}
-    mine = {"own_states", "frozen_states", "grey", "oracle", "brightness", "sureness", "hits", "hits_bound"}
+    mine = {"own_states", "halved_states", "grey", "oracle", "brightness", "sureness", "hits", "hits_bound"}
     assert [id for id, label in labels.items() if f"| `{id}` | {label} |" not in page and id not in mine] == []
 
 

@@ -474,7 +474,7 @@ def test_fewer_shuffled_samples_are_compared_with_as_many_of_the_forecast(tmp_pa
     for samples in (None, 2, 1, 0):
         amount = Amount(condition_samples=samples, means=(), batch_size=4)
         found[samples] = _sampled_frames(replace(_sampled(case), num_samples=3), clips, amount, tmp_path)
-    assert found[0].not_computed["shuffled_states"] == "switched off"
+    assert found[0].not_computed["shuffled_states"] == "switched off (--condition-samples 0)"
     assert [e.settings["condition_samples"] for e in found.values()] == [3, 2, 1, 0]
     assert "shuffled_states" not in _means(found[0])
     for samples, mean in ((None, "mean_3"), (2, "mean_2"), (1, "sample")):
@@ -512,6 +512,7 @@ def test_the_page_gets_context_and_forecast_of_every_row(tmp_path: Path) -> None
         "copy_last",
         "reconstruction",
         "shuffled_states",
+        "frozen_states",
     ]
     assert np.array_equal(archive["forecast_1"][:, 17:], np.repeat(archive["real"][:, 16:17], 17, axis=1))
     assert np.array_equal(archive["forecast_0"][:, :17], archive["real"][:, :17])

@@ -1,8 +1,8 @@
-"""The one engine: every row and every metric over clips, batch by batch, each batch on one rank.
+"""The one engine: every row, metric and study over clips, batch by batch, each batch on one rank.
 
 The scores of a batch depend on the batch alone, so the numbers do not depend on the number of processes or on
 interruptions: an evaluation that is stopped leaves `OUT/metrics.parts/key_KEY/batch_000008.pt`, the scores of the batch
-that begins with the ninth clip. It knows forecasters only; rows and metrics are entries of their tables.
+that begins with the ninth clip. It knows forecasters only; rows, metrics and studies are entries of their tables.
 """
 
 import shutil
@@ -14,14 +14,16 @@ from zipfile import is_zipfile
 
 import torch
 from einops import rearrange
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.checks import Checked, Natural, Seed
 from worldline.data.clips import Clips
-from worldline.evaluation.held_out import evenly, foreign_states
-from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Row, Split
-from worldline.evaluation.rows import ROWS, Judged, Made, Protocol, Scene, Setting, entry_of, mean_id
+from worldline.evaluation import studies  # noqa: F401 - they are in their table then
+from worldline.evaluation.held_out import evenly, foreign_states, states_of
+from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Finding, Row, Split
+from worldline.evaluation.rows import ROWS, Judged, Made, Protocol, Role, Scene, Setting, entry_of, mean_id
+from worldline.evaluation.study import STUDIES, Found, Numbers
 from worldline.files import atomic, remove_temporaries, write_npz
 from worldline.forecasting.forecaster import clip_seeds
 from worldline.metrics.bootstrap import Interval, interval, intervals
@@ -37,9 +39,16 @@ SHOWN_CLIPS = 6
 """Clips whose frames are kept for the report."""
 FRAMES_AT_ONCE = 64
 """Of each clip, that a metric of images is given at once: it bounds memory however long the horizon is."""
+FEW_SAMPLES = 5
+"""Futures that are enough to tell a condition from the truth: more change a paired difference little."""
+FEW_CLIPS = 12
+"""Clips on which studies measure what is costly."""
 SHOWN_ORDER = ("model", "baseline", "ceiling", "ablation")
-Numbers = dict[str, dict[str, Tensor]]
-"""Row -> metric -> one number per clip."""
+ORDER: tuple[Role, ...] = ("model", "ablation", "baseline", "ceiling")
+
+
+SMALLEST_STD = 1e-6
+"""Deviation below which a state counts as one that never changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +61,14 @@ class Amount(Checked):
     means: tuple[int, ...] | None = None
     """Sampling protocol: sizes of smaller ensembles that are scored too; 5, if more samples are drawn."""
     condition_samples: Natural | None = None
-    """Futures per clip given other states than its own (`shuffled_states`); 0 leaves such rows out, as many as the
-    forecast if not given."""
+    """Futures per clip given other states than its own (the audit); 0 leaves such rows out; if not given, as many as
+    the forecast has, at most 5."""
     seed: Seed = 0
 
     def sizes(self, num_samples: int) -> tuple[int, ...]:
         """Numbers of samples whose mean is scored, largest first: all, those of `means` and of other conditions."""
         means = (5,) * (num_samples > 5) if self.means is None else self.means
-        wanted = {num_samples, 1, *means, self.condition_samples or num_samples}
+        wanted = {num_samples, 1, *means, self.conditioned(num_samples) or 1}
         if max(wanted) > num_samples:
             raise UsageError(
                 f"{num_samples} samples are drawn (--num-samples), too few for a mean of {max(wanted)} "
@@ -67,16 +76,24 @@ class Amount(Checked):
             )
         return tuple(sorted(wanted, reverse=True))
 
+    def conditioned(self, num_samples: int) -> int:
+        """Futures per clip under another condition, of so many in all."""
+        return min(num_samples, FEW_SAMPLES) if self.condition_samples is None else self.condition_samples
+
 
 @dataclass
 class Tally:
     """Scores of some clips."""
 
     episodes: list[int]
+    starts: list[int]
+    """First frame of each in its episode."""
     scores: dict[tuple[str, str], Float32[Tensor, "n _"]] = field(default_factory=dict)
     """(row, metric) -> a number for each clip and predicted frame (of costs: token grid)."""
     shown: dict[str, UInt8[Tensor, "some t 3 h w"]] = field(default_factory=dict)
     """Frames of some clips, context and forecast, by row."""
+    measured: dict[tuple[str, str], Float[Tensor, "n ..."]] = field(default_factory=dict)
+    """(study, name) -> what it measured of each clip."""
     not_computed: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)
     totals: dict[str, Tensor] = field(default_factory=dict)
@@ -89,7 +106,9 @@ class Tally:
         return replace(
             first,
             episodes=[episode for part in parts for episode in part.episodes],
+            starts=[start for part in parts for start in part.starts],
             scores={key: torch.cat([part.scores[key] for part in parts]) for key in first.scores},
+            measured={key: torch.cat([part.measured[key] for part in parts]) for key in first.measured},
             shown={key: torch.cat([part.shown[key] for part in parts]) for key in first.shown},
             totals={key: torch.stack([part.totals[key] for part in parts]).sum(dim=0) for key in first.totals},
         )
@@ -129,7 +148,7 @@ def score(
     key: str | None = None,
     ranks: Ranks | None = None,
 ) -> Evaluation:
-    """Score every row of a protocol and write `metrics.json` and `forecasts.npz` into `out`.
+    """Score every row of a protocol and write `metrics.json`, `scores.npz` and `forecasts.npz` into `out`.
 
     Args:
         split: what `split_of` said of the clips, for the record.
@@ -154,6 +173,7 @@ def score(
     if not ranks.writes:
         return ranks.agreed(None)
     tally = Tally.joined([Tally(**torch.load(file, weights_only=True)) for file in files.values()])
+    write_scores(out / "scores.npz", tally)
     if tally.shown:
         scoring.write_forecasts(out / "forecasts.npz", tally.shown)
     evaluation = scoring.evaluation(tally, split, time.monotonic() - began)
@@ -199,11 +219,12 @@ class _Scoring:
         forecaster, other = judged.forecaster, judged.unconditional
         if other is not None and (other.times, other.token_grid) != (forecaster.times, forecaster.token_grid):
             raise UsageError("the unconditional world forecasts other times or tokens than the one it is compared with")
-        drawn, asked = forecaster.num_samples, amount.condition_samples
+        drawn = forecaster.num_samples
         self.judged, self.clips, self.amount = judged, clips, amount
         self.chosen = evenly(len(clips), amount.num_clips)
         self.shown = set(evenly(len(self.chosen), SHOWN_CLIPS))
-        self.condition_samples = drawn if asked is None else asked
+        self.few = set(evenly(len(self.chosen), FEW_CLIPS))
+        self.condition_samples = amount.conditioned(drawn)
         self.settings: dict[str, Setting] = {}
         if judged.protocol != "tokenizer":
             self.settings = {"seed": amount.seed, "num_samples": drawn, "condition_samples": self.condition_samples}
@@ -211,9 +232,13 @@ class _Scoring:
             self.settings["vocabulary"] = forecaster.token_grid.vocab_size
         # The first is the forecast that the others are compared with.
         means = [entry_of(mean_id(size)) for size in amount.sizes(drawn) if size > 1]
-        self.entries = [one for one in (*means, *ROWS.values()) if one is not None and judged.protocol in one.protocols]
-        conditions = self.condition_samples and any(entry.role == "ablation" for entry in self.entries)
-        self.foreign = foreign_states(clips, self.chosen) if conditions else None
+        every = [one for one in (*means, *ROWS.values()) if one is not None and judged.protocol in one.protocols]
+        self.entries = sorted(every, key=lambda entry: ORDER.index(entry.role))
+        self.studies = [study for study in STUDIES.values() if judged.protocol in study.protocols]
+        forecasts = judged.protocol != "tokenizer"
+        self.foreign = foreign_states(clips, self.chosen) if forecasts and self.condition_samples else None
+        self.state_std = states_of(clips, self.chosen).flatten(0, 1).std(dim=0)
+        self.state_std[self.state_std < SMALLEST_STD] = 1.0
 
     def batch(self, begin: int) -> Tally:
         """Score the batch that begins with this one of the chosen clips."""
@@ -221,15 +246,16 @@ class _Scoring:
         batch, forecaster = stack([self.clips[self.chosen[i]] for i in now]), self.judged.forecaster
         scene = Scene(
             **vars(self.judged),
-            batch=batch if self.judged.protocol == "sampling" else forecaster.encoded(batch),
+            batch=forecaster.encoded(batch),
+            clips=self.clips,
             seeds=clip_seeds(self.amount.seed, batch.origins),
             foreign=None if self.foreign is None else self.foreign[now.start : now.stop],
             condition_samples=self.condition_samples,
+            state_std=self.state_std,
+            few=[place for place, number in enumerate(now) if number in self.few],
         )
-        tally = Tally([origin.episode for origin in batch.origins])
-        truth = None if batch.frames is None else batch.frames[:, list(forecaster.times)]
-        past = forecaster.context_frames
-        before = None if batch.frames is None or past == 0 else batch.frames[:, past - 1]
+        tally = Tally([origin.episode for origin in batch.origins], [origin.start for origin in batch.origins])
+        truth = scene.truth
         if truth is None:
             tally.not_computed |= dict.fromkeys(("psnr_db", "ssim", "motion"), "the data hold tokens only, no frames")
         views = {"real": truth}
@@ -240,13 +266,19 @@ class _Scoring:
                 tally.not_computed[entry.id] = str(reason)
                 continue
             if made is not None:
-                tally.score(entry.id, made, truth, before)
+                scene.made[entry.id] = made
+                tally.score(entry.id, made, truth, scene.before)
                 if entry.shown or entry is self.entries[0]:
                     views[entry.id] = made.frames
         if batch.frames is not None and (seen := forecaster.shown_context):
             kept = [place for place, number in enumerate(now) if number in self.shown]
             before, found = batch.frames[kept][:, seen], {row: view for row, view in views.items() if view is not None}
             tally.shown = {row: torch.cat([before, view[kept]], dim=1) for row, view in found.items()}
+        for study in self.studies:
+            try:
+                tally.measured |= {(study.id, name): values.cpu() for name, values in study.measure(scene).items()}
+            except NotComputed as reason:
+                tally.not_computed[study.id] = str(reason)
         if self.judged.protocol == "tokenizer":
             tally.totals = _totals(scene.batch, forecaster.token_grid)
         return tally
@@ -263,7 +295,8 @@ class _Scoring:
                 own |= {f"{metric}_last": values[:, -1], f"{metric}_mean": values.mean(dim=1)}
             else:
                 own[metric] = values.nanmean(dim=1)
-        there = [entry for entry in self.entries if entry.id in numbers]
+        there, not_computed = [entry for entry in self.entries if entry.id in numbers], dict(tally.not_computed)
+        findings = self._findings(tally, numbers, episodes, not_computed)
         return Evaluation(
             protocol=judged.protocol,
             run=judged.run,
@@ -280,22 +313,53 @@ class _Scoring:
             rows=tuple(Row(id=e.id, role=e.role, metrics=_means(numbers[e.id], episodes)) for e in there),
             curves=curves,
             comparisons=self._comparisons(numbers, episodes),
-            not_computed=tally.not_computed,
+            not_computed=not_computed,
+            findings=findings,
             settings={**self.settings, **judged.settings, **tally.settings, **_usage(tally.totals)},
             environment=environment(),
             seconds=seconds,
             tokenizer=judged.tokenizer,
         )
 
+    def _findings(
+        self, tally: Tally, numbers: Numbers, episodes: Int64[Tensor, " n"], not_computed: dict[str, str]
+    ) -> tuple[Finding, ...]:
+        """What every study found that could be measured; `not_computed` gets the reasons of the others."""
+        found = []
+        for study in self.studies:
+            measured = {name: values for (of, name), values in tally.measured.items() if of == study.id}
+            about = Found(
+                judged=self.judged,
+                measured=measured,
+                scores=tally.scores,
+                numbers=numbers,
+                episodes=episodes,
+                forecast=self.entries[0].id,
+                alike=self._alike,
+                fps=self.clips.source.fps / self.clips.pattern.stride,
+                state_names=self.clips.source.layout.names,
+                condition_samples=self.condition_samples,
+            )
+            try:
+                if study.id not in not_computed:
+                    found.append(study.conclude(about))
+            except NotComputed as reason:
+                not_computed[study.id] = str(reason)
+        return tuple(found)
+
+    @property
+    def _alike(self) -> str:
+        """The row that differs from a condition in the states alone."""
+        return mean_id(self.condition_samples or 1) if self.judged.protocol == "sampling" else self.entries[0].id
+
     def _comparisons(self, numbers: Numbers, episodes: Int64[Tensor, " n"]) -> tuple[Comparison, ...]:
         """The forecast is said to be better than every other row, and a ceiling to be better than the forecast.
 
         A condition is compared with the mean of as many samples, made from the same noise.
         """
-        first, samples = self.entries[0].id, self.condition_samples or self.judged.forecaster.num_samples
-        alike, found = mean_id(samples) if self.judged.protocol == "sampling" else first, []
+        first, found = self.entries[0].id, []
         for entry in self.entries[1:]:
-            ours = alike if entry.role == "ablation" else first
+            ours = self._alike if entry.role == "ablation" else first
             better, than = (entry.id, ours) if entry.role == "ceiling" else (ours, entry.id)
             for metric in entry.compared:
                 if metric in numbers.get(better, {}) and metric in numbers.get(than, {}):
@@ -312,6 +376,12 @@ class _Scoring:
         arrays = {name: rearrange(clips, "n t c h w -> n t h w c").numpy() for name, clips in named.items()}
         quality = psnr(shown[rows[0]][:, -1], shown["real"][:, -1]).numpy()
         write_npz(path, {"rows": rows, "context": len(self.judged.forecaster.shown_context), "psnr": quality, **arrays})
+
+
+def write_scores(path: Path, tally: Tally) -> None:
+    """Keep every number of every clip: `episode` and `start` of each, and `row/metric` as `n f`, for comparisons."""
+    scores = {f"{row}/{metric}": values.numpy() for (row, metric), values in tally.scores.items()}
+    write_npz(path, {"episode": tally.episodes, "start": tally.starts, **scores})
 
 
 def _means(values: Mapping[str, Tensor], episodes: Int64[Tensor, " n"]) -> dict[str, Interval]:

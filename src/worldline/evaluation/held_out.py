@@ -186,6 +186,11 @@ def foreign_states(clips: Clips, chosen: list[int]) -> Float32[Tensor, "n t s"] 
         return None
     pool = chosen if len(chosen) > 1 else [(chosen[0] + i) % len(clips) for i in range(len(clips))]
     partners = [pool[(i + len(pool) // 2) % len(pool)] for i in range(len(chosen))]
-    places = clips.windows[partners].tolist()
+    return states_of(clips, partners)
+
+
+def states_of(clips: Clips, chosen: Sequence[int]) -> Float32[Tensor, "n t s"]:
+    """The states of some clips, without their frames."""
+    places = clips.windows[list(chosen)].tolist()
     rows = [clips.source.read_states(episode, start, start + clips.pattern.window) for episode, start in places]
     return torch.from_numpy(np.stack(rows))

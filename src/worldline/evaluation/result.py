@@ -75,6 +75,70 @@ class Comparison:
         return "yes" if low > 0 else "no" if high < 0 else "undecided"
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column of a finding's table."""
+
+    label: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a finding's table; None where there is no such number."""
+
+    label: str
+    values: tuple[Interval | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Numbers of a finding. Raises `ValueError` for a line of other length."""
+
+    title: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+    def __post_init__(self) -> None:
+        if any(len(line.values) != len(self.columns) for line in self.lines):
+            raise ValueError(f"{self.title}: every line has a value, or None, for each of {len(self.columns)} columns")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart: an interval at each place."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[Interval, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Curves over one axis."""
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a study found: a verdict and a sentence first, then the numbers they stand on."""
+
+    id: str
+    title: str
+    verdict: str
+    """One or two plain words."""
+    sentence: str
+    """One plain sentence, which is what most people read."""
+    tables: tuple[Table, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What to know to judge the numbers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The complete result of an evaluation. A metric is either in a row or in `not_computed` with the reason.
@@ -91,12 +155,13 @@ class Evaluation:
     """Metric (say `psnr_db`) -> id of the row -> one interval per future frame."""
     comparisons: tuple[Comparison, ...]
     not_computed: dict[str, str]
-    """Id of a metric or a row -> why."""
+    """Id of a metric, a row or a study -> why."""
     settings: dict[str, Setting]
     environment: dict[str, str]
     seconds: float
     tokenizer: TokenizerIdentity | None = None
     """Tokenizer of the scored tokens or latents; None if unknown. Token costs compare only within one tokenizer."""
+    findings: tuple[Finding, ...] = ()
 
     def __post_init__(self) -> None:
         ids = {row.id for row in self.rows}

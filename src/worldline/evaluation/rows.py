@@ -1,10 +1,11 @@
 """Every row of an evaluation: one function each, with its id and what people read.
 
-A row is the forecaster under a condition (which states it is given), a baseline, or a ceiling. A new one is a function
-below `@Entry(...)` or `@condition(...)`: all else follows, from metrics.json to the report. Ids stay as they are.
+A row is the forecaster under a condition (which states it is given: `conditions.py`), a baseline, or a ceiling. A new
+one is a function below `@Entry(...)` or `@condition(...)`: all else follows, from metrics.json to the report. Ids stay
+as they are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Literal
@@ -14,12 +15,13 @@ import torch
 from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
+from worldline.data.clips import Clips
 from worldline.families.tokenizers import TokenizerIdentity
 from worldline.forecasting import postprocess
 from worldline.forecasting.forecaster import CopyLast, Extra, Forecaster, States
 from worldline.metrics.table import METRICS, NotComputed
 from worldline.metrics.tokens import grid_costs, kept_guesses, shared_guesses
-from worldline.schema import Batch, Forecast, TokenGrid
+from worldline.schema import Batch, Forecast, TokenGrid, contents_of, join
 
 Protocol = Literal["compression", "sampling", "tokenizer"]
 """`compression`: one roll-out, its frames and the costs of its tokens; `sampling`: frames of several samples, nothing
@@ -28,6 +30,8 @@ Role = Literal["model", "baseline", "ceiling", "ablation"]
 """`ceiling`: the best any forecaster of this kind could do (the tokenizer alone); `ablation`: the model with a part
 taken away (say, its states shuffled)."""
 Setting = str | int | float | bool
+Commands = Float32[Tensor, "b f s"]
+"""The states to come, one row for each video frame of the horizon."""
 CHANGED = 0.5
 """Probability that a token differs from the last context grid's, if a run has not counted it."""
 BLUR = 1 / 64
@@ -42,6 +46,8 @@ class Made:
     """At the forecaster's times."""
     costs: Mapping[str, Float32[Tensor, "b l"]] = field(default_factory=dict)
     """Metric id -> mean cost of the true tokens of each future grid."""
+    states: States | None = None
+    """Of context and horizon, that it was given; None of what is given none, or the clips' own."""
     settings: Mapping[str, Setting] = field(default_factory=dict)
     """Its assumptions, for the record."""
 
@@ -66,21 +72,99 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scene(Judged):
-    """What is judged, on a batch of clips: everything that rows need."""
+    """What is judged, on a batch of clips: everything that rows and studies need."""
 
     batch: Batch
-    """With its tokens, where these are scored."""
+    """With its tokens, or the latents of its context: they are encoded once."""
+    clips: Clips
+    """All clips, of which these are some."""
     seeds: tuple[int, ...]
     """Of each clip. Sample k of a clip is made from the same noise in every row."""
     foreign: States | None
     """For each clip the states of another one."""
     condition_samples: int
     """Futures per clip under another condition than the true one; 0 for none."""
+    state_std: Float32[Tensor, " s"]
+    """Deviation of each state over all evaluated clips; 1 where a state never changes."""
+    few: Sequence[int] = ()
+    """Places in this batch of the few clips on which costly things are measured."""
+    made: dict[str, Made] = field(default_factory=dict)
+    """Every row made so far, by id: for studies, all."""
 
     def forecast_of(self, forecaster: Forecaster, *more: Extra, states: States | None = None) -> Forecast:
         """A forecast of these clips, with the parts that are scored: costs and `more` where tokens are."""
         extra: tuple[Extra, ...] = ("costs", *more) if self.protocol == "compression" else ()
         return forecaster.forecast_clips(self.batch, states=states, seeds=self.seeds, extra=extra)
+
+    @property
+    def truth(self) -> UInt8[Tensor, "b f 3 h w"] | None:
+        """The true frames at the forecaster's times; None where the data hold tokens alone."""
+        return None if self.batch.frames is None else self.batch.frames[:, list(self.forecaster.times)]
+
+    @property
+    def before(self) -> UInt8[Tensor, "b 3 h w"] | None:
+        """The last frame of the context; None where there is none."""
+        past = self.forecaster.context_frames
+        return None if self.batch.frames is None or past == 0 else self.batch.frames[:, past - 1]
+
+    @property
+    def commands(self) -> Commands:
+        """The states to come, of the horizon alone."""
+        return self.batch.states[:, self.forecaster.context_frames :]
+
+    @property
+    def now(self) -> Float32[Tensor, "b s"]:
+        """The states in the last frame of the context."""
+        return self.batch.states[:, self.forecaster.context_frames - 1]
+
+    def commanding(self, commands: Commands) -> States:
+        """States of context and horizon: those that were, and then these commands."""
+        return torch.cat([self.batch.states[:, : self.forecaster.context_frames], commands], dim=1)
+
+    def few_of(self) -> Batch:
+        """The few clips on which costly things are measured."""
+        held = {name: tensor[list(self.few)] for name, tensor in contents_of(self.batch).items()}
+        return replace(self.batch, origins=tuple(self.batch.origins[i] for i in self.few), **held)
+
+    @cached_property
+    def conditions(self) -> "dict[str, Made | NotComputed]":
+        """The forecast under every condition, by the id of its row, or why there is none: all from one context."""
+        given: dict[str, States] = {}
+        found: dict[str, Made | NotComputed] = {}
+        for id, states_of in CONDITIONS.items():
+            try:
+                if self.condition_samples == 0:
+                    raise NotComputed("switched off (--condition-samples 0)")
+                given[id] = states_of(self)
+            except NotComputed as reason:
+                found[id] = reason
+        if given:
+            drawing = replace(self.forecaster, num_samples=self.condition_samples)
+            made = self.forecasts_given(drawing, self.batch, list(given.values()), seeds=self.seeds)
+            found |= dict(zip(given, made, strict=True))
+        return found
+
+    def forecasts_given(
+        self, forecaster: Forecaster, batch: Batch, several: Sequence[States], *, seeds: Sequence[int]
+    ) -> list[Made]:
+        """The mean forecast of the same clips under each of several states, as many at once as have room."""
+        extra: tuple[Extra, ...] = ("costs",) if self.protocol == "compression" else ()
+        if batch.frames is not None:  # what is not read need not be copied
+            batch = replace(batch, frames=batch.frames[:, : forecaster.context_frames])
+        count, found = len(batch), []
+        at_once = max(1, forecaster.rows_at_once // (count * forecaster.num_samples))
+        for first in range(0, len(several), at_once):
+            some = several[first : first + at_once]
+            many = forecaster.forecast_clips(
+                join([batch] * len(some)), states=torch.cat([*some]), seeds=[*seeds] * len(some), extra=extra
+            )
+            made = _mean(many)
+            for number, states in enumerate(some):
+                rows = slice(number * count, (number + 1) * count)
+                frames = None if made.frames is None else made.frames[rows]
+                costs = {id: cost[rows] for id, cost in made.costs.items()}
+                found.append(Made(frames=frames, costs=costs, states=states))
+        return found
 
     @cached_property
     def forecast(self) -> Forecast:
@@ -133,6 +217,8 @@ class Entry:
     """Metrics in which the forecast is compared with this row, on the same clips."""
     shown: bool = False
     """Its frames are kept for the report."""
+    listed: bool = True
+    """Tables of rows list it; the others only matter to a study, which shows them in its own."""
     make: Make = lambda _: None
 
     def __call__(self, make: Make) -> Make:
@@ -145,16 +231,23 @@ ROWS: dict[str, Entry] = {}
 """By id, in the order of tables."""
 
 
-def condition(id: str, label: str, *, shown: bool = False) -> Callable[[Given], Given]:
+CONDITIONS: dict[str, Given] = {}
+"""The states that each condition gives, by the id of its row."""
+
+
+def condition(id: str, label: str, *, shown: bool = False, listed: bool = True) -> Callable[[Given], Given]:
     """Add the forecaster given other states: those of the function below, which raises `NotComputed` without any."""
+    compared = ("psnr_db_last", "full_ce") if listed else ()
 
     def added(given: Given) -> Given:
-        @Entry(id, label, "ablation", compared=("psnr_db_last", "full_ce"), shown=shown)
+        CONDITIONS[id] = given
+
+        @Entry(id, label, "ablation", compared=compared, shown=shown, listed=listed)
         def _(scene: Scene) -> Made:
-            if scene.condition_samples == 0:
-                raise NotComputed("switched off")
-            drawing = replace(scene.forecaster, num_samples=scene.condition_samples)
-            return _mean(scene.forecast_of(drawing, states=given(scene)))
+            made = scene.conditions[id]
+            if isinstance(made, NotComputed):
+                raise made
+            return made
 
         return given
 
@@ -248,20 +341,14 @@ def _(scene: Scene) -> Made:
     return _blurred(scene, scene.forecast)
 
 
-@condition("shuffled_states", "shuffled states", shown=True)
-def _(scene: Scene) -> States:
-    """The forecast given the states of another clip. A world that scores the same here ignores its robot."""
-    if scene.foreign is None:
-        raise NotComputed("the data hold one clip only")
-    return scene.foreign
-
-
 @Entry("unconditional", "unconditional", "baseline", compared=("psnr_db_last", "full_ce"))
 def _(scene: Scene) -> Made:
     """The forecast of a world that was trained without states."""
     if scene.unconditional is None:
         raise NotComputed("no unconditional world was given (--unconditional RUN)")
-    return _mean(scene.forecast_of(scene.unconditional))
+    # Of another tokenizer, perhaps: it encodes for itself.
+    apart = scene.batch if scene.protocol == "compression" else replace(scene.batch, tokens=None, latents=None)
+    return _mean(replace(scene, batch=apart).forecast_of(scene.unconditional))
 
 
 # --- baselines ---

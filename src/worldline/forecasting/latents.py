@@ -89,6 +89,10 @@ class LatentForecaster(Forecaster):
         latents = self.world.context_latents + self.world.horizon_latents
         return self.rows or max(1, GENERATED // (4 * latents * self.grid.channels * self.grid.height * self.grid.width))
 
+    def encoded(self, batch: Batch) -> Batch:
+        """With the latents of its context; those of the future depend on the frames between, and no row reads them."""
+        return batch if batch.latents is not None else replace(batch, latents=self._context_of(batch))
+
     def reconstruct(self, batch: Batch) -> Forecast:
         """The true frames of the pattern, encoded with their context and decoded."""
         frames = self.frames_of(batch, self.pattern.window)[:, list(self.pattern.frames)]
@@ -103,9 +107,12 @@ class LatentForecaster(Forecaster):
     def begin(self, batch: Batch) -> Context:
         latents, count = batch.latents, self.world.context_latents
         if latents is None:
-            latents = self._encode(self.frames_of(batch, self.context_frames)[:, list(self.context_taken)])
+            latents = self._context_of(batch)
         context = self._enough(batch, "latents", latents, count)[:, :count].cpu()
         return (context.repeat_interleave(self.num_samples, dim=0),)
+
+    def _context_of(self, batch: Batch) -> Tensor:
+        return self._encode(self.frames_of(batch, self.context_frames)[:, list(self.context_taken)])
 
     @torch.no_grad()
     def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:

@@ -1,11 +1,13 @@
 """Numbers as text, the same everywhere; rows of evaluations as tables, of one for a terminal, of several for a page."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from worldline.evaluation.result import Evaluation, Role, Row, best_rows, label_of, metrics_of
+from worldline.evaluation.result import Table as FindingTable
+from worldline.evaluation.rows import entry_of
 from worldline.metrics.bootstrap import Interval
 from worldline.metrics.table import METRICS, Metric
 
@@ -51,9 +53,14 @@ def tokenizer_of(evaluation: Evaluation) -> str:
     return "tokenizer not recorded" if evaluation.tokenizer is None else f"tokenizer {evaluation.tokenizer}"
 
 
+def listed(rows: Sequence[Row]) -> list[Row]:
+    """The rows of tables; those that only matter to a study are in its own."""
+    return [row for row in rows if (entry := entry_of(row.id)) is None or entry.listed]
+
+
 def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
     """Lay out an evaluation: metrics down, forecasters across, as many side by side as `width` allows."""
-    rows, lines = evaluation.rows, [facts_of(evaluation), tokenizer_of(evaluation)]
+    rows, lines = listed(evaluation.rows), [facts_of(evaluation), tokenizer_of(evaluation)]
     lines.append("mean [95 % interval over episodes]; * best mean")
     about = [METRICS[metric] for metric in metrics_of(rows)]
     best = {metric.id: best_rows(rows, metric.id) for metric in about}
@@ -72,7 +79,27 @@ def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
         difference = f"{format_interval(claim.difference, metric.unit)} {metric.unit}".rstrip()
         lines.append(f"{better} vs {than}: {claim.verdict()} ({better} minus {than}, {metric.label}: {difference})")
     lines += [f"not computed: {label_of(id)}: {why}" for id, why in evaluation.not_computed.items()]
+    for finding in evaluation.findings:
+        lines += ["", f"{finding.title} {finding.verdict}. {finding.sentence}"]
+        for table in finding.tables:
+            lines += ["", *_text_of(table)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _text_of(table: FindingTable) -> list[str]:
+    """A finding's table: a line of heads, then one for each of its lines."""
+    heads = [f"{column.label} ({column.unit})" if column.unit else column.label for column in table.columns]
+    body = [
+        [
+            "-" if value is None else format_interval(value, column.unit)
+            for value, column in zip(line.values, table.columns, strict=True)
+        ]
+        for line in table.lines
+    ]
+    margin = max(len(label) for label in (table.title, *(line.label for line in table.lines)))
+    widths = [2 + max(len(cell) for cell in column) for column in zip(heads, *body, strict=True)]
+    laid = zip([table.title, *(line.label for line in table.lines)], [heads, *body], strict=True)
+    return [label.ljust(margin) + "".join(map(str.rjust, cells, widths)) for label, cells in laid]
 
 
 def _cell(row: Row, metric: Metric, best: bool) -> str:
@@ -113,7 +140,7 @@ def tables(evaluations: Mapping[str, Evaluation], group: Literal["headline", "to
 def _table(runs: Mapping[str, Evaluation], group: str) -> Table:
     found: dict[str, tuple[Row, list[str]]] = {}
     for run, evaluation in runs.items():
-        for row in evaluation.rows:
+        for row in listed(evaluation.rows):
             # `repr` and not the row itself: NaN is not equal to NaN.
             found.setdefault(repr(row), (row, []))[1].append(run)
     owned = sorted(found.values(), key=lambda one: ORDER.index(one[0].role))
