@@ -321,6 +321,7 @@ CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that chang
     "state_keys": ("--state-keys action", ""),
     "on": ("--on training-data", ""),
     "unconditional": ("--unconditional {unconditional}", ""),
+    "members": ("--members {unconditional}", ""),
     "tokenizer": ("--tokenizer {wrong}", ""),
     "checkpoint": ("--checkpoint best", ""),
     "weights": ("--weights {other}", ""),
@@ -421,6 +422,7 @@ def test_no_option_is_idle_for_a_world_over_latents(latent_lab: Path, tmp_path: 
     run_training(world_run(*raw, latent_lab / "vae", model=without), latent_lab / "compression_tiny_unconditional")
     small_vae(latent_lab / "wrong", seed=1)
     others = {"protocol": ("--protocol compression", ""), "means": ("--means 2", "--num-samples 3")}
+    others |= {"members": ("--members {unconditional}", "--num-samples 3")}
     refused = _assert_nothing_is_idle(
         latent_lab, "compression_tiny", tmp_path, capsys, "--num-clips 2 --steps 2", **others
     )

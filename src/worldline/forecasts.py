@@ -33,7 +33,7 @@ from worldline.evaluation.held_out import DataChoice, evenly, held_out, warn_of_
 from worldline.evaluation.receipt import identities_of
 from worldline.families.card import describe_model
 from worldline.families.config import LoadOptions
-from worldline.families.load import Loaded, load_forecaster, refuse_unfit, world_kind
+from worldline.families.load import Loaded, folders_of, load_forecaster, members_of, refuse_unfit, world_kind
 from worldline.files import read_json, read_npz, reading, write_json, write_npz
 from worldline.forecasting.forecaster import clip_seeds
 from worldline.formats.video import encode
@@ -134,6 +134,7 @@ def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[Sample]]:
     model = model_folder(run, options.checkpoint)
     card = describe_model(model)
     world_kind(card, model).check_options(card, options)
+    members_of(run, card, options)
     clips = held_out(run, card.promise, options)
     refuse_unfit(clips.source, card, run, options, shown=options.format != "npz")
     if max(options.clips, default=-1) >= len(clips):
@@ -186,7 +187,7 @@ def _index(
     model = model_folder(run, options.checkpoint)
     device, numbers = ranks.device(options.device), [sample.clip for sample in samples]
     drawn = {"sample": options.sampling(), "seed": options.seed, "numbers": numbers}
-    models = {"world": (model, loaded.tokenizer)}
+    models = {name: (folder, loaded.tokenizer) for name, folder in folders_of(run, options).items()}
     made = identities_of(clips, models, options=drawn, weights=options.weights, device=device)
     return Index(
         layout=options.format,

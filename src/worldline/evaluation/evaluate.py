@@ -18,7 +18,7 @@ from worldline.evaluation.rows import Judged, Protocol, Setting
 from worldline.families.card import ModelCard, Part, describe_model, refuse_another
 from worldline.families.config import LoadOptions, SampleOptions
 from worldline.families.family import WorldKind, kind_of
-from worldline.families.load import load_forecaster, refuse_unfit
+from worldline.families.load import folders_of, load_forecaster, members_of, refuse_unfit
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_tokenizer
 from worldline.forecasting.forecaster import CopyLast
 from worldline.progress import say
@@ -53,8 +53,8 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount):
         # The sampling protocol has rows of its own for the mean at pure noise.
         unused, default = ["means"] if protocol == "compression" else ["mean_draws"], EvaluateOptions()
         if protocol == "tokenizer":
-            unused = ["protocol", "unconditional", "tokenizer", "weights", "means", "condition_samples", "seed"]
-            unused = [*(field.name for field in fields(SampleOptions)), *unused]
+            unused = ["protocol", "unconditional", "members", "tokenizer", "weights", "means", "condition_samples"]
+            unused = [*(field.name for field in fields(SampleOptions)), *unused, "seed"]
         if given := [name for name in unused if getattr(self, name) != getattr(default, name)]:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{names} would change nothing: the {protocol} protocol does not use them")
@@ -169,6 +169,7 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
             raise UsageError(said)
         kind.check_options(card, options)
     options.refuse_unused(protocol)
+    models += members_of(run, card, options)
     if options.unconditional is not None:
         models.append(_unconditional(run, card, options.unconditional, allowed))
     split = split_of(run, card.promise, models, options, on=options.on, allow_different=allowed)
@@ -209,10 +210,10 @@ def _loaded(
         identity = TokenizerIdentity.of(fingerprint(model), tokenizer)
         return Judged(**what, forecaster=alone, tokenizer=identity, settings=settings), {"tokenizer": (model, None)}
     loaded = load_forecaster(run, options, device=device)
-    models = {"world": (model, loaded.tokenizer)}
+    models = {name: (folder, loaded.tokenizer) for name, folder in folders_of(run, options).items()}
     if options.unconditional is not None:
         place = builtin.resolve(options.unconditional)
-        other = load_forecaster(place, replace(options, checkpoint="latest"), device=device)
+        other = load_forecaster(place, replace(options, checkpoint="latest", members=()), device=device)
         models["unconditional"] = (model_folder(place), other.tokenizer)
         if loaded.forecaster.token_grid is not None and other.tokenizer != loaded.tokenizer:
             raise UsageError(f"the world in {place} uses the tokens of another tokenizer than the one in {run}")

@@ -165,6 +165,9 @@ class LoadOptions(SampleOptions):
 
     checkpoint: str = "latest"
     """Which checkpoint of a run folder: `latest`, `best` (see `--keep-best` of training) or a step."""
+    members: tuple[Path, ...] = ()
+    """Further runs that form an ensemble with this one, such as the same training with other seeds (their latest
+    checkpoints): worlds over tokens are averaged, worlds over latents draw futures in turn."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, if not in the run folder; it must be the one the world was trained with."""
     weights: Path | None = None

@@ -202,14 +202,69 @@ def load_forecaster(
     found, places = Identity(tokenizer=spoken), {"tokenizer": place}
     refuse_another(card.identity, found, what=f"the world in {path}", places=places, allowed=options.allow_different)
     kind = world_kind(card, model)
-    world, card = load_world(model, weights=options.weights, allow_different=options.allow_different)
-    tokenizer = load_tokenizer(place, None if kind.over == "frames" else kind.over).to(device) if place else None
+    members = members_of(path, card, options)
+    over = None if kind.over == "frames" else kind.over
+    tokenizer = load_tokenizer(place, over).to(device) if place else None
+
+    def forecaster(folder: Path) -> Forecaster:
+        world, card = load_world(folder, weights=options.weights, allow_different=options.allow_different)
+        return world_kind(card, folder).forecaster(world, card, tokenizer, options, device)
+
+    made = forecaster(model)
+    settings = {name: value for name in kind.options if (value := getattr(options, name)) is not None}
+    if members:
+        made = made.with_members([forecaster(folder) for folder in members])
+        settings["members"] = ", ".join(builtin.resolve(place).resolve().name for place in options.members)
     return Loaded(
-        forecaster=kind.forecaster(world, card, tokenizer, options, device),
-        settings={name: value for name in kind.options if (value := getattr(options, name)) is not None},
+        forecaster=made,
+        settings=settings,
         contract=card.promise,
         tokenizer=spoken,
     )
+
+
+def folders_of(path: Path, options: LoadOptions) -> dict[str, Path]:
+    """The model folder of a world, and of all that form an ensemble with it, by name. Raises as `members_of`."""
+    model = model_folder(path, options.checkpoint)
+    others = members_of(path, describe_model(model), options)
+    return {"world": model} | {f"member_{number}": folder for number, folder in enumerate(others, 1)}
+
+
+def members_of(path: Path, card: ModelCard, options: LoadOptions) -> list[Path]:
+    """The model folders of the other worlds of an ensemble (`options.members`), by their descriptions alone.
+
+    Raises:
+        UsageError: one is no world, is named twice, or was trained on other states, frames, tokens or latents than the
+            world in `path`, whose `card` this is.
+    """
+    known, found = {model_folder(path, options.checkpoint).resolve()}, []
+    for place in map(builtin.resolve, options.members):
+        folder = model_folder(place)
+        theirs = describe_model(folder)
+        kind = world_kind(theirs, folder)
+        if folder.resolve() in known:
+            raise UsageError(f"{place} is named twice; an ensemble is of different worlds (--members)")
+        known.add(folder.resolve())
+        _refuse_unlike(path, card, place, theirs)
+        kind.check_options(theirs, options)
+        found.append(folder)
+    return found
+
+
+def _refuse_unlike(path: Path, card: ModelCard, place: Path, theirs: ModelCard) -> None:
+    """Refuse worlds that are given or predict different things. How their data were stored is no matter."""
+
+    def promised(one: ModelCard) -> dict[str, object]:
+        own = {"model.kind": one.config.kind, "tokenizer": one.identity.tokenizer} | vars(one.promise)
+        return {name: value for name, value in own.items() if name not in ("source_kind", "state_keys")}
+
+    ours, others = promised(card), promised(theirs)
+    for name, value in others.items():
+        if value != ours[name]:
+            raise UsageError(
+                f"{place} was trained with {name} {value}, but {path} with {ours[name]}: worlds of one ensemble are "
+                "given the same and predict the same (--members)"
+            )
 
 
 def world_kind(card: ModelCard, folder: Path) -> WorldKind:

@@ -114,6 +114,16 @@ class Forecaster(ABC):
         del draws
         return None
 
+    @property
+    def members(self) -> "tuple[Forecaster, ...]":
+        """The forecasters of an ensemble, each alone; none where it is one world."""
+        return ()
+
+    def with_members(self: Same, others: Sequence["Forecaster"]) -> Same:
+        """The ensemble of this world and `others`, which sample as it does. Raises `UsageError` where there is none."""
+        del others
+        raise UsageError("worlds of this kind form no ensemble; leave out --members")
+
     def one_roll_out(self) -> "Forecaster | None":
         """The forecaster of one roll-out, where this one mixes several; else None."""
         return None
@@ -329,7 +339,9 @@ def _signature(forecaster: Forecaster) -> str:
     """Hash of its settings, and of its models by the names, shapes and first values of their weights."""
     digest = hashlib.sha256(type(forecaster).__name__.encode())
     for part in (part for part in fields(forecaster) if part.compare):
-        own = getattr(forecaster, part.name)
+        own: Any = getattr(forecaster, part.name)
+        if isinstance(own, tuple) and any(isinstance(one, torch.nn.Module) for one in own):
+            own = torch.nn.ModuleList(own)
         weights = own.state_dict() if isinstance(own, torch.nn.Module) else {"": own}
         for name, value in weights.items():
             first = f"{[*value.shape]} {value.flatten()[:4].tolist()}" if isinstance(value, Tensor) else repr(value)

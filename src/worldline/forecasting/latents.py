@@ -1,8 +1,9 @@
 """The sampling track's forecaster: a continuous world between a VAE's encoder and decoder, many samples at a time."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32, UInt8
@@ -12,7 +13,7 @@ from worldline.checks import Natural
 from worldline.contract import FramePattern
 from worldline.forecasting.forecaster import Context, Forecaster, Seeds, Shown, States, Step, generators
 from worldline.process.flow import FlowSampling
-from worldline.schema import Batch, Forecast, LatentGrid
+from worldline.schema import Batch, Forecast, LatentGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
 GENERATED = 10 * 2**20
@@ -53,6 +54,9 @@ class LatentForecaster(Forecaster):
     mean_draws: Natural = 0
     """0: samples. Else the conditional mean in so many network calls and one decode: the world's estimates of x0 at
     pure noise, averaged over as many draws of it in latents (`conditional_mean`)."""
+    others: tuple[LatentWorld, ...] = ()
+    """Further worlds of an ensemble: future k of a clip is drawn by world k mod n, and a mean is that of all n, each
+    asked at the same `mean_draws` draws of the noise."""
     average_repeats: bool = False
     """If a pattern takes an instant twice, average both decoded frames (a free ensemble) instead of taking the last."""
 
@@ -70,7 +74,7 @@ class LatentForecaster(Forecaster):
         mean. Draws of the noise differ by the error of the network alone, and a mean over four takes most of it away
         (docs/beyond.md). Warns for a world to which pure noise had no weight in training.
         """
-        if not self.world.knows_mean:
+        if not all(world.knows_mean for world in (self.world, *self.others)):
             warnings.warn(
                 "this world gave pure noise no weight in training, so its estimate there is no conditional mean; train "
                 "with --model.flow.weighting uniform or --model.flow.pure-noise above 0",
@@ -78,6 +82,22 @@ class LatentForecaster(Forecaster):
             )
         one_step = replace(self.sampling, sampler="euler", steps=1)
         return replace(self, mean_draws=draws, num_samples=1, sampling=one_step)
+
+    @property
+    def members(self) -> "tuple[LatentForecaster, ...]":
+        return tuple(replace(self, world=world, others=()) for world in (self.world, *self.others) if self.others)
+
+    def with_members(self, others: Sequence[Any]) -> "LatentForecaster":
+        count = 1 + len(others)
+        if not self.mean_draws and self.num_samples < count:
+            raise UsageError(
+                f"each of {count} worlds draws a future in turn: give --num-samples {count} or more, or --mean-draws"
+            )
+        worlds = tuple(other.world for other in others)
+        shapes = {(world.context_latents, world.horizon_latents) for world in (self.world, *worlds)}
+        if len(shapes) > 1:
+            raise UsageError(f"worlds of one ensemble read and predict as many latents, but these {sorted(shapes)}")
+        return replace(self, others=worlds)
 
     @property
     def context_taken(self) -> tuple[int, ...]:
@@ -122,14 +142,24 @@ class LatentForecaster(Forecaster):
         shape = (self.world.horizon_latents, *past.shape[2:])
         noise = torch.stack([torch.randn(shape, generator=stream) for stream in streams])
         states = states.repeat_interleave(self.num_samples, dim=0)
-        given, future = (past.repeat_interleave(draws, dim=0), states.repeat_interleave(draws, dim=0), noise), []
-        for rows in zip(*(x.to(self.device).split(self.rows_at_once) for x in given), strict=True):
-            future.append(self.world.forecast(*rows, sampling=self.sampling).cpu())
-        latents = torch.cat([past, torch.cat(future).unflatten(0, (-1, draws)).mean(dim=1)], dim=1)
+        given = past.repeat_interleave(draws, dim=0), states.repeat_interleave(draws, dim=0), noise
+        latents = torch.cat([past, self._generated(*given).unflatten(0, (-1, draws)).mean(dim=1)], dim=1)
         video = torch.cat([self._decode(some) for some in latents.split(self.rows_at_once)])
         instants = list(dict.fromkeys(self.pattern.frames))
         following = [instants.index(self.chunk_frames + time) for time in self.context_taken]
         return self._forecast(video, self.num_samples), lambda: (self._encode(video[:, following]),)
+
+    def _generated(self, past: Tensor, states: Tensor, noise: Tensor) -> Float32[Tensor, "n f ch h w"]:
+        """Latents of the horizon: each row by the world whose turn it is, or the mean over all worlds."""
+        worlds, mean = (self.world, *self.others), self.mean_draws > 0
+        number, future = torch.arange(len(noise)) % self.num_samples, torch.zeros_like(noise)
+        for turn, world in enumerate(worlds):
+            own = torch.arange(len(noise))[mean | (number % len(worlds) == turn)]
+            parts = zip(*(x[own].to(self.device).split(self.rows_at_once) for x in (past, states, noise)), strict=True)
+            made = [world.forecast(*rows, sampling=self.sampling).cpu() for rows in parts]
+            if made:
+                future[own] += torch.cat(made) / (len(worlds) if mean else 1)
+        return future
 
     def _forecast(self, video: UInt8[Tensor, "n f 3 h w"], samples: int) -> Forecast:
         """The predicted frames of whole windows in the order `(b k)`, which have one frame for each instant."""

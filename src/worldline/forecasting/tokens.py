@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
+from worldline.forecasting.ensemble import TokenEnsemble
 from worldline.forecasting.forecaster import Context, Extra, Forecaster, Seeds, Shown, States, Step, generators
 from worldline.metrics.tokens import TOP, grid_costs, guesses_of
 from worldline.process.categorical import GridStep, Sampling
@@ -40,7 +41,10 @@ class TokenWorld(Protocol):
         sampling: Sampling,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Iterator[GridStep]:
-        """Roll forward on the model's own grids, never on the truth. Above temperature 0, clips need generators."""
+        """Roll forward on the model's own grids, never on the truth. Above temperature 0, clips need generators.
+
+        The next grid goes on from the tokens of the step before it as they are by then (see `GridStep`).
+        """
         ...
 
     def teacher_forced(self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]) -> Iterator[GridStep]:
@@ -82,8 +86,17 @@ class TokenForecaster(Forecaster):
 
     @property
     def rows_at_once(self) -> int:
-        fits = LOGITS // (4 * self.grid.height * self.grid.width * self.grid.vocab_size)
+        worlds = len(self.members) + 1 if self.members else 1  # members' logits, and their mean
+        fits = LOGITS // (4 * self.grid.height * self.grid.width * self.grid.vocab_size * worlds)
         return max(1, (self.rows or fits) // self.mixture)
+
+    @property
+    def members(self) -> "tuple[TokenForecaster, ...]":
+        worlds: Any = self.world.members if isinstance(self.world, TokenEnsemble) else ()
+        return tuple(replace(self, world=world) for world in worlds)
+
+    def with_members(self, others: Sequence[Any]) -> "TokenForecaster":
+        return replace(self, world=TokenEnsemble([self.world, *(other.world for other in others)]))
 
     def one_roll_out(self) -> "TokenForecaster | None":
         return replace(self, mixture=1) if self.mixture > 1 else None

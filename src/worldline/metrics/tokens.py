@@ -100,6 +100,18 @@ def grid_costs(guesses: Guesses) -> dict[str, Float32[Tensor, "*b"]]:
     return {id: cost.flatten(-2).nanmean(dim=-1) for id, cost in token_costs(guesses).items()}
 
 
+@torch.no_grad()
+def entropy(logits: Float[Tensor, "*n v"]) -> Float32[Tensor, "*n"]:
+    """Expected cost of a token that is drawn from this distribution, in nats: how unsure the distribution is."""
+    rows = logits.flatten(0, -2)
+    found = torch.empty(len(rows), device=rows.device)
+    for start in range(0, len(rows), CHUNK):
+        logs = rows[start : start + CHUNK].float().log_softmax(dim=-1)
+        # Probabilities of 0 have no part in it, and the product of 0 and -inf would be no number.
+        found[start : start + CHUNK] = -(logs.exp() * logs.clamp_min(torch.finfo(torch.float32).min)).sum(dim=-1)
+    return found.view(logits.shape[:-1])
+
+
 # --- from distributions to guesses ---
 
 

@@ -35,10 +35,16 @@ class Sampling(Checked):
 
 @dataclass(frozen=True)
 class GridStep:
-    """One predicted token grid and the logits it was chosen from."""
+    """One predicted token grid and the logits it was chosen from.
+
+    A world goes on from `tokens` as they are when it is asked for the next grid: an ensemble writes its own choice into
+    those of its members.
+    """
 
     tokens: Int64[Tensor, "b h w"]
     logits: Float[Tensor, "b h w v"]
+    disagreement: Float[Tensor, "b h w"] | None = None
+    """Of an ensemble: mutual information of token and member, in nats."""
 
 
 def draw(
