@@ -1,4 +1,4 @@
-"""The verbs `evaluate`, `forecast`, `report`, `text` and `demo`. What a job says of itself is the verb's help."""
+"""The verbs `evaluate`, `verify`, `forecast`, `report`, `text`, `demo`. What a job says of itself is its help."""
 
 import inspect
 import os
@@ -14,8 +14,10 @@ from worldline import api, builtin
 from worldline.checks import Checked, Positive, options_of
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate, out_of
 from worldline.evaluation.result import Evaluation
+from worldline.evaluation.verify import Verification, VerifyOptions, verify
 from worldline.forecasts import ForecastOptions, forecast
 from worldline.progress import say, show
+from worldline.report.receipts import verification_text
 from worldline.report.tables import text_table
 from worldline.rundir import RunDir, to_json
 from worldline.worlds.wan_text import encode_text, fingerprint_encoder, save_text
@@ -52,6 +54,35 @@ class Evaluate(EvaluateOptions):
         evaluation = evaluate(self.run, self)
         table = f"{text_table(evaluation)}\n\n{out_of(self.run, self) / 'metrics.json'}"
         show(to_json(Evaluation, evaluation), text=table, as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(VerifyOptions):
+    """Verify the receipt of an evaluation: its checksums, what it was made from, and its numbers, by evaluating again.
+
+    Says of each part that differs (data, models, code, libraries, processor) what it was and what it is, and of each
+    number whether it is equal, within the tolerance of another processor, or different. Exit codes: 0 all numbers are
+    equal or within tolerance; 1 some are not; 2 the receipt is damaged or edited, or run or data are not there. Nothing
+    is written.
+
+    Examples:
+      worldline verify runs/world
+      worldline verify runs/world/evaluation/receipt.json --data NEW/val
+      worldline verify compression-tiny --identities
+    """
+
+    receipt: Annotated[
+        tyro.conf.Positional[Path],
+        tyro.conf.arg(help="A receipt, a folder with one, a run folder, or a built-in that was evaluated."),
+    ]
+    json: bool = False
+
+    def carry_out(self) -> None:
+        found = verify(self.receipt, self)
+        content = to_json(Verification, found) | {"holds": found.holds, "summary": found.summary}
+        show(content, text=verification_text(found), as_json=self.json)
+        if not found.holds:
+            raise SystemExit(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +228,8 @@ def _evaluated(shipped: Path, run: Path, **options: Any) -> Evaluation:
 
 def parse(verb: str, arguments: list[str]) -> Any:
     """The job of a verb: its options are the job's fields."""
-    job = {"evaluate": Evaluate, "forecast": Forecast, "report": Report, "text": Text, "demo": Demo}[verb]
+    job = {"evaluate": Evaluate, "verify": Verify, "forecast": Forecast, "report": Report, "text": Text, "demo": Demo}[
+        verb
+    ]
     with options_of():
         return tyro.cli(job, prog=f"worldline {verb}", description=inspect.getdoc(job), args=arguments)

@@ -8,7 +8,7 @@ import hashlib
 import platform
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -23,8 +23,8 @@ from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
 from worldline.files import hash_of, hash_of_file, read_json, write_json
 from worldline.ranks import Ranks
-from worldline.rundir import commit, from_json, processor_name, to_json, version_of
-from worldline.schema import DataError
+from worldline.rundir import built, commit, processor_name, to_json, version_of
+from worldline.schema import DataError, UsageError
 
 PROTOCOL_VERSION = 1
 """Raised whenever a number of an evaluation gets another definition: then old numbers cannot be had again.
@@ -61,7 +61,7 @@ class ModelIdentity:
 
     weights: str
     description: str
-    """Hash of its model.json, without the place of a backbone."""
+    """Hash of its model.json, without places."""
     step: int
     """Training step of the checkpoint."""
     tokenizer: str | None = None
@@ -151,11 +151,11 @@ def identities_of(
 
 
 def _model(folder: Path, tokenizer: str | None, weights: Path | None) -> ModelIdentity:
-    card = describe_model(folder)
+    card, described = describe_model(folder), read_json(folder / "model.json")
     base = None if card.base is None else weights or card.base.path
     return ModelIdentity(
         weights=fingerprint(folder),
-        description=hash_of(replace(card, base=None).to_json()),
+        description=hash_of({name: value for name, value in described.items() if name not in ("base", "path")}),
         step=card.step,
         tokenizer=tokenizer,
         backbone=None if base is None else kind_of(card.config).backbone_fingerprint(base),
@@ -169,6 +169,50 @@ def source_hash() -> str:
     for file in sorted(package.rglob("*.py")):
         code.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
     return code.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A part that is not the same in two evaluations."""
+
+    part: str
+    """What a person calls it: `data`, `weights of the world`, `library torch`, ..."""
+    recorded: str
+    found: str
+    kind: Literal["data", "model", "protocol", "option", "code", "library", "processor"]
+
+
+_TEXTS = {"weights": "weights of the {}", "description": "model.json of the {}", "step": "training step of the {}"}
+_TEXTS |= {"tokenizer": "tokenizer of the {}", "backbone": "backbone of the {}"}
+
+
+def differences(recorded: Identities, found: Identities) -> tuple[Difference, ...]:
+    """Name each part that differs, with both values; hashes by their first twelve digits."""
+    named = [_named(one) for one in (recorded, found)]
+    return tuple(
+        Difference(part=part, kind=kind, recorded=one, found=two)
+        for part, kind in {**named[0], **named[1]}
+        if (one := named[0].get((part, kind), "none")) != (two := named[1].get((part, kind), "none"))
+    )
+
+
+def _named(identities: Identities) -> dict[tuple[str, Any], str]:
+    """Every part, by what a person calls it and its kind, as text."""
+    data, processor = identities.data, identities.processor
+    found: dict[tuple[str, Any], Any] = {("data", "data"): data.content[:12], ("clips", "data"): data.clips[:12]}
+    found["recordings", "data"] = f"{len(data.recordings)}, {hash_of(sorted(data.recordings.values())):.12}"
+    found["split", "data"] = identities.split
+    for name, model in identities.models.items():
+        known = {part: value for part, value in vars(model).items() if value is not None}
+        found |= {(_TEXTS[part].format(name), "model"): f"{value!s:.12}" for part, value in known.items()}
+    found |= {(name, "model"): content[:12] for name, content in identities.files.items()}
+    found["protocol", "protocol"] = f"{identities.protocol}, version {identities.protocol_version}"
+    found |= {(f"option --{n.replace('_', '-')}", "option"): str(value) for n, value in identities.options.items()}
+    found["code", "code"] = identities.code[:12]
+    found |= {(f"library {name}", "library"): version for name, version in identities.libraries.items()}
+    found |= {("processor", "processor"): processor.name, ("instruction set", "processor"): processor.instructions}
+    found["device", "processor"] = processor.device
+    return {key: str(value) for key, value in found.items()}
 
 
 # --- what was asked for ---
@@ -265,7 +309,11 @@ class Receipt:
         if (said := content.pop("checksum", None)) != (sum := hash_of(content)):
             expected, found = f"content of the checksum {said!s:.12}", f"content of {sum:.12}: it was edited or damaged"
             raise DataError(path, expected=expected, found=found, fix=_FIX)
-        return from_json(Receipt, content, path)
+        try:
+            return built(Receipt, content)
+        except UsageError as error:
+            fix = f"Use the version of worldline that wrote it (commit {content.get('made', {}).get('commit')})."
+            raise DataError(path, expected="a receipt of this version", found=str(error), fix=fix) from error
 
     def refuse_other_files(self, path: Path) -> None:
         """Check the files that lie beside the receipt, at `path`. Scores may have been left behind, metrics may not.

@@ -1,0 +1,287 @@
+"""Receipts: what decided the numbers is named, edits are noticed, and numbers come out again; runs are compared."""
+
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import write_squares
+from commands import ROOT, do, parse
+from run_builders import run_of
+
+from worldline import builtin
+from worldline.cli import main as entry
+from worldline.data.splits import content_of, recording_of
+from worldline.evaluation.evaluate import EvaluateOptions, evaluate, identities
+from worldline.evaluation.receipt import Receipt, Request, beside, places_of
+from worldline.evaluation.verify import VerifyOptions, tolerance, verify
+from worldline.families.tokenizers import fingerprint
+from worldline.files import hash_of_file, read_json, write_json
+from worldline.formats.open import open_source
+from worldline.rundir import version_of
+from worldline.schema import DataError, UsageError
+from worldline.training.loop import train
+
+Capture = pytest.CaptureFixture[str]
+FEW = EvaluateOptions(num_clips=4, batch_size=2, device="cpu")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A world over tokens of moving squares, evaluated once."""
+
+    place: Path
+
+    @property
+    def run(self) -> Path:
+        return self.place / "run"
+
+    @property
+    def raw(self) -> Path:
+        return self.place / "data/raw"
+
+    @property
+    def receipt(self) -> Path:
+        return self.run / "evaluation/receipt.json"
+
+    def copy(self, place: Path) -> Path:
+        """The evaluation, elsewhere."""
+        return Path(shutil.copytree(self.run / "evaluation", place))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    write_squares(lab.raw, 5, length=68)
+    config = run_of(lab.raw, "tokens", train_episodes=":3", val_episodes="3:", val_path=None, window_stride=17)
+    train(replace(config, steps=2, checkpoint_every=1), lab.run)
+    evaluate(lab.run, FEW)
+    return lab
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) >= 1
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def seal(told: Receipt, path: Path) -> None:
+    """Write a receipt again, with checksums as its files are now: what who cheats on purpose would do."""
+    files = {name: hash_of_file(file) for name, file in beside(path).items() if file.exists()}
+    replace(told, files=files).write(path)
+
+
+def _code(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["worldline", *map(str, words)])
+    try:
+        entry.main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+# --- what a receipt says ---
+
+
+def test_a_receipt_names_what_decided_the_numbers(lab: Lab) -> None:
+    told, run = Receipt.load(lab.receipt), lab.run
+    content = read_json(lab.receipt)
+    assert told.command == f"worldline evaluate {run} --num-clips 4 --batch-size 2"
+    job = parse(told.command.split()[1:])
+    assert {one.name: getattr(job, one.name) for one in fields(EvaluateOptions)} == vars(replace(FEW, device="auto"))
+    data, world = told.identities.data, told.identities.models["world"]
+    source = open_source(lab.raw)
+    assert data.content == content_of(source, (3, 4))
+    assert data.recordings == {str(i): recording_of(source, i) for i in (3, 4)}
+    assert (world.weights, world.step) == (fingerprint(run), 2)
+    assert world.tokenizer == fingerprint(lab.place / "data/tokenizer")
+    assert (told.identities.protocol, told.identities.split) == ("compression", "held out")
+    assert told.identities.options.keys() | told.places.keys() == {one.name for one in fields(EvaluateOptions)} - {
+        "out",
+        "device",
+        "allow_different",
+    }, "complete"
+    assert told.identities.libraries["torch"] == version_of("torch")
+    assert told.identities.processor.instructions == torch.backends.cpu.get_cpu_capability()
+    assert told.made.processes == 1
+    assert "no signature" in content["about"]
+
+
+def test_the_command_of_a_receipt_asks_for_the_same() -> None:
+    options = EvaluateOptions(
+        num_clips=None,
+        means=(2, 3),
+        num_samples=4,
+        temperature=0.5,
+        average_repeats=True,
+        data=(Path("one"), Path("an other")),
+        exclude_episodes=(1, 2),
+        unconditional=Path("runs/without"),
+        checkpoint="best",
+        out=Path("here"),
+    )
+    command = Request.of("runs/world", options).command(EvaluateOptions())
+    job = parse(shlex.split(command)[1:])
+    assert str(job.run) == "runs/world"
+    assert {one.name: getattr(job, one.name) for one in fields(options)} == vars(replace(options, out=None))
+
+
+def test_verify_can_be_told_the_place_of_everything() -> None:
+    assert set(places_of(EvaluateOptions)) <= {one.name for one in fields(VerifyOptions)}
+
+
+# --- edits ---
+
+
+@pytest.mark.parametrize("name", ["receipt.json", "metrics.json", "scores.npz"])
+def test_an_edit_by_hand_is_noticed(
+    lab: Lab, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    place = lab.copy(tmp_path / "copy")
+    if name == "scores.npz":
+        arrays = dict(np.load(place / name))
+        arrays["forecast/psnr_db"] += 1
+        np.savez(place / name, **arrays)
+    elif name == "metrics.json":
+        content = read_json(place / name)
+        content["rows"][0]["metrics"]["psnr_db_last"]["mean"] += 1e-3
+        write_json(place / name, content)
+    else:
+        _edit(place / name, '"num_clips": 4', '"num_clips": 5')
+    before = (place / name).read_bytes()
+    assert _code(monkeypatch, "verify", place) == 2
+    said = capsys.readouterr().err
+    assert name in said
+    assert "edited" in said
+    assert "valuate again" in said
+    assert (place / name).read_bytes() == before
+
+
+def test_what_is_no_receipt_is_refused(lab: Lab, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no receipt in .*worldline evaluate"):
+        verify(tmp_path)
+    place = lab.copy(tmp_path / "copy")
+    (place / "metrics.json").unlink()
+    with pytest.raises(DataError, match=r"metrics\.json.*no file"):
+        verify(place)
+    (place / "receipt.json").write_text("{")
+    with pytest.raises(DataError, match=r"receipt\.json"):
+        verify(place)
+
+
+# --- verified ---
+
+
+def test_the_same_evaluation_is_equal_to_the_last_digit(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    before = {path: path.read_bytes() for path in lab.run.rglob("*") if path.is_file()}
+    assert _code(monkeypatch, "verify", lab.run, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["holds"]
+    assert {one["verdict"] for one in found["numbers"]} == {"equal"}
+    assert found["differences"] == []
+    names = {one["name"] for one in found["numbers"]}
+    assert {"forecast, psnr_db_last", "copy_last, psnr_db, frame 17", "forecast minus unigram, full_ce"} <= names
+    after = {path: path.read_bytes() for path in lab.run.rglob("*") if path.is_file()}
+    assert after == before, "nothing is written into the run"
+
+
+def test_a_changed_number_is_different_however_well_it_is_sealed(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    place = lab.copy(tmp_path / "copy")
+    content = read_json(place / "metrics.json")
+    row = next(row for row in content["rows"] if row["id"] == "copy_last")
+    row["metrics"]["psnr_db_last"]["mean"] += 1e-3
+    write_json(place / "metrics.json", content)
+    seal(Receipt.load(place / "receipt.json"), place / "receipt.json")
+    assert _code(monkeypatch, "verify", place) == 1
+    said = capsys.readouterr().out
+    assert "different: copy_last, psnr_db_last" in said
+    assert "NOT VERIFIED" in said
+    assert said.count("different: ") == 1
+
+
+def test_elsewhere_a_small_difference_is_within_tolerance_and_a_large_one_is_not(
+    lab: Lab, tmp_path: Path, capsys: Capture
+) -> None:
+    place = lab.copy(tmp_path / "copy")
+    content = read_json(place / "metrics.json")
+    for row, change in (("copy_last", 1e-3), ("forecast", 1.0)):
+        next(one for one in content["rows"] if one["id"] == row)["metrics"]["psnr_db_last"]["mean"] += change
+    write_json(place / "metrics.json", content)
+    told = Receipt.load(place / "receipt.json")
+    processor = replace(told.identities.processor, name="another processor")
+    libraries = told.identities.libraries | {"torch": "1.0"}
+    seal(
+        replace(told, identities=replace(told.identities, processor=processor, libraries=libraries)),
+        place / "receipt.json",
+    )
+    found = verify(place)
+    assert [one.part for one in found.differences] == ["library torch", "processor"]
+    verdicts = {one.name: one.verdict for one in found.numbers or ()}
+    assert verdicts["copy_last, psnr_db_last"] == "within tolerance"
+    assert verdicts["forecast, psnr_db_last"] == "different"
+    assert not found.holds
+    assert "not the same: library torch, processor" in found.summary
+
+
+def test_other_data_and_another_world_are_named(lab: Lab, tmp_path: Path, capsys: Capture) -> None:
+    other = write_squares(tmp_path / "other", 2, length=68, first=50)
+    found = verify(lab.run, VerifyOptions(data=other, identities=True))
+    assert [one.part for one in found.differences] == ["data", "clips", "recordings"]
+    assert not found.holds
+    assert "ANOTHER EVALUATION" in found.summary
+    step = lab.run / "checkpoints/step_0000001"
+    with_tokenizer = VerifyOptions(run=step, tokenizer=lab.place / "data/tokenizer", identities=True)
+    parts = {one.part for one in verify(lab.run, with_tokenizer).differences}
+    assert {"weights of the world", "training step of the world"} <= parts
+    assert verify(lab.run, VerifyOptions(identities=True)).holds
+
+
+def test_a_run_that_has_moved_and_gone_on_is_found_and_one_that_is_gone_is_asked_for(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(lab.run, moved)
+    told = Receipt.load(moved / "evaluation/receipt.json")
+    seal(replace(told, run="runs/gone", folder="/nowhere"), moved / "evaluation/receipt.json")
+    do("train", ["--resume", str(moved), "--steps", "3"])
+    found = verify(moved, VerifyOptions(identities=True))
+    assert (found.holds, found.differences) == (True, ()), "the checkpoint that was evaluated is still there"
+    alone = shutil.copytree(moved / "evaluation", tmp_path / "alone")
+    with pytest.raises(UsageError, match=r"the run runs/gone is not here; give its place \(--run RUN\)"):
+        verify(alone)
+    assert verify(alone, VerifyOptions(run=moved, identities=True)).holds
+    seal(replace(told, places=told.places | {"data": "gone"}), alone / "receipt.json")
+    assert _code(monkeypatch, "verify", alone) == 2
+    assert "give its place (--data PLACE)" in capsys.readouterr().err
+
+
+def test_the_key_of_an_evaluation_is_that_of_its_identities(lab: Lab) -> None:
+    told = Receipt.load(lab.receipt)
+    assert identities(lab.run, FEW) == told.identities
+    assert identities(lab.run, FEW).key == told.identities.key != identities(lab.run, replace(FEW, num_clips=3)).key
+
+
+@pytest.mark.parametrize(("unit", "value", "expected"), [("dB", 2.0, 0.05), ("dB", 30.0, 0.15), ("share", 0.5, 0.005)])
+def test_tolerances(unit: str, value: float, expected: float) -> None:
+    assert tolerance(unit, value) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not builtin.COMPRESSION_TINY.is_dir(), reason="this checkout has no built-in checkpoints")
+def test_a_published_table_comes_out_again(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    receipt = ROOT / "docs/results/compression_tiny.receipt.json"
+    if not receipt.exists():
+        pytest.skip(f"{receipt.name} is not published")
+    code = _code(monkeypatch, "verify", receipt)
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert "verified: " in said
