@@ -270,7 +270,7 @@ def test_the_key_of_an_evaluation_is_that_of_its_identities(lab: Lab) -> None:
     assert identities(lab.run, FEW).key == told.identities.key != identities(lab.run, replace(FEW, num_clips=3)).key
 
 
-@pytest.mark.parametrize(("unit", "value", "expected"), [("dB", 2.0, 0.05), ("dB", 30.0, 0.15), ("share", 0.5, 0.005)])
+@pytest.mark.parametrize(("unit", "value", "expected"), [("dB", 2.0, 0.05), ("dB", -30.0, 0.06), ("", 0.5, 0.003)])
 def test_tolerances(unit: str, value: float, expected: float) -> None:
     assert tolerance(unit, value) == pytest.approx(expected)
 
