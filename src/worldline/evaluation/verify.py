@@ -28,8 +28,8 @@ from worldline.schema import UsageError
 
 TOLERANCES = {"dB": 0.05, "nats": 0.01, "share": 0.003}
 SHARE, OTHERWISE = 0.002, 0.003
-"""How much another processor, library or version of the code may change a number, at most: so much in its unit (what has
-another unit: `OTHERWISE`), or this share of it, whichever is more.
+"""How much another processor, library or version of the code may change a number, at most: so much in its unit (in any
+other unit `OTHERWISE`), or this share of it, whichever is more.
 
 Why so much: other kernels add in another order. That alone changes little: between PyTorch's narrowest and widest
 instruction sets on one machine the numbers of `compression-tiny` on 60 clips differed by at most 1.3e-5 dB, 4e-7 nats
