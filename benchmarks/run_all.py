@@ -27,6 +27,7 @@ SUITE = (
     "sampling_world",
     "data_loading",
     "twin_rendering",
+    "audit",
     "horizon",
     "regions",
     "threads",

@@ -14,6 +14,7 @@ from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.result import Evaluation, Row, label_of
 from worldline.evaluation.rows import ROWS, Entry, Judged, Made, Scene, condition
+from worldline.evaluation.study import STUDIES
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.metrics.table import METRICS, Metric, NotComputed
 from worldline.metrics.tokens import accuracy
@@ -41,8 +42,8 @@ class Scored:
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scored]:
     """With the entries of the docs, and some more, registered while these tests run."""
-    rows, metrics = dict(ROWS), dict(METRICS)
-    run("add_your_own.md", "A row of an evaluation: a condition, a baseline or a ceiling", "A metric")
+    rows, metrics, studies = dict(ROWS), dict(METRICS), dict(STUDIES)
+    run("add_your_own.md", "A row of an evaluation: a condition, a baseline or a ceiling", "A metric", "A study")
     condition("own_states", "own states", shown=True)(lambda scene: scene.batch.states)
     Metric("hits", "Hits", "share", "token", bound="hits_bound")(accuracy)
 
@@ -63,7 +64,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scored]:
     assert found.rows == made.rows
     page = write_report([place / "run"], place).read_text(encoding="utf-8")
     yield Scored(clips, found, text_table(found), page)
-    for table, before in ((ROWS, rows), (METRICS, metrics)):
+    for table, before in ((ROWS, rows), (METRICS, metrics), (STUDIES, studies)):
         table.clear()
         table.update(before)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
@@ -104,6 +105,14 @@ def test_a_metric_is_one_entry(scored: Scored) -> None:
     assert rows["forecast"]["hits_bound"] == rows["forecast"]["teacher_forced_accuracy"]
     assert "hits_bound" not in rows["shuffled_states"], "a bound is of the true states alone"
     assert scored.shows("Brightness error, last frame", "Sureness", "Hits, teacher-forced")
+
+
+def test_a_study_is_one_class(scored: Scored) -> None:
+    [darkness] = [one for one in scored.evaluation.findings if one.id == "darkness"]
+    assert darkness.verdict in ("yes", "no")
+    [line] = darkness.tables[0].lines
+    assert line.values[0] is not None
+    assert scored.table.count("Does the forecast darken?") == 1
 
 
 # --- ids and labels ---
