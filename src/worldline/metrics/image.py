@@ -78,15 +78,3 @@ def changes(frames: UInt8[Tensor, "b f 3 h w"], before: UInt8[Tensor, "b 3 h w"]
     pairs = ((frames[:, i], frames[:, i - 1] if i else before) for i in places)
     found = [(now.float() - past.float()).abs().mean(dim=(1, 2, 3)) for now, past in pairs if past is not None]
     return torch.stack(found, dim=1) if found else frames.new_zeros((len(frames), 0), dtype=torch.float32)
-
-
-@Metric("lpips", "LPIPS", "", "image", higher_is_better=False)
-def lpips(*_: object) -> Tensor:
-    """Learned perceptual distance."""
-    raise NotComputed("needs learned weights that are not part of worldline")
-
-
-@Metric("fid", "FID", "", "image", higher_is_better=False)
-def fid(*_: object) -> Tensor:
-    """Distance between two sets of images."""
-    raise NotComputed("needs the standard Inception weights, and far more images than an evaluation has")

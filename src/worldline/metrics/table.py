@@ -26,8 +26,9 @@ class Metric:
     label: str
     unit: str
     """`dB`, `nats`, `share` (0..1) or empty."""
-    group: Literal["image", "video", "token"]
-    """Computed on each frame, on the frames of a clip together, or on the probabilities of tokens."""
+    group: Literal["image", "video", "set", "token"]
+    """Computed on each frame, on the frames of a clip together, on those of all clips together, or on the probabilities
+    of tokens."""
     higher_is_better: bool = True
     target: float | None = None
     """The right value, where more may be too much. Then no row is called the best: a wrong forecast may have it."""
@@ -35,6 +36,11 @@ class Metric:
     """Id of the same cost where each grid is predicted from the true grids before it, for which no forecast is read."""
     sparse: bool = False
     """NaN of a clip that has nothing to measure (say, no hit): such a clip is left out."""
+    learned: bool = False
+    """Measured by a network, so its function is also given the `Networks`."""
+    costly: bool = False
+    """Takes so long that of most rows only the last frame is measured (of an `image` metric), or that conditions are
+    left out (of a `set`)."""
     meaning: str = ""
     measure: Callable[..., Tensor] | None = None
     """None of what follows from another entry: the last frame and the mean of an image metric, a bound."""
@@ -44,6 +50,7 @@ class Metric:
 
         `image`: predicted and true frames `b f 3 h w` -> `b f`; a curve over frames, and the metrics ID_last and
         ID_mean. `video`: the same, and the last context frame `b 3 h w` (None where there is no context) -> `b`.
+        `set`: frames of one row or the true ones `b f 3 h w` -> features `b d`, whose Frechet distance is the number.
         `token`: `Guesses` -> one number per token.
         """
         meaning = (inspect.getdoc(measure) or "").split("\n\n")[0].replace("\n", " ")

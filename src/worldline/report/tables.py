@@ -145,7 +145,7 @@ def _table(runs: Mapping[str, Evaluation], group: str) -> Table:
             found.setdefault(repr(row), (row, []))[1].append(run)
     owned = sorted(found.values(), key=lambda one: ORDER.index(one[0].role))
     rows, made = [row for row, _ in owned], {name: tokenizer_of(evaluation) for name, evaluation in runs.items()}
-    kinds = ("image", "video") if group == "headline" else (group,)
+    kinds = ("image", "video", "set") if group == "headline" else (group,)
     mixed = len({evaluation.tokenizer for evaluation in runs.values()}) > 1
     belonging = [one for one in metrics_of(rows) if one == HEADLINE_TOKEN_METRIC or METRICS[one].group in kinds]
     metrics = [metric for metric in belonging if not (mixed and METRICS[metric].group == "token")]
