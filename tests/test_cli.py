@@ -235,7 +235,7 @@ def test_a_world_is_evaluated_beside_its_baselines(lab: Path, tmp_path: Path, ca
         rows["forecast"].metrics
     )
     assert set().union(*(row.metrics for row in evaluation.rows)) <= set(METRICS)
-    assert set(evaluation.not_computed) == {"lpips", "fid"}, "their weights are not part of worldline"
+    assert {"lpips", "fid", "fvd", "fd_alex"} <= set(evaluation.not_computed), "no weights, or too small images"
     assert evaluation.tokenizer == TokenizerIdentity(fingerprint=fingerprint(lab / "tokenizer")[:12], hysteresis=0.0)
     said = {
         name: evaluation.settings[name] for name in ("temperature", "decode_mode", "blend_last_frame", "vocabulary")
@@ -312,6 +312,8 @@ HOW_NOT_WHAT = {"batch_size", "rows", "device", "allow_missing", "allow_differen
 """Fields that change how much is computed at once, or where, and no number; and what allows."""
 LEROBOT = {"camera", "state_keys"}
 """What there is to choose in LeRobot's format alone."""
+LEARNED = {"lpips_weights", "fid_weights", "fvd_weights"}
+"""Files that the tests do not have; others are refused."""
 CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that change it, and those it needs beside it
     "protocol": ("--protocol sampling", ""),
     "data": ("--data {other}", ""),
@@ -367,7 +369,7 @@ def _told(words: str, capsys: Capture, out: Path) -> tuple[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     try:
         do("evaluate", _words(words))
-    except UsageError as refusal:
+    except (UsageError, DataError) as refusal:
         return "refused", str(refusal)
     printed = capsys.readouterr().out.replace(str(out), "OUT")
     found = Evaluation.load(out / "metrics.json")
@@ -409,14 +411,14 @@ def test_no_option_is_idle_for_a_world_over_tokens(lab: Path, tmp_path: Path, ca
         path.write_text(path.read_text().replace('"hysteresis": 0.0', '"hysteresis": 0.5'))
     refused = _assert_nothing_is_idle(lab, "compression_tiny", tmp_path, capsys, "--num-clips 2")
     others = {"steps", "guidance", "sampler", "mean_draws", "average_repeats"}
-    assert refused == {"tokenizer", "checkpoint", "weights", *others, *LEROBOT}
+    assert refused == {"tokenizer", "checkpoint", "weights", *others, *LEROBOT, *LEARNED}
 
 
 @pytest.mark.slow
 def test_no_option_is_idle_for_a_tokenizer(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     refused = _assert_nothing_is_idle(lab, "tokenizer", tmp_path, capsys, "--num-clips 2")
     assert CHANGES.keys() - refused == {
-        *("data", "episodes", "exclude_episodes", "on", "out", "num_clips", "window_stride", "json")
+        *("data", "episodes", "exclude_episodes", "on", "out", "num_clips", "window_stride", "json", "lpips")
     }
 
 
@@ -431,7 +433,7 @@ def test_no_option_is_idle_for_a_world_over_latents(latent_lab: Path, tmp_path: 
         latent_lab, "compression_tiny", tmp_path, capsys, "--num-clips 2 --steps 2", **others
     )
     only_tokens = {"temperature", "top_k", "top_p", "mixture", "decode_mode", "blend_last_frame"}
-    assert refused == {"protocol", "tokenizer", "checkpoint", "weights", "mean_draws", *only_tokens, *LEROBOT}
+    assert refused == {"protocol", "tokenizer", "checkpoint", "weights", "mean_draws", *only_tokens, *LEROBOT, *LEARNED}
 
 
 # --- what is held out ---

@@ -15,16 +15,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import small_tokenizer, small_world, write_squares
 from PIL import Image
 from torch.nn import functional as F
 
+from worldline.contract import FramePattern
+from worldline.data.clips import Clips, DataConfig, open_clips
+from worldline.evaluation.engine import Amount, score
+from worldline.evaluation.evaluate import EvaluateOptions, identities
+from worldline.evaluation.result import Evaluation
+from worldline.evaluation.rows import Judged
+from worldline.forecasting.tokens import TokenForecaster
 from worldline.metrics.frechet import distance_interval, frechet_distance, halves_distance
 from worldline.metrics.inception import Inception, inception_of, load_inception
-from worldline.metrics.networks import NO_LPIPS, LearnedOptions, Networks, there
+from worldline.metrics.networks import NO_FID, NO_LPIPS, LearnedOptions, Networks, there
 from worldline.metrics.perceptual import LAYOUTS, MEAN, STD, Backbone, Lpips, load_lpips, packaged_weights
 from worldline.metrics.table import NotComputed
 from worldline.metrics.videonet import FEWEST_FRAMES, I3d, git_blob, load_i3d
 from worldline.metrics.weights import read_arrays
+from worldline.report.tables import text_table
 from worldline.schema import DataError
 
 CPU = torch.device("cpu")
@@ -396,6 +405,91 @@ def test_no_other_program_is_run_as_fvd(tmp_path: Path) -> None:
     assert git_blob(tmp_path / "hello") == "ce013625030ba8dba906f756967f9e9ca394464a", "as `git hash-object` says"
     with pytest.raises(DataError, match="no file"):
         load_i3d(tmp_path / "absent", CPU)
+
+
+# --- in an evaluation ---
+
+
+def _scored(place: Path, networks: Networks, *, batch_size: int = 2) -> tuple[Clips, Evaluation]:
+    """A small world over tokens on three clips of 32x32 pixels, measured with these networks."""
+    if not (place / "squares").exists():
+        write_squares(place / "squares", 3, length=34, size=32)
+    clips = open_clips(DataConfig(path=place / "squares", pattern=FramePattern(window=34)), "val")
+    tokenizer = small_tokenizer()
+    grid = tokenizer.grid(32, 32)
+    forecaster = TokenForecaster(tokenizer=tokenizer, world=small_world(grid=grid), grid=grid)
+    judged = Judged(forecaster=forecaster, protocol="compression", run="run", networks=networks)
+    out = place / f"evaluation_{batch_size}"
+    score(judged, clips, Amount(batch_size=batch_size), out=out)
+    return clips, Evaluation.load(out / "metrics.json")
+
+
+@scripted
+def test_every_row_has_the_numbers_that_are_worth_their_time(tmp_path: Path) -> None:
+    _package_file(tmp_path / "alexnet.ckpt", "alex")
+    network, videos = load_lpips(tmp_path / "alexnet.ckpt", "alex", CPU), I3d(torch.jit.script(_Video()), CPU)
+    clips, found = _scored(tmp_path, Networks(lpips=network, alex=network, i3d=videos))
+    rows = {row.id: row for row in found.rows}
+    frames = torch.stack([clip.frames for clip in clips if clip.frames is not None])
+    future, copied = frames[:, 17:], frames[:, 16:17].expand(-1, 17, -1, -1, -1).contiguous()
+    expected = network.distance(copied, future)
+    assert [one.mean for one in found.curves["lpips"]["copy_last"]] == pytest.approx(
+        expected.mean(dim=0).tolist(), abs=1e-5
+    )
+    assert rows["copy_last"].metrics["lpips_mean"].mean == pytest.approx(expected.mean().item(), abs=1e-5)
+    assert found.curves["lpips"].keys() == {"forecast", "copy_last", "reconstruction"}
+    ablations = [row for row in found.rows if row.role == "ablation"]
+    assert len(ablations) > 1
+    for row in ablations:
+        assert "lpips_last" in row.metrics, row.id
+        assert not row.metrics.keys() & {"lpips_mean", "fd_alex", "fvd"}, row.id
+    sets = {"fd_alex": network.features(copied[:, -1]), "fvd": videos.features(copied)}
+    for name, features in sets.items():
+        real = network.features(future[:, -1]) if name == "fd_alex" else videos.features(future)
+        assert rows["copy_last"].metrics[name].mean == pytest.approx(frechet_distance(features, real), rel=1e-3), name
+        assert {"forecast", "keep_last_tokens", "reconstruction"} <= {
+            row.id for row in found.rows if name in row.metrics
+        }
+    assert found.not_computed["fid"] == NO_FID
+    assert "FD-AlexNet" in text_table(found)
+
+
+def test_the_distance_of_sets_does_not_depend_on_batches(tmp_path: Path) -> None:
+    _package_file(tmp_path / "alexnet.ckpt", "alex")
+    networks = Networks(alex=load_lpips(tmp_path / "alexnet.ckpt", "alex", CPU))
+    one, three = (_scored(tmp_path, networks, batch_size=size)[1] for size in (1, 3))
+    assert "lpips_last" not in one.rows[0].metrics
+    for row, other in zip(one.rows, three.rows, strict=True):
+        if "fd_alex" in row.metrics:
+            found, expected = (x.metrics["fd_alex"] for x in (row, other))
+            assert [found.mean, found.low, found.high] == pytest.approx(
+                [expected.mean, expected.low, expected.high], rel=1e-3
+            )
+
+
+@pytest.mark.slow
+def test_fid_is_computed_in_an_evaluation(inception_file: Path, tmp_path: Path) -> None:
+    clips, found = _scored(tmp_path, Networks(inception=(network := inception_of(inception_file))))
+    frames = torch.stack([clip.frames for clip in clips if clip.frames is not None])
+    expected = frechet_distance(network.features(frames[:, 16]), network.features(frames[:, 33]))
+    rows = {row.id: row.metrics for row in found.rows}
+    assert rows["copy_last"]["fid"].mean == pytest.approx(expected, rel=1e-3)
+    assert found.not_computed["lpips"] == NO_LPIPS
+
+
+def test_weights_are_among_what_decides_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So what was begun with others is not continued, and a receipt tells them apart."""
+    for seed, name in enumerate(("one", "other")):
+        _package_file(tmp_path / name, "alex", seed=seed)
+    made = [
+        identities("compression-tiny", EvaluateOptions(num_clips=2, lpips_weights=tmp_path / name))
+        for name in ("one", "other")
+    ]
+    assert made[0].files["weights of lpips_alex"] != made[1].files["weights of lpips_alex"]
+    assert made[0].key != made[1].key
+    monkeypatch.setenv("WORLDLINE_LPIPS_WEIGHTS", str(tmp_path / "one"))
+    named = identities("compression-tiny", EvaluateOptions(num_clips=2))
+    assert named.files == made[0].files, "wherever its name stood"
 
 
 # --- the distance ---
