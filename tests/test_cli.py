@@ -330,6 +330,7 @@ CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that chang
     "out": ("--out {out}", ""),
     "num_clips": ("--num-clips 1", ""),
     "window_stride": ("--window-stride 9", "--num-clips None"),
+    "horizon": ("--horizon 9", ""),
     "means": ("--means 2", "--protocol sampling --num-samples 3 --temperature 1"),
     "condition_samples": ("--condition-samples 0", ""),
     "seed": ("--seed 5", ""),

@@ -1,5 +1,6 @@
 """From a run to an evaluation: find the data, refuse what is impossible, load, score. For the verb and Python."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -9,9 +10,10 @@ import numpy as np
 import torch
 
 from worldline import builtin
+from worldline.contract import MOST_FRAMES, FramePattern
 from worldline.data.clips import Clips
 from worldline.evaluation.engine import Amount, refuse_incomparable, score
-from worldline.evaluation.held_out import DataChoice, On, held_out, split_of
+from worldline.evaluation.held_out import DataChoice, On, episodes_of, held_out, split_of
 from worldline.evaluation.receipt import Identities, Request, identities_of, write_receipt
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.rows import Judged, Protocol, Setting
@@ -21,6 +23,7 @@ from worldline.families.family import WorldKind, kind_of
 from worldline.families.load import folders_of, load_forecaster, members_of, refuse_unfit
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_tokenizer
 from worldline.forecasting.forecaster import CopyLast
+from worldline.forecasting.rollout import RollOut
 from worldline.metrics.networks import LearnedOptions, Networks
 from worldline.progress import say
 from worldline.ranks import Ranks
@@ -36,26 +39,32 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount, LearnedOptions):
     """`auto` takes the protocol of the model's family; `sampling` scores only the frames of any world."""
     on: On = "held-out"
     """`held-out` refuses recordings that the run was trained on; `training-data` takes them, and the table says so."""
+    horizon: str | int | None = None
+    """How far ahead, in frames or seconds, for example `300` or `10s`: the world goes on from its own frames, in the
+    chunks of a session. Only frames are scored, because costs of tokens are those of one window."""
     unconditional: Path | None = None
     """A world trained without states on the same tokens or latents, as a baseline."""
     allow_different: tuple[Part, ...] = ()
     """Parts that may differ on purpose from those of the run: `tokenizer`, `validation` or `data`."""
     out: Path | None = None
-    """Folder for metrics.json and forecasts.npz; if not given, `RUN/evaluation` (for built-ins: runs/NAME)."""
+    """Folder for metrics.json and forecasts.npz; if not given, `RUN/evaluation` (for built-ins: runs/NAME), and with a
+    horizon `RUN/evaluation_10s`."""
     window_stride: int | None = None
     """Frames between the starts of clips; disjoint clips if not given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.sizes(self.num_samples)
+        if self.horizon is not None:
+            frames_ahead(self.horizon, fps=1000.0)
 
     def refuse_unused(self, protocol: Protocol) -> None:
         """Refuse options that would change nothing. Raises `UsageError`."""
         # The sampling protocol has rows of its own for the mean at pure noise.
         unused, default = ["means"] if protocol == "compression" else ["mean_draws"], EvaluateOptions()
         if protocol == "tokenizer":
-            unused = ["protocol", "unconditional", "members", "tokenizer", "weights", "means", "condition_samples"]
-            unused = [*(field.name for field in fields(SampleOptions)), *unused, "seed"]
+            unused = ["protocol", "horizon", "unconditional", "members", "tokenizer", "weights", "means", "seed"]
+            unused = [*(field.name for field in fields(SampleOptions)), *unused, "condition_samples"]
         if given := [name for name in unused if getattr(self, name) != getattr(default, name)]:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{names} would change nothing: the {protocol} protocol does not use them")
@@ -107,7 +116,8 @@ def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: 
         say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
     with ranks.owning(out):
         judged, models = _loaded(folder, options, clips, protocol, device)
-        clips = clips.sized(judged.forecaster.image_size)
+        with ranks.first():
+            judged, clips = _as_far_as_asked(folder, options, judged, clips)
         made = _identities(request, options, judged, models, clips, split, device) if ranks.writes else None
         key = None if made is None else made.key
         evaluation = score(judged, clips, options, out=out, split=split, key=key, ranks=ranks)
@@ -127,7 +137,7 @@ def identities(run: str | Path, options: EvaluateOptions) -> Identities:
     folder, device = builtin.resolve(run), Ranks().device(options.device)
     protocol, clips, split = _request(folder, options)
     judged, models = _loaded(folder, options, clips, protocol, device)
-    clips = clips.sized(judged.forecaster.image_size)
+    judged, clips = _as_far_as_asked(folder, options, judged, clips)
     return _identities(request_of(run, options), options, judged, models, clips, split, device)
 
 
@@ -156,7 +166,18 @@ def _identities(
 
 def out_of(run: Path, options: EvaluateOptions) -> Path:
     """Where the results about a run go."""
-    return options.out or RunDir(builtin.results_of(builtin.resolve(run))).evaluation
+    usual = RunDir(builtin.results_of(builtin.resolve(run))).evaluation
+    return options.out or (usual.with_name(f"{usual.name}_{options.horizon}") if options.horizon else usual)
+
+
+def frames_ahead(horizon: str | int, *, fps: float) -> int:
+    """Frames of a horizon of `10s` or `300`. Raises `UsageError` for other text, or less than a frame."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)s|(\d+)", str(horizon))
+    seconds, frames = found.groups() if found else (None, "0")
+    ahead = round(float(seconds) * fps) if seconds else int(frames)
+    if not 1 <= ahead <= MOST_FRAMES:
+        raise UsageError(f"--horizon {horizon} is no length of a forecast; give seconds as 10s, or frames as 300")
+    return ahead
 
 
 def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Split]:
@@ -178,9 +199,50 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
     pattern = card.promise.pattern if protocol == "tokenizer" else None  # a forecast is compared with all frames
     clips = held_out(run, card.promise, options, pattern=pattern, stride=options.window_stride, on=options.on)
     refuse_incomparable(clips, protocol)
+    if options.horizon is not None and clips.source.image_size is None:
+        raise UsageError(f"{clips.source.path} holds no frames to compare a roll-out with; give data that do (--data)")
     if protocol != "tokenizer":
         refuse_unfit(clips.source, card, run, options, shown=protocol == "sampling")
     return protocol, clips, split
+
+
+def _as_far_as_asked(run: Path, options: EvaluateOptions, judged: Judged, clips: Clips) -> tuple[Judged, Clips]:
+    """What is judged, and clips of its size to judge it on: one window, or the horizon that is asked for.
+
+    Raises `UsageError` where all episodes are too short for it.
+    """
+    if options.horizon is None:
+        return judged, clips.sized(judged.forecaster.image_size)
+    contract = describe_model(model_folder(run, options.checkpoint)).promise
+    ahead = frames_ahead(options.horizon, fps=contract.fps)
+    rolled, other = RollOut.of(judged.forecaster, ahead), judged.unconditional
+    window, chunk = rolled.context_frames + rolled.lookahead_frames, rolled.inner.chunk_frames
+    source, chosen = episodes_of(run, contract, options, on=options.on)
+    lengths = [source.episodes[place].length for place in chosen]
+    if short := sum(length < window for length in lengths):
+        needs = (
+            f"{ahead} frames ahead need clips of {window}: a context of {rolled.context_frames}, and chunks of {chunk}"
+        )
+        found = (
+            f"{source.path}: {short} of {len(lengths)} episodes are too short for --horizon {options.horizon} ({needs})"
+        )
+        if short < len(lengths):
+            say(f"{found}; the others are evaluated")
+        else:
+            most = (max(lengths) - rolled.context_frames - rolled.inner.lookahead_frames) // chunk * chunk + chunk
+            longer = "give longer episodes (--data)"
+            if (source.path / "physics").is_dir():
+                longer += f"; of the twin: worldline data twin DIR --episodes 12 --frames {window} --seed 4000"
+            raise UsageError(
+                f"{found}; the longest horizon here is {most} frames ({most / contract.fps:.3g}s), or {longer}"
+            )
+    pattern = FramePattern(window=window)
+    clips = held_out(run, contract, options, pattern=pattern, stride=options.window_stride, on=options.on)
+    unconditional = None if other is None else RollOut.of(other, ahead)
+    settings = {**judged.settings, "horizon": str(options.horizon), "roll_out_chunk_frames": chunk}
+    return replace(judged, forecaster=rolled, unconditional=unconditional, settings=settings), clips.sized(
+        rolled.image_size
+    )
 
 
 def _unconditional(run: Path, card: ModelCard, place: Path, allowed: Collection[Part]) -> Path:

@@ -122,6 +122,13 @@ def held_out(
     return open_clips(replace(config, pattern=pattern, window_stride=stride or disjoint), "val")
 
 
+def episodes_of(
+    run: Path, contract: Contract, choice: DataChoice, *, on: On = "held-out"
+) -> tuple[Source, Sequence[int]]:
+    """The data of an evaluation, and which of its episodes are taken, however long they are."""
+    return _opened(run, contract, choice, on)[1:]
+
+
 def _opened(run: Path, contract: Contract, choice: DataChoice, on: On) -> tuple[DataConfig, Source, Sequence[int]]:
     """How the data of an evaluation are configured, and its episodes. Refuses other states and another rate."""
     config = _config(run, contract, choice, on)

@@ -270,6 +270,12 @@ def entry_of(id: str) -> Entry | None:
     return replace(mean, make=lambda scene: _mean(scene.forecast, int(count)))
 
 
+def _refuse_roll_out(scene: Scene) -> None:
+    """Raise `NotComputed` where a world over tokens is rolled on, because then it is not asked for their costs."""
+    if scene.forecaster.token_grid is None:
+        raise NotComputed("costs of tokens are those of one window, and this is a roll-out (--horizon)")
+
+
 def _mean(forecast: Forecast, samples: int | None = None) -> Made:
     """The mean of the first samples, with the costs of the very first."""
     frames = None if forecast.frames is None else postprocess.mean(forecast.frames[:, :samples])
@@ -372,6 +378,7 @@ def _(scene: Scene) -> Made:
 @Entry("keep_last_tokens", "keep last tokens", "baseline", ("compression",), compared=_KEPT)
 def _(scene: Scene) -> Made:
     """Every future token is the one at its place in the last context grid."""
+    _refuse_roll_out(scene)
     (past, future), kept = scene.tokens, scene.kept
     # One imagined token of either kind, as in `Scene.prior`.
     changed = np.full(future.shape[1], CHANGED) if kept is None else (kept[:, 1] + 1) / (kept.sum(axis=1) + 2)
@@ -390,6 +397,7 @@ def _(scene: Scene) -> Made:
 @Entry("unigram", "unigram", "baseline", ("compression",), compared=("full_ce",))
 def _(scene: Scene) -> Made:
     """Every token is as likely as it was frequent in training."""
+    _refuse_roll_out(scene)
     if scene.unigram is None:
         raise NotComputed("the run folder has no token counts (unigram.npy)")
     _, future = scene.tokens

@@ -96,8 +96,10 @@ class Forecaster(ABC):
         """Video frames between the last of the context and the last that is predicted."""
         return self.times[-1] + 1 - self.context_frames
 
-    lookahead_frames = horizon_frames
-    """How many frames ahead a step of a session must know the states."""
+    @property
+    def lookahead_frames(self) -> int:
+        """How many frames ahead a forecast, or a step of a session, must know the states."""
+        return self.horizon_frames
 
     @property
     def pace(self) -> int:
@@ -139,7 +141,8 @@ class Forecaster(ABC):
             seeds: one per clip (`clip_seeds`), or None if nothing is drawn. Sample k of a clip depends on its frames,
                 its states, its seed and k alone.
         """
-        return self.forecast_clips(self._given(frames, states, self.times[-1] + 1), seeds=seeds)
+        rows = self.context_frames + self.lookahead_frames
+        return self.forecast_clips(self._given(frames, states, rows), seeds=seeds)
 
     def forecast_clips(
         self, batch: Batch, *, states: States | None = None, seeds: Seeds = None, extra: Collection[Extra] = ()
@@ -277,9 +280,7 @@ class Session:
         now, chunk = self._now, self.forecaster.chunk_frames
         _check_states(states, len(now.seeds), self.forecaster.lookahead_frames, now.states.shape[-1])
         window = torch.cat([now.states, states.cpu()], dim=1)
-        # The first chunk is a forecast with these seeds.
-        seeds = tuple(_mixed(seed, now.chunks, 1) for seed in now.seeds) if now.chunks else now.seeds
-        made, onward = self.forecaster.step(now.context, window, seeds=seeds)
+        made, onward = self.forecaster.step(now.context, window, seeds=chunk_seeds(now.seeds, now.chunks))
         kept = window[:, chunk : chunk + now.states.shape[1]].clone()
         self._now = replace(now, context=onward(), states=kept, chunks=now.chunks + 1)
         inside = [time for time in made.times if time < self.forecaster.context_frames + chunk]
@@ -308,6 +309,11 @@ class Session:
 def clip_seeds(seed: int, origins: Sequence[Origin]) -> tuple[int, ...]:
     """One seed per clip, from the episode and frame where it begins."""
     return tuple(_mixed(seed, origin.episode, origin.start) for origin in origins)
+
+
+def chunk_seeds(seeds: Seeds, number: int) -> Seeds:
+    """The seeds of a chunk of a session, counted from 0: the first is a forecast with the seeds of the session."""
+    return tuple(_mixed(seed, number, 1) for seed in seeds) if seeds is not None and number else seeds
 
 
 def generators(seeds: Seeds, num_samples: int, *, clips: int) -> list[torch.Generator]:
@@ -340,6 +346,8 @@ def _signature(forecaster: Forecaster) -> str:
     digest = hashlib.sha256(type(forecaster).__name__.encode())
     for part in (part for part in fields(forecaster) if part.compare):
         own: Any = getattr(forecaster, part.name)
+        if isinstance(own, Forecaster):
+            own = _signature(own)
         if isinstance(own, tuple) and any(isinstance(one, torch.nn.Module) for one in own):
             own = torch.nn.ModuleList(own)
         weights = own.state_dict() if isinstance(own, torch.nn.Module) else {"": own}
