@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders import GRID_200, noise_frames, write_followed_tokens, write_squares
@@ -15,7 +16,7 @@ from worldline.evaluation.evaluate import frames_ahead
 from worldline.evaluation.result import Evaluation
 from worldline.families.config import LoadOptions
 from worldline.families.load import load_forecaster
-from worldline.forecasting.forecaster import CopyLast, Forecaster, clip_seeds
+from worldline.forecasting.forecaster import CopyLast, Forecaster, chunk_seeds, clip_seeds
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.rollout import RollOut
 from worldline.forecasting.tokens import TokenForecaster
@@ -169,12 +170,26 @@ def test_an_evaluation_reaches_as_far_as_asked(place: Path) -> None:
     rows = {row.id: row.metrics for row in found.rows}
     assert "full_ce" not in rows["forecast"]
     assert rows["copy_last"]["motion"].mean == 0
+    assert found.not_computed["audit"] == "studied within one window; evaluate without --horizon, too"
+    assert "states_late_0_2s" not in rows
+    assert "live_twin" not in rows, "these are no data of the twin"
+    (drift,) = found.findings
+    assert (drift.id, len(drift.tables[1].lines)) == ("drift", 6)
+    shown = np.load(place / "tokens/evaluation_3s/forecasts.npz")
+    assert shown["real"].shape[:2] == (2, 107)
     forecaster = load_forecaster(place / "tokens", LoadOptions(device="cpu")).forecaster
     batch = stack([open_source(place / "long").read(episode, 0, 119) for episode in (0, 1)])
     assert batch.frames is not None
     session, frames = forecaster.start_clips(batch, seed=clip_seeds(0, batch.origins)), []
     for now in range(17, 119, 17):
         frames.append(session.advance(batch.states[:, now : now + 17]).video[:, 0])
+    alone = []
+    for number, now in enumerate(range(17, 119, 17)):  # every chunk by itself, from the true frames before it
+        part = replace(batch, **{name: getattr(batch, name)[:, now - 17 : now + 17] for name in ("frames", "states")})
+        alone.append(forecaster.forecast_clips(part, seeds=chunk_seeds(clip_seeds(0, batch.origins), number)).video)
+    apart = psnr(torch.cat(alone, dim=2)[:, 0, :90], batch.frames[:, 17:107]).mean(dim=0)
+    curve = torch.tensor([one.mean for one in found.curves["psnr_db"]["true_contexts"]])
+    torch.testing.assert_close(curve, apart.to(curve), rtol=1e-4, atol=1e-3)
     expected = psnr(torch.cat(frames, dim=1)[:, :90], batch.frames[:, 17:107]).mean(dim=0)
     curve = torch.tensor([one.mean for one in found.curves["psnr_db"]["forecast"]])
     torch.testing.assert_close(curve, expected.to(curve), rtol=1e-4, atol=1e-3)
@@ -215,3 +230,11 @@ def test_a_horizon_of_no_length_or_of_no_frames_is_refused(place: Path, tmp_path
     tokens = write_followed_tokens(tmp_path / "tokens", 2, words=GRID_200.vocab_size)
     with pytest.raises(UsageError, match="no frames to compare a roll-out with"):
         evaluate(place / "tokens", "--data", tokens, "--horizon", 34)
+
+
+@pytest.mark.slow
+def test_the_twin_itself_is_a_row_beside_a_roll_out(tmp_path: Path) -> None:
+    evaluate("compression-tiny", "--horizon", 40, "--num-clips", 2, "--out", tmp_path)
+    rows = {row.id: row.metrics for row in Evaluation.load(tmp_path / "metrics.json").rows}
+    assert rows["live_twin"]["psnr_db_last"].mean > rows["forecast"]["psnr_db_last"].mean
+    assert 0.7 < rows["live_twin"]["motion"].mean < 1.2

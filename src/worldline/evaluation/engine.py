@@ -41,6 +41,8 @@ from worldline.schema import Batch, TokenGrid, UsageError, stack
 PARTS = "metrics.parts"
 SHOWN_CLIPS = 6
 """Clips whose frames are kept for the report."""
+SHOWN_FRAMES = 512
+"""Most frames of a row that are kept: of long horizons fewer clips."""
 FRAMES_AT_ONCE = 64
 """Of each clip, that a metric of images is given at once: it bounds memory however long the horizon is."""
 FEW_SAMPLES = 5
@@ -255,7 +257,8 @@ class _Scoring:
         drawn = forecaster.num_samples
         self.judged, self.clips, self.amount = judged, clips, amount
         self.chosen = evenly(len(clips), amount.num_clips)
-        self.shown = set(evenly(len(self.chosen), SHOWN_CLIPS))
+        each = len(forecaster.shown_context) + len(forecaster.times)
+        self.shown = set(evenly(len(self.chosen), max(1, min(SHOWN_CLIPS, SHOWN_FRAMES // each))))
         self.few = set(evenly(len(self.chosen), FEW_CLIPS))
         self.condition_samples = amount.conditioned(drawn)
         self.settings: dict[str, Setting] = {}
@@ -266,6 +269,7 @@ class _Scoring:
         # The first is the forecast that the others are compared with.
         means = [entry_of(mean_id(size)) for size in amount.sizes(drawn) if size > 1]
         every = [one for one in (*means, *ROWS.values()) if one is not None and judged.protocol in one.protocols]
+        every = [one for one in every if one.listed or not judged.rolled]
         self.entries = sorted(every, key=lambda entry: ORDER.index(entry.role))
         self.studies = [study for study in STUDIES.values() if judged.protocol in study.protocols]
         forecasts = judged.protocol != "tokenizer"
@@ -313,6 +317,8 @@ class _Scoring:
             tally.shown = {row: torch.cat([before, view[kept]], dim=1) for row, view in found.items()}
         for study in self.studies:
             try:
+                if self.judged.rolled and not study.of_roll_outs:
+                    raise NotComputed("studied within one window; evaluate without --horizon, too")
                 tally.measured |= {(study.id, name): values.cpu() for name, values in study.measure(scene).items()}
             except NotComputed as reason:
                 tally.not_computed[study.id] = str(reason)

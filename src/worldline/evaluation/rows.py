@@ -19,10 +19,12 @@ from worldline.data.clips import Clips
 from worldline.families.tokenizers import TokenizerIdentity
 from worldline.forecasting import postprocess
 from worldline.forecasting.forecaster import CopyLast, Extra, Forecaster, States
+from worldline.forecasting.live import LiveTwin
+from worldline.forecasting.rollout import RollOut
 from worldline.metrics.networks import Networks
 from worldline.metrics.table import METRICS, NotComputed
 from worldline.metrics.tokens import grid_costs, kept_guesses, shared_guesses
-from worldline.schema import Batch, Forecast, TokenGrid, contents_of, join
+from worldline.schema import Batch, DataError, Forecast, TokenGrid, UsageError, contents_of, join
 
 Protocol = Literal["compression", "sampling", "tokenizer"]
 """`compression`: one roll-out, its frames and the costs of its tokens; `sampling`: frames of several samples, nothing
@@ -71,6 +73,11 @@ class Judged:
     """What metrics with learned weights measure with."""
     kept: Int64[np.ndarray, "l 2"] | None = None
     """For each future grid, how many training tokens equal the last context grid's there, and how many do not."""
+
+    @property
+    def rolled(self) -> bool:
+        """Whether it goes on beyond its window (`--horizon`): then only rows that tables list are made."""
+        return isinstance(self.forecaster, RollOut)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,6 +142,8 @@ class Scene(Judged):
         given: dict[str, States] = {}
         found: dict[str, Made | NotComputed] = {}
         for id, states_of in CONDITIONS.items():
+            if self.rolled and not ROWS[id].listed:
+                continue
             try:
                 if self.condition_samples == 0:
                     raise NotComputed("switched off (--condition-samples 0)")
@@ -272,7 +281,7 @@ def entry_of(id: str) -> Entry | None:
 
 def _refuse_roll_out(scene: Scene) -> None:
     """Raise `NotComputed` where a world over tokens is rolled on, because then it is not asked for their costs."""
-    if scene.forecaster.token_grid is None:
+    if scene.rolled:
         raise NotComputed("costs of tokens are those of one window, and this is a roll-out (--horizon)")
 
 
@@ -405,6 +414,30 @@ def _(scene: Scene) -> Made:
 
 
 # --- ceilings ---
+
+
+@Entry("true_contexts", "each chunk from true frames", "ceiling")
+def _(scene: Scene) -> Made | None:
+    """Every chunk of a roll-out begins with true frames: what its own mistakes do not cost."""
+    forecaster = scene.forecaster
+    if not isinstance(forecaster, RollOut):
+        return None
+    return _mean(forecaster.from_true_contexts(scene.batch, seeds=scene.seeds))
+
+
+@Entry("live_twin", "the live twin", "ceiling")
+def _(scene: Scene) -> Made | None:
+    """The simulator itself, moved through the states from the saved physics of a clip, over a roll-out."""
+    root, forecaster = scene.clips.source.path, scene.forecaster
+    if not scene.rolled or forecaster.chunk_frames == 0 or not (root / "physics").is_dir():
+        return None
+    live = LiveTwin.beside(forecaster, root=root)
+    try:
+        return _mean(live.forecast_clips(scene.batch))
+    except (UsageError, DataError) as error:  # no MuJoCo, or no physics of an episode
+        raise NotComputed(str(error)) from error
+    finally:
+        live.close()
 
 
 @Entry("reconstruction", "reconstruction", "ceiling", ("compression", "sampling", "tokenizer"), shown=True)

@@ -66,6 +66,8 @@ class Study(ABC):
     id: ClassVar[str]
     title: ClassVar[str]
     protocols: ClassVar[Sequence[Protocol]] = ("compression", "sampling")
+    of_roll_outs: ClassVar[bool] = False
+    """Whether it is measured beyond one window, too (`--horizon`)."""
 
     def measure(self, scene: Scene) -> Mapping[str, Float[Tensor, "b ..."]]:
         """Measure a batch, whose rows are made (`scene.made`): the same names for every batch, NaN where there is none.

@@ -122,6 +122,18 @@ class RollOut(Forecaster):
         joined: dict[str, Any] = {name: torch.cat(found, dim=2) for name, found in parts.items() if found}
         return Forecast(times=self.times, **joined)
 
+    def from_true_contexts(self, batch: Batch, *, seeds: Seeds) -> Forecast:
+        """The same chunks, each forecast from the true frames before it, with the seeds that it has in a roll-out."""
+        frames, reach = self.frames_of(batch, self.context_frames + self.chunks[-1]), self.inner.lookahead_frames
+        shown = []
+        for number, begin in enumerate(self.chunks):
+            end = begin + self.context_frames
+            now = {"frames": frames[:, begin:end], "states": batch.states[:, begin : end + reach]}
+            clips = replace(batch, tokens=None, latents=None, **now)
+            made = self.inner.forecast_clips(clips, seeds=chunk_seeds(seeds, number))
+            shown.append(made.video[:, :, : self._count(begin)].clone())
+        return Forecast(times=self.times, frames=torch.cat(shown, dim=2))
+
     def _count(self, begin: int) -> int:
         """How many frames of a chunk are shown."""
         end = min(self.context_frames + self.ahead - begin, self.context_frames + self.inner.chunk_frames)

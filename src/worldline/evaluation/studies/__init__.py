@@ -1,6 +1,6 @@
 """Every study of an evaluation, one file each; they are in the table (`STUDIES`) when this is imported."""
 
 from worldline.evaluation import conditions
-from worldline.evaluation.studies import audit
+from worldline.evaluation.studies import audit, drift
 
-__all__ = ["audit", "conditions"]
+__all__ = ["audit", "conditions", "drift"]
