@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
+import worldline.evaluation.conditions  # noqa: F401 - rows whose labels are looked up here
 from worldline.evaluation.rows import Role, Setting, entry_of
 from worldline.families.tokenizers import TokenizerIdentity
 from worldline.files import atomic, read_json

@@ -1,29 +1,23 @@
-"""Pictures of a page: curves as inline SVG, forecasts as moving pictures in data URIs. Knows nothing of HTML.
+"""Curves of a page as inline SVG. Knows nothing of HTML.
 
 matplotlib draws with stand-in colours; they become CSS variables afterwards, so that one drawing serves the light and
-the dark page. Legends are HTML, because text in a scaled drawing is too small on a phone. Every panel of a film has a
-frame of its own, in the pixels: grey while it shows what the forecaster was given, orange while it shows what it made.
+the dark page. Legends are HTML, because text in a scaled drawing is too small on a phone.
 """
 
-import base64
 import io
 import math
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from einops import rearrange, repeat
-from jaxtyping import Float, UInt8
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from worldline.evaluation.result import Evaluation, Role, label_of
-from worldline.formats.video import encode
+from worldline.evaluation.result import Chart, Evaluation, Role, label_of
 from worldline.metrics.table import METRICS
+from worldline.report.tables import listed
 
 MAX_POINTS = 600
 MUTED, RULE = "#010102", "#010103"
@@ -31,13 +25,6 @@ SERIES = [f"#0102{i:02d}" for i in range(6)]
 VARIABLES = {"muted": MUTED, "rule": RULE, "ink": "#010101", **{f"s{i}": colour for i, colour in enumerate(SERIES)}}
 DASHES: dict[Role, tuple[float, ...]]
 DASHES = {"model": (), "baseline": (5.0, 2.5), "ceiling": (1.2, 2.0), "ablation": (6.0, 2.0, 1.2, 2.0)}
-GIVEN, PREDICTED = (140, 145, 152), (230, 120, 40)
-SHORTEST_SECONDS = 2.5
-PANEL_WIDTH = 192
-"""Narrower panels are enlarged to about this before encoding: H.264 keeps one colour per 2x2 pixels."""
-
-
-# --- curves ---
 
 
 class Line(NamedTuple):
@@ -60,10 +47,12 @@ class Drawing(NamedTuple):
 
 
 def over_time(evaluation: Evaluation, metric: str) -> Drawing:
-    """Draw a metric against the future frame, one line per row, with the band of its interval."""
+    """Draw a metric against the future frame, one line per row of the tables, with the band of its interval."""
     lines: list[Line] = []
-    roles: dict[str, Role] = {row.id: row.role for row in evaluation.rows}
+    roles: dict[str, Role] = {row.id: row.role for row in listed(evaluation.rows)}
     for id, curve in evaluation.curves[metric].items():
+        if id not in roles:
+            continue
         mean, low, high = np.array([(value.mean, value.low, value.high) for value in curve]).T
         lines.append(Line(label_of(id), np.arange(1, len(curve) + 1), mean, (low, high), DASHES[roles[id]]))
     longest = max(len(line.x) for line in lines)
@@ -90,6 +79,17 @@ def over_steps(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) 
     return _draw(title, "step", title, lines, note.strip())
 
 
+def of_chart(chart: Chart) -> Drawing:
+    """Draw a chart of a finding; points that are not finite are left out."""
+    lines = []
+    for number, curve in enumerate(chart.curves):
+        x = np.array(curve.x, dtype=np.float64)
+        mean, low, high = np.array([(one.mean, one.low, one.high) for one in curve.y]).reshape(-1, 3).T
+        dashes = () if number < len(SERIES) else DASHES["baseline"]
+        lines.append(Line(curve.label, x, mean, (low, high), dashes))
+    return _draw(chart.title, chart.x_label, chart.y_label, lines, "")
+
+
 def _draw(title: str, x_label: str, y_label: str, lines: list[Line], note: str) -> Drawing:
     figure = Figure(figsize=(5.4, 3.3), layout="constrained")
     axes = figure.add_subplot()
@@ -101,12 +101,13 @@ def _draw(title: str, x_label: str, y_label: str, lines: list[Line], note: str) 
     axes.set_xlabel(x_label, color=MUTED, fontsize=11)
     axes.set_ylabel(y_label, color=MUTED, fontsize=11)
     axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole = all((line.x == line.x.round()).all() for line in lines)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=whole))
     for number, line in enumerate(lines):
         colour = SERIES[number % len(SERIES)]
         if line.band:
             axes.fill_between(line.x, *line.band, color=colour, alpha=0.16, linewidth=0)
-        marker = "" if line.band or len(line.x) > 40 else "o"
+        marker = "" if len(line.x) > 12 and (line.band or len(line.x) > 40) else "o"
         style = {"color": colour, "linewidth": 1.7, "dashes": line.dashes or (1, 0), "marker": marker}
         axes.plot(line.x, line.y, markersize=3, **style)
     return Drawing(title, _svg(figure), lines, note)
@@ -127,74 +128,3 @@ def _svg(figure: Figure) -> str:
     for variable, colour in VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")
     return svg
-
-
-# --- films ---
-
-
-class Forecasts(NamedTuple):
-    """Example forecasts beside what really happened. Frames include the context, which comes first."""
-
-    real: UInt8[np.ndarray, "n t h w 3"]
-    rows: dict[str, UInt8[np.ndarray, "n t h w 3"]]
-    context: int
-    """Frames the forecasters were given."""
-    psnr: Float[np.ndarray, " n"]
-    """PSNR in dB of each clip's forecast by the first row."""
-
-
-class Film(NamedTuple):
-    """One clip as a page shows it, at `fps` frames per second, which is `speed` (say, `at 1/4 speed`)."""
-
-    title: str
-    psnr: float
-    panels: tuple[str, ...]
-    uri: str
-    num_frames: int
-    context: int
-    fps: float
-    speed: str
-
-
-def films(forecasts: Forecasts, fps: float | None) -> list[Film]:
-    """Film the best, median and worst clip by PSNR (of few clips fewer) of a recording at `fps`, if that is known."""
-    order = [int(clip) for clip in np.argsort(-forecasts.psnr, kind="stable")]
-    chosen = [("Best clip", order[0]), ("Median clip", order[(len(order) - 1) // 2]), ("Worst clip", order[-1])]
-    few = {1: [("The only clip", order[0])], 2: [chosen[0], chosen[-1]]}
-    return [_film(*one, forecasts, fps) for one in few.get(len(order), chosen)]
-
-
-def strip(panels: list[UInt8[np.ndarray, "t h w 3"]], context: int) -> UInt8[np.ndarray, "t height width 3"]:
-    """Put panels side by side, each in its frame. The first is the real video and stays grey throughout."""
-    width = panels[0].shape[2]
-    scale = -(-PANEL_WIDTH // width)
-    border = max(4, scale * width // 96 * 2)
-    framed = []
-    for number, panel in enumerate(panels):
-        big = repeat(panel, "t h w c -> t (h a) (w b) c", a=scale, b=scale)
-        # H.264 wants even sizes.
-        big = np.pad(big, ((0, 0), (0, big.shape[1] % 2), (0, big.shape[2] % 2), (0, 0)), mode="edge")
-        canvas = np.empty((len(big), big.shape[1] + 2 * border, big.shape[2] + 2 * border, 3), np.uint8)
-        canvas[:] = GIVEN
-        if number:
-            canvas[context:] = PREDICTED
-        canvas[:, border:-border, border:-border] = big
-        framed.append(canvas)
-    return rearrange(framed, "n t h w c -> t h (n w) c")
-
-
-def _film(title: str, clip: int, forecasts: Forecasts, fps: float | None) -> Film:
-    real, context = forecasts.real[clip], forecasts.context
-    panels = {"real": real, **{name: frames[clip] for name, frames in forecasts.rows.items()}}
-    panels.setdefault("copy_last", np.concatenate([real[:context], real[[context - 1] * (len(real) - context)]]))
-    if fps is None:
-        shown, speed = 10.0, "at 10 frames per second; the recorded rate is not known"
-    else:  # short clips are slowed down by powers of two
-        slower = next((n for n in (1, 2, 4, 8) if len(real) * n / fps >= SHORTEST_SECONDS), 16)
-        shown, speed = fps / slower, "in real time" if slower == 1 else f"at 1/{slower} speed"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        encode(path, strip(list(panels.values()), context), fps=shown, crf=16, gop=8)
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
-    names, uri = tuple(label_of(name) for name in panels), f"data:video/mp4;base64,{data}"
-    return Film(title, float(forecasts.psnr[clip]), names, uri, len(real), context, shown, speed)
