@@ -172,6 +172,19 @@ FLOWS = {
         },
         "stays>encode>forward>backward>validate",
     ),
+    "inverse_dynamics": Drawing(
+        "Inverse dynamics: what was commanded, and what is shown",
+        {
+            "states": Box(0, 0, "states that\nare given", "data"),
+            "world": Box(1, 0, "world"),
+            "forecast": Box(2, 0, "forecast:\neach frame", "data"),
+            "truth": Box(2, 1, "true frames", "data"),
+            "reader": Box(3, 0.5, "inverse dynamics:\nframe, one before"),
+            "read": Box(4, 0.5, "states that\nare shown", "data"),
+            "error": Box(5, 0.5, "error of\neach joint"),
+        },
+        "states>world>forecast>reader>read>error truth>reader",
+    ),
     "metrics": Drawing(
         "From forecasts to a figure that can be trusted",
         {

@@ -10,8 +10,12 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
+from worldline.contract import Contract
+from worldline.families.card import ModelCard
 from worldline.formats.onex.write import finish_shards, token_shard, write_raw_shard
+from worldline.judges.inverse_dynamics import InverseDynamicsConfig
 from worldline.ranks import Ranks
+from worldline.rundir import write_model
 from worldline.schema import Batch, LatentGrid, Origin, StateLayout, TokenGrid
 from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
@@ -69,6 +73,20 @@ def small_world(
     world = config.build(grid, 2)
     randomise(world, seed)
     return world.eval()
+
+
+def small_reader(folder: Path, seed: int = 0) -> Path:
+    """A model folder of inverse dynamics for frames of squares, which reads numbers that mean nothing."""
+    model = InverseDynamicsConfig(widths=(8,), blocks=(1,), places=4, hidden=8).build(2)
+    randomise(model, seed)
+    model.r2.fill_(1.0)
+    names, kinds = TWO_JOINTS.names, TWO_JOINTS.kinds
+    contract = Contract(
+        fps=30.0, state_names=names, state_kinds=kinds, source_kind="1x-raw", pattern=model.config.pattern
+    )
+    folder.mkdir(parents=True)
+    write_model(folder, ModelCard(config=model.config, contract=contract).to_json(), model.state_dict())
+    return folder
 
 
 def noise_frames(*shape: int, seed: int = 0) -> Tensor:

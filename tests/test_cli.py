@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from builders import write_followed_tokens, write_squares
+from builders import small_reader, write_followed_tokens, write_squares
 from commands import do
 from latent_builders import SMALL_WAN, small_vae, world_run
 
@@ -324,6 +324,7 @@ CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that chang
     "on": ("--on training-data", ""),
     "unconditional": ("--unconditional {unconditional}", ""),
     "members": ("--members {unconditional}", ""),
+    "inverse_dynamics": ("--inverse-dynamics {reader}", ""),
     "tokenizer": ("--tokenizer {wrong}", ""),
     "checkpoint": ("--checkpoint best", ""),
     "weights": ("--weights {other}", ""),
@@ -385,6 +386,7 @@ def _assert_nothing_is_idle(
         "other": write_squares(tmp_path / "other", 2, length=93, first=50),
         "unconditional": lab / f"{run}_unconditional",
         "wrong": lab / "wrong",
+        "reader": small_reader(tmp_path / "reader"),
         "out": tmp_path / "elsewhere",
     }
     names = {f.name for f in fields(Evaluate)}

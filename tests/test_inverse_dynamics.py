@@ -123,7 +123,7 @@ def test_explained_is_the_share_of_the_variance() -> None:
 
 
 def run_on_squares(root: Path, **changes: object) -> TrainConfig:
-    write_squares(root / "train", 6, length=30)
+    write_squares(root / "train", 6, length=36)
     write_squares(root / "val", 2, length=30, first=90)
     config = TrainConfig(
         model=replace(SMALL, pairs=8),

@@ -20,8 +20,10 @@ TOKENIZER_TINY = ASSETS / "tokenizer_tiny"
 COMPRESSION_TINY = ASSETS / "compression_tiny"
 VAE_TINY = ASSETS / "vae_tiny"
 SAMPLING_TINY = ASSETS / "sampling_tiny"
+INVERSE_DYNAMICS_TINY = ASSETS / "inverse_dynamics_tiny"
+_MODELS = (TOKENIZER_TINY, COMPRESSION_TINY, VAE_TINY, SAMPLING_TINY, INVERSE_DYNAMICS_TINY)
 NAMES = {"twin-mini": TWIN_MINI_TRAIN, "twin-mini-val": TWIN_MINI_VAL}
-NAMES |= {model.name.replace("_", "-"): model for model in (TOKENIZER_TINY, COMPRESSION_TINY, VAE_TINY, SAMPLING_TINY)}
+NAMES |= {model.name.replace("_", "-"): model for model in _MODELS}
 
 
 def resolve(path: str | Path) -> Path:

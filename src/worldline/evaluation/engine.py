@@ -142,7 +142,8 @@ class Tally:
         self.settings |= made.settings
         self.scores |= {(row, metric): cost for metric, cost in made.costs.items()}
         for metric in METRICS.values():
-            if made.frames is None or truth is None or metric.group in ("token", "set") or metric.measure is None:
+            apart = metric.group in ("token", "set", "states")  # `Made.costs`, `compare_as_set`, `read`
+            if made.frames is None or truth is None or apart or metric.measure is None:
                 continue
             try:
                 if metric.group == "video":
@@ -161,6 +162,18 @@ class Tally:
         features, not_computed = features_of(row, frames, networks)
         self.features |= features
         self.not_computed |= not_computed
+
+    def read(self, row: str, made: Made, scene: Scene) -> None:
+        """Read the states that a row's frames show, and score them against those that it was given."""
+        if scene.reader is None or scene.before is None or made.frames is None:
+            return
+        given = scene.batch.states if made.states is None else made.states
+        try:
+            scene.read[row] = scene.reader.read(made.frames, scene.before, scene.forecaster)
+            asked = given[:, list(scene.forecaster.times)]
+            self.scores[row, "state_error"] = scene.reader.error(scene.read[row], asked)
+        except NotComputed as reason:
+            self.not_computed["state_error"] = str(reason)
 
 
 def _of_frames(
@@ -298,6 +311,8 @@ class _Scoring:
             tally.not_computed |= dict.fromkeys(of_frames, "the data hold tokens only, no frames")
         else:
             tally.compare_as_set(TRUTH, truth, networks)
+        if scene.reader is None and self.judged.protocol != "tokenizer":
+            tally.not_computed["state_error"] = scene.no_reader
         views = {"real": truth}
         for entry in self.entries:
             try:
@@ -309,6 +324,7 @@ class _Scoring:
                 scene.made[entry.id] = made
                 whole = entry is self.entries[0] or (entry.shown and entry.role != "ablation")
                 tally.score(entry.id, made, truth, scene.before, networks=networks, role=entry.role, every_frame=whole)
+                tally.read(entry.id, made, scene)
                 if entry.shown or entry is self.entries[0]:
                     views[entry.id] = made.frames
         if batch.frames is not None and (seen := forecaster.shown_context):
@@ -333,7 +349,7 @@ class _Scoring:
         curves: dict[str, dict[str, list[Interval]]] = {}
         for (row, metric), values in tally.scores.items():
             own = numbers.setdefault(row, {})
-            if METRICS[metric].group == "image":
+            if METRICS[metric].per_frame:
                 own[f"{metric}_last"] = values[:, -1]
                 if not values.isnan().any():
                     own[f"{metric}_mean"] = values.mean(dim=1)

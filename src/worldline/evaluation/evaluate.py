@@ -14,6 +14,7 @@ from worldline.contract import MOST_FRAMES, FramePattern
 from worldline.data.clips import Clips
 from worldline.evaluation.engine import Amount, refuse_incomparable, score
 from worldline.evaluation.held_out import DataChoice, On, episodes_of, held_out, split_of
+from worldline.evaluation.reader_choice import Chosen, choose_reader, load_reader
 from worldline.evaluation.receipt import Identities, Request, identities_of, write_receipt
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.rows import Judged, Protocol, Setting
@@ -44,6 +45,9 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount, LearnedOptions):
     chunks of a session. Only frames are scored, because costs of tokens are those of one window."""
     unconditional: Path | None = None
     """A world trained without states on the same tokens or latents, as a baseline."""
+    inverse_dynamics: Path | None = None
+    """A run that reads states from frames (`inverse_dynamics_tiny`): does a forecast show what was commanded? If not
+    given, the built-in, where it fits."""
     allow_different: tuple[Part, ...] = ()
     """Parts that may differ on purpose from those of the run: `tokenizer`, `validation` or `data`."""
     out: Path | None = None
@@ -63,8 +67,8 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount, LearnedOptions):
         # The sampling protocol has rows of its own for the mean at pure noise.
         unused, default = ["means"] if protocol == "compression" else ["mean_draws"], EvaluateOptions()
         if protocol == "tokenizer":
-            unused = ["protocol", "horizon", "unconditional", "members", "tokenizer", "weights", "means", "seed"]
-            unused = [*(field.name for field in fields(SampleOptions)), *unused, "condition_samples"]
+            unused = ["protocol", "horizon", "unconditional", "inverse_dynamics", "members", "tokenizer", "weights"]
+            unused = [*(field.name for field in fields(SampleOptions)), *unused, "means", "condition_samples", "seed"]
         if given := [name for name in unused if getattr(self, name) != getattr(default, name)]:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{names} would change nothing: the {protocol} protocol does not use them")
@@ -110,12 +114,12 @@ def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: 
             return evaluate(run, options, ranks=ranks)
     request, folder = request_of(run, options), builtin.resolve(run)
     with ranks.first():  # what is refused is refused once, and before any weights are read
-        protocol, clips, split = _request(folder, options)
+        protocol, clips, split, chosen = _request(folder, options)
     out, device = out_of(folder, options), ranks.device(options.device)
     if split == "not checked" and ranks.writes:
         say(f"{run} does not say which recordings it was trained on: that these are others is not checked")
     with ranks.owning(out):
-        judged, models = _loaded(folder, options, clips, protocol, device)
+        judged, models = _loaded(folder, options, clips, protocol, chosen, device)
         with ranks.first():
             judged, clips = _as_far_as_asked(folder, options, judged, clips)
         made = _identities(request, options, judged, models, clips, split, device) if ranks.writes else None
@@ -135,8 +139,8 @@ def request_of(run: str | Path, options: EvaluateOptions) -> Request:
 def identities(run: str | Path, options: EvaluateOptions) -> Identities:
     """What would decide the numbers of an evaluation, which is not run. Raises as `evaluate` does."""
     folder, device = builtin.resolve(run), Ranks().device(options.device)
-    protocol, clips, split = _request(folder, options)
-    judged, models = _loaded(folder, options, clips, protocol, device)
+    protocol, clips, split, chosen = _request(folder, options)
+    judged, models = _loaded(folder, options, clips, protocol, chosen, device)
     judged, clips = _as_far_as_asked(folder, options, judged, clips)
     return _identities(request_of(run, options), options, judged, models, clips, split, device)
 
@@ -180,8 +184,8 @@ def frames_ahead(horizon: str | int, *, fps: float) -> int:
     return ahead
 
 
-def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Split]:
-    """The protocol of a run, its clips, and whether it was trained on them. Reads no weights."""
+def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Split, Chosen]:
+    """The protocol of a run, its clips, whether it was trained on them, and what reads states. Reads no weights."""
     model, allowed = model_folder(run, options.checkpoint), options.allow_different
     card, models = describe_model(model), [model]
     kind, protocol = kind_of(card.config), "tokenizer"
@@ -201,9 +205,10 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
     refuse_incomparable(clips, protocol)
     if options.horizon is not None and clips.source.image_size is None:
         raise UsageError(f"{clips.source.path} holds no frames to compare a roll-out with; give data that do (--data)")
-    if protocol != "tokenizer":
-        refuse_unfit(clips.source, card, run, options, shown=protocol == "sampling")
-    return protocol, clips, split
+    if protocol == "tokenizer":
+        return protocol, clips, split, Chosen()
+    refuse_unfit(clips.source, card, run, options, shown=protocol == "sampling")
+    return protocol, clips, split, choose_reader(options.inverse_dynamics, card.promise, clips, options.on)
 
 
 def _as_far_as_asked(run: Path, options: EvaluateOptions, judged: Judged, clips: Clips) -> tuple[Judged, Clips]:
@@ -260,7 +265,7 @@ def _unconditional(run: Path, card: ModelCard, place: Path, allowed: Collection[
 
 
 def _loaded(
-    run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, device: torch.device
+    run: Path, options: EvaluateOptions, clips: Clips, protocol: Protocol, chosen: Chosen, device: torch.device
 ) -> tuple[Judged, dict[str, tuple[Path, str | None]]]:
     """What is judged, and by name the folders of all models that decide the numbers, each with the fingerprint of its
     tokenizer."""
@@ -282,6 +287,10 @@ def _loaded(
         models["unconditional"] = (model_folder(place), other.tokenizer)
         if loaded.forecaster.token_grid is not None and other.tokenizer != loaded.tokenizer:
             raise UsageError(f"the world in {place} uses the tokens of another tokenizer than the one in {run}")
+    if chosen.folder is not None:
+        models["inverse_dynamics"] = (chosen.folder, None)
+        name = chosen.folder.name if builtin.is_builtin(chosen.folder) else str(options.inverse_dynamics)
+        settings |= {"inverse_dynamics": Path(name).name, "inverse_dynamics_split": chosen.split}
     # The true tokens are those of the data, where these are tokens and say whose.
     made_by = clips.source.tokenizer or loaded.tokenizer
     tokenizer = loaded.forecaster.tokenizer if made_by == loaded.tokenizer else None
@@ -293,6 +302,8 @@ def _loaded(
         tokenizer=None if made_by is None else TokenizerIdentity.of(made_by, tokenizer),
         settings=settings | loaded.settings,
         unconditional=other.forecaster if other else None,
+        reader=None if chosen.folder is None else load_reader(chosen.folder, clips, device),
+        no_reader=chosen.why_not,
         **counts,
     )
     return judged, models

@@ -16,6 +16,7 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from worldline.data.clips import Clips
+from worldline.evaluation.reader import Reader
 from worldline.families.tokenizers import TokenizerIdentity
 from worldline.forecasting import postprocess
 from worldline.forecasting.forecaster import CopyLast, Extra, Forecaster, States
@@ -71,6 +72,9 @@ class Judged:
     """How often each token occurs in the training data, if that was counted."""
     networks: Networks = field(default_factory=Networks)
     """What metrics with learned weights measure with."""
+    reader: Reader | None = None
+    """Reads the states that frames show; or why there is none."""
+    no_reader: str = "no inverse-dynamics model was given (--inverse-dynamics RUN)"
     kept: Int64[np.ndarray, "l 2"] | None = None
     """For each future grid, how many training tokens equal the last context grid's there, and how many do not."""
 
@@ -98,6 +102,8 @@ class Scene(Judged):
     """Deviation of each state over all evaluated clips; 1 where a state never changes."""
     few: Sequence[int] = ()
     """Places in this batch of the few clips on which costly things are measured."""
+    read: dict[str, Float32[Tensor, "b f s"]] = field(default_factory=dict)
+    """The states that are read in the frames of rows made so far, by id, if there is a `reader`."""
     made: dict[str, Made] = field(default_factory=dict)
     """Every row made so far, by id: for studies, all."""
 

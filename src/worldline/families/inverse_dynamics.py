@@ -1,17 +1,20 @@
 """Inverse dynamics: a judge that reads states from frames, neither a tokenizer nor a world, trained like both."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import open_clips, open_windows
-from worldline.families.card import ModelCard
+from worldline.families.card import ModelCard, describe_model
 from worldline.families.config import TrainConfig
-from worldline.families.family import Kind, Pictures, Prepared, begin, contract_with, register
+from worldline.families.family import Kind, Pictures, Prepared, begin, contract_with, kind_of, register
 from worldline.judges.inverse_dynamics import InverseDynamics, InverseDynamicsConfig, explained
+from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
+from worldline.rundir import load_tensors
 from worldline.schema import Batch, UsageError, stack
 
 VALIDATED = 256
@@ -71,6 +74,18 @@ class InverseDynamicsKind(Kind):
 
     def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
         return None  # it makes no pictures
+
+
+def load_inverse_dynamics(folder: Path) -> InverseDynamics:
+    """The model in a model folder, in evaluation mode, on the CPU.
+
+    Raises:
+        DataError: files are missing or damaged, or weights do not fit the description.
+    """
+    card = describe_model(folder)
+    model = kind_of(card.config).build(card.config, card.promise)
+    load_weights(model, load_tensors(folder / "model.safetensors"), folder)
+    return model.eval()
 
 
 register(InverseDynamicsKind())

@@ -45,6 +45,8 @@ class InverseDynamicsConfig(ModelConfig):
     """Frames between the two that are read are drawn from 1 to this: one model then reads forecasts of every pace."""
     pairs: int = 4
     """Pairs of frames drawn from every training clip."""
+    dropout: Annotated[float, Limit(below=1)] = 0.0
+    """Share of what the MLP reads that is left out at random in training: for few episodes."""
     blur: Share = 0.5
     """Probability that a training frame is blurred by a random amount. Forecasts are blurred, and the question is where
     a joint is, not how sharp."""
@@ -102,6 +104,7 @@ class InverseDynamics(Standardising):
         self.layers = nn.Sequential(*layers, nn.GroupNorm(1, config.widths[-1]), nn.SiLU())
         self.maps = nn.Conv2d(config.widths[-1], config.places, kernel_size=1)
         features = 2 * config.places + config.widths[-1] + 2
+        self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Sequential(
             *(nn.Linear(features, config.hidden), nn.SiLU(), nn.Linear(config.hidden, config.hidden), nn.SiLU()),
             nn.Linear(config.hidden, state_dim),
@@ -134,7 +137,8 @@ class InverseDynamics(Standardising):
         coarse = _coordinates(x.shape[-2], x.shape[-1], x)[0].flatten(1)
         where = torch.einsum("nkp,cp->nkc", shares, coarse).flatten(1)
         time = torch.stack([(10 * seconds).log(), 0.1 / seconds], dim=1)
-        return self.head(torch.cat([where, x.mean(dim=(2, 3)), time], dim=1)).float()
+        found = self.dropout(torch.cat([where, x.mean(dim=(2, 3))], dim=1))
+        return self.head(torch.cat([found, time], dim=1)).float()
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Huber loss in deviations, over pairs at random paces. `state_error` is the mean absolute error of them."""

@@ -25,10 +25,10 @@ class Metric:
     id: str
     label: str
     unit: str
-    """`dB`, `nats`, `share` (0..1) or empty."""
-    group: Literal["image", "video", "set", "token"]
-    """Computed on each frame, on the frames of a clip together, on those of all clips together, or on the probabilities
-    of tokens."""
+    """`dB`, `nats`, `share` (0..1), `deviations` or empty."""
+    group: Literal["image", "states", "video", "set", "token"]
+    """Computed on each frame, on the states that are read in each frame, on the frames of a clip together, on those of
+    all clips together, or on the probabilities of tokens."""
     higher_is_better: bool = True
     target: float | None = None
     """The right value, where more may be too much. Then no row is called the best: a wrong forecast may have it."""
@@ -45,12 +45,18 @@ class Metric:
     measure: Callable[..., Tensor] | None = None
     """None of what follows from another entry: the last frame and the mean of an image metric, a bound."""
 
+    @property
+    def per_frame(self) -> bool:
+        """Whether it is a curve over frames, with a number of the last frame and one of all."""
+        return self.group in ("image", "states")
+
     def __call__(self, measure: Measure) -> Measure:
         """Add the metric that a function computes, whose documentation says what it means.
 
         `image`: predicted and true frames `b f 3 h w` -> `b f`; a curve over frames, and the metrics ID_last and
-        ID_mean. `video`: the same, and the last context frame `b 3 h w` (None where there is no context) -> `b`.
+        ID_mean. `video`: the same frames, and the last context frame `b 3 h w` (None where there is no context) -> `b`.
         `set`: frames of one row or the true ones `b f 3 h w` -> features `b d`, whose Frechet distance is the number.
+        `states`: read and given states `b f s`, their scale and which are judged -> `b f`; a curve as `image` is.
         `token`: `Guesses` -> one number per token.
         """
         meaning = (inspect.getdoc(measure) or "").split("\n\n")[0].replace("\n", " ")
@@ -59,7 +65,7 @@ class Metric:
         def also(id: str, what: str, note: str) -> None:
             METRICS[id] = replace(self, id=id, label=f"{self.label}, {what}", meaning=f"{meaning} {note}", bound=None)
 
-        if self.group == "image":
+        if self.per_frame:
             also(f"{self.id}_last", "last frame", "Of the last predicted frame.")
             also(f"{self.id}_mean", "all frames", "Mean over every predicted frame.")
         if self.bound is not None:

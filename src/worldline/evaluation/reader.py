@@ -1,0 +1,47 @@
+"""The reader of an evaluation: an inverse-dynamics model that says which states the frames of a row show."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float32, UInt8
+from torch import Tensor
+
+from worldline.forecasting.forecaster import Forecaster
+from worldline.judges.inverse_dynamics import READABLE, InverseDynamics
+from worldline.metrics.states import state_error
+from worldline.metrics.table import NotComputed
+from worldline.schema import StateKind
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reader:
+    """A model that reads states from frames, and the data that it reads them of."""
+
+    model: InverseDynamics
+    kinds: tuple[StateKind, ...]
+    fps: float
+    """Frames per second that the forecaster's times count."""
+
+    @property
+    def scale(self) -> Float32[Tensor, " s"]:
+        """The deviations of the states it was trained on, which are the unit of its errors."""
+        return self.model.scale.cpu()
+
+    @property
+    def readable(self) -> Bool[Tensor, " s"]:
+        """The joints that it read well enough when it was validated."""
+        return self.model.readable.cpu()
+
+    def read(
+        self, frames: UInt8[Tensor, "b f 3 h w"], before: UInt8[Tensor, "b 3 h w"], forecaster: Forecaster
+    ) -> Float32[Tensor, "b f s"]:
+        """The states that frames at the forecaster's times show; `before` is the last frame of the context."""
+        times, began = [time / self.fps for time in forecaster.times], (forecaster.context_frames - 1) / self.fps
+        return self.model.read(frames, before, times=times, began=began)
+
+    def error(self, read: Float32[Tensor, "b f s"], given: Float32[Tensor, "b f s"]) -> Float32[Tensor, "b f"]:
+        """The metric `state_error`. Raises `NotComputed` where no state can be read."""
+        if not self.readable.any():
+            raise NotComputed(
+                f"the inverse-dynamics model reads no state well enough from true frames (R^2 of at least {READABLE:g})"
+            )
+        return state_error(read, given, self.scale, self.readable)
