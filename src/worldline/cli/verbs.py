@@ -219,10 +219,8 @@ class Demo(Checked):
 
 
 def _evaluated(shipped: Path, run: Path, **options: Any) -> Evaluation:
-    """Evaluate a built-in, which must not be written into, in a run folder of its own."""
-    run.mkdir(parents=True)
-    for name in ("config.json", "environment.json", "metrics.jsonl"):
-        shutil.copy(shipped / name, run / name)
+    """Evaluate a built-in, which must not be written into, in a copy of its folder: the report shows its card."""
+    shutil.copytree(shipped, run)
     return api.evaluate(shipped, out=RunDir(run).evaluation, **options)
 
 

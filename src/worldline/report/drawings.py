@@ -45,6 +45,16 @@ class Drawing(NamedTuple):
     lines: list[Line]
     note: str
 
+    @property
+    def said(self) -> str:
+        """Where each line begins and ends, for who hears the page."""
+        ends = [
+            f"{line.label} from {line.y[0]:.4g} at {line.x[0]:g} to {line.y[-1]:.4g} at {line.x[-1]:g}"
+            for line in self.lines
+            if len(line.x)
+        ]
+        return f"{self.title}: {'; '.join(ends) or 'nothing to draw'}"
+
 
 def over_time(evaluation: Evaluation, metric: str) -> Drawing:
     """Draw a metric against the future frame, one line per row of the tables, with the band of its interval."""
@@ -123,7 +133,7 @@ def _svg(figure: Figure) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     # Namespaces are only for XML files; ids of groups would repeat from drawing to drawing.
     svg = re.sub(r' (xmlns(:xlink)?="[^"]*"|(?<=<g )id="[^"]*")', "", svg)
-    svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" aria-hidden="true">', svg)
+    svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", svg)
     for variable, colour in VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")

@@ -146,6 +146,7 @@ LADDER = (
     Storing(80, 192),
     Storing(80, 192, few=True),
     Storing(70, 128, few=True),
+    Storing(60, 64, few=True),
 )
 """From the best to the smallest."""
 
@@ -271,6 +272,7 @@ def _size(forecasts: Forecasts, storing: Storing) -> int:
     clip, context = len(forecasts.real) // 2, forecasts.context
     views = [forecasts.real[clip], *(frames[clip, context:] for frames in forecasts.rows.values())]
     one = sum(len(_encoded(_reduced(view, storing.side), storing)) for view in views)
+    one += sum(len(_grey(_shades(found)[clip])) for found in forecasts.maps)
     return one * len(_kept(forecasts, storing))
 
 
@@ -284,18 +286,29 @@ def _sheets(clips: UInt8[np.ndarray, "n t h w 3"], storing: Storing) -> tuple[Sh
 
 def _map(one: Map, places: Sequence[int]) -> Panel:
     """A map as grey sheets: 0 where it is not known, else 1 up to 255 at `top`."""
+    clips = [_reduced(clip, LARGEST_MAP) for clip in _shades(one)[list(places)]]
+    sheets = tuple(Sheet(_uri(_grey(clip), "png"), _columns(clip)) for clip in clips)
+    return Panel(one.id, one.label, sheets, unit=one.unit, top=_top(one))
+
+
+def _top(one: Map) -> float:
+    """Where colours end: as far as those of errors where the unit is the same, else at nearly the largest value."""
+    if one.unit == "grey levels":
+        return 255 / AMPLIFIED
     known = one.values[np.isfinite(one.values)]
-    shared = one.unit == "grey levels"
-    top = 255 / AMPLIFIED if shared else float(np.quantile(known, 0.995)) if known.size else 1.0
-    shade = 1 + 254 * np.clip(np.nan_to_num(one.values) / (top or 1.0), 0, 1)
-    grey = np.where(np.isfinite(one.values), shade, 0).round().astype(np.uint8)
-    sheets = []
-    for clip in grey[list(places)]:
-        small = _reduced(clip[..., None], LARGEST_MAP)
-        buffer = io.BytesIO()
-        Image.fromarray(_laid(small)[..., 0]).save(buffer, "PNG", optimize=True)
-        sheets.append(Sheet(_uri(buffer.getvalue(), "png"), _columns(small)))
-    return Panel(one.id, one.label, tuple(sheets), unit=one.unit, top=top or 1.0)
+    return (float(np.quantile(known, 0.995)) if known.size else 0.0) or 1.0
+
+
+def _shades(one: Map) -> UInt8[np.ndarray, "n f a b 1"]:
+    known = np.isfinite(one.values)
+    shade = 1 + 254 * np.clip(np.where(known, one.values, 0) / _top(one), 0, 1)
+    return np.where(known, shade, 0).round().astype(np.uint8)[..., None]
+
+
+def _grey(frames: UInt8[np.ndarray, "f a b 1"]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(_laid(_reduced(frames, LARGEST_MAP))[..., 0]).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _reduced(frames: UInt8[np.ndarray, "t h w c"], side: int) -> UInt8[np.ndarray, "t _ _ c"]:

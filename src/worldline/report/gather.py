@@ -3,6 +3,7 @@
 A part that a folder lacks is None, with the reason in `Run.absent`, and the page says so.
 """
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,11 @@ class Shown(NamedTuple):
     content: dict[str, Any]
     wrong: str
     """What does not agree; empty if all does."""
+
+    @property
+    def quoted(self) -> str:
+        """Its path, as a shell takes it."""
+        return shlex.quote(str(self.path))
 
     @property
     def shown(self) -> dict[str, Any]:
