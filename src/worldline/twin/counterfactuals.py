@@ -218,7 +218,7 @@ def _attempt(
     simulation: Simulation, rest: np.ndarray, rng: Generator, context: int, times: list[int], most: int
 ) -> TouchOrMiss | None:
     """Draw one push and try it, its misses, and whether it can be seen."""
-    options = [(side, number) for side in SIDES for number in simulation.near(side)]
+    options: list[tuple[Side, int]] = [(side, number) for side in SIDES for number in simulation.near(side)]
     if not options:
         return None
     side, number = options[rng.integers(len(options))]

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
@@ -140,19 +140,27 @@ def physics_of(source: Source, episode: int) -> tuple[Path, int]:
     return root, int(number)
 
 
-def look(
-    root: Path, episode: int, frames: Collection[int], *, size: int | None = None
-) -> dict[int, tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]]:
-    """Draw some frames of a recorded episode again, each with what its pixels show (`Simulation.regions`).
+class View(NamedTuple):
+    """A frame drawn again, and what its pixels show."""
 
-    One run of the physics serves them all. Raises what `resume` raises.
+    frame: UInt8[np.ndarray, "h w 3"]
+    empty: UInt8[np.ndarray, "h w 3"]
+    """Without the objects that can be moved."""
+    regions: UInt8[np.ndarray, "h w"]
+    """`Simulation.regions`."""
+
+
+def look(root: Path, episode: int, frames: Collection[int], *, size: int | None = None) -> dict[int, View]:
+    """Draw some frames of a recorded episode again; one run of the physics serves them all.
+
+    Raises what `resume` raises.
     """
     wanted, seen = sorted(set(frames)), {}
     simulation, commands = resume(root, episode, wanted[0], size=size)
     with simulation:
         for frame in range(wanted[0], wanted[-1] + 1):
             if frame in wanted:
-                seen[frame] = simulation.frame(), simulation.regions()
+                seen[frame] = View(simulation.frame(), simulation.frame(objects=False), simulation.regions())
             if frame < wanted[-1]:
                 simulation.step(commands[frame - wanted[0]])
     return seen

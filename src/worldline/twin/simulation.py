@@ -169,9 +169,15 @@ class Simulation(AbstractContextManager["Simulation"]):
         speed = x * np.cos(heading) + y * np.sin(heading)
         return np.concatenate([angles, closures, [speed, turn]]).astype(np.float32)
 
-    def frame(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The picture of the head camera, RGB, 0..255."""
-        return ((_fours(self._drawn().astype(np.uint16)) + 2) // 4).astype(np.uint8)
+    def frame(self, *, objects: bool = True) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture of the head camera, RGB, 0..255, with or without the objects that can be moved."""
+        alpha, hidden = self.model.geom_rgba[:, 3], self._kinds[:-1] == REGIONS.index("objects")
+        own = alpha[hidden].copy()
+        try:
+            alpha[hidden] = own if objects else 0
+            return ((_fours(self._drawn().astype(np.uint16)) + 2) // 4).astype(np.uint8)
+        finally:
+            alpha[hidden] = own
 
     def regions(self) -> UInt8[np.ndarray, "h w"]:
         """What each pixel of `frame` shows, as its place in `REGIONS`.
