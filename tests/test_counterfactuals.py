@@ -25,7 +25,7 @@ from worldline.twin.generate import look, physics_of, resume
 from worldline.twin.scene import random_scene
 from worldline.twin.simulation import REGIONS, Simulation
 
-CONTEXT, TIMES = 17, (17, 20, 25, 30, 33)
+CONTEXT, HORIZON, SHOWN = 17, 17, (0, 4, 8, 12, 16)
 ROOM, ROBOT, OBJECTS = range(3)
 
 
@@ -50,7 +50,7 @@ def found(episode: int, seed: int) -> TouchOrMiss | None:
     simulation, commands = resume(TWIN_MINI_VAL, episode, 0)
     with simulation:
         rng = np.random.default_rng(seed)
-        return touch_or_miss(simulation, commands[0], rng, context=CONTEXT, times=TIMES)
+        return touch_or_miss(simulation, commands[0], rng, context=CONTEXT, horizon=HORIZON, shown=SHOWN)
 
 
 # --- what a pixel shows ---
@@ -77,12 +77,13 @@ def test_a_look_at_recorded_frames_shows_what_was_recorded() -> None:
     source = OpenOptions().open(TWIN_MINI_VAL)
     root, number = physics_of(source, 4)
     assert (root, number) == (TWIN_MINI_VAL, 4)
-    seen = look(root, number, [50, 20])
+    seen = look(root, number, [50, 20], whole=[20, 50])
     assert [*seen] == [20, 50]
     clip = source.read(4, 20, 51)
     assert clip.frames is not None
     for frame, view in seen.items():
         recorded = clip.frames[frame - 20].permute(1, 2, 0).numpy()
+        assert view.frame is not None
         assert np.abs(view.frame.astype(int) - recorded).mean() < 6
         assert view.regions.shape == view.frame.shape[:2]
     assert look(root, number, [50], size=32)[50].regions.shape == (32, 32)
@@ -113,7 +114,7 @@ def test_the_recorded_commands_give_the_recorded_future_and_others_another() -> 
     recorded = np.fromfile(TWIN_MINI_VAL / "robot_states/states_1.bin", dtype=np.float32).reshape(-1, 25)
     np.testing.assert_allclose(first.states, recorded[17:34], atol=1e-3)
     assert first.frames.shape == (2, 64, 64, 3)
-    seen = look(TWIN_MINI_VAL, 1, [20, 33])
+    seen = look(TWIN_MINI_VAL, 1, [20, 33], whole=[20, 33])
     np.testing.assert_array_equal(first.frames, [seen[20].frame, seen[33].frame])
     np.testing.assert_array_equal(first.regions, [seen[20].regions, seen[33].regions])
     assert np.abs(second.frames.astype(int) - first.frames).mean() > 1
@@ -130,9 +131,8 @@ def test_a_touch_and_its_misses_are_what_physics_says() -> None:
         simulation.restore(pair.snapshot)  # the last frame of the context, bit for bit
         np.testing.assert_array_equal(simulation.frame(), pair.frames[-1])
         np.testing.assert_array_equal(simulation.state(), pair.states[-1])
-        shown = [time - CONTEXT for time in TIMES]
         for future in (pair.touch, *pair.misses):
-            repeated = execute(simulation, pair.snapshot, future.commands, shown=shown)
+            repeated = execute(simulation, pair.snapshot, future.commands, shown=SHOWN)
             np.testing.assert_array_equal(repeated.frames, future.frames)
             np.testing.assert_array_equal(repeated.states, future.states)
             np.testing.assert_array_equal(repeated.moved, future.moved)
@@ -158,7 +158,9 @@ def test_without_objects_nothing_can_be_touched() -> None:
     with simulation:
         for name in simulation.scene.objects:
             simulation.data.joint(simulation.model.body(name).jntadr[0]).qpos[:3] = 0, 0, -50
-        assert touch_or_miss(simulation, commands[0], np.random.default_rng(0), context=4, times=(5, 8)) is None
+        assert (
+            touch_or_miss(simulation, commands[0], np.random.default_rng(0), context=4, horizon=5, shown=(1, 4)) is None
+        )
 
 
 def test_pixels_of_objects_are_those_of_either_future_away_from_the_robot() -> None:
@@ -177,9 +179,8 @@ def test_futures_say_what_succeeded() -> None:
     nothing = np.zeros((0, 25), np.float32)
     seen = {"frames": np.zeros((0, 2, 2, 3), np.uint8), "regions": np.zeros((0, 2, 2), np.uint8)}
 
-    still = Future(
-        commands=nothing, states=nothing, **seen, touched=np.zeros(2, bool), moved=np.zeros(2), tilted=np.zeros(2)
-    )
+    objects = {"touched": np.zeros(2, bool), "moved": np.zeros(2), "tilted": np.zeros(2), "on_table": np.ones(2, bool)}
+    still = Future(commands=nothing, states=nothing, **seen, **objects)
     assert still.missed
     assert not still.succeeded
     brushed = replace(still, touched=np.array([True, False]))
@@ -191,3 +192,4 @@ def test_futures_say_what_succeeded() -> None:
     rolled_by_itself = replace(brushed, moved=np.array([0.0, MOVED]))
     assert not rolled_by_itself.succeeded
     assert not rolled_by_itself.missed
+    assert replace(still, moved=np.array([0.0, 1.0]), on_table=np.array([True, False])).missed

@@ -15,6 +15,7 @@ SMALLEST_MSE = 1 / 12
 MAX_PSNR_DB = 10 * math.log10(DATA_RANGE**2 / SMALLEST_MSE)
 """PSNR of identical images, 58.92 dB. Finite, so one still scene cannot turn a mean into infinity."""
 SSIM_WINDOW = 11
+SSIM_BORDER = SSIM_WINDOW // 2
 STILL = 0.1
 """Grey levels by which the pixels of a clip change from frame to frame, on average, below which it stands still."""
 
@@ -38,6 +39,13 @@ def ssim(prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"
     the window lies inside the image, as scikit-image does; torchmetrics by itself counts the border, too. Raises
     `NotComputed` without torchmetrics, and for an image smaller than the window.
     """
+    return ssim_map(prediction, target).mean(dim=(-3, -2, -1))
+
+
+def ssim_map(
+    prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"]
+) -> Float32[Tensor, "*b 3 inner_h inner_w"]:
+    """The same of each pixel, without the border of 5 pixels in which the window leaves the image."""
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
@@ -49,8 +57,8 @@ def ssim(prediction: UInt8[Tensor, "*b 3 h w"], target: UInt8[Tensor, "*b 3 h w"
     _, scores = structural_similarity_index_measure(
         ours, real, data_range=DATA_RANGE, reduction="none", return_full_image=True
     )
-    border = SSIM_WINDOW // 2
-    return scores[..., border:-border, border:-border].mean(dim=(1, 2, 3)).reshape(prediction.shape[:-3])
+    inner = scores[..., SSIM_BORDER:-SSIM_BORDER, SSIM_BORDER:-SSIM_BORDER]
+    return inner.reshape(*prediction.shape[:-2], *inner.shape[-2:])
 
 
 @Metric("motion", "Motion against the truth's", "", "video", target=1.0, sparse=True)

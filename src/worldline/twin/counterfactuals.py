@@ -6,7 +6,7 @@ it by. Every future is executed from the same snapshot, so all of them share the
 not the plan, says what was touched, moved or toppled. All is a function of snapshot, settings and random numbers.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,15 +21,18 @@ from worldline.twin.simulation import REGIONS, Simulation
 MOVED, TILTED = 0.03, np.deg2rad(30)
 """An object is pushed where it ends at least so many m from its start, and toppled where it is tilted so many rad."""
 LEFT_ALONE = 0.005
-"""And it is missed where nothing is touched and nothing ends farther than so many m from its start."""
+"""And all are missed where nothing is touched and nothing on the table ends farther than so many m from its start."""
 SEVERITIES = (0.03, 0.06, 0.09, 0.12, 0.16, 0.2, 0.25)
 """How far a miss is moved away from what touches, in m; the first with which physics finds no touch is taken."""
 MISSES = ("short", "over", "left", "right")
 """Where the hand goes instead: not as far as the object, over it, or past it on one side."""
 SEEN, CHANGE = 20, 10
 """A push is seen where at least so many pixels of objects, over all frames, differ by more than so many grey levels."""
-REST = 1.0
-"""Seconds before an approach, in which the arms rise and the objects come to rest."""
+FOLDED = np.array([-0.4, 0.25, 0.0, -2.0, 0.0, 0.0, 0.0])
+"""A left arm that is held clear of the table, in rad."""
+RISE, REST, SPEED = 0.6, 4.0, 0.01
+"""Seconds in which the arms rise before an approach; seconds after which it is given up that everything comes to rest;
+and the speed in m/s below which an object is at rest."""
 APPROACH = ((0.5, 0.12), (0.4, 0.0))
 """The moves to beside the object: duration in s, and height in m above the place from where it is pushed."""
 PUSH, AWAY = 0.6, 0.5
@@ -51,14 +54,16 @@ class Future:
     """Measured after each command."""
     frames: UInt8[np.ndarray, "f h w 3"]
     """After those commands that were to be shown."""
-    regions: UInt8[np.ndarray, "f h w"]
-    """What the pixels of these frames show (`REGIONS`)."""
+    regions: UInt8[np.ndarray, "g h w"]
+    """What the pixels of these frames show (`REGIONS`), if they are segmented."""
     touched: Bool[np.ndarray, " n"]
     """Which objects the robot touched."""
     moved: Float64[np.ndarray, " n"]
     """How far each ended from its start, in m."""
     tilted: Float64[np.ndarray, " n"]
     """By how much each ended tilted against its start, in rad."""
+    on_table: Bool[np.ndarray, " n"]
+    """Which were on the table at the start; what lies on the floor may roll by itself."""
 
     @property
     def succeeded(self) -> bool:
@@ -67,8 +72,8 @@ class Future:
 
     @property
     def missed(self) -> bool:
-        """The robot touched nothing, and everything stayed."""
-        return not self.touched.any() and bool((self.moved < LEFT_ALONE).all())
+        """The robot touched nothing, and everything on the table stayed."""
+        return not self.touched.any() and bool((self.moved[self.on_table] < LEFT_ALONE).all())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,37 +104,39 @@ def execute(
     commands: Float32[np.ndarray, "t 25"],
     *,
     shown: Collection[int] = (),
+    segmented: bool = True,
     untouched: bool = False,
     **what: Any,
 ) -> Future:
     """Restart the physics and drive it by commands. Frames are drawn after those commands whose places are `shown`.
 
-    It ends early where something is touched and all were to be `untouched`. `what`: kind and severity of the future.
+    Their regions are left out if they shall not be `segmented`. It ends early where something is touched and all were
+    to be `untouched`. `what`: kind and severity of the future.
     """
     simulation.restore(snapshot)
     places, turns = simulation.objects(), simulation.turns()
     states, size = np.empty_like(commands), simulation.size
-    frames, regions = np.empty((0, size, size, 3), np.uint8), np.empty((0, size, size), np.uint8)
-    touched, seen = np.zeros(len(places), dtype=bool), []
+    touched, seen, kinds = np.zeros(len(places), dtype=bool), [], []
     for i, command in enumerate(commands):
         simulation.step(command, touched=touched)
         states[i] = simulation.state()
         if i in shown:
-            seen.append((simulation.frame(), simulation.regions()))
+            seen.append(simulation.frame())
+            if segmented:
+                kinds.append(simulation.regions())
         if untouched and touched.any():
             break
-    if seen:
-        frames, regions = (np.stack(part) for part in zip(*seen, strict=True))
     upright = np.einsum("nij,nij->ni", simulation.turns(), turns)[:, 2]  # of R_now R_start^T the entry (z, z)
     return Future(
         **what,
         commands=commands,
         states=states,
-        frames=frames,
-        regions=regions,
+        frames=np.array(seen, np.uint8).reshape(-1, size, size, 3),
+        regions=np.array(kinds, np.uint8).reshape(-1, size, size),
         touched=touched,
         moved=np.linalg.norm(simulation.objects() - places, axis=1),
         tilted=np.arccos(np.clip(upright, -1, 1)),
+        on_table=_on_table(simulation, places),
     )
 
 
@@ -168,7 +175,8 @@ def touch_or_miss(
     rng: Generator,
     *,
     context: int,
-    times: Collection[int],
+    horizon: int,
+    shown: Collection[int],
     most: int = 2,
     tries: int = 10,
 ) -> TouchOrMiss | None:
@@ -180,7 +188,8 @@ def touch_or_miss(
     Args:
         command: what is commanded now. Trunk, neck and hands keep to it; the base stops, and both arms first go up.
         context: frames of the context.
-        times: positions of the frames to show, counted from the first of the context.
+        horizon: frames of every future.
+        shown: places in it of the frames to show.
         most: misses to keep, in a drawn order of `MISSES`.
         tries: drawn pushes after which it gives up.
 
@@ -191,7 +200,7 @@ def touch_or_miss(
     snapshot = simulation.snapshot()
     for _ in range(tries):
         simulation.restore(snapshot)
-        found = _attempt(simulation, rest, rng, context, sorted(times), most)
+        found = _attempt(simulation, rest, rng, (context, horizon, most), sorted(shown))
         if found is not None:
             return found
     return None
@@ -215,16 +224,17 @@ def object_pixels(
 
 
 def _attempt(
-    simulation: Simulation, rest: np.ndarray, rng: Generator, context: int, times: list[int], most: int
+    simulation: Simulation, rest: np.ndarray, rng: Generator, sizes: tuple[int, int, int], shown: list[int]
 ) -> TouchOrMiss | None:
-    """Draw one push and try it, its misses, and whether it can be seen."""
+    """Draw one push and try it, its misses, and whether it can be seen. `sizes`: context, horizon, most misses."""
+    context, horizon, most = sizes
     options: list[tuple[Side, int]] = [(side, number) for side in SIDES for number in simulation.near(side)]
     if not options:
         return None
     side, number = options[rng.integers(len(options))]
     plan, base = _drawn(simulation, side, simulation.objects()[number], rng), simulation.base()
     approach = _approach(simulation, rest, plan, base, context)
-    kinds, horizon = rng.permutation(MISSES).tolist(), times[-1] + 1 - context
+    kinds = rng.permutation(MISSES).tolist()
     if approach is None:
         return None
     for command in approach[: len(approach) - context + 1]:
@@ -233,40 +243,51 @@ def _attempt(
     closer = execute(simulation, first, approach[len(approach) - context + 1 :], untouched=True)
     if not closer.missed:
         return None
-    start, shown = simulation.snapshot(), [time - context for time in times]
+    start = simulation.snapshot()
 
-    def tried(kind: str, severity: float, **how: Any) -> Future | None:
+    def tried(kind: str, severity: float = 0.0, **how: Any) -> Future | None:
         commands = _pushed(simulation, approach[-1], plan, kind, severity, horizon, base)
-        what = {"kind": kind, "severity": severity}
-        return None if commands is None else execute(simulation, start, commands, **what, **how)
+        return None if commands is None else execute(simulation, start, commands, kind=kind, severity=severity, **how)
 
-    touch = tried("touch", 0.0)
+    touch = tried("touch")
     if touch is None or not (touch.succeeded and touch.touched[number]):
         return None
-    touch, misses = execute(simulation, start, touch.commands, kind=touch.kind, shown=shown), []
+    touch, misses = execute(simulation, start, touch.commands, kind=touch.kind, shown=shown), list[Future]()
     for kind in kinds:
+        miss = next((tried(kind, size, shown=shown) for size in SEVERITIES if _misses(tried, kind, size)), None)
+        if miss is not None and _seen(touch, miss):
+            misses.append(miss)
         if len(misses) == most:
             break
-        near = (tried(kind, severity, untouched=True) for severity in SEVERITIES)
-        miss = next((one for one in near if one is not None and one.missed), None)
-        if miss is not None:
-            miss = execute(simulation, start, miss.commands, kind=kind, severity=miss.severity, shown=shown)
-            misses += [miss] * _seen(touch, miss)
     if not misses:
         return None
     frames, states = _context(simulation, first, approach[len(approach) - context + 1 :])
     return TouchOrMiss(snapshot=start, frames=frames, states=states, touch=touch, misses=tuple(misses))
 
 
+def _misses(tried: Callable[..., Future | None], kind: str, severity: float) -> bool:
+    """Whether a displaced push leaves everything alone; nothing is drawn."""
+    future = tried(kind, severity, untouched=True)
+    return future is not None and future.missed
+
+
+def _on_table(simulation: Simulation, places: Float64[np.ndarray, "n 3"]) -> Bool[np.ndarray, " n"]:
+    return places[:, 2] > simulation.scene.table_top - 0.02
+
+
 def _rested(simulation: Simulation, command: np.ndarray) -> Float32[np.ndarray, "25"]:
     """Stop the base, raise the arms, let everything come to rest; the command that holds it so."""
-    rest, frames = command.copy(), round(REST * simulation.fps)
+    rest, frames = command.copy(), round(RISE * simulation.fps)
     rest[INDEX["LINEAR_VELOCITY"] :] = 0
-    for side in SIDES:
-        rest[arm_slice(side)] = neutral()[arm_slice(side)]
-    move = Move(command.astype(np.float64), rest.astype(np.float64), begin=0.0, duration=0.6 * frames)
-    for i in range(frames):
+    for side, sign in SIDES.items():
+        rest[arm_slice(side)] = FOLDED * np.array([1, sign, sign, 1, sign, 1, sign])
+    move = Move(command.astype(np.float64), rest.astype(np.float64), begin=0.0, duration=float(frames))
+    for i in range(round(REST * simulation.fps)):
+        before = simulation.objects()
         simulation.step(move.at(i + 1.0).astype(np.float32))
+        step = np.linalg.norm(simulation.objects() - before, axis=1)[_on_table(simulation, before)]
+        if i >= frames and (step * simulation.fps < SPEED).all():
+            break
     return rest
 
 

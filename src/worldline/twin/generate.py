@@ -141,17 +141,20 @@ def physics_of(source: Source, episode: int) -> tuple[Path, int]:
 
 
 class View(NamedTuple):
-    """A frame drawn again, and what its pixels show."""
+    """What the pixels of a recorded frame show, drawn again."""
 
-    frame: UInt8[np.ndarray, "h w 3"]
-    empty: UInt8[np.ndarray, "h w 3"]
-    """Without the objects that can be moved."""
     regions: UInt8[np.ndarray, "h w"]
     """`Simulation.regions`."""
+    empty: UInt8[np.ndarray, "h w 3"]
+    """The frame without the objects that can be moved."""
+    frame: UInt8[np.ndarray, "h w 3"] | None = None
+    """The frame itself, of those that are asked for."""
 
 
-def look(root: Path, episode: int, frames: Collection[int], *, size: int | None = None) -> dict[int, View]:
-    """Draw some frames of a recorded episode again; one run of the physics serves them all.
+def look(
+    root: Path, episode: int, frames: Collection[int], *, whole: Collection[int] = (), size: int | None = None
+) -> dict[int, View]:
+    """Draw some frames of a recorded episode again, some of them `whole`; one run of the physics serves them all.
 
     Raises what `resume` raises.
     """
@@ -160,7 +163,8 @@ def look(root: Path, episode: int, frames: Collection[int], *, size: int | None 
     with simulation:
         for frame in range(wanted[0], wanted[-1] + 1):
             if frame in wanted:
-                seen[frame] = View(simulation.frame(), simulation.frame(objects=False), simulation.regions())
+                picture = simulation.frame() if frame in whole else None
+                seen[frame] = View(simulation.regions(), simulation.frame(objects=False), picture)
             if frame < wanted[-1]:
                 simulation.step(commands[frame - wanted[0]])
     return seen

@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cache, cached_property
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +18,19 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 
 from worldline.schema import UsageError
-from worldline.twin.scene import CAMERA, FINGER_CLOSED, FINGERS, INDEX, JOINTS, SIDES, Scene, Side, arm_slice, neutral
+from worldline.twin.scene import (
+    CAMERA,
+    FINGER_CLOSED,
+    FINGERS,
+    INDEX,
+    JOINTS,
+    SIDES,
+    Scene,
+    Side,
+    arm_slice,
+    neutral,
+    random_scene,
+)
 
 NUM_JOINTS = len(JOINTS)
 SETTLING = 0.5
@@ -46,6 +58,17 @@ def load_mujoco() -> ModuleType:
     except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL says AttributeError for no library
         backend = os.environ.get("MUJOCO_GL", "its default")
         raise UsageError(f"MuJoCo cannot load its OpenGL backend ({backend}): {INSTALL_GL}") from error
+
+
+@cache
+def can_draw() -> bool:
+    """Tell whether the twin can run and draw here. It tries once in a process."""
+    try:
+        with Simulation(random_scene(np.random.default_rng(0)), size=2) as simulation:
+            simulation.frame()
+    except UsageError:
+        return False
+    return True
 
 
 def _egl_has_device() -> bool:
