@@ -1,11 +1,13 @@
 """Receipts: what decided the numbers is named, edits are noticed, and numbers come out again; runs are compared."""
 
 import json
+import math
 import shlex
 import shutil
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +19,14 @@ from run_builders import run_of
 from worldline import builtin
 from worldline.cli import main as entry
 from worldline.data.splits import content_of, recording_of
+from worldline.evaluation.compare import CompareOptions, compare
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate, identities
 from worldline.evaluation.receipt import Receipt, Request, beside, places_of
 from worldline.evaluation.verify import VerifyOptions, tolerance, verify
 from worldline.families.tokenizers import fingerprint
 from worldline.files import hash_of_file, read_json, write_json
 from worldline.formats.open import open_source
+from worldline.metrics.bootstrap import simultaneous
 from worldline.rundir import version_of
 from worldline.schema import DataError, UsageError
 from worldline.training.loop import train
@@ -273,6 +277,137 @@ def test_the_key_of_an_evaluation_is_that_of_its_identities(lab: Lab) -> None:
 @pytest.mark.parametrize(("unit", "value", "expected"), [("dB", 2.0, 0.05), ("dB", -30.0, 0.06), ("", 0.5, 0.003)])
 def test_tolerances(unit: str, value: float, expected: float) -> None:
     assert tolerance(unit, value) == pytest.approx(expected)
+
+
+# --- compare ---
+
+
+@pytest.fixture(scope="module")
+def halfway(lab: Lab) -> Path:
+    """The evaluation of the run's first checkpoint, in a folder of its own."""
+    out = lab.place / "halfway"
+    evaluate(lab.run, replace(FEW, checkpoint="1", out=out))
+    return out
+
+
+def _per_episode(place: Path, row: str) -> np.ndarray:
+    """PSNR of the last frame, a mean for each episode."""
+    arrays = np.load(place / "scores.npz")
+    values = arrays[f"{row}/psnr_db"][:, -1].astype(np.float64)
+    return np.array([values[arrays["episode"] == episode].mean() for episode in np.unique(arrays["episode"])])
+
+
+def test_differences_are_paired_by_clip_and_bounded_by_episode(lab: Lab, halfway: Path, tmp_path: Path) -> None:
+    found = compare([lab.run, halfway], CompareOptions(metric=("psnr_db_last",)))
+    (paired,), (scatter,) = found.differences, found.scatters
+    one, other = (_per_episode(place, "forecast") for place in (lab.run / "evaluation", halfway))
+    assert (paired.one, paired.other) == ("run", "halfway")
+    # Two episodes of two clips each: a quarter of the resamples holds one of them only, a quarter the other.
+    expected = sorted(one - other)
+    assert paired.difference.mean == pytest.approx((one - other).mean())
+    assert (paired.difference.low, paired.difference.high) == pytest.approx(tuple(expected))
+    # Their mean is the mean of all, and deviates by the half of what they differ by, or not at all: 2^-1/2 of it is the
+    # standard error, so all resamples lie within 2^1/2 standard errors.
+    assert (paired.together.low, paired.together.high) == pytest.approx(tuple(expected), rel=0.01)
+    assert (scatter.x, scatter.y) == (pytest.approx(tuple(one)), pytest.approx(tuple(other)))
+    assert set(scatter.recordings) == set(Receipt.load(lab.receipt).identities.data.recordings.values())
+    rows = [(runs, row.id) for runs, row in found.rows]
+    assert rows[:2] == [("run", "forecast"), ("halfway", "forecast")]
+    assert rows.count(("all", "copy_last")) == 1
+    assert any("option --checkpoint (latest | 1)" in note for note in found.notes)
+
+
+def test_clips_are_paired_by_their_recording_whatever_their_order(lab: Lab, halfway: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(halfway, tmp_path / "turned"))
+    arrays = {name: values[::-1] for name, values in np.load(place / "scores.npz").items()}
+    np.savez(place / "scores.npz", **arrays)
+    told = Receipt.load(place / "receipt.json")
+    seal(told, place / "receipt.json")
+    asked = CompareOptions(metric=("psnr_db_mean", "full_ce"))
+    first, turned = (compare([lab.run, other], asked).differences for other in (halfway, place))
+    assert [one.difference for one in first] == [one.difference for one in turned]
+
+
+def test_what_does_not_compare_is_refused_by_name(
+    lab: Lab, halfway: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    fewer = evaluated(lab, tmp_path / "fewer", num_clips=2)
+    with pytest.raises(
+        UsageError, match=r"run and fewer cannot be compared: not the same clips \(4 \| 2 of the same rec"
+    ):
+        compare([lab.run, fewer])
+    other = evaluated(lab, tmp_path / "other", data=write_squares(tmp_path / "squares", 2, length=68, first=50))
+    with pytest.raises(UsageError, match=r"not the same data \(2 \| 2 recordings, 0 of them the same\)"):
+        compare([lab.run, other])
+    longer = Path(shutil.copytree(halfway, tmp_path / "longer"))
+    content = read_json(longer / "metrics.json")
+    content["data"]["horizon_frames"] = 34
+    write_json(longer / "metrics.json", content)
+    seal(Receipt.load(longer / "receipt.json"), longer / "receipt.json")
+    with pytest.raises(UsageError, match=r"horizon \(17 frames at 30 per second \| 34 frames"):
+        compare([lab.run, longer])
+    with pytest.raises(UsageError, match="at least two"):
+        compare([lab.run])
+    with pytest.raises(UsageError, match="did you mean 'psnr_db'"):
+        compare([lab.run, halfway], CompareOptions(metric=("psnr_d",)))
+    with pytest.raises(UsageError, match="there is no row in run 'forecst'; did you mean 'forecast'"):
+        compare([lab.run, halfway], CompareOptions(row="forecst"))
+    (longer / "scores.npz").unlink()
+    assert _code(monkeypatch, "compare", lab.run, longer) == 2
+    assert f"Evaluate it again: `worldline evaluate {lab.run}" in capsys.readouterr().err
+    (longer / "receipt.json").unlink()
+    assert _code(monkeypatch, "compare", lab.run, longer) == 2
+    assert "there is no receipt in" in capsys.readouterr().err
+
+
+def evaluated(lab: Lab, out: Path, **options: Any) -> Path:
+    evaluate(lab.run, replace(FEW, out=out, condition_samples=0, **options))
+    return out
+
+
+def test_costs_of_other_tokens_are_left_out(lab: Lab, halfway: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(halfway, tmp_path / "other"))
+    content = read_json(other / "metrics.json")
+    content["tokenizer"]["fingerprint"] = "another"
+    write_json(other / "metrics.json", content)
+    seal(Receipt.load(other / "receipt.json"), other / "receipt.json")
+    found = compare([lab.run, other])
+    assert found.metrics == ("psnr_db_last", "psnr_db_mean")
+    assert any("Cross-entropy is left out: the tokens are of other tokenizers" in note for note in found.notes)
+    with pytest.raises(UsageError, match="other tokenizers"):
+        compare([lab.run, other], CompareOptions(metric=("full_ce",)))
+
+
+def test_a_learning_curve_over_steps_and_episodes(lab: Lab, halfway: Path, capsys: Capture) -> None:
+    do("compare", [str(lab.run), str(halfway), "--over", "steps", "--metric", "psnr_db_last", "--json"])
+    (chart,) = json.loads(capsys.readouterr().out)["curves"]
+    (curve,) = chart["curves"]
+    places = (halfway / "metrics.json", lab.run / "evaluation/metrics.json")
+    expected = [read_json(place)["rows"][0]["metrics"]["psnr_db_last"] for place in places]
+    assert (curve["label"], curve["x"], curve["y"]) == ("run", [1.0, 2.0], expected)
+    do("compare", [str(lab.run), str(halfway), "--over", "episodes"])
+    said = capsys.readouterr().out
+    assert "training episodes" in said
+    assert said.count("\n3  ") >= 2, "both were trained on three episodes"
+
+
+def test_intervals_of_many_differences_hold_together() -> None:
+    draws = torch.randn(400, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    episodes, errors = torch.arange(400), draws.std(dim=0) / 20
+    for values, expected in ((draws[:, :1], 1.96), (draws, 2.80), (draws[:, :1].expand(-1, 10), 1.96)):
+        found = simultaneous(values, episodes)  # Sidak's widths; of what is the same ten times, that of one
+        widths = [(one.high - one.low) / 2 / error for one, error in zip(found, errors, strict=False)]
+        assert widths == pytest.approx([expected] * len(widths), rel=0.06)
+    shifted = simultaneous(draws + torch.tensor([1.0] + [0.0] * 9), episodes)
+    assert shifted[0].p == pytest.approx(1 / 2001)
+    assert shifted[0].low > 0.5
+    assert all(one.low < 0 < one.high and one.p > 0.05 for one in shifted[1:])
+    same = simultaneous(torch.zeros(4, 2), torch.arange(4))
+    assert [(one.low, one.high, one.p) for one in same] == [(0, 0, 1)] * 2
+    assert math.isnan(simultaneous(draws[:4], torch.zeros(4, dtype=torch.int64))[0].low), "one episode"
+
+
+# --- what is published ---
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ VERBS = {
     "forecast": "predict what a robot will see, as video, images or arrays",
     "evaluate": "evaluate a run on held-out data, beside the baselines",
     "verify": "check the receipt of an evaluation, and whether its numbers come out again",
+    "compare": "compare evaluations on the same clips, or draw a learning curve of them",
     "report": "write one HTML page about one or several runs",
     "text": "encode a prompt for a Wan world, once",
     "demo": "evaluate the built-in worlds, train a new one and write a report, in minutes",

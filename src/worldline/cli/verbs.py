@@ -1,4 +1,4 @@
-"""The verbs `evaluate`, `verify`, `forecast`, `report`, `text`, `demo`. What a job says of itself is its help."""
+"""Verbs about runs: `evaluate`, `verify`, `compare`, `forecast`, `report`; `text`, `demo`. A job's text is its help."""
 
 import inspect
 import os
@@ -12,11 +12,13 @@ import tyro
 
 from worldline import api, builtin
 from worldline.checks import Checked, Positive, options_of
+from worldline.evaluation.compare import Compared, CompareOptions, compare
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate, out_of
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.verify import Verification, VerifyOptions, verify
 from worldline.forecasts import ForecastOptions, forecast
 from worldline.progress import say, show
+from worldline.report.compared import compared_text
 from worldline.report.receipts import verification_text
 from worldline.report.tables import text_table
 from worldline.rundir import RunDir, to_json
@@ -83,6 +85,28 @@ class Verify(VerifyOptions):
         show(content, text=verification_text(found), as_json=self.json)
         if not found.holds:
             raise SystemExit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(CompareOptions):
+    """Compare evaluations of the same clips: one table, paired differences, each episode; or draw a learning curve.
+
+    RUN is a run folder, the folder of an evaluation, or a built-in that was evaluated. Runs on other clips, data or
+    horizons are refused; token costs of other tokenizers are left out. What else differs is said before the numbers.
+
+    Examples:
+      worldline compare runs/world runs/world_with_dropout
+      worldline compare runs/world runs/other --metric ssim_last lpips_last --out compare.html
+      worldline compare runs/world/evaluation runs/halfway --over steps
+      worldline compare runs/episodes_10 runs/episodes_40 runs/episodes_160 --over episodes --json
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    json: bool = False
+
+    def carry_out(self) -> None:
+        found = compare(self.runs, self)
+        show(to_json(Compared, found), text=compared_text(found), as_json=self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +250,7 @@ def _evaluated(shipped: Path, run: Path, **options: Any) -> Evaluation:
 
 def parse(verb: str, arguments: list[str]) -> Any:
     """The job of a verb: its options are the job's fields."""
-    job = {"evaluate": Evaluate, "verify": Verify, "forecast": Forecast, "report": Report, "text": Text, "demo": Demo}[
-        verb
-    ]
+    jobs = (Evaluate, Verify, Compare, Forecast, Report, Text, Demo)
+    job = {job.__name__.lower(): job for job in jobs}[verb]
     with options_of():
         return tyro.cli(job, prog=f"worldline {verb}", description=inspect.getdoc(job), args=arguments)

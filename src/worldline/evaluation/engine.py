@@ -348,14 +348,9 @@ class _Scoring:
         episodes, numbers = torch.tensor(tally.episodes), Numbers()
         curves: dict[str, dict[str, list[Interval]]] = {}
         for (row, metric), values in tally.scores.items():
-            own = numbers.setdefault(row, {})
-            if METRICS[metric].per_frame:
-                own[f"{metric}_last"] = values[:, -1]
-                if not values.isnan().any():
-                    own[f"{metric}_mean"] = values.mean(dim=1)
-                    curves.setdefault(metric, {})[row] = intervals(values, episodes)
-            else:
-                own[metric] = values.nanmean(dim=1)
+            numbers.setdefault(row, {}).update(of_clips(metric, values))
+            if METRICS[metric].per_frame and not values.isnan().any():
+                curves.setdefault(metric, {})[row] = intervals(values, episodes)
         there, sets = [entry for entry in self.entries if entry.id in numbers], set_numbers(tally.features, episodes)
         not_computed = tally.not_computed | sets.not_computed
         findings = self._findings(tally, numbers, episodes, not_computed)
@@ -441,6 +436,14 @@ class _Scoring:
         arrays = {name: rearrange(clips, "n t c h w -> n t h w c").numpy() for name, clips in named.items()}
         quality = psnr(shown[rows[0]][:, -1], shown["real"][:, -1]).numpy()
         write_npz(path, {"rows": rows, "context": len(self.judged.forecaster.shown_context), "psnr": quality, **arrays})
+
+
+def of_clips(metric: str, values: Float[Tensor, "n f"]) -> dict[str, Float[Tensor, " n"]]:
+    """One number for each clip, by the ids of tables, of a metric's numbers for each frame (or token grid)."""
+    if not METRICS[metric].per_frame:
+        return {metric: values.nanmean(dim=1)}
+    last = {f"{metric}_last": values[:, -1]}
+    return last if values.isnan().any() else last | {f"{metric}_mean": values.mean(dim=1)}
 
 
 def write_scores(path: Path, tally: Tally) -> None:

@@ -64,6 +64,8 @@ class ModelIdentity:
     """Hash of its model.json, without places."""
     step: int
     """Training step of the checkpoint."""
+    recordings: int | None = None
+    """How many recordings it was trained on, if it says so."""
     tokenizer: str | None = None
     """Fingerprint of the tokenizer it is used with."""
     backbone: str | None = None
@@ -157,6 +159,7 @@ def _model(folder: Path, tokenizer: str | None, weights: Path | None) -> ModelId
         weights=fingerprint(folder),
         description=hash_of({name: value for name, value in described.items() if name not in ("base", "path")}),
         step=card.step,
+        recordings=None if card.trained_on is None else len(card.trained_on.contents),
         tokenizer=tokenizer,
         backbone=None if base is None else kind_of(card.config).backbone_fingerprint(base),
     )
@@ -183,6 +186,7 @@ class Difference:
 
 
 _TEXTS = {"weights": "weights of the {}", "description": "model.json of the {}", "step": "training step of the {}"}
+_TEXTS |= {"recordings": "training recordings of the {}"}
 _TEXTS |= {"tokenizer": "tokenizer of the {}", "backbone": "backbone of the {}"}
 
 

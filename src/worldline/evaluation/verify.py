@@ -56,6 +56,8 @@ class VerifyOptions:
     """Folder of the pretrained backbone."""
     unconditional: Path | None = None
     """Run of the world without states."""
+    members: tuple[Path, ...] = ()
+    """The other worlds of an ensemble, in the order of the receipt."""
     device: str | None = None
     """`cpu`, `cuda`, ...; the kind of device that the receipt names, if not given."""
     identities: bool = False

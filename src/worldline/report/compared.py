@@ -1,0 +1,60 @@
+"""A comparison of evaluations as text."""
+
+import math
+from collections.abc import Sequence
+
+from worldline.evaluation.compare import Compared, Paired
+from worldline.evaluation.result import label_of
+from worldline.metrics.table import METRICS
+from worldline.report.tables import format_interval, format_number
+
+TOGETHER = (
+    "Differences are paired: on the same clips, so what is difficult in a clip cancels. The second interval holds "
+    "together with all others of this table (max-T over whole episodes); a run is called better by that one alone."
+)
+
+
+def compared_text(found: Compared) -> str:
+    """Lay out a comparison for a terminal: what to know first, rows, then differences or the points of curves."""
+    lines = [found.facts, *(f"note: {note}" for note in found.notes), ""]
+    heads = ["", *(_head(metric) for metric in found.metrics)]
+    body = []
+    for runs, row in found.rows:
+        cells = [row.metrics.get(metric) for metric in found.metrics]
+        if any(cell is not None for cell in cells):
+            shown = (
+                "-" if cell is None else format_interval(cell, METRICS[metric].unit)
+                for cell, metric in zip(cells, found.metrics, strict=True)
+            )
+            body.append([f"{runs}: {label_of(row.id)}", *shown])
+    lines += laid([heads, *body])
+    if found.differences:
+        heads = ["difference", "metric", "95 % by itself", "95 % together", "p", "better"]
+        lines += ["", *laid([heads, *map(paired_cells, found.differences)]), "", TOGETHER]
+    for chart, metric in zip(found.curves, found.metrics, strict=False):
+        unit, points = METRICS[metric].unit, [[f"{chart.x_label}", chart.y_label, "run"]]
+        for curve in chart.curves:
+            pairs = zip(curve.x, curve.y, strict=True)
+            points += [[f"{x:g}", format_interval(y, unit), curve.label] for x, y in pairs]
+        lines += ["", *laid(points)]
+    return "\n".join(lines)
+
+
+def paired_cells(one: Paired) -> list[str]:
+    """A line of the table of differences."""
+    unit, low, high, p = METRICS[one.metric].unit, one.together.low, one.together.high, one.together.p
+    together = "-" if math.isnan(low) else f"[{format_number(low, unit)}, {format_number(high, unit)}]"
+    alone = format_interval(one.difference, unit)
+    chance = "-" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    return [f"{one.one} minus {one.other}", _head(one.metric), alone, together, chance, one.better or "undecided"]
+
+
+def laid(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of text, the first to the left and the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+
+
+def _head(metric: str) -> str:
+    about = METRICS[metric]
+    return f"{about.label} ({about.unit})" if about.unit else about.label
