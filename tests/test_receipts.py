@@ -22,7 +22,7 @@ from worldline.data.splits import content_of, recording_of
 from worldline.evaluation.compare import CompareOptions, compare
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate, identities
 from worldline.evaluation.receipt import Receipt, Request, beside, places_of
-from worldline.evaluation.verify import VerifyOptions, tolerance, verify
+from worldline.evaluation.verify import VerifyOptions, numbers_of, tolerance, verify
 from worldline.families.tokenizers import fingerprint
 from worldline.files import hash_of_file, read_json, write_json
 from worldline.formats.open import open_source
@@ -32,7 +32,7 @@ from worldline.schema import DataError, UsageError
 from worldline.training.loop import train
 
 Capture = pytest.CaptureFixture[str]
-FEW = EvaluateOptions(num_clips=4, batch_size=2, device="cpu")
+FEW = EvaluateOptions(num_clips=4, batch_size=2, condition_samples=0, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _code(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 def test_a_receipt_names_what_decided_the_numbers(lab: Lab) -> None:
     told, run = Receipt.load(lab.receipt), lab.run
     content = read_json(lab.receipt)
-    assert told.command == f"worldline evaluate {run} --num-clips 4 --batch-size 2"
+    assert told.command == f"worldline evaluate {run} --num-clips 4 --batch-size 2 --condition-samples 0"
     job = parse(told.command.split()[1:])
     assert {one.name: getattr(job, one.name) for one in fields(EvaluateOptions)} == vars(replace(FEW, device="auto"))
     data, world = told.identities.data, told.identities.models["world"]
@@ -274,6 +274,22 @@ def test_the_key_of_an_evaluation_is_that_of_its_identities(lab: Lab) -> None:
     assert identities(lab.run, FEW).key == told.identities.key != identities(lab.run, replace(FEW, num_clips=3)).key
 
 
+def test_numbers_and_verdicts_of_findings_are_compared() -> None:
+    mean = {"mean": 1.0, "low": 0.5, "high": 1.5, "num_clips": 4, "num_episodes": 2}
+    line, column = {"label": "shuffled", "values": [mean, None]}, {"label": "PSNR", "unit": "dB"}
+    chart = {"title": "doses", "x_label": "", "y_label": "", "curves": [{"label": "noise", "x": [0.5], "y": [mean]}]}
+    finding = {"id": "audit", "verdict": "follows", "charts": [chart]}
+    finding["tables"] = [{"title": "costs", "columns": [column, column], "lines": [line]}]
+    found = numbers_of({"rows": [], "curves": {}, "comparisons": [], "settings": {"seed": 0}, "findings": [finding]})
+    ends = (1.0, 0.5, 1.5, 4, 2)
+    assert found == {
+        "setting seed": ("", 0),
+        "audit, verdict": ("", "follows"),
+        "audit, costs, shuffled, PSNR": ("dB", ends),
+        "audit, doses, noise at 0.5": ("", ends),
+    }
+
+
 @pytest.mark.parametrize(("unit", "value", "expected"), [("dB", 2.0, 0.05), ("dB", -30.0, 0.06), ("", 0.5, 0.003)])
 def test_tolerances(unit: str, value: float, expected: float) -> None:
     assert tolerance(unit, value) == pytest.approx(expected)
@@ -361,7 +377,7 @@ def test_what_does_not_compare_is_refused_by_name(
 
 
 def evaluated(lab: Lab, out: Path, **options: Any) -> Path:
-    evaluate(lab.run, replace(FEW, out=out, condition_samples=0, **options))
+    evaluate(lab.run, replace(FEW, out=out, **options))
     return out
 
 
@@ -393,11 +409,11 @@ def test_a_learning_curve_over_steps_and_episodes(lab: Lab, halfway: Path, capsy
 
 def test_intervals_of_many_differences_hold_together() -> None:
     draws = torch.randn(400, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    episodes, errors = torch.arange(400), draws.std(dim=0) / 20
+    episodes = torch.arange(400)
     for values, expected in ((draws[:, :1], 1.96), (draws, 2.80), (draws[:, :1].expand(-1, 10), 1.96)):
         found = simultaneous(values, episodes)  # Sidak's widths; of what is the same ten times, that of one
-        widths = [(one.high - one.low) / 2 / error for one, error in zip(found, errors, strict=False)]
-        assert widths == pytest.approx([expected] * len(widths), rel=0.06)
+        for one, error in zip(found, (values.std(dim=0) / 20).tolist(), strict=True):
+            assert (one.high - one.low) / 2 / error == pytest.approx(expected, rel=0.06)
     shifted = simultaneous(draws + torch.tensor([1.0] + [0.0] * 9), episodes)
     assert shifted[0].p == pytest.approx(1 / 2001)
     assert shifted[0].low > 0.5

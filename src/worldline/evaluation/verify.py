@@ -140,7 +140,7 @@ def verify(receipt: str | Path, options: VerifyOptions | None = None) -> Verific
         if options.identities:
             return result
         evaluation = _again(run, asked, ranks)
-    recorded, found = _numbers(read_json(beside(path)["metrics"])), _numbers(to_json(Evaluation, evaluation))
+    recorded, found = numbers_of(read_json(beside(path)["metrics"])), numbers_of(to_json(Evaluation, evaluation))
     elsewhere = any(one.kind in ("code", "library", "processor") for one in others)
     exact = not elsewhere and here.processor.device == "cpu" and told.made.threads == torch.get_num_threads()
     return replace(
@@ -230,7 +230,7 @@ _Value = tuple[str, Any]
 """A unit, and `(mean, low, high, clips, episodes)`, a number or a text."""
 
 
-def _numbers(content: Mapping[str, Any]) -> dict[str, _Value]:
+def numbers_of(content: Mapping[str, Any]) -> dict[str, _Value]:
     """Every number and verdict of a metrics.json, by what it is of."""
     found: dict[str, _Value] = {}
     for row in content["rows"]:
