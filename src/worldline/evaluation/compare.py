@@ -178,7 +178,7 @@ def load_scored(place: str | Path) -> Scored:
         again = f"Evaluate it again: `{receipt.command}`."
         raise DataError(files["scores"], expected="the numbers of every clip", found="no file", fix=again)
     arrays = read_npz(files["scores"], what="the numbers of every clip", fix=_AGAIN)
-    folder = path.parent.parent if path.parent.name == "evaluation" else path.parent
+    folder = path.parent.parent if path.parent.name.startswith("evaluation") else path.parent
     name = folder.resolve().name if path.name == "receipt.json" else path.name.removesuffix(".receipt.json")
     return Scored(name=name, evaluation=Evaluation.load(files["metrics"]), receipt=receipt, arrays=arrays)
 

@@ -58,6 +58,12 @@ class VerifyOptions:
     """Run of the world without states."""
     members: tuple[Path, ...] = ()
     """The other worlds of an ensemble, in the order of the receipt."""
+    inverse_dynamics: Path | None = None
+    """Run that reads states from frames."""
+    lpips_weights: Path | None = None
+    """File of the weights of LPIPS; so are the next two of theirs."""
+    fid_weights: Path | None = None
+    fvd_weights: Path | None = None
     device: str | None = None
     """`cpu`, `cuda`, ...; the kind of device that the receipt names, if not given."""
     identities: bool = False
