@@ -150,9 +150,9 @@ def test_rank_correlation_is_that_of_scipy() -> None:
 
 def test_selective_takes_the_surest_and_equals_in_equal_parts() -> None:
     signal, quality = np.array([3.0, 1.0, 2.0, 9.0, 9.0, 9.0]), np.array([10.0, 40.0, 30.0, 1.0, 2.0, 3.0])
-    found = [selective(ONE, signal, quality, coverage)[0] for coverage in (1 / 6, 1 / 2, 4 / 6, 1.0)]
+    found = selective(ONE, signal, quality, (1 / 6, 1 / 2, 4 / 6, 1.0))[0]
     assert found == pytest.approx([40, 80 / 3, (80 + 2) / 4, 86 / 6])
-    assert selective(ONE, np.zeros(6), quality, 0.25)[0] == pytest.approx(86 / 6)
+    assert selective(ONE, np.zeros(6), quality, (0.25,))[0, 0] == pytest.approx(86 / 6)
 
 
 def test_gain_share_is_1_by_the_quality_itself_0_by_nothing_and_below_0_by_its_opposite() -> None:
@@ -171,7 +171,9 @@ def test_a_weight_of_two_is_the_same_clip_twice() -> None:
     weights, plain = counts[None].astype(float), np.ones((1, counts.sum()))
     assert auroc(weights, signal, bad) == pytest.approx(auroc(plain, twice[0], twice[2]))
     assert rank_correlation(weights, signal, quality) == pytest.approx(rank_correlation(plain, twice[0], twice[1]))
-    assert selective(weights, signal, quality, 0.4) == pytest.approx(selective(plain, twice[0], twice[1], 0.4))
+    assert selective(weights, signal, quality, (0.4, 0.8)) == pytest.approx(
+        selective(plain, twice[0], twice[1], (0.4, 0.8))
+    )
     assert gain_share(weights, signal, quality) == pytest.approx(gain_share(plain, twice[0], twice[1]))
 
 

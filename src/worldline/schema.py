@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
 
@@ -70,6 +70,11 @@ class TokenGrid:
     @property
     def latents_per_block(self) -> int:
         return 1 + (self.block - 1) // self.temporal_stride
+
+    @property
+    def frames_per_latent(self) -> tuple[int, ...]:
+        """Video frames that each latent of a block covers."""
+        return (1, *(self.temporal_stride,) * (self.latents_per_block - 1))
 
     def frames_of(self, num_latents: int) -> int:
         """Video frames covered by `num_latents` latent frames (a whole number of blocks)."""
@@ -197,6 +202,22 @@ def contents_of(part: Clip | Batch) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Certainty:
+    """How sure a world was of each token, by the distributions that its forecast is scored by; all costs in nats."""
+
+    entropy: Float32[Tensor, "b l gh gw"]
+    """Of the predicted distribution: the mean cost of the true token, if its chances are right."""
+    confidence: Float32[Tensor, "b l gh gw"]
+    """Probability of the likeliest token."""
+    disagreement: Float32[Tensor, "b l gh gw"] | None = None
+    """Of an ensemble: the part of the entropy that its members do not share."""
+    cost: Float32[Tensor, "b l gh gw"] | None = None
+    """Of the true token, if costs were asked for too; likewise `hit`."""
+    hit: Bool[Tensor, "b l gh gw"] | None = None
+    """Whether the likeliest token is the true one."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Forecast:
     """The prediction of a forecaster after a context, with `k` samples for each clip; costs are of sample 0 only."""
 
@@ -212,6 +233,8 @@ class Forecast:
     """By metric id: the cost of the true tokens of each grid, given the predicted grids before it."""
     teacher_forced_costs: Mapping[str, Float32[Tensor, "b l"]] = field(default_factory=dict)
     """The same given the true grids before: an optimistic bound."""
+    certainty: Certainty | None = None
+    """How sure a world over tokens was, if asked for."""
     top_ids: Int64[Tensor, "b l gh gw n"] | None = None
     """The most probable tokens of each position, most probable first, given the predicted grids before it."""
     top_log_probs: Float32[Tensor, "b l gh gw n"] | None = None

@@ -101,6 +101,10 @@ class Tally:
     """Of metrics of sets."""
     shown: dict[str, UInt8[Tensor, "some t 3 h w"]] = field(default_factory=dict)
     """Frames of some clips, context and forecast, by row."""
+    maps: dict[str, Float[Tensor, "some f a b"]] = field(default_factory=dict)
+    """Of the same clips: how unsure the forecast was of each place (`study.Map`), by id."""
+    map_texts: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Label and unit of each."""
     measured: dict[tuple[str, str], Float[Tensor, "n ..."]] = field(default_factory=dict)
     """(study, name) -> what it measured of each clip."""
     not_computed: dict[str, str] = field(default_factory=dict)
@@ -120,6 +124,7 @@ class Tally:
             measured={key: torch.cat([part.measured[key] for part in parts]) for key in first.measured},
             features={key: torch.cat([part.features[key] for part in parts]) for key in first.features},
             shown={key: torch.cat([part.shown[key] for part in parts]) for key in first.shown},
+            maps={key: torch.cat([part.maps[key] for part in parts]) for key in first.maps},
             totals={key: torch.stack([part.totals[key] for part in parts]).sum(dim=0) for key in first.totals},
         )
 
@@ -223,7 +228,7 @@ def score(
     tally = Tally.joined([Tally(**torch.load(file, weights_only=True)) for file in files.values()])
     write_scores(out / "scores.npz", tally)
     if tally.shown:
-        scoring.write_forecasts(out / "forecasts.npz", tally.shown)
+        scoring.write_forecasts(out / "forecasts.npz", tally)
     evaluation = scoring.evaluation(tally, split, time.monotonic() - began)
     evaluation.save(out / "metrics.json")
     shutil.rmtree(parts.parent)
@@ -331,6 +336,9 @@ class _Scoring:
             kept = [place for place, number in enumerate(now) if number in self.shown]
             before, found = batch.frames[kept][:, seen], {row: view for row, view in views.items() if view is not None}
             tally.shown = {row: torch.cat([before, view[kept]], dim=1) for row, view in found.items()}
+            for study in self.studies:
+                for id, one in study.maps(scene).items():
+                    tally.maps[id], tally.map_texts[id] = one.values[kept].half(), (one.label, one.unit)
         for study in self.studies:
             try:
                 if self.judged.rolled and not study.of_roll_outs:
@@ -428,13 +436,18 @@ class _Scoring:
                     found.append(Comparison(metric=metric, better=better, than=than, difference=difference))
         return tuple(found)
 
-    def write_forecasts(self, path: Path, shown: Mapping[str, UInt8[Tensor, "n t 3 h w"]]) -> None:
-        """Keep some clips' frames for the report: real ones, and each row's context + forecast, as `n t h w 3`."""
+    def write_forecasts(self, path: Path, tally: Tally) -> None:
+        """Keep some clips for the report: real frames, each row's context + forecast (`n t h w 3`), and maps."""
+        shown = tally.shown
         ordered = sorted(self.entries, key=lambda entry: SHOWN_ORDER.index(entry.role))
         rows = [entry.id for entry in ordered if entry.id in shown]
         named = {"real": shown["real"], **{f"forecast_{i}": shown[row] for i, row in enumerate(rows)}}
         arrays = {name: rearrange(clips, "n t c h w -> n t h w c").numpy() for name, clips in named.items()}
         quality = psnr(shown[rows[0]][:, -1], shown["real"][:, -1]).numpy()
+        if tally.maps:
+            labels, units = zip(*(tally.map_texts[id] for id in tally.maps), strict=True)
+            arrays |= {"maps": [*tally.maps], "map_labels": labels, "map_units": units}
+            arrays |= {f"map_{i}": values.numpy() for i, values in enumerate(tally.maps.values())}
         write_npz(path, {"rows": rows, "context": len(self.judged.forecaster.shown_context), "psnr": quality, **arrays})
 
 

@@ -187,7 +187,7 @@ class Scene(Judged):
     @cached_property
     def forecast(self) -> Forecast:
         """Given the true states."""
-        return self.forecast_of(self.forecaster, "teacher_forced_costs", "plain_frames")
+        return self.forecast_of(self.forecaster, "teacher_forced_costs", "plain_frames", "certainty")
 
     @cached_property
     def copied(self) -> Forecast:

@@ -60,6 +60,16 @@ class Found:
         return [(time + 1 - forecaster.context_frames) / self.fps for time in forecaster.times]
 
 
+@dataclass(frozen=True, eq=False)
+class Map:
+    """How unsure the forecast was of each place of each predicted frame: larger where it was less sure."""
+
+    label: str
+    unit: str
+    values: Float[Tensor, "b f y x"]
+    """`y x x` is the image's size, or coarser (a token grid)."""
+
+
 class Study(ABC):
     """One question. `measure` depends on the batch alone, so numbers do not depend on ranks and interruptions."""
 
@@ -75,6 +85,11 @@ class Study(ABC):
         Raises:
             NotComputed: it cannot be measured here, and why.
         """
+        del scene
+        return {}
+
+    def maps(self, scene: Scene) -> Mapping[str, Map]:
+        """Pictures of a batch for the report, by id; of a few clips they are kept."""
         del scene
         return {}
 

@@ -19,11 +19,12 @@ from torch import Tensor
 from worldline.schema import Batch, Forecast, LatentGrid, Origin, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
-Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames"]
+Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames", "certainty"]
 """Parts of a `Forecast` that must be asked for, of what has tokens; `top` are the 500 most probable tokens."""
 Same = TypeVar("Same", bound="Forecaster")
 States = Float32[Tensor, "b t s"]
 Seeds = Sequence[int] | None
+Frames = UInt8[Tensor, "b n 3 h w"]
 Shown = tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]
 Context = tuple[Tensor, ...]
 """The context of a forecaster, in its own form: token grids, latents, frames or physics. Small, and on the CPU."""
@@ -155,6 +156,14 @@ class Forecaster(ABC):
         """
         del extra  # of what has tokens
         return self.step(self.begin(batch), batch.states if states is None else states, seeds=seeds)[0]
+
+    def round_trip(self, batch: Batch) -> tuple[Frames, Frames] | None:
+        """Frames of the context, and what of them its tokens or latents kept, decoded; None where there are none.
+
+        Clips that are encoded already (`encoded`) cost one call of the decoder.
+        """
+        del batch
+        return None
 
     def shown(self, batch: Batch) -> Shown:
         """Context frames at the pace of the forecast, and the true frames at `times`, if known, decoded if need be."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from worldline.checks import Natural
 from worldline.contract import FramePattern
-from worldline.forecasting.forecaster import Context, Forecaster, Seeds, Shown, States, Step, generators
+from worldline.forecasting.forecaster import Context, Forecaster, Frames, Seeds, Shown, States, Step, generators
 from worldline.process.flow import FlowSampling
 from worldline.schema import Batch, Forecast, LatentGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
@@ -117,6 +117,13 @@ class LatentForecaster(Forecaster):
         """The true frames of the pattern, encoded with their context and decoded."""
         frames = self.frames_of(batch, self.pattern.window)[:, list(self.pattern.frames)]
         return self._forecast(self._decode(self._encode(frames)), 1)
+
+    def round_trip(self, batch: Batch) -> tuple[Frames, Frames] | None:
+        if batch.frames is None:
+            return None
+        latents = self._context_of(batch) if batch.latents is None else batch.latents
+        kept = self._decode(latents[:, : self.world.context_latents])
+        return batch.frames[:, list(self.context_taken)], kept
 
     def shown(self, batch: Batch) -> Shown:
         if batch.frames is not None or batch.latents is None:

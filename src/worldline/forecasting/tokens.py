@@ -11,10 +11,20 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.forecasting.ensemble import TokenEnsemble
-from worldline.forecasting.forecaster import Context, Extra, Forecaster, Seeds, Shown, States, Step, generators
-from worldline.metrics.tokens import TOP, grid_costs, guesses_of
+from worldline.forecasting.forecaster import (
+    Context,
+    Extra,
+    Forecaster,
+    Frames,
+    Seeds,
+    Shown,
+    States,
+    Step,
+    generators,
+)
+from worldline.metrics.tokens import TOP, Guesses, entropy, grid_costs, guesses_of
 from worldline.process.categorical import GridStep, Sampling
-from worldline.schema import Batch, Forecast, TokenGrid, UsageError
+from worldline.schema import Batch, Certainty, Forecast, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
 DecodeMode = Literal["tokens", "mean"]
@@ -132,6 +142,13 @@ class TokenForecaster(Forecaster):
         context = (tokens[:, : self.world.context_grids], *self._seen(batch.frames))
         return self._shown(context, {"tokens": future}, samples=1, plain=True)
 
+    def round_trip(self, batch: Batch) -> tuple[Frames, Frames] | None:
+        if batch.frames is None or self.tokenizer is None:
+            return None
+        tokens = self.encoded(batch).tokens
+        assert tokens is not None, "encoded just now"
+        return batch.frames[:, : self.context_frames], self._decode(tokens[:, : self.world.context_grids])
+
     def shown(self, batch: Batch) -> Shown:
         if batch.frames is None and batch.tokens is not None:
             batch = replace(batch, frames=self._decode(batch.tokens))
@@ -195,8 +212,14 @@ class TokenForecaster(Forecaster):
                 found["kept"] = chances.gather(-1, before).squeeze(-1)
             firsts = slice(-rows.start % samples, None, samples)  # of each clip: costs are of these samples alone
             logits = step.logits[firsts]
-            if true is not None:
-                found |= grid_costs(guesses_of(logits, true[rows, grid][firsts]))
+            guesses = None if true is None else guesses_of(logits, true[rows, grid][firsts])
+            if guesses is not None:
+                found |= grid_costs(guesses)
+            if "certainty" in extra:
+                sure = _certainty(logits, guesses)
+                if step.disagreement is not None:
+                    sure["disagreement"] = step.disagreement[firsts]
+                found |= {f"certainty/{name}": value for name, value in sure.items()}
             if "top" in extra:
                 best = logits.float().log_softmax(dim=-1).topk(min(TOP, logits.shape[-1]), dim=-1)
                 found |= {"top_ids": best.indices, "top_log_probs": best.values}
@@ -220,6 +243,8 @@ class TokenForecaster(Forecaster):
         past, *seen = context
         tokens, codes = found.pop("tokens"), found.pop("mean_codes", None)
         kept = found.pop("kept", (tokens == past[:, -1:]).float())
+        sure: dict[str, Any] = {name: found.pop(name) for name in [*found] if name.startswith("certainty/")}
+        sure = {name.removeprefix("certainty/"): value for name, value in sure.items()}
         top: dict[str, Any] = {name: found.pop(name, None) for name in ("top_ids", "top_log_probs")}
         chosen = self._decode(tokens) if self.tokenizer is not None and (codes is None or plain) else None
         frames = chosen if codes is None else self._known().decode_codes(codes.to(self.device)).cpu()
@@ -228,7 +253,15 @@ class TokenForecaster(Forecaster):
         plain_frames = chosen if plain and chosen is not frames else None
         rows = {"frames": frames, "plain_frames": plain_frames, "tokens": tokens}
         parts: dict[str, Any] = {name: x.unflatten(0, (-1, samples)) for name, x in rows.items() if x is not None}
-        return Forecast(times=self.times, costs=found, **parts, **top)
+        certainty = Certainty(**sure) if sure else None
+        return Forecast(times=self.times, costs=found, certainty=certainty, **parts, **top)
+
+
+def _certainty(logits: Float[Tensor, "b h w v"], guesses: Guesses | None) -> dict[str, Tensor]:
+    """The parts of `Certainty` that one grid's distributions say."""
+    best = logits.amax(dim=-1).float() - logits.float().logsumexp(dim=-1)
+    found = {"entropy": entropy(logits), "confidence": best.exp()}
+    return found if guesses is None else found | {"cost": -guesses.true.float(), "hit": guesses.rank == 0}
 
 
 def mixed(
@@ -259,8 +292,8 @@ def blend_last_frame(
         kept: for each token, 0 to 1, the probability that it is still the token of the last context grid.
         seen: the last context frame, `b 3 h w`.
     """
-    covered = [1] + [grid.temporal_stride] * (grid.latents_per_block - 1)  # frames of each latent of a block
-    repeats = torch.tensor(covered * (kept.shape[1] // len(covered)), device=kept.device)
+    blocks = kept.shape[1] // grid.latents_per_block
+    repeats = torch.tensor(grid.frames_per_latent * blocks, device=kept.device)
     per_frame = kept.repeat_interleave(repeats, dim=1)
     mixed = []
     for frames, shares, last in zip(decoded, per_frame, seen, strict=True):  # in floats they take four times the memory
