@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldline.forecasting.forecaster import Context, Forecaster, Seeds, States, Step, chunk_seeds
+from worldline.forecasting.forecaster import Context, Forecaster, Frames, Seeds, States, Step, chunk_seeds
 from worldline.schema import Batch, Forecast, LatentGrid, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
@@ -83,6 +83,13 @@ class RollOut(Forecaster):
         """Each chunk goes on from the mean before it, which grows blurred where the future is open."""
         mean = self.inner.conditional_mean(draws)
         return None if mean is None else RollOut.of(mean, self.ahead)
+
+    @property
+    def members(self) -> "tuple[RollOut, ...]":
+        return tuple(RollOut.of(one, self.ahead) for one in self.inner.members)
+
+    def round_trip(self, batch: Batch) -> tuple[Frames, Frames] | None:
+        return self.inner.round_trip(batch)
 
     def one_roll_out(self) -> "RollOut | None":
         one = self.inner.one_roll_out()
