@@ -17,6 +17,7 @@ from report_builders import evaluation_of, interval_of, page_of, run_of, text_of
 from worldline.evaluation.result import Evaluation, Row, best_rows, label_of
 from worldline.families.tokenizers import TokenizerIdentity
 from worldline.metrics.bootstrap import Interval
+from worldline.report.drawings import over_time
 from worldline.report.gather import gather
 from worldline.report.tables import duration, tables, text_table
 from worldline.report.write import write_report
@@ -163,6 +164,17 @@ def test_curves_are_inline_and_take_the_colours_of_the_page(page: str) -> None:
     assert "#0101" not in page
     assert "#0102" not in page
     assert "8 future frames are 0.80 s" in text_of(page, "curves")
+
+
+def test_of_many_rows_the_main_ones_are_drawn() -> None:
+    curve = evaluation_of().curves["psnr_db"]["forecast"]
+    ids = ("mean_5", "sample", "conditional_mean_1", "conditional_mean_4", "medoid", "shuffled_states", "copy_last")
+    rows = tuple(Row(id=id, role="model", metrics={}) for id in ids)
+    many = replace(evaluation_of(), rows=rows, curves={"psnr_db": dict.fromkeys(ids, curve)}, comparisons=())
+    drawn = [line.label for line in over_time(many, "psnr_db").lines]
+    assert drawn == ["mean of 5", "one sample", "shuffled states", "copy-last"]
+    few = replace(many, rows=rows[:6], curves={"psnr_db": dict.fromkeys(ids[:6], curve)})
+    assert len(over_time(few, "psnr_db").lines) == 6
 
 
 def test_the_player_offers_best_median_worst_and_every_other_clip(page: str) -> None:

@@ -121,6 +121,26 @@ def test_the_sentence_begins_with_the_verdict_of_the_audit(verdict: str, tone: s
     assert found.sentence.endswith(".")
 
 
+@pytest.mark.parametrize(
+    ("verdict", "tone", "words"),
+    [
+        ("yes", "yes", "knows when it is unsure: 64% of its spread lies on the 12% of pixels that change."),
+        ("no", "no", "does not know when it is unsure: 64%"),
+        ("misleading", "no", "is sure where it should not be: 64%"),
+        ("undecided", "unknown", "has not shown whether it knows when it is unsure: 64%"),
+        ("odd", "unknown", "“odd”"),
+    ],
+)
+def test_the_sentence_ends_with_what_the_world_is_unsure_of(verdict: str, tone: str, words: str) -> None:
+    sentence = (
+        "Its surest half is 1.20 [0.80, 1.60] dB better. 64% of its spread lies on the 12% of pixels that change."
+    )
+    found = headline(replace(evaluation_of(), findings=(finding_of("uncertainty", verdict, sentence),)))
+    assert words in found.sentence
+    assert found.answers[2].tone == tone
+    assert found.answers[2].detail == sentence
+
+
 def test_a_tokenizer_forecasts_nothing() -> None:
     found = headline(replace(evaluation_of(), protocol="tokenizer"))
     assert "gives back the pictures it encodes at 33.50 (33.00 to 34.00) dB PSNR" in found.sentence

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from worldline.evaluation.result import Chart, Evaluation, Role, label_of
+from worldline.evaluation.rows import entry_of
 from worldline.metrics.table import METRICS
 from worldline.report.tables import listed
 
@@ -57,14 +58,15 @@ class Drawing(NamedTuple):
 
 
 def over_time(evaluation: Evaluation, metric: str) -> Drawing:
-    """Draw a metric against the future frame, one line per row of the tables, with the band of its interval."""
+    """Draw a metric against the future frame with bands of its intervals; of many rows the main ones."""
+    curves = evaluation.curves[metric]
+    rows = [row for row in listed(evaluation.rows) if row.id in curves]
+    if len(rows) > len(SERIES):
+        rows = [row for row in rows if row is rows[0] or ((entry := entry_of(row.id)) is not None and entry.shown)]
     lines: list[Line] = []
-    roles: dict[str, Role] = {row.id: row.role for row in listed(evaluation.rows)}
-    for id, curve in evaluation.curves[metric].items():
-        if id not in roles:
-            continue
-        mean, low, high = np.array([(value.mean, value.low, value.high) for value in curve]).T
-        lines.append(Line(label_of(id), np.arange(1, len(curve) + 1), mean, (low, high), DASHES[roles[id]]))
+    for row in rows:
+        mean, low, high = np.array([(value.mean, value.low, value.high) for value in curves[row.id]]).T
+        lines.append(Line(label_of(row.id), np.arange(1, len(mean) + 1), mean, (low, high), DASHES[row.role]))
     longest = max(len(line.x) for line in lines)
     note = f"{longest} future frames are {evaluation.data.horizon_frames / evaluation.data.fps:.2f} s."
     if any(line.band and np.isnan(line.band[0]).any() for line in lines):

@@ -4,6 +4,7 @@ Put together from what the evaluation holds, and from nothing else. What it does
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -173,14 +174,28 @@ def _differences(evaluation: Evaluation, row: str, scores: Scores | None) -> "_D
 # --- what it is unsure of ---
 
 
+SURENESS: dict[str, tuple[Tone, str]] = {
+    "yes": ("yes", "knows when it is unsure"),
+    "no": ("no", "does not know when it is unsure"),
+    "misleading": ("no", "is sure where it should not be"),
+    "undecided": ("unknown", "has not shown whether it knows when it is unsure"),
+}
+"""What the verdicts of the study of uncertainty say of a world."""
+
+
 def _unsure(evaluation: Evaluation) -> Answer:
     question, finding = "What is it unsure of?", finding_of(evaluation, "uncertainty")
     if finding is None:
         detail = f"Not computed: {why_not(evaluation, 'uncertainty')}."
         clause = "was not asked how sure it is"
         return Answer(question=question, tone="unknown", verdict="not computed", clause=clause, detail=detail)
-    clause = f"is {finding.verdict} about what it is unsure of"
-    return Answer(question=question, tone="unknown", verdict=finding.verdict, clause=clause, detail=finding.sentence)
+    other = "unknown", f"is “{finding.verdict}” on whether it knows when it is unsure"
+    tone, clause = SURENESS.get(finding.verdict, other)
+    # The study's last sentence, if it has several, says of what.
+    said = re.split(r"(?<=[.])\s+(?=[A-Z0-9])", finding.sentence.strip().rstrip("."))
+    what = f": {said[-1][:1].lower()}{said[-1][1:]}" if len(said) > 1 else ""
+    verdict = {"yes": "it knows", "no": "it does not know"}.get(finding.verdict, finding.verdict)
+    return Answer(question=question, tone=tone, verdict=verdict, clause=f"{clause}{what}", detail=finding.sentence)
 
 
 def _of_tokenizer(evaluation: Evaluation) -> Headline:

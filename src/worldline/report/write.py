@@ -109,7 +109,7 @@ class Part(NamedTuple):
     """Run -> its finding, or why there is none."""
 
 
-FIRST = {"audit": "Does it follow the robot?", "uncertainty": "What is it unsure of?"}
+FIRST = {"audit": "Does it follow the robot?", "uncertainty": "Does it know when it is unsure?"}
 """Studies that every page has a part for, also where they are not computed; others follow where one run has them."""
 
 
