@@ -6,6 +6,7 @@
     OUT/NAME/future_K/frame_TTT.png          --format png: future K, frame TTT counted from the first of the context
     OUT/NAME/tokens.npz                      --format png, worlds over tokens: these without frames
     OUT/NAME.mp4                             --format mp4: to be looked at, with the context before it
+    OUT/SHA256SUMS                           hashes of all files of samples, as `sha256sum -c` reads them; not of videos
 
 A sample of the challenge's test set is named as its file, `sample_12`; any other clip by its number, `clip_00012`. The
 same call again continues an interrupted forecast. Several ranks share the clips.
@@ -15,7 +16,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -34,15 +35,18 @@ from worldline.evaluation.receipt import identities_of
 from worldline.families.card import describe_model
 from worldline.families.config import LoadOptions
 from worldline.families.load import Loaded, folders_of, load_forecaster, members_of, refuse_unfit, world_kind
-from worldline.files import read_json, read_npz, reading, write_json, write_npz
+from worldline.files import atomic, hash_of_file, read_json, read_npz, reading, write_json, write_npz
 from worldline.forecasting.forecaster import clip_seeds
+from worldline.forecasting.postprocess import mean
 from worldline.formats.video import encode
+from worldline.metrics.tokens import TOP
 from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import from_json, model_folder, new_folder, to_json
 from worldline.schema import DataError, Forecast, UsageError, stack
 
 INDEX, UNFINISHED = "forecast.json", "forecast.unfinished.json"
+SUMS = "SHA256SUMS"
 PICTURE = "future_{}/frame_{:03d}.png"
 AT_ONCE = 4
 """Most clips that one process forecasts at once: with fewer, several processes share the work better."""
@@ -72,9 +76,16 @@ class Index:
     """Video frames per second; `times` count these frames."""
     times: tuple[int, ...]
     num_samples: int
+    """Futures of each sample in its files."""
     seed: int
     settings: dict[str, str | int | float | bool]
     samples: tuple[Sample, ...]
+    mean_of: int = 0
+    """Samples whose mean is the one future that is written; 0 where they are written themselves."""
+    vocabulary: int | None = None
+    """Number of tokens there are; None of a world without tokens."""
+    content: str = ""
+    """Hash of the data of these samples (`content_of`), so that a test set is recognised at another place."""
     made_from: str = ""
     """Hash of all that decides what the files hold; empty where that is not known."""
     format: Literal[1] = 1
@@ -93,10 +104,14 @@ class ForecastOptions(DataChoice, LoadOptions):
     format: Layout = "mp4"
     """`mp4` shows context and futures, beside the real clip where it is known; `png` contains only the predicted
     frames, lossless; `npz` contains these and, for worlds over tokens, tokens and their 500 best log-probabilities."""
+    mean: bool = False
+    """Worlds over latents: write the mean of the samples, pixel by pixel, in their place: the best guess under PSNR."""
     seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mean and self.num_samples < 2:
+            raise UsageError("one sample is its own mean, so --mean would change nothing; give --num-samples 2 or more")
         if self.clips and self.num_clips is not None:
             raise UsageError("--clips names the clips, so --num-clips would change nothing; give one of them")
         if isinstance(self.num_clips, int) and self.num_clips < 1:
@@ -126,6 +141,8 @@ def forecast(run: str | Path, options: ForecastOptions, *, ranks: Ranks | None =
         there = ranks.agreed(_begun(out, index, list(files.values())) if ranks.writes else None)
         _make(options, loaded, clips, files, there, ranks)
         if ranks.writes:
+            if options.format != "mp4":
+                _write_sums(out, list(files.values()))
             os.replace(out / UNFINISHED, out / INDEX)
     return list(files.values())
 
@@ -133,7 +150,13 @@ def forecast(run: str | Path, options: ForecastOptions, *, ranks: Ranks | None =
 def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[Sample]]:
     model = model_folder(run, options.checkpoint)
     card = describe_model(model)
-    world_kind(card, model).check_options(card, options)
+    kind = world_kind(card, model)
+    kind.check_options(card, options)
+    if options.mean and kind.over == "tokens":
+        raise UsageError(
+            "--mean averages frames, and a world over tokens is asked for tokens, too; --mixture averages their "
+            "distributions"
+        )
     members_of(run, card, options)
     clips = held_out(run, card.promise, options)
     refuse_unfit(clips.source, card, run, options, shown=options.format != "npz")
@@ -149,9 +172,14 @@ def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[Sample]]:
         place, start = clips.windows[number].tolist()
         episode, name = clips.source.episodes[place], f"clip_{number:05d}"
         if clips.source.context_only and episode.name.startswith("sample "):  # of several sets joined, it differs
-            name = episode.name.replace(" ", "_")
+            name = named(episode.name)
         samples.append(Sample(name=name, clip=number, episode=episode.name, start=start))
     return clips, samples
+
+
+def named(sample: str) -> str:
+    """The name of the files of a sample of a test set."""
+    return sample.replace(" ", "_")
 
 
 def _make(
@@ -166,6 +194,7 @@ def _make(
         batch = stack([clips[number] for number in parts[part]])
         extra = () if options.format == "mp4" else ("top",)
         made = forecaster.forecast_clips(batch, seeds=clip_seeds(options.seed, batch.origins), extra=extra)
+        made = replace(made, frames=mean(made.video)[:, None]) if options.mean else made
         shown = forecaster.shown(batch) if options.format == "mp4" else None
         for clip, number in enumerate(parts[part]):
             if shown is not None:
@@ -186,7 +215,7 @@ def _index(
 ) -> Index:
     model = model_folder(run, options.checkpoint)
     device, numbers = ranks.device(options.device), [sample.clip for sample in samples]
-    drawn = {"sample": options.sampling(), "seed": options.seed, "numbers": numbers}
+    drawn = {"sample": options.sampling(), "seed": options.seed, "numbers": numbers, "mean": options.mean}
     models = {name: (folder, loaded.tokenizer) for name, folder in folders_of(run, options).items()}
     made = identities_of(clips, models, options=drawn, weights=options.weights, device=device)
     return Index(
@@ -196,7 +225,10 @@ def _index(
         data=clips.source.path.resolve().name,
         fps=clips.source.fps,
         times=loaded.forecaster.times,
-        num_samples=options.num_samples,
+        num_samples=1 if options.mean else options.num_samples,
+        mean_of=options.num_samples if options.mean else 0,
+        vocabulary=None if loaded.forecaster.token_grid is None else loaded.forecaster.token_grid.vocab_size,
+        content=made.data.content,
         seed=options.seed,
         settings=loaded.settings,
         samples=tuple(samples),
@@ -213,7 +245,7 @@ def _begun(folder: Path, index: Index, files: Sequence[Path]) -> set[Path]:
         with suppress(DataError):  # absent, or damaged: what it said is not known
             known |= read_json(path) == said
     if not known:
-        gone = [folder / INDEX, folder / UNFINISHED, *gone, *files]  # first what says that the others are sound
+        gone = [folder / INDEX, folder / UNFINISHED, folder / SUMS, *gone, *files]  # first what says that all is sound
     for path in gone:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_json(folder / UNFINISHED, said)
@@ -262,25 +294,47 @@ def _save_mp4(path: Path, futures: Tensor, clip: int, shown: tuple[Tensor, Tenso
     encode(path, row.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2).numpy(), fps=fps)
 
 
+def files_of(place: Path) -> list[Path]:
+    """The files of one sample, which are one file, or all in a folder."""
+    return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+
+
+def _write_sums(folder: Path, places: Sequence[Path]) -> None:
+    """Hash what is on disk now: what is copied elsewhere can be checked without worldline (`sha256sum -c`)."""
+    lines = [f"{hash_of_file(path)}  {path.relative_to(folder)}\n" for place in places for path in files_of(place)]
+    with atomic(folder / SUMS) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
 def read_forecasts(folder: Path) -> dict[str, Forecast]:
-    """Read every sample a forecast wrote, each as a batch of one.
+    """Read every sample a forecast wrote, each as a batch of one (of a whole test set: `read_index`, `read_sample`).
 
     Raises:
         DataError: a file is missing, damaged or of another shape, type or range; names it.
         UsageError: the forecast was written as videos.
     """
+    index = read_index(folder)
+    return {sample.name: read_sample(folder, sample, index) for sample in index.samples}
+
+
+def read_index(folder: Path) -> Index:
+    """What a folder of forecasts says of itself. Raises as `read_forecasts`."""
     index: Index = from_json(Index, read_json(folder / INDEX), folder / INDEX)
     if index.layout == "mp4":
         raise UsageError(f"{folder} holds videos to be looked at; forecast with --format npz or png to read frames")
-    return {sample.name: _read(folder / sample.name, index) for sample in index.samples}
+    return index
 
 
-def _read(stem: Path, index: Index) -> Forecast:
+def read_sample(folder: Path, sample: Sample, index: Index) -> Forecast:
+    """One sample, as a batch of one: so many need no more memory than one. Raises as `read_forecasts`."""
+    stem = folder / sample.name
     path = stem.with_name(f"{stem.name}.npz") if index.layout == "npz" else stem / "tokens.npz"
     there = index.layout == "npz" or path.exists()
     arrays = read_npz(path, what="arrays as numpy saves them", fix="Forecast again.") if there else {}
     if index.layout == "png":
         futures = [[_picture(stem / PICTURE.format(k, time)) for time in index.times] for k in range(index.num_samples)]
+        if len(sizes := {frame.shape for future in futures for frame in future}) > 1:
+            raise _wrong(stem, expected="pictures of one size", found=f"{sorted(sizes)}")
         arrays["frames"] = np.stack(futures)
     _check(path, arrays, index)
     found = {name: torch.from_numpy(array)[None] for name, array in arrays.items() if name != "times"}
@@ -301,7 +355,8 @@ def _check(path: Path, arrays: dict[str, np.ndarray], index: Index) -> None:
         "top_log_probs": Float32[np.ndarray, "l h w n"],  # in nats, at temperature 1 over the whole vocabulary
     }
     of_tokens = {"tokens", "top_ids", "top_log_probs"}
-    if not arrays or arrays.keys() - layout.keys() or arrays.keys() & of_tokens not in (set(), of_tokens):
+    of_a_world = (set(), of_tokens) if index.vocabulary is None else (of_tokens,)
+    if not arrays or arrays.keys() - layout.keys() or arrays.keys() & of_tokens not in of_a_world:
         raise _wrong(path, expected="frames, or tokens with the likeliest ones, or both", found=f"{sorted(arrays)}")
     with jaxtyped("context"):  # axes of one name are of one length
         for name, array in arrays.items():
@@ -310,10 +365,27 @@ def _check(path: Path, arrays: dict[str, np.ndarray], index: Index) -> None:
                 raise _wrong(path, expected=f"{name} of {layout[name].__name__}", found=found)
     if "times" in arrays and arrays["times"].tolist() != list(index.times):
         raise _wrong(path, expected=f"frames at {index.times}", found=f"{arrays['times']}")
-    chances = arrays.get("top_log_probs", np.zeros((1, 1)))
-    if not (chances <= 0).all() or (np.diff(chances) > 0).any() or (np.exp(chances).sum(-1) > 1.001).any():
-        found = f"{chances.min()} .. {chances.max()}"
-        raise _wrong(path, expected="log-probabilities of at most 0, likeliest first", found=found)
+    if of_tokens <= arrays.keys():
+        _check_tokens(path, arrays["tokens"], arrays["top_ids"], arrays["top_log_probs"], index.vocabulary)
+
+
+def _check_tokens(path: Path, tokens: np.ndarray, ids: np.ndarray, chances: np.ndarray, vocabulary: int | None) -> None:
+    """Refuse ids that are no tokens, or given twice, and numbers that are no log-probabilities. Raises `DataError`."""
+    shares = np.exp(chances.astype(np.float64)).sum(axis=-1)
+    if not np.isfinite(chances).all() or chances.max() > 0 or (np.diff(chances) > 0).any() or shares.max() > 1.001:
+        found = f"{chances.min()} .. {chances.max()}, sums up to {shares.max():.4f}"
+        raise _wrong(path, expected="log-probabilities of at most 0, likeliest first, of at most 1 in all", found=found)
+    lowest, highest = int(min(tokens.min(), ids.min())), int(max(tokens.max(), ids.max()))
+    if lowest < 0 or (vocabulary is not None and highest >= vocabulary):
+        raise _wrong(path, expected=f"tokens from 0 to below {vocabulary}", found=f"{lowest} .. {highest}")
+    if (np.diff(np.sort(ids, axis=-1)) == 0).any():
+        raise _wrong(path, expected="every token once among the likeliest of a place", found="one twice")
+    if vocabulary is not None:
+        if ids.shape[-1] != min(TOP, vocabulary):
+            raise _wrong(path, expected=f"the {min(TOP, vocabulary)} likeliest tokens", found=f"{ids.shape[-1]}")
+        if ids.shape[-1] == vocabulary and shares.min() < 0.999:
+            found = f"{shares.min():.4f}"
+            raise _wrong(path, expected="probabilities of all tokens that sum to 1", found=found)
 
 
 def _picture(path: Path) -> np.ndarray:

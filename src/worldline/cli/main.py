@@ -14,6 +14,7 @@ VERBS = {
     "plan": "estimate a training before it starts: memory, FLOP, settings that fit a card",
     "train": "train a tokenizer or a world by a recipe, or resume a run",
     "forecast": "predict what a robot will see, as video, images or arrays",
+    "submission": "check that forecasts of a test set are complete and sound",
     "evaluate": "evaluate a run on held-out data, beside the baselines",
     "verify": "check the receipt of an evaluation, and whether its numbers come out again",
     "compare": "compare evaluations on the same clips, or draw a learning curve of them",

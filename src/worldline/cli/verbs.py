@@ -22,6 +22,8 @@ from worldline.report.compared import compared_text
 from worldline.report.receipts import verification_text
 from worldline.report.tables import text_table
 from worldline.rundir import RunDir, to_json
+from worldline.submission import Submission as Found
+from worldline.submission import check_submission
 from worldline.worlds.wan_text import encode_text, fingerprint_encoder, save_text
 
 Run = Annotated[
@@ -129,6 +131,32 @@ class Forecast(ForecastOptions):
     def carry_out(self) -> None:
         written = [str(path) for path in forecast(self.run, self)]
         show({"out": str(Path(written[0]).parent), "files": written}, text="\n".join(written), as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission(Checked):
+    """Check a folder of forecasts before it is handed in: every sample of a test set once, sound, by one run.
+
+    Reads every file: hashes, types, shapes, ranges, log-probabilities that sum to at most 1, pictures that decode.
+    Lists all problems, and exits with 2 if there is one. The challenge's own format of submissions is not public: what
+    is checked is the layout that `worldline forecast` writes.
+
+    Examples:
+      worldline submission runs/revontuli/forecasts --data test_v2.0
+      worldline submission runs/sampling/forecasts --data test_v2.0_raw --json
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """What `worldline forecast --format npz` or png wrote."""
+    data: Path | None = None
+    """The test set that was forecast: all of its samples must be there."""
+    json: bool = False
+
+    def carry_out(self) -> None:
+        found = check_submission(self.folder, self.data)
+        show(to_json(Found, found), text=str(found), as_json=self.json)
+        if found.problems:
+            raise SystemExit(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +278,7 @@ def _evaluated(shipped: Path, run: Path, **options: Any) -> Evaluation:
 
 def parse(verb: str, arguments: list[str]) -> Any:
     """The job of a verb: its options are the job's fields."""
-    jobs = (Evaluate, Verify, Compare, Forecast, Report, Text, Demo)
+    jobs = (Evaluate, Verify, Compare, Forecast, Submission, Report, Text, Demo)
     job = {job.__name__.lower(): job for job in jobs}[verb]
     with options_of():
         return tyro.cli(job, prog=f"worldline {verb}", description=inspect.getdoc(job), args=arguments)
