@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from worldline.builtin import TWIN_MINI_TRAIN, TWIN_MINI_VAL
 from worldline.formats.open import OpenOptions
@@ -21,7 +23,7 @@ from worldline.twin.counterfactuals import (
     other_arms,
     touch_or_miss,
 )
-from worldline.twin.generate import look, physics_of, resume
+from worldline.twin.generate import PAIR_CONTEXT, TwinConfig, generate, look, physics_of, resume
 from worldline.twin.scene import random_scene
 from worldline.twin.simulation import REGIONS, Simulation
 
@@ -193,3 +195,28 @@ def test_futures_say_what_succeeded() -> None:
     assert not rolled_by_itself.succeeded
     assert not rolled_by_itself.missed
     assert replace(still, moved=np.array([0.0, 1.0]), on_table=np.array([True, False])).missed
+
+
+@pytest.mark.usefixtures("_twin")
+def test_pairs_are_written_as_a_data_set(tmp_path: Path) -> None:
+    config = TwinConfig(episodes=1, seed=3, size=32, frames=34)
+    generate(tmp_path / "pairs", config, pairs=True)
+    source = OpenOptions().open(tmp_path / "pairs")
+    with np.load(tmp_path / "pairs/pairs/pair_0.npz") as said:
+        kinds, succeeded = said["kind"].tolist(), said["succeeded"].tolist()
+    assert [one.length for one in source.episodes] == [34] * len(kinds)
+    assert kinds[0] == "touch"
+    assert set(kinds[1:]) <= set(MISSES)
+    assert succeeded == [True] + [False] * (len(kinds) - 1)
+    touch, miss = (source.read(episode, 0, 34) for episode in (0, 1))
+    assert torch.equal(touch.states[:PAIR_CONTEXT], miss.states[:PAIR_CONTEXT]), "one context, to the bit"
+    assert not torch.equal(touch.states[PAIR_CONTEXT:], miss.states[PAIR_CONTEXT:])
+    assert touch.frames is not None
+    assert miss.frames is not None
+    apart = (touch.frames.float() - miss.frames.float()).abs().mean(dim=(1, 2, 3))
+    assert apart[PAIR_CONTEXT - 1] < 2 < apart[-1]
+    with pytest.raises(UsageError, match=r"another pairs \(pairs: True there, None now\)"):
+        generate(tmp_path / "pairs", config)
+    with pytest.raises(UsageError, match="a pair has at least 27 frames"):
+        generate(tmp_path / "short", replace(config, frames=20), pairs=True)
+    assert not (tmp_path / "short").exists()

@@ -161,6 +161,7 @@ def test_wrong_values_are_refused_on_the_command_line_by_the_name_of_the_option(
         ("data encode X Y --tokenizer Z --pattern.stride 0", "--pattern.stride is 0"),
         ("data twin X --episodes 0", "--episodes is 0"),
         ("data twin X --episodes 1 --seed -1", "--seed is -1"),
+        ("data twin X --episodes 1 --pairs --frames 20", "a pair has at least 27 frames"),
         ("demo --steps 0", "--steps is 0"),
     ],
 )

@@ -32,6 +32,7 @@ Examples:
   worldline data tokenize MY_LEROBOT_SET OUT --tokenizer runs/tokenizer --size 64
   worldline data encode MY_LEROBOT_SET OUT --tokenizer runs/vae --size 64
   worldline data twin OUT --episodes 100 --seed 7 --size 64
+  worldline data twin OUT --episodes 100 --pairs --frames 34
 """
 
 
@@ -147,14 +148,18 @@ class TwinJob(TwinConfig):
 
     out: tyro.conf.Positional[Path]
     fps: tyro.conf.Suppress[int] = 30
+    pairs: bool = False
+    """Instead of episodes, starts from which one command touches an object and others just miss it: for each start an
+    episode of each, which share their first 17 frames."""
     workers: Annotated[int, Limit(least=1, most=MOST_WORKERS)] = os.cpu_count() or 1
     json: bool = False
 
     def carry_out(self) -> None:
         config = TwinConfig(**{name: getattr(self, name) for name in TwinConfig.__dataclass_fields__})
-        generate(self.out, config, workers=self.workers)
-        text = f"{self.out}: {self.episodes} episodes of {self.frames} frames, {self.size} px, 1X raw layout"
-        show({"out": str(self.out), **asdict(config)}, text=text, as_json=self.json)
+        generate(self.out, config, workers=self.workers, pairs=self.pairs)
+        what = "starts of touches and near misses" if self.pairs else "episodes"
+        text = f"{self.out}: {self.episodes} {what} of {self.frames} frames, {self.size} px, 1X raw layout"
+        show({"out": str(self.out), **asdict(config), "pairs": self.pairs}, text=text, as_json=self.json)
 
 
 VERBS = {"info": InfoJob, "convert": ConvertJob, "tokenize": TokenizeJob, "encode": EncodeJob, "twin": TwinJob}

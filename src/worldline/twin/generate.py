@@ -1,12 +1,13 @@
 """Episodes of the twin -> a data set in the 1X raw layout, one episode per shard, with the physics beside it.
 
 The same config gives the same bytes for any number of workers: an episode's random numbers depend on seed and index.
+Instead of episodes it writes, if asked, touches with their near misses: then a shard holds all futures of one start.
 """
 
 import json
 import multiprocessing
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,12 +25,17 @@ from worldline.owner import Claim, owned
 from worldline.progress import watched
 from worldline.schema import UsageError
 from worldline.twin.behaviour import Behaviour
+from worldline.twin.counterfactuals import TouchOrMiss, touch_or_miss
 from worldline.twin.scene import LAYOUT, Scene, random_scene
 from worldline.twin.simulation import Simulation, load_mujoco
 
 REVISION = 4
 """Of scenes and behaviours: raise it whenever the same seed gives another episode."""
 RECORD = "twin.json"
+PAIR_CONTEXT = 17
+"""Frames that a touch shares with its near misses."""
+SCENES = 40
+"""Rooms that are drawn for one touch with near misses, at most; four of five have one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,20 +73,32 @@ class Recording:
     """Physics at frames `0, every, 2 * every, ...`; see `Simulation.restore`."""
 
 
-def generate(out: Path, config: TwinConfig, *, workers: int = 1) -> None:
+def generate(out: Path, config: TwinConfig, *, workers: int = 1, pairs: bool = False) -> None:
     """Write a data set of the twin in the 1X raw layout; finished episodes of the same config in `out` are kept.
 
-    With several `workers` (processes) a calling script needs `if __name__ == "__main__":`. Raises `UsageError` where
-    the folder holds something else or is in use, or where MuJoCo or OpenGL is missing.
+    Args:
+        workers: processes; with several, a calling script needs `if __name__ == "__main__":`.
+        pairs: write `config.episodes` starts, each with a touch and its near misses (`touch_or_miss`), as episodes of
+            `config.frames` frames that share their first `PAIR_CONTEXT`; `pairs/pair_{r}.npz` says what physics says.
+
+    Raises:
+        UsageError: the folder holds something else or is in use, MuJoCo or OpenGL is missing, or pairs are too short.
     """
+    if pairs and config.frames < PAIR_CONTEXT + 10:
+        raise UsageError(f"a pair has at least {PAIR_CONTEXT + 10} frames, {PAIR_CONTEXT} of them before it parts")
     record: dict[str, object] = {**asdict(config), "revision": REVISION, "mujoco": load_mujoco().__version__}
-    with owned(out, claim=Claim(file=RECORD, key=record, what="data of the twin")):
-        (out / "physics").mkdir(exist_ok=True)
-        todo = [i for i in range(config.episodes) if not (shard_done(out, i) and _physics(out, i).exists())]
-        for _ in watched(_written(out, config, todo, workers), "simulating episodes", total=len(todo)):
+    beside, write = (_pair, _write_pair) if pairs else (_physics, _write_episode)
+    # None where there are no pairs: as in records that do not know of them.
+    with owned(out, claim=Claim(file=RECORD, key={**record, "pairs": pairs or None}, what="data of the twin")):
+        beside(out, 0).parent.mkdir(exist_ok=True)
+        todo = [i for i in range(config.episodes) if not (shard_done(out, i) and beside(out, i).exists())]
+        written = _written(partial(write, out, config), todo, workers)
+        for _ in watched(written, "simulating pairs" if pairs else "simulating episodes", total=len(todo)):
             pass
-        shape: dict[str, Any] = {"num_shards": config.episodes, "num_images": config.episodes * config.frames}
-        made = {"generator": "worldline twin", **record}
+        markers = [read_json(out / f"metadata/metadata_{i}.json") for i in range(config.episodes)]
+        count = sum(marker["shard_num_frames"] for marker in markers)
+        made = {"generator": "worldline twin", **record} | ({"pairs": True} if pairs else {})
+        shape: dict[str, Any] = {"num_shards": config.episodes, "num_images": count}
         finish_shards(out, **shape, fps=float(config.fps), layout=LAYOUT, provenance=made)
 
 
@@ -101,6 +119,28 @@ def record_episode(config: TwinConfig, episode: int) -> Recording:
     names = ("frames", "states", "commands", "objects")
     columns = {name: np.stack(part) for name, part in zip(names, zip(*seen, strict=True), strict=True)}
     return Recording(scene=scene, snapshots=np.stack(snapshots), **columns)
+
+
+def record_pair(config: TwinConfig, start: int) -> tuple[TouchOrMiss, Scene]:
+    """A touch and its near misses, of a room in which the robot has acted for a while; nothing is written.
+
+    Rooms in which none is found are left. Raises `UsageError` where there is none in `SCENES` rooms.
+    """
+    sizes = {"context": PAIR_CONTEXT, "horizon": config.frames - PAIR_CONTEXT}
+    for room in range(SCENES):
+        rng = np.random.default_rng([config.seed, start, 2, room])
+        scene = random_scene(rng)
+        with Simulation(scene, size=config.size, fps=float(config.fps)) as simulation:
+            behaviour = Behaviour(simulation, rng)
+            command = behaviour.first()
+            simulation.reset(command)
+            for _ in range(int(rng.integers(2 * config.fps))):
+                command = behaviour.command()
+                simulation.step(command)
+            pair = touch_or_miss(simulation, command, rng, shown=range(sizes["horizon"]), **sizes)
+        if pair is not None:
+            return pair, scene
+    raise UsageError(f"no touch with a near miss was found in {SCENES} rooms; give more --frames or another --seed")
 
 
 def resume(
@@ -170,9 +210,8 @@ def look(
     return seen
 
 
-def _written(out: Path, config: TwinConfig, episodes: list[int], workers: int) -> Iterator[None]:
+def _written(write: Callable[[int], None], episodes: list[int], workers: int) -> Iterator[None]:
     """Write episodes, here or in processes of their own, and yield once for each that is done."""
-    write = partial(_write_episode, out, config)
     if workers <= 1 or len(episodes) <= 1:
         yield from map(write, episodes)
         return
@@ -190,6 +229,24 @@ def _write_episode(out: Path, config: TwinConfig, episode: int) -> None:
     write_npz(_physics(out, episode), {"scene": scene, **physics, "every": config.snapshot_every})
     seen, segments = {"frames": recording.frames, "states": recording.states}, np.zeros(config.frames, np.int32)
     write_raw_shard(out, episode, **seen, segments=segments, fps=float(config.fps))
+
+
+def _write_pair(out: Path, config: TwinConfig, start: int) -> None:
+    pair, scene = record_pair(config, start)
+    futures = (pair.touch, *pair.misses)
+    names = ("kind", "severity", "succeeded", "touched", "moved", "tilted", "commands")
+    said = {name: np.stack([np.asarray(getattr(future, name)) for future in futures]) for name in names}
+    write_npz(_pair(out, start), {"scene": json.dumps(asdict(scene)), "snapshot": pair.snapshot, **said})
+    seen = {
+        "frames": np.concatenate([part for future in futures for part in (pair.frames, future.frames)]),
+        "states": np.concatenate([part for future in futures for part in (pair.states, future.states)]),
+    }
+    segments = np.repeat(np.arange(len(futures), dtype=np.int32), config.frames)
+    write_raw_shard(out, start, **seen, segments=segments, fps=float(config.fps))
+
+
+def _pair(root: Path, start: int) -> Path:
+    return root / f"pairs/pair_{start}.npz"
 
 
 def _physics(root: Path, episode: int) -> Path:
