@@ -20,6 +20,8 @@ from worldline.evaluation.study import Found
 from worldline.forecasting.forecaster import CopyLast
 from worldline.metrics.states import state_error
 from worldline.metrics.table import NotComputed
+from worldline.report.headline import headline
+from worldline.report.tables import text_table
 from worldline.rundir import model_folder
 from worldline.schema import UsageError
 from worldline.training.loop import train
@@ -197,3 +199,27 @@ def test_a_tokenizer_has_no_use_for_it(lab: Path) -> None:
         evaluate(
             lab / "raw/tokenizer", EvaluateOptions(inverse_dynamics=lab / "reader", data=lab / "val", device="cpu")
         )
+
+
+# --- such a model alone ---
+
+
+def test_alone_it_is_compared_with_the_mean_and_the_first_state(lab: Path, tmp_path: Path) -> None:
+    evaluation = evaluate(lab / "reader", EvaluateOptions(device="cpu", out=tmp_path))
+    assert evaluation.protocol == "states"
+    rows = {row.id: row.metrics for row in evaluation.rows}
+    assert rows.keys() == {"read_states", "mean_state", "first_state"}
+    assert {metric for metrics in rows.values() for metric in metrics} == {"state_error_last", "state_error_mean"}
+    own, mean = (rows[id]["state_error_mean"].mean for id in ("read_states", "mean_state"))
+    assert own < 0.6 * mean
+    finding = evaluation.findings[0]
+    assert finding.verdict in ("1 of 2", "2 of 2")
+    assert [line.label for table in finding.tables for line in table.lines] == ["elbow", "gripper"]
+    assert f"{finding.title} {finding.verdict}" in text_table(evaluation)
+    assert "reads states from pictures" in headline(evaluation).sentence
+
+
+def test_alone_it_has_no_use_for_what_forecasts_need(lab: Path) -> None:
+    for words in ({"num_samples": 2}, {"inverse_dynamics": lab / "reader"}, {"horizon": "2s"}):
+        with pytest.raises(UsageError, match="would change nothing: the states protocol does not use them"):
+            evaluate(lab / "reader", EvaluateOptions(**words))

@@ -170,11 +170,16 @@ class Tally:
 
     def read(self, row: str, made: Made, scene: Scene) -> None:
         """Read the states that a row's frames show, and score them against those that it was given."""
-        if scene.reader is None or scene.before is None or made.frames is None:
+        if scene.reader is None or scene.before is None:
+            return
+        if made.read is not None:
+            scene.read[row] = made.read
+        elif made.frames is not None:
+            scene.read[row] = scene.reader.read(made.frames, scene.before, scene.forecaster)
+        else:
             return
         given = scene.batch.states if made.states is None else made.states
         try:
-            scene.read[row] = scene.reader.read(made.frames, scene.before, scene.forecaster)
             asked = given[:, list(scene.forecaster.times)]
             self.scores[row, "state_error"] = scene.reader.error(scene.read[row], asked)
         except NotComputed as reason:
@@ -280,7 +285,7 @@ class _Scoring:
         self.few = set(evenly(len(self.chosen), FEW_CLIPS))
         self.condition_samples = amount.conditioned(drawn)
         self.settings: dict[str, Setting] = {}
-        if judged.protocol != "tokenizer":
+        if judged.forecasts:
             self.settings = {"seed": amount.seed, "num_samples": drawn, "condition_samples": self.condition_samples}
         if forecaster.token_grid is not None:
             self.settings["vocabulary"] = forecaster.token_grid.vocab_size
@@ -290,8 +295,8 @@ class _Scoring:
         every = [one for one in every if one.listed or not judged.rolled]
         self.entries = sorted(every, key=lambda entry: ORDER.index(entry.role))
         self.studies = [study for study in STUDIES.values() if judged.protocol in study.protocols]
-        forecasts = judged.protocol != "tokenizer"
-        self.foreign = foreign_states(clips, self.chosen) if forecasts and self.condition_samples else None
+        foreign = judged.forecasts and self.condition_samples
+        self.foreign = foreign_states(clips, self.chosen) if foreign else None
         self.state_std = states_of(clips, self.chosen).flatten(0, 1).std(dim=0)
         self.state_std[self.state_std < SMALLEST_STD] = 1.0
 
@@ -314,9 +319,9 @@ class _Scoring:
         if truth is None:
             of_frames = [one.id for one in METRICS.values() if one.group != "token" and one.measure is not None]
             tally.not_computed |= dict.fromkeys(of_frames, "the data hold tokens only, no frames")
-        else:
+        elif self.judged.protocol != "states":
             tally.compare_as_set(TRUTH, truth, networks)
-        if scene.reader is None and self.judged.protocol != "tokenizer":
+        if scene.reader is None and self.judged.forecasts:
             tally.not_computed["state_error"] = scene.no_reader
         views = {"real": truth}
         for entry in self.entries:
@@ -332,7 +337,7 @@ class _Scoring:
                 tally.read(entry.id, made, scene)
                 if entry.shown or entry is self.entries[0]:
                     views[entry.id] = made.frames
-        if batch.frames is not None and (seen := forecaster.shown_context):
+        if batch.frames is not None and (seen := forecaster.shown_context) and self.judged.forecasts:
             kept = [place for place, number in enumerate(now) if number in self.shown]
             before, found = batch.frames[kept][:, seen], {row: view for row, view in views.items() if view is not None}
             tally.shown = {row: torch.cat([before, view[kept]], dim=1) for row, view in found.items()}

@@ -20,7 +20,7 @@ from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.rows import Judged, Protocol, Setting
 from worldline.families.card import ModelCard, Part, describe_model, refuse_another
 from worldline.families.config import LoadOptions, SampleOptions
-from worldline.families.family import WorldKind, kind_of
+from worldline.families.family import TokenizerKind, WorldKind, kind_of
 from worldline.families.load import folders_of, load_forecaster, members_of, refuse_unfit
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_tokenizer
 from worldline.forecasting.forecaster import CopyLast
@@ -66,7 +66,7 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount, LearnedOptions):
         """Refuse options that would change nothing. Raises `UsageError`."""
         # The sampling protocol has rows of its own for the mean at pure noise.
         unused, default = ["means"] if protocol == "compression" else ["mean_draws"], EvaluateOptions()
-        if protocol == "tokenizer":
+        if protocol in ("tokenizer", "states"):
             unused = ["protocol", "horizon", "unconditional", "inverse_dynamics", "members", "tokenizer", "weights"]
             unused = [*(field.name for field in fields(SampleOptions)), *unused, "means", "condition_samples", "seed"]
         if given := [name for name in unused if getattr(self, name) != getattr(default, name)]:
@@ -188,7 +188,8 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
     """The protocol of a run, its clips, whether it was trained on them, and what reads states. Reads no weights."""
     model, allowed = model_folder(run, options.checkpoint), options.allow_different
     card, models = describe_model(model), [model]
-    kind, protocol = kind_of(card.config), "tokenizer"
+    kind = kind_of(card.config)
+    protocol = "tokenizer" if isinstance(kind, TokenizerKind) else "states"
     if isinstance(kind, WorldKind):
         protocol = "compression" if kind.over == "tokens" and options.protocol != "sampling" else "sampling"
         if protocol != options.protocol == "compression":
@@ -205,7 +206,7 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
     refuse_incomparable(clips, protocol)
     if options.horizon is not None and clips.source.image_size is None:
         raise UsageError(f"{clips.source.path} holds no frames to compare a roll-out with; give data that do (--data)")
-    if protocol == "tokenizer":
+    if protocol in ("tokenizer", "states"):
         return protocol, clips, split, Chosen()
     refuse_unfit(clips.source, card, run, options, shown=protocol == "sampling")
     return protocol, clips, split, choose_reader(options.inverse_dynamics, card.promise, clips, options.on)
@@ -279,6 +280,10 @@ def _loaded(
         alone = Autoencoder(**nothing, times=times, tokenizer=tokenizer, grid=grid, device=device)
         identity = TokenizerIdentity.of(fingerprint(model), tokenizer)
         return Judged(**what, forecaster=alone, tokenizer=identity, settings=settings), {"tokenizer": (model, None)}
+    if protocol == "states":
+        steps = {"context_frames": 1, "times": tuple(range(1, clips.pattern.window)), "chunk_frames": 0}
+        still, reader = CopyLast(**steps, device=device), load_reader(model, clips, device)
+        return Judged(**what, forecaster=still, reader=reader, settings=settings), {"inverse_dynamics": (model, None)}
     loaded = load_forecaster(run, options, device=device)
     models = {name: (folder, loaded.tokenizer) for name, folder in folders_of(run, options).items()}
     if options.unconditional is not None:

@@ -42,6 +42,7 @@ class Reader:
         """The metric `state_error`. Raises `NotComputed` where no state can be read."""
         if not self.readable.any():
             raise NotComputed(
-                f"the inverse-dynamics model reads no state well enough from true frames (R^2 of at least {READABLE:g})"
+                "the inverse-dynamics model reads no state well enough from true frames (R^2 of at least "
+                f"{READABLE:g}, which is measured when its training ends)"
             )
         return state_error(read, given, self.scale, self.readable)

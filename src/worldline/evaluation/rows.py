@@ -27,9 +27,9 @@ from worldline.metrics.table import METRICS, NotComputed
 from worldline.metrics.tokens import grid_costs, kept_guesses, shared_guesses
 from worldline.schema import Batch, DataError, Forecast, TokenGrid, UsageError, contents_of, join
 
-Protocol = Literal["compression", "sampling", "tokenizer"]
+Protocol = Literal["compression", "sampling", "tokenizer", "states"]
 """`compression`: one roll-out, its frames and the costs of its tokens; `sampling`: frames of several samples, nothing
-else; `tokenizer`: the reconstructions."""
+else; `tokenizer`: the reconstructions; `states`: what an inverse-dynamics model reads in true frames."""
 Role = Literal["model", "baseline", "ceiling", "ablation"]
 """`ceiling`: the best any forecaster of this kind could do (the tokenizer alone); `ablation`: the model with a part
 taken away (say, its states shuffled)."""
@@ -52,6 +52,8 @@ class Made:
     """Metric id -> mean cost of the true tokens of each future grid."""
     states: States | None = None
     """Of context and horizon, that it was given; None of what is given none, or the clips' own."""
+    read: Float32[Tensor, "b f s"] | None = None
+    """States at the forecaster's times, of a row that has them without frames."""
     settings: Mapping[str, Setting] = field(default_factory=dict)
     """Its assumptions, for the record."""
 
@@ -82,6 +84,11 @@ class Judged:
     def rolled(self) -> bool:
         """Whether it goes on beyond its window (`--horizon`): then only rows that tables list are made."""
         return isinstance(self.forecaster, RollOut)
+
+    @property
+    def forecasts(self) -> bool:
+        """Whether it forecasts: a tokenizer alone, or a model that reads states, does not."""
+        return self.protocol in ("compression", "sampling")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -373,6 +380,31 @@ def _(scene: Scene) -> Made:
     # Of another tokenizer, perhaps: it encodes for itself.
     apart = scene.batch if scene.protocol == "compression" else replace(scene.batch, tokens=None, latents=None)
     return _mean(replace(scene, batch=apart).forecast_of(scene.unconditional))
+
+
+# --- an inverse-dynamics model alone ---
+
+
+@Entry("read_states", "read from frames", "model", ("states",))
+def _(scene: Scene) -> Made:
+    """The states that the model reads in the true frames."""
+    assert scene.reader is not None, "it is what is evaluated"
+    assert scene.truth is not None, "the data hold frames, as was checked"
+    assert scene.before is not None, "so they do"
+    return Made(read=scene.reader.read(scene.truth, scene.before, scene.forecaster))
+
+
+@Entry("mean_state", "mean state", "baseline", ("states",), compared=("state_error_mean",))
+def _(scene: Scene) -> Made:
+    """The mean of the training states, whatever the frames show."""
+    assert scene.reader is not None, "it is what is evaluated"
+    return Made(read=scene.reader.model.mean.cpu().expand_as(scene.commands))
+
+
+@Entry("first_state", "first state", "baseline", ("states",), compared=("state_error_mean",))
+def _(scene: Scene) -> Made:
+    """The true state at the first frame of the clip, as if nothing moved: no picture is looked at."""
+    return Made(read=scene.now[:, None].expand_as(scene.commands))
 
 
 # --- baselines ---

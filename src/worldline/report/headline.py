@@ -62,6 +62,10 @@ def headline(evaluation: Evaluation, scores: Scores | None = None) -> Headline:
     """
     if evaluation.protocol == "tokenizer":
         return _of_tokenizer(evaluation)
+    if evaluation.protocol == "states":
+        finding = finding_of(evaluation, "readable_states")
+        said = why_not(evaluation, "readable_states") if finding is None else finding.sentence
+        return Headline(sentence=f"This model reads states from pictures. {said}", answers=())
     answers = _follows(evaluation), _ahead(evaluation, scores), _unsure(evaluation)
     known = [answer.clause for answer in answers if answer.tone != "unknown" or answer.clause]
     return Headline(sentence=f"This world {_listed(known)}.", answers=answers)

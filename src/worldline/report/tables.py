@@ -66,7 +66,8 @@ def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
     best = {metric.id: best_rows(rows, metric.id) for metric in about}
     heads = ["", *(f"{metric.label} ({metric.unit})" if metric.unit else metric.label for metric in about)]
     columns = [[label_of(row.id), *(_cell(row, metric, row in best[metric.id]) for metric in about)] for row in rows]
-    margin, size = max(map(len, heads)), 2 + max(len(cell) for column in columns for cell in column)
+    margin = max(map(len, heads))
+    size = 2 + max((len(cell) for column in columns for cell in column), default=0)
     each = max(1, (width - margin) // size)
     for start in range(0, len(columns), each):
         lines.append("")

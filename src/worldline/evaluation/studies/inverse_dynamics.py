@@ -4,7 +4,7 @@ The model errs by itself. So every number stands beside what it errs by on true 
 there are not judged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from worldline.evaluation.result import Column, Finding, Line, Table, label_of
-from worldline.evaluation.rows import Scene
+from worldline.evaluation.rows import Protocol, Scene
 from worldline.evaluation.study import Found, Study, study
 from worldline.judges.inverse_dynamics import READABLE
 from worldline.metrics.bootstrap import Interval, Weights, statistics
@@ -21,7 +21,10 @@ from worldline.schema import StateKind
 
 ROWS_READ = ("reconstruction", "forecast", "sample", "shuffled_states", "frozen_states", "copy_last", "unconditional")
 """Rows whose joints are tabled, if they are made, after true frames. Every row has the metric `state_error`."""
-JOINTS_OF = ("real", "reconstruction", "forecast", "sample", "copy_last")
+JOINTS_OF = (
+    *("real", "reconstruction", "forecast", "sample", "copy_last"),
+    *("read_states", "mean_state", "first_state"),
+)
 """Those that are tabled joint by joint."""
 SMALLEST = 1e-6
 """Deviation below which a joint never moves."""
@@ -43,6 +46,7 @@ class InverseDynamicsStudy(Study):
 
     id: ClassVar[str] = "inverse_dynamics"
     title: ClassVar[str] = "Does it show what was commanded?"
+    of_roll_outs: ClassVar[bool] = True
 
     def measure(self, scene: Scene) -> Mapping[str, Float[Tensor, "b s"]]:
         """Mean absolute error of every joint over the frames of a clip, by row; of true frames what R^2 needs."""
@@ -59,9 +63,7 @@ class InverseDynamicsStudy(Study):
                 given = scene.made[row].states
                 asked = true if given is None else given[:, times]
                 found[row] = (scene.read[row] - asked).abs().mean(dim=1)
-        exact = true.double()
-        moments = {"squared": (real - exact).square(), "states": exact, "states2": exact.square()}
-        return found | {name: values.mean(dim=1) for name, values in moments.items()}
+        return found | _moments(real, true)
 
     def conclude(self, found: Found) -> Finding:
         reader, row = found.judged.reader, "forecast" if "forecast" in found.measured else "sample"
@@ -92,6 +94,48 @@ class InverseDynamicsStudy(Study):
                 *_not_judged(found, judged, shares),
             ),
         )
+
+
+@study
+class ReadableStates(Study):
+    """Of a model that reads states, alone: what it reads in true frames, joint by joint, beside guesses."""
+
+    id: ClassVar[str] = "readable_states"
+    title: ClassVar[str] = "Which states do pictures show?"
+    protocols: ClassVar[Sequence[Protocol]] = ("states",)
+
+    def measure(self, scene: Scene) -> Mapping[str, Float[Tensor, "b s"]]:
+        true = scene.batch.states[:, list(scene.forecaster.times)]
+        errors = {row: (read - true).abs().mean(dim=1) for row, read in scene.read.items()}
+        return errors | _moments(scene.read["read_states"], true)
+
+    def conclude(self, found: Found) -> Finding:
+        spread, shares = spread_of(found.measured, found.episodes)
+        readable = [j for j, share in enumerate(shares) if share.mean >= READABLE]
+        every = range(len(shares))
+        said = f"It reads {len(readable)} of {len(shares)} states: at least {READABLE:.0%} of their variance."
+        if readable:
+            numbers = (
+                _number(_deviations(found, row, readable)) for row in ("read_states", "mean_state", "first_state")
+            )
+            said += " Its error on those is {} deviations, {} of the mean state and {} of the first state.".format(
+                *numbers
+            )
+        return Finding(
+            id=self.id,
+            title=self.title,
+            verdict=f"{len(readable)} of {len(shares)}",
+            sentence=said,
+            tables=tuple(_by_kind(found, list(every), spread, shares)),
+            notes=("On held-out true frames; first state: the true state at the first frame of a clip, held.",),
+        )
+
+
+def _moments(read: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """What R^2 and deviations are made of: means over the frames of each clip."""
+    exact = true.double()
+    moments = {"squared": (read - exact).square(), "states": exact, "states2": exact.square()}
+    return {name: values.mean(dim=1) for name, values in moments.items()}
 
 
 def spread_of(measured: Mapping[str, Tensor], episodes: Int64[Tensor, " n"]) -> tuple[list[Interval], list[Interval]]:
