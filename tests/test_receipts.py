@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -392,6 +393,22 @@ def test_costs_of_other_tokens_are_left_out(lab: Lab, halfway: Path, tmp_path: P
     assert any("Cross-entropy is left out: the tokens are of other tokenizers" in note for note in found.notes)
     with pytest.raises(UsageError, match="other tokenizers"):
         compare([lab.run, other], CompareOptions(metric=("full_ce",)))
+
+
+def test_a_comparison_is_one_page_with_a_point_for_each_episode(
+    lab: Lab, halfway: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    do("compare", [str(lab.run), str(halfway), "--out", str(tmp_path / "new/page.html"), "--json"])
+    assert json.loads(capsys.readouterr().out)["page"] == str(tmp_path / "new/page.html")
+    page = (tmp_path / "new/page.html").read_text(encoding="utf-8")
+    assert "run minus halfway" in page
+    assert "below it, run is better" in page
+    assert page.count("<use ") >= 2, "two episodes"
+    assert not re.search(r"(src|href)=.?https?:", page)
+    assert _code(monkeypatch, "compare", lab.run, halfway, "--out", tmp_path / "page.pdf") == 2
+    assert "ends with .html" in capsys.readouterr().err
+    do("compare", [str(lab.run), str(halfway), "--over", "steps", "--out", str(tmp_path)])
+    assert "Learning curves" in (tmp_path / "compare.html").read_text(encoding="utf-8")
 
 
 def test_a_learning_curve_over_steps_and_episodes(lab: Lab, halfway: Path, capsys: Capture) -> None:

@@ -18,7 +18,7 @@ from worldline.evaluation.result import Evaluation
 from worldline.evaluation.verify import Verification, VerifyOptions, verify
 from worldline.forecasts import ForecastOptions, forecast
 from worldline.progress import say, show
-from worldline.report.compared import compared_text
+from worldline.report.compared import compared_text, write_compared
 from worldline.report.receipts import verification_text
 from worldline.report.tables import text_table
 from worldline.rundir import RunDir, to_json
@@ -104,11 +104,15 @@ class Compare(CompareOptions):
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
+    out: Path | None = None
+    """HTML page to write too, with a point for each episode; or a folder for a `compare.html`."""
     json: bool = False
 
     def carry_out(self) -> None:
         found = compare(self.runs, self)
-        show(to_json(Compared, found), text=compared_text(found), as_json=self.json)
+        page = None if self.out is None else str(write_compared(found, self.out))
+        text = compared_text(found) + (f"\n\n{page}" if page else "")
+        show(to_json(Compared, found) | ({"page": page} if page else {}), text=text, as_json=self.json)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,6 +135,8 @@ class Compared:
     """In the first of the metrics."""
     curves: tuple[Chart, ...]
     """One for each metric, if asked for."""
+    commands: dict[str, str]
+    """Name of a run -> the command that repeats its evaluation."""
     notes: tuple[str, ...]
     """What differs and what was left out, to be read before the numbers."""
 
@@ -165,6 +167,7 @@ def compare(runs: Sequence[str | Path], options: CompareOptions | None = None) -
         differences=differences,
         scatters=() if options.over else _scatters(scored, rows, metrics[0]),
         curves=tuple(_curve(scored, rows, metric, options.over) for metric in metrics) if options.over else (),
+        commands={one.name: one.receipt.command for one in scored},
         notes=(*left_out, *_notes(scored, rows)),
     )
 

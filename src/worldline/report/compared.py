@@ -1,12 +1,19 @@
-"""A comparison of evaluations as text."""
+"""A comparison of evaluations as text, and as one page."""
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
 
 from worldline.evaluation.compare import Compared, Paired
 from worldline.evaluation.result import label_of
+from worldline.files import atomic
 from worldline.metrics.table import METRICS
+from worldline.report.drawings import Drawing, of_chart, scatter
 from worldline.report.tables import format_interval, format_number
+from worldline.report.write import TEMPLATES, engine
+from worldline.schema import UsageError
 
 TOGETHER = (
     "Differences are paired: on the same clips, so what is difficult in a clip cancels. The second interval holds "
@@ -38,6 +45,48 @@ def compared_text(found: Compared) -> str:
             points += [[f"{x:g}", format_interval(y, unit), curve.label] for x, y in pairs]
         lines += ["", *laid(points)]
     return "\n".join(lines)
+
+
+def write_compared(found: Compared, out: Path) -> Path:
+    """Write a comparison as one self-contained page; return its path.
+
+    Args:
+        out: an HTML file, or a folder for a `compare.html`.
+
+    Raises:
+        UsageError: a file of another kind.
+    """
+    if out.suffix not in ("", ".html"):
+        raise UsageError(f"{out} is no page; give a name that ends with .html, or a folder (--out compare.html)")
+    path = out if out.suffix else out / "compare.html"
+    page = (
+        engine()
+        .get_template("compare.html.j2")
+        .render(
+            found=found,
+            runs=list(found.commands),
+            metrics=[METRICS[metric] for metric in found.metrics],
+            differences=[paired_cells(one) for one in found.differences],
+            drawings=[*map(of_chart, found.curves), *_scatters(found)],
+            together=TOGETHER,
+            style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        )
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _scatters(found: Compared) -> list[Drawing]:
+    note = "Each point is an episode. On the dashed line both runs are the same"
+    drawn = []
+    for one in found.scatters:
+        better = "below" if METRICS[one.metric].higher_is_better else "above"
+        said = f"{note}; {better} it, {one.one} is better."
+        points = {"x": one.x, "y": one.y, "label": f"{len(one.x)} episodes"}
+        drawn.append(scatter(_head(one.metric), one.one, one.other, **points, note=said))
+    return drawn
 
 
 def paired_cells(one: Paired) -> list[str]:

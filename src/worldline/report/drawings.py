@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -102,9 +103,26 @@ def of_chart(chart: Chart) -> Drawing:
     return _draw(chart.title, chart.x_label, chart.y_label, lines, "")
 
 
-def _draw(title: str, x_label: str, y_label: str, lines: list[Line], note: str) -> Drawing:
-    figure = Figure(figsize=(5.4, 3.3), layout="constrained")
+def scatter(
+    title: str, x_label: str, y_label: str, x: Sequence[float], y: Sequence[float], *, label: str, note: str
+) -> Drawing:
+    """Draw a point for each pair of numbers, over the line on which both are the same."""
+    figure = Figure(figsize=(4.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
+    _bare(axes, x_label, y_label)
+    line = Line(label, np.array(x, dtype=np.float64), np.array(y, dtype=np.float64))
+    known = np.concatenate([line.x, line.y])
+    low, high = (float(end(known[np.isfinite(known)], initial=start)) for end, start in ((np.min, 1e9), (np.max, -1e9)))
+    room = 0.06 * (high - low) or 1.0
+    axes.plot([low - room, high + room], [low - room, high + room], color=MUTED, linewidth=1, dashes=(4, 3))
+    axes.scatter(line.x, line.y, s=22, color=SERIES[0], alpha=0.75, linewidths=0)
+    axes.set(xlim=(low - room, high + room), ylim=(low - room, high + room), aspect="equal")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    return Drawing(title, _svg(figure), [line], note)
+
+
+def _bare(axes: Axes, x_label: str, y_label: str) -> None:
+    """No more than a line below and lines across."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
     axes.grid(axis="y", color=RULE, linewidth=0.7)
@@ -112,6 +130,12 @@ def _draw(title: str, x_label: str, y_label: str, lines: list[Line], note: str) 
     axes.tick_params(length=0, labelcolor=MUTED, labelsize=11, pad=5)
     axes.set_xlabel(x_label, color=MUTED, fontsize=11)
     axes.set_ylabel(y_label, color=MUTED, fontsize=11)
+
+
+def _draw(title: str, x_label: str, y_label: str, lines: list[Line], note: str) -> Drawing:
+    figure = Figure(figsize=(5.4, 3.3), layout="constrained")
+    axes = figure.add_subplot()
+    _bare(axes, x_label, y_label)
     axes.margins(x=0.02)
     whole = all((line.x == line.x.round()).all() for line in lines)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=whole))

@@ -133,10 +133,11 @@ def _headlines(runs: Sequence[Run]) -> dict[str, Headline]:
     return {run.name: headline(run.evaluation, run.scores) for run in runs if run.evaluation is not None}
 
 
-def _engine() -> jinja2.Environment:
+def engine() -> jinja2.Environment:
+    """What fills in the templates of pages."""
     loader, strict = jinja2.FileSystemLoader(TEMPLATES), jinja2.StrictUndefined
-    engine = jinja2.Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
-    engine.filters |= {
+    made = jinja2.Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {
         "number": lambda value, unit: format_number(value, unit).replace("-", "\N{MINUS SIGN}"),
         "duration": duration,
         "facts": facts_of,
@@ -146,7 +147,7 @@ def _engine() -> jinja2.Environment:
         "breakable": lambda text: Markup(escape(text).replace("_", "_<wbr>")),
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     }
-    return engine
+    return made
 
 
 def _render(runs: Sequence[Run]) -> str:
@@ -157,7 +158,7 @@ def _render(runs: Sequence[Run]) -> str:
         for name, found in evaluations.items()
     }
     return (
-        _engine()
+        engine()
         .get_template("page.html.j2")
         .render(
             runs=runs,
