@@ -16,6 +16,7 @@ from worldline.metrics.uncertainty import (
     crps,
     energy_score,
     gain_share,
+    partial_rank_correlation,
     per_bin,
     projected,
     rank_correlation,
@@ -146,6 +147,16 @@ def test_rank_correlation_is_that_of_scipy() -> None:
     assert found == pytest.approx(stats.spearmanr(one, other).statistic)
     assert rank_correlation(np.ones((1, 40)), other, other**3)[0] == pytest.approx(1)
     assert np.isnan(rank_correlation(np.ones((1, 40)), np.zeros(40), other)[0])
+
+
+def test_a_partial_correlation_forgets_what_a_third_explains() -> None:
+    rng, every = np.random.default_rng(0), np.ones((1, 2000))
+    motion = rng.normal(size=2000)
+    signal, error = motion + rng.normal(size=2000), motion + rng.normal(size=2000)
+    assert rank_correlation(every, signal, error)[0] > 0.4
+    assert partial_rank_correlation(every, signal, error, motion)[0] == pytest.approx(0, abs=0.06)
+    assert partial_rank_correlation(every, signal - error, -error, motion)[0] > 0.4
+    assert np.isnan(partial_rank_correlation(every, motion, error, motion)[0]), "nothing is left of motion itself"
 
 
 def test_selective_takes_the_surest_and_equals_in_equal_parts() -> None:

@@ -217,7 +217,7 @@ def test_a_signal_that_is_low_for_bad_forecasts_misleads() -> None:
     quality = torch.linspace(20, 30, 120)[torch.randperm(120, generator=torch.Generator().manual_seed(0))]
     finding = Uncertainty().conclude(found_of({"signal/draws": quality.clone()}, quality))
     assert finding.verdict == "misleading"
-    gain = finding.tables[0].lines[0].values[3]
+    gain = finding.tables[0].lines[0].values[4]
     assert gain is not None
     assert gain.high < 0
 

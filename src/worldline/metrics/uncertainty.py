@@ -143,6 +143,14 @@ def rank_correlation(weights: Weights, one: Values, other: Values) -> Results:
         return np.where(scale > 0, (weights * a * b).sum(axis=-1) / scale, math.nan)
 
 
+def partial_rank_correlation(weights: Weights, one: Values, other: Values, given: Values) -> Results:
+    """Spearman's at equal `given`: of what its ranks leave of both along a straight line (Kim 2015). NaN as above."""
+    direct, a, b = (rank_correlation(weights, *pair) for pair in ((one, other), (one, given), (other, given)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale = np.sqrt((1 - a * a).clip(0) * (1 - b * b).clip(0))
+        return np.where(scale > 1e-6, (direct - a * b) / scale, math.nan)
+
+
 def selective(
     weights: Weights, signal: Values, quality: Values, coverages: Sequence[float]
 ) -> Float64[np.ndarray, "r c"]:

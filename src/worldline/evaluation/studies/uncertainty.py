@@ -34,6 +34,7 @@ from worldline.metrics.uncertainty import (
     crps,
     energy_score,
     gain_share,
+    partial_rank_correlation,
     rank_correlation,
     selective,
 )
@@ -263,24 +264,29 @@ class _Worth:
             above = area - auroc(weights, self.motion, self.bad) if self.motion is not None else area - 0.5
             kept = selective(weights, signal, self.quality, (*KEPT, 1.0))
             ranks = rank_correlation(weights, signal, -self.quality)
+            alike = np.full_like(ranks, np.nan)
+            if self.motion is not None:
+                alike = partial_rank_correlation(weights, signal, -self.quality, self.motion)
             gains = kept[:, :-1] - kept[:, -1:]
-            return np.stack([area, above, ranks, *gains.T, gain_share(weights, signal, self.quality)], axis=1)
+            return np.stack([area, above, ranks, alike, *gains.T, gain_share(weights, signal, self.quality)], axis=1)
 
         return tuple(statistics(of, self.episodes))
 
     def of(self, name: str) -> dict[str, Interval]:
-        area, above, ranks, *kept, share = self.lines[SIGNALS[name]]
-        return {"auroc": area, "above": above, "ranks": ranks, "half": kept[KEPT.index(0.5)], "share": share}
+        area, _, _, alike, *kept, _ = self.lines[SIGNALS[name]]
+        return {"auroc": area, "alike": alike, "half": kept[KEPT.index(0.5)]}
 
     def table(self) -> Table:
         columns = (
             Column("AUROC"),
             Column("less motion's" if self.motion is not None else "less 0.5"),
             Column("rank correlation with error"),
+            Column("the same at equal motion"),
             *(Column(f"gain, surest {share:.0%}", self.unit) for share in KEPT),
             Column("share of the possible gain"),
         )
-        lines = (Line(label, values) for label, values in self.lines.items())
+        numbers = {label: [None if np.isnan(one.mean) else one for one in own] for label, own in self.lines.items()}
+        lines = (Line(label, tuple(values)) for label, values in numbers.items())
         title = f"Signals: does a low one mean a good forecast ({self.label})?"
         return Table(title=title, columns=columns, lines=tuple(lines))
 
@@ -303,7 +309,10 @@ def _verdict(worth: _Worth, own: str) -> tuple[str, str]:
     area, half, name = worth.of(own)["auroc"], worth.of(own)["half"], SIGNALS[own]
     gain, sure = _said(half, worth.unit), f"AUROC {_said(area)}"
     if area.low > 0.5 and half.low > 0:
-        return "yes", f"The half of the clips it is surest of ({name}) are forecast {gain} better than all."
+        alike = worth.of(own)["alike"]
+        beyond = "" if np.isnan(alike.mean) else "; but how much moves tells as much"
+        beyond = ", which is not merely how much moves" if alike.low > 0 else beyond
+        return "yes", f"The half of the clips it is surest of ({name}) are forecast {gain} better than all{beyond}."
     if area.high < 0.5:
         return "misleading", f"Its {name} misleads: bad forecasts are those it is sure of ({sure})."
     about = f"({sure}; its surest half is {gain} better than all)"
@@ -324,7 +333,8 @@ def _notes(found: Found, worth: _Worth, own: str) -> tuple[str, ...]:
         "says nothing. Gains are over all clips.",
         f"Judged by the {SIGNALS[own]}: the first there is of {', '.join(SIGNALS.values())}; the best of them on these "
         "clips would look better than it is.",
-        "By motion: divided by the motion of the forecast, so that what is left is not merely how much moves.",
+        "What moves a lot is forecast worse, so motion alone is a signal. By motion: divided by the motion of the "
+        "forecast. At equal motion: the partial rank correlation.",
     ]
     if "variance" not in found.measured and found.judged.protocol == "sampling":
         notes.append("One sample has no spread; for spread, CRPS and energy score draw several (--num-samples 8).")
