@@ -16,6 +16,7 @@ import torch
 from builders import write_squares
 from commands import ROOT, do, parse
 from run_builders import run_of
+from test_site import script
 
 from worldline import builtin
 from worldline.cli import main as entry
@@ -441,6 +442,31 @@ def test_intervals_of_many_differences_hold_together() -> None:
 
 
 # --- what is published ---
+
+
+def test_a_published_evaluation_names_no_place_of_this_machine_and_is_verified(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    publish = script("publish")
+    written = publish.main(lab.run, "squares", tmp_path / "results")
+    assert [path.name for path in written] == ["squares.json", "squares.receipt.json"]
+    assert not any(str(lab.place) in path.read_text() for path in written)
+    told = Receipt.load(written[1])
+    assert told.command == "worldline evaluate RUN --num-clips 4 --batch-size 2 --condition-samples 0"
+    assert told.folder is None
+    assert _code(monkeypatch, "verify", written[1]) == 2
+    assert "the run RUN is not here; give its place (--run RUN)" in capsys.readouterr().err
+    found = verify(written[1], VerifyOptions(run=lab.run))
+    assert [one for one in found.numbers or () if one.verdict != "equal"] == []
+    assert {one.verdict for one in found.numbers or ()} == {"equal"}
+    assert publish.public(["twin-mini-val", str(builtin.TWIN_MINI_VAL), "runs/a", "/data/b"], "data") == [
+        *("twin-mini-val", "twin-mini-val", "runs/a", "DATA")
+    ]
+
+
+def test_every_published_receipt_is_whole_and_of_its_table() -> None:
+    for path in (ROOT / "docs/results").glob("*.receipt.json"):
+        Receipt.load(path).refuse_other_files(path)
 
 
 @pytest.mark.slow

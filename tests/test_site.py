@@ -19,7 +19,7 @@ WITHOUT_A_FLOW = {
 FROM_ELSEWHERE = re.compile(r'<(?:script|img|iframe|link rel="stylesheet")[^>]*(?:src|href)="(?:https?:)?//[^"]*"')
 
 
-def _script(name: str) -> ModuleType:
+def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -42,7 +42,7 @@ def test_the_site_builds_as_documented_and_needs_no_other_server(tmp_path: Path)
 
 
 def test_drawings_are_what_the_script_makes(tmp_path: Path) -> None:
-    _script("drawings").main(tmp_path)
+    script("drawings").main(tmp_path)
     made = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
     there = {name: (ROOT / "docs/media" / name).read_text(encoding="utf-8") for name in made}
     assert made == there, "run python scripts/drawings.py"
@@ -50,7 +50,7 @@ def test_drawings_are_what_the_script_makes(tmp_path: Path) -> None:
 
 
 def test_the_house_is_the_import_contract() -> None:
-    drawing = _script("drawings").house()
+    drawing = script("drawings").house()
     assert {"worldline.cli", "worldline.schema", "worldline.process"} <= set(drawing.boxes)
     nn, process, schema = (drawing.boxes[f"worldline.{name}"] for name in ("nn", "process", "schema"))
     assert nn.row == process.row < schema.row
@@ -60,12 +60,12 @@ def test_the_house_is_the_import_contract() -> None:
 def test_the_tour_says_what_lives_in_every_room() -> None:
     rows = [line.split("|")[1] for line in PAGES["tour"].splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    rooms = {name.removeprefix("worldline.") for name in _script("drawings").house().boxes}
+    rooms = {name.removeprefix("worldline.") for name in script("drawings").house().boxes}
     assert named == rooms, "docs/tour.md, The house: one row of the table for each room of the import contract"
 
 
 def test_texts_fit_their_boxes() -> None:
-    module = _script("drawings")
+    module = script("drawings")
     drawings = [*module.FLOWS.values(), module.house()]
     lines = [line for drawing in drawings for box in drawing.boxes.values() for line in box.text.split("\n")]
     assert [line for line in lines if len(line) > 21] == []

@@ -18,12 +18,11 @@ from worldline.evaluation.receipt import (
     beside,
     differences,
 )
-from worldline.evaluation.result import Evaluation
 from worldline.files import read_json
 from worldline.metrics.table import METRICS
 from worldline.progress import say
 from worldline.ranks import Ranks
-from worldline.rundir import RunDir, built, to_json
+from worldline.rundir import RunDir, built
 from worldline.schema import UsageError
 
 TOLERANCES = {"dB": 0.05, "nats": 0.01, "share": 0.003}
@@ -145,25 +144,26 @@ def verify(receipt: str | Path, options: VerifyOptions | None = None) -> Verific
         result = Verification(receipt=str(path), command=told.command, differences=others, numbers=None)
         if options.identities:
             return result
-        evaluation = _again(run, asked, ranks)
-    recorded, found = numbers_of(read_json(beside(path)["metrics"])), numbers_of(to_json(Evaluation, evaluation))
+        evaluated = _again(run, asked, ranks)
+    recorded, found = numbers_of(read_json(beside(path)["metrics"])), numbers_of(evaluated)
     elsewhere = any(one.kind in ("code", "library", "processor") for one in others)
     exact = not elsewhere and here.processor.device == "cpu" and told.made.threads == torch.get_num_threads()
     return replace(
         result,
         numbers=tuple(_compared(name, *one, found.get(name), exact=exact) for name, one in recorded.items()),
         more=len(found.keys() - recorded.keys()),
-        not_computed=evaluation.not_computed,
+        not_computed=evaluated["not_computed"],
     )
 
 
-def _again(run: str | Path, asked: EvaluateOptions, ranks: Ranks) -> Evaluation:
-    """Evaluate again, into a folder that is gone afterwards."""
+def _again(run: str | Path, asked: EvaluateOptions, ranks: Ranks) -> dict[str, Any]:
+    """Evaluate again, into a folder that is gone afterwards; the content of its metrics.json."""
     with tempfile.TemporaryDirectory(prefix="worldline_verify_") as own:
         out = Path(ranks.agreed(own))
-        evaluation = evaluate(run, replace(asked, out=out), ranks=ranks)
-        ranks.agreed(None)  # nobody removes it before all are done
-        return evaluation
+        evaluate(run, replace(asked, out=out), ranks=ranks)
+        content = read_json(out / "metrics.json")
+        ranks.agreed(None)  # nobody removes it before all have read it
+        return content
 
 
 # --- what was evaluated, found again ---
