@@ -154,7 +154,7 @@ class Scene(Judged):
         """The forecast under every condition, by the id of its row, or why there is none: all from one context."""
         given: dict[str, States] = {}
         found: dict[str, Made | NotComputed] = {}
-        for id, states_of in CONDITIONS.items():
+        for id, states_of in ((id, CONDITIONS[id]) for id in ROWS if id in CONDITIONS):
             if self.rolled and not ROWS[id].listed:
                 continue
             try:
