@@ -344,6 +344,9 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     page = page_of(run_of(tmp_path / "x" / "run", psnr=24.0), run_of(tmp_path / "y" / "run", psnr=25.0))
     assert "model · x/run" in page
     assert "model · y/run" in page
+    twice = page_of(tmp_path / "x" / "run", tmp_path / "x" / "run")
+    assert "x/run (2)" in twice
+    assert twice.count('<div class="player"') == 2
 
 
 def test_a_log_that_is_being_written_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:

@@ -147,6 +147,17 @@ def test_a_tokenizer_forecasts_nothing() -> None:
     assert found.answers == ()
 
 
+def test_the_page_of_a_tokenizer_asks_it_for_no_forecast(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "tokenizer")
+    (run / "evaluation/forecasts.npz").unlink()
+    path = run / "evaluation/metrics.json"
+    replace(Evaluation.load(path), protocol="tokenizer").save(path)
+    page = page_of(run)
+    assert "Not computed: this model makes no forecast." in text_of(page, "audit")
+    assert "Not computed: this model makes no forecast." in text_of(page, "uncertainty")
+    assert "it makes no forecast" in text_of(page, "summary")
+
+
 # --- moving pictures ---
 
 

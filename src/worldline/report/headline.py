@@ -78,6 +78,8 @@ def finding_of(evaluation: Evaluation, id: str) -> Finding | None:
 
 def why_not(evaluation: Evaluation, id: str) -> str:
     """Why there is no finding of a study."""
+    if evaluation.protocol not in ("compression", "sampling"):
+        return "this model makes no forecast"
     return evaluation.not_computed.get(id, "this evaluation is of a version without it; evaluate again")
 
 

@@ -20,8 +20,9 @@ INCOMPARABLE = (
 
 
 def format_number(value: float, unit: str) -> str:
-    """Write a number as in every table: dB with two decimals, all else with three."""
-    return f"{value:.2f}" if unit == "dB" else f"{value:.3f}"
+    """Write a number as in every table: dB with two decimals, per cent with one, all else with three."""
+    digits = {"dB": 2, "%": 1}.get(unit, 3)
+    return f"{value:.{digits}f}"
 
 
 def format_interval(value: Interval, unit: str) -> str:

@@ -40,15 +40,23 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         raise UsageError("a report needs at least one run folder; give a run folder, or several (worldline report RUN)")
     path = runs[0] if out is None else out
     path = path if path.suffix == ".html" else path / "report.html"
-    gathered = [gather(folder) for folder in runs]
-    if len({run.name for run in gathered}) < len(gathered):
-        parents = [folder.resolve().parent.name for folder in runs]
-        gathered = [replace(run, name=f"{parent}/{run.name}") for run, parent in zip(gathered, parents, strict=True)]
+    names = _names(runs)
+    gathered = [replace(gather(folder), name=name) for folder, name in zip(runs, names, strict=True)]
     page = _render(gathered)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """Names of run folders that tell them apart: of folders of one name with their parents', then by number."""
+    folders = [folder.resolve() for folder in runs]
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
+    seen = [names[:number].count(name) for number, name in enumerate(names)]
+    return [f"{name} ({count + 1})" if count else name for name, count in zip(names, seen, strict=True)]
 
 
 # --- the page ---
