@@ -29,7 +29,6 @@ SUITE = (
     "twin_rendering",
     "audit",
     "horizon",
-    "regions",
     "threads",
 )
 

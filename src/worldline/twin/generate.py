@@ -97,7 +97,9 @@ def generate(out: Path, config: TwinConfig, *, workers: int = 1, pairs: bool = F
             pass
         markers = [read_json(out / f"metadata/metadata_{i}.json") for i in range(config.episodes)]
         count = sum(marker["shard_num_frames"] for marker in markers)
-        made = {"generator": "worldline twin", **record} | ({"pairs": True} if pairs else {})
+        made: dict[str, object] = {"generator": "worldline twin", **record}
+        if pairs:
+            made["pairs"] = True
         shape: dict[str, Any] = {"num_shards": config.episodes, "num_images": count}
         finish_shards(out, **shape, fps=float(config.fps), layout=LAYOUT, provenance=made)
 
@@ -173,6 +175,8 @@ def physics_of(source: Source, episode: int) -> tuple[Path, int]:
 
     Raises `UsageError` where its physics were not saved beside it: it is no episode of the twin, or was converted.
     """
+    if source.kind != "1x-raw" or source.layout.names != LAYOUT.names:
+        raise UsageError(f"{source.path} is no data set of the twin, and holds no saved physics (worldline data twin)")
     footage, first = source.footage(episode)
     root, number = footage.parents[1], footage.stem.rpartition("_")[-1]
     if first or not number.isdecimal() or not (root / RECORD).exists() or not _physics(root, int(number)).exists():

@@ -73,7 +73,8 @@ class Regions(Study):
         return found
 
     def conclude(self, found: Found) -> Finding:
-        rows = [row for row in (found.forecast, *SHOWN) if f"{row}/still/psnr_db" in found.measured]
+        shown = dict.fromkeys((found.forecast, *SHOWN))
+        rows = [row for row in shown if f"{row}/still/psnr_db" in found.measured]
         regions = [one for one in _ORDER if any(_mean(found, f"{row}/{one}/psnr_db") for row in rows)]
         if not regions:
             raise NotComputed(f"no clip shows {FEWEST} pixels of any region")
