@@ -8,6 +8,7 @@ from pathlib import Path
 
 from worldline.evaluation.result import Evaluation, label_of
 from worldline.evaluation.rows import mean_id
+from worldline.evaluation.sets import floors_of
 from worldline.metrics.table import METRICS
 from worldline.report.tables import facts_of, format_interval
 
@@ -40,9 +41,7 @@ def main(folder: Path) -> None:
     for evaluation in evaluations:
         print("| " + " | ".join(line(evaluation)) + " |")
     print()
-    for name in ("fid", "fd_alex"):
-        if (floor := first.settings.get(f"{name}_floor")) is not None:
-            print(f"{label_of(name)} between two halves of the true frames: {floor}")
+    print("\n".join(floors_of(first.settings)))
     for name in ("ssim", "lpips", "fid", "fd_alex"):
         if name in first.not_computed:
             print(f"not computed: {label_of(name)}: {first.not_computed[name]}")

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from commands import do
 
+from worldline.metrics.table import METRICS
+
 ROOT = Path(__file__).parents[1]
 STORED: dict[str, Any] = json.loads((ROOT / "tests/figures/builtins.json").read_text())
 """Recorded with worldline 842be2b, before there was one engine; only the names of rows became ids. The rows of the
@@ -23,11 +25,12 @@ def _scored(arguments: str, out: Path, capsys: pytest.CaptureFixture[str]) -> di
 
 
 def _agree(found: dict[str, dict[str, float]], expected: dict[str, dict[str, float]]) -> None:
-    """Rows and metrics that are younger than the stored figures are not compared."""
+    """Rows and metrics younger than the stored figures are left out, and metrics whose weights are not here."""
     assert found.keys() >= expected.keys()
     for row, metrics in expected.items():
-        same = {name: found[row].get(name) for name in metrics}
-        assert same == pytest.approx(metrics, rel=ROUNDING, abs=ROUNDING), row
+        known = {name: mean for name, mean in metrics.items() if name in found[row] or not METRICS[name].learned}
+        same = {name: found[row].get(name) for name in known}
+        assert same == pytest.approx(known, rel=ROUNDING, abs=ROUNDING), row
 
 
 @pytest.mark.parametrize("protocol", ["compression", "sampling"])

