@@ -1,6 +1,7 @@
 """Inverse dynamics in an evaluation: what is read from each row against what it was given; misfits are refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,17 @@ from builders import write_squares
 from run_builders import run_of
 from test_inverse_dynamics import SMALL, run_on_squares
 
+from worldline import builtin
+from worldline.data.clips import DataConfig, open_clips
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate
 from worldline.evaluation.reader import Reader
+from worldline.evaluation.reader_choice import choose_reader
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.rows import Judged
 from worldline.evaluation.studies.inverse_dynamics import AS_TRUE, InverseDynamicsStudy, spread_of
 from worldline.evaluation.study import Found
+from worldline.families.card import describe_model
+from worldline.families.inverse_dynamics import load_inverse_dynamics
 from worldline.forecasting.forecaster import CopyLast
 from worldline.metrics.states import state_error
 from worldline.metrics.table import NotComputed
@@ -158,6 +164,7 @@ def test_every_row_with_frames_has_a_state_error(lab: Path, tmp_path: Path) -> N
 def test_without_a_model_that_fits_it_is_not_computed_and_said_how_to_train_one(lab: Path, tmp_path: Path) -> None:
     evaluation = judged(lab, tmp_path)
     why = evaluation.not_computed["state_error"]
+    assert "the built-in inverse-dynamics model reads other states" in why
     assert "worldline train inverse_dynamics_tiny" in why
     assert "--data.image-size 16" in why
     assert evaluation.not_computed["inverse_dynamics"] == why
@@ -223,3 +230,33 @@ def test_alone_it_has_no_use_for_what_forecasts_need(lab: Path) -> None:
     for words in ({"num_samples": 2}, {"inverse_dynamics": lab / "reader"}, {"horizon": "2s"}):
         with pytest.raises(UsageError, match="would change nothing: the states protocol does not use them"):
             evaluate(lab / "reader", EvaluateOptions(**words))
+
+
+# --- the built-in ---
+
+
+def test_the_built_in_reads_the_arms_and_is_the_choice_for_worlds_of_the_twin_alone() -> None:
+    place = builtin.INVERSE_DYNAMICS_TINY
+    assert sum(file.stat().st_size for file in place.iterdir()) < 1_000_000
+    model, contract = load_inverse_dynamics(place), describe_model(place).promise
+    names = contract.state_names
+    read = {name for name, readable in zip(names, model.readable.tolist(), strict=True) if readable}
+    arms = {name for name in names if any(joint in name for joint in ("SHOULDER", "ELBOW", "WRIST"))}
+    assert read == arms | {"KNEE_PITCH", "ANKLE_PITCH", "RIGHT_HAND_CLOSURE"}  # bent knees lower the camera
+
+    twin = open_clips(DataConfig(path=builtin.TWIN_MINI_VAL, image_size=64), "val")
+    world = describe_model(builtin.COMPRESSION_TINY).promise
+    chosen = choose_reader(None, world, twin, "held-out")
+    assert (chosen.folder, chosen.split, chosen.why_not) == (place, "held out", "")
+    slower = replace(world, fps=15.0)
+    assert "reads clips of 30 frames per second" in choose_reader(None, slower, twin, "held-out").why_not
+
+
+def test_data_of_the_same_names_that_are_not_the_twins_get_none_by_default(tmp_path: Path) -> None:
+    copied = tmp_path / "robot"
+    shutil.copytree(builtin.TWIN_MINI_VAL, copied, ignore=shutil.ignore_patterns("twin.json", "physics"))
+    clips = open_clips(DataConfig(path=copied, image_size=64), "val")
+    world = describe_model(builtin.COMPRESSION_TINY).promise
+    assert "was trained on the twin" in choose_reader(None, world, clips, "held-out").why_not
+    given = choose_reader(builtin.INVERSE_DYNAMICS_TINY, world, clips, "held-out")
+    assert given.folder == builtin.INVERSE_DYNAMICS_TINY

@@ -195,9 +195,11 @@ def sampling_tiny() -> TrainConfig:
 
 
 def inverse_dynamics_tiny() -> TrainConfig:
-    """Reads states from frames, to say whether a forecast shows what was commanded; 0.4 M parameters, on the twin.
+    """Reads states from frames, to say whether a forecast shows what was commanded; 0.46 M parameters, on the twin.
 
-    `worldline evaluate WORLD --inverse-dynamics RUN` uses it. About 20 minutes on one core.
+    `worldline evaluate WORLD --inverse-dynamics RUN` uses it. About 16 minutes on one core. Expected
+    (docs/inverse_dynamics.md), trained on 400 episodes, which is the built-in: the 14 joints of the arms are read with
+    an R^2 of 0.6 to 0.98, most of the others are not.
     """
     colours = AugmentConfig(brightness=0.1, contrast=0.1, saturation=0.1)  # a crop would move what is measured
     return TrainConfig(
@@ -207,7 +209,7 @@ def inverse_dynamics_tiny() -> TrainConfig:
             lr=1.5e-3, warmup_steps=100, schedule="cosine", weight_decay=0.05, clip_norm=1.0, ema_decay=0.998
         ),
         batch_size=16,
-        steps=10000,
+        steps=8000,
     )
 
 

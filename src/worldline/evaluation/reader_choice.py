@@ -52,8 +52,6 @@ def choose_reader(given: Path | None, contract: Contract, clips: Clips, on: On) 
         if given is not None:
             raise UsageError(f"{clips.source.path} holds no frames to read states from; leave out --inverse-dynamics")
         return Chosen(why_not="the data hold no frames to read states from")
-    if given is None and not builtin.INVERSE_DYNAMICS_TINY.is_dir():
-        return Chosen(why_not=TRAIN.format(size=contract.image_size or 64))
     folder = model_folder(builtin.INVERSE_DYNAMICS_TINY if given is None else builtin.resolve(given))
     card, split = describe_model(folder), "not checked"
     why = misfit(card, contract, clips)
