@@ -9,7 +9,7 @@
     run/best.json              which checkpoint is the best by the metric of `keep_best`, and its value
     run/unigram.npy            how often each token occurs in training (worlds over tokens)
     run/kept.npy               how many of each future grid's training tokens are the last context grid's, and not
-    run/evaluation/            metrics.json, forecasts.npz
+    run/evaluation/            metrics.json, receipt.json, scores.npz, forecasts.npz
     run/report.html
 
 A model folder is `model.json` (what it is, how to build it, what data it needs, statistics of their states) and
