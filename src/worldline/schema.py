@@ -135,6 +135,10 @@ class Episode:
     """Its own number in the data set, where that is not `index` (LeRobot's `episode_index`)."""
     recording: str | None = None
     """Which recording the episode was made from (`splits.recording_of`), where its folder names it."""
+    task: str = ""
+    """What the robot was told to do, in words, where that is known."""
+    provenance: Mapping[str, str | int] = field(default_factory=dict)
+    """What an export of worldline says of where the episode comes from (`formats.lerobot.write.Provenance`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

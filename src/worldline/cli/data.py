@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Union
+from typing import Annotated, Any, ClassVar, Literal, Union
 
 import tyro
 
@@ -13,13 +13,16 @@ from worldline.contract import FramePattern
 from worldline.data.clips import Side, check_episodes
 from worldline.data.info import Info, inspect
 from worldline.encoding.encode import Made, convert, encode, tokenize
+from worldline.encoding.export import to_lerobot
 from worldline.families.tokenizers import fingerprint, load_tokenizer
+from worldline.formats.lerobot.write import Actions, Version
 from worldline.formats.open import OpenOptions, choose_episodes, only
 from worldline.formats.source import Source, summarise
 from worldline.formats.states import implausible, warn
 from worldline.progress import say, show, speaks
 from worldline.ranks import Ranks
 from worldline.rundir import to_json
+from worldline.schema import UsageError
 from worldline.twin.generate import TwinConfig, generate
 
 EXAMPLES = """
@@ -29,6 +32,7 @@ Examples:
   worldline data info twin-mini
   worldline data info MY_LEROBOT_SET --conditioning action --json
   worldline data convert MY_LEROBOT_SET OUT --size 256
+  worldline data convert MY_1X_SET OUT --to lerobot-v3.0
   worldline data tokenize MY_LEROBOT_SET OUT --tokenizer runs/tokenizer --size 64
   worldline data encode MY_LEROBOT_SET OUT --tokenizer runs/vae --size 64
   worldline data twin OUT --episodes 100 --seed 7 --size 64
@@ -89,7 +93,7 @@ class Making(Opening, Checked):
             warn(implausible(source, chosen))
         with Ranks.start(getattr(self, "device", "cpu")) as ranks:
             done = self.make(source, chosen, size=self.size, ranks=ranks)
-        show({"folder": str(done.folder), **done.counts}, text=str(done), as_json=self.json)
+        show({"folder": str(done.folder), **done.found}, text=str(done), as_json=self.json)
 
     def make(self, source: Source, chosen: tuple[int, ...], *, ranks: Ranks, **how: Any) -> Made:
         raise NotImplementedError
@@ -97,10 +101,28 @@ class Making(Opening, Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertJob(Making):
-    """Write any source of frames in the 1X raw layout."""
+    """Write any source of frames in the 1X raw layout, or as LeRobot."""
+
+    to: Literal["1x-raw", "lerobot-v2.1", "lerobot-v3.0"] = "1x-raw"
+    append: bool = False
+    """LeRobot: add to the data set in OUT, which worldline wrote, the episodes that are not there yet."""
+    task: str | None = None
+    """LeRobot: what the robot is told to do, in words; if not given, what the source says, or `unknown`."""
+    actions: Actions | None = None
+    """LeRobot: what `action` holds; if not given, the source's own actions where it has some, else the next state."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lerobot = {"--append": self.append, "--task": self.task is not None, "--actions": self.actions is not None}
+        if self.to == "1x-raw" and (idle := [name for name, given in lerobot.items() if given]):
+            raise UsageError(f"{' and '.join(idle)} would change nothing of 1X data; give --to lerobot-v3.0 too")
 
     def make(self, source: Source, chosen: tuple[int, ...], **how: Any) -> Made:
-        return convert(only(source, chosen), self.out, **how)
+        if self.to == "1x-raw":
+            return convert(only(source, chosen), self.out, **how)
+        version: Version = "v3.0" if self.to == "lerobot-v3.0" else "v2.1"
+        how |= {"append": self.append, "task": self.task, "actions": self.actions}
+        return to_lerobot(only(source, chosen), self.out, version=version, **how)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,8 +57,9 @@ def repeated(source: Source, episodes: Sequence[int]) -> Iterator[DataError]:
     """Say of how many episodes the recording is there under another number already, and name the first."""
     if source.kind == "1x-tokens":  # they may hold a recording at several start offsets
         return
+    own = [i for i in episodes if not source.episodes[i].provenance.get("forecaster")]  # of one start: many futures
     first: dict[str, int] = {}
-    if pairs := [(at, i) for i in episodes if (at := first.setdefault(recording_of(source, i), i)) != i]:
+    if pairs := [(at, i) for i in own if (at := first.setdefault(recording_of(source, i), i)) != i]:
         one, two = (source.episodes[i] for i in pairs[0])
         yield DataError(
             source.path,

@@ -39,9 +39,17 @@ class Made:
     counts: dict[str, int]
     """Of `episodes`, of those that were `reused` because they were there already, and of what was made of them."""
 
+    psnr: float | None = None
+    """Of new video against what was encoded, where that was measured; dB."""
+
+    @property
+    def found(self) -> dict[str, int | float]:
+        """All numbers, by name."""
+        return self.counts | ({} if self.psnr is None else {"psnr": round(self.psnr, 2)})
+
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
-        return f"{self.folder}: {counts}"
+        return f"{self.folder}: {counts}" + ("" if self.psnr is None else f"; video {self.psnr:.1f} dB PSNR")
 
 
 def fill(

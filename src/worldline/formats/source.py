@@ -135,6 +135,14 @@ class Source:
         """The file of an episode's states, and all of them as they are stored, perhaps a map. Raises `DataError`."""
         raise NotImplementedError
 
+    def column(self, episode: int, name: str) -> Float[np.ndarray, "n d"] | None:
+        """What else a recording has a row of for each frame, by name (`action`); None where it has no such column."""
+        return None
+
+    def column_names(self, name: str) -> tuple[str, ...]:
+        """The names of a column's places; empty where there is no such column."""
+        return ()
+
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         """Decode frames `start .. stop-1` of an episode in pieces of bounded size; 0 threads are as many as cores."""
         raise UsageError(f"{self.path}: no video in this data set, it is {self.kind}; give the one it was made from")

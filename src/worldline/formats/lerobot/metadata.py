@@ -1,5 +1,6 @@
 """meta/ of a LeRobot data set, v2.x or v3.0: its cameras, its states, its episodes, and the places of their files."""
 
+import json
 import re
 from codecs import BOM_UTF8
 from collections import Counter
@@ -18,12 +19,22 @@ from worldline.formats.source import LeavingOut, validated
 from worldline.schema import DataError, Episode, UsageError
 
 INFO = "meta/info.json"
+MARK = "meta/worldline.json"
+"""What worldline's own writer adds."""
+PREFIX = "worldline"  # of the columns and of the entries of an episode that it adds
 NO_FILE = "no file"
 _VERSIONS = ("v2.0", "v2.1", "v3.0")
-_NO_NUMBERS = ("video", "image", "string")
+NO_NUMBERS = ("video", "image", "string")
 _NEVER_STATES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _LONGEST_NAME = 255  # bytes of a file's name that file systems allow
 _WIDEST = 100_000
+_SAID = (
+    "tasks",
+    *(
+        f"{PREFIX}/{name}"
+        for name in ("source", "episode", "recording", "start", "forecaster", "run", "seed", "sample")
+    ),
+)
 _Index = Annotated[int, Field(ge=0, le=10**9)]
 
 
@@ -141,7 +152,7 @@ class Meta:
 
     def dim(self, column: str) -> int:
         """Numbers in a row of a column. Raises `UsageError` for a column that is not there or holds no numbers."""
-        numeric = [key for key, feature in self.features.items() if feature.get("dtype") not in _NO_NUMBERS]
+        numeric = [key for key, feature in self.features.items() if feature.get("dtype") not in NO_NUMBERS]
         if column not in numeric:
             choices = ", ".join(key for key in numeric if key not in _NEVER_STATES) or "it has none"
             problem = f"no numbers in {column!r}" if column in self.features else f"no {column!r}"
@@ -195,6 +206,7 @@ class Meta:
         for path, where, content in rows:
             with leaving.around(f"{where} of {path.name}"):
                 row = validated(path, _Listed, content, where)
+                said = _said_of(json.loads(content) if isinstance(content, bytes) else content)
                 chunk = row.episode_index // self.chunks_size
                 own = {"episode_index": row.episode_index, "episode_chunk": chunk, "video_key": camera}
                 yield Recording(
@@ -207,6 +219,7 @@ class Meta:
                     video=self._place(self.video_path, row.video_chunk, row.video_file, **own) if shown else None,
                     begins=row.begins if v3 and shown else None,
                     frames_in_file=row.length,
+                    **said,
                 )
 
     def _place(self, template: str | None, chunk: int = 0, file: int = 0, **fields: object) -> Path:
@@ -238,8 +251,22 @@ def _rows(root: Path, camera: str | None, leaving: LeavingOut) -> Iterator[tuple
         columns |= {name: f"videos/{camera}/{column}" for name, column in names.items()}
     for path in files:
         with leaving.around(f"what {path.name} lists"):
-            for i, row in enumerate(read_columns(path, tuple(columns.values())).to_pylist()):
-                yield path, f"row {i}", {name: row[column] for name, column in columns.items()}
+            for i, row in enumerate(read_columns(path, tuple(columns.values()), _SAID).to_pylist()):
+                said = {name: row[name] for name in _SAID if name in row}
+                yield path, f"row {i}", {name: row[column] for name, column in columns.items()} | said
+
+
+def _said_of(row: dict[str, Any]) -> dict[str, Any]:
+    """What is said of an episode beside its place: its task, and where an export of worldline has it from.
+
+    Part of a recording, or one imagined from it, counts as that recording: who is validated on it may not be trained
+    on this. A whole one is known by its own states.
+    """
+    tasks, marked = row.get("tasks"), f"{PREFIX}/"
+    task = next((one for one in tasks if isinstance(one, str)), "") if isinstance(tasks, list) else ""
+    of = {name.removeprefix(marked): value for name, value in row.items() if name.startswith(marked)}
+    part = of.get("forecaster") or of.get("start")
+    return {"task": task, "provenance": of, "recording": str(of["recording"]) if part and "recording" in of else None}
 
 
 def flat_names(names: Any) -> list[str]:

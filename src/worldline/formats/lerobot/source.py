@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from worldline.contract import Reading
 from worldline.files import read_json
-from worldline.formats.lerobot.metadata import INFO, NO_FILE, Meta, Recording, flat_names
-from worldline.formats.lerobot.tables import Table, read_images, read_table
+from worldline.formats.lerobot.metadata import INFO, MARK, NO_FILE, NO_NUMBERS, Meta, Recording, flat_names
+from worldline.formats.lerobot.tables import Table, matrix, read_columns, read_images, read_table
 from worldline.formats.source import LeavingOut, Report, Source, check_totals, leave_out_absent
 from worldline.formats.states import bounds_of, guess_kind
 from worldline.formats.video import decode_image, frame_times, pair, probe, rate, runs_at, stream_frames
@@ -55,6 +56,18 @@ class LerobotSource(Source):
     def states_of(self, episode: int) -> tuple[Path, Float[np.ndarray, "n s"]]:
         rows, table = self._rows(episode)
         return table.path, table.values[rows]
+
+    def column(self, episode: int, name: str) -> Float[np.ndarray, "n d"] | None:
+        if not (names := self.column_names(name)):
+            return None
+        rows, table = self._rows(episode)
+        return matrix(table.path, read_columns(table.path, (name,)), name, len(names))[rows]
+
+    def column_names(self, name: str) -> tuple[str, ...]:
+        if self.meta.features.get(name, {}).get("dtype", "string") in NO_NUMBERS:
+            return ()
+        dim, names = self.meta.dim(name), flat_names(self.meta.features[name].get("names"))
+        return tuple(names if len(names) == dim == len(set(names)) else [f"{name}.{i}" for i in range(dim)])
 
     def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
         """The frame of the video that shows each row; for images in the table, the row itself."""
@@ -226,4 +239,14 @@ def _layout(meta: Meta, columns: tuple[str, ...], dims: tuple[int, ...], tables:
     usual = np.where(rows == rows.clip(*bounds_of(rows)), rows, np.nan)
     low, high = np.nanmin(usual, axis=0).tolist(), np.nanmax(usual, axis=0).tolist()
     kinds: list[StateKind] = [guess_kind(*one) for one in zip(names, low, high, strict=True)]
-    return StateLayout(names=tuple(names), kinds=tuple(kinds))
+    known = _known_kinds(meta.root)
+    return StateLayout(names=tuple(names), kinds=tuple(known.get(*one) for one in zip(names, kinds, strict=True)))
+
+
+def _known_kinds(root: Path) -> dict[str, StateKind]:
+    """Kinds of states by name, where worldline's writer has noted them: of an export, none need be guessed."""
+    with suppress(DataError, KeyError, TypeError, ValueError):
+        said = read_json(root / MARK)["export"]
+        pairs = zip(said["state_names"], said["state_kinds"], strict=True)
+        return {name: kind for name, kind in pairs if kind in get_args(StateKind)}
+    return {}
