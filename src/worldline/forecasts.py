@@ -7,6 +7,7 @@
     OUT/NAME/tokens.npz                      --format png, worlds over tokens: these without frames
     OUT/NAME.mp4                             --format mp4: to be looked at, with the context before it
     OUT/SHA256SUMS                           hashes of all files of samples, as `sha256sum -c` reads them; not of videos
+    OUT/meta, data, videos                   --format lerobot-v3.0, lerobot-v2.1: a data set, in place of all else
 
 A sample of the challenge's test set is named as its file, `sample_12`; any other clip by its number, `clip_00012`. The
 same call again continues an interrupted forecast. Several ranks share the clips.
@@ -29,7 +30,9 @@ from torch import Tensor
 
 from worldline import builtin
 from worldline.checks import Natural, Seed
+from worldline.contract import FramePattern
 from worldline.data.clips import Clips, check_episodes
+from worldline.evaluation.evaluate import frames_ahead
 from worldline.evaluation.held_out import DataChoice, evenly, held_out, warn_of_strange_states
 from worldline.evaluation.receipt import identities_of
 from worldline.families.card import describe_model
@@ -38,6 +41,9 @@ from worldline.families.load import Loaded, folders_of, load_forecaster, members
 from worldline.files import atomic, hash_of_file, read_json, read_npz, reading, write_json, write_npz
 from worldline.forecasting.forecaster import clip_seeds
 from worldline.forecasting.postprocess import mean
+from worldline.forecasting.recorded import write_forecasts
+from worldline.forecasting.rollout import RollOut
+from worldline.formats.lerobot.write import Version
 from worldline.formats.video import encode
 from worldline.metrics.tokens import TOP
 from worldline.progress import say
@@ -50,7 +56,7 @@ SUMS = "SHA256SUMS"
 PICTURE = "future_{}/frame_{:03d}.png"
 AT_ONCE = 4
 """Most clips that one process forecasts at once: with fewer, several processes share the work better."""
-Layout = Literal["mp4", "png", "npz"]
+Layout = Literal["mp4", "png", "npz", "lerobot-v2.1", "lerobot-v3.0"]
 _wrong = partial(DataError, fix="Forecast again.")
 
 
@@ -103,9 +109,16 @@ class ForecastOptions(DataChoice, LoadOptions):
     """Folder for the forecasts; if not given, `RUN/forecasts` (for built-ins: runs/NAME)."""
     format: Layout = "mp4"
     """`mp4` shows context and futures, beside the real clip where it is known; `png` contains only the predicted
-    frames, lossless; `npz` contains these and, for worlds over tokens, tokens and their 500 best log-probabilities."""
+    frames, lossless; `npz` contains these and, for worlds over tokens, tokens and their 500 best log-probabilities.
+    `lerobot-v3.0` and `lerobot-v2.1` make a LeRobot data set: every future is an episode, after its context."""
     mean: bool = False
     """Worlds over latents: write the mean of the samples, pixel by pixel, in their place: the best guess under PSNR."""
+    horizon: str | int | None = None
+    """LeRobot: how far ahead, in frames or seconds, for example `300` or `10s`; one window if not given."""
+    append: bool = False
+    """LeRobot: add to the data set in --out, which worldline wrote, the episodes that are not there yet."""
+    task: str | None = None
+    """LeRobot: what the robot is told to do, in words; if not given, what the data say, or `unknown`."""
     seed: Seed = 0
 
     def __post_init__(self) -> None:
@@ -116,6 +129,17 @@ class ForecastOptions(DataChoice, LoadOptions):
             raise UsageError("--clips names the clips, so --num-clips would change nothing; give one of them")
         if isinstance(self.num_clips, int) and self.num_clips < 1:
             raise UsageError(f"{self.num_clips} clips are none to forecast; give --num-clips 1 or more, or all")
+        only = {"--horizon": self.horizon is not None, "--append": self.append, "--task": self.task is not None}
+        if not self.version and (idle := [name for name, given in only.items() if given]):
+            raise UsageError(f"{' and '.join(idle)} would change nothing here; give --format lerobot-v3.0 too")
+        if self.horizon is not None:
+            frames_ahead(self.horizon, fps=1000.0)
+
+    @property
+    def version(self) -> Version | None:
+        """Of LeRobot, if that is the layout."""
+        known: dict[Layout, Version] = {"lerobot-v2.1": "v2.1", "lerobot-v3.0": "v3.0"}
+        return known.get(self.format)
 
 
 def forecast(run: str | Path, options: ForecastOptions, *, ranks: Ranks | None = None) -> list[Path]:
@@ -129,6 +153,8 @@ def forecast(run: str | Path, options: ForecastOptions, *, ranks: Ranks | None =
         with Ranks.start(options.device) as ranks:
             return forecast(run, options, ranks=ranks)
     run = builtin.resolve(run)
+    if options.version is not None:
+        return [_as_lerobot(run, options, options.version, ranks)]
     out = options.out or builtin.results_of(run) / "forecasts"
     with ranks.first():  # what is refused is refused once, and before any weights are read
         clips, samples = _chosen(run, options)
@@ -147,7 +173,26 @@ def forecast(run: str | Path, options: ForecastOptions, *, ranks: Ranks | None =
     return list(files.values())
 
 
-def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[Sample]]:
+def _as_lerobot(run: Path, options: ForecastOptions, version: Version, ranks: Ranks) -> Path:
+    """Write forecasts, of one window or of a horizon, as a LeRobot data set; give its folder."""
+    out, pattern = options.out or builtin.results_of(run) / options.format, None
+    with ranks.first():  # what is refused is refused once, and before any weights are read
+        clips, samples = _chosen(run, options)
+    loaded = load_forecaster(run, options, device=ranks.device(options.device))
+    forecaster = loaded.forecaster
+    if options.horizon is not None:
+        forecaster = RollOut.of(forecaster, frames_ahead(options.horizon, fps=loaded.contract.fps))
+        pattern = FramePattern(window=forecaster.context_frames + forecaster.lookahead_frames)
+        clips, samples = _chosen(run, options, pattern)
+    how: dict[str, Any] = {"seed": options.seed, "run": run.resolve().name, "task": options.task, "mean_only": options.mean}
+    how |= {"version": version, "append": options.append, "ranks": ranks}
+    numbers = [sample.clip for sample in samples]
+    made = write_forecasts(out, forecaster, clips.sized(forecaster.image_size), numbers, **how)
+    say(f"{out}: {made.episodes} episodes, {made.reused} of them there already; video {made.psnr:.1f} dB PSNR")
+    return out
+
+
+def _chosen(run: Path, options: ForecastOptions, pattern: FramePattern | None = None) -> tuple[Clips, list[Sample]]:
     model = model_folder(run, options.checkpoint)
     card = describe_model(model)
     kind = world_kind(card, model)
@@ -158,7 +203,7 @@ def _chosen(run: Path, options: ForecastOptions) -> tuple[Clips, list[Sample]]:
             "distributions"
         )
     members_of(run, card, options)
-    clips = held_out(run, card.promise, options)
+    clips = held_out(run, card.promise, options, pattern=pattern)
     refuse_unfit(clips.source, card, run, options, shown=options.format != "npz")
     if max(options.clips, default=-1) >= len(clips):
         raise UsageError(f"there is no clip {max(options.clips)}; the data have clips 0..{len(clips) - 1}")

@@ -134,7 +134,8 @@ class Forecast(ForecastOptions):
 
     def carry_out(self) -> None:
         written = [str(path) for path in forecast(self.run, self)]
-        show({"out": str(Path(written[0]).parent), "files": written}, text="\n".join(written), as_json=self.json)
+        out = written[0] if self.version else str(Path(written[0]).parent)  # LeRobot is one folder
+        show({"out": out, "files": written}, text="\n".join(written), as_json=self.json)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,19 +8,27 @@ from typing import Any
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 from worldline.data.cache import frame_chunks
 from worldline.data.clips import check_episodes
 from worldline.data.splits import recording_of
 from worldline.encoding.encode import Made
 from worldline.formats.lerobot import write
-from worldline.formats.lerobot.write import Actions, Export, Provenance, Recorded, Version, add_episodes
-from worldline.formats.source import Source
+from worldline.formats.lerobot.write import (
+    NO_TASK,
+    Actions,
+    Export,
+    Provenance,
+    Recorded,
+    Version,
+    add_episodes,
+    camera_of,
+    next_states,
+)
+from worldline.formats.source import Source, validated
 from worldline.ranks import Ranks
 from worldline.schema import UsageError
-
-NO_TASK = "unknown"
 
 
 def to_lerobot(
@@ -69,17 +77,6 @@ def to_lerobot(
     return Made(folder=out, counts=counts | {"left_out": len(source.left_out)}, psnr=made.psnr)
 
 
-def camera_of(source: Source) -> str:
-    """The key of a camera: the source's own, else by the name of its camera, if that is known."""
-    named = source.reading.camera or "camera"
-    return named if named.startswith("observation.") else f"observation.images.{named}"
-
-
-def next_states(states: Float32[np.ndarray, "f s"]) -> Float32[np.ndarray, "f s"]:
-    """For each frame the state of the next; for the last its own."""
-    return np.concatenate([states[1:], states[-1:]])
-
-
 def _recorded(source: Source, episode: int, export: Export, *, size: int | None, task: str | None) -> Recorded:
     of, states = source.episodes[episode], source.read_states(episode)
     actions = _column(source, episode, "action") if export.actions == "recorded" else next_states(states)
@@ -97,9 +94,9 @@ def _recorded(source: Source, episode: int, export: Export, *, size: int | None,
         actions=states if actions is None else actions.astype(np.float32),
         real=real.astype(bool),
         source_frames=frames.astype(np.int64),
-        uncertainty=uncertainty.astype(np.float32),
+        uncertainty=partial(uncertainty.astype, np.float32),
         task=task or of.task or NO_TASK,
-        provenance=Provenance(**(here | known)),
+        provenance=validated(source.path, Provenance, here | known),
     )
 
 

@@ -189,7 +189,7 @@ class Forecaster(ABC):
         seeds = (seed,) * len(batch) if isinstance(seed, int) else tuple(seed)
         if len(seeds) != len(batch) or min(seeds, default=0) < 0:
             raise UsageError(f"give one seed of 0 or more, or one for each of {len(batch)} clips, not {seed}")
-        return Session(self, Snapshot(made_by=_signature(self), context=self.begin(batch), states=states, seeds=seeds))
+        return Session(self, Snapshot(made_by=signature(self), context=self.begin(batch), states=states, seeds=seeds))
 
     def frames_of(self, batch: Batch, count: int) -> UInt8[Tensor, "b t 3 h w"]:
         """All frames of clips that hold at least `count`, of its size. Raises `UsageError` for other clips."""
@@ -350,13 +350,13 @@ def _check_states(states: Tensor, clips: int, frames: int, dims: int) -> None:
         raise UsageError("the states hold values that are no finite numbers")
 
 
-def _signature(forecaster: Forecaster) -> str:
+def signature(forecaster: Forecaster) -> str:
     """Hash of its settings, and of its models by the names, shapes and first values of their weights."""
     digest = hashlib.sha256(type(forecaster).__name__.encode())
     for part in (part for part in fields(forecaster) if part.compare):
         own: Any = getattr(forecaster, part.name)
         if isinstance(own, Forecaster):
-            own = _signature(own)
+            own = signature(own)
         if isinstance(own, tuple) and any(isinstance(one, torch.nn.Module) for one in own):
             own = torch.nn.ModuleList(own)
         weights = own.state_dict() if isinstance(own, torch.nn.Module) else {"": own}

@@ -264,7 +264,8 @@ def _said_of(row: dict[str, Any]) -> dict[str, Any]:
     """
     tasks, marked = row.get("tasks"), f"{PREFIX}/"
     task = next((one for one in tasks if isinstance(one, str)), "") if isinstance(tasks, list) else ""
-    of = {name.removeprefix(marked): value for name, value in row.items() if name.startswith(marked)}
+    task = task.encode(errors="replace").decode()  # half a character, which JSON can escape, cannot be written
+    of = {name.removeprefix(marked): row[name] for name in _SAID[1:] if name in row}
     part = of.get("forecaster") or of.get("start")
     return {"task": task, "provenance": of, "recording": str(of["recording"]) if part and "recording" in of else None}
 

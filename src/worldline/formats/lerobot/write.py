@@ -1,4 +1,4 @@
-"""LeRobot data sets, v2.1 and v3.0, written and added to: the same episodes in either layout, with where they come from.
+"""LeRobot data sets, v2.1 and v3.0, written and added to: the same episodes in either layout, and their provenance.
 
     meta/info.json               features, totals and the templates of all paths; moved into place last
     meta/worldline.json          that this writer made the data set, and with which settings: no other is added to
@@ -29,7 +29,7 @@ from worldline.files import atomic, hash_of, read_json, reading, remove_temporar
 from worldline.formats.lerobot.metadata import INFO, MARK, PREFIX
 from worldline.formats.lerobot.stats import Histogram, aggregated, of_images, of_rows
 from worldline.formats.lerobot.tables import read_columns
-from worldline.formats.source import validated
+from worldline.formats.source import Source, validated
 from worldline.formats.video import encode, frame_times, stream_frames
 from worldline.owner import LOCK, OWNER
 from worldline.progress import say
@@ -39,6 +39,9 @@ from worldline.schema import DataError, StateKind, UsageError
 Version = Literal["v2.1", "v3.0"]
 Actions = Literal["recorded", "next_state"]
 REAL, SOURCE_FRAME, UNCERTAINTY = (f"{PREFIX}.{name}" for name in ("real", "source_frame", "uncertainty"))
+MEAN = -1
+NO_TASK = "unknown"
+"""LeRobot asks for a task in words."""
 CRF = 18
 """Quality of the video: x264's constant rate factor."""
 _STAGED, _PLAN, _MOVES = ".worldline", "plan.json", "moves.json"
@@ -120,7 +123,7 @@ class Provenance:
     run: str = ""
     seed: int = 0
     sample: int = 0
-    """Which of several futures."""
+    """Which of several futures; -1 for the mean of all, pixel by pixel."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,8 +138,9 @@ class Recorded:
     """Whether a camera took the frame, or a world imagined it."""
     source_frames: Int64[np.ndarray, "f"]
     """Position of each frame in its recording, in video frames."""
-    uncertainty: Float32[np.ndarray, "f"]
-    """Mean spread of the samples over the pixels, in grey levels: 0 of real frames, -1 where it is not known."""
+    uncertainty: Callable[[], Float32[np.ndarray, "f"]]
+    """Gives the mean spread of the samples over the pixels, in grey levels: 0 of real frames, -1 where it is not known.
+    Asked for after `frames`."""
     task: str
     provenance: Provenance
 
@@ -250,6 +254,17 @@ def add_episodes(
     return Written(episodes=len(episodes), reused=len(episodes) - len(new), frames=lengths, psnr=worst)
 
 
+def camera_of(source: Source) -> str:
+    """The key of a camera: the source's own, else by the name of its camera, if that is known."""
+    named = getattr(source, "camera", None) or source.reading.camera or "camera"
+    return named if named.startswith("observation.") else f"observation.images.{named}"
+
+
+def next_states(states: Float32[np.ndarray, "f s"]) -> Float32[np.ndarray, "f s"]:
+    """For each frame the state of the next; for the last its own."""
+    return np.concatenate([states[1:], states[-1:]])
+
+
 # --- what is there ---
 
 
@@ -341,6 +356,8 @@ def _write(job: _Job, group: int) -> None:
     table, video = (job.staged / "files" / job.place(templates, group) for templates in (_DATA, _VIDEO))
     for path in (table, video):
         path.parent.mkdir(parents=True, exist_ok=True)
+    shown = _Shown(members, job.export.size)
+    encode(video, shown, fps=job.export.fps, crf=CRF)
     stats: list[dict[str, Any]] = []
     with atomic(table) as temporary, temporary.open("wb") as file:
         writer = None
@@ -352,8 +369,6 @@ def _write(job: _Job, group: int) -> None:
             stats.append({name: of_rows(values) for name, values in columns.items()})
         if writer is not None:
             writer.close()
-    shown = _Shown(members, job.export.size)
-    encode(video, shown, fps=job.export.fps, crf=CRF)
     for found, histogram in zip(stats, shown.histograms, strict=True):
         found[job.export.camera] = of_images(histogram)
     write_json(job.facts(group), {"psnr": shown.psnr_of(video), "stats": stats})
@@ -367,7 +382,7 @@ def _columns(job: _Job, i: int, one: Recorded) -> dict[str, np.ndarray]:
         "action": one.actions,
         REAL: one.real,
         SOURCE_FRAME: one.source_frames,
-        UNCERTAINTY: one.uncertainty,
+        UNCERTAINTY: one.uncertainty(),
         "timestamp": (np.arange(count) / job.export.fps).astype(np.float32),
         "frame_index": np.arange(count),
         "episode_index": np.full(count, job.there.episodes + i),
@@ -405,9 +420,7 @@ class _Shown:
             for piece in one.frames():
                 if piece.shape[1:3] != self.size:
                     found = "{}x{}".format(*piece.shape[1:3])
-                    raise UsageError(
-                        f"{one.provenance.episode}: frames of {found}, not {self.size}; give them a --size"
-                    )
+                    raise UsageError(f"{one.provenance.episode}: frames of {found}, not {self.size}; give a --size")
                 histogram.add(piece)
                 for frame in piece:
                     if number in self.compared:
@@ -453,7 +466,8 @@ def _commit(job: _Job, facts: list[dict[str, Any]]) -> None:
     )
     write_json(job.staged / "files" / MARK, asdict(mark))
     write_json(job.staged / "files" / INFO, _info(mark))
-    files = [path.relative_to(job.staged / "files").as_posix() for path in (job.staged / "files").rglob("*.*")]
+    made = [path for path in (job.staged / "files").rglob("*") if path.is_file()]
+    files = [path.relative_to(job.staged / "files").as_posix() for path in made]
     rank = {path: next(i for i, start in enumerate(_ORDER) if path.startswith(start)) for path in sorted(files)}
     write_json(job.staged / _MOVES, {"moves": sorted(rank, key=rank.__getitem__)})
     _finish_moves(job.root)
