@@ -184,7 +184,12 @@ def _as_lerobot(run: Path, options: ForecastOptions, version: Version, ranks: Ra
         forecaster = RollOut.of(forecaster, frames_ahead(options.horizon, fps=loaded.contract.fps))
         pattern = FramePattern(window=forecaster.context_frames + forecaster.lookahead_frames)
         clips, samples = _chosen(run, options, pattern)
-    how: dict[str, Any] = {"seed": options.seed, "run": run.resolve().name, "task": options.task, "mean_only": options.mean}
+    how: dict[str, Any] = {
+        "seed": options.seed,
+        "run": run.resolve().name,
+        "task": options.task,
+        "mean_only": options.mean,
+    }
     how |= {"version": version, "append": options.append, "ranks": ranks}
     numbers = [sample.clip for sample in samples]
     made = write_forecasts(out, forecaster, clips.sized(forecaster.image_size), numbers, **how)
