@@ -28,7 +28,6 @@ SUITE = (
     "data_loading",
     "twin_rendering",
     "audit",
-    "horizon",
     "threads",
 )
 

@@ -47,7 +47,6 @@ def _quick(name: str, *arguments: str) -> dict:
         pytest.param("data_loading", "cached_clips_per_second", marks=pytest.mark.slow),
         pytest.param("twin_rendering", "frames_per_second", marks=pytest.mark.slow),
         pytest.param("audit", "compression-tiny", marks=pytest.mark.slow),
-        pytest.param("horizon", "compression-tiny", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.slow

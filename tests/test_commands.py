@@ -58,8 +58,8 @@ PARSERS = (
 )
 """One sound command for every parser there is; recipes for the same kind of model have the same options."""
 
-ELSEWHERE = ("--dirty", "--always", "--abbrev", "--exclude", "--quiet", "--editable", "--shm-size", "--samples")
-"""Options of git, pip, docker and benchmarks/horizon.py."""
+ELSEWHERE = ("--dirty", "--always", "--abbrev", "--exclude", "--quiet", "--editable", "--shm-size")
+"""Options of git, pip and docker."""
 
 
 @lru_cache

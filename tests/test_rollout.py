@@ -1,5 +1,6 @@
 """Roll-outs of any horizon: a session's frames by hand, row for row in an evaluation, and what cannot be is refused."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from worldline.forecasting.tokens import TokenForecaster
 from worldline.formats.open import open_source
 from worldline.metrics.image import psnr
 from worldline.process.categorical import Sampling
+from worldline.report.write import write_report
 from worldline.schema import Batch, Origin, UsageError, stack
 
 
@@ -177,6 +179,9 @@ def test_an_evaluation_reaches_as_far_as_asked(place: Path) -> None:
     assert (drift.id, len(drift.tables[1].lines)) == ("drift", 6)
     shown = np.load(place / "tokens/evaluation_3s/forecasts.npz")
     assert shown["real"].shape[:2] == (2, 107)
+    page = write_report([place / "tokens"], place / "page").read_text(encoding="utf-8")
+    assert "tokens, 3s ahead" in page, "a report shows it beside the run's own evaluation"
+    assert drift.sentence in page.replace("&#39;", "'")
     forecaster = load_forecaster(place / "tokens", LoadOptions(device="cpu")).forecaster
     batch = stack([open_source(place / "long").read(episode, 0, 119) for episode in (0, 1)])
     assert batch.frames is not None
@@ -193,6 +198,19 @@ def test_an_evaluation_reaches_as_far_as_asked(place: Path) -> None:
     expected = psnr(torch.cat(frames, dim=1)[:, :90], batch.frames[:, 17:107]).mean(dim=0)
     curve = torch.tensor([one.mean for one in found.curves["psnr_db"]["forecast"]])
     torch.testing.assert_close(curve, expected.to(curve), rtol=1e-4, atol=1e-3)
+
+
+def test_a_receipt_of_a_roll_out_is_verified_and_a_world_over_tokens_may_draw_several(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = ["--protocol", "sampling", "--temperature", 1, "--num-samples", 2, "--out", place / "drawn"]
+    evaluate(place / "tokens", "--data", place / "long", "--horizon", "1s", "--lpips", "off", *drawn)
+    found = Evaluation.load(place / "drawn/metrics.json")
+    assert {"mean_2", "sample", "shuffled_states", "true_contexts"} <= {row.id for row in found.rows}
+    assert {len(curve) for curve in found.curves["psnr_db"].values()} == {30}
+    capsys.readouterr()
+    do("verify", [str(place / "drawn"), "--json"])
+    assert json.loads(capsys.readouterr().out)["holds"]
 
 
 def test_a_world_over_latents_reaches_as_far_with_several_samples(place: Path) -> None:

@@ -5,7 +5,7 @@ A part that a folder lacks is None, with the reason in `Run.absent`, and the pag
 
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,34 @@ class Shown(NamedTuple):
     def shown(self) -> dict[str, Any]:
         """The content, without what the page says elsewhere and without places on somebody's machine."""
         return {name: value for name, value in self.content.items() if name not in ("about", "command", "folder")}
+
+
+def gather_all(folder: Path, name: str) -> list[Run]:
+    """A run folder and, as runs of their own, its evaluations to a horizon (`evaluation_10s`). Raises as `gather`."""
+    beside = [path.parent for path in sorted(folder.glob("evaluation_*/metrics.json"))]
+    alone = not any((folder / name).exists() for name in ("config.json", "evaluation"))
+    runs = [] if beside and alone else [replace(gather(folder), name=name)]
+    return [*runs, *(_to_a_horizon(name, path) for path in beside)]
+
+
+def _to_a_horizon(name: str, evaluation: Path) -> Run:
+    readers = {"scores": _scores, "forecasts": _forecasts, "receipt": _receipt}
+    files = {"scores": "scores.npz", "forecasts": "forecasts.npz", "receipt": "receipt.json"}
+    paths = {part: evaluation / name for part, name in files.items()}
+    found = {part: read(paths[part]) if paths[part].exists() else None for part, read in readers.items()}
+    absent = {part: f"{paths[part].name} is not in {evaluation.name}" for part in readers if found[part] is None}
+    absent |= dict.fromkeys(("config", "environment", "training", "model"), f"that is shown with the run, {name}")
+    return Run(
+        name=f"{name}, {evaluation.name.removeprefix('evaluation_')} ahead",
+        config=None,
+        environment=None,
+        training=None,
+        unfinished=False,
+        model=None,
+        evaluation=Evaluation.load(evaluation / "metrics.json"),
+        absent=absent,
+        **found,
+    )
 
 
 def gather(folder: Path) -> Run:

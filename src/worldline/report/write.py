@@ -18,7 +18,7 @@ from worldline.metrics.table import METRICS
 from worldline.report.cards import Fact, data_card, model_card
 from worldline.report.drawings import Drawing, of_chart, over_steps, over_time
 from worldline.report.films import Forecasts, Player, players, strips
-from worldline.report.gather import Run, gather
+from worldline.report.gather import Run, gather_all
 from worldline.report.headline import Headline, finding_of, headline, why_not
 from worldline.report.tables import INCOMPARABLE, duration, facts_of, format_number, tables
 from worldline.schema import UsageError
@@ -41,7 +41,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     path = runs[0] if out is None else out
     path = path if path.suffix == ".html" else path / "report.html"
     names = _names(runs)
-    gathered = [replace(gather(folder), name=name) for folder, name in zip(runs, names, strict=True)]
+    gathered = [run for folder, name in zip(runs, names, strict=True) for run in gather_all(folder, name)]
     page = _render(gathered)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
