@@ -80,6 +80,7 @@ MEASURED = {
     "squared": errors(0.02, 0.05, 0.9),
     "states": torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]] * 2),
     "states2": errors(1.0, 0.25, 1.0),
+    "moved": errors(0.2, 0.1, 1.0),
 }
 
 
@@ -97,18 +98,32 @@ def test_the_study_says_which_joints_are_shown() -> None:
     assert {column.unit for column in angles.columns[:4]} == {"rad"}
     (elbow,), (gripper,) = angles.lines, closures.lines
     assert (elbow.label, gripper.label) == ("elbow", "gripper")
-    assert [one.mean for one in elbow.values if one] == pytest.approx([0.1, 0.14, 0.3, 1.0, 0.98])
-    assert [one.mean for one in gripper.values if one] == pytest.approx([0.2, 0.48, 0.8, 0.5, 0.8])
+    assert [one.mean for one in elbow.values if one] == pytest.approx([0.1, 0.14, 0.3, 1.0, 0.9])
+    assert [one.mean for one in gripper.values if one] == pytest.approx([0.2, 0.48, 0.8, 0.5, 0.5])
     assert "hip (0.10)" in finding.notes[-1]
 
 
-def test_joints_that_the_model_did_not_read_when_it_was_validated_are_not_judged() -> None:
-    finding = InverseDynamicsStudy().conclude(found(MEASURED, [0.9, 0.4, 0.9]))
+def test_joints_whose_moves_are_not_read_in_true_frames_are_not_judged() -> None:
+    finding = InverseDynamicsStudy().conclude(found(MEASURED | {"moved": errors(0.2, 0.09, 1.0)}, [0.9, 0.4, 0.9]))
     assert finding.sentence.startswith("The forecast shows 1 of 1 readable joints")
     assert finding.verdict == "shows it"
-    assert "gripper (0.80), hip (0.10)" in finding.notes[-1]
-    with pytest.raises(NotComputed, match="reads no joint well enough"):
-        InverseDynamicsStudy().conclude(found(MEASURED, [0.1, 0.1, 0.9]))
+    assert "gripper (0.44), hip (0.10)" in finding.notes[-1]
+    with pytest.raises(NotComputed, match="reads the moves of no joint well enough"):
+        InverseDynamicsStudy().conclude(found(MEASURED | {"moved": errors(0.03, 0.09, 1.0)}, [0.1, 0.1, 0.9]))
+
+
+def test_what_is_misread_in_the_last_context_frame_is_taken_away() -> None:
+    torch.manual_seed(0)
+    whole = reader([1.0, 1.0, 1.0], 3)
+    forecaster = CopyLast(context_frames=5, times=(6, 8), chunk_frames=2)
+    frames = torch.randint(0, 256, (2, 9, 3, 16, 16), dtype=torch.uint8)
+    now, shown = torch.randn(2, 3), frames[:, [6, 8]]
+    plain = whole.model.read(shown, frames[:, 4], times=[6 / 30, 8 / 30], began=4 / 30)
+    known = whole.model.read(frames[:, 4:5], frames[:, 2], times=[4 / 30], began=2 / 30)
+    torch.testing.assert_close(whole.read(shown, frames[:, :5], now, forecaster), plain - known + now[:, None])
+    alone = CopyLast(context_frames=1, times=(1,), chunk_frames=1)
+    one = whole.model.read(frames[:, 1:2], frames[:, 0], times=[1 / 30], began=0.0)
+    torch.testing.assert_close(whole.read(frames[:, 1:2], frames[:, :1], now, alone), one)
 
 
 def test_r2_and_deviation_over_all_clips() -> None:
@@ -117,6 +132,8 @@ def test_r2_and_deviation_over_all_clips() -> None:
     spread, shares = spread_of(measured, torch.tensor([0, 1]))
     assert [one.mean for one in spread] == pytest.approx([2.0, 0.0], abs=1e-5)
     assert [one.mean for one in shares] == pytest.approx([1 - 0.5 / 4, 0.0])
+    shares = spread_of(measured | {"moved": torch.tensor([[2.0, 4.0], [0.0, 4.0]])}, torch.tensor([0, 1]))[1]
+    assert [one.mean for one in shares] == pytest.approx([1 - 0.5 / 1, 1 - 1 / 4])
 
 
 # --- in an evaluation ---

@@ -175,7 +175,7 @@ class Tally:
         if made.read is not None:
             scene.read[row] = made.read
         elif made.frames is not None:
-            scene.read[row] = scene.reader.read(made.frames, scene.before, scene.forecaster)
+            scene.read[row] = scene.states_in(made.frames)
         else:
             return
         given = scene.batch.states if made.states is None else made.states

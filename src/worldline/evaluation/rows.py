@@ -140,6 +140,13 @@ class Scene(Judged):
         """The states in the last frame of the context."""
         return self.batch.states[:, self.forecaster.context_frames - 1]
 
+    def states_in(self, frames: UInt8[Tensor, "b f 3 h w"]) -> Float32[Tensor, "b f s"]:
+        """The states that the `reader` reads in frames at the forecaster's times."""
+        assert self.reader is not None, "asked where there is one"
+        assert self.batch.frames is not None, "which is so where the data hold frames"
+        context = self.batch.frames[:, : self.forecaster.context_frames]
+        return self.reader.read(frames, context, self.now, self.forecaster)
+
     def commanding(self, commands: Commands) -> States:
         """States of context and horizon: those that were, and then these commands."""
         return torch.cat([self.batch.states[:, : self.forecaster.context_frames], commands], dim=1)
@@ -388,10 +395,8 @@ def _(scene: Scene) -> Made:
 @Entry("read_states", "read from frames", "model", ("states",))
 def _(scene: Scene) -> Made:
     """The states that the model reads in the true frames."""
-    assert scene.reader is not None, "it is what is evaluated"
     assert scene.truth is not None, "the data hold frames, as was checked"
-    assert scene.before is not None, "so they do"
-    return Made(read=scene.reader.read(scene.truth, scene.before, scene.forecaster))
+    return Made(read=scene.states_in(scene.truth))
 
 
 @Entry("mean_state", "mean state", "baseline", ("states",), compared=("state_error_mean",))

@@ -13,6 +13,7 @@ def state_error(
     """What an inverse-dynamics model reads in the frames, against the states that the row was given: mean absolute
     error over the joints that it can read, in deviations of the training states.
 
-    The row `reconstruction` and the study `inverse_dynamics` say how much of it is the model's own error.
+    Counted from the last context frame, whose state is known. The row `reconstruction` and the study `inverse_dynamics`
+    say how much of it is the model's own error.
     """
     return ((read - given).abs() / scale)[..., judged].mean(dim=-1).float()
