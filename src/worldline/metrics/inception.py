@@ -179,15 +179,16 @@ def inception_of(path: Path) -> Inception:
     Raises:
         DataError: the file is absent or damaged, or holds another network; it is not run.
     """
-    network, what = Inception(), "weights of FID's Inception network (--fid-weights)"
-    state = read_state(path)
+    with torch.device("meta"):  # nothing is drawn that is replaced at once
+        network = Inception()
+    state, what = read_state(path), "weights of FID's Inception network (--fid-weights)"
     # The classifier behind the last pooling is not used, and newer versions of PyTorch count batches.
     unused = ("fc.", "AuxLogits.")
-    counted = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
+    counted = {name: torch.tensor(0) for name in network.state_dict() if name.endswith("num_batches_tracked")}
     state = {**counted, **{name: value for name, value in state.items() if not name.startswith(unused)}}
     refuse_other_shapes(state, network.state_dict(), path, what)
-    network.load_state_dict(state)
-    return network
+    network.load_state_dict(state, assign=True)
+    return network.requires_grad_(False)
 
 
 @while_unchanged(2)
