@@ -262,11 +262,10 @@ def verdict_of(own: Told | None, reconstructed: Told | None) -> tuple[str, str]:
         return "undecided", "No start was found from which one command touches an object and another just misses it."
     area, wrong = own.area, (own.optimism.mean, own.pessimism.mean)
     said = f"AUROC {area.mean:.2f} [{area.low:.2f}, {area.high:.2f}]"
+    said += f"; {100 * wrong[0]:.0f} % of misses look like a touch, {100 * wrong[1]:.0f} % of touches like a miss"
     if reconstructed is not None:
-        said += f", {reconstructed.area.mean:.2f} in the reconstructed truth"
-    said += (
-        f"; {100 * wrong[0]:.0f} % of the misses look like a touch, {100 * wrong[1]:.0f} % of the touches like a miss"
-    )
+        best = reconstructed.area.mean, 100 * reconstructed.optimism.mean, 100 * reconstructed.pessimism.mean
+        said += f"; of the reconstructed truth {best[0]:.2f}, {best[1]:.0f} % and {best[2]:.0f} %"
     if reconstructed is not None and reconstructed.area.mean < LEGIBLE:
         return "not legible", f"The tokenizer hardly shows whether an object was pushed ({said})."
     if np.isnan(area.low) or area.low <= 0.5 <= TELLS <= area.high:

@@ -82,8 +82,8 @@ class Regions(Study):
         verdict, sentence = _said(found, there) if "objects" in regions else _said_of_motion(found)
         tables = [_table(found, rows, regions, *what) for what in _TABLES]
         if any(there.values()):
-            columns = (Column("all frames", "%"), Column("last frame", "%"))
-            lines = tuple(Line(label_of(row), (_percent(_all(found, row)), _percent(there[row]))) for row in rows)
+            columns = (Column("all frames", "share"), Column("last frame", "share"))
+            lines = tuple(Line(label_of(row), (_all(found, row), there[row])) for row in rows)
             tables.append(Table(title="How much of the objects is there", columns=columns, lines=lines))
         charts = [*_charts(found, rows, "objects" if "objects" in regions else "moving")]
         tables = [table for table in tables if any(value for line in table.lines for value in line.values)]
@@ -250,13 +250,6 @@ def _last(found: Found, row: str) -> Interval | None:
     return found.interval(found.measured[f"{row}/left"][:, -1])
 
 
-def _percent(value: Interval | None) -> Interval | None:
-    if value is None:
-        return None
-    scaled = {name: 100 * getattr(value, name) for name in ("mean", "low", "high")}
-    return Interval(**scaled, num_clips=value.num_clips, num_episodes=value.num_episodes)
-
-
 def _table(found: Found, rows: Sequence[str], regions: Sequence[str], title: str, metric: str, unit: str) -> Table:
     lines = [Line(label_of(row), tuple(_mean(found, f"{row}/{one}/{metric}") for one in regions)) for row in rows]
     return Table(title=title, columns=tuple(Column(one, unit) for one in regions), lines=tuple(lines))
@@ -264,17 +257,17 @@ def _table(found: Found, rows: Sequence[str], regions: Sequence[str], title: str
 
 def _charts(found: Found, rows: Sequence[str], region: str) -> Iterator[Chart]:
     """PSNR of the region that matters, and what is left of objects, over time."""
-    what = {f"PSNR of {region} over time": (f"{region}/psnr_db_curve", "PSNR (dB)", 1.0)}
+    what = {f"PSNR of {region} over time": (f"{region}/psnr_db_curve", "PSNR (dB)")}
     if region == "objects":
-        what["How much of the objects is there, over time"] = ("left", "share (%)", 100.0)
-    for title, (name, label, scale) in what.items():
+        what["How much of the objects is there, over time"] = ("left", "share")
+    for title, (name, label) in what.items():
         curves = []
         for row in rows:
             values = found.measured[f"{row}/{name}"]
             points = {
                 second: value
                 for i, second in enumerate(found.seconds)
-                if i < values.shape[1] and (value := found.interval(scale * values[:, i]))
+                if i < values.shape[1] and (value := found.interval(values[:, i]))
             }
             if points:
                 curves.append(Curve(label_of(row), tuple(points), tuple(points.values())))
