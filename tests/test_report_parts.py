@@ -334,6 +334,33 @@ def test_findings_of_several_runs_stand_under_their_names(tmp_path: Path) -> Non
     assert section.index("first follows") < section.index("second Not computed: this evaluation is of a version")
 
 
+def test_evaluations_of_other_horizons_have_a_part_of_their_own(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "world")
+    assert 'id="further"' not in page_of(run)
+    shutil.copytree(run / "evaluation", run / "evaluation_10s")
+    path = run / "evaluation_10s/metrics.json"
+    far = replace(Evaluation.load(path), findings=(finding_of("drift", "beats it"),))
+    replace(far, data=replace(far.data, horizon_frames=300)).save(path)
+    page = page_of(run)
+    section = text_of(page, "further")
+    assert "world, 10s ahead This world was not audited" in section
+    assert "About drift beats it It does as it is told." in section
+    assert "300 future frames at 10 per second" in section
+    assert "300 future frames" not in text_of(page, "results")
+    assert page.count('<div class="player"') == 2
+    assert "world, 10s ahead Not available: evaluation_10s/receipt.json is not in the run folder" in text_of(
+        page, "receipts"
+    )
+    for name in ("evaluation", "config.json", "environment.json", "metrics.jsonl"):
+        (shutil.rmtree if name == "evaluation" else Path.unlink)(run / name)
+    alone = page_of(run)
+    assert "This world was not audited" in text_of(alone, "summary")
+    assert "world, 10s ahead" in alone
+    path.write_text("{")
+    with pytest.raises(DataError, match=r"evaluation_10s.metrics\.json"):
+        gather(run)
+
+
 def test_cards_say_what_a_checkpoint_says(tmp_path: Path) -> None:
     run = run_of(tmp_path / "world")
     for name in ("config.json", "model.json", "model.safetensors", "environment.json", "metrics.jsonl"):

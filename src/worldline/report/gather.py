@@ -5,7 +5,7 @@ A part that a folder lacks is None, with the reason in `Run.absent`, and the pag
 
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,8 @@ class Run:
     receipt: "Shown | None"
     absent: dict[str, str]
     """Names of the fields that are None -> why."""
+    further: "tuple[Run, ...]" = ()
+    """Its other evaluations, as `evaluate --horizon 10s` writes them beside the first: `evaluation_10s`."""
 
 
 class Shown(NamedTuple):
@@ -62,34 +64,6 @@ class Shown(NamedTuple):
         return {name: value for name, value in self.content.items() if name not in ("about", "command", "folder")}
 
 
-def gather_all(folder: Path, name: str) -> list[Run]:
-    """A run folder and, as runs of their own, its evaluations to a horizon (`evaluation_10s`). Raises as `gather`."""
-    beside = [path.parent for path in sorted(folder.glob("evaluation_*/metrics.json"))]
-    alone = not any((folder / name).exists() for name in ("config.json", "evaluation"))
-    runs = [] if beside and alone else [replace(gather(folder), name=name)]
-    return [*runs, *(_to_a_horizon(name, path) for path in beside)]
-
-
-def _to_a_horizon(name: str, evaluation: Path) -> Run:
-    readers = {"scores": _scores, "forecasts": _forecasts, "receipt": _receipt}
-    files = {"scores": "scores.npz", "forecasts": "forecasts.npz", "receipt": "receipt.json"}
-    paths = {part: evaluation / name for part, name in files.items()}
-    found = {part: read(paths[part]) if paths[part].exists() else None for part, read in readers.items()}
-    absent = {part: f"{paths[part].name} is not in {evaluation.name}" for part in readers if found[part] is None}
-    absent |= dict.fromkeys(("config", "environment", "training", "model"), f"that is shown with the run, {name}")
-    return Run(
-        name=f"{name}, {evaluation.name.removeprefix('evaluation_')} ahead",
-        config=None,
-        environment=None,
-        training=None,
-        unfinished=False,
-        model=None,
-        evaluation=Evaluation.load(evaluation / "metrics.json"),
-        absent=absent,
-        **found,
-    )
-
-
 def gather(folder: Path) -> Run:
     """Read a run folder. Raises `UsageError` where there is none of a run, `DataError` for a file that is damaged."""
     if not folder.is_dir():
@@ -98,21 +72,49 @@ def gather(folder: Path) -> Run:
         "config": ("config.json", read_json),
         "environment": ("environment.json", read_json),
         "training": ("metrics.jsonl", lambda _: RunDir(folder).logged()),
-        "evaluation": ("evaluation/metrics.json", Evaluation.load),
-        "scores": ("evaluation/scores.npz", _scores),
-        "forecasts": ("evaluation/forecasts.npz", _forecasts),
-        "receipt": ("evaluation/receipt.json", _receipt),
+        **_evidence("evaluation"),
     }
-    found = {part: read(folder / name) if (folder / name).exists() else None for part, (name, read) in readers.items()}
-    absent = {part: f"{name} is not in the run folder" for part, (name, _) in readers.items() if found[part] is None}
-    if len(absent) == len(readers):
+    found, absent = _read(folder, readers)
+    if len(absent) == len(readers) and not any(folder.glob("evaluation_*/metrics.json")):
         names = ", ".join(name for name, _ in readers.values())
         raise UsageError(f"{folder} is no run folder: it has none of {names}")
     found["model"] = Model.newest(folder)
     if found["model"] is None:
         absent["model"] = "the run folder has no checkpoint"
     unfinished = bool(found["training"]) and not RunDir(folder).metrics.read_bytes().endswith(b"\n")
-    return Run(name=folder.resolve().name, absent=absent, unfinished=unfinished, **found)
+    name = folder.resolve().name
+    return Run(name=name, absent=absent, unfinished=unfinished, further=_further(folder), **found)
+
+
+def _evidence(folder: str) -> dict[str, tuple[str, Callable[[Path], Any]]]:
+    """The files of an evaluation, and what reads them."""
+    return {
+        "evaluation": (f"{folder}/metrics.json", Evaluation.load),
+        "scores": (f"{folder}/scores.npz", _scores),
+        "forecasts": (f"{folder}/forecasts.npz", _forecasts),
+        "receipt": (f"{folder}/receipt.json", _receipt),
+    }
+
+
+def _read(
+    folder: Path, readers: Mapping[str, tuple[str, Callable[[Path], Any]]]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What is there of these parts, None where it is not, and why."""
+    found = {part: read(folder / name) if (folder / name).exists() else None for part, (name, read) in readers.items()}
+    absent = {part: f"{name} is not in the run folder" for part, (name, _) in readers.items() if found[part] is None}
+    return found, absent
+
+
+def _further(run: Path) -> tuple[Run, ...]:
+    """Evaluations beside the first one, named by what their folder adds: nothing but the evaluation is read."""
+    parts, others = ("config", "environment", "training", "model"), []
+    nothing: dict[str, Any] = dict.fromkeys(parts)
+    for path in sorted(run.glob("evaluation_*/metrics.json")):
+        found, absent = _read(run, _evidence(path.parent.name))
+        absent |= dict.fromkeys(parts, "this is one evaluation of a run, which holds it")
+        name = path.parent.name.removeprefix("evaluation_")
+        others.append(Run(name=name, absent=absent, unfinished=False, **nothing, **found))
+    return tuple(others)
 
 
 def _receipt(path: Path) -> Shown:

@@ -18,7 +18,7 @@ from worldline.metrics.table import METRICS
 from worldline.report.cards import Fact, data_card, model_card
 from worldline.report.drawings import Drawing, of_chart, over_steps, over_time
 from worldline.report.films import Forecasts, Player, players, strips
-from worldline.report.gather import Run, gather_all
+from worldline.report.gather import Run, gather
 from worldline.report.headline import Headline, finding_of, headline, why_not
 from worldline.report.tables import INCOMPARABLE, duration, facts_of, format_number, tables
 from worldline.schema import UsageError
@@ -41,12 +41,19 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     path = runs[0] if out is None else out
     path = path if path.suffix == ".html" else path / "report.html"
     names = _names(runs)
-    gathered = [run for folder, name in zip(runs, names, strict=True) for run in gather_all(folder, name)]
+    gathered = [run for folder, name in zip(runs, names, strict=True) for run in _named(gather(folder), name)]
     page = _render(gathered)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def _named(run: Run, name: str) -> list[Run]:
+    """The run under this name; its other evaluations as runs of their own, if there is little else in its folder."""
+    further = tuple(replace(one, name=f"{name}, {one.name} ahead") for one in run.further)
+    alone = further and run.config is None and run.evaluation is None
+    return [*further] if alone else [replace(run, name=name, further=further)]
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
@@ -158,13 +165,17 @@ def engine() -> jinja2.Environment:
     return made
 
 
+def _evaluations(runs: Sequence[Run]) -> dict[str, Evaluation]:
+    return {run.name: run.evaluation for run in runs if run.evaluation is not None}
+
+
+def _curves(evaluation: Evaluation) -> list[Drawing]:
+    return [over_time(evaluation, metric) for metric, rows in evaluation.curves.items() if rows]
+
+
 def _render(runs: Sequence[Run]) -> str:
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    evaluations = {run.name: run.evaluation for run in runs if run.evaluation is not None}
-    curves = {
-        name: [over_time(found, metric) for metric, rows in found.curves.items() if rows]
-        for name, found in evaluations.items()
-    }
+    evaluations, every = _evaluations(runs), [*runs, *(one for run in runs for one in run.further)]
     return (
         engine()
         .get_template("page.html.j2")
@@ -175,11 +186,12 @@ def _render(runs: Sequence[Run]) -> str:
             script=Markup(script),
             # A page that may run this script and no other, and load nothing, keeps its promise in any browser.
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            headlines=_headlines(runs),
+            headlines=_headlines(every),
             headline=tables(evaluations, "headline"),
+            further=tables(_evaluations(every[len(runs) :]), "headline"),
             tokens=tables(evaluations, "token"),
-            players=_players(runs),
-            curves=curves,
+            players=_players(every),
+            curves={name: _curves(found) for name, found in _evaluations(every).items()},
             studies=studies(evaluations),
             training={run.name: _losses(run) for run in runs},
             cards={run.name: _cards(run) for run in runs},

@@ -114,8 +114,7 @@ class Player {
     const line = (curve, kind) => `<polyline class="${kind}" points="${curve.map(point).join(" ")}"/>`;
     const others = curves.map((curve, i) => i === this.row ? "" : line(curve, "")).join("");
     this.chart.innerHTML = `${others}${line(curves[this.row], "now")}<line y1="0" y2="100"/>`;
-    this.root.querySelector(".top").textContent = `${high.toFixed(1)} dB PSNR`;
-    this.root.querySelector(".bottom").textContent = `${low.toFixed(1)} dB`;
+    this.root.querySelector(".range").textContent = `PSNR, from ${low.toFixed(1)} to ${high.toFixed(1)} dB`;
   }
 
   legends() {
