@@ -240,6 +240,8 @@ def _metrics(
         elif not without and METRICS[metric].group == "token" and len(tokenizers) > 1:
             made = "; ".join(f"{one.name}: {one.evaluation.tokenizer or 'not recorded'}" for one in scored)
             left_out[metric] = f"{label_of(metric)} is left out: the tokens are of other tokenizers ({made})"
+        elif not without and not options.over and not _of_every_clip(scored, rows, metric):
+            left_out[metric] = f"{label_of(metric)} is left out: it is no number of each clip, in the same clips of all"
         elif not without:
             chosen.append(metric)
     if not chosen or (options.metric and left_out):
@@ -247,6 +249,13 @@ def _metrics(
         why = "; ".join(left_out.values()) or "none of the usual metrics is in all of them"
         raise UsageError(f"{why}. In all of them are: {', '.join(both)} (--metric)")
     return tuple(chosen), tuple(left_out.values())
+
+
+def _of_every_clip(scored: Sequence[Scored], rows: Sequence[Row], metric: str) -> bool:
+    """Whether the metric is a number of each clip (FID is one of all together), and some clip has it in all runs."""
+    if any(one.numbers(row.id, metric) is None for one, row in zip(scored, rows, strict=True)):
+        return False
+    return bool((~_aligned(scored, rows, metric).isnan()).all(dim=0).any())
 
 
 def _notes(scored: Sequence[Scored], rows: Sequence[Row]) -> list[str]:
@@ -291,9 +300,7 @@ def _aligned(scored: Sequence[Scored], rows: Sequence[Row], metric: str) -> Floa
     order, found = list(scored[0].clips), []
     for one, row in zip(scored, rows, strict=True):
         numbers = one.numbers(row.id, metric)
-        if numbers is None:
-            expected, said = f"numbers of every clip for {row.id}, {metric}", f"{', '.join(one.arrays)}"
-            raise DataError(Path(one.name) / "scores.npz", expected=expected, found=said, fix=_AGAIN)
+        assert numbers is not None, "metrics without are left out"
         found.append(numbers[[one.clips[clip] for clip in order]])
     return torch.stack(found)
 

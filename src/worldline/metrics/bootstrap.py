@@ -104,7 +104,8 @@ def simultaneous(values: Float[Tensor, "n m"], episodes: Int[Tensor, " n"]) -> l
         means, resampled = sums.sum(axis=0) / sizes.sum(axis=0), drawn @ sums / (drawn @ sizes)
         errors = np.nanstd(resampled, axis=0, ddof=1)
         exact = errors <= 1e-12 * np.abs(means)
-        furthest = np.nanmax(np.abs(resampled - means)[:, ~exact] / errors[~exact], axis=1, initial=0.0)
+        away = np.abs(resampled - means)[:, ~exact] / errors[~exact]
+        furthest = np.where(np.isnan(away), 0.0, away).max(axis=1, initial=0.0)
         width, away = (
             np.quantile(furthest, 1 - 2 * TAIL),
             np.where(exact, np.inf * np.abs(means), np.abs(means) / errors),
