@@ -26,11 +26,16 @@ done
 hysteresis=0.75
 shown="--decode-mode mean --blend-last-frame"
 
+# --- to judge what the forecasts show: chosen on 56:68 (docs/inverse_dynamics.md) ---
+once inverse_dynamics inverse_dynamics_tiny $data --model.dropout 0.2 --steps 2500
+reader="--inverse-dynamics $work/inverse_dynamics"
+worldline evaluate "$work/inverse_dynamics" --episodes 68:80 --num-clips None
+
 # --- report: the compression track ---
 once world compression_tiny $data $world --tokenizer "$work/tokenizer_$hysteresis" --steps 6000
 once unconditional compression_tiny_unconditional $data $world --tokenizer "$work/tokenizer_$hysteresis" --steps 6000
 worldline evaluate "$work/tokenizer_$hysteresis" --episodes 68:80 --num-clips None
-worldline evaluate "$work/world" --unconditional "$work/unconditional" --episodes 68:80 --num-clips None $shown
+worldline evaluate "$work/world" --unconditional "$work/unconditional" --episodes 68:80 --num-clips None $shown $reader
 
 # --- report: the sampling track ---
 once vae_first vae_tiny $data $crop --init-from vae-tiny --optimizer.lr 1.5e-3 --steps 1500
@@ -38,4 +43,4 @@ once vae vae_tiny $data $crop --init-from "$work/vae_first" --data.pattern.windo
     --optimizer.lr 3e-4 --optimizer.warmup-steps 20 --batch-size 2 --steps 300 --seed 1
 once sampling sampling_tiny $data --tokenizer "$work/vae" --steps 3000
 worldline evaluate "$work/vae" --episodes 68:80 --num-clips 64
-worldline evaluate "$work/sampling" --episodes 68:80 --num-clips 32 --window-stride 43 --num-samples 20 --batch-size 2
+worldline evaluate "$work/sampling" --episodes 68:80 --num-clips 32 --window-stride 43 --num-samples 20 --batch-size 2 $reader
