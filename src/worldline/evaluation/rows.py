@@ -379,7 +379,7 @@ def _(scene: Scene) -> Made:
     return _blurred(scene, scene.forecast)
 
 
-@Entry("unconditional", "unconditional", "baseline", compared=("psnr_db_last", "full_ce"))
+@Entry("unconditional", "unconditional", "baseline", compared=("psnr_db_last", "full_ce", "state_error_mean"))
 def _(scene: Scene) -> Made:
     """The forecast of a world that was trained without states."""
     if scene.unconditional is None:
@@ -415,7 +415,10 @@ def _(scene: Scene) -> Made:
 # --- baselines ---
 
 
-@Entry("copy_last", "copy-last", "baseline", compared=("psnr_db_last", "psnr_db_mean", "ssim_last"), shown=True)
+_AGAINST_STILL = ("psnr_db_last", "psnr_db_mean", "ssim_last", "state_error_mean")
+
+
+@Entry("copy_last", "copy-last", "baseline", compared=_AGAINST_STILL, shown=True)
 def _(scene: Scene) -> Made | None:
     """Nothing moves after the last context frame."""
     return None if scene.batch.frames is None else _mean(scene.copied)
