@@ -51,7 +51,7 @@ PARSERS = (
     ["data", "tokenize", "X", "Y", "--tokenizer", "Z"],
     ["data", "encode", "X", "Y", "--tokenizer", "Z"],
     ["data", "twin", "X", "--episodes", "1"],
-    *([verb, "X"] for verb in ("evaluate", "verify", "compare", "forecast", "text", "report")),
+    *([verb, "X"] for verb in ("evaluate", "verify", "compare", "forecast", "submission", "text", "report")),
     ["forecast", "X", "--temperature", "1"],
     ["evaluate", "X", "--num-samples", "20"],
     ["demo"],

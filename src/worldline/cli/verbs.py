@@ -152,7 +152,7 @@ class Submission(Checked):
     """
 
     folder: tyro.conf.Positional[Path]
-    """What `worldline forecast --format npz` or png wrote."""
+    """Folder of forecasts, made with --format npz or png."""
     data: Path | None = None
     """The test set that was forecast: all of its samples must be there."""
     json: bool = False
