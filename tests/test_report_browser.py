@@ -56,6 +56,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = full / "evaluation/metrics.json"
     findings = tuple(finding_of(id, verdict) for id, verdict in (("audit", "follows"), ("uncertainty", "calibrated")))
     replace(Evaluation.load(path), findings=findings).save(path)
+    shutil.copytree(full / "evaluation", full / "evaluation_10s")
     (bare / "evaluation/forecasts.npz").unlink()
     page_of(full, bare)
     return root / "out/report.html"
