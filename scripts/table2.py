@@ -14,17 +14,23 @@ from worldline.report.tables import facts_of, format_interval
 
 COLUMNS = ("psnr_db_last", "ssim_last", "lpips_last", "fid", "fd_alex")
 """Those of the report, on the last frame, and ours that needs no further weights."""
+BESIDE = ("copy_last", "reconstruction")
+"""What a forecast has to beat, and what its tokenizer allows; neither has steps or samples."""
 MADE = ("steps", "guidance", "num_samples")
 """Settings that tell the lines apart, in the order they are sorted by."""
 
 
-def line(evaluation: Evaluation) -> list[str]:
-    """The forecast of an evaluation: how it was made, and its numbers."""
-    made = evaluation.settings
-    row = next(row for row in evaluation.rows if row.id == mean_id(int(made["num_samples"])))
+def numbers(evaluation: Evaluation, id: str) -> list[str]:
+    """A row of an evaluation in these columns."""
+    row = next(row for row in evaluation.rows if row.id == id)
     values = {name: row.metrics.get(name) for name in COLUMNS}
-    numbers = ["-" if x is None else format_interval(x, METRICS[name].unit) for name, x in values.items()]
-    return [*(str(made[name]) for name in MADE), *numbers]
+    return ["-" if x is None else format_interval(x, METRICS[name].unit) for name, x in values.items()]
+
+
+def forecast(evaluation: Evaluation) -> list[str]:
+    """How the forecast of an evaluation was made, and its numbers."""
+    made = evaluation.settings
+    return [*(str(made[name]) for name in MADE), *numbers(evaluation, mean_id(int(made["num_samples"])))]
 
 
 def main(folder: Path) -> None:
@@ -38,8 +44,10 @@ def main(folder: Path) -> None:
     about = [METRICS[name] for name in COLUMNS]
     heads = [f"{one.label} ({one.unit})" if one.unit else one.label for one in about]
     print("| steps | guidance | samples | " + " | ".join(heads) + " |\n" + "|---" * (3 + len(heads)) + "|")
-    for evaluation in evaluations:
-        print("| " + " | ".join(line(evaluation)) + " |")
+    lines = [forecast(evaluation) for evaluation in evaluations]
+    for id in BESIDE:
+        lines.append([label_of(id), "-", "-", *numbers(first, id)])
+    print("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
     print()
     print("\n".join(floors_of(first.settings)))
     for name in ("ssim", "lpips", "fid", "fd_alex"):

@@ -15,6 +15,7 @@ import pytest
 from report_builders import evaluation_of, interval_of, page_of, run_of, text_of
 
 from worldline.evaluation.result import Evaluation, Row, best_rows, label_of
+from worldline.evaluation.rows import Setting, mean_id
 from worldline.families.tokenizers import TokenizerIdentity
 from worldline.metrics.bootstrap import Interval
 from worldline.report.drawings import over_time
@@ -299,7 +300,7 @@ def test_every_table_names_the_tokenizer_and_training_data(tmp_path: Path, capsy
     for evaluation, said in ((seen, True), (replace(plain, data=replace(plain.data, split="held out")), False)):
         folder = run_of(tmp_path / str(said))
         evaluation.save(folder / "evaluation/metrics.json")
-        _tables_script().main([folder / "evaluation/metrics.json"])
+        _script_of("tables").main([folder / "evaluation/metrics.json"])
         for shown in (text_table(evaluation), page_of(folder), capsys.readouterr().out):
             if shown:
                 assert words[0] in shown
@@ -312,14 +313,42 @@ def test_printed_tables_of_different_tokenizers_say_that_they_do_not_compare(
     paths = [tmp_path / "one.json", tmp_path / "two.json"]
     for path, fingerprint in zip(paths, ("0123456789ab", "ba9876543210"), strict=True):
         _by(evaluation_of(), fingerprint=fingerprint).save(path)
-    _tables_script().main(paths)
+    _script_of("tables").main(paths)
     assert "Costs of tokens do not compare" in capsys.readouterr().out
-    _tables_script().main([paths[0], paths[0]])
+    _script_of("tables").main([paths[0], paths[0]])
     assert "do not compare" not in capsys.readouterr().out
 
 
-def _tables_script() -> Any:
-    path = Path(__file__).parents[1] / "scripts/tables.py"
+def test_the_reports_table_2_has_a_line_for_each_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluation_of()
+    copied, forecast, _, reconstruction = found.rows
+    for steps, samples, psnr, lpips in ((100, 20, 25.5, 0.158), (20, 1, 22.5, 0.137)):
+        numbers = {"psnr_db_last": interval_of(psnr), "lpips_last": interval_of(lpips, 0.01)}
+        row = replace(forecast, id=mean_id(samples), metrics=numbers)
+        made: dict[str, Setting] = {"steps": steps, "num_samples": samples, "guidance": 1.0, "fd_alex_floor": 3.5}
+        rows = (row, copied, reconstruction)
+        whole = replace(found, rows=rows, settings=made, curves={}, comparisons=(), not_computed={"fid": "no weights"})
+        whole.save(tmp_path / f"n{samples}/metrics.json")
+    _script_of("table2").main(tmp_path)
+    said = capsys.readouterr().out
+    lines = [line for line in said.splitlines() if line.startswith("| ")]
+    starts = [
+        "| steps",
+        "| 20 | 1.0 | 1 | 22.50 [",
+        "| 100 | 1.0 | 20 | 25.50 [",
+        "| copy-last | - | - | 21.12 [",
+        "| recon",
+    ]
+    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 5
+    assert "| 0.137 [0.127, 0.147] | - | - |" in lines[1]
+    assert "FD-AlexNet between two halves of the true frames: 3.5" in said
+    assert "not computed: FID: no weights" in said
+    with pytest.raises(SystemExit, match="no evaluations"):
+        _script_of("table2").main(tmp_path / "n1")
+
+
+def _script_of(name: str) -> Any:
+    path = Path(__file__).parents[1] / f"scripts/{name}.py"
     spec = importlib.util.spec_from_file_location("tables_script", path)
     assert spec is not None
     assert spec.loader is not None
