@@ -45,6 +45,7 @@ class Evaluate(EvaluateOptions):
       worldline evaluate runs/world --unconditional runs/world_unconditional
       worldline evaluate compression-tiny
       worldline evaluate sampling-tiny --num-samples 20 --window-stride 8
+      worldline evaluate runs/world --members runs/seed_1 runs/seed_2 --out runs/ensemble
       worldline evaluate runs/sampling --protocol sampling --num-samples 20 --steps 100 --guidance 1.5
       worldline evaluate runs/tokenizer --num-clips 256 --json
       worldline evaluate runs/world --on training-data
