@@ -201,7 +201,7 @@ def test_a_mean_at_pure_noise_is_that_of_all_members() -> None:
 
 def test_what_forms_no_ensemble_is_refused() -> None:
     single = of_latents(num_samples=1)
-    with pytest.raises(UsageError, match="--num-samples 2 or more, or --mean-draws"):
+    with pytest.raises(UsageError, match="--num-samples 2 or more"):
         single.with_members([of_latents(1)])
     short = small_world(replace(small_world().config, horizon_grids=6), grid=GRID_200)
     with pytest.raises(UsageError, match="as many grids"):

@@ -90,9 +90,7 @@ class LatentForecaster(Forecaster):
     def with_members(self, others: Sequence[Any]) -> "LatentForecaster":
         count = 1 + len(others)
         if not self.mean_draws and self.num_samples < count:
-            raise UsageError(
-                f"each of {count} worlds draws a future in turn: give --num-samples {count} or more, or --mean-draws"
-            )
+            raise UsageError(f"each of {count} worlds draws a future in turn: give --num-samples {count} or more")
         worlds = tuple(other.world for other in others)
         shapes = {(world.context_latents, world.horizon_latents) for world in (self.world, *worlds)}
         if len(shapes) > 1:
