@@ -137,6 +137,8 @@ def test_the_page_shows_the_numbers_of_the_json(page: str) -> None:
     assert "\N{MINUS SIGN}0.688 nats (\N{MINUS SIGN}0.812 to \N{MINUS SIGN}0.562)" in text_of(page, "comparisons")
     assert "weights missing" in text_of(page, "not-computed")
     assert "worldline train sampling_tiny" in text_of(page, "provenance")
+    assert "so nobody can check what decided these numbers" in text_of(page, "receipts")
+    assert 'id="further"' not in page
     assert "Also logged: train/lr. Took 49.5 s" in text_of(page, "training")
 
 

@@ -336,7 +336,6 @@ def test_findings_of_several_runs_stand_under_their_names(tmp_path: Path) -> Non
 
 def test_evaluations_of_other_horizons_have_a_part_of_their_own(tmp_path: Path) -> None:
     run = run_of(tmp_path / "world")
-    assert 'id="further"' not in page_of(run)
     shutil.copytree(run / "evaluation", run / "evaluation_10s")
     path = run / "evaluation_10s/metrics.json"
     far = replace(Evaluation.load(path), findings=(finding_of("drift", "beats it"),))
@@ -398,7 +397,6 @@ def test_a_damaged_checkpoint_names_its_file(tmp_path: Path) -> None:
 
 def test_a_receipt_that_does_not_agree_is_shown_and_said(tmp_path: Path) -> None:
     run = run_of(tmp_path / "tiny")
-    assert "so nobody can check what decided these numbers" in text_of(page_of(run), "receipts")
     receipt = {
         "command": "worldline evaluate <x>",
         "identities": {"data": {"clips": "ab12"}},

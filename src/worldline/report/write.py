@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,6 +149,7 @@ def _headlines(runs: Sequence[Run]) -> dict[str, Headline]:
     return {run.name: headline(run.evaluation, run.scores) for run in runs if run.evaluation is not None}
 
 
+@cache
 def engine() -> jinja2.Environment:
     """What fills in the templates of pages."""
     loader, strict = jinja2.FileSystemLoader(TEMPLATES), jinja2.StrictUndefined
