@@ -66,9 +66,7 @@ class Imagined:
         states, shown = batch.states if states is None else states, forecaster.shown_context
         times = (*shown, *(time for made in forecasts for time in made.times))
         if len(times) == len(shown) or set(np.diff(times).tolist()) - {forecaster.pace}:
-            raise UsageError(
-                f"no episode: its frames are not {forecaster.pace} apart from one to the next, but {times}"
-            )
+            raise UsageError(f"no episode: its frames are not every {forecaster.pace}, they are at {times}")
         if states.shape[1] <= times[-1]:
             raise UsageError(f"{states.shape[1]} states are given, but the last frame is number {times[-1]}")
         seen, samples = forecaster.shown(batch)[0], forecasts[0].video.shape[1]
