@@ -5,14 +5,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from builders import write_followed_tokens
+from lerobot_rules import faults
 
 from worldline.cli import main as entry
 from worldline.files import DiskFullError, atomic, npy_rows, write_array, write_json
+from worldline.formats.lerobot.write import Export, Provenance, Recorded, add_episodes
 from worldline.formats.video import encode
 from worldline.rundir import RunDir, new_folder, write_model
 
@@ -91,6 +94,39 @@ def test_what_was_there_stays(small_disk: Path) -> None:
     with pytest.raises(DiskFullError):
         write_json(small_disk / "table.json", {"text": "x" * 2 * SIZE})
     assert "kept" in (small_disk / "table.json").read_text()
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_lerobot_data_set_that_cannot_be_added_to_stays_as_it_was(version: Any, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={6 * SIZE}", str(small_disk)], check=True)
+    frames = np.tile(FRAMES, (10, 1, 1, 1))
+    small, large = (_episode(name, count) for name, count in (("small", frames[:2]), ("large", frames)))
+    add_episodes(small_disk / "d", _export(version), [small])
+    before = {path: path.read_bytes() for path in (small_disk / "d").rglob("*") if path.is_file()}
+    with pytest.raises(DiskFullError, match=r"\.mp4: no room to write it"):
+        add_episodes(small_disk / "d", _export(version), [large], append=True)
+    assert {path: path.read_bytes() for path in before} == before
+    assert faults(small_disk / "d") == []
+    assert add_episodes(small_disk / "d", _export(version), [small]).reused == 1
+
+
+def _export(version: Any) -> Export:
+    names: dict[str, Any] = {"state_names": ("lift",), "state_kinds": ("other",), "action_names": ("lift",)}
+    return Export(version=version, fps=30.0, size=(64, 64), actions="next_state", **names)
+
+
+def _episode(name: str, frames: np.ndarray) -> Recorded:
+    rows = np.zeros((len(frames), 1), np.float32)
+    return Recorded(
+        frames=lambda: iter([frames]),
+        states=rows,
+        actions=rows,
+        real=np.ones(len(frames), bool),
+        source_frames=np.arange(len(frames)),
+        uncertainty=lambda: rows[:, 0],
+        task="none",
+        provenance=Provenance(source="s", episode=name, recording=name),
+    )
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:

@@ -156,6 +156,8 @@ def test_wrong_values_are_refused_on_the_command_line_by_the_name_of_the_option(
         ("plan vae_tiny --gpus 0", "--gpus is 0"),
         ("plan vae_tiny --gpu-memory nan", "--gpu-memory is nan"),
         ("data convert X Y --size 0", "--size is 0"),
+        ("data convert X Y --append --task wave", "--append and --task would change nothing of 1X data"),
+        ("forecast X --format lerobot-v3.0 --horizon soon", "--horizon soon is no length of a forecast"),
         ("data tokenize X Y --tokenizer Z --start-offsets 0", "--start-offsets is 0"),
         ("data encode X Y --tokenizer Z --batch-size -1", "--batch-size is -1"),
         ("data encode X Y --tokenizer Z --pattern.stride 0", "--pattern.stride is 0"),

@@ -15,12 +15,11 @@ from worldline.formats.encoded import CLAIM, open_latents
 from worldline.formats.lerobot.metadata import INFO, Meta
 from worldline.formats.lerobot.source import open_lerobot
 from worldline.formats.onex.source import open_onex
-from worldline.formats.source import LeavingOut, Report, Source, how_to_leave_out, own_number, summarise
+from worldline.formats.source import JOINED, LeavingOut, Report, Source, how_to_leave_out, own_number, summarise
 from worldline.schema import DataError, Episode, StateKind, UsageError
 
 Roots = Path | tuple[Path, ...]
 """A data set, or several that are read as one."""
-JOINED = " + "  # between the paths of data sets that are read as one
 _FOREIGN = {  # other formats, and the files by which they are known
     "a LeRobot v1.x data set": ("meta_data/info.json",),
     "1X World Model Challenge v1.x": ("video.bin", "segment_ids.bin"),

@@ -21,6 +21,7 @@ from worldline.schema import Clip, DataError, Episode, LatentGrid, Origin, State
 Report = Callable[[DataError], None]  # called with what is wrong, where that is collected and not raised
 T = TypeVar("T")
 _adapter: Any = lru_cache(maxsize=64)(TypeAdapter)  # of a form
+JOINED = " + "  # between the paths of data sets that are read as one
 _LOOKED_AT = 8  # episodes, for the size of frames
 
 

@@ -148,6 +148,8 @@ class LerobotSource(Source):
         for camera, why_not in self.meta.cameras().items():
             if why_not and why_not != NO_FILE:
                 yield f"{camera} is not used by default: {why_not}"
+        if imagined := sum(bool(of.provenance.get("forecaster")) for of in self.episodes):
+            yield f"{imagined} of {len(self.episodes)} episodes hold imagined frames (column worldline.real)"
         surplus: Counter[Path] = Counter()
         for video, frames in {of.video: of.frames_in_file for of in self.episodes if of.video is not None}.items():
             with suppress(DataError):
