@@ -38,6 +38,7 @@ def main(out: Path, paths: list[Path]) -> None:
             charts = {chart.title: chart for chart in drift.charts}
             for axes, title in zip(grid[:, column], ("PSNR over time", "Motion over time"), strict=True):
                 draw(axes, charts[title])
+            grid[1, column].legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22), fontsize=7)
             data = evaluation.data
             grid[0, column].set_title(f"{evaluation.run}, {data.name}: {data.num_episodes} episodes", loc="left")
             print(f"\n{evaluation.run} on {data.name}, {data.num_clips} clips of {data.num_episodes} episodes")
@@ -60,7 +61,6 @@ def draw(axes: Axes, chart: Chart) -> None:
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=2, fontsize=7)
 
 
 def table(chart: Chart, drift: Finding) -> None:
