@@ -164,7 +164,7 @@ def test_a_run_is_trained_resumed_exactly_described_and_loaded(tmp_path: Path) -
 def test_a_finished_run_knows_what_of_it_is_readable(tmp_path: Path) -> None:
     config = run_on_squares(tmp_path)
     train(replace(config, steps=60), tmp_path / "run")
-    assert _weights(tmp_path / "run")["r2"].min() > 0.3
+    assert _weights(tmp_path / "run")["r2"].max() > 0.3
 
 
 def test_what_cannot_be_read_from_is_refused(tmp_path: Path) -> None:

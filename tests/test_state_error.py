@@ -88,8 +88,8 @@ def test_the_study_says_which_joints_are_shown() -> None:
     finding = InverseDynamicsStudy().conclude(found(MEASURED, [0.9, 0.9, 0.9]))
     assert (finding.verdict, AS_TRUE) == ("shows it partly", 1.5)  # 0.14 of 0.1, but 0.48 of 0.2
     assert finding.sentence == (
-        "The forecast shows 1 of 2 readable joints within 1.5 times the error on true frames: 0.26 deviations on "
-        "average, 0.15 on true frames, 0.50 for a copy of the last frame."
+        "The forecast shows 1 of 2 readable joints (of 3) within 1.5 times the error on true frames: 0.26 deviations "
+        "on average, 0.15 on true frames, 0.50 for a copy of the last frame."
     )
     every, angles, closures = finding.tables
     assert [line.label for line in every.lines] == ["true frames", "forecast", "copy-last"]

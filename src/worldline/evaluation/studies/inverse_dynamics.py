@@ -163,10 +163,12 @@ def spread_of(measured: Mapping[str, Tensor], episodes: Int64[Tensor, " n"]) -> 
 
 def _sentence(found: Found, row: str, shown: int, judged: list[int]) -> str:
     errors = {name: _deviations(found, name, judged) for name in ("real", row, "copy_last") if name in found.measured}
-    said = f"The {label_of(row)} shows {shown} of {len(judged)} readable joints within {AS_TRUE:g} times the error on"
-    numbers = f" true frames: {_number(errors[row])} deviations on average, {_number(errors['real'])} on true frames"
+    own, true = _number(errors[row]), _number(errors["real"])
     copied = f", {_number(errors['copy_last'])} for a copy of the last frame" if "copy_last" in errors else ""
-    return f"{said}{numbers}{copied}."
+    return (
+        f"The {label_of(row)} shows {shown} of {len(judged)} readable joints (of {len(found.state_names)}) within "
+        f"{AS_TRUE:g} times the error on true frames: {own} deviations on average, {true} on true frames{copied}."
+    )
 
 
 def _number(value: Interval | None) -> str:
