@@ -58,4 +58,4 @@ def verdicts(id: str, evaluations: dict[str, Evaluation]) -> str:
 
 
 if __name__ == "__main__":
-    main([Path(path) for path in sys.argv[1:]])
+    main([Path(path) for path in sys.argv[1:] if not path.endswith(".receipt.json")])

@@ -77,4 +77,5 @@ def _curve(axes: Axes, evaluation: Evaluation) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]])
+    given = [Path(argument) for argument in sys.argv[2:] if not argument.endswith(".receipt.json")]
+    main(Path(sys.argv[1]), given)

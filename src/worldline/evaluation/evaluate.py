@@ -28,7 +28,7 @@ from worldline.forecasting.rollout import RollOut
 from worldline.metrics.networks import LearnedOptions, Networks
 from worldline.progress import say
 from worldline.ranks import Ranks
-from worldline.rundir import RunDir, model_folder
+from worldline.rundir import RunDir, commit, model_folder
 from worldline.schema import Batch, Forecast, UsageError
 
 
@@ -123,10 +123,10 @@ def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: 
         with ranks.first():
             judged, clips = _as_far_as_asked(folder, options, judged, clips)
         made = _identities(request, options, judged, models, clips, split, device) if ranks.writes else None
-        key = None if made is None else made.key
+        key, source = None if made is None else made.key, commit()  # before somebody changes the source
         evaluation = score(judged, clips, options, out=out, split=split, key=key, ranks=ranks)
         if made is not None:
-            write_receipt(request, made, usual=EvaluateOptions(), out=out, ranks=ranks)
+            write_receipt(request, made, commit=source, usual=EvaluateOptions(), out=out, ranks=ranks)
         return evaluation
 
 

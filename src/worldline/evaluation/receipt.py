@@ -23,7 +23,7 @@ from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
 from worldline.files import hash_of, hash_of_file, read_json, write_json
 from worldline.ranks import Ranks
-from worldline.rundir import built, commit, processor_name, to_json, version_of
+from worldline.rundir import built, processor_name, to_json, version_of
 from worldline.schema import DataError, UsageError
 
 PROTOCOL_VERSION = 1
@@ -342,10 +342,13 @@ def beside(path: Path) -> dict[str, Path]:
     return {"metrics": path.with_name(f"{name}.json"), "scores": path.with_name(f"{name}.scores.npz")}
 
 
-def write_receipt(request: Request, identities: Identities, *, usual: Any, out: Path, ranks: Ranks) -> None:
+def write_receipt(
+    request: Request, identities: Identities, *, commit: str, usual: Any, out: Path, ranks: Ranks
+) -> None:
     """Write the receipt of the evaluation in a folder.
 
     Args:
+        commit: that of the source when the evaluation began.
         usual: the options that a command need not name.
         ranks: processes that shared the work.
     """
@@ -357,7 +360,7 @@ def write_receipt(request: Request, identities: Identities, *, usual: Any, out: 
         folder=str(Path.cwd()),
         identities=identities,
         made=Made(
-            commit=commit(),
+            commit=commit,
             machine=f"{platform.system()} {platform.machine()}",
             threads=torch.get_num_threads(),
             processes=ranks.world_size,
