@@ -77,7 +77,7 @@ def test_a_condition_is_one_entry(scored: Scored) -> None:
     compared = {(c.better, c.than, c.metric) for c in scored.evaluation.comparisons}
     assert ("forecast", "halved_states", "full_ce") in compared
     assert scored.shows("forecast vs halved states")
-    assert "<span>own states</span>" in scored.page, "its frames are shown"
+    assert "<figcaption>own states</figcaption>" in scored.page, "its frames are shown"
 
 
 def test_a_baseline_is_one_entry(scored: Scored) -> None:
