@@ -165,9 +165,10 @@ def _sentence(found: Found, row: str, shown: int, judged: list[int]) -> str:
     errors = {name: _deviations(found, name, judged) for name in ("real", row, "copy_last") if name in found.measured}
     own, true = _number(errors[row]), _number(errors["real"])
     copied = f", {_number(errors['copy_last'])} for a copy of the last frame" if "copy_last" in errors else ""
+    subject = "The forecast" if row == "forecast" else "One sample"
     return (
-        f"The {label_of(row)} shows {shown} of {len(judged)} readable joints (of {len(found.state_names)}) within "
-        f"{AS_TRUE:g} times the error on true frames: {own} deviations on average, {true} on true frames{copied}."
+        f"{subject} shows {shown} of {len(judged)} readable joints (of {len(found.state_names)}) within {AS_TRUE:g} "
+        f"times the error on true frames: {own} deviations on average, {true} on true frames{copied}."
     )
 
 
