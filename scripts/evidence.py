@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tables import cell
 
+from worldline.evaluation import studies  # noqa: F401 - they are in their table then
 from worldline.evaluation.result import Evaluation, label_of
 from worldline.evaluation.study import STUDIES
 from worldline.metrics.table import METRICS

@@ -9,12 +9,13 @@ from pathlib import Path
 from worldline.evaluation.result import Comparison, Evaluation, label_of, metrics_of
 from worldline.metrics.bootstrap import Interval
 from worldline.metrics.table import METRICS
-from worldline.report.tables import INCOMPARABLE, facts_of, format_number, tokenizer_of
+from worldline.report.tables import INCOMPARABLE, facts_of, format_number, listed, tokenizer_of
 
 SHOWN = (
     "psnr_db_last",
     "psnr_db_mean",
     "ssim_last",
+    "lpips_last",
     "top500_ce_residual",
     "top500_coverage",
     "full_ce",
@@ -34,7 +35,7 @@ def table(evaluation: Evaluation) -> str:
     metrics = [name for name in SHOWN if any(name in row.metrics for row in evaluation.rows)]
     heads = [f"{METRICS[name].label} ({METRICS[name].unit or '0..1'})" for name in metrics]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for row in evaluation.rows:
+    for row in listed(evaluation.rows):
         cells = [cell(row.metrics.get(name), METRICS[name].unit) for name in metrics]
         lines.append(f"| {label_of(row.id)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
