@@ -400,7 +400,7 @@ def test_a_receipt_that_does_not_agree_is_shown_and_said(tmp_path: Path) -> None
     receipt = {
         "command": "worldline evaluate <x>",
         "identities": {"data": {"clips": "ab12"}},
-        "folder": "/home/someone",
+        "folder": "/srv/someone",
     }
     (run / "evaluation/receipt.json").write_text(json.dumps(receipt))
     shown = text_of(page_of(run), "receipts")
