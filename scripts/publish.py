@@ -4,7 +4,7 @@ python scripts/publish.py EVALUATION NAME
 
 EVALUATION is what `worldline verify` takes: a folder with metrics.json and receipt.json, a run folder, or a built-in.
 Built-ins keep their names and relative places stay; of an absolute one only a word is left (RUN, DATA, ...), for which
-`worldline verify docs/results/NAME.receipt.json --run RUN --data DATA` gives the place.
+`worldline verify docs/results/NAME.receipt.json --run-folder RUN --data DATA` gives the place.
 """
 
 import argparse

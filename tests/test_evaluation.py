@@ -505,7 +505,8 @@ def test_a_forecast_does_not_know_the_frames_it_predicts(tmp_path: Path) -> None
 def test_the_page_gets_context_and_forecast_of_every_row(tmp_path: Path) -> None:
     case = _Case()
     _evaluate(case.oracle(), case.clips, tmp_path)
-    archive = np.load(tmp_path / "forecasts.npz")
+    with np.load(tmp_path / "forecasts.npz") as opened:
+        archive = dict(opened)
     assert archive["real"].shape == (CLIPS, 34, 16, 16, 3)
     assert archive["rows"].tolist() == [
         "forecast",

@@ -246,7 +246,7 @@ def test_other_data_and_another_world_are_named(lab: Lab, tmp_path: Path, capsys
     assert not found.holds
     assert "ANOTHER EVALUATION" in found.summary
     step = lab.run / "checkpoints/step_0000001"
-    with_tokenizer = VerifyOptions(run=step, tokenizer=lab.place / "data/tokenizer", identities=True)
+    with_tokenizer = VerifyOptions(run_folder=step, tokenizer=lab.place / "data/tokenizer", identities=True)
     parts = {one.part for one in verify(lab.run, with_tokenizer).differences}
     assert {"weights of the world", "training step of the world"} <= parts
     assert verify(lab.run, VerifyOptions(identities=True)).holds
@@ -263,9 +263,9 @@ def test_a_run_that_has_moved_and_gone_on_is_found_and_one_that_is_gone_is_asked
     found = verify(moved, VerifyOptions(identities=True))
     assert (found.holds, found.differences) == (True, ()), "the checkpoint that was evaluated is still there"
     alone = shutil.copytree(moved / "evaluation", tmp_path / "alone")
-    with pytest.raises(UsageError, match=r"the run runs/gone is not here; give its place \(--run RUN\)"):
+    with pytest.raises(UsageError, match=r"the run runs/gone is not here; give its place \(--run-folder RUN\)"):
         verify(alone)
-    assert verify(alone, VerifyOptions(run=moved, identities=True)).holds
+    assert verify(alone, VerifyOptions(run_folder=moved, identities=True)).holds
     seal(replace(told, places=told.places | {"data": "gone"}), alone / "receipt.json")
     assert _code(monkeypatch, "verify", alone) == 2
     assert "give its place (--data PLACE)" in capsys.readouterr().err
@@ -473,8 +473,8 @@ def test_a_published_evaluation_names_no_place_of_this_machine_and_is_verified(
     assert told.command == "worldline evaluate RUN --lpips off --num-clips 4 --batch-size 2 --condition-samples 0"
     assert told.folder is None
     assert _code(monkeypatch, "verify", written[1]) == 2
-    assert "the run RUN is not here; give its place (--run RUN)" in capsys.readouterr().err
-    found = verify(written[1], VerifyOptions(run=lab.run, identities=True))
+    assert "the run RUN is not here; give its place (--run-folder RUN)" in capsys.readouterr().err
+    found = verify(written[1], VerifyOptions(run_folder=lab.run, identities=True))
     assert (found.holds, found.differences) == (True, ())
     assert publish.public(["twin-mini-val", str(builtin.TWIN_MINI_VAL), "runs/a", "/data/b"], "data") == [
         *("twin-mini-val", "twin-mini-val", "runs/a", "DATA")

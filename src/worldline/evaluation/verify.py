@@ -45,7 +45,7 @@ SUBJECT = ("data", "model", "protocol", "option")
 class VerifyOptions:
     """Where things are now, if not where the receipt says, and how much is verified."""
 
-    run: Path | None = None
+    run_folder: Path | None = None
     """The run or model folder."""
     data: Path | tuple[Path, ...] | None = None
     """The evaluated data set."""
@@ -193,11 +193,11 @@ def _request(told: Receipt, options: VerifyOptions, path: Path) -> tuple[Path, E
     except UsageError as error:
         by = told.made.commit
         raise UsageError(f"{path} was written by another version of worldline (commit {by}): {error}") from error
-    run = options.run or _found(told, told.run, "run")
+    run = options.run_folder or _found(told, told.run, "run")
     if run is None and RunDir(path.parent.parent).checkpoints():
         run = path.parent.parent  # the run folder that it lies in has moved
     if run is None:
-        raise UsageError(f"{path}: the run {told.run} is not here; give its place (--run RUN)")
+        raise UsageError(f"{path}: the run {told.run} is not here; give its place (--run-folder RUN)")
     return run, _checkpoint(told, asked, builtin.resolve(run))
 
 
