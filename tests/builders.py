@@ -169,3 +169,9 @@ class StoppedAfter(Ranks):
     def made(self, items: Sequence[int], make: Callable[[int], None], **how: Any) -> int:
         super().made(items[: self.number], make, **how)
         raise KeyboardInterrupt
+
+
+def arrays_in(path: Path) -> dict[str, np.ndarray]:
+    """What an npz file holds; it is closed again."""
+    with np.load(path) as opened:
+        return dict(opened)

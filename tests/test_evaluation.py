@@ -14,6 +14,7 @@ from builders import (
     GRID_200,
     SMALL_TOKENIZER,
     TWO_JOINTS,
+    arrays_in,
     moving_square,
     noise_frames,
     small_tokenizer,
@@ -455,7 +456,7 @@ def test_a_sample_is_the_same_in_an_evaluation_of_any_size_and_in_a_forecast_alo
         amount = Amount(num_clips=clips, batch_size=size, seed=7)
         out = tmp_path / str(samples)
         _sampled_frames(replace(forecaster, num_samples=samples), case.clips, amount, out)
-        archive = np.load(out / "forecasts.npz")
+        archive = arrays_in(out / "forecasts.npz")
         single = archive[f"forecast_{archive['rows'].tolist().index('sample')}"][:, 17:]
         pictures.append(torch.from_numpy(single).permute(0, 1, 4, 2, 3))
     assert_pixels_agree(pictures[1], pictures[0])
@@ -494,7 +495,7 @@ def test_a_forecast_does_not_know_the_frames_it_predicts(tmp_path: Path) -> None
     other[:, 17:] = noise_frames(CLIPS, 17, 3, 16, 16)
     for name, frames in (("one", case.frames), ("two", other)):
         _evaluate(forecaster, _clips(_memory(case.states, frames=frames)), tmp_path / name)
-    one, two = (np.load(tmp_path / name / "forecasts.npz") for name in ("one", "two"))
+    one, two = (arrays_in(tmp_path / name / "forecasts.npz") for name in ("one", "two"))
     assert one["context"] == 17
     assert not np.array_equal(one["real"], two["real"])
     for index, row in enumerate(one["rows"]):
@@ -505,8 +506,7 @@ def test_a_forecast_does_not_know_the_frames_it_predicts(tmp_path: Path) -> None
 def test_the_page_gets_context_and_forecast_of_every_row(tmp_path: Path) -> None:
     case = _Case()
     _evaluate(case.oracle(), case.clips, tmp_path)
-    with np.load(tmp_path / "forecasts.npz") as opened:
-        archive = dict(opened)
+    archive = arrays_in(tmp_path / "forecasts.npz")
     assert archive["real"].shape == (CLIPS, 34, 16, 16, 3)
     assert archive["rows"].tolist() == [
         "forecast",

@@ -12,6 +12,7 @@ from builders import (
     GRID_200,
     TOKEN_GRID,
     TWO_JOINTS,
+    arrays_in,
     moving_square,
     randomise,
     small_tokenizer,
@@ -345,7 +346,7 @@ def test_chosen_samples_alone_are_written_and_mean_the_same(tmp_path: Path) -> N
 def _damaged(folder: Path, damage: str) -> str:
     """Damage one file of a forecast; give its name."""
     path = folder / "sample_1.npz"
-    arrays: dict[str, Any] = dict(np.load(path))
+    arrays: dict[str, Any] = arrays_in(path)
     match damage:
         case "absent":
             path.unlink()

@@ -21,6 +21,7 @@ from builders import (
     SMALL_WORLD,
     TOKEN_GRID,
     StoppedAfter,
+    arrays_in,
     small_tokenizer,
     write_followed_tokens,
     write_squares,
@@ -272,7 +273,7 @@ def _assert_judged(folder: Path, found: list[dict[str, Any]]) -> None:
             assert found[0][protocol][name] == expected[name], (protocol, name)
         assert expected["data"]["num_clips"] == 5
     for protocol in ("compression", "sampling"):
-        one, two = (np.load(folder / f"judged_{ranks}/{protocol}/forecasts.npz") for ranks in (1, 2))
+        one, two = (arrays_in(folder / f"judged_{ranks}/{protocol}/forecasts.npz") for ranks in (1, 2))
         assert one.files == two.files
         assert all(np.array_equal(one[name], two[name]) for name in one.files)
 

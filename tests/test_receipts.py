@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import write_squares
+from builders import arrays_in, write_squares
 from commands import ROOT, do, parse
 from run_builders import run_of
 from test_site import script
@@ -150,7 +150,7 @@ def test_an_edit_by_hand_is_noticed(
 ) -> None:
     place = lab.copy(tmp_path / "copy")
     if name == "scores.npz":
-        arrays = dict(np.load(place / name))
+        arrays = arrays_in(place / name)
         arrays["forecast/psnr_db"] += 1
         np.savez(place / name, **arrays)
     elif name == "metrics.json":
@@ -330,7 +330,7 @@ def halfway(lab: Lab) -> Path:
 
 def _per_episode(place: Path, row: str) -> np.ndarray:
     """PSNR of the last frame, a mean for each episode."""
-    arrays = np.load(place / "scores.npz")
+    arrays = arrays_in(place / "scores.npz")
     values = arrays[f"{row}/psnr_db"][:, -1].astype(np.float64)
     return np.array([values[arrays["episode"] == episode].mean() for episode in np.unique(arrays["episode"])])
 
@@ -357,7 +357,7 @@ def test_differences_are_paired_by_clip_and_bounded_by_episode(lab: Lab, halfway
 
 def test_clips_are_paired_by_their_recording_whatever_their_order(lab: Lab, halfway: Path, tmp_path: Path) -> None:
     place = Path(shutil.copytree(halfway, tmp_path / "turned"))
-    arrays = {name: values[::-1] for name, values in np.load(place / "scores.npz").items()}
+    arrays = {name: values[::-1] for name, values in arrays_in(place / "scores.npz").items()}
     np.savez(place / "scores.npz", **arrays)
     told = Receipt.load(place / "receipt.json")
     seal(told, place / "receipt.json")
@@ -370,7 +370,7 @@ def test_what_does_not_compare_is_refused_by_name(
     lab: Lab, halfway: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     fewer = Path(shutil.copytree(halfway, tmp_path / "fewer"))
-    np.savez(fewer / "scores.npz", **{name: values[1:3] for name, values in np.load(fewer / "scores.npz").items()})
+    np.savez(fewer / "scores.npz", **{name: values[1:3] for name, values in arrays_in(fewer / "scores.npz").items()})
     seal(Receipt.load(fewer / "receipt.json"), fewer / "receipt.json")
     with pytest.raises(UsageError, match=r"run and fewer cannot be compared: not the same clips \(4 \| 2 of the same"):
         compare([lab.run, fewer])

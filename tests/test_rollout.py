@@ -4,10 +4,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from builders import GRID_200, noise_frames, write_followed_tokens, write_squares
+from builders import GRID_200, arrays_in, noise_frames, write_followed_tokens, write_squares
 from commands import do
 from latent_builders import small_vae
 from test_forecast_files import write_latent_world, write_tokenizer, write_world
@@ -177,7 +176,7 @@ def test_an_evaluation_reaches_as_far_as_asked(place: Path) -> None:
     assert "live_twin" not in rows, "these are no data of the twin"
     (drift,) = found.findings
     assert (drift.id, len(drift.tables[1].lines)) == ("drift", 6)
-    shown = np.load(place / "tokens/evaluation_3s/forecasts.npz")
+    shown = arrays_in(place / "tokens/evaluation_3s/forecasts.npz")
     assert shown["real"].shape[:2] == (2, 107)
     page = write_report([place / "tokens"], place / "page").read_text(encoding="utf-8")
     assert "tokens, 3s ahead" in page, "a report shows it beside the run's own evaluation"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import GRID_200, small_world
+from builders import GRID_200, arrays_in, small_world
 from commands import do
 from latent_builders import small_vae
 from PIL import Image
@@ -109,7 +109,7 @@ def test_a_mixture_is_written_as_the_mean_of_its_distributions(made: Path, tmp_p
 def _rewrite(folder: Path, name: str, **changes: Any) -> None:
     """Change arrays of a sample, with hashes as if they had been written so."""
     path = folder / name
-    arrays: dict[str, Any] = dict(np.load(path))
+    arrays: dict[str, Any] = arrays_in(path)
     np.savez(
         path,
         **{key: change(arrays[key]) for key, change in changes.items()}

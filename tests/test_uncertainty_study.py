@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import GRID_200, TWO_JOINTS, noise_frames, randomise, small_tokenizer, small_world, write_squares
+from builders import (
+    GRID_200,
+    TWO_JOINTS,
+    arrays_in,
+    noise_frames,
+    randomise,
+    small_tokenizer,
+    small_world,
+    write_squares,
+)
 from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN
 from tolerances import assert_values_agree
 from torch import Tensor
@@ -105,7 +114,7 @@ def evaluated(forecaster: Any, protocol: Any, pattern: FramePattern, folder: Pat
     score(judged, open_clips(data, "val"), Amount(batch_size=4, condition_samples=0), out=folder / "out")
     found = Evaluation.load(folder / "out/metrics.json")
     (finding,) = [one for one in found.findings if one.id == "uncertainty"]
-    return finding, np.load(folder / "out/forecasts.npz")
+    return finding, arrays_in(folder / "out/forecasts.npz")
 
 
 def labels(finding: Finding) -> list[str]:
