@@ -44,6 +44,7 @@ Capture = pytest.CaptureFixture[str]
 DATA_VERBS = ("info", "convert", "tokenize", "encode", "twin")
 PARSERS = (
     *(["train", recipe] for recipe in ("sampling_revontuli_cfg", "compression_tiny", "tokenizer_tiny", "vae_tiny")),
+    ["train", "inverse_dynamics_tiny"],
     ["plan", "vae_tiny"],
     ["train", "--resume", "X"],
     ["data", "info", "X"],
@@ -58,7 +59,18 @@ PARSERS = (
 )
 """One sound command for every parser there is; recipes for the same kind of model have the same options."""
 
-ELSEWHERE = ("--dirty", "--always", "--abbrev", "--exclude", "--quiet", "--editable", "--shm-size")
+ELSEWHERE = (
+    "--dirty",
+    "--always",
+    "--abbrev",
+    "--exclude",
+    "--quiet",
+    "--editable",
+    "--shm-size",
+    "--no-deps",
+    "--target",
+    "--upgrade",
+)
 """Options of git, pip and docker."""
 
 

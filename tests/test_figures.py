@@ -40,16 +40,11 @@ def test_a_built_in_world_scores_as_before(protocol: str, tmp_path: Path, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("published", "arguments"),
-    [
-        ("compression_tiny.json", "compression-tiny --num-clips 60"),
-        ("sampling_tiny.json", "sampling-tiny --num-clips 24 --window-stride 43 --num-samples 20 --batch-size 2"),
-    ],
-)
-def test_a_built_in_world_scores_what_is_published(
-    published: str, arguments: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    content = json.loads((ROOT / "docs/results" / published).read_text())
-    rows = {row["id"]: {name: value["mean"] for name, value in row["metrics"].items()} for row in content["rows"]}
-    _agree(_scored(arguments, tmp_path, capsys), rows)
+def test_a_built_in_world_scores_what_is_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the conditions of its audit, which take most of the time; tests of receipts verify the other world."""
+    content = json.loads((ROOT / "docs/results/sampling_tiny.json").read_text())
+    published = {row["id"]: {name: value["mean"] for name, value in row["metrics"].items()} for row in content["rows"]}
+    arguments = "sampling-tiny --num-clips 24 --window-stride 43 --num-samples 20 --batch-size 2 --condition-samples 0"
+    found = _scored(arguments, tmp_path, capsys)
+    assert len(found) > 8
+    _agree(found, {row: published[row] for row in found})

@@ -237,4 +237,5 @@ def test_an_evaluation_that_is_killed_again_and_again_ends_as_one_that_was_not(
     assert kills, "it was killed at least once while it ran"
     subprocess.run([*command, str(out)], check=True, env=env, capture_output=True)
     assert _found(out) == _found(tmp_path / "whole")
-    assert sorted(path.name for path in out.iterdir()) == ["forecasts.npz", "metrics.json"]
+    left = sorted(path.name for path in out.iterdir())
+    assert left == ["forecasts.npz", "metrics.json", "receipt.json", "scores.npz"]

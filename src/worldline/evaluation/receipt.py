@@ -248,7 +248,7 @@ class Request:
             if value != left_out.get(name):
                 option = name.replace("_", "-")
                 values = [] if isinstance(value, bool) else value if isinstance(value, list) else [value]
-                words += [f"--no-{option}" if value is False else f"--{option}", *map(str, values)]
+                words += ["--" + ("no-" if value is False else "") + option, *map(str, values)]
         return shlex.join(words)
 
 
