@@ -254,7 +254,7 @@ class Demo(Checked):
         from worldline.report.write import write_report
 
         shutil.rmtree(self.out, ignore_errors=True)
-        few: dict[str, Any] = {"num_clips": 24, "num_samples": 5, "steps": 10}
+        few: dict[str, Any] = {"num_clips": 24, "num_samples": 5, "steps": 10, "condition_samples": 1}
         few |= {"window_stride": 20, "batch_size": 4, "data": builtin.TWIN_MINI_VAL}
         tokens = _evaluated(builtin.COMPRESSION_TINY, self.out / "builtin", num_clips=self.num_clips)
         latents = _evaluated(builtin.SAMPLING_TINY, self.out / "sampling", **few)
