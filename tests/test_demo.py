@@ -38,7 +38,8 @@ def test_demo_trains_a_world_that_follows_the_robot_and_reports(tmp_path: Path) 
     assert _mean(tokens, "forecast", "full_ce") < _mean(tokens, "unigram", "full_ce")
     mean = "mean_5"
     for evaluation in (latents, taught):
-        differences = {(c.than, c.metric): c.difference for c in evaluation.comparisons if c.better == mean}
+        # One future is drawn under other states, and compared with one.
+        differences = {(c.than, c.metric): c.difference for c in evaluation.comparisons if c.better in (mean, "sample")}
         assert differences["shuffled_states", "psnr_db_last"].low > 0, "it ignores the robot"
         assert differences["copy_last", "psnr_db_last"].low > 0
         assert differences["sample", "psnr_db_last"].low > 0
