@@ -266,16 +266,16 @@ def _begin_to_judge(folder: Path) -> None:
 def _assert_judged(folder: Path, found: list[dict[str, Any]]) -> None:
     """Two ranks find to the last digit what one does, both know it, and one of them writes it."""
     alone = _alone(ranks_worker.judge, folder)
-    assert found[0] == found[1]
+    assert repr(found[0]) == repr(found[1])  # by their text, because NaN is not equal to NaN
     for protocol, expected in alone.items():
         clock = {"seconds", "environment"}
         for name in expected.keys() - clock:
-            assert found[0][protocol][name] == expected[name], (protocol, name)
+            assert repr(found[0][protocol][name]) == repr(expected[name]), (protocol, name)
         assert expected["data"]["num_clips"] == 5
     for protocol in ("compression", "sampling"):
         one, two = (arrays_in(folder / f"judged_{ranks}/{protocol}/forecasts.npz") for ranks in (1, 2))
-        assert one.files == two.files
-        assert all(np.array_equal(one[name], two[name]) for name in one.files)
+        assert one.keys() == two.keys()
+        assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.slow
