@@ -16,7 +16,7 @@ test: $(INSTALLED)
 	$(BIN)/pytest -n auto -q
 
 slow: $(INSTALLED)
-	$(BIN)/pytest -n auto -q -m slow
+	$(BIN)/pytest -n auto --dist worksteal -q -m slow
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
