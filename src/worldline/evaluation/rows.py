@@ -119,7 +119,7 @@ class Scene(Judged):
         extra: tuple[Extra, ...] = ("costs", *more) if self.protocol == "compression" else ()
         return forecaster.forecast_clips(self.batch, states=states, seeds=self.seeds, extra=extra)
 
-    @property
+    @cached_property
     def truth(self) -> UInt8[Tensor, "b f 3 h w"] | None:
         """The true frames at the forecaster's times; None where the data hold tokens alone."""
         return None if self.batch.frames is None else self.batch.frames[:, list(self.forecaster.times)]
