@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from builders import GRID_200, TWO_JOINTS, randomise, small_tokenizer, small_world
 
 from worldline.contract import FramePattern
 from worldline.data.clips import DataConfig
 from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
+from worldline.forecasting.latents import LatentForecaster
+from worldline.forecasting.tokens import TokenForecaster
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.nn.states import StateOptions
+from worldline.process.flow import FlowSampling
 from worldline.rundir import write_model
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes, WanVAETokenizer
 from worldline.worlds.wan import WanConfig
@@ -78,3 +82,21 @@ def world_run(train: Path, val: Path, vae: Path, **changes: Any) -> TrainConfig:
         ),
         **changes,
     )
+
+
+# --- forecasters of both families, with random weights ---
+
+
+def of_tokens(seed: int = 0, **options: Any) -> TokenForecaster:
+    tokenizer = small_tokenizer()
+    world: Any = small_world(seed=seed, grid=GRID_200)
+    return TokenForecaster(world=world, grid=tokenizer.grid(16, 16), tokenizer=tokenizer, **options)
+
+
+def of_latents(seed: int = 0, **options: Any) -> LatentForecaster:
+    """Two steps of the sampler and four samples, if nothing else is asked for."""
+    torch.manual_seed(0)
+    vae, wan = SMALL_VAE.build().eval(), SMALL_WAN.build(TWO_JOINTS.kinds, PATTERN).eval()
+    randomise(wan, seed=seed)
+    how: Any = {"sampling": FlowSampling(steps=2), "num_samples": 4} | options
+    return LatentForecaster(world=wan, grid=vae.grid(16, 16), tokenizer=vae, pattern=PATTERN, **how)

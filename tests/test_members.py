@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from builders import GRID_200, TWO_JOINTS, noise_frames, randomise, small_tokenizer, small_world, write_followed_tokens
+from builders import GRID_200, TWO_JOINTS, noise_frames, small_world, write_followed_tokens
 from commands import do
-from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN
+from latent_builders import of_latents, of_tokens
 from tolerances import assert_pixels_agree, assert_tokens_agree, assert_values_agree
 from torch import Tensor, nn
 
@@ -22,12 +22,9 @@ from worldline.evaluation.result import Evaluation
 from worldline.families.card import Identity, ModelCard
 from worldline.forecasting.ensemble import TokenEnsemble
 from worldline.forecasting.forecaster import CopyLast, Forecaster
-from worldline.forecasting.latents import LatentForecaster
-from worldline.forecasting.tokens import TokenForecaster
 from worldline.formats.open import open_source
 from worldline.metrics.tokens import entropy
 from worldline.process.categorical import GridStep, Sampling
-from worldline.process.flow import FlowSampling
 from worldline.rundir import write_model
 from worldline.schema import TokenGrid, UsageError
 
@@ -102,20 +99,6 @@ def test_members_read_the_grids_that_the_ensemble_chose() -> None:
 
 
 # --- forecasters of both families ---
-
-
-def of_tokens(seed: int = 0, **options: Any) -> TokenForecaster:
-    tokenizer = small_tokenizer()
-    world: Any = small_world(seed=seed, grid=GRID_200)
-    return TokenForecaster(world=world, grid=tokenizer.grid(16, 16), tokenizer=tokenizer, **options)
-
-
-def of_latents(seed: int = 0, **options: Any) -> LatentForecaster:
-    torch.manual_seed(0)
-    vae, wan = SMALL_VAE.build().eval(), SMALL_WAN.build(TWO_JOINTS.kinds, PATTERN).eval()
-    randomise(wan, seed=seed)
-    how: Any = {"sampling": FlowSampling(steps=2), "num_samples": 4} | options
-    return LatentForecaster(world=wan, grid=vae.grid(16, 16), tokenizer=vae, pattern=PATTERN, **how)
 
 
 @pytest.fixture(scope="module", params=[of_tokens, of_latents])

@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 import torch
 from builders import (
-    GRID_200,
-    TWO_JOINTS,
     arrays_in,
     noise_frames,
-    randomise,
-    small_tokenizer,
-    small_world,
     write_squares,
 )
-from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN
+from latent_builders import PATTERN, of_latents, of_tokens
 from tolerances import assert_values_agree
 from torch import Tensor
 
@@ -29,27 +24,10 @@ from worldline.evaluation.rows import Judged
 from worldline.evaluation.studies.uncertainty import Uncertainty, _of_samples
 from worldline.evaluation.study import Found
 from worldline.forecasting.forecaster import CopyLast
-from worldline.forecasting.latents import LatentForecaster
-from worldline.forecasting.tokens import TokenForecaster
 from worldline.metrics.table import NotComputed
-from worldline.process.flow import FlowSampling
 from worldline.schema import Batch, Origin
 
 # --- what forecasters say ---
-
-
-def of_tokens(seed: int = 0, **options: Any) -> TokenForecaster:
-    tokenizer = small_tokenizer()
-    world: Any = small_world(seed=seed, grid=GRID_200)
-    return TokenForecaster(world=world, grid=tokenizer.grid(16, 16), tokenizer=tokenizer, **options)
-
-
-def of_latents(seed: int = 0, **options: Any) -> LatentForecaster:
-    torch.manual_seed(0)
-    vae, wan = SMALL_VAE.build().eval(), SMALL_WAN.build(TWO_JOINTS.kinds, PATTERN).eval()
-    randomise(wan, seed=seed)
-    how: Any = {"sampling": FlowSampling(steps=2), "num_samples": 2} | options
-    return LatentForecaster(world=wan, grid=vae.grid(16, 16), tokenizer=vae, pattern=PATTERN, **how)
 
 
 def clips_of(frames: int) -> Batch:
@@ -89,7 +67,7 @@ def test_an_ensemble_says_what_its_members_disagree_about() -> None:
     assert (sure.disagreement < sure.entropy).all()
 
 
-@pytest.mark.parametrize("forecaster", [of_tokens(), of_latents()], ids=["tokens", "latents"])
+@pytest.mark.parametrize("forecaster", [of_tokens(), of_latents(num_samples=2)], ids=["tokens", "latents"])
 def test_a_round_trip_is_of_the_context_alone(forecaster: Any) -> None:
     batch = clips_of(77)
     seen, kept = forecaster.round_trip(forecaster.encoded(batch))
@@ -122,7 +100,7 @@ def labels(finding: Finding) -> list[str]:
 
 
 def test_a_world_over_latents_is_judged_by_its_spread_and_all_that_costs_nothing(tmp_path: Path) -> None:
-    finding, arrays = evaluated(of_latents(), "sampling", PATTERN, tmp_path)
+    finding, arrays = evaluated(of_latents(num_samples=2), "sampling", PATTERN, tmp_path)
     raw = [label for label in labels(finding) if not label.endswith(", by motion")]
     assert [label.split(" of ")[0] for label in raw] == [
         *("spread", "disagreement", "instability", "residual", "predicted motion alone")
@@ -176,7 +154,6 @@ def found_of(measured: dict[str, Tensor], quality: Tensor, episodes: Tensor = EP
         alike="mean_4",
         fps=30.0,
         state_names=("elbow",),
-        condition_samples=0,
     )
 
 
