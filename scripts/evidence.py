@@ -32,9 +32,7 @@ def main(paths: list[Path]) -> None:
 def numbers(evaluations: dict[str, Evaluation]) -> str:
     """A line for each of the rows that people look for, of every evaluation."""
     metrics = [one for one in SHOWN if any(one in row.metrics for e in evaluations.values() for row in e.rows)]
-    heads = [
-        f"{METRICS[one].label} ({METRICS[one].unit})" if METRICS[one].unit else METRICS[one].label for one in metrics
-    ]
+    heads = [METRICS[one].heading for one in metrics]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, evaluation in evaluations.items():
         found = {"forecast": evaluation.rows[0]} | {row.id: row for row in evaluation.rows}

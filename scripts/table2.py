@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
     commits, processors = ({one.environment[name] for one in evaluations} for name in ("commit", "cpu"))
     print(f"{facts_of(first)}\ncommit {', '.join(sorted(commits))}, {', '.join(sorted(processors))}\n")
     about = [METRICS[name] for name in COLUMNS]
-    heads = [f"{one.label} ({one.unit})" if one.unit else one.label for one in about]
+    heads = [one.heading for one in about]
     print("| steps | guidance | samples | " + " | ".join(heads) + " |\n" + "|---" * (3 + len(heads)) + "|")
     lines = [forecast(evaluation) for evaluation in evaluations]
     for id in BESIDE:

@@ -67,7 +67,6 @@ def found_in(scene: Scene, measured: Mapping[str, Tensor]) -> Found:
         alike="forecast",
         fps=30.0,
         state_names=scene.clips.source.layout.names,
-        condition_samples=1,
     )
 
 

@@ -38,7 +38,6 @@ def concluded(episodes: int = CLIPS, motion: float = 1.0, **psnr: Tensor) -> Fin
         alike="forecast",
         fps=30.0,
         state_names=(),
-        condition_samples=1,
     )
     return Drift().conclude(found)
 

@@ -65,7 +65,6 @@ def found(measured: dict[str, torch.Tensor], readable: list[float]) -> Found:
         alike="forecast",
         fps=30.0,
         state_names=("elbow", "gripper", "hip"),
-        condition_samples=1,
     )
 
 

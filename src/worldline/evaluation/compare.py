@@ -360,6 +360,5 @@ def _curve(scored: Sequence[Scored], rows: Sequence[Row], metric: str, over: Ove
     for name, curve in points.items():
         x, y = zip(*sorted(curve, key=lambda point: point[0]), strict=True)
         curves.append(Curve(label=Path(name).name or label_of(rows[0].id), x=x, y=y))
-    unit = METRICS[metric].unit
-    y_label = f"{label_of(metric)} ({unit})" if unit else label_of(metric)
+    y_label = METRICS[metric].heading
     return Chart(title=label_of(metric), x_label=f"training {over}", y_label=y_label, curves=tuple(curves))

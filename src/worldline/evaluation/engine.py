@@ -51,8 +51,6 @@ FEW_CLIPS = 12
 """Clips on which studies measure what is costly."""
 SHOWN_ORDER = ("model", "baseline", "ceiling", "ablation")
 ORDER: tuple[Role, ...] = ("model", "ablation", "baseline", "ceiling")
-
-
 SMALLEST_STD = 1e-6
 """Deviation below which a state counts as one that never changes."""
 
@@ -411,7 +409,6 @@ class _Scoring:
                 alike=self._alike,
                 fps=self.clips.source.fps / self.clips.pattern.stride,
                 state_names=self.clips.source.layout.names,
-                condition_samples=self.condition_samples,
             )
             try:
                 if study.id not in not_computed:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from worldline.evaluation.result import Finding
+from worldline.evaluation.result import Curve, Finding
 from worldline.evaluation.rows import Judged, Protocol, Scene
 from worldline.metrics.bootstrap import Interval, interval
 
@@ -41,7 +41,6 @@ class Found:
     fps: float
     """Frames per second that the predicted times count."""
     state_names: tuple[str, ...]
-    condition_samples: int
 
     def interval(self, values: Float[Tensor, " n"]) -> Interval | None:
         """The mean over clips with its interval over episodes; NaN clips are left out. None where all are."""
@@ -52,6 +51,11 @@ class Found:
         """The paired difference of two rows in a metric; None where one of them lacks it."""
         first, second = (self.numbers.get(row, {}).get(metric) for row in (one, other))
         return None if first is None or second is None else self.interval(first.double() - second.double())
+
+    def curve(self, label: str, columns: Mapping[float, Float[Tensor, " n"]]) -> Curve | None:
+        """The intervals of numbers of each clip, by their place on the axis; None where there is not one."""
+        points = {x: value for x, values in columns.items() if (value := self.interval(values))}
+        return Curve(label, tuple(points), tuple(points.values())) if points else None
 
     @property
     def seconds(self) -> list[float]:

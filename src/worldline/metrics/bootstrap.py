@@ -35,6 +35,11 @@ class Interval:
     num_clips: int
     num_episodes: int
 
+    def said(self, unit: str = "") -> str:
+        """In a sentence: `1.20 [0.91, 1.52] dB`. With one episode there is no interval, and the text says so."""
+        between = "one episode" if math.isnan(self.low) else f"{self.low:.2f}, {self.high:.2f}"
+        return f"{self.mean:.2f} [{between}] {unit}".strip()
+
 
 def interval(values: Float[Tensor, " n"], episodes: Int[Tensor, " n"]) -> Interval:
     """Average one number per clip, in float64, and bound the mean by a percentile bootstrap over episodes.

@@ -18,6 +18,11 @@ class NotComputed(Exception):  # noqa: N818 - it is no error: tables and report 
     """A metric or a row cannot be computed here. The message says why, and what to install or to give."""
 
 
+def headed(label: str, unit: str) -> str:
+    """A label with its unit, if it has one."""
+    return f"{label} ({unit})" if unit else label
+
+
 @dataclass(frozen=True)
 class Metric:
     """A number of each clip, and how to print it."""
@@ -44,6 +49,11 @@ class Metric:
     meaning: str = ""
     measure: Callable[..., Tensor] | None = None
     """None of what follows from another entry: the last frame and the mean of an image metric, a bound."""
+
+    @property
+    def heading(self) -> str:
+        """The label with the unit, as tables and charts have it."""
+        return headed(self.label, self.unit)
 
     @property
     def per_frame(self) -> bool:

@@ -1,7 +1,6 @@
 """A comparison of evaluations as text, and as one page."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -11,7 +10,7 @@ from worldline.evaluation.result import label_of
 from worldline.files import atomic
 from worldline.metrics.table import METRICS
 from worldline.report.drawings import Drawing, of_chart, scatter
-from worldline.report.tables import format_interval, format_number
+from worldline.report.tables import format_interval, format_number, laid
 from worldline.report.write import TEMPLATES, engine
 from worldline.schema import UsageError
 
@@ -24,7 +23,7 @@ TOGETHER = (
 def compared_text(found: Compared) -> str:
     """Lay out a comparison for a terminal: what to know first, rows, then differences or the points of curves."""
     lines = [found.facts, *(f"note: {note}" for note in found.notes), ""]
-    heads = ["", *(_head(metric) for metric in found.metrics)]
+    heads = ["", *(METRICS[metric].heading for metric in found.metrics)]
     body = []
     for runs, row in found.rows:
         cells = [row.metrics.get(metric) for metric in found.metrics]
@@ -85,7 +84,7 @@ def _scatters(found: Compared) -> list[Drawing]:
         better = "below" if METRICS[one.metric].higher_is_better else "above"
         said = f"{note}; {better} it, {one.one} is better."
         points = {"x": one.x, "y": one.y, "label": f"{len(one.x)} episodes"}
-        drawn.append(scatter(_head(one.metric), one.one, one.other, **points, note=said))
+        drawn.append(scatter(METRICS[one.metric].heading, one.one, one.other, **points, note=said))
     return drawn
 
 
@@ -95,15 +94,11 @@ def paired_cells(one: Paired) -> list[str]:
     together = "-" if math.isnan(low) else f"[{format_number(low, unit)}, {format_number(high, unit)}]"
     alone = format_interval(one.difference, unit)
     chance = "-" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
-    return [f"{one.one} minus {one.other}", _head(one.metric), alone, together, chance, one.better or "undecided"]
-
-
-def laid(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of text, the first to the left and the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-
-
-def _head(metric: str) -> str:
-    about = METRICS[metric]
-    return f"{about.label} ({about.unit})" if about.unit else about.label
+    return [
+        f"{one.one} minus {one.other}",
+        METRICS[one.metric].heading,
+        alone,
+        together,
+        chance,
+        one.better or "undecided",
+    ]

@@ -11,7 +11,7 @@ from worldline.evaluation.rows import entry_of
 from worldline.evaluation.sets import floors_of
 from worldline.metrics.bootstrap import Interval
 from worldline.metrics.networks import WEIGHTS
-from worldline.metrics.table import METRICS, Metric
+from worldline.metrics.table import METRICS, Metric, headed
 
 HEADLINE_TOKEN_METRIC = "top500_ce_residual"
 ORDER: tuple[Role, ...] = ("model", "baseline", "ablation", "ceiling")
@@ -67,7 +67,7 @@ def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
     lines.append("mean [95 % interval over episodes]; * best mean")
     about = [METRICS[metric] for metric in metrics_of(rows)]
     best = {metric.id: best_rows(rows, metric.id) for metric in about}
-    heads = ["", *(f"{metric.label} ({metric.unit})" if metric.unit else metric.label for metric in about)]
+    heads = ["", *(metric.heading for metric in about)]
     columns = [[label_of(row.id), *(_cell(row, metric, row in best[metric.id]) for metric in about)] for row in rows]
     margin = max(map(len, heads))
     size = 2 + max((len(cell) for column in columns for cell in column), default=0)
@@ -93,7 +93,7 @@ def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
 
 def _text_of(table: FindingTable) -> list[str]:
     """A finding's table: a line of heads, then one for each of its lines."""
-    heads = [f"{column.label} ({column.unit})" if column.unit else column.label for column in table.columns]
+    heads = [headed(column.label, column.unit) for column in table.columns]
     body = [
         [
             "-" if value is None else format_interval(value, column.unit)
@@ -101,10 +101,14 @@ def _text_of(table: FindingTable) -> list[str]:
         ]
         for line in table.lines
     ]
-    margin = max(len(label) for label in (table.title, *(line.label for line in table.lines)))
-    widths = [2 + max(len(cell) for cell in column) for column in zip(heads, *body, strict=True)]
-    laid = zip([table.title, *(line.label for line in table.lines)], [heads, *body], strict=True)
-    return [label.ljust(margin) + "".join(map(str.rjust, cells, widths)) for label, cells in laid]
+    labels = (table.title, *(line.label for line in table.lines))
+    return laid([[label, *cells] for label, cells in zip(labels, [heads, *body], strict=True)])
+
+
+def laid(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of text, the first to the left and the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 
 
 def _cell(row: Row, metric: Metric, best: bool) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from worldline.evaluation.conditions import NOISES, SHIFTS, frozen
-from worldline.evaluation.result import Chart, Column, Curve, Finding, Line, Table, label_of
+from worldline.evaluation.result import Chart, Column, Finding, Line, Table, label_of
 from worldline.evaluation.rows import CONDITIONS, Scene
 from worldline.evaluation.study import Found, Study, only_few, study
 from worldline.forecasting.forecaster import Forecaster
@@ -62,26 +62,20 @@ class Audit(Study):
         return only_few(scene, dict(zip(names, (moved, *_answers(frames, scene.truth[few])), strict=True)))
 
     def conclude(self, found: Found) -> Finding:
-        if found.condition_samples == 0:
-            raise NotComputed("switched off (--condition-samples 0)")
-        metric = next((one for one in FOLLOWS if found.minus(one, found.alike, "shuffled_states")), None)
-        if metric is None:
+        shuffled = {one: cost for one in FOLLOWS if (cost := _cost(found, one, "shuffled_states"))}
+        if not shuffled:
             raise NotComputed("no condition could be made, or nothing of it measured")
-        shuffled = _cost(found, metric, "shuffled_states")
-        assert shuffled is not None, "there, as was just seen"
-        verdict = verdict_of(shuffled, _cost(found, metric, "frozen_states"), metric)
+        metric = next(iter(shuffled))
+        verdict = verdict_of(shuffled[metric], _cost(found, metric, "frozen_states"), metric)
         joints, answered = _joints(found)
-        tables, notes = [_costs(found)], [*_NOTES]
-        if joints is not None:
-            tables.append(joints)
         return Finding(
             id=self.id,
             title=self.title,
             verdict=verdict,
-            sentence=_sentence(verdict, shuffled, metric) + answered,
-            tables=tuple(tables),
+            sentence=_sentence(verdict, shuffled[metric], metric) + answered,
+            tables=(_costs(found), *joints),
             charts=tuple(_charts(found)),
-            notes=tuple(notes),
+            notes=_NOTES,
         )
 
 
@@ -104,7 +98,7 @@ def verdict_of(shuffled: Interval, still: Interval | None, metric: str) -> str:
 
 def _sentence(verdict: str, shuffled: Interval, metric: str) -> str:
     about = METRICS[metric]
-    cost = f"{shuffled.mean:.2f} [{shuffled.low:.2f}, {shuffled.high:.2f}] {about.unit}"
+    cost = shuffled.said(about.unit)
     said = {
         "follows": "The world follows its robot",
         "follows partly": "The world follows its robot in part",
@@ -122,15 +116,14 @@ def _cost(found: Found, metric: str, row: str) -> Interval | None:
 
 def _costs(found: Found) -> Table:
     """What each condition costs in every metric that there is."""
-    metrics = [one for one in AUDITED if one in METRICS and any(_cost(found, one, row) for row in CONDITIONS)]
+    rows = [row for row in CONDITIONS if row in found.numbers]
+    every = {one: [_cost(found, one, row) for row in rows] for one in AUDITED if one in METRICS}
+    costs = {one: own for one, own in every.items() if any(own)}
+    lines = zip(rows, zip(*costs.values(), strict=True), strict=True)
     return Table(
         title="What other states cost",
-        columns=tuple(Column(METRICS[one].label, METRICS[one].unit) for one in metrics),
-        lines=tuple(
-            Line(label_of(row), tuple(_cost(found, one, row) for one in metrics))
-            for row in CONDITIONS
-            if row in found.numbers
-        ),
+        columns=tuple(Column(METRICS[one].label, METRICS[one].unit) for one in costs),
+        lines=tuple(Line(label_of(row), values) for row, values in lines),
     )
 
 
@@ -142,22 +135,19 @@ def _charts(found: Found) -> list[Chart]:
     doses["States that come late"] = ("seconds", own | {seconds: row for row, seconds in SHIFTS.items()})
     charts = []
     for title, (x_label, rows) in doses.items():
-        points = {
-            x: value
-            for x, row in sorted(rows.items())
-            if metric in found.numbers.get(row, {}) and (value := found.interval(found.numbers[row][metric]))
+        there = {
+            x: found.numbers[row][metric] for x, row in sorted(rows.items()) if metric in found.numbers.get(row, {})
         }
-        if len(points) > 1:
-            curve = Curve("forecast", tuple(points), tuple(points.values()))
-            label = f"{METRICS[metric].label} ({METRICS[metric].unit})"
-            charts.append(Chart(title=title, x_label=x_label, y_label=label, curves=(curve,)))
+        curve = found.curve("forecast", there)
+        if curve is not None and len(curve.x) > 1:
+            charts.append(Chart(title=title, x_label=x_label, y_label=METRICS[metric].heading, curves=(curve,)))
     return charts
 
 
-def _joints(found: Found) -> tuple[Table | None, str]:
+def _joints(found: Found) -> tuple[tuple[Table, ...], str]:
     """Each joint: how far it moved, how the picture answers where it is frozen, and how many it answers to."""
     if "joint_cost" not in found.measured:
-        return None, ""
+        return (), ""
     columns = (Column("moved", "deviations"), Column("picture changes", "grey levels"), Column("cost", "dB"))
     lines, judged, answered = [], 0, 0
     for joint, name in enumerate(found.state_names):
@@ -168,7 +158,7 @@ def _joints(found: Found) -> tuple[Table | None, str]:
         judged += about[2] is not None
         answered += about[2] is not None and about[2].low > 0 and about[2].mean >= ANSWERED_DB
     said = f" The picture answers to {answered} of {judged} joints that moved." if judged else ""
-    return Table(title="One joint frozen at a time", columns=columns, lines=tuple(lines)), said
+    return (Table(title="One joint frozen at a time", columns=columns, lines=tuple(lines)),), said
 
 
 def _cheapest(forecaster: Forecaster) -> Forecaster:

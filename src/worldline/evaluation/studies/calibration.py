@@ -80,7 +80,7 @@ def calibrated(found: Found) -> str:
     if "variance" in found.measured:
         ratio = _ratio(found, slice(None))
         word = "too sure" if ratio.high < 1 else "too unsure" if ratio.low > 1 else "calibrated as far as it shows"
-        return f" Its spread is {ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] of its error: it is {word}."
+        return f" Its spread is {ratio.said()} of its error: it is {word}."
     if "confidence_bins" in found.measured:
         confidence, hit = (found.measured[name].mean(dim=1) for name in ("confidence", "hit"))
         above = found.interval(confidence - hit)

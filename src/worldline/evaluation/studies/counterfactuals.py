@@ -261,7 +261,7 @@ def verdict_of(own: Told | None, reconstructed: Told | None) -> tuple[str, str]:
     if own is None:
         return "undecided", "No start was found from which one command touches an object and another just misses it."
     area, wrong = own.area, (own.optimism.mean, own.pessimism.mean)
-    said = f"AUROC {area.mean:.2f} [{area.low:.2f}, {area.high:.2f}]"
+    said = f"AUROC {area.said()}"
     said += f"; {100 * wrong[0]:.0f} % of misses look like a touch, {100 * wrong[1]:.0f} % of touches like a miss"
     if reconstructed is not None:
         best = reconstructed.area.mean, 100 * reconstructed.optimism.mean, 100 * reconstructed.pessimism.mean

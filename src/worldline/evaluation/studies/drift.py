@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldline.evaluation.result import Chart, Column, Curve, Finding, Line, Table, label_of
+from worldline.evaluation.result import Chart, Column, Finding, Line, Table, label_of
 from worldline.evaluation.rows import Scene
 from worldline.evaluation.study import Found, Study, study
 from worldline.metrics.bootstrap import Interval
@@ -214,8 +214,7 @@ def _charts(found: Found, stretches: Stretches, rows: Sequence[str]) -> list[Cha
     charts = []
     for metric in (METRICS[one] for one in DRAWN if one in METRICS and (rows[0], one) in found.scores):
         there = {row: stretches.means(found.scores[row, metric.id]) for row in rows if (row, metric.id) in found.scores}
-        label = f"{metric.label} ({metric.unit})" if metric.unit else metric.label
-        charts.append(_chart(f"{metric.label} over time", label, found, stretches, there))
+        charts.append(_chart(f"{metric.label} over time", metric.heading, found, stretches, there))
     moved = {row: _motion(found, stretches, row) for row in rows}
     return [*charts, _chart("Motion over time", METRICS["motion"].label, found, stretches, moved)]
 
@@ -223,10 +222,6 @@ def _charts(found: Found, stretches: Stretches, rows: Sequence[str]) -> list[Cha
 def _chart(
     title: str, y_label: str, found: Found, stretches: Stretches, rows: Mapping[str, Float[Tensor, "n s"]]
 ) -> Chart:
-    curves = []
-    for row, values in rows.items():
-        every = zip(stretches.middles, map(found.interval, values.unbind(dim=1)), strict=True)
-        points = {middle: one for middle, one in every if one is not None}
-        if points:
-            curves.append(Curve(label_of(row), tuple(points), tuple(points.values())))
-    return Chart(title=title, x_label="seconds ahead", y_label=y_label, curves=tuple(curves))
+    columns = {row: dict(zip(stretches.middles, values.unbind(dim=1), strict=True)) for row, values in rows.items()}
+    curves = tuple(one for row, own in columns.items() if (one := found.curve(label_of(row), own)))
+    return Chart(title=title, x_label="seconds ahead", y_label=y_label, curves=curves)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from worldline.evaluation.result import Chart, Column, Curve, Finding, Line, Table, label_of
+from worldline.evaluation.result import Chart, Column, Finding, Line, Table, label_of
 from worldline.evaluation.rows import Made, Protocol, Scene
 from worldline.evaluation.study import Found, Study, study
 from worldline.metrics.bootstrap import Interval
@@ -261,18 +261,11 @@ def _charts(found: Found, rows: Sequence[str], region: str) -> Iterator[Chart]:
     if region == "objects":
         what["How much of the objects is there, over time"] = ("left", "share")
     for title, (name, label) in what.items():
-        curves = []
-        for row in rows:
-            values = found.measured[f"{row}/{name}"]
-            points = {
-                second: value
-                for i, second in enumerate(found.seconds)
-                if i < values.shape[1] and (value := found.interval(values[:, i]))
-            }
-            if points:
-                curves.append(Curve(label_of(row), tuple(points), tuple(points.values())))
+        values = {row: found.measured[f"{row}/{name}"].unbind(dim=1) for row in rows}
+        columns = {row: dict(zip(found.seconds, own, strict=False)) for row, own in values.items()}
+        curves = tuple(one for row, own in columns.items() if (one := found.curve(label_of(row), own)))
         if curves:
-            yield Chart(title=title, x_label="seconds", y_label=label, curves=tuple(curves))
+            yield Chart(title=title, x_label="seconds", y_label=label, curves=curves)
 
 
 def _said(found: Found, there: Mapping[str, Interval | None]) -> tuple[str, str]:

@@ -307,7 +307,7 @@ class _Worth:
 def _verdict(worth: _Worth, own: str) -> tuple[str, str]:
     """`yes`, `no`, `misleading` or `undecided`, from the world's own signal, and the first part of the sentence."""
     area, half, name = worth.of(own)["auroc"], worth.of(own)["half"], SIGNALS[own]
-    gain, sure = _said(half, worth.unit), f"AUROC {_said(area)}"
+    gain, sure = half.said(worth.unit), f"AUROC {area.said()}"
     if area.low > 0.5 and half.low > 0:
         alike = worth.of(own)["alike"]
         beyond = "" if np.isnan(alike.mean) else "; but how much moves tells as much"
@@ -319,11 +319,6 @@ def _verdict(worth: _Worth, own: str) -> tuple[str, str]:
     if area.high < USEFUL:
         return "no", f"Its {name} does not tell good forecasts from bad ones {about}."
     return "undecided", f"Whether its {name} tells good forecasts from bad ones is not decided by these clips {about}."
-
-
-def _said(value: Interval, unit: str = "") -> str:
-    between = "one episode" if np.isnan(value.low) else f"{value.low:.2f}, {value.high:.2f}"
-    return f"{value.mean:.2f} [{between}] {unit}".strip()
 
 
 def _notes(found: Found, worth: _Worth, own: str) -> tuple[str, ...]:
