@@ -321,6 +321,21 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_the_view_of_the_table_is_nearer_and_shows_fewer_and_larger_objects() -> None:
+    angles, sizes, counts = {}, {"room": [], "table": []}, {"room": set(), "table": set()}
+    for framing in ("room", "table"):
+        for seed in range(12):
+            with Simulation(random_scene(np.random.default_rng(seed), framing), size=2) as simulation:
+                bodies = [simulation.model.body(name).id for name in simulation.scene.objects]
+                own = np.isin(simulation.model.geom_bodyid, bodies)
+                sizes[framing] += [*simulation.model.geom_size[own].max(axis=1)]
+                counts[framing].add(len(bodies))
+                angles[framing] = simulation.model.camera(CAMERA).fovy[0]
+    assert angles == {"room": 90, "table": 56}
+    assert np.mean(sizes["table"]) > 1.1 * np.mean(sizes["room"])
+    assert counts == {"room": {2, 3, 4}, "table": {1, 2, 3}}
+
+
 def test_shards_hold_what_was_recorded(dataset: Path) -> None:
     for episode in range(TINY.episodes):
         recording = record_episode(TINY, episode)

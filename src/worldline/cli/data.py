@@ -169,7 +169,6 @@ class TwinJob(TwinConfig):
     """Make a data set of the humanoid twin in the 1X raw layout. Needs `pip install worldline[twin]`."""
 
     out: tyro.conf.Positional[Path]
-    fps: tyro.conf.Suppress[int] = 30
     pairs: bool = False
     """Instead of episodes, starts from which one command touches an object and others just miss it: for each start an
     episode of each, which share their first 17 frames."""

@@ -26,7 +26,7 @@ from worldline.progress import watched
 from worldline.schema import UsageError
 from worldline.twin.behaviour import Behaviour
 from worldline.twin.counterfactuals import TouchOrMiss, touch_or_miss
-from worldline.twin.scene import LAYOUT, Scene, random_scene
+from worldline.twin.scene import LAYOUT, Framing, Scene, random_scene
 from worldline.twin.simulation import Simulation, load_mujoco
 
 REVISION = 4
@@ -48,14 +48,19 @@ class TwinConfig(Checked):
     """Width and height of the pictures in pixels: even, at most 512."""
     frames: int = 120
     """Per episode."""
-    fps: int = 30
+    fps: Annotated[int, Limit(least=1, most=240)] = 30
+    """Frames, states and commands per second: a divisor of 240."""
     snapshot_every: int = 10
     """Frames between saved physics states."""
+    view: Framing = "room"
+    """What the camera shows: the whole room, or the table alone, nearer, with fewer and larger objects."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size % 2:
             refuse(self, "size", "even, for the video codec")
+        if 240 % self.fps:
+            refuse(self, "fps", "a divisor of 240, the steps of the physics per second")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +91,15 @@ def generate(out: Path, config: TwinConfig, *, workers: int = 1, pairs: bool = F
     """
     if pairs and config.frames < PAIR_CONTEXT + 10:
         raise UsageError(f"a pair has at least {PAIR_CONTEXT + 10} frames, {PAIR_CONTEXT} of them before it parts")
-    record: dict[str, object] = {**asdict(config), "revision": REVISION, "mujoco": load_mujoco().__version__}
+    framing = config.view if config.view != "room" else None
+    record: dict[str, object] = {
+        **asdict(config),
+        "view": framing,
+        "revision": REVISION,
+        "mujoco": load_mujoco().__version__,
+    }
     beside, write = (_pair, _write_pair) if pairs else (_physics, _write_episode)
-    # None where there are no pairs: as in records that do not know of them.
+    # None for the usual view, and where there are no pairs: as in records that do not know of them.
     with owned(out, claim=Claim(file=RECORD, key={**record, "pairs": pairs or None}, what="data of the twin")):
         beside(out, 0).parent.mkdir(exist_ok=True)
         todo = [i for i in range(config.episodes) if not (shard_done(out, i) and beside(out, i).exists())]
@@ -106,7 +117,7 @@ def generate(out: Path, config: TwinConfig, *, workers: int = 1, pairs: bool = F
 
 def record_episode(config: TwinConfig, episode: int) -> Recording:
     """Run one episode of a config and return it without writing anything."""
-    scene = random_scene(np.random.default_rng([config.seed, episode, 0]))
+    scene = random_scene(np.random.default_rng([config.seed, episode, 0]), config.view)
     seen, snapshots = [], []
     with Simulation(scene, size=config.size, fps=float(config.fps)) as simulation:
         behaviour = Behaviour(simulation, np.random.default_rng([config.seed, episode, 1]))
@@ -131,7 +142,7 @@ def record_pair(config: TwinConfig, start: int) -> tuple[TouchOrMiss, Scene]:
     sizes = {"context": PAIR_CONTEXT, "horizon": config.frames - PAIR_CONTEXT}
     for room in range(SCENES):
         rng = np.random.default_rng([config.seed, start, 2, room])
-        scene = random_scene(rng)
+        scene = random_scene(rng, config.view)
         with Simulation(scene, size=config.size, fps=float(config.fps)) as simulation:
             behaviour = Behaviour(simulation, rng)
             command = behaviour.first()

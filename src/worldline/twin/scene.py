@@ -32,6 +32,12 @@ FINGERS = tuple(f"{side}_{finger}" for side in SIDES for finger in ("INDEX", "MI
 FINGER_CLOSED = 1.4
 """Angle of a closed finger in rad; the angle of an open one is 0."""
 CAMERA = "HEAD_CAMERA"
+Framing = Literal["room", "table"]
+"""What the head camera shows: the room, in 90 degrees as EVE's does, or the table, in 56 degrees and looking down by 22
+degrees more, so that what the hands do is seen larger."""
+FRAMED = 'xyaxes="0 -1 0 0.1736481513311082 0 0.9848077400232231" fovy="90.0"'
+"""The camera in `robot.xml`: its picture's axes, and its field of view in degrees."""
+NEARER = 'xyaxes="0 -1 0 0.5299192642332049 0 0.8480480961564260" fovy="56.0"'
 Colour = tuple[float, ...]
 """Red, green and blue, 0..1."""
 TABLES = {
@@ -70,11 +76,14 @@ def neutral() -> Float32[np.ndarray, "25"]:
     return command
 
 
-def random_scene(rng: Generator) -> Scene:
-    """Draw a room. The robot stands at the origin and looks along +x at a table within reach."""
+def random_scene(rng: Generator, view: Framing = "room") -> Scene:
+    """Draw a room. The robot stands at the origin and looks along +x at a table within reach.
+
+    At the table, there are one to three objects in place of two to four, larger by a fifth.
+    """
     top = rng.uniform(0.84, 0.94)
     near = rng.uniform(0.34, 0.40)
-    objects = _objects(rng, top, near)
+    objects = _objects(rng, top, near, view)
     x, y = rng.uniform(-0.6, 0.6, 2)
     strength = f'diffuse="{_numbers(rng.uniform(0.2, 0.3) * rng.uniform(0.9, 1.0, 3))}"'
     light = f'<light directional="true" pos="0 0 3" dir="{x} {y} -1" {strength} specular="0 0 0" castshadow="false"/>'
@@ -92,6 +101,7 @@ def random_scene(rng: Generator) -> Scene:
         "0.24 0.24 0.24": _numbers([diffuse] * 3),
         "\n  </asset>": surfaces + "\n  </asset>",
         "\n  </worldbody>": "\n" + "\n".join(things) + "\n  </worldbody>",
+        FRAMED: NEARER if view == "table" else FRAMED,
     }.items():
         xml = xml.replace(old, new)
     return Scene(xml=xml, objects=tuple(f"OBJECT_{i}" for i in range(len(objects))), table_top=top)
@@ -145,40 +155,41 @@ def _table(rng: Generator, top: float, near: float) -> list[str]:
             return [f'{plate}<geom type="cylinder" pos="{x} 0 {z / 2}" size="0.08 {z / 2}" {look}/>']
 
 
-def _objects(rng: Generator, top: float, near: float) -> list[str]:
-    """Two to four objects on the table, apart from one another, in hues spread over the circle."""
-    count = int(rng.integers(2, 5))
+def _objects(rng: Generator, top: float, near: float, view: Framing) -> list[str]:
+    """Two to four objects on the table, apart from one another, in hues spread over the circle; see `random_scene`."""
+    fewer, scale, half = (1, 1.2, 0.26) if view == "table" else (0, 1.0, 0.36)
+    count = int(rng.integers(2, 5)) - fewer
     hues = (rng.random() + np.arange(count) / count) % 1
-    slots = np.linspace(-0.36, 0.36, count)
+    slots = np.linspace(-half, half, count) if count > 1 else np.array([rng.uniform(-half, half)])
     bodies = []
     for i in range(count):
         x, y = near + rng.uniform(0.1, 0.28), slots[i] + rng.uniform(-0.04, 0.04)
         colour = hsv_to_rgb(hues[i], rng.uniform(0.45, 0.65), rng.uniform(0.5, 0.75))
-        shape, height = _shape(rng)
+        shape, height = _shape(rng, scale)
         place = f'pos="{x} {y} {top + height}" euler="0 0 {rng.uniform(0, np.pi)}"'
         geom = f'<geom {shape} rgba="{_numbers(colour)} 1" mass="{rng.uniform(0.15, 0.4)}"/>'
         bodies.append(f'<body name="OBJECT_{i}" {place}><freejoint/>{geom}</body>')
     return bodies
 
 
-def _shape(rng: Generator) -> tuple[str, float]:
-    """An object's geom attributes and its half height."""
+def _shape(rng: Generator, scale: float) -> tuple[str, float]:
+    """An object's geom attributes and its half height, `scale` times the usual size."""
     rolling = 'condim="6" friction="0.8 0.01 0.008"'  # so that what is round comes to rest
     match rng.choice(["box", "tall box", "cylinder", "ball", "capsule"]):
         case "box":
-            size = rng.uniform(0.05, 0.075, 3)
+            size = scale * rng.uniform(0.05, 0.075, 3)
             return f'type="box" size="{_numbers(size)}"', size[2]
         case "tall box":
-            width, depth, height = rng.uniform((0.045, 0.045, 0.09), (0.06, 0.06, 0.12))
+            width, depth, height = scale * rng.uniform((0.045, 0.045, 0.09), (0.06, 0.06, 0.12))
             return f'type="box" size="{width} {depth} {height}"', height
         case "cylinder":
-            radius, height = rng.uniform((0.045, 0.08), (0.06, 0.12))
+            radius, height = scale * rng.uniform((0.045, 0.08), (0.06, 0.12))
             return f'type="cylinder" size="{radius} {height}"', height
         case "ball":
-            radius = rng.uniform(0.06, 0.08)
+            radius = scale * rng.uniform(0.06, 0.08)
             return f'type="sphere" size="{radius}" {rolling}', radius
         case _:
-            radius, half = rng.uniform((0.045, 0.04), (0.06, 0.07))
+            radius, half = scale * rng.uniform((0.045, 0.04), (0.06, 0.07))
             return f'type="capsule" size="{radius} {half}" euler="1.5708 0 0" {rolling}', radius
 
 
