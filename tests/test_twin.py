@@ -331,7 +331,7 @@ def test_the_view_of_the_table_is_nearer_and_shows_fewer_and_larger_objects() ->
                 sizes[framing] += [*simulation.model.geom_size[own].max(axis=1)]
                 counts[framing].add(len(bodies))
                 angles[framing] = simulation.model.camera(CAMERA).fovy[0]
-    assert angles == {"room": 90, "table": 56}
+    assert angles == {"room": 90, "table": 72}
     assert np.mean(sizes["table"]) > 1.1 * np.mean(sizes["room"])
     assert counts == {"room": {2, 3, 4}, "table": {1, 2, 3}}
 

@@ -33,11 +33,11 @@ FINGER_CLOSED = 1.4
 """Angle of a closed finger in rad; the angle of an open one is 0."""
 CAMERA = "HEAD_CAMERA"
 Framing = Literal["room", "table"]
-"""What the head camera shows: the room, in 90 degrees as EVE's does, or the table, in 56 degrees and looking down by 22
+"""What the head camera shows: the room, in 90 degrees as EVE's does, or the table, in 72 degrees and looking down by 12
 degrees more, so that what the hands do is seen larger."""
-FRAMED = 'xyaxes="0 -1 0 0.1736481513311082 0 0.9848077400232231" fovy="90.0"'
+FRAMED = 'xyaxes="0 -1 0 0.1736482513311082 0 0.9848077400232231" fovy="90.0"'
 """The camera in `robot.xml`: its picture's axes, and its field of view in degrees."""
-NEARER = 'xyaxes="0 -1 0 0.5299192642332049 0 0.8480480961564260" fovy="56.0"'
+NEARER = 'xyaxes="0 -1 0 0.3746065934159120 0 0.9271838545667874" fovy="72.0"'
 Colour = tuple[float, ...]
 """Red, green and blue, 0..1."""
 TABLES = {
