@@ -1,8 +1,8 @@
 """Does one list of success rates order policies as another does? Pure functions; one list is the truth.
 
 Few policies say little: a correlation of three of them can be anything. So every number (`Agreement`) carries the
-number of policies k, its range when any one of them is left out, an interval, and a permutation test that says what the
-smallest p is that so few policies can reach at all. The unit is the policy: checkpoints of one training are not several.
+number of policies k, its range when any one of them is left out, an interval, and a permutation test with the smallest
+p that so few policies can reach at all. The unit is the policy: checkpoints of one training are not several.
 """
 
 import math
@@ -100,7 +100,7 @@ class Agreement:
     """Of correlations, the 95 % interval over policies by Fisher's z; NaN for 3 or fewer, and for MMRV."""
     high: NumberOrNull
     starts_low: NumberOrNull = math.nan
-    """The 95 % interval over starts, the policies being these: a paired bootstrap, since policies share their starts."""
+    """The 95 % interval over starts, with these policies (`over_starts`), like `starts_high`."""
     starts_high: NumberOrNull = math.nan
     dropped_low: NumberOrNull
     """The smallest and the largest value with one of the policies left out, and which one."""
