@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worldline.builtin import TWIN_MINI_VAL
 from worldline.contract import FramePattern
-from worldline.forecasting.forecaster import CopyLast, Forecaster, Session
+from worldline.forecasting.forecaster import CopyLast, Forecaster, Session, advance_together
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.live import LiveTwin
 from worldline.forecasting.tokens import TokenForecaster
@@ -235,6 +235,54 @@ def test_a_clip_of_a_batch_is_the_same_alone(forecasters: dict[str, Forecaster])
             assert (one.int() - other.int()).abs().float().mean() < 0.5
 
 
+def test_sessions_at_different_times_go_on_together_as_each_would_alone(forecaster: Forecaster) -> None:
+    """A batched session comes apart, one part begins anew, and together they give what each gives by itself."""
+    whole, other = begun(forecaster), begun(forecaster, seed=8)
+    rolled(whole, 2)
+    first, second = whole.part()
+    rolled(other, 1)
+    parts = [first, second, other]
+    alone = [session.fork() for session in parts]
+    ahead = [states_of(forecaster.lookahead_frames, seed, clips) for seed, clips in enumerate((1, 1, 2))]
+    for _ in range(2):
+        together = advance_together(parts, ahead)
+        for made, session, states in zip(together, alone, ahead, strict=True):
+            expected = session.advance(states)
+            assert made.times == expected.times
+            assert made.video.shape == expected.video.shape
+            assert (made.video.int() - expected.video.int()).abs().float().mean() < 0.5
+    assert [session.time for session in parts] == [session.time for session in alone]
+    assert [len(session.snapshot().seeds) for session in parts] == [1, 1, 2]
+    assert all(x.untyped_storage().nbytes() == x.nbytes for part in parts for x in part.snapshot().context)
+    before = [session.snapshot() for session in parts]
+    for given in ([*ahead[:2], ahead[2][:1]], [*ahead[:2], ahead[2] / 0], ahead[:2]):
+        with pytest.raises(UsageError):
+            advance_together(parts, given)
+    with pytest.raises(UsageError, match="different sessions"):
+        advance_together([first, first], ahead[:2])
+    with pytest.raises(UsageError, match="different forecasters"):
+        advance_together([first, begun(replace(forecaster, num_samples=5))], [ahead[0], ahead[2]])
+    assert [session.snapshot() for session in parts] == before, "what was refused changed nothing"
+
+
+def test_frames_that_are_made_when_read_are_the_same(forecasters: dict[str, Forecaster]) -> None:
+    for forecaster in forecasters.values():
+        eager, lazy = begun(forecaster), begun(replace(forecaster, lazy=True))
+        lazy.restore(eager.snapshot())
+        kept = []
+        for _ in range(2):
+            ahead = states_of(forecaster.lookahead_frames, eager.time)
+            kept.append((eager.advance(ahead), lazy.advance(ahead)))
+        for expected, made in kept:  # the first is read after the session has gone on
+            if made.tokens is not None:
+                assert made.frames is None, "nothing is decoded before it is read"
+                made.tokens.zero_()
+            assert torch.equal(made.video, expected.video)
+    tokens: Any = forecasters["tokens"]
+    blended = begun(replace(tokens, lazy=True, blend_last_frame=True, sampling=Sampling(), num_samples=1))
+    assert blended.advance(states_of(17)).frames is not None, "what goes on from frames makes them"
+
+
 def test_clips_of_tokens_begin_as_the_frames_they_were_made_of(forecasters: dict[str, Forecaster]) -> None:
     forecaster, batch = forecasters["tokens"], Batch(states=states_of(40), fps=30.0, origins=(), frames=None)
     frames = noise_frames(2, 34, 3, 16, 16)
@@ -358,6 +406,12 @@ def test_the_live_twin_shows_what_was_recorded_and_what_would_have_been(twin_cli
     elsewhere = LiveTwin(**WINDOW, root=TWIN_MINI_VAL).start_clips(twin_clip)
     elsewhere.restore(pickle.loads(pickle.dumps(kept)))
     assert torch.equal(elsewhere.advance(twin_clip.states[:, 34:51]).video, second.video)
+    together = advance_together(parts := elsewhere.part(), list(twin_clip.states[:, 17:34].split(1)))
+    elsewhere.advance(twin_clip.states[:, 17:34])
+    both = elsewhere.advance(twin_clip.states[:, 34:51]).video
+    again = advance_together(parts[::-1], list(twin_clip.states[:, 34:51].split(1))[::-1])
+    assert len(together) == 2
+    assert torch.equal(torch.cat([made.video for made in again[::-1]]), both)
     live.close()
     again = session.fork()
     again.restore(kept)

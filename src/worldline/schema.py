@@ -243,13 +243,17 @@ class Forecast:
     """The most probable tokens of each position, most probable first, given the predicted grids before it."""
     top_log_probs: Float32[Tensor, "b l gh gw n"] | None = None
     """Their log-probabilities in nats, at temperature 1 over the whole vocabulary."""
+    later: Callable[[], UInt8[Tensor, "b k t 3 h w"]] | None = None
+    """Makes the frames when they are read (`video`), where a forecaster left them out (`Forecaster.lazy`)."""
 
     @property
     def video(self) -> UInt8[Tensor, "b k t 3 h w"]:
         """Its frames. Raises `UsageError` where there are none."""
-        if self.frames is None:
+        if self.frames is not None:
+            return self.frames
+        if self.later is None:
             raise UsageError("this forecast has tokens and no frames; load the world with its tokenizer")
-        return self.frames
+        return self.later()
 
     @property
     def spread(self) -> Float32[Tensor, "b t h w"]:

@@ -9,6 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -48,6 +49,9 @@ class Forecaster(ABC):
     """Rows at once; None takes as many as memory of a fixed size has room for. Changes rounding at most."""
     device: torch.device = field(default=torch.device("cpu"), compare=False)
     """Where it computes. Inputs are moved there; forecasts come back to the CPU."""
+    lazy: bool = field(default=False, compare=False)
+    """Leave the frames of steps to when `Forecast.video` is read, where making them costs extra and what follows does
+    not need them; else it has no effect. The future is the same."""
     # These follow from the others, in `__post_init__`.
     context_frames: int = field(init=False)
     """Frames that a forecast begins with."""
@@ -70,6 +74,16 @@ class Forecaster(ABC):
 
         A pure function of its arguments. The result shares no memory with the context of the next step.
         """
+
+    def joined(self, contexts: Sequence[Context]) -> Context:
+        """One context of the clips of several, in order; by default the rows of each tensor, on axis 0."""
+        return tuple(torch.cat(parts) for parts in zip(*contexts, strict=True))
+
+    def parted(self, context: Context, clips: Sequence[int]) -> list[Context]:
+        """The contexts of the first `clips[0]` clips, of the next `clips[1]`, ...; none keeps the others alive."""
+        sizes = [[len(part) // sum(clips) * count for count in clips] for part in context]
+        pieces = [part.split(size) for part, size in zip(context, sizes, strict=True)]
+        return [tuple(piece.clone() for piece in own) for own in zip(*pieces, strict=True)]
 
     def encoded(self, batch: Batch) -> Batch:
         """The clips with their tokens or latents, so that several calls encode them once."""
@@ -286,15 +300,7 @@ class Session:
             states: raw units, one row for each of the next `lookahead_frames` frames; the next call's begin
                 `chunk_frames` later. Others, or no finite numbers, raise `UsageError`.
         """
-        now, chunk = self._now, self.forecaster.chunk_frames
-        _check_states(states, len(now.seeds), self.forecaster.lookahead_frames, now.states.shape[-1])
-        window = torch.cat([now.states, states.cpu()], dim=1)
-        made, onward = self.forecaster.step(now.context, window, seeds=chunk_seeds(now.seeds, now.chunks))
-        kept = window[:, chunk : chunk + now.states.shape[1]].clone()
-        self._now = replace(now, context=onward(), states=kept, chunks=now.chunks + 1)
-        inside = [time for time in made.times if time < self.forecaster.context_frames + chunk]
-        frames = None if made.frames is None else made.frames[:, :, : len(inside)]
-        return replace(made, frames=frames, times=tuple(now.chunks * chunk + time for time in inside))
+        return advance_together([self], [states])[0]
 
     def snapshot(self) -> Snapshot:
         """This moment: a few token grids, latents or frames. It can be pickled."""
@@ -310,6 +316,63 @@ class Session:
     def fork(self) -> "Session":
         """A second session that goes on from this moment."""
         return Session(self.forecaster, self._now)
+
+    def part(self) -> "list[Session]":
+        """A session of each clip by itself, which go on from this moment one by one or together."""
+        now, ones = self._now, (1,) * len(self._now.seeds)
+        each = zip(self.forecaster.parted(now.context, ones), now.states.split(1), now.seeds, strict=True)
+        moments = [replace(now, context=own, states=states.clone(), seeds=(seed,)) for own, states, seed in each]
+        return [Session(self.forecaster, moment) for moment in moments]
+
+
+def advance_together(sessions: Sequence[Session], states: Sequence[Float32[Tensor, "_ t s"]]) -> list[Forecast]:
+    """Continue each of several sessions by a chunk, in one call of their world.
+
+    They may be at different times: environments begin anew one by one. What each gives is what its own `advance`
+    would, within rounding, and costs less. Raises `UsageError` where the sessions are not of one forecaster, one is
+    there twice, or the states of one do not fit; then none has gone on.
+    """
+    if not sessions or len({id(one) for one in sessions}) < len(sessions) or len(sessions) != len(states):
+        raise UsageError(f"give some different sessions with the states of each, not {len(sessions)} and {len(states)}")
+    forecaster, moments = sessions[0].forecaster, [session.snapshot() for session in sessions]
+    if len({moment.made_by for moment in moments}) > 1:
+        raise UsageError("sessions of different forecasters (weights, or choices of sampling) cannot go on together")
+    chunk, dims = forecaster.chunk_frames, moments[0].states.shape[-1]
+    for moment, ahead in zip(moments, states, strict=True):
+        _check_states(ahead, len(moment.seeds), forecaster.lookahead_frames, dims)
+    windows = [torch.cat([now.states, ahead.cpu()], dim=1) for now, ahead in zip(moments, states, strict=True)]
+    drawn = [chunk_seeds(moment.seeds, moment.chunks) or () for moment in moments]
+    alone, clips = len(moments) == 1, [len(moment.seeds) for moment in moments]
+    context = moments[0].context if alone else forecaster.joined([moment.context for moment in moments])
+    made, onward = forecaster.step(context, torch.cat(windows), seeds=[seed for own in drawn for seed in own])
+    contexts = [onward()] if alone else forecaster.parted(onward(), clips)
+    inside = sum(time < forecaster.context_frames + chunk for time in made.times)
+    forecasts = [_first(part, inside) for part in ([made] if alone else _parted(made, clips))]
+    for i, (session, now, window) in enumerate(zip(sessions, moments, windows, strict=True)):
+        kept = window[:, chunk : chunk + now.states.shape[1]].clone()
+        session._now = replace(now, context=contexts[i], states=kept, chunks=now.chunks + 1)
+        forecasts[i] = replace(forecasts[i], times=tuple(now.chunks * chunk + time for time in forecasts[i].times))
+    return forecasts
+
+
+def _parted(made: Forecast, clips: Sequence[int]) -> list[Forecast]:
+    """The forecasts of the first `clips[0]` clips, of the next `clips[1]`, ...; frames made later are made at once."""
+    later, ends = None if made.later is None else cache(made.later), np.cumsum(clips).tolist()
+
+    def part(rows: slice) -> Forecast:
+        frames, tokens = (None if held is None else held[rows] for held in (made.frames, made.tokens))
+        unmade = None if later is None else lambda: later()[rows]
+        return Forecast(times=made.times, frames=frames, tokens=tokens, later=unmade)
+
+    return [part(slice(end - count, end)) for end, count in zip(ends, clips, strict=True)]
+
+
+def _first(made: Forecast, count: int) -> Forecast:
+    """The first frames of a forecast."""
+    frames, later = made.frames, made.later
+    frames = None if frames is None else frames[:, :, :count]
+    later = None if later is None else (lambda all_of=later: all_of()[:, :, :count])
+    return replace(made, frames=frames, later=later, times=made.times[:count])
 
 
 # --- noise: that of sample k depends on (seed, clip, k) alone, and is drawn on the CPU, alike on all machines ---

@@ -1,5 +1,6 @@
 """The live twin: a forecaster with true frames, because it runs MuJoCo."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +38,15 @@ class LiveTwin(CopyLast):
         begins = [(origin.episode, origin.start + self.context_frames - 1) for origin in batch.origins]
         scenes = [resume(self.root, *begin)[0] for begin in begins]
         return torch.tensor(begins)[:, 0], *(torch.from_numpy(scene.snapshot()) for scene in scenes)
+
+    def joined(self, contexts: Sequence[Context]) -> Context:
+        return torch.cat([episodes for episodes, *_ in contexts]), *(one for _, *physics in contexts for one in physics)
+
+    def parted(self, context: Context, clips: Sequence[int]) -> list[Context]:
+        episodes, *physics = context
+        ends = np.cumsum(clips).tolist()
+        parts = [slice(end - count, end) for end, count in zip(ends, clips, strict=True)]
+        return [(episodes[part].clone(), *physics[part]) for part in parts]
 
     def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         del seeds  # the truth is no matter of chance

@@ -3,7 +3,7 @@
 To an evaluation it is a forecaster like any other, so rows, conditions and metrics per frame reach as far as it does.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,6 +101,12 @@ class RollOut(Forecaster):
 
     def begin(self, batch: Batch) -> Context:
         return self.inner.begin(batch)
+
+    def joined(self, contexts: Sequence[Context]) -> Context:
+        return self.inner.joined(contexts)
+
+    def parted(self, context: Context, clips: Sequence[int]) -> list[Context]:
+        return self.inner.parted(context, clips)
 
     def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         reach, kept, shown = self.context_frames + self.inner.lookahead_frames, context, list[Tensor]()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -245,7 +246,10 @@ class TokenForecaster(Forecaster):
         kept = found.pop("kept", (tokens == past[:, -1:]).float())
         sure: dict[str, Any] = {name: found.pop(name) for name in [*found] if name.startswith("certainty/")}
         sure = {name.removeprefix("certainty/"): value for name, value in sure.items()}
+        certainty = Certainty(**sure) if sure else None
         top: dict[str, Any] = {name: found.pop(name, None) for name in ("top_ids", "top_log_probs")}
+        if self.lazy and self.tokenizer is not None and not seen and not plain:
+            return replace(self._undecoded(tokens, codes, samples), costs=found, certainty=certainty, **top)
         chosen = self._decode(tokens) if self.tokenizer is not None and (codes is None or plain) else None
         frames = chosen if codes is None else self._known().decode_codes(codes.to(self.device)).cpu()
         if frames is not None and seen:
@@ -253,8 +257,18 @@ class TokenForecaster(Forecaster):
         plain_frames = chosen if plain and chosen is not frames else None
         rows = {"frames": frames, "plain_frames": plain_frames, "tokens": tokens}
         parts: dict[str, Any] = {name: x.unflatten(0, (-1, samples)) for name, x in rows.items() if x is not None}
-        certainty = Certainty(**sure) if sure else None
         return Forecast(times=self.times, costs=found, certainty=certainty, **parts, **top)
+
+    def _undecoded(self, tokens: Tensor, codes: Tensor | None, samples: int) -> Forecast:
+        """Rows of tokens as a forecast whose frames are decoded when they are read; what is read later is kept."""
+        given, tokens = tokens, tokens.clone()  # a caller may write into what it is given
+
+        @cache
+        def later() -> UInt8[Tensor, "b k t 3 h w"]:
+            frames = self._decode(tokens) if codes is None else self._known().decode_codes(codes.to(self.device)).cpu()
+            return frames.unflatten(0, (-1, samples))
+
+        return Forecast(times=self.times, tokens=given.unflatten(0, (-1, samples)), later=later)
 
 
 def _certainty(logits: Float[Tensor, "b h w v"], guesses: Guesses | None) -> dict[str, Tensor]:
