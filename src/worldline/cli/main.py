@@ -19,6 +19,7 @@ VERBS = {
     "verify": "check the receipt of an evaluation, and whether its numbers come out again",
     "compare": "compare evaluations on the same clips, or draw a learning curve of them",
     "report": "write one HTML page about one or several runs",
+    "view": "drive in a world: a local page with sliders, keys and branches",
     "text": "encode a prompt for a Wan world, once",
     "demo": "evaluate the built-in worlds, train a new one and write a report, in minutes",
 }

@@ -1,4 +1,4 @@
-"""Verbs about runs: `evaluate`, `verify`, `compare`, `forecast`, `report`; `text`, `demo`. A job's text is its help."""
+"""Verbs about runs: `evaluate`, `verify`, `compare`, `forecast`, `report`, `view`; `text`, `demo`. Texts are help."""
 
 import inspect
 import os
@@ -22,8 +22,10 @@ from worldline.report.compared import compared_text, write_compared
 from worldline.report.receipts import verification_text
 from worldline.report.tables import text_table
 from worldline.rundir import RunDir, to_json
+from worldline.schema import UsageError
 from worldline.submission import Submission as Found
 from worldline.submission import check_submission
+from worldline.viewer.stage import DEFAULT_WORLD, ViewOptions
 from worldline.worlds.wan_text import encode_text, fingerprint_encoder, save_text
 
 Run = Annotated[
@@ -187,6 +189,34 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
+class View(ViewOptions):
+    """Drive in a world: a page on this machine with a slider for every joint, keys, branches and exports.
+
+    The forecast streams frame by frame, from a clip of the world's validation data (or --data). Only this machine can
+    reach the page, unless --host says otherwise; from elsewhere use a tunnel: ssh -L 8000:localhost:8000 MACHINE.
+    Needs the extra: pip install 'worldline[viewer]'. Ctrl-C ends it.
+
+    Examples:
+      worldline view
+      worldline view compression-tiny --port 8123
+      worldline view runs/world --data data/other --num-samples 4 --temperature 1
+    """
+
+    run: Annotated[
+        tyro.conf.Positional[Path],
+        tyro.conf.arg(help="Run folder, model folder, or a built-in name such as compression-tiny."),
+    ] = Path(DEFAULT_WORLD)
+
+    def carry_out(self) -> None:
+        try:
+            from worldline.viewer.server import view
+        except ModuleNotFoundError as error:
+            raise UsageError(f"the viewer needs {error.name}: pip install 'worldline[viewer]'") from error
+
+        view(self.run, self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Text:
     """Encode a prompt for a Wan world, once. Needs the extra: pip install 'worldline[wan]'.
 
@@ -284,7 +314,7 @@ def _evaluated(shipped: Path, run: Path, **options: Any) -> Evaluation:
 
 def parse(verb: str, arguments: list[str]) -> Any:
     """The job of a verb: its options are the job's fields."""
-    jobs = (Evaluate, Verify, Compare, Forecast, Submission, Report, Text, Demo)
+    jobs = (Evaluate, Verify, Compare, Forecast, Submission, Report, View, Text, Demo)
     job = {job.__name__.lower(): job for job in jobs}[verb]
     with options_of():
         return tyro.cli(job, prog=f"worldline {verb}", description=inspect.getdoc(job), args=arguments)

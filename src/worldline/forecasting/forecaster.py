@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from worldline.schema import Batch, Forecast, LatentGrid, Origin, TokenGrid, UsageError
+from worldline.forecasting import timing
+from worldline.schema import Batch, Certainty, Forecast, LatentGrid, Origin, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
 
 Extra = Literal["costs", "teacher_forced_costs", "top", "plain_frames", "certainty"]
@@ -84,6 +85,11 @@ class Forecaster(ABC):
         sizes = [[len(part) // sum(clips) * count for count in clips] for part in context]
         pieces = [part.split(size) for part, size in zip(context, sizes, strict=True)]
         return [tuple(piece.clone() for piece in own) for own in zip(*pieces, strict=True)]
+
+    @property
+    def streamed(self) -> frozenset[Extra]:
+        """Parts of a forecast that a step of a session can give beside its frames (`Session.advance`)."""
+        return frozenset()
 
     def encoded(self, batch: Batch) -> Batch:
         """The clips with their tokens or latents, so that several calls encode them once."""
@@ -238,7 +244,8 @@ class Forecaster(ABC):
 
     @torch.no_grad()
     def _decode(self, encoded: Tensor) -> UInt8[Tensor, "b t 3 h w"]:
-        return self._known().decode(encoded.to(self.device)).cpu()
+        with timing.part("decode"):
+            return self._known().decode(encoded.to(self.device)).cpu()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,14 +300,15 @@ class Session:
         """Frames so far, with the context: the position of the next one."""
         return self.forecaster.context_frames + self._now.chunks * self.forecaster.chunk_frames
 
-    def advance(self, states: Float32[Tensor, "b t s"]) -> Forecast:
+    def advance(self, states: Float32[Tensor, "b t s"], *, extra: Collection[Extra] = ()) -> Forecast:
         """Continue by `chunk_frames` and return their forecast; `Forecast.times` says which frames it predicts.
 
         Args:
             states: raw units, one row for each of the next `lookahead_frames` frames; the next call's begin
                 `chunk_frames` later. Others, or no finite numbers, raise `UsageError`.
+            extra: further parts of the forecast, of those that are `streamed`; others raise `UsageError`.
         """
-        return advance_together([self], [states])[0]
+        return advance_together([self], [states], extra=extra)[0]
 
     def snapshot(self) -> Snapshot:
         """This moment: a few token grids, latents or frames. It can be pickled."""
@@ -325,18 +333,22 @@ class Session:
         return [Session(self.forecaster, moment) for moment in moments]
 
 
-def advance_together(sessions: Sequence[Session], states: Sequence[Float32[Tensor, "_ t s"]]) -> list[Forecast]:
+def advance_together(
+    sessions: Sequence[Session], states: Sequence[Float32[Tensor, "_ t s"]], *, extra: Collection[Extra] = ()
+) -> list[Forecast]:
     """Continue each of several sessions by a chunk, in one call of their world.
 
     They may be at different times: environments begin anew one by one. What each gives is what its own `advance`
     would, within rounding, and costs less. Raises `UsageError` where the sessions are not of one forecaster, one is
-    there twice, or the states of one do not fit; then none has gone on.
+    there twice, the states of one do not fit, or an `extra` part is not `streamed`; then none has gone on.
     """
     if not sessions or len({id(one) for one in sessions}) < len(sessions) or len(sessions) != len(states):
         raise UsageError(f"give some different sessions with the states of each, not {len(sessions)} and {len(states)}")
     forecaster, moments = sessions[0].forecaster, [session.snapshot() for session in sessions]
     if len({moment.made_by for moment in moments}) > 1:
         raise UsageError("sessions of different forecasters (weights, or choices of sampling) cannot go on together")
+    if missing := {*extra} - forecaster.streamed:
+        raise UsageError(f"a session of this world does not give {', '.join(sorted(missing))}")
     chunk, dims = forecaster.chunk_frames, moments[0].states.shape[-1]
     for moment, ahead in zip(moments, states, strict=True):
         _check_states(ahead, len(moment.seeds), forecaster.lookahead_frames, dims)
@@ -344,7 +356,8 @@ def advance_together(sessions: Sequence[Session], states: Sequence[Float32[Tenso
     drawn = [chunk_seeds(moment.seeds, moment.chunks) or () for moment in moments]
     alone, clips = len(moments) == 1, [len(moment.seeds) for moment in moments]
     context = moments[0].context if alone else forecaster.joined([moment.context for moment in moments])
-    made, onward = forecaster.step(context, torch.cat(windows), seeds=[seed for own in drawn for seed in own])
+    more: dict[str, Any] = {"extra": extra} if extra else {}
+    made, onward = forecaster.step(context, torch.cat(windows), seeds=[seed for own in drawn for seed in own], **more)
     contexts = [onward()] if alone else forecaster.parted(onward(), clips)
     inside = sum(time < forecaster.context_frames + chunk for time in made.times)
     forecasts = [_first(part, inside) for part in ([made] if alone else _parted(made, clips))]
@@ -362,7 +375,9 @@ def _parted(made: Forecast, clips: Sequence[int]) -> list[Forecast]:
     def part(rows: slice) -> Forecast:
         frames, tokens = (None if held is None else held[rows] for held in (made.frames, made.tokens))
         unmade = None if later is None else lambda: later()[rows]
-        return Forecast(times=made.times, frames=frames, tokens=tokens, later=unmade)
+        held = {} if made.certainty is None else {name: x for name, x in vars(made.certainty).items() if x is not None}
+        sure = Certainty(**{name: x[rows] for name, x in held.items()}) if held else None
+        return Forecast(times=made.times, frames=frames, tokens=tokens, certainty=sure, later=unmade)
 
     return [part(slice(end - count, end)) for end, count in zip(ends, clips, strict=True)]
 

@@ -162,9 +162,13 @@ class TokenForecaster(Forecaster):
         context = self._enough(batch, "token grids", tokens, grids)[:, :grids].cpu()
         return tuple(part.repeat_interleave(self.num_samples, dim=0) for part in (context, *self._seen(batch.frames)))
 
-    def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
+    @property
+    def streamed(self) -> frozenset[Extra]:
+        return frozenset({"certainty"})
+
+    def step(self, context: Context, states: States, *, seeds: Seeds, extra: Collection[Extra] = ()) -> Step:
         """Predicted token grids are what it goes on from, without a way through frames."""
-        made = self._forecast(context, states, seeds)
+        made = self._forecast(context, states, seeds, extra)
 
         def onward() -> Context:
             assert made.tokens is not None, "a world over tokens"

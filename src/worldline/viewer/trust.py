@@ -1,0 +1,125 @@
+"""How far what is shown is like the world's data, in a plain word: signals, and what is usual for them.
+
+Every signal is divided by what it is at most in 95 % of the frames of the data set's own clips, rolled out with their
+own states when the server starts. Up to 1 is as in the data; above it the world is unsure; above the largest value that
+any of those frames had, it leaves what it knows. The word is that of the worst signal.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+
+from worldline.forecasting.forecaster import Forecaster
+from worldline.schema import Forecast, join
+from worldline.viewer.protocol import Trust, Word
+from worldline.viewer.recording import Recording
+
+USUAL = 0.95
+"""Quantile of the data's own frames up to which a signal is as in them."""
+SECONDS = 2.0
+"""How far they are rolled out."""
+STATES, ENTROPY, SPREAD = "states", "entropy", "spread"
+_ORDER: tuple[Word, ...] = ("unknown", "known", "unsure", "leaving")
+_ROUNDING = 1e-4  # of float32, and of a recording that is written and read again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usual:
+    """What a signal is in the data's own frames."""
+
+    most: float
+    """The quantile `USUAL`."""
+    largest: float
+    middle: float = 0.0
+
+    @classmethod
+    def of(cls, values: Float[np.ndarray, " n"]) -> "Usual":
+        middle, most = np.quantile(values, (0.5, USUAL))
+        return cls(most=max(float(most), 1e-9), largest=float(values.max()), middle=float(middle))
+
+    def word(self, value: float) -> Word:
+        if value <= self.most * (1 + _ROUNDING):
+            return "known"
+        return "unsure" if value <= self.largest * (1 + _ROUNDING) else "leaving"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gauge:
+    """Reads how far a moment is like the data."""
+
+    names: tuple[str, ...]
+    middle: Float32[np.ndarray, " s"]
+    half: Float32[np.ndarray, " s"]
+    """The states of training lie between `middle - half` and `middle + half`."""
+    usual: dict[str, Usual] = field(default_factory=dict)
+
+    @classmethod
+    def within(cls, names: tuple[str, ...], low: Sequence[float], high: Sequence[float]) -> "Gauge":
+        """Of states within these, with nothing else known. What never moved may differ by a hundredth."""
+        bottom, top = np.array(low, np.float32), np.array(high, np.float32)
+        return cls(names=names, middle=(bottom + top) / 2, half=np.maximum((top - bottom) / 2, 0.01))
+
+    def away(self, rows: Float32[np.ndarray, "n s"]) -> Float32[np.ndarray, "n s"]:
+        """How far every state is from the middle of its range: 1 is at its end."""
+        return np.abs(rows - self.middle) / self.half
+
+    def read(self, rows: Float32[np.ndarray, "n s"], measured: dict[str, float]) -> Trust:
+        """What to say of a frame after the states of `rows`, of which other signals were `measured`."""
+        away = self.away(rows).max(axis=0)
+        found = {STATES: float(away.max()), **measured}
+        known = {name: value for name, value in found.items() if name in self.usual}
+        words = [self.usual[name].word(value) for name, value in known.items()]
+        outside = tuple(np.array(self.names)[away > 1 + _ROUNDING].tolist())[:16]
+        shares = {name: round(value / self.usual[name].most, 4) for name, value in known.items()}
+        return Trust(word=max(words, key=_ORDER.index, default="unknown"), signals=shares, outside=outside)
+
+
+def measured(made: Forecast, row: int = 0) -> list[dict[str, float]]:
+    """The signals of each frame of a step, of one clip: mean token entropy in nats, mean spread in grey levels."""
+    signals: list[dict[str, float]] = [{} for _ in made.times]
+    if made.certainty is not None:
+        entropy = made.certainty.entropy[row].mean(dim=(1, 2))
+        for signal, latent in zip(signals, latent_of(made), strict=True):
+            signal[ENTROPY] = float(entropy[latent])
+    if made.video.shape[1] > 1:
+        for i, signal in enumerate(signals):
+            signal[SPREAD] = float(made.spread[row, i].mean())
+    return signals
+
+
+def latent_of(made: Forecast) -> list[int]:
+    """Which of its token grids shows each frame of a step: they lie evenly, but for a first one of a single frame."""
+    assert made.certainty is not None, "asked of a step that has it"
+    grids, frames = made.certainty.entropy.shape[1], len(made.times)
+    if grids > 1 and (frames - 1) % (grids - 1) == 0:  # causal: the first is of one frame (`TokenGrid`)
+        each = (frames - 1) // (grids - 1)
+        return [0 if i == 0 else 1 + (i - 1) // each for i in range(frames)]
+    return [i * grids // frames for i in range(frames)]
+
+
+def calibrated(
+    gauge: Gauge, forecaster: Forecaster, recordings: Sequence[Recording], *, fps: float, seed: int = 0
+) -> Gauge:
+    """The gauge with what is usual, by rolling out some clips of the data with their own states."""
+    states = [gauge.away(one.states).max(axis=1) for one in recordings]
+    usual = {STATES: Usual.of(np.concatenate(states))}
+    chunk, ahead = forecaster.chunk_frames, forecaster.lookahead_frames
+    shortest = min(len(one.states) for one in recordings) - forecaster.context_frames
+    count = min(max(1, round(SECONDS * fps / chunk)), (shortest - ahead) // chunk + 1)
+    values: dict[str, list[float]] = {}
+    if count > 0:
+        batch = join([one.batch for one in recordings])
+        rows = torch.from_numpy(np.stack([one.states[: forecaster.context_frames + shortest] for one in recordings]))
+        session = forecaster.start_clips(batch, seed=list(range(seed, seed + len(recordings))))
+        for number in range(count):
+            begin = forecaster.context_frames + number * chunk
+            made = session.advance(rows[:, begin : begin + ahead], extra=forecaster.streamed & {"certainty"})
+            for clip in range(len(recordings)):
+                for signals in measured(made, clip):
+                    for name, value in signals.items():
+                        values.setdefault(name, []).append(value)
+    usual |= {name: Usual.of(np.array(found)) for name, found in values.items()}
+    return Gauge(names=gauge.names, middle=gauge.middle, half=gauge.half, usual=usual)
