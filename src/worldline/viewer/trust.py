@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
+from numpy.typing import ArrayLike
 
 from worldline.forecasting.forecaster import Forecaster
 from worldline.schema import Forecast, join
@@ -57,7 +58,7 @@ class Gauge:
     usual: dict[str, Usual] = field(default_factory=dict)
 
     @classmethod
-    def within(cls, names: tuple[str, ...], low: Sequence[float], high: Sequence[float]) -> "Gauge":
+    def within(cls, names: tuple[str, ...], low: ArrayLike, high: ArrayLike) -> "Gauge":
         """Of states within these, with nothing else known. What never moved may differ by a hundredth."""
         bottom, top = np.array(low, np.float32), np.array(high, np.float32)
         return cls(names=names, middle=(bottom + top) / 2, half=np.maximum((top - bottom) / 2, 0.01))
@@ -71,10 +72,11 @@ class Gauge:
         away = self.away(rows).max(axis=0)
         found = {STATES: float(away.max()), **measured}
         known = {name: value for name, value in found.items() if name in self.usual}
-        words = [self.usual[name].word(value) for name, value in known.items()]
+        words: list[Word] = [self.usual[name].word(value) for name, value in known.items()]
         outside = tuple(np.array(self.names)[away > 1 + _ROUNDING].tolist())[:16]
         shares = {name: round(value / self.usual[name].most, 4) for name, value in known.items()}
-        return Trust(word=max(words, key=_ORDER.index, default="unknown"), signals=shares, outside=outside)
+        word = max(words, key=_ORDER.index) if words else _ORDER[0]
+        return Trust(word=word, signals=shares, outside=outside)
 
 
 def measured(made: Forecast, row: int = 0) -> list[dict[str, float]]:
