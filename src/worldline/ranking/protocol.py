@@ -1,0 +1,349 @@
+"""The protocol: a policy plays episodes from the same starts at several places, in closed loop.
+
+A **place** is a forecaster, of a world or of the truth, in which episodes begin at starts and go on in a session: the
+policy sees the newest frame and state, its action is the next commanded state, which is what the session is advanced
+by. In a world the state is what was commanded; where there is physics it is what was measured, and the gap between both
+is recorded. Success is read from frames by one frozen reader at every place, and from physics beside it.
+
+Everything is a function of (policy, start, seed), and of nothing that happened before.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, UInt8
+from torch import Tensor
+
+from worldline.forecasting.forecaster import Extra, Forecaster, Session
+from worldline.ranking.actors import ACT_SECONDS, Actors, Contender, Named
+from worldline.schema import Batch, Forecast, UsageError
+
+Signal = Literal["spread", "token_entropy", "round_trip"]
+"""What a world says of how far its own episode can be trusted, larger is less: the standard deviation of its samples
+(grey levels), the mean entropy of its tokens (nats), or what its tokenizer loses of the frames (grey levels)."""
+Between = Literal["ramp", "hold"]
+"""What the frames of a step longer than one frame are given: states on a line to the commanded one, or that one."""
+Given = Literal["own", "shuffled", "replayed"]
+"""What the session is advanced by: what the policy commands in this episode, what it commands in the next start's, or
+what it commanded where the truth is known (then it does not act)."""
+STILL = 0.25
+"""Motion in grey levels per frame below which a signal is not divided by less: a still picture has no motion at all."""
+
+
+# --- starts ---
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Starts:
+    """Where the episodes of a task begin: the same for every policy and at every place."""
+
+    task: str
+    named: Named
+    batch: Batch
+    """Frames and states of `n` contexts, as long as the longest that a place needs: the last of them is now."""
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def rows(self, first: int, last: int) -> "Starts":
+        """Some of them."""
+        named, batch = self.named, self.batch
+        told = named.told[first:last]
+        some = Named(ids=named.ids[first:last], seeds=named.seeds[first:last], told=told)
+        return replace(self, named=some, batch=_part(batch, slice(first, last), slice(None)))
+
+    def contexts(self, frames: int) -> Batch:
+        """The last so many frames of each context, as clips. Raises `UsageError` where there are fewer."""
+        held = self.batch.states.shape[1]
+        if frames > held:
+            raise UsageError(
+                f"the starts of {self.task!r} hold {held} frames, but this forecaster begins with {frames}"
+            )
+        origins = tuple(replace(one, start=one.start + held - frames) for one in self.batch.origins)
+        return replace(_part(self.batch, slice(None), slice(held - frames, None)), origins=origins)
+
+
+def _part(batch: Batch, rows: slice, frames: slice) -> Batch:
+    if batch.frames is None:
+        raise UsageError("policies see frames: these starts have none (tokens or latents alone)")
+    return Batch(
+        states=batch.states[rows, frames],
+        fps=batch.fps,
+        origins=batch.origins[rows],
+        frames=batch.frames[rows, frames],
+    )
+
+
+# --- places ---
+
+
+class Watch(ABC):
+    """Physics beside a session of n episodes: asked at the start, and after every step."""
+
+    @abstractmethod
+    def look(self, session: Session) -> Float32[np.ndarray, "n s"]:
+        """The measured states now; what decides success is noted."""
+
+    @property
+    @abstractmethod
+    def succeeded(self) -> Bool[np.ndarray, " n"]:
+        """Whether each episode is a success, by all that was noted."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Place:
+    """Where policies act."""
+
+    id: str
+    label: str
+    forecaster: Forecaster
+    identity: str
+    """Hash of what decides its frames."""
+    given: Given = "own"
+    begins: Callable[[Starts, int], Session] | None = None
+    """Episodes from starts and a seed; if not given, a session of their contexts."""
+    watch: Callable[[Starts, Session], Watch] | None = None
+    """Physics, where there is one."""
+    rows: int = 64
+    """Episodes at once, at most."""
+
+    def begin(self, starts: Starts, seed: int) -> Session:
+        if self.begins is not None:
+            return self.begins(starts, seed)
+        contexts = starts.contexts(self.forecaster.context_frames)
+        return self.forecaster.start_clips(contexts, seed=mixed(seed, starts.named.seeds))
+
+
+def mixed(seed: int, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """The seed of each episode: of the ranking and of its start."""
+    return tuple(int(np.random.SeedSequence((seed, one)).generate_state(1, np.uint32)[0]) for one in seeds)
+
+
+class Reader(ABC):
+    """Reads success from the pictures of whole episodes: one, frozen, at every place."""
+
+    identity: str
+    label: str
+
+    @abstractmethod
+    def chances(
+        self, task: str, frames: UInt8[np.ndarray, "n t h w 3"], states: Float32[np.ndarray, "n t s"]
+    ) -> Float[np.ndarray, " n"]:
+        """The chance of success of each episode, from its last context frame on; success is a chance of 0.5 or more."""
+
+
+# --- an episode ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How episodes are played, the same for all."""
+
+    steps: int
+    """Steps of a session: each is a chunk of frames, and the policy acts once."""
+    seed: int = 0
+    between: Between = "ramp"
+    limit: float = ACT_SECONDS
+    signal: Signal | None = None
+    films: int = 0
+    """The first so many starts are kept as pictures."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Played:
+    """The episodes of a policy at a place, one row for each start."""
+
+    chances: Float[np.ndarray, " n"]
+    """Of success, read from frames."""
+    succeeded: Bool[np.ndarray, " n"] | None
+    """By physics; None where there is none."""
+    commands: Float32[np.ndarray, "n steps s"]
+    gap: Float32[np.ndarray, "n s"] | None
+    """Mean absolute difference of commanded and measured state; None without physics."""
+    motion: Float[np.ndarray, " n"]
+    """Mean absolute difference of one frame and the next, in grey levels."""
+    signal: Float[np.ndarray, " n"] | None
+    """Mean over frames, not yet divided by the motion."""
+    films: UInt8[np.ndarray, "m t h w 3"]
+    seconds: float
+
+    @property
+    def hits(self) -> Bool[np.ndarray, " n"]:
+        """Success by frames."""
+        return self.chances >= 0.5
+
+    @property
+    def doubt(self) -> Float[np.ndarray, " n"] | None:
+        """The signal per motion: fast pictures are harder, and no less to be trusted for that."""
+        return None if self.signal is None else self.signal / np.maximum(self.motion, STILL)
+
+
+def play(
+    place: Place,
+    contender: Contender,
+    starts: Starts,
+    reader: Reader,
+    manner: Manner,
+    *,
+    replayed: Float32[np.ndarray, "n steps s"] | None = None,
+) -> Played:
+    """Let a policy play all starts at a place.
+
+    Args:
+        replayed: the commands, where the place replays them.
+
+    Raises:
+        PolicyError: the policy did what none may do.
+        UsageError: place and starts do not go together.
+    """
+    began, parts = time.monotonic(), []
+    for first in range(0, len(starts), place.rows):
+        some = starts.rows(first, first + place.rows)
+        films = max(0, min(manner.films - first, len(some)))
+        given = None if replayed is None else replayed[first : first + place.rows]
+        parts.append(_Episodes(place, contender, some, manner).played(reader, films, given))
+    return _joined(parts, time.monotonic() - began)
+
+
+@dataclass
+class _Episodes:
+    """Episodes that are played together."""
+
+    place: Place
+    contender: Contender
+    starts: Starts
+    manner: Manner
+    commanded: list[np.ndarray] = field(default_factory=list)
+    measured: list[np.ndarray] = field(default_factory=list)
+    shown: list[np.ndarray] = field(default_factory=list)
+    """Frames `n t h w 3` of each step; the first is the last frame of the context."""
+    signals: list[np.ndarray] = field(default_factory=list)
+
+    def played(self, reader: Reader, films: int, replayed: np.ndarray | None) -> Played:
+        session = self.place.begin(self.starts, self.manner.seed)
+        watch = None if self.place.watch is None else self.place.watch(self.starts, session)
+        assert self.starts.batch.frames is not None, "checked where starts are taken"
+        self.shown.append(_pictures(self.starts.batch.frames[:, -1:]))
+        self.measured.append(self._first(session, watch))
+        for step, commands in enumerate(self._commands(replayed)):
+            self._advance(session, watch, commands, step)
+        frames = np.concatenate(self.shown, axis=1)
+        states = np.stack(self.measured, axis=1)
+        of_frames = np.repeat(states[:, 1:], self.shown[1].shape[1], axis=1)
+        chances = reader.chances(self.starts.task, frames, np.concatenate([states[:, :1], of_frames], axis=1))
+        commands = np.stack(self.commanded, axis=1)
+        return Played(
+            chances=np.asarray(chances, np.float64),
+            succeeded=None if watch is None else watch.succeeded.copy(),
+            commands=commands,
+            gap=None if watch is None else np.abs(commands - states[:, 1:]).mean(axis=1),
+            motion=_motion(frames),
+            signal=np.stack(self.signals).mean(axis=0) if self.signals else None,
+            films=frames[:films].copy(),
+            seconds=0.0,
+        )
+
+    def _first(self, session: Session, watch: Watch | None) -> np.ndarray:
+        return self.starts.batch.states[:, -1].numpy() if watch is None else watch.look(session)
+
+    def _commands(self, replayed: np.ndarray | None) -> Iterator[np.ndarray]:
+        """What each step is given, in turn; the policy acts when it is asked for."""
+        if (self.place.given == "replayed") != (replayed is not None):
+            raise UsageError(f"commands are replayed where a place says so, and {self.place.label} does not or does")
+        if replayed is not None:
+            yield from np.moveaxis(replayed, 1, 0)[: self.manner.steps]
+            return
+        chunk, fps = self.place.forecaster.chunk_frames, self.starts.batch.fps
+        with Actors(self.contender, self._named(), dim=self.measured[0].shape[-1], limit=self.manner.limit) as actors:
+            actors.reset(rate=fps / chunk)
+            for step in range(self.manner.steps):
+                yield actors.act(self.shown[-1][:, -1], self.measured[-1], step=step)
+
+    def _named(self) -> Named:
+        named = self.starts.named
+        return replace(named, seeds=mixed(self.manner.seed, named.seeds))
+
+    def _advance(self, session: Session, watch: Watch | None, commands: np.ndarray, step: int) -> None:
+        before = self.commanded[-1] if self.commanded else self.measured[0]
+        self.commanded.append(commands)
+        given, last = commands, before
+        if self.place.given == "shuffled":
+            given, last = np.roll(commands, -1, axis=0), np.roll(before, -1, axis=0) if step else before
+        made = _advanced(session, between(last, given, session.forecaster, self.manner.between), self.manner.signal)
+        frames = _pictures(made.video[:, 0])
+        self.shown.append(frames)
+        self.measured.append(commands if watch is None else watch.look(session))
+        if self.manner.signal is not None:
+            self.signals.append(_signal(self.manner.signal, session.forecaster, made, frames, self.shown))
+
+
+def between(
+    last: Float32[np.ndarray, "n s"], wanted: Float32[np.ndarray, "n s"], forecaster: Forecaster, how: Between
+) -> Float32[Tensor, "n t s"]:
+    """The states that a step is given: to the wanted one over the frames of the step, and there as far as it looks."""
+    chunk, ahead = forecaster.chunk_frames, forecaster.lookahead_frames
+    share = np.ones(ahead, np.float32) if how == "hold" else np.minimum(np.arange(1, ahead + 1) / chunk, 1)
+    rows = last[:, None] + share[None, :, None].astype(np.float32) * (wanted - last)[:, None]
+    rows[:, share >= 1] = wanted[:, None]  # to the last bit
+    return torch.from_numpy(rows.astype(np.float32))
+
+
+def _advanced(session: Session, states: Tensor, signal: Signal | None) -> Forecast:
+    extra: tuple[Extra, ...] = ("certainty",) if signal == "token_entropy" else ()
+    with torch.no_grad() if not torch.is_inference_mode_enabled() else nullcontext():
+        return session.advance(states, extra=extra) if extra else session.advance(states)
+
+
+def _pictures(frames: UInt8[Tensor, "n t 3 h w"]) -> UInt8[np.ndarray, "n t h w 3"]:
+    return np.ascontiguousarray(frames.permute(0, 1, 3, 4, 2).numpy())
+
+
+def _motion(frames: UInt8[np.ndarray, "n t h w 3"]) -> Float[np.ndarray, " n"]:
+    """Mean absolute difference of successive frames, an episode at a time: all of them at once take much memory."""
+    return np.array([np.abs(np.diff(one.astype(np.int16), axis=0)).mean() for one in frames])
+
+
+# --- how far an episode can be trusted ---
+
+
+def _signal(
+    name: Signal, forecaster: Forecaster, made: Forecast, frames: np.ndarray, shown: list[np.ndarray]
+) -> Float[np.ndarray, " n"]:
+    """One number per episode for a step."""
+    if name == "spread":
+        return made.spread.mean(dim=(1, 2, 3)).double().numpy()
+    if name == "token_entropy":
+        if made.certainty is None:
+            raise UsageError("this world has no tokens whose entropy could be told; choose another signal (--trust)")
+        return made.certainty.entropy.flatten(1).mean(dim=1).double().numpy()
+    return _round_trip(forecaster, frames, shown)
+
+
+def _round_trip(forecaster: Forecaster, frames: np.ndarray, shown: list[np.ndarray]) -> np.ndarray:
+    """What the tokenizer loses of the newest frames, in grey levels: it keeps what it knows."""
+    need = forecaster.context_frames
+    newest = np.concatenate(shown[-need:], axis=1)[:, -need:]
+    if newest.shape[1] < need:  # before there are enough, the first one stands for those before it
+        newest = np.concatenate([np.repeat(newest[:, :1], need - newest.shape[1], axis=1), newest], axis=1)
+    clips = torch.from_numpy(newest).permute(0, 1, 4, 2, 3).contiguous()
+    states = torch.zeros(len(clips), need, 1)
+    found = forecaster.round_trip(Batch(states=states, fps=0.0, origins=(), frames=clips))
+    if found is None:
+        raise UsageError("this world has no tokenizer that could say what it knows; choose another signal (--trust)")
+    given, kept = (one[:, -frames.shape[1] :].float() for one in found)
+    return (given - kept).abs().mean(dim=(1, 2, 3, 4)).double().numpy()
+
+
+def _joined(parts: list[Played], seconds: float) -> Played:
+    joined: dict[str, Any] = {}
+    for name in ("chances", "succeeded", "commands", "gap", "motion", "signal"):
+        held = [getattr(part, name) for part in parts]
+        joined[name] = None if held[0] is None else np.concatenate(held)
+    films = [part.films for part in parts if len(part.films)]
+    return Played(**joined, films=np.concatenate(films) if films else parts[0].films, seconds=seconds)

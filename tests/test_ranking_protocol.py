@@ -1,0 +1,202 @@
+"""Policies play: the same from the same (policy, start, seed), in closed loop, and a bad one is named and left."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranking_builders import (
+    Bright,
+    Broken,
+    Constant,
+    Looking,
+    Slow,
+    Wandering,
+    WanderingTogether,
+    contender,
+    place,
+    small_starts,
+    still,
+    token_forecaster,
+)
+
+from worldline.forecasting.forecaster import CopyLast
+from worldline.ranking.actors import PolicyError
+from worldline.ranking.protocol import Manner, Played, between, play
+from worldline.schema import UsageError
+
+TWO = Manner(steps=2, seed=4)
+
+
+def _alike(one: Played, other: Played) -> None:
+    for name in ("chances", "commands", "motion"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-4)
+
+
+def test_the_same_policy_start_and_seed_give_the_same_episode_however_they_are_batched() -> None:
+    world, starts = place(token_forecaster()), small_starts(3)
+    first = play(world, contender(Wandering), starts, Bright(), TWO)
+    _alike(first, play(world, contender(Wandering), starts, Bright(), TWO))
+    _alike(first, play(replace(world, rows=2), contender(Wandering), starts, Bright(), TWO))
+    _alike(first, play(world, contender(WanderingTogether), starts, Bright(), TWO))
+    alone = play(world, contender(Wandering), starts.rows(1, 2), Bright(), TWO)
+    np.testing.assert_allclose(first.commands[1:2], alone.commands, atol=1e-6)
+    other = play(world, contender(Wandering), starts, Bright(), replace(TWO, seed=5))
+    assert not np.allclose(first.commands, other.commands)
+    assert first.commands.shape == (3, 2, 2)
+    assert not np.allclose(first.commands[0], first.commands[1]), "each start has its own seed"
+
+
+def test_a_policy_sees_the_forecast_and_the_state_it_commanded() -> None:
+    world, seen = place(token_forecaster(num_samples=1)), list[Any]()
+
+    class Recording(Constant):
+        def act(self, observation: Any) -> np.ndarray:
+            seen.append(observation)
+            return super().act(observation)
+
+    starts = small_starts(1)
+    played = play(world, contender(Recording), starts, Bright(), replace(TWO, films=1))
+    assert starts.batch.frames is not None
+    np.testing.assert_array_equal(seen[0]["frame"], starts.batch.frames[0, -1].permute(1, 2, 0))
+    np.testing.assert_array_equal(seen[0]["state"], starts.batch.states[0, -1])
+    np.testing.assert_array_equal(seen[1]["frame"], played.films[0, 17], "the last of 17 predicted frames")
+    np.testing.assert_array_equal(seen[1]["state"], played.commands[0, 0])
+    assert played.films.shape == (1, 1 + 2 * 17, 16, 16, 3)
+    assert played.succeeded is None
+    assert played.gap is None, "nothing is measured in a world"
+
+
+def test_what_a_looking_policy_does_depends_on_the_pictures() -> None:
+    played = play(place(token_forecaster()), contender(Looking), small_starts(3), Bright(), TWO)
+    assert len({*played.commands[:, 1, 0].tolist()}) == 3
+
+
+def test_contexts_of_any_length_end_at_the_start() -> None:
+    """A place that begins with five frames gets the newest five, and origins move along."""
+    starts = small_starts(2)
+    clips = starts.contexts(5)
+    assert starts.batch.frames is not None
+    assert clips.frames is not None
+    assert torch.equal(clips.frames, starts.batch.frames[:, -5:])
+    assert clips.origins[0].start == 12
+    played = play(still(), contender(Constant), starts, Bright(), Manner(steps=3, films=2))
+    assert (played.motion == 0).all()
+    with pytest.raises(UsageError, match="hold 17 frames"):
+        starts.contexts(18)
+
+
+def test_a_step_leads_to_what_was_commanded_and_stays_there() -> None:
+    last, wanted = np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)
+    far = CopyLast(context_frames=5, times=(5, 6, 7, 8, 9, 10), chunk_frames=4)
+    assert between(last, wanted, far, "ramp")[0, :, 0].tolist() == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert between(last, wanted, far, "hold")[0, :, 0].tolist() == [1] * 6
+    near = CopyLast(context_frames=5, times=(5,), chunk_frames=1)
+    assert between(last, wanted, near, "ramp").tolist() == [[[1, 1]]]
+
+
+def test_shuffled_states_are_those_of_the_next_start_and_replayed_ones_need_no_policy() -> None:
+    forecaster, starts = token_forecaster(), small_starts(3)
+    own = play(place(forecaster), contender(Wandering), starts, Bright(), replace(TWO, films=3))
+    other = play(place(forecaster, given="shuffled"), contender(Wandering), starts, Bright(), replace(TWO, films=3))
+    np.testing.assert_array_equal(own.commands[:, 0], other.commands[:, 0])
+    assert not np.array_equal(own.films, other.films)
+    again = place(forecaster, given="replayed")
+    same = play(again, contender(Broken), starts, Bright(), replace(TWO, films=3), replayed=own.commands)
+    np.testing.assert_array_equal(own.films, same.films)
+    with pytest.raises(UsageError, match="replayed"):
+        play(again, contender(Constant), starts, Bright(), TWO)
+
+
+def test_signals_of_trust_are_measured_by_name() -> None:
+    starts = small_starts(2)
+    spread = play(
+        place(token_forecaster(num_samples=2)), contender(Constant), starts, Bright(), replace(TWO, signal="spread")
+    )
+    assert spread.signal is not None
+    assert (spread.signal > 0).all()
+    assert spread.doubt is not None
+    np.testing.assert_allclose(spread.doubt, spread.signal / np.maximum(spread.motion, 0.25))
+    lost = play(place(token_forecaster()), contender(Constant), starts, Bright(), replace(TWO, signal="round_trip"))
+    assert lost.signal is not None
+    assert np.isfinite(lost.signal).all()
+    with pytest.raises(UsageError, match="no tokenizer"):
+        play(still(), contender(Constant), starts, Bright(), replace(TWO, signal="round_trip"))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Broken("nan", after=1), r"policy 'mine', start squares 0, step 1: .*no finite number in entry 1"),
+        (lambda: Broken("shape"), r"start squares 0, step 0: its action has the shape \(3,\), not \(2,\)"),
+        (lambda: Broken("text"), "not numbers"),
+        (lambda: Broken("ragged"), "no array"),
+        (lambda: Broken("raises", after=1), "step 1: it raised KeyError: 'lidar'"),
+        (object, "without a method `act"),
+        (lambda: 1 / 0, "ZeroDivisionError"),
+    ],
+)
+def test_a_bad_policy_is_named_with_start_and_step(make: Any, said: str) -> None:
+    with pytest.raises(PolicyError, match=said):
+        play(still(), contender(make), small_starts(2), Bright(), Manner(steps=3))
+
+
+def test_a_batched_policy_is_checked_row_by_row() -> None:
+    class Wrong(WanderingTogether):
+        def act_batch(self, observations: Any) -> Any:
+            found = super().act_batch(observations)
+            found[1, 0] = np.inf
+            return found
+
+    class Few(WanderingTogether):
+        def act_batch(self, observations: Any) -> Any:
+            return super().act_batch(observations)[:1]
+
+    with pytest.raises(PolicyError, match=r"start squares 1, step 0: .*no finite number"):
+        play(still(), contender(Wrong), small_starts(2), Bright(), Manner(steps=1))
+    with pytest.raises(PolicyError, match=r"starts squares 0 to squares 1, step 0: .*shape \(1, 2\), not \(2, 2\)"):
+        play(still(), contender(Few), small_starts(2), Bright(), Manner(steps=1))
+
+
+def test_a_policy_that_never_answers_is_left_in_time() -> None:
+    began = time.monotonic()
+    with pytest.raises(PolicyError, match=r"no answer within 0.2 s; .*--act-seconds"):
+        play(still(), contender(Slow), small_starts(2), Bright(), Manner(steps=1, limit=0.2))
+    assert time.monotonic() - began < 5
+    assert play(still(), contender(Constant), small_starts(2), Bright(), Manner(steps=1)).motion.shape == (2,)
+
+
+def test_a_policy_for_another_rate_or_that_must_know_the_start_is_refused() -> None:
+    class Fast(Constant):
+        fps = 15.0
+
+    class Told(Constant):
+        needs_start = True
+
+        def reset(self, seed: int, start: Any) -> None:
+            self.value = start
+
+    with pytest.raises(PolicyError, match="made for 15 actions per second, but here it acts 30 times"):
+        play(still(), contender(Fast), small_starts(1), Bright(), Manner(steps=1))
+    with pytest.raises(PolicyError, match="told where things are"):
+        play(still(), contender(Told), small_starts(1), Bright(), Manner(steps=1))
+    starts = small_starts(2)
+    starts = replace(starts, named=replace(starts.named, told=(0.25, 0.75)))
+    played = play(still(), contender(Told), starts, Bright(), Manner(steps=1))
+    assert played.commands[:, 0, 0].tolist() == [0.25, 0.75]
+
+
+def test_a_policy_cannot_change_what_is_recorded() -> None:
+    class Vandal(Constant):
+        def act(self, observation: Any) -> np.ndarray:
+            observation["frame"][:] = 0
+            observation["state"][:] = 7
+            return super().act(observation)
+
+    starts = small_starts(2)
+    one, other = (
+        play(still(), contender(make), starts, Bright(), Manner(steps=2, films=2)) for make in (Vandal, Constant)
+    )
+    np.testing.assert_array_equal(one.films, other.films)
