@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 from scipy.stats import binomtest, norm, permutation_test, rankdata
 
-from worldline.metrics.bootstrap import TAIL, NumberOrNull, statistics
+from worldline.metrics.bootstrap import TAIL, Interval, NumberOrNull, statistics
 
 Statistic = Literal["pearson", "spearman", "mmrv"]
 Rates = Float[np.ndarray, "... k"] | Sequence[float]
@@ -22,7 +22,7 @@ Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 LABELS: dict[Statistic, str] = {"pearson": "Pearson r", "spearman": "Spearman rho", "mmrv": "MMRV"}
 EXACT = 8
 """Up to so many policies all orders are tried (40,320); beyond, `DRAWN` of them are drawn."""
-DRAWN = 20_000
+DRAWN = 9_999
 FEW = 3
 """With so few policies no order is rare enough: the smallest p that all orders can give is 1/6."""
 _SAME = 1e-9
@@ -215,15 +215,35 @@ def over_starts(true: Outcomes, found: Outcomes) -> dict[str, tuple[float, float
     Both lists are of the same starts, and every policy began at all of them: whole starts are resampled, so a start
     that is hard for all policies in both places costs no width. NaN with one start.
     """
-    names = (*MEASURES, "bias", "mae")
 
     def of(weights: Float64[np.ndarray, "r n"]) -> Float64[np.ndarray, "r m"]:
         share = weights / weights.sum(axis=-1, keepdims=True)
-        x, y = share @ true.T, share @ found.T
-        return np.stack([*(measure(x, y) for measure in MEASURES.values()), bias(x, y), mae(x, y)], axis=-1)
+        return _all(share @ true.T, share @ found.T)
 
-    bounds = statistics(of, np.arange(true.shape[1]))
-    return {name: (one.low, one.high) for name, one in zip(names, bounds, strict=True)}
+    return _named(statistics(of, np.arange(true.shape[1])))
+
+
+def over_counts(
+    successes: Int[np.ndarray, " k"], trials: Int[np.ndarray, " k"], found: Outcomes
+) -> dict[str, tuple[float, float]]:
+    """The same where the truth is counts of other trials: these are drawn again, too, from their binomials."""
+    rng = np.random.default_rng(0)
+
+    def of(weights: Float64[np.ndarray, "r n"]) -> Float64[np.ndarray, "r m"]:
+        share = weights / weights.sum(axis=-1, keepdims=True)
+        drawn = rng.binomial(trials, successes / trials, size=(len(weights), len(trials)))
+        return _all(drawn / trials, share @ found.T)
+
+    return _named(statistics(of, np.arange(found.shape[1])))
+
+
+def _all(true: Float64[np.ndarray, "r k"], found: Float64[np.ndarray, "r k"]) -> Float64[np.ndarray, "r m"]:
+    made = [measure(true, found) for measure in MEASURES.values()]
+    return np.stack([*made, bias(true, found), mae(true, found)], axis=-1)
+
+
+def _named(bounds: Sequence[Interval]) -> dict[str, tuple[float, float]]:
+    return {name: (one.low, one.high) for name, one in zip((*MEASURES, "bias", "mae"), bounds, strict=True)}
 
 
 def bias(true: Rates, found: Rates) -> Float64[np.ndarray, "..."]:
