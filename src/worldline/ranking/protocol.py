@@ -65,7 +65,8 @@ class Starts:
             raise UsageError(
                 f"the starts of {self.task!r} hold {held} frames, but this forecaster begins with {frames}"
             )
-        origins = tuple(replace(one, start=one.start + held - frames) for one in self.batch.origins)
+        later = 0 if self.named.told else held - frames  # a start that is told is its own moment, however much is seen
+        origins = tuple(replace(one, start=one.start + later) for one in self.batch.origins)
         return replace(_part(self.batch, slice(None), slice(held - frames, None)), origins=origins)
 
 
