@@ -120,12 +120,12 @@ class FunctionReader(Reader):
 
 def read_counts(path: Path) -> dict[str, dict[str, Counted]]:
     """Real successes, by task and policy. Raises `DataError` naming the line that is wrong."""
-    with reading(path, UnicodeDecodeError, csv.Error, expected="a CSV file", fix=COUNTS_FIX):
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            names = [name.strip() for name in table.fieldnames or ()]
-            table.fieldnames = names
-            lines = list(table)
+    sound = reading(path, csv.Error, expected="a CSV file", fix=COUNTS_FIX)
+    with sound, path.open(newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file)
+        names = [name.strip() for name in table.fieldnames or ()]
+        table.fieldnames = names
+        lines = list(table)
     if missing := [name for name in COLUMNS if name not in names]:
         said = f"no column {', '.join(missing)} (it has {', '.join(names) or 'none'})"
         raise DataError(path, expected=f"the columns {', '.join(COLUMNS)}", found=said, fix=COUNTS_FIX)

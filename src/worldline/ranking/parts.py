@@ -34,8 +34,9 @@ class Parts:
         if not path.exists():
             return None
         held: dict[str, Any] = read_npz(path, what="episodes of a policy", fix=_FIX)
-        absent: dict[str, Any] = dict.fromkeys(("succeeded", "gap", "signal"))
-        return Played(**absent | held | {"seconds": float(held["seconds"])})
+        held = dict.fromkeys(("succeeded", "gap", "signal")) | held
+        held["seconds"] = float(held["seconds"])
+        return Played(**held)
 
     def put(self, key: str, played: Played) -> None:
         """Keep a part, atomically."""
