@@ -116,7 +116,7 @@ def execute(
     simulation.restore(snapshot)
     places, turns = simulation.objects(), simulation.turns()
     states, size = np.empty_like(commands), simulation.size
-    touched, seen, kinds = np.zeros(len(places), dtype=bool), [], []
+    touched, seen, kinds = np.zeros((2, len(places)), dtype=bool), [], []
     for i, command in enumerate(commands):
         simulation.step(command, touched=touched)
         states[i] = simulation.state()
@@ -133,7 +133,7 @@ def execute(
         states=states,
         frames=np.array(seen, np.uint8).reshape(-1, size, size, 3),
         regions=np.array(kinds, np.uint8).reshape(-1, size, size),
-        touched=touched,
+        touched=touched[1],
         moved=np.linalg.norm(simulation.objects() - places, axis=1),
         tilted=np.arccos(np.clip(upright, -1, 1)),
         on_table=_on_table(simulation, places),

@@ -8,12 +8,12 @@ Small models can learn the images: no shadows, flat light, muted colours that va
 between surfaces, and objects of 10 to 20 cm (seven pixels of 64 at arm's length), which are the most visible.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float32
@@ -40,6 +40,7 @@ FRAMED = 'xyaxes="0 -1 0 0.1736482513311082 0 0.9848077400232231" fovy="90.0"'
 NEARER = 'xyaxes="0 -1 0 0.3746065934159120 0 0.9271838545667874" fovy="72.0"'
 Colour = tuple[float, ...]
 """Red, green and blue, 0..1."""
+Shape = Literal["box", "tall box", "cylinder", "ball", "capsule"]
 TABLES = {
     "wood": ((0.05, 0.2, 0.42), (0.11, 0.4, 0.6)),
     "pale": ((0.0, 0.0, 0.45), (1.0, 0.1, 0.62)),
@@ -76,19 +77,32 @@ def neutral() -> Float32[np.ndarray, "25"]:
     return command
 
 
-def random_scene(rng: Generator, view: Framing = "room") -> Scene:
+class Things(NamedTuple):
+    """What lies on a table."""
+
+    bodies: list[str]
+    """Of each object its geoms as MJCF, in the order of their numbers (`body`)."""
+    painted: list[str]
+    """Geoms that belong to the table, such as a line."""
+
+
+Placing = Callable[[Generator, float, float], Things]
+"""Draws what lies on a table, given the height of its surface and how far ahead of the robot it begins, in m."""
+
+
+def random_scene(rng: Generator, view: Framing = "room", *, placing: Placing | None = None) -> Scene:
     """Draw a room. The robot stands at the origin and looks along +x at a table within reach.
 
-    At the table, there are one to three objects in place of two to four, larger by a fifth.
+    At the table, there are one to three objects in place of two to four, larger by a fifth; or what `placing` draws.
     """
     top = rng.uniform(0.84, 0.94)
     near = rng.uniform(0.34, 0.40)
-    objects = _objects(rng, top, near, view)
+    objects, painted = Things(_objects(rng, top, near, view), []) if placing is None else placing(rng, top, near)
     x, y = rng.uniform(-0.6, 0.6, 2)
     strength = f'diffuse="{_numbers(rng.uniform(0.2, 0.3) * rng.uniform(0.9, 1.0, 3))}"'
     light = f'<light directional="true" pos="0 0 3" dir="{x} {y} -1" {strength} specular="0 0 0" castshadow="false"/>'
     # The robot comes first: its base then has the first three entries of qpos and qvel.
-    things = [light, *_room(rng), *_table(rng, top, near), *objects]
+    things = [light, *_room(rng), *_table(rng, top, near), *painted, *objects]
     hue = rng.choice([rng.uniform(0.05, 0.12), rng.random()])
     floor = hsv_to_rgb(hue, rng.uniform(0.03, 0.2), rng.uniform(0.38, 0.52))
     surfaces = _surface(rng, "floor", floor)
@@ -165,17 +179,23 @@ def _objects(rng: Generator, top: float, near: float, view: Framing) -> list[str
     for i in range(count):
         x, y = near + rng.uniform(0.1, 0.28), slots[i] + rng.uniform(-0.04, 0.04)
         colour = hsv_to_rgb(hues[i], rng.uniform(0.45, 0.65), rng.uniform(0.5, 0.75))
-        shape, height = _shape(rng, scale)
-        place = f'pos="{x} {y} {top + height}" euler="0 0 {rng.uniform(0, np.pi)}"'
-        geom = f'<geom {shape} rgba="{_numbers(colour)} 1" mass="{rng.uniform(0.15, 0.4)}"/>'
-        bodies.append(f'<body name="OBJECT_{i}" {place}><freejoint/>{geom}</body>')
+        shape, height = random_shape(rng, scale)
+        place = (x, y, top + height)
+        bodies.append(body(i, shape, place, colour, turn=rng.uniform(0, np.pi), mass=rng.uniform(0.15, 0.4)))
     return bodies
 
 
-def _shape(rng: Generator, scale: float) -> tuple[str, float]:
+def body(number: int, shape: str, place: tuple[float, ...], colour: Colour, *, turn: float, mass: float) -> str:
+    """An object that can be moved: its geom's attributes, its middle in m, its turn in rad, and its mass in kg."""
+    x, y, z = place
+    geom = f'<geom {shape} rgba="{_numbers(colour)} 1" mass="{mass}"/>'
+    return f'<body name="OBJECT_{number}" pos="{x} {y} {z}" euler="0 0 {turn}"><freejoint/>{geom}</body>'
+
+
+def random_shape(rng: Generator, scale: float, kinds: Sequence[Shape] = get_args(Shape)) -> tuple[str, float]:
     """An object's geom attributes and its half height, `scale` times the usual size."""
     rolling = 'condim="6" friction="0.8 0.01 0.008"'  # so that what is round comes to rest
-    match rng.choice(["box", "tall box", "cylinder", "ball", "capsule"]):
+    match rng.choice(kinds):
         case "box":
             size = scale * rng.uniform(0.05, 0.075, 3)
             return f'type="box" size="{_numbers(size)}"', size[2]
@@ -197,6 +217,13 @@ def _box(position: tuple[float, ...], half_size: tuple[float, ...], paint: Colou
     """A fixed box of one colour, or of a named material."""
     look = f'material="{paint}"' if isinstance(paint, str) else f'rgba="{_numbers(paint)} 1"'
     return f'<geom type="box" pos="{_numbers(position)}" size="{_numbers(half_size)}" {look}/>'
+
+
+def stripe(name: str, position: tuple[float, float, float], half_size: tuple[float, float], colour: Colour) -> str:
+    """Paint on a surface: a flat box around a place on it, which touches nothing."""
+    x, y, z = position
+    size, look = _numbers((*half_size, 0.001)), f'rgba="{_numbers(colour)} 1" contype="0" conaffinity="0"'
+    return f'<geom name="{name}" type="box" pos="{x} {y} {z + 0.001}" size="{size}" {look}/>'
 
 
 def _surface(rng: Generator, name: str, colour: Colour) -> str:

@@ -41,6 +41,8 @@ POSTURE = 0.02
 """Pull towards the preferred posture in every iteration, which chooses among an arm's many solutions."""
 REGIONS = ("room", "robot", "objects")
 """What a pixel can show: furniture and walls, the robot, or an object that can be moved."""
+Touched = Bool[np.ndarray, "2 n"]
+"""Of each object, whether a hand touches it, and whether any part of the robot does."""
 INSTALL_GL = "apt-get install libegl1 libgl1-mesa-dri, or apt-get install libosmesa6 and set MUJOCO_GL=osmesa"
 
 
@@ -114,6 +116,8 @@ class Simulation(AbstractContextManager["Simulation"]):
         self._objects = np.array([self.model.body(name).id for name in scene.objects], dtype=np.int64)
         bodies = self.model.geom_bodyid
         kinds = np.where(np.isin(bodies, self._objects), REGIONS.index("objects"), (bodies != 0) * 1)
+        hands = [self.model.body(name).id for name in (*(f"{side}_PALM" for side in SIDES), *FINGERS)]
+        self._hands = np.isin(bodies, hands)
         # Of each geom its place in `REGIONS`, and its place among the objects, if it is one. The last is of no geom.
         self._kinds = np.append(kinds, 0).astype(np.uint8)
         self._numbers = np.array([list(self._objects).index(body) if body in self._objects else -1 for body in bodies])
@@ -136,10 +140,10 @@ class Simulation(AbstractContextManager["Simulation"]):
             self.step(command)
         self.data.time = 0
 
-    def step(self, command: Float32[np.ndarray, "25"], *, touched: Bool[np.ndarray, " n"] | None = None) -> None:
+    def step(self, command: Float32[np.ndarray, "25"], *, touched: Touched | None = None) -> None:
         """Advance by one frame towards the targets of `command` (`LAYOUT`), held throughout.
 
-        Where `touched` is given, the entries of the objects that the robot touches meanwhile are set.
+        Where `touched` is given, the entries of the objects that the robot touches meanwhile are set (`touching`).
         """
         data = self.data
         data.ctrl[:-3] = _angles(command)
@@ -151,20 +155,23 @@ class Simulation(AbstractContextManager["Simulation"]):
             if touched is not None:
                 touched |= self.touching()
 
-    def touching(self) -> Bool[np.ndarray, " n"]:
-        """Whether the robot touches each object, in the last step of the physics."""
+    def touching(self) -> Touched:
+        """Whether each object is touched by a hand, and by any part of the robot, in the last step of the physics."""
         pairs = self.data.contact.geom[: self.data.ncon]
-        robot, numbers = self._kinds[pairs] == REGIONS.index("robot"), self._numbers[pairs]
-        found = np.zeros(len(self._objects), dtype=bool)
-        found[numbers[robot[:, ::-1] & (numbers >= 0)]] = True  # the one of a pair whose other is the robot
+        numbers, found = self._numbers[pairs], np.zeros((2, len(self._objects)), dtype=bool)
+        for part, of_part in enumerate((self._hands, self._kinds == REGIONS.index("robot"))):
+            found[part, numbers[of_part[pairs][:, ::-1] & (numbers >= 0)]] = True  # the one of a pair whose other it is
         return found
 
-    def follow(self, states: Float32[np.ndarray, "n 25"]) -> UInt8[np.ndarray, "n h w 3"]:
+    def follow(
+        self, states: Float32[np.ndarray, "n 25"], *, touched: Touched | None = None
+    ) -> UInt8[np.ndarray, "n h w 3"]:
         """Advance by one frame for each of the measured `states`, and return what the robot sees at each.
 
         The robot is moved to every state, whatever force that takes; what it touches moves by physics. Recorded states
         so give the recorded pictures again, except for how hard objects were pushed: 39 dB on average over the 20
         built-in validation episodes (76 frames) and never below 26 dB; a copy of the first picture has 18 dB.
+        `touched` is as in `step`.
         """
         frames, data = np.empty((len(states), self.size, self.size, 3), dtype=np.uint8), self.data
         for i, state in enumerate(states):
@@ -176,6 +183,8 @@ class Simulation(AbstractContextManager["Simulation"]):
                 data.ctrl[-3:] = data.qvel[:3] = base
                 data.qvel[self.dofs] = (goal - data.qpos[self.places]) / (left * self._timestep)
                 self._mujoco.mj_step(self.model, data)
+                if touched is not None:
+                    touched |= self.touching()
             data.qpos[self.places] = goal  # a touch may have held it back a little
             frames[i] = self.frame()
         return frames
@@ -235,6 +244,10 @@ class Simulation(AbstractContextManager["Simulation"]):
     def turns(self) -> Float64[np.ndarray, "n 3 3"]:
         """Rotations of the movable objects from their own axes into the world's."""
         return self.data.xmat[self._objects].reshape(-1, 3, 3).copy()
+
+    def hand(self, side: Side) -> Float64[np.ndarray, "3"]:
+        """Where the middle of a hand is in the world, in m: what `reach` brings to its target."""
+        return self.data.site(f"{side}_GRIP").xpos.copy()
 
     def near(self, side: Side) -> list[int]:
         """Numbers of the objects on the table that a hand can push, and that are in view."""

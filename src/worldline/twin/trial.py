@@ -1,0 +1,74 @@
+"""A simulation whose contacts are kept: what physics knows of an episode at each of its frames."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64, UInt8
+
+from worldline.twin.simulation import Simulation
+
+First = Int64[np.ndarray, "2 n"]
+"""Frame at which each object was first touched by a hand, and by any part of the robot; -1 where it was not."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Facts:
+    """What physics knows at one frame of an episode. Frames are counted from its start, whose number is 0."""
+
+    frame: int
+    state: Float32[np.ndarray, "25"]
+    """Measured."""
+    objects: Float64[np.ndarray, "n 3"]
+    """Positions of the movable objects in the world, in m."""
+    turns: Float64[np.ndarray, "n 3 3"]
+    """Their rotations from their own axes into the world's."""
+    touched: First
+
+
+class Trial:
+    """A simulation that goes on by commands or states and keeps who touched what.
+
+    With `touched` and `frame` of its `facts`, and the snapshot of its simulation, it can be taken up again.
+    """
+
+    def __init__(self, simulation: Simulation, *, touched: First | None = None, frame: int = 0) -> None:
+        self.simulation, self.frame = simulation, frame
+        self._touched = np.full((2, len(simulation.scene.objects)), -1) if touched is None else touched.copy()
+
+    def step(self, command: Float32[np.ndarray, "25"]) -> None:
+        """Advance by one frame towards a command."""
+        new = np.zeros(self._touched.shape, dtype=bool)
+        self.simulation.step(command, touched=new)
+        self._keep(new)
+
+    def drive(self, commands: Float32[np.ndarray, "f 25"]) -> UInt8[np.ndarray, "f h w 3"]:
+        """Advance towards commands, one for each frame, and return what the robot sees after each."""
+        frames = []
+        for command in commands:
+            self.step(command)
+            frames.append(self.simulation.frame())
+        return self._stacked(frames)
+
+    def follow(self, states: Float32[np.ndarray, "f 25"]) -> UInt8[np.ndarray, "f h w 3"]:
+        """Be moved to measured states, one for each frame (`Simulation.follow`)."""
+        frames = []
+        for i in range(len(states)):
+            new = np.zeros(self._touched.shape, dtype=bool)
+            frames.append(self.simulation.follow(states[i : i + 1], touched=new)[0])
+            self._keep(new)
+        return self._stacked(frames)
+
+    def facts(self) -> Facts:
+        """What physics knows now."""
+        now = self.simulation
+        places = {"objects": now.objects(), "turns": now.turns()}
+        return Facts(frame=self.frame, state=now.state(), touched=self._touched.copy(), **places)
+
+    def _keep(self, new: np.ndarray) -> None:
+        self.frame += 1
+        self._touched[new & (self._touched < 0)] = self.frame
+
+    def _stacked(self, frames: Sequence[np.ndarray]) -> UInt8[np.ndarray, "f h w 3"]:
+        size = self.simulation.size
+        return np.array(frames, np.uint8).reshape(-1, size, size, 3)
