@@ -3,30 +3,45 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
-from worldline.forecasting.forecaster import Context, CopyLast, Seeds, States, Step
+from worldline.forecasting.forecaster import Context, CopyLast, Seeds, Session, Snapshot, States, Step
 from worldline.schema import Batch, Forecast, UsageError
 from worldline.twin.generate import resume
 from worldline.twin.scene import LAYOUT
 from worldline.twin.simulation import Simulation
+from worldline.twin.tasks import Outcome, Start, start_of
+from worldline.twin.trial import Facts, Trial
+
+Drive = Literal["follow", "command"]
+Place = tuple[int, int, int, int, int]
+"""Where a clip's physics belong: place of its task in `TASKS`, or -1 of a recorded episode; number of the episode, or
+seed of the start; frames per second; size of the pictures; frames since it began."""
+MOST_SCENES = 16
+"""Simulations that are kept open; each has its own OpenGL context."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveTwin(CopyLast):
-    """Sessions with true frames: they begin in the saved physics of a recorded episode and follow the states.
+    """Sessions with true frames, which begin in saved physics or at the start of a task, and go where states say.
 
-    The origin of a clip says where it begins; its frames are not read (`Simulation.follow` says how states move it).
+    The origin of a clip says where it begins: a frame of a recorded episode, or a `Start` (`Start.clip`). Its frames
+    are not read.
     """
 
-    root: Path
-    """Data set of the twin that the clips are of, read as a whole."""
-    scenes: dict[int, Simulation] = field(default_factory=dict, init=False, repr=False, compare=False)
+    root: Path | None = None
+    """Data set of the twin that the clips are of, read as a whole; not needed for starts of tasks."""
+    drive: Drive = "follow"
+    """How the states of a step move the robot: it is moved to each, whatever force that takes (`Simulation.follow`), or
+    its motors are commanded to go there (`Simulation.step`), as when a policy acts."""
+    scenes: dict[tuple[int, ...], Simulation] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def begin(self, batch: Batch) -> Context:
-        """The numbers of the episodes, and the physics of each at the last frame of its context.
+        """Where each clip belongs, and its physics and touches at the last frame of its context.
 
         Raises `UsageError` for clips that are not from anywhere or have other states, and `DataError` where the folder
         holds no physics of such an episode.
@@ -35,41 +50,103 @@ class LiveTwin(CopyLast):
             raise UsageError("the live twin begins in saved physics: start it from clips (`start_clips`), not frames")
         if batch.states.shape[-1] != LAYOUT.dim:
             raise UsageError(f"the twin has {LAYOUT.dim} states, not {batch.states.shape[-1]}")
-        begins = [(origin.episode, origin.start + self.context_frames - 1) for origin in batch.origins]
-        scenes = [resume(self.root, *begin)[0] for begin in begins]
-        return torch.tensor(begins)[:, 0], *(torch.from_numpy(scene.snapshot()) for scene in scenes)
+        places, moments = [], []
+        for origin in batch.origins:
+            start = start_of(origin, fps=batch.fps)
+            if start is not None:
+                size = 64 if batch.frames is None else batch.frames.shape[-1]
+                place = (start.place, start.seed, round(start.fps), size, 0)
+                simulation = self._scene(place)
+                simulation.restore(start.snapshot)
+            else:
+                frame = origin.start + self.context_frames - 1
+                place, simulation = (-1, origin.episode, 0, 0, 0), resume(self._folder(), origin.episode, frame)[0]
+            places.append(place)
+            moments.append(_moment(Trial(simulation)))
+        return torch.tensor(places), *moments
 
     def joined(self, contexts: Sequence[Context]) -> Context:
-        return torch.cat([episodes for episodes, *_ in contexts]), *(one for _, *physics in contexts for one in physics)
+        return torch.cat([places for places, *_ in contexts]), *(one for _, *moments in contexts for one in moments)
 
     def parted(self, context: Context, clips: Sequence[int]) -> list[Context]:
-        episodes, *physics = context
+        places, *moments = context
         ends = np.cumsum(clips).tolist()
         parts = [slice(end - count, end) for end, count in zip(ends, clips, strict=True)]
-        return [(episodes[part].clone(), *physics[part]) for part in parts]
+        return [(places[part].clone(), *moments[part]) for part in parts]
 
     def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         del seeds  # the truth is no matter of chance
-        episodes, *physics = context
         shown, frames, after = [time - self.context_frames for time in self.times], [], []
-        for episode, before, own in zip(episodes.tolist(), physics, states[:, self.context_frames :], strict=True):
-            scene = self._scene(episode)
-            scene.restore(before.numpy())
-            seen = scene.follow(own[: self.chunk_frames].numpy())
-            after.append(torch.from_numpy(scene.snapshot()))
-            seen = np.concatenate([seen, scene.follow(own[self.chunk_frames :].numpy())])[shown]
+        for clip, own in enumerate(states[:, self.context_frames :].numpy()):
+            trial = self._trial(context, clip)
+            move = trial.follow if self.drive == "follow" else trial.drive
+            seen = move(own[: self.chunk_frames])
+            after.append(_moment(trial))
+            seen = np.concatenate([seen, move(own[self.chunk_frames :])])[shown]
             frames.append(torch.from_numpy(seen).permute(0, 3, 1, 2))
         made = torch.stack(frames)[:, None].repeat(1, self.num_samples, 1, 1, 1, 1)
-        return Forecast(times=self.times, frames=made), lambda: (episodes, *after)
+        places = context[0] + torch.tensor([0, 0, 0, 0, self.chunk_frames])
+        return Forecast(times=self.times, frames=made), lambda: (places, *after)
 
-    def _scene(self, episode: int) -> Simulation:
-        if episode not in self.scenes:
-            if len(self.scenes) >= 16:  # each has its own OpenGL context
+    def facts(self, moment: Session | Snapshot) -> list[Facts]:
+        """What physics knows of each clip at a moment of a session, and of who touched what since it began."""
+        context = _context(moment)
+        return [self._trial(context, clip).facts() for clip in range(len(context) - 1)]
+
+    def outcomes(self, moment: Session | Snapshot) -> list[Outcome]:
+        """Of each clip that began at the start of a task, whether it is over, and how; of others `open`."""
+        starts = self.starts(moment)
+        told = zip(starts, self.facts(moment), strict=True)
+        return ["open" if start is None else start.outcome(facts) for start, facts in told]
+
+    def starts(self, moment: Session | Snapshot) -> list[Start | None]:
+        """Of each clip the start of a task at which it began; None of a recorded episode."""
+        places = _context(moment)[0].tolist()
+        return [None if place[0] < 0 else Start.at(place[0], place[1], fps=float(place[2])) for place in places]
+
+    def simulation_of(self, moment: Session | Snapshot, clip: int = 0) -> Simulation:
+        """A clip's simulation at a moment of a session, to look at. It is lent: the next step of a session uses it."""
+        return self._trial(_context(moment), clip).simulation
+
+    def _trial(self, context: Context, clip: int) -> Trial:
+        """A clip of a context, taken up again."""
+        place, moment = context[0][clip].tolist(), context[1 + clip].numpy()
+        scene = self._scene(place)
+        objects = len(scene.scene.objects)
+        split = len(moment) - 2 * objects
+        scene.restore(moment[:split])
+        return Trial(scene, touched=moment[split:].reshape(2, objects).astype(np.int64), frame=place[-1])
+
+    def _scene(self, place: Sequence[int]) -> Simulation:
+        task, number, fps, size, _ = place
+        key = (task, number, fps, size)
+        if key not in self.scenes:
+            if len(self.scenes) >= MOST_SCENES:
                 self.scenes.pop(next(iter(self.scenes))).close()
-            self.scenes[episode] = resume(self.root, episode, 0)[0]
-        return self.scenes[episode]
+            recorded = task < 0
+            self.scenes[key] = (
+                resume(self._folder(), number, 0)[0]
+                if recorded
+                else Start.at(task, number, fps=float(fps)).open(size=size)
+            )
+        return self.scenes[key]
+
+    def _folder(self) -> Path:
+        if self.root is None:
+            raise UsageError("clips of recorded episodes begin in saved physics: give the folder of their data (root)")
+        return self.root
 
     def close(self) -> None:
         """Free the OpenGL contexts."""
         while self.scenes:
             self.scenes.popitem()[1].close()
+
+
+def _context(moment: Session | Snapshot) -> Context:
+    return (moment.snapshot() if isinstance(moment, Session) else moment).context
+
+
+def _moment(trial: Trial) -> torch.Tensor:
+    """The physics of a trial and its touches, as one vector."""
+    parts: list[Float64[np.ndarray, " p"]] = [trial.simulation.snapshot(), trial.facts().touched.ravel().astype(float)]
+    return torch.from_numpy(np.concatenate(parts))

@@ -41,7 +41,7 @@ POSTURE = 0.02
 """Pull towards the preferred posture in every iteration, which chooses among an arm's many solutions."""
 REGIONS = ("room", "robot", "objects")
 """What a pixel can show: furniture and walls, the robot, or an object that can be moved."""
-Touched = Bool[np.ndarray, "2 n"]
+Touched = Bool[np.ndarray, "2 o"]
 """Of each object, whether a hand touches it, and whether any part of the robot does."""
 INSTALL_GL = "apt-get install libegl1 libgl1-mesa-dri, or apt-get install libosmesa6 and set MUJOCO_GL=osmesa"
 

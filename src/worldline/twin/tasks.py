@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float32, Float64, UInt8
 from numpy.random import Generator
 
+from worldline.checks import refuse_unknown
 from worldline.schema import Clip, Origin, UsageError
 from worldline.twin.behaviour import REACH_TOLERANCE, Move, Point, Sway, random_temper, to_world
 from worldline.twin.scene import (
@@ -79,12 +80,22 @@ class Start:
     """How far ahead the middle of the line is; it runs across."""
     base: Point
     """Where the base is in the world: x and y in m, heading in rad."""
-    turns: Float64[np.ndarray, "n 3 3"]
+    turns: Float64[np.ndarray, "o 3 3"]
     """Rotations of the objects from their own axes into the world's."""
     before: Float64[np.ndarray, " p"]
     """The physics at the beginning of the lead-in."""
     lead_in: Float32[np.ndarray, "f 25"]
     """The commands that led here from there."""
+
+    @classmethod
+    def at(cls, place: int, seed: int, *, fps: float) -> "Start":
+        """The start of the task at this place in `TASKS`."""
+        return [*TASKS.values()][place].start(seed, fps=fps)
+
+    @property
+    def place(self) -> int:
+        """Of its task in `TASKS`."""
+        return [*TASKS].index(self.task.id)
 
     @property
     def frames(self) -> int:
@@ -163,6 +174,15 @@ class Task:
         Raises `UsageError` where there is none in `ROOMS` rooms, or for a seed below 0.
         """
         return _start(self.id, seed, float(fps))
+
+
+def start_of(origin: Origin, *, fps: float) -> Start | None:
+    """The start that a clip of `Start.clip` begins at; None for a clip of something else. Raises what it raises."""
+    if not origin.source.startswith(ORIGIN):
+        return None
+    task = origin.source.removeprefix(ORIGIN)
+    refuse_unknown(task, TASKS, what="task")
+    return TASKS[task].start(origin.episode, fps=fps)
 
 
 def solve(

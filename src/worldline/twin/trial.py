@@ -8,7 +8,7 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 
 from worldline.twin.simulation import Simulation
 
-First = Int64[np.ndarray, "2 n"]
+First = Int64[np.ndarray, "2 o"]
 """Frame at which each object was first touched by a hand, and by any part of the robot; -1 where it was not."""
 
 
@@ -19,9 +19,9 @@ class Facts:
     frame: int
     state: Float32[np.ndarray, "25"]
     """Measured."""
-    objects: Float64[np.ndarray, "n 3"]
+    objects: Float64[np.ndarray, "o 3"]
     """Positions of the movable objects in the world, in m."""
-    turns: Float64[np.ndarray, "n 3 3"]
+    turns: Float64[np.ndarray, "o 3 3"]
     """Their rotations from their own axes into the world's."""
     touched: First
 
