@@ -23,7 +23,7 @@ from worldline.twin.counterfactuals import (
     other_arms,
     touch_or_miss,
 )
-from worldline.twin.generate import PAIR_CONTEXT, TwinConfig, generate, look, physics_of, resume
+from worldline.twin.generate import PAIR_CONTEXT, Pairs, TwinConfig, generate, look, physics_of, resume
 from worldline.twin.scene import random_scene
 from worldline.twin.simulation import REGIONS, Simulation
 
@@ -200,7 +200,7 @@ def test_futures_say_what_succeeded() -> None:
 @pytest.mark.usefixtures("_twin")
 def test_pairs_are_written_as_a_data_set(tmp_path: Path) -> None:
     config = TwinConfig(episodes=1, seed=3, size=32, frames=34)
-    generate(tmp_path / "pairs", config, pairs=True)
+    generate(tmp_path / "pairs", config, content=Pairs())
     source = OpenOptions().open(tmp_path / "pairs")
     with np.load(tmp_path / "pairs/pairs/pair_0.npz") as said:
         kinds, succeeded = said["kind"].tolist(), said["succeeded"].tolist()
@@ -218,5 +218,5 @@ def test_pairs_are_written_as_a_data_set(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"another pairs \(pairs: True there, None now\)"):
         generate(tmp_path / "pairs", config)
     with pytest.raises(UsageError, match="a pair has at least 27 frames"):
-        generate(tmp_path / "short", replace(config, frames=20), pairs=True)
+        generate(tmp_path / "short", replace(config, frames=20), content=Pairs())
     assert not (tmp_path / "short").exists()

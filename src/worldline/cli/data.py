@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 import tyro
 
 from worldline import builtin
-from worldline.checks import MOST_WORKERS, Checked, Limit, Natural, options_of, refuse_unknown
+from worldline.checks import MOST_WORKERS, Checked, Limit, Natural, Share, options_of, refuse_unknown
 from worldline.contract import FramePattern
 from worldline.data.clips import Side, check_episodes
 from worldline.data.info import Info, inspect
@@ -23,7 +23,8 @@ from worldline.progress import say, show, speaks
 from worldline.ranks import Ranks
 from worldline.rundir import to_json
 from worldline.schema import UsageError
-from worldline.twin.generate import TwinConfig, generate
+from worldline.twin.generate import Content, Pairs, Play, TaskEpisodes, TwinConfig, generate
+from worldline.twin.tasks import TaskId
 
 EXAMPLES = """
 Under torchrun, the processes that convert, tokenize or encode share the episodes.
@@ -37,6 +38,7 @@ Examples:
   worldline data encode MY_LEROBOT_SET OUT --tokenizer runs/vae --size 64
   worldline data twin OUT --episodes 100 --seed 7 --size 64
   worldline data twin OUT --episodes 100 --pairs --frames 34
+  worldline data twin OUT --episodes 100 --view table --size 128 --fps 15 --tasks touch push --failures 0.5
 """
 
 
@@ -172,15 +174,38 @@ class TwinJob(TwinConfig):
     pairs: bool = False
     """Instead of episodes, starts from which one command touches an object and others just miss it: for each start an
     episode of each, which share their first 17 frames."""
+    tasks: tuple[TaskId, ...] = ()
+    """Instead of play, episodes of these tasks in turn, some of which fail. They end when the time of their task is
+    over, or after --frames."""
+    failures: Share | None = None
+    """Share of the episodes of tasks that fail; half if not given."""
+    miss: float | None = None
+    """Largest aim error of episodes of tasks, in m; 0.25 if not given."""
     workers: Annotated[int, Limit(least=1, most=MOST_WORKERS)] = os.cpu_count() or 1
     json: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = {"--failures": self.failures, "--miss": self.miss}
+        given = {name: value for name, value in own.items() if value is not None}
+        if given and not self.tasks:
+            raise UsageError(f"{' and '.join(given)} would change nothing without tasks; give --tasks too")
+        if self.pairs and self.tasks:
+            raise UsageError("--pairs and --tasks are two kinds of data; give one of the two")
+
     def carry_out(self) -> None:
         config = TwinConfig(**{name: getattr(self, name) for name in TwinConfig.__dataclass_fields__})
-        generate(self.out, config, workers=self.workers, pairs=self.pairs)
-        what = "starts of touches and near misses" if self.pairs else "episodes"
-        text = f"{self.out}: {self.episodes} {what} of {self.frames} frames, {self.size} px, 1X raw layout"
-        show({"out": str(self.out), **asdict(config), "pairs": self.pairs}, text=text, as_json=self.json)
+        content: Content = Pairs() if self.pairs else Play()
+        if self.tasks:
+            given = {"failures": self.failures, "miss": self.miss}
+            content = TaskEpisodes(tasks=self.tasks, **{k: value for k, value in given.items() if value is not None})
+        generate(self.out, config, workers=self.workers, content=content)
+        what = f"episodes of {', '.join(self.tasks)}" if self.tasks else "episodes"
+        what = "starts of touches and near misses" if self.pairs else what
+        length = "at most " if self.tasks else ""
+        text = f"{self.out}: {self.episodes} {what} of {length}{self.frames} frames, {self.size} px, 1X raw layout"
+        said = {"out": str(self.out), **asdict(config), "pairs": self.pairs, **content.record()}
+        show(said, text=text, as_json=self.json)
 
 
 VERBS = {"info": InfoJob, "convert": ConvertJob, "tokenize": TokenizeJob, "encode": EncodeJob, "twin": TwinJob}

@@ -7,9 +7,10 @@ pose that is commanded, and where things are. Success and failure are functions 
 
 from collections.abc import Callable, Sequence
 from colorsys import hsv_to_rgb
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from jaxtyping import Float32, Float64, UInt8
 from numpy.random import Generator
 
 from worldline.checks import refuse_unknown
+from worldline.files import read_json, read_npz, write_npz
 from worldline.schema import Clip, Origin, UsageError
 from worldline.twin.behaviour import REACH_TOLERANCE, Move, Point, Sway, random_temper, to_world
 from worldline.twin.scene import (
@@ -45,12 +47,16 @@ LINE, OBSTACLE = (0.95, 0.95, 0.9), (0.78, 0.12, 0.1)
 """Colours of the line and of the obstacle; objects to be handled are green to blue."""
 STRIPE = (0.016, 0.24)
 """Half width and half length of the line, in m."""
-TOPPLED = np.deg2rad(45)
+TOPPLED = float(np.deg2rad(45))
 """Tilt in rad from which on a box has been knocked over."""
 CALM = 0.015
 """Largest sway of a joint before a start, in rad. The base stands still."""
 FIST = 0.95
 """Closure of the hand in its motions."""
+Way = Literal["short", "over", "left", "right"]
+WAYS: tuple[Way, ...] = get_args(Way)
+"""Where a hand goes that fails; as the `MISSES` of counterfactuals."""
+TaskId = Literal["touch", "push", "topple", "avoid"]
 ORIGIN = "twin task "
 """What the origin of a clip of a start begins with; the task's id follows."""
 Outcome = Literal["open", "succeeded", "failed"]
@@ -156,7 +162,7 @@ class Waypoint(NamedTuple):
 class Task:
     """A task: what lies on the table, what is to be done in how many seconds, and what physics calls success."""
 
-    id: str
+    id: TaskId
     label: str
     sentence: str
     """What the robot is told."""
@@ -211,6 +217,19 @@ def solve(
     return np.concatenate([commands, np.repeat(commands[-1:], frames - len(commands), axis=0)])
 
 
+def aim_error(start: Start, way: Way, size: float) -> tuple[float, float, float]:
+    """An error of `size` m for `solve`: the last move ends too short, or the hand goes over, left or right of its aim.
+
+    Left and right are as seen in the direction of the last move; past an obstacle, right of a left hand is towards it.
+    """
+    *_, (before, _), (goal, _) = start.task.path(start)
+    ahead = (goal - before) / np.linalg.norm(goal - before)
+    left = np.array([-ahead[1], ahead[0], 0.0])
+    ways: dict[Way, Point] = {"short": -ahead, "over": np.array([0, 0, 1.0]), "left": left, "right": -left}
+    x, y, z = (size * ways[way]).tolist()
+    return x, y, z
+
+
 def attempt(start: Start, commands: Float32[np.ndarray, "n 25"]) -> tuple[Outcome, Facts]:
     """Execute commands from a start without looking; how the episode ends, and what physics knows then."""
     with start.open(size=2) as simulation:
@@ -221,6 +240,52 @@ def attempt(start: Start, commands: Float32[np.ndarray, "n 25"]) -> tuple[Outcom
             if (outcome := start.outcome(facts)) != "open":
                 return outcome, facts
         return "open", trial.facts()
+
+
+# --- episodes on disk (`generate.TaskEpisodes`) ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """What physics says of a recorded episode of a task, and how it was made."""
+
+    task: str
+    seed: int
+    """Of its start."""
+    begin: int
+    """The frame of the recording at which the start is; those before are the robot's sway."""
+    miss: tuple[float, float, float]
+    """Aim error in m (`solve`)."""
+    pace: float
+    outcome: Outcome
+    frame: int
+    """The frame of the recording at which success or failure came; -1 where neither did."""
+
+    @property
+    def succeeded(self) -> bool:
+        return self.outcome == "succeeded"
+
+
+def label_file(root: Path, episode: int) -> Path:
+    """Where the label of an episode lies."""
+    return root / f"tasks/task_{episode}.npz"
+
+
+def write_label(root: Path, episode: int, label: Label) -> None:
+    """Write a label beside its episode, atomically."""
+    write_npz(label_file(root, episode), asdict(label))
+
+
+def labels(root: Path) -> list[Label]:
+    """The labels of all episodes of a data set of tasks, in their order. Raises `DataError` where some are missing."""
+    count = read_json(root / "metadata.json")["num_shards"]
+    return [_label(label_file(root, episode)) for episode in range(count)]
+
+
+def _label(path: Path) -> Label:
+    saved = read_npz(path, what="what physics says of a task", fix="Generate the data set again (--tasks).")
+    x, y, z = saved.pop("miss").tolist()
+    return Label(miss=(x, y, z), **{name: value.item() for name, value in saved.items()})
 
 
 # --- starts ---
