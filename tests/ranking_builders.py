@@ -1,6 +1,7 @@
 """Small real parts of rankings: policies, starts and a reader for worlds of two joints and 16x16 pixels."""
 
 import time
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from worldline.forecasting.forecaster import CopyLast, Forecaster, signature
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.process.categorical import Sampling
 from worldline.ranking.actors import Contender, Named
+from worldline.ranking.conclude import Outcome, conclude
 from worldline.ranking.protocol import Place, Reader, Starts
+from worldline.ranking.result import Failure, Film, Provenance, Ranking
 from worldline.schema import Batch, Origin
 
 
@@ -138,3 +141,66 @@ def place(forecaster: Forecaster, id: str = "world", **changes: Any) -> Place:
 def still(**changes: Any) -> Place:
     one = CopyLast(context_frames=5, times=(5,), chunk_frames=1)
     return place(one, "copy_last", **changes)
+
+
+# --- results ---
+
+LEVELS = np.array([0.05, 0.3, 0.5, 0.7, 0.95])
+
+
+def outcome_of(flip: float = 0.0, **changes: Any) -> Outcome:
+    """Five policies whose world gives the truth but for a share of the episodes; those are the doubtful ones."""
+    rng = np.random.default_rng(0)
+    truth = LEVELS[:, None] > rng.random((1, 30))  # starts are hard for all alike
+    wrong = np.random.default_rng(1).random(truth.shape) < flip
+    made: dict[str, Any] = {
+        "id": "touch",
+        "label": "touch",
+        "seconds": 3.0,
+        "policies": ("nothing", "miss_10cm", "blind_10", "patch_40", "oracle"),
+        "columns": {"physics": truth, "twin": truth, "world": truth ^ wrong, "copy_last": np.zeros_like(truth)},
+        "chances": {"twin": np.where(truth, 0.9, 0.1), "replayed": np.where(truth ^ wrong, 0.9, 0.1)},
+        "doubt": wrong + 0.01 * rng.random(truth.shape),
+        "gap": {"angle": 0.02},
+    }
+    return Outcome(**made | changes)
+
+
+@cache
+def ranking_of(world: np.ndarray | None = None) -> Ranking:
+    """A ranking of one task."""
+    outcome = outcome_of(flip=0.15)
+    if world is not None:
+        outcome = outcome_of(flip=0.15, columns=outcome.columns | {"world": world})
+    provenance = Provenance(
+        command="worldline rank runs/world --policies runs/policies",
+        commit="0123456789ab",
+        code="code",
+        world="signature",
+        reader="reader",
+        policies={"touch/oracle": "hash"},
+        seeds={"touch": tuple(range(30))},
+        environment={"cpu": "a processor"},
+    )
+    said = "policy 'mine', start touch 3, step 5: its action is no finite number in entry 1 (1 of 25)"
+    return Ranking(
+        world="runs/world",
+        labels={"physics": "physics", "twin": "twin, read from pixels", "world": "world", "copy_last": "copy-last"}
+        | {"unconditional": "world without states"},
+        tasks=(conclude(outcome),),
+        overall=None,
+        signal="round_trip",
+        reader="runs/policies/success",
+        failures=(Failure(policy="mine", task="touch", place="world", said=said),),
+        not_computed={"unconditional": "no world without states was given (--unconditional)"},
+        settings={"starts": 30, "seed": 0},
+        provenance=provenance,
+        seconds=61.0,
+        fps=15.0,
+    )
+
+
+def films_of() -> tuple[Film, ...]:
+    """One start, as the five policies played it."""
+    frames = np.random.default_rng(0).integers(0, 255, (5, 10, 16, 16, 3), dtype=np.uint8)
+    return (Film("touch", "touch 0", outcome_of().policies, frames, frames[:, ::-1].copy()),)

@@ -4,45 +4,20 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from ranking_builders import outcome_of, ranking_of
 
 from worldline.metrics.ranking import spearman
-from worldline.ranking.conclude import Counted, Outcome, conclude, over_tasks
-from worldline.ranking.result import Film, Provenance, Ranking, read_films, write_films
+from worldline.ranking.conclude import Counted, conclude, over_tasks
+from worldline.ranking.result import Film, Ranking, read_films, write_films
 from worldline.rundir import to_json
 from worldline.schema import DataError
 
-LEVELS = np.array([0.05, 0.3, 0.5, 0.7, 0.95])
-RNG = np.random.default_rng(0)
-HARD = RNG.random((1, 30))
-"""How hard each start is, for all policies alike."""
-
-
-def _outcome(flip: float = 0.0, **changes: Any) -> Outcome:
-    """Five policies whose world gives the truth, but for a share of the episodes; the flipped ones are the doubtful."""
-    truth = LEVELS[:, None] > HARD
-    wrong = np.random.default_rng(1).random(truth.shape) < flip
-    chance = np.where(truth ^ wrong, 0.9, 0.1)
-    return Outcome(
-        **{
-            "id": "touch",
-            "label": "touch",
-            "seconds": 3.0,
-            "policies": tuple("abcde"),
-            "columns": {"physics": truth, "twin": truth, "world": truth ^ wrong, "copy_last": np.zeros_like(truth)},
-            "chances": {"twin": np.where(truth, 0.9, 0.1), "replayed": chance},
-            "doubt": wrong + 0.01 * RNG.random(truth.shape),
-            "gap": {"angle": 0.02},
-            **changes,
-        }
-    )
-
 
 def test_a_world_that_is_right_agrees_and_a_copy_does_not() -> None:
-    found = conclude(_outcome())
+    found = conclude(outcome_of())
     world, copy = found.of("world"), found.of("copy_last")
     assert world is not None
     assert copy is not None
@@ -58,7 +33,7 @@ def test_a_world_that_is_right_agrees_and_a_copy_does_not() -> None:
 
 
 def test_the_error_of_the_reader_is_told_on_true_and_on_imagined_frames() -> None:
-    true, imagined = conclude(_outcome(flip=0.2)).readings
+    true, imagined = conclude(outcome_of(flip=0.2)).readings
     assert (true.place, true.accuracy.mean, true.auroc.mean, true.optimism.mean) == ("twin", 1, 1, 0)
     assert imagined.place == "replayed"
     assert 0.7 < imagined.accuracy.mean < 0.9
@@ -68,7 +43,7 @@ def test_the_error_of_the_reader_is_told_on_true_and_on_imagined_frames() -> Non
 
 
 def test_trusted_episodes_agree_better_where_doubt_knows_what_is_wrong() -> None:
-    found = conclude(_outcome(flip=0.3)).trusted
+    found = conclude(outcome_of(flip=0.3)).trusted
     assert [one.coverage for one in found] == sorted((one.coverage for one in found), reverse=True)
     every, half = found[0], next(one for one in found if one.coverage == 0.5)
     assert every.against is not None
@@ -76,14 +51,14 @@ def test_trusted_episodes_agree_better_where_doubt_knows_what_is_wrong() -> None
     assert (every.episodes, half.episodes) == (150, 75)
     assert every.against.same < 0.8
     assert half.against.same == 1
-    scarce = _outcome(doubt=np.arange(150.0).reshape(5, 30))
+    scarce = outcome_of(doubt=np.arange(150.0).reshape(5, 30))
     last = conclude(scarce).trusted[-1]
     assert last.against is not None
     assert last.against.k == 2, "policies without trusted episodes are in no list"
 
 
 def test_columns_of_fewer_starts_are_compared_on_those() -> None:
-    full = _outcome()
+    full = outcome_of()
     columns = full.columns | {"shuffled_states": full.columns["world"][:, :8]}
     found = conclude(replace(full, columns=columns)).of("shuffled_states")
     assert found is not None
@@ -92,8 +67,8 @@ def test_columns_of_fewer_starts_are_compared_on_those() -> None:
 
 def test_real_counts_take_the_place_of_physics() -> None:
     counts = tuple(Counted(successes=n, trials=20) for n in (1, 5, 11, 14, 19))
-    columns = {"world": _outcome().columns["world"]}
-    found = conclude(_outcome(columns=columns, counts=counts, chances={}))
+    columns = {"world": outcome_of().columns["world"]}
+    found = conclude(outcome_of(columns=columns, counts=counts, chances={}))
     assert found.truth == "counts"
     assert found.rates["counts"][1].trials == 20
     world = found.of("world")
@@ -106,10 +81,10 @@ def test_real_counts_take_the_place_of_physics() -> None:
 
 
 def test_over_tasks_are_the_policies_of_all_of_them() -> None:
-    one, other = _outcome(), _outcome(flip=0.4, policies=("a", "b", "x", "d", "e"))
+    one, other = outcome_of(), outcome_of(flip=0.4, policies=("nothing", "miss_10cm", "x", "patch_40", "oracle"))
     both = over_tasks([one, other])
     assert both is not None
-    assert both.policies == ("a", "b", "d", "e")
+    assert both.policies == ("nothing", "miss_10cm", "patch_40", "oracle")
     assert both.columns["world"].shape == (4, 60)
     rates = conclude(both).rates["physics"]
     assert rates[3].value == pytest.approx(np.mean([one.columns["physics"][4], other.columns["physics"][4]]))
@@ -117,27 +92,8 @@ def test_over_tasks_are_the_policies_of_all_of_them() -> None:
     assert over_tasks([one, replace(other, policies=tuple("vwxyz"))]) is None
 
 
-def _ranking() -> Ranking:
-    provenance = Provenance(
-        command="worldline rank", commit="c", code="h", world="w", reader="r", policies={}, seeds={}, environment={}
-    )
-    return Ranking(
-        world="runs/world",
-        labels={"physics": "physics"},
-        tasks=(conclude(_outcome(flip=0.1)),),
-        overall=None,
-        signal="round_trip",
-        reader="classifier",
-        failures=(),
-        not_computed={},
-        settings={"starts": 30},
-        provenance=provenance,
-        seconds=1.0,
-    )
-
-
 def test_a_result_is_read_back_and_notices_an_edit(tmp_path: Path) -> None:
-    made = _ranking()
+    made = ranking_of()
     path = made.write(tmp_path / "ranking")
     assert repr(to_json(Ranking, Ranking.load(path))) == repr(to_json(Ranking, made)), "NaN is not equal to NaN"
     assert "NaN" not in path.read_text()

@@ -97,7 +97,7 @@ class Agreement:
     """Policies."""
     value: NumberOrNull
     low: NumberOrNull
-    """Of correlations, the 95 % interval over policies by Fisher's z; NaN for 3 or fewer, and for MMRV."""
+    """Of correlations, the 95 % interval over policies by Fisher's z (`fisher`); NaN for MMRV."""
     high: NumberOrNull
     starts_low: NumberOrNull = math.nan
     """The 95 % interval over starts, with these policies (`over_starts`), like `starts_high`."""
@@ -152,15 +152,13 @@ def agree(statistic: Statistic, true: Rates, found: Rates) -> Agreement:
 
 
 def fisher(r: float, k: int, *, ranks: bool = False) -> tuple[float, float]:
-    """The 95 % interval of a correlation of k pairs by Fisher's z (1921); NaN for 3 pairs or fewer.
+    """The 95 % interval of a correlation of k pairs by Fisher's z (1921); NaN for 3 pairs or fewer, and for 1 and -1.
 
     Args:
         ranks: Spearman's, whose z has the variance 1.06 / (k - 3) (Fieller, Hartley & Pearson, 1957).
     """
-    if k <= FEW or math.isnan(r):
+    if k <= FEW or math.isnan(r) or abs(r) > 1 - _SAME:  # z of 1 is infinite: an interval without width says nothing
         return math.nan, math.nan
-    if abs(r) >= 1:
-        return r, r  # z is infinite: the interval has no width, and says nothing
     width = norm.ppf(1 - TAIL) * math.sqrt((1.06 if ranks else 1.0) / (k - 3))
     return float(np.tanh(np.arctanh(r) - width)), float(np.tanh(np.arctanh(r) + width))
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -118,6 +119,33 @@ def scatter(
     axes.scatter(line.x, line.y, s=22, color=SERIES[0], alpha=0.75, linewidths=0)
     axes.set(xlim=(low - room, high + room), ylim=(low - room, high + room), aspect="equal")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    return Drawing(title, _svg(figure), [line], note)
+
+
+def rates_drawing(
+    title: str,
+    x_label: str,
+    y_label: str,
+    x: Float[np.ndarray, "3 k"],
+    y: Float[np.ndarray, "3 k"],
+    *,
+    note: str,
+) -> Drawing:
+    """Draw a numbered point for each pair of rates in per cent, with their intervals (rows: value, low, high)."""
+    figure = Figure(figsize=(4.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    _bare(axes, x_label, y_label)
+    axes.plot([-4, 104], [-4, 104], color=MUTED, linewidth=1, dashes=(4, 3))
+    axes.hlines(y[0], x[1], x[2], color=SERIES[0], linewidth=0.8, alpha=0.35)
+    axes.vlines(x[0], y[1], y[2], color=SERIES[0], linewidth=0.8, alpha=0.35)
+    axes.scatter(x[0], y[0], s=22, color=SERIES[0], alpha=0.75, linewidths=0)
+    for number, (across, up) in enumerate(zip(x[0], y[0], strict=True), start=1):
+        if np.isfinite(across) and np.isfinite(up):
+            axes.annotate(str(number), (across, up), (4, 3), textcoords="offset points", color=MUTED, fontsize=9)
+    axes.set(xlim=(-4, 104), ylim=(-4, 104), aspect="equal")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    order = np.argsort(x[0], kind="stable")
+    line = Line(f"{x.shape[1]} policies", x[0][order], y[0][order])
     return Drawing(title, _svg(figure), [line], note)
 
 

@@ -197,7 +197,7 @@ def _player(forecasts: Forecasts, fps: float | None, storing: Storing) -> Player
     rows = {name: frames[:, context:] for name, frames in forecasts.rows.items()}
     rows.setdefault("copy_last", _copied(forecasts)[:, context:])
     panels = tuple(
-        Panel(id, label_of(id), _sheets(frames[places], storing), _psnr(frames, forecasts)[places])
+        Panel(id, label_of(id), sheets(frames[places], storing), _psnr(frames, forecasts)[places])
         for id, frames in rows.items()
     )
     frames, size = forecasts.real.shape[1], _reduced(forecasts.real[0, :1], storing.side).shape[1:3]
@@ -206,7 +206,7 @@ def _player(forecasts: Forecasts, fps: float | None, storing: Storing) -> Player
     return Player(
         clips=clips,
         surprise=surprise(forecasts)[1],
-        real=Panel("real", "truth", _sheets(forecasts.real[places], storing)),
+        real=Panel("real", "truth", sheets(forecasts.real[places], storing)),
         rows=panels,
         maps=tuple(_map(one, places) for one in forecasts.maps),
         frames=frames,
@@ -276,7 +276,8 @@ def _size(forecasts: Forecasts, storing: Storing) -> int:
     return one * len(_kept(forecasts, storing))
 
 
-def _sheets(clips: UInt8[np.ndarray, "n t h w 3"], storing: Storing) -> tuple[Sheet, ...]:
+def sheets(clips: UInt8[np.ndarray, "n t h w 3"], storing: Storing) -> tuple[Sheet, ...]:
+    """The frames of each clip on a sheet of its own."""
     kind = "webp" if storing.quality is None else "jpeg"
     return tuple(
         Sheet(_uri(_encoded(small, storing), kind), _columns(small))

@@ -14,6 +14,8 @@ import numpy as np
 from worldline.evaluation.receipt import Receipt
 from worldline.evaluation.result import Evaluation
 from worldline.files import read_json, read_npz
+from worldline.ranking.result import FILE, FILMS, Film, Ranking, read_films
+from worldline.ranking.result import FOLDER as RANKING
 from worldline.report.cards import Model
 from worldline.report.films import Forecasts, Map
 from worldline.report.headline import Scores
@@ -41,6 +43,10 @@ class Run:
     receipt: "Shown | None"
     absent: dict[str, str]
     """Names of the fields that are None -> why."""
+    ranking: Ranking | None = None
+    """Of policies in it, as `worldline rank` writes it."""
+    films: tuple[Film, ...] | None = None
+    """Of that ranking."""
     further: "tuple[Run, ...]" = ()
     """Its other evaluations, as `evaluate --horizon 10s` writes them beside the first: `evaluation_10s`."""
 
@@ -73,6 +79,8 @@ def gather(folder: Path) -> Run:
         "environment": ("environment.json", read_json),
         "training": ("metrics.jsonl", lambda _: RunDir(folder).logged()),
         **_evidence("evaluation"),
+        "ranking": (f"{RANKING}/{FILE}", Ranking.load),
+        "films": (f"{RANKING}/{FILMS}", read_films),
     }
     found, absent = _read(folder, readers)
     if len(absent) == len(readers) and not any(folder.glob("evaluation_*/metrics.json")):

@@ -21,6 +21,7 @@ from worldline.report.drawings import Drawing, of_chart, over_steps, over_time
 from worldline.report.films import Forecasts, Player, players, strips
 from worldline.report.gather import Run, gather
 from worldline.report.headline import Headline, finding_of, headline, why_not
+from worldline.report.ranked import shown
 from worldline.report.tables import INCOMPARABLE, duration, facts_of, format_number, tables
 from worldline.schema import UsageError
 
@@ -196,6 +197,7 @@ def _render(runs: Sequence[Run]) -> str:
             curves={name: _curves(found) for name, found in _evaluations(every).items()},
             studies=studies(evaluations),
             training={run.name: _losses(run) for run in runs},
+            rankings={run.name: shown(run.ranking, run.films or ()) for run in runs if run.ranking is not None},
             cards={run.name: _cards(run) for run in runs},
             incomparable=INCOMPARABLE,
         )

@@ -24,40 +24,19 @@ function sheet(image, frames) {
   };
 }
 
-class Player {
-  constructor(root, strips) {
+/** Something that plays: one frame number, from which `draw` draws everything. */
+class Reel {
+  constructor(root, about) {
     this.root = root;
-    this.about = JSON.parse(root.querySelector("script").textContent);
-    this.images = strips.querySelectorAll("img");
-    this.clip = this.row = this.map = this.frame = 0;
+    this.about = about; // frames, context, fps
+    this.frame = 0;
     this.wanted = false; // what the reader or the page asks for
     this.seen = false;
-    this.canvases = {};
-    for (const kind of ["truth", "made", "error", "unsure"]) {
-      const canvas = root.querySelector(`.${kind} canvas`);
-      if (canvas) this.canvases[kind] = canvas.getContext("2d", { willReadFrequently: true });
-    }
-    this.find();
-    this.listen();
-    root.hidden = false;
-    this.load().then(() => { root.dataset.ready = "yes"; });
-  }
-
-  find() {
-    const root = this.root;
     this.range = root.querySelector("input[type=range]");
     this.button = root.querySelector(".play");
     this.output = root.querySelector("output");
     this.said = root.querySelector(".said");
-    this.chart = root.querySelector(".timeline svg");
     this.speed = root.querySelector(".speed");
-  }
-
-  listen() {
-    const root = this.root;
-    root.querySelectorAll("input[type=radio]").forEach(radio => radio.addEventListener("change", () => { this.clip = +radio.value; this.load(); }));
-    root.querySelector(".rows").addEventListener("change", event => { this.row = +event.target.value; this.load(); });
-    root.querySelector(".maps")?.addEventListener("change", event => { this.map = +event.target.value; this.load(); });
     root.querySelectorAll(".step").forEach(step => step.addEventListener("click", () => this.step(+step.dataset.by)));
     this.range.addEventListener("input", () => this.to(+this.range.value));
     this.button.addEventListener("click", () => this.toggle());
@@ -75,6 +54,62 @@ class Player {
     else if (event.key in moves) this.to(Math.max(0, Math.min(last, moves[event.key])));
     else return;
     event.preventDefault();
+  }
+
+  to(frame) { this.pause(); this.frame = frame; this.draw(); this.say(); }
+  step(by) { const count = this.about.frames; this.to((this.frame + by + count) % count); }
+  toggle() { if (this.wanted) { this.pause(); this.say(); } else this.play(); }
+  pause() { this.wanted = false; this.label(); }
+  play() { this.wanted = true; this.label(); this.run(); }
+  label() {
+    this.button.textContent = this.wanted ? "Pause" : "Play";
+    this.button.setAttribute("aria-label", this.wanted ? "Pause" : "Play");
+  }
+
+  /** Advance by the clock while wanted and in view; the last frame stays for half a second. */
+  run() {
+    if (this.running) return;
+    this.running = true;
+    let since = performance.now();
+    const tick = now => {
+      if (!this.wanted || !this.seen || !this.ready) { this.running = false; return; }
+      const last = this.frame === this.about.frames - 1;
+      const each = 1000 * this.speed.value / this.about.fps, hold = last ? Math.max(500, each) : each;
+      if (now - since >= hold) {
+        const skipped = last ? 1 : Math.max(1, Math.floor((now - since) / each));
+        this.frame = last ? 0 : Math.min(this.about.frames - 1, this.frame + skipped);
+        since = now;
+        this.draw();
+      }
+      requestAnimationFrame(tick);
+    };
+    requestAnimationFrame(tick);
+  }
+}
+
+class Player extends Reel {
+  constructor(root, strips) {
+    super(root, JSON.parse(root.querySelector("script").textContent));
+    this.images = strips.querySelectorAll("img");
+    this.clip = this.row = this.map = 0;
+    this.canvases = {};
+    for (const kind of ["truth", "made", "error", "unsure"]) {
+      const canvas = root.querySelector(`.${kind} canvas`);
+      if (canvas) this.canvases[kind] = canvas.getContext("2d", { willReadFrequently: true });
+    }
+    this.chart = root.querySelector(".timeline svg");
+    this.listen();
+    root.hidden = false;
+    this.load().then(() => { root.dataset.ready = "yes"; });
+  }
+
+  get ready() { return this.made; }
+
+  listen() {
+    const root = this.root;
+    root.querySelectorAll("input[type=radio]").forEach(radio => radio.addEventListener("change", () => { this.clip = +radio.value; this.load(); }));
+    root.querySelector(".rows").addEventListener("change", event => { this.row = +event.target.value; this.load(); });
+    root.querySelector(".maps")?.addEventListener("change", event => { this.map = +event.target.value; this.load(); });
   }
 
   async load() {
@@ -180,35 +215,34 @@ class Player {
     this.said.textContent = `${about.clips[this.clip]}, ${row}: ${this.output.textContent}. ${this.root.querySelector(".made .under").textContent}`;
   }
 
-  to(frame) { this.pause(); this.frame = frame; this.draw(); this.say(); }
-  step(by) { const count = this.about.frames; this.to((this.frame + by + count) % count); }
-  toggle() { if (this.wanted) { this.pause(); this.say(); } else this.play(); }
-  pause() { this.wanted = false; this.label(); }
-  play() { this.wanted = true; this.label(); this.run(); }
-  label() {
-    this.button.textContent = this.wanted ? "Pause" : "Play";
-    this.button.setAttribute("aria-label", this.wanted ? "Pause" : "Play");
+}
+
+/** One start as every policy played it: all canvases are drawn from one frame number. */
+class Together extends Reel {
+  constructor(root) {
+    super(root, { frames: +root.dataset.frames, context: 0, fps: +root.dataset.fps });
+    this.images = [...root.querySelectorAll("img")];
+    this.contexts = this.images.map(image => image.previousElementSibling.getContext("2d"));
+    root.hidden = false;
+    Promise.all(this.images.map(image => image.decode().catch(() => {}))).then(() => {
+      this.sheets = this.images.map(image => sheet(image, this.about.frames));
+      this.contexts.forEach((context, i) => Object.assign(context.canvas, { width: this.sheets[i].width, height: this.sheets[i].height }));
+      this.ready = true;
+      this.draw();
+      root.dataset.ready = "yes";
+      if (this.wanted) this.run();
+    });
   }
 
-  /** Advance by the clock while wanted and in view; the last frame stays for half a second. */
-  run() {
-    if (this.running) return;
-    this.running = true;
-    let since = performance.now();
-    const tick = now => {
-      if (!this.wanted || !this.seen || !this.made) { this.running = false; return; }
-      const last = this.frame === this.about.frames - 1;
-      const each = 1000 * this.speed.value / this.about.fps, hold = last ? Math.max(500, each) : each;
-      if (now - since >= hold) {
-        const skipped = last ? 1 : Math.max(1, Math.floor((now - since) / each));
-        this.frame = last ? 0 : Math.min(this.about.frames - 1, this.frame + skipped);
-        since = now;
-        this.draw();
-      }
-      requestAnimationFrame(tick);
-    };
-    requestAnimationFrame(tick);
+  draw() {
+    if (!this.ready) return;
+    this.contexts.forEach((context, i) => this.sheets[i].draw(context, this.frame));
+    this.range.value = this.frame;
+    this.output.textContent = `${(this.frame / this.about.fps).toFixed(2)} s`;
+    this.range.setAttribute("aria-valuetext", this.output.textContent);
   }
+
+  say() { this.said.textContent = this.output.textContent; }
 }
 
 /** Play what is in view, unless the reader prefers stillness: then show the first forecast frame, at rest. */
@@ -250,4 +284,5 @@ for (const root of document.querySelectorAll(".player")) {
   strips.open = false;
   players.set(root, new Player(root, strips));
 }
+for (const root of document.querySelectorAll(".together")) players.set(root, new Together(root));
 animate(players);
