@@ -15,13 +15,16 @@ from PIL import Image
 from worldline.forecasting.recorded import Imagined, write_session
 from worldline.formats.lerobot.write import Version, camera_of
 from worldline.formats.video import encode
+from worldline.schema import UsageError
 from worldline.viewer.branches import Branch, Moment
 from worldline.viewer.pictures import decoded
 from worldline.viewer.protocol import ExportFormat
 from worldline.viewer.stage import Stage
 
-_SMALL, _ENLARGED = 128, 4
-"""Frames up to this size are enlarged so many times in videos, which are to be looked at."""
+_LOOKED_AT = 256
+"""Smaller frames are enlarged to about this size in videos, which are to be looked at."""
+_MOST_OF_A_GIF = 900
+"""Frames; they are all in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +72,9 @@ class Exports:
                 path = into / f"{stem}.mp4"
                 encode(path, enlarged(copied), fps=stage.rate)
             elif form == "gif":
+                if len(copied.moments) > _MOST_OF_A_GIF:
+                    count = len(copied.moments)
+                    raise UsageError(f"a GIF has at most {_MOST_OF_A_GIF} frames here, not {count}; choose mp4")
                 path = into / f"{stem}.gif"
                 write_gif(path, [*enlarged(copied)], fps=stage.rate)
             else:
@@ -83,7 +89,7 @@ class Exports:
 def enlarged(copied: Copied) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Frames that are large enough to look at, every pixel a square."""
     for frame in copied.frames():
-        times = _ENLARGED if max(frame.shape[:2]) <= _SMALL else 1
+        times = max(1, _LOOKED_AT // max(frame.shape[:2]))
         yield frame.repeat(times, axis=0).repeat(times, axis=1)
 
 

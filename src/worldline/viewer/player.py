@@ -90,17 +90,19 @@ class Player:
         """Begin again from a clip. Raises `UsageError` where there is none, and what reading it raises."""
         stage, forecaster = self.stage, self.stage.forecaster
         recording = stage.recording(clip)
-        session = forecaster.start_clips(recording.batch, seed=stage.options.seed)
+        with stage.lock:
+            session = forecaster.start_clips(recording.batch, seed=stage.options.seed)
+            context = recording.context
         branch = Branch(id="b1", name="main", rows=[*recording.states[: forecaster.context_frames]])
         branch.followed, branch.snapshots = len(branch.rows), {0: session.snapshot()}
-        for position, frame in zip(forecaster.shown_context, recording.context, strict=True):
+        for position, frame in zip(forecaster.shown_context, context, strict=True):
             media, picture = encoded(_pixels(frame))
             trust = Trust(word="known", signals={})
             branch.moments.append(Moment(time=position, media=media, picture=picture, real=True, trust=trust))
         branch.head = len(branch.moments) - 1
         self.clip, self.recording, self.context = clip, recording, len(branch.moments)
         self.tree, self._session, self._plan = Tree(branch), session, None
-        self._last = _pixels(recording.context[-1])
+        self._last = _pixels(context[-1])
         self._motion: tuple[int, Recording, int] | None = None  # clip, its recording, time of its first row
         self._steered = -1  # the wish by which the frames behind the head were made
         self._every = max(1, -(-self._chunks_kept() // self._room(session.snapshot())))
@@ -138,6 +140,7 @@ class Player:
 
     def fork(self, name: str | None) -> Shot:
         """A new branch from the frame that is shown. Raises `UsageError` for too many, or a name that is taken."""
+        self.branch.head = max(self.branch.head, self.context - 1)  # a world needs the whole context
         self.tree.fork(name, context=self.stage.forecaster.context_frames, chunk=self.stage.forecaster.chunk_frames)
         self._plan = None
         return self.shot()
@@ -180,6 +183,7 @@ class Player:
             if wish.number == self._steered:
                 branch.head += 1
                 return self.shot()
+            branch.head = max(branch.head, self.context - 1)
             branch.cut(context=self.stage.forecaster.context_frames, chunk=self.stage.forecaster.chunk_frames)
             self.tree.recount()
             self._plan = None
@@ -231,34 +235,28 @@ class Player:
             fresh = plan.wish.number == wish.number
             if fresh or time.perf_counter() - plan.ended < AGAIN * plan.cost:
                 return plan
-        began = time.perf_counter()
-        queue = 1000 * max(0.0, began - wish.since) if wish.since and (plan is None or plan.wish is not wish) else 0.0
         begin = forecaster.context_frames + number * forecaster.chunk_frames
-        rows = np.stack(
-            [*branch.rows[begin:], *self._ahead(branch, begin + forecaster.lookahead_frames - len(branch.rows), wish)]
-        )
+        way = self._ahead(branch, begin + forecaster.lookahead_frames - len(branch.rows), wish)
+        with self.stage.lock:
+            self._plan = self._forecast(branch, number, np.stack([*branch.rows[begin:], *way]), wish)
+        return self._plan
+
+    def _forecast(self, branch: Branch, number: int, rows: Float32[np.ndarray, "t s"], wish: Wish) -> _Plan:
+        """Make a chunk under the states of `rows`."""
+        began, new = time.perf_counter(), self._plan is None or self._plan.wish is not wish
         with timed() as spent:
             self._session.restore(self._snapshot(branch, number))
-            extra = forecaster.streamed & {"certainty"}
+            extra = self.stage.forecaster.streamed & {"certainty"}
             made = self._session.advance(torch.from_numpy(rows)[None], extra=extra)
             after = self._session.snapshot()
-        ended = time.perf_counter()
-        decode = 1000 * spent.get("decode", 0.0)
-        cost = ended - began
-        timing = Timing(model=round(1000 * cost - decode, 3), decode=round(decode, 3), queue=round(queue, 3))
-        signals = measured(made)
-        self._plan = _Plan(
-            chunk=number,
-            rows=rows,
-            made=made,
-            signals=signals,
-            after=after,
-            wish=wish,
-            cost=cost,
-            ended=ended,
-            timing=timing,
+        ended, decode = time.perf_counter(), 1000 * spent.get("decode", 0.0)
+        timing = Timing(
+            model=round(1000 * (ended - began) - decode, 3),
+            decode=round(decode, 3),
+            queue=round(1000 * (began - wish.since), 3) if wish.since and new else 0.0,
         )
-        return self._plan
+        made_of = {"chunk": number, "rows": rows, "made": made, "after": after, "wish": wish, "timing": timing}
+        return _Plan(**made_of, signals=measured(made), cost=ended - began, ended=ended)
 
     def _commit(self, branch: Branch, plan: _Plan) -> None:
         """All frames of a chunk are shown: go on behind it. Of the snapshots before, only some are kept."""

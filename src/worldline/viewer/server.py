@@ -124,7 +124,7 @@ def view(run: str | Path, options: ViewOptions) -> None:
         config = uvicorn.Config(
             build_app(stage),
             ws="websockets-sansio",
-            ws_max_size=MOST_BYTES,
+            ws_max_size=16 * MOST_BYTES,  # of longer ones than `MOST_BYTES` the page is told; these end the connection
             ws_max_queue=8,
             ws_per_message_deflate=False,  # pictures are packed already
             log_level="warning",

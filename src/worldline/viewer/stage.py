@@ -1,8 +1,11 @@
 """What all tabs of a server share: the world, the clips to begin from, the sliders, and what is usual in the data."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Literal
+
+import numpy as np
 
 from worldline import builtin
 from worldline.checks import Limit, Positive, Seed
@@ -86,6 +89,10 @@ class Stage:
     world: str
     twin: TwinInfo
     options: ViewOptions
+    lock: Lock = field(default_factory=Lock)
+    """Held while the world computes: of two tabs one waits for the other's step. Not all models may be called at once
+    (Wan's VAE keeps what it is doing in itself), and two cores are not faster with two of them.
+    """
 
     @property
     def layout(self) -> StateLayout:
@@ -187,7 +194,7 @@ def stage_of(
     numbers, source = beginnings(clips), clips.source
     episodes = sorted({int(clips.windows[number, 0]) for number in numbers})
     ranges, known = ranges_of(source, episodes), None if card is None else card.statistics
-    low, high = (ranges.low, ranges.high) if known is None else (known.minimum, known.maximum)
+    low, high = (ranges.low, ranges.high) if known is None else (np.array(known.minimum), np.array(known.maximum))
     stage = Stage(
         forecaster=forecaster,
         clips=clips,
@@ -203,10 +210,13 @@ def stage_of(
 
 
 def beginnings(clips: Clips) -> tuple[int, ...]:
-    """Windows to begin from: of each episode those that lie two seconds apart, and of all at most `MOST_CLIPS`."""
+    """Windows to begin from: of each episode the first, and those that lie two seconds apart and have two seconds left;
+    of all at most `MOST_CLIPS`.
+    """
     found, last, apart = [], (-1, 0), APART * clips.source.fps
     for number, (episode, start) in enumerate(clips.windows.tolist()):
-        if episode != last[0] or start - last[1] >= apart:
+        left = clips.source.episodes[episode].length - start
+        if episode != last[0] or (start - last[1] >= apart and left >= apart):
             found.append(number)
             last = episode, start
     return tuple(found[i] for i in evenly(len(found), MOST_CLIPS))
@@ -243,5 +253,5 @@ def overlays_of(forecaster: Forecaster, gauge: Gauge) -> tuple[OverlayInfo, ...]
              "" if of_tokens else "this world has no tokens"),
         info("spread", "spread of the samples", "grey levels", (spread or nothing) if draws else None,
              "" if draws else f"one future is drawn; start with {more}"),
-        info("difference", "difference to copy-last", "grey levels", Usual(most=32, largest=32), ""),
+        info("difference", "difference to copy-last", "grey levels", Usual(most=32.0, largest=32.0), ""),
     )  # fmt: skip

@@ -47,7 +47,7 @@ class Tab:
         self._folder: Path | None = None
         self._wake, self._sending = asyncio.Event(), asyncio.Lock()
         self._jobs: deque[Any] = deque()
-        self._sent, self._seen, self._drives, self._said = 0, 0, 0, time.monotonic()
+        self._sent, self._seen, self._drives, self._said = 0, 0, 0, float("-inf")
         self._allowance, self._counted = float(MOST_MESSAGES), time.monotonic()
         self.playing, self.rate, self.wish, self.outside = False, stage.rate, Wish(), 0
         self._overlay: protocol.Overlay = "none"
@@ -70,12 +70,13 @@ class Tab:
         except WebSocketDisconnect:
             pass
         finally:
-            for task in (*tasks, *self._exporting):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, *self._exporting, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Free what the session holds, after the call that its thread is in."""
+        """Free what the session holds, after the call that its thread is in, and an export that is being written."""
+        await asyncio.gather(*self._exporting, return_exceptions=True)
         try:
             await self._call(self._free)
         finally:
@@ -172,10 +173,13 @@ class Tab:
                 case protocol.SetOverlay():
                     overlay = overlay_named(self.welcome.overlays, message.kind)
                     self._overlay, self.beside = message.kind, self._beside(overlay=overlay)
-                    self._later(protocol.Look(branch=self.player.branch.id, frame=self.player.branch.head))
+                    self._later(self._here())
                     await self._send_state()
                 case protocol.Beside():
+                    for branch in message.branches:
+                        self.player.tree.named(branch)  # raises where there is none
                     self.beside = self._beside(branches=message.branches)
+                    self._later(self._here())
                 case protocol.Hello():
                     raise UsageError("hello has been said already")
                 case _:
@@ -183,6 +187,10 @@ class Tab:
         except UsageError as error:
             await self._error(str(error), message.type)
         self._wake.set()
+
+    def _here(self) -> protocol.Look:
+        """Show the frame that is shown once more, with what has changed beside it."""
+        return protocol.Look(branch=self.player.branch.id, frame=self.player.branch.head)
 
     def _beside(self, **changes: Any) -> Beside:
         return Beside(**{**vars(self.beside), **changes})
@@ -297,6 +305,7 @@ class Tab:
                 await self._call(self.player.tree.drop, command.branch)
             case protocol.Twin():
                 await self._set_twin(command.on)
+                await self._send_shot(self.player.shot())
         await self._send_state()
 
     def _rest(self) -> None:
@@ -331,7 +340,8 @@ class Tab:
     async def _look(self, command: protocol.Look) -> None:
         found = await self._call(self.player.look, command.branch, command.frame)
         if isinstance(found, Shot):
-            await self._send_shot(found, looked=True)
+            here = found.branch is self.player.branch and found.index == self.player.branch.head
+            await self._send_shot(found, looked=not here)
             return
         make = partial(framed_recording, self.player, found, command.frame, seq=self._number())
         await self._send_bytes(await self._call(make))

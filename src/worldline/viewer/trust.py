@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from numpy.typing import ArrayLike
 
 from worldline.forecasting.forecaster import Forecaster
 from worldline.schema import Forecast, join
@@ -23,6 +22,7 @@ USUAL = 0.95
 SECONDS = 2.0
 """How far they are rolled out."""
 STATES, ENTROPY, SPREAD = "states", "entropy", "spread"
+Limits = Float[np.ndarray, " s"]
 _ORDER: tuple[Word, ...] = ("unknown", "known", "unsure", "leaving")
 _ROUNDING = 1e-4  # of float32, and of a recording that is written and read again
 
@@ -58,9 +58,9 @@ class Gauge:
     usual: dict[str, Usual] = field(default_factory=dict)
 
     @classmethod
-    def within(cls, names: tuple[str, ...], low: ArrayLike, high: ArrayLike) -> "Gauge":
+    def within(cls, names: tuple[str, ...], low: Limits, high: Limits) -> "Gauge":
         """Of states within these, with nothing else known. What never moved may differ by a hundredth."""
-        bottom, top = np.array(low, np.float32), np.array(high, np.float32)
+        bottom, top = low.astype(np.float32), high.astype(np.float32)
         return cls(names=names, middle=(bottom + top) / 2, half=np.maximum((top - bottom) / 2, 0.01))
 
     def away(self, rows: Float32[np.ndarray, "n s"]) -> Float32[np.ndarray, "n s"]:
