@@ -16,13 +16,21 @@ T = TypeVar("T")
 ASSETS = Path(__file__).parent / "assets"
 TWIN_MINI_TRAIN = ASSETS / "twin_mini" / "train"
 TWIN_MINI_VAL = ASSETS / "twin_mini" / "val"
+TWIN_TABLE_TRAIN = ASSETS / "twin_table" / "train"
+TWIN_TABLE_VAL = ASSETS / "twin_table" / "val"
 TOKENIZER_TINY = ASSETS / "tokenizer_tiny"
 COMPRESSION_TINY = ASSETS / "compression_tiny"
+TOKENIZER_DRIVEN = ASSETS / "tokenizer_driven"
+DRIVEN_TINY = ASSETS / "driven_tiny"
 VAE_TINY = ASSETS / "vae_tiny"
 SAMPLING_TINY = ASSETS / "sampling_tiny"
 INVERSE_DYNAMICS_TINY = ASSETS / "inverse_dynamics_tiny"
-_MODELS = (TOKENIZER_TINY, COMPRESSION_TINY, VAE_TINY, SAMPLING_TINY, INVERSE_DYNAMICS_TINY)
+_MODELS = (
+    *(TOKENIZER_TINY, COMPRESSION_TINY, TOKENIZER_DRIVEN, DRIVEN_TINY),
+    *(VAE_TINY, SAMPLING_TINY, INVERSE_DYNAMICS_TINY),
+)
 NAMES = {"twin-mini": TWIN_MINI_TRAIN, "twin-mini-val": TWIN_MINI_VAL}
+NAMES |= {"twin-table": TWIN_TABLE_TRAIN, "twin-table-val": TWIN_TABLE_VAL}
 NAMES |= {model.name.replace("_", "-"): model for model in _MODELS}
 
 

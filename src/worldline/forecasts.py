@@ -179,9 +179,9 @@ def _as_lerobot(run: Path, options: ForecastOptions, version: Version, ranks: Ra
     with ranks.first():  # what is refused is refused once, and before any weights are read
         clips, samples = _chosen(run, options)
     loaded = load_forecaster(run, options, device=ranks.device(options.device))
-    forecaster = loaded.forecaster
+    forecaster = loaded.whole
     if options.horizon is not None:
-        forecaster = RollOut.of(forecaster, frames_ahead(options.horizon, fps=loaded.contract.fps))
+        forecaster = RollOut.of(loaded.forecaster, frames_ahead(options.horizon, fps=loaded.contract.fps))
         pattern = FramePattern(window=forecaster.context_frames + forecaster.lookahead_frames)
         clips, samples = _chosen(run, options, pattern)
     how: dict[str, Any] = {
@@ -236,7 +236,7 @@ def _make(
     options: ForecastOptions, loaded: Loaded, clips: Clips, files: dict[int, Path], there: set[Path], ranks: Ranks
 ) -> None:
     """Forecast what is not there, a few clips at a time, from their context and states: no future is read."""
-    numbers, forecaster = list(files), loaded.forecaster
+    numbers, forecaster = list(files), loaded.whole
     size = max(1, min(AT_ONCE, forecaster.rows_at_once // options.num_samples))
     parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
 

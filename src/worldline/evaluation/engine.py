@@ -290,7 +290,7 @@ class _Scoring:
         # The first is the forecast that the others are compared with.
         means = [entry_of(mean_id(size)) for size in amount.sizes(drawn) if size > 1]
         every = [one for one in (*means, *ROWS.values()) if one is not None and judged.protocol in one.protocols]
-        every = [one for one in every if one.listed or not judged.rolled]
+        every = [one for one in every if one.listed or not judged.beyond]
         self.entries = sorted(every, key=lambda entry: ORDER.index(entry.role))
         self.studies = [study for study in STUDIES.values() if judged.protocol in study.protocols]
         foreign = judged.forecasts and self.condition_samples
@@ -344,7 +344,7 @@ class _Scoring:
                     tally.maps[id], tally.map_texts[id] = one.values[kept].half(), (one.label, one.unit)
         for study in self.studies:
             try:
-                if self.judged.rolled and not study.of_roll_outs:
+                if self.judged.beyond and not study.of_roll_outs:
                     raise NotComputed("studied within one window; evaluate without --horizon, too")
                 tally.measured |= {(study.id, name): values.cpu() for name, values in study.measure(scene).items()}
             except NotComputed as reason:

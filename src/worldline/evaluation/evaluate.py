@@ -221,7 +221,10 @@ def _as_far_as_asked(run: Path, options: EvaluateOptions, judged: Judged, clips:
         return judged, clips.sized(judged.forecaster.image_size)
     contract = describe_model(model_folder(run, options.checkpoint)).promise
     ahead = frames_ahead(options.horizon, fps=contract.fps)
+    if isinstance(whole := judged.forecaster, RollOut):  # it steps by less than its window
+        judged = replace(judged, forecaster=whole.inner)
     rolled, other = RollOut.of(judged.forecaster, ahead), judged.unconditional
+    other = other.inner if isinstance(other, RollOut) else other
     window, chunk = rolled.context_frames + rolled.lookahead_frames, rolled.inner.chunk_frames
     source, chosen = episodes_of(run, contract, options, on=options.on)
     lengths = [source.episodes[place].length for place in chosen]
@@ -246,9 +249,8 @@ def _as_far_as_asked(run: Path, options: EvaluateOptions, judged: Judged, clips:
     clips = held_out(run, contract, options, pattern=pattern, stride=options.window_stride, on=options.on)
     unconditional = None if other is None else RollOut.of(other, ahead)
     settings = {**judged.settings, "horizon": str(options.horizon), "roll_out_chunk_frames": chunk}
-    return replace(judged, forecaster=rolled, unconditional=unconditional, settings=settings), clips.sized(
-        rolled.image_size
-    )
+    what: dict[str, Any] = {"forecaster": rolled, "unconditional": unconditional, "settings": settings, "beyond": True}
+    return replace(judged, **what), clips.sized(rolled.image_size)
 
 
 def _unconditional(run: Path, card: ModelCard, place: Path, allowed: Collection[Part]) -> Path:
@@ -303,10 +305,10 @@ def _loaded(
     counts = {name: np.load(file) for name in ("unigram", "kept") if (file := place / f"{name}.npy").exists()}
     judged = Judged(
         **what,
-        forecaster=loaded.forecaster,
+        forecaster=loaded.whole,
         tokenizer=None if made_by is None else TokenizerIdentity.of(made_by, tokenizer),
         settings=settings | loaded.settings,
-        unconditional=other.forecaster if other else None,
+        unconditional=other.whole if other else None,
         reader=None if chosen.folder is None else load_reader(chosen.folder, clips, device),
         no_reader=chosen.why_not,
         **counts,

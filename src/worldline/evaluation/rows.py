@@ -80,9 +80,12 @@ class Judged:
     kept: Int64[np.ndarray, "l 2"] | None = None
     """For each future grid, how many training tokens equal the last context grid's there, and how many do not."""
 
+    beyond: bool = False
+    """Whether it goes on beyond the window of its training (`--horizon`): then only rows that tables list are made."""
+
     @property
     def rolled(self) -> bool:
-        """Whether it goes on beyond its window (`--horizon`): then only rows that tables list are made."""
+        """Whether it goes on from its own frames, and so has no costs of tokens."""
         return isinstance(self.forecaster, RollOut)
 
     @property
@@ -162,7 +165,7 @@ class Scene(Judged):
         given: dict[str, States] = {}
         found: dict[str, Made | NotComputed] = {}
         for id, states_of in ((id, CONDITIONS[id]) for id in ROWS if id in CONDITIONS):
-            if self.rolled and not ROWS[id].listed:
+            if self.beyond and not ROWS[id].listed:
                 continue
             try:
                 if self.condition_samples == 0:

@@ -1,4 +1,4 @@
-"""The compression track: discrete tokenizers (ours, Cosmos), and the ST-Transformer over their tokens."""
+"""The compression track: discrete tokenizers (ours, Cosmos); over tokens, the ST-Transformer and the driven world."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,8 @@ from worldline.families.config import SampleOptions, TrainConfig
 from worldline.families.family import Prepared, TokenizerKind, WorldKind, contract_with, register
 from worldline.families.tokenizers import cached_clips, keep_tokenizer, load_tokenizer, tokenizer_config
 from worldline.files import atomic
+from worldline.forecasting.causal import CausalForecaster
+from worldline.forecasting.forecaster import Forecaster
 from worldline.forecasting.tokens import LOGITS, TokenForecaster
 from worldline.formats.source import Source
 from worldline.process.categorical import Sampling
@@ -24,6 +26,7 @@ from worldline.ranks import Ranks
 from worldline.rundir import RunDir
 from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.tokenizers.fsq_video import HUB_ID, CosmosConfig, FSQVideoConfig, FSQVideoTokenizer
+from worldline.worlds.causal import CausalConfig
 from worldline.worlds.st_transformer import STTransformerConfig
 
 
@@ -159,12 +162,9 @@ class TokenWorldKind(WorldKind):
 
     def forecaster(
         self, world: Any, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device
-    ) -> TokenForecaster:
+    ) -> Forecaster:
         grid = card.promise.tokens
-        if tokenizer is not None:
-            stride = tokenizer.spatial_stride
-            if (made := tokenizer.grid(grid.height * stride, grid.width * stride)) != grid:
-                raise UsageError(f"the tokenizer makes tokens of {made}, but this world uses those of {grid}")
+        refuse_other_tokens(tokenizer, grid)
         return TokenForecaster(
             tokenizer=tokenizer,
             world=world.to(device),
@@ -217,6 +217,73 @@ class STKind(TokenWorldKind):
         return tuple(sorted({1, max(1, whole), whole + 1, 2 * whole + 2}))
 
 
+class CausalKind(TokenWorldKind):
+    """The driven world: one grid a step."""
+
+    config = CausalConfig
+    reads = ("tokenizer", "start_offsets")
+    options = ("temperature", "top_k", "top_p", "decode_mode")
+    python_only = tuple(f"model.{name}" for name in ("mlp_ratio", "init_std", "state_hidden"))
+    psnr_clips = 16
+
+    def idle(self, config: TrainConfig, model: CausalConfig) -> dict[str, str]:
+        found = super().idle(config, model)
+        if config.tokenizer:
+            found["model.code_levels"] = "the tokenizer's own levels are taken"
+        if model.unconditional:
+            found |= {f"model.{name}": "the world is unconditional" for name in ("state_hidden", "normalise_states")}
+        return found
+
+    def normalises(self, model: CausalConfig) -> bool:
+        return model.normalise_states and not model.unconditional
+
+    def fitted(self, model: CausalConfig, tokenizer: Any) -> CausalConfig:
+        return (
+            replace(model, code_levels=tokenizer.config.levels) if isinstance(tokenizer, FSQVideoTokenizer) else model
+        )
+
+    def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """Nats per token of the true future along the world's own greedy roll-out."""
+        assert batch.tokens is not None, "the teacher-forced loss has read them"
+        conditions, first = model.conditions(batch.states), model.context_grids
+        inputs = model.rolled(batch.tokens[:, :first], conditions)[:, :-1]
+        logits, _ = model(inputs, conditions, model.empty)
+        return {"autoregressive_loss": model.cost(logits[:, first - 1 :], batch.tokens[:, first:]).mean()}
+
+    def roll_out(self, world: Any, batch: Batch) -> Tensor:
+        assert batch.tokens is not None, "a batch of tokens"
+        context = batch.tokens[:, : world.context_grids]
+        return world.rolled(context, world.conditions(batch.states))[:, world.context_grids :]
+
+    def forecaster(
+        self, world: Any, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device
+    ) -> Forecaster:
+        """Raises `UsageError` where the tokenizer makes other tokens."""
+        refuse_other_tokens(tokenizer, card.promise.tokens)
+        return CausalForecaster(
+            tokenizer=tokenizer,
+            world=world.to(device),
+            grid=card.promise.tokens,
+            sampling=options.tokens,
+            num_samples=options.num_samples,
+            decode_mode=options.decode_mode,
+            rows=options.rows,
+            device=device,
+        )
+
+    def clips_followed(self, model: CausalConfig, contract: Contract) -> tuple[int, ...]:
+        return (1, 2)
+
+
+def refuse_other_tokens(tokenizer: Any, grid: TokenGrid) -> None:
+    """Raise `UsageError` where a tokenizer, if there is one, makes other tokens than a world uses."""
+    if tokenizer is None:
+        return
+    stride = tokenizer.spatial_stride
+    if (made := tokenizer.grid(grid.height * stride, grid.width * stride)) != grid:
+        raise UsageError(f"the tokenizer makes tokens of {made}, but this world uses those of {grid}")
+
+
 @torch.no_grad()
 def autoregressive_loss(world: Any, batch: Batch) -> Tensor:
     """Cross-entropy in nats per token of the true future along the world's own greedy roll-out (report, figure 3b).
@@ -249,5 +316,5 @@ def _write_counts(run: RunDir, train: Clips, grid: TokenGrid, context_grids: int
             np.save(file, array)
 
 
-for kind in (FSQKind(), CosmosKind(), STKind()):
+for kind in (FSQKind(), CosmosKind(), STKind(), CausalKind()):
     register(kind)

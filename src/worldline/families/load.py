@@ -20,6 +20,7 @@ from worldline.families.family import Prepared, WorldKind, kind_of
 from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.files import hash_of, hash_of_file, read_json
 from worldline.forecasting.forecaster import Forecaster, Session
+from worldline.forecasting.rollout import RollOut
 from worldline.formats.source import Source
 from worldline.formats.states import compute_stats, implausible, unlike, warn
 from worldline.nn.weights import load_weights
@@ -133,6 +134,15 @@ class Loaded:
     """Fingerprint of the world's tokenizer; None if it was trained on a token source."""
     settings: dict[str, str | int | float | bool] = field(default_factory=dict)
     """How it samples, for the record."""
+
+    @property
+    def whole(self) -> Forecaster:
+        """The forecaster over the window that the world was trained on: one that steps by less is rolled on to its end.
+
+        Raises what `RollOut.of` raises.
+        """
+        one, window = self.forecaster, self.contract.pattern.window
+        return one if one.times[-1] + 1 >= window else RollOut.of(one, window - one.context_frames)
 
     def forecast(
         self,

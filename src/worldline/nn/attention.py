@@ -1,4 +1,7 @@
-"""Spatio-temporal transformer blocks: attention within a grid, causal attention along time, feed-forward."""
+"""Spatio-temporal transformer blocks: attention within a grid, causal attention along time, feed-forward.
+
+`STBlock` is of a window of fixed length (the report's), `SlidingBlock` of a past without end, of which it sees a part.
+"""
 
 from collections.abc import Iterable
 
@@ -93,3 +96,73 @@ class STBlock(nn.Module):
             y = branch(y if by is None else torch.addcmul(by[0], y, 1 + by[1]))
             x = x + self.dropout(y if by is None else y * (1 + by[2]))
         return x
+
+
+class SlidingAttention(nn.Module):
+    """Causal attention along time over the last `window` grids and the own one, however long the past is.
+
+    A position in time is told by its distance alone: a learned bias per head. So keys and values hold for good, and a
+    cache is never computed again. All heads share one pair of keys and values (Shazeer 2019), which makes the cache
+    smaller by the number of heads. Queries and keys are normalised.
+    """
+
+    def __init__(self, width: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads, self.window, self.size = heads, window, width // heads
+        self.query, self.pair = nn.Linear(width, width), nn.Linear(width, 2 * self.size)
+        self.q_norm, self.k_norm = nn.LayerNorm(self.size), nn.LayerNorm(self.size)
+        self.out = nn.Linear(width, width)
+        self.distance = nn.Parameter(torch.zeros(heads, window + 1))
+
+    def forward(
+        self, x: Float[Tensor, "n t d"], past: Float[Tensor, "n p two k"]
+    ) -> tuple[Float[Tensor, "n t d"], Float[Tensor, "n q two k"]]:
+        """The result for the grids that follow `p` earlier ones, and keys and values of the last `window` of all."""
+        q = self.q_norm(rearrange(self.query(x), "n t (h k) -> n h t k", h=self.heads))
+        keys, values = self.pair(x).chunk(2, dim=-1)
+        kept = torch.cat([past, torch.stack([self.k_norm(keys), values], dim=2)], dim=1)
+        k, v = (part[:, None].expand(-1, self.heads, -1, -1) for part in kept.unbind(dim=2))
+        attended = F.scaled_dot_product_attention(q, k, v, self.bias(past.shape[1], x.shape[1]))
+        return self.out(rearrange(attended, "n h t k -> n t (h k)")), kept[:, -self.window :]
+
+    def bias(self, past: int, now: int) -> Float[Tensor, "h now all"]:
+        """What is added to the products of queries and keys: by distance, and minus infinity for what is not seen."""
+        device = self.distance.device
+        distance = torch.arange(past, past + now, device=device)[:, None] - torch.arange(past + now, device=device)
+        seen = (distance >= 0) & (distance <= self.window)
+        return self.distance[:, distance.clamp(0, self.window)].masked_fill(~seen, -torch.inf)
+
+
+class SlidingBlock(nn.Module):
+    """Attention within a grid, `SlidingAttention` along time, MLP; each a residual branch that a condition modulates.
+
+    A condition per grid gives every branch a shift, a scale and a gate (adaLN; the projection starts at zero, where a
+    gate is 1, as in `STBlock`).
+    """
+
+    def __init__(self, width: int, heads: int, *, mlp_ratio: int, window: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.spatial, self.temporal = Attention(width, heads, 0.0), SlidingAttention(width, heads, window)
+        expand, contract = nn.Linear(width, mlp_ratio * width), nn.Linear(mlp_ratio * width, width)
+        self.mlp = nn.Sequential(expand, nn.GELU(), contract)
+        self.modulation = nn.Linear(width, 9 * width)
+
+    def forward(
+        self, x: Float[Tensor, "b t s d"], condition: Float[Tensor, "b t d"], past: Float[Tensor, "b s p two k"]
+    ) -> tuple[Float[Tensor, "b t s d"], Float[Tensor, "b s q two k"]]:
+        """Grids after it, and the keys and values that the next ones need."""
+        b = len(x)
+        by = rearrange(
+            self.modulation(F.silu(condition)), "b t (branch three d) -> branch three b t 1 d", branch=3, three=3
+        )
+        y = rearrange(self._told(0, x, by), "b t s d -> (b t) s d")
+        x = x + (1 + by[0, 2]) * rearrange(self.spatial(y, causal=False), "(b t) s d -> b t s d", b=b)
+        y = rearrange(self._told(1, x, by), "b t s d -> (b s) t d")
+        y, kept = self.temporal(y, past.flatten(0, 1))
+        x = x + (1 + by[1, 2]) * rearrange(y, "(b s) t d -> b t s d", b=b)
+        x = x + (1 + by[2, 2]) * self.mlp(self._told(2, x, by))
+        return x, kept.unflatten(0, (b, -1))
+
+    def _told(self, branch: int, x: Tensor, by: Tensor) -> Tensor:
+        return torch.addcmul(by[branch, 0], self.norms[branch](x), 1 + by[branch, 1])

@@ -1,0 +1,112 @@
+"""The forecaster of a driven world: one frame a step, from the states up to that frame alone.
+
+Its context is the last token grid and the keys and values of those before it (`worlds/causal.py`): nothing is encoded
+or computed twice, however long a session is. A snapshot of it holds as much, about a megabyte of the built-in one.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from worldline.forecasting.forecaster import Context, Forecaster, Frames, Seeds, States, Step, generators
+from worldline.forecasting.tokens import DecodeMode
+from worldline.process.categorical import Sampling
+from worldline.schema import Batch, Certainty, Forecast, TokenGrid, UsageError
+from worldline.tokenizers.tokenizer import Tokenizer
+from worldline.worlds.causal import CausalWorld
+
+ROWS = 64
+"""Futures that are computed at once, if not chosen: more are no faster on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalForecaster(Forecaster):
+    """A causal world behind a tokenizer of single frames. Several samples need a temperature above 0."""
+
+    world: CausalWorld
+    grid: TokenGrid
+    tokenizer: Tokenizer[TokenGrid] | None
+    """None where a world was trained on tokens as they came: then it shows no frames."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How each digit of a token's code is chosen."""
+    decode_mode: DecodeMode = "tokens"
+
+    def __post_init__(self) -> None:
+        if self.num_samples > 1 and self.sampling.temperature == 0:
+            raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
+        if self.decode_mode == "mean" and not hasattr(self._known(), "decode_codes"):
+            raise UsageError("this tokenizer's tokens have no codes with a mean; use --decode-mode tokens")
+        context = self.grid.frames_of(self.world.context_grids)
+        vars(self).update(context_frames=context, times=(context,), chunk_frames=1)
+
+    @property
+    def rows_at_once(self) -> int:
+        return self.rows or ROWS
+
+    def encoded(self, batch: Batch) -> Batch:
+        if batch.tokens is not None:
+            return batch
+        return replace(batch, tokens=self._encode(self.frames_of(batch, self.context_frames)[:, : self.context_frames]))
+
+    def reconstruct(self, batch: Batch) -> Forecast:
+        """The true next frame, encoded and decoded by itself, as this tokenizer does with every frame."""
+        if batch.tokens is not None:
+            true = self._enough(batch, "token grids", batch.tokens, self.context_frames + 1)[:, self.context_frames :]
+        else:
+            true = self._encode(self.frames_of(batch, self.context_frames + 1)[:, self.context_frames :])
+        return Forecast(times=self.times, frames=self._decode(true[:, :1])[:, None], tokens=true[:, None, :1])
+
+    def round_trip(self, batch: Batch) -> tuple[Frames, Frames] | None:
+        if batch.frames is None or self.tokenizer is None:
+            return None
+        tokens = self.encoded(batch).tokens
+        assert tokens is not None, "encoded just now"
+        return batch.frames[:, : self.context_frames], self._decode(tokens[:, : self.context_frames])
+
+    @torch.no_grad()
+    def begin(self, batch: Batch) -> Context:
+        """The last grid of the context, and the past of those before it, led by the states of the context."""
+        count = self.context_frames
+        tokens = self._enough(batch, "token grids", self.encoded(batch).tokens, count)[:, :count].to(self.device)
+        pasts = []
+        for rows in range(0, len(tokens), self.rows_at_once):
+            own = slice(rows, rows + self.rows_at_once)
+            conditions = self.world.conditions(batch.states[own, :count].to(self.device))
+            pasts.append(self.world(tokens[own, :-1], conditions, self.world.empty)[1])
+        parts = tokens[:, -1], torch.cat(pasts)
+        return tuple(part.cpu().repeat_interleave(self.num_samples, dim=0) for part in parts)
+
+    @torch.no_grad()
+    def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
+        samples, now = self.num_samples, self.context_frames
+        drawn = generators(seeds, samples, clips=len(states)) if self.sampling.temperature > 0 else None
+        way = states[:, now - 1 : now + 1].repeat_interleave(samples, dim=0)
+        parts: list[tuple[Tensor, ...]] = []
+        for rows in range(0, len(way), self.rows_at_once):
+            own = slice(rows, rows + self.rows_at_once)
+            grid, past = (part[own].to(self.device) for part in context)
+            logits, grown = self.world(grid[:, None], self.world.conditions(way[own].to(self.device)), past)
+            tokens = self.world.chosen(logits[:, 0], self.sampling, drawn and drawn[own])
+            frames = self._drawn(tokens, logits[:, 0])
+            parts.append((tokens.cpu(), grown.cpu(), *_certainty(logits[::samples, 0]), *frames))
+        tokens, grown, entropy, confidence, *frames = (torch.cat(part) for part in zip(*parts, strict=True))
+        shown = frames[0].unflatten(0, (-1, samples)) if frames else None
+        certainty = Certainty(entropy=entropy[:, None], confidence=confidence[:, None])
+        grids = tokens.unflatten(0, (-1, samples))[:, :, None]
+        return Forecast(times=self.times, frames=shown, tokens=grids, certainty=certainty), lambda: (tokens, grown)
+
+    def _drawn(self, tokens: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+        """The frame of one grid, where there is a tokenizer."""
+        if self.tokenizer is None:
+            return ()
+        if self.decode_mode == "tokens":
+            return (self._decode(tokens[:, None]),)
+        return (self._known().decode_codes(self.world.mean_codes(logits)[:, None]).cpu(),)
+
+
+def _certainty(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy and confidence of the tokens of a grid: sum and product over digits, which are chosen each by itself."""
+    logs = logits.log_softmax(dim=-1)
+    entropy = -(logs.exp() * logs.clamp_min(-1e4)).sum(dim=(-1, -2))
+    return entropy.cpu(), logs.amax(dim=-1).sum(dim=-1).exp().cpu()

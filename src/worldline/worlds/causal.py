@@ -1,0 +1,228 @@
+"""The driven world: a causal transformer over token grids that predicts the next grid from the states up to that grid.
+
+It has no window: keys and values of the last grids are kept (`Past`), and one more grid costs one pass over that grid,
+for ever. Where the report's world (`st_transformer.py`) reads and predicts whole tokens out of a vocabulary, this one
+reads and predicts the digits of a token's FSQ code, each by itself, which takes 32 numbers in place of 4,096 and lets
+several tokens share a position. All of this was chosen by us; what it was worth: docs/driven.md.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from worldline.checks import MOST, Limit, Positive, Share, refuse
+from worldline.contract import ModelConfig
+from worldline.nn.attention import SlidingBlock
+from worldline.nn.fsq import FSQ
+from worldline.nn.states import Standardising, align
+from worldline.process.categorical import Sampling, draw
+from worldline.schema import Batch, TokenGrid, UsageError
+
+Digits = Float[Tensor, "b t h w n levels"]
+"""Logits of the digits of each token; minus infinity beyond the levels of a digit."""
+Past = Float[Tensor, "b layers s p two k"]
+"""Keys and values of the last `p` grids, in every layer and at every position of a grid."""
+STEP = 10.0
+"""A state changes by about a tenth of its deviation from one frame to the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalConfig(ModelConfig):
+    """All of the world that is chosen; grid and state come from the data (`build`)."""
+
+    kind: Literal["causal"] = "causal"
+    context_grids: Annotated[int, Limit(least=1)] = 8
+    """Grids that an imagined episode begins with."""
+    horizon_grids: Annotated[int, Limit(least=1)] = 24
+    """Grids after the context in a clip of the training."""
+    window: Annotated[int, Limit(least=1)] = 16
+    """Grids before the present one that attention along time sees."""
+    width: int = 160
+    heads: int = 4
+    layers: int = 4
+    mlp_ratio: int = 4
+    patch: Annotated[int, Limit(least=1)] = 2
+    """Tokens on a side that share a position of the transformer."""
+    code_levels: tuple[Annotated[int, Limit(least=2, most=MOST)], ...] = (8, 8, 8, 8)
+    """FSQ levels of the tokenizer; a run with one puts its own here."""
+    init_std: Positive = 0.02
+    state_hidden: int = 256
+    normalise_states: bool = True
+    """Standardise states with the training data's statistics, which the checkpoint then contains."""
+    unconditional: bool = False
+    """Ignore the states: the baseline that shows what conditioning on states is worth."""
+    own_from: Share = 1.0
+    """Share of the training after which the world goes on from its own roll-outs: the grids after the context are then
+    what it predicts itself, and the targets stay the real future. 1: never."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % self.heads:
+            refuse(self, "heads", f"a divisor of the width {self.width}")
+
+    def build(self, grid: TokenGrid, state_dim: int) -> "CausalWorld":
+        """A world over tokens that lie so, told states of so many dimensions. Raises `UsageError` where none is."""
+        return CausalWorld(self, grid, state_dim)
+
+
+class CausalWorld(nn.Module):
+    """Predicts the next grid. States enter in raw units, one row per video frame."""
+
+    progress: float = 1.0
+    """Share of the training that is done, as the training loop tells every model that has such an attribute."""
+
+    def __init__(self, config: CausalConfig, grid: TokenGrid, state_dim: int) -> None:
+        super().__init__()
+        if grid.latents_per_block != 1:
+            raise UsageError(
+                f"a causal world predicts one grid a frame, but this tokenizer makes {grid.latents_per_block} grids of "
+                f"{grid.block} frames; give one of single frames (tokenizer_driven: --model.block-frames 1)"
+            )
+        if (coded := math.prod(config.code_levels)) != grid.vocab_size:
+            made = f"code levels {config.code_levels} make {coded} tokens"
+            raise UsageError(f"{made}, but the tokens have {grid.vocab_size}; give the tokenizer's --model.code-levels")
+        if grid.height % config.patch or grid.width % config.patch:
+            sides = f"{grid.height}x{grid.width}"
+            raise UsageError(f"grids of {sides} tokens do not divide into squares of {config.patch} (--model.patch)")
+        self.config, self.grid, self.state_dim = config, grid, state_dim
+        self.context_grids, self.quantiser = config.context_grids, FSQ(config.code_levels)
+        self.levels, digits = max(config.code_levels), len(config.code_levels)
+        inside, width = config.patch**2 * digits * self.levels, config.width
+        self.shape = {"h": grid.height // config.patch, "p": config.patch, "q": config.patch, "n": digits}
+        self.read, self.write = nn.Linear(inside, width), nn.Linear(width, inside)
+        self.position = nn.Parameter(torch.empty(self.shape["h"] * grid.width // config.patch, width))
+        self.states = None if config.unconditional else MoveEncoder(grid, state_dim, config.state_hidden, width)
+        self.still = nn.Parameter(torch.zeros(width)) if config.unconditional else None
+        sizes = {"mlp_ratio": config.mlp_ratio, "window": config.window}
+        self.blocks = nn.ModuleList(SlidingBlock(width, config.heads, **sizes) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
+        real = torch.arange(self.levels) < torch.tensor(config.code_levels)[:, None]
+        self.register_buffer(
+            "beyond", torch.zeros(digits, self.levels).masked_fill(~real, -torch.inf), persistent=False
+        )
+        self.initialise()
+
+    beyond: Tensor
+
+    def initialise(self) -> None:
+        """N(0, std) for weights of linear layers and positions, 0 for biases and the projections of adaLN."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=self.config.init_std)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.position, std=self.config.init_std)
+        for block in self.blocks:
+            if isinstance(block, SlidingBlock):
+                nn.init.zeros_(block.modulation.weight)
+
+    @property
+    def empty(self) -> Past:
+        """The past of a clip of which nothing has been seen."""
+        config = self.config
+        shape = (1, config.layers, len(self.position), 0, 2, config.width // config.heads)
+        return self.position.new_zeros(shape)
+
+    def digits_of(self, tokens: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n d"]:
+        """The digits of FSQ codes, from 0 on."""
+        levels, basis = self.quantiser._levels, self.quantiser._basis
+        return tokens.unsqueeze(-1) // basis % levels
+
+    def tokens_of(self, digits: Int64[Tensor, "*n d"]) -> Int64[Tensor, "*n"]:
+        return (digits * self.quantiser._basis).sum(dim=-1)
+
+    def conditions(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b u d"]:
+        """What each grid is told of the way to the next one: one vector less than there are states' grids."""
+        if self.states is not None:
+            return self.states(states)
+        assert self.still is not None, "an unconditional world"
+        count = self.grid.grids_of(states.shape[1]) - 1
+        return self.still.expand(len(states), count, -1)
+
+    def forward(
+        self, tokens: Int64[Tensor, "b t h w"], conditions: Float[Tensor, "b t d"], past: Past
+    ) -> tuple[Digits, Past]:
+        """Logits of the grid after each, and the past with these grids: pass after pass over the new ones alone."""
+        if (found := tokens.shape[2:]) != (expected := (self.grid.height, self.grid.width)):
+            raise UsageError("this world reads grids of {}x{}, but these are {}x{}".format(*expected, *found))
+        hot = F.one_hot(self.digits_of(tokens), self.levels).to(self.position.dtype)
+        sides = {"p": self.config.patch, "q": self.config.patch}
+        x = self.read(rearrange(hot, "b t (i p) (j q) n l -> b t (i j) (p q n l)", **sides)) + self.position
+        pasts = past.expand(len(tokens), *past.shape[1:]).unbind(dim=1)
+        kept = []
+        for block, own in zip(self.blocks, pasts, strict=True):
+            x, grown = block(x, conditions, own)
+            kept.append(grown)
+        grid = {"i": self.shape["h"], **sides, "n": self.shape["n"]}
+        logits = rearrange(self.write(self.norm(x)), "b t (i j) (p q n l) -> b t (i p) (j q) n l", **grid)
+        return logits.float() + self.beyond, torch.stack(kept, dim=1)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy of every grid but the first, in nats per token: the sum over the digits of its code.
+
+        From `own_from` on, of the grids after the context alone, along the world's own greedy roll-out.
+
+        Raises `UsageError` for a batch without tokens, or with another number of grids.
+        """
+        del generator  # nothing is drawn
+        count = self.config.context_grids + self.config.horizon_grids
+        if batch.tokens is None:
+            raise UsageError("a token world needs tokens; tokenize the source first (`worldline data tokenize`)")
+        if batch.tokens.shape[1] != count:
+            raise UsageError(f"expected {count} token grids of context and horizon, found {batch.tokens.shape[1]}")
+        tokens, conditions, first = batch.tokens, self.conditions(batch.states), 0
+        inputs, own = tokens[:, :-1], self.training and self.progress >= self.config.own_from < 1
+        if own:
+            first = self.context_grids - 1
+            inputs = self.rolled(tokens[:, : self.context_grids], conditions)[:, :-1]
+        logits, _ = self(inputs, conditions, self.empty)
+        return self.cost(logits[:, first:], tokens[:, first + 1 :]).mean(), {"own_roll_outs": float(own)}
+
+    def cost(self, logits: Digits, tokens: Int64[Tensor, "b t h w"]) -> Float[Tensor, "b t h w"]:
+        """Nats of each true token."""
+        digits = self.digits_of(tokens)
+        costs = F.cross_entropy(logits.flatten(0, -2), digits.flatten(), reduction="none")
+        return costs.view_as(digits).sum(dim=-1)
+
+    @torch.no_grad()
+    def rolled(self, context: Int64[Tensor, "b c h w"], conditions: Float[Tensor, "b u d"]) -> Int64[Tensor, "b l h w"]:
+        """The context and the world's own greedy grids after it, as far as the conditions reach."""
+        count = context.shape[1]
+        logits, past = self(context, conditions[:, :count], self.empty)
+        grids = [context, self.tokens_of(logits[:, -1:].argmax(dim=-1))]
+        for t in range(count, conditions.shape[1]):
+            logits, past = self(grids[-1], conditions[:, t : t + 1], past)
+            grids.append(self.tokens_of(logits.argmax(dim=-1)))
+        return torch.cat(grids, dim=1)
+
+    def chosen(
+        self, logits: Float[Tensor, "b h w n l"], sampling: Sampling, generators: list[torch.Generator] | None
+    ) -> Int64[Tensor, "b h w"]:
+        """Tokens of one grid, each digit chosen by itself."""
+        return self.tokens_of(draw(logits, sampling, generators))
+
+    def mean_codes(self, logits: Float[Tensor, "b h w n l"]) -> Float[Tensor, "b h w n"]:
+        """The mean code of each token's distribution, in [-1, 1]."""
+        half = self.quantiser._levels // 2
+        values = (torch.arange(self.levels, device=logits.device) - half[:, None]) / half[:, None]
+        return (logits.softmax(dim=-1) * values).sum(dim=-1)
+
+
+class MoveEncoder(Standardising):
+    """The states of a grid and of the next one, and their difference, to one vector: where the robot is led now."""
+
+    def __init__(self, grid: TokenGrid, state_dim: int, hidden: int, width: int) -> None:
+        super().__init__(state_dim)
+        self.grid = grid
+        self.mlp = nn.Sequential(nn.Linear(3 * state_dim, hidden), nn.SiLU(), nn.Linear(hidden, width))
+
+    def forward(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b u d"]:
+        """One vector for each grid but the last. Raises `UsageError` for states of another dimension."""
+        x = align((self.first(states, states.shape[1]) - self.mean) / self.scale, self.grid, "last")
+        now, then = x[:, :-1], x[:, 1:]
+        return self.mlp(torch.cat([now, then, STEP * (then - now)], dim=-1))
