@@ -247,7 +247,7 @@ class CausalKind(TokenWorldKind):
         assert batch.tokens is not None, "the teacher-forced loss has read them"
         conditions, first = model.conditions(batch.states), model.context_grids
         inputs = model.rolled(batch.tokens[:, :first], conditions)[:, :-1]
-        logits, _ = model(inputs, conditions, model.empty)
+        logits, _ = model(inputs, conditions)
         return {"autoregressive_loss": model.cost(logits[:, first - 1 :], batch.tokens[:, first:]).mean()}
 
     def roll_out(self, world: Any, batch: Batch) -> Tensor:

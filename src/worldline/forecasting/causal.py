@@ -4,12 +4,15 @@ Its context is the last token grid and the keys and values of those before it (`
 or computed twice, however long a session is. A snapshot of it holds as much, about a megabyte of the built-in one.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
-from worldline.forecasting.forecaster import Context, Forecaster, Frames, Seeds, States, Step, generators
+from worldline.forecasting.forecaster import Context, Extra, Forecaster, Frames, Seeds, States, Step, generators
 from worldline.forecasting.tokens import DecodeMode
 from worldline.process.categorical import Sampling
 from worldline.schema import Batch, Certainty, Forecast, TokenGrid, UsageError
@@ -73,40 +76,49 @@ class CausalForecaster(Forecaster):
         for rows in range(0, len(tokens), self.rows_at_once):
             own = slice(rows, rows + self.rows_at_once)
             conditions = self.world.conditions(batch.states[own, :count].to(self.device))
-            pasts.append(self.world(tokens[own, :-1], conditions, self.world.empty)[1])
+            pasts.append(self.world(tokens[own, :-1], conditions)[1])
         parts = tokens[:, -1], torch.cat(pasts)
         return tuple(part.cpu().repeat_interleave(self.num_samples, dim=0) for part in parts)
 
+    @property
+    def streamed(self) -> frozenset[Extra]:
+        return frozenset({"certainty"})
+
     @torch.no_grad()
-    def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
+    def step(self, context: Context, states: States, *, seeds: Seeds, extra: Collection[Extra] = ()) -> Step:
         samples, now = self.num_samples, self.context_frames
         drawn = generators(seeds, samples, clips=len(states)) if self.sampling.temperature > 0 else None
         way = states[:, now - 1 : now + 1].repeat_interleave(samples, dim=0)
-        parts: list[tuple[Tensor, ...]] = []
+        parts: list[dict[str, Tensor]] = []
         for rows in range(0, len(way), self.rows_at_once):
             own = slice(rows, rows + self.rows_at_once)
             grid, past = (part[own].to(self.device) for part in context)
             logits, grown = self.world(grid[:, None], self.world.conditions(way[own].to(self.device)), past)
-            tokens = self.world.chosen(logits[:, 0], self.sampling, drawn and drawn[own])
-            frames = self._drawn(tokens, logits[:, 0])
-            parts.append((tokens.cpu(), grown.cpu(), *_certainty(logits[::samples, 0]), *frames))
-        tokens, grown, entropy, confidence, *frames = (torch.cat(part) for part in zip(*parts, strict=True))
-        shown = frames[0].unflatten(0, (-1, samples)) if frames else None
-        certainty = Certainty(entropy=entropy[:, None], confidence=confidence[:, None])
-        grids = tokens.unflatten(0, (-1, samples))[:, :, None]
-        return Forecast(times=self.times, frames=shown, tokens=grids, certainty=certainty), lambda: (tokens, grown)
+            made = {"tokens": self.world.chosen(logits[:, 0], self.sampling, drawn and drawn[own]), "past": grown}
+            made |= _certainty(logits) if "certainty" in extra else {}
+            made |= {"codes": self.world.mean_codes(logits[:, 0])} if self.decode_mode == "mean" else {}
+            parts.append({name: value.cpu() for name, value in made.items()})
+        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        tokens, past = found["tokens"], found["past"]
+        first = {name: found[name][::samples] for name in ("entropy", "confidence") if name in found}
+        shown = {"times": self.times, "certainty": Certainty(**first) if first else None}
+        grids = tokens.unflatten(0, (-1, samples))[:, :, None].clone()
+        later = None if self.tokenizer is None else cache(partial(self._frames, tokens, found.get("codes")))
+        frames = None if self.lazy or later is None else later()
+        forecast = Forecast(**shown, frames=frames, tokens=grids, later=later if self.lazy else None)
+        return forecast, lambda: (tokens, past)
 
-    def _drawn(self, tokens: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
-        """The frame of one grid, where there is a tokenizer."""
-        if self.tokenizer is None:
-            return ()
-        if self.decode_mode == "tokens":
-            return (self._decode(tokens[:, None]),)
-        return (self._known().decode_codes(self.world.mean_codes(logits)[:, None]).cpu(),)
+    def _frames(self, tokens: Tensor, codes: Tensor | None) -> UInt8[Tensor, "b k one 3 h w"]:
+        """The frames of one grid of each row, of its tokens or of the mean codes of their distributions."""
+        if codes is None:
+            made = self._decode(tokens[:, None])
+        else:
+            made = self._known().decode_codes(codes[:, None].to(self.device)).cpu()
+        return made.unflatten(0, (-1, self.num_samples))
 
 
-def _certainty(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _certainty(logits: Tensor) -> dict[str, Tensor]:
     """Entropy and confidence of the tokens of a grid: sum and product over digits, which are chosen each by itself."""
     logs = logits.log_softmax(dim=-1)
     entropy = -(logs.exp() * logs.clamp_min(-1e4)).sum(dim=(-1, -2))
-    return entropy.cpu(), logs.amax(dim=-1).sum(dim=-1).exp().cpu()
+    return {"entropy": entropy, "confidence": logs.amax(dim=-1).sum(dim=-1).exp()}

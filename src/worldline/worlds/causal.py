@@ -26,8 +26,8 @@ from worldline.schema import Batch, TokenGrid, UsageError
 
 Digits = Float[Tensor, "b t h w n levels"]
 """Logits of the digits of each token; minus infinity beyond the levels of a digit."""
-Past = Float[Tensor, "b layers s p two k"]
-"""Keys and values of the last `p` grids, in every layer and at every position of a grid."""
+Past = Float[Tensor, "b layers s _ two k"]
+"""Keys and values of the last grids, in every layer and at every position of a grid."""
 STEP = 10.0
 """A state changes by about a tenth of its deviation from one frame to the next."""
 
@@ -37,12 +37,11 @@ class CausalConfig(ModelConfig):
     """All of the world that is chosen; grid and state come from the data (`build`)."""
 
     kind: Literal["causal"] = "causal"
-    context_grids: Annotated[int, Limit(least=1)] = 8
-    """Grids that an imagined episode begins with."""
+    context_grids: Annotated[int, Limit(least=2)] = 16
+    """Grids that an imagined episode begins with, and that attention along time sees ever after: the present one and
+    those before it. So the past is as long at the first step as at every other."""
     horizon_grids: Annotated[int, Limit(least=1)] = 24
     """Grids after the context in a clip of the training."""
-    window: Annotated[int, Limit(least=1)] = 16
-    """Grids before the present one that attention along time sees."""
     width: int = 160
     heads: int = 4
     layers: int = 4
@@ -99,7 +98,7 @@ class CausalWorld(nn.Module):
         self.position = nn.Parameter(torch.empty(self.shape["h"] * grid.width // config.patch, width))
         self.states = None if config.unconditional else MoveEncoder(grid, state_dim, config.state_hidden, width)
         self.still = nn.Parameter(torch.zeros(width)) if config.unconditional else None
-        sizes = {"mlp_ratio": config.mlp_ratio, "window": config.window}
+        sizes = {"mlp_ratio": config.mlp_ratio, "window": config.context_grids - 1}
         self.blocks = nn.ModuleList(SlidingBlock(width, config.heads, **sizes) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         real = torch.arange(self.levels) < torch.tensor(config.code_levels)[:, None]
@@ -121,13 +120,6 @@ class CausalWorld(nn.Module):
             if isinstance(block, SlidingBlock):
                 nn.init.zeros_(block.modulation.weight)
 
-    @property
-    def empty(self) -> Past:
-        """The past of a clip of which nothing has been seen."""
-        config = self.config
-        shape = (1, config.layers, len(self.position), 0, 2, config.width // config.heads)
-        return self.position.new_zeros(shape)
-
     def digits_of(self, tokens: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n d"]:
         """The digits of FSQ codes, from 0 on."""
         levels, basis = self.quantiser._levels, self.quantiser._basis
@@ -145,17 +137,18 @@ class CausalWorld(nn.Module):
         return self.still.expand(len(states), count, -1)
 
     def forward(
-        self, tokens: Int64[Tensor, "b t h w"], conditions: Float[Tensor, "b t d"], past: Past
+        self, tokens: Int64[Tensor, "b t h w"], conditions: Float[Tensor, "b t d"], past: Past | None = None
     ) -> tuple[Digits, Past]:
-        """Logits of the grid after each, and the past with these grids: pass after pass over the new ones alone."""
+        """Logits of the grid after each, and the past with these grids: a pass over the new ones alone."""
         if (found := tokens.shape[2:]) != (expected := (self.grid.height, self.grid.width)):
             raise UsageError("this world reads grids of {}x{}, but these are {}x{}".format(*expected, *found))
         hot = F.one_hot(self.digits_of(tokens), self.levels).to(self.position.dtype)
         sides = {"p": self.config.patch, "q": self.config.patch}
         x = self.read(rearrange(hot, "b t (i p) (j q) n l -> b t (i j) (p q n l)", **sides)) + self.position
-        pasts = past.expand(len(tokens), *past.shape[1:]).unbind(dim=1)
+        if past is None:
+            past = x.new_zeros(len(x), len(self.blocks), x.shape[2], 0, 2, self.config.width // self.config.heads)
         kept = []
-        for block, own in zip(self.blocks, pasts, strict=True):
+        for block, own in zip(self.blocks, past.unbind(dim=1), strict=True):
             x, grown = block(x, conditions, own)
             kept.append(grown)
         grid = {"i": self.shape["h"], **sides, "n": self.shape["n"]}
@@ -180,7 +173,7 @@ class CausalWorld(nn.Module):
         if own:
             first = self.context_grids - 1
             inputs = self.rolled(tokens[:, : self.context_grids], conditions)[:, :-1]
-        logits, _ = self(inputs, conditions, self.empty)
+        logits, _ = self(inputs, conditions)
         return self.cost(logits[:, first:], tokens[:, first + 1 :]).mean(), {"own_roll_outs": float(own)}
 
     def cost(self, logits: Digits, tokens: Int64[Tensor, "b t h w"]) -> Float[Tensor, "b t h w"]:
@@ -193,7 +186,7 @@ class CausalWorld(nn.Module):
     def rolled(self, context: Int64[Tensor, "b c h w"], conditions: Float[Tensor, "b u d"]) -> Int64[Tensor, "b l h w"]:
         """The context and the world's own greedy grids after it, as far as the conditions reach."""
         count = context.shape[1]
-        logits, past = self(context, conditions[:, :count], self.empty)
+        logits, past = self(context, conditions[:, :count])
         grids = [context, self.tokens_of(logits[:, -1:].argmax(dim=-1))]
         for t in range(count, conditions.shape[1]):
             logits, past = self(grids[-1], conditions[:, t : t + 1], past)

@@ -1,0 +1,256 @@
+"""The driven world: causal, the same with a cache as without, one frame a step, and better than standing still."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from builders import noise_frames, randomise
+from torch import Tensor
+
+from worldline.forecasting.causal import CausalForecaster
+from worldline.forecasting.forecaster import Session
+from worldline.forecasting.rollout import RollOut
+from worldline.nn.attention import SlidingAttention
+from worldline.process.categorical import Sampling
+from worldline.schema import Batch, TokenGrid, UsageError
+from worldline.tokenizers.fsq_video import FSQVideoConfig
+from worldline.worlds.causal import CausalConfig, CausalWorld
+
+SMALL = CausalConfig(context_grids=4, horizon_grids=3, width=16, heads=2, layers=2, state_hidden=8, code_levels=(4, 3))
+GRID = TokenGrid(height=4, width=4, vocab_size=12, block=1, temporal_stride=1)
+TOKENIZER = FSQVideoConfig(
+    levels=(4, 3), patch=(1, 4), merges=(), widths=(8,), blocks=(1,), encoder_kernels=(3,), kernel=3, block_frames=1
+)
+
+
+def world_of(config: CausalConfig = SMALL, seed: int = 0) -> CausalWorld:
+    torch.manual_seed(seed)
+    world = config.build(GRID, 2).eval()
+    randomise(world, std=0.2)
+    return world
+
+
+def forecaster_of(**options: object) -> CausalForecaster:
+    torch.manual_seed(0)
+    tokenizer = TOKENIZER.build().eval()
+    randomise(tokenizer, std=0.5)
+    return CausalForecaster(world=world_of(), grid=GRID, tokenizer=tokenizer, **options)  # pyright: ignore[reportArgumentType]
+
+
+def tokens_of(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(GRID.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def states_of(count: int, clips: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(clips, count, 2, generator=torch.Generator().manual_seed(seed))
+
+
+def begun(forecaster: CausalForecaster, seed: int = 3) -> Session:
+    return forecaster.start(noise_frames(2, 4, 3, 16, 16), states_of(4), seed=seed)
+
+
+def steps(session: Session, count: int, seed: int = 0) -> Tensor:
+    return torch.cat([session.advance(states_of(1, seed=seed + session.time)).video for _ in range(count)], dim=2)
+
+
+# --- attention ---
+
+
+def test_attention_step_by_step_is_attention_over_the_whole_sequence() -> None:
+    torch.manual_seed(0)
+    attention = SlidingAttention(8, 2, window=3)
+    torch.nn.init.normal_(attention.distance)
+    x, past = torch.randn(5, 9, 8), torch.zeros(5, 0, 2, 4)
+    whole, _ = attention(x, past)
+    parts = []
+    for t in range(9):
+        part, past = attention(x[:, t : t + 1], past)
+        parts.append(part)
+        assert past.shape[1] == min(t + 1, 3)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+
+
+def test_attention_sees_the_window_and_nothing_older_or_later() -> None:
+    torch.manual_seed(0)
+    attention, x = SlidingAttention(8, 2, window=3), torch.randn(1, 9, 8)
+    empty = torch.zeros(1, 0, 2, 4)
+    before, _ = attention(x, empty)
+    for changed in range(9):
+        other = x.clone()
+        other[:, changed] += 1
+        after, _ = attention(other, empty)
+        moved = [t for t in range(9) if not torch.equal(after[:, t], before[:, t])]
+        assert moved == list(range(changed, min(changed + 4, 9)))
+
+
+# --- the world ---
+
+
+def test_digits_name_every_token_once_and_their_mean_code_is_the_code() -> None:
+    world = world_of()
+    every = torch.arange(GRID.vocab_size).view(1, 3, 4)
+    digits = world.digits_of(every)
+    assert torch.equal(world.tokens_of(digits), every)
+    sure = torch.full((*digits.shape, world.levels), -100.0).scatter(-1, digits[..., None], 100.0)
+    torch.testing.assert_close(world.mean_codes(sure), world.quantiser.codes(every))
+
+
+def test_no_level_is_chosen_that_a_digit_has_not() -> None:
+    world = world_of()
+    logits, _ = world(tokens_of(2, 5, 4, 4), world.conditions(states_of(6)))
+    assert (logits[..., 1, 3] == -torch.inf).all()  # the second digit has three levels
+    hot = Sampling(temperature=50.0)
+    drawn = world.chosen(logits[:, 0], hot, [torch.Generator().manual_seed(i) for i in range(2)])
+    assert drawn.max() < GRID.vocab_size
+
+
+def test_a_grid_is_predicted_from_grids_and_states_up_to_it_alone() -> None:
+    world, tokens, states = world_of(), tokens_of(1, 6, 4, 4), states_of(7, clips=1)
+    before, _ = world(tokens, world.conditions(states))
+    for t in range(6):
+        later = tokens.clone()
+        later[:, t + 1 :] = tokens_of(1, 6, 4, 4, seed=1)[:, t + 1 :]
+        led = states.clone()
+        led[:, t + 2 :] += 1
+        after, _ = world(later, world.conditions(led))
+        torch.testing.assert_close(after[:, : t + 1], before[:, : t + 1])
+        led = states.clone()
+        led[:, t + 1 :] += 1
+        told, _ = world(tokens, world.conditions(led))
+        assert not torch.allclose(told[:, t], before[:, t])
+
+
+def test_one_grid_at_a_time_with_the_past_is_all_grids_at_once() -> None:
+    world, tokens = world_of(), tokens_of(2, 9, 4, 4)
+    conditions, past = world.conditions(states_of(10)), None
+    whole, _ = world(tokens, conditions, past)
+    for t in range(9):
+        now, past = world(tokens[:, t : t + 1], conditions[:, t : t + 1], past)
+        torch.testing.assert_close(now[:, 0], whole[:, t])
+    assert past is not None
+    assert past.shape == (2, 2, 4, 3, 2, 8)
+
+
+def test_an_unconditional_world_reads_no_states() -> None:
+    world = world_of(replace(SMALL, unconditional=True))
+    assert torch.equal(world.conditions(states_of(5)), world.conditions(states_of(5, seed=1)))
+    assert world.conditions(states_of(5)).shape == (2, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ({"block": 17, "temporal_stride": 8}, "3 grids of 17 frames"),
+        ({"vocab_size": 13}, "make 12 tokens, but the tokens have 13"),
+        ({"width": 5}, "4x5 tokens do not divide into squares of 2"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(grid: dict[str, int], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        SMALL.build(replace(GRID, **grid), 2)
+
+
+def turning(seed: int) -> Batch:
+    """Grids of one token each, which goes on by as much as the state says."""
+    by = torch.randint(4, (8, 7), generator=torch.Generator().manual_seed(seed))
+    tokens = (by.cumsum(dim=1) % 12)[..., None, None].expand(8, 7, 4, 4).contiguous()
+    states = torch.stack([by, -by], dim=-1).float()
+    return Batch(states=states, fps=15.0, origins=(), tokens=tokens)
+
+
+@pytest.mark.parametrize("own_from", [1.0, 0.9])
+def test_it_learns_where_states_lead_better_than_standing_still(own_from: float) -> None:
+    torch.manual_seed(0)
+    world = replace(SMALL, own_from=own_from).build(GRID, 2)
+    optimizer = torch.optim.AdamW(world.parameters(), lr=1e-2)
+    for step in range(150):
+        world.progress = step / 150
+        loss, figures = world.loss(turning(step), torch.Generator())
+        assert figures["own_roll_outs"] == float(step >= 135 and own_from < 1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    held_out = turning(10_000)
+    assert held_out.tokens is not None
+    made = world.eval().rolled(held_out.tokens[:, :4], world.conditions(held_out.states))[:, 4:]
+    right = (made == held_out.tokens[:, 4:]).float().mean()
+    still = (held_out.tokens[:, 3:4] == held_out.tokens[:, 4:]).float().mean()
+    assert right > still + 0.4
+
+
+# --- its forecaster ---
+
+
+def test_a_step_is_one_frame_and_needs_the_state_of_that_frame_alone() -> None:
+    forecaster = forecaster_of()
+    assert (forecaster.context_frames, forecaster.chunk_frames, forecaster.lookahead_frames) == (4, 1, 1)
+    session = begun(forecaster)
+    made = [session.advance(states_of(1)) for _ in range(6)]
+    assert [one.times for one in made] == [(t,) for t in range(4, 10)]
+    assert made[0].video.shape == (2, 1, 1, 3, 16, 16)
+
+
+def test_a_session_is_what_passes_over_all_of_it_would_choose() -> None:
+    forecaster, states = forecaster_of(), states_of(12)
+    frames = noise_frames(2, 4, 3, 16, 16)
+    session = forecaster.start(frames, states[:, :4])
+    chosen = [session.advance(states[:, t : t + 1]).tokens for t in range(4, 12)]
+    world, context = forecaster.world, forecaster.encoded(Batch(states=states, fps=0.0, origins=(), frames=frames))
+    assert context.tokens is not None
+    rolled = world.rolled(context.tokens, world.conditions(states))[:, 4:]
+    assert torch.equal(torch.cat([one[:, 0] for one in chosen if one is not None], dim=1), rolled)
+
+
+def test_its_snapshots_are_values_of_constant_size() -> None:
+    session = begun(forecaster_of(sampling=Sampling(temperature=1.0)))
+    kept = session.snapshot()
+    first = steps(session, 5)
+    size = len(pickle.dumps(session.snapshot()))
+    second = steps(session, 20)
+    assert len(pickle.dumps(session.snapshot())) == size == len(pickle.dumps(kept))
+    session.restore(pickle.loads(pickle.dumps(kept)))
+    assert torch.equal(steps(session, 5), first)
+    fork = session.fork()
+    assert torch.equal(steps(fork, 20), second)
+    assert session.time == 9
+
+
+def test_samples_differ_by_seed_and_batches_change_nothing() -> None:
+    forecaster = forecaster_of(sampling=Sampling(temperature=1.0), num_samples=3)
+    made = steps(begun(forecaster), 3)
+    assert not torch.equal(made[:, 0], made[:, 1])
+    assert not torch.equal(steps(begun(forecaster, seed=4), 3), made)
+    assert torch.equal(steps(begun(replace(forecaster, rows=2)), 3), made)
+
+
+def test_entropy_is_that_of_independent_digits() -> None:
+    session = begun(forecaster_of())
+    sure = session.advance(states_of(1), extra=("certainty",)).certainty
+    assert sure is not None
+    assert sure.entropy.shape == (2, 1, 4, 4)
+    assert (sure.entropy >= 0).all()
+    assert (sure.entropy <= torch.tensor(12.0).log() + 1e-5).all()
+
+
+def test_frames_may_wait_until_they_are_read() -> None:
+    now, later = begun(forecaster_of()), begun(forecaster_of(lazy=True))
+    made = later.advance(states_of(1))
+    assert made.frames is None
+    assert torch.equal(made.video, now.advance(states_of(1)).video)
+
+
+def test_over_a_window_it_is_rolled_on_with_the_same_frames() -> None:
+    forecaster, states = forecaster_of(), states_of(10)
+    frames = noise_frames(2, 4, 3, 16, 16)
+    session = forecaster.start(frames, states[:, :4])
+    alone = torch.cat([session.advance(states[:, t : t + 1]).video for t in range(4, 10)], dim=2)
+    window = RollOut.of(forecaster, 6)
+    assert torch.equal(window.forecast(frames, states).video, alone)
+
+
+def test_the_mean_code_is_decoded_where_that_is_asked_for() -> None:
+    made = [steps(begun(forecaster_of(decode_mode=mode)), 2) for mode in ("tokens", "mean")]
+    assert not torch.equal(*made)
+    with pytest.raises(UsageError, match="--temperature"):
+        forecaster_of(num_samples=2)
