@@ -15,6 +15,7 @@ from worldline.rundir import from_json, to_json
 from worldline.schema import DataError, TokenGrid
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
 from worldline.tokenizers.wan_vae import WanVAETokenizer
+from worldline.worlds.causal import CausalWorld
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 from worldline.worlds.wan import WanWorld
 
@@ -25,7 +26,7 @@ each = pytest.mark.parametrize("name", RECIPES)
 def test_builds_its_model(name: str) -> None:
     model = Footprint(RECIPES[name]()).model
     kinds = {"tokenizer": FSQVideoTokenizer, "compression": STTransformer, "vae": WanVAETokenizer, "sampling": WanWorld}
-    kinds |= {"inverse": InverseDynamics}
+    kinds |= {"inverse": InverseDynamics, "driven": CausalWorld}
     assert isinstance(model, kinds[name.split("_")[0]])
 
 

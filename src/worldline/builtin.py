@@ -1,7 +1,8 @@
 """Paths that lead somewhere: to data and checkpoints inside the package, and from a run's configuration.
 
-The package has twin-mini, and the tiny models trained on the twin. A run can be read from any working directory and
-after a move: its configuration holds paths inside the run as relative ones, built-ins by name, all others as absolute.
+The package has data of the twin (twin-mini, twin-table), and tiny models trained on it. A run can be read from any
+working directory and after a move: its configuration holds paths inside the run as relative ones, built-ins by name,
+all others as absolute.
 """
 
 import os
@@ -16,8 +17,7 @@ T = TypeVar("T")
 ASSETS = Path(__file__).parent / "assets"
 TWIN_MINI_TRAIN = ASSETS / "twin_mini" / "train"
 TWIN_MINI_VAL = ASSETS / "twin_mini" / "val"
-TWIN_TABLE_TRAIN = ASSETS / "twin_table" / "train"
-TWIN_TABLE_VAL = ASSETS / "twin_table" / "val"
+TWIN_TABLE = ASSETS / "twin_table"
 TOKENIZER_TINY = ASSETS / "tokenizer_tiny"
 COMPRESSION_TINY = ASSETS / "compression_tiny"
 TOKENIZER_DRIVEN = ASSETS / "tokenizer_driven"
@@ -26,12 +26,18 @@ VAE_TINY = ASSETS / "vae_tiny"
 SAMPLING_TINY = ASSETS / "sampling_tiny"
 INVERSE_DYNAMICS_TINY = ASSETS / "inverse_dynamics_tiny"
 _MODELS = (
-    *(TOKENIZER_TINY, COMPRESSION_TINY, TOKENIZER_DRIVEN, DRIVEN_TINY),
+    *(TOKENIZER_TINY, COMPRESSION_TINY, TOKENIZER_DRIVEN),
     *(VAE_TINY, SAMPLING_TINY, INVERSE_DYNAMICS_TINY),
 )
 NAMES = {"twin-mini": TWIN_MINI_TRAIN, "twin-mini-val": TWIN_MINI_VAL}
-NAMES |= {"twin-table": TWIN_TABLE_TRAIN, "twin-table-val": TWIN_TABLE_VAL}
+NAMES |= {"twin-table": TWIN_TABLE}
 NAMES |= {model.name.replace("_", "-"): model for model in _MODELS}
+
+
+def held_out(path: Path) -> Path:
+    """The built-in data that a built-in model was not trained on."""
+    driven = (TOKENIZER_DRIVEN.resolve(), DRIVEN_TINY.resolve())
+    return TWIN_TABLE if path.resolve() in driven else TWIN_MINI_VAL
 
 
 def resolve(path: str | Path) -> Path:

@@ -146,7 +146,7 @@ def _opened(run: Path, contract: Contract, choice: DataChoice, on: On) -> tuple[
 
 def _config(run: Path, contract: Contract, choice: DataChoice, on: On) -> DataConfig:
     """The configuration of the run's data, whose validation clips are those of the evaluation."""
-    data = builtin.TWIN_MINI_VAL if builtin.is_builtin(run) else None
+    data = builtin.held_out(run) if builtin.is_builtin(run) else None
     if choice.data is not None:
         data = builtin.resolve_all(choice.data)
     path = next((p for p in (RunDir(run).config, RunDir(run.parent.parent).config) if p.exists()), None)

@@ -311,7 +311,7 @@ def _tokenizer_of(path: Path, expected: str | None) -> Path | None:
             return RunDir(run).tokenizer
     if expected is None:
         return None
-    for shipped in (builtin.TOKENIZER_TINY, builtin.VAE_TINY):
+    for shipped in (builtin.TOKENIZER_TINY, builtin.TOKENIZER_DRIVEN, builtin.VAE_TINY):
         if shipped.is_dir() and expected == fingerprint(shipped):
             return shipped
     raise UsageError(f"{path} has no tokenizer beside it; give the one it was trained on (--tokenizer DIR)")
