@@ -27,6 +27,7 @@ SUITE = (
     "sampling_world",
     "data_loading",
     "twin_rendering",
+    "tasks",
     "audit",
     "threads",
 )

@@ -46,6 +46,7 @@ def _quick(name: str, *arguments: str) -> dict:
         pytest.param("threads", "busy", marks=pytest.mark.slow),
         pytest.param("data_loading", "cached_clips_per_second", marks=pytest.mark.slow),
         pytest.param("twin_rendering", "frames_per_second", marks=pytest.mark.slow),
+        pytest.param("tasks", "push", marks=pytest.mark.slow),
         pytest.param("audit", "compression-tiny", marks=pytest.mark.slow),
     ],
 )

@@ -21,8 +21,8 @@ Drive = Literal["follow", "command"]
 Place = tuple[int, int, int, int, int]
 """Where a clip's physics belong: place of its task in `TASKS`, or -1 of a recorded episode; number of the episode, or
 seed of the start; frames per second; size of the pictures; frames since it began."""
-MOST_SCENES = 16
-"""Simulations that are kept open; each has its own OpenGL context."""
+MOST_SCENES = 64
+"""Simulations that are kept open; each has its own OpenGL context, of about 22 MB at 128x128."""
 
 
 @dataclass(frozen=True, kw_only=True)
