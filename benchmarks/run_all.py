@@ -29,6 +29,7 @@ SUITE = (
     "twin_rendering",
     "tasks",
     "audit",
+    "viewer",
     "threads",
 )
 

@@ -169,6 +169,9 @@ def test_wrong_values_are_refused_on_the_command_line_by_the_name_of_the_option(
         ("data twin X --episodes 1 --view table --tasks push --failures 2", "--failures is 2"),
         ("data twin X --episodes 1 --view table --tasks push --miss -1", "--miss is -1"),
         ("data twin X --episodes 1 --view table --tasks push --frames 9", "more than 17 frames"),
+        ("view --port 70000", "--port is 70000"),
+        ("view compression-tiny --sessions 0", "--sessions is 0"),
+        ("view compression-tiny --idle-minutes nan", "--idle-minutes is nan"),
         ("demo --steps 0", "--steps is 0"),
     ],
 )

@@ -2,6 +2,10 @@
 
 import io
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -20,11 +24,15 @@ from viewer_builders import Remembering, Served, served, squares_stage
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from worldline.forecasting.forecaster import Forecaster
+from worldline.builtin import TWIN_MINI_VAL
+from worldline.contract import FramePattern
+from worldline.data.clips import DataConfig, open_clips
+from worldline.forecasting.forecaster import CopyLast, Forecaster
 from worldline.formats.open import open_source
 from worldline.formats.states import ONEX_LAYOUT
 from worldline.formats.video import frame_times
 from worldline.schema import StateLayout, UsageError
+from worldline.twin.simulation import can_draw
 from worldline.viewer import branches
 from worldline.viewer.guard import Guard
 from worldline.viewer.joints import limb_of, ranges_of, unit_of
@@ -32,7 +40,7 @@ from worldline.viewer.pictures import decoded, encoded, heat
 from worldline.viewer.player import Player, Wish
 from worldline.viewer.protocol import BadMessageError, read
 from worldline.viewer.server import listening
-from worldline.viewer.stage import Stage
+from worldline.viewer.stage import Stage, ViewOptions, refuse_unseen, stage_of
 from worldline.viewer.trust import Gauge, Usual, calibrated
 
 UP, DOWN = Wish(states={0: 1.0, 1: 0.9}, number=1), Wish(states={0: 0.0}, number=2)
@@ -248,6 +256,10 @@ def test_a_world_over_tokens_is_calibrated_on_its_own_roll_outs(root: Path) -> N
     shot = player.next(UP)
     assert shot.moment.maps["entropy"].shape == (2, 2)
     assert shot.moment.trust.signals["entropy"] > 0
+    assert stage.gauge.usual["round_trip"].middle > 0
+    for _ in range(29):
+        shot = player.next(UP)
+    assert shot.moment.trust.signals["round_trip"] > 0
 
 
 def test_states_outside_of_training_are_named(root: Path) -> None:
@@ -468,6 +480,50 @@ def test_a_silent_tab_is_closed(root: Path) -> None:
         assert found.until(tabs=0)
 
 
+# --- the live twin ---
+
+
+@pytest.fixture(scope="module")
+def of_the_twin() -> Stage:
+    if not can_draw():
+        pytest.skip("the twin cannot draw here")
+    clips = open_clips(DataConfig(path=TWIN_MINI_VAL, pattern=FramePattern(window=9), window_stride=60), "val")
+    copied = CopyLast(context_frames=8, times=(8,), chunk_frames=1)
+    return stage_of(copied, clips, None, ViewOptions(), world="copy-last")
+
+
+def test_the_twin_moves_under_the_same_states_and_follows_wherever_one_goes(of_the_twin: Stage) -> None:
+    with served(of_the_twin) as found, found.page() as page:
+        assert page.welcome["twin"] == {"available": True, "why": ""}
+        page.say("twin", on=True)
+        page.told("state", lambda state: state["twin"])
+        page.say("motion", clip=0, on=True)
+        page.told("state", lambda state: state["motion"] == 0)
+        own = [(header, dict(zip(kinds(header), pictures, strict=True))) for header, pictures in page.steps(20)]
+        _, pictures = own[-1]
+        assert {"forecast", "truth", "twin"} <= pictures.keys()
+        frames = {kind: decoded(picture).astype(float) for kind, picture in pictures.items()}
+        true, copy = (np.square(frames["truth"] - frames[kind]).mean() for kind in ("twin", "forecast"))
+        assert true < 0.3 * copy, "what the robot saw there, and not what it saw at first"
+        page.say("branch", name="other")
+        page.say("drive", states={"LEFT_ELBOW_PITCH": 0.0})
+        page.told("state", lambda state: state["branch"] == "b2")
+        other = page.steps(6)[-1]
+        page.say("switch", branch="b1")
+        again = page.shown(lambda shown: shown.branch == "b1")
+        assert np.abs(decoded(again[1][kinds(again[0]).index("twin")]) - frames["twin"]).max() < 2
+        page.say("motion", clip=0, on=True)
+        page.told("state", lambda state: state["motion"] == 0)
+        on = page.steps(6)[-1]
+        assert on[0].frame == other[0].frame
+        twins = [decoded(pictures[kinds(header).index("twin")]) for header, pictures in (on, other)]
+        assert not np.array_equal(*twins)
+
+
+def kinds(header: Any) -> list[str]:
+    return [picture.kind for picture in header.pictures]
+
+
 # --- exports ---
 
 
@@ -572,6 +628,21 @@ def test_an_address_in_use_is_said(server: Served) -> None:
         listening("203.0.113.1", 0)
 
 
+@pytest.mark.slow
+def test_the_verb_serves_until_it_is_interrupted_and_ends_cleanly() -> None:
+    command = [sys.executable, "-m", "worldline", "view", "compression-tiny", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        address = next(found[1] for line in process.stderr if (found := re.search(r"http://(\S+)", line)))
+        with connect(f"ws://{address}/live", max_size=None) as socket:
+            socket.send('{"type": "hello", "version": 1}')
+            assert json.loads(socket.recv())["world"] == "compression-tiny"
+            socket.send('{"type": "play", "on": true}')
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=20) == 0
+        assert "Traceback" not in process.stderr.read()
+
+
 def test_messages_are_exactly_those_of_the_protocol() -> None:
     assert read('{"type": "drive", "states": {"a": -1.5}}').states == {"a": -1.5}
     with pytest.raises(BadMessageError) as bad:
@@ -580,8 +651,6 @@ def test_messages_are_exactly_those_of_the_protocol() -> None:
 
 
 def test_a_world_that_shows_nothing_or_cannot_go_on_is_refused(root: Path, tmp_path: Path) -> None:
-    from worldline.viewer.stage import refuse_unseen
-
     unseen: Forecaster = replace(of_tokens(), tokenizer=None)
     with pytest.raises(UsageError, match="--tokenizer DIR"):
         refuse_unseen(unseen, tmp_path)

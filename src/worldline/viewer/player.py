@@ -17,13 +17,13 @@ from worldline.forecasting.timing import timed
 from worldline.schema import Forecast, UsageError
 from worldline.viewer.branches import SNAPSHOT_BYTES, Branch, Moment, State, Tree
 from worldline.viewer.joints import returns
-from worldline.viewer.pictures import encoded
+from worldline.viewer.pictures import decoded, encoded
 from worldline.viewer.protocol import RECORDED, Timing, Trust
 from worldline.viewer.recording import Recording
 from worldline.viewer.stage import Stage
-from worldline.viewer.trust import ENTROPY, SPREAD, latent_of, measured
+from worldline.viewer.trust import ENTROPY, ROUND_TRIP, SPREAD, latent_of, measured, round_trip
 
-AGAIN = 2.0
+AGAIN = 1.0
 """A chunk is made again at most when so many times its own duration has passed since it was made."""
 
 
@@ -103,6 +103,7 @@ class Player:
         self.clip, self.recording, self.context = clip, recording, len(branch.moments)
         self.tree, self._session, self._plan = Tree(branch), session, None
         self._last = _pixels(context[-1])
+        self._kept: dict[str, float] = {}
         self._motion: tuple[int, Recording, int] | None = None  # clip, its recording, time of its first row
         self._steered = -1  # the wish by which the frames behind the head were made
         self._every = max(1, -(-self._chunks_kept() // self._room(session.snapshot())))
@@ -135,7 +136,7 @@ class Player:
     def rewind(self, to: int, wish: Wish) -> Shot:
         """Go to a frame of the branch. Raises `UsageError` where there is none."""
         self.branch.head, self._plan, self._motion = self._within(self.branch, to), None, None
-        self._steered = wish.number
+        self._steered, self._kept = wish.number, {}
         return self.shot()
 
     def fork(self, name: str | None) -> Shot:
@@ -148,7 +149,7 @@ class Player:
     def switch(self, branch: str, wish: Wish) -> Shot:
         """Go on in another branch. Raises `UsageError` where there is none."""
         self.tree.current, self._plan, self._motion = self.tree.named(branch), None, None
-        self._steered = wish.number
+        self._steered, self._kept = wish.number, {}
         return self.shot()
 
     def look(self, branch: str, index: int) -> Shot | UInt8[np.ndarray, "h w 3"]:
@@ -214,7 +215,8 @@ class Player:
         frame = _pixels(plan.made.video[0, 0, inside])
         media, picture = encoded(frame)
         since, moment = branch.now.time + 1, plan.made.times[inside]
-        trust = self.stage.gauge.read(np.stack(branch.rows[since : moment + 1]), plan.signals[inside])
+        signals = plan.signals[inside] | self._round_trip(branch, frame)
+        trust = self.stage.gauge.read(np.stack(branch.rows[since : moment + 1]), signals)
         maps = self._maps(plan.made, inside)
         branch.moments.append(Moment(time=moment, media=media, picture=picture, real=False, trust=trust, maps=maps))
         branch.head += 1
@@ -226,6 +228,19 @@ class Player:
         if ended:
             self._motion = None
         return Shot(branch=branch, index=branch.head, timing=timing, drives=plan.wish.drives, ended=ended)
+
+    def _round_trip(self, branch: Branch, frame: UInt8[np.ndarray, "h w 3"]) -> dict[str, float]:
+        """What the tokenizer keeps of the latest frames: measured once a second, and what it was until then."""
+        every, gauge, forecaster = max(1, round(self.stage.rate)), self.stage.gauge, self.stage.forecaster
+        imagined = len(branch.moments) + 1 - self.context
+        if ROUND_TRIP in gauge.usual and imagined >= forecaster.context_frames and imagined % every == 0:
+            before = branch.moments[len(branch.moments) + 1 - forecaster.context_frames :]
+            film = np.stack([*(decoded(moment.picture) for moment in before), frame])
+            with self.stage.lock:
+                found = round_trip(forecaster, torch.from_numpy(film)[None].permute(0, 1, 4, 2, 3))
+            if found is not None:
+                self._kept = {ROUND_TRIP: float(found[0]) / max(float(found[1]), gauge.motion)}
+        return self._kept
 
     def _planned(self, branch: Branch, wish: Wish) -> _Plan:
         """The chunk in which the next frame lies, made anew where something else is wanted."""

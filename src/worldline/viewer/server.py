@@ -105,6 +105,7 @@ def listening(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind((host, port))
+            found.listen(64)  # a page that asks while the world is being loaded waits
         except OSError:
             found.close()
             raise

@@ -46,8 +46,8 @@ MOST_CLIPS = 240
 """To choose from; of more, as many at even distances."""
 APART = 2.0
 """Seconds between the beginnings of two clips of an episode."""
-CALIBRATED_ON = 8
-"""Clips."""
+CALIBRATED_ON, STATES_OF = 8, 200
+"""Clips that are rolled out, and episodes whose states are read, to find what is usual."""
 MOST_EXPORTS = 8
 MOST_MESSAGES = 240
 """A second, of one tab."""
@@ -206,7 +206,9 @@ def stage_of(
         options=options,
     )
     some = [stage.recording(clip) for clip in evenly(len(numbers), CALIBRATED_ON)]
-    return replace(stage, gauge=calibrated(stage.gauge, forecaster, some, fps=stage.fps, seed=options.seed))
+    rows = [source.read_states(episodes[i]) for i in evenly(len(episodes), STATES_OF)]
+    gauge = calibrated(stage.gauge, forecaster, some, fps=stage.fps, rows=rows, seed=options.seed)
+    return replace(stage, gauge=gauge)
 
 
 def beginnings(clips: Clips) -> tuple[int, ...]:

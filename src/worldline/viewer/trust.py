@@ -6,22 +6,27 @@ any of those frames had, it leaves what it knows. The word is that of the worst 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
 
 from worldline.forecasting.forecaster import Forecaster
-from worldline.schema import Forecast, join
+from worldline.schema import Batch, Forecast, join
 from worldline.viewer.protocol import Trust, Word
 from worldline.viewer.recording import Recording
 
 USUAL = 0.95
 """Quantile of the data's own frames up to which a signal is as in them."""
-SECONDS = 2.0
+SECONDS = 4.0
 """How far they are rolled out."""
-STATES, ENTROPY, SPREAD = "states", "entropy", "spread"
+STATES, ENTROPY, SPREAD, ROUND_TRIP = "states", "entropy", "spread", "round_trip"
+"""The signals: how far states are from the middle of their range in training, 1 at its end; mean entropy of tokens in
+nats; mean spread of the samples in grey levels; what encoding and decoding changes in the latest frames, divided by how
+much these move (after MMBench2, arXiv 2606.27326), or where they hardly move, by how much the data's own do.
+"""
 Limits = Float[np.ndarray, " s"]
 _ORDER: tuple[Word, ...] = ("unknown", "known", "unsure", "leaving")
 _ROUNDING = 1e-4  # of float32, and of a recording that is written and read again
@@ -56,6 +61,8 @@ class Gauge:
     half: Float32[np.ndarray, " s"]
     """The states of training lie between `middle - half` and `middle + half`."""
     usual: dict[str, Usual] = field(default_factory=dict)
+    motion: float = 1.0
+    """The usual change from frame to frame, in grey levels."""
 
     @classmethod
     def within(cls, names: tuple[str, ...], low: Limits, high: Limits) -> "Gauge":
@@ -77,6 +84,21 @@ class Gauge:
         shares = {name: round(value / self.usual[name].most, 4) for name, value in known.items()}
         word = max(words, key=_ORDER.index) if words else _ORDER[0]
         return Trust(word=word, signals=shares, outside=outside)
+
+
+def round_trip(forecaster: Forecaster, frames: UInt8[Tensor, "b t 3 h w"]) -> tuple[Float[Tensor, " b"], ...] | None:
+    """What encoding and decoding changes in as many frames as a context has, and what changes from one to the next.
+
+    Both in grey levels. None where frames are not encoded, or do not follow one another as the world is given them.
+    """
+    if forecaster.tokenizer is None or forecaster.pace != 1 or frames.shape[1] != forecaster.context_frames:
+        return None
+    empty = torch.zeros(len(frames), frames.shape[1], 1)
+    found = forecaster.round_trip(Batch(states=empty, fps=0.0, origins=(), frames=frames))
+    if found is None or frames.shape[1] < 2:
+        return None
+    given, kept = (part.float() for part in found)
+    return (given - kept).abs().mean(dim=(1, 2, 3, 4)), (given[:, 1:] - given[:, :-1]).abs().mean(dim=(1, 2, 3, 4))
 
 
 def measured(made: Forecast, row: int = 0) -> list[dict[str, float]]:
@@ -103,25 +125,51 @@ def latent_of(made: Forecast) -> list[int]:
 
 
 def calibrated(
-    gauge: Gauge, forecaster: Forecaster, recordings: Sequence[Recording], *, fps: float, seed: int = 0
+    gauge: Gauge,
+    forecaster: Forecaster,
+    recordings: Sequence[Recording],
+    *,
+    fps: float,
+    rows: Sequence[Float32[np.ndarray, "_ s"]] = (),
+    seed: int = 0,
 ) -> Gauge:
-    """The gauge with what is usual, by rolling out some clips of the data with their own states."""
-    states = [gauge.away(one.states).max(axis=1) for one in recordings]
+    """The gauge with what is usual, by rolling out some clips of the data with their own states.
+
+    Args:
+        rows: states of further episodes, which are not rolled out.
+    """
+    states = [gauge.away(one).max(axis=1) for one in (*rows, *(one.states for one in recordings))]
     usual = {STATES: Usual.of(np.concatenate(states))}
     chunk, ahead = forecaster.chunk_frames, forecaster.lookahead_frames
     shortest = min(len(one.states) for one in recordings) - forecaster.context_frames
     count = min(max(1, round(SECONDS * fps / chunk)), (shortest - ahead) // chunk + 1)
     values: dict[str, list[float]] = {}
+    films: list[Tensor] = []
     if count > 0:
         batch = join([one.batch for one in recordings])
-        rows = torch.from_numpy(np.stack([one.states[: forecaster.context_frames + shortest] for one in recordings]))
+        own = torch.from_numpy(np.stack([one.states[: forecaster.context_frames + shortest] for one in recordings]))
         session = forecaster.start_clips(batch, seed=list(range(seed, seed + len(recordings))))
         for number in range(count):
             begin = forecaster.context_frames + number * chunk
-            made = session.advance(rows[:, begin : begin + ahead], extra=forecaster.streamed & {"certainty"})
+            made = session.advance(own[:, begin : begin + ahead], extra=forecaster.streamed & {"certainty"})
+            films.append(made.video[:, 0])
             for clip in range(len(recordings)):
                 for signals in measured(made, clip):
                     for name, value in signals.items():
                         values.setdefault(name, []).append(value)
     usual |= {name: Usual.of(np.array(found)) for name, found in values.items()}
-    return Gauge(names=gauge.names, middle=gauge.middle, half=gauge.half, usual=usual)
+    found = _round_trips(forecaster, torch.cat(films, dim=1)) if films else None
+    if found is None:
+        return replace(gauge, usual=usual)
+    motion = max(float(found[1].median()), 1e-3)
+    usual[ROUND_TRIP] = Usual.of((found[0] / found[1].clamp(min=motion)).numpy())
+    return replace(gauge, usual=usual, motion=motion)
+
+
+def _round_trips(forecaster: Forecaster, film: UInt8[Tensor, "b t 3 h w"]) -> tuple[Tensor, Tensor] | None:
+    """`round_trip` of pieces of some films that are as long as a context, wherever blocks of tokens begin."""
+    length = forecaster.context_frames
+    begins = range(0, film.shape[1] - length + 1, length // 3 + 1)
+    pieces = [round_trip(forecaster, film[:, begin : begin + length]) for begin in begins]
+    known = [piece for piece in pieces if piece is not None]
+    return (torch.cat([one[0] for one in known]), torch.cat([one[1] for one in known])) if known else None
