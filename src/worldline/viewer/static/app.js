@@ -1,0 +1,293 @@
+// The page: what comes from the server goes to the parts, what a person does goes to the server.
+import { byId, choices, make } from "./dom.js";
+import { toast } from "./toasts.js";
+import { Connection } from "./connection.js";
+import { Album, RECORDED, Stage } from "./pictures.js";
+import { Joints } from "./joints.js";
+import { Keys } from "./keys.js";
+import { Gamepads } from "./gamepad.js";
+import { Meters, showTrust } from "./meters.js";
+import { Timeline } from "./timeline.js";
+import { Compare } from "./compare.js";
+import { Exports } from "./exports.js";
+import { theme } from "./theme.js";
+
+const connection = new Connection("live");
+const album = new Album(), stage = new Stage(), joints = new Joints(), meters = new Meters();
+const timeline = new Timeline(album), files = new Exports(connection);
+const compare = new Compare(album, { missing: (branch, frame) => look(branch, frame), at: frame => showFrame(frame, false) });
+const CHOOSING_MS = 600;
+let welcome = null, state = null, labels = new Map(), overlays = new Map();
+/** What stands on the stage. It may be another moment than the session's, while a person looks back. */
+let shown = { branch: null, frame: 0 };
+let asked = null; // the picture that `look` asked for, until it comes
+let watching = false;
+let chosenAt = -Infinity;
+let held = false; // a person has paused: driving does not start the clock again
+
+// --- from the server ---
+
+connection.addEventListener("link", ({ detail }) => {
+  const said = { open: "connected", lost: `connection lost, again in ${(detail.wait ?? 0) / 1000} s`, ended: "closed" };
+  byId("link").dataset.state = detail.state === "open" ? "open" : "lost";
+  byId("link").querySelector(".words").textContent = said[detail.state];
+  if (detail.state === "open") return;
+  if (detail.state === "lost" && detail.reason) toast(detail.reason, "error");
+  stopWatching();
+  compare.stop();
+  enable(false);
+});
+
+connection.addEventListener("welcome", ({ detail }) => {
+  const again = welcome !== null && state;
+  const wanted = again ? { clip: state.clip, overlay: state.overlay, twin: state.twin } : {};
+  welcome = detail;
+  document.title = `${detail.world} · worldline viewer`;
+  byId("world").textContent = detail.world;
+  byId("facts").textContent = `${detail.data}, ${detail.width}\u00d7${detail.height}, ${+detail.fps.toFixed(2)} frames/s, ${detail.chunk === 1 ? "one frame" : `${detail.chunk} frames`} per step`;
+  byId("speed-note").textContent = `Move a slider, hold a key or follow a recorded motion. The orange mark is where the robot is; it moves no faster than in the data.${detail.lookahead_seconds > 1.5 / detail.fps ? ` This world must know the states ${detail.lookahead_seconds.toFixed(2)} s ahead, so what you do shows that much later.` : ""}`;
+  labels = new Map(detail.joints.map(joint => [joint.name, joint.label]));
+  joints.show(detail.joints);
+  const clips = detail.clips.map(clip => [clip.index, `${clip.label}, ${clip.seconds.toFixed(1)} s`]);
+  choices(byId("clips"), clips);
+  choices(byId("motions"), [["", "by hand"], ...clips.map(([index, label]) => [index, `recorded: ${label}`])]);
+  stage.shape(detail.width, detail.height);
+  showChoices(detail);
+  legend();
+  enable(true);
+  if (again) toast("The connection was lost, and the imagined episode with it. It begins again with the same clip.", "error");
+  const clip = wanted.clip ?? detail.clips[0]?.index;
+  if (wanted.overlay && wanted.overlay !== "none") connection.send("overlay", { kind: wanted.overlay });
+  if (wanted.twin) connection.send("twin", { on: true });
+  if (clip === undefined) toast("These data have no clip that is long enough to begin with.", "error");
+  else open(clip);
+});
+
+connection.addEventListener("state", ({ detail }) => {
+  const before = state;
+  state = detail;
+  if (before) album.agree(detail.branches, before.branches);
+  timeline.show(detail, welcome.fps);
+  files.branches(detail.branches, detail.branch);
+  const play = byId("play");
+  play.textContent = detail.playing ? "Pause" : "Play";
+  byId("clips").value = detail.clip ?? "";
+  byId("motions").value = detail.motion ?? "";
+  joints.targets(detail.target);
+  showChosen();
+  stage.wants({ truth: detail.motion !== null && detail.motion === detail.clip, twin: detail.twin, overlay: detail.overlay === "none" ? null : overlays.get(detail.overlay) });
+  byId("clip-note").textContent = detail.outside ? `Wanted so far outside of the data's range: ${detail.outside} values.` : "";
+  if (before?.branch !== detail.branch || before?.clip !== detail.clip) toSession();
+  showCompared();
+});
+
+connection.addEventListener("shown", async ({ detail }) => {
+  const moment = album.put(detail);
+  if (!detail.looked) {
+    if (detail.timing_ms.encode > 0) meters.made(detail); // of a kept frame nothing is made again
+    timeline.grown(detail.branch, detail.frame);
+    joints.now(detail.states, state?.motion != null);
+  }
+  const mine = detail.looked ? asked?.branch === detail.branch && asked?.frame === detail.frame : !watching && detail.branch === (state?.branch ?? detail.branch);
+  try {
+    if (mine) {
+      if (detail.looked) asked = null;
+      await showMoment(detail.branch, detail.frame, moment);
+    }
+    if (detail.looked) compare.paint(shown.frame, false);
+  } finally {
+    connection.send("ack", { seq: detail.seq });
+  }
+});
+
+connection.addEventListener("refused", ({ detail }) => {
+  toast(detail.where ? `${detail.message} (${detail.where})` : detail.message, "error");
+  chosenAt = -Infinity;
+  if (state) showChosen();
+});
+
+// --- what stands on the stage ---
+
+function showMoment(branch, frame, moment) {
+  shown = { branch, frame };
+  const recorded = branch === RECORDED;
+  if (!recorded) timeline.at(frame);
+  showTrust(moment.real || recorded ? null : moment.trust, welcome?.words, labels);
+  if (moment.real || recorded) byId("trust").querySelector(".words").textContent = recorded ? "the recording" : "real pictures";
+  if (timeline.state) compare.paint(frame, !state?.playing);
+  const name = state?.branches.find(one => one.id === branch)?.name ?? "";
+  const title = recorded ? "Recording" : moment.real ? "What the robot saw" : "Forecast";
+  return stage.show(moment, title, recorded ? `${(moment.seconds ?? 0).toFixed(2)} s` : state?.branches.length > 1 ? name : "");
+}
+
+/** A frame of the current branch, from the album or else from the server. */
+function showFrame(frame, ask = true) {
+  const moment = album.at(state.branch, Math.min(frame, timeline.now.frames - 1));
+  if (moment?.pictures.forecast) showMoment(state.branch, Math.min(frame, timeline.now.frames - 1), moment);
+  else if (ask) look(state.branch, frame);
+  else compare.paint(frame, false);
+}
+
+function look(branch, frame) {
+  asked = { branch, frame };
+  connection.send("look", { branch, frame });
+}
+
+function toSession() {
+  shown = { branch: state.branch, frame: state.frame };
+  showFrame(state.frame);
+}
+
+function showCompared() {
+  const branches = timeline.compared.map(id => state.branches.find(one => one.id === id)).filter(Boolean);
+  compare.show(branches, { context: state.context, fps: welcome.fps, tones: new Map([...timeline.rows].map(([id, row]) => [id, row.tone])) });
+  compare.paint(shown.frame, !state.playing);
+}
+
+// --- from the person ---
+
+function open(clip) {
+  stopWatching();
+  held = false;
+  album.clear();
+  timeline.clear();
+  meters.clear();
+  files.clear();
+  state = null;
+  shown = { branch: null, frame: 0 };
+  connection.send("open", { clip: +clip });
+}
+
+/** Continue from the moment that is on the stage, if a person has looked back to it. */
+function settle() {
+  stopWatching();
+  compare.stop();
+  if (!state || shown.branch !== state.branch || shown.frame === state.frame || state.playing) return;
+  go(shown.frame);
+}
+
+/** Bring the session to a frame: what is real stays as it is, so it goes to the last real frame at the least. */
+function go(frame) {
+  const to = Math.min(Math.max(frame, state.context - 1), timeline.now.frames - 1);
+  if (state.playing) connection.send("play", { on: false });
+  connection.send("rewind", { to });
+  return to;
+}
+
+const rate = () => Math.min(welcome.limits.rate_high, Math.max(welcome.limits.rate_low, welcome.fps * byId("speed").value));
+const actions = {
+  play() {
+    if (!state) return;
+    held = state.playing;
+    settle();
+    connection.send("play", state.playing ? { on: false } : { on: true, rate: rate() });
+  },
+  step() { if (!state) return; held = true; settle(); connection.send("step"); },
+  back() { if (state) showFrame(go((shown.branch === state.branch ? shown.frame : state.frame) - 1)); },
+  rewind() { if (state) { held = true; showFrame(go((shown.branch === state.branch ? shown.frame : state.frame) - Math.round(welcome.fps))); } },
+  branch() { if (!state) return; settle(); connection.send("branch"); },
+  reset: () => joints.reset(),
+  find: () => byId("find").focus(),
+  legend: () => byId("show-keys").click(),
+};
+for (const name of ["play", "step", "rewind", "branch"]) byId(name).addEventListener("click", () => actions[name]());
+
+joints.addEventListener("drive", ({ detail }) => {
+  if (!state) return;
+  settle();
+  connection.send("drive", { states: detail });
+  if (!state.playing && !held) { connection.send("play", { on: true, rate: rate() }); state.playing = true; }
+});
+joints.addEventListener("halt", () => connection.send("halt"));
+byId("speed").addEventListener("change", () => state?.playing && connection.send("play", { on: true, rate: rate() }));
+byId("clips").addEventListener("change", event => open(event.target.value));
+byId("open").addEventListener("click", () => open(byId("clips").value));
+byId("motions").addEventListener("change", event => {
+  settle();
+  const clip = event.target.value;
+  if (clip === "") return connection.send("motion", { clip: state.motion ?? 0, on: false });
+  held = false;
+  connection.send("motion", { clip: +clip, on: true });
+  connection.send("play", { on: true, rate: rate() });
+});
+
+timeline.addEventListener("look", ({ detail }) => {
+  stopWatching();
+  compare.stop();
+  held = true;
+  if (state.playing) { connection.send("play", { on: false }); state.playing = false; }
+  showFrame(detail);
+});
+timeline.addEventListener("go", ({ detail }) => { if (detail >= state.context - 1) go(detail); });
+timeline.addEventListener("switch", ({ detail }) => { stopWatching(); compare.stop(); connection.send("switch", { branch: detail }); });
+timeline.addEventListener("rename", ({ detail }) => connection.send("rename", detail));
+timeline.addEventListener("misnamed", ({ detail }) => toast(`"${detail}" cannot be a name: letters, digits, spaces and .,()+- only, 40 at most.`, "error"));
+timeline.addEventListener("drop", ({ detail }) => connection.send("drop", { branch: detail }));
+timeline.addEventListener("beside", ({ detail }) => { connection.send("beside", { branches: detail }); showCompared(); });
+
+// --- watch the recording ---
+
+byId("watch").addEventListener("click", () => watching ? (stopWatching(), toSession()) : watch());
+
+async function watch() {
+  if (state?.playing) connection.send("play", { on: false });
+  const mine = watching = {}, clip = welcome.clips.find(one => one.index === state.clip);
+  byId("watch").setAttribute("aria-pressed", "true");
+  for (let frame = 0; watching === mine && frame < clip.frames; frame++) {
+    const kept = album.at(RECORDED, frame), next = new Promise(done => setTimeout(done, 1000 / welcome.fps));
+    if (kept) showMoment(RECORDED, frame, kept);
+    else look(RECORDED, frame);
+    for (let waited = 0; watching === mine && asked?.branch === RECORDED && waited < 300; waited++) await new Promise(done => setTimeout(done, 10));
+    await next;
+  }
+  if (watching === mine) { stopWatching(); toSession(); }
+}
+
+function stopWatching() {
+  watching = false;
+  byId("watch").setAttribute("aria-pressed", "false");
+}
+
+// --- choices, legend, colours ---
+
+function showChoices({ overlays: all, twin }) {
+  overlays = new Map(all.map(one => [one.id, one]));
+  const choice = (type, id, value, label, available, why, change) => {
+    const input = make("input", { type, name: type === "radio" ? "overlay" : null, id, value, disabled: !available });
+    input.addEventListener("change", () => { chosenAt = performance.now(); change(input); });
+    return make(`label.check${available ? "" : ".off"}`, {}, input, make("span", {}, label, why ? make("small", {}, `: ${why}`) : null));
+  };
+  const none = overlays.has("none") ? [] : [{ id: "none", label: "Nothing", available: true, why: "" }];
+  byId("overlays").replaceChildren(
+    make("div", { role: "radiogroup", "aria-label": "Overlay" }, ...[...none, ...all].map(one => choice("radio", null, one.id, one.label, one.available, one.why, () => connection.send("overlay", { kind: one.id })))),
+    choice("checkbox", "twin", null, "Live twin: physics under the same states", twin.available, twin.why, input => connection.send("twin", { on: input.checked })),
+  );
+}
+
+/** What the server has, unless a person chose this very moment and the answer is on its way. */
+function showChosen() {
+  if (performance.now() - chosenAt < CHOOSING_MS) return;
+  for (const input of byId("overlays").querySelectorAll("[name=overlay]")) input.checked = input.value === state.overlay;
+  byId("twin").checked = state.twin;
+}
+
+function legend() {
+  byId("keyboard").replaceChildren(...keys.legend());
+  byId("gamepad").replaceChildren(...pads.legend());
+}
+
+function enable(on) {
+  for (const part of document.querySelectorAll("main button, main select, main input")) if (!part.closest("#overlays, #tree, #look")) part.disabled = !on;
+}
+
+const keys = new Keys(joints, actions), pads = new Gamepads(joints, actions, () => legend());
+joints.addEventListener("limb", legend);
+byId("show-keys").addEventListener("click", event => {
+  const open = byId("keys").hidden;
+  byId("keys").hidden = !open;
+  event.currentTarget.setAttribute("aria-expanded", String(open));
+  if (open) byId("keys").scrollIntoView({ block: "nearest" });
+});
+theme(byId("theme"));
+enable(false);
+connection.open();

@@ -1,0 +1,126 @@
+// Pictures: an album that remembers what was shown of every branch, and the panels in which one moment stands.
+import { byId, make } from "./dom.js";
+
+const MOST = 12000;
+export const RECORDED = "recorded";
+
+/** Moments by branch and frame, as they came: pictures stay compressed. The oldest go when there are too many. */
+export class Album {
+  constructor() { this.clear(); }
+  clear() { this.branches = new Map(); this.count = 0; }
+  of(branch) { return this.branches.get(branch) ?? this.branches.set(branch, new Map()).get(branch); }
+  at(branch, frame) { return this.branches.get(branch)?.get(frame); }
+
+  /** Keep what a message shows: its own moment, and pictures of other branches that came along. */
+  put(shown) {
+    const moment = { states: shown.states, trust: shown.trust, real: shown.real, seconds: shown.seconds, pictures: {} };
+    for (const one of shown.pictures) {
+      if (one.kind === "beside") this.add(one.branch, one.frame, { pictures: { forecast: one.blob } });
+      else moment.pictures[one.kind === "context" ? "forecast" : one.kind] = one.blob;
+    }
+    this.add(shown.branch, shown.frame, moment);
+    return this.at(shown.branch, shown.frame);
+  }
+
+  add(branch, frame, moment) {
+    const frames = this.of(branch), before = frames.get(frame);
+    frames.set(frame, { ...before, ...moment, pictures: { ...(moment.states ? {} : before?.pictures), ...moment.pictures } });
+    if (!before && ++this.count > MOST) this.shed();
+  }
+
+  shed() {
+    for (const frames of this.branches.values()) {
+      for (const frame of [...frames.keys()].slice(0, Math.ceil(frames.size / 10))) { frames.delete(frame); this.count--; }
+    }
+  }
+
+  /** As the server has it: a new branch begins with the moments of its parent, a cut or dropped one loses its own. */
+  agree(branches, old) {
+    const known = new Set(old.map(one => one.id));
+    for (const one of branches) {
+      if (!known.has(one.id) && one.parent !== null) for (const [frame, moment] of this.of(one.parent)) if (frame <= one.at) this.add(one.id, frame, moment);
+      const frames = this.of(one.id);
+      for (const frame of frames.keys()) if (frame >= one.frames) { frames.delete(frame); this.count--; }
+    }
+    for (const id of this.branches.keys()) {
+      if (id === RECORDED || branches.some(one => one.id === id)) continue;
+      this.count -= this.of(id).size;
+      this.branches.delete(id);
+    }
+  }
+}
+
+/** One picture with a caption. Only the newest of the pictures that are being decoded is drawn. */
+export class Panel {
+  constructor(title, kind) {
+    this.title = make("b", {}, title);
+    this.under = make("span.under");
+    this.canvas = make("canvas", { role: "img", "aria-label": title });
+    this.root = make(`figure.panel.${kind}`, {}, make("figcaption", {}, this.title, this.under), make("div.frame", {}, this.canvas));
+  }
+
+  name(title, under = "") {
+    this.title.textContent = title;
+    this.under.textContent = under;
+    this.canvas.setAttribute("aria-label", under ? `${title}, ${under}` : title);
+  }
+
+  /** Resolves when the picture stands; of no picture the panel is emptied. */
+  async show(blob) {
+    if (blob === this.shown) return;
+    this.shown = blob;
+    const context = this.canvas.getContext("2d");
+    if (!blob) return context.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    const picture = await createImageBitmap(blob);
+    if (blob === this.shown) {
+      if (this.canvas.width !== picture.width || this.canvas.height !== picture.height) Object.assign(this.canvas, { width: picture.width, height: picture.height });
+      context.drawImage(picture, 0, 0);
+    }
+    picture.close();
+  }
+}
+
+const TITLES = { forecast: "Forecast", truth: "What the robot saw", twin: "Live twin, same states", overlay: "" };
+
+/** The panels of the stage: the forecast, and beside it whatever came with the newest frame. */
+export class Stage {
+  constructor() {
+    this.root = byId("panels");
+    this.panels = Object.fromEntries(Object.entries(TITLES).map(([kind, title]) => [kind, new Panel(title, kind === "forecast" ? "main" : "small")]));
+    this.scale = make("div.scale", { hidden: true }, make("span.low"), make("span.heat", { "aria-hidden": "true" }), make("span.high"));
+    this.panels.overlay.root.append(this.scale);
+    this.root.append(...Object.values(this.panels).map(panel => panel.root));
+    byId("pixels").addEventListener("change", event => document.body.classList.toggle("hard", event.target.checked));
+    this.wants({});
+  }
+
+  shape(width, height) { document.documentElement.style.setProperty("--shape", `${width} / ${height}`); }
+
+  /** Which panels have a place: it stays while a frame happens not to have this picture. */
+  wants({ truth = false, twin = false, overlay = null }) {
+    this.wanted = { truth, twin, overlay };
+    this.arrange({});
+    this.scale.hidden = !overlay;
+    if (!overlay) return;
+    this.panels.overlay.name(overlay.label);
+    this.scale.querySelector(".low").textContent = String(+overlay.low.toPrecision(3));
+    this.scale.querySelector(".high").textContent = `${+overlay.high.toPrecision(3)} ${overlay.unit}`;
+    this.scale.querySelector(".heat").style.setProperty("background", overlay.colours.length ? `linear-gradient(90deg, ${overlay.colours.join(", ")})` : "var(--heat)");
+  }
+
+  arrange(pictures) {
+    const { truth, twin, overlay } = this.wanted, there = { truth: truth || pictures.truth, twin: twin || pictures.twin, overlay: overlay && overlay.id !== "none" };
+    for (const [kind, on] of Object.entries(there)) this.panels[kind].root.hidden = !on;
+    this.root.dataset.others = Object.values(there).filter(Boolean).length;
+  }
+
+  async show(moment, title, under) {
+    const { pictures, real } = moment;
+    this.arrange(pictures);
+    const main = this.panels.forecast;
+    main.name(title, under);
+    main.root.classList.toggle("predicted", !real);
+    this.panels.overlay.root.classList.toggle("predicted", !real);
+    await Promise.all(Object.entries(this.panels).map(([kind, panel]) => panel.show(pictures[kind])));
+  }
+}
