@@ -1,5 +1,5 @@
 // The page: what comes from the server goes to the parts, what a person does goes to the server.
-import { byId, choices, make } from "./dom.js";
+import { byId, choices, make, titled } from "./dom.js";
 import { toast } from "./toasts.js";
 import { Connection } from "./connection.js";
 import { Album, RECORDED, Stage } from "./pictures.js";
@@ -39,8 +39,7 @@ connection.addEventListener("link", ({ detail }) => {
 });
 
 connection.addEventListener("welcome", ({ detail }) => {
-  const again = welcome !== null && state;
-  const wanted = again ? { clip: state.clip, overlay: state.overlay, twin: state.twin } : {};
+  const before = welcome && state;
   welcome = detail;
   document.title = `${detail.world} · worldline viewer`;
   byId("world").textContent = detail.world;
@@ -55,12 +54,8 @@ connection.addEventListener("welcome", ({ detail }) => {
   showChoices(detail);
   legend();
   enable(true);
-  if (again) toast("The connection was lost, and the imagined episode with it. It begins again with the same clip.", "error");
-  const clip = wanted.clip ?? detail.clips[0]?.index;
-  if (wanted.overlay && wanted.overlay !== "none") connection.send("overlay", { kind: wanted.overlay });
-  if (wanted.twin) connection.send("twin", { on: true });
-  if (clip === undefined) toast("These data have no clip that is long enough to begin with.", "error");
-  else open(clip);
+  forget();
+  if (before) resume(before);
 });
 
 connection.addEventListener("state", ({ detail }) => {
@@ -84,8 +79,10 @@ connection.addEventListener("state", ({ detail }) => {
 connection.addEventListener("shown", async ({ detail }) => {
   const moment = album.put(detail);
   if (!detail.looked) {
-    if (detail.timing_ms.encode > 0) meters.made(detail); // of a kept frame nothing is made again
-    timeline.grown(detail.branch, detail.frame);
+    if (detail.made) meters.made(detail); // of a kept frame nothing is made again
+    if (detail.made) album.cut(detail.branch, detail.frame + 1); // what was kept behind it is gone
+    timeline.grown(detail.branch, detail.frame, detail.made);
+    if (state?.branch === detail.branch) state.frame = detail.frame;
     joints.now(detail.states, state?.motion != null);
   }
   const mine = detail.looked ? asked?.branch === detail.branch && asked?.frame === detail.frame : !watching && detail.branch === (state?.branch ?? detail.branch);
@@ -147,15 +144,29 @@ function showCompared() {
 // --- from the person ---
 
 function open(clip) {
+  forget();
+  connection.send("open", { clip: +clip });
+}
+
+/** Nothing of the episode before is left: another one begins. */
+function forget() {
   stopWatching();
   held = false;
   album.clear();
   timeline.clear();
+  compare.show([], {});
   meters.clear();
-  files.clear();
   state = null;
   shown = { branch: null, frame: 0 };
-  connection.send("open", { clip: +clip });
+}
+
+/** After a lost connection: the server has freed that session, so the same clip begins again, shown in the same way. */
+function resume({ clip, overlay, twin }) {
+  toast("The connection was lost, and the imagined episode with it. It begins again with the same clip.", "error");
+  files.clear();
+  if (clip) open(clip);
+  if (overlay !== "none") connection.send("overlay", { kind: overlay });
+  if (twin) connection.send("twin", { on: true });
 }
 
 /** Continue from the moment that is on the stage, if a person has looked back to it. */
@@ -255,7 +266,7 @@ function showChoices({ overlays: all, twin }) {
   const choice = (type, id, value, label, available, why, change) => {
     const input = make("input", { type, name: type === "radio" ? "overlay" : null, id, value, disabled: !available });
     input.addEventListener("change", () => { chosenAt = performance.now(); change(input); });
-    return make(`label.check${available ? "" : ".off"}`, {}, input, make("span", {}, label, why ? make("small", {}, `: ${why}`) : null));
+    return make(`label.check${available ? "" : ".off"}`, {}, input, make("span", {}, titled(label), why ? make("small", {}, `: ${why}`) : null));
   };
   const none = overlays.has("none") ? [] : [{ id: "none", label: "Nothing", available: true, why: "" }];
   byId("overlays").replaceChildren(

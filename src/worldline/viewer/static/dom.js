@@ -29,5 +29,6 @@ export function choices(select, options) {
 
 /** A number as people write it: as many digits as tell a joint's range apart. */
 export const number = (value, range = 1) => value.toFixed(range >= 200 ? 0 : range >= 20 ? 1 : 2).replace("-", "\u2212");
+export const titled = text => text.charAt(0).toUpperCase() + text.slice(1);
 export const seconds = (frames, fps) => `${(frames / fps).toFixed(2)} s`;
 export const typing = target => target instanceof Element && target.matches("input:not([type=range], [type=checkbox], [type=radio]), select, textarea");

@@ -1,6 +1,6 @@
 // The robot's joints: a slider each, grouped by limb. Targets are what the person wants; the mark on a slider is where
 // the robot is now. Whatever moves a target (slider, number, key, gamepad) comes through `Joints.set` or `nudge`.
-import { byId, make, number } from "./dom.js";
+import { byId, make, number, titled } from "./dom.js";
 
 const SEND_MS = 33;
 const HANDS_OFF_MS = 500;
@@ -227,7 +227,6 @@ function short({ label, limb }) {
   return words.length ? titled(words.join(" ")) : titled(label);
 }
 
-const titled = name => name.charAt(0).toUpperCase() + name.slice(1);
 export const letter = code => code === "Semicolon" ? ";" : code.replace(/^(Key|Digit)/, "");
 
 /** The nearest 1, 2 or 5 times a power of ten below. */

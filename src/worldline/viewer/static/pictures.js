@@ -1,5 +1,5 @@
 // Pictures: an album that remembers what was shown of every branch, and the panels in which one moment stands.
-import { byId, make } from "./dom.js";
+import { byId, make, titled } from "./dom.js";
 
 const MOST = 12000;
 export const RECORDED = "recorded";
@@ -16,7 +16,7 @@ export class Album {
     const moment = { states: shown.states, trust: shown.trust, real: shown.real, seconds: shown.seconds, pictures: {} };
     for (const one of shown.pictures) {
       if (one.kind === "beside") this.add(one.branch, one.frame, { pictures: { forecast: one.blob } });
-      else moment.pictures[one.kind === "context" ? "forecast" : one.kind] = one.blob;
+      else moment.pictures[one.kind === "context" || one.branch === RECORDED ? "forecast" : one.kind] = one.blob;
     }
     this.add(shown.branch, shown.frame, moment);
     return this.at(shown.branch, shown.frame);
@@ -26,6 +26,11 @@ export class Album {
     const frames = this.of(branch), before = frames.get(frame);
     frames.set(frame, { ...before, ...moment, pictures: { ...(moment.states ? {} : before?.pictures), ...moment.pictures } });
     if (!before && ++this.count > MOST) this.shed();
+  }
+
+  /** A branch ends before this frame. */
+  cut(branch, end) {
+    for (const frame of [...this.of(branch).keys()]) if (frame >= end) { this.of(branch).delete(frame); this.count--; }
   }
 
   shed() {
@@ -39,8 +44,7 @@ export class Album {
     const known = new Set(old.map(one => one.id));
     for (const one of branches) {
       if (!known.has(one.id) && one.parent !== null) for (const [frame, moment] of this.of(one.parent)) if (frame <= one.at) this.add(one.id, frame, moment);
-      const frames = this.of(one.id);
-      for (const frame of frames.keys()) if (frame >= one.frames) { frames.delete(frame); this.count--; }
+      this.cut(one.id, one.frames);
     }
     for (const id of this.branches.keys()) {
       if (id === RECORDED || branches.some(one => one.id === id)) continue;
@@ -102,7 +106,7 @@ export class Stage {
     this.arrange({});
     this.scale.hidden = !overlay;
     if (!overlay) return;
-    this.panels.overlay.name(overlay.label);
+    this.panels.overlay.name(titled(overlay.label));
     this.scale.querySelector(".low").textContent = String(+overlay.low.toPrecision(3));
     this.scale.querySelector(".high").textContent = `${+overlay.high.toPrecision(3)} ${overlay.unit}`;
     this.scale.querySelector(".heat").style.setProperty("background", overlay.colours.length ? `linear-gradient(90deg, ${overlay.colours.join(", ")})` : "var(--heat)");
@@ -121,6 +125,7 @@ export class Stage {
     main.name(title, under);
     main.root.classList.toggle("predicted", !real);
     this.panels.overlay.root.classList.toggle("predicted", !real);
-    await Promise.all(Object.entries(this.panels).map(([kind, panel]) => panel.show(pictures[kind])));
+    const truth = real ? { truth: pictures.forecast, twin: pictures.forecast } : {}; // what is real is all three
+    await Promise.all(Object.entries(this.panels).map(([kind, panel]) => panel.show(pictures[kind] ?? truth[kind])));
   }
 }

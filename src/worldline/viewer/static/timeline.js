@@ -103,11 +103,11 @@ export class Timeline extends EventTarget {
     this.lanes();
   }
 
-  /** A frame came: the branch is at least so long. */
-  grown(branch, frame) {
+  /** A frame came: the branch is at least so long, and ends with it if it was made just now. */
+  grown(branch, frame, made) {
     if (!this.state) return;
-    const one = this.state?.branches.find(one => one.id === branch);
-    if (one && one.frames <= frame) one.frames = frame + 1;
+    const one = this.state.branches.find(one => one.id === branch);
+    if (one && (made || one.frames <= frame)) one.frames = frame + 1;
     if (frame > this.total) this.total = frame + Math.round(2 * this.fps);
     if (one === this.now) this.range.max = Math.max(1, this.now.frames - 1);
     this.range.style.setProperty("--given-share", `${100 * (this.state.context - 1) / this.range.max}%`);
