@@ -17,10 +17,10 @@ from typing import Any
 import av
 import pytest
 from lerobot_rules import faults
-from worldline.viewer.server import build_app, listening
-from worldline.viewer.stage import ViewOptions, open_stage
 
 from worldline.api import open_data
+from worldline.viewer.server import build_app, listening
+from worldline.viewer.stage import ViewOptions, open_stage
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
 uvicorn = pytest.importorskip("uvicorn", reason="the viewer's server is not installed: pip install -e .[viewer]")
@@ -60,11 +60,11 @@ class Viewer:
     """The real server of a built-in world, in a thread of its own."""
 
     def __init__(self, world: str) -> None:
-        self.socket = listening("127.0.0.1", 0)
+        app = build_app(open_stage(world, ViewOptions(port=0)))
+        self.app, self.socket = app, listening("127.0.0.1", 0)
         self.host = f"127.0.0.1:{self.socket.getsockname()[1]}"
         self.url = f"http://{self.host}/"
-        self.app = build_app(open_stage(world, ViewOptions(port=0)))
-        self.server = uvicorn.Server(uvicorn.Config(self.app, ws="websockets-sansio", log_level="warning"))
+        self.server = uvicorn.Server(uvicorn.Config(app, ws="websockets-sansio", log_level="warning"))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
 
     def __enter__(self) -> "Viewer":
@@ -477,8 +477,8 @@ def test_everything_is_reachable_and_nothing_overflows(
         tab.click("#step")
         tab.check("#tree li:not(.on) input[type=checkbox]")
         tab.click("#show-keys")
-        for closed in tab.locator(".limb .open[aria-expanded=false]").all():
-            closed.click()
+        while (closed := tab.locator(".limb .open[aria-expanded=false]")).count():
+            closed.first.click()
         tab.evaluate("scrollTo(0, 0)")
         tab.screenshot(path=screenshots / f"viewer_{width}_{scheme}.png", full_page=not touch)
         assert tab.evaluate("document.documentElement.scrollWidth") == width

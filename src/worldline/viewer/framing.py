@@ -65,6 +65,7 @@ def framed(
         frame=shot.index,
         seconds=round(moment.time / player.stage.fps, 4),
         looked=looked,
+        made=shot.made,
         real=moment.real,
         states=states_of(player, branch.rows[moment.time]),
         trust=moment.trust,

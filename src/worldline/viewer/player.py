@@ -68,6 +68,8 @@ class Shot:
     index: int
     timing: Timing = field(default_factory=Timing)
     drives: int = 0
+    made: bool = False
+    """Whether it is new."""
     ended: bool = False
     """Whether the motion that was followed is over."""
 
@@ -227,7 +229,7 @@ class Player:
         ended = self._motion is not None and len(branch.rows) - self._motion[2] >= len(self._motion[1].states)
         if ended:
             self._motion = None
-        return Shot(branch=branch, index=branch.head, timing=timing, drives=plan.wish.drives, ended=ended)
+        return Shot(branch=branch, index=branch.head, timing=timing, drives=plan.wish.drives, made=True, ended=ended)
 
     def _round_trip(self, branch: Branch, frame: UInt8[np.ndarray, "h w 3"]) -> dict[str, float]:
         """What the tokenizer keeps of the latest frames: measured once a second, and what it was until then."""

@@ -422,6 +422,8 @@ class Shown(_Message):
     """Since the first frame of the clip."""
     looked: bool = False
     """Whether it answers `look`, so that the session is not there."""
+    made: bool = False
+    """Whether it was made just now: it is the last of its branch. Else it was kept."""
     real: bool
     """Whether it is a frame of the context, which the robot really saw."""
     states: dict[str, float]

@@ -70,7 +70,7 @@ connection.addEventListener("state", ({ detail }) => {
   byId("motions").value = detail.motion ?? "";
   joints.targets(detail.target);
   showChosen();
-  stage.wants({ truth: detail.motion !== null && detail.motion === detail.clip, twin: detail.twin, overlay: detail.overlay === "none" ? null : overlays.get(detail.overlay) });
+  stage.wants({ twin: detail.twin, overlay: detail.overlay === "none" ? null : overlays.get(detail.overlay) });
   byId("clip-note").textContent = detail.outside ? `Wanted so far outside of the data's range: ${detail.outside} values.` : "";
   if (before?.branch !== detail.branch || before?.clip !== detail.clip) toSession();
   showCompared();
@@ -155,6 +155,7 @@ function forget() {
   album.clear();
   timeline.clear();
   compare.show([], {});
+  stage.wants({ truth: false });
   meters.clear();
   state = null;
   shown = { branch: null, frame: 0 };
@@ -255,6 +256,7 @@ async function watch() {
 }
 
 function stopWatching() {
+  if (asked?.branch === RECORDED) asked = null;
   watching = false;
   byId("watch").setAttribute("aria-pressed", "false");
 }

@@ -101,7 +101,7 @@ export class Stage {
   shape(width, height) { document.documentElement.style.setProperty("--shape", `${width} / ${height}`); }
 
   /** Which panels have a place: it stays while a frame happens not to have this picture. */
-  wants({ truth = false, twin = false, overlay = null }) {
+  wants({ truth = this.wanted?.truth, twin = false, overlay = null }) {
     this.wanted = { truth, twin, overlay };
     this.arrange({});
     this.scale.hidden = !overlay;
@@ -113,6 +113,7 @@ export class Stage {
   }
 
   arrange(pictures) {
+    if (pictures.truth) this.wanted.truth = true; // and stays for this clip
     const { truth, twin, overlay } = this.wanted, there = { truth: truth || pictures.truth, twin: twin || pictures.twin, overlay: overlay && overlay.id !== "none" };
     for (const [kind, on] of Object.entries(there)) this.panels[kind].root.hidden = !on;
     this.root.dataset.others = Object.values(there).filter(Boolean).length;

@@ -66,8 +66,10 @@ export class Timeline extends EventTarget {
   rename(row) {
     const box = make("input", { type: "text", maxlength: 40, "aria-label": `New name of ${row.branch.name}` });
     box.value = row.branch.name;
+    let over = false; // to take the box away makes it lose the focus, which ends it too
     const done = keep => {
-      if (!box.isConnected) return;
+      if (over) return;
+      over = true;
       const name = box.value.trim();
       box.replaceWith(row.switch);
       row.rename.focus();
