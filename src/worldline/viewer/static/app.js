@@ -35,6 +35,7 @@ connection.addEventListener("link", ({ detail }) => {
   if (detail.state === "lost" && detail.reason) toast(detail.reason, "error");
   stopWatching();
   compare.stop();
+  busy(true);
   enable(false);
 });
 
@@ -53,7 +54,6 @@ connection.addEventListener("welcome", ({ detail }) => {
   stage.shape(detail.width, detail.height);
   showChoices(detail);
   legend();
-  enable(true);
   forget();
   if (before) resume(before);
 });
@@ -61,6 +61,7 @@ connection.addEventListener("welcome", ({ detail }) => {
 connection.addEventListener("state", ({ detail }) => {
   const before = state;
   state = detail;
+  if (!before) busy(false);
   if (before) album.agree(detail.branches, before.branches);
   timeline.show(detail, welcome.fps);
   files.branches(detail.branches, detail.branch);
@@ -114,7 +115,7 @@ function showMoment(branch, frame, moment) {
   if (timeline.state) compare.paint(frame, !state?.playing);
   const name = state?.branches.find(one => one.id === branch)?.name ?? "";
   const title = recorded ? "Recording" : moment.real ? "What the robot saw" : "Forecast";
-  return stage.show(moment, title, recorded ? `${(moment.seconds ?? 0).toFixed(2)} s` : state?.branches.length > 1 ? name : "");
+  return stage.show(moment, frame, title, recorded ? `${(moment.seconds ?? 0).toFixed(2)} s` : state?.branches.length > 1 ? name : "");
 }
 
 /** A frame of the current branch, from the album or else from the server. */
@@ -159,6 +160,7 @@ function forget() {
   meters.clear();
   state = null;
   shown = { branch: null, frame: 0 };
+  busy(true);
 }
 
 /** After a lost connection: the server has freed that session, so the same clip begins again, shown in the same way. */
@@ -239,7 +241,7 @@ timeline.addEventListener("beside", ({ detail }) => { connection.send("beside", 
 
 // --- watch the recording ---
 
-byId("watch").addEventListener("click", () => watching ? (stopWatching(), toSession()) : watch());
+byId("watch").addEventListener("click", () => watching ? (stopWatching(), toSession()) : state && watch());
 
 async function watch() {
   if (state?.playing) connection.send("play", { on: false });
@@ -287,6 +289,12 @@ function showChosen() {
 function legend() {
   byId("keyboard").replaceChildren(...keys.legend());
   byId("gamepad").replaceChildren(...pads.legend());
+}
+
+/** Until the server has said where the session is, nothing can be done with it. */
+function busy(on) {
+  document.querySelector("main").setAttribute("aria-busy", String(on));
+  if (!on) enable(true);
 }
 
 function enable(on) {

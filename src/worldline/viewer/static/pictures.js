@@ -59,7 +59,7 @@ export class Panel {
   constructor(title, kind) {
     this.title = make("b", {}, title);
     this.under = make("span.under");
-    this.canvas = make("canvas", { role: "img", "aria-label": title });
+    this.canvas = make("canvas", { role: "img", "aria-label": title, width: 1, height: 1 });
     this.root = make(`figure.panel.${kind}`, {}, make("figcaption", {}, this.title, this.under), make("div.frame", {}, this.canvas));
   }
 
@@ -90,7 +90,7 @@ const TITLES = { forecast: "Forecast", truth: "What the robot saw", twin: "Live 
 export class Stage {
   constructor() {
     this.root = byId("panels");
-    this.panels = Object.fromEntries(Object.entries(TITLES).map(([kind, title]) => [kind, new Panel(title, kind === "forecast" ? "main" : "small")]));
+    this.panels = Object.fromEntries(Object.entries(TITLES).map(([kind, title]) => [kind, new Panel(title, kind === "forecast" ? "main" : `small.${kind}`)]));
     this.scale = make("div.scale", { hidden: true }, make("span.low"), make("span.heat", { "aria-hidden": "true" }), make("span.high"));
     this.panels.overlay.root.append(this.scale);
     this.root.append(...Object.values(this.panels).map(panel => panel.root));
@@ -119,8 +119,8 @@ export class Stage {
     this.root.dataset.others = Object.values(there).filter(Boolean).length;
   }
 
-  async show(moment, title, under) {
-    const { pictures, real } = moment;
+  /** Resolves when the pictures of a moment stand; the page can then tell which frame that is. */
+  async show({ pictures, real }, frame, title, under) {
     this.arrange(pictures);
     const main = this.panels.forecast;
     main.name(title, under);
@@ -128,5 +128,6 @@ export class Stage {
     this.panels.overlay.root.classList.toggle("predicted", !real);
     const truth = real ? { truth: pictures.forecast, twin: pictures.forecast } : {}; // what is real is all three
     await Promise.all(Object.entries(this.panels).map(([kind, panel]) => panel.show(pictures[kind] ?? truth[kind])));
+    this.root.dataset.frame = frame;
   }
 }

@@ -76,7 +76,11 @@ export class Timeline extends EventTarget {
       if (keep && name !== row.branch.name) NAME.test(name) ? this.tell("rename", { branch: row.branch.id, name }) : this.tell("misnamed", name);
     };
     row.switch.replaceWith(box);
-    box.addEventListener("keydown", event => event.key === "Enter" ? done(true) : event.key === "Escape" && done(false));
+    box.addEventListener("keydown", event => {
+      if (event.key !== "Enter" && event.key !== "Escape") return;
+      event.preventDefault(); // the button that has the focus next shall not be pressed by the same key
+      done(event.key === "Enter");
+    });
     box.addEventListener("blur", () => done(true));
     box.focus();
     box.select();
