@@ -237,7 +237,7 @@ def test_joints_are_grouped_by_the_words_of_their_names() -> None:
 
 def test_words_come_from_what_the_data_do() -> None:
     usual = Usual.of(np.arange(101.0))
-    assert [usual.word(value) for value in (95.0, 96.0, 100.0, 101.0)] == ["known", "unsure", "unsure", "leaving"]
+    assert [usual.word(value) for value in (95.0, 96.0, 105.0, 106.0)] == ["known", "unsure", "unsure", "leaving"]
     gauge = Gauge.within(("a", "b"), np.array([0.0, -1.0]), np.array([2.0, 1.0]))
     gauge = replace(gauge, usual={"states": Usual(most=1.0, largest=1.1), "entropy": Usual(most=2.0, largest=3.0)})
     assert gauge.read(np.array([[1, 0]], np.float32), {"entropy": 1.0}).word == "known"

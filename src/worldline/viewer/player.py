@@ -21,7 +21,7 @@ from worldline.viewer.pictures import decoded, encoded
 from worldline.viewer.protocol import RECORDED, Timing, Trust
 from worldline.viewer.recording import Recording
 from worldline.viewer.stage import Stage
-from worldline.viewer.trust import ENTROPY, ROUND_TRIP, SPREAD, latent_of, measured, round_trip
+from worldline.viewer.trust import ENTROPY, ROUND_TRIP, SPREAD, latent_of, measured, needed, round_trip
 
 AGAIN = 1.0
 """A chunk is made again at most when so many times its own duration has passed since it was made."""
@@ -233,10 +233,11 @@ class Player:
 
     def _round_trip(self, branch: Branch, frame: UInt8[np.ndarray, "h w 3"]) -> dict[str, float]:
         """What the tokenizer keeps of the latest frames: measured once a second, and what it was until then."""
-        every, gauge, forecaster = max(1, round(self.stage.rate)), self.stage.gauge, self.stage.forecaster
-        imagined = len(branch.moments) + 1 - self.context
-        if ROUND_TRIP in gauge.usual and imagined >= forecaster.context_frames and imagined % every == 0:
-            before = branch.moments[len(branch.moments) + 1 - forecaster.context_frames :]
+        gauge, forecaster, count = self.stage.gauge, self.stage.forecaster, needed(self.stage.forecaster)
+        imagined, every = len(branch.moments) + 1 - self.context, max(1, round(self.stage.rate))
+        due = imagined >= forecaster.horizon_frames and imagined % every == 0
+        if ROUND_TRIP in gauge.usual and count is not None and due:
+            before = branch.moments[len(branch.moments) + 1 - count :]
             film = np.stack([*(decoded(moment.picture) for moment in before), frame])
             with self.stage.lock:
                 found = round_trip(forecaster, torch.from_numpy(film)[None].permute(0, 1, 4, 2, 3))

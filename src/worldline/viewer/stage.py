@@ -39,14 +39,14 @@ from worldline.viewer.protocol import (
 from worldline.viewer.recording import Recording
 from worldline.viewer.trust import ENTROPY, SPREAD, Gauge, Usual, calibrated
 
-DEFAULT_WORLD = "driven-tiny" if "driven-tiny" in builtin.NAMES else "compression-tiny"
+DEFAULT_WORLD = "driven-tiny" if builtin.DRIVEN_TINY.is_dir() else "compression-tiny"
 """A built-in that a person can drive in."""
 FORMATS: tuple[ExportFormat, ...] = ("mp4", "gif", "lerobot-v3.0", "lerobot-v2.1")
 MOST_CLIPS = 240
 """To choose from; of more, as many at even distances."""
 APART = 2.0
 """Seconds between the beginnings of two clips of an episode."""
-CALIBRATED_ON, STATES_OF = 8, 200
+CALIBRATED_ON, STATES_OF = 12, 200
 """Clips that are rolled out, and episodes whose states are read, to find what is usual."""
 MOST_EXPORTS = 8
 MOST_MESSAGES = 240

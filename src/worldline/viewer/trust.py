@@ -1,8 +1,8 @@
 """How far what is shown is like the world's data, in a plain word: signals, and what is usual for them.
 
 Every signal is divided by what it is at most in 95 % of the frames of the data set's own clips, rolled out with their
-own states when the server starts. Up to 1 is as in the data; above it the world is unsure; above the largest value that
-any of those frames had, it leaves what it knows. The word is that of the worst signal.
+own states when the server starts. Up to 1 is as in the data; above it the world is unsure. It leaves what it knows
+where a signal is above the largest value of those frames by more than this is above 1. The worst signal has the word.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from worldline.viewer.recording import Recording
 
 USUAL = 0.95
 """Quantile of the data's own frames up to which a signal is as in them."""
-SECONDS = 4.0
+SECONDS = 2.0
 """How far they are rolled out."""
 STATES, ENTROPY, SPREAD, ROUND_TRIP = "states", "entropy", "spread", "round_trip"
 """The signals: how far states are from the middle of their range in training, 1 at its end; mean entropy of tokens in
@@ -49,7 +49,7 @@ class Usual:
     def word(self, value: float) -> Word:
         if value <= self.most * (1 + _ROUNDING):
             return "known"
-        return "unsure" if value <= self.largest * (1 + _ROUNDING) else "leaving"
+        return "unsure" if value <= (2 * self.largest - self.most) * (1 + _ROUNDING) else "leaving"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,19 +86,27 @@ class Gauge:
         return Trust(word=word, signals=shares, outside=outside)
 
 
-def round_trip(forecaster: Forecaster, frames: UInt8[Tensor, "b t 3 h w"]) -> tuple[Float[Tensor, " b"], ...] | None:
-    """What encoding and decoding changes in as many frames as a context has, and what changes from one to the next.
+def round_trip(forecaster: Forecaster, film: UInt8[Tensor, "b t 3 h w"]) -> tuple[Float[Tensor, " b"], ...] | None:
+    """What encoding and decoding changes in the last frames of films, and what changes in them from one to the next.
 
-    Both in grey levels. None where frames are not encoded, or do not follow one another as the world is given them.
+    Both in grey levels, of as many frames as a forecast has. None where frames are not encoded, or do not follow one
+    another as the world is given them, or are fewer than context and forecast (`needed`) have.
     """
-    if forecaster.tokenizer is None or forecaster.pace != 1 or frames.shape[1] != forecaster.context_frames:
+    count, needed_here = forecaster.horizon_frames, needed(forecaster)
+    if needed_here is None or film.shape[1] < needed_here:
         return None
-    empty = torch.zeros(len(frames), frames.shape[1], 1)
-    found = forecaster.round_trip(Batch(states=empty, fps=0.0, origins=(), frames=frames))
-    if found is None or frames.shape[1] < 2:
+    film = film[:, -needed_here:]
+    none = torch.zeros(len(film), film.shape[1], 1)
+    kept = forecaster.reconstruct(Batch(states=none, fps=0.0, origins=(), frames=film)).video[:, 0].float()
+    given, before = film[:, -count:].float(), film[:, -count - 1 : -1].float()
+    return (given - kept).abs().mean(dim=(1, 2, 3, 4)), (given - before).abs().mean(dim=(1, 2, 3, 4))
+
+
+def needed(forecaster: Forecaster) -> int | None:
+    """How many frames `round_trip` takes; None where it cannot say anything."""
+    if forecaster.tokenizer is None or forecaster.pace != 1:
         return None
-    given, kept = (part.float() for part in found)
-    return (given - kept).abs().mean(dim=(1, 2, 3, 4)), (given[:, 1:] - given[:, :-1]).abs().mean(dim=(1, 2, 3, 4))
+    return forecaster.context_frames + forecaster.horizon_frames
 
 
 def measured(made: Forecast, row: int = 0) -> list[dict[str, float]]:
@@ -147,6 +155,7 @@ def calibrated(
     films: list[Tensor] = []
     if count > 0:
         batch = join([one.batch for one in recordings])
+        films.append(torch.stack([one.context for one in recordings]))
         own = torch.from_numpy(np.stack([one.states[: forecaster.context_frames + shortest] for one in recordings]))
         session = forecaster.start_clips(batch, seed=list(range(seed, seed + len(recordings))))
         for number in range(count):
@@ -167,9 +176,10 @@ def calibrated(
 
 
 def _round_trips(forecaster: Forecaster, film: UInt8[Tensor, "b t 3 h w"]) -> tuple[Tensor, Tensor] | None:
-    """`round_trip` of pieces of some films that are as long as a context, wherever blocks of tokens begin."""
-    length = forecaster.context_frames
-    begins = range(0, film.shape[1] - length + 1, length // 3 + 1)
-    pieces = [round_trip(forecaster, film[:, begin : begin + length]) for begin in begins]
-    known = [piece for piece in pieces if piece is not None]
+    """`round_trip` of pieces of some films, wherever blocks of tokens begin."""
+    length = needed(forecaster)
+    if length is None:
+        return None
+    ends = range(length, film.shape[1] + 1, length // 3 + 1)
+    known = [one for end in ends if (one := round_trip(forecaster, film[:, :end])) is not None]
     return (torch.cat([one[0] for one in known]), torch.cat([one[1] for one in known])) if known else None
