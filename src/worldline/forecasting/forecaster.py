@@ -370,11 +370,11 @@ def advance_together(
 
 def _parted(made: Forecast, clips: Sequence[int]) -> list[Forecast]:
     """The forecasts of the first `clips[0]` clips, of the next `clips[1]`, ...; frames made later are made at once."""
-    later, ends = None if made.later is None else cache(made.later), np.cumsum(clips).tolist()
+    whole, ends = cache(lambda: made.video), np.cumsum(clips).tolist()
 
     def part(rows: slice) -> Forecast:
         frames, tokens = (None if held is None else held[rows] for held in (made.frames, made.tokens))
-        unmade = None if later is None else lambda: later()[rows]
+        unmade = None if made.later is None else lambda: whole()[rows]
         held = {} if made.certainty is None else {name: x for name, x in vars(made.certainty).items() if x is not None}
         sure = Certainty(**{name: x[rows] for name, x in held.items()}) if held else None
         return Forecast(times=made.times, frames=frames, tokens=tokens, certainty=sure, later=unmade)

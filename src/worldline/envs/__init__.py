@@ -1,0 +1,40 @@
+"""Gymnasium environments inside any forecaster: a run, a built-in world, an ensemble, a baseline or the live twin.
+
+import gymnasium, worldline.envs
+
+env = gymnasium.make("worldline/Dream-v0", world="compression-tiny")
+seen, info = env.reset(seed=0)
+seen, reward, terminated, truncated, info = env.step(env.action_space.sample())
+"""
+
+from worldline.schema import UsageError
+
+try:
+    import gymnasium as _gymnasium
+except ModuleNotFoundError as error:
+    raise UsageError(f"environments need Gymnasium ({error}): pip install worldline[envs]") from error
+
+from worldline.envs.core import EnvConfig
+from worldline.envs.limits import StateLimits
+from worldline.envs.made import register
+from worldline.envs.observation import Observation
+from worldline.envs.single import DreamEnv, EnvSnapshot
+from worldline.envs.starts import Begun, ClipStarts, Starts
+from worldline.envs.transition import Transition
+from worldline.envs.vector import DreamVectorEnv
+
+__all__ = [
+    "Begun",
+    "ClipStarts",
+    "DreamEnv",
+    "DreamVectorEnv",
+    "EnvConfig",
+    "EnvSnapshot",
+    "Observation",
+    "Starts",
+    "StateLimits",
+    "Transition",
+]
+
+del _gymnasium
+register()

@@ -1,0 +1,105 @@
+"""From an action to the states that a forecaster is given: a target or a change, for one frame or for a whole step."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium.spaces import Box
+from jaxtyping import Float32
+
+from worldline.checks import Checked, refuse_unknown
+from worldline.envs.limits import StateLimits
+from worldline.schema import UsageError
+
+Action = Literal["state", "delta"]
+"""An action is the next state, or a change of the current one."""
+Between = Literal["ramp", "hold", "path"]
+"""How the frames of a step reach it: in equal parts, at once, or an action has a row for every frame."""
+OutOfRange = Literal["clip", "refuse", "allow"]
+"""What becomes of states outside the limits: the nearest within, refused (`UsageError`), or given as they are."""
+_ROUNDING = 1e-5
+"""Part of an entry's range by which it may lie outside: sums of float32."""
+
+Path = Float32[np.ndarray, "n s"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionConfig(Checked):
+    """What an action means."""
+
+    action: Action = "state"
+    between: Between = "ramp"
+    out_of_range: OutOfRange = "clip"
+    chunks: int = 1
+    """Steps of the session per step of the environment."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, kind in (("action", Action), ("between", Between), ("out_of_range", OutOfRange)):
+            refuse_unknown(getattr(self, field), kind.__args__, what=f"choice of {field}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Motion:
+    """The states of the next `frames` frames, from an action and the state of now; all in raw units, float32."""
+
+    config: MotionConfig
+    limits: StateLimits
+    frames: int
+
+    def space(self) -> Box:
+        """The actions there are: `(s,)`, or `(frames, s)` of a path."""
+        low, high = self.limits.low, self.limits.high
+        if self.config.action == "delta":
+            span = high - low
+            over = 1 if self.config.between == "path" else self.frames
+            high = np.minimum(self.limits.change * over, span)
+            low = -high
+        if self.config.between == "path":
+            low, high = (np.tile(one, (self.frames, 1)) for one in (low, high))
+        return Box(low, high, dtype=np.float32)
+
+    def path(self, action: Any, now: Float32[np.ndarray, " s"], *, where: str = "") -> tuple[Path, int]:
+        """One row for each of the next frames, and how many numbers of the action lead outside of the limits.
+
+        Raises `UsageError` for an action of another shape or that is no finite numbers, and, if chosen, outside of the
+        limits; `where` is put before what is said.
+        """
+        rows = self._checked(action, where)
+        if self.config.action == "delta":
+            rows = now + np.cumsum(rows, axis=0, dtype=np.float64)
+        low, high, room = self.limits.low, self.limits.high, _ROUNDING * (self.limits.high - self.limits.low)
+        outside = (rows < low - room) | (rows > high + room)
+        if self.config.out_of_range == "refuse" and outside.any():
+            row, entry = np.argwhere(outside)[0].tolist()
+            raise UsageError(
+                f"{where}the action leads {self.limits.names[entry]} to {rows[row, entry]:.6g}, outside of "
+                f"{low[entry]:.6g} .. {high[entry]:.6g}; stay within, or choose out_of_range='clip' or 'allow'"
+            )
+        if self.config.out_of_range != "allow":
+            rows = np.clip(rows, low, high)
+        return self._filled(rows, now).astype(np.float32), int(outside.sum())
+
+    def _filled(self, rows: np.ndarray, now: Float32[np.ndarray, " s"]) -> np.ndarray:
+        if self.config.between == "path":
+            return rows
+        if self.config.between == "hold":
+            return np.repeat(rows, self.frames, axis=0)
+        part = np.arange(1, self.frames + 1)[:, None] / self.frames
+        return now * (1 - part) + rows * part
+
+    def _checked(self, action: Any, where: str) -> np.ndarray:
+        """The rows of an action: one, or of a path one for each frame."""
+        dims = len(self.limits.names)
+        shape = (self.frames, dims) if self.config.between == "path" else (dims,)
+        try:
+            given = np.asarray(action, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{where}an action is an array of {shape} numbers, not {action!r:.80}") from error
+        if given.shape != shape:
+            raise UsageError(f"{where}an action has the shape {shape}, not {given.shape}")
+        if not np.isfinite(given).all() or np.abs(given).max(initial=0) > np.finfo(np.float32).max:
+            entry = int(np.argwhere(~np.isfinite(given))[0][-1]) if not np.isfinite(given).all() else 0
+            found = given.reshape(-1, dims)[:, entry]
+            raise UsageError(f"{where}the action holds no finite number for {self.limits.names[entry]}: {found}")
+        return given.reshape(-1, dims)
