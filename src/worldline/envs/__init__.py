@@ -20,6 +20,7 @@ from worldline.envs.made import register
 from worldline.envs.observation import Observation
 from worldline.envs.single import DreamEnv, EnvSnapshot
 from worldline.envs.starts import Begun, ClipStarts, Starts
+from worldline.envs.tasks import Physics, TaskStarts
 from worldline.envs.transition import Transition
 from worldline.envs.vector import DreamVectorEnv
 
@@ -31,8 +32,10 @@ __all__ = [
     "EnvConfig",
     "EnvSnapshot",
     "Observation",
+    "Physics",
     "Starts",
     "StateLimits",
+    "TaskStarts",
     "Transition",
 ]
 

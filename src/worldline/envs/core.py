@@ -56,6 +56,9 @@ class Moment:
     look: Look
     first: Look
     state: Float32[np.ndarray, " s"]
+    """Measured; of a world, what it was given."""
+    command: Float32[np.ndarray, " s"]
+    """What the robot was commanded last: where actions are counted from."""
     first_state: Float32[np.ndarray, " s"]
     start: int
     seed: int
@@ -88,7 +91,7 @@ class Core:
         self.shown = sum(time < end for time in forecaster.times) * config.chunks
 
     @cached_property
-    def observation_space(self) -> spaces.Dict:
+    def observation_space(self) -> spaces.Space[Any]:
         """States are any finite numbers: what is measured, or allowed, may lie outside of the limits of actions."""
         most = np.finfo(np.float32).max
         parts: dict[str, spaces.Space[Any]] = {"state": spaces.Box(-most, most, (len(self.limits.names),), np.float32)}
@@ -102,7 +105,7 @@ class Core:
     def picture(self) -> np.ndarray:
         """The picture that the first start shows. Raises `UsageError` where there are none."""
         try:
-            return self.starts.begin(self.forecaster, [0], [0])[0].look.frames()[-1]
+            return self.starts.begin(self.forecaster, [self.starts.numbers[0]], [0])[0].look.frames()[-1]
         except UsageError as error:
             raise UsageError(f"{error} (an environment without pictures is one that shows='state')") from error
 
@@ -124,6 +127,7 @@ class Core:
                 look=one.look,
                 first=one.look,
                 state=one.state.astype(np.float32),
+                command=(one.state if one.command is None else one.command).astype(np.float32),
                 first_state=one.state.astype(np.float32),
                 start=number,
                 seed=seed,
@@ -138,7 +142,7 @@ class Core:
             names: put before what is said of an action: which environment it is for.
         """
         each = zip(actions, moments, names, strict=True)
-        motions = [self.motion.path(action, moment.state, where=name) for action, moment, name in each]
+        motions = [self.motion.path(action, moment.command, where=name) for action, moment, name in each]
         sessions = [Session(self.forecaster, moment.session) for moment in moments]
         paths, outside = [path for path, _ in motions], [count for _, count in motions]
         looks = self._continued(sessions, paths)
@@ -147,7 +151,8 @@ class Core:
                 moment,
                 session=session.snapshot(),
                 look=look,
-                state=self.state_of(session, path[-1]),
+                state=self._state(session, path[-1]),
+                command=path[-1],
                 steps=moment.steps + 1,
             )
             for moment, session, look, path in zip(moments, sessions, looks, paths, strict=True)
@@ -158,10 +163,10 @@ class Core:
         ]
         return self._judged(after, transitions, outside)
 
-    def state_of(self, session: Session, commanded: Float32[np.ndarray, " s"]) -> Float32[np.ndarray, " s"]:
+    def _state(self, session: Session, commanded: Float32[np.ndarray, " s"]) -> Float32[np.ndarray, " s"]:
         """The state after a step: what was commanded, unless the forecaster measures one."""
-        measured = getattr(self.forecaster, "measured", None)
-        return commanded if measured is None else np.asarray(measured(session), np.float32)[0]
+        measured = self.forecaster.measured(session)
+        return commanded if measured is None else measured[0].numpy()
 
     def _continued(self, sessions: Sequence[Session], paths: Sequence[np.ndarray]) -> list[Look]:
         """Continue by all chunks of a step. Give what each session shows then."""
@@ -218,16 +223,16 @@ class Core:
         frames = moment.steps * self.motion.frames
         return {"start": moment.start, "seed": moment.seed, "frames": frames}
 
-    def observed(self, moment: Moment) -> Observation:
+    def observed(self, moment: Moment) -> dict[str, Any]:
         """What one environment observes."""
         return self._read(observation(self.config.shows, self.shown, moment.look, moment.state))
 
-    def observed_all(self, moments: Sequence[Moment]) -> Observation:
+    def observed_all(self, moments: Sequence[Moment]) -> dict[str, Any]:
         """What several observe, stacked."""
         states = np.stack([moment.state for moment in moments])
         return self._read(batched(self.config.shows, self.shown, [moment.look for moment in moments], states))
 
-    def _read(self, seen: Observation) -> Any:
+    def _read(self, seen: Observation) -> dict[str, Any]:
         return seen if self.config.lazy else seen.copy()
 
     def fits(self, moment: Moment) -> None:

@@ -32,6 +32,8 @@ class MotionConfig(Checked):
     out_of_range: OutOfRange = "clip"
     chunks: int = 1
     """Steps of the session per step of the environment."""
+    moves: tuple[str, ...] | None = None
+    """Names of the entries of the state that an action has; all others stay as they were commanded. None: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,13 +49,25 @@ class Motion:
     limits: StateLimits
     frames: int
 
+    def __post_init__(self) -> None:
+        """Raises `UsageError` for entries that there are not."""
+        for name in self.config.moves or ():
+            refuse_unknown(name, self.limits.names, what="entry of the state")
+        if self.config.moves is not None and len({*self.config.moves}) != max(1, len(self.config.moves)):
+            raise UsageError(f"moves names some entries of the state, each once, not {self.config.moves}")
+
+    @property
+    def entries(self) -> list[int]:
+        """Where the entries of an action are in a state."""
+        names = self.limits.names if self.config.moves is None else self.config.moves
+        return [self.limits.names.index(name) for name in names]
+
     def space(self) -> Box:
-        """The actions there are: `(s,)`, or `(frames, s)` of a path."""
-        low, high = self.limits.low, self.limits.high
+        """The actions there are: `(a,)` of as many entries, or `(frames, a)` of a path."""
+        low, high = self.limits.low[self.entries], self.limits.high[self.entries]
         if self.config.action == "delta":
-            span = high - low
             over = 1 if self.config.between == "path" else self.frames
-            high = np.minimum(self.limits.change * over, span)
+            high = np.minimum(self.limits.change[self.entries] * over, high - low)
             low = -high
         if self.config.between == "path":
             low, high = (np.tile(one, (self.frames, 1)) for one in (low, high))
@@ -65,20 +79,23 @@ class Motion:
         Raises `UsageError` for an action of another shape or that is no finite numbers, and, if chosen, outside of the
         limits; `where` is put before what is said.
         """
-        rows = self._checked(action, where)
+        rows, entries = self._checked(action, where), self.entries
         if self.config.action == "delta":
-            rows = now + np.cumsum(rows, axis=0, dtype=np.float64)
-        low, high, room = self.limits.low, self.limits.high, _ROUNDING * (self.limits.high - self.limits.low)
+            rows = now[entries] + np.cumsum(rows, axis=0, dtype=np.float64)
+        low, high = self.limits.low[entries], self.limits.high[entries]
+        room = _ROUNDING * (high - low)
         outside = (rows < low - room) | (rows > high + room)
         if self.config.out_of_range == "refuse" and outside.any():
             row, entry = np.argwhere(outside)[0].tolist()
             raise UsageError(
-                f"{where}the action leads {self.limits.names[entry]} to {rows[row, entry]:.6g}, outside of "
+                f"{where}the action leads {self.limits.names[entries[entry]]} to {rows[row, entry]:.6g}, outside of "
                 f"{low[entry]:.6g} .. {high[entry]:.6g}; stay within, or choose out_of_range='clip' or 'allow'"
             )
         if self.config.out_of_range != "allow":
             rows = np.clip(rows, low, high)
-        return self._filled(rows, now).astype(np.float32), int(outside.sum())
+        whole = np.repeat(now[None].astype(np.float64), len(rows), axis=0)
+        whole[:, entries] = rows
+        return self._filled(whole, now).astype(np.float32), int(outside.sum())
 
     def _filled(self, rows: np.ndarray, now: Float32[np.ndarray, " s"]) -> np.ndarray:
         if self.config.between == "path":
@@ -90,7 +107,8 @@ class Motion:
 
     def _checked(self, action: Any, where: str) -> np.ndarray:
         """The rows of an action: one, or of a path one for each frame."""
-        dims = len(self.limits.names)
+        names = [self.limits.names[entry] for entry in self.entries]
+        dims = len(names)
         shape = (self.frames, dims) if self.config.between == "path" else (dims,)
         try:
             given = np.asarray(action, dtype=np.float64)
@@ -101,5 +119,5 @@ class Motion:
         if not np.isfinite(given).all() or np.abs(given).max(initial=0) > np.finfo(np.float32).max:
             entry = int(np.argwhere(~np.isfinite(given))[0][-1]) if not np.isfinite(given).all() else 0
             found = given.reshape(-1, dims)[:, entry]
-            raise UsageError(f"{where}the action holds no finite number for {self.limits.names[entry]}: {found}")
+            raise UsageError(f"{where}the action holds no finite number for {names[entry]}: {found}")
         return given.reshape(-1, dims)

@@ -11,7 +11,6 @@ from jaxtyping import UInt8
 
 from worldline.envs.core import OPTIONS, Core, EnvConfig, Moment
 from worldline.envs.limits import StateLimits
-from worldline.envs.observation import Observation
 from worldline.envs.starts import Starts, starts_of
 from worldline.families.load import Loaded
 from worldline.forecasting.forecaster import Forecaster
@@ -62,7 +61,7 @@ class DreamEnv(gymnasium.Env[Any, Any]):
         self._moment: Moment | None = None
         self._closed = self._forked = False
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict]:
         """Begin an episode: at a start that the seed draws, or at `options["start"]`, the number of one."""
         self._refuse_closed()
         refuse_options(options)
@@ -70,7 +69,7 @@ class DreamEnv(gymnasium.Env[Any, Any]):
         (self._moment,) = self.core.begin([self.np_random], [(options or {}).get("start")])
         return self.core.observed(self._moment), self.core.info(self._moment)
 
-    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Go on by one step. Raises `UsageError` for an action that does not fit; the episode is then as before."""
         moment = self._now()
         if moment.ended:
@@ -88,7 +87,7 @@ class DreamEnv(gymnasium.Env[Any, Any]):
         """This moment: the session's, the last picture, and the state of the random numbers."""
         return EnvSnapshot(moment=self._now(), random=deepcopy(self.np_random.bit_generator.state))
 
-    def restore(self, snapshot: EnvSnapshot) -> Observation:
+    def restore(self, snapshot: EnvSnapshot) -> dict[str, Any]:
         """Return to a moment of this or another environment of the same forecaster; what follows is the same again.
 
         Raises `UsageError` where another forecaster made it.
@@ -107,7 +106,7 @@ class DreamEnv(gymnasium.Env[Any, Any]):
         return other
 
     @property
-    def now(self) -> Observation:
+    def now(self) -> dict[str, Any]:
         """What is observed now. Raises `UsageError` before the first reset."""
         return self.core.observed(self._now())
 

@@ -25,6 +25,8 @@ class Begun:
     look: Look
     state: Any
     """The last of its context: float32 `(s,)`."""
+    command: Any = None
+    """What the robot is commanded then, where that is another: actions are counted from it."""
 
 
 @runtime_checkable
@@ -32,8 +34,8 @@ class Starts(Protocol):
     """Where episodes begin, each known by a number."""
 
     @property
-    def count(self) -> int:
-        """So many there are: numbers 0 to `count - 1`."""
+    def numbers(self) -> Sequence[int]:
+        """Those that there are."""
         ...
 
     def limits(self) -> StateLimits:
@@ -52,8 +54,8 @@ class ClipStarts:
     clips: Sequence[Clip]
 
     @property
-    def count(self) -> int:
-        return len(self.clips)
+    def numbers(self) -> Sequence[int]:
+        return range(len(self.clips))
 
     def limits(self) -> StateLimits:
         if isinstance(self.clips, Clips):
@@ -100,7 +102,7 @@ def starts_of(given: Starts | Source | Sequence[Clip] | Batch, forecaster: Forec
         raise UsageError(
             f"environments start from a data set, clips or a batch of them, not from {type(given).__name__}"
         )
-    if starts.count < 1:
+    if len(starts.numbers) < 1:
         raise UsageError("there is nothing to start from; give clips with at least a context")
     return starts
 
@@ -114,8 +116,9 @@ def _clip(batch: Batch, row: int) -> Clip:
 
 def draw(starts: Starts, rng: np.random.Generator, chosen: Any = None) -> int:
     """The number of a start: `chosen`, or any with equal chances. Raises `UsageError` where there is none such."""
+    numbers = starts.numbers
     if chosen is None:
-        return int(rng.integers(starts.count))
-    if isinstance(chosen, bool) or not isinstance(chosen, int | np.integer) or not 0 <= chosen < starts.count:
-        raise UsageError(f"options['start'] is the number of a start, 0 .. {starts.count - 1}, not {chosen!r}")
+        return int(numbers[int(rng.integers(len(numbers)))])
+    if isinstance(chosen, bool) or not isinstance(chosen, int | np.integer) or chosen not in numbers:
+        raise UsageError(f"options['start'] is the number of a start, {numbers[0]} .. {numbers[-1]}, not {chosen!r}")
     return int(chosen)

@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float64, UInt8
 
 from worldline.envs.core import Moment, Stepped
 from worldline.envs.limits import StateLimits
-from worldline.envs.observation import Observation
 from worldline.envs.single import EnvSnapshot, checked_mode, core_of, refuse_options
 from worldline.envs.starts import Starts
 from worldline.families.load import Loaded
@@ -20,7 +19,9 @@ from worldline.forecasting.forecaster import Forecaster
 from worldline.formats.source import Source
 from worldline.schema import Batch, Clip, UsageError
 
-Stepping = tuple[Observation, Float64[np.ndarray, " n"], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"], dict[str, Any]]
+Stepping = tuple[
+    dict[str, Any], Float64[np.ndarray, " n"], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"], dict[str, Any]
+]
 
 
 class DreamVectorEnv(VectorEnv[Any, Any, Any]):
@@ -68,7 +69,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begin episodes everywhere, or where `options["reset_mask"]` is True.
 
         Args:
@@ -141,7 +142,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         states = [deepcopy(rng.bit_generator.state) for rng in self._rngs]
         return tuple(EnvSnapshot(moment=one, random=own) for one, own in zip(self._now(), states, strict=True))
 
-    def restore(self, snapshots: Sequence[EnvSnapshot]) -> Observation:
+    def restore(self, snapshots: Sequence[EnvSnapshot]) -> dict[str, Any]:
         """Return each to a moment. Raises `UsageError` for another number of them, or of another forecaster."""
         self._refuse_closed()
         if len(snapshots) != self.num_envs:

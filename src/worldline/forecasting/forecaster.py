@@ -76,6 +76,11 @@ class Forecaster(ABC):
         A pure function of its arguments. The result shares no memory with the context of the next step.
         """
 
+    def measured(self, moment: "Session | Snapshot") -> Float32[Tensor, "b s"] | None:
+        """The robot's state at a moment of a session, where it is another than was given: of the live twin."""
+        del moment
+        return None
+
     def joined(self, contexts: Sequence[Context]) -> Context:
         """One context of the clips of several, in order; by default the rows of each tensor, on axis 0."""
         return tuple(torch.cat(parts) for parts in zip(*contexts, strict=True))

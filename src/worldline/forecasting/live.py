@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64, UInt8
 
 from worldline.forecasting.forecaster import Context, CopyLast, Seeds, Session, Snapshot, States, Step
 from worldline.schema import Batch, Forecast, UsageError
@@ -76,17 +77,42 @@ class LiveTwin(CopyLast):
 
     def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         del seeds  # the truth is no matter of chance
-        shown, frames, after = [time - self.context_frames for time in self.times], [], []
+        shown, seen, after = [time - self.context_frames for time in self.times], [], []
         for clip, own in enumerate(states[:, self.context_frames :].numpy()):
-            trial = self._trial(context, clip)
-            move = trial.follow if self.drive == "follow" else trial.drive
-            seen = move(own[: self.chunk_frames])
-            after.append(_moment(trial))
-            seen = np.concatenate([seen, move(own[self.chunk_frames :])])[shown]
-            frames.append(torch.from_numpy(seen).permute(0, 3, 1, 2))
-        made = torch.stack(frames)[:, None].repeat(1, self.num_samples, 1, 1, 1, 1)
+            trial, moments = self._trial(context, clip), []
+            for i, state in enumerate(own):
+                (trial.go if self.drive == "follow" else trial.step)(state)
+                if i in shown:
+                    moments.append(trial.simulation.snapshot() if self.lazy else trial.simulation.frame())
+                if i == self.chunk_frames - 1:
+                    after.append(_moment(trial))
+            seen.append(moments)
         places = context[0] + torch.tensor([0, 0, 0, 0, self.chunk_frames])
-        return Forecast(times=self.times, frames=made), lambda: (places, *after)
+        if self.lazy:
+            made = Forecast(times=self.times, later=cache(lambda: self._drawn(places, seen)))
+        else:
+            made = Forecast(times=self.times, frames=self._stacked(seen))
+        return made, lambda: (places, *after)
+
+    def _drawn(
+        self, places: torch.Tensor, physics: Sequence[Sequence[np.ndarray]]
+    ) -> UInt8[torch.Tensor, "b k t 3 h w"]:
+        """What the robot sees of each clip in some states of its physics."""
+        frames = []
+        for place, moments in zip(places.tolist(), physics, strict=True):
+            scene, own = self._scene(place), []
+            for moment in moments:
+                scene.restore(moment)
+                own.append(scene.frame())
+            frames.append(own)
+        return self._stacked(frames)
+
+    def _stacked(self, frames: Sequence[Sequence[np.ndarray]]) -> UInt8[torch.Tensor, "b k t 3 h w"]:
+        video = torch.from_numpy(np.array(frames, np.uint8)).permute(0, 1, 4, 2, 3)
+        return video[:, None].repeat(1, self.num_samples, 1, 1, 1, 1)
+
+    def measured(self, moment: Session | Snapshot) -> Float32[torch.Tensor, "b 25"]:
+        return torch.from_numpy(np.stack([facts.state for facts in self.facts(moment)]))
 
     def facts(self, moment: Session | Snapshot) -> list[Facts]:
         """What physics knows of each clip at a moment of a session, and of who touched what since it began."""

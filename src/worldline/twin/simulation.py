@@ -173,21 +173,26 @@ class Simulation(AbstractContextManager["Simulation"]):
         built-in validation episodes (76 frames) and never below 26 dB; a copy of the first picture has 18 dB.
         `touched` is as in `step`.
         """
-        frames, data = np.empty((len(states), self.size, self.size, 3), dtype=np.uint8), self.data
+        frames = np.empty((len(states), self.size, self.size, 3), dtype=np.uint8)
         for i, state in enumerate(states):
-            data.ctrl[:-3] = goal = _angles(state)
-            before, after = self.state()[-2:], state[-2:]
-            for left in range(self._substeps, 0, -1):
-                speed, turn = before + (after - before) * (1 - (left - 1) / self._substeps)
-                base = speed * np.cos(data.qpos[2]), speed * np.sin(data.qpos[2]), turn
-                data.ctrl[-3:] = data.qvel[:3] = base
-                data.qvel[self.dofs] = (goal - data.qpos[self.places]) / (left * self._timestep)
-                self._mujoco.mj_step(self.model, data)
-                if touched is not None:
-                    touched |= self.touching()
-            data.qpos[self.places] = goal  # a touch may have held it back a little
+            self.go(state, touched=touched)
             frames[i] = self.frame()
         return frames
+
+    def go(self, state: Float32[np.ndarray, "25"], *, touched: Touched | None = None) -> None:
+        """`follow` one state, without looking."""
+        data = self.data
+        data.ctrl[:-3] = goal = _angles(state)
+        before, after = self.state()[-2:], state[-2:]
+        for left in range(self._substeps, 0, -1):
+            speed, turn = before + (after - before) * (1 - (left - 1) / self._substeps)
+            base = speed * np.cos(data.qpos[2]), speed * np.sin(data.qpos[2]), turn
+            data.ctrl[-3:] = data.qvel[:3] = base
+            data.qvel[self.dofs] = (goal - data.qpos[self.places]) / (left * self._timestep)
+            self._mujoco.mj_step(self.model, data)
+            if touched is not None:
+                touched |= self.touching()
+        data.qpos[self.places] = goal  # a touch may have held it back a little
 
     def observe(self) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "25"]]:
         """The robot's view (RGB, 0..255) and its state, now."""

@@ -10,7 +10,7 @@ from colorsys import hsv_to_rgb
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ TaskId = Literal["touch", "push", "topple", "avoid"]
 ORIGIN = "twin task "
 """What the origin of a clip of a start begins with; the task's id follows."""
 Outcome = Literal["open", "succeeded", "failed"]
+Seen = TypeVar("Seen")
+States = Float32[np.ndarray, "n 25"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,22 +120,33 @@ class Start:
         self, count: int, *, size: int = 128
     ) -> tuple[UInt8[np.ndarray, "n h w 3"], Float32[np.ndarray, "n 25"]]:
         """The last `count` frames and measured states up to now. Raises `UsageError` for more than the lead-in has."""
+        frames, states = self._before(count, size, Simulation.frame)
+        return np.stack(frames), states
+
+    def _before(self, count: int, size: int, look: Callable[[Simulation], Seen]) -> tuple[list[Seen], States]:
+        """What `look` gives of each of the last frames up to now, and the states."""
         if not 1 <= count <= len(self.lead_in) + 1:
             raise UsageError(f"a start knows 1 to {len(self.lead_in) + 1} frames of what was before, not {count}")
-        seen, unseen = [], len(self.lead_in) + 1 - count
+        seen, states, unseen = [], [], len(self.lead_in) + 1 - count
         with Simulation(self.scene, size=size, fps=self.fps) as simulation:
             simulation.restore(self.before)
             for i in range(len(self.lead_in) + 1):
                 if i >= unseen:
-                    seen.append(simulation.observe())
+                    seen.append(look(simulation))
+                    states.append(simulation.state())
                 if i < len(self.lead_in):
                     simulation.step(self.lead_in[i])
-        frames, states = (np.stack(part) for part in zip(*seen, strict=True))
-        return frames, states
+        return seen, np.stack(states)
 
-    def clip(self, count: int, *, size: int = 128) -> Clip:
-        """The same as a clip, with which `LiveTwin` and any world can start a session (`Forecaster.start_clips`)."""
-        frames, states = self.context(count, size=size)
+    def clip(self, count: int, *, size: int = 128, black: bool = False) -> Clip:
+        """The same as a clip, with which `LiveTwin` and any world can start a session (`Forecaster.start_clips`).
+
+        Black frames are for the live twin, which does not read them; then nothing is drawn.
+        """
+        if black:
+            frames, states = np.zeros((count, size, size, 3), np.uint8), self._before(count, 2, lambda _: None)[1]
+        else:
+            frames, states = self.context(count, size=size)
         return Clip(
             states=torch.from_numpy(states),
             fps=self.fps,

@@ -42,6 +42,12 @@ class Trial:
         self.simulation.step(command, touched=new)
         self._keep(new)
 
+    def go(self, state: Float32[np.ndarray, "25"]) -> None:
+        """Be moved to a measured state within one frame (`Simulation.follow`)."""
+        new = np.zeros(self._touched.shape, dtype=bool)
+        self.simulation.go(state, touched=new)
+        self._keep(new)
+
     def drive(self, commands: Float32[np.ndarray, "f 25"]) -> UInt8[np.ndarray, "f h w 3"]:
         """Advance towards commands, one for each frame, and return what the robot sees after each."""
         frames = []
@@ -53,10 +59,9 @@ class Trial:
     def follow(self, states: Float32[np.ndarray, "f 25"]) -> UInt8[np.ndarray, "f h w 3"]:
         """Be moved to measured states, one for each frame (`Simulation.follow`)."""
         frames = []
-        for i in range(len(states)):
-            new = np.zeros(self._touched.shape, dtype=bool)
-            frames.append(self.simulation.follow(states[i : i + 1], touched=new)[0])
-            self._keep(new)
+        for state in states:
+            self.go(state)
+            frames.append(self.simulation.frame())
         return self._stacked(frames)
 
     def facts(self) -> Facts:
