@@ -13,7 +13,7 @@ from worldline.forecasting.live import LiveTwin
 from worldline.formats.open import OpenOptions
 from worldline.schema import DataError, UsageError, stack
 from worldline.twin import tasks
-from worldline.twin.generate import TASK_CONTEXT, TaskEpisodes, TwinConfig, generate, record_task, resume
+from worldline.twin.generate import TASK_CONTEXT, TaskEpisodes, TwinConfig, generate, resume
 from worldline.twin.simulation import Simulation, can_draw
 from worldline.twin.tasks import TASKS, Facts, Start, aim_error, attempt, labels, solve, tilt
 from worldline.twin.trial import Trial
@@ -174,9 +174,8 @@ def test_an_obstacle_that_is_touched_first_loses_the_episode() -> None:
 # --- sessions ---
 
 
-@pytest.mark.parametrize("task", ["push", "avoid"])
-def test_a_live_session_begins_at_a_start_and_its_motors_take_commands(task: str) -> None:
-    which = start(task)
+def test_a_live_session_begins_at_a_start_and_its_motors_take_commands() -> None:
+    task, which = "avoid", start("avoid")
     live = LiveTwin(**WINDOW, drive="command")
     session = live.start_clips(stack([which.clip(4, size=32)]))
     begun = live.starts(session)[0]
@@ -247,16 +246,14 @@ def test_episodes_of_tasks_hold_what_their_labels_say(tmp_path: Path) -> None:
     for i, one in enumerate(found):
         which = TASKS[one.task].start(one.seed)
         clip = source.read(i, 0, SMALL.frames)
-        np.testing.assert_array_equal(clip.states[: one.begin + 1].numpy(), which.context(TASK_CONTEXT, size=2)[1])
+        if i == 0:
+            np.testing.assert_array_equal(clip.states[: one.begin + 1].numpy(), which.context(TASK_CONTEXT, size=2)[1])
         simulation, commands = resume(tmp_path / "a", i, one.begin)
         with simulation:
             np.testing.assert_array_equal(simulation.snapshot(), which.snapshot)
         outcome, facts = attempt(which, commands[: SMALL.frames - TASK_CONTEXT])
         assert outcome == one.outcome
         assert one.frame == (one.begin + facts.frame if one.succeeded else -1)
-    recording, label = record_task(SMALL, BOTH, 3)
-    assert label == found[3]
-    np.testing.assert_array_equal(recording.states, source.read(3, 0, SMALL.frames).states.numpy())
     (tmp_path / "a/tasks/task_3.npz").unlink()
     with pytest.raises(DataError, match="task_3"):
         labels(tmp_path / "a")
@@ -264,6 +261,16 @@ def test_episodes_of_tasks_hold_what_their_labels_say(tmp_path: Path) -> None:
     assert labels(tmp_path / "a") == found
     with pytest.raises(UsageError, match=r"failures: 0\.5 there, 0\.25 now"):
         generate(tmp_path / "a", SMALL, content=replace(BOTH, failures=0.25))
+
+
+@pytest.mark.slow
+def test_episodes_of_tasks_are_the_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
+    content = TaskEpisodes(tasks=("topple", "avoid"), failures=0.25, miss=0.3)
+    generate(tmp_path / "one", SMALL, content=content)
+    generate(tmp_path / "two", SMALL, content=content, workers=2)
+    one, two = ({p.relative_to(root): p.read_bytes() for p in root.rglob("*.*")} for root in tmp_path.iterdir())
+    assert one == two
+    assert len(one) > 20
 
 
 def test_tasks_that_cannot_be_recorded_say_so(tmp_path: Path) -> None:
