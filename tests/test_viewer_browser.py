@@ -382,10 +382,15 @@ def test_what_is_not_understood_is_said_and_the_session_lives_on(browser: Any, v
         visit.until("document.querySelector('#link').dataset.state === 'lost'")
         visit.until("document.querySelector('#link').dataset.state === 'open'")
         visit.begun()
+        assert any("begins again" in said for said in visit.toasts())
         visit.rests(first)
         assert len(lines) == 2
         visit.tab.click("#step")
         visit.rests(first + 1)
+        lines[1][0].close(code=1001, reason="idle")  # after long silence it waits for the person
+        visit.tab.click("#again-now")
+        visit.until("document.querySelector('#link').dataset.state === 'open'")
+        visit.begun()
         visit.sound(viewer)
     viewer.until_empty()
 
@@ -476,7 +481,8 @@ def test_everything_is_reachable_and_nothing_overflows(
         tab.click("#branch")
         tab.click("#step")
         tab.check("#tree li:not(.on) input[type=checkbox]")
-        tab.click("#show-keys")
+        if not tab.is_visible("#keyboard"):
+            tab.click("#show-keys")
         while (closed := tab.locator(".limb .open[aria-expanded=false]")).count():
             closed.first.click()
         tab.evaluate("scrollTo(0, 0)")

@@ -30,14 +30,16 @@ let held = false; // a person has paused: driving does not start the clock again
 connection.addEventListener("link", ({ detail }) => {
   const said = { open: "connected", lost: `connection lost, again in ${(detail.wait ?? 0) / 1000} s`, ended: "closed" };
   byId("link").dataset.state = detail.state === "open" ? "open" : "lost";
+  byId("again-now").hidden = detail.state === "open";
   byId("link").querySelector(".words").textContent = said[detail.state];
   if (detail.state === "open") return;
-  if (detail.state === "lost" && detail.reason) toast(detail.reason, "error");
   stopWatching();
   compare.stop();
   busy(true);
   enable(false);
 });
+
+byId("again-now").addEventListener("click", () => connection.open());
 
 connection.addEventListener("welcome", ({ detail }) => {
   const before = welcome && state;
@@ -209,10 +211,19 @@ for (const name of ["play", "step", "rewind", "branch"]) byId(name).addEventList
 joints.addEventListener("drive", ({ detail }) => {
   if (!state) return;
   settle();
+  byHand();
   connection.send("drive", { states: detail });
   if (!state.playing && !held) { connection.send("play", { on: true, rate: rate() }); state.playing = true; }
 });
-joints.addEventListener("halt", () => connection.send("halt"));
+joints.addEventListener("halt", () => { byHand(); connection.send("halt"); });
+
+/** To drive ends a recorded motion; the server says nothing of it. */
+function byHand() {
+  if (!state) return;
+  state.motion = null;
+  byId("motions").value = "";
+}
+
 byId("speed").addEventListener("change", () => state?.playing && connection.send("play", { on: true, rate: rate() }));
 byId("clips").addEventListener("change", event => open(event.target.value));
 byId("open").addEventListener("click", () => open(byId("clips").value));
@@ -303,12 +314,17 @@ function enable(on) {
 
 const keys = new Keys(joints, actions), pads = new Gamepads(joints, actions, () => legend());
 joints.addEventListener("limb", legend);
-byId("show-keys").addEventListener("click", event => {
-  const open = byId("keys").hidden;
-  byId("keys").hidden = !open;
-  event.currentTarget.setAttribute("aria-expanded", String(open));
-  if (open) byId("keys").scrollIntoView({ block: "nearest" });
+byId("show-keys").addEventListener("click", () => {
+  showKeys(byId("keys").hidden);
+  if (!byId("keys").hidden) byId("keys").scrollIntoView({ block: "nearest" });
 });
+
+function showKeys(on) {
+  byId("keys").hidden = !on;
+  byId("show-keys").setAttribute("aria-expanded", String(on));
+}
+
+showKeys(matchMedia("(min-width: 60.1rem) and (pointer: fine)").matches); // where there is a keyboard
 theme(byId("theme"));
 enable(false);
 connection.open();

@@ -3,6 +3,7 @@
 
 const VERSION = 1;
 const AGAIN_MS = [500, 1000, 2000, 4000, 8000];
+const LASTING = ["idle", "hello"];
 const WAITING_DRIVES = 200;
 
 /** Events: `link` (detail: open, lost or ended), and one for each message by its type, binary frames as `shown`. */
@@ -75,8 +76,10 @@ export class Connection extends EventTarget {
     return at === undefined ? null : performance.now() - at;
   }
 
+  /** Try again by itself, except where that would bring the same end: after long silence, or another protocol. */
   lost({ code, reason }) {
-    if (this.ended) return this.tell("link", { state: "ended" });
+    if (this.ended) return this.tell("link", { state: "ended", reason });
+    if (LASTING.includes(reason)) return this.tell("link", { state: "ended", reason });
     const wait = AGAIN_MS[Math.min(this.tries++, AGAIN_MS.length - 1)];
     this.tell("link", { state: "lost", wait, code, reason });
     this.timer = setTimeout(() => this.open(), wait);

@@ -40,7 +40,7 @@ export class Meters {
     const now = performance.now();
     this.arrivals = this.arrivals.filter(at => now - at < WINDOW_MS);
     const passed = this.arrivals.length > 1 ? this.arrivals.at(-1) - this.arrivals[0] : 0;
-    byId("fps").textContent = passed ? `${((this.arrivals.length - 1) * 1000 / passed).toFixed(1)} frames/s` : "0 frames/s";
+    byId("fps").textContent = passed ? `${((this.arrivals.length - 1) * 1000 / passed).toFixed(1)} frames/s` : "";
     if (!this.parts.length) return;
     const mean = name => this.parts.reduce((sum, one) => sum + one[name], 0) / this.parts.length;
     const times = Object.fromEntries(["model", "decode", "twin", "encode"].map(name => [name, mean(name)]));

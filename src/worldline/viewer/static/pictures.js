@@ -1,42 +1,48 @@
 // Pictures: an album that remembers what was shown of every branch, and the panels in which one moment stands.
 import { byId, make, titled } from "./dom.js";
 
-const MOST = 12000;
+const MOST_BYTES = 160e6;
 export const RECORDED = "recorded";
+const bytesOf = moment => Object.values(moment?.pictures ?? {}).reduce((sum, blob) => sum + blob.size, 0);
 
-/** Moments by branch and frame, as they came: pictures stay compressed. The oldest go when there are too many. */
+/** Moments by branch and frame, as they came: pictures stay compressed. The oldest go when there are too many; the server
+ * has them still (`look`). */
 export class Album {
   constructor() { this.clear(); }
-  clear() { this.branches = new Map(); this.count = 0; }
+  clear() { this.branches = new Map(); this.bytes = 0; }
   of(branch) { return this.branches.get(branch) ?? this.branches.set(branch, new Map()).get(branch); }
   at(branch, frame) { return this.branches.get(branch)?.get(frame); }
 
   /** Keep what a message shows: its own moment, and pictures of other branches that came along. */
   put(shown) {
-    const moment = { states: shown.states, trust: shown.trust, real: shown.real, seconds: shown.seconds, pictures: {} };
+    const { states, trust, real, seconds } = shown, moment = { states, trust, real, seconds, pictures: {} };
     for (const one of shown.pictures) {
-      if (one.kind === "beside") this.add(one.branch, one.frame, { pictures: { forecast: one.blob } });
+      if (one.kind === "beside") this.add(one.branch, one.frame, { ...this.at(one.branch, one.frame), pictures: { ...this.at(one.branch, one.frame)?.pictures, forecast: one.blob } });
       else moment.pictures[one.kind === "context" || one.branch === RECORDED ? "forecast" : one.kind] = one.blob;
     }
     this.add(shown.branch, shown.frame, moment);
-    return this.at(shown.branch, shown.frame);
+    return moment;
   }
 
   add(branch, frame, moment) {
-    const frames = this.of(branch), before = frames.get(frame);
-    frames.set(frame, { ...before, ...moment, pictures: { ...(moment.states ? {} : before?.pictures), ...moment.pictures } });
-    if (!before && ++this.count > MOST) this.shed();
+    this.forget(branch, frame);
+    this.of(branch).set(frame, moment);
+    this.bytes += bytesOf(moment);
+    if (this.bytes > MOST_BYTES) this.shed();
+  }
+
+  forget(branch, frame) {
+    this.bytes -= bytesOf(this.at(branch, frame));
+    this.of(branch).delete(frame);
+  }
+
+  shed() {
+    for (const [branch, frames] of this.branches) for (const frame of [...frames.keys()].slice(0, Math.floor(frames.size / 10))) this.forget(branch, frame);
   }
 
   /** A branch ends before this frame. */
   cut(branch, end) {
-    for (const frame of [...this.of(branch).keys()]) if (frame >= end) { this.of(branch).delete(frame); this.count--; }
-  }
-
-  shed() {
-    for (const frames of this.branches.values()) {
-      for (const frame of [...frames.keys()].slice(0, Math.ceil(frames.size / 10))) { frames.delete(frame); this.count--; }
-    }
+    for (const frame of [...this.of(branch).keys()]) if (frame >= end) this.forget(branch, frame);
   }
 
   /** As the server has it: a new branch begins with the moments of its parent, a cut or dropped one loses its own. */
@@ -46,9 +52,9 @@ export class Album {
       if (!known.has(one.id) && one.parent !== null) for (const [frame, moment] of this.of(one.parent)) if (frame <= one.at) this.add(one.id, frame, moment);
       this.cut(one.id, one.frames);
     }
-    for (const id of this.branches.keys()) {
+    for (const id of [...this.branches.keys()]) {
       if (id === RECORDED || branches.some(one => one.id === id)) continue;
-      this.count -= this.of(id).size;
+      this.cut(id, 0);
       this.branches.delete(id);
     }
   }
