@@ -4,7 +4,8 @@
 
 `solved` is the share of starts that end in success after so many metres of aim error; each start misses in one of
 four ways (short, over, left, right), in turn, so every way has a quarter of the starts. `ways` has the same for each
-way, `failed` the share that hits the obstacle. `start_seconds` is the processor time of one start.
+way, `failed` the share that hits the obstacle, `late` the share that succeeds after so many seconds of waiting.
+`start_seconds` is the processor time of one start.
 """
 
 import time
@@ -18,6 +19,8 @@ from worldline.twin.simulation import load_mujoco
 from worldline.twin.tasks import TASKS, WAYS, Task, aim_error, attempt, solve
 
 MISSES = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3)
+WAITS = (0.5, 1.0, 1.5, 2.0)
+"""In s."""
 
 
 def main() -> None:
@@ -31,12 +34,14 @@ def main() -> None:
     except UsageError as reason:
         skip(str(reason), quick=arguments.quick)
         return
-    starts, misses = (1, (0.0,)) if arguments.quick else (arguments.starts, MISSES)
-    found = {name: measure(task, starts, misses, arguments.fps) for name, task in TASKS.items()}
-    publish({"starts": starts, "misses_m": misses, **found}, quick=arguments.quick)
+    starts, misses, waits = (1, (0.0,), (1.0,)) if arguments.quick else (arguments.starts, MISSES, WAITS)
+    found = {name: measure(task, starts, misses, waits, arguments.fps) for name, task in TASKS.items()}
+    publish({"starts": starts, "misses_m": misses, "waits_s": waits, **found}, quick=arguments.quick)
 
 
-def measure(task: Task, starts: int, misses: tuple[float, ...], fps: int) -> dict[str, object]:
+def measure(
+    task: Task, starts: int, misses: tuple[float, ...], waits: tuple[float, ...], fps: int
+) -> dict[str, object]:
     """The shares of one task."""
     seconds, drawn = [], []
     for seed in range(starts):
@@ -48,10 +53,12 @@ def measure(task: Task, starts: int, misses: tuple[float, ...], fps: int) -> dic
         for seed, start in enumerate(drawn):
             miss = aim_error(start, WAYS[seed % len(WAYS)], size)
             ended[row, seed] = attempt(start, solve(start, miss=miss))[0]
+    late = [np.mean([attempt(one, solve(one, late=wait))[0] == "succeeded" for one in drawn]) for wait in waits]
     ways = {way: (ended[:, i :: len(WAYS)] == "succeeded").mean(axis=1) for i, way in enumerate(WAYS) if i < starts}
     return {
         "solved": (ended == "succeeded").mean(axis=1).round(3).tolist(),
         "failed": (ended == "failed").mean(axis=1).round(3).tolist(),
+        "late": np.round(late, 3).tolist(),
         "ways": {way: shares.round(2).tolist() for way, shares in ways.items()},
         "start_seconds": spread(seconds),
         "outcomes": dict(Counter(ended.ravel().tolist())),

@@ -166,6 +166,7 @@ def test_wrong_values_are_refused_on_the_command_line_by_the_name_of_the_option(
         ("data twin X --episodes 1 --pairs --frames 20", "a pair has at least 27 frames"),
         ("data twin X --episodes 1 --failures 0.5", "give --tasks too"),
         ("data twin X --episodes 1 --tasks push", "give --view table"),
+        ("data twin X --episodes 1 --view table --tasks", "which tasks? There are: touch, push"),
         ("data twin X --episodes 1 --view table --tasks push --failures 2", "--failures is 2"),
         ("data twin X --episodes 1 --view table --tasks push --miss -1", "--miss is -1"),
         ("data twin X --episodes 1 --view table --tasks push --frames 9", "more than 17 frames"),

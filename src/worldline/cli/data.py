@@ -174,7 +174,7 @@ class TwinJob(TwinConfig):
     pairs: bool = False
     """Instead of episodes, starts from which one command touches an object and others just miss it: for each start an
     episode of each, which share their first 17 frames."""
-    tasks: tuple[TaskId, ...] = ()
+    tasks: tuple[TaskId, ...] | None = None
     """Instead of play, episodes of these tasks in turn, some of which fail. They end when the time of their task is
     over, or after --frames."""
     failures: Share | None = None
@@ -188,15 +188,15 @@ class TwinJob(TwinConfig):
         super().__post_init__()
         own = {"--failures": self.failures, "--miss": self.miss}
         given = {name: value for name, value in own.items() if value is not None}
-        if given and not self.tasks:
+        if given and self.tasks is None:
             raise UsageError(f"{' and '.join(given)} would change nothing without tasks; give --tasks too")
-        if self.pairs and self.tasks:
+        if self.pairs and self.tasks is not None:
             raise UsageError("--pairs and --tasks are two kinds of data; give one of the two")
 
     def carry_out(self) -> None:
         config = TwinConfig(**{name: getattr(self, name) for name in TwinConfig.__dataclass_fields__})
         content: Content = Pairs() if self.pairs else Play()
-        if self.tasks:
+        if self.tasks is not None:
             given = {"failures": self.failures, "miss": self.miss}
             content = TaskEpisodes(tasks=self.tasks, **{k: value for k, value in given.items() if value is not None})
         generate(self.out, config, workers=self.workers, content=content)
