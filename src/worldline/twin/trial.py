@@ -1,10 +1,9 @@
 """A simulation whose contacts are kept: what physics knows of an episode at each of its frames."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64
 
 from worldline.twin.simulation import Simulation
 
@@ -48,22 +47,6 @@ class Trial:
         self.simulation.go(state, touched=new)
         self._keep(new)
 
-    def drive(self, commands: Float32[np.ndarray, "f 25"]) -> UInt8[np.ndarray, "f h w 3"]:
-        """Advance towards commands, one for each frame, and return what the robot sees after each."""
-        frames = []
-        for command in commands:
-            self.step(command)
-            frames.append(self.simulation.frame())
-        return self._stacked(frames)
-
-    def follow(self, states: Float32[np.ndarray, "f 25"]) -> UInt8[np.ndarray, "f h w 3"]:
-        """Be moved to measured states, one for each frame (`Simulation.follow`)."""
-        frames = []
-        for state in states:
-            self.go(state)
-            frames.append(self.simulation.frame())
-        return self._stacked(frames)
-
     def facts(self) -> Facts:
         """What physics knows now."""
         now = self.simulation
@@ -73,7 +56,3 @@ class Trial:
     def _keep(self, new: np.ndarray) -> None:
         self.frame += 1
         self._touched[new & (self._touched < 0)] = self.frame
-
-    def _stacked(self, frames: Sequence[np.ndarray]) -> UInt8[np.ndarray, "f h w 3"]:
-        size = self.simulation.size
-        return np.array(frames, np.uint8).reshape(-1, size, size, 3)
