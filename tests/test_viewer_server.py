@@ -129,6 +129,11 @@ def test_a_new_wish_is_obeyed_within_a_chunk(root: Path) -> None:
     time.sleep(0.05)  # a chunk is not made again at once: that would take all the time
     shot = player.next(replace(DOWN, drives=7))
     assert shot.drives == 7
+    assert shot.timing.queue == 0, "it is not known when this was wanted"
+    asked = replace(UP, number=9, since=time.perf_counter() - 1)
+    time.sleep(0.05)
+    assert player.next(asked).timing.queue >= 1000
+    assert player.next(asked).timing.queue == 0
     assert player.branch.rows[-1][0] < goal[0]
     assert len(player.branch.moments) == player.context + 4
 

@@ -106,6 +106,7 @@ class Player:
         self.tree, self._session, self._plan = Tree(branch), session, None
         self._last = _pixels(context[-1])
         self._kept: dict[str, float] = {}
+        self._obeyed = -1  # the newest wish by which something was made
         self._motion: tuple[int, Recording, int] | None = None  # clip, its recording, time of its first row
         self._steered = -1  # the wish by which the frames behind the head were made
         self._every = max(1, -(-self._chunks_kept() // self._room(session.snapshot())))
@@ -261,7 +262,7 @@ class Player:
 
     def _forecast(self, branch: Branch, number: int, rows: Float32[np.ndarray, "t s"], wish: Wish) -> _Plan:
         """Make a chunk under the states of `rows`."""
-        began, new = time.perf_counter(), self._plan is None or self._plan.wish is not wish
+        began, new, self._obeyed = time.perf_counter(), self._obeyed != wish.number, wish.number
         with timed() as spent:
             self._session.restore(self._snapshot(branch, number))
             extra = self.stage.forecaster.streamed & {"certainty"}

@@ -1,5 +1,6 @@
 """What all tabs of a server share: the world, the clips to begin from, the sliders, and what is usual in the data."""
 
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -37,7 +38,7 @@ from worldline.viewer.protocol import (
     Welcome,
 )
 from worldline.viewer.recording import Recording
-from worldline.viewer.trust import ENTROPY, SPREAD, Gauge, Usual, calibrated
+from worldline.viewer.trust import ENTROPY, ROLLED_SECONDS, SPREAD, Gauge, Usual, calibrated
 
 DEFAULT_WORLD = "driven-tiny" if builtin.DRIVEN_TINY.is_dir() else "compression-tiny"
 """A built-in that a person can drive in."""
@@ -47,7 +48,9 @@ MOST_CLIPS = 240
 APART = 2.0
 """Seconds between the beginnings of two clips of an episode."""
 CALIBRATED_ON, STATES_OF = 12, 200
-"""Clips that are rolled out, and episodes whose states are read, to find what is usual."""
+"""Clips that are rolled out at most, and episodes whose states are read, to find what is usual."""
+CALIBRATION = 8.0
+"""Seconds that the roll-outs may take; at least two clips are rolled out."""
 MOST_EXPORTS = 8
 MOST_MESSAGES = 240
 """A second, of one tab."""
@@ -205,10 +208,21 @@ def stage_of(
         twin=twin_of(clips, numbers),
         options=options,
     )
-    some = [stage.recording(clip) for clip in evenly(len(numbers), CALIBRATED_ON)]
+    some = [stage.recording(clip) for clip in evenly(len(numbers), affordable(stage))]
     rows = [source.read_states(episodes[i]) for i in evenly(len(episodes), STATES_OF)]
     gauge = calibrated(stage.gauge, forecaster, some, fps=stage.fps, rows=rows, seed=options.seed)
     return replace(stage, gauge=gauge)
+
+
+def affordable(stage: Stage) -> int:
+    """How many clips can be rolled out in `CALIBRATION` seconds, by the time that one step of one takes."""
+    forecaster, first = stage.forecaster, stage.recording(0)
+    ahead = first.batch.states[:, forecaster.context_frames :][:, : forecaster.lookahead_frames]
+    session = forecaster.start_clips(first.batch, seed=stage.options.seed)
+    began = time.perf_counter()
+    session.advance(ahead)
+    steps = max(1.0, ROLLED_SECONDS * stage.fps / forecaster.chunk_frames)
+    return max(2, min(CALIBRATED_ON, int(CALIBRATION / (steps * (time.perf_counter() - began)))))
 
 
 def beginnings(clips: Clips) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from worldline.viewer.recording import Recording
 
 USUAL = 0.95
 """Quantile of the data's own frames up to which a signal is as in them."""
-SECONDS = 2.0
+ROLLED_SECONDS = 2.0
 """How far they are rolled out."""
 STATES, ENTROPY, SPREAD, ROUND_TRIP = "states", "entropy", "spread", "round_trip"
 """The signals: how far states are from the middle of their range in training, 1 at its end; mean entropy of tokens in
@@ -150,7 +150,7 @@ def calibrated(
     usual = {STATES: Usual.of(np.concatenate(states))}
     chunk, ahead = forecaster.chunk_frames, forecaster.lookahead_frames
     shortest = min(len(one.states) for one in recordings) - forecaster.context_frames
-    count = min(max(1, round(SECONDS * fps / chunk)), (shortest - ahead) // chunk + 1)
+    count = min(max(1, round(ROLLED_SECONDS * fps / chunk)), (shortest - ahead) // chunk + 1)
     values: dict[str, list[float]] = {}
     films: list[Tensor] = []
     if count > 0:
