@@ -2,14 +2,18 @@
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from builders import noise_frames, randomise
 from torch import Tensor
 
+import worldline
+from worldline.contract import Contract, FramePattern
+from worldline.families.load import Loaded
 from worldline.forecasting.causal import CausalForecaster
-from worldline.forecasting.forecaster import Session
+from worldline.forecasting.forecaster import CopyLast, Session
 from worldline.forecasting.rollout import RollOut
 from worldline.nn.attention import SlidingAttention
 from worldline.process.categorical import Sampling
@@ -19,6 +23,7 @@ from worldline.worlds.causal import CausalConfig, CausalWorld
 
 SMALL = CausalConfig(context_grids=4, horizon_grids=3, width=16, heads=2, layers=2, state_hidden=8, code_levels=(4, 3))
 GRID = TokenGrid(height=4, width=4, vocab_size=12, block=1, temporal_stride=1)
+NAMES = ("LEFT", "RIGHT")
 TOKENIZER = FSQVideoConfig(
     levels=(4, 3), patch=(1, 4), merges=(), widths=(8,), blocks=(1,), encoder_kernels=(3,), kernel=3, block_frames=1
 )
@@ -26,7 +31,7 @@ TOKENIZER = FSQVideoConfig(
 
 def world_of(config: CausalConfig = SMALL, seed: int = 0) -> CausalWorld:
     torch.manual_seed(seed)
-    world = config.build(GRID, 2).eval()
+    world = config.build(GRID, NAMES).eval()
     randomise(world, std=0.2)
     return world
 
@@ -126,7 +131,7 @@ def test_one_grid_at_a_time_with_the_past_is_all_grids_at_once() -> None:
     conditions, past = world.conditions(states_of(10)), None
     whole, _ = world(tokens, conditions, past)
     for t in range(9):
-        now, past = world(tokens[:, t : t + 1], conditions[:, t : t + 1], past)
+        now, past = world(tokens[:, t : t + 1], conditions[t : t + 1], past)
         torch.testing.assert_close(now[:, 0], whole[:, t])
     assert past is not None
     assert past.shape == (2, 2, 4, 3, 2, 8)
@@ -134,8 +139,8 @@ def test_one_grid_at_a_time_with_the_past_is_all_grids_at_once() -> None:
 
 def test_an_unconditional_world_reads_no_states() -> None:
     world = world_of(replace(SMALL, unconditional=True))
-    assert torch.equal(world.conditions(states_of(5)), world.conditions(states_of(5, seed=1)))
-    assert world.conditions(states_of(5)).shape == (2, 4, 16)
+    assert torch.equal(world.conditions(states_of(5)).codes, world.conditions(states_of(5, seed=1)).codes)
+    assert world.conditions(states_of(5)).codes.shape == (2, 4, 16)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +153,7 @@ def test_an_unconditional_world_reads_no_states() -> None:
 )
 def test_tokens_that_do_not_fit_are_refused(grid: dict[str, int], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        SMALL.build(replace(GRID, **grid), 2)
+        SMALL.build(replace(GRID, **grid), NAMES)
 
 
 def turning(seed: int) -> Batch:
@@ -162,7 +167,7 @@ def turning(seed: int) -> Batch:
 @pytest.mark.parametrize("own_from", [1.0, 0.9])
 def test_it_learns_where_states_lead_better_than_standing_still(own_from: float) -> None:
     torch.manual_seed(0)
-    world = replace(SMALL, own_from=own_from).build(GRID, 2)
+    world = replace(SMALL, own_from=own_from).build(GRID, NAMES)
     optimizer = torch.optim.AdamW(world.parameters(), lr=1e-2)
     for step in range(150):
         world.progress = step / 150
@@ -249,8 +254,34 @@ def test_over_a_window_it_is_rolled_on_with_the_same_frames() -> None:
     assert torch.equal(window.forecast(frames, states).video, alone)
 
 
+def test_it_is_judged_over_the_window_of_its_training() -> None:
+    names: tuple[str, ...] = ("a", "b")
+    trained_on = {"pattern": FramePattern(window=9), "state_names": names, "state_kinds": ("other", "other")}
+    contract = Contract(fps=15.0, source_kind="1x-raw", grid=GRID, **trained_on)  # pyright: ignore[reportArgumentType]
+    whole = Loaded(forecaster=forecaster_of(), contract=contract).whole
+    assert whole.times == (4, 5, 6, 7, 8)
+    one_window = CopyLast(context_frames=4, times=(4, 5, 6, 7, 8), chunk_frames=5)
+    assert Loaded(forecaster=one_window, contract=contract).whole is one_window
+
+
 def test_the_mean_code_is_decoded_where_that_is_asked_for() -> None:
     made = [steps(begun(forecaster_of(decode_mode=mode)), 2) for mode in ("tokens", "mean")]
     assert not torch.equal(*made)
     with pytest.raises(UsageError, match="--temperature"):
         forecaster_of(num_samples=2)
+
+
+@pytest.mark.slow
+def test_from_the_recipes_to_an_evaluation_and_a_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = {"steps": 2, "validation_clips": 2}
+    tokenizer = worldline.train("tokenizer_driven", out="tokenizer", **short).run
+    world = worldline.train("driven_tiny", out="world", tokenizer=str(tokenizer), batch_size=1, **short).run
+    found = worldline.evaluate(world, num_clips=2, condition_samples=0)
+    assert {row.id for row in found.rows} >= {"forecast", "copy_last", "reconstruction"}
+    assert found.rows[0].metrics["psnr_db_last"].mean > 0
+    clip, loaded = worldline.open_data("twin-table").read(6, 0, 18), worldline.load(world)
+    frames, states = clip.frames, clip.states[None]
+    assert frames is not None
+    session = loaded.start(frames[None, :16], states[:, :16])
+    assert session.advance(states[:, 16:17]).video.shape == (1, 1, 1, 3, 128, 128)

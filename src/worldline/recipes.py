@@ -14,6 +14,7 @@ from worldline.nn.optimizer import OptimizerConfig
 from worldline.nn.states import StateOptions
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes
+from worldline.twin.skeleton import twin_skeleton
 from worldline.worlds.causal import CausalConfig
 from worldline.worlds.st_transformer import STTransformerConfig
 from worldline.worlds.wan import WanConfig
@@ -132,13 +133,14 @@ def compression_tiny_unconditional() -> TrainConfig:
 
 
 def driven_tiny() -> TrainConfig:
-    """A causal world to drive in, 2.5 M parameters: 128x128, one frame a step, 15 a second. Runs on two CPU cores.
+    """A causal world to drive in, 2.6 M parameters: 128x128, one frame a step, 15 a second. Runs on two CPU cores.
 
-    Every frame costs one pass over its own grid. 60 minutes of a core, and then a stretch on its own roll-outs, which
+    Every frame costs one pass over its own grid. It is shown where the twin's arms will be in the picture, which its
+    skeleton says; other robots take `driven_any`. 60 minutes of a core, and then a stretch on its own roll-outs, which
     `scripts/driven.sh` adds. Expected: docs/driven.md.
     """
     return TrainConfig(
-        model=CausalConfig(),
+        model=CausalConfig(skeleton=twin_skeleton()),
         data=replace(TWIN_TABLE, window_stride=4),
         tokenizer=builtin.TOKENIZER_DRIVEN,
         optimizer=OptimizerConfig(
@@ -150,9 +152,15 @@ def driven_tiny() -> TrainConfig:
     )
 
 
-def driven_tiny_unconditional() -> TrainConfig:
-    """driven_tiny without the states: what driving is compared with."""
+def driven_any() -> TrainConfig:
+    """driven_tiny without a skeleton, for a robot whose geometry is not known: states enter as vectors alone."""
     driven = driven_tiny()
+    return replace(driven, model=replace(driven.model, skeleton=None))
+
+
+def driven_unconditional() -> TrainConfig:
+    """driven_tiny without the states: what driving is compared with."""
+    driven = driven_any()
     return replace(driven, model=replace(driven.model, unconditional=True))
 
 
@@ -273,7 +281,8 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         compression_tiny,
         compression_tiny_unconditional,
         driven_tiny,
-        driven_tiny_unconditional,
+        driven_any,
+        driven_unconditional,
         compression_revontuli,
         vae_tiny,
         sampling_tiny,

@@ -26,7 +26,7 @@ from worldline.ranks import Ranks
 from worldline.rundir import RunDir
 from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.tokenizers.fsq_video import HUB_ID, CosmosConfig, FSQVideoConfig, FSQVideoTokenizer
-from worldline.worlds.causal import CausalConfig
+from worldline.worlds.causal import CausalConfig, CausalWorld
 from worldline.worlds.st_transformer import STTransformerConfig
 
 
@@ -223,15 +223,22 @@ class CausalKind(TokenWorldKind):
     config = CausalConfig
     reads = ("tokenizer", "start_offsets")
     options = ("temperature", "top_k", "top_p", "decode_mode")
-    python_only = tuple(f"model.{name}" for name in ("mlp_ratio", "init_std", "state_hidden"))
+    python_only = tuple(f"model.{name}" for name in ("mlp_ratio", "init_std", "state_hidden", "skeleton"))
     psnr_clips = 16
+
+    def build(self, model: CausalConfig, contract: Contract | None) -> CausalWorld:
+        assert contract is not None, "a world is built for data"
+        return model.build(contract.tokens, contract.state_names)
 
     def idle(self, config: TrainConfig, model: CausalConfig) -> dict[str, str]:
         found = super().idle(config, model)
         if config.tokenizer:
             found["model.code_levels"] = "the tokenizer's own levels are taken"
         if model.unconditional:
-            found |= {f"model.{name}": "the world is unconditional" for name in ("state_hidden", "normalise_states")}
+            found |= {
+                f"model.{name}": "the world is unconditional"
+                for name in ("state_hidden", "normalise_states", "skeleton")
+            }
         return found
 
     def normalises(self, model: CausalConfig) -> bool:
@@ -245,9 +252,9 @@ class CausalKind(TokenWorldKind):
     def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Nats per token of the true future along the world's own greedy roll-out."""
         assert batch.tokens is not None, "the teacher-forced loss has read them"
-        conditions, first = model.conditions(batch.states), model.context_grids
-        inputs = model.rolled(batch.tokens[:, :first], conditions)[:, :-1]
-        logits, _ = model(inputs, conditions)
+        told, first = model.conditions(batch.states), model.context_grids
+        inputs = model.rolled(batch.tokens[:, :first], told)[:, :-1]
+        logits, _ = model(inputs, told)
         return {"autoregressive_loss": model.cost(logits[:, first - 1 :], batch.tokens[:, first:]).mean()}
 
     def roll_out(self, world: Any, batch: Batch) -> Tensor:

@@ -75,8 +75,8 @@ class CausalForecaster(Forecaster):
         pasts = []
         for rows in range(0, len(tokens), self.rows_at_once):
             own = slice(rows, rows + self.rows_at_once)
-            conditions = self.world.conditions(batch.states[own, :count].to(self.device))
-            pasts.append(self.world(tokens[own, :-1], conditions)[1])
+            told = self.world.conditions(batch.states[own, :count].to(self.device))
+            pasts.append(self.world(tokens[own, :-1], told)[1])
         parts = tokens[:, -1], torch.cat(pasts)
         return tuple(part.cpu().repeat_interleave(self.num_samples, dim=0) for part in parts)
 

@@ -20,6 +20,7 @@ from worldline.checks import MOST, Limit, Positive, Share, refuse
 from worldline.contract import ModelConfig
 from worldline.nn.attention import SlidingBlock
 from worldline.nn.fsq import FSQ
+from worldline.nn.kinematics import Silhouette, Skeleton
 from worldline.nn.states import Standardising, align
 from worldline.process.categorical import Sampling, draw
 from worldline.schema import Batch, TokenGrid, UsageError
@@ -51,6 +52,8 @@ class CausalConfig(ModelConfig):
     code_levels: tuple[Annotated[int, Limit(least=2, most=MOST)], ...] = (8, 8, 8, 8)
     """FSQ levels of the tokenizer; a run with one puts its own here."""
     init_std: Positive = 0.02
+    skeleton: Skeleton | None = None
+    """Where to find the robot in its own picture: then the world is also shown where each of its parts will be."""
     state_hidden: int = 256
     normalise_states: bool = True
     """Standardise states with the training data's statistics, which the checkpoint then contains."""
@@ -65,9 +68,22 @@ class CausalConfig(ModelConfig):
         if self.width % self.heads:
             refuse(self, "heads", f"a divisor of the width {self.width}")
 
-    def build(self, grid: TokenGrid, state_dim: int) -> "CausalWorld":
-        """A world over tokens that lie so, told states of so many dimensions. Raises `UsageError` where none is."""
-        return CausalWorld(self, grid, state_dim)
+    def build(self, grid: TokenGrid, state_names: tuple[str, ...]) -> "CausalWorld":
+        """A world over tokens that lie so, told states of these names. Raises `UsageError` where there is none."""
+        return CausalWorld(self, grid, state_names)
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What a world is told of the way from each grid to the next."""
+
+    codes: Float[Tensor, "b u d"]
+    """The states, as a vector."""
+    places: Float[Tensor, "b u s d"] | None = None
+    """Where the robot will be, as features of the positions of a grid."""
+
+    def __getitem__(self, grids: slice) -> "Told":
+        return Told(self.codes[:, grids], None if self.places is None else self.places[:, grids])
 
 
 class CausalWorld(nn.Module):
@@ -76,7 +92,7 @@ class CausalWorld(nn.Module):
     progress: float = 1.0
     """Share of the training that is done, as the training loop tells every model that has such an attribute."""
 
-    def __init__(self, config: CausalConfig, grid: TokenGrid, state_dim: int) -> None:
+    def __init__(self, config: CausalConfig, grid: TokenGrid, state_names: tuple[str, ...]) -> None:
         super().__init__()
         if grid.latents_per_block != 1:
             raise UsageError(
@@ -89,15 +105,23 @@ class CausalWorld(nn.Module):
         if grid.height % config.patch or grid.width % config.patch:
             sides = f"{grid.height}x{grid.width}"
             raise UsageError(f"grids of {sides} tokens do not divide into squares of {config.patch} (--model.patch)")
-        self.config, self.grid, self.state_dim = config, grid, state_dim
+        self.config, self.grid, self.state_dim = config, grid, len(state_names)
         self.context_grids, self.quantiser = config.context_grids, FSQ(config.code_levels)
         self.levels, digits = max(config.code_levels), len(config.code_levels)
         inside, width = config.patch**2 * digits * self.levels, config.width
         self.shape = {"h": grid.height // config.patch, "p": config.patch, "q": config.patch, "n": digits}
         self.read, self.write = nn.Linear(inside, width), nn.Linear(width, inside)
         self.position = nn.Parameter(torch.empty(self.shape["h"] * grid.width // config.patch, width))
-        self.states = None if config.unconditional else MoveEncoder(grid, state_dim, config.state_hidden, width)
+        self.states = None if config.unconditional else MoveEncoder(grid, self.state_dim, config.state_hidden, width)
         self.still = nn.Parameter(torch.zeros(width)) if config.unconditional else None
+        self.silhouette, self.place = None, None
+        if config.skeleton is not None and not config.unconditional:
+            if grid.height != grid.width:
+                raise UsageError(
+                    "a skeleton is drawn into square pictures only; give a recipe without one (driven_any)"
+                )
+            self.silhouette = Silhouette(config.skeleton, state_names, grid.height)
+            self.place = nn.Linear(config.patch**2 * self.silhouette.channels, width)
         sizes = {"mlp_ratio": config.mlp_ratio, "window": config.context_grids - 1}
         self.blocks = nn.ModuleList(SlidingBlock(width, config.heads, **sizes) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
@@ -128,28 +152,33 @@ class CausalWorld(nn.Module):
     def tokens_of(self, digits: Int64[Tensor, "*n d"]) -> Int64[Tensor, "*n"]:
         return (digits * self.quantiser._basis).sum(dim=-1)
 
-    def conditions(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b u d"]:
-        """What each grid is told of the way to the next one: one vector less than there are states' grids."""
-        if self.states is not None:
-            return self.states(states)
-        assert self.still is not None, "an unconditional world"
-        count = self.grid.grids_of(states.shape[1]) - 1
-        return self.still.expand(len(states), count, -1)
+    def conditions(self, states: Float[Tensor, "b t s"]) -> Told:
+        """What each grid but the last is told of the way to the next one."""
+        if self.states is None:
+            assert self.still is not None, "an unconditional world"
+            return Told(self.still.expand(len(states), self.grid.grids_of(states.shape[1]) - 1, -1))
+        if self.silhouette is None or self.place is None:
+            return Told(self.states(states))
+        then = align(states, self.grid, "last")[:, 1:]
+        sides = {"p": self.config.patch, "q": self.config.patch}
+        spots = self.silhouette(then.flatten(0, 1)).to(self.position.dtype)
+        places = self.place(rearrange(spots, "n (i p) (j q) c -> n (i j) (p q c)", **sides))
+        return Told(self.states(states), places.unflatten(0, then.shape[:2]))
 
-    def forward(
-        self, tokens: Int64[Tensor, "b t h w"], conditions: Float[Tensor, "b t d"], past: Past | None = None
-    ) -> tuple[Digits, Past]:
+    def forward(self, tokens: Int64[Tensor, "b t h w"], told: Told, past: Past | None = None) -> tuple[Digits, Past]:
         """Logits of the grid after each, and the past with these grids: a pass over the new ones alone."""
         if (found := tokens.shape[2:]) != (expected := (self.grid.height, self.grid.width)):
             raise UsageError("this world reads grids of {}x{}, but these are {}x{}".format(*expected, *found))
         hot = F.one_hot(self.digits_of(tokens), self.levels).to(self.position.dtype)
         sides = {"p": self.config.patch, "q": self.config.patch}
         x = self.read(rearrange(hot, "b t (i p) (j q) n l -> b t (i j) (p q n l)", **sides)) + self.position
-        if past is None:
-            past = x.new_zeros(len(x), len(self.blocks), x.shape[2], 0, 2, self.config.width // self.config.heads)
+        x = x if told.places is None else x + told.places
+        before = past
+        if before is None:
+            before = x.new_zeros(len(x), len(self.blocks), x.shape[2], 0, 2, self.config.width // self.config.heads)
         kept = []
-        for block, own in zip(self.blocks, past.unbind(dim=1), strict=True):
-            x, grown = block(x, conditions, own)
+        for block, own in zip(self.blocks, before.unbind(dim=1), strict=True):
+            x, grown = block(x, told.codes, own)
             kept.append(grown)
         grid = {"i": self.shape["h"], **sides, "n": self.shape["n"]}
         logits = rearrange(self.write(self.norm(x)), "b t (i j) (p q n l) -> b t (i p) (j q) n l", **grid)
@@ -168,12 +197,12 @@ class CausalWorld(nn.Module):
             raise UsageError("a token world needs tokens; tokenize the source first (`worldline data tokenize`)")
         if batch.tokens.shape[1] != count:
             raise UsageError(f"expected {count} token grids of context and horizon, found {batch.tokens.shape[1]}")
-        tokens, conditions, first = batch.tokens, self.conditions(batch.states), 0
+        tokens, told, first = batch.tokens, self.conditions(batch.states), 0
         inputs, own = tokens[:, :-1], self.training and self.progress >= self.config.own_from < 1
         if own:
             first = self.context_grids - 1
-            inputs = self.rolled(tokens[:, : self.context_grids], conditions)[:, :-1]
-        logits, _ = self(inputs, conditions)
+            inputs = self.rolled(tokens[:, : self.context_grids], told)[:, :-1]
+        logits, _ = self(inputs, told)
         return self.cost(logits[:, first:], tokens[:, first + 1 :]).mean(), {"own_roll_outs": float(own)}
 
     def cost(self, logits: Digits, tokens: Int64[Tensor, "b t h w"]) -> Float[Tensor, "b t h w"]:
@@ -183,13 +212,13 @@ class CausalWorld(nn.Module):
         return costs.view_as(digits).sum(dim=-1)
 
     @torch.no_grad()
-    def rolled(self, context: Int64[Tensor, "b c h w"], conditions: Float[Tensor, "b u d"]) -> Int64[Tensor, "b l h w"]:
-        """The context and the world's own greedy grids after it, as far as the conditions reach."""
+    def rolled(self, context: Int64[Tensor, "b c h w"], told: Told) -> Int64[Tensor, "b l h w"]:
+        """The context and the world's own greedy grids after it, as far as it is told of."""
         count = context.shape[1]
-        logits, past = self(context, conditions[:, :count])
+        logits, past = self(context, told[:count])
         grids = [context, self.tokens_of(logits[:, -1:].argmax(dim=-1))]
-        for t in range(count, conditions.shape[1]):
-            logits, past = self(grids[-1], conditions[:, t : t + 1], past)
+        for t in range(count, told.codes.shape[1]):
+            logits, past = self(grids[-1], told[t : t + 1], past)
             grids.append(self.tokens_of(logits.argmax(dim=-1)))
         return torch.cat(grids, dim=1)
 
