@@ -29,6 +29,7 @@ SUITE = (
     "twin_rendering",
     "tasks",
     "audit",
+    "environments",
     "viewer",
     "threads",
 )

@@ -49,6 +49,7 @@ def _quick(name: str, *arguments: str) -> dict:
         pytest.param("tasks", "push", marks=pytest.mark.slow),
         pytest.param("audit", "compression-tiny", marks=pytest.mark.slow),
         pytest.param("viewer", "compression-tiny", marks=pytest.mark.slow),
+        pytest.param("environments", "compression-tiny", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.slow

@@ -431,8 +431,6 @@ def test_what_cannot_be_is_said(forecasters: dict[str, Forecaster]) -> None:
         lambda: dream(one, speed=2),
         lambda: dream(one, render_mode="human"),
         lambda: DreamEnv(one, [], limits=LIMITS),
-        lambda: DreamEnv(one, 5, limits=LIMITS),  # pyright: ignore[reportArgumentType]
-        lambda: DreamEnv("tiny", starts(), limits=LIMITS),  # pyright: ignore[reportArgumentType]
         lambda: DreamVectorEnv(one, starts(), limits=LIMITS, num_envs=0),
         lambda: DreamVectorEnv(one, starts(), limits=LIMITS, num_envs=2, autoreset_mode="Never"),
         lambda: DreamEnv(one, starts(), limits=replace(LIMITS, high=LIMITS.low)),
