@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
@@ -50,16 +50,18 @@ class Server:
         self.tabs.add(tab)
         try:
             await tab.run()
-        except Exception:  # the page has gone, or something broke: other tabs go on
+        except WebSocketDisconnect:
+            pass  # the page has gone while something was said to it
+        except Exception:  # other tabs go on
             log.exception("a session ended")
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
                 await websocket.close(1011)
         finally:
-            for token in tab.published:
-                self.files.pop(token, None)
             try:
                 await tab.close()
             finally:
+                for token in tab.published:
+                    self.files.pop(token, None)
                 self.tabs.discard(tab)
 
     def export(self, token: str, name: str) -> Response:

@@ -7,6 +7,7 @@ only the newest counts, and a page that does not keep up gets fewer frames.
 """
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import tempfile
@@ -378,14 +379,16 @@ class Tab:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="worldline-view-"))
         exports = Exports(folder=self._folder, most=MOST_EXPORTS)
-        try:
-            token, path = await asyncio.to_thread(exports.write, copied, command.format, self.stage)
-        except (UsageError, DataError, RuntimeError, OSError) as error:
-            await self._error(f"{command.format} could not be written: {error}", "export")
-            return
-        self.published.append(token)
-        found = {"branch": command.branch, "format": command.format, "name": path.name, "bytes": path.stat().st_size}
-        await self._send(protocol.Exported.model_validate(found | {"url": self.publish(token, path)}))
+        with contextlib.suppress(WebSocketDisconnect):  # the page has gone meanwhile
+            try:
+                token, path = await asyncio.to_thread(exports.write, copied, command.format, self.stage)
+            except (UsageError, DataError, RuntimeError, OSError) as error:
+                await self._error(f"{command.format} could not be written: {error}", "export")
+                return
+            self.published.append(token)
+            found = {"branch": command.branch, "format": command.format, "name": path.name}
+            found |= {"bytes": path.stat().st_size, "url": self.publish(token, path)}
+            await self._send(protocol.Exported.model_validate(found))
 
     # --- sending ---
 
