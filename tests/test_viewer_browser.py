@@ -7,7 +7,6 @@ in a temporary one.
 import os
 import re
 import shutil
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -17,13 +16,12 @@ from typing import Any
 import av
 import pytest
 from lerobot_rules import faults
+from viewer_builders import Remembering, Served, served, squares_stage
 
 from worldline.api import open_data
-from worldline.viewer.server import build_app, listening
 from worldline.viewer.stage import ViewOptions, open_stage
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
-uvicorn = pytest.importorskip("uvicorn", reason="the viewer's server is not installed: pip install -e .[viewer]")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium, or set CHROMIUM")
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
@@ -56,42 +54,18 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-class Viewer:
-    """The real server of a built-in world, in a thread of its own."""
-
-    def __init__(self, world: str) -> None:
-        app = build_app(open_stage(world, ViewOptions(port=0)))
-        self.app, self.socket = app, listening("127.0.0.1", 0)
-        self.host = f"127.0.0.1:{self.socket.getsockname()[1]}"
-        self.url = f"http://{self.host}/"
-        self.server = uvicorn.Server(uvicorn.Config(app, ws="websockets-sansio", log_level="warning"))
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
-
-    def __enter__(self) -> "Viewer":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join(20)
-        self.socket.close()
-        assert not self.thread.is_alive()
-
-    def sessions(self) -> int:
-        return len(self.app.state.server.tabs)
-
-    def until_empty(self) -> None:
-        """Wait until all sessions are freed."""
-        end = time.monotonic() + 10
-        while self.sessions():
-            assert time.monotonic() < end, "a closed tab keeps its session"
-            time.sleep(0.05)
+@pytest.fixture(scope="module")
+def viewer() -> Iterator[Served]:
+    """The built-in world over tokens."""
+    with served(open_stage("compression-tiny", ViewOptions())) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def viewer() -> Iterator[Viewer]:
-    with Viewer("compression-tiny") as started:
-        yield started
+def light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A world of a few multiplications, of a robot with an elbow and a gripper."""
+    with served(squares_stage(tmp_path_factory.mktemp("light") / "squares", Remembering())) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +79,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Visit:
     """A tab of the viewer, with what its console said and which hosts it asked."""
 
-    def __init__(self, browser: Any, url: str, *, width: int = 1400, height: int = 900, **context: Any) -> None:
+    def __init__(self, browser: Any, viewer: Served, *, width: int = 1400, height: int = 900, **context: Any) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": height}, **context)
         self.tab, self.said, self.hosts = self.context.new_page(), [], set()
         self.tab.set_default_timeout(20_000)
@@ -113,10 +87,10 @@ class Visit:
         self.tab.on("pageerror", lambda error: self.said.append(str(error)))
         self.tab.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
         self.tab.on("websocket", lambda line: self.hosts.add(line.url.split("/")[2]))
-        self.url = url
+        self.host = f"127.0.0.1:{viewer.port}"
 
     def __enter__(self) -> "Visit":
-        self.tab.goto(self.url)
+        self.tab.goto(f"http://{self.host}/")
         self.tab.wait_for_selector("#link[data-state=open]")
         self.begun()
         return self
@@ -151,7 +125,7 @@ class Visit:
     def begun(self) -> None:
         """Wait for the session, and for its first picture."""
         self.until("document.querySelector('main').ariaBusy === 'false'")
-        self.until("document.querySelector('.main canvas').width > 16")
+        self.until("document.querySelector('.main canvas').width > 1")
 
     def shows(self, pixels: str) -> None:
         self.until(f"({PIXELS})('main') === {pixels!r}")
@@ -178,42 +152,43 @@ class Visit:
         """Where the mark of a joint stands on its slider, from 0 to 1."""
         return float(self.joint(place).locator(".actual").evaluate("part => part.style.getPropertyValue('--at')"))
 
-    def sound(self, viewer: Viewer) -> None:
+    def sound(self) -> None:
         assert self.said == []
-        assert self.hosts == {viewer.host}
+        assert self.hosts == {self.host}
 
 
 # --- in the default suite ---
 
 
-def test_a_person_opens_the_page_drives_by_slider_and_by_key_and_leaves(browser: Any, viewer: Viewer) -> None:
-    with Visit(browser, viewer.url) as visit:
-        tab = visit.tab
-        first, real = visit.frame(), visit.pixels()
+def test_a_person_opens_the_page_drives_by_slider_and_by_key_and_leaves(browser: Any, light: Served) -> None:
+    with Visit(browser, light) as visit:
+        tab, first, real = visit.tab, visit.frame(), visit.pixels()
         assert "real" in tab.inner_text("#when")
         assert "predicted" not in tab.locator(".main").get_attribute("class")
-        visit.joint().locator("input[type=range]").fill(visit.joint().locator("input[type=range]").get_attribute("max"))
-        visit.reaches(first + 3)
+        slider, number = (visit.joint().locator(f"input[type={kind}]") for kind in ("range", "number"))
+        slider.fill(slider.get_attribute("max"))
+        visit.reaches(first + 12)
         assert "predicted" in tab.locator(".main").get_attribute("class")
         assert visit.pixels() != real
         tab.evaluate("document.activeElement.blur()")
-        before = float(visit.joint(1).locator("input[type=number]").input_value())
-        tab.keyboard.down("KeyG")
+        before = float(number.input_value())
+        assert before == pytest.approx(float(slider.get_attribute("max")), abs=1e-3)
+        tab.keyboard.down("KeyF")
         tab.wait_for_timeout(250)
-        tab.keyboard.up("KeyG")
-        assert float(visit.joint(1).locator("input[type=number]").input_value()) < before
+        tab.keyboard.up("KeyF")
+        assert float(number.input_value()) < before
         visit.pause()
-        visit.sound(viewer)
-        assert viewer.sessions() == 1
-    viewer.until_empty()
+        visit.sound()
+        assert light.tabs == 1
+    assert light.until(tabs=0)
 
 
 # --- slow ---
 
 
 @pytest.mark.slow
-def test_a_clip_is_chosen_and_what_the_robot_saw_is_watched(browser: Any, viewer: Viewer) -> None:
-    with Visit(browser, viewer.url) as visit:
+def test_a_clip_is_chosen_and_what_the_robot_saw_is_watched(browser: Any, viewer: Served) -> None:
+    with Visit(browser, viewer) as visit:
         tab = visit.tab
         first = visit.pixels()
         other = tab.locator("#clips option").nth(1)
@@ -231,12 +206,12 @@ def test_a_clip_is_chosen_and_what_the_robot_saw_is_watched(browser: Any, viewer
         tab.click("#watch")
         visit.until("document.querySelector('.main figcaption b').textContent !== 'Recording'")
         visit.shows(begun)
-        visit.sound(viewer)
+        visit.sound()
 
 
 @pytest.mark.slow
-def test_time_is_stopped_stepped_and_taken_back(browser: Any, viewer: Viewer) -> None:
-    with Visit(browser, viewer.url) as visit:
+def test_time_is_stopped_stepped_and_taken_back(browser: Any, viewer: Served) -> None:
+    with Visit(browser, viewer) as visit:
         tab, first = visit.tab, visit.frame()
         tab.click("#play")
         visit.reaches(first + 40)
@@ -260,12 +235,12 @@ def test_time_is_stopped_stepped_and_taken_back(browser: Any, viewer: Viewer) ->
         tab.keyboard.press("Home")
         visit.rests(0)
         assert "real" in tab.inner_text("#when")
-        visit.sound(viewer)
+        visit.sound()
 
 
 @pytest.mark.slow
-def test_branches_begin_at_a_moment_and_stand_side_by_side(browser: Any, viewer: Viewer) -> None:
-    with Visit(browser, viewer.url) as visit:
+def test_branches_begin_at_a_moment_and_stand_side_by_side(browser: Any, viewer: Served) -> None:
+    with Visit(browser, viewer) as visit:
         tab, first = visit.tab, visit.frame()
         tab.click("#play")
         visit.reaches(first + 30)
@@ -306,13 +281,13 @@ def test_branches_begin_at_a_moment_and_stand_side_by_side(browser: Any, viewer:
         visit.until("document.querySelectorAll('.toast.error').length > 0")
         tab.locator("#tree li:not(.on)").get_by_text("Drop").click()
         visit.until("document.querySelectorAll('#tree li').length === 1")
-        visit.sound(viewer)
+        visit.sound()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["mp4", "gif", "lerobot-v3.0", "lerobot-v2.1"])
-def test_a_branch_is_downloaded(browser: Any, viewer: Viewer, tmp_path: Path, form: str) -> None:
-    with Visit(browser, viewer.url) as visit:
+def test_a_branch_is_downloaded(browser: Any, viewer: Served, tmp_path: Path, form: str) -> None:
+    with Visit(browser, viewer) as visit:
         tab, first = visit.tab, visit.frame()
         tab.click("#play")
         visit.reaches(first + 8)
@@ -335,12 +310,12 @@ def test_a_branch_is_downloaded(browser: Any, viewer: Viewer, tmp_path: Path, fo
                 pictures = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
             assert len(pictures) == frames
             assert any((one != pictures[0]).any() for one in pictures)
-        visit.sound(viewer)
+        visit.sound()
 
 
 @pytest.mark.slow
-def test_two_tabs_are_two_robots(browser: Any, viewer: Viewer) -> None:
-    with Visit(browser, viewer.url) as one, Visit(browser, viewer.url) as other:
+def test_two_tabs_are_two_robots(browser: Any, viewer: Served) -> None:
+    with Visit(browser, viewer) as one, Visit(browser, viewer) as other:
         first = one.frame()
         one.tab.click("#play")
         one.reaches(first + 10)
@@ -348,22 +323,22 @@ def test_two_tabs_are_two_robots(browser: Any, viewer: Viewer) -> None:
         other.tab.click("#step")
         other.rests(first + 1)
         one.pause()
-        assert viewer.sessions() == 2
-        one.sound(viewer)
-        other.sound(viewer)
-    viewer.until_empty()
+        assert viewer.tabs == 2
+        one.sound()
+        other.sound()
+    assert viewer.until(tabs=0)
 
 
 @pytest.mark.slow
-def test_what_is_not_understood_is_said_and_the_session_lives_on(browser: Any, viewer: Viewer) -> None:
-    visit, lines = Visit(browser, viewer.url), []
+def test_what_is_not_understood_is_said_and_the_session_lives_on(browser: Any, viewer: Served) -> None:
+    visit, lines = Visit(browser, viewer), []
 
     def between(page: Any) -> None:
         lines.append((page, page.connect_to_server()))
 
     visit.tab.route_web_socket(re.compile("/live$"), between)
     with visit:
-        visit.hosts.add(viewer.host)  # playwright speaks to the server in the page's place
+        visit.hosts.add(visit.host)  # playwright speaks to the server in the page's place
         first = visit.frame()
         for bad in (
             "{",
@@ -391,13 +366,13 @@ def test_what_is_not_understood_is_said_and_the_session_lives_on(browser: Any, v
         visit.tab.click("#again-now")
         visit.until("document.querySelector('#link').dataset.state === 'open'")
         visit.begun()
-        visit.sound(viewer)
-    viewer.until_empty()
+        visit.sound()
+    assert viewer.until(tabs=0)
 
 
 @pytest.mark.slow
-def test_a_recorded_motion_is_followed_beside_the_true_frames(browser: Any, viewer: Viewer) -> None:
-    with Visit(browser, viewer.url) as visit:
+def test_a_recorded_motion_is_followed_beside_the_true_frames(browser: Any, viewer: Served) -> None:
+    with Visit(browser, viewer) as visit:
         tab, first = visit.tab, visit.frame()
         tab.select_option("#motions", tab.input_value("#clips"))
         visit.reaches(first + 12)
@@ -408,7 +383,7 @@ def test_a_recorded_motion_is_followed_beside_the_true_frames(browser: Any, view
         overlay.check()
         visit.until("!document.querySelector('.panel.overlay').hidden")
         tab.click("#step")
-        visit.until("document.querySelector('.panel.overlay canvas').width > 16")
+        visit.until("document.querySelector('.panel.overlay canvas').width > 1")
         assert tab.is_visible(".scale .heat")
         assert tab.inner_text("#trust .words") not in ("", "no forecast yet", "real pictures")
         places = [visit.at(i) for i in range(3)]
@@ -416,7 +391,7 @@ def test_a_recorded_motion_is_followed_beside_the_true_frames(browser: Any, view
         tab.click("#play")
         tab.wait_for_timeout(1500)
         assert places != [visit.at(i) for i in range(3)] or visit.frame() > first + 13
-        visit.sound(viewer)
+        visit.sound()
 
 
 PAD = """() => {
@@ -428,9 +403,9 @@ PAD = """() => {
 
 
 @pytest.mark.slow
-def test_base_hands_and_limbs_answer_to_keys_and_a_gamepad(browser: Any, viewer: Viewer) -> None:
+def test_base_hands_and_limbs_answer_to_keys_and_a_gamepad(browser: Any, viewer: Served) -> None:
     """The pad is the browser's list of pads with one in it, which no machine of a test has."""
-    visit = Visit(browser, viewer.url)
+    visit = Visit(browser, viewer)
     visit.tab.add_init_script(f"({PAD})()")
     with visit:
         tab = visit.tab
@@ -460,18 +435,18 @@ def test_base_hands_and_limbs_answer_to_keys_and_a_gamepad(browser: Any, viewer:
         rows = tab.locator(".joint:visible label").all_inner_texts()
         assert rows
         assert all("rist" in row for row in rows)
-        visit.sound(viewer)
+        visit.sound()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
 def test_everything_is_reachable_and_nothing_overflows(
-    browser: Any, viewer: Viewer, screenshots: Path, width: int, scheme: str
+    browser: Any, viewer: Served, screenshots: Path, width: int, scheme: str
 ) -> None:
     touch = width == 400
     how: dict[str, Any] = {"color_scheme": scheme, "reduced_motion": "reduce", "has_touch": touch, "height": 860}
-    with Visit(browser, viewer.url, width=width, **how) as visit:
+    with Visit(browser, viewer, width=width, **how) as visit:
         tab = visit.tab
         first = visit.frame()
         tab.select_option("#motions", tab.input_value("#clips"))
@@ -501,4 +476,4 @@ def test_everything_is_reachable_and_nothing_overflows(
             assert box["y"] + box["height"] <= slider["y"] <= 860
         paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (int(paper[4:].split(",")[0]) < 64) == (scheme == "dark")
-        visit.sound(viewer)
+        visit.sound()
