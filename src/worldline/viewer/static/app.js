@@ -47,7 +47,7 @@ connection.addEventListener("welcome", ({ detail }) => {
   document.title = `${detail.world} · worldline viewer`;
   byId("world").textContent = detail.world;
   byId("facts").textContent = `${detail.data}, ${detail.width}\u00d7${detail.height}, ${+detail.fps.toFixed(2)} frames/s, ${detail.chunk === 1 ? "one frame" : `${detail.chunk} frames`} per step`;
-  byId("speed-note").textContent = `Move a slider, hold a key or follow a recorded motion. The orange mark is where the robot is; it moves no faster than in the data.${detail.lookahead_seconds > 1.5 / detail.fps ? ` This world must know the states ${detail.lookahead_seconds.toFixed(2)} s ahead, so what you do shows that much later.` : ""}`;
+  byId("speed-note").textContent = `Move a slider, hold a key or follow a recorded motion. The orange mark is where the robot is; it moves no faster than in the data.${detail.chunk > 1 ? ` This world makes ${detail.chunk} frames at once; when you want something else meanwhile, it makes the rest of them again.` : ""}`;
   labels = new Map(detail.joints.map(joint => [joint.name, joint.label]));
   joints.show(detail.joints);
   const clips = detail.clips.map(clip => [clip.index, `${clip.label}, ${clip.seconds.toFixed(1)} s`]);
