@@ -20,6 +20,7 @@ from worldline.checks import Checked, Positive, refuse
 from worldline.judges.inverse_dynamics import blurred, scaled
 from worldline.nn.fit import FitConfig, fitted
 from worldline.policies.demonstrations import Demonstrations
+from worldline.policies.mirror import mirrored
 from worldline.policies.networks import NetworkConfig, PolicyNetwork, seen_small
 from worldline.policies.policy import BatchPolicy, checked_states
 from worldline.schema import UsageError
@@ -104,13 +105,13 @@ def clone(config: ClonedConfig, shown: Demonstrations) -> ClonedPolicy:
 
     Raises `UsageError` where there are fewer, or their frames are of another size than it looks at.
     """
-    if len(shown.frames) < config.demonstrations or shown.frames.shape[-1] != config.network.side:
+    if len(shown) < config.demonstrations or shown.frames.shape[-1] != config.network.side:
         raise UsageError(
             f"{config.demonstrations} demonstrations of {config.network.side} px are needed; there are "
-            f"{len(shown.frames)} of {shown.frames.shape[-1]} px"
+            f"{len(shown)} of {shown.frames.shape[-1]} px"
         )
     few = shown.first(config.demonstrations)
-    flat = {name: torch.from_numpy(getattr(few, name)).flatten(0, 1) for name in ("states", "commands")}
+    flat = {name: _both_ways(getattr(few, name)) for name in ("states", "commands")}
 
     def build() -> PolicyNetwork:
         network = PolicyNetwork(config.network, few.states.shape[-1])
@@ -121,7 +122,13 @@ def clone(config: ClonedConfig, shown: Demonstrations) -> ClonedPolicy:
     examples = _Examples(few, config)
     network = fitted(build, lambda model, generator: examples.loss(model, generator), config.fit)
     assert isinstance(network, PolicyNetwork)
-    return ClonedPolicy(config, network, Timing(fps=shown.fps, frames=shown.frames.shape[1]))
+    return ClonedPolicy(config, network, Timing(fps=shown.fps, frames=shown.states.shape[1]))
+
+
+def _both_ways(rows: np.ndarray) -> Tensor:
+    """As they were and in the mirror, one below the other."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    return torch.from_numpy(np.concatenate([flat, mirrored(flat).astype(np.float32)]))
 
 
 def _spread(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,36 +139,39 @@ class _Examples:
     """Training examples, drawn from demonstrations."""
 
     def __init__(self, shown: Demonstrations, config: ClonedConfig) -> None:
-        self.config = config
-        self.frames, self.states, self.commands = (
-            torch.from_numpy(getattr(shown, name)) for name in ("frames", "states", "commands")
-        )
-        chunk = config.network.chunk
-        last = self.commands[:, -1:].expand(-1, chunk - 1, -1)  # after the end it stays where it is
-        self.future = torch.cat([self.commands, last], dim=1).unfold(1, chunk, 1).transpose(2, 3)
-        self.before = torch.cat([self.states[:, :1], self.commands[:, :-1]], dim=1)
+        self.config, self.every = config, shown.every
+        self.frames, chunk = torch.from_numpy(shown.frames), config.network.chunk
+        last = np.repeat(shown.commands[:, -1:], chunk - 1, axis=1)  # after the end it stays where it is
+        before = np.concatenate([shown.states[:, :1], shown.commands[:, :-1]], axis=1)
+        rows = {"states": shown.states, "before": before, "future": np.concatenate([shown.commands, last], axis=1)}
+        # Each as it was, and in the mirror.
+        self.rows = {
+            name: torch.from_numpy(np.stack([one, mirrored(one).astype(np.float32)])) for name, one in rows.items()
+        }
+        self.length = shown.states.shape[1]
 
     def loss(self, model: PolicyNetwork, generator: torch.Generator) -> Tensor:
         """Huber loss in deviations of the commands, over moments of a random batch."""
         config, count = self.config, self.config.fit.batch_size
-        episode = torch.randint(len(self.states), (count,), generator=generator)
-        moment = torch.randint(self.states.shape[1], (count,), generator=generator)
-        draw = torch.rand(3, count, 1, generator=generator)
-        states = torch.where(draw[0] < 0.5, self.states[episode, moment], self.before[episode, moment])
+        episode, look, side = (
+            torch.randint(most, (count,), generator=generator) for most in (*self.frames.shape[:2], 2)
+        )
+        moment, draw = look * self.every, torch.rand(2, count, 1, generator=generator)
+        measured, commanded = (self.rows[name][side, episode, moment] for name in ("states", "before"))
+        states = torch.where(draw[0] < 0.5, measured, commanded)
         states = states + config.state_noise * model.scale * torch.randn(states.shape, generator=generator)
         states = torch.where(draw[1] < config.state_dropout, model.mean, states)
         frames, first = None, None
         if model.eye is not None:
-            frames = self._varied(self.frames[episode, moment], generator)
-            first = self._varied(self.frames[episode, 0], generator)
-        given = model(frames, first, states, moment / self.states.shape[1])
-        wanted = self.future[episode, moment]
-        scale = torch.where(model.command_scale > 0, model.command_scale, torch.ones_like(model.command_scale))
-        moves = (model.command_scale > 0).float()
-        error = (given - (wanted - model.command_mean[None, None]) / scale) * moves
+            light = config.light * (2 * torch.rand(2, count, 1, 1, 1, generator=generator) - 1)
+            frames, first = (self._seen(episode, at, side, light, generator) for at in (look, torch.zeros_like(look)))
+        given = model(frames, first, states, moment / self.length)
+        wanted = torch.stack([self.rows["future"][side, episode, moment + i] for i in range(given.shape[1])], dim=1)
+        error = given - model.standardised(wanted)
         return F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5)
 
-    def _varied(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        shape, light = (2, len(frames), 1, 1, 1), self.config.light
-        gain, shift = light * (2 * torch.rand(shape, generator=generator) - 1)
-        return blurred(scaled(frames) * (1 + gain) + shift, self.config.blur, generator)
+    def _seen(self, episode: Tensor, look: Tensor, side: Tensor, light: Tensor, generator: torch.Generator) -> Tensor:
+        """Frames as they were or in the mirror, in another light, some blurred."""
+        frames = scaled(self.frames[episode, look])
+        frames = torch.where(side.view(-1, 1, 1, 1) == 1, frames.flip(-1), frames)
+        return blurred(frames * (1 + light[0]) + light[1], self.config.blur, generator)

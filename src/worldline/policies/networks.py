@@ -151,7 +151,13 @@ class PolicyNetwork(Standardising):
         self.command_scale.copy_(torch.where(std > 1e-6, std, torch.zeros_like(std)))
 
     def commands(self, standardised: Float32[Tensor, "n chunk s"]) -> Float32[Tensor, "n chunk s"]:
+        """In the data's own units; constant entries are at their mean."""
         return standardised * self.command_scale + self.command_mean
+
+    def standardised(self, commands: Float32[Tensor, "n chunk s"]) -> Float32[Tensor, "n chunk s"]:
+        """Commands of the data as `forward` should give them; 0 for constant entries."""
+        scale, moves = self.command_scale, self.command_scale > 0
+        return torch.where(moves, (commands - self.command_mean) / torch.where(moves, scale, 1.0), 0.0)
 
 
 def _coordinates(height: int, width: int, like: Tensor) -> Float[Tensor, "1 2 h w"]:
