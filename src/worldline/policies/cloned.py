@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float32
 from torch import Tensor
 
-from worldline.checks import Checked, Positive, refuse
+from worldline.checks import Checked, Natural, Positive, Share, refuse
 from worldline.judges.inverse_dynamics import blurred, scaled
 from worldline.nn.fit import FitConfig, fitted
 from worldline.policies.demonstrations import Demonstrations
@@ -34,16 +34,17 @@ class ClonedConfig(Checked):
     network: NetworkConfig = field(default_factory=NetworkConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     demonstrations: int = 160
-    """Successful episodes that it learned from."""
+    """Successful episodes that it learned from: so many after the `first` ones that were shown."""
+    first: Natural = 0
     execute: int = 4
     """Commands of a chunk that are executed before it looks again."""
     state_noise: float = 0.1
     """Of the states in training, in standard deviations."""
-    state_dropout: float = 0.3
-    """Share of the training examples whose state is hidden (set to the mean): where to go is then read from the frame."""
-    blur: float = 0.5
+    state_dropout: Share = 0.3
+    """Share of the training examples whose state is hidden: where to go must then be read from the frame."""
+    blur: Share = 0.5
     """Share of the training frames that are blurred."""
-    light: float = 0.1
+    light: Share = 0.1
     """Brightness and contrast of training frames vary by this share."""
 
     def __post_init__(self) -> None:
@@ -67,6 +68,7 @@ class ClonedPolicy(BatchPolicy):
     def __init__(self, config: ClonedConfig, network: PolicyNetwork, timing: Timing) -> None:
         self.config, self.network, self.timing, self.fps = config, network.eval(), timing, timing.fps
         self._rows: int | None = None
+        self._time = 0
 
     def reset_batch(self, seeds: Sequence[int], starts: Sequence[Any] | None = None) -> None:
         """Begin n episodes. It draws nothing at random, so seeds change nothing, and no start is needed."""
@@ -74,6 +76,11 @@ class ClonedPolicy(BatchPolicy):
         self._rows, self._time = len(seeds), 0
         self._first: Tensor | None = None
         self._chunk: np.ndarray | None = None
+
+    @property
+    def looks_now(self) -> bool:
+        """Whether it is at the end of what it executes of a chunk."""
+        return self.network.eye is not None and self._time % self.config.execute == 0
 
     @torch.no_grad()
     def act_batch(self, observations: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "n s"]:
@@ -101,16 +108,17 @@ class ClonedPolicy(BatchPolicy):
 
 
 def clone(config: ClonedConfig, shown: Demonstrations) -> ClonedPolicy:
-    """Train a policy on the first `config.demonstrations` of the episodes shown. Deterministic in both.
+    """Train a policy on its part of the episodes shown. Deterministic in both.
 
     Raises `UsageError` where there are fewer, or their frames are of another size than it looks at.
     """
-    if len(shown) < config.demonstrations or shown.frames.shape[-1] != config.network.side:
+    most = config.first + config.demonstrations
+    if len(shown) < most or shown.frames.shape[-1] != config.network.side:
         raise UsageError(
-            f"{config.demonstrations} demonstrations of {config.network.side} px are needed; there are "
+            f"{most} demonstrations of {config.network.side} px are needed; there are "
             f"{len(shown)} of {shown.frames.shape[-1]} px"
         )
-    few = shown.first(config.demonstrations)
+    few = shown.part(slice(config.first, most))
     flat = {name: _both_ways(getattr(few, name)) for name in ("states", "commands")}
 
     def build() -> PolicyNetwork:

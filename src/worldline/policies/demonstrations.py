@@ -50,9 +50,9 @@ class Demonstrations:
     def __len__(self) -> int:
         return len(self.states)
 
-    def first(self, count: int) -> "Demonstrations":
-        """The first so many of them."""
-        parts = {name: getattr(self, name)[:count] for name in ("frames", "states", "commands")}
+    def part(self, chosen: slice) -> "Demonstrations":
+        """Some of them."""
+        parts = {name: getattr(self, name)[chosen] for name in ("frames", "states", "commands")}
         return Demonstrations(fps=self.fps, every=self.every, **parts)
 
 

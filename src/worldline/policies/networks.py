@@ -36,7 +36,7 @@ class NetworkConfig(Checked):
     width: int = 32
     """Channels of the eye."""
     hidden: int = 192
-    chunk: int = 8
+    chunk: int = 6
     """Commands that are predicted at once, one for each of the next frames (action chunking, Zhao et al. 2023)."""
 
     def __post_init__(self) -> None:

@@ -1,12 +1,13 @@
 """What a policy is: `act(observation) -> action`, in the world as in the twin.
 
 An **observation** is what there is NOW: `{"frame": uint8 (h, w, 3), "state": float32 (s,)}`. An **action** is the next
-commanded state, float32 `(s,)`, in the data's own units. A policy that wants history keeps it itself. So any object with
-`act` is a policy. Beyond that a policy may have
+commanded state, float32 `(s,)`, in the data's own units. A policy that wants history keeps it itself. So any object
+with `act` is a policy. Beyond that a policy may have
 
-* `reset(seed)`, called before every episode; `reset(seed, start)` where `needs_start` is true: a scripted policy is told
-  once where things are (`worldline.twin.tasks.Start`), and never looks;
-* `reset_batch(seeds, starts)` and `act_batch(observations)`, for n episodes at once: row i of every call is of episode i.
+* `reset(seed)`, called before every episode; `reset(seed, start)` where `needs_start` is true: a scripted policy is
+  told once where things are (`worldline.twin.tasks.Start`), and never looks;
+* `reset_batch(seeds, starts)` and `act_batch(observations)`, for n episodes at once: row i of every call is of
+  episode i.
 """
 
 from abc import ABC, abstractmethod
@@ -46,6 +47,11 @@ class BatchPolicy(ABC):
     """Whether `reset` must be told the start: where things are."""
     fps: float
     """Actions per second that it was made for."""
+
+    @property
+    def looks_now(self) -> bool:
+        """Whether it reads the frame of its next observation: if not, nobody needs to draw or decode it."""
+        return True
 
     @abstractmethod
     def reset_batch(self, seeds: Sequence[int], starts: Sequence[Any] | None = None) -> None:

@@ -6,7 +6,7 @@ whatever this shows, and a policy that aims better is better.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -42,7 +42,9 @@ class ScriptedConfig(Checked):
 class ScriptedPolicy(BatchPolicy):
     """Plays a path of commands that is fixed when the episode begins."""
 
-    MOTIONS: ClassVar[tuple[Motion, ...]] = ("solve", "nothing", "wave")
+    @property
+    def looks_now(self) -> bool:
+        return False
 
     def __init__(self, config: ScriptedConfig) -> None:
         self.config, self.fps, self.needs_start = config, config.fps, config.motion == "solve"
@@ -50,7 +52,9 @@ class ScriptedPolicy(BatchPolicy):
 
     def reset_batch(self, seeds: Sequence[int], starts: Sequence[Any] | None = None) -> None:
         if self.needs_start and (starts is None or len(starts) != len(seeds)):
-            raise UsageError("this policy is scripted: it must be told the start, reset(seed, start), one for each seed")
+            raise UsageError(
+                "this policy is scripted: it must be told the start, reset(seed, start), one for each seed"
+            )
         self._rows, self._time = len(seeds), 0
         self._first: np.ndarray | None = None
         self._paths = [self._path(*one) for one in zip(seeds, starts or (), strict=True)] if self.needs_start else []
