@@ -41,7 +41,7 @@ class SuccessConfig(Checked):
     """Frames are looked at with this many pixels a side, whatever their size."""
     looks: Annotated[int, Limit(least=2, most=64)] = 6
     """Frames of an episode that it looks at."""
-    width: int = 40
+    width: int = 32
     blur: Share = 0.5
     """Share of the training episodes that are blurred, as a world's are."""
     degraded: Share = 0.5
@@ -50,7 +50,7 @@ class SuccessConfig(Checked):
     """Brightness and contrast of training episodes vary by this share."""
     cut: Share = 0.5
     """Share of the training episodes that are cut at a random frame."""
-    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=500, batch_size=32))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=400, batch_size=32))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,6 +14,7 @@ from worldline.policies.demonstrations import ARMS, KEPT
 from worldline.policies.networks import seen_small
 from worldline.policies.scripted import ScriptedConfig, ScriptedPolicy, aim_error
 from worldline.policies.starts import STARTS, Use
+from worldline.twin.simulation import Simulation
 from worldline.twin.tasks import Start, Task, solve
 from worldline.twin.trial import Trial
 
@@ -52,11 +53,12 @@ def record_attempts(
         for seed in STARTS[use][:starts]:
             start = task.start(seed, fps=config.fps)
             rng = np.random.default_rng([seed, start.place, 1])
-            for low, high in AIMS:
-                commands = _commands(start, low, high, rng)
-                frames, done = _recorded(start, commands, rng.uniform(0, config.push), rng, config)
-                seen = _reconstructed(frames, reconstruct, config.side)
-                parts.append((_small(frames, config.side), seen, place, seed, done))
+            with start.open() as simulation:  # one for all attempts: its OpenGL context is slow to make
+                for low, high in AIMS:
+                    simulation.restore(start.snapshot)
+                    frames, done = _recorded(start, simulation, _commands(start, low, high, rng), rng, config)
+                    seen = _reconstructed(frames, reconstruct, config.side)
+                    parts.append((_small(frames, config.side), seen, place, seed, done))
     frames, degraded, task, start, done = zip(*parts, strict=True)
     length = round(tasks[0].seconds * config.fps)
     return Attempts(
@@ -80,20 +82,20 @@ def _commands(start: Start, low: float, high: float, rng: np.random.Generator) -
 
 
 def _recorded(
-    start: Start, commands: np.ndarray, push: float, rng: np.random.Generator, config: AttemptConfig
+    start: Start, simulation: Simulation, commands: np.ndarray, rng: np.random.Generator, config: AttemptConfig
 ) -> tuple[UInt8[np.ndarray, "k h w 3"], int]:
     """Frames of an episode and the frame at which it succeeded, or -1."""
-    with start.open() as simulation:
-        trial, seen, off, done = Trial(simulation), [simulation.frame()], np.zeros(ARMS.stop - ARMS.start), 0
-        for i, command in enumerate(commands, start=1):
-            off = KEPT * off + np.sqrt(1 - KEPT**2) * push * rng.standard_normal(len(off))
-            pushed = command.copy()
-            pushed[ARMS] += off.astype(np.float32)
-            trial.step(pushed)
-            if not done and (outcome := start.outcome(trial.facts())) != "open":
-                done = i if outcome == "succeeded" else -1
-            if i % config.every == 0:
-                seen.append(simulation.frame())
+    trial, seen, off, done = Trial(simulation), [simulation.frame()], np.zeros(ARMS.stop - ARMS.start), 0
+    push = rng.uniform(0, config.push)
+    for i, command in enumerate(commands, start=1):
+        off = KEPT * off + np.sqrt(1 - KEPT**2) * push * rng.standard_normal(len(off))
+        pushed = command.copy()
+        pushed[ARMS] += off.astype(np.float32)
+        trial.step(pushed)
+        if not done and (outcome := start.outcome(trial.facts())) != "open":
+            done = i if outcome == "succeeded" else -1
+        if i % config.every == 0:
+            seen.append(simulation.frame())
     return np.stack(seen), done or -1
 
 

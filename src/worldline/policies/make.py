@@ -28,11 +28,11 @@ from worldline.metrics.ranking import wilson
 from worldline.nn.fit import FitConfig
 from worldline.owner import Claim, owned
 from worldline.policies.attempts import AttemptConfig, Reconstruct, record_attempts
-from worldline.policies.cloned import ClonedConfig, ClonedPolicy, clone
+from worldline.policies.cloned import ClonedConfig, clone
 from worldline.policies.demonstrations import DemonstrationConfig, Demonstrations, demonstrate
 from worldline.policies.folder import CONFIG, RECORD, SUCCESS, found, load, save
 from worldline.policies.networks import Eye, NetworkConfig
-from worldline.policies.play import Trials
+from worldline.policies.play import successes
 from worldline.policies.scripted import ScriptedConfig, ScriptedPolicy
 from worldline.policies.starts import STARTS
 from worldline.progress import watched
@@ -46,10 +46,10 @@ AIMS = (0, 4, 8, 12, 16, 20)
 """Aim errors of the scripted policies, in cm."""
 
 
-def _cloned(eye: Eye, shown: slice, seed: int, *, execute: int = 3, steps: int = 250) -> ClonedConfig:
+def _cloned(eye: Eye, shown: slice, seed: int, *, execute: int = 3, steps: int = 220) -> ClonedConfig:
     return ClonedConfig(
-        network=NetworkConfig(eye=eye, width=24 if eye == "patches" else 32),
-        fit=FitConfig(seed=seed, steps=steps),
+        network=NetworkConfig(eye=eye, width=24),
+        fit=FitConfig(seed=seed, steps=steps, batch_size=48),
         first=shown.start,
         demonstrations=shown.stop - shown.start,
         execute=execute,
@@ -86,7 +86,7 @@ class MakeOptions(Checked):
     """Actions per second: those of the world in which they are to be ranked."""
     classifier: bool = True
     """Also train the success classifier."""
-    classifier_starts: Annotated[int, Limit(least=2, most=20_000)] = 100
+    classifier_starts: Annotated[int, Limit(least=2, most=20_000)] = 60
     """Starts of every task that it is trained on, with three attempts from each; half as many measure its error."""
     measure: Annotated[int, Limit(most=10_000)] = 0
     """Starts of every task from which each policy is tried in the twin, where physics says what succeeds."""
@@ -198,14 +198,13 @@ def _jobs(
 def _tried(out: Path, task: Task, options: MakeOptions) -> dict[str, Tried]:
     """The policies of a task in the twin, from starts that are neither learned from nor ranked on."""
     starts = [task.start(seed, fps=float(options.fps)) for seed in STARTS["testing"][: options.measure]]
-    trials, told = Trials(starts=starts), dict[str, Tried]()
-    names = {name: path for name, path in found(out, task.id).items() if not options.only or name in options.only}
-    for name, path in watched(names.items(), f"trying {task.id}", total=len(names)):
-        policy = load(path)
-        assert isinstance(policy, ScriptedPolicy | ClonedPolicy)
-        successes = int(trials.succeeded(policy, seed=options.seed).sum())
-        low, high = wilson(successes, len(starts))
-        told[name] = Tried(successes=successes, trials=len(starts), low=low, high=high)
+    names = [name for name in found(out, task.id) if not options.only or name in options.only]
+    loaded = {name: load(out / task.id / name) for name in names}
+    told = dict[str, Tried]()
+    for name, done in successes(loaded, starts, seed=options.seed, what=f"trying {task.id}").items():
+        count = int(done.sum())
+        low, high = wilson(count, len(done))
+        told[name] = Tried(successes=count, trials=len(done), low=low, high=high)
     return told
 
 
