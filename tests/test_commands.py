@@ -55,6 +55,7 @@ PARSERS = (
     *([verb, "X"] for verb in ("evaluate", "verify", "compare", "forecast", "submission", "text", "report")),
     ["forecast", "X", "--temperature", "1"],
     ["evaluate", "X", "--num-samples", "20"],
+    ["policies", "X"],
     ["view"],
     ["demo"],
 )

@@ -20,6 +20,7 @@ VERBS = {
     "compare": "compare evaluations on the same clips, or draw a learning curve of them",
     "report": "write one HTML page about one or several runs",
     "view": "drive in a world: a local page with sliders, keys and branches",
+    "policies": "make policies of the twin's tasks, and a classifier that reads success from pictures",
     "text": "encode a prompt for a Wan world, once",
     "demo": "evaluate the built-in worlds, train a new one and write a report, in minutes",
 }
@@ -59,7 +60,7 @@ def main() -> None:
 def parse(arguments: list[str]) -> Any:
     """The job that words behind `worldline` ask for; `carry_out` does it. Exits where help is asked for."""
     verb, *words = arguments
-    home = {"data": "data", "plan": "train", "train": "train"}.get(verb, "verbs")
+    home = {"data": "data", "plan": "train", "train": "train", "policies": "policies"}.get(verb, "verbs")
     return importlib.import_module(f"worldline.cli.{home}").parse(verb, words)
 
 

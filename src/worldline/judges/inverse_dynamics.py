@@ -198,12 +198,12 @@ def explained(read: Float[Tensor, "n s"], true: Float[Tensor, "n s"]) -> Float[T
     return torch.where(moves, 1 - left / spread.clamp_min(1e-12), torch.zeros_like(left)).to(read.dtype)
 
 
-def scaled(frames: UInt8[Tensor, "n 3 h w"]) -> Float32[Tensor, "n 3 h w"]:
+def scaled(frames: UInt8[Tensor, "*n h w"]) -> Float32[Tensor, "*n h w"]:
     """To -1..1."""
     return frames.float() / 127.5 - 1
 
 
-def blurred(frames: Float32[Tensor, "n 3 h w"], share: float, generator: torch.Generator) -> Float32[Tensor, "n 3 h w"]:
+def blurred(frames: Float32[Tensor, "n c h w"], share: float, generator: torch.Generator) -> Float32[Tensor, "n c h w"]:
     """A random share of the frames blurred, each by its own amount (of two passes of a 3x3 mean)."""
     draw = torch.rand(2, len(frames), 1, 1, 1, generator=generator)
     amount = torch.where(draw[0] < share, draw[1], torch.zeros_like(draw[1])).to(frames.device)

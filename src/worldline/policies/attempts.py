@@ -12,7 +12,7 @@ from worldline.checks import Checked, Positive
 from worldline.judges.success import Attempts
 from worldline.policies.demonstrations import ARMS, KEPT
 from worldline.policies.networks import seen_small
-from worldline.policies.scripted import ScriptedConfig, ScriptedPolicy, aim_error
+from worldline.policies.scripted import ScriptedConfig, ScriptedPolicy, missed
 from worldline.policies.starts import STARTS, Use
 from worldline.twin.simulation import Simulation
 from worldline.twin.tasks import Start, Task, solve
@@ -78,7 +78,7 @@ def _commands(start: Start, low: float, high: float, rng: np.random.Generator) -
         policy = ScriptedPolicy(ScriptedConfig(motion="nothing" if rng.random() < 0.5 else "wave", fps=start.fps))
         policy.reset(0)
         return np.stack([policy.act({"state": start.command}) for _ in range(start.frames)])
-    return solve(start, miss=aim_error(start, miss, [int(rng.integers(2**31))]), late=float(late), pace=pace)
+    return solve(start, miss=missed(start, miss, [int(rng.integers(2**31))]), late=float(late), pace=pace)
 
 
 def _recorded(

@@ -36,7 +36,7 @@ def successes(
 def _played(policy: BatchPolicy, starts: Sequence[Start], scenes: Sequence[Simulation], seed: int) -> list[bool]:
     for start, scene in zip(starts, scenes, strict=True):
         scene.restore(start.snapshot)
-    trials, over = [Trial(scene) for scene in scenes], list[Outcome](["open"] * len(starts))
+    trials, over = [Trial(scene) for scene in scenes], list[Outcome]("open" for _ in starts)
     policy.reset_batch([seed + start.seed for start in starts], list(starts))
     frames = np.zeros((len(starts), scenes[0].size, scenes[0].size, 3), np.uint8)
     for _ in range(starts[0].frames):

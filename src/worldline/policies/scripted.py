@@ -70,13 +70,13 @@ class ScriptedPolicy(BatchPolicy):
             held[:, INDEX["LINEAR_VELOCITY"] :] = 0
         return _waving(held, self._time / self.fps) if self.config.motion == "wave" else held
 
-    def _path(self, seed: int, start: Start) -> Float32[np.ndarray, "t 25"]:
+    def _path(self, seed: int, start: Any) -> Float32[np.ndarray, "t 25"]:
         if not isinstance(start, Start):
             raise UsageError(f"a scripted policy is told a worldline.twin.tasks.Start, not a {type(start).__name__}")
-        return solve(start, miss=aim_error(start, self.config.miss, [self.config.seed, seed]))
+        return solve(start, miss=missed(start, self.config.miss, [self.config.seed, seed]))
 
 
-def aim_error(start: Start, size: float, seed: Sequence[int]) -> tuple[float, float, float]:
+def missed(start: Start, size: float, seed: Sequence[int]) -> tuple[float, float, float]:
     """An aim error of this size in m, in the robot's frame: in a drawn direction across or against the last move.
 
     Farther along it would be no error: whoever pushes too far has pushed.

@@ -67,6 +67,17 @@ def reconstruction_loss(error: Float32[Tensor, "b 3 t h w"], l1_weight: float) -
     return mse + l1_weight * error.abs().mean(), -10 * torch.log10(mse.detach() / 4).item()  # the data range is 2
 
 
+def reconstructed(tokenizer: Any, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:
+    """Frames through a tokenizer and back; of any number, the last being repeated up to what it takes.
+
+    Raises `UsageError` for frames of a size that it does not take.
+    """
+    grid, count = tokenizer.grid(*frames.shape[-2:]), frames.shape[1]
+    missing = -count % grid.block if isinstance(grid, TokenGrid) else (1 - count) % grid.temporal_stride
+    whole = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
+    return tokenizer.decode(tokenizer.encode(whole))[:, :count]
+
+
 def divided(height: int, width: int, stride: int) -> dict[str, int]:
     """Height and width of a grid over frames of this size. Raises `UsageError` for sizes off the stride."""
     if height % stride or width % stride:
