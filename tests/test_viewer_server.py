@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import TWO_JOINTS, write_squares
-from latent_builders import of_tokens
+from builders import TWO_JOINTS, write_followed_tokens, write_squares
+from latent_builders import of_latents, of_tokens
 from PIL import Image
 from viewer_builders import Remembering, Served, served, squares_stage
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -34,6 +34,7 @@ from worldline.formats.video import frame_times
 from worldline.schema import StateLayout, UsageError
 from worldline.twin.simulation import can_draw
 from worldline.viewer import branches
+from worldline.viewer.exports import Copied, Exports
 from worldline.viewer.guard import Guard
 from worldline.viewer.joints import limb_of, ranges_of, unit_of
 from worldline.viewer.pictures import decoded, encoded, heat
@@ -223,6 +224,40 @@ def test_a_session_keeps_so_many_frames_and_says_when_they_are_used_up(root: Pat
         player.next(UP)
     player.tree.drop("b1")
     player.next(UP)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tokens on disk", "latents"])
+def test_both_families_are_driven_from_what_their_data_hold(kind: str, tmp_path: Path) -> None:
+    forecaster = of_tokens() if kind == "tokens on disk" else of_latents()
+    root = (
+        write_followed_tokens(tmp_path / "d", 2) if kind == "tokens on disk" else write_squares(tmp_path / "d", 2, 120)
+    )
+    window = forecaster.context_frames + forecaster.lookahead_frames
+    clips = open_clips(DataConfig(path=root, pattern=FramePattern(window=window), window_stride=window), "val")
+    stage = stage_of(forecaster, clips, None, ViewOptions(), world="world")
+    player, own = Player(stage), Wish(motion=0, number=1)
+    shots = [player.next(own) for _ in range(12)]
+    times = [shot.moment.time for shot in shots]
+    assert set(np.diff(times)) == {forecaster.pace}
+    assert times == [player.time_of(shot.index) for shot in shots]
+    assert all(player.truth(shot) is not None for shot in shots)
+    pictures = [shot.moment.picture for shot in shots]
+    player.rewind(player.context + 3, own)
+    assert [player.next(replace(own, number=2)).moment.picture for _ in range(8)] == pictures[4:]
+    welcome = stage.welcome()
+    assert {one.id for one in welcome.overlays if one.available} == {"difference", *OVERLAYS[kind]}
+    assert welcome.fps == 30.0 / forecaster.pace
+    copied = Copied.of(player.branch, "a clip")
+    _, path = Exports(folder=tmp_path, most=100).write(copied, "lerobot-v3.0", stage)
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "out")
+    source = open_source(tmp_path / "out" / path.stem)
+    assert source.fps == welcome.fps
+    assert np.allclose(source.read_states(0), copied.states)
+
+
+OVERLAYS = {"tokens on disk": {"entropy"}, "latents": {"spread"}}
 
 
 # --- sliders, trust, pictures ---

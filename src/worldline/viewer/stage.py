@@ -138,7 +138,7 @@ class Stage:
         return Welcome(
             version=VERSION,
             world=self.world,
-            data=name_of(self.clips.source),
+            data=named(self.clips),
             fps=self.rate,
             chunk=max(1, self.forecaster.chunk_frames // self.forecaster.pace),
             lookahead_seconds=self.forecaster.lookahead_frames / self.fps,
@@ -212,6 +212,12 @@ def stage_of(
     rows = [source.read_states(episodes[i]) for i in evenly(len(episodes), STATES_OF)]
     gauge = calibrated(stage.gauge, forecaster, some, fps=stage.fps, rows=rows, seed=options.seed)
     return replace(stage, gauge=gauge)
+
+
+def named(clips: Clips) -> str:
+    """What a person calls the data: a built-in by its name, else the name of the folder."""
+    path = clips.source.path.resolve()
+    return next((name for name, place in builtin.NAMES.items() if place.resolve() == path), name_of(clips.source))
 
 
 def affordable(stage: Stage) -> int:
