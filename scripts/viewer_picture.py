@@ -19,11 +19,11 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-WIDTH, HEIGHT = 1120, 640
+WIDTH, HEIGHT = 1120, 690
 CLIP = 3
-REAL, FIRST, SECOND = 6, 26, 26  # pictures
-EACH_MS, LAST_MS = 90, 1500
-COLOURS = 160
+REAL, FIRST, SECOND = 6, 34, 34  # pictures
+EACH_MS, LAST_MS = 70, 1500
+COLOURS = 200
 FLAGS = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=1"]
 ARM = ("SHOULDER_PITCH", "ELBOW_PITCH", "SHOULDER_ROLL")
 
@@ -101,7 +101,7 @@ def write(pictures: list[Image.Image], out: Path) -> None:
     sheet = Image.new("RGB", (WIDTH, HEIGHT * len(some)))
     for i, picture in enumerate(some):
         sheet.paste(picture, (0, HEIGHT * i))
-    palette = sheet.quantize(COLOURS, method=Image.Quantize.MEDIANCUT)
+    palette = sheet.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE)
     pages = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     durations = [EACH_MS] * (len(pages) - 1) + [LAST_MS]
     pages[0].save(out, save_all=True, append_images=pages[1:], duration=durations, loop=0, optimize=True)
