@@ -53,7 +53,7 @@ def test_a_ranking_alone_is_a_report(tmp_path: Path) -> None:
     for table in found.tasks[0].tables:
         for line in table.lines:
             for cell in line[1:]:
-                assert cell == "-" or cell.replace("_", "_<wbr>") in section, cell
+                assert cell == "-" or cell in section.replace("<wbr>", ""), cell
     assert section.count("<canvas") == 2 * 5, "the twin above and the world below of five policies"
     assert "<script" not in section
     assert not re.search(r'(?:src|href)="(?!data:|#)', section)
@@ -86,7 +86,7 @@ def test_large_films_are_made_small_enough() -> None:
 
 
 def test_what_is_not_defined_is_said_and_not_drawn_as_a_number() -> None:
-    ranking = ranking_of(world=np.zeros((5, 30), dtype=bool))
+    ranking = ranking_of(hopeless=True)
     assert "Nothing can be said of the order of 5 policies: not defined" in ranking_text(ranking)
     assert "nan" not in ranking_text(ranking).lower().replace("naming", "")
     without = replace(ranking, tasks=(replace(ranking.tasks[0], trusted=(), readings=()),))

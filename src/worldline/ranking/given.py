@@ -20,7 +20,6 @@ from jaxtyping import Float, Float32, UInt8
 from worldline.files import hash_of, hash_of_file, reading
 from worldline.ranking.actors import Contender
 from worldline.ranking.conclude import Counted
-from worldline.ranking.protocol import Reader
 from worldline.schema import DataError, UsageError
 
 COLUMNS = ("policy", "task", "successes", "trials")
@@ -91,7 +90,7 @@ def refuse_twins(contenders: Sequence[Contender], tasks: Sequence[str]) -> None:
 # --- success ---
 
 
-class FunctionReader(Reader):
+class FunctionReader:
     """A user's own reader: `success(frames, states, task)` of one episode -> its chance, or whether it succeeded."""
 
     def __init__(self, spec: str) -> None:

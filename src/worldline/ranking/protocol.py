@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -126,17 +126,18 @@ def mixed(seed: int, seeds: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(np.random.SeedSequence((seed, one)).generate_state(1, np.uint32)[0]) for one in seeds)
 
 
-class Reader(ABC):
+@runtime_checkable
+class Reader(Protocol):
     """Reads success from the pictures of whole episodes: one, frozen, at every place."""
 
     identity: str
     label: str
 
-    @abstractmethod
     def chances(
         self, task: str, frames: UInt8[np.ndarray, "n t h w 3"], states: Float32[np.ndarray, "n t s"]
     ) -> Float[np.ndarray, " n"]:
         """The chance of success of each episode, from its last context frame on; success is a chance of 0.5 or more."""
+        ...
 
 
 # --- an episode ---

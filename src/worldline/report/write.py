@@ -162,7 +162,7 @@ def engine() -> jinja2.Environment:
         "label": label_of,
         "chart": of_chart,
         "strips": strips,
-        "breakable": lambda text: Markup(escape(text).replace("_", "_<wbr>")),
+        "breakable": lambda text: Markup(str(escape(text)).replace("_", "_<wbr>")),
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     }
     return made
