@@ -18,6 +18,7 @@ VERBS = {
     "evaluate": "evaluate a run on held-out data, beside the baselines",
     "verify": "check the receipt of an evaluation, and whether its numbers come out again",
     "compare": "compare evaluations on the same clips, or draw a learning curve of them",
+    "rank": "rank policies inside a world, and compare with physics or with real successes",
     "report": "write one HTML page about one or several runs",
     "view": "drive in a world: a local page with sliders, keys and branches",
     "policies": "make policies of the twin's tasks, and a classifier that reads success from pictures",
@@ -60,7 +61,8 @@ def main() -> None:
 def parse(arguments: list[str]) -> Any:
     """The job that words behind `worldline` ask for; `carry_out` does it. Exits where help is asked for."""
     verb, *words = arguments
-    home = {"data": "data", "plan": "train", "train": "train", "policies": "policies"}.get(verb, "verbs")
+    own = {"data": "data", "plan": "train", "train": "train", "policies": "policies", "rank": "rank"}
+    home = own.get(verb, "verbs")
     return importlib.import_module(f"worldline.cli.{home}").parse(verb, words)
 
 
