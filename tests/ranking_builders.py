@@ -103,8 +103,8 @@ class Bright:
 
     identity, label = "bright", "brightness"
 
-    def __init__(self, limit: float = 127.5) -> None:
-        self.limit = limit
+    def __init__(self, limit: float = 127.5, looks: int | None = None) -> None:
+        self.limit, self.looks = limit, looks
 
     def chances(self, task: str, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
         assert frames.shape[:2] == states.shape[:2]

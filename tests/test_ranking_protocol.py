@@ -200,3 +200,57 @@ def test_a_policy_cannot_change_what_is_recorded() -> None:
         play(still(), contender(make), starts, Bright(), Manner(steps=2, films=2)) for make in (Vandal, Constant)
     )
     np.testing.assert_array_equal(one.films, other.films)
+
+
+def test_frames_that_nobody_sees_are_not_made_and_nothing_else_changes() -> None:
+    """A reader of three frames and a policy that looks every other time see what they would see anyway."""
+    asked, every = list[int](), place(token_forecaster())
+
+    class Sometimes(Looking):
+        fps = 30 / 17
+
+        def __init__(self) -> None:
+            self.time = 0
+
+        @property
+        def looks_now(self) -> bool:
+            return self.time % 2 == 0
+
+        def act(self, observation: Any) -> np.ndarray:
+            if self.looks_now:
+                self.last = super().act(observation)
+            self.time += 1
+            return self.last
+
+    class Counting(CopyLast):
+        def step(self, context: Any, states: Any, *, seeds: Any) -> Any:
+            made, onward = super().step(context, states, seeds=seeds)
+            number = len(asked)
+            asked.append(0)
+
+            def later() -> Any:
+                asked[number] += 1
+                return made.video
+
+            return replace(made, frames=None, later=later), onward
+
+    copy = Counting(context_frames=5, times=(5,), chunk_frames=1)
+    manner = Manner(steps=8)
+    play(replace(still(), forecaster=copy), contender(Constant), small_starts(2), Bright(looks=3), manner)
+    assert sum(map(bool, asked)) == 8, "this policy looks always"
+
+    class Blind(Constant):
+        looks_now = False
+
+    asked.clear()
+    play(replace(still(), forecaster=copy), contender(Blind), small_starts(2), Bright(looks=3), manner)
+    assert [bool(times) for times in asked] == [i in (3, 7) for i in range(8)], "frames 4 and 8 of 0 to 8"
+    lazy = replace(every, forecaster=replace(every.forecaster, lazy=True))
+    manner = Manner(steps=3, films=1)
+    one, other = (
+        play(where, contender(Sometimes), small_starts(3), Bright(looks=4), manner) for where in (every, lazy)
+    )
+    np.testing.assert_array_equal(one.commands, other.commands)
+    np.testing.assert_allclose(one.chances, other.chances)
+    np.testing.assert_array_equal(one.films, other.films)
+    assert one.films.shape[:2] == (1, 1 + 3 * 17)

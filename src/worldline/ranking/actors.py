@@ -33,7 +33,8 @@ class Contender:
     `make()` gives an object with `act({"frame": uint8 (h, w, 3), "state": float32 (s,)}) -> float32 (s,)`, the next
     commanded state. Optional: `reset(seed)` before every episode; `needs_start = True`, and then `reset(seed, start)`;
     `reset_batch(seeds, starts)` with `act_batch(observations)` for n episodes at once, row i of each call being of
-    episode i; `fps`, the actions per second that it was made for.
+    episode i; `fps`, the actions per second that it was made for; `looks_now = False` while it does not read the frame,
+    which then may be an older one.
     """
 
     label: str
@@ -97,6 +98,12 @@ class Actors:
             if hasattr(policy, "reset"):
                 told = (starts[row],) if getattr(policy, "needs_start", False) else ()
                 self._call(policy.reset, seeds[row], *told, row=row, step=0)
+
+    @property
+    def looks(self) -> bool:
+        """Whether any row reads the frame that it is shown next; if not, it may be an older one."""
+        own = self._each if self._together is None else [self._together]
+        return any(getattr(one, "looks_now", True) for one in own)
 
     def act(
         self, frames: UInt8[np.ndarray, "n h w 3"], states: Float32[np.ndarray, "n s"], *, step: int

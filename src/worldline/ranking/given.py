@@ -93,6 +93,8 @@ def refuse_twins(contenders: Sequence[Contender], tasks: Sequence[str]) -> None:
 class FunctionReader:
     """A user's own reader: `success(frames, states, task)` of one episode -> its chance, or whether it succeeded."""
 
+    looks: int | None = None
+
     def __init__(self, spec: str) -> None:
         self.function = entry_point(spec, "--success")
         self.identity, self.label = _identity_of(spec, self.function), spec

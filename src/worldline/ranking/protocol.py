@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,6 +23,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 
 from worldline.forecasting.forecaster import Extra, Forecaster, Session
+from worldline.judges.success import spread_over
 from worldline.ranking.actors import ACT_SECONDS, Actors, Contender, Named
 from worldline.schema import Batch, Forecast, UsageError
 
@@ -132,6 +135,9 @@ class Reader(Protocol):
 
     identity: str
     label: str
+    looks: int | None
+    """So many frames of an episode, evenly from the first to the last, are all it must see; None where it must see all.
+    Frames that nobody sees need not be decoded or drawn."""
 
     def chances(
         self, task: str, frames: UInt8[np.ndarray, "n t h w 3"], states: Float32[np.ndarray, "n t s"]
@@ -169,7 +175,7 @@ class Played:
     gap: Float32[np.ndarray, "n s"] | None
     """Mean absolute difference of commanded and measured state; None without physics."""
     motion: Float[np.ndarray, " n"]
-    """Mean absolute difference of one frame and the next, in grey levels."""
+    """Mean absolute difference of one frame and the next that are read, in grey levels."""
     signal: Float[np.ndarray, " n"] | None
     """Mean over frames, not yet divided by the motion."""
     films: UInt8[np.ndarray, "m t h w 3"]
@@ -204,13 +210,25 @@ def play(
         PolicyError: the policy did what none may do.
         UsageError: place and starts do not go together.
     """
-    began, parts = time.monotonic(), []
-    for first in range(0, len(starts), place.rows):
-        some = starts.rows(first, first + place.rows)
-        films = max(0, min(manner.films - first, len(some)))
-        given = None if replayed is None else replayed[first : first + place.rows]
-        parts.append(_Episodes(place, contender, some, manner).played(reader, films, given))
+    began, parts, filmed = time.monotonic(), [], min(manner.films, len(starts))
+    firsts = [*([0] if filmed else []), *range(filmed, len(starts), place.rows)]
+    for first, last in pairwise([*firsts, len(starts)]):
+        given = None if replayed is None else replayed[first:last]
+        # All frames of what is filmed are made, so that is played by itself.
+        one = _Episodes(place, contender, starts.rows(first, last), manner, filming=last <= filmed)
+        parts.append(one.played(reader, given))
     return _joined(parts, time.monotonic() - began)
+
+
+@dataclass(eq=False)
+class _Step:
+    """What a step of a session made. Its frames are made when they are first asked for."""
+
+    made: Forecast
+
+    @cached_property
+    def frames(self) -> UInt8[np.ndarray, "n t h w 3"]:
+        return _pictures(self.made.video[:, 0])
 
 
 @dataclass
@@ -221,35 +239,49 @@ class _Episodes:
     contender: Contender
     starts: Starts
     manner: Manner
+    filming: bool = False
     commanded: list[np.ndarray] = field(default_factory=list)
     measured: list[np.ndarray] = field(default_factory=list)
-    shown: list[np.ndarray] = field(default_factory=list)
-    """Frames `n t h w 3` of each step; the first is the last frame of the context."""
+    """States `n s`: at the start, and after each step."""
+    steps: list[_Step] = field(default_factory=list)
     signals: list[np.ndarray] = field(default_factory=list)
 
-    def played(self, reader: Reader, films: int, replayed: np.ndarray | None) -> Played:
+    def played(self, reader: Reader, replayed: np.ndarray | None) -> Played:
         session = self.place.begin(self.starts, self.manner.seed)
         watch = None if self.place.watch is None else self.place.watch(self.starts, session)
-        assert self.starts.batch.frames is not None, "checked where starts are taken"
-        self.shown.append(_pictures(self.starts.batch.frames[:, -1:]))
         self.measured.append(self._first(session, watch))
-        for step, commands in enumerate(self._commands(replayed)):
-            self._advance(session, watch, commands, step)
-        frames = np.concatenate(self.shown, axis=1)
-        states = np.stack(self.measured, axis=1)
-        of_frames = np.repeat(states[:, 1:], self.shown[1].shape[1], axis=1)
-        chances = reader.chances(self.starts.task, frames, np.concatenate([states[:, :1], of_frames], axis=1))
-        commands = np.stack(self.commanded, axis=1)
+        for commands in self._commands(replayed):
+            self._advance(session, watch, commands)
+        frames, states = self._read(None if self.filming else reader.looks)
+        commands, reached = np.stack(self.commanded, axis=1), np.stack(self.measured[1:], axis=1)
         return Played(
-            chances=np.asarray(chances, np.float64),
+            chances=np.asarray(reader.chances(self.starts.task, frames, states), np.float64).reshape(-1),
             succeeded=None if watch is None else watch.succeeded.copy(),
             commands=commands,
-            gap=None if watch is None else np.abs(commands - states[:, 1:]).mean(axis=1),
-            motion=_motion(frames),
+            gap=None if watch is None else np.abs(commands - reached).mean(axis=1),
+            motion=_motion(_looked(frames, reader.looks)),
             signal=np.stack(self.signals).mean(axis=0) if self.signals else None,
-            films=frames[:films].copy(),
+            films=frames if self.filming else frames[:0],
             seconds=0.0,
         )
+
+    @cached_property
+    def now(self) -> UInt8[np.ndarray, "n one h w 3"]:
+        """The last frame of the context."""
+        assert self.starts.batch.frames is not None, "checked where starts are taken"
+        return _pictures(self.starts.batch.frames[:, -1:])
+
+    def _read(self, looks: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Frames and states of the episodes: all of them, or `looks` at even distances."""
+        per = len(self.steps[0].made.times)
+        count = 1 + per * len(self.steps)
+        chosen = range(count) if looks is None else spread_over(count, looks)
+        frames, states = [], []
+        for place in chosen:
+            step, within = divmod(place - 1, per)
+            frames.append(self.now[:, 0] if place == 0 else self.steps[step].frames[:, within])
+            states.append(self.measured[0 if place == 0 else step + 1])
+        return np.stack(frames, axis=1), np.stack(states, axis=1)
 
     def _first(self, session: Session, watch: Watch | None) -> np.ndarray:
         return self.starts.batch.states[:, -1].numpy() if watch is None else watch.look(session)
@@ -264,25 +296,27 @@ class _Episodes:
         chunk, fps = self.place.forecaster.chunk_frames, self.starts.batch.fps
         with Actors(self.contender, self._named(), dim=self.measured[0].shape[-1], limit=self.manner.limit) as actors:
             actors.reset(rate=fps / chunk)
+            seen = self.now[:, 0]
             for step in range(self.manner.steps):
-                yield actors.act(self.shown[-1][:, -1], self.measured[-1], step=step)
+                if self.steps and actors.looks:
+                    seen = self.steps[-1].frames[:, -1]
+                yield actors.act(seen, self.measured[-1], step=step)
 
     def _named(self) -> Named:
         named = self.starts.named
         return replace(named, seeds=mixed(self.manner.seed, named.seeds))
 
-    def _advance(self, session: Session, watch: Watch | None, commands: np.ndarray, step: int) -> None:
+    def _advance(self, session: Session, watch: Watch | None, commands: np.ndarray) -> None:
         before = self.commanded[-1] if self.commanded else self.measured[0]
-        self.commanded.append(commands)
         given, last = commands, before
         if self.place.given == "shuffled":
-            given, last = np.roll(commands, -1, axis=0), np.roll(before, -1, axis=0) if step else before
-        made = _advanced(session, between(last, given, session.forecaster, self.manner.between), self.manner.signal)
-        frames = _pictures(made.video[:, 0])
-        self.shown.append(frames)
+            given, last = np.roll(commands, -1, axis=0), np.roll(before, -1, axis=0) if self.commanded else before
+        self.commanded.append(commands)
+        ahead = between(last, given, session.forecaster, self.manner.between)
+        self.steps.append(_Step(_advanced(session, ahead, self.manner.signal)))
         self.measured.append(commands if watch is None else watch.look(session))
         if self.manner.signal is not None:
-            self.signals.append(_signal(self.manner.signal, session.forecaster, made, frames, self.shown))
+            self.signals.append(_signal(self.manner.signal, session.forecaster, self.now, self.steps))
 
 
 def between(
@@ -302,6 +336,11 @@ def _advanced(session: Session, states: Tensor, signal: Signal | None) -> Foreca
         return session.advance(states, extra=extra) if extra else session.advance(states)
 
 
+def _looked(frames: UInt8[np.ndarray, "n t h w 3"], looks: int | None) -> UInt8[np.ndarray, "n k h w 3"]:
+    """Of all frames those that are read."""
+    return frames if looks is None else frames[:, list(spread_over(frames.shape[1], looks))]
+
+
 def _pictures(frames: UInt8[Tensor, "n t 3 h w"]) -> UInt8[np.ndarray, "n t h w 3"]:
     return np.ascontiguousarray(frames.permute(0, 1, 3, 4, 2).numpy())
 
@@ -314,23 +353,22 @@ def _motion(frames: UInt8[np.ndarray, "n t h w 3"]) -> Float[np.ndarray, " n"]:
 # --- how far an episode can be trusted ---
 
 
-def _signal(
-    name: Signal, forecaster: Forecaster, made: Forecast, frames: np.ndarray, shown: list[np.ndarray]
-) -> Float[np.ndarray, " n"]:
-    """One number per episode for a step."""
+def _signal(name: Signal, forecaster: Forecaster, now: np.ndarray, steps: list[_Step]) -> Float[np.ndarray, " n"]:
+    """One number per episode for the newest step."""
+    made = steps[-1].made
     if name == "spread":
         return made.spread.mean(dim=(1, 2, 3)).double().numpy()
     if name == "token_entropy":
         if made.certainty is None:
             raise UsageError("this world has no tokens whose entropy could be told; choose another signal (--trust)")
         return made.certainty.entropy.flatten(1).mean(dim=1).double().numpy()
-    return _round_trip(forecaster, frames, shown)
+    return _round_trip(forecaster, now, steps)
 
 
-def _round_trip(forecaster: Forecaster, frames: np.ndarray, shown: list[np.ndarray]) -> np.ndarray:
+def _round_trip(forecaster: Forecaster, now: np.ndarray, steps: list[_Step]) -> np.ndarray:
     """What the tokenizer loses of the newest frames, in grey levels: it keeps what it knows."""
-    need = forecaster.context_frames
-    newest = np.concatenate(shown[-need:], axis=1)[:, -need:]
+    need, new = forecaster.context_frames, steps[-1].frames.shape[1]
+    newest = np.concatenate([now, *(step.frames for step in steps[-need:])], axis=1)[:, -need:]
     if newest.shape[1] < need:  # before there are enough, the first one stands for those before it
         newest = np.concatenate([np.repeat(newest[:, :1], need - newest.shape[1], axis=1), newest], axis=1)
     clips = torch.from_numpy(newest).permute(0, 1, 4, 2, 3).contiguous()
@@ -338,7 +376,7 @@ def _round_trip(forecaster: Forecaster, frames: np.ndarray, shown: list[np.ndarr
     found = forecaster.round_trip(Batch(states=states, fps=0.0, origins=(), frames=clips))
     if found is None:
         raise UsageError("this world has no tokenizer that could say what it knows; choose another signal (--trust)")
-    given, kept = (one[:, -frames.shape[1] :].float() for one in found)
+    given, kept = (one[:, -new:].float() for one in found)
     return (given - kept).abs().mean(dim=(1, 2, 3, 4)).double().numpy()
 
 

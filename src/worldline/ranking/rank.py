@@ -358,7 +358,7 @@ def _reader(options: RankOptions) -> Reader:
 
 def _worlds(world: Loaded, options: RankOptions) -> tuple[dict[str, Place], dict[str, str]]:
     """The world, others beside it, and controls; and why others are not there."""
-    forecaster = world.forecaster
+    forecaster = replace(world.forecaster, lazy=True)
     if forecaster.chunk_frames < 1:
         raise UsageError("this world cannot go on from its own frames, so no policy can act in it")
     known = signature(forecaster)
@@ -373,7 +373,9 @@ def _worlds(world: Loaded, options: RankOptions) -> tuple[dict[str, Place], dict
     for id, (path, label) in others.items():
         other = load_forecaster(path, _sampling(options, members=(), checkpoint="latest", tokenizer=None))
         _refuse_unlike(path, world, other)
-        found[id] = Place(id=id, label=label, forecaster=other.forecaster, identity=signature(other.forecaster))
+        found[id] = Place(
+            id=id, label=label, forecaster=replace(other.forecaster, lazy=True), identity=signature(other.forecaster)
+        )
     shuffled = replace(found[WORLD], id="shuffled_states", label=LABELS["shuffled_states"], given="shuffled")
     copy = CopyLast.beside(forecaster)
     found["shuffled_states"] = shuffled
