@@ -212,6 +212,22 @@ def test_a_live_session_begins_at_a_start_and_its_motors_take_commands() -> None
     live.close()
 
 
+def test_frames_of_a_lazy_twin_are_drawn_when_they_are_read_and_are_the_same() -> None:
+    commands = torch.from_numpy(solve(start("touch")))[None].expand(2, -1, -1)
+    batch = stack([start("touch").clip(4, size=32), start("push").clip(4, size=32)])
+    seen, facts = {}, {}
+    for lazy in (False, True):
+        live = LiveTwin(**WINDOW, drive="command", lazy=lazy)
+        session = live.start_clips(batch)
+        made = [session.advance(chunk) for chunk in commands[:, 20:32].split(3, dim=1)]
+        assert all((one.frames is None) == lazy for one in made)
+        seen[lazy] = torch.cat([one.video for one in reversed(made)], dim=2)  # in any order
+        facts[lazy] = live.facts(session)[1].objects
+        live.close()
+    assert torch.equal(seen[False], seen[True])
+    np.testing.assert_array_equal(facts[False], facts[True])
+
+
 def test_states_are_followed_or_commanded_as_is_chosen() -> None:
     which = start("touch")
     ahead = torch.from_numpy(solve(which))[None, 4:7]

@@ -83,7 +83,7 @@ def twin_stages(
     seeds = STARTS["ranking"][:count]
     if len(seeds) < count:
         raise UsageError(f"{count} starts are asked for, but {len(seeds)} are kept for rankings (--starts)")
-    twin = LiveTwin.beside(forecaster, drive="command")
+    twin = LiveTwin.beside(forecaster, drive="command", lazy=True)
     size = forecaster.image_size or 128
     found = []
     for id in tasks:
