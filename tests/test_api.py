@@ -19,6 +19,7 @@ from worldline.evaluation.evaluate import EvaluateOptions
 from worldline.families.config import LoadOptions
 from worldline.forecasts import ForecastOptions
 from worldline.formats.open import OpenOptions
+from worldline.ranking.rank import RankOptions
 from worldline.recipes import RECIPES
 from worldline.schema import UsageError
 
@@ -60,6 +61,7 @@ TAKING = {
     "load": LoadOptions,
     "forecast": ForecastOptions,
     "evaluate": EvaluateOptions,
+    "rank": RankOptions,
     "resume": ResumeOptions,
 }
 

@@ -53,6 +53,7 @@ PARSERS = (
     ["data", "encode", "X", "Y", "--tokenizer", "Z"],
     ["data", "twin", "X", "--episodes", "1"],
     *([verb, "X"] for verb in ("evaluate", "verify", "compare", "forecast", "submission", "text", "report")),
+    ["rank", "X", "--policy", "own:fast"],
     ["forecast", "X", "--temperature", "1"],
     ["evaluate", "X", "--num-samples", "20"],
     ["policies", "X"],

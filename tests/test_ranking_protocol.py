@@ -41,6 +41,8 @@ def test_the_same_policy_start_and_seed_give_the_same_episode_however_they_are_b
     _alike(first, play(world, contender(Wandering), starts, Bright(), TWO))
     _alike(first, play(replace(world, rows=2), contender(Wandering), starts, Bright(), TWO))
     _alike(first, play(world, contender(WanderingTogether), starts, Bright(), TWO))
+    few = first.first(2)
+    assert (len(few.chances), len(few.commands), few.succeeded) == (2, 2, None)
     alone = play(world, contender(Wandering), starts.rows(1, 2), Bright(), TWO)
     np.testing.assert_allclose(first.commands[1:2], alone.commands, atol=1e-6)
     other = play(world, contender(Wandering), starts, Bright(), replace(TWO, seed=5))

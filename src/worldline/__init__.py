@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from worldline.threads import choose
 
 if TYPE_CHECKING:
-    from worldline.api import evaluate, forecast, load, open_data, resume, train
+    from worldline.api import evaluate, forecast, load, open_data, rank, resume, train
 
-__all__ = ["evaluate", "forecast", "load", "open_data", "resume", "train"]
+__all__ = ["evaluate", "forecast", "load", "open_data", "rank", "resume", "train"]
 
 choose()
 

@@ -27,6 +27,8 @@ from worldline.families.load import load_forecaster
 from worldline.formats.open import OpenOptions, open_source
 from worldline.planning.plan import refuse_too_little
 from worldline.progress import Steps, say
+from worldline.ranking.rank import RankOptions
+from worldline.ranking.rank import rank as ranked
 from worldline.ranks import Ranks
 from worldline.recipes import RECIPES
 from worldline.rundir import RunDir, built, to_json
@@ -69,6 +71,7 @@ open_data = _taking("open_data", OpenOptions, open_source)
 load = _taking("load", LoadOptions, load_forecaster)
 forecast = _taking("forecast", forecasts.ForecastOptions, forecasts.forecast)
 evaluate = _taking("evaluate", EvaluateOptions, evaluated)
+rank = _taking("rank", RankOptions, ranked)
 
 
 # --- training ---

@@ -31,8 +31,7 @@ class Rank(RankOptions):
       worldline rank runs/world --policies runs/policies --tasks touch push --unconditional runs/world_unconditional
       worldline rank runs/world --policies runs/policies --also runs/without_failures "without failures"
       worldline rank runs/world --policies runs/policies --policy mine=my_package.my_module:make_policy
-      worldline rank runs/world --policy a=my_robot:careful --policy b=my_robot:fast --real-counts counts.csv
-      --data MY_ROBOT --success my_robot:success --seconds 8
+      worldline rank runs/world --policy own:fast --real-counts counts.csv --data MY_ROBOT --success own:success
     """
 
     run: Run

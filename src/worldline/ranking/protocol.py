@@ -192,6 +192,12 @@ class Played:
         return None if self.signal is None else self.signal / np.maximum(self.motion, STILL)
 
 
+    def first(self, count: int) -> "Played":
+        """The episodes of the first so many starts."""
+        rows = {name: value[:count] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **rows)
+
+
 def play(
     place: Place,
     contender: Contender,
