@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ranking_builders import films_of, ranking_of
 from report_builders import CONTEXT, FRAMES, finding_of, page_of, run_of, with_maps, with_scores
 
 from worldline.evaluation.result import Evaluation
+from worldline.ranking.result import write_films
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -58,6 +60,8 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     replace(Evaluation.load(path), findings=findings).save(path)
     shutil.copytree(full / "evaluation", full / "evaluation_10s")
     (bare / "evaluation/forecasts.npz").unlink()
+    ranking_of().write(full / "ranking")
+    write_films(full / "ranking", films_of())
     page_of(full, bare)
     return root / "out/report.html"
 
@@ -123,6 +127,30 @@ def test_nothing_is_asked_for_and_nothing_overflows(browser: Any, page_file: Pat
         assert len([url for url in opened.asked if url.startswith("file:")]) == 1
         paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (int(paper[4:].split(",")[0]) < 64) == (scheme == "dark")
+
+
+def test_policies_play_side_by_side_from_one_frame_number(browser: Any, page_file: Path) -> None:
+    (film,) = films_of()
+    with Opened(browser, page_file, reduced_motion="reduce") as opened:
+        tab = opened.ready()
+        tab.wait_for_selector(".together[data-ready]")
+        canvases = tab.locator(".together canvas")
+        assert canvases.count() == 2 * len(film.policies)
+        assert tab.locator(".side figcaption").all_inner_texts()[4] == "5 oracle"
+
+        def seen() -> list[str]:
+            return canvases.evaluate_all("all => all.map(canvas => canvas.toDataURL())")
+
+        first, last = seen(), len(film.world[0]) - 1
+        tab.focus(".together")
+        tab.keyboard.press("End")
+        assert tab.input_value(".together input[type=range]") == str(last)
+        assert "s" in tab.inner_text(".together output")
+        # The films of these five run forward in the twin and backward in the world.
+        assert seen() == [first[number ^ 1] for number in range(10)]
+        tab.click(".together .play")
+        opened.until(f"document.querySelector('.together input[type=range]').value != {last}")
+        assert opened.said == []
 
 
 def test_pictures_play_pause_and_step_in_step(browser: Any, page_file: Path) -> None:
