@@ -191,7 +191,6 @@ class Played:
         """The signal per motion: fast pictures are harder, and no less to be trusted for that."""
         return None if self.signal is None else self.signal / np.maximum(self.motion, STILL)
 
-
     def first(self, count: int) -> "Played":
         """The episodes of the first so many starts."""
         rows = {name: value[:count] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
