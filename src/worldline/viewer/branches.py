@@ -17,7 +17,7 @@ from worldline.viewer.pictures import Media
 from worldline.viewer.protocol import BranchInfo, Trust
 
 MOST_BRANCHES = 64
-SNAPSHOT_BYTES = 128 * 2**20
+SNAPSHOT_BYTES = 256 * 2**20
 """Of all snapshots that a session keeps; what it does not keep is made again from the one before."""
 State = Float32[np.ndarray, " s"]
 
