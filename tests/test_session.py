@@ -18,6 +18,7 @@ from worldline.contract import FramePattern
 from worldline.forecasting.forecaster import CopyLast, Forecaster, Session, advance_together
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.live import LiveTwin
+from worldline.forecasting.timing import timed
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.formats.open import open_source
 from worldline.process.categorical import Sampling
@@ -92,6 +93,26 @@ def test_times_go_on_from_chunk_to_chunk(forecasters: dict[str, Forecaster]) -> 
         assert session.advance(states_of(chunk)).times == tuple(first)
         assert session.time == 17 + chunk
         assert session.advance(states_of(chunk)).times == tuple(second)
+
+
+def test_a_step_says_how_sure_it_was_and_changes_nothing_by_that(forecasters: dict[str, Forecaster]) -> None:
+    session, states = begun(forecasters["tokens"]), states_of(17)
+    other = session.fork()
+    with timed() as spent:
+        made = session.advance(states, extra={"certainty"})
+    certainty, plain = made.certainty, other.advance(states)
+    assert certainty is not None
+    assert certainty.entropy.shape == (2, 3, 2, 2)
+    assert plain.certainty is None
+    assert torch.equal(made.video, plain.video)
+    assert spent["decode"] > 0
+    kept = session.fork().advance(states, extra={"certainty"}).certainty
+    together = advance_together([session, other], [states, states], extra={"certainty"})[1].certainty
+    assert kept is not None
+    assert together is not None
+    torch.testing.assert_close(together.entropy, kept.entropy)
+    with pytest.raises(UsageError, match="does not give certainty"):
+        begun(forecasters["latents"]).advance(states_of(60), extra={"certainty"})
 
 
 def test_predicted_token_grids_are_the_next_context(forecasters: dict[str, Forecaster]) -> None:
