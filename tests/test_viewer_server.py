@@ -361,7 +361,7 @@ def test_no_more_frames_are_sent_than_are_acknowledged(server: Served) -> None:
 BAD: dict[str, tuple[Any, str]] = {
     "no JSON": ("{", "Invalid JSON"),
     "no object": ("[]", "object"),
-    "unknown type": ('{"type": "dance"}', "dance"),
+    "unknown type": ('{"type": "dance"}', "there is no message 'dance'; there are: 'hello'"),
     "unknown field": ('{"type": "step", "x": 1}', "Extra inputs"),
     "not a number": ('{"type": "drive", "states": {"elbow": NaN}}', "finite"),
     "too large a number": ('{"type": "drive", "states": {"elbow": 1e30}}', "less than"),

@@ -91,10 +91,10 @@ class Tree:
 
     @property
     def infos(self) -> tuple[BranchInfo, ...]:
+        there = list(self.branches.values())  # another thread may add one meanwhile
         keys = ("id", "name", "parent", "at")
-        parts: list[dict[str, Any]] = [{key: getattr(one, key) for key in keys} for one in self.branches.values()]
-        frames = [len(branch.moments) for branch in self.branches.values()]
-        return tuple(BranchInfo(**part, frames=count) for part, count in zip(parts, frames, strict=True))
+        parts: list[dict[str, Any]] = [{key: getattr(one, key) for key in keys} for one in there]
+        return tuple(BranchInfo(**part, frames=len(one.moments)) for part, one in zip(parts, there, strict=True))
 
     def named(self, branch: str) -> Branch:
         """Raises `UsageError` where there is none."""

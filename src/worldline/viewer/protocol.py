@@ -235,8 +235,11 @@ def read(text: str) -> Any:
         return _ASK.validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadMessageError(first["msg"], where) from None
+        where, said = ".".join(str(part) for part in first["loc"]), first["msg"]
+        if first["type"] == "union_tag_invalid":
+            more = first.get("ctx", {})
+            said = f"there is no message {more.get('tag')!r}; there are: {more.get('expected_tags')}"
+        raise BadMessageError(said[:1000], where) from None
 
 
 # --- what it is told ---
