@@ -9,7 +9,9 @@ from latent_builders import SMALL_VAE
 from tolerances import assert_pixels_agree
 from torch import Tensor
 
+from worldline import builtin
 from worldline.contract import FramePattern
+from worldline.families.tokenizers import load_tokenizer
 from worldline.forecasting.forecaster import generators
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.tokens import DecodeMode, TokenForecaster
@@ -17,6 +19,7 @@ from worldline.planning.meter import follow
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.schema import Batch, LatentGrid, TokenGrid, UsageError
+from worldline.tokenizers.tokenizer import reconstructed
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 from worldline.worlds.wan import WanConfig, WanWorld
 from worldline.worlds.wan_weights import BackboneConfig
@@ -172,3 +175,17 @@ def test_generation_at_the_5b_s_size_takes_less_than_decoding_a_clip() -> None:
     weights = [*world.parameters(), *world.buffers()]
     assert follow(work, weights, autocast=False, backward=False).peak < 4.5e9
     assert replace(forecaster, rows=3).rows_at_once == 3
+
+
+# --- there and back ---
+
+
+@pytest.mark.parametrize(("name", "block"), [("tokenizer-tiny", 17), ("vae-tiny", 5)])
+def test_any_number_of_frames_goes_through_a_tokenizer_and_back(name: str, block: int) -> None:
+    tokenizer = load_tokenizer(builtin.resolve(name))
+    frames = torch.randint(0, 256, (2, block, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(reconstructed(tokenizer, frames), tokenizer.decode(tokenizer.encode(frames)))
+        few = reconstructed(tokenizer, frames[:, :3])
+        assert few.shape == frames[:, :3].shape
+        assert torch.equal(few[:, :1], reconstructed(tokenizer, frames[:, :1]))  # what came before is not changed

@@ -276,5 +276,8 @@ def test_the_classifier_tells_success_from_failure_on_starts_it_has_not_seen(tmp
     made = policies.make(tmp_path, tasks=("touch",), only=("nothing",), classifier_starts=30)
     assert made.errors["touch"].auroc.mean > 0.75
     reader = policies.load_success(tmp_path / "success")
+    again = policies.make(tmp_path, tasks=("touch",), only=("nothing",))
+    assert again.errors["touch"] == made.errors["touch"]
+    assert policies.load_success(tmp_path / "success").identity == reader.identity  # it is frozen
     held_out = record_attempts([TASKS["touch"]], "testing", 15)
     assert read_all(reader, held_out).mean() == pytest.approx(held_out.succeeded.mean(), abs=0.25)

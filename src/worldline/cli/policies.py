@@ -32,7 +32,7 @@ class Policies(MakeOptions):
       worldline policies OUT
       worldline policies OUT --tasks touch push --measure 40
       worldline policies OUT --tasks touch --only aim-0 nothing convolution-10 --no-classifier
-      worldline policies OUT --tokenizer tokenizer-tiny --json
+      worldline policies OUT --tokenizer tokenizer-driven --json
     """
 
     out: tyro.conf.Positional[Path]

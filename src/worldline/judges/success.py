@@ -5,7 +5,7 @@ was done by the last one. Physics labelled what it was trained on; where there i
 is all there is. So its own error on held-out episodes is a part of every statement that is made with it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,7 +112,7 @@ class SuccessReader:
         self.config, self.network, self.identity = config, network.eval().requires_grad_(False), identity
         self.label = f"success classifier {identity[:12]}".strip()
 
-    def of(self, task: str) -> Callable[..., Float32[Tensor, " b"]]:
+    def of(self, task: str) -> "OfTask":
         """`chance(frames, states=None)` of one task. Raises `UsageError` for a task that it does not know."""
         return OfTask(self, task)
 

@@ -37,6 +37,7 @@ from worldline.policies.scripted import ScriptedConfig, ScriptedPolicy
 from worldline.policies.starts import STARTS
 from worldline.progress import watched
 from worldline.rundir import environment, from_json, to_json
+from worldline.schema import UsageError
 from worldline.twin.simulation import load_mujoco
 from worldline.twin.tasks import TASKS, Task
 
@@ -214,13 +215,21 @@ def _tried(out: Path, task: Task, options: MakeOptions) -> dict[str, Tried]:
 def _classifier(
     out: Path, tasks: Sequence[Task], options: MakeOptions, reconstruct: Reconstruct | None, tokenizer: str | None
 ) -> dict[str, Errors]:
-    """Train it unless it is there for these tasks; its errors."""
+    """Train it unless it is there and knows these tasks; its errors. One that is there is frozen: it learns anew only
+    for another tokenizer, or for more tasks.
+
+    Raises `UsageError` where it would learn anew without the tokenizer that it was trained with.
+    """
     folder, wanted = out / SUCCESS, [task.id for task in tasks]
     given = {"tokenizer": tokenizer, "starts": options.classifier_starts, "seed": options.seed}
     if (folder / CONFIG).exists():
-        there, made = load_success(folder).config.tasks, read_json(folder / CONFIG)["made"]
-        if set(wanted) <= set(there) and made.get("given") == given:
-            return {name: from_json(Errors, one, folder / CONFIG) for name, one in made["errors"].items()}
+        there, made = load_success(folder).config.tasks, read_json(folder / CONFIG).get("made", {})
+        before = made.get("given", {}).get("tokenizer")
+        if set(wanted) <= set(there) and tokenizer in (None, before):
+            return {name: from_json(Errors, one, folder / CONFIG) for name, one in made.get("errors", {}).items()}
+        if tokenizer is None and before is not None:
+            said = f"{folder} was trained with the tokenizer {before[:12]} and does not know all tasks"
+            raise UsageError(f"{said}; give that tokenizer (--tokenizer), or leave it as it is (--no-classifier)")
         wanted = [task for task in TASKS if task in {*wanted, *there}]
     began, known = time.process_time(), [TASKS[task] for task in wanted]
     how: dict[str, Any] = {"config": AttemptConfig(fps=float(options.fps)), "reconstruct": reconstruct}
