@@ -147,32 +147,36 @@ def calibrated(
         rows: states of further episodes, which are not rolled out.
     """
     states = [gauge.away(one).max(axis=1) for one in (*rows, *(one.states for one in recordings))]
+    values, film = _rolled(forecaster, recordings, fps=fps, seed=seed)
     usual = {STATES: Usual.of(np.concatenate(states))}
-    chunk, ahead = forecaster.chunk_frames, forecaster.lookahead_frames
-    shortest = min(len(one.states) for one in recordings) - forecaster.context_frames
-    count = min(max(1, round(ROLLED_SECONDS * fps / chunk)), (shortest - ahead) // chunk + 1)
-    values: dict[str, list[float]] = {}
-    films: list[Tensor] = []
-    if count > 0:
-        batch = join([one.batch for one in recordings])
-        films.append(torch.stack([one.context for one in recordings]))
-        own = torch.from_numpy(np.stack([one.states[: forecaster.context_frames + shortest] for one in recordings]))
-        session = forecaster.start_clips(batch, seed=list(range(seed, seed + len(recordings))))
-        for number in range(count):
-            begin = forecaster.context_frames + number * chunk
-            made = session.advance(own[:, begin : begin + ahead], extra=forecaster.streamed & {"certainty"})
-            films.append(made.video[:, 0])
-            for clip in range(len(recordings)):
-                for signals in measured(made, clip):
-                    for name, value in signals.items():
-                        values.setdefault(name, []).append(value)
     usual |= {name: Usual.of(np.array(found)) for name, found in values.items()}
-    found = _round_trips(forecaster, torch.cat(films, dim=1)) if films else None
+    found = _round_trips(forecaster, film)
     if found is None:
         return replace(gauge, usual=usual)
     motion = max(float(found[1].median()), 1e-3)
     usual[ROUND_TRIP] = Usual.of((found[0] / found[1].clamp(min=motion)).numpy())
     return replace(gauge, usual=usual, motion=motion)
+
+
+def _rolled(
+    forecaster: Forecaster, recordings: Sequence[Recording], *, fps: float, seed: int
+) -> tuple[dict[str, list[float]], UInt8[Tensor, "b t 3 h w"]]:
+    """All values of each signal in roll-outs of some clips, and their first samples behind the contexts."""
+    values, film = dict[str, list[float]](), [torch.stack([one.context for one in recordings])]
+    chunk, ahead, context = forecaster.chunk_frames, forecaster.lookahead_frames, forecaster.context_frames
+    shortest = min(len(one.states) for one in recordings)
+    count = min(max(1, round(ROLLED_SECONDS * fps / chunk)), (shortest - context - ahead) // chunk + 1)
+    own = torch.from_numpy(np.stack([one.states[:shortest] for one in recordings]))
+    session = forecaster.start_clips(
+        join([one.batch for one in recordings]), seed=list(range(seed, seed + len(recordings)))
+    )
+    for begin in range(context, context + count * chunk, chunk):
+        made = session.advance(own[:, begin : begin + ahead], extra=forecaster.streamed & {"certainty"})
+        film.append(made.video[:, 0])
+        for clip in range(len(recordings)):
+            for name, value in (one for signals in measured(made, clip) for one in signals.items()):
+                values.setdefault(name, []).append(value)
+    return values, torch.cat(film, dim=1)
 
 
 def _round_trips(forecaster: Forecaster, film: UInt8[Tensor, "b t 3 h w"]) -> tuple[Tensor, Tensor] | None:
