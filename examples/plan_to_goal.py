@@ -1,6 +1,6 @@
 """Reach a picture: plan inside a world by the cross-entropy method, then execute the plan in the live twin.
 
-    python examples/plan_to_goal.py [--world compression-tiny] [--starts 8] [--candidates 32] [--rounds 4]
+    python examples/plan_to_goal.py [--world compression-tiny] [--starts 8] [--candidates 32] [--rounds 3]
 
 The goal is what the robot really saw about a second later. The planner knows that picture and the present moment, and
 nothing of the states between. Candidates are targets of both arms, reached in equal parts; all are imagined from the
@@ -33,8 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="compression-tiny", help="built-in or run folder, trained on the twin")
     parser.add_argument("--data", default=None, type=Path, help="episodes of the twin with physics; the world's own")
-    for name, default in (("starts", 8), ("candidates", 32), ("rounds", 4), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--starts", type=int, default=8)
+    parser.add_argument("--candidates", type=int, default=32, help="targets that are imagined together")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     world = dream(given.world, data=given.data)
     frames = ahead(world)

@@ -83,8 +83,9 @@ def left_handed(count: int, first: int) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("steps", 6000), ("starts", 4), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--starts", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
     trained, others = left_handed(given.starts, first=500), left_handed(given.starts, first=800)

@@ -25,7 +25,8 @@ def state():
     return [
         torch.get_rng_state().tolist(), torch.get_num_threads(), str(torch.get_default_dtype()),
         torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(),
-        [str(x) for x in numpy.random.get_state()], random.getstate(), dict(os.environ),
+        [str(x) for x in numpy.random.get_state()], random.getstate(),
+        {name: value for name, value in os.environ.items() if name != "PYGAME_HIDE_SUPPORT_PROMPT"},
     ]
 
 before = state()
@@ -71,7 +72,7 @@ def test_every_module_is_imported_on_a_cpu(imported: dict[str, Any]) -> None:
 def test_importing_changes_nothing(imported: dict[str, Any]) -> None:
     """Neither seeds, threads and flags of PyTorch nor the environment (`MUJOCO_GL`); and it writes no file.
 
-    All but what `import worldline` itself chooses, see test_threads.py.
+    All but what `import worldline` itself chooses, see test_threads.py, and that Gymnasium hides pygame's greeting.
     """
     assert imported["same"]
     assert imported["files"] == []

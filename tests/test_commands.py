@@ -125,7 +125,7 @@ def test_options_that_are_named_anywhere_parse(capsys: Capture) -> None:
     named = {option: told.place for told in texts for option in options(told)}
     foreign = {string for action in get_args_parser()._actions for string in action.option_strings}
     foreign |= {"--resume", "--help", "--help-all"}
-    for file in [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+    for file in (file for folder in ("benchmarks", "scripts", "examples") for file in (ROOT / folder).glob("*.py")):
         foreign |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', file.read_text(encoding="utf-8")))
     left = {option: place for option, place in named.items() if option[0] not in foreign and option[0] not in ELSEWHERE}
     assert len(left) > 60

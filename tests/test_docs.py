@@ -69,7 +69,7 @@ def test_recipes_in_the_text_exist(page: Path) -> None:
 
 @every_page
 def test_scripts_that_are_to_be_run_exist(page: Path) -> None:
-    named = re.findall(r"\b(?:benchmarks|scripts)/\w+\.(?:py|sh)", page.read_text(encoding="utf-8"))
+    named = re.findall(r"\b(?:benchmarks|scripts|examples)/\w+\.(?:py|sh)", page.read_text(encoding="utf-8"))
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 

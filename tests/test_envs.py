@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from latent_builders import of_latents, of_tokens
 
 from worldline.builtin import TWIN_MINI_VAL
-from worldline.envs import DreamEnv, DreamVectorEnv, StateLimits, Transition
+from worldline.envs import DreamEnv, DreamVectorEnv, Seen, StateLimits, Transition
 from worldline.forecasting.forecaster import CopyLast, Forecaster
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.formats.open import open_source
@@ -300,6 +300,25 @@ def test_a_judge_of_many_is_asked_once_for_all(forecasters: dict[str, Forecaster
     _, rewards, *_ = many.step(np.zeros((3, 2)))
     assert judge.asked == 1
     assert 0.2 < rewards.min() <= rewards.max() < 0.8
+
+
+def test_a_classifier_of_pictures_reads_the_episode_from_its_start(forecasters: dict[str, Forecaster]) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    class Later:
+        def chance(self, frames: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+            asked.append(tuple(frames.shape))
+            assert states.shape == (*frames.shape[:2], 2)
+            return torch.full((len(frames),), frames.shape[1] / 5)
+
+    options: Any = {"success": Seen(Later(), threshold=0.7), "limits": LIMITS}
+    many = DreamVectorEnv(forecasters["one"], starts(), num_envs=2, **options)
+    many.reset(seed=0)
+    many.step(np.zeros((2, 2)))
+    many.reset(options={"reset_mask": np.array([True, False])})
+    ended = [many.step(np.zeros((2, 2)))[2].tolist() for _ in range(2)]
+    assert sorted(asked[1:3]) == [(1, 2, 3, 16, 16), (1, 3, 3, 16, 16)]
+    assert ended == [[False, False], [False, True]], "four pictures of five are enough"
 
 
 # --- pictures ---

@@ -21,7 +21,7 @@ from worldline.envs.observation import Observation
 from worldline.envs.single import DreamEnv, EnvSnapshot
 from worldline.envs.starts import Begun, ClipStarts, Starts
 from worldline.envs.tasks import Physics, TaskStarts
-from worldline.envs.transition import Transition
+from worldline.envs.transition import Seen, Transition
 from worldline.envs.vector import DreamVectorEnv
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "EnvSnapshot",
     "Observation",
     "Physics",
+    "Seen",
     "Starts",
     "StateLimits",
     "TaskStarts",

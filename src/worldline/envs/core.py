@@ -62,6 +62,8 @@ class Moment:
     first_state: Float32[np.ndarray, " s"]
     start: int
     seed: int
+    history: tuple[tuple[Look, Float32[np.ndarray, " s"]], ...] = ()
+    """Looks and states from the start on, where a judge reads whole episodes."""
     steps: int = 0
     ended: bool = False
 
@@ -85,6 +87,8 @@ class Core:
         self.starts, self.limits, self.config = starts, limits, config
         if forecaster.chunk_frames < 1:
             raise UsageError("no frames of this forecaster's window lie as a context does: it cannot be rolled on")
+        judges = (config.reward, config.success, config.failure)
+        self.keeps = any(getattr(judge, "whole_episode", False) for judge in judges)
         self.motion = Motion(config=config, limits=limits, frames=forecaster.chunk_frames * config.chunks)
         """Frames of a step that are predicted, in all its chunks."""
         end = forecaster.context_frames + forecaster.chunk_frames
@@ -131,6 +135,7 @@ class Core:
                 first_state=one.state.astype(np.float32),
                 start=number,
                 seed=seed,
+                history=((one.look, one.state.astype(np.float32)),) if self.keeps else (),
             )
             for one, number, seed in zip(begun, numbers, seeds, strict=True)
         ]
@@ -157,6 +162,8 @@ class Core:
             )
             for moment, session, look, path in zip(moments, sessions, looks, paths, strict=True)
         ]
+        if self.keeps:
+            after = [replace(one, history=(*one.history, (one.look, one.state))) for one in after]
         transitions = [
             self.transition(one, other, np.asarray(action, np.float32), path)
             for one, other, action, path in zip(moments, after, actions, paths, strict=True)
@@ -207,7 +214,7 @@ class Core:
     def transition(self, before: Moment, after: Moment, action: np.ndarray, path: np.ndarray) -> Transition:
         """The step between two moments of an episode."""
         seen = "frame" if self.config.shows == "state" else self.config.shows
-        looked = {
+        looked: dict[str, Any] = {
             name: observation(seen, self.shown, look, state)
             for name, look, state in (
                 ("before", before.look, before.state),
@@ -215,8 +222,13 @@ class Core:
                 ("first", after.first, after.first_state),
             )
         }
-        session = Session(self.forecaster, after.session)
-        return Transition(action=action, path=path, step=after.steps, start=after.start, session=session, **looked)
+        history = after.history or ((after.first, after.first_state), (after.look, after.state))
+        place: dict[str, Any] = {
+            "step": after.steps,
+            "start": after.start,
+            "session": Session(self.forecaster, after.session),
+        }
+        return Transition(action=action, path=path, history=history, **place, **looked)
 
     def info(self, moment: Moment) -> dict[str, Any]:
         """Where an episode is: number of its start, its seed, and video frames since its context."""
