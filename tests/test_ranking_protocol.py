@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import TWO_JOINTS
+from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN
 from ranking_builders import (
     Bright,
     Broken,
@@ -23,6 +25,8 @@ from ranking_builders import (
 )
 
 from worldline.forecasting.forecaster import CopyLast
+from worldline.forecasting.latents import LatentForecaster
+from worldline.process.flow import FlowSampling
 from worldline.ranking.actors import PolicyError
 from worldline.ranking.protocol import Manner, Played, between, play
 from worldline.schema import UsageError
@@ -256,3 +260,18 @@ def test_frames_that_nobody_sees_are_not_made_and_nothing_else_changes() -> None
     np.testing.assert_allclose(one.chances, other.chances)
     np.testing.assert_array_equal(one.films, other.films)
     assert one.films.shape[:2] == (1, 1 + 3 * 17)
+
+
+def test_a_world_over_latents_is_played_in_its_long_steps() -> None:
+    """Sixty frames a step, of which every fourth is predicted: nothing asks for the track."""
+    vae = SMALL_VAE.build().eval()
+    wan = SMALL_WAN.build(TWO_JOINTS.kinds, PATTERN).eval()
+    latents = LatentForecaster(
+        world=wan, grid=vae.grid(16, 16), tokenizer=vae, pattern=PATTERN, sampling=FlowSampling(steps=1)
+    )
+    manner = Manner(steps=2, signal="round_trip", films=1)
+    played = play(place(latents), contender(Wandering), small_starts(2), Bright(looks=3), manner)
+    assert played.commands.shape == (2, 2, 2)
+    assert played.films.shape == (1, 1 + 2 * 15, 16, 16, 3)
+    assert played.signal is not None
+    assert np.isfinite(played.signal).all()
