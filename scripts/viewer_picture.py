@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +21,14 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 WIDTH, HEIGHT = 1120, 690
-CLIP = 3
+CLIP = 20  # open, with three objects on the table and both hands beside them
 REAL, FIRST, SECOND = 6, 34, 34  # pictures
+PANELS = (20, 92, 604, 384)  # where they stand
 EACH_MS, LAST_MS = 70, 1500
-COLOURS = 200
+COLOURS = 208
 FLAGS = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=1"]
-ARM = ("SHOULDER_PITCH", "ELBOW_PITCH", "SHOULDER_ROLL")
+ARM = ("SHOULDER_PITCH", "ELBOW_PITCH", "SHOULDER_YAW")
+AHEAD, ACROSS = (0.35, 0.75, 0.5), (0.3, 0.6, 0.9)  # shares of what the data have
 
 
 @contextmanager
@@ -83,7 +86,7 @@ def act(tab: Any) -> list[Image.Image]:
     for _ in range(REAL):
         film.shoot()
     film.step()
-    film.drive(dict(zip(ARM, (0.05, 0.9, 0.3), strict=True)), FIRST)
+    film.drive(dict(zip(ARM, AHEAD, strict=True)), FIRST)
     for _ in range(2):
         tab.click("#rewind")
     tab.wait_for_timeout(500)
@@ -91,17 +94,20 @@ def act(tab: Any) -> list[Image.Image]:
     tab.click("#branch")
     tab.locator("#tree li").nth(1).wait_for()
     film.shoot()
-    film.drive(dict(zip(ARM, (0.95, 0.1, 0.7), strict=True)), SECOND)
+    film.drive(dict(zip(ARM, ACROSS, strict=True)), SECOND)
     return film.pictures
 
 
 def write(pictures: list[Image.Image], out: Path) -> None:
-    """One palette for all pictures, so that what does not move is not written again."""
-    some = pictures[:: max(1, len(pictures) // 8)]
-    sheet = Image.new("RGB", (WIDTH, HEIGHT * len(some)))
+    """One palette for all pictures, so that what does not move is written once: colours of page and panels."""
+    page = Counter(pictures[0].get_flattened_data()).most_common(256 - COLOURS)
+    some = [picture.crop(PANELS) for picture in pictures[:: max(1, len(pictures) // 8)]]
+    sheet = Image.new("RGB", (some[0].width, some[0].height * len(some)))
     for i, picture in enumerate(some):
-        sheet.paste(picture, (0, HEIGHT * i))
-    palette = sheet.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE)
+        sheet.paste(picture, (0, some[0].height * i))
+    seen = sheet.quantize(COLOURS, method=Image.Quantize.MEDIANCUT).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([value for colour, _ in page for value in colour] + seen[: 3 * COLOURS])
     pages = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     durations = [EACH_MS] * (len(pages) - 1) + [LAST_MS]
     pages[0].save(out, save_all=True, append_images=pages[1:], duration=durations, loop=0, optimize=True)

@@ -4,6 +4,8 @@ Needs what tests/test_report_browser.py needs. Pictures of the page are left in 
 in a temporary one.
 """
 
+import base64
+import io
 import os
 import re
 import shutil
@@ -14,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 from lerobot_rules import faults
+from PIL import Image
 from viewer_builders import Remembering, Served, served, squares_stage
 
 from worldline.api import open_data
-from worldline.viewer.stage import ViewOptions, open_stage
+from worldline.twin.simulation import can_draw
+from worldline.viewer.stage import DEFAULT_WORLD, ViewOptions, open_stage
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -126,6 +131,11 @@ class Visit:
         """Wait for the session, and for its first picture."""
         self.until("document.querySelector('main').ariaBusy === 'false'")
         self.until("document.querySelector('.main canvas').width > 1")
+
+    def colours(self, kind: str) -> np.ndarray:
+        """The picture of a panel, in grey levels."""
+        encoded = self.pixels(kind).split(",")[1]
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"), np.float32)
 
     def shows(self, pixels: str) -> None:
         self.until(f"({PIXELS})('main') === {pixels!r}")
@@ -391,6 +401,27 @@ def test_a_recorded_motion_is_followed_beside_the_true_frames(browser: Any, view
         tab.click("#play")
         tab.wait_for_timeout(1500)
         assert places != [visit.at(i) for i in range(3)] or visit.frame() > first + 13
+        visit.sound()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_draw(), reason="MuJoCo or its OpenGL is missing")
+def test_the_built_in_that_is_driven_moves_as_its_twin_does(browser: Any) -> None:
+    """The world that `worldline view` opens by itself: a driven arm is nearer to physics than one at rest."""
+    with served(open_stage(DEFAULT_WORLD, ViewOptions())) as driven, Visit(browser, driven) as visit:
+        tab, first = visit.tab, visit.frame()
+        tab.check("#twin")
+        visit.until("!document.querySelector('.panel.twin').hidden")
+        tab.click("#step")
+        visit.rests(first + 1)
+        begin = visit.colours("main")
+        slider = visit.joint().locator("input[type=range]")
+        slider.fill(slider.get_attribute("max"))
+        for step in range(10):
+            tab.click("#step")
+            visit.rests(first + 2 + step)
+        forecast, twin = visit.colours("main"), visit.colours("twin")
+        assert np.abs(forecast - twin).mean() < np.abs(begin - twin).mean()
         visit.sound()
 
 

@@ -69,6 +69,7 @@ connection.addEventListener("state", ({ detail }) => {
   files.branches(detail.branches, detail.branch);
   const play = byId("play");
   play.textContent = detail.playing ? "Pause" : "Play";
+  meters.playing = detail.playing;
   byId("clips").value = detail.clip ?? "";
   byId("motions").value = detail.motion ?? "";
   joints.targets(detail.target);

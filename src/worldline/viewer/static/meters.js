@@ -38,7 +38,7 @@ export class Meters {
 
   paint() {
     const now = performance.now();
-    this.arrivals = this.arrivals.filter(at => now - at < WINDOW_MS);
+    this.arrivals = this.playing ? this.arrivals.filter(at => now - at < WINDOW_MS) : []; // single steps have no rate
     const passed = this.arrivals.length > 1 ? this.arrivals.at(-1) - this.arrivals[0] : 0;
     byId("fps").textContent = passed ? `${((this.arrivals.length - 1) * 1000 / passed).toFixed(1)} frames/s` : "";
     if (!this.parts.length) return;
