@@ -286,6 +286,8 @@ def test_words_come_from_what_the_data_do() -> None:
     assert gauge.read(np.array([[1, 0]], np.float32), {"entropy": 2.5}).word == "unsure"
     found = gauge.read(np.array([[1, 0], [1, 1.5]], np.float32), {"entropy": 1.0})
     assert (found.word, found.outside, found.signals) == ("leaving", ("b",), {"states": 1.5, "entropy": 0.5})
+    wider = replace(gauge, usual={"states": Usual(most=1.6, largest=1.7)})
+    assert wider.read(np.array([[1, 1.5]], np.float32), {}).outside == (), "the data's own are as far out"
 
 
 def test_a_world_over_tokens_is_calibrated_on_its_own_roll_outs(root: Path) -> None:

@@ -412,7 +412,7 @@ class Trust(_Message):
     signals: dict[str, float]
     """By id, each as a share of what is usual in the data: at most 1 is as in them."""
     outside: tuple[str, ...] = ()
-    """States that are outside of what the world was trained on."""
+    """States that are outside of what the world was trained on, and further than those of the data's own frames."""
 
 
 class Shown(_Message):

@@ -80,7 +80,8 @@ class Gauge:
         found = {STATES: float(away.max()), **measured}
         known = {name: value for name, value in found.items() if name in self.usual}
         words: list[Word] = [self.usual[name].word(value) for name, value in known.items()]
-        outside = tuple(np.array(self.names)[away > 1 + _ROUNDING].tolist())[:16]
+        most = max(1.0, self.usual[STATES].most) if STATES in self.usual else 1.0  # as far out as the data's own
+        outside = tuple(np.array(self.names)[away > most + _ROUNDING].tolist())[:16]
         shares = {name: round(value / self.usual[name].most, 4) for name, value in known.items()}
         word = max(words, key=_ORDER.index) if words else _ORDER[0]
         return Trust(word=word, signals=shares, outside=outside)
