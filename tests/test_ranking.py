@@ -120,7 +120,9 @@ def test_a_bad_policy_and_one_without_counts_are_named_and_the_others_ranked(
     text = capsys.readouterr().out
     assert "left out: policy 'nan', start left 0:0, step 0: its action is no finite number" in text
     assert "left out: policy 'extra' is missing from the counts of task 'left'" in text
-    assert Ranking.load(here / "ranked/ranking.json").tasks[0].policies == ("low", "middle", "high")
+    found = Ranking.load(here / "ranked/ranking.json")
+    assert found.tasks[0].policies == ("low", "middle", "high")
+    assert {one.policy: one.place for one in found.failures} == {"nan": "world", "extra": "counts"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Does a ranking of policies inside a world agree with the truth? For the verb and for Python."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -224,10 +225,10 @@ class _Job:
                 self._failed(Failure(policy=contender.label, task=stage.id, place=COUNTS, said=said))
                 continue
             places: dict[str, Played] = {}
-            place = TWIN
+            place = WORLD
             try:
                 for place, episodes in self._places(stage, contender, places):
-                    places[place] = episodes
+                    places[place] = episodes()
             except PolicyError as error:
                 self._failed(Failure(policy=contender.label, task=stage.id, place=place, said=str(error)))
                 continue
@@ -241,11 +242,14 @@ class _Job:
         self.failures.append(failure)
         say(f"left out: {failure.said}")
 
-    def _places(self, stage: Stage, contender: Contender, done: Mapping[str, Played]) -> Any:
-        """The episodes of a policy at each place, in turn: the twin's commands are there when they are replayed."""
+    def _places(
+        self, stage: Stage, contender: Contender, done: Mapping[str, Played]
+    ) -> Iterator[tuple[str, Callable[[], Played]]]:
+        """How a policy plays at each place, in turn: the twin's commands are `done` when they are replayed."""
+        at = partial(self._played, stage, contender)
         fewer = min(self.options.ablation_starts or len(stage.starts), len(stage.starts))
         if stage.twin is not None:
-            yield TWIN, self._played(stage, stage.twin, contender, len(stage.starts))
+            yield TWIN, partial(at, stage.twin, len(stage.starts))
         for id, place in self.worlds.items():
             count = len(stage.starts) if id == WORLD else fewer
             replayed = done[TWIN].commands[:count] if place.given == "replayed" else None
@@ -253,12 +257,12 @@ class _Job:
                 self.not_computed[id] = "with one start there is no other whose commands could be given"
                 continue
             if replayed is not None and np.array_equal(replayed, done[WORLD].commands[:count]):
-                yield id, done[WORLD].first(count)  # it does the same at both places, and so is what follows
+                yield id, partial(done[WORLD].first, count)  # the same commands at both places: the same follows
                 continue
-            yield id, self._played(stage, place, contender, count, replayed=replayed)
+            yield id, partial(at, place, count, replayed=replayed)
 
     def _played(
-        self, stage: Stage, place: Place, contender: Contender, count: int, *, replayed: np.ndarray | None = None
+        self, stage: Stage, contender: Contender, place: Place, count: int, *, replayed: np.ndarray | None = None
     ) -> Played:
         starts, own = stage.starts.rows(0, count), place.id in (TWIN, WORLD)
         chunk = place.forecaster.chunk_frames
@@ -379,7 +383,7 @@ def _worlds(world: Loaded, options: RankOptions) -> tuple[dict[str, Place], dict
         found[id] = Place(
             id=id, label=label, forecaster=replace(other.forecaster, lazy=True), identity=signature(other.forecaster)
         )
-    shuffled = replace(found[WORLD], id="shuffled_states", label=LABELS["shuffled_states"], given="shuffled")
+    shuffled = replace(found[WORLD], id="shuffled_states", label=LABELS["shuffled_states"], given="shuffled", rows=4096)
     copy = CopyLast.beside(forecaster)
     found["shuffled_states"] = shuffled
     found["copy_last"] = Place(
