@@ -24,7 +24,7 @@ from worldline.twin.scene import LAYOUT
 from worldline.twin.tasks import TASKS
 
 DREAM = "worldline/Dream-v0"
-WORLD = "compression-tiny"
+WORLD = "driven-tiny"
 TWINS = {"touch": "TwinReach", "push": "TwinPush", "topple": "TwinTopple", "avoid": "TwinAvoid"}
 """Ids of the live twin's environments, `worldline/{id}-v0`, by the task."""
 Parts = dict[str, Any]
