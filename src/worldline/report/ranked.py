@@ -138,9 +138,12 @@ def _warnings(task: TaskRanking, ranking: Ranking) -> list[str]:
 
 
 def _task(task: TaskRanking, ranking: Ranking) -> ShownTask:
-    tables = [_rates(task, ranking), _agreement(task, ranking), _errors(task, ranking)]
+    main = [one for one in task.against if one.found in (WORLD, TWIN) and one.true == task.truth]
+    tables = [_rates(task, ranking), _agreement("agreement", main, task, ranking), _errors(task, ranking)]
     tables += [_read(task.readings)] if task.readings else []
     tables += [_trusted(task.trusted, ranking)] if task.trusted else []
+    others = [one for one in task.against if one not in main]
+    tables += [_agreement("agreement of controls, and with what is read", others, task, ranking)] if others else []
     return ShownTask(
         id=task.id,
         label=task.label,
@@ -163,10 +166,10 @@ def _rates(task: TaskRanking, ranking: Ranking) -> Words:
     return Words("success rate", heads, tuple(lines), note)
 
 
-def _agreement(task: TaskRanking, ranking: Ranking) -> Words:
+def _agreement(title: str, pairs: Sequence[Against], task: TaskRanking, ranking: Ranking) -> Words:
     heads = ("statistic", "k", "value", "95 % over policies", "95 % over starts", "without one policy", "p")
     lines = []
-    for against in task.against:
+    for against in pairs:
         for one in against.agreements:
             lines.append((_pair(against, ranking), one.label, str(one.k), *_cells(one, task)))
     note = (
@@ -174,7 +177,7 @@ def _agreement(task: TaskRanking, ranking: Ranking) -> Words:
         "with these policies. Without one policy: the range of the statistic when any one is left out, and which one "
         "gives the end that is worse. p is of a one-sided permutation test. MMRV: 0 is best."
     )
-    return Words("agreement", heads, tuple(lines), note)
+    return Words(title, heads, tuple(lines), note)
 
 
 def _cells(one: Agreement, task: TaskRanking) -> tuple[str, ...]:
@@ -353,7 +356,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _pair(one: Against, ranking: Ranking) -> str:
     found, true = (ranking.labels.get(id, id) for id in (one.found, one.true))
-    return found if one.true == PHYSICS else f"{found}, beside {true}"
+    return found if one.true == PHYSICS else f"{found} (beside {true})"
 
 
 def _rate(one: Rate) -> str:
