@@ -237,7 +237,7 @@ def test_time_is_stopped_stepped_and_taken_back(browser: Any, viewer: Served) ->
         visit.rests(rest + 1)
         kept = visit.pixels()
         tab.click("#rewind")
-        visit.until(f"+document.querySelector('#time').value < {rest - 5}")
+        visit.until(f"+document.querySelector('#panels').dataset.frame < {rest - 5}")
         assert visit.pixels() != kept
         tab.locator("#time").fill(str(rest + 1))
         visit.rests(rest + 1)
@@ -257,7 +257,7 @@ def test_branches_begin_at_a_moment_and_stand_side_by_side(browser: Any, viewer:
         end = visit.pause()
         original = visit.pixels()
         tab.click("#rewind")
-        visit.until(f"+document.querySelector('#time').value < {end}")
+        visit.until(f"+document.querySelector('#panels').dataset.frame < {end}")
         at = visit.frame()
         tab.click("#branch")
         visit.until("document.querySelectorAll('#tree li').length === 2")
