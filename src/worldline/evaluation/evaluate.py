@@ -278,12 +278,14 @@ def _loaded(
     settings |= networks.settings
     if protocol == "tokenizer":
         grid, times = describe_model(model).promise.grid, tuple(range(len(clips.pattern.frames)))
-        tokenizer, nothing = load_tokenizer(model).to(device), {"context_frames": 0, "chunk_frames": 0}
-        alone = Autoencoder(**nothing, times=times, tokenizer=tokenizer, grid=grid, device=device)
+        tokenizer = load_tokenizer(model).to(device)
+        given: dict[str, Any] = {"context_frames": 0, "chunk_frames": 0, "times": times}
+        alone = Autoencoder(**given, tokenizer=tokenizer, grid=grid, device=device)
         identity = TokenizerIdentity.of(fingerprint(model), tokenizer)
         return Judged(**what, forecaster=alone, tokenizer=identity, settings=settings), {"tokenizer": (model, None)}
     if protocol == "states":
-        steps = {"context_frames": 1, "times": tuple(range(1, clips.pattern.window)), "chunk_frames": 0}
+        times = tuple(range(1, clips.pattern.window))
+        steps: dict[str, Any] = {"context_frames": 1, "times": times, "chunk_frames": 0}
         still, reader = CopyLast(**steps, device=device), load_reader(model, clips, device)
         return Judged(**what, forecaster=still, reader=reader, settings=settings), {"inverse_dynamics": (model, None)}
     loaded = load_forecaster(run, options, device=device)
