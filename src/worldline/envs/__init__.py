@@ -7,13 +7,6 @@ seen, info = env.reset(seed=0)
 seen, reward, terminated, truncated, info = env.step(env.action_space.sample())
 """
 
-from worldline.schema import UsageError
-
-try:
-    import gymnasium as _gymnasium
-except ModuleNotFoundError as error:
-    raise UsageError(f"environments need Gymnasium ({error}): pip install worldline[envs]") from error
-
 from worldline.envs.core import EnvConfig
 from worldline.envs.limits import StateLimits
 from worldline.envs.made import register
@@ -40,5 +33,4 @@ __all__ = [
     "Transition",
 ]
 
-del _gymnasium
 register()

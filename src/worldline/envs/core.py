@@ -11,8 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from jaxtyping import Float32
+
+from worldline.schema import UsageError
+
+try:  # the first of the room's files: without Gymnasium it says what to install
+    from gymnasium import spaces
+except ModuleNotFoundError as error:
+    raise UsageError(f"environments need Gymnasium ({error}): pip install worldline[envs]") from error
 
 from worldline.checks import Checked, refuse_unknown
 from worldline.envs.limits import StateLimits

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,6 +64,8 @@ class TokenWorldKind(WorldKind):
     over = "tokens"
     reads = ("tokenizer", "start_offsets")
     options = ("temperature", "top_k", "top_p", "mixture", "decode_mode", "blend_last_frame")
+    counts: ClassVar[bool] = True
+    """Whether tokens of its future are scored, beside baselines that count those of the training."""
 
     def idle(self, config: TrainConfig, model: Any) -> dict[str, str]:
         return {"data.pattern.": "a clip is context and horizon (--model.context-grids, --model.horizon-grids)"}
@@ -99,7 +101,8 @@ class TokenWorldKind(WorldKind):
         def keep(run: RunDir) -> None:
             if config.tokenizer and tokenizer:
                 keep_tokenizer(run, config.tokenizer, tokenizer)
-            _write_counts(run, train, contract.tokens, model.context_grids)
+            if self.counts:
+                _write_counts(run, train, contract.tokens, model.context_grids)
 
         config = replace(config, model=model)
         return self.prepared(config, world, (train, val), contract, tokenizer=tokenizer, keep=keep)
@@ -225,6 +228,7 @@ class CausalKind(TokenWorldKind):
     options = ("temperature", "top_k", "top_p", "decode_mode")
     python_only = tuple(f"model.{name}" for name in ("mlp_ratio", "init_std", "state_hidden", "skeleton"))
     psnr_clips = 16
+    counts = False
 
     def build(self, model: CausalConfig, contract: Contract | None) -> CausalWorld:
         assert contract is not None, "a world is built for data"

@@ -7,9 +7,10 @@ or computed twice, however long a session is. A snapshot of it holds as much, ab
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.forecasting.forecaster import Context, Extra, Forecaster, Frames, Seeds, States, Step, generators
@@ -17,17 +18,43 @@ from worldline.forecasting.tokens import DecodeMode
 from worldline.process.categorical import Sampling
 from worldline.schema import Batch, Certainty, Forecast, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
-from worldline.worlds.causal import CausalWorld
 
 ROWS = 64
 """Futures that are computed at once, if not chosen: more are no faster on a CPU."""
+
+
+@runtime_checkable
+class GridWorld(Protocol):
+    """What a forecaster needs of a world that goes on grid by grid; `told` is its own form of states."""
+
+    context_grids: int
+
+    def conditions(self, states: Float32[Tensor, "b t s"], /) -> Any:
+        """What it is told of the way from each grid to the next."""
+        ...
+
+    def __call__(
+        self, tokens: Int64[Tensor, "b t h w"], told: Any, past: Tensor | None = None, /
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of the digits of the grid after each, and the past that the next call needs."""
+        ...
+
+    def chosen(
+        self, logits: Tensor, sampling: Sampling, generators: list[torch.Generator] | None, /
+    ) -> Int64[Tensor, "b h w"]:
+        """Tokens of one grid."""
+        ...
+
+    def mean_codes(self, logits: Tensor, /) -> Float32[Tensor, "b h w n"]:
+        """The mean codes of their distributions."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class CausalForecaster(Forecaster):
     """A causal world behind a tokenizer of single frames. Several samples need a temperature above 0."""
 
-    world: CausalWorld
+    world: GridWorld
     grid: TokenGrid
     tokenizer: Tokenizer[TokenGrid] | None
     """None where a world was trained on tokens as they came: then it shows no frames."""
