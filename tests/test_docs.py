@@ -199,7 +199,9 @@ def test_every_kind_of_problem_is_explained() -> None:
 
 
 def test_figures_of_the_readme_are_those_of_the_results() -> None:
-    pages = [ROOT / "docs" / f"{name}.md" for name in ("results", "results_g1", "horizon", "evidence")]
+    pages = [
+        ROOT / "docs" / f"{name}.md" for name in ("results", "results_g1", "horizon", "evidence", "driven", "ranking")
+    ]
     results = "".join(page.read_text(encoding="utf-8") for page in pages)
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     quoted = re.findall(r"-?[\d.]+ \[[^\]]+\](?!\()", readme)
