@@ -45,6 +45,7 @@ DATA_VERBS = ("info", "convert", "tokenize", "encode", "twin")
 PARSERS = (
     *(["train", recipe] for recipe in ("sampling_revontuli_cfg", "compression_tiny", "tokenizer_tiny", "vae_tiny")),
     ["train", "inverse_dynamics_tiny"],
+    ["train", "driven_tiny"],
     ["plan", "vae_tiny"],
     ["train", "--resume", "X"],
     ["data", "info", "X"],
@@ -52,6 +53,7 @@ PARSERS = (
     ["data", "tokenize", "X", "Y", "--tokenizer", "Z"],
     ["data", "encode", "X", "Y", "--tokenizer", "Z"],
     ["data", "twin", "X", "--episodes", "1"],
+    ["data", "twin", "X", "--episodes", "1", "--view", "table", "--tasks", "push"],
     *([verb, "X"] for verb in ("evaluate", "verify", "compare", "forecast", "submission", "text", "report")),
     ["rank", "X", "--policy", "own:fast"],
     ["forecast", "X", "--temperature", "1"],
@@ -73,8 +75,9 @@ ELSEWHERE = (
     "--no-deps",
     "--target",
     "--upgrade",
+    *("--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor"),
 )
-"""Options of git, pip and docker."""
+"""Options of git, pip, docker and Chromium."""
 
 
 @lru_cache
