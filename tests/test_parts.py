@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,14 +226,17 @@ def test_an_evaluation_that_is_killed_again_and_again_ends_as_one_that_was_not(
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(tmp_path / "whole")], check=True, env=env, capture_output=True)
     out, before, kills = tmp_path / "out", 0, 0
-    while kills < 3:
+    for _ in range(6):
         process = subprocess.Popen([*command, str(out)], env=env, stderr=subprocess.PIPE)
         while process.poll() is None and len(list(out.glob(f"{PARTS}/*/batch_*"))) <= before:
             time.sleep(0.005)
         process.send_signal(end)
         process.communicate()
-        if process.returncode == 0:
+        if process.returncode == 0 and kills:
             break
+        if process.returncode == 0:  # on a busy machine it may end before this process looks again
+            shutil.rmtree(out)
+            continue
         kills, before = kills + 1, len(list(out.glob(f"{PARTS}/*/batch_*")))
     assert kills, "it was killed at least once while it ran"
     subprocess.run([*command, str(out)], check=True, env=env, capture_output=True)
