@@ -95,8 +95,8 @@ def test_attention_sees_the_window_and_nothing_older_or_later() -> None:
 def test_digits_name_every_token_once_and_their_mean_code_is_the_code() -> None:
     world = world_of()
     every = torch.arange(GRID.vocab_size).view(1, 3, 4)
-    digits = world.digits_of(every)
-    assert torch.equal(world.tokens_of(digits), every)
+    digits = world.quantiser.digits(every)
+    assert torch.equal(world.quantiser.of_digits(digits), every)
     sure = torch.full((*digits.shape, world.levels), -100.0).scatter(-1, digits[..., None], 100.0)
     torch.testing.assert_close(world.mean_codes(sure), world.quantiser.codes(every))
 

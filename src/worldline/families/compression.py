@@ -224,7 +224,6 @@ class CausalKind(TokenWorldKind):
     """The driven world: one grid a step."""
 
     config = CausalConfig
-    reads = ("tokenizer", "start_offsets")
     options = ("temperature", "top_k", "top_p", "decode_mode")
     python_only = tuple(f"model.{name}" for name in ("mlp_ratio", "init_std", "state_hidden", "skeleton"))
     psnr_clips = 16
@@ -256,10 +255,7 @@ class CausalKind(TokenWorldKind):
     def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Nats per token of the true future along the world's own greedy roll-out."""
         assert batch.tokens is not None, "the teacher-forced loss has read them"
-        told, first = model.conditions(batch.states), model.context_grids
-        inputs = model.rolled(batch.tokens[:, :first], told)[:, :-1]
-        logits, _ = model(inputs, told)
-        return {"autoregressive_loss": model.cost(logits[:, first - 1 :], batch.tokens[:, first:]).mean()}
+        return {"autoregressive_loss": model.own_cost(batch.tokens, model.conditions(batch.states)).mean()}
 
     def roll_out(self, world: Any, batch: Batch) -> Tensor:
         assert batch.tokens is not None, "a batch of tokens"
@@ -281,9 +277,6 @@ class CausalKind(TokenWorldKind):
             rows=options.rows,
             device=device,
         )
-
-    def clips_followed(self, model: CausalConfig, contract: Contract) -> tuple[int, ...]:
-        return (1, 2)
 
 
 def refuse_other_tokens(tokenizer: Any, grid: TokenGrid) -> None:

@@ -54,12 +54,26 @@ class FSQ(nn.Module):
     def indices(self, codes: Float[Tensor, "*n d"]) -> Int64[Tensor, "*n"]:
         """Token ids in `0 .. vocab_size-1` of codes as `forward` gives them."""
         half = self._levels // 2
-        return ((codes * half + half).round().long() * self._basis).sum(dim=-1)
+        return self.of_digits((codes * half + half).round().long())
 
     def codes(self, indices: Int64[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
         """Codes in [-1, 1] of token ids; the inverse of `indices`."""
         half = self._levels // 2
-        return (indices.unsqueeze(-1) // self._basis % self._levels - half).float() / half
+        return (self.digits(indices) - half).float() / half
+
+    def digits(self, indices: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n d"]:
+        """Levels of the codes of token ids, each counted from 0."""
+        return indices.unsqueeze(-1) // self._basis % self._levels
+
+    def of_digits(self, digits: Int64[Tensor, "*n d"]) -> Int64[Tensor, "*n"]:
+        """Token ids of levels; the inverse of `digits`."""
+        return (digits * self._basis).sum(dim=-1)
+
+    def mean_codes(self, chances: Float[Tensor, "*n d l"]) -> Float[Tensor, "*n d"]:
+        """Mean codes in [-1, 1] where every level of a code has a probability of its own."""
+        half = self._levels // 2
+        values = (torch.arange(chances.shape[-1], device=chances.device) - half[:, None]) / half[:, None]
+        return (chances * values).sum(dim=-1)
 
     @property
     def codebook(self) -> Float[Tensor, "v d"]:

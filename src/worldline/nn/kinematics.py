@@ -94,6 +94,7 @@ class Silhouette(nn.Module):
             )
         self.skeleton, self.side = skeleton, side
         self.channels = 2 * len(skeleton.points)
+        self.focal = 1 / math.tan(math.radians(skeleton.camera.fovy) / 2)
         self.hinged = [names.index(hinge.state) for hinge in hinges]
         axes = torch.tensor([hinge.axis for hinge in hinges]) * 1.0
         x, y, z = axes.unbind(-1)
@@ -132,15 +133,14 @@ class Silhouette(nn.Module):
         on = self.skeleton.camera.link
         eye = places[on] + turns[on] @ self.at[-1]
         seen = (world - eye[:, None]) @ (turns[on] @ self.turns[-1])  # the transpose from the left
-        depth, focal = -seen[..., 2], 1 / math.tan(math.radians(self.skeleton.camera.fovy) / 2)
-        flat = seen[..., :2] * focal / depth.clamp_min(NEAR)[..., None]
+        depth = -seen[..., 2]
+        flat = seen[..., :2] * self.focal / depth.clamp_min(NEAR)[..., None]
         return flat * flat.new_tensor([1.0, -1.0]), depth
 
     def forward(self, states: Float[Tensor, "n s"]) -> Float[Tensor, "n h w c"]:
         """The map, of `side` positions each way; raw states."""
         flat, depth = self.projected(states)
-        focal = 1 / math.tan(math.radians(self.skeleton.camera.fovy) / 2)
-        wide = (self.radii * focal / depth.clamp_min(NEAR)).clamp_min(SHARPEST * 2 / self.side)
+        wide = (self.radii * self.focal / depth.clamp_min(NEAR)).clamp_min(SHARPEST * 2 / self.side)
         across, down = (((self.middles[:, None] - flat[:, None, :, i]) / wide[:, None]).square() for i in (0, 1))
         spots = torch.exp(-0.5 * (down[:, :, None] + across[:, None])) * (depth > NEAR)[:, None, None]
         return torch.cat([spots, spots * (ARM / depth.clamp_min(NEAR))[:, None, None]], dim=-1)

@@ -144,14 +144,6 @@ class CausalWorld(nn.Module):
             if isinstance(block, SlidingBlock):
                 nn.init.zeros_(block.modulation.weight)
 
-    def digits_of(self, tokens: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n d"]:
-        """The digits of FSQ codes, from 0 on."""
-        levels, basis = self.quantiser._levels, self.quantiser._basis
-        return tokens.unsqueeze(-1) // basis % levels
-
-    def tokens_of(self, digits: Int64[Tensor, "*n d"]) -> Int64[Tensor, "*n"]:
-        return (digits * self.quantiser._basis).sum(dim=-1)
-
     def conditions(self, states: Float[Tensor, "b t s"]) -> Told:
         """What each grid but the last is told of the way to the next one."""
         if self.states is None:
@@ -169,7 +161,7 @@ class CausalWorld(nn.Module):
         """Logits of the grid after each, and the past with these grids: a pass over the new ones alone."""
         if (found := tokens.shape[2:]) != (expected := (self.grid.height, self.grid.width)):
             raise UsageError("this world reads grids of {}x{}, but these are {}x{}".format(*expected, *found))
-        hot = F.one_hot(self.digits_of(tokens), self.levels).to(self.position.dtype)
+        hot = F.one_hot(self.quantiser.digits(tokens), self.levels).to(self.position.dtype)
         sides = {"p": self.config.patch, "q": self.config.patch}
         x = self.read(rearrange(hot, "b t (i p) (j q) n l -> b t (i j) (p q n l)", **sides)) + self.position
         x = x if told.places is None else x + told.places
@@ -197,17 +189,20 @@ class CausalWorld(nn.Module):
             raise UsageError("a token world needs tokens; tokenize the source first (`worldline data tokenize`)")
         if batch.tokens.shape[1] != count:
             raise UsageError(f"expected {count} token grids of context and horizon, found {batch.tokens.shape[1]}")
-        tokens, told, first = batch.tokens, self.conditions(batch.states), 0
-        inputs, own = tokens[:, :-1], self.training and self.progress >= self.config.own_from < 1
-        if own:
-            first = self.context_grids - 1
-            inputs = self.rolled(tokens[:, : self.context_grids], told)[:, :-1]
-        logits, _ = self(inputs, told)
-        return self.cost(logits[:, first:], tokens[:, first + 1 :]).mean(), {"own_roll_outs": float(own)}
+        tokens, told = batch.tokens, self.conditions(batch.states)
+        own = self.training and self.progress >= self.config.own_from < 1
+        loss = self.own_cost(tokens, told) if own else self.cost(self(tokens[:, :-1], told)[0], tokens[:, 1:])
+        return loss.mean(), {"own_roll_outs": float(own)}
+
+    def own_cost(self, tokens: Int64[Tensor, "b l h w"], told: Told) -> Float[Tensor, "b f h w"]:
+        """Nats of each true token after the context, along the world's own greedy roll-out."""
+        context = self.context_grids
+        logits, _ = self(self.rolled(tokens[:, :context], told)[:, :-1], told)
+        return self.cost(logits[:, context - 1 :], tokens[:, context:])
 
     def cost(self, logits: Digits, tokens: Int64[Tensor, "b t h w"]) -> Float[Tensor, "b t h w"]:
         """Nats of each true token."""
-        digits = self.digits_of(tokens)
+        digits = self.quantiser.digits(tokens)
         costs = F.cross_entropy(logits.flatten(0, -2), digits.flatten(), reduction="none")
         return costs.view_as(digits).sum(dim=-1)
 
@@ -216,23 +211,21 @@ class CausalWorld(nn.Module):
         """The context and the world's own greedy grids after it, as far as it is told of."""
         count = context.shape[1]
         logits, past = self(context, told[:count])
-        grids = [context, self.tokens_of(logits[:, -1:].argmax(dim=-1))]
+        grids = [context, self.quantiser.of_digits(logits[:, -1:].argmax(dim=-1))]
         for t in range(count, told.codes.shape[1]):
             logits, past = self(grids[-1], told[t : t + 1], past)
-            grids.append(self.tokens_of(logits.argmax(dim=-1)))
+            grids.append(self.quantiser.of_digits(logits.argmax(dim=-1)))
         return torch.cat(grids, dim=1)
 
     def chosen(
         self, logits: Float[Tensor, "b h w n l"], sampling: Sampling, generators: list[torch.Generator] | None
     ) -> Int64[Tensor, "b h w"]:
         """Tokens of one grid, each digit chosen by itself."""
-        return self.tokens_of(draw(logits, sampling, generators))
+        return self.quantiser.of_digits(draw(logits, sampling, generators))
 
     def mean_codes(self, logits: Float[Tensor, "b h w n l"]) -> Float[Tensor, "b h w n"]:
         """The mean code of each token's distribution, in [-1, 1]."""
-        half = self.quantiser._levels // 2
-        values = (torch.arange(self.levels, device=logits.device) - half[:, None]) / half[:, None]
-        return (logits.softmax(dim=-1) * values).sum(dim=-1)
+        return self.quantiser.mean_codes(logits.softmax(dim=-1))
 
 
 class MoveEncoder(Standardising):
