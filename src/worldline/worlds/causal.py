@@ -6,7 +6,6 @@ reads and predicts the digits of a token's FSQ code, each by itself, which takes
 several tokens share a position. All of this was chosen by us; what it was worth: docs/driven.md.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -24,6 +23,7 @@ from worldline.nn.kinematics import Silhouette, Skeleton
 from worldline.nn.states import Standardising, align
 from worldline.process.categorical import Sampling, draw
 from worldline.schema import Batch, TokenGrid, UsageError
+from worldline.worlds.grids import refuse_other_grids, refuse_other_levels
 
 Digits = Float[Tensor, "b t h w n levels"]
 """Logits of the digits of each token; minus infinity beyond the levels of a digit."""
@@ -99,9 +99,7 @@ class CausalWorld(nn.Module):
                 f"a causal world predicts one grid a frame, but this tokenizer makes {grid.latents_per_block} grids of "
                 f"{grid.block} frames; give one of single frames (tokenizer_driven: --model.block-frames 1)"
             )
-        if (coded := math.prod(config.code_levels)) != grid.vocab_size:
-            made = f"code levels {config.code_levels} make {coded} tokens"
-            raise UsageError(f"{made}, but the tokens have {grid.vocab_size}; give the tokenizer's --model.code-levels")
+        refuse_other_levels(config.code_levels, grid)
         if grid.height % config.patch or grid.width % config.patch:
             sides = f"{grid.height}x{grid.width}"
             raise UsageError(f"grids of {sides} tokens do not divide into squares of {config.patch} (--model.patch)")
@@ -159,8 +157,7 @@ class CausalWorld(nn.Module):
 
     def forward(self, tokens: Int64[Tensor, "b t h w"], told: Told, past: Past | None = None) -> tuple[Digits, Past]:
         """Logits of the grid after each, and the past with these grids: a pass over the new ones alone."""
-        if (found := tokens.shape[2:]) != (expected := (self.grid.height, self.grid.width)):
-            raise UsageError("this world reads grids of {}x{}, but these are {}x{}".format(*expected, *found))
+        refuse_other_grids(tokens, self.grid)
         hot = F.one_hot(self.quantiser.digits(tokens), self.levels).to(self.position.dtype)
         sides = {"p": self.config.patch, "q": self.config.patch}
         x = self.read(rearrange(hot, "b t (i p) (j q) n l -> b t (i j) (p q n l)", **sides)) + self.position

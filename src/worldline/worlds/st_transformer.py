@@ -22,6 +22,7 @@ from worldline.nn.fsq import FSQ
 from worldline.nn.states import Pooling, StateEncoder
 from worldline.process.categorical import GridStep, Sampling, cross_entropy, draw, scheduled
 from worldline.schema import Batch, TokenGrid, UsageError
+from worldline.worlds.grids import refuse_other_grids, refuse_other_levels
 
 ONEX_GRID = TokenGrid(height=32, width=32, vocab_size=64_000)
 CODE_BANDWIDTH = 2.0
@@ -78,9 +79,8 @@ class STTransformer(nn.Module):
 
     def __init__(self, config: STTransformerConfig, grid: TokenGrid, state_dim: int) -> None:
         super().__init__()
-        if config.code_levels and (coded := math.prod(config.code_levels)) != grid.vocab_size:
-            made = f"code levels {config.code_levels} make {coded} tokens"
-            raise UsageError(f"{made}, but the tokens have {grid.vocab_size}; give the tokenizer's --model.code-levels")
+        if config.code_levels:
+            refuse_other_levels(config.code_levels, grid)
         self.config, self.grid, self.state_dim = config, grid, state_dim
         self.context_grids, self.horizon_grids = config.context_grids, config.horizon_grids
         self.length = config.context_grids + config.horizon_grids - 1  # T, the grids the transformer reads at once
@@ -140,8 +140,7 @@ class STTransformer(nn.Module):
         caches: list[TemporalCache] | None = None,
     ) -> Float[Tensor, "b t s d"]:
         """Features of the NEXT grid's logits, for each input grid; with caches, `tokens` follow the grids in these."""
-        if (found := tokens.shape[2:]) != (expected := (self.grid.height, self.grid.width)):
-            raise UsageError("this world reads grids of {}x{}, but these are {}x{}".format(*expected, *found))
+        refuse_other_grids(tokens, self.grid)
         start = caches[0].length if caches else 0
         now = slice(start, start + tokens.shape[1])
         x = self.embedding(rearrange(tokens, "b t h w -> b t (h w)"))
