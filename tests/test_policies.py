@@ -26,7 +26,7 @@ from worldline.policies.starts import STARTS
 from worldline.schema import DataError, UsageError
 from worldline.twin.scene import INDEX, neutral, random_scene
 from worldline.twin.simulation import Simulation, can_draw
-from worldline.twin.tasks import TASKS, Start, attempt
+from worldline.twin.tasks import KEPT, TASKS, Start, attempt
 
 EYES: tuple[Eye, ...] = get_args(Eye)
 SMALL = NetworkConfig(side=16, width=8, hidden=16, chunk=4)
@@ -231,6 +231,7 @@ def test_demonstrations_succeed_and_say_what_should_have_been_commanded() -> Non
 def test_no_start_has_two_uses() -> None:
     seeds = [seed for use in STARTS.values() for seed in (use.start, use.stop - 1)]
     assert seeds == sorted(set(seeds))
+    assert seeds[-1] < KEPT, "those that recorded episodes may have begin there"
 
 
 def test_there_are_twelve_policies_that_were_not_made_from_one_another() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranking_builders import films_of, ranking_of
+from ranking_builders import films_of, outcome_of, ranking_of
 
+from worldline.ranking.conclude import conclude, over_tasks
 from worldline.ranking.result import Film, write_films
 from worldline.report.ranked import ranking_text, shown
 from worldline.report.write import write_report
@@ -42,6 +43,25 @@ def test_the_text_says_what_matters_first_and_names_every_policy() -> None:
         "left out: policy",
     ):
         assert line in text, line
+
+
+def test_actions_out_of_range_are_told_by_policy_and_place() -> None:
+    """Two of five policies strayed, in the world or at both places; over two tasks their counts are added."""
+    counts = {"twin": np.array([0, 0, 3, 0, 0]), "world": np.array([0, 0, 4, 1, 0])}
+    one = outcome_of(outside=counts, actions=1350)
+    both = over_tasks([one, replace(one, id="push")])
+    assert both is not None
+    ranking = replace(ranking_of(), tasks=(conclude(one), conclude(both)), settings={"out_of_range": "clip"})
+    text = ranking_text(ranking)
+    assert re.search(r"^3 blind_10 +3 of 1350 +4 of 1350$", text, re.MULTILINE)
+    assert re.search(r"^4 patch_40 +0 of 2700 +2 of 2700$", text, re.MULTILINE)
+    (table, _) = (words for task in shown(ranking).tasks for words in task.tables if "range" in words.title)
+    assert "nearest state within" in table.note
+    assert len(table.lines) == 2
+    none = conclude(outcome_of(outside={"world": np.zeros(5, int)}, actions=1350))
+    said = ranking_text(replace(ranking, tasks=(none,)))
+    assert "no policy commanded a state outside of the range" in said
+    assert "of 1350" not in said
 
 
 def test_a_ranking_alone_is_a_report(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from ranking_builders import (
 
 from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.latents import LatentForecaster
+from worldline.formats.limits import OutOfRange, StateLimits
 from worldline.process.flow import FlowSampling
-from worldline.ranking.actors import PolicyError
+from worldline.ranking.actors import Held, PolicyError
 from worldline.ranking.protocol import Manner, Played, between, play
 from worldline.schema import UsageError
 
@@ -192,6 +193,37 @@ def test_a_policy_for_another_rate_or_that_must_know_the_start_is_refused() -> N
     starts = replace(starts, named=replace(starts.named, told=(0.25, 0.75)))
     played = play(still(), contender(Told), starts, Bright(), Manner(steps=1))
     assert played.commands[:, 0, 0].tolist() == [0.25, 0.75]
+
+
+RANGE = {"low": -1, "high": 0.5, "change": 1}
+LIMITS = StateLimits(names=("left", "right"), **{name: np.full(2, value, np.float32) for name, value in RANGE.items()})
+
+
+def test_actions_outside_of_the_data_are_counted_and_given_clipped_or_refused_as_is_chosen() -> None:
+    """A policy that commands 0.3, and 0.9 from its second action on, where the data end at 0.5."""
+
+    class Rising(Constant):
+        def act(self, observation: Any) -> np.ndarray:
+            given = super().act(observation)
+            self.value = 0.9
+            return given
+
+    def played(how: OutOfRange, make: Any = Rising) -> Played:
+        held = Held(limits=LIMITS, out_of_range=how)
+        return play(still(), contender(make), small_starts(2), Bright(), Manner(steps=3, held=held))
+
+    allowed, clipped = played("allow"), played("clip")
+    assert allowed.commands[0, :, 0].tolist() == [np.float32(0.3), np.float32(0.9), np.float32(0.9)]
+    assert clipped.commands[0, :, 0].tolist() == [np.float32(0.3), 0.5, 0.5]
+    for found in (allowed, clipped):
+        assert found.outside is not None
+        assert found.outside.tolist() == [2, 2]
+    assert played("clip", Constant).outside is not None
+    assert (played("clip", Constant).commands == np.float32(0.3)).all(), "to the last bit"
+    said = r"'mine', start squares 0, step 1: the action leads left to 0\.9, outside of -1 .. 0\.5; .*--out-of-range"
+    with pytest.raises(PolicyError, match=said):
+        played("refuse")
+    assert play(still(), contender(Rising), small_starts(2), Bright(), Manner(steps=3)).outside is None, "no range"
 
 
 def test_a_policy_cannot_change_what_is_recorded() -> None:

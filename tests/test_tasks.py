@@ -13,7 +13,7 @@ from worldline.forecasting.live import LiveTwin
 from worldline.formats.open import OpenOptions
 from worldline.schema import DataError, UsageError, stack
 from worldline.twin import tasks
-from worldline.twin.generate import TASK_CONTEXT, TaskEpisodes, TwinConfig, generate, resume
+from worldline.twin.generate import TASK_CONTEXT, TaskEpisodes, TwinConfig, generate, record_task, resume
 from worldline.twin.simulation import Simulation, can_draw
 from worldline.twin.tasks import TASKS, Facts, Start, aim_error, attempt, labels, solve, tilt
 from worldline.twin.trial import Trial
@@ -280,6 +280,12 @@ def test_episodes_of_tasks_hold_what_their_labels_say(tmp_path: Path) -> None:
     assert labels(tmp_path / "a") == found
     with pytest.raises(UsageError, match=r"failures: 0\.5 there, 0\.25 now"):
         generate(tmp_path / "a", SMALL, content=replace(BOTH, failures=0.25))
+
+
+def test_no_recorded_episode_has_a_start_that_is_kept_for_policies() -> None:
+    """Of this seed, the draw of episode 233 is 238,634: a start that policies learn from."""
+    config = replace(SMALL, episodes=234, seed=0, size=2, frames=19)
+    assert record_task(config, TaskEpisodes(tasks=("touch",)), 233)[1].seed == 2**32 + 238_634
 
 
 @pytest.mark.slow

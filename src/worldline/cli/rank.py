@@ -27,7 +27,7 @@ class Rank(RankOptions):
     shape, an error, too slow) is named and left out; the exit code is then 2.
 
     Examples:
-      worldline rank compression-tiny --policies runs/policies --starts 24
+      worldline rank driven-tiny --policies runs/policies --starts 24
       worldline rank runs/world --policies runs/policies --tasks touch push --unconditional runs/world_unconditional
       worldline rank runs/world --policies runs/policies --also runs/without_failures "without failures"
       worldline rank runs/world --policies runs/policies --policy mine=my_package.my_module:make_policy

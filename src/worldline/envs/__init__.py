@@ -8,7 +8,6 @@ seen, reward, terminated, truncated, info = env.step(env.action_space.sample())
 """
 
 from worldline.envs.core import EnvConfig
-from worldline.envs.limits import StateLimits
 from worldline.envs.made import register
 from worldline.envs.observation import Observation
 from worldline.envs.single import DreamEnv, EnvSnapshot
@@ -16,6 +15,7 @@ from worldline.envs.starts import Begun, ClipStarts, Starts
 from worldline.envs.tasks import Physics, TaskStarts
 from worldline.envs.transition import Seen, Transition
 from worldline.envs.vector import DreamVectorEnv
+from worldline.formats.limits import StateLimits
 
 __all__ = [
     "Begun",

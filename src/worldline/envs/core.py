@@ -21,12 +21,12 @@ except ModuleNotFoundError as error:
     raise UsageError(f"environments need Gymnasium ({error}): pip install worldline[envs]") from error
 
 from worldline.checks import Checked, refuse_unknown
-from worldline.envs.limits import StateLimits
 from worldline.envs.motion import Motion, MotionConfig
 from worldline.envs.observation import Look, Observation, Shows, batched, observation
 from worldline.envs.starts import Starts, draw
 from worldline.envs.transition import Judge, Transition, judged
 from worldline.forecasting.forecaster import Forecaster, Session, Snapshot, advance_together, signature
+from worldline.formats.limits import StateLimits
 from worldline.schema import UsageError
 
 OPTIONS = ("start",)

@@ -8,17 +8,13 @@ from gymnasium.spaces import Box
 from jaxtyping import Float32
 
 from worldline.checks import Checked, refuse_unknown
-from worldline.envs.limits import StateLimits
+from worldline.formats.limits import OutOfRange, StateLimits
 from worldline.schema import UsageError
 
 Action = Literal["state", "delta"]
 """An action is the next state, or a change of the current one."""
 Between = Literal["ramp", "hold", "path"]
 """How the frames of a step reach it: in equal parts, at once, or an action has a row for every frame."""
-OutOfRange = Literal["clip", "refuse", "allow"]
-"""What becomes of states outside the limits: the nearest within, refused (`UsageError`), or given as they are."""
-_ROUNDING = 1e-5
-"""Part of an entry's range by which it may lie outside: sums of float32."""
 
 Path = Float32[np.ndarray, "n s"]
 
@@ -82,17 +78,7 @@ class Motion:
         rows, entries = self._checked(action, where), self.entries
         if self.config.action == "delta":
             rows = now[entries] + np.cumsum(rows, axis=0, dtype=np.float64)
-        low, high = self.limits.low[entries], self.limits.high[entries]
-        room = _ROUNDING * (high - low)
-        outside = (rows < low - room) | (rows > high + room)
-        if self.config.out_of_range == "refuse" and outside.any():
-            row, entry = np.argwhere(outside)[0].tolist()
-            raise UsageError(
-                f"{where}the action leads {self.limits.names[entries[entry]]} to {rows[row, entry]:.6g}, outside of "
-                f"{low[entry]:.6g} .. {high[entry]:.6g}; stay within, or choose out_of_range='clip' or 'allow'"
-            )
-        if self.config.out_of_range != "allow":
-            rows = np.clip(rows, low, high)
+        rows, outside = self.limits.held(rows, self.config.out_of_range, entries=entries, where=where)
         whole = np.repeat(now[None].astype(np.float64), len(rows), axis=0)
         whole[:, entries] = rows
         return self._filled(whole, now).astype(np.float32), int(outside.sum())

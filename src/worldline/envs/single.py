@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from worldline.envs.core import OPTIONS, Core, EnvConfig, Moment
-from worldline.envs.limits import StateLimits
 from worldline.envs.starts import Starts, starts_of
 from worldline.families.load import Loaded
 from worldline.forecasting.forecaster import Forecaster
+from worldline.formats.limits import StateLimits
 from worldline.formats.source import Source
 from worldline.schema import Batch, Clip, UsageError
 

@@ -9,9 +9,9 @@ import torch
 
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips, some_windows
-from worldline.envs.limits import StateLimits
 from worldline.envs.observation import Look, seen
 from worldline.forecasting.forecaster import Forecaster, Session
+from worldline.formats.limits import StateLimits
 from worldline.formats.source import Source
 from worldline.schema import Batch, Clip, UsageError, contents_of, stack
 

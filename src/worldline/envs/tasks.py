@@ -7,17 +7,23 @@ from typing import Literal
 
 import numpy as np
 
-from worldline.envs.limits import StateLimits
 from worldline.envs.observation import Look
 from worldline.envs.starts import Begun
 from worldline.envs.transition import Transition
 from worldline.forecasting.forecaster import Forecaster, Session
 from worldline.forecasting.live import LiveTwin
+from worldline.formats.limits import StateLimits, wide_enough
 from worldline.schema import Clip, UsageError, stack
+from worldline.twin.scene import INDEX, JOINTS, LAYOUT, neutral
+from worldline.twin.simulation import Simulation
 from worldline.twin.tasks import TASKS, Start
 
 SEEDS = range(1000)
 """Starts of a task, where no others are given."""
+_SPEEDS = {"LINEAR_VELOCITY": 0.3, "ANGULAR_VELOCITY": 0.5}
+"""Of the twin's base, m/s and rad/s, forwards and backwards."""
+_CHANGE = 2.5
+"""How far the twin's entries change in a second: rad of a joint, which its motors follow, and a closure twice over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +38,7 @@ class TaskStarts:
 
     def limits(self) -> StateLimits:
         with self._start(self.numbers[0]).open(size=2) as simulation:
-            return StateLimits.of_twin(simulation.low, simulation.high, fps=self.fps)
+            return limits_of_twin(simulation, fps=self.fps)
 
     def begin(self, forecaster: Forecaster, numbers: Sequence[int], seeds: Sequence[int]) -> list[Begun]:
         count, starts = forecaster.context_frames, [self._start(number) for number in numbers]
@@ -54,6 +60,16 @@ class TaskStarts:
             return clip.frames
 
         return Look(frames)
+
+
+def limits_of_twin(simulation: Simulation, *, fps: float) -> StateLimits:
+    """Those of the twin: of its joints in rad, hands open and closed, and its speeds."""
+    lowest, highest = np.zeros(LAYOUT.dim, np.float32), np.ones(LAYOUT.dim, np.float32)
+    lowest[: len(JOINTS)], highest[: len(JOINTS)] = simulation.low, simulation.high
+    for name, speed in _SPEEDS.items():
+        lowest[INDEX[name]], highest[INDEX[name]] = -speed, speed
+    change = np.full(LAYOUT.dim, _CHANGE / fps, np.float32)
+    return wide_enough(LAYOUT.names, np.minimum(lowest, neutral()), np.maximum(highest, neutral()), change)
 
 
 @lru_cache(maxsize=64)

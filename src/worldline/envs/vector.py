@@ -11,11 +11,11 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float64, UInt8
 
 from worldline.envs.core import Moment, Stepped
-from worldline.envs.limits import StateLimits
 from worldline.envs.single import EnvSnapshot, checked_mode, core_of, refuse_options
 from worldline.envs.starts import Starts
 from worldline.families.load import Loaded
 from worldline.forecasting.forecaster import Forecaster
+from worldline.formats.limits import StateLimits
 from worldline.formats.source import Source
 from worldline.schema import Batch, Clip, UsageError
 

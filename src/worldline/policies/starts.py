@@ -1,6 +1,8 @@
 """Which starts are used for what: by ranges of seeds that do not overlap, written here and nowhere else.
 
-A start is replayed from (task, seed). A policy is ranked on starts that no policy, classifier or choice has seen.
+A start is replayed from (task, seed). A policy is ranked on starts that no policy, classifier or choice has seen, nor a
+world: recorded episodes of tasks (`worldline data twin --tasks`) have seeds of `twin.tasks.KEPT` or more, and all of
+these are below it.
 """
 
 from typing import Literal

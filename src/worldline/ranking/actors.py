@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
+from worldline.formats.limits import OutOfRange, StateLimits
 from worldline.schema import UsageError
 
 ACT_SECONDS = 10.0
 """Longest time of one call of a policy; the first may load what it needs."""
+_OTHERWISE = "it must stay within, or choose --out-of-range clip or allow"
 
 
 class PolicyError(UsageError):
@@ -57,11 +59,23 @@ class Named:
     """What a policy with `needs_start` is told; nothing where starts are clips of a data set."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """In which range actions are to lie, and what becomes of others."""
+
+    limits: StateLimits
+    out_of_range: OutOfRange = "allow"
+
+
 class Actors:
     """A policy that acts in n episodes. Use as a context manager: it has a thread of its own."""
 
-    def __init__(self, contender: Contender, named: Named, *, dim: int, limit: float = ACT_SECONDS) -> None:
-        self.contender, self.named, self.dim, self.limit = contender, named, dim, limit
+    def __init__(
+        self, contender: Contender, named: Named, *, dim: int, limit: float = ACT_SECONDS, held: Held | None = None
+    ) -> None:
+        self.contender, self.named, self.dim, self.limit, self.held = contender, named, dim, limit, held
+        self.outside = np.zeros(len(named.ids), np.int64)
+        """Actions of each row so far of which a number was outside of the range."""
         self._thread = _Thread()
         self._together: Any = None
         self._each: list[Any] = []
@@ -152,7 +166,18 @@ class Actors:
             raise self._wrong(row, step, f"its action has the shape {found.shape}, not ({self.dim},): a whole state")
         if bad := np.flatnonzero(~np.isfinite(found)).tolist():
             raise self._wrong(row, step, f"its action is no finite number in entry {bad[0]} ({len(bad)} of {self.dim})")
-        return found.astype(np.float32)
+        return self._within(found.astype(np.float32), row, step)
+
+    def _within(self, action: Float32[np.ndarray, " s"], row: int, step: int) -> Float32[np.ndarray, " s"]:
+        """The action, kept within the range where that was chosen; whether it was outside is counted."""
+        if self.held is None:
+            return action
+        try:
+            rows, outside = self.held.limits.held(action[None], self.held.out_of_range, fix=_OTHERWISE)
+        except UsageError as error:
+            raise self._wrong(row, step, str(error)) from None
+        self.outside[row] += bool(outside.any())
+        return rows[0]
 
     def _wrong(self, row: int | None, step: int, what: str) -> PolicyError:
         ids = self.named.ids

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 
 from worldline.metrics.bootstrap import Interval, statistics
 from worldline.metrics.ranking import MEASURES, Agreement, agree, auroc, bias, mae, over_counts, over_starts, wilson
@@ -49,6 +49,10 @@ class Outcome:
     doubt: Float64[np.ndarray, "k n"] | None = None
     """Of the world's episodes: larger is to be trusted less."""
     gap: dict[str, float] = field(default_factory=dict)
+    outside: dict[str, Int[np.ndarray, " k"]] = field(default_factory=dict)
+    """By place, where policies act: actions of each of which a number was outside of the data's range."""
+    actions: int = 0
+    """Of each policy at such a place."""
 
     @property
     def truth(self) -> str:
@@ -75,6 +79,8 @@ def conclude(found: Outcome) -> TaskRanking:
         trusted=() if found.doubt is None else tuple(_trusted(found, found.doubt, share) for share in COVERAGES),
         readings=tuple(readings),
         gap=found.gap,
+        outside={name: tuple(counts.tolist()) for name, counts in found.outside.items()},
+        actions=found.actions,
     )
 
 
@@ -110,6 +116,12 @@ def over_tasks(found: Sequence[Outcome]) -> Outcome | None:
         chances={name: column for name, column in chances.items() if column is not None},
         doubt=np.concatenate(doubts, axis=1) if len(doubts) == len(tasks) else None,
         gap=gaps,
+        outside={
+            name: np.sum([one.outside[name] for one in tasks], axis=0)
+            for name in first.outside
+            if all(name in one.outside for one in tasks)
+        },
+        actions=sum(one.actions for one in tasks),
     )
 
 
@@ -122,6 +134,7 @@ def _only(found: Outcome, policies: Sequence[str]) -> Outcome:
         chances={name: column[rows] for name, column in found.chances.items()},
         counts=tuple(found.counts[row] for row in rows) if found.counts else (),
         doubt=None if found.doubt is None else found.doubt[rows],
+        outside={name: counts[rows] for name, counts in found.outside.items()},
     )
 
 

@@ -34,7 +34,7 @@ class Parts:
         if not path.exists():
             return None
         held: dict[str, Any] = read_npz(path, what="episodes of a policy", fix=_FIX)
-        held = dict.fromkeys(("succeeded", "gap", "signal")) | held
+        held = dict.fromkeys(("succeeded", "gap", "signal", "outside")) | held
         held["seconds"] = float(held["seconds"])
         return Played(**held)
 
@@ -53,7 +53,10 @@ def key_of(place: Place, contender: Contender, starts: Starts, reader: Reader, m
     contexts = starts.contexts(place.forecaster.context_frames)
     assert contexts.frames is not None, "checked by contexts"
     seen = hashlib.sha256(contexts.frames.numpy().tobytes() + contexts.states.numpy().tobytes())
-    how = [manner.steps, manner.seed, manner.between, manner.signal, manner.films]
+    how: list[Any] = [manner.steps, manner.seed, manner.between, manner.signal, manner.films]
+    if manner.held is not None:
+        limits = manner.held.limits
+        how += [manner.held.out_of_range, content_of(np.stack([limits.low, limits.high]))]
     named = [starts.task, starts.named.ids, starts.named.seeds, seen.hexdigest(), starts.batch.fps]
     which = [place.identity, place.given, contender.identity, reader.identity]
     return hash_of([which, named, how, _code(), more])

@@ -19,12 +19,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 
 from worldline.forecasting.forecaster import Extra, Forecaster, Session
 from worldline.judges.success import spread_over
-from worldline.ranking.actors import ACT_SECONDS, Actors, Contender, Named
+from worldline.ranking.actors import ACT_SECONDS, Actors, Contender, Held, Named
 from worldline.schema import Batch, Forecast, UsageError
 
 Signal = Literal["spread", "token_entropy", "round_trip"]
@@ -159,6 +159,8 @@ class Manner:
     between: Between = "ramp"
     limit: float = ACT_SECONDS
     signal: Signal | None = None
+    held: Held | None = None
+    """The range of the data, and what becomes of actions outside of it; None where it is not known."""
     films: int = 0
     """The first so many starts are kept as pictures."""
 
@@ -178,6 +180,8 @@ class Played:
     """Mean absolute difference of one frame and the next that are read, in grey levels."""
     signal: Float[np.ndarray, " n"] | None
     """Mean over frames, not yet divided by the motion."""
+    outside: Int[np.ndarray, " n"] | None
+    """Actions of which a number was outside of the data's range; None where that is not known, or nobody acted."""
     films: UInt8[np.ndarray, "m t h w 3"]
     seconds: float
 
@@ -250,6 +254,7 @@ class _Episodes:
     """States `n s`: at the start, and after each step."""
     steps: list[_Step] = field(default_factory=list)
     signals: list[np.ndarray] = field(default_factory=list)
+    outside: np.ndarray | None = None
 
     def played(self, reader: Reader, replayed: np.ndarray | None) -> Played:
         session = self.place.begin(self.starts, self.manner.seed)
@@ -266,6 +271,7 @@ class _Episodes:
             gap=None if watch is None else np.abs(commands - reached).mean(axis=1),
             motion=_motion(_looked(frames, reader.looks)),
             signal=np.stack(self.signals).mean(axis=0) if self.signals else None,
+            outside=self.outside,
             films=frames if self.filming else frames[:0],
             seconds=0.0,
         )
@@ -299,13 +305,15 @@ class _Episodes:
             yield from np.moveaxis(replayed, 1, 0)[: self.manner.steps]
             return
         chunk, fps = self.place.forecaster.chunk_frames, self.starts.batch.fps
-        with Actors(self.contender, self._named(), dim=self.measured[0].shape[-1], limit=self.manner.limit) as actors:
+        how: dict[str, Any] = {"limit": self.manner.limit, "held": self.manner.held}
+        with Actors(self.contender, self._named(), dim=self.measured[0].shape[-1], **how) as actors:
             actors.reset(rate=fps / chunk)
             seen = self.now[:, 0]
             for step in range(self.manner.steps):
                 if self.steps and actors.looks:
                     seen = self.steps[-1].frames[:, -1]
                 yield actors.act(seen, self.measured[-1], step=step)
+            self.outside = None if self.manner.held is None else actors.outside
 
     def _named(self) -> Named:
         named = self.starts.named
@@ -387,7 +395,7 @@ def _round_trip(forecaster: Forecaster, now: np.ndarray, steps: list[_Step]) -> 
 
 def _joined(parts: list[Played], seconds: float) -> Played:
     joined: dict[str, Any] = {}
-    for name in ("chances", "succeeded", "commands", "gap", "motion", "signal"):
+    for name in ("chances", "succeeded", "commands", "gap", "motion", "signal", "outside"):
         held = [getattr(part, name) for part in parts]
         joined[name] = None if held[0] is None else np.concatenate(held)
     films = [part.films for part in parts if len(part.films)]

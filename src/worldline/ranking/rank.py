@@ -12,12 +12,14 @@ from worldline import builtin
 from worldline.checks import Natural, Positive, Seed, refuse_unknown
 from worldline.evaluation.held_out import DataChoice
 from worldline.evaluation.receipt import source_hash
+from worldline.families.card import describe_model
 from worldline.families.config import LoadOptions
 from worldline.families.load import Loaded, load_forecaster
 from worldline.files import hash_of
 from worldline.forecasting.forecaster import CopyLast, signature
+from worldline.formats.limits import OutOfRange, StateLimits
 from worldline.progress import say, watched
-from worldline.ranking.actors import ACT_SECONDS, Contender, PolicyError
+from worldline.ranking.actors import ACT_SECONDS, Contender, Held, PolicyError
 from worldline.ranking.conclude import REPLAYED, Outcome, conclude, over_tasks
 from worldline.ranking.contenders import classifier_of, contenders_of, tasks_of
 from worldline.ranking.given import FunctionReader, read_counts, refuse_twins
@@ -36,7 +38,7 @@ from worldline.ranking.result import (
     write_films,
 )
 from worldline.ranking.stages import Stage, real_stages, twin_stages
-from worldline.rundir import RunDir, commit, environment, to_json
+from worldline.rundir import RunDir, commit, environment, model_folder, to_json
 from worldline.schema import UsageError
 from worldline.twin.tasks import TASKS
 
@@ -88,6 +90,9 @@ class RankOptions(DataChoice, LoadOptions):
     of the frames, each per motion; `auto` takes the first of these that the world has."""
     between: Between = "ramp"
     """States of a step of many frames: on a line to the commanded one, or that one throughout."""
+    out_of_range: OutOfRange = "allow"
+    """Actions outside of the range of the world's training states: given as they are, the nearest within, or refused
+    (the policy is left out). They are counted for each policy."""
     act_seconds: Positive = ACT_SECONDS
     """Longest time of one call of a policy."""
     films: Natural = 1
@@ -144,6 +149,7 @@ class _Job:
     contenders: list[Contender]
     stages: list[Stage]
     signal: Signal | None
+    held: Held | None
     not_computed: dict[str, str]
     commit: str
     failures: list[Failure] = field(default_factory=list)
@@ -183,6 +189,7 @@ class _Job:
             contenders=contenders,
             stages=stages,
             signal=signal,
+            held=_held(folder, options),
             not_computed=absent | ({"trusted": why} if why else {}),
             commit=commit(),
         )
@@ -272,6 +279,7 @@ class _Job:
             between=self.options.between,
             limit=self.options.act_seconds,
             signal=self.signal if place.id == WORLD else None,
+            held=self.held,
             films=self.options.films if own else 0,
         )
         parts = Parts(self.out / "parts")
@@ -302,6 +310,8 @@ class _Job:
             chances={id: np.stack([one.chances for one in held]).astype(np.float64) for id, held in each.items()},
             doubt=None if self.signal is None else np.stack([one for one in doubts if one is not None]),
             gap=self._gap(each.get(TWIN, [])),
+            outside=_outside({id: each[id] for id in (TWIN, WORLD) if id in each}),
+            actions=each[WORLD][0].commands.shape[0] * each[WORLD][0].commands.shape[1],
         )
 
     def _gap(self, played: Sequence[Played]) -> dict[str, float]:
@@ -323,7 +333,7 @@ class _Job:
         return made
 
     def _settings(self) -> dict[str, Any]:
-        names = ("starts", "ablation_starts", "seconds", "between", "act_seconds", "seed", "trust")
+        names = ("starts", "ablation_starts", "seconds", "between", "out_of_range", "act_seconds", "seed", "trust")
         content = to_json(RankOptions, self.options)
         return {name: content[name] for name in names} | self.world.settings | {"tasks": [s.id for s in self.stages]}
 
@@ -344,6 +354,12 @@ class _Job:
 def _physics(played: Played) -> np.ndarray:
     assert played.succeeded is not None, "the twin has physics"
     return played.succeeded
+
+
+def _outside(each: Mapping[str, Sequence[Played]]) -> dict[str, np.ndarray]:
+    """How often each policy was outside of the data's range, by place; nothing where that is not known."""
+    counts = {id: [one.outside for one in held if one.outside is not None] for id, held in each.items()}
+    return {id: np.array([one.sum() for one in held]) for id, held in counts.items() if len(held) == len(each[id])}
 
 
 # --- what takes part ---
@@ -409,6 +425,19 @@ def _refuse_unlike(path: Path, world: Loaded, other: Loaded) -> None:
             raise UsageError(
                 f"{path} cannot be ranked beside this world: they differ in {what} ({two!s:.60}, {one!s:.60})"
             )
+
+
+def _held(folder: Path, options: RankOptions) -> Held | None:
+    """The range of the world's training states, and what becomes of actions outside of it.
+
+    Raises `UsageError` where something is to become of them, and the range is not known.
+    """
+    statistics = describe_model(model_folder(folder, options.checkpoint)).statistics
+    if statistics is not None:
+        return Held(limits=StateLimits.of_stats(statistics), out_of_range=options.out_of_range)
+    if options.out_of_range != "allow":
+        raise UsageError(f"--out-of-range {options.out_of_range}: this world does not say the range of its states")
+    return None
 
 
 def _signal(world: Loaded, options: RankOptions) -> tuple[Signal | None, str]:

@@ -105,6 +105,11 @@ class TaskRanking:
     readings: tuple[Reading, ...] = ()
     gap: dict[str, float] = field(default_factory=dict)
     """Kind of state -> mean absolute difference of what was commanded and what was reached in the twin."""
+    outside: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """By place (`twin`, `world`), for each policy: actions of which a number was outside of the range of the world's
+    training states; empty where that range is not known. What became of them is `Ranking.settings["out_of_range"]`."""
+    actions: int = 0
+    """Of each policy at each of these places."""
 
     def of(self, found: str, true: str | None = None) -> Against | None:
         """How a column agrees with the truth, or with another column."""

@@ -19,6 +19,11 @@ from worldline.report.films import BUDGET, Sheet, Storing, sheets
 from worldline.report.tables import duration, laid
 
 ACCURACY = {TWIN: "true frames of the twin", "replayed": "imagined frames of the twin's commands"}
+HELD = {
+    "allow": "They were given as they are.",
+    "clip": "The nearest state within was given in their place, in the twin too.",
+    "refuse": "Policies that gave such a one were left out.",
+}
 SHOWN_FRAMES = 24
 """Of a film, at most; others are left out, evenly."""
 LADDER = (Storing(75, 96), Storing(70, 64), Storing(60, 48))
@@ -141,6 +146,7 @@ def _task(task: TaskRanking, ranking: Ranking) -> ShownTask:
     main = [one for one in task.against if one.found in (WORLD, TWIN) and one.true == task.truth]
     tables = [_rates(task, ranking), _agreement("agreement", main, task, ranking), _errors(task, ranking)]
     tables += [_read(task.readings)] if task.readings else []
+    tables += [_outside(task, ranking)] if _strays(task) else []
     tables += [_trusted(task.trusted, ranking)] if task.trusted else []
     others = [one for one in task.against if one not in main]
     tables += [_agreement("agreement of controls, and with what is read", others, task, ranking)] if others else []
@@ -228,6 +234,25 @@ def _read(readings: Sequence[Reading]) -> Words:
     heads = ("episodes (successes)", "accuracy", "AUROC", "failures read as success", "successes missed")
     note = "How success is read from pixels, beside physics, with 95 % intervals over starts."
     return Words("reading success", heads, tuple(lines), note)
+
+
+def _strays(task: TaskRanking) -> bool:
+    """Whether any policy was outside of the data's range."""
+    return any(map(any, task.outside.values()))
+
+
+def _outside(task: TaskRanking, ranking: Ranking) -> Words:
+    lines = []
+    for number, policy in enumerate(task.policies):
+        counts = [of_place[number] for of_place in task.outside.values()]
+        if any(counts):
+            lines.append((f"{number + 1} {policy}", *(f"{count} of {task.actions}" for count in counts)))
+    heads = tuple(ranking.labels.get(place, place) for place in task.outside)
+    note = (
+        "Actions of which a number lies outside of the range of the world's training states, which it has never seen. "
+        f"{HELD.get(ranking.settings.get('out_of_range', 'allow'), '')} Policies that are not named had none."
+    )
+    return Words("actions out of range", heads, tuple(lines), note)
 
 
 def _trusted(trusted: Sequence[Trusted], ranking: Ranking) -> Words:
@@ -333,6 +358,8 @@ def _notes(ranking: Ranking) -> list[str]:
     for label, gap in gaps:
         said = ", ".join(f"{kind} {value:.3g} {units.get(kind, '')}".strip() for kind, value in gap.items())
         notes.append(f"commanded and reached state in the twin differ on average, {label}: {said}")
+    if any(task.outside for task in ranking.tasks) and not any(map(_strays, ranking.tasks)):
+        notes.append("no policy commanded a state outside of the range of the world's training states")
     starred = any(not a.test.exact for task in ranking.tasks for one in task.against for a in one.agreements)
     if starred:
         notes.append("* of drawn orders of the policies, not of all of them.")

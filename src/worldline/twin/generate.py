@@ -32,6 +32,7 @@ from worldline.twin.counterfactuals import TouchOrMiss, touch_or_miss
 from worldline.twin.scene import LAYOUT, Framing, Scene, random_scene
 from worldline.twin.simulation import Simulation, load_mujoco
 from worldline.twin.tasks import (
+    KEPT,
     TASKS,
     WAYS,
     Label,
@@ -244,7 +245,7 @@ def record_task(config: TwinConfig, content: TaskEpisodes, episode: int) -> tupl
     rng, own = np.random.default_rng([config.seed, episode, 3]), episode // len(content.tasks)
     fails = int((own + 1) * content.failures) > int(own * content.failures)
     task = TASKS[content.tasks[episode % len(content.tasks)]]
-    start = task.start(int(rng.integers(2**32)), fps=float(config.fps))
+    start = task.start(_unkept(int(rng.integers(2**32))), fps=float(config.fps))
     before = start.lead_in[len(start.lead_in) - (TASK_CONTEXT - 1) :]
     frames = min(config.frames, TASK_CONTEXT + start.frames)
     commands, how = _aimed(start, rng, frames - TASK_CONTEXT, fails=fails, miss=content.miss)
@@ -266,6 +267,11 @@ def record_task(config: TwinConfig, content: TaskEpisodes, episode: int) -> tupl
         recording = _recorded(replace(config, frames=frames), simulation, commands.__getitem__, step)
     outcome, frame = ended[0] if ended and ended[0][1] < frames else ("open", -1)
     return recording, Label(task=task.id, seed=start.seed, begin=begin, outcome=outcome, frame=frame, **how)
+
+
+def _unkept(seed: int) -> int:
+    """A drawn seed of a start, moved beyond all others where it is one of those that policies are ranked on."""
+    return seed if seed >= KEPT else 2**32 + seed
 
 
 def _aimed(

@@ -57,6 +57,8 @@ Way = Literal["short", "over", "left", "right"]
 WAYS: tuple[Way, ...] = get_args(Way)
 """Where a hand goes that fails; as the `MISSES` of counterfactuals."""
 TaskId = Literal["touch", "push", "topple", "avoid"]
+KEPT = 500_000
+"""Seeds of starts below this are kept for policies (`worldline.policies.starts`): no recorded episode has one."""
 ORIGIN = "twin task "
 """What the origin of a clip of a start begins with; the task's id follows."""
 Outcome = Literal["open", "succeeded", "failed"]

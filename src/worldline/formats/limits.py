@@ -2,25 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float, Float32
 
 from worldline.formats.source import Source
 from worldline.formats.states import StateStats
 from worldline.schema import Clip, StateLayout, UsageError
-from worldline.twin.scene import INDEX, JOINTS, LAYOUT, neutral
 
 _EPISODES = 64
 """Episodes that are read for limits: the states of more would take long and say little more."""
 _LEAST = 1e-3
 """Width of the range of an entry that never changes: a space has no empty range."""
-_TWIN_SPEEDS = {"LINEAR_VELOCITY": 0.3, "ANGULAR_VELOCITY": 0.5}
-"""Of the twin's base, m/s and rad/s, forwards and backwards."""
-_TWIN_CHANGE = 2.5
-"""How far the twin's entries change in a second: rad of a joint, which its motors follow, and a closure twice over."""
+_ROUNDING = 1e-5
+"""Part of an entry's range by which it may lie outside: sums of float32."""
 
 Vector = Float32[np.ndarray, " s"]
+OutOfRange = Literal["clip", "refuse", "allow"]
+"""What becomes of states outside the limits: the nearest within, refused (`UsageError`), or given as they are."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +48,7 @@ class StateLimits:
         names = tuple(map(str, range(rows.shape[1]))) if layout is None else layout.names
         steps = [np.abs(np.diff(own, axis=0)) for own in episodes if len(own) > 1]
         change = np.concatenate(steps).max(axis=0) if steps else rows.max(axis=0) - rows.min(axis=0)
-        return _wide_enough(names, rows.min(axis=0), rows.max(axis=0), change)
+        return wide_enough(names, rows.min(axis=0), rows.max(axis=0), change)
 
     @staticmethod
     def of_source(source: Source, episodes: Sequence[int] | None = None) -> "StateLimits":
@@ -63,23 +63,49 @@ class StateLimits:
         return StateLimits.of_rows([clips[i].states.numpy() for i in range(min(len(clips), 4 * _EPISODES))])
 
     @staticmethod
-    def of_twin(low: np.ndarray, high: np.ndarray, *, fps: float) -> "StateLimits":
-        """Those of the twin: of its joints in rad (`Simulation.low`, `high`), hands open and closed, and its speeds."""
-        lowest, highest = np.zeros(LAYOUT.dim, np.float32), np.ones(LAYOUT.dim, np.float32)
-        lowest[: len(JOINTS)], highest[: len(JOINTS)] = low, high
-        for name, speed in _TWIN_SPEEDS.items():
-            lowest[INDEX[name]], highest[INDEX[name]] = -speed, speed
-        change = np.full(LAYOUT.dim, _TWIN_CHANGE / fps, np.float32)
-        return _wide_enough(LAYOUT.names, np.minimum(lowest, neutral()), np.maximum(highest, neutral()), change)
+    def of_stats(stats: StateStats) -> "StateLimits":
+        """The range of a model's training states. How fast they changed is not known: any change within it is one."""
+        low, high = np.array(stats.minimum), np.array(stats.maximum)
+        return wide_enough(stats.names, low, high, high - low)
 
     def within(self, stats: StateStats | None) -> "StateLimits":
         """The same changes within the range of a model's training states, where that is known."""
         if stats is None:
             return self
-        return _wide_enough(self.names, np.array(stats.minimum), np.array(stats.maximum), self.change)
+        return wide_enough(self.names, np.array(stats.minimum), np.array(stats.maximum), self.change)
+
+    def held(
+        self,
+        rows: Float[np.ndarray, "n a"],
+        how: OutOfRange,
+        *,
+        entries: Sequence[int] | None = None,
+        where: str = "",
+        fix: str = "stay within, or choose out_of_range='clip' or 'allow'",
+    ) -> tuple[Float[np.ndarray, "n a"], Bool[np.ndarray, "n a"]]:
+        """States that are commanded, as they are given on, and which numbers of them lie outside of the range.
+
+        Args:
+            rows: of some entries of a state, in raw units.
+            entries: which these are; all of them if not given.
+            where, fix: put before and behind what is said of a refused one.
+
+        Raises `UsageError` for a number outside, where that is to be refused.
+        """
+        chosen = list(range(len(self.names)) if entries is None else entries)
+        low, high = self.low[chosen], self.high[chosen]
+        room = _ROUNDING * (high - low)
+        outside = (rows < low - room) | (rows > high + room)
+        if how == "refuse" and outside.any():
+            row, entry = np.argwhere(outside)[0].tolist()
+            raise UsageError(
+                f"{where}the action leads {self.names[chosen[entry]]} to {rows[row, entry]:.6g}, outside of "
+                f"{low[entry]:.6g} .. {high[entry]:.6g}; {fix}"
+            )
+        return (rows if how == "allow" else np.clip(rows, low, high)), outside
 
 
-def _wide_enough(names: tuple[str, ...], low: np.ndarray, high: np.ndarray, change: np.ndarray) -> StateLimits:
+def wide_enough(names: tuple[str, ...], low: np.ndarray, high: np.ndarray, change: np.ndarray) -> StateLimits:
     """Limits of which none is empty; what never changed may change by a thousandth."""
     still = high - low < _LEAST
     low, high = np.where(still, low - _LEAST / 2, low), np.where(still, high + _LEAST / 2, high)
