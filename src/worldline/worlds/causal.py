@@ -160,18 +160,24 @@ class CausalWorld(nn.Module):
         refuse_other_grids(tokens, self.grid)
         hot = F.one_hot(self.quantiser.digits(tokens), self.levels).to(self.position.dtype)
         sides = {"p": self.config.patch, "q": self.config.patch}
-        x = self.read(rearrange(hot, "b t (i p) (j q) n l -> b t (i j) (p q n l)", **sides)) + self.position
-        x = x if told.places is None else x + told.places
-        before = past
-        if before is None:
-            before = x.new_zeros(len(x), len(self.blocks), x.shape[2], 0, 2, self.config.width // self.config.heads)
+        x = self.read(rearrange(hot, "b t (i p) (j q) n l -> b t (i j) (p q n l)", **sides))
+        x, kept = self.through(x, told, past)
+        grid = {"i": self.shape["h"], **sides, "n": self.shape["n"]}
+        logits = rearrange(self.write(x), "b t (i j) (p q n l) -> b t (i p) (j q) n l", **grid)
+        return logits.float() + self.beyond, kept
+
+    def through(
+        self, x: Float[Tensor, "b t s d"], told: Told, past: Past | None
+    ) -> tuple[Float[Tensor, "b t s d"], Past]:
+        """What has been read of grids, to features of what follows each, and the past with these grids."""
+        x = x + self.position if told.places is None else x + self.position + told.places
+        if past is None:
+            past = x.new_zeros(len(x), len(self.blocks), x.shape[2], 0, 2, self.config.width // self.config.heads)
         kept = []
-        for block, own in zip(self.blocks, before.unbind(dim=1), strict=True):
+        for block, own in zip(self.blocks, past.unbind(dim=1), strict=True):
             x, grown = block(x, told.codes, own)
             kept.append(grown)
-        grid = {"i": self.shape["h"], **sides, "n": self.shape["n"]}
-        logits = rearrange(self.write(self.norm(x)), "b t (i j) (p q n l) -> b t (i p) (j q) n l", **grid)
-        return logits.float() + self.beyond, torch.stack(kept, dim=1)
+        return self.norm(x), torch.stack(kept, dim=1)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of every grid but the first, in nats per token: the sum over the digits of its code.
