@@ -21,8 +21,8 @@ python scripts/ship.py $work/tokenizer $assets/tokenizer_driven
 
 # --- the world: on true grids, and then, more and more of it tasks, half of the time on its own roll-outs ---
 worldline train driven_tiny --data.path $work/play $beside --data.train-episodes : --tokenizer $work/tokenizer \
-    --model.horizon-grids 8 --batch-size 5 --steps 2400 --out $work/first
+    --model.horizon-grids 8 --batch-size 5 --steps 1800 --out $work/first
 worldline train driven_tiny --data.path $work/some_play $work/tasks $beside --data.train-episodes : \
-    --tokenizer $work/tokenizer --init-from $work/first --data.window-stride 2 --batch-size 3 --optimizer.lr 8e-4 \
-    --optimizer.warmup-steps 20 --steps 800 --model.own-from 0.5 --out $work/world
+    --tokenizer $work/tokenizer --init-from $work/first --data.window-stride 2 --batch-size 3 --optimizer.lr 1e-3 \
+    --optimizer.warmup-steps 20 --steps 700 --model.own-from 0.5 --out $work/world
 python scripts/ship.py $work/world $assets/driven_tiny $assets/tokenizer_driven
