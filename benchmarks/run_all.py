@@ -30,6 +30,7 @@ SUITE = (
     "tasks",
     "audit",
     "environments",
+    "driven_latents",
     "viewer",
     "threads",
 )

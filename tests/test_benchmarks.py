@@ -48,6 +48,7 @@ def _quick(name: str, *arguments: str) -> dict:
         pytest.param("twin_rendering", "frames_per_second", marks=pytest.mark.slow),
         pytest.param("tasks", "push", marks=pytest.mark.slow),
         pytest.param("audit", "compression-tiny", marks=pytest.mark.slow),
+        pytest.param("driven_latents", "rows", marks=pytest.mark.slow),
         pytest.param("viewer", "compression-tiny", marks=pytest.mark.slow),
         pytest.param("environments", "compression-tiny", marks=pytest.mark.slow),
     ],
