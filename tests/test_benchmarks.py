@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from worldline.schema import Batch, Origin, TokenGrid
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -158,3 +160,50 @@ def test_flops_of_a_clip_are_six_per_weight_and_token_and_the_attention(load) ->
     attention = config.layers * 2 * (s + t) * d * tokens  # scores and values, within grids and along time
     expected = 6 * matrices + 7 * attention  # flash attention makes its scores again in the backward pass
     assert load("training_step").flops_per_clip(config, grid) == pytest.approx(expected, rel=0.02)
+
+
+# --- the driven world over latents ---
+
+
+def _driven(load, form: str) -> torch.nn.Module:
+    trial = load("driven_latents")
+    config = trial.TrialConfig(form=form, width=16, heads=2, layers=1, context_grids=4, horizon_grids=2, state_hidden=8)
+    torch.manual_seed(0)
+    return config.build(TokenGrid(height=4, width=4, vocab_size=4096, block=1), ("a", "b")).eval()
+
+
+@pytest.mark.parametrize("form", ["regression", "flow"])
+def test_a_past_of_clean_latents_gives_what_one_pass_over_all_gives(load, form: str) -> None:
+    world = _driven(load, form)
+    told, latents = world.conditions(torch.randn(2, 6, 2)), torch.randn(2, 5, 4, 4, 4)
+    at_once, past = world.features(latents, told)[0], None
+    for t in range(5):
+        one, past = world.features(latents[:, t : t + 1], told[t : t + 1], past)
+        torch.testing.assert_close(one[:, 0], at_once[:, t], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4])
+def test_a_flow_whose_head_knows_the_change_ends_there_in_any_number_of_calls(load, calls: int) -> None:
+    world, change = _driven(load, "flow"), torch.randn(1, 4, 16)
+    world.write.forward = lambda features, noised, sigma: change.expand_as(noised)
+    found = world.changed(torch.randn(3, 4, 16), calls, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, change.expand(3, -1, -1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["regression", "flow"])
+def test_forms_over_latents_learn_where_states_say_what_changes(load, form: str) -> None:
+    world = _driven(load, form).train()
+    states = torch.randn(8, 6, 2, generator=torch.Generator().manual_seed(1)).cumsum(dim=1)
+    latents = (0.05 * states[:, :, :1, None, None]).expand(-1, -1, 4, 4, 4)
+    world.measure([*latents])
+    origins = tuple(Origin(source="drawn", episode=i, start=0) for i in range(8))
+    batch = Batch(states=states, latents=latents, fps=15.0, origins=origins)
+    optimizer = torch.optim.AdamW(world.parameters(), lr=5e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        world.loss(batch, torch.Generator().manual_seed(0))[0].backward()
+        optimizer.step()
+    true, told = world.eval().standard(latents), world.conditions(states)
+    made = world.rolled(true[:, :4], told, calls=1, generator=torch.Generator().manual_seed(0))
+    copied = (true[:, 4:] - true[:, 3:4]).square().mean()
+    assert (made[:, 4:] - true[:, 4:]).square().mean() < 0.3 * copied
