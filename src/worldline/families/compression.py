@@ -193,19 +193,34 @@ class STKind(TokenWorldKind):
 
     config = STTransformerConfig
     python_only = tuple(
-        f"model.{name}" for name in ("mlp_ratio", "init_std", "state_hidden", "state_pooling", "loss_chunk")
+        f"model.{name}" for name in ("direct", "mlp_ratio", "init_std", "state_hidden", "state_pooling", "loss_chunk")
     )
 
     def idle(self, config: TrainConfig, model: STTransformerConfig) -> dict[str, str]:
         found = super().idle(config, model)
         if model.code_levels and config.tokenizer and not (config.tokenizer / "encoder.jit").is_file():  # Cosmos'
             found["model.code_levels"] = "the tokenizer's own levels are taken; an empty list takes none"
-        if model.scheduled_sampling == 0:
+        if model.direct:
+            unread = ("scheduled_sampling", "scheduled_sampling_rise")
+            found |= {f"model.{name}": "a direct world reads no grids of the future" for name in unread}
+        elif model.scheduled_sampling == 0:
             found["model.scheduled_sampling_rise"] = "no token is the model's own (--model.scheduled-sampling)"
         if model.unconditional:
             states = ("state_hidden", "state_pooling", "conditioning", "normalise_states")
             found |= {f"model.{name}": "the world is unconditional" for name in states}
         return found
+
+    def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """A direct world's loss is that of its own forecast already."""
+        return {} if model.config.direct else super().figures(model, batch)
+
+    def check_options(self, card: ModelCard, options: SampleOptions) -> None:
+        super().check_options(card, options)
+        if options.mixture > 1 and getattr(card.config, "direct", False):
+            raise UsageError(
+                "this world predicts every token given the context alone: its roll-outs have one distribution, and "
+                "--mixture would change nothing"
+            )
 
     def normalises(self, model: STTransformerConfig) -> bool:
         return model.normalise_states and not model.unconditional

@@ -1,4 +1,4 @@
-"""Spatio-temporal transformer blocks: attention within a grid, causal attention along time, feed-forward.
+"""Spatio-temporal transformer blocks: attention within a grid, attention along time, feed-forward.
 
 `STBlock` is of a window of fixed length (the report's), `SlidingBlock` of a past without end, of which it sees a part.
 """
@@ -54,14 +54,18 @@ class Attention(nn.Module):
 
 
 class STBlock(nn.Module):
-    """Pre-norm spatial attention, causal temporal attention, MLP; each on a residual branch with dropout.
+    """Pre-norm spatial attention, temporal attention, MLP; each on a residual branch with dropout.
 
+    `causal`: along time a grid sees itself and those before it; else all of them, and there is no cache.
     `modulated`: a condition per grid gives each branch a shift and a scale after its norm and a gate before its sum
     (adaLN-Zero; Peebles & Xie 2022). Their projection must start at zero, so that the block first ignores it.
     """
 
-    def __init__(self, width: int, heads: int, *, mlp_ratio: int, dropout: float, modulated: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, *, mlp_ratio: int, dropout: float, modulated: bool, causal: bool = True
+    ) -> None:
         super().__init__()
+        self.causal = causal
         self.spatial_norm, self.spatial = nn.LayerNorm(width), Attention(width, heads, dropout)
         self.temporal_norm, self.temporal = nn.LayerNorm(width), Attention(width, heads, dropout)
         self.mlp_norm = nn.LayerNorm(width)
@@ -84,7 +88,7 @@ class STBlock(nn.Module):
 
         def over_time(y: Tensor) -> Tensor:
             y = rearrange(y, "b t s d -> (b s) t d")
-            return rearrange(self.temporal(y, causal=True, cache=cache), "(b s) t d -> b t s d", s=s)
+            return rearrange(self.temporal(y, causal=self.causal, cache=cache), "(b s) t d -> b t s d", s=s)
 
         modulations: Iterable[Tensor | None] = (None, None, None)  # shift, scale and gate of each branch
         if self.modulation is not None and condition is not None:

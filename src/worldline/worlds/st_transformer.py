@@ -2,12 +2,16 @@
 
 Input position t holds grid t, the states of its frames and its positions; output position t is the distribution of grid
 t+1: teacher forcing shifts by one the grids of a sample. What the report leaves open and we chose: docs/compression.md.
+
+Two ways to a future, of the same weights: grid by grid, each given those before it (the report's), or `direct`, all of
+them in one pass, each given the context and all states. The metric scores the second, the distribution of every token
+given the context alone (docs/beyond.md).
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +56,9 @@ class STTransformerConfig(ModelConfig):
     """How states enter: added to the token embeddings (report), or as adaLN-Zero in every block (sampling track)."""
     normalise_states: bool = False
     """Standardise states with the training data's statistics, which the checkpoint then contains."""
+    direct: bool = False
+    """Predict all future grids in one pass, each from context and states alone, where the report predicts one after the
+    other. Tokens of one forecast are then independent of each other: its draws do not fit together."""
     unconditional: bool = False
     """Ignore the states: the baseline that shows what conditioning on states is worth."""
     scheduled_sampling: Share = 0.0
@@ -93,7 +100,8 @@ class STTransformer(nn.Module):
             self.states = StateEncoder(grid, **sizes, width=config.width, pooling=config.state_pooling)
         self.dropout = nn.Dropout(config.dropout)
         modulated = config.conditioning == "adaln" and not config.unconditional
-        options = {"mlp_ratio": config.mlp_ratio, "dropout": config.dropout, "modulated": modulated}
+        options: Any = {"mlp_ratio": config.mlp_ratio, "dropout": config.dropout, "modulated": modulated}
+        options["causal"] = not config.direct
         self.blocks = nn.ModuleList(STBlock(config.width, config.heads, **options) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.initialise()
@@ -153,6 +161,18 @@ class STTransformer(nn.Module):
             x = block(x, cache, condition)
         return self.norm(x)
 
+    def direct_hidden(
+        self, context: Int64[Tensor, "b c h w"], state_codes: Float[Tensor, "b l d"] | None
+    ) -> Float[Tensor, "b f s d"]:
+        """Features of all future grids' logits in one pass.
+
+        Where the first way reads grids of the future, the last one of the context stands, the best guess before any
+        computation. Positions in time tell it from the context, so that no weights are added. All places see each
+        other: none holds anything of the true future.
+        """
+        asked = context[:, -1:].expand(-1, self.horizon_grids - 1, -1, -1)
+        return self.hidden(torch.cat([context, asked], dim=1), state_codes)[:, self.context_grids - 1 :]
+
     def state_codes(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l d"] | None:
         """One vector per latent frame, for addition or modulation; None for an unconditional world."""
         return None if self.states is None else self.states(states)
@@ -161,7 +181,7 @@ class STTransformer(nn.Module):
         return F.linear(hidden, self.embedding.weight)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Teacher-forced cross-entropy in nats per token over the future grids alone (report, equation 2).
+        """Cross-entropy in nats per token over the future grids alone (report, equation 2), teacher-forced or direct.
 
         Raises `UsageError` for a batch without tokens, or with grids, states or counts of another shape.
         """
@@ -170,13 +190,17 @@ class STTransformer(nn.Module):
         _check_count(batch.tokens, self.length + 1, what="context and horizon")
         tokens, context, figures = batch.tokens, self.context_grids, {}
         codes, inputs = self.state_codes(batch.states), tokens[:, :-1]
+        chunk, weights, true = self.config.loss_chunk, self.embedding.weight, tokens[:, context:].flatten()
+        if self.config.direct:
+            hidden = self.direct_hidden(tokens[:, :context], codes).flatten(0, 2)
+            return cross_entropy(hidden, weights, true, chunk=chunk), figures
         if self.training and self.config.scheduled_sampling > 0:
             rise = self.config.scheduled_sampling_rise
             share = self.config.scheduled_sampling * (min(1.0, self.progress / rise) if rise else 1.0)
             figures["scheduled_sampling"] = share
             inputs = self._self_corrupted(inputs, codes, share, generator)
-        hidden, weights = self.hidden(inputs, codes)[:, context - 1 :].flatten(0, 2), self.embedding.weight
-        return cross_entropy(hidden, weights, tokens[:, context:].flatten(), chunk=self.config.loss_chunk), figures
+        hidden = self.hidden(inputs, codes)[:, context - 1 :].flatten(0, 2)
+        return cross_entropy(hidden, weights, true, chunk=chunk), figures
 
     def _self_corrupted(
         self, inputs: Tensor, codes: Tensor | None, share: float, generator: torch.Generator
@@ -201,13 +225,21 @@ class STTransformer(nn.Module):
         generators: Sequence[torch.Generator] | None = None,
         cached: bool = True,
     ) -> Iterator[GridStep]:
-        """Yield the horizon grid by grid; `cached=False` recomputes the past each time (same result, slower)."""
+        """Yield the horizon grid by grid; `cached=False` recomputes the past each time (same result, slower).
+
+        A direct world has computed all of them before the first, and no token that it is given changes the next.
+        """
         _check_count(context, self.context_grids, what="context")
         codes, read = self.state_codes(states), context
+        if self.config.direct:
+            for hidden in self.direct_hidden(context, codes).unbind(dim=1):
+                logits = self._grid_logits(hidden)
+                yield GridStep(draw(logits, sampling, generators), logits)
+            return
         caches = [TemporalCache() for _ in self.blocks] if cached else None
         for _ in range(self.horizon_grids):
             hidden = self.hidden(read, codes, caches)[:, -1]
-            logits = rearrange(self.logits(hidden), "b (h w) v -> b h w v", h=self.grid.height)
+            logits = self._grid_logits(hidden)
             step = GridStep(draw(logits, sampling, generators), logits)
             yield step
             new = step.tokens[:, None]
@@ -215,12 +247,22 @@ class STTransformer(nn.Module):
 
     @torch.no_grad()
     def teacher_forced(self, tokens: Int64[Tensor, "b l h w"], states: Float[Tensor, "b t s"]) -> Iterator[GridStep]:
-        """Yield each future grid's logits given the true grids before it, and their arg max."""
+        """Yield each future grid's logits given the true grids before it, and their arg max.
+
+        A direct world reads no grids of the future: these are the logits of its forecast.
+        """
         _check_count(tokens, self.length + 1, what="context and horizon")
-        hidden = self.hidden(tokens[:, :-1], self.state_codes(states))
-        for t in range(self.context_grids - 1, self.length):
-            logits = rearrange(self.logits(hidden[:, t]), "b (h w) v -> b h w v", h=self.grid.height)
+        codes, context = self.state_codes(states), self.context_grids
+        if self.config.direct:
+            hidden = self.direct_hidden(tokens[:, :context], codes)
+        else:
+            hidden = self.hidden(tokens[:, :-1], codes)[:, context - 1 :]
+        for features in hidden.unbind(dim=1):
+            logits = self._grid_logits(features)
             yield GridStep(logits.argmax(dim=-1), logits)
+
+    def _grid_logits(self, hidden: Float[Tensor, "b s d"]) -> Float[Tensor, "b h w v"]:
+        return rearrange(self.logits(hidden), "b (h w) v -> b h w v", h=self.grid.height)
 
 
 def _check_count(tokens: Tensor, expected: int, *, what: str) -> None:
