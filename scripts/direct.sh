@@ -1,49 +1,48 @@
 #!/usr/bin/env bash
 # Grid by grid or all at once: train the ST-Transformer both ways for equal steps on the same clips, evaluate both on the
-# same held-out clips, and print paired differences (docs/beyond.md). What is there already is kept, and a training that
-# was interrupted goes on, so it can be called again and again.
+# same held-out clips, and print paired differences (docs/beyond_tokens.md). What is there already is kept, and a training
+# that was interrupted goes on, so it can be called again and again.
 #
-#   scripts/direct.sh twin TRAIN VAL WORK [STEPS [SEEDS]]   TRAIN, VAL: two folders of `worldline data twin`
-#   scripts/direct.sh g1 G1 WORK TOKENIZER [STEPS [SEEDS]]  train 0:56, choose on 56:68, report on 68:80
+#   scripts/direct.sh twin TRAIN VAL WORK      TRAIN, VAL: two folders of `worldline data twin`
+#   scripts/direct.sh g1 G1 WORK TOKENIZER     train 0:56, choose on 56:68, report on 68:80; TOKENIZER: of scripts/g1.sh
 #
-# STEPS: of each training (2500); SEEDS: a list in quotes ("0"). TOKENIZER: of `scripts/g1.sh`. The first steps of every
-# world are the same, but for the way: the seed decides its first weights and its clips. On one core a step takes about
-# 0.35 s.
+# STEPS=2500   of each training
+# SEEDS="0"    a list: each seed decides the clips of both trainings, and their first weights where FROM is not given
+# FROM=RUN     begin both ways with the weights of this world, whose own training went grid by grid
+# A step takes about 0.35 s of one core.
 set -euo pipefail
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
 
-case $1 in
-twin)
-    train="--data.path $2 --data.val-path $3" work=$4 steps=${5:-2500} seeds=${6:-0} held_out="--data twin-mini-val --num-clips 60"
+case ${1:-}-$# in
+twin-4)
+    data="--data.path $2 --data.val-path $3" work=$4
+    held_out="--data twin-mini-val --num-clips 60"
     ;;
-g1)
-    train="--data.path $2 --data.val-path None --data.train-episodes 0:56 --data.val-episodes 56:68 --tokenizer $4"
-    train+=" --start-offsets 6 --data.augment unflipped --model.dropout 0.1 --optimizer.ema-decay 0.998"
-    work=$3 steps=${5:-2500} seeds=${6:-0} held_out="--data $2 --episodes 68:80 --num-clips None"
+g1-4)
+    data="--data.path $2 --data.val-path None --data.train-episodes 0:56 --data.val-episodes 56:68 --tokenizer $4"
+    data+=" --start-offsets 6 --data.augment unflipped --model.dropout 0.1 --optimizer.ema-decay 0.998"
+    work=$3 held_out="--data $2 --episodes 68:80 --num-clips None"
     ;;
-*)
-    sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
-    exit 2
-    ;;
+*) usage ;;
 esac
+begin=${FROM:+"--init-from $FROM --optimizer.lr 1e-3 --optimizer.warmup-steps 50"}
+seldom="--validation-clips 32 --evaluate-every 1000 --checkpoint-every 250"
 
-trained() { # recipe, folder, seed: train, or go on
-    [ -e "$work/$2.done" ] && return
+trained() { # recipe, folder, seed: train, or go on where it stopped
     if [ -e "$work/$2/config.json" ]; then
         worldline train --resume "$work/$2"
     else
-        worldline train "$1" $train --data.cache "$work/cache" --steps "$steps" --seed "$3" --validation-clips 32 \
-            --evaluate-every 1000 --checkpoint-every 250 --out "$work/$2"
+        worldline train "$1" $data --data.cache "$work/cache" $begin --steps "${STEPS:-2500}" --seed "$3" $seldom --out "$work/$2"
     fi
-    touch "$work/$2.done"
 }
 
-for seed in $seeds; do
-    for way in autoregressive direct; do
-        recipe=compression_tiny
-        [ $way = autoregressive ] || recipe=compression_tiny_direct
-        trained $recipe "${way}_$seed" "$seed"
-        worldline evaluate "$work/${way}_$seed" $held_out --condition-samples 0 --out "$work/evaluated/${way}_$seed"
+for seed in ${SEEDS:-0}; do
+    for way in compression_tiny_direct compression_tiny; do
+        one=${way}_$seed
+        [ -e "$work/evaluated/$one/metrics.json" ] && continue
+        trained $way "$one" "$seed"
+        worldline evaluate "$work/$one" $held_out --condition-samples 0 --lpips off --out "$work/evaluated/$one"
     done
-    worldline compare "$work/evaluated/direct_$seed" "$work/evaluated/autoregressive_$seed" \
+    worldline compare "$work/evaluated/compression_tiny_direct_$seed" "$work/evaluated/compression_tiny_$seed" \
         --metric full_ce top500_ce_residual token_accuracy top500_coverage psnr_db_last psnr_db_mean
 done

@@ -38,6 +38,7 @@ from worldline.worlds.wan_text import save_text
         ("compression_tiny_unconditional --model.conditioning add", "unconditional"),
         ("compression_tiny --model.code-levels 8 8", "the tokenizer's own"),
         ("compression_tiny --model.scheduled-sampling-rise 0.5", "--model.scheduled-sampling"),
+        ("compression_tiny_direct --model.scheduled-sampling 0.5", "reads no grids of the future"),
         ("tokenizer_tiny --tokenizer X", "reads frames as they are"),
         ("tokenizer_tiny --start-offsets 3", "start offsets"),
         ("tokenizer_tiny --data.pattern.stride 2", "--model.block-frames"),

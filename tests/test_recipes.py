@@ -79,6 +79,23 @@ def test_the_blind_recipe_differs_in_nothing_but_the_states() -> None:
     assert unconditional == sighted
 
 
+@pytest.mark.parametrize("name", ["compression_tiny", "compression_revontuli"])
+def test_a_direct_recipe_differs_in_nothing_but_the_way(name: str) -> None:
+    first, direct = (to_json(TrainConfig, RECIPES[recipe]()) for recipe in (name, f"{name}_direct"))
+    assert direct["model"].pop("direct") is True
+    assert first["model"].pop("direct") is False
+    assert direct == first
+
+
+def test_a_direct_recipe_costs_what_the_other_costs() -> None:
+    """One pass over as many grids as grid by grid with a cache, which recomputes none."""
+    first, direct = (Footprint(RECIPES[name]()) for name in ("compression_tiny", "compression_tiny_direct"))
+    steps = [run.train(1, checkpointing=False) for run in (first, direct)]
+    assert steps[0].forward_flop == steps[1].forward_flop
+    assert steps[0].held == pytest.approx(steps[1].held, rel=0.01)
+    assert first.forecast(1).forward_flop == direct.forecast(1).forward_flop
+
+
 @pytest.mark.parametrize(
     ("place", "key", "value", "named"),
     [

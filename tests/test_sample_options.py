@@ -11,9 +11,10 @@ from commands import do
 from worldline import builtin
 from worldline.families.card import describe_model
 from worldline.families.config import SampleOptions
-from worldline.families.family import KINDS, WorldKind
+from worldline.families.family import KINDS, WorldKind, kind_of
 from worldline.families.sampling import LatentWorldKind
 from worldline.schema import UsageError
+from worldline.worlds.st_transformer import STTransformerConfig
 from worldline.worlds.wan import WanConfig
 
 TOKENS, LATENTS = "tokens", "latents"
@@ -89,6 +90,14 @@ def test_a_world_without_states_has_nothing_to_guide() -> None:
     ignores = replace(card, config=replace(card.config, unconditional=True))
     with pytest.raises(UsageError, match="--guidance would change nothing"):
         LatentWorldKind().check_options(ignores, SampleOptions(guidance=2.0))
+
+
+def test_a_direct_world_has_one_distribution_to_mix() -> None:
+    card = describe_model(builtin.COMPRESSION_TINY)
+    assert isinstance(card.config, STTransformerConfig)
+    direct = replace(card, config=replace(card.config, direct=True))
+    with pytest.raises(UsageError, match="--mixture would change nothing"):
+        kind_of(card.config).check_options(direct, SampleOptions(mixture=2))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_pattern_that_shows_every_instant_once_has_nothing_to_average() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import GRID_200, TWO_JOINTS, noise_frames, randomise, small_tokenizer, small_world
+from builders import GRID_200, SMALL_WORLD, TWO_JOINTS, noise_frames, randomise, small_tokenizer, small_world
 from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN
 from tolerances import assert_pixels_agree
 from torch import Tensor
@@ -26,7 +26,7 @@ from worldline.process.flow import FlowSampling
 from worldline.schema import Batch, DataError, Origin, UsageError, stack
 from worldline.twin.simulation import load_mujoco
 
-WORLDS = ("tokens", "latents", "copy")
+WORLDS = ("tokens", "direct", "latents", "copy")
 WINDOW: Any = {"context_frames": 17, "times": tuple(range(17, 34)), "chunk_frames": 17}
 
 
@@ -51,7 +51,8 @@ def forecasters() -> dict[str, Forecaster]:
         sampling=FlowSampling(steps=1),
         num_samples=2,
     )
-    return {"tokens": tokens, "latents": latents, "copy": CopyLast.beside(latents)}
+    direct = replace(tokens, world=small_world(replace(SMALL_WORLD, direct=True), grid=GRID_200))
+    return {"tokens": tokens, "direct": direct, "latents": latents, "copy": CopyLast.beside(latents)}
 
 
 @pytest.fixture(params=WORLDS)

@@ -23,6 +23,7 @@ from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 BLOCKS = TokenGrid(height=1, width=1, vocab_size=2)
 UNCONDITIONAL = replace(SMALL_WORLD, unconditional=True)
 ADALN = replace(SMALL_WORLD, conditioning="adaln")
+DIRECT = replace(SMALL_WORLD, direct=True)
 WIDE = replace(SMALL_WORLD, context_grids=3, horizon_grids=6, width=8)
 
 
@@ -362,6 +363,79 @@ def test_sampled_forecasts_differ_by_seed_only() -> None:
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+# --- all future grids at once ---
+
+
+@pytest.mark.parametrize("config", [DIRECT, replace(ADALN, direct=True), replace(DIRECT, horizon_grids=6)])
+def test_a_direct_world_sees_nothing_of_the_true_future(config: STTransformerConfig) -> None:
+    """Another future costs otherwise, by what was predicted without it."""
+    world, batch = small_world(config), token_batch(config, rows=51)
+    tokens = _present(batch.tokens)
+    other = torch.cat([tokens[:, :3], (tokens[:, 3:] + 1) % TOKEN_GRID.vocab_size], dim=1)
+    guessed, logits = _rollout(world, tokens[:, :3], batch.states, sampling=Sampling())
+    assert guessed.shape == (2, config.horizon_grids, 2, 2)
+    for future in (tokens, other):
+        forced = torch.stack([step.logits for step in world.teacher_forced(future, batch.states)], dim=1)
+        assert torch.equal(forced, logits)
+        found, figures = world.loss(replace(batch, tokens=future), torch.Generator())
+        torch.testing.assert_close(found, F.cross_entropy(logits.flatten(0, 3), future[:, 3:].flatten()))
+        assert figures == {}
+
+
+def test_in_a_direct_world_every_future_grid_sees_all_of_the_context_and_all_states() -> None:
+    world, batch = small_world(DIRECT), token_batch()
+    context = _present(batch.tokens)[:, :3]
+    before = _rollout(world, context, batch.states, sampling=Sampling())[1]
+    for grid in range(3):
+        other = context.clone()
+        other[:, grid] = (other[:, grid] + 1) % TOKEN_GRID.vocab_size
+        after = _rollout(world, other, batch.states, sampling=Sampling())[1]
+        assert (after != before).any(dim=-1).all()
+    states = batch.states.clone()
+    states[:, 26:] += 1  # of the last grid: its place is seen by the others
+    after = _rollout(world, context, states, sampling=Sampling())[1]
+    assert (after != before).any(dim=-1).all()
+
+
+def test_a_direct_forecast_is_one_pass_whatever_its_tokens_are() -> None:
+    world, batch = small_world(DIRECT), token_batch()
+    context, passes = _present(batch.tokens)[:, :3], []
+    world.norm.register_forward_hook(lambda *_: passes.append(1))
+    greedy, logits = _rollout(world, context, batch.states, sampling=Sampling())
+    assert len(passes) == 1
+    drawing = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    drawn = []
+    for step in world.forecast(context, batch.states, sampling=Sampling(temperature=1.0), generators=drawing):
+        drawn.append((step.tokens.clone(), step.logits))
+        step.tokens.zero_()  # as an ensemble writes into it
+    assert torch.equal(torch.stack([one for _, one in drawn], dim=1), logits)
+    assert not torch.equal(torch.stack([tokens for tokens, _ in drawn], dim=1), greedy)
+
+
+def test_both_ways_have_the_same_weights() -> None:
+    direct, first = small_world(DIRECT), small_world(seed=1)
+    first.load_state_dict(direct.state_dict(), strict=True)
+    batch = token_batch()
+    ways = [
+        _rollout(world, _present(batch.tokens)[:, :3], batch.states, sampling=Sampling())[1]
+        for world in (direct, first)
+    ]
+    assert not torch.allclose(*ways)
+
+
+def test_a_direct_world_learns_futures_that_its_states_say() -> None:
+    """Of one batch, well below what the frequencies of its tokens give."""
+    torch.manual_seed(0)
+    world, batch = replace(DIRECT, init_std=0.1).build(TOKEN_GRID, 2).train(), token_batch(size=8)
+    optimizer = torch.optim.Adam(world.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = world.loss(batch, torch.Generator())[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 1.2
 
 
 # --- requests that do not fit ---

@@ -103,8 +103,8 @@ def compression_revontuli() -> TrainConfig:
 def compression_revontuli_direct() -> TrainConfig:
     """compression_revontuli that predicts its three future grids in one pass: for the challenge's cross-entropy.
 
-    The same weights and training, and a third of the passes per forecast. Never run by us; what it is worth at small
-    sizes: docs/beyond.md.
+    Weights, training and work per forecast are the same, in one pass instead of three. Never run by us; what it is
+    worth at small sizes: docs/beyond_tokens.md.
     """
     recipe = compression_revontuli()
     return replace(recipe, model=replace(recipe.model, direct=True))
@@ -145,7 +145,7 @@ def compression_tiny_unconditional() -> TrainConfig:
 def compression_tiny_direct() -> TrainConfig:
     """compression_tiny that predicts all future grids in one pass, each from context and states alone.
 
-    What the metric asks for: the distribution of every token given the context. Expected: docs/beyond.md.
+    What the metric asks for: the distribution of every token given the context. Expected: docs/beyond_tokens.md.
     """
     tiny = compression_tiny()
     return replace(tiny, model=replace(tiny.model, direct=True))

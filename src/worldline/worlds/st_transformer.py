@@ -5,7 +5,7 @@ t+1: teacher forcing shifts by one the grids of a sample. What the report leaves
 
 Two ways to a future, of the same weights: grid by grid, each given those before it (the report's), or `direct`, all of
 them in one pass, each given the context and all states. The metric scores the second, the distribution of every token
-given the context alone (docs/beyond.md).
+given the context alone (docs/beyond_tokens.md).
 """
 
 import math
