@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldline.planning.meter import follow
-from worldline.process.categorical import Sampling, cross_entropy, draw, scheduled
+from worldline.process.categorical import Sampling, cross_entropy, draw, scheduled, sharpened_costs
 from worldline.schema import UsageError
 
 N, V, D = 60, 50, 8
@@ -200,6 +200,18 @@ def test_sampling_without_a_generator_is_refused() -> None:
 def test_impossible_choices_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+# --- how sure ---
+
+
+def test_costs_of_other_temperatures_are_those_of_the_plain_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, factors = torch.randn(3, 5, 7, 11, generator=generator), torch.tensor([0.25, 1.0, 2.0])
+    target = torch.randint(11, (3, 5, 7), generator=generator)
+    expected = [F.cross_entropy(logits.flatten(0, 2) * f, target.flatten(), reduction="sum") for f in (0.25, 1.0, 2.0)]
+    for rows in (1, 64, 1000):
+        torch.testing.assert_close(sharpened_costs(logits, target, factors, rows=rows), torch.stack(expected))
 
 
 # --- scheduled sampling ---

@@ -18,7 +18,7 @@ from run_builders import run_of
 
 from worldline.data.augment import AugmentConfig
 from worldline.families.config import TrainConfig
-from worldline.families.family import idle
+from worldline.families.family import idle, refuse_idle
 from worldline.families.load import load_world
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.recipes import RECIPES
@@ -37,8 +37,6 @@ from worldline.worlds.wan_text import save_text
         ("compression_tiny --model.unconditional True --model.conditioning add", "unconditional"),
         ("compression_tiny_unconditional --model.conditioning add", "unconditional"),
         ("compression_tiny --model.code-levels 8 8", "the tokenizer's own"),
-        ("compression_tiny --model.scheduled-sampling-rise 0.5", "--model.scheduled-sampling"),
-        ("compression_tiny_direct --model.scheduled-sampling 0.5", "reads no grids of the future"),
         ("tokenizer_tiny --tokenizer X", "reads frames as they are"),
         ("tokenizer_tiny --start-offsets 3", "start offsets"),
         ("tokenizer_tiny --data.pattern.stride 2", "--model.block-frames"),
@@ -75,8 +73,17 @@ def test_what_changes_something_is_taken(words: str) -> None:
 def test_python_is_told_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--tokenizer would change nothing"):
         train(replace(RECIPES["vae_tiny"](), tokenizer=Path("X")), tmp_path / "run")
+    config = RECIPES["compression_tiny"]()
     with pytest.raises(UsageError, match="--weights would change nothing"):
-        train(replace(RECIPES["compression_tiny"](), weights=Path("X")), tmp_path / "run")
+        train(replace(config, weights=Path("X")), tmp_path / "run")
+    direct = RECIPES["compression_tiny_direct"]()
+    for recipe, unread, why in (
+        (config, {"scheduled_sampling_rise": 0.5}, "scheduled_sampling is 0"),
+        (direct, {"scheduled_sampling": 0.5}, "reads no grids of the future"),
+    ):
+        set_idly = replace(recipe, model=replace(recipe.model, **unread))  # pyright: ignore[reportArgumentType]
+        with pytest.raises(UsageError, match=f"would change nothing: .*{why}"):
+            refuse_idle(set_idly, recipe)
     assert not (tmp_path / "run").exists()
 
 
@@ -144,6 +151,7 @@ MEMORY_ONLY = {"loss_chunk", "gradient_checkpointing"}
 """These change what a step takes, not what it gives."""
 NOT_IN_THE_LOSS = {
     "scheduled_sampling_rise": "a matter of the step, see test_st_transformer.py",
+    "calibrated": "measured after the last step, see test_st_transformer.py",
     "block_frames": "the frames of a clip, checked by the loss",
     "backbone.rope_max_seq_len": "the longest sequence, refused when exceeded",
     "states.normalise": "statistics are set from the data, see test_adaln.py",

@@ -93,7 +93,8 @@ def test_a_direct_recipe_costs_what_the_other_costs() -> None:
     steps = [run.train(1, checkpointing=False) for run in (first, direct)]
     assert steps[0].forward_flop == steps[1].forward_flop
     assert steps[0].held == pytest.approx(steps[1].held, rel=0.01)
-    assert first.forecast(1).forward_flop == direct.forecast(1).forward_flop
+    ways = [run.forecast(1).forward_flop for run in (first, direct)]
+    assert ways[0] == pytest.approx(ways[1], rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ BLOCKS = TokenGrid(height=1, width=1, vocab_size=2)
 UNCONDITIONAL = replace(SMALL_WORLD, unconditional=True)
 ADALN = replace(SMALL_WORLD, conditioning="adaln")
 DIRECT = replace(SMALL_WORLD, direct=True)
+HALVES = (slice(0, 3), slice(3, 6))
 WIDE = replace(SMALL_WORLD, context_grids=3, horizon_grids=6, width=8)
 
 
@@ -436,6 +437,27 @@ def test_a_direct_world_learns_futures_that_its_states_say() -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 1.2
+
+
+# --- how sure it is ---
+
+
+@pytest.mark.parametrize("config", [SMALL_WORLD, DIRECT])
+def test_a_calibrated_world_is_as_sure_as_costs_least(config: STTransformerConfig) -> None:
+    """Of drawn tokens nothing can be said: least of all is best. Where it knows them, most of all is."""
+    world, plain = small_world(replace(config, calibrated=True)), small_world(config)
+    batch = token_batch(size=6)
+    context = _present(batch.tokens)[:, :3]
+    guessed, logits = _rollout(plain, context, batch.states, sampling=Sampling())
+    assert torch.equal(_rollout(world, context, batch.states, sampling=Sampling())[1], logits), "not measured yet"
+    own = torch.cat([context, guessed], dim=1)
+    world.calibrate(replace(batch, tokens=own[half], states=batch.states[half]) for half in HALVES)
+    assert world.sharpness.tolist() == pytest.approx([2.0] * 3)
+    world.calibrate([batch])
+    assert (world.sharpness < 1).all()
+    tokens, sharpened = _rollout(world, context, batch.states, sampling=Sampling())
+    assert torch.equal(tokens, guessed), "no token is another one"
+    assert_values_agree(sharpened, logits * world.sharpness[:, None, None, None])
 
 
 # --- requests that do not fit ---

@@ -549,6 +549,18 @@ def test_scheduled_sampling_rises_with_the_steps_of_a_run(tmp_path: Path) -> Non
     assert not any("val/scheduled_sampling" in line for line in _log(tmp_path / "run"))
 
 
+def test_a_run_ends_with_how_sure_its_world_should_be(tmp_path: Path) -> None:
+    """Of the averaged weights, on its validation clips; first weights need not know it."""
+    train(_world(tmp_path), tmp_path / "first")
+    config = _world(tmp_path, init_from=tmp_path / "first")
+    train(replace(config, model=replace(config.model, calibrated=True)), tmp_path / "run")
+    world, _ = load_world(tmp_path / "run")
+    found, clips = world.sharpness.clone(), open_clips(config.data, "val")
+    assert (found != 1).any()
+    world.calibrate([stack([clips[i] for i in (0, 2, 3, 5)])])
+    assert torch.equal(world.sharpness, found)
+
+
 def test_validation_is_logged_where_it_was_done(tmp_path: Path) -> None:
     train(_world(tmp_path, steps=5, log_every=5), tmp_path / "run")
     assert {line["step"]: "val/loss" in line for line in _log(tmp_path / "run")} == {2: True, 4: True, 5: True}

@@ -24,7 +24,7 @@ from worldline.formats.source import Source
 from worldline.process.categorical import Sampling
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir
-from worldline.schema import Batch, TokenGrid, UsageError
+from worldline.schema import Batch, TokenGrid, UsageError, stack
 from worldline.tokenizers.fsq_video import HUB_ID, CosmosConfig, FSQVideoConfig, FSQVideoTokenizer
 from worldline.worlds.causal import CausalConfig, CausalWorld
 from worldline.worlds.st_transformer import STTransformerConfig
@@ -193,7 +193,11 @@ class STKind(TokenWorldKind):
 
     config = STTransformerConfig
     python_only = tuple(
-        f"model.{name}" for name in ("direct", "mlp_ratio", "init_std", "state_hidden", "state_pooling", "loss_chunk")
+        f"model.{name}"
+        for name in (
+            *("direct", "mlp_ratio", "init_std", "state_hidden", "state_pooling", "loss_chunk"),
+            *("scheduled_sampling", "scheduled_sampling_rise"),
+        )
     )
 
     def idle(self, config: TrainConfig, model: STTransformerConfig) -> dict[str, str]:
@@ -204,7 +208,7 @@ class STKind(TokenWorldKind):
             unread = ("scheduled_sampling", "scheduled_sampling_rise")
             found |= {f"model.{name}": "a direct world reads no grids of the future" for name in unread}
         elif model.scheduled_sampling == 0:
-            found["model.scheduled_sampling_rise"] = "no token is the model's own (--model.scheduled-sampling)"
+            found["model.scheduled_sampling_rise"] = "no token is the model's own (scheduled_sampling is 0)"
         if model.unconditional:
             states = ("state_hidden", "state_pooling", "conditioning", "normalise_states")
             found |= {f"model.{name}": "the world is unconditional" for name in states}
@@ -221,6 +225,15 @@ class STKind(TokenWorldKind):
                 "this world predicts every token given the context alone: its roll-outs have one distribution, and "
                 "--mixture would change nothing"
             )
+
+    def finish(self, model: Any, made: Prepared, config: TrainConfig) -> None:
+        if not model.config.calibrated:
+            return
+        count = min(len(made.val), config.validation_clips)
+        chosen = np.linspace(0, len(made.val) - 1, count).round().astype(int).tolist()
+        device, rows = next(model.parameters()).device, _rows_at_once(model.grid)
+        parts = (chosen[first : first + rows] for first in range(0, count, rows))
+        model.calibrate(made.ready(stack([made.val[i] for i in part]).to(device)) for part in parts)
 
     def normalises(self, model: STTransformerConfig) -> bool:
         return model.normalise_states and not model.unconditional
@@ -311,13 +324,18 @@ def autoregressive_loss(world: Any, batch: Batch) -> Tensor:
     """
     assert batch.tokens is not None, "the teacher-forced loss has read them"
     costs = []
-    rows = max(1, LOGITS // (4 * world.grid.height * world.grid.width * world.grid.vocab_size))
+    rows = _rows_at_once(world.grid)
     for tokens, states in zip(batch.tokens.split(rows), batch.states.split(rows), strict=True):
         context, future = tokens.tensor_split([world.context_grids], dim=1)
         for index, step in enumerate(world.forecast(context, states, sampling=Sampling())):
             for logits, truth in zip(step.logits, future[:, index], strict=True):
                 costs.append(F.cross_entropy(logits.flatten(0, 1), truth.flatten()))
     return torch.stack(costs).mean()
+
+
+def _rows_at_once(grid: TokenGrid) -> int:
+    """Clips whose logits of one grid exist at once."""
+    return max(1, LOGITS // (4 * grid.height * grid.width * grid.vocab_size))
 
 
 def _write_counts(run: RunDir, train: Clips, grid: TokenGrid, context_grids: int) -> None:

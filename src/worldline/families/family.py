@@ -300,7 +300,8 @@ def initialise(model: nn.Module, path: Path | None) -> None:
     if path is None:
         return
     folder = model_folder(path)
-    weights = load_tensors(folder / "model.safetensors")
+    unmeasured = {name: value for name, value in model.named_buffers() if name in getattr(model, "measured", ())}
+    weights = unmeasured | load_tensors(folder / "model.safetensors")
     try:
         load_weights(model, weights, folder)
     except DataError as error:

@@ -102,6 +102,19 @@ def cross_entropy(
     return F.linear_cross_entropy(hidden, weight, target, reduction="none", options=options).float().mean()
 
 
+@torch.no_grad()
+def sharpened_costs(
+    logits: Float[Tensor, "*n v"], target: Int64[Tensor, "*n"], factors: Float[Tensor, " k"], *, rows: int = 64
+) -> Float32[Tensor, " k"]:
+    """Cross-entropy in nats, summed over all tokens, with the logits multiplied by each of the factors."""
+    total = torch.zeros(len(factors), device=logits.device)
+    for part, true in zip(logits.flatten(0, -2).split(rows), target.flatten().split(rows), strict=True):
+        part = part.float()
+        own = part.gather(1, true[:, None].to(part.device)).sum()
+        total += torch.stack([(part * factor).logsumexp(dim=1).sum() - own * factor for factor in factors.tolist()])
+    return total
+
+
 def scheduled(
     truth: Int64[Tensor, "*n"], predicted: Int64[Tensor, "*n"], probability: float, generator: torch.Generator
 ) -> Int64[Tensor, "*n"]:

@@ -9,7 +9,7 @@ given the context alone (docs/beyond_tokens.md).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -24,13 +24,15 @@ from worldline.contract import ModelConfig
 from worldline.nn.attention import STBlock, TemporalCache
 from worldline.nn.fsq import FSQ
 from worldline.nn.states import Pooling, StateEncoder
-from worldline.process.categorical import GridStep, Sampling, cross_entropy, draw, scheduled
+from worldline.process.categorical import GridStep, Sampling, cross_entropy, draw, scheduled, sharpened_costs
 from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.worlds.grids import refuse_other_grids, refuse_other_levels
 
 ONEX_GRID = TokenGrid(height=32, width=32, vocab_size=64_000)
 CODE_BANDWIDTH = 2.0
 """How fast the similarity of token embeddings falls with the distance of their codes, which lie in [-1, 1]."""
+SHARPNESS = torch.logspace(-2, 1, 25, base=2)
+"""Factors of logits among which `calibrate` chooses; the cost is flat around the best, so steps of 9 % are enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,9 @@ class STTransformerConfig(ModelConfig):
     direct: bool = False
     """Predict all future grids in one pass, each from context and states alone, where the report predicts one after the
     other. Tokens of one forecast are then independent of each other: its draws do not fit together."""
+    calibrated: bool = False
+    """At the end of training, fit on validation clips how sharp the forecast distributions of each future grid are. A
+    world that goes grid by grid is sure of what follows from its own guess of the first, which may be wrong."""
     unconditional: bool = False
     """Ignore the states: the baseline that shows what conditioning on states is worth."""
     scheduled_sampling: Share = 0.0
@@ -83,6 +88,10 @@ class STTransformer(nn.Module):
 
     progress: float = 1.0
     """Share of the training that is done, as the training loop tells every model that has such an attribute."""
+    measured = ("sharpness",)
+    """What the end of a training measures: first weights from elsewhere need not contain it."""
+    sharpness: Tensor
+    """Of a calibrated world, factors of the logits along its own forecasts, one for each future grid."""
 
     def __init__(self, config: STTransformerConfig, grid: TokenGrid, state_dim: int) -> None:
         super().__init__()
@@ -104,6 +113,8 @@ class STTransformer(nn.Module):
         options["causal"] = not config.direct
         self.blocks = nn.ModuleList(STBlock(config.width, config.heads, **options) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
+        if config.calibrated:
+            self.register_buffer("sharpness", torch.ones(config.horizon_grids))
         self.initialise()
 
     def initialise(self) -> None:
@@ -227,20 +238,21 @@ class STTransformer(nn.Module):
     ) -> Iterator[GridStep]:
         """Yield the horizon grid by grid; `cached=False` recomputes the past each time (same result, slower).
 
-        A direct world has computed all of them before the first, and no token that it is given changes the next.
+        A direct world has computed all of them before the first, and no token that it is given changes the next. A
+        calibrated one draws the same tokens, and says otherwise how sure it is of them.
         """
         _check_count(context, self.context_grids, what="context")
         codes, read = self.state_codes(states), context
         if self.config.direct:
-            for hidden in self.direct_hidden(context, codes).unbind(dim=1):
+            for grid, hidden in enumerate(self.direct_hidden(context, codes).unbind(dim=1)):
                 logits = self._grid_logits(hidden)
-                yield GridStep(draw(logits, sampling, generators), logits)
+                yield GridStep(draw(logits, sampling, generators), self._sharpened(logits, grid))
             return
         caches = [TemporalCache() for _ in self.blocks] if cached else None
-        for _ in range(self.horizon_grids):
+        for grid in range(self.horizon_grids):
             hidden = self.hidden(read, codes, caches)[:, -1]
             logits = self._grid_logits(hidden)
-            step = GridStep(draw(logits, sampling, generators), logits)
+            step = GridStep(draw(logits, sampling, generators), self._sharpened(logits, grid))
             yield step
             new = step.tokens[:, None]
             read = new if cached else torch.cat([read, new], dim=1)
@@ -252,14 +264,32 @@ class STTransformer(nn.Module):
         A direct world reads no grids of the future: these are the logits of its forecast.
         """
         _check_count(tokens, self.length + 1, what="context and horizon")
-        codes, context = self.state_codes(states), self.context_grids
+        context = self.context_grids
         if self.config.direct:
-            hidden = self.direct_hidden(tokens[:, :context], codes)
-        else:
-            hidden = self.hidden(tokens[:, :-1], codes)[:, context - 1 :]
+            yield from self.forecast(tokens[:, :context], states, sampling=Sampling())
+            return
+        hidden = self.hidden(tokens[:, :-1], self.state_codes(states))[:, context - 1 :]
         for features in hidden.unbind(dim=1):
             logits = self._grid_logits(features)
             yield GridStep(logits.argmax(dim=-1), logits)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Set `sharpness` to what costs least along the world's own greedy forecasts of all these clips.
+
+        A temperature for each future grid (Guo et al. 2017), found by trying `SHARPNESS`.
+        """
+        self.sharpness.fill_(1)
+        costs = torch.zeros(self.horizon_grids, len(SHARPNESS))
+        for batch in batches:
+            assert batch.tokens is not None, "a batch of tokens"
+            context, future = batch.tokens.tensor_split([self.context_grids], dim=1)
+            for grid, step in enumerate(self.forecast(context, batch.states, sampling=Sampling())):
+                costs[grid] += sharpened_costs(step.logits, future[:, grid], SHARPNESS).cpu()
+        self.sharpness.copy_(SHARPNESS[costs.argmin(dim=1)])
+
+    def _sharpened(self, logits: Float[Tensor, "b h w v"], grid: int) -> Float[Tensor, "b h w v"]:
+        return logits * self.sharpness[grid] if self.config.calibrated else logits
 
     def _grid_logits(self, hidden: Float[Tensor, "b s d"]) -> Float[Tensor, "b h w v"]:
         return rearrange(self.logits(hidden), "b (h w) v -> b h w v", h=self.grid.height)
