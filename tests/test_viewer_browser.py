@@ -261,6 +261,7 @@ def test_branches_begin_at_a_moment_and_stand_side_by_side(browser: Any, viewer:
         at = visit.frame()
         tab.click("#branch")
         visit.until("document.querySelectorAll('#tree li').length === 2")
+        assert tab.input_value("#export-branch") == "b2"
         name, main = visit.current(), visit.branches()[0]
         assert name != main
         slider = visit.joint().locator("input[type=range]")
@@ -285,12 +286,58 @@ def test_branches_begin_at_a_moment_and_stand_side_by_side(browser: Any, viewer:
         tab.keyboard.type("as recorded")
         tab.keyboard.press("Enter")
         visit.until("document.querySelector('#tree .on .switch').textContent === 'as recorded'")
+        assert tab.input_value("#export-branch") == "b1", "what is exported is the branch that one is in"
+        tab.locator("#tree .on").get_by_text("Rename").click()
+        tab.keyboard.insert_text("\u00dcber den Tisch")
+        tab.keyboard.press("Enter")
+        visit.until("document.querySelector('#tree .on .switch').textContent === '\u00dcber den Tisch'")
+        tab.click("#play")
+        visit.until("document.querySelector('#play').textContent === 'Pause'")
+        tab.click("#again")
+        visit.until("document.querySelector('#play').textContent === 'Play'")  # one clock at a time
+        visit.until("document.querySelector('#again').textContent !== 'Stop'", seconds=60)
         tab.locator("#tree .on").get_by_text("Rename").click()
         tab.keyboard.type("../up")
         tab.keyboard.press("Enter")
         visit.until("document.querySelectorAll('.toast.error').length > 0")
         tab.locator("#tree li:not(.on)").get_by_text("Drop").click()
         visit.until("document.querySelectorAll('#tree li').length === 1")
+        visit.sound()
+
+
+@pytest.mark.slow
+def test_looking_back_shows_what_is_chosen_now(browser: Any, viewer: Served) -> None:
+    """Other pictures beside kept frames: of the overlay that is chosen, and none where none can be."""
+    with Visit(browser, viewer, width=400, has_touch=True) as visit:
+        tab, first = visit.tab, visit.frame()
+        tab.select_option("#motions", tab.input_value("#clips"))
+        tab.check("#overlays [value=entropy]")
+        visit.reaches(first + 6)
+        end = visit.pause()
+        tab.locator("#time").fill(str(end - 2))
+        visit.rests(end - 2)
+        filled = "document.querySelector('.panel.overlay .none').hidden"
+        visit.until(filled)
+        entropy = visit.pixels("overlay")
+        tab.check("#overlays [value=difference]")
+        visit.until(f"({PIXELS})('overlay') !== {entropy!r} && {filled}")
+        tab.locator("#time").fill(str(end - 3))
+        visit.rests(end - 3)
+        visit.until(filled)
+        tab.locator("#time").fill(str(end - 2))
+        visit.rests(end - 2)
+        visit.until(filled)
+        assert visit.pixels("overlay") != entropy
+        assert tab.is_visible(".panel.truth canvas")
+        assert not tab.is_visible(".panel.truth .none")
+        tab.click("#branch")
+        slider = visit.joint().locator("input[type=range]")
+        slider.fill(slider.get_attribute("max"))
+        tab.click("#step")
+        visit.rests(end - 1)
+        visit.until("!document.querySelector('.panel.truth .none').hidden")
+        cut = "[...document.querySelectorAll('.panel b')].filter(one => one.scrollWidth > one.clientWidth + 1)"
+        assert tab.evaluate(f"{cut}.map(one => one.textContent)") == []
         visit.sound()
 
 

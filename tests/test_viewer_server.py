@@ -455,6 +455,16 @@ def test_a_closed_tab_frees_its_session_and_too_many_are_told(server: Served) ->
         assert page.steps(1)
 
 
+def test_time_that_stands_still_is_no_waiting(server: Served) -> None:
+    with server.page() as page:
+        for go in ({}, {"on": True}):
+            page.say("drive", states={"elbow": 0.5 + len(go)})
+            time.sleep(1.2)
+            page.say("play" if go else "step", **go)
+            header, _ = page.shown(lambda shown: shown.made)
+            assert 0 < header.timing_ms.queue < 1000
+
+
 def test_branches_are_seen_side_by_side_and_looked_at(server: Served) -> None:
     with server.page() as page:
         page.say("drive", states={"elbow": 1.0})
@@ -555,6 +565,10 @@ def test_the_twin_moves_under_the_same_states_and_follows_wherever_one_goes(of_t
         other = page.steps(6)[-1]
         page.say("switch", branch="b1")
         again = page.shown(lambda shown: shown.branch == "b1")
+        page.say("look", branch="b1", frame=own[9][0].frame)
+        seen, pictures = page.shown(lambda shown: shown.looked)
+        looked = decoded(pictures[kinds(seen).index("twin")]).astype(int)
+        assert np.abs(looked - decoded(own[9][1]["twin"])).max() < 2, "also where one only looks"
         assert np.abs(decoded(again[1][kinds(again[0]).index("twin")]) - frames["twin"]).max() < 2
         page.say("motion", clip=0, on=True)
         page.told("state", lambda state: state["motion"] == 0)
@@ -604,6 +618,16 @@ def test_exports_are_playable_and_hold_what_was_driven(server: Served, tmp_path:
                 ).abs().max() < 6  # fmt: skip
     assert server.until(tabs=0)
     assert server.get(told["url"])[0] == 404, "a file ends with its session"
+
+
+def test_a_file_is_found_whatever_the_run_is_called(root: Path) -> None:
+    odd = replace(squares_stage(root, Remembering()), world="run #1? 50% \u00fc")
+    with served(odd) as found, found.page() as page:
+        page.say("rename", branch="b1", name="\u00dcber den Tisch")
+        page.say("export", branch="b1", format="gif")
+        told = page.told("exported")
+        assert found.get(told["url"])[0] == 200
+        assert told["name"] == "run_#1?_50%_\u00fc_\u00dcber_den_Tisch.gif"
 
 
 # --- who gets in, and to what ---

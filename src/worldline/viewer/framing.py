@@ -51,7 +51,7 @@ def framed(
     if beside.overlay is not None and not moment.real and (picture := overlay_of(player, shot, beside.overlay)):
         parts.add("overlay", "image/png", picture, branch.id, shot.index)
     encode, since = 1000 * (time.perf_counter() - began), time.perf_counter()
-    if beside.twin and mirror is not None and not looked:
+    if beside.twin and mirror is not None:
         try:
             if (seen := mirror.frame(branch, moment.time)) is not None:
                 parts.add("twin", *encoded(seen), branch.id, shot.index)

@@ -6,6 +6,7 @@ import logging
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
@@ -35,7 +36,7 @@ class Server:
     def publish(self, token: str, path: Path) -> str:
         """The address of a file that a session exported."""
         self.files[token] = path
-        return f"/exports/{token}/{path.name}"
+        return f"/exports/{token}/{quote(path.name)}"
 
     async def live(self, websocket: WebSocket) -> None:
         """One tab, from its opening to its end."""

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -169,6 +170,8 @@ class Tab:
                 case protocol.Halt():
                     self._want(states={})
                 case protocol.Play():
+                    if message.on and not self.playing:
+                        self._restart()
                     self.playing, self.rate = message.on, message.rate or self.stage.rate
                     await self._send_state()
                 case protocol.SetOverlay():
@@ -181,6 +184,9 @@ class Tab:
                         self.player.tree.named(branch)  # raises where there is none
                     self.beside = self._beside(branches=message.branches)
                     self._later(self._here())
+                case protocol.Step() if not self.playing:
+                    self._restart()
+                    self._later(message)
                 case protocol.Hello():
                     raise UsageError("hello has been said already")
                 case _:
@@ -205,6 +211,10 @@ class Tab:
             drives=self._drives,
             since=time.perf_counter(),
         )
+
+    def _restart(self) -> None:
+        """What was wanted while time stood still waits from now on."""
+        self.wish = replace(self.wish, since=time.perf_counter() if self.wish.since else 0.0)
 
     def _later(self, message: Any) -> None:
         """Keep a command for its turn; of looks and rewinds that follow one another, the newest."""
@@ -351,7 +361,7 @@ class Tab:
         how: dict[str, Any] = {"seq": self._number(), "mirror": self._mirror, "looked": looked}
         data, problem = await self._call(partial(framed, self.player, shot, self.beside, **how))
         await self._send_bytes(data)
-        if problem is not None:
+        if problem is not None and not looked:
             self.beside = self._beside(twin=False)
             await self._error(problem, "twin")
             await self._send_state()

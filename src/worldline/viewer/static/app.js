@@ -15,7 +15,7 @@ import { theme } from "./theme.js";
 const connection = new Connection("live");
 const album = new Album(), stage = new Stage(), joints = new Joints(), meters = new Meters();
 const timeline = new Timeline(album), files = new Exports(connection);
-const compare = new Compare(album, { missing: (branch, frame) => look(branch, frame), at: frame => showFrame(frame, false) });
+const compare = new Compare(album, { missing: (branch, frame) => look(branch, frame), begin: rest, at: frame => showFrame(frame, false) });
 const CHOOSING_MS = 600;
 let welcome = null, state = null, labels = new Map(), overlays = new Map();
 /** What stands on the stage. It may be another moment than the session's, while a person looks back. */
@@ -65,6 +65,7 @@ connection.addEventListener("state", ({ detail }) => {
   state = detail;
   if (!before) busy(false);
   if (before) album.agree(detail.branches, before.branches);
+  if (before && before.overlay !== detail.overlay) album.strip("overlay");
   timeline.show(detail, welcome.fps);
   files.branches(detail.branches, detail.branch);
   const play = byId("play");
@@ -77,6 +78,7 @@ connection.addEventListener("state", ({ detail }) => {
   stage.wants({ twin: detail.twin, overlay: detail.overlay === "none" ? null : overlays.get(detail.overlay) });
   byId("clip-note").textContent = detail.outside ? `Wanted so far outside of the data's range: ${detail.outside} values.` : "";
   if (before?.branch !== detail.branch || before?.clip !== detail.clip) toSession();
+  else if (before && (before.overlay !== detail.overlay || before.twin !== detail.twin) && shown.branch === detail.branch && shown.frame !== detail.frame) showFrame(shown.frame);
   showCompared();
 });
 
@@ -123,10 +125,10 @@ function showMoment(branch, frame, moment) {
 
 /** A frame of the current branch, from the album or else from the server. */
 function showFrame(frame, ask = true) {
-  const moment = album.at(state.branch, Math.min(frame, timeline.now.frames - 1));
-  if (moment?.pictures.forecast) showMoment(state.branch, Math.min(frame, timeline.now.frames - 1), moment);
-  else if (ask) look(state.branch, frame);
-  else compare.paint(frame, false);
+  const there = Math.min(frame, timeline.now.frames - 1), moment = album.at(state.branch, there);
+  if (moment?.pictures.forecast) showMoment(state.branch, there, moment);
+  if (ask && (!moment?.pictures.forecast || (!state.playing && stage.lacks(moment)))) look(state.branch, there);
+  else if (!moment?.pictures.forecast) compare.paint(frame, false);
 }
 
 function look(branch, frame) {
@@ -237,11 +239,16 @@ byId("motions").addEventListener("change", event => {
   connection.send("play", { on: true, rate: rate() });
 });
 
-timeline.addEventListener("look", ({ detail }) => {
+/** A person looks at kept frames: the clock stands still until they go on. */
+function rest() {
   stopWatching();
-  compare.stop();
   held = true;
   if (state.playing) { connection.send("play", { on: false }); state.playing = false; }
+}
+
+timeline.addEventListener("look", ({ detail }) => {
+  rest();
+  compare.stop();
   showFrame(detail);
 });
 timeline.addEventListener("go", ({ detail }) => { if (detail >= state.context - 1) go(detail); });

@@ -3,9 +3,11 @@ import { byId, make, seconds } from "./dom.js";
 import { Panel } from "./pictures.js";
 
 export class Compare {
-  /** `missing` is called with a branch and a frame that the album does not have; `at` shows a frame everywhere. */
-  constructor(album, { missing, at }) {
-    Object.assign(this, { album, missing, at, panels: new Map(), branches: [] });
+  /** `missing` is called with a branch and a frame that the album does not have; `at` shows a frame everywhere; `begin`
+   * stops what else moves.
+   */
+  constructor(album, { missing, begin, at }) {
+    Object.assign(this, { album, missing, begin, at, panels: new Map(), branches: [] });
     this.root = byId("compare");
     this.again = make("button", { type: "button", id: "again" }, "Play side by side");
     this.again.addEventListener("click", () => this.timer ? this.stop() : this.play());
@@ -33,6 +35,7 @@ export class Compare {
   }
 
   play() {
+    this.begin();
     const last = Math.max(...this.branches.map(one => one.frames)) - 1;
     let frame = Math.max(0, this.context - 1);
     this.again.textContent = "Stop";

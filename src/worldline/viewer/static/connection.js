@@ -39,12 +39,16 @@ export class Connection extends EventTarget {
   send(type, fields = {}) {
     if (this.socket?.readyState !== WebSocket.OPEN) return false;
     this.socket.send(JSON.stringify({ type, ...fields }));
+    if (type === "step" || (type === "play" && fields.on)) this.restart(); // until now nothing was to be seen
     if (type === "drive") {
       this.sent.set(++this.drives, performance.now());
       if (this.sent.size > WAITING_DRIVES) this.sent.delete(this.sent.keys().next().value);
     }
     return true;
   }
+
+  /** What was driven while time stood still is waited for from now on. */
+  restart() { for (const drive of this.sent.keys()) this.sent.set(drive, performance.now()); }
 
   tell(type, detail) { this.dispatchEvent(new CustomEvent(type, { detail })); }
 

@@ -26,7 +26,8 @@ export class Exports {
   branches(all, current) {
     const select = byId("export-branch"), before = select.value;
     choices(select, all.map(one => [one.id, one.name]));
-    if (!all.some(one => one.id === before)) select.value = current;
+    if (this.current !== current || !all.some(one => one.id === before)) select.value = current;
+    this.current = current; // another one was chosen meanwhile: that stays, until the person goes to another branch
   }
 
   done({ url, name, bytes }) {

@@ -15,6 +15,7 @@ export class Gamepads {
     Object.assign(this, { joints, actions, changed, pair: 0, before: [], driving: new Set(), held: {} });
     addEventListener("gamepadconnected", event => { this.pad = event.gamepad.index; this.name = event.gamepad.id; this.before = []; changed(); this.run(); });
     addEventListener("gamepaddisconnected", event => { if (event.gamepad.index !== this.pad) return; this.stop(); this.pad = undefined; changed(); });
+    document.addEventListener("visibilitychange", () => document.hidden && this.stop()); // nobody sees where it drives
     joints.addEventListener("limb", () => { this.pair = 0; });
   }
 

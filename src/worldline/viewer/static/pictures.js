@@ -40,6 +40,14 @@ export class Album {
     for (const [branch, frames] of this.branches) for (const frame of [...frames.keys()].slice(0, Math.floor(frames.size / 10))) this.forget(branch, frame);
   }
 
+  /** Pictures of a kind are of no more use: another overlay is chosen. */
+  strip(kind) {
+    for (const frames of this.branches.values()) for (const { pictures } of frames.values()) {
+      this.bytes -= pictures[kind]?.size ?? 0;
+      delete pictures[kind];
+    }
+  }
+
   /** A branch ends before this frame. */
   cut(branch, end) {
     for (const frame of [...this.of(branch).keys()]) if (frame >= end) this.forget(branch, frame);
@@ -66,17 +74,22 @@ export class Panel {
     this.title = make("b", {}, title);
     this.under = make("span.under");
     this.canvas = make("canvas", { role: "img", "aria-label": title, width: 1, height: 1 });
-    this.root = make(`figure.panel.${kind}`, {}, make("figcaption", {}, this.title, this.under), make("div.frame", {}, this.canvas));
+    this.none = make("p.none", { hidden: true }, ABSENT[kind.replace("small.", "")] ?? "no picture of this moment");
+    this.root = make(`figure.panel.${kind}`, {}, make("figcaption", {}, this.title, this.under), make("div.frame", {}, this.canvas, this.none));
+    this.name(title);
   }
 
-  name(title, under = "") {
+  /** `short` stands where there is little room. */
+  name(title, under = "", short = title) {
     this.title.textContent = title;
+    this.title.dataset.short = short;
     this.under.textContent = under;
     this.canvas.setAttribute("aria-label", under ? `${title}, ${under}` : title);
   }
 
-  /** Resolves when the picture stands; of no picture the panel is emptied. */
+  /** Resolves when the picture stands; of no picture the panel is emptied, and says so. */
   async show(blob) {
+    this.none.hidden = !!blob;
     if (blob === this.shown) return;
     this.shown = blob;
     const context = this.canvas.getContext("2d");
@@ -90,6 +103,8 @@ export class Panel {
   }
 }
 
+const ABSENT = { truth: "driven otherwise: no true frame" };
+const SHORT = { truth: "Truth", twin: "Live twin", entropy: "Entropy", spread: "Spread", difference: "Difference" };
 const TITLES = { forecast: "Forecast", truth: "What the robot saw", twin: "Live twin, same states", overlay: "" };
 
 /** The panels of the stage: the forecast, and beside it whatever came with the newest frame. */
@@ -99,6 +114,7 @@ export class Stage {
     this.panels = Object.fromEntries(Object.entries(TITLES).map(([kind, title]) => [kind, new Panel(title, kind === "forecast" ? "main" : `small.${kind}`)]));
     this.scale = make("div.scale", { hidden: true }, make("span.low"), make("span.heat", { "aria-hidden": "true" }), make("span.high"));
     this.panels.overlay.root.append(this.scale);
+    for (const kind of ["truth", "twin"]) this.panels[kind].name(TITLES[kind], "", SHORT[kind]);
     this.root.append(...Object.values(this.panels).map(panel => panel.root));
     byId("pixels").addEventListener("change", event => document.body.classList.toggle("hard", event.target.checked));
     this.wants({});
@@ -112,7 +128,7 @@ export class Stage {
     this.arrange({});
     this.scale.hidden = !overlay;
     if (!overlay) return;
-    this.panels.overlay.name(titled(overlay.label));
+    this.panels.overlay.name(titled(overlay.label), "", SHORT[overlay.id]);
     this.scale.querySelector(".low").textContent = String(+overlay.low.toPrecision(3));
     this.scale.querySelector(".high").textContent = `${+overlay.high.toPrecision(3)} ${overlay.unit}`;
     this.scale.querySelector(".heat").style.setProperty("background", overlay.colours.length ? `linear-gradient(90deg, ${overlay.colours.join(", ")})` : "var(--heat)");
@@ -123,6 +139,12 @@ export class Stage {
     const { truth, twin, overlay } = this.wanted, there = { truth: truth || pictures.truth, twin: twin || pictures.twin, overlay: overlay && overlay.id !== "none" };
     for (const [kind, on] of Object.entries(there)) this.panels[kind].root.hidden = !on;
     this.root.dataset.others = Object.values(there).filter(Boolean).length;
+  }
+
+  /** Whether a moment lacks a picture that has a place. */
+  lacks({ pictures, real }) {
+    const { twin, overlay } = this.wanted;
+    return !real && ((twin && !pictures.twin) || (overlay && overlay.id !== "none" && !pictures.overlay));
   }
 
   /** Resolves when the pictures of a moment stand; the page can then tell which frame that is. */

@@ -5,7 +5,7 @@ import { level } from "./meters.js";
 const WIDE = 1000;
 const TONES = 6;
 const BESIDE = 3;
-const NAME = /^\w[\w .,()+-]{0,39}$/;
+const NAME = /^[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}][\p{Alphabetic}\p{M}\p{Nd}\p{Pc} .,()+-]{0,39}$/u; // as in viewer/protocol.py, where \w is of any script
 const REDRAW_MS = 250;
 
 /** Events: `look` and `go` (detail: a frame of the current branch), `switch`, `rename`, `drop`, `beside` (branches). */
