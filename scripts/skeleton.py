@@ -1,5 +1,7 @@
 """Write the twin's skeleton, as seen by the nearer camera, to src/worldline/twin/skeleton.json. Needs MuJoCo.
 
+The other view's camera goes to camera_room.json beside it; all else is the same.
+
 python scripts/skeleton.py
 """
 
@@ -9,7 +11,7 @@ import numpy as np
 from worldline.files import write_json
 from worldline.nn.kinematics import Camera, Hinge, Link, Point, Skeleton
 from worldline.rundir import to_json
-from worldline.twin.scene import CAMERA, FINGER_CLOSED, MODEL, random_scene
+from worldline.twin.scene import CAMERA, FINGER_CLOSED, MODEL, Framing, random_scene
 
 ROOT = "TORSO"
 """Arms and head hang from it; what is below it moves the camera too."""
@@ -17,9 +19,9 @@ ALONG = {"UPPER_ARM": 3, "FOREARM": 3, "INDEX": 2, "MIDDLE": 2, "RING": 2, "THUM
 """Points along the capsules of links."""
 
 
-def skeleton() -> Skeleton:
+def skeleton(view: Framing = "table") -> Skeleton:
     """Arms, hands and head."""
-    xml = random_scene(np.random.default_rng(0), "table").xml
+    xml = random_scene(np.random.default_rng(0), view).xml
     model = mujoco.MjModel.from_xml_string(xml)
     names = [model.body(i).name for i in range(model.nbody)]
     below = [ROOT] + [name for name in names if name.startswith(("LEFT_", "RIGHT_", "HEAD"))]
@@ -68,3 +70,4 @@ def _points(model: mujoco.MjModel, number: int, place: int) -> list[Point]:
 
 if __name__ == "__main__":
     write_json(MODEL.with_name("skeleton.json"), to_json(Skeleton, skeleton()))
+    write_json(MODEL.with_name("camera_room.json"), to_json(Camera, skeleton("room").camera))

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from worldline.nn.kinematics import Camera, Hinge, Link, Point, Silhouette, Skeleton
 from worldline.schema import UsageError
-from worldline.twin.scene import CAMERA, LAYOUT, random_scene
+from worldline.twin.scene import CAMERA, LAYOUT, Framing, random_scene
 from worldline.twin.simulation import Simulation, can_draw
 from worldline.twin.skeleton import twin_skeleton
 
@@ -53,11 +54,12 @@ def test_a_skeleton_of_another_robot_is_refused() -> None:
         Silhouette(ARM, ("KNEE",), 8)
 
 
+@pytest.mark.parametrize("view", get_args(Framing))
 @pytest.mark.skipif(not can_draw(), reason="MuJoCo or OpenGL is missing")
-def test_the_twins_skeleton_is_where_mujoco_puts_it() -> None:
-    skeleton, generator = twin_skeleton(), np.random.default_rng(3)
+def test_the_twins_skeleton_is_where_mujoco_puts_it(view: Framing) -> None:
+    skeleton, generator = twin_skeleton(view), np.random.default_rng(3)
     silhouette = Silhouette(skeleton, LAYOUT.names, 16)
-    with Simulation(random_scene(generator, "table"), size=2) as simulation:
+    with Simulation(random_scene(generator, view), size=2) as simulation:
         simulation.reset()
         for _ in range(8):
             command = np.zeros(25, dtype=np.float32)
@@ -85,4 +87,5 @@ def test_the_twins_skeleton_is_what_its_script_writes() -> None:
     assert spec.loader is not None
     script = module_from_spec(spec)
     spec.loader.exec_module(script)
-    assert script.skeleton() == twin_skeleton()
+    for view in get_args(Framing):
+        assert script.skeleton(view) == twin_skeleton(view)

@@ -144,9 +144,8 @@ def test_states_reach_their_own_and_the_adjacent_latents_only(changed: int) -> N
     states = batch.states.clone()
     first, last = _owned_frames(changed)
     states[:, first : last + 1] += 1
-    before, after = world.state_codes(batch.states), world.state_codes(states)
-    assert before is not None
-    assert after is not None
+    assert isinstance(world.states, StateEncoder)
+    before, after = world.states(batch.states), world.states(states)
     moved = [t for t in range(6) if not torch.equal(before[:, t], after[:, t])]
     assert moved == [t for t in (changed - 1, changed, changed + 1) if 0 <= t < 6]
 

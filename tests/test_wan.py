@@ -9,6 +9,7 @@ import torch
 from tolerances import assert_values_agree
 from torch import Tensor
 
+from worldline.nn.conditioning import Told
 from worldline.nn.states import StateOptions
 from worldline.nn.weights import changing_state
 from worldline.process.flow import TIMESTEPS, FlowSampling
@@ -92,7 +93,7 @@ def test_modulation_reaches_every_block_as_an_addition_to_its_own_table() -> Non
     world, sigma = build(), torch.tensor([0.5, 0.5])
     constant = torch.randn(6, BACKBONE.width) * 0.1
     with torch.no_grad():
-        ours = world.velocity_of(latents(), sigma, constant.expand(2, 6, 6, -1))
+        ours = world.velocity_of(latents(), sigma, Told(modulation=constant.expand(2, 6, 6, -1)))
         for block in world.backbone.blocks:
             block.scale_shift_table += constant
         moved = untouched(world, latents(), sigma)

@@ -151,6 +151,15 @@ def compression_tiny_direct() -> TrainConfig:
     return replace(tiny, model=replace(tiny.model, direct=True))
 
 
+def compression_map_tiny() -> TrainConfig:
+    """compression_tiny that is also shown where the robot will be, as a map over the grid (docs/states.md).
+
+    The map is of the twin's arms in the view of `twin-mini`. With `--model.conditioning` states enter in any other way.
+    """
+    tiny = compression_tiny()
+    return replace(tiny, model=replace(tiny.model, conditioning="adaln+map", skeleton=twin_skeleton("room")))
+
+
 def driven_tiny() -> TrainConfig:
     """A causal world to drive in, 2.6 M parameters: 128x128, one frame a step, 15 a second. Runs on two CPU cores.
 
@@ -269,6 +278,15 @@ def sampling_tiny() -> TrainConfig:
     )
 
 
+def sampling_map_tiny() -> TrainConfig:
+    """sampling_tiny that is also shown where the robot is in each latent frame, as a map (docs/states.md).
+
+    The map is of the twin's arms in the view of `twin-mini`. With `--model.conditioning` states enter in any other way.
+    """
+    tiny = sampling_tiny()
+    return replace(tiny, model=replace(tiny.model, conditioning="adaln+map", skeleton=twin_skeleton("room")))
+
+
 # --- to judge forecasts ---
 
 
@@ -300,6 +318,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         compression_tiny,
         compression_tiny_unconditional,
         compression_tiny_direct,
+        compression_map_tiny,
         driven_tiny,
         driven_any,
         driven_unconditional,
@@ -307,6 +326,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         compression_revontuli_direct,
         vae_tiny,
         sampling_tiny,
+        sampling_map_tiny,
         sampling_revontuli,
         sampling_revontuli_cfg,
         inverse_dynamics_tiny,

@@ -27,7 +27,7 @@ from worldline.rundir import RunDir
 from worldline.schema import Batch, TokenGrid, UsageError, stack
 from worldline.tokenizers.fsq_video import HUB_ID, CosmosConfig, FSQVideoConfig, FSQVideoTokenizer
 from worldline.worlds.causal import CausalConfig, CausalWorld
-from worldline.worlds.st_transformer import STTransformerConfig
+from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
 
 class FSQKind(TokenizerKind):
@@ -196,9 +196,13 @@ class STKind(TokenWorldKind):
         f"model.{name}"
         for name in (
             *("direct", "mlp_ratio", "init_std", "state_hidden", "state_pooling", "loss_chunk"),
-            *("scheduled_sampling", "scheduled_sampling_rise"),
+            *("scheduled_sampling", "scheduled_sampling_rise", "skeleton"),
         )
     )
+
+    def build(self, model: STTransformerConfig, contract: Contract | None) -> STTransformer:
+        assert contract is not None, "a world is built for data"
+        return model.build(contract.tokens, len(contract.state_names), contract.state_names)
 
     def idle(self, config: TrainConfig, model: STTransformerConfig) -> dict[str, str]:
         found = super().idle(config, model)
@@ -210,8 +214,11 @@ class STKind(TokenWorldKind):
         elif model.scheduled_sampling == 0:
             found["model.scheduled_sampling_rise"] = "no token is the model's own (scheduled_sampling is 0)"
         if model.unconditional:
-            states = ("state_hidden", "state_pooling", "conditioning", "normalise_states")
+            states = ("state_hidden", "state_pooling", "conditioning", "normalise_states", "skeleton")
             found |= {f"model.{name}": "the world is unconditional" for name in states}
+        elif model.conditioning == "map":
+            states = ("state_hidden", "state_pooling", "normalise_states")
+            found |= {f"model.{name}": "no states enter as numbers (--model.conditioning)" for name in states}
         return found
 
     def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
@@ -236,7 +243,7 @@ class STKind(TokenWorldKind):
         model.calibrate(made.ready(stack([made.val[i] for i in part]).to(device)) for part in parts)
 
     def normalises(self, model: STTransformerConfig) -> bool:
-        return model.normalise_states and not model.unconditional
+        return model.normalise_states and not model.unconditional and model.conditioning != "map"
 
     def fitted(self, model: STTransformerConfig, tokenizer: Any) -> STTransformerConfig:
         fsq = isinstance(tokenizer, FSQVideoTokenizer)

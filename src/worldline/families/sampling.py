@@ -77,7 +77,7 @@ class LatentWorldKind(WorldKind):
     python_only = (
         *("data.pattern", "model.context_latents", "model.horizon_latents", "model.text_rows", "model.text_length"),
         *("model.flow.num_train_steps", "model.flow.shift"),
-        *("model.states.mode", "model.states.hidden", "model.states.norm_groups"),
+        *("model.states.mode", "model.states.hidden", "model.states.norm_groups", "model.skeleton"),
     )
     reads = ("tokenizer", "weights", "text")
     options = ("steps", "guidance", "sampler", "mean_draws", "average_repeats")
@@ -86,13 +86,16 @@ class LatentWorldKind(WorldKind):
     def idle(self, config: TrainConfig, model: WanConfig) -> dict[str, str]:
         found = {}
         if model.unconditional:
-            found |= {f"model.{name}": "the world is unconditional" for name in ("states.", "drop_states")}
+            states = ("states.", "drop_states", "conditioning", "skeleton")
+            found |= {f"model.{name}": "the world is unconditional" for name in states}
+        elif model.conditioning == "map":
+            found["model.states.normalise"] = "no states enter as numbers (--model.conditioning)"
         if model.lora is None:
             found["model.block_bias"] = "without adapters the whole backbone is trained, its tables too"
         return found
 
     def normalises(self, model: WanConfig) -> bool:
-        return model.states.normalise and not model.unconditional
+        return model.states.normalise and not model.unconditional and model.conditioning != "map"
 
     def backbone_fingerprint(self, path: Path) -> str:
         return fingerprint_backbone(path)
@@ -102,7 +105,8 @@ class LatentWorldKind(WorldKind):
         assert contract is not None, "a world is built for data"
         if backbone is None and model.lora is not None:
             backbone = model.backbone.build(torch.bfloat16)
-        return model.build(contract.state_kinds, contract.pattern, backbone=backbone)
+        how = {"names": contract.state_names, "grid": contract.latents}
+        return model.build(contract.state_kinds, contract.pattern, backbone=backbone, **how)
 
     def rebuild(self, card: ModelCard, folder: Path, *, weights: Path | None, allowed: Collection[Part]) -> WanWorld:
         model: Any = card.config

@@ -53,6 +53,38 @@ class Attention(nn.Module):
         return self.out(rearrange(attended, "n h t k -> n t (h k)"))
 
 
+class CrossAttention(nn.Module):
+    """Multi-head attention of some tokens to others, with normalised queries and keys.
+
+    The last projection must start at zero where a network is to begin as if there were nothing to read.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.pair = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.q_norm, self.k_norm = nn.LayerNorm(width // heads), nn.LayerNorm(width // heads)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "n s d"], others: Float[Tensor, "n m d"]) -> Float[Tensor, "n s d"]:
+        q = rearrange(self.query(x), "n s (h k) -> n h s k", h=self.heads)
+        k, v = rearrange(self.pair(others), "n m (two h k) -> two n h m k", two=2, h=self.heads)
+        attended = F.scaled_dot_product_attention(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v)
+        return self.out(rearrange(attended, "n h s k -> n s (h k)"))
+
+
+class Reader(nn.Module):
+    """A residual branch before a block: the tokens of a grid read what belongs to their grid."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(width), CrossAttention(width, heads)
+
+    def forward(self, x: Float[Tensor, "b t s d"], others: Float[Tensor, "b t m d"]) -> Float[Tensor, "b t s d"]:
+        read = self.attention(self.norm(x).flatten(0, 1), others.flatten(0, 1))
+        return x + read.unflatten(0, x.shape[:2])
+
+
 class STBlock(nn.Module):
     """Pre-norm spatial attention, temporal attention, MLP; each on a residual branch with dropout.
 

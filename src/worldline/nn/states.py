@@ -43,11 +43,16 @@ class Standardising(nn.Module):
 
     def first(self, states: Float[Tensor, "b t s"], rows: int) -> Float[Tensor, "b rows s"]:
         """The states of the first `rows` video frames. Raises `UsageError` for fewer, or of another dimension."""
-        given, expected = tuple(states.shape[1:]), (rows, len(self.mean))
-        if given[0] < rows or given[1] != expected[1]:
-            said = "this world reads {} states of {} dimensions, but {} of {} were given"
-            raise UsageError(said.format(*expected, *given))
-        return states[:, :rows]
+        return first_rows(states, rows, len(self.mean))
+
+
+def first_rows(states: Float[Tensor, "b t s"], rows: int, dim: int) -> Float[Tensor, "b rows s"]:
+    """The first `rows` states. Raises `UsageError` for fewer, or of another dimension than `dim`."""
+    given, expected = tuple(states.shape[1:]), (rows, dim)
+    if given[0] < rows or given[1] != expected[1]:
+        said = "this world reads {} states of {} dimensions, but {} of {} were given"
+        raise UsageError(said.format(*expected, *given))
+    return states[:, :rows]
 
 
 class StateEncoder(Standardising):
@@ -82,12 +87,17 @@ def align(states: Float[Tensor, "b t s"], grid: TokenGrid, pooling: Pooling) -> 
     `1 + k * stride` frames, latent 0 owns frame 0 and latent j owns frames `(j-1) * stride + 1 .. j * stride`, exactly
     those whose pixels it encodes.
     """
-    blocks = rearrange(states, "b (n f) s -> b n f s", f=grid.block)
-    first = blocks[:, :, :1].expand(-1, -1, grid.temporal_stride - 1, -1)
-    owned = rearrange(torch.cat([first, blocks], dim=2), "b n (l r) s -> b (n l) r s", r=grid.temporal_stride)
+    each = owned(states, grid.block, grid.temporal_stride)
     if pooling == "all":
-        return owned.flatten(2)
-    return owned.mean(dim=2) if pooling == "mean" else owned[:, :, -1]
+        return each.flatten(2)
+    return each.mean(dim=2) if pooling == "mean" else each[:, :, -1]
+
+
+def owned(states: Float[Tensor, "b t s"], block: int, stride: int) -> Float[Tensor, "b l r s"]:
+    """The states of the frames of each latent frame, by `align`'s rule."""
+    blocks = rearrange(states, "b (n f) s -> b n f s", f=block)
+    first = blocks[:, :, :1].expand(-1, -1, stride - 1, -1)
+    return rearrange(torch.cat([first, blocks], dim=2), "b n (l r) s -> b (n l) r s", r=stride)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +132,22 @@ class StateModulation(Standardising):
     Angles and velocities also enter as sine and cosine. `downsample` takes the rows of the pattern's frames. The last
     projection starts at zero (as the report says, unlike public code), so that a backbone with this attached begins as
     the backbone alone. All else is as in the winning team's public code (report, section 2).
+
+    For other ways to enter than the report's, each latent frame gets `rows` vectors in place of the six.
     """
 
     def __init__(
-        self, options: StateOptions, width: int, *, kinds: StateKinds = ONEX_KINDS, pattern: FramePattern = REPORT_77
+        self,
+        options: StateOptions,
+        width: int,
+        *,
+        kinds: StateKinds = ONEX_KINDS,
+        pattern: FramePattern = REPORT_77,
+        rows: int = 6,
+        zero: bool = True,
     ) -> None:
         super().__init__(len(kinds))
-        self.options, self.pattern, hidden = options, pattern, options.hidden
+        self.options, self.pattern, self.rows, hidden = options, pattern, rows, options.hidden
         self.waves = [i for i, kind in enumerate(kinds) if kind in ("angle", "velocity")]
         self.plain = [i for i in range(len(kinds)) if i not in self.waves]
         num_features = 3 * len(self.waves) + len(self.plain)  # 71 for the 1X robot
@@ -138,15 +157,15 @@ class StateModulation(Standardising):
             layers = nn.Conv1d(hidden, hidden, *sizes), nn.SiLU(), nn.GroupNorm(options.norm_groups, hidden)
             self.compression.extend(layers)
         self.embedding = nn.Sequential(nn.Linear(hidden, width), nn.SiLU(), nn.Linear(width, width))
-        self.projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.projection = nn.Sequential(nn.SiLU(), nn.Linear(width, rows * width))
         self.null = nn.Parameter(torch.randn(hidden) * 0.02) if options.null else None
-        for parameter in self.projection.parameters():
+        for parameter in self.projection.parameters() if zero else ():
             nn.init.zeros_(parameter)
 
     def forward(
         self, states: Float[Tensor, "b t s"], dropped: Bool[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b l six d"]:
-        """Shift, scale and gate of attention, then of the MLP, for each latent frame.
+    ) -> Float[Tensor, "b l rows d"]:
+        """Shift, scale and gate of attention, then of the MLP, for each latent frame; or other rows.
 
         `dropped` clips get the null code. Raises `UsageError` where there is none, and for states of another shape.
         """
@@ -160,7 +179,7 @@ class StateModulation(Standardising):
                 how = "train with --model.states.null True --model.drop-states 0.1"
                 raise UsageError(f"this world has no null state, which guidance other than 1 needs; {how}")
             codes = torch.where(dropped[:, None, None], self.null, codes)
-        return rearrange(self.projection(self.embedding(codes)), "b l (six d) -> b l six d", six=6)
+        return rearrange(self.projection(self.embedding(codes)), "b l (rows d) -> b l rows d", rows=self.rows)
 
     def _features(self, states: Tensor) -> Tensor:
         x = states[..., self.waves]

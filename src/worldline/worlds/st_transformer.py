@@ -21,9 +21,22 @@ from torch import Tensor, nn
 
 from worldline.checks import MOST, Limit, Positive, Share, refuse
 from worldline.contract import ModelConfig
-from worldline.nn.attention import STBlock, TemporalCache
+from worldline.nn.attention import Reader, STBlock, TemporalCache
+from worldline.nn.conditioning import (
+    Added,
+    Attended,
+    Conditioning,
+    Drawn,
+    Modulating,
+    Told,
+    draws_map,
+    following,
+    refuse_without_skeleton,
+    vector_of,
+)
 from worldline.nn.fsq import FSQ
-from worldline.nn.states import Pooling, StateEncoder
+from worldline.nn.kinematics import Skeleton
+from worldline.nn.states import Pooling, StateEncoder, first_rows, owned
 from worldline.process.categorical import GridStep, Sampling, cross_entropy, draw, scheduled, sharpened_costs
 from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.worlds.grids import refuse_other_grids, refuse_other_levels
@@ -33,6 +46,8 @@ CODE_BANDWIDTH = 2.0
 """How fast the similarity of token embeddings falls with the distance of their codes, which lie in [-1, 1]."""
 SHARPNESS = torch.logspace(-2, 1, 25, base=2)
 """Factors of logits among which `calibrate` chooses; the cost is flat around the best, so steps of 9 % are enough."""
+WAYS = {"add": Added, "adaln": Modulating, "cross_attention": Attended}
+"""How states enter as vectors (`Conditioning`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +69,11 @@ class STTransformerConfig(ModelConfig):
     similar. Empty: independent (report)."""
     state_hidden: int = 256
     state_pooling: Pooling = "all"
-    conditioning: Literal["add", "adaln"] = "add"
-    """How states enter: added to the token embeddings (report), or as adaLN-Zero in every block (sampling track)."""
+    conditioning: Conditioning = "add"
+    """How states enter (docs/states.md): added to the token embeddings (report), as adaLN-Zero in every block (sampling
+    track), by cross-attention, as a map of where the robot will be, or as one of these and the map."""
+    skeleton: Skeleton | None = None
+    """The robot's, as its own camera sees it, for the map."""
     normalise_states: bool = False
     """Standardise states with the training data's statistics, which the checkpoint then contains."""
     direct: bool = False
@@ -77,10 +95,16 @@ class STTransformerConfig(ModelConfig):
         super().__post_init__()
         if self.width % self.heads:
             refuse(self, "heads", f"a divisor of the width {self.width}")
+        refuse_without_skeleton(self.conditioning, self.skeleton)
 
-    def build(self, grid: TokenGrid = ONEX_GRID, state_dim: int = 25) -> "STTransformer":
-        """A world over tokens that lie so, told states of so many dimensions; the challenge's if not given."""
-        return STTransformer(self, grid, state_dim)
+    def build(
+        self, grid: TokenGrid = ONEX_GRID, state_dim: int = 25, state_names: tuple[str, ...] = ()
+    ) -> "STTransformer":
+        """A world over tokens that lie so, told states of so many dimensions; the challenge's if not given.
+
+        The names are for the map alone. Raises `UsageError` where they are not those of its robot.
+        """
+        return STTransformer(self, grid, state_dim, state_names)
 
 
 class STTransformer(nn.Module):
@@ -93,7 +117,9 @@ class STTransformer(nn.Module):
     sharpness: Tensor
     """Of a calibrated world, factors of the logits along its own forecasts, one for each future grid."""
 
-    def __init__(self, config: STTransformerConfig, grid: TokenGrid, state_dim: int) -> None:
+    def __init__(
+        self, config: STTransformerConfig, grid: TokenGrid, state_dim: int, state_names: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         if config.code_levels:
             refuse_other_levels(config.code_levels, grid)
@@ -103,13 +129,19 @@ class STTransformer(nn.Module):
         self.embedding = nn.Embedding(grid.vocab_size, config.width)  # also the output layer: tied
         self.spatial_position = nn.Parameter(torch.empty(grid.height * grid.width, config.width))
         self.temporal_position = nn.Parameter(torch.empty(self.length, config.width))
-        self.states = None
-        if not config.unconditional:
+        vector = None if config.unconditional else vector_of(config.conditioning)
+        self.states: Added | Modulating | Attended | None = None
+        self.places: Drawn | None = None
+        if vector is not None:
             sizes = {"num_latents": self.length + 1, "state_dim": state_dim, "hidden": config.state_hidden}
-            self.states = StateEncoder(grid, **sizes, width=config.width, pooling=config.state_pooling)
+            self.states = WAYS[vector](grid, **sizes, width=config.width, pooling=config.state_pooling)
+        if config.skeleton and draws_map(config.conditioning) and not config.unconditional:
+            shape = grid.height, grid.width
+            self.places = Drawn(config.skeleton, state_names, shape, grid.temporal_stride, config.width)
         self.dropout = nn.Dropout(config.dropout)
-        modulated = config.conditioning == "adaln" and not config.unconditional
-        options: Any = {"mlp_ratio": config.mlp_ratio, "dropout": config.dropout, "modulated": modulated}
+        readers = config.layers if vector == "cross_attention" else 0
+        self.readers = nn.ModuleList(Reader(config.width, config.heads) for _ in range(readers))
+        options: Any = {"mlp_ratio": config.mlp_ratio, "dropout": config.dropout, "modulated": vector == "adaln"}
         options["causal"] = not config.direct
         self.blocks = nn.ModuleList(STBlock(config.width, config.heads, **options) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
@@ -121,8 +153,8 @@ class STTransformer(nn.Module):
         """Set every parameter that is not a LayerNorm's (report, section 3.2, for `init_std` = 0.02).
 
         N(0, std): weights of linear and convolution layers, token embedding (the output layer too), positions; 0:
-        biases, and the projections to adaLN's shifts, scales and gates. With `code_levels` half of an embedding is
-        drawn so, and features of the token's code are added.
+        biases, the projections to adaLN's shifts, scales and gates, the last ones of cross-attention. With `code_levels`
+        half of an embedding is drawn so, and features of the token's code are added.
         """
         std = self.config.init_std
         for module in self.modules():
@@ -130,8 +162,10 @@ class STTransformer(nn.Module):
                 nn.init.normal_(module.weight, std=std)
             if isinstance(module, nn.Linear | nn.Conv1d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-            if isinstance(module, StateEncoder):
+            if isinstance(module, StateEncoder | Attended):
                 nn.init.normal_(module.position, std=std)
+        for reader in self.readers:
+            nn.init.zeros_(reader.get_submodule("attention.out").get_parameter("weight"))
         for block in self.blocks:
             if isinstance(block, STBlock) and block.modulation is not None:
                 nn.init.zeros_(block.modulation.weight)
@@ -155,7 +189,7 @@ class STTransformer(nn.Module):
     def hidden(
         self,
         tokens: Int64[Tensor, "b t h w"],
-        state_codes: Float[Tensor, "b l d"] | None,
+        state_codes: Told | None,
         caches: list[TemporalCache] | None = None,
     ) -> Float[Tensor, "b t s d"]:
         """Features of the NEXT grid's logits, for each input grid; with caches, `tokens` follow the grids in these."""
@@ -164,16 +198,18 @@ class STTransformer(nn.Module):
         now = slice(start, start + tokens.shape[1])
         x = self.embedding(rearrange(tokens, "b t h w -> b t (h w)"))
         x = x + self.spatial_position + self.temporal_position[now, None]
-        condition = None if state_codes is None else state_codes[:, now]
-        if condition is not None and self.config.conditioning == "add":
-            x = x + condition[:, :, None]
+        told = Told() if state_codes is None else state_codes[now]
+        if told.added is not None:
+            x = x + told.added
         x = self.dropout(x)
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
-            x = block(x, cache, condition)
+        for number, (block, cache) in enumerate(zip(self.blocks, caches or [None] * len(self.blocks), strict=True)):
+            if told.tokens is not None:
+                x = self.readers[number](x, told.tokens)
+            x = block(x, cache, told.modulation)
         return self.norm(x)
 
     def direct_hidden(
-        self, context: Int64[Tensor, "b c h w"], state_codes: Float[Tensor, "b l d"] | None
+        self, context: Int64[Tensor, "b c h w"], state_codes: Told | None
     ) -> Float[Tensor, "b f s d"]:
         """Features of all future grids' logits in one pass.
 
@@ -184,9 +220,14 @@ class STTransformer(nn.Module):
         asked = context[:, -1:].expand(-1, self.horizon_grids - 1, -1, -1)
         return self.hidden(torch.cat([context, asked], dim=1), state_codes)[:, self.context_grids - 1 :]
 
-    def state_codes(self, states: Float[Tensor, "b t s"]) -> Float[Tensor, "b l d"] | None:
-        """One vector per latent frame, for addition or modulation; None for an unconditional world."""
-        return None if self.states is None else self.states(states)
+    def state_codes(self, states: Float[Tensor, "b t s"]) -> Told | None:
+        """What each grid is told of its states and the next one's, which it predicts; None if unconditional."""
+        told = None if self.states is None else self.states.told(states)
+        if self.places is None:
+            return told
+        states = first_rows(states, self.grid.frames_of(self.length + 1), self.state_dim)
+        then = following(owned(states, self.grid.block, self.grid.temporal_stride))
+        return (told or Told()).beside(self.places(then))
 
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         return F.linear(hidden, self.embedding.weight)
@@ -214,7 +255,7 @@ class STTransformer(nn.Module):
         return cross_entropy(hidden, weights, true, chunk=chunk), figures
 
     def _self_corrupted(
-        self, inputs: Tensor, codes: Tensor | None, share: float, generator: torch.Generator
+        self, inputs: Tensor, codes: Told | None, share: float, generator: torch.Generator
     ) -> Int64[Tensor, "b t h w"]:
         """Inputs with so large a share of the future's tokens replaced by the world's own."""
         past, future = inputs[:, : self.context_grids], inputs[:, self.context_grids :]
