@@ -86,7 +86,8 @@ class Attended(Standardising):
         self, grid: TokenGrid, num_latents: int, state_dim: int, hidden: int, width: int, pooling: Pooling
     ) -> None:
         super().__init__(state_dim)
-        self.grid, self.num_frames, self.pooling = grid, grid.frames_of(num_latents), pooling
+        self.grid, self.num_frames = grid, grid.frames_of(num_latents)
+        self.pooling: Pooling = pooling
         rows = grid.temporal_stride if pooling == "all" else 1
         self.mlp = nn.Sequential(nn.Linear(state_dim, hidden), nn.SiLU(), nn.Linear(hidden, width))
         self.position = nn.Parameter(torch.zeros(2 * rows, width))
@@ -136,4 +137,3 @@ class Drawn(nn.Module):
             spots = spots * ~dropped.repeat_interleave(len(spots) // len(dropped))[:, None, None, None]
         sides = {"b": len(states), "r": self.frames, "p": self.patch[0], "q": self.patch[1]}
         return self.read(rearrange(spots, "(b l r) (i p) (j q) c -> b l (i j) (p q r c)", **sides))
-

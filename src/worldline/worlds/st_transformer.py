@@ -153,8 +153,8 @@ class STTransformer(nn.Module):
         """Set every parameter that is not a LayerNorm's (report, section 3.2, for `init_std` = 0.02).
 
         N(0, std): weights of linear and convolution layers, token embedding (the output layer too), positions; 0:
-        biases, the projections to adaLN's shifts, scales and gates, the last ones of cross-attention. With `code_levels`
-        half of an embedding is drawn so, and features of the token's code are added.
+        biases, the projections to adaLN's shifts, scales and gates, the last ones of cross-attention. With
+        `code_levels` half of an embedding is drawn so, and features of the token's code are added.
         """
         std = self.config.init_std
         for module in self.modules():
