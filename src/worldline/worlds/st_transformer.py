@@ -208,9 +208,7 @@ class STTransformer(nn.Module):
             x = block(x, cache, told.modulation)
         return self.norm(x)
 
-    def direct_hidden(
-        self, context: Int64[Tensor, "b c h w"], state_codes: Told | None
-    ) -> Float[Tensor, "b f s d"]:
+    def direct_hidden(self, context: Int64[Tensor, "b c h w"], state_codes: Told | None) -> Float[Tensor, "b f s d"]:
         """Features of all future grids' logits in one pass.
 
         Where the first way reads grids of the future, the last one of the context stands, the best guess before any
