@@ -100,6 +100,20 @@ def test_with_and_without_a_cache_the_forecast_is_one(way: Conditioning) -> None
     assert_values_agree(*found)
 
 
+@every
+def test_a_direct_world_is_told_every_grid_in_the_same_way(way: Conditioning) -> None:
+    torch.manual_seed(0)
+    world = replace(SMALL_WORLD, conditioning=way, skeleton=SKELETON, direct=True).build(TOKEN_GRID, 2, NAMES).eval()
+    randomise(world)
+    batch = token_batch()
+    assert batch.tokens is not None
+    one, other = (
+        torch.stack([step.logits for step in world.forecast(batch.tokens[:, :3], states, sampling=Sampling())])
+        for states in (batch.states, batch.states + 1)
+    )
+    assert (one != other).flatten(2).any(dim=2).all()
+
+
 @pytest.mark.parametrize("way", ["adaln", "cross_attention"])
 def test_what_enters_the_blocks_is_nothing_at_first_and_is_learnt(way: Conditioning) -> None:
     world, batch = over_tokens(way, begun=True), token_batch()
