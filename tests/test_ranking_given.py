@@ -114,6 +114,10 @@ def test_counts_are_read_by_the_names_of_their_columns(tmp_path: Path) -> None:
         ("policy,task,successes,trials\na,wipe,0,0\n", "0 of 0 in line 2"),
         ("policy,task,successes,trials\na,,1,2\n", "in line 2"),
         ("policy,task,successes,trials\na,wipe,1,2\na,wipe,1,2\n", "'a' in 'wipe' again in line 3"),
+        ("policy,task,successes,trials\n\n\na,wipe,3,2\n", "3 of 2 in line 4"),
+        ("policy,task,successes,trials\na,wipe,1,2,3\n", "expected 4 columns, found 5 in line 2"),
+        ("policy,task,successes,trials\na,wipe,1," + 20 * "9" + "\n", "1 of 9+ in line 2"),
+        ("policy,task,successes,successes,trials\na,wipe,1,2,3\n", "column successes more than once"),
     ],
 )
 def test_what_is_wrong_with_counts_is_said_with_its_line(tmp_path: Path, text: str, said: str) -> None:

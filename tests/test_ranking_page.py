@@ -60,7 +60,7 @@ def test_actions_out_of_range_are_told_by_policy_and_place() -> None:
     assert len(table.lines) == 2
     none = conclude(outcome_of(outside={"world": np.zeros(5, int)}, actions=1350))
     said = ranking_text(replace(ranking, tasks=(none,)))
-    assert "no policy commanded a state outside of the range" in said
+    assert "no policy that was ranked commanded a state outside of the range" in said
     assert "of 1350" not in said
 
 
@@ -77,6 +77,13 @@ def test_a_ranking_alone_is_a_report(tmp_path: Path) -> None:
     assert section.count("<canvas") == 2 * 5, "the twin above and the world below of five policies"
     assert "<script" not in section
     assert not re.search(r'(?:src|href)="(?!data:|#)', section)
+
+
+def test_the_folder_of_a_ranking_itself_can_be_reported(tmp_path: Path) -> None:
+    """As after `worldline rank --out FOLDER`: the page stands beside the files."""
+    folder = _run(tmp_path / "world") / "ranking"
+    assert '<section id="ranking">' in write_report([folder]).read_text(encoding="utf-8")
+    assert (folder / "report.html").exists()
 
 
 def test_a_run_without_a_ranking_has_no_such_part(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from worldline.forecasting.forecaster import CopyLast
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.limits import OutOfRange, StateLimits
 from worldline.process.flow import FlowSampling
+from worldline.ranking import actors
 from worldline.ranking.actors import Held, PolicyError
 from worldline.ranking.protocol import Manner, Played, between, play
 from worldline.schema import UsageError
@@ -172,6 +173,10 @@ def test_a_policy_that_never_answers_is_left_in_time() -> None:
     with pytest.raises(PolicyError, match=r"no answer within 0.2 s; .*--act-seconds"):
         play(still(), contender(Slow), small_starts(2), Bright(), Manner(steps=1, limit=0.2))
     assert time.monotonic() - began < 5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(actors, "MAKE_SECONDS", 0.2)
+        with pytest.raises(PolicyError, match=r"start squares 0, step 0: no answer within 0.2 s"):
+            play(still(), contender(lambda: Slow().act({})), small_starts(2), Bright(), Manner(steps=1, limit=0.1))
     assert play(still(), contender(Constant), small_starts(2), Bright(), Manner(steps=1)).motion.shape == (2,)
 
 

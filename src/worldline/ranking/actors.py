@@ -21,6 +21,8 @@ from worldline.schema import UsageError
 
 ACT_SECONDS = 10.0
 """Longest time of one call of a policy; the first may load what it needs."""
+MAKE_SECONDS = 600.0
+"""Longest time in which a policy is made, if more is not allowed for each call: it may load large weights."""
 _OTHERWISE = "it must stay within, or choose --out-of-range clip or allow"
 
 
@@ -137,20 +139,21 @@ class Actors:
         return np.stack(found)
 
     def _made(self, row: int) -> Any:
-        policy = self._call(self.contender.make, row=row, step=0, unlimited=True)
+        policy = self._call(self.contender.make, row=row, step=0, limit=max(self.limit, MAKE_SECONDS))
         if not callable(getattr(policy, "act", None)) and not callable(getattr(policy, "act_batch", None)):
             raise self._wrong(row, 0, f"it is a {type(policy).__name__} without a method `act(observation)`")
         return policy
 
     def _call(
-        self, function: Callable[..., Any], *given: Any, row: int | None, step: int, unlimited: bool = False
+        self, function: Callable[..., Any], *given: Any, row: int | None, step: int, limit: float | None = None
     ) -> Any:
+        limit = self.limit if limit is None else limit
         try:
-            return self._thread.call(function, given, limit=None if unlimited else self.limit)
+            return self._thread.call(function, given, limit=limit)
         except PolicyError:
             raise
         except _TooSlow as error:
-            what = f"no answer within {self.limit:g} s; make it faster, or allow more (--act-seconds)"
+            what = f"no answer within {limit:g} s; make it faster, or allow more (--act-seconds)"
             raise self._wrong(row, step, what) from error
         except Exception as error:  # whatever a policy raises
             raise self._wrong(row, step, f"it raised {type(error).__name__}: {error}") from error
@@ -204,7 +207,7 @@ class _Thread:
         self._own = threading.Thread(target=self._serve, name="policy", daemon=True)
         self._own.start()
 
-    def call(self, function: Callable[..., Any], given: Sequence[Any], *, limit: float | None) -> Any:
+    def call(self, function: Callable[..., Any], given: Sequence[Any], *, limit: float) -> Any:
         self._todo.put((function, given))
         try:
             worked, value = self._done.get(timeout=limit)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from worldline.checks import MOST
 from worldline.files import hash_of, hash_of_file, reading
 from worldline.ranking.actors import Contender
 from worldline.ranking.conclude import Counted
@@ -126,12 +127,17 @@ def read_counts(path: Path) -> dict[str, dict[str, Counted]]:
         table = csv.DictReader(file)
         names = [name.strip() for name in table.fieldnames or ()]
         table.fieldnames = names
-        lines = list(table)
+        lines = [(table.line_num, line) for line in table]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        said = f"column {', '.join(twice)} more than once"
+        raise DataError(path, expected="each column once", found=said, fix=COUNTS_FIX)
     if missing := [name for name in COLUMNS if name not in names]:
         said = f"no column {', '.join(missing)} (it has {', '.join(names) or 'none'})"
         raise DataError(path, expected=f"the columns {', '.join(COLUMNS)}", found=said, fix=COUNTS_FIX)
     found: dict[str, dict[str, Counted]] = {}
-    for number, line in enumerate(lines, start=2):
+    for number, line in lines:
+        if None in line:
+            raise _wrong_line(path, number, f"{len(names)} columns", f"{len(names) + len(line[None])}")
         policy, task, counted = _counted(path, number, line)
         if policy in found.setdefault(task, {}):
             raise _wrong_line(path, number, "each policy once for a task", f"{policy!r} in {task!r} again")
@@ -149,7 +155,7 @@ def _counted(path: Path, number: int, line: Mapping[str, str | None]) -> tuple[s
         one = Counted(successes=int(successes), trials=int(trials))
     except ValueError:
         raise _wrong_line(path, number, "whole numbers", f"{successes!r} of {trials!r}") from None
-    if not (one.trials >= 1 and 0 <= one.successes <= one.trials):
+    if not (1 <= one.trials <= MOST and 0 <= one.successes <= one.trials):
         raise _wrong_line(path, number, "0 to as many successes as trials, at least 1", f"{successes} of {trials}")
     return policy, task, one
 

@@ -71,16 +71,20 @@ class Shown(NamedTuple):
 
 
 def gather(folder: Path) -> Run:
-    """Read a run folder. Raises `UsageError` where there is none of a run, `DataError` for a file that is damaged."""
+    """Read a run folder, or a folder that holds a ranking alone (`worldline rank --out`).
+
+    Raises `UsageError` where there is nothing of a run, `DataError` for a file that is damaged.
+    """
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder; give run folders, as `worldline train` makes them")
+    ranked = "" if (folder / FILE).exists() else f"{RANKING}/"
     readers: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "config": ("config.json", read_json),
         "environment": ("environment.json", read_json),
         "training": ("metrics.jsonl", lambda _: RunDir(folder).logged()),
         **_evidence("evaluation"),
-        "ranking": (f"{RANKING}/{FILE}", Ranking.load),
-        "films": (f"{RANKING}/{FILMS}", read_films),
+        "ranking": (ranked + FILE, Ranking.load),
+        "films": (ranked + FILMS, read_films),
     }
     found, absent = _read(folder, readers)
     if len(absent) == len(readers) and not any(folder.glob("evaluation_*/metrics.json")):

@@ -247,7 +247,7 @@ def _outside(task: TaskRanking, ranking: Ranking) -> Words:
         counts = [of_place[number] for of_place in task.outside.values()]
         if any(counts):
             lines.append((f"{number + 1} {policy}", *(f"{count} of {task.actions}" for count in counts)))
-    heads = tuple(ranking.labels.get(place, place) for place in task.outside)
+    heads = tuple("twin" if place == TWIN else ranking.labels.get(place, place) for place in task.outside)
     note = (
         "Actions of which a number lies outside of the range of the world's training states, which it has never seen. "
         f"{HELD.get(ranking.settings.get('out_of_range', 'allow'), '')} Policies that are not named had none."
@@ -359,7 +359,7 @@ def _notes(ranking: Ranking) -> list[str]:
         said = ", ".join(f"{kind} {value:.3g} {units.get(kind, '')}".strip() for kind, value in gap.items())
         notes.append(f"commanded and reached state in the twin differ on average, {label}: {said}")
     if any(task.outside for task in ranking.tasks) and not any(map(_strays, ranking.tasks)):
-        notes.append("no policy commanded a state outside of the range of the world's training states")
+        notes.append("no policy that was ranked commanded a state outside of the range of the world's training states")
     starred = any(not a.test.exact for task in ranking.tasks for one in task.against for a in one.agreements)
     if starred:
         notes.append("* of drawn orders of the policies, not of all of them.")
