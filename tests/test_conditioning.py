@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -222,7 +222,11 @@ def test_cross_attention_reads_the_states_of_its_own_latent_frame() -> None:
     other.tokens[:, 5] += 1.0
     reads: list[Tensor] = []
     reader = next(m for m in world.readers if isinstance(m, CrossAttention))
-    reader.register_forward_hook(lambda _module, _inputs, output: reads.append(output))
+
+    def watch(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        reads.append(output)
+
+    reader.register_forward_hook(watch)
     for one in (told, other):
         with torch.no_grad():
             world.velocity_of(latents(), torch.tensor([0.3, 0.8]), one)
@@ -240,8 +244,10 @@ def test_gradient_checkpointing_changes_no_gradient(way: Conditioning) -> None:
         world = over_latents(way, gradient_checkpointing=on).train()
         losses = [world.loss(batch, torch.Generator().manual_seed(i))[0] for i in range(2)]
         torch.stack(losses).sum().backward()
-        gradients: dict[str, Tensor] = {name: p.grad for name, p in world.named_parameters() if p.grad is not None}
-        found.append(gradients)
+        found.append({})
+        for name, parameter in world.named_parameters():
+            if parameter.grad is not None:
+                found[-1][name] = parameter.grad
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         assert_values_agree(found[1][name], gradient)
