@@ -451,3 +451,12 @@ def test_a_missing_backend_says_what_to_install() -> None:
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "UsageError" in result.stderr
     assert "apt-get install" in result.stderr
+
+
+@pytest.mark.slow
+def test_the_viewer_says_why_the_twin_cannot_draw() -> None:
+    code = "from worldline.twin.simulation import what_it_lacks; print(what_it_lacks())"
+    environment = {**os.environ, "MUJOCO_GL": "nonsense"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "(nonsense)" in result.stdout
+    assert "apt-get install" in result.stdout

@@ -62,15 +62,20 @@ def load_mujoco() -> ModuleType:
         raise UsageError(f"MuJoCo cannot load its OpenGL backend ({backend}): {INSTALL_GL}") from error
 
 
-@cache
 def can_draw() -> bool:
-    """Tell whether the twin can run and draw here. It tries once in a process."""
+    """Tell whether the twin can run and draw here."""
+    return not what_it_lacks()
+
+
+@cache
+def what_it_lacks() -> str:
+    """Why the twin cannot run and draw here, and what to do; nothing where it can. It tries once in a process."""
     try:
         with Simulation(random_scene(np.random.default_rng(0)), size=2) as simulation:
             simulation.frame()
-    except UsageError:
-        return False
-    return True
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def _egl_has_device() -> bool:

@@ -21,7 +21,7 @@ from worldline.formats.lerobot.write import name_of
 from worldline.rundir import model_folder
 from worldline.schema import StateLayout, UsageError
 from worldline.twin.generate import physics_of
-from worldline.twin.simulation import can_draw
+from worldline.twin.simulation import what_it_lacks
 from worldline.viewer.joints import Ranges, joints_of, ranges_of
 from worldline.viewer.pictures import COLOURS
 from worldline.viewer.protocol import (
@@ -250,9 +250,7 @@ def twin_of(clips: Clips, numbers: tuple[int, ...]) -> TwinInfo:
         physics_of(clips.source, int(clips.windows[numbers[0], 0]))
     except UsageError as error:
         return TwinInfo(available=False, why=str(error))
-    if not can_draw():
-        return TwinInfo(available=False, why="MuJoCo or its OpenGL is missing here (pip install 'worldline[twin]')")
-    return TwinInfo(available=True)
+    return TwinInfo(available=not (why := what_it_lacks()), why=why)
 
 
 def overlays_of(forecaster: Forecaster, gauge: Gauge) -> tuple[OverlayInfo, ...]:
