@@ -23,7 +23,7 @@ from worldline.formats.open import reading_of
 from worldline.formats.source import Source
 from worldline.formats.states import StateStats, compute_stats
 from worldline.nn.states import Standardising
-from worldline.nn.weights import load_weights
+from worldline.nn.weights import changing_state, load_weights
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder
 from worldline.schema import Batch, DataError, LatentGrid, TokenGrid, UsageError
@@ -296,12 +296,17 @@ def begin(config: TrainConfig, model: nn.Module, train: Clips, states: Standardi
 
 
 def initialise(model: nn.Module, path: Path | None) -> None:
-    """Start from the weights of a run or model folder, if one is given. Raises `UsageError` where they do not fit."""
+    """Start from the weights of a run or model folder, if one is given. Raises `UsageError` where they do not fit.
+
+    Of the model's `new_parts`, which start such that they change nothing, all or nothing may be there.
+    """
     if path is None:
         return
-    folder = model_folder(path)
+    folder, parts = model_folder(path), getattr(model, "new_parts", ())
     unmeasured = {name: value for name, value in model.named_buffers() if name in getattr(model, "measured", ())}
     weights = unmeasured | load_tensors(folder / "model.safetensors")
+    if not any(name.startswith(parts) for name in weights):
+        weights |= {name: value for name, value in changing_state(model).items() if name.startswith(parts)}
     try:
         load_weights(model, weights, folder)
     except DataError as error:

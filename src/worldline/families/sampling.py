@@ -223,6 +223,11 @@ class LatentWorldKind(WorldKind):
 
     # --- for planning ---
 
+    def clips_followed(self, model: WanConfig, contract: Contract) -> tuple[int, ...]:
+        """Whole clips learn a shortcut, rounded up (`flow.draw_shortcuts`): one more of every so many."""
+        every = round(1 / model.flow.shortcut) if model.flow.shortcut > 0 else 1
+        return (1, every, 2 * every) if every > 1 else (1, 2)
+
     def encoder(self, config: TrainConfig, model: WanConfig) -> WanVAEConfig:
         """Of the VAE named by the run if it is there, else Wan2.2's, or the preset with as many channels."""
         place = config.tokenizer or config.weights

@@ -80,7 +80,7 @@ class LatentForecaster(Forecaster):
                 "with --model.flow.weighting uniform or --model.flow.pure-noise above 0",
                 stacklevel=2,
             )
-        one_step = replace(self.sampling, sampler="euler", steps=1)
+        one_step = replace(self.sampling, sampler="euler", steps=1, shortcuts=False)
         return replace(self, mean_draws=draws, num_samples=1, sampling=one_step)
 
     @property

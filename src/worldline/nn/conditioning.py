@@ -57,6 +57,10 @@ class Told:
         """Of some of the grids."""
         return Told(*(None if part is None else part[:, now] for part in (self.added, self.modulation, self.tokens)))
 
+    def first(self, clips: int) -> "Told":
+        """Of the first clips."""
+        return Told(*(None if part is None else part[:clips] for part in (self.added, self.modulation, self.tokens)))
+
     def beside(self, places: Float[Tensor, "b l s d"]) -> "Told":
         """The same and a map."""
         return Told(places if self.added is None else self.added + places, self.modulation, self.tokens)

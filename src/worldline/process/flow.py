@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from worldline.checks import Checked, Limit, Positive, Share
@@ -23,6 +24,11 @@ TIMESTEPS = 1000.0
 """The network is told `1000 sigma`, in float32: bfloat16 would round it by up to 2 near 1000."""
 UNIPC_START = 0.999
 """Noise level, before the shift, where Wan's UniPC begins: at exactly 1 its log-SNR would be infinite."""
+SHORTCUTS = (1, 2, 4, 8)
+"""Numbers of calls for which a network with shortcuts learns its step. Each is two steps of the next; those of the last
+are two of the plain flow."""
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A network's velocity of `x` at noise levels `sigma`, told step sizes `size`; one of each per example."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,10 @@ class FlowConfig(Checked):
     pure_noise: Share = 0.0
     """Share of the examples that stand at sigma = 1 with weight 1, whatever the schedule. There the best velocity is
     e - E[x0]: a plain regression, from which one call reads the conditional mean."""
+    shortcut: Annotated[float, Limit(below=1)] = 0.0
+    """Share of the examples that learn to step far (Frans et al. 2024, arXiv 2410.12557, who use 0.25): the network is
+    told its step size, and one step is to end where two of its own half steps end. Then 1, 2, 4 or 8 calls draw a
+    sample. 0: the network is told no step size."""
 
     @property
     def knows_mean(self) -> bool:
@@ -55,6 +65,8 @@ class FlowSampling(Checked):
     guidance: float = 1.0
     """Classifier-free guidance on the states; 1, the report's best, needs no unconditional velocity."""
     shift: Positive = 5.0
+    shortcuts: bool = True
+    """Step far where the network has learnt to; without, its velocity is the flow's own, whose one step is the mean."""
 
 
 def train_sigmas(config: FlowConfig) -> Float32[Tensor, " n"]:
@@ -76,12 +88,80 @@ def _shifted(even: np.ndarray, shift: float) -> Tensor:
     return torch.from_numpy((shift * even / (1 + (shift - 1) * even)).astype(np.float32))
 
 
+def step_size(config: FlowConfig, sampling: FlowSampling) -> float:
+    """What a network is told of every step of a sampler: its share of the way, `1 / steps`, so that they sum to 1.
+
+    0, the plain flow, where it has learnt no such step: without shortcuts, for other numbers of calls, levels or sampler.
+    """
+    learnt = config.shortcut > 0 and sampling.steps in SHORTCUTS and sampling.shift == config.shift
+    return 1 / sampling.steps if learnt and sampling.shortcuts and sampling.sampler == "euler" else 0.0
+
+
 def draw_sigma(config: FlowConfig, size: int, generator: torch.Generator) -> Float32[Tensor, " b"]:
     """Draw a noise level per example, uniformly among `train_sigmas`, or 1. On the CPU, like the generator."""
     sigma = train_sigmas(config)[torch.randint(config.num_train_steps, (size,), generator=generator)]
     if config.pure_noise == 0:  # nothing more is drawn, so that earlier runs repeat
         return sigma
     return torch.where(torch.rand(size, generator=generator) < config.pure_noise, 1.0, sigma)
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """The examples of a batch that may learn a shortcut: the first ones, as many on every rank.
+
+    Sharded networks are run by all ranks or by none. So the number is a function of the batch's size, rounded up, and
+    some of these examples learn the plain flow after all, by chance, such that the share is met on average.
+    """
+
+    size: Float32[Tensor, " n"]
+    """Shares of the way, from noise to data, of a step."""
+    learnt: Bool[Tensor, " n"]
+
+    def told(self, batch: int) -> Float32[Tensor, " b"]:
+        """Step size of each example; 0 for the plain flow."""
+        return F.pad(torch.where(self.learnt, self.size, 0.0), (0, batch - len(self.size)))
+
+
+def draw_shortcuts(
+    config: FlowConfig, sigma: Float32[Tensor, " b"], generator: torch.Generator
+) -> tuple[Float32[Tensor, " b"], Shortcuts]:
+    """Draw step sizes, and the places where a sampler takes such steps; the noise levels of a batch with these.
+
+    On the CPU, like the generator. The number of calls is even among `SHORTCUTS`, then which of these it is.
+    """
+    count = math.ceil(config.shortcut * len(sigma))
+    learnt = torch.rand(count, generator=generator) < config.shortcut * len(sigma) / count
+    calls = torch.tensor(SHORTCUTS)[torch.randint(len(SHORTCUTS), (count,), generator=generator)]
+    done = (torch.rand(count, generator=generator) * calls).floor()
+    begins = _level(1 - done / calls, config.shift)
+    places = torch.cat([torch.where(learnt, begins, sigma[:count]), sigma[count:]])
+    return places, Shortcuts(size=1 / calls, learnt=learnt)
+
+
+@torch.no_grad()
+def shortcut_target(
+    velocity_of: Velocity,
+    x: Float32[Tensor, "n *rest"],
+    sigma: Float32[Tensor, " n"],
+    size: Float32[Tensor, " n"],
+    shift: float,
+) -> Float32[Tensor, "n *rest"]:
+    """Mean velocity of a step: that which ends where two half steps of the network itself end.
+
+    Half of the smallest step is told as 0, so that it is the flow, learnt from data, on which all shortcuts rest.
+    """
+    even = sigma / (shift - (shift - 1) * sigma)
+    middle, end = (_level((even - part * size).clamp_min(0), shift) for part in (0.5, 1.0))
+    told = torch.where(size > 1 / SHORTCUTS[-1], size / 2, 0.0)
+    first, second = (each.reshape(-1, *[1] * (x.ndim - 1)) for each in (middle - sigma, end - middle))
+    v = velocity_of(x, sigma, told).float()
+    w = velocity_of(x + first * v, middle, told).float()
+    return (first * v + second * w) / (first + second)
+
+
+def _level(even: Tensor, shift: float) -> Tensor:
+    """Noise level by share of the way that is left."""
+    return shift * even / (1 + (shift - 1) * even)
 
 
 def corrupt(
