@@ -33,7 +33,7 @@ from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimiz
 from worldline.nn.states import StateOptions
 from worldline.nn.weights import changing_state
 from worldline.process.categorical import Sampling
-from worldline.process.flow import FlowSampling
+from worldline.process.flow import FlowConfig, FlowSampling
 from worldline.ranks import OtherRankError, Ranks, gathered
 from worldline.rundir import RunDir, from_json, to_json
 from worldline.schema import Batch, Origin, UsageError
@@ -214,6 +214,7 @@ def wan(folder: Path, ranks: Ranks) -> dict[str, Any]:
         states=StateOptions(hidden=16, null=True),
         drop_states=0.5,
         text_length=4,
+        flow=FlowConfig(shortcut=0.5),
         gradient_checkpointing=True,
     )
     world = ranks.place(config.build(backbone=sizes.build(torch.bfloat16)), CPU).train()

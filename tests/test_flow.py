@@ -11,21 +11,26 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldline.process.flow import (
+    SHORTCUTS,
     FlowConfig,
     FlowSampling,
     corrupt,
+    draw_shortcuts,
     draw_sigma,
     integrate,
     loss_weight,
     sample_sigmas,
+    shortcut_target,
+    step_size,
     train_sigmas,
 )
 from worldline.schema import UsageError
 
 MU, S = 1.5, 0.5
+STEPS_1D = 500
 Sampler = Literal["euler", "unipc"]
 SAMPLERS: tuple[Sampler, ...] = ("euler", "unipc")
 
@@ -269,6 +274,113 @@ def test_the_mean_of_samples_nears_the_conditional_mean_as_one_over_the_root_of_
         assert error(k) == pytest.approx(S / k**0.5, rel=0.1)
 
 
+# --- shortcuts ---
+
+
+def test_step_sizes_that_were_learnt_sum_to_one_and_others_are_the_plain_flow() -> None:
+    config = FlowConfig(shortcut=0.25)
+    for steps in SHORTCUTS:
+        assert step_size(config, FlowSampling(steps=steps)) * steps == 1
+        assert step_size(FlowConfig(), FlowSampling(steps=steps)) == 0, "a world without shortcuts is told nothing"
+    plain: tuple[dict[str, Any], ...] = (
+        {"steps": 20},
+        {"steps": 3},
+        {"steps": 4, "sampler": "unipc"},
+        {"steps": 4, "shift": 1.0},
+        {"steps": 1, "shortcuts": False},
+    )
+    assert {step_size(config, FlowSampling(**how)) for how in plain} == {0.0}
+
+
+def test_shortcuts_are_learnt_where_a_sampler_takes_them_by_their_share_of_the_examples() -> None:
+    config, stream = FlowConfig(shortcut=0.25), torch.Generator().manual_seed(0)
+    plain = torch.full((40_000,), 0.123)
+    sigma, far = draw_shortcuts(config, plain, stream)
+    told = far.told(len(sigma))
+    assert torch.equal(sigma[10_000:], plain[10_000:])
+    assert far.learnt.all()
+    for steps in SHORTCUTS:
+        at = told == 1 / steps
+        assert at.sum().item() == pytest.approx(2500, abs=5 * 2500**0.5)
+        torch.testing.assert_close(sigma[at].unique().flip(0), sample_sigmas(FlowSampling(steps=steps))[:-1])
+    assert (told > 0).sum() == 10_000
+
+
+def test_of_a_single_example_a_quarter_learns_a_shortcut_and_every_rank_works_alike() -> None:
+    config, stream = FlowConfig(shortcut=0.25), torch.Generator().manual_seed(0)
+    drawn = [draw_shortcuts(config, torch.full((1,), 0.123), stream) for _ in range(2000)]
+    assert {len(far.size) for _, far in drawn} == {1}
+    learnt = torch.cat([far.learnt for _, far in drawn])
+    assert learnt.float().mean().item() == pytest.approx(0.25, abs=0.05)
+    plain = torch.tensor(0.123)
+    assert all((sigma == plain).item() != far.learnt.item() for sigma, far in drawn)
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+@pytest.mark.parametrize("steps", SHORTCUTS)
+def test_a_shortcut_ends_where_two_half_steps_end(steps: int, shift: float) -> None:
+    """From noise, through all steps of a sampler, to the very place where one of twice the steps ends."""
+    noise, told = _noise(50, 2), set[float]()
+
+    def exact(x: Tensor, sigma: Tensor, size: Tensor) -> Tensor:
+        told.add(size[0].item())
+        return _gaussian_velocity(x, sigma[0].item())
+
+    def shortcut(x: Tensor, sigma: float) -> Tensor:
+        return shortcut_target(exact, x, torch.full((50,), sigma), torch.full((50,), 1 / steps), shift)
+
+    found = integrate(shortcut, noise, FlowSampling(steps=steps, shift=shift))
+    expected = integrate(_gaussian_velocity, noise, FlowSampling(steps=2 * steps, shift=shift))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert told == {0.0 if steps == SHORTCUTS[-1] else 1 / (2 * steps)}, "the smallest rests on the plain flow"
+
+
+def _small_network(share: float) -> Any:
+    """A network of 1-d data that are -1 or 1, trained with a share of shortcuts."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 1))
+    config, stream = FlowConfig(shortcut=share, shift=1.0), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(network.parameters())
+
+    def velocity_of(x: Tensor, sigma: Tensor, size: Tensor) -> Tensor:
+        return network(torch.stack([x[:, 0], sigma, size], dim=1))
+
+    for step in range(STEPS_1D):
+        optimizer.param_groups[0]["lr"] = 6e-3 * (1 - step / STEPS_1D)
+        x0 = torch.randint(2, (128, 1), generator=stream) * 2.0 - 1
+        sigma, size = draw_sigma(config, 128, stream), torch.zeros(128)
+        noise = torch.randn(128, 1, generator=stream)
+        if share > 0:
+            sigma, far = draw_shortcuts(config, sigma, stream)
+            size = far.told(128)
+        x, target = corrupt(x0, noise, sigma)
+        if (count := int((size > 0).sum())) > 0:
+            means = shortcut_target(velocity_of, x[:count], sigma[:count], size[:count], config.shift)
+            target = torch.cat([means, target[count:]])
+        optimizer.zero_grad()
+        (velocity_of(x, sigma, size) - target).square().mean().backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def draw(**how: Any) -> Tensor:
+        sampling = FlowSampling(shift=1.0, **how)
+        size = torch.full((2000,), step_size(config, sampling))
+        return integrate(lambda x, t: velocity_of(x, torch.full((2000,), t), size), _noise(2000, 1, seed=7), sampling)
+
+    return draw
+
+
+def test_one_call_draws_the_distribution_after_training_with_shortcuts_and_its_mean_without() -> None:
+    """Data are -1 or 1, and their mean, 0, is no sample. With shortcuts both are there, by what the network is told."""
+    without, with_them = _small_network(0.0), _small_network(0.25)
+    assert without(steps=1).abs().mean() < 0.25
+    ends = with_them(steps=1)
+    assert ends.abs().mean() > 0.75
+    assert (ends > 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert with_them(steps=1, shortcuts=False).abs().mean() < 0.25
+    assert with_them(steps=20).abs().mean() > 0.85, "the plain flow stays"
+
+
 # --- requests that cannot be met ---
 
 
@@ -278,7 +390,7 @@ def test_impossible_sampling_is_refused(wrong: dict[str, Any]) -> None:
         FlowSampling(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"shift": -5.0}, {"num_train_steps": 1}])
+@pytest.mark.parametrize("wrong", [{"shift": -5.0}, {"num_train_steps": 1}, {"shortcut": 1.0}])
 def test_impossible_training_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         FlowConfig(**wrong)

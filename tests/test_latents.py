@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from builders import TWO_JOINTS, write_squares
-from latent_builders import PATTERN, small_vae, world_run
+from latent_builders import PATTERN, SMALL_WAN, small_vae, world_run
 from tolerances import assert_pixels_agree
 
 from worldline.contract import FramePattern
@@ -22,6 +22,7 @@ from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.evaluation.rows import Judged
 from worldline.families.config import LoadOptions
+from worldline.families.family import initialise
 from worldline.families.load import load_forecaster
 from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.forecasting.forecaster import Forecaster, clip_seeds, generators
@@ -202,6 +203,30 @@ def test_a_stopped_run_resumes_bit_for_bit(place: Path, tmp_path: Path) -> None:
     a, b = (load_tensors(tmp_path / run / "checkpoints/step_0000004/model.safetensors") for run in ("whole", "parts"))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_world_without_shortcuts_becomes_one_with_them_which_resumes_bit_for_bit(
+    run: Path, place: Path, tmp_path: Path
+) -> None:
+    few = replace(SMALL_WAN, flow=FlowConfig(shortcut=0.25))
+    config = world_run(place / "train", place / "val", place / "vae", model=few, init_from=run)
+    world, before = few.build(TWO_JOINTS.kinds, PATTERN).eval(), forecaster_of(run).world
+    initialise(world, run)
+    given = torch.randn(1, 2, 4, 2, 2), torch.zeros(1, 77, 2), torch.randn(1, 4, 4, 2, 2)
+    for steps in (1, 3):
+        sampling = FlowSampling(steps=steps)
+        assert torch.equal(world.forecast(*given, sampling=sampling), before.forecast(*given, sampling=sampling))
+    train(config, tmp_path / "whole")
+    train(replace(config, max_minutes=1e-9), tmp_path / "parts")
+    train(config, tmp_path / "parts", resume=True)
+    a, b = (load_tensors(tmp_path / run / "checkpoints/step_0000004/model.safetensors") for run in ("whole", "parts"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert a["step.embedding.linear_2.weight"].abs().max() > 0
+    made = load_forecaster(tmp_path / "whole", LoadOptions(steps=4, num_samples=2)).forecaster
+    assert made.forecast(torch.zeros(1, 17, 3, 16, 16).byte(), torch.zeros(1, 77, 2)).frames.shape[:3] == (1, 2, 15)
+    with pytest.raises(UsageError, match=r"another model than is trained here.*step\.embedding"):
+        train(replace(config, model=SMALL_WAN, init_from=tmp_path / "whole"), tmp_path / "back")
 
 
 # --- use ---

@@ -25,7 +25,7 @@ MAY_BE_ZERO = {
     *("optimizer.warmup_steps", "optimizer.beta1", "optimizer.beta2", "optimizer.weight_decay"),
     *("data.pattern.repeat_last", "data.augment.flip", "data.augment.brightness", "data.augment.contrast"),
     *("data.augment.saturation", "model.dropout", "model.drop_states", "model.flow.pure_noise", "model.past"),
-    *("model.scheduled_sampling", "model.scheduled_sampling_rise"),
+    *("model.flow.shortcut", "model.scheduled_sampling", "model.scheduled_sampling_rise"),
     *("model.hysteresis", "model.l1_weight", "model.saturation_weight", "model.kl_weight"),
     *("model.sizes.latents_mean", "model.sizes.dropout", "data.exclude_episodes", "model.blur"),
 }

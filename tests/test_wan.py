@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,17 @@ from torch import Tensor
 from worldline.nn.conditioning import Told
 from worldline.nn.states import StateOptions
 from worldline.nn.weights import changing_state
-from worldline.process.flow import TIMESTEPS, FlowSampling
+from worldline.process.flow import (
+    TIMESTEPS,
+    FlowConfig,
+    FlowSampling,
+    corrupt,
+    draw_shortcuts,
+    draw_sigma,
+    integrate,
+    loss_weight,
+    shortcut_target,
+)
 from worldline.schema import Batch, Origin, UsageError
 from worldline.worlds.wan import LORA_TARGETS, WanConfig, WanWorld
 from worldline.worlds.wan_weights import BackboneConfig
@@ -109,7 +120,7 @@ def test_a_forecast_leaves_no_modulation_behind() -> None:
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     gradients: list[dict[str, Tensor]] = []
     for on in (False, True):
-        world = wake(build(replace(CONFIG, gradient_checkpointing=on))).train()
+        world = wake_step(build(replace(FEW, gradient_checkpointing=on))).train()
         # Two forwards before one backward: the hook must have given its modulation to the right one.
         loss = sum(world.loss(batch(), torch.Generator().manual_seed(i))[0] for i in range(2))
         assert isinstance(loss, Tensor)
@@ -125,8 +136,6 @@ def test_the_loss_ignores_what_the_network_says_of_context() -> None:
     world = wake(build())
     loss, figures = world.loss(batch(), torch.Generator().manual_seed(3))
     sigma_and_noise = torch.Generator().manual_seed(3)
-    from worldline.process.flow import corrupt, draw_sigma
-
     sigma = draw_sigma(CONFIG.flow, 2, sigma_and_noise)
     noise = torch.randn(2, 4, 4, 4, 4, generator=sigma_and_noise)
     x0 = latents()
@@ -175,6 +184,113 @@ def test_dropping_states_trains_the_null_code() -> None:
     assert world.states.null.grad.abs().max() > 0
     features: Any = world.states.features[0]
     assert features.weight.grad is None or features.weight.grad.abs().max() == 0
+
+
+# --- shortcuts ---
+
+FEW = replace(CONFIG, flow=FlowConfig(shortcut=0.5))
+
+
+def wake_step(world: WanWorld) -> WanWorld:
+    """Let the step size speak: its last layer leaves zero."""
+    assert world.step is not None
+    torch.nn.init.normal_(world.step.embedding.linear_2.weight, std=0.3)
+    return wake(world)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": 3}])
+def test_an_untrained_step_size_changes_no_bit(changes: dict[str, Any]) -> None:
+    """Adapters on a bfloat16 backbone too, and the whole of it."""
+    dtype = torch.bfloat16 if changes else torch.float32
+    torch.manual_seed(0)
+    base = BACKBONE.build(dtype)
+    torch.manual_seed(1)
+    plain = wake(replace(CONFIG, **changes).build(backbone=copy.deepcopy(base)).eval())
+    few = replace(FEW, **changes).build(backbone=copy.deepcopy(base)).eval()
+    few.load_state_dict(plain.state_dict(), strict=False)
+    sigma = torch.tensor([0.2, 0.9])
+    with torch.no_grad():
+        expected = plain.velocity_of(latents(), sigma, plain.modulation(states()))
+        for size in (None, torch.zeros(2), torch.tensor([0.25, 1.0])):
+            assert torch.equal(few.velocity_of(latents(), sigma, few.modulation(states()), size), expected)
+    extra = {name for name, p in few.named_parameters() if p.requires_grad} - {
+        name for name, _ in plain.named_parameters()
+    }
+    assert extra == {f"step.embedding.linear_{i}.{part}" for i in (1, 2) for part in ("weight", "bias")}
+
+
+def test_a_step_size_reaches_the_generated_latents_as_an_addition_to_the_time_embedding() -> None:
+    """Equal to a bias of the time embedding's last layer where there is no context; told 0 and told nothing are one."""
+    world, sigma = wake_step(build(FEW)), torch.tensor([0.5, 0.5])
+    half = torch.full((2,), 0.5)
+    with torch.no_grad():
+        told = world.velocity_of(latents(), sigma, None, half)
+        untold = world.velocity_of(latents(), sigma, None)
+        assert torch.equal(untold, world.velocity_of(latents(), sigma, None, torch.zeros(2)))
+        assert (told - untold).abs().max() > 1e-3
+        seen: list[Tensor] = []
+        embedder: Any = world.backbone.condition_embedder
+        with embedder.register_forward_hook(lambda module, inputs, output: seen.append(output[0])):
+            for size in (half, None):
+                world.velocity_of(latents(), sigma, None, size)
+        assert world.step is not None
+        moved = world.step(half) - world.step(torch.zeros(2))
+    torch.testing.assert_close(seen[0][:, 2:] - seen[1][:, 2:], moved[:, None].expand(-1, 4, -1), rtol=1e-4, atol=1e-5)
+    assert torch.equal(seen[0][:, :2], seen[1][:, :2]), "context latents have no step"
+    assert not world.backbone.condition_embedder.time_embedder._forward_hooks
+
+
+def test_a_sampler_tells_the_step_sizes_that_were_learnt_and_the_mean_is_of_the_plain_flow() -> None:
+    world, context, noise = wake_step(build(FEW)), latents()[:, :2], latents()[:, 2:]
+
+    def made(**how: Any) -> Tensor:
+        return world.forecast(context, states(), noise, sampling=FlowSampling(**how))
+
+    def by_hand(steps: int, size: float) -> Tensor:
+        def velocity_at(x: Tensor, sigma: float) -> Tensor:
+            x = torch.cat([context, x], dim=1)
+            return world.velocity_of(x, torch.full((2,), sigma), world.modulation(states()), torch.full((2,), size))
+
+        with torch.no_grad():
+            return integrate(velocity_at, noise, FlowSampling(steps=steps))
+
+    for steps, size in ((1, 1.0), (2, 0.5), (4, 0.25), (3, 0.0)):
+        assert torch.equal(made(steps=steps), by_hand(steps, size))
+    assert torch.equal(made(steps=1, shortcuts=False), by_hand(1, 0.0))
+    assert not torch.equal(made(steps=1), made(steps=1, shortcuts=False))
+
+
+def test_guidance_interpolates_between_shortcuts_too() -> None:
+    world, context, noise = wake_step(build(FEW)), latents()[:, :2], latents()[:, 2:]
+
+    def at(guidance: float) -> Tensor:
+        return world.forecast(context, states(), noise, sampling=FlowSampling(steps=1, guidance=guidance))
+
+    torch.testing.assert_close(at(2.0), 2 * at(1.0) - at(0.0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "bell"])
+def test_the_loss_aims_at_two_half_steps_of_the_world_itself(weighting: Any) -> None:
+    """Of two examples the first learns a shortcut, with weight 1, the other the plain flow."""
+    config = replace(FEW, flow=FlowConfig(shortcut=0.5, weighting=weighting))
+    world, x0 = wake_step(build(config)), latents()
+    loss, figures = world.loss(batch(), torch.Generator().manual_seed(3))
+    stream = torch.Generator().manual_seed(3)
+    sigma, far = draw_shortcuts(config.flow, draw_sigma(config.flow, 2, stream), stream)
+    noise = torch.randn(2, 4, 4, 4, 4, generator=stream)
+    x, target = corrupt(x0[:, 2:], noise, sigma)
+
+    def velocity_of(row: slice, x: Tensor, sigma: Tensor, size: Tensor) -> Tensor:
+        return world.velocity_of(torch.cat([x0[row, :2], x], dim=1), sigma, world.modulation(states())[row], size)  # pyright: ignore[reportOptionalSubscript]
+
+    first = slice(0, 1)
+    target[first] = shortcut_target(partial(velocity_of, first), x[first], sigma[first], far.size, config.flow.shift)
+    with torch.no_grad():
+        error = (velocity_of(slice(None), x, sigma, far.told(2)) - target).square().flatten(1).mean(dim=1)
+    expected = (error[0] + loss_weight(config.flow, sigma)[1] * error[1]) / 2
+    torch.testing.assert_close(loss.detach(), expected)
+    assert figures["shortcut_mse"] == pytest.approx(error[0].item(), rel=1e-4)
+    assert figures["velocity_mse"] == pytest.approx(error[1].item(), rel=1e-4)
 
 
 # --- adapters ---

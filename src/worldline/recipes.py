@@ -12,6 +12,7 @@ from worldline.families.config import TrainConfig
 from worldline.judges.inverse_dynamics import InverseDynamicsConfig
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.nn.states import StateOptions
+from worldline.process.flow import FlowConfig
 from worldline.tokenizers.fsq_video import FSQVideoConfig
 from worldline.tokenizers.wan_vae import WanVAEConfig, WanVAESizes
 from worldline.twin.skeleton import twin_skeleton
@@ -247,6 +248,15 @@ def sampling_revontuli_cfg() -> TrainConfig:
     return replace(recipe, model=replace(recipe.model, states=StateOptions(null=True), drop_states=0.1))
 
 
+def sampling_revontuli_few() -> TrainConfig:
+    """sampling_revontuli, told how far it steps: it learns to draw a sample in 1, 2, 4 or 8 calls (`--steps 4`).
+
+    A quarter of the examples learn shortcuts (Frans et al. 2024), from real data alone: two more forward passes for one
+    clip in four. Never run by us; `worldline plan sampling_revontuli_few` counts it. Measured: docs/few_calls.md, tiny.
+    """
+    return _few(sampling_revontuli())
+
+
 def sampling_tiny() -> TrainConfig:
     """The same world with 5 layers of width 160 on latents of twin-mini at 64x64. Runs on two CPU cores.
 
@@ -285,6 +295,20 @@ def sampling_map_tiny() -> TrainConfig:
     """
     tiny = sampling_tiny()
     return replace(tiny, model=replace(tiny.model, conditioning="adaln+map", skeleton=twin_skeleton("room")))
+
+
+def sampling_tiny_few() -> TrainConfig:
+    """sampling_tiny, told how far it steps: it learns to draw a sample in 1, 2, 4 or 8 calls (`--steps 4`).
+
+    Best begun from a world without shortcuts (`--init-from sampling-tiny`). A step costs a quarter more. Expected:
+    docs/few_calls.md.
+    """
+    return _few(sampling_tiny())
+
+
+def _few(recipe: TrainConfig) -> TrainConfig:
+    """The recipe of a world over latents, with shortcuts."""
+    return replace(recipe, model=replace(recipe.model, flow=FlowConfig(shortcut=0.25)))
 
 
 # --- to judge forecasts ---
@@ -327,8 +351,10 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         vae_tiny,
         sampling_tiny,
         sampling_map_tiny,
+        sampling_tiny_few,
         sampling_revontuli,
         sampling_revontuli_cfg,
+        sampling_revontuli_few,
         inverse_dynamics_tiny,
     )
 }

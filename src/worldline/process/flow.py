@@ -91,7 +91,8 @@ def _shifted(even: np.ndarray, shift: float) -> Tensor:
 def step_size(config: FlowConfig, sampling: FlowSampling) -> float:
     """What a network is told of every step of a sampler: its share of the way, `1 / steps`, so that they sum to 1.
 
-    0, the plain flow, where it has learnt no such step: without shortcuts, for other numbers of calls, levels or sampler.
+    0, the plain flow, where it has learnt no such step: without shortcuts, or with another number of calls, shift or
+    sampler.
     """
     learnt = config.shortcut > 0 and sampling.steps in SHORTCUTS and sampling.shift == config.shift
     return 1 / sampling.steps if learnt and sampling.shortcuts and sampling.sampler == "euler" else 0.0
