@@ -39,6 +39,7 @@ from worldline.planning.footprint import (
 )
 from worldline.planning.meter import Meter, follow
 from worldline.planning.plan import CERTAIN, RESERVE, card, memory, plan, refuse_too_little, setting
+from worldline.process.flow import FlowConfig
 from worldline.recipes import RECIPES, sampling_revontuli
 from worldline.rundir import write_model
 from worldline.schema import Batch, UsageError
@@ -50,6 +51,7 @@ NOWHERE = Path("nowhere")
 DEEP_WORLD = replace(SMALL_WORLD, layers=5, loss_chunk=30, dropout=0.1)
 ADAPTED = replace(SMALL_WAN, lora=4, block_bias=True)
 GUESSING = replace(SMALL_WORLD, scheduled_sampling=0.5, scheduled_sampling_rise=0.5, loss_chunk=10)
+FEW = replace(ADAPTED, flow=FlowConfig(shortcut=0.25))
 MODELS = {
     "fsq": SMALL_TOKENIZER,
     "vae": SMALL_VAE,
@@ -57,6 +59,7 @@ MODELS = {
     "guesses": GUESSING,
     "latents": SMALL_WAN,
     "adapters": ADAPTED,
+    "few": FEW,
 }
 DEEP_WAN = replace(ADAPTED, backbone=replace(SMALL_WAN.backbone, num_layers=5))
 each_model = pytest.mark.parametrize(
@@ -253,6 +256,15 @@ def test_the_report_s_world() -> None:
     text = (Path(__file__).parents[1] / "docs/sampling.md").read_text(encoding="utf-8")
     counts = (4_999_787_712, 80_609_280, 67_350_272, 552_960, 148_512_512, 704_688_668)
     assert [count for count in counts if f"| {count:,} |" not in text] == []
+
+
+def test_shortcuts_cost_two_forward_passes_of_a_quarter_of_the_clips_rounded_up() -> None:
+    few, plain = _on_paper("few"), _on_paper("adapters")
+    forward = [plain.train(clips, checkpointing=False).forward_flop for clips in (1, 2)]
+    for clips, learning in ((1, 1), (3, 1), (4, 1), (8, 2), (12, 3)):
+        found = few.train(clips, checkpointing=False).forward_flop
+        assert found / forward[0] == pytest.approx(clips + 2 * learning, rel=0.03)
+    assert forward[1] == 2 * forward[0]
 
 
 def test_gpus_share_what_a_step_keeps_but_not_the_vae() -> None:
