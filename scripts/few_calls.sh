@@ -10,7 +10,7 @@ data="--data.path $builtins/train --data.val-path $builtins/val --data.cache $bu
 more="--tokenizer vae-tiny --init-from sampling-tiny --optimizer.lr 5e-4 --optimizer.warmup-steps 50"
 
 [ -d "$work/ordinary" ] || worldline train sampling_tiny $data $more --steps 1500 --out "$work/ordinary"
-[ -d "$work/few" ] || worldline train sampling_tiny_few $data $more --steps 1210 --out "$work/few"
+[ -d "$work/few" ] || worldline train sampling_few_tiny $data $more --steps 1210 --out "$work/few"
 
 judged="--data twin-mini-val --tokenizer vae-tiny --num-clips 24 --window-stride 43 --num-samples 4 --condition-samples 0"
 for calls in 1 2 4; do

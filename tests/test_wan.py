@@ -280,13 +280,15 @@ def test_the_loss_aims_at_two_half_steps_of_the_world_itself(weighting: Any) -> 
     noise = torch.randn(2, 4, 4, 4, 4, generator=stream)
     x, target = corrupt(x0[:, 2:], noise, sigma)
 
-    def velocity_of(row: slice, x: Tensor, sigma: Tensor, size: Tensor) -> Tensor:
-        return world.velocity_of(torch.cat([x0[row, :2], x], dim=1), sigma, world.modulation(states())[row], size)  # pyright: ignore[reportOptionalSubscript]
+    def velocity_of(count: int, x: Tensor, sigma: Tensor, size: Tensor) -> Tensor:
+        told = world.modulation(states())
+        assert told is not None
+        return world.velocity_of(torch.cat([x0[:count, :2], x], dim=1), sigma, told.first(count), size)
 
-    first = slice(0, 1)
-    target[first] = shortcut_target(partial(velocity_of, first), x[first], sigma[first], far.size, config.flow.shift)
+    shift = config.flow.shift
+    target[:1] = shortcut_target(partial(velocity_of, 1), x[:1], sigma[:1], far.size, shift)
     with torch.no_grad():
-        error = (velocity_of(slice(None), x, sigma, far.told(2)) - target).square().flatten(1).mean(dim=1)
+        error = (velocity_of(2, x, sigma, far.told(2)) - target).square().flatten(1).mean(dim=1)
     expected = (error[0] + loss_weight(config.flow, sigma)[1] * error[1]) / 2
     torch.testing.assert_close(loss.detach(), expected)
     assert figures["shortcut_mse"] == pytest.approx(error[0].item(), rel=1e-4)

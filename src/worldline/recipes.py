@@ -297,7 +297,7 @@ def sampling_map_tiny() -> TrainConfig:
     return replace(tiny, model=replace(tiny.model, conditioning="adaln+map", skeleton=twin_skeleton("room")))
 
 
-def sampling_tiny_few() -> TrainConfig:
+def sampling_few_tiny() -> TrainConfig:
     """sampling_tiny, told how far it steps: it learns to draw a sample in 1, 2, 4 or 8 calls (`--steps 4`).
 
     Best begun from a world without shortcuts (`--init-from sampling-tiny`). A step costs a quarter more. Expected:
@@ -351,7 +351,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         vae_tiny,
         sampling_tiny,
         sampling_map_tiny,
-        sampling_tiny_few,
+        sampling_few_tiny,
         sampling_revontuli,
         sampling_revontuli_cfg,
         sampling_revontuli_few,
