@@ -36,6 +36,8 @@ from worldline.worlds.wan_text import save_text
         ("compression_tiny --data.cache-size 96", "augmented"),
         ("compression_tiny --model.unconditional True --model.conditioning add", "unconditional"),
         ("compression_tiny_unconditional --model.conditioning add", "unconditional"),
+        ("compression_map_tiny --model.normalise-states False --model.conditioning map", "no states enter as numbers"),
+        ("sampling_map_tiny --model.states.normalise False --model.conditioning map", "no states enter as numbers"),
         ("compression_tiny --model.code-levels 8 8", "the tokenizer's own"),
         ("tokenizer_tiny --tokenizer X", "reads frames as they are"),
         ("tokenizer_tiny --start-offsets 3", "start offsets"),
@@ -59,6 +61,7 @@ def test_what_would_change_nothing_is_refused_with_the_reason(words: str, why: s
     [
         "tokenizer_tiny --data.cache-size 96",
         "compression_tiny --model.unconditional True",
+        "compression_map_tiny --model.conditioning cross_attention --model.normalise-states False",
         "compression_tiny --model.code-levels",
         "compression_revontuli --model.code-levels 8 8 8 5 5 5",
         "sampling_tiny --model.unconditional True",
