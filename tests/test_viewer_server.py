@@ -713,9 +713,16 @@ def test_the_verb_serves_until_it_is_interrupted_and_ends_cleanly() -> None:
 
 def test_messages_are_exactly_those_of_the_protocol() -> None:
     assert read('{"type": "drive", "states": {"a": -1.5}}').states == {"a": -1.5}
-    with pytest.raises(BadMessageError) as bad:
-        read('{"type": "drive", "states": {"a": "x"}}')
-    assert bad.value.where == "drive.states.a"
+    assert read('{"type": "drive", "states": {"a": 1}}').states == {"a": 1.0}
+    assert read('{"type": "beside", "branches": ["b1"]}').branches == ("b1",)
+    for number in ('"x"', '"1.5"', "true", "NaN", "1e99"):
+        with pytest.raises(BadMessageError) as bad:
+            read('{"type": "drive", "states": {"a": ' + number + "}}")
+        assert bad.value.where == "drive.states.a"
+    for said in ('"yes"', "1", "null"):
+        with pytest.raises(BadMessageError) as bad:
+            read('{"type": "twin", "on": ' + said + "}")
+        assert bad.value.where == "twin.on"
 
 
 def test_a_world_that_shows_nothing_or_cannot_go_on_is_refused(root: Path, tmp_path: Path) -> None:

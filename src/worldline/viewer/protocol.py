@@ -232,7 +232,7 @@ def read(text: str) -> Any:
     if len(text) > MOST_BYTES:
         raise BadMessageError(f"a message of {len(text)} characters; at most {MOST_BYTES} are read")
     try:
-        return _ASK.validate_json(text)
+        return _ASK.validate_json(text, strict=True)  # "yes" and 1 are no bool, "1.5" is no number
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where, said = ".".join(str(part) for part in first["loc"]), first["msg"]
