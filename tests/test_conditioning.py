@@ -14,6 +14,7 @@ from test_kinematics import ARM
 from tolerances import assert_values_agree
 from torch import Tensor, nn
 
+from worldline.families.family import initialise
 from worldline.families.load import load_world
 from worldline.nn.attention import CrossAttention
 from worldline.nn.conditioning import Conditioning, Drawn, vector_of
@@ -114,15 +115,16 @@ def test_a_direct_world_is_told_every_grid_in_the_same_way(way: Conditioning) ->
     assert (one != other).flatten(2).any(dim=2).all()
 
 
-@pytest.mark.parametrize("way", ["adaln", "cross_attention"])
-def test_what_enters_the_blocks_is_nothing_at_first_and_is_learnt(way: Conditioning) -> None:
+@pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("add+") and way != "add"])
+def test_what_is_not_added_as_a_vector_is_nothing_at_first_and_is_learnt(way: Conditioning) -> None:
     world, batch = over_tokens(way, begun=True), token_batch()
     assert torch.equal(logits(world, batch.states), logits(world, batch.states + 1))
     world.loss(batch, torch.Generator())[0].backward()
-    last = "modulation.weight" if way == "adaln" else "attention.out.weight"
-    learnt = [p.grad for name, p in world.named_parameters() if name.endswith(last)]
-    assert len(learnt) == SMALL_WORLD.layers
-    assert all(gradient is not None and gradient.any() for gradient in learnt)
+    last = {"adaln": "modulation.weight", "cross_attention": "attention.out.weight", "map": "places.read.weight"}
+    for part in way.split("+"):
+        learnt = [p.grad for name, p in world.named_parameters() if name.endswith(last[part])]
+        assert len(learnt) == (1 if part == "map" else SMALL_WORLD.layers)
+        assert all(gradient is not None and gradient.any() for gradient in learnt)
 
 
 def test_the_ways_with_a_map_are_the_way_and_the_map() -> None:
@@ -287,6 +289,21 @@ def test_a_run_keeps_the_way_and_the_skeleton(way: Conditioning, tmp_path: Path)
     assert card.config == model
     assert isinstance(world.places, Drawn)
     assert (world.states is None) == (vector_of(way) is None)
+
+
+def test_a_trained_world_becomes_one_with_a_map(tmp_path: Path) -> None:
+    write_squares(tmp_path / "raw", 2, length=68)
+    write_squares(tmp_path / "val", 1, length=68, first=50)
+    config = run_of(tmp_path / "raw", "tokens", window_stride=17, val_path=tmp_path / "val")
+    train(replace(config, model=replace(SMALL_WORLD, conditioning="adaln")), tmp_path / "run")
+    before, _ = load_world(tmp_path / "run")
+    after = replace(SMALL_WORLD, conditioning="adaln+map", skeleton=SKELETON).build(before.grid, 2, NAMES).eval()
+    initialise(after, tmp_path / "run")
+    batch = token_batch(grid=before.grid)
+    found = [
+        torch.stack([step.logits for step in w.teacher_forced(batch.tokens, batch.states)]) for w in (before, after)
+    ]
+    assert torch.equal(*found)
 
 
 def test_the_tiny_recipes_with_a_map_differ_in_nothing_else() -> None:

@@ -298,15 +298,16 @@ def begin(config: TrainConfig, model: nn.Module, train: Clips, states: Standardi
 def initialise(model: nn.Module, path: Path | None) -> None:
     """Start from the weights of a run or model folder, if one is given. Raises `UsageError` where they do not fit.
 
-    Of the model's `new_parts`, which start such that they change nothing, all or nothing may be there.
+    Of each of the model's `new_parts`, which start such that they change nothing, all or nothing may be there.
     """
     if path is None:
         return
     folder, parts = model_folder(path), getattr(model, "new_parts", ())
     unmeasured = {name: value for name, value in model.named_buffers() if name in getattr(model, "measured", ())}
     weights = unmeasured | load_tensors(folder / "model.safetensors")
-    if not any(name.startswith(parts) for name in weights):
-        weights |= {name: value for name, value in changing_state(model).items() if name.startswith(parts)}
+    for part in parts:
+        if not any(name.startswith(part) for name in weights):
+            weights |= {name: value for name, value in changing_state(model).items() if name.startswith(part)}
     try:
         load_weights(model, weights, folder)
     except DataError as error:

@@ -112,6 +112,8 @@ class STTransformer(nn.Module):
 
     progress: float = 1.0
     """Share of the training that is done, as the training loop tells every model that has such an attribute."""
+    new_parts = ("places.",)
+    """What given first weights may lack, since it starts at zero: a world without a map becomes one with it."""
     measured = ("sharpness",)
     """What the end of a training measures: first weights from elsewhere need not contain it."""
     sharpness: Tensor
@@ -153,8 +155,8 @@ class STTransformer(nn.Module):
         """Set every parameter that is not a LayerNorm's (report, section 3.2, for `init_std` = 0.02).
 
         N(0, std): weights of linear and convolution layers, token embedding (the output layer too), positions; 0:
-        biases, the projections to adaLN's shifts, scales and gates, the last ones of cross-attention. With
-        `code_levels` half of an embedding is drawn so, and features of the token's code are added.
+        biases, the projections to adaLN's shifts, scales and gates, the last ones of cross-attention, and those of
+        the map. With `code_levels` half of an embedding is drawn so, and features of the token's code are added.
         """
         std = self.config.init_std
         for module in self.modules():
@@ -164,6 +166,8 @@ class STTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
             if isinstance(module, StateEncoder | Attended):
                 nn.init.normal_(module.position, std=std)
+        if self.places is not None:
+            nn.init.zeros_(self.places.read.weight)
         for reader in self.readers:
             nn.init.zeros_(reader.get_submodule("attention.out").get_parameter("weight"))
         for block in self.blocks:

@@ -103,8 +103,9 @@ class WanWorld(nn.Module):
 
     text: Tensor
     """The encoded prompt; rows of zeros until it is set."""
-    new_parts = ("step.",)
-    """What given first weights may lack, since it starts at zero: a world without shortcuts becomes one with them."""
+    new_parts = ("step.", "places.")
+    """What given first weights may lack, since it starts at zero: a world without shortcuts, or without a map, becomes
+    one with them."""
 
     def __init__(
         self,
