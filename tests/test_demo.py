@@ -30,12 +30,13 @@ def test_demo_trains_a_world_that_follows_the_robot_and_reports(tmp_path: Path) 
     """The demo's own settings for what it trains; a slow machine must not cut the lesson short here."""
     options = Demo(out=tmp_path / "demo", max_minutes=60.0, num_clips=6)
     report, found = options.run()
-    (tokens, latents, taught), page = found.values(), report.read_text(encoding="utf-8")
-    assert page.count("<canvas") >= 3 * 3, "each of three runs has moving pictures"
+    (tokens, latents, taught, driven), page = found.values(), report.read_text(encoding="utf-8")
+    assert page.count("<canvas") >= 4 * 3, "each of four runs has moving pictures"
     assert report.stat().st_size < 8e6
     assert "parameters</dt><dd>2,321,586" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert _mean(tokens, "forecast", "full_ce") < _mean(tokens, "unigram", "full_ce")
+    assert _mean(driven, "forecast", "psnr_db_last") > _mean(driven, "copy_last", "psnr_db_last")
     mean = "mean_5"
     for evaluation in (latents, taught):
         # One future is drawn under other states, and compared with one.

@@ -250,7 +250,7 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Checked):
-    """Evaluate the built-in worlds of both tracks, train a new one for a few minutes, write a report.
+    """Evaluate the built-in worlds, of both tracks and the driven one, train a new one for minutes, write a report.
 
     What is trained is a world over latents: within these minutes it learns to follow the robot's states, which a world
     over tokens does not. The report shows it: with another clip's states its forecast is worse. Needs no GPU and no
@@ -288,6 +288,7 @@ class Demo(Checked):
         few |= {"window_stride": 20, "batch_size": 4, "data": builtin.TWIN_MINI_VAL}
         tokens = _evaluated(builtin.COMPRESSION_TINY, self.out / "builtin", num_clips=self.num_clips)
         latents = _evaluated(builtin.SAMPLING_TINY, self.out / "sampling", **few)
+        driven = _evaluated(builtin.DRIVEN_TINY, self.out / "driven", num_clips=4, horizon="4s", batch_size=4)
         api.train(
             "sampling_tiny",
             out=self.out / "fresh",
@@ -302,8 +303,9 @@ class Demo(Checked):
             "The built-in world over tokens (compression track)": tokens,
             "The built-in world over latents (sampling track), two seconds ahead": latents,
             "The same world, trained just now for minutes": api.evaluate(self.out / "fresh", **few),
+            "The built-in world that is driven, one frame a step for four seconds": driven,
         }
-        return write_report([self.out / name for name in ("builtin", "sampling", "fresh")], self.out), found
+        return write_report([self.out / name for name in ("builtin", "sampling", "fresh", "driven")], self.out), found
 
 
 def _evaluated(shipped: Path, run: Path, **options: Any) -> Evaluation:
