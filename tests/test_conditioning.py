@@ -300,10 +300,10 @@ def test_a_trained_world_becomes_one_with_a_map(tmp_path: Path) -> None:
     after = replace(SMALL_WORLD, conditioning="adaln+map", skeleton=SKELETON).build(before.grid, 2, NAMES).eval()
     initialise(after, tmp_path / "run")
     batch = token_batch(grid=before.grid)
-    found = [
-        torch.stack([step.logits for step in w.teacher_forced(batch.tokens, batch.states)]) for w in (before, after)
-    ]
-    assert torch.equal(*found)
+    tokens = batch.tokens
+    assert tokens is not None
+    steps = [world.teacher_forced(tokens, batch.states) for world in (before, after)]
+    assert torch.equal(*(torch.stack([step.logits for step in each]) for each in steps))
 
 
 def test_the_tiny_recipes_with_a_map_differ_in_nothing_else() -> None:
