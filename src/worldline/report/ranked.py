@@ -13,6 +13,7 @@ import numpy as np
 from worldline.evaluation.result import Chart, Curve
 from worldline.metrics.bootstrap import Interval
 from worldline.metrics.ranking import LABELS, Agreement
+from worldline.ranking.conclude import ENOUGH
 from worldline.ranking.result import PHYSICS, TWIN, WORLD, Against, Film, Ranking, Rate, Reading, TaskRanking, Trusted
 from worldline.report.drawings import Drawing, of_chart, rates_drawing
 from worldline.report.films import BUDGET, Sheet, Storing, sheets
@@ -266,7 +267,10 @@ def _trusted(trusted: Sequence[Trusted], ranking: Ranking) -> Words:
             cells = (str(against.k), *values, same)
         lines.append((f"{100 * one.coverage:.0f} %", str(one.episodes), *cells))
     heads = ("episodes", "k", *LABELS.values(), "same outcome")
-    note = f"Episodes are trusted by {_signal(ranking)}: the most trusted first."
+    note = (
+        f"Episodes are trusted by {_signal(ranking)}: the most trusted first. A policy with fewer than {ENOUGH} trusted "
+        "episodes is left out; with fewer than two policies nothing is said."
+    )
     return Words("coverage", heads, tuple(lines), note)
 
 
