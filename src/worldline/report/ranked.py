@@ -268,8 +268,8 @@ def _trusted(trusted: Sequence[Trusted], ranking: Ranking) -> Words:
         lines.append((f"{100 * one.coverage:.0f} %", str(one.episodes), *cells))
     heads = ("episodes", "k", *LABELS.values(), "same outcome")
     note = (
-        f"Episodes are trusted by {_signal(ranking)}: the most trusted first. A policy with fewer than {ENOUGH} trusted "
-        "episodes is left out; with fewer than two policies nothing is said."
+        f"Episodes are trusted by {_signal(ranking)}: the most trusted first. A policy with fewer than {ENOUGH} "
+        "of them is left out; with fewer than two policies nothing is said."
     )
     return Words("coverage", heads, tuple(lines), note)
 
