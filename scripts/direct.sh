@@ -3,40 +3,38 @@
 # same held-out clips, and print paired differences (docs/beyond_tokens.md). What is there already is kept, and a training
 # that was interrupted goes on, so it can be called again and again.
 #
-#   scripts/direct.sh twin TRAIN VAL WORK      TRAIN, VAL: as scripts/builtins.sh makes them; choose on VAL's episodes
-#                                              20:, because the first 20 are twin-mini-val, which is reported
-#   scripts/direct.sh g1 G1 WORK TOKENIZER     train 0:56, choose on 56:68, report on 68:80; TOKENIZER: of scripts/g1.sh
+#   scripts/direct.sh                    the twin, of scripts/builtins.sh: choose on episodes 20: of its validation set,
+#                                        because the first 20 are twin-mini-val, which is reported
+#   scripts/direct.sh G1 [TOKENIZER]     a real robot: train 0:56, choose on 56:68, report on 68:80 (scripts/g1.sh)
 #
-# STEPS=2500   of each training
-# SEEDS="0"    a list: each seed decides the clips of both trainings, and their first weights where FROM is not given
-# FROM=RUN     begin both ways with the weights of this world, whose own training went grid by grid
-# OFFSETS=4    how often each episode is tokenized for training, each time from another frame on
-# CLIPS        of each evaluation: 60 on the twin, all on the G1
-# A step takes about 0.35 s of one core.
+# WORK=cache/direct       folder of the runs
+# TRAIN, VAL              of the twin: cache/builtins/train, cache/builtins/val
+# STEPS=2500              of each training; a step takes about 0.35 s of one core
+# SEEDS="0"               a list: each decides the clips of both trainings, and their first weights where FROM is not given
+# FROM=RUN                begin both ways with the weights of this world, whose own training went grid by grid
+# OFFSETS=4               how often each episode is tokenized for training, each time from another frame on
+# CLIPS                   of each evaluation: 60 on the twin, all on the G1
 set -euo pipefail
-usage() { sed -n '2,16s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
+cd "$(dirname "$0")/.."
+work=${WORK:-cache/direct}
 
-case ${1:-}-$# in
-twin-4)
-    data="--data.path $2 --data.val-path $3 --data.val-episodes 20:" work=$4
+data="--start-offsets ${OFFSETS:-4} --data.cache $work/cache"
+if [ $# = 0 ]; then
+    data+=" --data.path ${TRAIN:-cache/builtins/train} --data.val-path ${VAL:-cache/builtins/val} --data.val-episodes 20:"
     held_out="--data twin-mini-val --num-clips ${CLIPS:-60}"
-    ;;
-g1-4)
-    data="--data.path $2 --data.val-path None --data.train-episodes 0:56 --data.val-episodes 56:68 --tokenizer $4"
-    data+=" --data.augment unflipped --model.dropout 0.1 --optimizer.ema-decay 0.998"
-    work=$3 held_out="--data $2 --episodes 68:80 --num-clips ${CLIPS:-None}"
-    ;;
-*) usage ;;
-esac
+else
+    data+=" --data.path $1 --data.val-path None --data.train-episodes 0:56 --data.val-episodes 56:68"
+    data+=" --tokenizer ${2:-cache/g1/tokenizer_0.75} --data.augment unflipped --model.dropout 0.1 --optimizer.ema-decay 0.998"
+    held_out="--data $1 --episodes 68:80 --num-clips ${CLIPS:-None}"
+fi
 begin=${FROM:+"--init-from $FROM --optimizer.lr 1e-3 --optimizer.warmup-steps 50"}
-data+=" --start-offsets ${OFFSETS:-4} --data.cache $work/cache"
 seldom="--evaluate-every 1000 --checkpoint-every 250"
 
 trained() { # folder, recipe and options: train, or go on where it stopped
     if [ -e "$work/$1/config.json" ]; then
         worldline train --resume "$work/$1"
     else
-        worldline train "${@:2}" $data $seldom --out "$work/$1"
+        worldline train "$2" $data $seldom "${@:3}" --out "$work/$1"
     fi
 }
 
