@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import GRID_200, noise_frames, small_tokenizer, small_world
+from builders import GRID_200, SMALL_WORLD, noise_frames, small_tokenizer, small_world
 from latent_builders import SMALL_VAE
 from tolerances import assert_pixels_agree
 from torch import Tensor
@@ -189,3 +189,26 @@ def test_any_number_of_frames_goes_through_a_tokenizer_and_back(name: str, block
         few = reconstructed(tokenizer, frames[:, :3])
         assert few.shape == frames[:, :3].shape
         assert torch.equal(few[:, :1], reconstructed(tokenizer, frames[:, :1]))  # what came before is not changed
+
+
+def test_calibration_changes_costs_and_no_picture() -> None:
+    frames, states = noise_frames(3, 34, 3, 16, 16), states_of(3)
+    plain = forecaster_of(None, "mean", sampling=Sampling(), num_samples=1)
+    world = small_world(replace(SMALL_WORLD, calibrated=True), grid=GRID_200)
+    world.sharpness.copy_(torch.tensor([1.0, 0.5, 0.25]))
+    batch = plain.encoded(Batch(states=states, fps=30.0, origins=(), frames=frames))
+    made, other = (
+        one.forecast_clips(batch, extra=("costs", "teacher_forced_costs", "top", "certainty"))
+        for one in (plain, replace(plain, world=world))
+    )
+    assert_pixels_agree(made.video, other.video)
+    for name in ("token_accuracy", "top500_coverage"):
+        assert torch.equal(made.costs[name], other.costs[name])
+    differ = (made.costs["full_ce"] - other.costs["full_ce"]).abs() > 1e-3
+    assert differ.any(dim=0).tolist() == [False, True, True]
+    torch.testing.assert_close(made.teacher_forced_costs["full_ce"], other.teacher_forced_costs["full_ce"])
+    assert made.certainty is not None
+    assert other.certainty is not None
+    assert (other.certainty.entropy[:, 1:] > made.certainty.entropy[:, 1:]).all(), "it is less sure"
+    assert other.top_log_probs is not None
+    assert torch.equal(made.top_ids[:, 0], other.top_ids[:, 0])  # pyright: ignore[reportOptionalSubscript]

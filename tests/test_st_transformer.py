@@ -454,9 +454,10 @@ def test_a_calibrated_world_is_as_sure_as_costs_least(config: STTransformerConfi
     assert world.sharpness.tolist() == pytest.approx([2.0] * 3)
     world.calibrate([batch])
     assert (world.sharpness < 1).all()
-    tokens, sharpened = _rollout(world, context, batch.states, sampling=Sampling())
-    assert torch.equal(tokens, guessed), "no token is another one"
-    assert_values_agree(sharpened, logits * world.sharpness[:, None, None, None])
+    for grid, step in enumerate(world.forecast(context, batch.states, sampling=Sampling())):
+        assert torch.equal(step.tokens, guessed[:, grid]), "no token is another one"
+        assert_values_agree(step.logits, logits[:, grid])
+        assert_values_agree(step.said, logits[:, grid] * world.sharpness[grid])
 
 
 # --- requests that do not fit ---

@@ -73,7 +73,7 @@ def _averaged(steps: Sequence[GridStep]) -> tuple[Float[Tensor, "b h w v"], Floa
     """The log of the mean distribution, and by how many nats its entropy exceeds the mean of theirs."""
     total, within = torch.tensor(-math.inf), torch.tensor(0.0)
     for step in steps:
-        own = step.logits.float().log_softmax(dim=-1)
+        own = step.said.float().log_softmax(dim=-1)
         total, within = torch.logaddexp(total.to(own.device), own), within.to(own.device) + entropy(own) / len(steps)
     logits = total - math.log(len(steps))
     return logits, (entropy(logits) - within).clamp_min(0)

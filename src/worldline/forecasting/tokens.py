@@ -133,7 +133,7 @@ class TokenForecaster(Forecaster):
         costs = self._rolled(
             len(tokens),
             lambda rows: self.world.teacher_forced(tokens[rows].to(self.device), states[rows].to(self.device)),
-            lambda rows, grid, step: grid_costs(guesses_of(step.logits, future[rows, grid])),
+            lambda rows, grid, step: grid_costs(guesses_of(step.said, future[rows, grid])),
         )
         return replace(made, teacher_forced_costs=costs)
 
@@ -216,7 +216,7 @@ class TokenForecaster(Forecaster):
                 found["mean_codes"] = chances @ self._known().codebook
                 found["kept"] = chances.gather(-1, before).squeeze(-1)
             firsts = slice(-rows.start % samples, None, samples)  # of each clip: costs are of these samples alone
-            logits = step.logits[firsts]
+            logits = step.said[firsts]
             guesses = None if true is None else guesses_of(logits, true[rows, grid][firsts])
             if guesses is not None:
                 found |= grid_costs(guesses)
@@ -294,8 +294,8 @@ def mixed(
     greedy = world.forecast(context, states, sampling=Sampling())
     drawn = world.forecast(*several, sampling=Sampling(temperature=1.0), generators=generators)
     for one, others in zip(greedy, drawn, strict=True):
-        each = others.logits.float().log_softmax(dim=-1).unflatten(0, (-1, count))
-        together = torch.cat([one.logits.float().log_softmax(dim=-1)[:, None], each], dim=1)
+        each = others.said.float().log_softmax(dim=-1).unflatten(0, (-1, count))
+        together = torch.cat([one.said.float().log_softmax(dim=-1)[:, None], each], dim=1)
         logits = together.logsumexp(dim=1) - math.log(count + 1)
         yield GridStep(one.tokens, logits)
 

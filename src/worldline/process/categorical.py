@@ -45,6 +45,14 @@ class GridStep:
     logits: Float[Tensor, "b h w v"]
     disagreement: Float[Tensor, "b h w"] | None = None
     """Of an ensemble: mutual information of token and member, in nats."""
+    sharpness: float = 1.0
+    """Of a calibrated world: its distribution is that of the logits times this. Tokens, mean codes and what is kept are
+    of the logits as they are, so that calibration changes no picture."""
+
+    @property
+    def said(self) -> Float[Tensor, "b h w v"]:
+        """Logits of the distribution that is scored."""
+        return self.logits if self.sharpness == 1 else self.logits * self.sharpness
 
 
 def draw(

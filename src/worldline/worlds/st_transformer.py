@@ -289,13 +289,13 @@ class STTransformer(nn.Module):
         if self.config.direct:
             for grid, hidden in enumerate(self.direct_hidden(context, codes).unbind(dim=1)):
                 logits = self._grid_logits(hidden)
-                yield GridStep(draw(logits, sampling, generators), self._sharpened(logits, grid))
+                yield GridStep(draw(logits, sampling, generators), logits, sharpness=self._sharpness(grid))
             return
         caches = [TemporalCache() for _ in self.blocks] if cached else None
         for grid in range(self.horizon_grids):
             hidden = self.hidden(read, codes, caches)[:, -1]
             logits = self._grid_logits(hidden)
-            step = GridStep(draw(logits, sampling, generators), self._sharpened(logits, grid))
+            step = GridStep(draw(logits, sampling, generators), logits, sharpness=self._sharpness(grid))
             yield step
             new = step.tokens[:, None]
             read = new if cached else torch.cat([read, new], dim=1)
@@ -322,7 +322,6 @@ class STTransformer(nn.Module):
 
         A temperature for each future grid (Guo et al. 2017), found by trying `SHARPNESS`.
         """
-        self.sharpness.fill_(1)
         costs = torch.zeros(self.horizon_grids, len(SHARPNESS))
         for batch in batches:
             assert batch.tokens is not None, "a batch of tokens"
@@ -331,8 +330,8 @@ class STTransformer(nn.Module):
                 costs[grid] += sharpened_costs(step.logits, future[:, grid], SHARPNESS).cpu()
         self.sharpness.copy_(SHARPNESS[costs.argmin(dim=1)])
 
-    def _sharpened(self, logits: Float[Tensor, "b h w v"], grid: int) -> Float[Tensor, "b h w v"]:
-        return logits * self.sharpness[grid] if self.config.calibrated else logits
+    def _sharpness(self, grid: int) -> float:
+        return self.sharpness[grid].item() if self.config.calibrated and not self.sharpness.is_meta else 1.0
 
     def _grid_logits(self, hidden: Float[Tensor, "b s d"]) -> Float[Tensor, "b h w v"]:
         return rearrange(self.logits(hidden), "b (h w) v -> b h w v", h=self.grid.height)
