@@ -441,6 +441,24 @@ def test_no_option_is_idle_for_a_world_over_latents(latent_lab: Path, tmp_path: 
     assert refused == {"protocol", "tokenizer", "checkpoint", "weights", "mean_draws", *only_tokens, *LEROBOT, *LEARNED}
 
 
+@pytest.mark.slow
+def test_a_direct_world_goes_through_every_verb(lab: Path, tmp_path: Path, capsys: Capture) -> None:
+    run, few = str(tmp_path / "run"), _words("--batch-size 2 --validation-clips 2 --start-offsets 2 --json")
+    recipe = ["compression_tiny_direct", "--model.calibrated", "True", "--tokenizer", str(lab / "tokenizer")]
+    do("train", [*recipe, *SMALL_WORLD, *_on(lab / "raw", lab / "cache"), *few, "--steps", "2", "--out", run])
+    do("evaluate", [run, "--num-clips", "2", "--json"])
+    rows = {row.id: row.metrics for row in Evaluation.load(tmp_path / "run/evaluation/metrics.json").rows}
+    assert {"full_ce", "token_accuracy", "top500_coverage", "psnr_db_last"} <= rows["forecast"].keys()
+    do("evaluate", [run, "--num-clips", "2", "--horizon", "1s", "--out", str(tmp_path / "rolled"), "--json"])
+    do("forecast", [run, "--clips", "0", "1", "--format", "npz", "--out", str(tmp_path / "forecasts"), "--json"])
+    assert len([*(tmp_path / "forecasts").glob("*.npz")]) == 2
+    do("report", [run, "--out", str(tmp_path / "page.html"), "--json"])
+    assert "run" in (tmp_path / "page.html").read_text()
+    with pytest.raises(UsageError, match="--mixture would change nothing"):
+        do("forecast", [run, "--clips", "0", "--mixture", "2", "--out", str(tmp_path / "mixed")])
+    capsys.readouterr()
+
+
 # --- what is held out ---
 
 
