@@ -2,7 +2,8 @@
 # Compare how states enter a world (docs/states.md): every way, number of episodes and seed is trained for as long, and
 # judged on the same clips; then one table with paired intervals.
 #
-#   scripts/state_ways.sh TRAIN VAL WORK   data of the twin (`worldline data twin`), and where the runs go
+#   scripts/state_ways.sh [TRAIN [VAL [WORK]]]   data of the twin, and where the runs go; if not given, the data of
+#                                                scripts/builtins.sh, and cache/state_ways
 #
 # What is there already is kept, so that it can be interrupted and asked for more. By environment variable:
 #   FAMILY    compression (or sampling)
@@ -12,7 +13,7 @@
 #   STEPS     700, of adaln; the others get as many as take the same CPU time
 #   CLIPS     60 (24), that are judged; OPTIONS: more of `worldline train`, for all ways
 set -euo pipefail
-train=$1 val=$2 work=$3
+train=${1:-cache/builtins/train} val=${2:-cache/builtins/val} work=${3:-cache/state_ways}
 here=$(dirname "$(realpath "$0")")
 family=${FAMILY:-compression}
 ways=${WAYS:-none add adaln cross_attention map adaln+map}

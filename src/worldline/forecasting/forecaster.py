@@ -434,7 +434,7 @@ def _check_states(states: Tensor, clips: int, frames: int, dims: int) -> None:
 
 
 def signature(forecaster: Forecaster) -> str:
-    """Hash of its settings, and of its models by the names, shapes and first values of their weights."""
+    """Hash of its settings, and of its models by their configs and the names, shapes and first values of their weights."""
     digest = hashlib.sha256(type(forecaster).__name__.encode())
     for part in (part for part in fields(forecaster) if part.compare):
         own: Any = getattr(forecaster, part.name)
@@ -443,6 +443,7 @@ def signature(forecaster: Forecaster) -> str:
         if isinstance(own, tuple) and any(isinstance(one, torch.nn.Module) for one in own):
             own = torch.nn.ModuleList(own)
         weights = own.state_dict() if isinstance(own, torch.nn.Module) else {"": own}
+        digest.update(repr(getattr(own, "config", None)).encode())  # the same weights can forecast in several ways
         for name, value in weights.items():
             first = f"{[*value.shape]} {value.flatten()[:4].tolist()}" if isinstance(value, Tensor) else repr(value)
             digest.update(f"{part.name} {name} {first}\n".encode())

@@ -1,7 +1,7 @@
 """Which starts are used for what: by ranges of seeds that do not overlap, written here and nowhere else.
 
 A start is replayed from (task, seed). A policy is ranked on starts that no policy, classifier or choice has seen, nor a
-world: recorded episodes of tasks (`worldline data twin --tasks`) have seeds of `twin.tasks.KEPT` or more, and all of
+world: recorded episodes of tasks (`worldline data twin` with tasks) have seeds of `twin.tasks.KEPT` or more, and all of
 these are below it.
 """
 
