@@ -3,7 +3,7 @@
     python benchmarks/driven_latents.py PLAY VAL TOKENIZER --work DIR [--episodes :120] [--steps 400]
     python benchmarks/driven_latents.py --quick
 
-PLAY and VAL are data of `worldline data twin --view table --fps 15 --size 128`, TOKENIZER a run of `tokenizer_driven`
+PLAY and VAL are data of `worldline data twin` (table, 15 fps, 128x128), TOKENIZER a run of `tokenizer_driven`
 (scripts/driven.sh makes all three). The forms share trunk, cache, states, skeleton, decoder, clips and schedule:
 
 * `tokens`: the product (`worlds/causal.py`), which predicts the digits of each token's code.

@@ -434,7 +434,7 @@ def _check_states(states: Tensor, clips: int, frames: int, dims: int) -> None:
 
 
 def signature(forecaster: Forecaster) -> str:
-    """Hash of its settings, and of its models by their configs and the names, shapes and first values of their weights."""
+    """Hash of its settings, and of its models: their configs, and names, shapes and first values of their weights."""
     digest = hashlib.sha256(type(forecaster).__name__.encode())
     for part in (part for part in fields(forecaster) if part.compare):
         own: Any = getattr(forecaster, part.name)

@@ -71,7 +71,7 @@ class Shown(NamedTuple):
 
 
 def gather(folder: Path) -> Run:
-    """Read a run folder, or a folder that holds a ranking alone (`worldline rank --out`).
+    """Read a run folder, or a folder that holds a ranking alone (what `worldline rank` was told by `--out`).
 
     Raises `UsageError` where there is nothing of a run, `DataError` for a file that is damaged.
     """
