@@ -115,8 +115,8 @@ def compression_tiny() -> TrainConfig:
     """The same world with 4 layers of width 128 on tokens of twin-mini at 64x64. Runs on two CPU cores.
 
     States enter every block by adaLN and tokens begin near their codes: both are options beside the report, and learnt
-    far faster (docs/log.md). 28 minutes on one core. Expected (docs/results.md), for 13,000 steps on 400 episodes,
-    which is the built-in: 24.8 dB at the last of 17 frames, 5.7 dB above a copy of the last frame seen.
+    far faster (docs/log_first.md). 28 minutes on one core. Expected (docs/results.md), for 13,000 steps on 400
+    episodes, which is the built-in: 24.8 dB at the last of 17 frames, 5.7 dB above a copy of the last frame seen.
     """
     return TrainConfig(
         model=STTransformerConfig(

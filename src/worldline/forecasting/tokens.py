@@ -30,7 +30,7 @@ from worldline.tokenizers.tokenizer import Tokenizer
 
 DecodeMode = Literal["tokens", "mean"]
 """How a predicted grid is decoded: from its tokens, or from the mean code of their distribution (the best answer under
-squared error where a world is unsure; docs/log.md). The world continues from the tokens in both modes."""
+squared error where a world is unsure; docs/log_first.md). The world continues from the tokens in both modes."""
 LOGITS = 2**30
 """Bytes of one grid's logits that exist at once in a roll-out: four clips of the report's 32x32 of 64,000 tokens."""
 Read = Callable[[slice, int, GridStep], dict[str, Tensor]]
