@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +71,15 @@ def mutate(root: Path, rng: np.random.Generator) -> str:
     """Damage one file below `root` in place; say how, for messages."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     path = files[rng.integers(len(files))]
-    of_kind = {".json": _json, ".jsonl": _jsonl, ".parquet": _table, ".mp4": _video, ".bin": _numbers, ".npy": _bytes}[
+    whole = partial(_bytes, others=[other for other in files if other != path])
+    of_kind = {".json": _json, ".jsonl": _jsonl, ".parquet": _table, ".mp4": _video, ".bin": _numbers, ".npy": whole}[
         path.suffix
     ]
-    how: Callable[[Path, np.random.Generator], str] = of_kind if rng.random() < 0.6 else _bytes
+    how: Callable[[Path, np.random.Generator], str] = of_kind if rng.random() < 0.6 else whole
     return f"{path.relative_to(root)}: {how(path, rng)}"
 
 
-def _bytes(path: Path, rng: np.random.Generator) -> str:
+def _bytes(path: Path, rng: np.random.Generator, *, others: list[Path]) -> str:
     data = path.read_bytes()
     at, length = int(rng.integers(len(data) + 1)), int(2 ** rng.uniform(0, 11))
     noise = rng.integers(0, 256, length, np.uint8).tobytes()
@@ -101,7 +103,6 @@ def _bytes(path: Path, rng: np.random.Generator) -> str:
     if how in ways:
         path.write_bytes(ways[how])
         return how
-    others = sorted(p for p in path.parents[-1 - len(path.parents) // 2].rglob("*") if p.is_file() and p != path)
     other = others[rng.integers(len(others))].read_bytes() if how == "another file" and others else b""
     path.unlink()
     if how == "a folder":
