@@ -34,10 +34,9 @@ from torch import Tensor, nn
 
 from worldline import builtin
 from worldline.checks import Share
-from worldline.contract import Contract, FramePattern, ModelConfig
-from worldline.data.clips import Clips, DataConfig, open_split, some_windows
+from worldline.contract import FramePattern, ModelConfig
+from worldline.data.clips import Clips, DataConfig, evenly, open_split, some_windows
 from worldline.encoding.encode import encode
-from worldline.evaluation.held_out import evenly
 from worldline.families.compression import CausalKind
 from worldline.families.config import TrainConfig
 from worldline.families.family import Prepared, contract_with, register
@@ -309,10 +308,6 @@ class TrialKind(CausalKind):
     """All forms, on the same clips; the product's training does the rest."""
 
     config = TrialConfig
-
-    def build(self, model: TrialConfig, contract: Contract | None) -> CausalWorld:  # pyright: ignore[reportIncompatibleMethodOverride]
-        assert contract is not None, "a world is built for data"
-        return model.build(contract.tokens, contract.state_names)
 
     def prepare(self, config: TrainConfig, model: TrialConfig, ranks: Ranks) -> Prepared:  # pyright: ignore[reportIncompatibleMethodOverride]
         assert config.tokenizer is not None, "given to this script"

@@ -25,10 +25,10 @@ from tolerances import assert_pixels_agree
 from torch import Tensor
 
 from worldline.contract import Contract, FramePattern
-from worldline.data.clips import Clips, DataConfig, source_windows
+from worldline.data.clips import Clips, DataConfig, evenly, source_windows
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.evaluate import Autoencoder
-from worldline.evaluation.held_out import DataChoice, evenly, foreign_states, held_out
+from worldline.evaluation.held_out import DataChoice, foreign_states, held_out
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.rows import Judged
 from worldline.files import write_json

@@ -31,9 +31,9 @@ from torch import Tensor
 from worldline import builtin
 from worldline.checks import Natural, Seed
 from worldline.contract import FramePattern
-from worldline.data.clips import Clips, check_episodes
+from worldline.data.clips import Clips, check_episodes, evenly
 from worldline.evaluation.evaluate import frames_ahead
-from worldline.evaluation.held_out import DataChoice, evenly, held_out, warn_of_strange_states
+from worldline.evaluation.held_out import DataChoice, held_out, warn_of_strange_states
 from worldline.evaluation.receipt import identities_of
 from worldline.families.card import describe_model
 from worldline.families.config import LoadOptions

@@ -157,6 +157,12 @@ class Clips(Sequence[Clip]):
         return replace(self, image_size=image_size or self.image_size)
 
 
+def evenly(num_clips: int, wanted: int | None) -> list[int]:
+    """Numbers of clips at even distances; all of them where `wanted` is None or too many."""
+    count = num_clips if wanted is None else min(wanted, num_clips)
+    return np.linspace(0, num_clips - 1, count).round().astype(int).tolist()
+
+
 def open_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]:
     """The data set behind the training or validation clips, and which of its episodes are taken."""
     text, elsewhere = (config.train_episodes, None) if split == "train" else (config.val_episodes, config.val_path)

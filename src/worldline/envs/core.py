@@ -27,7 +27,6 @@ from worldline.envs.starts import Starts, draw
 from worldline.envs.transition import Judge, Transition, judged
 from worldline.forecasting.forecaster import Forecaster, Session, Snapshot, advance_together, signature
 from worldline.formats.limits import StateLimits
-from worldline.schema import UsageError
 
 OPTIONS = ("start",)
 """What `reset(options=...)` may say."""

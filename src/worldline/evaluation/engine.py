@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from worldline.checks import Checked, Natural, Seed
-from worldline.data.clips import Clips
+from worldline.data.clips import Clips, evenly
 from worldline.evaluation import studies  # noqa: F401 - they are in their table then
-from worldline.evaluation.held_out import evenly, foreign_states, states_of
+from worldline.evaluation.held_out import foreign_states, states_of
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Finding, Row, Split
 from worldline.evaluation.rows import ROWS, Judged, Made, Protocol, Role, Scene, Setting, entry_of, mean_id
 from worldline.evaluation.sets import TRUTH, Features, features_of, set_numbers

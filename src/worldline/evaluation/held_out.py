@@ -181,12 +181,6 @@ def _config(run: Path, contract: Contract, choice: DataChoice, on: On) -> DataCo
     )
 
 
-def evenly(num_clips: int, wanted: int | None) -> list[int]:
-    """Numbers of clips at even distances; all of them where `wanted` is None or too many."""
-    count = num_clips if wanted is None else min(wanted, num_clips)
-    return np.linspace(0, num_clips - 1, count).round().astype(int).tolist()
-
-
 def foreign_states(clips: Clips, chosen: list[int]) -> Float32[Tensor, "n t s"] | None:
     """For each chosen clip the states of another one, half the set away, or None where there is no other."""
     if len(clips) < 2:

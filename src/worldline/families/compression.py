@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldline.contract import Contract, FramePattern
-from worldline.data.clips import Clips, open_clips, open_split, open_windows
+from worldline.data.clips import Clips, evenly, open_clips, open_split, open_windows
 from worldline.encoding.encode import tokenize
 from worldline.families.card import ModelCard
 from worldline.families.config import SampleOptions, TrainConfig
@@ -236,10 +236,9 @@ class STKind(TokenWorldKind):
     def finish(self, model: Any, made: Prepared, config: TrainConfig) -> None:
         if not model.config.calibrated:
             return
-        count = min(len(made.val), config.validation_clips)
-        chosen = np.linspace(0, len(made.val) - 1, count).round().astype(int).tolist()
+        chosen = evenly(len(made.val), config.validation_clips)
         device, rows = next(model.parameters()).device, _rows_at_once(model.grid)
-        parts = (chosen[first : first + rows] for first in range(0, count, rows))
+        parts = (chosen[first : first + rows] for first in range(0, len(chosen), rows))
         model.calibrate(made.ready(stack([made.val[i] for i in part]).to(device)) for part in parts)
 
     def normalises(self, model: STTransformerConfig) -> bool:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ UNIPC_START = 0.999
 SHORTCUTS = (1, 2, 4, 8)
 """Numbers of calls for which a network with shortcuts learns its step. Each is two steps of the next; those of the last
 are two of the plain flow."""
+_Numbers = TypeVar("_Numbers", np.ndarray, Tensor)
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A network's velocity of `x` at noise levels `sigma`, told step sizes `size`; one of each per example."""
 
@@ -85,7 +86,7 @@ def sample_sigmas(sampling: FlowSampling) -> Float32[Tensor, " n"]:
 
 
 def _shifted(even: np.ndarray, shift: float) -> Tensor:
-    return torch.from_numpy((shift * even / (1 + (shift - 1) * even)).astype(np.float32))
+    return torch.from_numpy(_level(even, shift).astype(np.float32))
 
 
 def step_size(config: FlowConfig, sampling: FlowSampling) -> float:
@@ -160,7 +161,7 @@ def shortcut_target(
     return (first * v + second * w) / (first + second)
 
 
-def _level(even: Tensor, shift: float) -> Tensor:
+def _level(even: _Numbers, shift: float) -> _Numbers:
     """Noise level by share of the way that is left."""
     return shift * even / (1 + (shift - 1) * even)
 

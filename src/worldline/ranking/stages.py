@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from worldline.contract import Contract, FramePattern
-from worldline.evaluation.held_out import DataChoice, evenly, held_out
+from worldline.data.clips import evenly
+from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.forecasting.forecaster import Forecaster, Session, signature
 from worldline.forecasting.live import LiveTwin
 from worldline.policies.starts import STARTS

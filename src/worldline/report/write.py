@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
-from worldline.evaluation.held_out import evenly
+from worldline.data.clips import evenly
 from worldline.evaluation.result import Evaluation, Finding, label_of
 from worldline.files import atomic
 from worldline.metrics.table import METRICS

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from worldline.builtin import stored
-from worldline.data.clips import open_split
+from worldline.data.clips import evenly, open_split
 from worldline.data.loader import Loader
-from worldline.evaluation.held_out import evenly
 from worldline.families.card import Identity
 from worldline.families.config import TrainConfig, read_config, resumed
 from worldline.families.family import Prepared, refuse_idle

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from worldline.evaluation.held_out import evenly
+from worldline.data.clips import evenly
 from worldline.formats.source import Source
 from worldline.schema import StateKind, StateLayout
 from worldline.viewer.protocol import Joint

@@ -11,8 +11,8 @@ import numpy as np
 from worldline import builtin
 from worldline.checks import Limit, Positive, Seed
 from worldline.contract import FramePattern
-from worldline.data.clips import Clips
-from worldline.evaluation.held_out import DataChoice, evenly, held_out
+from worldline.data.clips import Clips, evenly
+from worldline.evaluation.held_out import DataChoice, held_out
 from worldline.families.card import ModelCard, describe_model
 from worldline.families.config import LoadOptions
 from worldline.families.load import load_forecaster, refuse_unfit, world_kind
