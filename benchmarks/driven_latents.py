@@ -189,12 +189,12 @@ class LatentWorld(CausalWorld):
         count, side = context.shape[1], self.config.patch
         features, past = self.features(context, told[:count])
         grids = [context]
-        for t in range(count, told.codes.shape[1] + 1):
+        for t in range(count, told.grids + 1):
             moves = self.changed(features[:, -1], calls, generator)[:, None]
             sizes = {"i": self.shape["h"], "p": side, "q": side}
             moves = rearrange(moves, "b t (i j) (p q c) -> b t (i p) (j q) c", **sizes)
             grids.append(self.standard(self.raw(grids[-1][:, -1:] + moves * self.change)))
-            if t < told.codes.shape[1]:
+            if t < told.grids:
                 features, past = self.features(grids[-1], told[t : t + 1], past)
         return torch.cat(grids, dim=1)
 

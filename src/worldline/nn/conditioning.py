@@ -57,6 +57,11 @@ class Told:
         """Of some of the grids."""
         return Told(*(None if part is None else part[:, now] for part in (self.added, self.modulation, self.tokens)))
 
+    @property
+    def grids(self) -> int:
+        """How many grids it tells of."""
+        return next(part.shape[1] for part in (self.added, self.modulation, self.tokens) if part is not None)
+
     def first(self, clips: int) -> "Told":
         """Of the first clips."""
         return Told(*(None if part is None else part[:clips] for part in (self.added, self.modulation, self.tokens)))
@@ -127,7 +132,7 @@ class Drawn(nn.Module):
         if shape[0] != shape[1]:
             raise UsageError(
                 f"a skeleton is drawn into square pictures only, and these are {shape[0]} to {shape[1]}; give another "
-                "conditioning (--model.conditioning adaln)"
+                "conditioning (--model.conditioning adaln), or a recipe without one (driven_any)"
             )
         self.silhouette, self.frames, self.patch = Silhouette(skeleton, names, shape[0]), frames, patch
         self.read = nn.Linear(patch[0] * patch[1] * frames * self.silhouette.channels, width)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from worldline.checks import MOST, Limit, Positive, Share, refuse
 from worldline.contract import ModelConfig
 from worldline.nn.attention import SlidingBlock
+from worldline.nn.conditioning import Drawn, Told
 from worldline.nn.fsq import FSQ
-from worldline.nn.kinematics import Silhouette, Skeleton
+from worldline.nn.kinematics import Skeleton
 from worldline.nn.states import Standardising, align
 from worldline.process.categorical import Sampling, draw
 from worldline.schema import Batch, TokenGrid, UsageError
@@ -73,19 +74,6 @@ class CausalConfig(ModelConfig):
         return CausalWorld(self, grid, state_names)
 
 
-@dataclass(frozen=True, eq=False)
-class Told:
-    """What a world is told of the way from each grid to the next."""
-
-    codes: Float[Tensor, "b u d"]
-    """The states, as a vector."""
-    places: Float[Tensor, "b u s d"] | None = None
-    """Where the robot will be, as features of the positions of a grid."""
-
-    def __getitem__(self, grids: slice) -> "Told":
-        return Told(self.codes[:, grids], None if self.places is None else self.places[:, grids])
-
-
 class CausalWorld(nn.Module):
     """Predicts the next grid. States enter in raw units, one row per video frame."""
 
@@ -112,14 +100,10 @@ class CausalWorld(nn.Module):
         self.position = nn.Parameter(torch.empty(self.shape["h"] * grid.width // config.patch, width))
         self.states = None if config.unconditional else MoveEncoder(grid, self.state_dim, config.state_hidden, width)
         self.still = nn.Parameter(torch.zeros(width)) if config.unconditional else None
-        self.silhouette, self.place = None, None
+        self.drawn = None
         if config.skeleton is not None and not config.unconditional:
-            if grid.height != grid.width:
-                raise UsageError(
-                    "a skeleton is drawn into square pictures only; give a recipe without one (driven_any)"
-                )
-            self.silhouette = Silhouette(config.skeleton, state_names, grid.height)
-            self.place = nn.Linear(config.patch**2 * self.silhouette.channels, width)
+            sides = (grid.height, grid.width), 1, width, (config.patch, config.patch)
+            self.drawn = Drawn(config.skeleton, state_names, *sides)
         sizes = {"mlp_ratio": config.mlp_ratio, "window": config.context_grids - 1}
         self.blocks = nn.ModuleList(SlidingBlock(width, config.heads, **sizes) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
@@ -146,14 +130,12 @@ class CausalWorld(nn.Module):
         """What each grid but the last is told of the way to the next one."""
         if self.states is None:
             assert self.still is not None, "an unconditional world"
-            return Told(self.still.expand(len(states), self.grid.grids_of(states.shape[1]) - 1, -1))
-        if self.silhouette is None or self.place is None:
-            return Told(self.states(states))
+            return Told(modulation=self.still.expand(len(states), self.grid.grids_of(states.shape[1]) - 1, -1))
+        told = Told(modulation=self.states(states))
+        if self.drawn is None:
+            return told
         then = align(states, self.grid, "last")[:, 1:]
-        sides = {"p": self.config.patch, "q": self.config.patch}
-        spots = self.silhouette(then.flatten(0, 1)).to(self.position.dtype)
-        places = self.place(rearrange(spots, "n (i p) (j q) c -> n (i j) (p q c)", **sides))
-        return Told(self.states(states), places.unflatten(0, then.shape[:2]))
+        return told.beside(self.drawn(then[:, :, None]))
 
     def forward(self, tokens: Int64[Tensor, "b t h w"], told: Told, past: Past | None = None) -> tuple[Digits, Past]:
         """Logits of the grid after each, and the past with these grids: a pass over the new ones alone."""
@@ -170,12 +152,13 @@ class CausalWorld(nn.Module):
         self, x: Float[Tensor, "b t s d"], told: Told, past: Past | None
     ) -> tuple[Float[Tensor, "b t s d"], Past]:
         """What has been read of grids, to features of what follows each, and the past with these grids."""
-        x = x + self.position if told.places is None else x + self.position + told.places
+        assert told.modulation is not None, "conditions gives every grid a vector"
+        x = x + self.position if told.added is None else x + self.position + told.added
         if past is None:
             past = x.new_zeros(len(x), len(self.blocks), x.shape[2], 0, 2, self.config.width // self.config.heads)
         kept = []
         for block, own in zip(self.blocks, past.unbind(dim=1), strict=True):
-            x, grown = block(x, told.codes, own)
+            x, grown = block(x, told.modulation, own)
             kept.append(grown)
         return self.norm(x), torch.stack(kept, dim=1)
 
@@ -215,7 +198,7 @@ class CausalWorld(nn.Module):
         count = context.shape[1]
         logits, past = self(context, told[:count])
         grids = [context, self.quantiser.of_digits(logits[:, -1:].argmax(dim=-1))]
-        for t in range(count, told.codes.shape[1]):
+        for t in range(count, told.grids):
             logits, past = self(grids[-1], told[t : t + 1], past)
             grids.append(self.quantiser.of_digits(logits.argmax(dim=-1)))
         return torch.cat(grids, dim=1)
