@@ -27,6 +27,8 @@ FINE = replace(
     encoder_kernels=(3, 3, 3),
 )
 """The same strides in three stages, so that causality is tried at every rate."""
+WIDER = replace(SMALL_TOKENIZER, past=0, decoder_past=2, decoder_widths=(12, 24), decoder_blocks=(2, 1))
+"""Another decoder, which alone looks back."""
 SHORT = replace(SMALL_TOKENIZER, patch=(4, 4), merges=((1, 1),), block_frames=9)
 
 
@@ -145,7 +147,7 @@ def test_hysteresis_is_part_of_a_tokenizers_identity(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "some").config.hysteresis == 0.5  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("config", [SMALL_TOKENIZER, FINE])
+@pytest.mark.parametrize("config", [SMALL_TOKENIZER, FINE, WIDER])
 @pytest.mark.parametrize("latent", [0, 1, 2])
 def test_decoding_never_looks_ahead(config: FSQVideoConfig, latent: int) -> None:
     tokenizer = small_tokenizer(config)

@@ -678,6 +678,26 @@ def test_training_begins_with_given_weights(tmp_path: Path) -> None:
     assert not (tmp_path / "deeper").exists()
 
 
+def test_another_decoder_is_trained_under_tokens_that_stay(tmp_path: Path) -> None:
+    config = _tokenizer(tmp_path, steps=3)
+    train(config, tmp_path / "first")
+    wider = replace(SMALL_TOKENIZER, decoder_past=1, decoder_widths=(8, 24), keep_tokens=True)
+    train(replace(config, model=wider, init_from=tmp_path / "first"), tmp_path / "kept")
+    train(replace(config, model=replace(wider, keep_tokens=False), init_from=tmp_path / "first"), tmp_path / "moved")
+    first, kept, moved = (
+        dict(load_tokenizer(tmp_path / name).named_parameters()) for name in ("first", "kept", "moved")
+    )
+    encoder = [name for name in first if name.startswith("encoder.")]
+    assert all(torch.equal(first[name], kept[name]) for name in encoder)
+    assert not all(torch.equal(first[name], moved[name]) for name in encoder)
+    assert kept["decoder.1.contract.weight"].shape == (24, 48)
+    assert kept["decoder.1.contract.weight"].abs().max() > 0, "a new block is the identity until it is trained"
+    with pytest.raises(UsageError, match=r"holds another model than is trained here, .*decoder"):
+        train(replace(config, model=replace(SMALL_TOKENIZER, kernel=5), init_from=tmp_path / "first"), tmp_path / "no")
+    with pytest.raises(UsageError, match="--init-from"):
+        train(replace(config, model=wider), tmp_path / "no")
+
+
 # --- worlds on frames ---
 
 

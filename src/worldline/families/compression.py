@@ -42,6 +42,13 @@ class FSQKind(TokenizerKind):
     def pattern(self, config: TrainConfig, model: FSQVideoConfig, grid: Any) -> FramePattern:
         return FramePattern(window=model.block_frames)
 
+    def prepare(self, config: TrainConfig, model: Any, ranks: Ranks) -> Prepared:
+        """Raises `UsageError` where tokens shall stay that no trained encoder makes, and as any preparation does."""
+        if model.keep_tokens and config.init_from is None:
+            fix = "give these (--init-from), or leave out --model.keep-tokens"
+            raise UsageError(f"tokens stay those of given weights; {fix}")
+        return super().prepare(config, model, ranks)
+
 
 class CosmosKind(TokenizerKind):
     """NVIDIA's tokenizer. It is not trained here and not copied."""

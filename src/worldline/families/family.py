@@ -24,6 +24,7 @@ from worldline.formats.source import Source
 from worldline.formats.states import StateStats, compute_stats
 from worldline.nn.states import Standardising
 from worldline.nn.weights import changing_state, load_weights
+from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder
 from worldline.schema import Batch, DataError, LatentGrid, TokenGrid, UsageError
@@ -298,7 +299,8 @@ def begin(config: TrainConfig, model: nn.Module, train: Clips, states: Standardi
 def initialise(model: nn.Module, path: Path | None) -> None:
     """Start from the weights of a run or model folder, if one is given. Raises `UsageError` where they do not fit.
 
-    Of each of the model's `new_parts`, which start such that they change nothing, all or nothing may be there.
+    Of each of the model's `new_parts`, which start such that they change nothing, all or nothing may be there. What is
+    there of its parts that `may_differ` is left where it is of another shape.
     """
     if path is None:
         return
@@ -308,6 +310,11 @@ def initialise(model: nn.Module, path: Path | None) -> None:
     for part in parts:
         if not any(name.startswith(part) for name in weights):
             weights |= {name: value for name, value in changing_state(model).items() if name.startswith(part)}
+    for part in getattr(model, "may_differ", ()):
+        own, there = ({k: v for k, v in all.items() if k.startswith(part)} for all in (changing_state(model), weights))
+        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in there.items()}:
+            say(f"{path} has another {part.strip('.')}: that of this model begins anew")
+            weights = {name: value for name, value in weights.items() if name not in there} | own
     try:
         load_weights(model, weights, folder)
     except DataError as error:

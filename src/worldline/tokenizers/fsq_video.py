@@ -56,6 +56,12 @@ class FSQVideoConfig(ModelConfig):
     past: Natural = 0
     """Latent frames a block looks back. With 0 every latent is encoded alone, and a still patch keeps its tokens; with
     more, later latents refine earlier ones: a better reconstruction, but tokens that are hard to predict."""
+    decoder_past: Natural | None = None
+    """The same for the decoder alone, where it differs: it changes no token, and what stands still comes out better."""
+    decoder_widths: tuple[int, ...] = ()
+    """Channels of the decoder's stages, finest first; empty: those of the encoder."""
+    decoder_blocks: tuple[int, ...] = ()
+    """Residual blocks of the decoder's stages; empty: as many as the encoder has."""
     hysteresis: float = 0.0
     """Levels beyond the nearest that a latent may move before its token changes; 0 takes the nearest token.
     Against camera noise, which moves the latent of a still patch to and fro between two tokens. Every block of
@@ -63,6 +69,8 @@ class FSQVideoConfig(ModelConfig):
     mlp_ratio: int = 2
     block_frames: int = 17
     """Frames tokenized at once; 1 + a multiple of the temporal stride."""
+    keep_tokens: bool = False
+    """Train the decoder alone: tokens stay those of the weights that training begins with, and its worlds valid."""
     l1_weight: float = 0.1
     """Weight of the absolute error beside the squared error in the loss."""
     saturation_weight: float = 0.01
@@ -75,8 +83,9 @@ class FSQVideoConfig(ModelConfig):
         for name, sides in {"kernel": (self.kernel,), "encoder_kernels": self.encoder_kernels}.items():
             if any(side % 2 == 0 for side in sides):
                 refuse(self, name, "odd, so that a kernel has a middle")
-        for name in ("widths", "blocks", "encoder_kernels"):
-            if len(getattr(self, name)) != len(self.merges) + 1:
+        for name in ("widths", "blocks", "encoder_kernels", "decoder_widths", "decoder_blocks"):
+            given = getattr(self, name)
+            if len(given) != len(self.merges) + 1 and (given or not name.startswith("decoder_")):
                 refuse(self, name, f"{len(self.merges) + 1} numbers, one for each stage: one more than merges")
         if (self.block_frames - 1) % self.temporal_stride:
             refuse(self, "block_frames", f"1 + a multiple of the temporal stride {self.temporal_stride}")
@@ -102,13 +111,19 @@ class FSQVideoConfig(ModelConfig):
 
 
 class FSQVideoTokenizer(BlockTokenizer):
-    """Encoder, quantiser, decoder. Its tokens have codes, so that a mean of them can be decoded (`decode_codes`)."""
+    """Encoder, quantiser, decoder. Its tokens have codes, so that a mean of them can be decoded (`decode_codes`).
+
+    A decoder that is configured apart from the encoder (`decoder_...`) begins anew where first weights are those of a
+    tokenizer with another one.
+    """
 
     def __init__(self, config: FSQVideoConfig) -> None:
         super().__init__(config)
         self.quantiser = FSQ(config.levels)
         self.encoder = nn.Sequential(*_encoder_layers(config))
         self.decoder = nn.Sequential(*_decoder_layers(config))
+        apart = config.decoder_past is not None or config.decoder_widths or config.decoder_blocks
+        self.may_differ = ("decoder.",) if apart else ()
 
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float[Tensor, "b l gh gw d"]:
         """Features before quantisation, unbounded, of one block of video in [-1, 1] (`t` = 1 + k * temporal stride)."""
@@ -128,8 +143,9 @@ class FSQVideoTokenizer(BlockTokenizer):
         """Reconstruction error of one block in [-1, 1], and the penalty on saturation. Needs `batch.frames`."""
         del generator  # nothing is drawn: quantisation is deterministic
         video = video_in(batch)
-        latents = self.latents_of(video)
-        codes = self.codes_of(latents)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.keep_tokens):
+            latents = self.latents_of(video)
+            codes = self.codes_of(latents)
         loss, psnr = reconstruction_loss(self.video_of(codes) - video, self.config.l1_weight)
         used = self.quantiser.indices(codes.detach()).unique().numel()
         saturation = (latents.abs() - SATURATION).relu().square().mean()
@@ -157,17 +173,19 @@ def _encoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
     for stage, width in enumerate(config.widths):
         yield merge(channels[stage], width, strides[stage])
         for _ in range(config.blocks[stage]):
-            yield CausalBlock(width, config.encoder_kernels[stage], config)
+            yield CausalBlock(width, config.encoder_kernels[stage], config.past, config.mlp_ratio)
     yield nn.LayerNorm(config.widths[-1])
     yield nn.Linear(config.widths[-1], len(config.levels))
 
 
 def _decoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
-    channels, strides = (3, *config.widths), (config.patch, *config.merges)
-    yield nn.Linear(len(config.levels), config.widths[-1])
-    for stage, width in reversed([*enumerate(config.widths)]):
-        for _ in range(config.blocks[stage]):
-            yield CausalBlock(width, config.kernel, config)
+    widths, blocks = config.decoder_widths or config.widths, config.decoder_blocks or config.blocks
+    past = config.past if config.decoder_past is None else config.decoder_past
+    channels, strides = (3, *widths), (config.patch, *config.merges)
+    yield nn.Linear(len(config.levels), widths[-1])
+    for stage, width in reversed([*enumerate(widths)]):
+        for _ in range(blocks[stage]):
+            yield CausalBlock(width, config.kernel, past, config.mlp_ratio)
         if not stage:
             yield nn.LayerNorm(width)
         yield unmerge(width, channels[stage], strides[stage])
@@ -185,13 +203,13 @@ class CausalBlock(nn.Module):
     The mix adds, per channel, a weighted sum of the `past` positions before; its weights start at zero.
     """
 
-    def __init__(self, channels: int, kernel: int, config: FSQVideoConfig) -> None:
+    def __init__(self, channels: int, kernel: int, past: int, mlp_ratio: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
-        self.mix = nn.ParameterDict({"weight": torch.zeros(config.past, channels)})
+        self.mix = nn.ParameterDict({"weight": torch.zeros(past, channels)})
         self.norm = nn.LayerNorm(channels)
-        self.expand = nn.Linear(channels, config.mlp_ratio * channels)
-        self.contract = nn.Linear(config.mlp_ratio * channels, channels)
+        self.expand = nn.Linear(channels, mlp_ratio * channels)
+        self.contract = nn.Linear(mlp_ratio * channels, channels)
         nn.init.zeros_(self.contract.weight)  # a new block is the identity
         nn.init.zeros_(self.contract.bias)
 
