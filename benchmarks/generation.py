@@ -1,6 +1,6 @@
 """How long three grids take to generate, with and without the cache of keys and values. Prints JSON.
 
-    OMP_NUM_THREADS=1 python benchmarks/generation.py [--quick] [--repeats 7]
+    OMP_NUM_THREADS=1 python benchmarks/generation.py [--quick | --cuda] [--repeats 7]
 
 Greedy, fp32 (as the report infers), random weights and contexts: neither changes the time. Both ways are run in
 turns, and their logits are compared, so that a fast but wrong cache does not pass.
@@ -9,7 +9,18 @@ turns, and their logits are compared, so that a fast but wrong cache does not pa
 from dataclasses import replace
 
 import torch
-from common import TINY_GRID, in_turns, options, publish, random_batch, ratio, spread
+from common import (
+    NO_CUDA,
+    ONLY_CUDA,
+    TINY_GRID,
+    Parts,
+    card_wanted,
+    in_turns,
+    options,
+    random_batch,
+    ratio,
+    spread,
+)
 
 from worldline.process.categorical import Sampling
 from worldline.recipes import compression_tiny
@@ -49,21 +60,21 @@ def generation(
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args()
-    tiny = compression_tiny().model
+    given = parser.parse_args()
+    card, parts, tiny = card_wanted(given), Parts(), compression_tiny().model
     assert isinstance(tiny, STTransformerConfig)
-    if arguments.quick:
-        figures = {
-            "compression_tiny": generation(replace(tiny, layers=1), 1, 1, TINY_GRID),
-            "compression_revontuli": None,
-        }
+    if given.cuda:
+        parts.leave_out("compression_tiny", why=ONLY_CUDA)
+    elif given.quick:
+        parts.add("compression_tiny", lambda: generation(replace(tiny, layers=1), 1, 1, TINY_GRID))
     else:
-        figures = {"compression_tiny": generation(tiny, 8, arguments.repeats, TINY_GRID), "compression_revontuli": None}
-        if torch.cuda.is_available():
-            figures["compression_revontuli"] = generation(
-                STTransformerConfig(), 4, arguments.repeats, ONEX_GRID, "cuda"
-            )
-    publish({"torch_threads": torch.get_num_threads(), **figures}, quick=arguments.quick)
+        parts.add("compression_tiny", lambda: generation(tiny, 8, given.repeats, TINY_GRID))
+    if card:
+        report = STTransformerConfig()
+        parts.add("compression_revontuli", lambda: generation(report, 4, given.repeats, ONEX_GRID, "cuda"))
+    else:
+        parts.leave_out("compression_revontuli", why=NO_CUDA)
+    parts.finish(quick=given.quick, torch_threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How much memory a training step of the report's world needs, head and loss above all. Prints JSON.
 
-    OMP_NUM_THREADS=1 python benchmarks/loss_memory.py [--quick] [--batch 160] [--repeats 5]
+    OMP_NUM_THREADS=1 python benchmarks/loss_memory.py [--quick | --cuda] [--batch 160] [--repeats 5]
 
 Three heads: `worldline` is what worldline trains with; `checkpointed` is what it had before, chunks whose logits are
 computed again in the backward pass; `naive` has all logits at once. Their memory is counted, nothing is computed: one
@@ -10,18 +10,35 @@ seconds are those of one thread of a CPU in float32, in turns.
 
 Two checks are printed. The bytes PyTorch is told to save for the backward pass (`saved_tensors_hooks`), which is
 another count of what is alive between forward and backward; and the same count of a small world on real CPU
-tensors. With CUDA, the largest batch that fits is also measured.
+tensors. With CUDA, the allocator's peaks stand beside the counted ones: of the heads, of whole steps with their weights
+and moments, up to the largest piece of the batch that fits.
 GB are 10^9 bytes, B in a card's name too.
 """
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import in_turns, options, publish, random_batch, ratio, spread
+from common import (
+    NO_CUDA,
+    ONLY_CUDA,
+    Parts,
+    autocast,
+    beside,
+    card_wanted,
+    fits,
+    in_turns,
+    options,
+    peak_of,
+    random_batch,
+    ratio,
+    spread,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -142,7 +159,7 @@ def gb(size: float) -> float:
     return round(size / 1e9, 3)
 
 
-def head(batch: int) -> dict[str, object]:
+def head(batch: int) -> dict[str, Any]:
     """The three of them, at a batch in one piece."""
     logits = batch * REPORT.horizon_grids * ONEX_GRID.height * ONEX_GRID.width * ONEX_GRID.vocab_size
     found = {name: head_memory(REPORT, batch, name) for name in heads(REPORT.loss_chunk)}
@@ -156,7 +173,7 @@ def head(batch: int) -> dict[str, object]:
     }
 
 
-def seconds(repeats: int, *, quick: bool) -> dict[str, object]:
+def seconds(repeats: int, *, quick: bool) -> dict[str, Any]:
     """Forward and backward pass of the three on a CPU, in float32: 512 tokens, in chunks of 128 and in one."""
     tokens, width, vocabulary = (64, 32, 500) if quick else (512, REPORT.width, ONEX_GRID.vocab_size)
     generator = torch.Generator().manual_seed(0)
@@ -182,7 +199,7 @@ def seconds(repeats: int, *, quick: bool) -> dict[str, object]:
     }
 
 
-def step(batch: int, pieces: tuple[int, ...]) -> dict[str, object]:
+def step(batch: int, pieces: tuple[int, ...]) -> dict[str, Any]:
     """A whole step by the number of pieces the batch is cut into, and which cards hold it."""
     table, totals = [], {}
     for accumulate in pieces:
@@ -203,63 +220,115 @@ def step(batch: int, pieces: tuple[int, ...]) -> dict[str, object]:
     return {"weights_gb": gb(weights), "adamw_moments_gb": gb(2 * weights), "steps": table, "largest_piece_on": cards}
 
 
-def checks() -> dict[str, object]:
+def checks() -> dict[str, Any]:
     """The same count of a small world on `meta` and on real tensors."""
     meta, real = world_memory(SMALL, 4)[0], world_memory(SMALL, 4, "cpu")[0]
     return {"small_world_on_meta_bytes": asdict(meta), "small_world_on_cpu_bytes": asdict(real)}
 
 
-def measured(batch: int, pieces: tuple[int, ...]) -> dict[str, object]:
-    """On CUDA: the largest piece that fits, by the allocator's own count."""
-    for accumulate in pieces:
-        piece = batch // accumulate
-        peak = _fits(piece)
-        torch.cuda.empty_cache()
-        if peak is not None:
-            card = torch.cuda.get_device_properties(0).total_memory
-            return {"piece": piece, "total_gb": gb(peak), "card_gb": gb(card)}
-    return {"piece": None}
+def measured(
+    batch: int, pieces: tuple[int, ...], room: int, config: STTransformerConfig = REPORT, device: str = "cuda"
+) -> dict[str, Any]:
+    """Whole steps with weights and moments: of a small piece, then up or down from the piece that is counted to fit.
+
+    `room`: bytes of the card.
+    """
+    sizes = sorted({batch // accumulate for accumulate in pieces})
+    tried: dict[int, dict[str, Any]] = {}
+
+    def attempt(size: int) -> bool:
+        fitted, peak = fits(lambda: two_steps(config, size, device), device)
+        tried[size] = {"fits": fitted, **beside(peak, sum_of(config, size))}
+        return fitted
+
+    at = max(0, bisect_right(sizes, RESERVE * room, key=lambda size: sum_of(config, size)) - 1)
+    attempt(sizes[min(1, at)])
+    if attempt(sizes[at]):
+        while at + 1 < len(sizes) and attempt(sizes[at + 1]):
+            at += 1
+    else:
+        while at > 0 and not attempt(sizes[at - 1]):
+            at -= 1
+    largest = max((size for size, found in tried.items() if found["fits"]), default=None)
+    return {"largest_piece_that_fits": largest, "card_gb": gb(room), "pieces": tried}
 
 
-def _fits(piece: int) -> int | None:
-    try:
-        return _allocated(piece)
-    except torch.cuda.OutOfMemoryError:
-        return None
+@cache
+def sum_of(config: STTransformerConfig, piece: int) -> int:
+    """Bytes that are counted of a step with weights and moments."""
+    found, weights = world_memory(config, piece)
+    return found.peak + 3 * weights
 
 
-def _allocated(piece: int) -> int:
-    world = REPORT.build().cuda().train()
+def two_steps(config: STTransformerConfig, piece: int, device: str) -> None:
+    """A world, its optimizer and two steps: the moments exist from the first step on."""
+    grid = SMALL_GRID if config.width == SMALL.width else ONEX_GRID
+    world = config.build(grid).to(device).train()
     optimizer = torch.optim.AdamW(world.parameters(), fused=True)
-    torch.cuda.reset_peak_memory_stats()
-    for _ in range(2):  # the moments exist from the first step on
+    for _ in range(2):
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss, _ = world.loss(random_batch(REPORT, piece, "cuda"), torch.Generator())
+        with autocast(device):
+            loss, _ = world.loss(random_batch(config, piece, device, grid), torch.Generator())
         loss.backward()
         optimizer.step()
-    return torch.cuda.max_memory_allocated()
+
+
+def heads_on(
+    device: str, repeats: int, clips: int = 8, config: STTransformerConfig = REPORT
+) -> dict[str, dict[str, Any]]:
+    """Forward and backward pass of the three heads in bfloat16: seconds in turns, and their memory."""
+    grid = SMALL_GRID if config.width == SMALL.width else ONEX_GRID
+    tokens = clips * config.horizon_grids * grid.height * grid.width
+    hidden = torch.randn(tokens, config.width, device=device, requires_grad=True)
+    weight = (0.02 * torch.randn(grid.vocab_size, config.width, device=device)).requires_grad_()
+    target = torch.randint(grid.vocab_size, (tokens,), device=device)
+
+    def call(head: Head) -> None:
+        with autocast(device):
+            loss = head(hidden, weight, target)
+        torch.autograd.grad(loss, (hidden, weight))
+
+    given = hidden.nbytes + weight.nbytes + target.nbytes
+    calls = {name: partial(call, one) for name, one in heads(config.loss_chunk).items()}
+    took = in_turns(calls, repeats=repeats)
+    return {
+        "tokens": {"in_all": tokens, "in_a_chunk": config.loss_chunk},
+        **{
+            name: {
+                "seconds": spread(took[name]),
+                **beside(peak_of(one, device), given + head_memory(config, clips, name).peak),
+            }
+            for name, one in calls.items()
+        },
+        "seconds_to_worldline_ratio": {name: ratio(took, name, "worldline") for name in calls if name != "worldline"},
+    }
 
 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--batch", type=int, default=REPORT_BATCH)
     parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    batch = arguments.batch
-    pieces = (batch,) if arguments.quick else tuple(n for n in PIECES if batch % n == 0)
-    figures = {
-        "shape": f"{batch} clips x {REPORT.horizon_grids * 1024} future tokens, vocabulary {ONEX_GRID.vocab_size}, "
-        f"width {REPORT.width}, {REPORT.layers} layers, bfloat16 autocast, dropout {REPORT.dropout}",
-        "head": head(batch),
-        "head_on_cpu": seconds(1 if arguments.quick else arguments.repeats, quick=arguments.quick),
-        "step": step(batch, pieces),
-        "checks": checks(),
-        "measured_on_cuda": None,
-    }
-    if torch.cuda.is_available() and not arguments.quick:
-        figures["measured_on_cuda"] = measured(batch, pieces)
-    publish(figures, quick=arguments.quick)
+    given = parser.parse_args()
+    card, parts, batch = card_wanted(given), Parts(), given.batch
+    pieces = (batch,) if given.quick else tuple(n for n in PIECES if batch % n == 0)
+    shape = (
+        f"{batch} clips x {REPORT.horizon_grids * 1024} future tokens, vocabulary {ONEX_GRID.vocab_size}, "
+        f"width {REPORT.width}, {REPORT.layers} layers, bfloat16 autocast, dropout {REPORT.dropout}"
+    )
+    if given.cuda:
+        parts.leave_out("head", "head_on_cpu", "step", "checks", why=ONLY_CUDA)
+    else:
+        parts.add("head", lambda: head(batch))
+        parts.add("head_on_cpu", lambda: seconds(1 if given.quick else given.repeats, quick=given.quick))
+        parts.add("step", lambda: step(batch, pieces))
+        parts.add("checks", checks)
+    if card:
+        room = torch.cuda.get_device_properties(0).total_memory
+        parts.add("head_on_cuda", lambda: heads_on("cuda", given.repeats))
+        parts.add("measured_on_cuda", lambda: measured(batch, pieces, room))
+    else:
+        parts.leave_out("head_on_cuda", "measured_on_cuda", why=NO_CUDA)
+    parts.finish(quick=given.quick, shape=shape)
 
 
 if __name__ == "__main__":

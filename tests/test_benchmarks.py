@@ -42,6 +42,7 @@ def _quick(name: str, *arguments: str) -> dict:
     ("name", "figure"),
     [
         ("generation", "compression_tiny"),
+        pytest.param("driven_world", "driven-tiny_on_cpu", marks=pytest.mark.slow),
         pytest.param("sampling_world", "sampling_tiny", marks=pytest.mark.slow),
         pytest.param("loss_memory", "step", marks=pytest.mark.slow),
         pytest.param("training_step", "tokenizer_tiny", marks=pytest.mark.slow),
@@ -75,8 +76,116 @@ def test_the_suite_writes_one_file_named_after_machine_and_day(tmp_path: Path) -
 
 
 def test_every_script_is_in_the_suite(load) -> None:
-    helpers = {"common", "run_all"}
-    assert {path.stem for path in BENCHMARKS.glob("*.py")} - helpers == set(load("run_all").SUITE)
+    helpers, suite = {"common", "run_all"}, load("run_all")
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} - helpers == set(suite.SUITE)
+    assert suite.ON_CUDA.keys() <= set(suite.SUITE)
+
+
+# --- on a card: what can be tried without one ---
+
+
+def test_a_part_that_fails_says_so_and_loses_no_other(load, capsys: pytest.CaptureFixture[str]) -> None:
+    parts, suite = load("common").Parts(), load("run_all")
+
+    def broken() -> dict:
+        raise RuntimeError("expected all tensors on one device")
+
+    parts.add("before", lambda: {"figure": 1})
+    parts.add("broken", broken)
+    parts.add("after", lambda: {"figure": 2})
+    with pytest.raises(SystemExit) as ended:
+        parts.finish(quick=False)
+    said = capsys.readouterr()
+    printed = json.loads(said.out)
+    assert ended.value.code == 1
+    assert (printed["before"]["figure"], printed["after"]["figure"]) == (1, 2)
+    assert printed["broken"]["failed"] == "RuntimeError: expected all tensors on one device"
+    assert suite.failures("generation", printed) == ["generation: broken"]
+    assert suite.parts_of(said.err).keys() == {"before", "broken", "after"}, "told as they end"
+
+
+def test_a_benchmark_that_takes_too_long_is_ended_and_keeps_its_parts(load, tmp_path: Path, monkeypatch) -> None:
+    suite = load("run_all")
+    told = json.dumps({"part": "first", "figures": {"seconds": 1}})
+    (tmp_path / "endless.py").write_text(
+        f"import sys, time\nprint({told!r}, file=sys.stderr, flush=True)\ntime.sleep(60)"
+    )
+    monkeypatch.setattr(suite, "__file__", str(tmp_path / "run_all.py"))
+    found = suite.run("endless", size="--cuda", limit=1.0)
+    assert found["first"] == {"seconds": 1}
+    assert found["failed"] == ["it took more than 1 s"]
+    assert found["wall_seconds"] < 10
+
+
+@pytest.fixture
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_card")
+def test_the_figures_of_a_card_are_skipped_where_there_is_none(load, capsys: pytest.CaptureFixture[str]) -> None:
+    from argparse import Namespace
+
+    card_wanted = load("common").card_wanted
+    assert not card_wanted(Namespace(cuda=False, quick=False))
+    with pytest.raises(SystemExit):
+        card_wanted(Namespace(cuda=True, quick=False))
+    assert "no CUDA device" in json.loads(capsys.readouterr().out)["skipped"]
+
+
+@pytest.mark.usefixtures("no_card")
+def test_the_largest_piece_is_looked_for_from_what_is_counted(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, made = load("loss_memory"), []
+    room = 100_000_000
+
+    def step(config, piece: int, device: str) -> None:
+        made.append(piece)
+        if memory.sum_of(config, piece) > room:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(memory, "two_steps", step)
+    found = memory.measured(64, (1, 2, 4, 8, 16, 32, 64), room, memory.SMALL, "cpu")
+    sizes = [1, 2, 4, 8, 16, 32, 64]
+    fitting = max(size for size in sizes if memory.sum_of(memory.SMALL, size) <= room)
+    assert found["largest_piece_that_fits"] == fitting
+    assert len(made) <= 4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_card")
+def test_the_large_models_parts_run_at_a_small_size(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code that a card runs: adapters on a frozen bfloat16 backbone, checkpointing, autocast, the plan beside."""
+    from worldline.recipes import sampling_revontuli
+    from worldline.schema import LatentGrid
+    from worldline.worlds.wan_weights import BackboneConfig
+
+    sampling, common = load("sampling_world"), load("common")
+    monkeypatch.setattr(sampling, "autocast", lambda _: torch.autocast("cpu", dtype=torch.bfloat16))
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 64, "num_layers": 2}
+    backbone = BackboneConfig(text_dim=16, freq_dim=64, **sizes)
+    recipe = sampling_revontuli()
+    model, data = replace(recipe.model, backbone=backbone, text_length=8), replace(recipe.data, image_size=64)
+    recipe, parts = replace(recipe, model=model, data=data), common.Parts()
+    sampling.on_card(parts, recipe, 1, 2, LatentGrid(channels=48, height=4, width=4), "cpu")
+    assert [name for name, part in parts.found.items() if "failed" in part] == []
+    name = "sampling_revontuli_on_cuda"
+    assert parts.found[name]["memory"]["counted_gb"] > 0
+    assert parts.found[f"{name}_full"]["clips"] == parts.found[f"{name}_full"]["clips_planned"] > 2
+    assert parts.found[f"{name}_forecast"]["samples_at_once"] == 20
+
+
+@pytest.mark.slow
+def test_forecasts_on_one_device_agree_with_themselves(load) -> None:
+    driven = load("driven_world")
+    found = driven.agreement("driven-tiny", 1, "cpu")
+    assert found["exact"]["equal_tokens_share"] == found["tf32"]["equal_pixels_share"] == 1.0
+    here = driven.forecast("driven-tiny", 1, "cpu")
+    other = here[0].clone(), here[1].clone()
+    other[1][:, :, 0, 0, 0] += 1
+    other[0][:, :, -1] += 1
+    off = driven.compared(here, other)
+    assert off["equal_tokens_of_first_grid_share"] == pytest.approx(1 - 1 / 256)
+    assert off["psnr_between_last_frames_db"] == pytest.approx(48.13, abs=0.05) or off["largest_pixel_difference"] > 1
 
 
 def test_results_are_named_after_the_accelerator_or_the_processor(load) -> None:

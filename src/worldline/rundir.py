@@ -242,6 +242,7 @@ def environment() -> dict[str, str]:
         "machine": f"{platform.system()} {platform.machine()}",
         "cpu": f"{processor_name()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cuda": f"{torch.version.cuda}, driver {driver()}" if torch.cuda.is_available() else "none",
         "threads": str(torch.get_num_threads()),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
@@ -252,6 +253,19 @@ def processor_name() -> str:
     about = Path("/proc/cpuinfo")
     told = re.search(r"^model name\s*: (.+)", about.read_text("utf-8") if about.exists() else "", re.MULTILINE)
     return told[1].strip() if told else platform.processor() or "unknown processor"
+
+
+def driver() -> str:
+    """Version of NVIDIA's driver, as the system has it, or else as its own program says."""
+    about = Path("/proc/driver/nvidia/version")
+    if about.exists() and (told := re.search(r"Kernel Module.*?(\d+\.[\d.]+)", about.read_text("utf-8"))):
+        return told[1]
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip().splitlines()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"
 
 
 def version_of(package: str) -> str:
