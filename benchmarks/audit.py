@@ -42,7 +42,9 @@ def of_run(run: Path, clips: int, repeats: int, *, quick: bool) -> dict[str, obj
 
         def part(studies: tuple[str, ...], samples: int | None) -> None:
             with only(studies):
-                evaluate(run, EvaluateOptions(num_clips=clips, condition_samples=samples, out=Path(folder)))
+                evaluate(
+                    run, EvaluateOptions(num_clips=clips, condition_samples=samples, out=Path(folder), device="cpu")
+                )
 
         calls = {name: (lambda what=what: part(*what)) for name, what in (parts | {"all": ((*names,), None)}).items()}
         seconds = in_turns(calls, repeats=repeats, clock=time.process_time)
@@ -51,7 +53,7 @@ def of_run(run: Path, clips: int, repeats: int, *, quick: bool) -> dict[str, obj
         found["all_to_rows_ratio"] = spread([a / b for a, b in zip(seconds["all"], seconds["rows"], strict=True)])
         if not quick:
             began = time.perf_counter()
-            evaluate(run, EvaluateOptions(out=Path(folder)))
+            evaluate(run, EvaluateOptions(out=Path(folder), device="cpu"))
             found["default_seconds"] = round(time.perf_counter() - began, 1)
     return found
 

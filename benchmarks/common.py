@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -156,6 +156,15 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+Built = TypeVar("Built")
+
+
+def built_on(device: str, build: Callable[[], Built]) -> Built:
+    """A model whose first weights are drawn where it is used: on one thread of a CPU a large one takes seconds."""
+    with torch.device(device):
+        return build()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from common import (
     ONLY_CUDA,
     TINY_GRID,
     Parts,
+    built_on,
     card_wanted,
     in_turns,
     options,
@@ -32,7 +33,7 @@ def generation(
     config: STTransformerConfig, size: int, repeats: int, grid: TokenGrid, device: str = "cpu"
 ) -> dict[str, object]:
     """Roll one world forward both ways."""
-    world = config.build(grid).to(device).eval()
+    world = built_on(device, lambda: config.build(grid)).eval()
     batch = random_batch(config, size, device, grid)
     assert batch.tokens is not None
     context, states = batch.tokens[:, : config.context_grids], batch.states

@@ -30,6 +30,7 @@ from common import (
     Parts,
     autocast,
     beside,
+    built_on,
     card_wanted,
     fits,
     in_turns,
@@ -263,7 +264,7 @@ def sum_of(config: STTransformerConfig, piece: int) -> int:
 def two_steps(config: STTransformerConfig, piece: int, device: str) -> None:
     """A world, its optimizer and two steps: the moments exist from the first step on."""
     grid = SMALL_GRID if config.width == SMALL.width else ONEX_GRID
-    world = config.build(grid).to(device).train()
+    world = built_on(device, lambda: config.build(grid)).train()
     optimizer = torch.optim.AdamW(world.parameters(), fused=True)
     for _ in range(2):
         optimizer.zero_grad(set_to_none=True)

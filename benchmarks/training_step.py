@@ -12,6 +12,7 @@ piece, because all five are in memory at once, one of them with all logits.
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from common import (
     TINY_GRID,
     Parts,
     autocast,
+    built_on,
     card_wanted,
     in_turns,
     matmul_peak,
@@ -67,7 +69,8 @@ def speed(
 ) -> dict[str, Any]:
     """The recipe's step alone."""
     tokens = size * (world.context_grids + world.horizon_grids - 1) * grid.height * grid.width
-    step = stepper(world.build(grid), recipe, random_batch(world, size, device, grid), device)
+    model = built_on(device, lambda: world.build(grid))
+    step = stepper(model, recipe, random_batch(world, size, device, grid), device)
     seconds, flops = in_turns({"recipe": step}, repeats=repeats)["recipe"], flops_per_clip(world, grid) * size
     return {
         "batch": size,
@@ -89,7 +92,8 @@ def variants(
         "whole": replace(world, dropout=0.0, loss_chunk=future),
         "chunked": replace(world, dropout=0.0, loss_chunk=min(8192, math.ceil(future / 4))),
     }
-    steps = {name: stepper(config.build(grid), recipe, batch, device) for name, config in kinds.items()}
+    models = {name: built_on(device, partial(config.build, grid)) for name, config in kinds.items()}
+    steps = {name: stepper(model, recipe, batch, device) for name, model in models.items()}
     seconds = in_turns(steps, repeats=repeats)
     return {
         "batch_of_the_variants": size,

@@ -29,15 +29,16 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--worlds", nargs="+", default=[*WORLDS])
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--device", default="cpu", help="of the worlds")
     given = parser.parse_args()
     seconds = 2.0 if given.quick else given.seconds
     worlds = given.worlds[: 1 if given.quick else None]
-    publish({world: measured(world, seconds) for world in worlds}, quick=given.quick)
+    publish({world: measured(world, seconds, given.device) for world in worlds}, quick=given.quick)
 
 
-def measured(world: str, seconds: float) -> dict[str, object]:
+def measured(world: str, seconds: float, device: str) -> dict[str, object]:
     """The figures of one world."""
-    command = [sys.executable, "-m", "worldline", "view", world, "--port", "0"]
+    command = [sys.executable, "-m", "worldline", "view", world, "--port", "0", "--device", device]
     began = time.perf_counter()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
