@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/driven_world.py [--quick | --cuda] [--repeats 3] [--world driven-tiny]
 
-`session` is what `worldline.load(...).start(...)` gives, as policies are evaluated: after every step frames, tokens and
-the past of all clips are in main memory. `kept` is the world and its decoder alone, in the same order, with the past
-and the frames left on the device: the distance between the two is what moving them costs. Both are greedy, decode
-every frame and go on `STEPS` frames a round. Clips that exceed the data's are repeated: what is in them changes no
-timing.
+`session` is what `worldline.load(...).start(...)` gives, as policies are evaluated: after every step frames and tokens
+of all clips are in main memory (up to commit 1ae6a23 their past, too). `kept` is the world and its decoder alone, in
+the same order, with the frames left on the device: the distance between the two is what moving them costs. Both are
+greedy, decode every frame and go on `STEPS` frames a round. Clips that exceed the data's are repeated: what is in them
+changes no timing.
 
 `agreement` forecasts the same clips of the built-in data on the CPU and on the card, in fp32: the share of equal tokens
 and of equal pixels, and PSNR between both (`null`: no pixel differs). The card's convolutions are rounded to TF32 if

@@ -1,19 +1,22 @@
 """The driven world: causal, the same with a cache as without, one frame a step, and better than standing still."""
 
 import pickle
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from builders import noise_frames, randomise
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import worldline
 from worldline.contract import Contract, FramePattern
 from worldline.families.load import Loaded
 from worldline.forecasting.causal import CausalForecaster
-from worldline.forecasting.forecaster import CopyLast, Session
+from worldline.forecasting.forecaster import CopyLast, Session, advance_together
 from worldline.forecasting.rollout import RollOut
 from worldline.nn.attention import SlidingAttention
 from worldline.process.categorical import Sampling
@@ -222,6 +225,48 @@ def test_its_snapshots_are_values_of_constant_size() -> None:
     fork = session.fork()
     assert torch.equal(steps(fork, 20), second)
     assert session.time == 9
+
+
+class Left(TorchFunctionMode):
+    """Sizes in bytes of what is asked to leave the device of the world."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__name__", "") == "cpu":
+            self.sizes.append(args[0].nbytes)
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_a_session_goes_on_from_stays_where_the_world_computes_until_it_is_pickled() -> None:
+    session = begun(forecaster_of())
+    parts = session.part()
+    with Left() as step:
+        session.advance(states_of(1))
+        advance_together(parts, states_of(1).split(1))
+    _, past = session.snapshot().context
+    frames = 2 * 3 * 16 * 16
+    assert frames in step.sizes, "frames leave"
+    assert max(step.sizes) == frames < past.nbytes
+    with Left() as pickled:
+        pickle.dumps(session.snapshot())
+    assert past.nbytes in pickled.sizes
+
+
+def test_snapshots_of_two_devices_go_on_together_where_the_world_computes() -> None:
+    here = begun(forecaster_of()).snapshot().context
+    there = tuple(part.to("meta") for part in here)
+    joined = replace(forecaster_of(), device=torch.device("meta")).joined([here, there])
+    assert [part.device.type for part in joined] == ["meta", "meta"]
+    assert [len(part) for part in joined] == [4, 4]
 
 
 def test_samples_differ_by_seed_and_batches_change_nothing() -> None:

@@ -1,10 +1,11 @@
 """The forecaster of a driven world: one frame a step, from the states up to that frame alone.
 
 Its context is the last token grid and the keys and values of those before it (`worlds/causal.py`): nothing is encoded
-or computed twice, however long a session is. A snapshot of it holds as much, about a megabyte of the built-in one.
+or computed twice, however long a session is. A snapshot of it holds as much, about a megabyte of the built-in one. It
+stays where the world computes, because moving it would take longer than a step: 256 clips hold 300 MB.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, Protocol, runtime_checkable
@@ -105,7 +106,11 @@ class CausalForecaster(Forecaster):
             told = self.world.conditions(batch.states[own, :count].to(self.device))
             pasts.append(self.world(tokens[own, :-1], told)[1])
         parts = tokens[:, -1], torch.cat(pasts)
-        return tuple(part.cpu().repeat_interleave(self.num_samples, dim=0) for part in parts)
+        return tuple(part.repeat_interleave(self.num_samples, dim=0) for part in parts)
+
+    def joined(self, contexts: Sequence[Context]) -> Context:
+        """Snapshots that were pickled, or are of another device, are moved here first."""
+        return super().joined([tuple(part.to(self.device) for part in context) for context in contexts])
 
     @property
     def streamed(self) -> frozenset[Extra]:
@@ -124,12 +129,12 @@ class CausalForecaster(Forecaster):
             made = {"tokens": self.world.chosen(logits[:, 0], self.sampling, drawn and drawn[own]), "past": grown}
             made |= _certainty(logits) if "certainty" in extra else {}
             made |= {"codes": self.world.mean_codes(logits[:, 0])} if self.decode_mode == "mean" else {}
-            parts.append({name: value.cpu() for name, value in made.items()})
+            parts.append(made)
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         tokens, past = found["tokens"], found["past"]
-        first = {name: found[name][::samples] for name in ("entropy", "confidence") if name in found}
+        first = {name: found[name][::samples].cpu() for name in ("entropy", "confidence") if name in found}
         shown = {"times": self.times, "certainty": Certainty(**first) if first else None}
-        grids = tokens.unflatten(0, (-1, samples))[:, :, None].clone()
+        grids = tokens.cpu().unflatten(0, (-1, samples))[:, :, None].clone()
         later = None if self.tokenizer is None else cache(partial(self._frames, tokens, found.get("codes")))
         frames = None if self.lazy or later is None else later()
         forecast = Forecast(**shown, frames=frames, tokens=grids, later=later if self.lazy else None)

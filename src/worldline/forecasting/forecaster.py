@@ -29,7 +29,8 @@ Seeds = Sequence[int] | None
 Frames = UInt8[Tensor, "b n 3 h w"]
 Shown = tuple[UInt8[Tensor, "b n 3 h w"], UInt8[Tensor, "b f 3 h w"] | None]
 Context = tuple[Tensor, ...]
-"""The context of a forecaster, in its own form: token grids, latents, frames or physics. Small, and on the CPU."""
+"""The context of a forecaster, in its own form: token grids, latents, frames or physics. Small. On the CPU, or where it
+is large enough to make a step slow (`causal.py`) on the device of the forecaster, until it is pickled."""
 Step = tuple[Forecast, Callable[[], Context]]
 """The forecast of a window, and a function that makes the context one chunk later."""
 
@@ -292,6 +293,10 @@ class Snapshot:
     """Of the frames of the context."""
     seeds: tuple[int, ...]
     chunks: int = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled is on the CPU, so that it can be read on a machine without the device."""
+        return vars(self) | {"context": tuple(part.cpu() for part in self.context)}
 
 
 class Session:
