@@ -1,11 +1,14 @@
 """Copy a run's latest checkpoint into the package as a built-in: weights in float16, curves thinned.
 
-python scripts/ship.py RUN src/worldline/assets/NAME [TOKENIZER]
+python scripts/ship.py RUN src/worldline/assets/NAME [TOKENIZER] [--eight-bits]
+
+With --eight-bits matrices are whole numbers with a scale for each row, which takes half the place.
 
 A world's TOKENIZER is the built-in it is to be used with: what it was trained on, rounded to float16. That is checked,
 and the world then names it.
 """
 
+import argparse
 import json
 import re
 import shutil
@@ -16,14 +19,14 @@ import torch
 
 from worldline.families.tokenizers import fingerprint
 from worldline.files import read_json
-from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
+from worldline.rundir import RunDir, in_eight_bits, load_tensors, model_folder, new_folder, write_model
 
 MAX_LINES = 200
 ABSOLUTE = re.compile(r"(?<![\w./])/(?:[\w.-]+/)+")
 """Folders of the machine that trained, in front of a file's name: nobody else has them."""
 
 
-def ship(run: Path, out: Path, tokenizer: Path | None) -> None:
+def ship(run: Path, out: Path, tokenizer: Path | None, *, eight_bits: bool = False) -> None:
     folder = model_folder(run)
     description, weights = read_json(folder / "model.json"), load_tensors(folder / "model.safetensors")
     description.pop("format")
@@ -31,7 +34,8 @@ def ship(run: Path, out: Path, tokenizer: Path | None) -> None:
         identity = {"tokenizer": _rounded(RunDir(run).tokenizer, tokenizer)}
         description["identity"] = description.get("identity", {}) | identity
     with new_folder(out) as folder:
-        write_model(folder, description, {name: value.half() for name, value in weights.items()})
+        halves = {name: value.half() for name, value in weights.items()}
+        write_model(folder, description, in_eight_bits(weights) if eight_bits else halves)
         for counts in ("unigram.npy", "kept.npy"):
             if (run / counts).exists():
                 shutil.copy(run / counts, folder / counts)
@@ -55,4 +59,10 @@ def _rounded(trained_on: Path, shipped: Path) -> str:
 
 
 if __name__ == "__main__":
-    ship(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("tokenizer", type=Path, nargs="?")
+    parser.add_argument("--eight-bits", action="store_true")
+    given = parser.parse_args()
+    ship(given.run, given.out, given.tokenizer, eight_bits=given.eight_bits)

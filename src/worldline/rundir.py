@@ -144,6 +144,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(retired, ignore_errors=True)
 
 
+ROW_SCALES = ".row_scales"
+"""Behind a tensor's name, in a file: that of the scales of its rows (`in_eight_bits`)."""
+SMALL = 4096
+"""Tensors of no more numbers stay in float16."""
+
+
 def write_model(folder: Path, description: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Write `model.json` and `model.safetensors` into an existing folder (see `new_folder` for atomicity)."""
     save_tensors(folder / "model.safetensors", weights)
@@ -156,9 +162,28 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read safetensors. Raises `DataError` where the file is missing or damaged."""
+    """Read safetensors, those `in_eight_bits` in float32. Raises `DataError` where the file is missing or damaged."""
     with reading(path, SafetensorError, expected="a safetensors file", fix=_COPY):
-        return load_file(path)
+        found = load_file(path)
+    for name in [name for name in found if name.endswith(ROW_SCALES)]:
+        scales, whole = found.pop(name), name.removesuffix(ROW_SCALES)
+        found[whole] = found[whole].float() * scales.view(-1, *[1] * (found[whole].dim() - 1))
+    return found
+
+
+def in_eight_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Half of float16's size, for what is shipped: matrices as whole numbers and a scale for each row.
+
+    A number is off by at most 1/254 of the largest of its row. What is no matrix, or small, becomes float16.
+    """
+    found = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    for name, value in tensors.items():
+        if value.is_floating_point() and value.dim() > 1 and value.numel() > SMALL:
+            rows = value.float().flatten(1)
+            scales = (rows.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+            found[name] = (rows / scales[:, None]).round().to(torch.int8).view(value.shape)
+            found[name + ROW_SCALES] = scales
+    return found
 
 
 def _check_whole(folder: Path, files: Sequence[str]) -> None:

@@ -122,8 +122,9 @@ class SampleOptions(Checked):
 
     num_samples: int = 1
     """Independent futures per clip; from worlds over tokens, more than one need a temperature above 0."""
-    temperature: float = 0.0
-    """Worlds over tokens: 0 is greedy decoding, the report's choice."""
+    temperature: float | None = None
+    """Worlds over tokens: 0 is greedy decoding, the report's choice. If not given, a driven world draws at the
+    temperature of its configuration, and all others are greedy."""
     top_k: int | None = None
     top_p: Annotated[float, Limit(above=0, most=1)] | None = None
     mixture: int = 1
@@ -147,12 +148,13 @@ class SampleOptions(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.tokens  # its values must go together
+        if self.temperature is not None:
+            _ = self.tokens()  # its values must go together
 
-    @property
-    def tokens(self) -> Sampling:
-        """How worlds over tokens choose."""
-        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+    def tokens(self, usual: float = 0.0) -> Sampling:
+        """How worlds over tokens choose, at the `usual` temperature where none is asked for."""
+        temperature = usual if self.temperature is None else self.temperature
+        return Sampling(temperature=temperature, top_k=self.top_k, top_p=self.top_p)
 
     def sampling(self) -> dict[str, Any]:
         """These options alone, by name."""

@@ -12,7 +12,7 @@ from worldline.contract import Contract
 from worldline.evaluation.result import Evaluation
 from worldline.files import read_json, reading
 from worldline.report.tables import duration, tokenizer_of
-from worldline.rundir import RunDir, from_json
+from worldline.rundir import ROW_SCALES, RunDir, from_json
 from worldline.schema import LatentGrid, TokenGrid
 
 UNKNOWN = "not recorded"
@@ -185,5 +185,6 @@ def _numbers(weights: Path) -> int:
     fix = "Copy the model folder again, or retrain."
     whole = reading(weights, SafetensorError, expected="a safetensors file", fix=fix)
     with whole, safe_open(weights, "np") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - it is no dictionary
+        names = [name for name in file.keys() if not name.endswith(ROW_SCALES)]  # noqa: SIM118 - it is no dictionary
+        shapes = [file.get_slice(name).get_shape() for name in names]
     return sum(math.prod(shape) for shape in shapes)
