@@ -5,14 +5,18 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from commands import parse
 
+from worldline.builtin import TOKENIZER_TINY
 from worldline.families.config import TrainConfig
+from worldline.families.family import initialise
+from worldline.families.tokenizers import load_tokenizer
 from worldline.judges.inverse_dynamics import InverseDynamics
 from worldline.planning.footprint import Footprint, expected
 from worldline.recipes import RECIPES, compression_revontuli, compression_tiny, compression_tiny_unconditional
 from worldline.rundir import from_json, to_json
-from worldline.schema import DataError, TokenGrid
+from worldline.schema import Batch, DataError, TokenGrid
 from worldline.tokenizers.fsq_video import FSQVideoTokenizer
 from worldline.tokenizers.wan_vae import WanVAETokenizer
 from worldline.worlds.causal import CausalWorld
@@ -77,6 +81,18 @@ def test_the_blind_recipe_differs_in_nothing_but_the_states() -> None:
     assert unconditional["model"].pop("unconditional") is True
     assert sighted["model"].pop("unconditional") is False
     assert unconditional == sighted
+
+
+def test_the_recipe_of_a_decoder_begins_with_the_tokens_of_the_built_in() -> None:
+    config, built_in = RECIPES["tokenizer_tiny_decoder"](), load_tokenizer(TOKENIZER_TINY, "tokens")
+    model = config.model.build()
+    initialise(model, config.init_from)
+    video = torch.randint(0, 256, (1, 17, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokens = built_in.tokens_of(video)
+    assert torch.equal(model.tokens_of(video), tokens)
+    assert not torch.equal(model.frames_of(tokens), built_in.frames_of(tokens))
+    model.loss(Batch(frames=video, states=torch.zeros(1, 17, 1), fps=30.0, origins=()), torch.Generator())[0].backward()
+    assert {name.split(".")[0] for name, value in model.named_parameters() if value.grad is not None} == {"decoder"}
 
 
 @pytest.mark.parametrize("name", ["compression_tiny", "compression_revontuli"])

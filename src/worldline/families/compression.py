@@ -34,7 +34,7 @@ class FSQKind(TokenizerKind):
     """Our own tokenizer."""
 
     config = FSQVideoConfig
-    python_only = ("model.encoder_kernels", "model.mlp_ratio")
+    python_only = ("model.encoder_kernels", "model.mlp_ratio", "model.saturation_weight")
 
     def idle(self, config: TrainConfig, model: FSQVideoConfig) -> dict[str, str]:
         return {"data.pattern.": "a clip is one block (--model.block-frames)"}
