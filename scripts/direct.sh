@@ -13,6 +13,7 @@
 # SEEDS="0"               a list: each decides the clips of both trainings, and their first weights where FROM is not given
 # FROM=RUN                begin both ways with the weights of this world, whose own training went grid by grid
 # OFFSETS=4               how often each episode is tokenized for training, each time from another frame on
+# OPTIONS                 more of `worldline train`, for both ways: "--batch-size 32 --autocast False"
 # CLIPS                   of each evaluation: 60 on the twin, all on the G1
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -47,14 +48,24 @@ evaluated() { # folder, recipe and options: train and evaluate, unless that is d
 metrics="full_ce top500_ce_residual token_accuracy top500_coverage psnr_db_last psnr_db_mean"
 for seed in ${SEEDS:-0}; do
     for way in compression_tiny_direct compression_tiny; do
-        evaluated "${way}_$seed" $way $begin --steps "${STEPS:-2500}" --seed "$seed" --validation-clips 32
+        evaluated "${way}_$seed" $way $begin ${OPTIONS:-} --steps "${STEPS:-2500}" --seed "$seed" --validation-clips 32
     done
     worldline compare "$work/evaluated/compression_tiny_direct_$seed" "$work/evaluated/compression_tiny_$seed" --metric $metrics
     # The same weights, calibrated on the clips that choose: one step that changes none of them.
     for way in compression_tiny_direct compression_tiny; do
         evaluated "${way}_${seed}_calibrated" $way --init-from "$work/${way}_$seed" --model.calibrated True --steps 1 \
-            --optimizer.lr 1e-12 --optimizer.warmup-steps 0 --optimizer.ema-decay None --validation-clips 64
+            ${OPTIONS:-} --optimizer.lr 1e-12 --optimizer.warmup-steps 0 --optimizer.ema-decay None --validation-clips 64
     done
     worldline compare "$work/evaluated/compression_tiny_direct_${seed}_calibrated" "$work/evaluated/compression_tiny_${seed}_calibrated" \
         "$work/evaluated/compression_tiny_$seed" --metric $metrics
+done
+
+# Both ways over all seeds, as they are and calibrated.
+for end in "" _calibrated; do
+    direct=() grids=()
+    for seed in ${SEEDS:-0}; do
+        direct+=("$work/evaluated/compression_tiny_direct_$seed$end")
+        grids+=("$work/evaluated/compression_tiny_$seed$end")
+    done
+    python scripts/over_seeds.py "${direct[@]}" --minus "${grids[@]}"
 done

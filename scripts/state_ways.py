@@ -9,11 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from over_seeds import each_seed, over_episodes, said
 from torch import Tensor
 
 from worldline.evaluation.compare import Scored, load_scored
-from worldline.metrics.bootstrap import Interval, interval
 from worldline.metrics.table import METRICS
 
 FIGURES = ("psnr_db_last", "psnr_db_mean", "full_ce", "teacher_forced_ce", "state_error_mean")
@@ -62,24 +61,7 @@ def audit(first: Scored, runs: Sequence[Scored]) -> str:
 
 def numbers(first: Scored, runs: Sequence[Scored], metric: str, row: str | None = None) -> Tensor:
     """One number for each clip of the first run, mean over the runs."""
-    found = []
-    for run in runs:
-        of_clips = run.numbers(run.row(row).id, metric)
-        assert of_clips is not None, f"{run.name} has no {metric} of each clip"
-        found.append(of_clips[[run.clips[clip] for clip in first.clips]])
-    return torch.stack(found).mean(dim=0)
-
-
-def over_episodes(first: Scored, values: Tensor) -> Interval:
-    names = sorted({clip[0] for clip in first.clips})
-    episodes = torch.tensor([names.index(clip[0]) for clip in first.clips])
-    known = ~values.isnan()
-    return interval(values[known], episodes[known])
-
-
-def said(found: Interval) -> str:
-    digits = 3 if abs(found.mean) < 1 else 2
-    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return each_seed(first, runs, metric, row).mean(dim=0)
 
 
 def steps_of(run: Scored) -> int:

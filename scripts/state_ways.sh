@@ -10,7 +10,7 @@
 #   WAYS      none add adaln cross_attention map adaln+map (also add+map, cross_attention+map)
 #   EPISODES  400 (8 32 128 400)
 #   SEEDS     0 (0 1 2)
-#   STEPS     700, of adaln; the others get as many as take the same CPU time
+#   STEPS     700, of adaln; the others get as many as take the same CPU time, or with EQUAL=steps just as many
 #   CLIPS     60 (24), that are judged; OPTIONS: more of `worldline train`, for all ways
 set -euo pipefail
 train=${1:-cache/builtins/train} val=${2:-cache/builtins/val} work=${3:-cache/state_ways}
@@ -46,6 +46,7 @@ for seed in ${SEEDS:-0}; do
             [ "$way" != none ] || entering="--model.unconditional True"
             [ "$family $way" != "sampling none" ] || entering="$entering --model.drop-states 0"
             steps=$((${STEPS:-700} * 100 / $(cost "$way")))
+            [ "${EQUAL:-time}" = time ] || steps=${STEPS:-700}
             if [ -e "$run/checkpoints" ]; then
                 worldline train --resume "$run"
             else
