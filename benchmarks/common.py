@@ -69,7 +69,8 @@ class Parts:
             figures = call()
         except Exception as error:  # whatever it is, other parts may work
             traceback.print_exc()
-            figures = {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+            said = f"{type(error).__name__}: {error}".replace(f"{Path(__file__).resolve().parents[1]}/", "")
+            figures = {"failed": said.splitlines()[0][:300]}
         free()
         self.found[name] = {**figures, "took_seconds": round(time.perf_counter() - began, 2)}
         print(json.dumps({"part": name, "figures": self.found[name]}), file=sys.stderr, flush=True)

@@ -162,6 +162,44 @@ def test_the_memory_figures_are_those_of_the_benchmark() -> None:
         assert not card or result["step"]["largest_piece_on"][f"{card}_gb"] == int(piece)
 
 
+def _spreads(found: object) -> set[str]:
+    """Every middle value with its smallest and largest, as pages write them."""
+    if isinstance(found, list | str | int | float | None):
+        return set()
+    assert isinstance(found, dict)
+    if found.keys() == {"min", "median", "max"}:
+        return {f"{found['median']:,g} [{found['min']:,g}, {found['max']:,g}]"}
+    return set().union(*map(_spreads, found.values()))
+
+
+def test_the_figures_of_a_card_are_those_of_its_file() -> None:
+    """All intervals of the parts of pages that tell of it, and the memory beside what was counted."""
+    (file,) = (ROOT / "benchmarks/results").glob("nvidia-h100-*.json")
+    results = json.loads(file.read_text(encoding="utf-8"))["results"]
+    parts = {
+        "benchmarks/README.md": "## On an H100",
+        "docs/memory.md": "## What was measured",
+        "docs/driven.md": "## On a GPU",
+    }
+    spreads, pages = _spreads(results), {}
+    for name, title in parts.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        pages[name] = text[text.index(title) :].split("\n## ")[0]
+        quoted = re.findall(r"[\d,.]*\d \[\d[^\]]*\]", pages[name])
+        assert len(quoted) > 2
+        assert set(quoted) - spreads == set(), name
+    steps = results["sampling_world"], results["loss_memory"]["measured_on_cuda"]["pieces"]
+    for one in (
+        steps[0]["sampling_revontuli_on_cuda"]["memory"],
+        steps[0]["sampling_revontuli_on_cuda_full"]["memory"],
+        steps[1]["2"],
+        steps[1]["10"],
+    ):
+        row = [f"{one[key]:.1f} GB" for key in ("counted_gb", "allocated_gb", "reserved_gb")]
+        share = f"{one['allocated_to_counted_ratio']:.2f}"
+        assert f"| {row[0]} | {row[1]} | {share} | {row[2]} |" in pages["docs/memory.md"]
+
+
 EXAMPLES = {"frame_076", "video_12", "top_", "teacher_forced_", "horizon_", "damaged_step_N", "v_null", "v_states"}
 """Parts of names, names with a number, and letters of formulas that pages give."""
 

@@ -300,7 +300,9 @@ def test_a_run_that_does_not_fit_the_free_memory_is_refused_with_one_that_does()
     between = int(cut / (1 - RESERVE)) + 1
     assert between < whole
     refuse_too_little(config, free=whole)
-    with pytest.warns(UserWarning, match=r"training may take .* 64 clips at once.*what fits: --accumulate \d.*never"):
+    with pytest.warns(
+        UserWarning, match=r"training may take .* 64 clips at once.*what fits: --accumulate \d.*estimate"
+    ):
         refuse_too_little(config, free=between)
     held = setting(run, gpus=1, accumulate=16, checkpointing=False).memory
     certain = sum(held[name] for name in CERTAIN)
@@ -431,10 +433,10 @@ def test_every_verb_of_a_model_is_planned() -> None:
 # --- the verb ---
 
 
-def test_the_verb_says_what_is_counted_and_that_nothing_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_says_what_is_counted_and_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     do("plan", ["tokenizer_tiny", "--gpu-memory", "24", "--accumulate", "2"])
     shown = capsys.readouterr().out
-    for words in ("parameters", "counted:", "estimated:", "measured on a GPU: nothing", "24 GB", "--accumulate 2"):
+    for words in ("parameters", "counted:", "estimated:", "measured on a GPU: steps", "24 GB", "--accumulate 2"):
         assert words in shown
     assert all(words in shown for words in ("main memory, 1 process:", "the other verbs", "tokenize, evaluate"))
     do("plan", ["tokenizer_tiny", "--gpus", "2", "--gpu-memory", "24", "--json"])

@@ -230,8 +230,8 @@ def sampling_revontuli() -> TrainConfig:
     """The report's sampling world: Wan2.2 TI2V-5B, LoRA rank 32, robot states by adaLN-Zero. Needs GPUs and weights.
 
     17 frames and 77 states -> the frame at t = 76, at 512x512 (report, section 2). Batch 1,024, constant 4e-4, 23,000
-    steps: 36 h on 32 B200 there; never run by us. Expected, for the mean of 20 samples: 24.88 dB on validation with 20
-    steps. Give `--weights` (Wan2.2's folder), `--text` (see `worldline text`) and `--data.path`; `worldline plan
+    steps: 36 h on 32 B200 there; never trained by us. Expected, for the mean of 20 samples: 24.88 dB on validation with
+    20 steps. Give `--weights` (Wan2.2's folder), `--text` (see `worldline text`) and `--data.path`; `worldline plan
     sampling_revontuli` says what fits a GPU, and `--accumulate` makes it fit.
     """
     return TrainConfig(
