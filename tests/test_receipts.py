@@ -20,7 +20,7 @@ from test_site import script
 from worldline import builtin
 from worldline.cli import main as entry
 from worldline.data.splits import content_of, recording_of
-from worldline.evaluation.compare import CompareOptions, compare
+from worldline.evaluation.compare import CompareOptions, compare, load_scored
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate, identities
 from worldline.evaluation.receipt import Receipt, Request, beside, places_of
 from worldline.evaluation.verify import VerifyOptions, numbers_of, tolerance, verify
@@ -353,6 +353,17 @@ def test_differences_are_paired_by_clip_and_bounded_by_episode(lab: Lab, halfway
     assert rows[:2] == [("run", "forecast"), ("halfway", "forecast")]
     assert rows.count(("all", "copy_last")) == 1
     assert any("option --checkpoint (latest | 1)" in note for note in found.notes)
+
+
+def test_over_seeds_the_difference_is_the_mean_of_those_of_each_seed(lab: Lab, halfway: Path) -> None:
+    over_seeds, (one, other) = script("over_seeds"), (load_scored(path) for path in (lab.run, halfway))
+    alone = compare([lab.run, halfway], CompareOptions(metric=("psnr_db_last",))).differences[0].difference
+    pair = [over_seeds.each_seed(one, runs, "psnr_db_last") for runs in ([one, one], [other, one])]
+    halved = over_seeds.over_episodes(one, 2 * (pair[0] - pair[1]).mean(dim=0))  # one of both seeds differs
+    assert (halved.mean, halved.low, halved.high) == pytest.approx((alone.mean, alone.low, alone.high))
+    rows = over_seeds.table([one, one], [other, other], ["psnr_db_last", "full_ce"]).splitlines()
+    assert [row.count("|") for row in rows] == [4] * 5
+    assert rows[-1].startswith(f"| difference | {over_seeds.said(alone)} ({alone.mean:.3f}, {alone.mean:.3f}) |")
 
 
 def test_clips_are_paired_by_their_recording_whatever_their_order(lab: Lab, halfway: Path, tmp_path: Path) -> None:
