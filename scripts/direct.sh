@@ -13,7 +13,7 @@
 # SEEDS="0"               a list: each decides the clips of both trainings, and their first weights where FROM is not given
 # FROM=RUN                begin both ways with the weights of this world, whose own training went grid by grid
 # OFFSETS=4               how often each episode is tokenized for training, each time from another frame on
-# OPTIONS                 more of `worldline train`, for both ways: "--batch-size 32 --autocast False"
+# OPTIONS                 more of `worldline train`, for both ways: "--batch-size 32"
 # CLIPS                   of each evaluation: 60 on the twin, all on the G1
 set -euo pipefail
 cd "$(dirname "$0")/.."
