@@ -5,7 +5,7 @@ python scripts/driven_picture.py driven-tiny docs/media/driven.gif
 Needs the built-ins and the twin. One attempt at each task: the world sees the second before its start, and is then
 driven by the robot's states alone, one frame a step, while the twin shows what really happens. Of `STARTS` starts of a
 task the one of middle PSNR is shown, not the best one. No training saw them (docs/tasks.md). Also says how much of the
-objects is left (docs/driven.md).
+objects is left, and whether it is where the real ones are (docs/driven.md).
 """
 
 import sys
@@ -13,17 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
 import worldline
+from worldline.metrics.bootstrap import interval, statistics
 from worldline.metrics.image import psnr
 from worldline.schema import stack
 from worldline.twin.tasks import TASKS, Start, solve
 
 SHOWN = ("touch", "push", "topple")
-STARTS = 7
+STARTS = 20
 SCALE, MARGIN, LAST_MS, COLOURS = 2, 3, 1500, 160
 GREY, ORANGE = (90, 90, 90), (230, 120, 20)
 
@@ -50,11 +51,24 @@ def films(world: str) -> tuple[UInt8[Tensor, "b t 3 h w"], UInt8[Tensor, "b t 3 
     return torch.cat([before.frames, frames], 1), torch.cat([before.frames, *made], 1), before.frames.shape[1]
 
 
-def area(frames: UInt8[Tensor, "b 3 h w"]) -> int:
-    """Pixels of the objects to handle: saturated, and green to blue, which nothing else of a task's room is."""
+def objects(frames: UInt8[Tensor, "b 3 h w"]) -> Bool[np.ndarray, "b p"]:
+    """Where the objects to handle are: saturated, and green to blue, which nothing else of a task's room is."""
     hsv = [np.asarray(Image.fromarray(frame.permute(1, 2, 0).numpy()).convert("HSV")) for frame in frames]
     hue, saturation, value = np.moveaxis(np.stack(hsv), -1, 0)
-    return int(((hue > 60) & (hue < 180) & (saturation > 90) & (value > 60)).sum())
+    return ((hue > 60) & (hue < 180) & (saturation > 90) & (value > 60)).reshape(len(frames), -1)
+
+
+def shared(one: Bool[np.ndarray, "b p"], other: Bool[np.ndarray, "b p"]) -> str:
+    """Intersection over union of two places, the mean over starts with its interval."""
+    found = (one & other).sum(axis=1) / (one | other).sum(axis=1).clip(1)
+    return interval(torch.from_numpy(found), torch.arange(len(found))).said()
+
+
+def left(real: Bool[np.ndarray, "b p"], made: Bool[np.ndarray, "b p"]) -> str:
+    """Pixels of the objects in the forecast, as a share of those in the real pictures of all starts."""
+    counts = np.stack([made.sum(axis=1), real.sum(axis=1)], axis=1).astype(float)
+    drawn = statistics(lambda w: (w @ counts[:, :1]) / (w @ counts[:, 1:]).clip(1), torch.arange(len(counts)))
+    return drawn[0].said()
 
 
 def framed(frame: UInt8[Tensor, "3 h w"], colour: tuple[int, int, int]) -> UInt8[np.ndarray, "h w 3"]:
@@ -88,8 +102,13 @@ def main(world: str, out: Path) -> None:
     names = [f"{SHOWN[number // STARTS]} {number % STARTS}: {score[number]:.1f} dB" for number in chosen]
     for place, task in enumerate(SHOWN):
         part = slice(place * STARTS, (place + 1) * STARTS)
-        for t in (context + 14, real.shape[1] - 1):  # after a second, before the hand arrives; at the end
-            print(f"{task}, frame {t - context + 1}: {area(made[part, t]) / area(real[part, t]):.2f} of the objects")
+        first = objects(real[part, context])
+        for t in (context + 14, context + 29, real.shape[1] - 1):  # before the hand arrives, while it acts, at the end
+            true, seen = objects(real[part, t]), objects(made[part, t])
+            places = (
+                f"shared with the real ones {shared(true, seen)}, of these with where they began {shared(true, first)}"
+            )
+            print(f"{task}, frame {t - context + 1}: {left(true, seen)} of the objects; {places}")
     print(f"{out}: {', '.join(names)}; {out.stat().st_size / 1e6:.2f} MB")
 
 

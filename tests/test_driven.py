@@ -62,6 +62,17 @@ def steps(session: Session, count: int, seed: int = 0) -> Tensor:
     return torch.cat([session.advance(states_of(1, seed=seed + session.time)).video for _ in range(count)], dim=2)
 
 
+def test_a_driven_world_draws_at_its_own_temperature_unless_another_is_asked_for() -> None:
+    def temperature(**options: float) -> float:
+        forecaster = worldline.load("driven-tiny", **options).forecaster
+        assert isinstance(forecaster, CausalForecaster)
+        return forecaster.sampling.temperature
+
+    assert temperature() == 0.3
+    assert temperature(temperature=0.0) == 0
+    assert temperature(temperature=1.0) == 1
+
+
 # --- attention ---
 
 

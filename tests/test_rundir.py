@@ -1,0 +1,31 @@
+"""Weights as they are shipped: what eight bits cost, and that they are read as any others."""
+
+from pathlib import Path
+
+import torch
+
+from worldline.rundir import in_eight_bits, load_tensors, save_tensors
+
+
+def test_eight_bits_are_off_by_half_a_step_of_their_row_and_take_half_of_float16(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(-6, 3, 96)[:, None]
+    whole = {
+        "matrix": scales * torch.randn(96, 200, generator=generator),
+        "kernel": torch.randn(64, 8, 3, 3, generator=generator),
+        "nothing": torch.zeros(80, 80),
+        "bias": torch.randn(96, generator=generator),
+        "small": torch.randn(4, 4, generator=generator),
+        "count": torch.arange(3),
+    }
+    save_tensors(tmp_path / "eight", in_eight_bits(whole))
+    save_tensors(tmp_path / "half", {name: value.half() for name, value in whole.items()})
+    found = load_tensors(tmp_path / "eight")
+    assert found.keys() == whole.keys()
+    for name in ("matrix", "kernel", "nothing"):
+        off = (found[name] - whole[name]).flatten(1).abs().amax(dim=1)
+        assert (off <= whole[name].flatten(1).abs().amax(dim=1) / 253).all(), name
+    for name in ("bias", "small", "count"):
+        assert torch.equal(found[name], whole[name].half() if name != "count" else whole[name]), name
+    eight, half = ((tmp_path / name).stat().st_size for name in ("eight", "half"))
+    assert eight < 0.6 * half
