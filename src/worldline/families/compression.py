@@ -153,13 +153,12 @@ class TokenWorldKind(WorldKind):
 
     # --- forecasts ---
 
-    def temperature(self, card: ModelCard) -> float:
-        """At which tokens are drawn where no other is asked for; 0: greedily."""
-        return 0.0
+    def temperature(self, card: ModelCard, options: SampleOptions) -> float:
+        return options.temperature or 0.0
 
     def check_options(self, card: ModelCard, options: SampleOptions) -> None:
         super().check_options(card, options)
-        if options.num_samples > 1 and options.tokens(self.temperature(card)).temperature == 0:
+        if options.num_samples > 1 and self.temperature(card, options) == 0:
             raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
 
     def refuse_unfit(self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool) -> None:
@@ -183,7 +182,7 @@ class TokenWorldKind(WorldKind):
             tokenizer=tokenizer,
             world=world.to(device),
             grid=grid,
-            sampling=options.tokens(),
+            sampling=options.tokens,
             num_samples=options.num_samples,
             mixture=options.mixture,
             decode_mode=options.decode_mode,
@@ -307,9 +306,9 @@ class CausalKind(TokenWorldKind):
         context = batch.tokens[:, : world.context_grids]
         return world.rolled(context, world.conditions(batch.states))[:, world.context_grids :]
 
-    def temperature(self, card: ModelCard) -> float:
+    def temperature(self, card: ModelCard, options: SampleOptions) -> float:
         assert isinstance(card.config, CausalConfig), "a card of this kind"
-        return card.config.temperature
+        return card.config.temperature if options.temperature is None else options.temperature
 
     def forecaster(
         self, world: Any, card: ModelCard, tokenizer: Any, options: SampleOptions, device: torch.device
@@ -320,7 +319,7 @@ class CausalKind(TokenWorldKind):
             tokenizer=tokenizer,
             world=world.to(device),
             grid=card.promise.tokens,
-            sampling=options.tokens(self.temperature(card)),
+            sampling=options.tokens,
             num_samples=options.num_samples,
             decode_mode=options.decode_mode,
             rows=options.rows,

@@ -124,7 +124,7 @@ class SampleOptions(Checked):
     """Independent futures per clip; from worlds over tokens, more than one need a temperature above 0."""
     temperature: float | None = None
     """Worlds over tokens: 0 is greedy decoding, the report's choice. If not given, a driven world draws at the
-    temperature of its configuration, and all others are greedy."""
+    temperature of its configuration, and all others are greedy. `top_k` and `top_p` need one that is given."""
     top_k: int | None = None
     top_p: Annotated[float, Limit(above=0, most=1)] | None = None
     mixture: int = 1
@@ -148,13 +148,12 @@ class SampleOptions(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature is not None:
-            _ = self.tokens()  # its values must go together
+        _ = self.tokens  # its values must go together
 
-    def tokens(self, usual: float = 0.0) -> Sampling:
-        """How worlds over tokens choose, at the `usual` temperature where none is asked for."""
-        temperature = usual if self.temperature is None else self.temperature
-        return Sampling(temperature=temperature, top_k=self.top_k, top_p=self.top_p)
+    @property
+    def tokens(self) -> Sampling:
+        """How worlds over tokens choose."""
+        return Sampling(temperature=self.temperature or 0.0, top_k=self.top_k, top_p=self.top_p)
 
     def sampling(self) -> dict[str, Any]:
         """These options alone, by name."""

@@ -167,6 +167,10 @@ class WorldKind(Kind):
             names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
             raise UsageError(f"this is a world over {self.over}: {names} would change nothing")
 
+    def temperature(self, card: ModelCard, options: SampleOptions) -> float | None:
+        """At which tokens are drawn, as asked or by the world itself; 0: greedily. None: it has no tokens."""
+        return None
+
     def refuse_unfit(self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool) -> None:
         """Refuse data that a world cannot forecast from (see `load.refuse_unfit`)."""
         raise NotImplementedError

@@ -212,6 +212,7 @@ def load_forecaster(
     found, places = Identity(tokenizer=spoken), {"tokenizer": place}
     refuse_another(card.identity, found, what=f"the world in {path}", places=places, allowed=options.allow_different)
     kind = world_kind(card, model)
+    options = replace(options, temperature=kind.temperature(card, options))
     members = members_of(path, card, options)
     over = None if kind.over == "frames" else kind.over
     tokenizer = load_tokenizer(place, over).to(device) if place else None
