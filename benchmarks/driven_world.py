@@ -80,9 +80,10 @@ def ways(forecaster: CausalForecaster, world: str, count: int, steps: int) -> di
     @torch.no_grad()
     def keep() -> None:
         now, then = grid[:, None], past
+        drawn = [torch.Generator().manual_seed(row) for row in range(count)]
         for _ in range(steps):
             logits, then = forecaster.world(now, forecaster.world.conditions(way), then)
-            now = forecaster.world.chosen(logits[:, 0], forecaster.sampling, None)[:, None]
+            now = forecaster.world.chosen(logits[:, 0], forecaster.sampling, drawn)[:, None]
             tokenizer.decode(now)
 
     return {"session": advance, "kept": keep}
