@@ -66,6 +66,7 @@ PARSERS = (
 
 ELSEWHERE = (
     "--dirty",
+    "--query-gpu",
     "--always",
     "--abbrev",
     "--exclude",
