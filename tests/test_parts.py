@@ -221,6 +221,8 @@ def _bytes(out: Path) -> dict[str, bytes]:
 def test_an_evaluation_that_is_killed_again_and_again_ends_as_one_that_was_not(
     end: signal.Signals, tmp_path: Path
 ) -> None:
+    if signal.getsignal(end) is signal.SIG_IGN:
+        pytest.skip(f"{end.name} is ignored here, as a shell has it for what runs in its background")
     words = [*_words("compression", tmp_path), "--batch-size", "1"]
     command = [sys.executable, "-c", "from worldline.cli.main import main; main()", "evaluate", *words, "--out"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
