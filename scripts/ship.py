@@ -34,8 +34,8 @@ def ship(run: Path, out: Path, tokenizer: Path | None, *, eight_bits: bool = Fal
         identity = {"tokenizer": _rounded(RunDir(run).tokenizer, tokenizer)}
         description["identity"] = description.get("identity", {}) | identity
     with new_folder(out) as folder:
-        halves = {name: value.half() for name, value in weights.items()}
-        write_model(folder, description, in_eight_bits(weights) if eight_bits else halves)
+        stored = in_eight_bits(weights) if eight_bits else {name: value.half() for name, value in weights.items()}
+        write_model(folder, description, stored)
         for counts in ("unigram.npy", "kept.npy"):
             if (run / counts).exists():
                 shutil.copy(run / counts, folder / counts)

@@ -1,8 +1,8 @@
 """The forecaster of a driven world: one frame a step, from the states up to that frame alone.
 
 Its context is the last token grid and the keys and values of those before it (`worlds/causal.py`): nothing is encoded
-or computed twice, however long a session is. A snapshot of it holds as much, about a megabyte of the built-in one. It
-stays where the world computes, because moving it would take longer than a step: 256 clips hold 300 MB.
+or computed twice, however long a session is. A snapshot of it holds as much, about two megabytes of the built-in one.
+It stays where the world computes, because moving it would take longer than a step where many clips are one batch.
 """
 
 from collections.abc import Collection, Sequence

@@ -30,9 +30,6 @@ Digits = Float[Tensor, "b t h w n levels"]
 """Logits of the digits of each token; minus infinity beyond the levels of a digit."""
 Past = Float[Tensor, "b layers s _ two k"]
 """Keys and values of the last grids, in every layer and at every position of a grid."""
-TEMPERATURE = 0.3
-"""Where a pushed object goes is never quite certain, and the likeliest digit of every token is then that of the table:
-objects that are touched fade away. Drawn with some care they stay. Chosen on starts of their own (docs/driven.md)."""
 STEP = 10.0
 """A state changes by about a tenth of its deviation from one frame to the next."""
 
@@ -67,8 +64,10 @@ class CausalConfig(ModelConfig):
     """Share of the training after which the world goes on from its own roll-outs: the grids after the context are then
     what it predicts itself, and the targets stay the real future. 1: never."""
 
-    temperature: float = TEMPERATURE
-    """At which a forecast draws each digit, if no other is asked for; 0 takes the likeliest."""
+    temperature: float = 0.3
+    """At which a forecast draws each digit, if no other is asked for; 0 takes the likeliest. Where a pushed object goes
+    is never quite certain; the likeliest digits are then the table's, and it fades away. Drawn with some care it stays
+    (chosen on starts of its own: docs/driven.md)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
