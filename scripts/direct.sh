@@ -47,17 +47,17 @@ evaluated() { # folder, recipe and options: train and evaluate, unless that is d
 
 metrics="full_ce top500_ce_residual token_accuracy top500_coverage psnr_db_last psnr_db_mean"
 for seed in ${SEEDS:-0}; do
-    for way in compression_tiny_direct compression_tiny; do
+    for way in compression_tiny_direct compression_any; do
         evaluated "${way}_$seed" $way $begin ${OPTIONS:-} --steps "${STEPS:-2500}" --seed "$seed" --validation-clips 32
     done
-    worldline compare "$work/evaluated/compression_tiny_direct_$seed" "$work/evaluated/compression_tiny_$seed" --metric $metrics
+    worldline compare "$work/evaluated/compression_tiny_direct_$seed" "$work/evaluated/compression_any_$seed" --metric $metrics
     # The same weights, calibrated on the clips that choose: one step that changes none of them.
-    for way in compression_tiny_direct compression_tiny; do
+    for way in compression_tiny_direct compression_any; do
         evaluated "${way}_${seed}_calibrated" $way --init-from "$work/${way}_$seed" --model.calibrated True --steps 1 \
             ${OPTIONS:-} --optimizer.lr 1e-12 --optimizer.warmup-steps 0 --optimizer.ema-decay None --validation-clips 64
     done
-    worldline compare "$work/evaluated/compression_tiny_direct_${seed}_calibrated" "$work/evaluated/compression_tiny_${seed}_calibrated" \
-        "$work/evaluated/compression_tiny_$seed" --metric $metrics
+    worldline compare "$work/evaluated/compression_tiny_direct_${seed}_calibrated" "$work/evaluated/compression_any_${seed}_calibrated" \
+        "$work/evaluated/compression_any_$seed" --metric $metrics
 done
 
 # Both ways over all seeds, as they are and calibrated.
@@ -65,7 +65,7 @@ for end in "" _calibrated; do
     direct=() grids=()
     for seed in ${SEEDS:-0}; do
         direct+=("$work/evaluated/compression_tiny_direct_$seed$end")
-        grids+=("$work/evaluated/compression_tiny_$seed$end")
+        grids+=("$work/evaluated/compression_any_$seed$end")
     done
     python scripts/over_seeds.py "${direct[@]}" --minus "${grids[@]}"
 done

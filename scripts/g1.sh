@@ -18,7 +18,7 @@ once() { [ -e "$work/$1" ] || worldline train "${@:2}" --out "$work/$1"; }
 # --- choose: the tokens and how a forecast is shown, by short worlds ---
 for h in 0.0 0.75; do
     once "tokenizer_$h" tokenizer_tiny $data $crop --model.hysteresis $h --init-from tokenizer-tiny --steps 3200
-    once "short_$h" compression_tiny $data $world --tokenizer "$work/tokenizer_$h" --steps 1500
+    once "short_$h" compression_any $data $world --tokenizer "$work/tokenizer_$h" --steps 1500
     for shown in "--decode-mode tokens" "--decode-mode mean" "--decode-mode tokens --blend-last-frame" "--decode-mode mean --blend-last-frame"; do
         worldline evaluate "$work/short_$h" --num-clips None $shown --out "$work/choice/$h ${shown//--/}"
     done
@@ -32,7 +32,7 @@ reader="--inverse-dynamics $work/inverse_dynamics"
 worldline evaluate "$work/inverse_dynamics" --episodes 68:80 --num-clips None
 
 # --- report: the compression track ---
-once world compression_tiny $data $world --tokenizer "$work/tokenizer_$hysteresis" --steps 6000
+once world compression_any $data $world --tokenizer "$work/tokenizer_$hysteresis" --steps 6000
 once unconditional compression_tiny_unconditional $data $world --tokenizer "$work/tokenizer_$hysteresis" --steps 6000
 worldline evaluate "$work/tokenizer_$hysteresis" --episodes 68:80 --num-clips None
 worldline evaluate "$work/world" --unconditional "$work/unconditional" --episodes 68:80 --num-clips None $shown $reader
@@ -41,6 +41,6 @@ worldline evaluate "$work/world" --unconditional "$work/unconditional" --episode
 once vae_first vae_tiny $data $crop --init-from vae-tiny --optimizer.lr 1.5e-3 --steps 1500
 once vae vae_tiny $data $crop --init-from "$work/vae_first" --data.pattern.window 77 --data.pattern.repeat-last 1 \
     --optimizer.lr 3e-4 --optimizer.warmup-steps 20 --batch-size 2 --steps 300 --seed 1
-once sampling sampling_tiny $data --tokenizer "$work/vae" --steps 3000
+once sampling sampling_any $data --tokenizer "$work/vae" --steps 3000
 worldline evaluate "$work/vae" --episodes 68:80 --num-clips 64
 worldline evaluate "$work/sampling" --episodes 68:80 --num-clips 32 --window-stride 43 --num-samples 20 --batch-size 2 $reader

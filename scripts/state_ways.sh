@@ -50,7 +50,7 @@ for seed in ${SEEDS:-0}; do
             if [ -e "$run/checkpoints" ]; then
                 worldline train --resume "$run"
             else
-                worldline train "${family}_map_tiny" --data.path "$train" --data.val-path "$val" \
+                worldline train "${family}_tiny" --data.path "$train" --data.val-path "$val" \
                     --data.train-episodes ":$episodes" --data.cache "$work/cache" $entering --seed "$seed" \
                     --steps "$steps" --evaluate-every "$steps" --checkpoint-every 100 ${OPTIONS:-} --out "$run"
             fi

@@ -69,7 +69,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     few = _words("--batch-size 2 --validation-clips 2 --json")
     do("train", ["tokenizer_tiny", "--out", str(lab / "tokenizer"), "--steps", "4", *SMALL_TOKENIZER, *data, *few])
     tokenizer = ["--tokenizer", str(lab / "tokenizer"), "--start-offsets", "2"]
-    for recipe in ("compression_tiny", "compression_tiny_unconditional"):
+    for recipe in ("compression_any", "compression_tiny_unconditional"):
         do("train", [recipe, "--out", str(lab / recipe), "--steps", "3", *SMALL_WORLD, *data, *few, *tokenizer])
     return lab
 
@@ -190,7 +190,7 @@ def test_tokenize_by_command(lab: Path, tmp_path: Path, capsys: Capture) -> None
 
 
 def test_training_reports_its_end(lab: Path, capsys: Capture) -> None:
-    do("train", ["--resume", str(lab / "compression_tiny"), "--json"])
+    do("train", ["--resume", str(lab / "compression_any"), "--json"])
     shown = capsys.readouterr()
     assert json.loads(shown.out)["step"] == 3
     assert "run folder" in shown.err
@@ -200,7 +200,7 @@ def test_a_failed_job_ends_with_1(lab: Path, tmp_path: Path, monkeypatch: pytest
     # Nothing but these words differs from a run that works.
     wild = _words("--optimizer.lr 1e30 --optimizer.warmup-steps 0 --optimizer.clip-norm None")
     words = [
-        "compression_tiny",
+        "compression_any",
         "--out",
         tmp_path / "run",
         "--steps",
@@ -214,7 +214,7 @@ def test_a_failed_job_ends_with_1(lab: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_world_is_evaluated_beside_its_baselines(lab: Path, tmp_path: Path, capsys: Capture) -> None:
-    world, unconditional = lab / "compression_tiny", lab / "compression_tiny_unconditional"
+    world, unconditional = lab / "compression_any", lab / "compression_tiny_unconditional"
     do(
         "evaluate",
         [str(world), "--unconditional", str(unconditional), "--num-clips", "4", "--out", str(tmp_path), "--json"],
@@ -262,12 +262,12 @@ def test_a_tokenizer_is_evaluated(lab: Path, tmp_path: Path, capsys: Capture) ->
 
 def test_the_copied_tokenizer_cannot_be_evaluated_and_says_why(lab: Path) -> None:
     with pytest.raises(UsageError, match="own run folder"):
-        do("evaluate", [str(lab / "compression_tiny/tokenizer")])
+        do("evaluate", [str(lab / "compression_any/tokenizer")])
 
 
 def test_other_data_are_judged_by_the_same_contract(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     other = write_squares(tmp_path / "other", 1, length=34, first=50)
-    do("evaluate", [str(lab / "compression_tiny"), "--data", str(other), "--out", str(tmp_path / "out"), "--json"])
+    do("evaluate", [str(lab / "compression_any"), "--data", str(other), "--out", str(tmp_path / "out"), "--json"])
     printed = _printed(capsys)
     assert printed["data"]["num_clips"] == 1
     assert "one clip only" in printed["not_computed"]["shuffled_states"]
@@ -364,7 +364,7 @@ def latent_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lab = tmp_path_factory.mktemp("latent_lab")
     small_vae(lab / "vae")
     raw = [write_squares(lab / f"raw{i}", 2, length=93, first=i) for i in (0, 7)]
-    run_training(world_run(*raw, lab / "vae", steps=1, checkpoint_every=1), lab / "compression_tiny")
+    run_training(world_run(*raw, lab / "vae", steps=1, checkpoint_every=1), lab / "compression_any")
     return lab
 
 
@@ -414,7 +414,7 @@ def test_no_option_is_idle_for_a_world_over_tokens(lab: Path, tmp_path: Path, ca
     shutil.copytree(lab / "tokenizer", lab / "wrong")
     for path in (lab / "wrong").glob("checkpoints/*/model.json"):
         path.write_text(path.read_text().replace('"hysteresis": 0.0', '"hysteresis": 0.5'))
-    refused = _assert_nothing_is_idle(lab, "compression_tiny", tmp_path, capsys, "--num-clips 2")
+    refused = _assert_nothing_is_idle(lab, "compression_any", tmp_path, capsys, "--num-clips 2")
     others = {"steps", "guidance", "sampler", "mean_draws", "average_repeats"}
     assert refused == {"tokenizer", "checkpoint", "weights", *others, *LEROBOT, *LEARNED}
 
@@ -435,7 +435,7 @@ def test_no_option_is_idle_for_a_world_over_latents(latent_lab: Path, tmp_path: 
     others = {"protocol": ("--protocol compression", ""), "means": ("--means 2", "--num-samples 3")}
     others |= {"members": ("--members {unconditional}", "--num-samples 3")}
     refused = _assert_nothing_is_idle(
-        latent_lab, "compression_tiny", tmp_path, capsys, "--num-clips 2 --steps 2", **others
+        latent_lab, "compression_any", tmp_path, capsys, "--num-clips 2 --steps 2", **others
     )
     only_tokens = {"temperature", "top_k", "top_p", "mixture", "decode_mode", "blend_last_frame"}
     assert refused == {"protocol", "tokenizer", "checkpoint", "weights", "mean_draws", *only_tokens, *LEROBOT, *LEARNED}
@@ -474,7 +474,7 @@ def squares(lab: Path, tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("which", "known"), [("itself", "2 of 4"), ("copied", "2 of 4"), ("again", "1 of 2")])
-@pytest.mark.parametrize("run", ["compression_tiny", "tokenizer"])
+@pytest.mark.parametrize("run", ["compression_any", "tokenizer"])
 def test_what_was_trained_on_is_judged_on_only_when_asked_for_by_name(
     lab: Path, squares: dict[str, Path], tmp_path: Path, run: str, which: str, known: str, capsys: Capture
 ) -> None:
@@ -517,9 +517,9 @@ def test_data_by_which_a_world_cannot_be_judged_are_refused_before_its_weights_a
         "tokens": write_followed_tokens(tmp_path / "tokens", 1),
         "tokenizer": lab / "tokenizer",
         "other": _without_weights(lab / "tokenizer", tmp_path / "other"),
-        "run": lab / "compression_tiny",
+        "run": lab / "compression_any",
     }
-    run = _without_weights(lab / "compression_tiny", tmp_path / "run")
+    run = _without_weights(lab / "compression_any", tmp_path / "run")
     with pytest.raises(UsageError, match=message):
         do("evaluate", [str(run), "--out", str(tmp_path / "out"), *_words(words.format(**places))])
     assert not (tmp_path / "out").exists()
@@ -530,18 +530,18 @@ def test_a_baseline_must_not_have_been_trained_on_the_held_out_clips(lab: Path, 
     shutil.copytree(lab / "compression_tiny_unconditional", seen)
     for path in seen.glob("checkpoints/*/model.json"):
         whole = json.loads(path.read_text())
-        held = json.loads((lab / "compression_tiny" / path.relative_to(seen)).read_text())
+        held = json.loads((lab / "compression_any" / path.relative_to(seen)).read_text())
         assert whole["trained_on"] == held["trained_on"]
         val = open_source(lab / "raw")
         whole["trained_on"]["contents"] = [recording_of(val, 3)]
         path.write_text(json.dumps(whole))
-    words = [str(lab / "compression_tiny"), "--out", str(tmp_path / "out"), "--unconditional", str(seen)]
+    words = [str(lab / "compression_any"), "--out", str(tmp_path / "out"), "--unconditional", str(seen)]
     with pytest.raises(UsageError, match="1 of 2 episodes are recordings"):
         do("evaluate", words)
 
 
 def test_the_runs_own_training_clips_can_be_asked_for(lab: Path, tmp_path: Path, capsys: Capture) -> None:
-    run = str(lab / "compression_tiny")
+    run = str(lab / "compression_any")
     do("evaluate", [run, "--on", "training-data", "--episodes", "0", "--out", str(tmp_path), "--json"])
     printed = _printed(capsys)
     assert printed["data"]["split"] == "training data"
@@ -562,7 +562,7 @@ def test_tokens_of_another_tokenizer_are_judged_only_when_that_is_allowed_and_un
     for tokenizer, place in zip((lab / "tokenizer", other), places.values(), strict=True):
         words = [str(lab / "raw"), str(place), "--tokenizer", str(tokenizer), "--size", "16", "--episodes", "2:"]
         do("data", ["tokenize", *words])
-    run = [str(lab / "compression_tiny"), "--out", str(tmp_path / "out"), "--data"]
+    run = [str(lab / "compression_any"), "--out", str(tmp_path / "out"), "--data"]
     do("evaluate", [*run, str(places["own"])])
     with pytest.raises(UsageError, match=r"made with another tokenizer .*--allow-different tokenizer"):
         do("evaluate", [*run, str(places["another"])])
@@ -591,23 +591,23 @@ def test_a_run_that_does_not_tell_is_judged_and_the_table_says_it_was_not_checke
 
 def test_forecasts_are_videos_of_the_clip_and_its_futures(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     sampled = _words("--clips 0 3 --temperature 1.0 --num-samples 2 --json")
-    do("forecast", [str(lab / "compression_tiny"), "--out", str(tmp_path), *sampled])
+    do("forecast", [str(lab / "compression_any"), "--out", str(tmp_path), *sampled])
     videos = _printed(capsys)["files"]
     assert [Path(video).name for video in videos] == ["clip_00000.mp4", "clip_00003.mp4"]
     with av.open(videos[0]) as container:
         shapes = [(frame.width, frame.height) for frame in container.decode(video=0)]
     assert shapes == [(3 * 4 * 16, 4 * 16)] * 34  # real and two futures, enlarged four times
     with pytest.raises(UsageError, match=r"clips 0\.\.3"):
-        do("forecast", [str(lab / "compression_tiny"), "--out", str(tmp_path), "--clips", "4"])
+        do("forecast", [str(lab / "compression_any"), "--out", str(tmp_path), "--clips", "4"])
 
 
 def test_greedy_samples_would_all_be_alike(lab: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--temperature"):
-        do("forecast", [str(lab / "compression_tiny"), "--out", str(tmp_path), "--num-samples", "2"])
+        do("forecast", [str(lab / "compression_any"), "--out", str(tmp_path), "--num-samples", "2"])
 
 
 def test_a_report_of_two_runs_is_one_page(lab: Path, tmp_path: Path, capsys: Capture) -> None:
-    runs = [str(lab / "compression_tiny"), str(lab / "compression_tiny_unconditional")]
+    runs = [str(lab / "compression_any"), str(lab / "compression_tiny_unconditional")]
     do("evaluate", [runs[0], "--num-clips", "2", "--json"])
     capsys.readouterr()
     do("report", [*runs, "--out", str(tmp_path / "page.html"), "--json"])
@@ -623,7 +623,7 @@ def test_a_run_by_another_tokenizer_is_refused(lab: Path, tmp_path: Path) -> Non
     other = tmp_path / "other"
     do("train", ["tokenizer_tiny", "--out", str(other), *SMALL_TOKENIZER, *_on(lab / "raw", lab / "cache"), *few])
     with pytest.raises(UsageError, match="another tokenizer"):
-        do("evaluate", [str(lab / "compression_tiny"), "--tokenizer", str(other), "--out", str(tmp_path / "out")])
+        do("evaluate", [str(lab / "compression_any"), "--tokenizer", str(other), "--out", str(tmp_path / "out")])
 
 
 def test_a_damaged_run_is_bad_data(lab: Path, tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_gradient_checkpointing_changes_no_gradient(way: Conditioning) -> None:
 @every
 def test_a_map_needs_a_skeleton(config: type[STTransformerConfig | WanConfig], way: Conditioning) -> None:
     if way.endswith("map"):
-        with pytest.raises(UsageError, match=r"needs its skeleton.*compression_map_tiny.*model\.skeleton"):
+        with pytest.raises(UsageError, match=r"needs its skeleton.*compression_tiny.*model\.skeleton"):
             config(conditioning=way)
     else:
         config(conditioning=way)
@@ -308,7 +308,7 @@ def test_a_trained_world_becomes_one_with_a_map(tmp_path: Path) -> None:
 
 def test_the_tiny_recipes_with_a_map_differ_in_nothing_else() -> None:
     for name in ("compression", "sampling"):
-        drawn, plain = RECIPES[f"{name}_map_tiny"](), RECIPES[f"{name}_tiny"]()
+        drawn, plain = RECIPES[f"{name}_tiny"](), RECIPES[f"{name}_any"]()
         assert replace(drawn, model=replace(drawn.model, conditioning="adaln", skeleton=None)) == plain
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,16 @@ from worldline.families.family import initialise
 from worldline.families.tokenizers import load_tokenizer
 from worldline.judges.inverse_dynamics import InverseDynamics
 from worldline.planning.footprint import Footprint, expected
-from worldline.recipes import RECIPES, compression_revontuli, compression_tiny, compression_tiny_unconditional
+from worldline.recipes import (
+    RECIPES,
+    compression_any,
+    compression_revontuli,
+    compression_tiny,
+    compression_tiny_unconditional,
+)
 from worldline.rundir import from_json, to_json
 from worldline.schema import Batch, DataError, TokenGrid
-from worldline.tokenizers.fsq_video import FSQVideoTokenizer
+from worldline.tokenizers.fsq_video import FSQVideoConfig, FSQVideoTokenizer
 from worldline.tokenizers.wan_vae import WanVAETokenizer
 from worldline.worlds.causal import CausalWorld
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
@@ -76,17 +83,18 @@ def test_the_reports_numbers() -> None:
 
 def test_the_blind_recipe_differs_in_nothing_but_the_states() -> None:
     sighted, unconditional = (
-        to_json(TrainConfig, recipe()) for recipe in (compression_tiny, compression_tiny_unconditional)
+        to_json(TrainConfig, recipe()) for recipe in (compression_any, compression_tiny_unconditional)
     )
     assert unconditional["model"].pop("unconditional") is True
     assert sighted["model"].pop("unconditional") is False
     assert unconditional == sighted
 
 
-def test_the_recipe_of_a_decoder_begins_with_the_tokens_of_the_built_in() -> None:
-    config, built_in = RECIPES["tokenizer_tiny_decoder"](), load_tokenizer(TOKENIZER_TINY, "tokens")
-    model = config.model.build()
-    initialise(model, config.init_from)
+def test_the_tokens_of_the_built_in_can_be_kept_under_a_new_decoder() -> None:
+    config, built_in = RECIPES["tokenizer_tiny"](), load_tokenizer(TOKENIZER_TINY, "tokens")
+    assert isinstance(config.model, FSQVideoConfig)
+    model = replace(config.model, decoder_widths=(8, 16), keep_tokens=True).build()
+    initialise(model, TOKENIZER_TINY)
     video = torch.randint(0, 256, (1, 17, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     tokens = built_in.tokens_of(video)
     assert torch.equal(model.tokens_of(video), tokens)
@@ -95,9 +103,12 @@ def test_the_recipe_of_a_decoder_begins_with_the_tokens_of_the_built_in() -> Non
     assert {name.split(".")[0] for name, value in model.named_parameters() if value.grad is not None} == {"decoder"}
 
 
-@pytest.mark.parametrize("name", ["compression_tiny", "compression_revontuli"])
-def test_a_direct_recipe_differs_in_nothing_but_the_way(name: str) -> None:
-    first, direct = (to_json(TrainConfig, RECIPES[recipe]()) for recipe in (name, f"{name}_direct"))
+@pytest.mark.parametrize(
+    "names",
+    [("compression_any", "compression_tiny_direct"), ("compression_revontuli", "compression_revontuli_direct")],
+)
+def test_a_direct_recipe_differs_in_nothing_but_the_way(names: tuple[str, str]) -> None:
+    first, direct = (to_json(TrainConfig, RECIPES[recipe]()) for recipe in names)
     assert direct["model"].pop("direct") is True
     assert first["model"].pop("direct") is False
     assert direct == first
@@ -105,7 +116,7 @@ def test_a_direct_recipe_differs_in_nothing_but_the_way(name: str) -> None:
 
 def test_a_direct_recipe_costs_what_the_other_costs() -> None:
     """One pass over as many grids as grid by grid with a cache, which recomputes none."""
-    first, direct = (Footprint(RECIPES[name]()) for name in ("compression_tiny", "compression_tiny_direct"))
+    first, direct = (Footprint(RECIPES[name]()) for name in ("compression_any", "compression_tiny_direct"))
     steps = [run.train(1, checkpointing=False) for run in (first, direct)]
     assert steps[0].forward_flop == steps[1].forward_flop
     assert steps[0].held == pytest.approx(steps[1].held, rel=0.01)

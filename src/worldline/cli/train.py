@@ -42,7 +42,7 @@ class Train:
     Examples:
       worldline train tokenizer_tiny --out runs/tokenizer
       worldline train compression_tiny --tokenizer runs/tokenizer --out runs/world
-      worldline train compression_tiny --data.path MY_ROBOT --data.val-path None --data.train-episodes :-10 \\
+      worldline train compression_any --data.path MY_ROBOT --data.val-path None --data.train-episodes :-10 \\
           --data.val-episodes -10: --tokenizer runs/tokenizer
       worldline train --resume runs/world
       worldline train --resume runs/world --steps 9000 --data.path NEW_PLACE

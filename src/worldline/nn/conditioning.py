@@ -37,7 +37,7 @@ def refuse_without_skeleton(conditioning: Conditioning, skeleton: Skeleton | Non
     if draws_map(conditioning) and skeleton is None:
         raise UsageError(
             f"conditioning {conditioning!r} draws the robot into its picture, which needs its skeleton: take a recipe "
-            "that has one (compression_map_tiny, sampling_map_tiny: the twin's), or give your robot's in Python "
+            "that has one (compression_tiny, sampling_tiny: the twin's), or give your robot's in Python "
             "(model.skeleton, docs/states.md)"
         )
 

@@ -89,8 +89,8 @@ class Silhouette(nn.Module):
         if missing := sorted({hinge.state for hinge in hinges} - {*names}):
             some = ", ".join(missing[:3])
             raise UsageError(
-                f"the skeleton is of another robot: the data have no state {some}; give a recipe without a skeleton "
-                "(driven_any)"
+                f"the skeleton is of another robot: the data have no state {some}; take a recipe without a "
+                "skeleton (compression_any, sampling_any, driven_any), or give your robot's own (docs/states.md)"
             )
         self.skeleton, self.side = skeleton, side
         self.channels = 2 * len(skeleton.points)
