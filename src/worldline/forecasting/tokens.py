@@ -303,7 +303,10 @@ def mixed(
 def blend_last_frame(
     decoded: UInt8[Tensor, "b t 3 h w"], kept: Float32[Tensor, "b l gh gw"], *, seen: Tensor, grid: TokenGrid
 ) -> UInt8[Tensor, "b t 3 h w"]:
-    """Mix decoded frames with the last context frame, `kept * seen + (1 - kept) * decoded`; `kept` is interpolated.
+    """Mix decoded frames with the last context frame: `seen + share * (1 - kept) * (decoded - seen)`.
+
+    `kept` is interpolated between patches. The share grows evenly from 0 at the frame seen to 1 after a latent's
+    frames: at first less moves than decoding errs by (docs/results_g1.md).
 
     Args:
         decoded: the forecast of whole blocks of frames.
@@ -313,9 +316,11 @@ def blend_last_frame(
     blocks = kept.shape[1] // grid.latents_per_block
     repeats = torch.tensor(grid.frames_per_latent * blocks, device=kept.device)
     per_frame = kept.repeat_interleave(repeats, dim=1)
+    since = torch.arange(1, per_frame.shape[1] + 1, device=kept.device)
+    share = (since / grid.temporal_stride).clamp(max=1)[:, None, None, None]
     mixed = []
-    for frames, shares, last in zip(decoded, per_frame, seen, strict=True):  # in floats they take four times the memory
-        weights = F.interpolate(shares[None], size=last.shape[-2:], mode="bilinear", align_corners=False)
-        blended = torch.lerp(frames.float(), last.float(), weights[0].unsqueeze(1))
+    for frames, stays, last in zip(decoded, per_frame, seen, strict=True):  # in floats they take four times the memory
+        changes = 1 - F.interpolate(stays[None], size=last.shape[-2:], mode="bilinear", align_corners=False)
+        blended = torch.lerp(last.float().expand_as(frames), frames.float(), share * changes[0].unsqueeze(1))
         mixed.append(blended.round().clamp(0, 255).to(torch.uint8))
     return torch.stack(mixed)
