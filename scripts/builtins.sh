@@ -12,23 +12,38 @@ worldline data twin $assets/twin_mini/train --episodes 80 --seed 0 --snapshot-ev
 rm -r $assets/twin_mini/train/physics # 2 MB that training does not read; the validation episodes keep theirs
 worldline data twin $assets/twin_mini/val --episodes 20 --seed 1000 --snapshot-every 120
 
-# --- the larger set the checkpoints are trained on, and its own validation set ---
-worldline data twin $work/train --episodes 400 --seed 0
+# --- the larger set the checkpoints are trained on, and its own validation set, the first 20 of which are twin_mini/val ---
+worldline data twin $work/train --episodes 1600 --seed 0
 worldline data twin $work/val --episodes 48 --seed 1000
 data="--data.path $work/train --data.val-path $work/val --data.cache $work/cache"
+few="$data --data.train-episodes :400"
 
-# --- checkpoints ---
-worldline train tokenizer_tiny $data --out $work/tokenizer_first
-worldline train tokenizer_tiny $data --init-from $work/tokenizer_first --optimizer.lr 8e-4 --optimizer.warmup-steps 20 \
-    --steps 1000 --seed 1 --out $work/tokenizer
+# --- tokens, by a small decoder; then a better one under the same tokens (the shipped one: five minutes of a GPU) ---
+small="--model.decoder-widths --model.decoder-blocks --model.decoder-past None"
+worldline train tokenizer_tiny $few $small --out $work/tokenizer_first
+worldline train tokenizer_tiny $few $small --init-from $work/tokenizer_first --optimizer.lr 8e-4 \
+    --optimizer.warmup-steps 20 --steps 1000 --seed 1 --out $work/tokenizer_second
+worldline train tokenizer_tiny $few --init-from $work/tokenizer_second --model.keep-tokens True --batch-size 32 \
+    --steps 4915 --out $work/tokenizer
 python scripts/ship.py $work/tokenizer $assets/tokenizer_tiny
-worldline train compression_tiny $data --tokenizer $work/tokenizer --steps 13000 --out $work/world
-python scripts/ship.py $work/world $assets/compression_tiny $assets/tokenizer_tiny
-worldline train vae_tiny $data --out $work/vae
+
+# --- the world on them: three minutes of a GPU, then 40 of a core with four times the episodes; then calibrated ---
+worldline train compression_tiny $few --batch-size 32 --start-offsets 6 --steps 1500 --out $work/world_first
+worldline train compression_tiny $data --init-from $work/world_first --allow-different data split statistics \
+    --optimizer.lr 1.5e-3 --batch-size 8 --start-offsets 6 --steps 7500 --out $work/world_long
+worldline train compression_tiny $data --data.val-episodes 20: --init-from $work/world_long --allow-different validation \
+    --model.calibrated True --steps 1 --optimizer.lr 1e-12 --optimizer.warmup-steps 0 --optimizer.ema-decay None \
+    --validation-clips 64 --out $work/world
+python scripts/ship.py $work/world $assets/compression_tiny $assets/tokenizer_tiny --eight-bits
+
+# --- latents, and the world on them: first without a map and on fewer episodes, as it was ---
+worldline train vae_tiny $few --out $work/vae
 python scripts/ship.py $work/vae $assets/vae_tiny
-worldline train sampling_tiny $data --tokenizer $work/vae --out $work/sampling
-python scripts/ship.py $work/sampling $assets/sampling_tiny $assets/vae_tiny
+worldline train sampling_any $few --tokenizer $work/vae --out $work/sampling_first
+worldline train sampling_tiny $data --tokenizer $work/vae --init-from $work/sampling_first \
+    --allow-different data split statistics --model.flow.pure-noise 0.2 --steps 12000 --out $work/sampling
+python scripts/ship.py $work/sampling $assets/sampling_tiny $assets/vae_tiny --eight-bits
 
 # --- the judge: its validation episodes (which say what is readable) are not those of twin_mini/val ---
-worldline train inverse_dynamics_tiny $data --data.val-episodes 20: --out $work/inverse_dynamics
+worldline train inverse_dynamics_tiny $few --data.val-episodes 20: --out $work/inverse_dynamics
 python scripts/ship.py $work/inverse_dynamics $assets/inverse_dynamics_tiny

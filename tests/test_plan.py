@@ -448,6 +448,13 @@ def test_the_verb_says_what_is_counted_and_what_was_measured(capsys: pytest.Capt
     assert [verb["name"] for verb in found["verbs"]] == ["tokenize, evaluate"]
 
 
+def test_a_driven_world_on_tokens_is_planned_with_one_grid_a_frame() -> None:
+    """Without a tokenizer nothing says how many frames a grid has; such worlds read one a frame."""
+    driven = RECIPES["driven_tiny"]()
+    on_tokens, on_frames = (Footprint(config) for config in (replace(driven, tokenizer=None), driven))
+    assert on_tokens.contract.grid == on_frames.contract.grid
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tokenizer_tiny", "compression_tiny", "sampling_tiny"])
 def test_recipes_take_on_a_cpu_what_the_plan_says(name: str) -> None:

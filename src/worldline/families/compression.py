@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldline import builtin
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, evenly, open_clips, open_split, open_windows
 from worldline.encoding.encode import tokenize
@@ -287,6 +288,10 @@ class CausalKind(TokenWorldKind):
                 for name in ("state_hidden", "normalise_states", "skeleton")
             }
         return found
+
+    def encoder(self, config: TrainConfig, model: Any) -> Any:
+        """For a token source: one grid a frame, as the built-in tokenizer of such worlds makes them."""
+        return tokenizer_config(config.tokenizer or builtin.TOKENIZER_DRIVEN)
 
     def normalises(self, model: CausalConfig) -> bool:
         return model.normalise_states and not model.unconditional
