@@ -14,6 +14,8 @@ from test_kinematics import ARM
 from tolerances import assert_values_agree
 from torch import Tensor, nn
 
+import worldline
+from worldline.builtin import TWIN_MINI_TRAIN, TWIN_TABLE
 from worldline.families.family import initialise
 from worldline.families.load import load_world
 from worldline.nn.attention import CrossAttention
@@ -24,6 +26,7 @@ from worldline.process.flow import FlowSampling
 from worldline.recipes import RECIPES
 from worldline.schema import Batch, LatentGrid, Origin, TokenGrid, UsageError
 from worldline.training.loop import train
+from worldline.twin.skeleton import twin_skeleton, unseen_view
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 from worldline.worlds.wan import WanConfig, WanWorld
 
@@ -319,3 +322,17 @@ def test_attention_to_one_token_is_that_token() -> None:
     other = torch.randn(1, 1, 4)
     expected = attention.pair(other)[..., 4:].expand(1, 3, 4)
     assert_values_agree(attention(torch.randn(1, 3, 4), other), expected)
+
+
+def test_a_map_of_the_twin_over_other_pictures_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A robot with the twin's joints has another camera, and its data look the same by their names."""
+    assert unseen_view(twin_skeleton("room"), TWIN_MINI_TRAIN) is None
+    assert unseen_view(twin_skeleton("table"), TWIN_TABLE) is None
+    assert unseen_view(twin_skeleton("room"), TWIN_TABLE) == "room"
+    assert unseen_view(twin_skeleton("table"), tmp_path) == "table"
+    other = replace(twin_skeleton("room"), points=twin_skeleton("room").points[:1])
+    assert unseen_view(other, tmp_path) is None
+    squares = write_squares(tmp_path / "squares", 2, length=34)
+    with pytest.raises(UsageError, match="differ in state names"):
+        worldline.train("compression_tiny", out=tmp_path / "run", data={"path": squares, "cache": tmp_path / "cache"})
+    assert f"{squares}: nothing here says that the pictures show the twin" in capsys.readouterr().err

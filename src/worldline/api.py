@@ -34,6 +34,7 @@ from worldline.recipes import RECIPES
 from worldline.rundir import RunDir, built, to_json
 from worldline.training import loop
 from worldline.training.loop import TrainResult
+from worldline.twin.skeleton import unseen_view
 
 Place = TypeVar("Place")
 Given = ParamSpec("Given")
@@ -184,8 +185,23 @@ def _train(config: TrainConfig, run: Path, *, resume: bool) -> TrainResult:
     with Ranks.start(config.device) as ranks:
         run = ranks.agreed(run)  # the default name holds the time, and processes start at different seconds
         say(f"run folder: {run}")
+        _tell_of_another_view(config)
         device = ranks.device(config.device)
         with ranks.first():
             if config.check_memory and ranks.writes and device.type == "cuda":
                 refuse_too_little(config, free=torch.cuda.mem_get_info(device)[0], gpus=ranks.world_size)
         return loop.train(config, run, resume=resume, ranks=ranks, report=Steps())
+
+
+def _tell_of_another_view(config: TrainConfig) -> None:
+    """Names of states cannot tell the twin from a robot with the same joints and another camera."""
+    skeleton, path = getattr(config.model, "skeleton", None), config.data.path
+    if skeleton is None:
+        return
+    for folder in (path,) if isinstance(path, Path) else path:
+        if folder.exists() and (view := unseen_view(skeleton, folder)):
+            say(
+                f"{folder}: nothing here says that the pictures show the twin ({view} view), where the recipe draws "
+                "the robot's map. If they show anything else, the map misleads: take a recipe without it "
+                "(compression_any, sampling_any, driven_any; docs/states.md)"
+            )

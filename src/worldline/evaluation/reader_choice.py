@@ -19,7 +19,7 @@ from worldline.families.inverse_dynamics import load_inverse_dynamics
 from worldline.judges.inverse_dynamics import InverseDynamicsConfig
 from worldline.rundir import model_folder
 from worldline.schema import UsageError
-from worldline.twin.generate import RECORD
+from worldline.twin.scene import RECORD
 
 TRAIN = (
     "train one on clips of this robot (worldline train inverse_dynamics_tiny --data.path DATA --data.val-path None "

@@ -29,7 +29,7 @@ from worldline.progress import watched
 from worldline.schema import UsageError
 from worldline.twin.behaviour import Behaviour
 from worldline.twin.counterfactuals import TouchOrMiss, touch_or_miss
-from worldline.twin.scene import LAYOUT, Framing, Scene, random_scene
+from worldline.twin.scene import LAYOUT, RECORD, Framing, Scene, random_scene
 from worldline.twin.simulation import Simulation, load_mujoco
 from worldline.twin.tasks import (
     KEPT,
@@ -49,7 +49,6 @@ from worldline.twin.trial import Trial
 
 REVISION = 4
 """Of scenes and behaviours: raise it whenever the same seed gives another episode."""
-RECORD = "twin.json"
 TASK_CONTEXT = 17
 """Frames of an episode of a task up to its start: as many as the longest usual context."""
 AIMS = 30

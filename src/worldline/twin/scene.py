@@ -32,6 +32,8 @@ FINGERS = tuple(f"{side}_{finger}" for side in SIDES for finger in ("INDEX", "MI
 FINGER_CLOSED = 1.4
 """Angle of a closed finger in rad; the angle of an open one is 0."""
 CAMERA = "HEAD_CAMERA"
+RECORD = "twin.json"
+"""Beside data of the twin: what they were generated from, the view among it."""
 Framing = Literal["room", "table"]
 """What the head camera shows: the room, in 90 degrees as EVE's does, or the table, in 72 degrees and looking down by 12
 degrees more, so that what the hands do is seen larger."""
