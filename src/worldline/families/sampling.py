@@ -52,7 +52,16 @@ class VAEKind(TokenizerKind):
         grid.latents_of(len(config.data.pattern.frames))
         return config.data.pattern
 
+    def prepare(self, config: TrainConfig, model: Any, ranks: Ranks) -> Prepared:
+        """Raises `UsageError` where latents shall stay that no trained encoder makes, and as any preparation does."""
+        if model.keep_latents and config.init_from is None:
+            fix = "give these (--init-from), or leave out --model.keep-latents"
+            raise UsageError(f"latents stay those of given weights; {fix}")
+        return super().prepare(config, model, ranks)
+
     def finish(self, model: WanVAETokenizer, made: Prepared, config: TrainConfig) -> None:
+        if model.config.keep_latents:
+            return
         device, at_once = Ranks().device(config.device), -(-config.batch_size // config.accumulate)
         train = made.train
         numbers = range(0, len(train), max(1, len(train) // MEASURED_CLIPS))

@@ -131,6 +131,9 @@ class WanVAEConfig(ModelConfig):
     """Weight of the absolute error beside the squared error in the loss."""
     kl_weight: float = 1e-5
     """Weight of the divergence from the standard normal, in nats per latent value."""
+    keep_latents: bool = False
+    """Train the decoder alone: latents and their statistics stay those of the weights that training begins with, and
+    its worlds valid."""
 
     def grid(self, height: int, width: int) -> LatentGrid:
         return LatentGrid(**divided(height, width, self.sizes.spatial_stride), channels=self.sizes.z_dim)
@@ -208,7 +211,8 @@ class WanVAETokenizer(nn.Module):
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction error and divergence from N(0, 1); in training of drawn latents, else of their mean."""
         video = video_in(batch)
-        posterior = self._posterior(video)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.keep_latents):
+            posterior = self._posterior(video)
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         noise = torch.randn(mean.shape, generator=generator).to(mean) if self.training else torch.zeros_like(mean)
         sampled = mean + noise * (0.5 * log_variance).exp()
