@@ -89,3 +89,9 @@ def test_the_twins_skeleton_is_what_its_script_writes() -> None:
     spec.loader.exec_module(script)
     for view in get_args(Framing):
         assert script.skeleton(view) == twin_skeleton(view)
+
+
+@pytest.mark.parametrize("fovy", [0.0, -90.0, 180.0])
+def test_a_camera_that_sees_nothing_is_refused(fovy: float) -> None:
+    with pytest.raises(UsageError, match="fovy is"):
+        replace(ARM.camera, fovy=fovy)

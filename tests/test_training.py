@@ -22,12 +22,14 @@ from builders import (
     SMALL_TOKENIZER,
     SMALL_WORLD,
     TOKEN_GRID,
+    noise_frames,
     small_world,
     token_batch,
     write_followed_tokens,
     write_squares,
 )
 from data_builders import write_lerobot
+from latent_builders import SMALL_VAE
 from tolerances import assert_values_agree
 from torch import Tensor, nn
 
@@ -47,6 +49,7 @@ from worldline.process.categorical import Sampling
 from worldline.ranks import Ranks
 from worldline.rundir import Best, RunDir, load_tensors, model_folder, save_tensors, write_model
 from worldline.schema import DataError, TokenGrid, UsageError, join, stack
+from worldline.tokenizers.wan_vae import WanVAETokenizer
 from worldline.training.checkpoint import TrainState, better, evaluated
 from worldline.training.loop import NonFiniteLossError, train, validate
 from worldline.worlds.st_transformer import STTransformerConfig
@@ -696,6 +699,23 @@ def test_another_decoder_is_trained_under_tokens_that_stay(tmp_path: Path) -> No
         train(replace(config, model=replace(SMALL_TOKENIZER, kernel=5), init_from=tmp_path / "first"), tmp_path / "no")
     with pytest.raises(UsageError, match="--init-from"):
         train(replace(config, model=wider), tmp_path / "no")
+
+
+def test_a_decoder_is_trained_under_latents_that_stay(tmp_path: Path) -> None:
+    config = _tokenizer(tmp_path, steps=3)
+    config = replace(config, model=SMALL_VAE, data=replace(config.data, pattern=FramePattern(window=9)))
+    train(config, tmp_path / "first")
+    keeping = replace(config, model=replace(SMALL_VAE, keep_latents=True))
+    train(replace(keeping, init_from=tmp_path / "first"), tmp_path / "kept")
+    first, kept = (load_tokenizer(tmp_path / name) for name in ("first", "kept"))
+    assert isinstance(first, WanVAETokenizer)
+    assert isinstance(kept, WanVAETokenizer)
+    video = noise_frames(1, 9, 3, 16, 16)
+    assert torch.equal(first.encode(video), kept.encode(video)), "encoder and statistics stay"
+    latents = torch.randn(1, 3, 4, 2, 2)
+    assert not torch.equal(first.video_of(latents), kept.video_of(latents))
+    with pytest.raises(UsageError, match="--init-from"):
+        train(keeping, tmp_path / "no")
 
 
 # --- worlds on frames ---

@@ -36,7 +36,7 @@ MAY_BE_HUGE = {
     *("model.l1_weight", "model.saturation_weight", "model.kl_weight", "model.hysteresis", "model.init_std"),
     *("model.flow.shift", "model.backbone.eps", "model.sizes.latents_mean", "model.sizes.latents_std"),
 }
-KINDS = ("tokenizer_tiny", "compression_tiny", "vae_tiny", "sampling_revontuli", "inverse_dynamics_tiny")
+KINDS = ("tokenizer_tiny", "compression_any", "vae_tiny", "sampling_revontuli", "inverse_dynamics_tiny")
 """One recipe for every kind of model."""
 
 

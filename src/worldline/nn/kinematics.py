@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from worldline.checks import refuse
 from worldline.schema import UsageError
 
 Vector = tuple[float, float, float]
@@ -65,6 +66,10 @@ class Camera:
     turn: Quaternion
     fovy: float
     """Field of view from top to bottom, in degrees. Pictures are square."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fovy < 180:
+            refuse(self, "fovy", "an angle above 0 and below 180 degrees")
 
 
 @dataclass(frozen=True, kw_only=True)
