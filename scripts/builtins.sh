@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Make everything that ships in src/worldline/assets, from nothing. About five hours on two CPU cores; the twin needs
-# OpenGL (EGL or OSMesa), nothing needs a network. The checkpoints are trained by the recipes of the same names, for
-# longer and on more episodes of the same twin than ship; judged on twin_mini/val, whose seed no training set shares.
+# Make everything that ships in src/worldline/assets (what is driven: scripts/driven.sh), from nothing. Two stages took
+# minutes of a GPU and take hours of a CPU, all others about six hours of a core; the twin needs OpenGL (EGL or OSMesa),
+# nothing needs a network. The checkpoints are trained by the recipes of the same names, for longer and on more episodes
+# of the same twin than ship; judged on twin_mini/val, whose seed no training set shares.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 assets=src/worldline/assets
@@ -36,9 +37,14 @@ worldline train compression_tiny $data --data.val-episodes 20: --init-from $work
     --validation-clips 64 --out $work/world
 python scripts/ship.py $work/world $assets/compression_tiny $assets/tokenizer_tiny --eight-bits
 
-# --- latents, and the world on them: first without a map and on fewer episodes, as it was ---
-worldline train vae_tiny $few --out $work/vae
+# --- latents; then a decoder for whole windows under the same latents ---
+worldline train vae_tiny $few --out $work/vae_first
+worldline train vae_tiny $data --init-from $work/vae_first --allow-different pattern data split statistics \
+    --model.keep-latents True --data.pattern.window 77 --data.pattern.repeat-last 1 --data.window-stride 8 \
+    --data.augment unflipped --optimizer.lr 1e-3 --optimizer.warmup-steps 50 --batch-size 2 --steps 1500 --out $work/vae
 python scripts/ship.py $work/vae $assets/vae_tiny
+
+# --- the world on them: first without a map and on fewer episodes, as it was ---
 worldline train sampling_any $few --tokenizer $work/vae --out $work/sampling_first
 worldline train sampling_tiny $data --tokenizer $work/vae --init-from $work/sampling_first \
     --allow-different data split statistics --model.flow.pure-noise 0.2 --steps 12000 --out $work/sampling

@@ -125,7 +125,8 @@ def compression_tiny() -> TrainConfig:
 
     It is shown where the robot will be, as a map over the grid, which the twin's skeleton draws; other robots, and
     other views of the twin, take `compression_any`. States also enter every block by adaLN, and tokens begin near their
-    codes. TIME Expected: docs/results.md.
+    codes. About 20 minutes on one core. Expected (docs/results.md), for the built-in, which was trained for longer and
+    on 1,600 episodes: 27.0 dB at the last of 17 frames, 8.0 dB above a copy of the last frame seen.
     """
     vectors = compression_any()
     return replace(vectors, model=replace(vectors.model, conditioning="adaln+map", skeleton=twin_skeleton("room")))
@@ -216,8 +217,8 @@ def driven_unconditional() -> TrainConfig:
 def vae_tiny() -> TrainConfig:
     """Wan's causal video VAE with a stride of 8 and 12 channels at 64x64, on the twin. Runs on two CPU cores.
 
-    About 40 minutes on one core. Expected (docs/results.md): a held-out reconstruction of 28.2 dB over 9 frames, for
-    the built-in: trained on 400 episodes.
+    About 40 minutes on one core. Expected (docs/results.md), for the built-in, trained on 400 episodes, and its decoder
+    then on 1,600: a held-out reconstruction of 28.0 dB over 21 frames.
     """
     return TrainConfig(
         model=WanVAEConfig(sizes=WanVAESizes.presets["tiny"]),
@@ -278,7 +279,8 @@ def sampling_tiny() -> TrainConfig:
     """The same world with 5 layers of width 160 on latents of twin-mini at 64x64. Runs on two CPU cores.
 
     It is shown where the robot is in each latent frame, as a map, which the twin's skeleton draws; other robots, and
-    other views of the twin, take `sampling_any`. TIME Expected: docs/results.md.
+    other views of the twin, take `sampling_any`. About 15 minutes on one core. Expected (docs/results.md), for the
+    built-in, which was trained for longer and on 1,600 episodes: 26.8 dB 60 frames ahead, in one network call.
     """
     vectors = sampling_any()
     return replace(vectors, model=replace(vectors.model, conditioning="adaln+map", skeleton=twin_skeleton("room")))
