@@ -11,8 +11,7 @@ from worldline.metrics.table import METRICS
 
 ROOT = Path(__file__).parents[1]
 STORED: dict[str, Any] = json.loads((ROOT / "tests/figures/builtins.json").read_text())
-"""Recorded with worldline 842be2b, before there was one engine; only the names of rows became ids. The rows of the
-conditional mean are of f65db5d."""
+"""Of the built-ins of 2026-11-26, recorded with worldline 5ae96b6."""
 ROUNDING = 0.005
 """Share of a figure by which processors may differ: near ties of tokens and of grey levels fall either way."""
 
