@@ -73,6 +73,13 @@ def test_what_changes_something_is_taken(words: str) -> None:
     parse(["train", *words.split()])
 
 
+@pytest.mark.parametrize("recipe", ["compression_tiny", "sampling_tiny --data.cache None", "driven_tiny"])
+def test_a_map_that_would_not_follow_its_picture_is_refused(recipe: str) -> None:
+    with pytest.raises(UsageError, match="the map of the robot would not follow"):
+        parse(["train", *recipe.split(), "--data.augment", "unflipped"])
+    parse(["train", "compression_tiny", "--model.conditioning", "adaln", "--data.augment", "unflipped"])
+
+
 def test_python_is_told_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--tokenizer would change nothing"):
         train(replace(RECIPES["vae_tiny"](), tokenizer=Path("X")), tmp_path / "run")
