@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Samples in few calls (docs/few_calls.md): a stretch of training with shortcuts, beside an ordinary one of the same
 # seconds (a step with shortcuts costs 1.24 ordinary ones), each from the built-in world. About 40 minutes of one core,
-# after scripts/builtins.sh, whose 400 episodes of the twin it takes.
+# after scripts/builtins.sh, whose 1,600 episodes of the twin it takes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${WORK:-cache/few_calls}
