@@ -36,7 +36,8 @@ from worldline.metrics.table import NotComputed
 from worldline.metrics.videonet import FEWEST_FRAMES, I3d, git_blob, load_i3d
 from worldline.metrics.weights import read_arrays
 from worldline.report.tables import tables, text_table
-from worldline.schema import DataError
+from worldline.schema import Batch, DataError, UsageError
+from worldline.tokenizers.tokenizer import to_signed
 
 CPU = torch.device("cpu")
 EXAMPLES = (os.environ.get("WORLDLINE_LPIPS_EXAMPLES"), Path(__file__).parents[2] / "shared/lpips_examples")
@@ -191,6 +192,33 @@ def test_the_published_examples(backbone: Backbone, first: float, second: float)
     real, *others = (torch.from_numpy(image).permute(2, 0, 1) for image in pixels)
     found = load_lpips(path, backbone, CPU).distance(torch.stack([*others, real]), torch.stack([real] * 3))
     assert found.tolist() == [pytest.approx(first, abs=6e-4), pytest.approx(second, abs=6e-4), 0]
+
+
+def test_a_tokenizer_is_trained_on_the_distance_that_judges_it() -> None:
+    """The loss with LPIPS is the metric's own number, of video in [-1, 1], and has a gradient."""
+    network = load_lpips(_weights_of("alex"), "alex", CPU)
+    ours, real = _images(2, 3, 64, 64), _images(2, 3, 64, 64, seed=1)
+    signed = [(images.float() / 127.5 - 1).requires_grad_() for images in (ours, real)]
+    loss = network.loss(*signed)
+    assert loss.item() == pytest.approx(network.distance(ours, real).mean().item(), rel=1e-5)
+    loss.backward()
+    assert signed[0].grad is not None
+    assert signed[0].grad.abs().sum() > 0
+    assert signed[1].grad is None
+
+    plain = small_tokenizer()
+    judged = replace(plain.config, lpips_weight=0.5).build()
+    judged.load_state_dict(plain.state_dict())
+    video = torch.randint(0, 256, (1, 17, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = Batch(frames=video, states=torch.zeros(1, 17, 1), fps=30.0, origins=())
+    (first, _), (second, _) = (model.loss(batch, torch.Generator()) for model in (plain, judged))
+    true = to_signed(video)
+    made = plain.video_of(plain.codes_of(plain.latents_of(true)))
+    expected = network.loss(made[0].transpose(0, 1), true[0].transpose(0, 1))
+    assert second.item() == pytest.approx(first.item() + 0.5 * expected.item(), rel=1e-4)
+    small = Batch(frames=video[..., :16, :16], states=torch.zeros(1, 17, 1), fps=30.0, origins=())
+    with pytest.raises(UsageError, match=r"lpips-weight.*at least 31x31"):
+        judged.loss(small, torch.Generator())
 
 
 def test_the_real_weights_order_damage_as_people_do() -> None:

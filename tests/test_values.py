@@ -27,13 +27,14 @@ MAY_BE_ZERO = {
     *("data.augment.saturation", "model.dropout", "model.drop_states", "model.flow.pure_noise", "model.past"),
     "model.decoder_past",
     *("model.flow.shortcut", "model.scheduled_sampling", "model.scheduled_sampling_rise"),
-    *("model.hysteresis", "model.l1_weight", "model.saturation_weight", "model.kl_weight"),
+    *("model.hysteresis", "model.l1_weight", "model.lpips_weight", "model.saturation_weight", "model.kl_weight"),
     *("model.sizes.latents_mean", "model.sizes.dropout", "data.exclude_episodes", "model.blur"),
 }
 MAY_BE_NEGATIVE = {"model.sizes.latents_mean"}
 MAY_BE_HUGE = {
     *("epochs", "max_minutes", "optimizer.lr", "optimizer.weight_decay", "optimizer.clip_norm"),
-    *("model.l1_weight", "model.saturation_weight", "model.kl_weight", "model.hysteresis", "model.init_std"),
+    *("model.l1_weight", "model.lpips_weight", "model.saturation_weight", "model.kl_weight"),
+    *("model.hysteresis", "model.init_std"),
     *("model.flow.shift", "model.backbone.eps", "model.sizes.latents_mean", "model.sizes.latents_std"),
 }
 KINDS = ("tokenizer_tiny", "compression_any", "vae_tiny", "sampling_revontuli", "inverse_dynamics_tiny")

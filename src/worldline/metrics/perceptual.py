@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -105,7 +105,7 @@ class Lpips(nn.Module):
         self._seen: list[tuple[tuple[object, ...], UInt8[Tensor, ...], list[Layers]]] = []
         self.requires_grad_(False).eval()
 
-    def refuse_small(self, images: UInt8[Tensor, "*b 3 h w"]) -> None:
+    def refuse_small(self, images: Shaped[Tensor, "*b 3 h w"]) -> None:
         """Raise `NotComputed` for images too small for the deepest layer."""
         (height, width), smallest = images.shape[-2:], LAYOUTS[self.backbone].smallest
         if min(height, width) < smallest:
@@ -116,8 +116,11 @@ class Lpips(nn.Module):
 
     def layers(self, images: UInt8[Tensor, "n 3 h w"]) -> Layers:
         """The compared outputs, from the first layer to the last."""
+        return self._layers(images.to(self.mean.device).float() / 127.5 - 1)
+
+    def _layers(self, signed: Float32[Tensor, "n 3 h w"]) -> Layers:
         layout, found = LAYOUTS[self.backbone], []
-        x = (images.to(self.mean.device).float() / 127.5 - 1 - self.mean) / self.std
+        x = (signed - self.mean) / self.std
         for place, conv in enumerate(self.convs):
             if place in layout.pooled:
                 x = F.max_pool2d(x, layout.pool, 2)
@@ -137,6 +140,16 @@ class Lpips(nn.Module):
                 total += torch.einsum("nchw,c->n", (a - b).square(), head) / a[0, 0].numel()
             found.append(total.cpu())
         return torch.cat(found).reshape(ours.shape[:-3])
+
+    def loss(self, ours: Float32[Tensor, "n 3 h w"], real: Float32[Tensor, "n 3 h w"]) -> Float32[Tensor, ""]:
+        """Mean distance of images in [-1, 1], with a gradient for ours. Raises `NotComputed` as `distance`."""
+        self.refuse_small(real)
+        with torch.no_grad():
+            theirs = [_unit(layer) for layer in self._layers(real)]
+        total = ours.new_zeros(())
+        for layer, b, head in zip(self._layers(ours), theirs, self.heads, strict=True):
+            total = total + torch.einsum("nchw,c->", (_unit(layer) - b).square(), head) / b[:, 0].numel()
+        return total
 
     def _units(self, images: UInt8[Tensor, "n 3 h w"]) -> Layers:
         return [_unit(layer) for layer in self.layers(images)]

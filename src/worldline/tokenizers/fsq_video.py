@@ -73,6 +73,8 @@ class FSQVideoConfig(ModelConfig):
     """Train the decoder alone: tokens stay those of the weights that training begins with, and its worlds valid."""
     l1_weight: float = 0.1
     """Weight of the absolute error beside the squared error in the loss."""
+    lpips_weight: float = 0.0
+    """Weight of LPIPS in the loss, with AlexNet and the published weights: pictures look sharper, and PSNR falls."""
     saturation_weight: float = 0.01
     """Weight of the penalty on encoder outputs beyond +-`SATURATION`, where tanh is flat and levels fall out of use."""
 
@@ -146,7 +148,8 @@ class FSQVideoTokenizer(BlockTokenizer):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.keep_tokens):
             latents = self.latents_of(video)
             codes = self.codes_of(latents)
-        loss, psnr = reconstruction_loss(self.video_of(codes) - video, self.config.l1_weight)
+        weights = {"l1": self.config.l1_weight, "lpips": self.config.lpips_weight}
+        loss, psnr = reconstruction_loss(self.video_of(codes), video, **weights)
         used = self.quantiser.indices(codes.detach()).unique().numel()
         saturation = (latents.abs() - SATURATION).relu().square().mean()
         return loss + self.config.saturation_weight * saturation, {"psnr_db": psnr, "tokens_used": float(used)}

@@ -5,7 +5,10 @@ range [-1, 1] exists only in here.
 """
 
 import math
+import os
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -13,6 +16,8 @@ from einops import rearrange
 from jaxtyping import Float32, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
+from worldline.metrics.perceptual import FETCH, Lpips, load_lpips, packaged_weights
+from worldline.metrics.table import NotComputed
 from worldline.schema import Batch, LatentGrid, TokenGrid, UsageError
 
 PIECE = 2**21
@@ -61,10 +66,35 @@ def to_pixels(video: Float32[Tensor, "b 3 t h w"]) -> UInt8[Tensor, "b t 3 h w"]
     return (((video + 1) / 2).clamp(0, 1) * 255 + 0.5).byte().transpose(1, 2)
 
 
-def reconstruction_loss(error: Float32[Tensor, "b 3 t h w"], l1_weight: float) -> tuple[Tensor, float]:
-    """Mean squared and weighted absolute error of video in [-1, 1], and its PSNR in dB."""
+def reconstruction_loss(
+    made: Float32[Tensor, "b 3 t h w"], real: Float32[Tensor, "b 3 t h w"], *, l1: float, lpips: float
+) -> tuple[Tensor, float]:
+    """Mean squared and weighted absolute error and LPIPS of video in [-1, 1], and its PSNR in dB.
+
+    Raises:
+        UsageError: LPIPS has a weight, but its own weights are not there, or frames are too small for it.
+    """
+    error = made - real
     mse = error.square().mean()
-    return mse + l1_weight * error.abs().mean(), -10 * torch.log10(mse.detach() / 4).item()  # the data range is 2
+    loss, psnr = mse + l1 * error.abs().mean(), -10 * torch.log10(mse.detach() / 4).item()  # the data range is 2
+    return (loss + lpips * _perceptual(made, real) if lpips else loss), psnr
+
+
+def _perceptual(made: Float32[Tensor, "b 3 t h w"], real: Float32[Tensor, "b 3 t h w"]) -> Float32[Tensor, ""]:
+    """LPIPS (AlexNet, with the published weights), mean over frames."""
+    try:
+        judge = _judge(made.device)
+        return judge.loss(*(rearrange(video, "b c t h w -> (b t) c h w") for video in (made, real)))
+    except NotComputed as error:
+        raise UsageError(f"no loss with LPIPS (--model.lpips-weight): {error}") from error
+
+
+@cache
+def _judge(device: torch.device) -> Lpips:
+    path = os.environ.get("WORLDLINE_LPIPS_WEIGHTS") or packaged_weights("alex")
+    if path is None:
+        raise NotComputed(f"its weights are not installed ({FETCH})")
+    return load_lpips(Path(path), "alex", device)
 
 
 def reconstructed(tokenizer: Any, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:

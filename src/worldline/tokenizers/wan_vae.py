@@ -129,6 +129,8 @@ class WanVAEConfig(ModelConfig):
     """Sizes of the network; a preset by its name."""
     l1_weight: float = 0.1
     """Weight of the absolute error beside the squared error in the loss."""
+    lpips_weight: float = 0.0
+    """Weight of LPIPS in the loss, with AlexNet and the published weights: pictures look sharper, and PSNR falls."""
     kl_weight: float = 1e-5
     """Weight of the divergence from the standard normal, in nats per latent value."""
     keep_latents: bool = False
@@ -216,7 +218,8 @@ class WanVAETokenizer(nn.Module):
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         noise = torch.randn(mean.shape, generator=generator).to(mean) if self.training else torch.zeros_like(mean)
         sampled = mean + noise * (0.5 * log_variance).exp()
-        loss, psnr = reconstruction_loss(self._reconstruct(sampled) - video, self.config.l1_weight)
+        weights = {"l1": self.config.l1_weight, "lpips": self.config.lpips_weight}
+        loss, psnr = reconstruction_loss(self._reconstruct(sampled), video, **weights)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return loss + self.config.kl_weight * divergence, {"psnr_db": psnr, "kl": divergence.item()}
 
