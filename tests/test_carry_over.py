@@ -1,4 +1,4 @@
-"""Runs of the version before the names of 2026-11-25 are carried over: the four built-ins as they were then."""
+"""Runs of the version before the names of 2026-11-25 are carried over: the four built-ins of then, before and after."""
 
 import importlib.util
 import json
@@ -7,13 +7,13 @@ from types import ModuleType
 
 import pytest
 
-from worldline import builtin
 from worldline.families.card import describe_model
 from worldline.families.config import read_config
 from worldline.rundir import RunDir
 
 ROOT = Path(__file__).parents[1]
-BEFORE = sorted((ROOT / "tests/figures/before").glob("*.json"))
+BEFORE, AFTER = (ROOT / "tests/figures" / when for when in ("before", "after"))
+NAMES = sorted(path.stem for path in BEFORE.glob("*.json"))
 
 
 def _script() -> ModuleType:
@@ -24,19 +24,25 @@ def _script() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("before", BEFORE, ids=lambda path: path.stem)
-def test_what_a_run_said_then_it_says_today(before: Path, tmp_path: Path) -> None:
-    for name, content in json.loads(before.read_text(encoding="utf-8")).items():
-        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
-    script, today = _script(), builtin.ASSETS / before.stem
-    script.main([tmp_path])
-    card, same = describe_model(tmp_path), describe_model(today)
+def _written(stored: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for name, content in json.loads(stored.read_text(encoding="utf-8")).items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_run_said_then_it_says_today(name: str, tmp_path: Path) -> None:
+    run, today = (_written(when / f"{name}.json", tmp_path / when.name) for when in (BEFORE, AFTER))
+    script = _script()
+    script.main([run])
+    card, same = describe_model(run), describe_model(today)
     assert (card.config, card.contract) == (same.config, same.contract)
     assert card.identity.tokenizer == same.identity.tokenizer
-    assert read_config(RunDir(tmp_path)).model == read_config(RunDir(today)).model
-    assert read_config(RunDir(tmp_path)).optimizer == read_config(RunDir(today)).optimizer
-    assert not script.rewrite(tmp_path / "model.json"), "a second time nothing is left to do"
-    assert (tmp_path / "model.before.json").exists()
+    assert read_config(RunDir(run)).model == read_config(RunDir(today)).model
+    assert read_config(RunDir(run)).optimizer == read_config(RunDir(today)).optimizer
+    assert not script.rewrite(run / "model.json"), "a second time nothing is left to do"
+    assert (run / "model.before.json").exists()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

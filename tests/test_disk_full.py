@@ -152,7 +152,7 @@ def test_a_training_ends_with_1_and_one_line(
 ) -> None:
     write_followed_tokens(tmp_path / "train", 4)
     write_followed_tokens(tmp_path / "val", 2, seed=1)
-    words = f"train compression_tiny --data.path {tmp_path}/train --data.val-path {tmp_path}/val --tokenizer None"
+    words = f"train compression_any --data.path {tmp_path}/train --data.val-path {tmp_path}/val --tokenizer None"
     words += " --model.width 64 --model.heads 2 --model.layers 1 --model.code-levels --steps 4 --batch-size 2"
     words += f" --checkpoint-every 1 --evaluate-every 2 --validation-clips 2 --device cpu --out {small_disk}/run"
     monkeypatch.setattr(sys, "argv", ["worldline", *words.split()])

@@ -367,7 +367,7 @@ def test_cards_say_what_a_checkpoint_says(tmp_path: Path) -> None:
     card = json.loads((run / "model.json").read_text())
     shown = text_of(page_of(run), "cards")
     assert "kind st-transformer" in shown
-    assert "parameters 2,321,586" in shown
+    assert "parameters 2,399,541" in shown
     assert f"checkpoint step {card['step']}" in shown
     assert "3 token grids from 3" in shown
     assert f"recordings {len(card['trained_on']['contents'])}" in shown
