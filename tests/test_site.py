@@ -14,6 +14,7 @@ from commands import ROOT
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 WITHOUT_A_FLOW = {
     *("add_your_own", "add_a_model", "beyond", "results_g1", "index", "lerobot", "log", "results", "tasks", "viewer"),
+    "beyond_pictures",
     *("log_first", "beyond_tokens", "driven", "environments", "few_calls", "policies", "ranking", "states"),
     *("audit", "evidence", "counterfactuals", "learned_metrics", "receipts", "report", "sessions", "uncertainty"),
 }

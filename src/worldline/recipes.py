@@ -62,8 +62,8 @@ def tokenizer_tiny() -> TrainConfig:
 def tokenizer_fine() -> TrainConfig:
     """tokenizer_tiny with a spatial stride of 4: 16x16 tokens of 64x64, and hands and objects stay.
 
-    A world reads four times the tokens. 25 minutes of a core. Expected (docs/beyond.md): a held-out reconstruction of
-    30 dB, trained on 400 episodes.
+    A world reads four times the tokens. 25 minutes of a core. Expected (docs/beyond_pictures.md): a held-out
+    reconstruction of 30 dB, trained on 400 episodes.
     """
     fine = FSQVideoConfig(levels=(8, 8, 8, 8), merges=(), widths=(128,), blocks=(3,), encoder_kernels=(3,))
     return replace(tokenizer_tiny(), model=fine)
