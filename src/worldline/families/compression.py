@@ -35,7 +35,7 @@ class FSQKind(TokenizerKind):
     """Our own tokenizer."""
 
     config = FSQVideoConfig
-    python_only = ("model.encoder_kernels", "model.mlp_ratio", "model.saturation_weight")
+    python_only = ("model.encoder_kernels", "model.mlp_ratio", "model.l1_weight", "model.saturation_weight")
 
     def idle(self, config: TrainConfig, model: FSQVideoConfig) -> dict[str, str]:
         return {"data.pattern.": "a clip is one block (--model.block-frames)"}
