@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
+from worldline.formats.states import ONEX_LAYOUT
 from worldline.rundir import environment
 from worldline.schema import Batch, Origin, TokenGrid
 from worldline.worlds.st_transformer import ONEX_GRID, STTransformerConfig
@@ -216,6 +217,8 @@ def matmul_peak(repeats: int, size: int = 8192) -> float:
 
 TINY_GRID = TokenGrid(height=8, width=8, vocab_size=4096)
 """Of compression_tiny."""
+STATES = ONEX_LAYOUT.names
+"""Of the challenge's robot and the twin, whose arms a map draws."""
 
 
 def random_batch(

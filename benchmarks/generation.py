@@ -12,6 +12,7 @@ import torch
 from common import (
     NO_CUDA,
     ONLY_CUDA,
+    STATES,
     TINY_GRID,
     Parts,
     built_on,
@@ -33,7 +34,7 @@ def generation(
     config: STTransformerConfig, size: int, repeats: int, grid: TokenGrid, device: str = "cpu"
 ) -> dict[str, object]:
     """Roll one world forward both ways."""
-    world = built_on(device, lambda: config.build(grid)).eval()
+    world = built_on(device, lambda: config.build(grid, state_names=STATES)).eval()
     batch = random_batch(config, size, device, grid)
     assert batch.tokens is not None
     context, states = batch.tokens[:, : config.context_grids], batch.states

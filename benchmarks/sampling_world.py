@@ -23,6 +23,7 @@ import torch
 from common import (
     NO_CUDA,
     ONLY_CUDA,
+    STATES,
     Parts,
     autocast,
     beside,
@@ -66,7 +67,7 @@ def forward_flops(config: WanConfig, grid: LatentGrid) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        world = replace(config, lora=None).build()
+        world = replace(config, lora=None).build(names=STATES, grid=grid)
         batch = random_batch(config, grid, 1, "meta")
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             assert batch.latents is not None
@@ -109,7 +110,7 @@ def tiny(repeats: int, *, quick: bool) -> dict[str, Any]:
     assert isinstance(recipe.model, WanConfig)
     config = replace(recipe.model, backbone=replace(recipe.model.backbone, num_layers=1)) if quick else recipe.model
     size, steps = (1, 1) if quick else (recipe.batch_size, STEPS)
-    world, batch = config.build(), random_batch(config, GRID_64, size, "cpu")
+    world, batch = config.build(names=STATES, grid=GRID_64), random_batch(config, GRID_64, size, "cpu")
     step = stepper(world, recipe, "cpu")
     seconds = in_turns({"step": lambda: step(batch)}, repeats=repeats)
     seconds |= in_turns({"forecast": forecaster(world, batch, FlowSampling(steps=steps))}, repeats=repeats)

@@ -25,12 +25,13 @@ import sys
 sys.path[:0] = {path}
 {first}
 import torch
-from common import TINY_GRID, random_batch
+from common import STATES, TINY_GRID, random_batch
 from training_step import stepper
 from worldline.recipes import compression_tiny
 
 recipe = compression_tiny()
-step = stepper(recipe.model.build(TINY_GRID), recipe, random_batch(recipe.model, {clips}, grid=TINY_GRID))
+world = recipe.model.build(TINY_GRID, state_names=STATES)
+step = stepper(world, recipe, random_batch(recipe.model, {clips}, grid=TINY_GRID))
 for _ in sys.stdin:
     step()
     print(torch.get_num_threads(), flush=True)

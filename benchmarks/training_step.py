@@ -19,6 +19,7 @@ import torch
 from common import (
     NO_CUDA,
     ONLY_CUDA,
+    STATES,
     TINY_GRID,
     Parts,
     autocast,
@@ -69,7 +70,7 @@ def speed(
 ) -> dict[str, Any]:
     """The recipe's step alone."""
     tokens = size * (world.context_grids + world.horizon_grids - 1) * grid.height * grid.width
-    model = built_on(device, lambda: world.build(grid))
+    model = built_on(device, lambda: world.build(grid, state_names=STATES))
     step = stepper(model, recipe, random_batch(world, size, device, grid), device)
     seconds, flops = in_turns({"recipe": step}, repeats=repeats)["recipe"], flops_per_clip(world, grid) * size
     return {
@@ -92,7 +93,7 @@ def variants(
         "whole": replace(world, dropout=0.0, loss_chunk=future),
         "chunked": replace(world, dropout=0.0, loss_chunk=min(8192, math.ceil(future / 4))),
     }
-    models = {name: built_on(device, partial(config.build, grid)) for name, config in kinds.items()}
+    models = {name: built_on(device, partial(config.build, grid, state_names=STATES)) for name, config in kinds.items()}
     steps = {name: stepper(model, recipe, batch, device) for name, model in models.items()}
     seconds = in_turns(steps, repeats=repeats)
     return {
@@ -106,7 +107,7 @@ def variants(
 def flops_per_clip(world: STTransformerConfig, grid: TokenGrid = ONEX_GRID) -> float:
     """Floating-point operations of forward and backward for one clip, without a second pass of the loss's logits."""
     with torch.device("meta"):
-        model = replace(world, dropout=0.0).build(grid)
+        model = replace(world, dropout=0.0).build(grid, state_names=STATES)
     batch = random_batch(world, 1, "meta", grid)
     found = follow(lambda: model.loss(batch, torch.Generator())[0], model.parameters(), autocast=False)
     return float(found.forward_flop + found.backward_flop)
