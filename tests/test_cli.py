@@ -386,7 +386,7 @@ def _assert_nothing_is_idle(
     """Change one option after the other, some by other words; give those that were refused."""
     places = {
         "other": write_squares(tmp_path / "other", 2, length=93, first=50),
-        "unconditional": lab / f"{run}_unconditional",
+        "unconditional": lab / f"{run.replace('any', 'tiny')}_unconditional",
         "wrong": lab / "wrong",
         "reader": small_reader(tmp_path / "reader"),
         "out": tmp_path / "elsewhere",
