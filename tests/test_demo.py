@@ -33,7 +33,7 @@ def test_demo_trains_a_world_that_follows_the_robot_and_reports(tmp_path: Path) 
     (tokens, latents, taught, driven), page = found.values(), report.read_text(encoding="utf-8")
     assert page.count("<canvas") >= 4 * 3, "each of four runs has moving pictures"
     assert report.stat().st_size < 8e6
-    assert "parameters</dt><dd>2,321,586" in page
+    assert "parameters</dt><dd>2,399,541" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert _mean(tokens, "forecast", "full_ce") < _mean(tokens, "unigram", "full_ce")
     assert _mean(driven, "forecast", "psnr_db_last") > _mean(driven, "copy_last", "psnr_db_last")
