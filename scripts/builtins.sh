@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make everything that ships in src/worldline/assets (what is driven: scripts/driven.sh), from nothing. Two stages took
-# minutes of a GPU and take hours of a CPU, all others about six hours of a core; the twin needs OpenGL (EGL or OSMesa),
+# minutes of a GPU and take hours of a CPU, all others took four and a half hours; the twin needs OpenGL (EGL or OSMesa),
 # nothing needs a network. The checkpoints are trained by the recipes of the same names, for longer and on more episodes
 # of the same twin than ship; judged on twin_mini/val, whose seed no training set shares.
 set -euo pipefail
@@ -28,7 +28,7 @@ worldline train tokenizer_tiny $few --init-from $work/tokenizer_second --model.k
     --steps 4915 --out $work/tokenizer
 python scripts/ship.py $work/tokenizer $assets/tokenizer_tiny
 
-# --- the world on them: three minutes of a GPU, then 40 of a core with four times the episodes; then calibrated ---
+# --- the world on them: three minutes of a GPU, then 55 of a core with four times the episodes; then calibrated ---
 worldline train compression_tiny $few --batch-size 32 --start-offsets 6 --steps 1500 --out $work/world_first
 worldline train compression_tiny $data --init-from $work/world_first --allow-different data split statistics \
     --optimizer.lr 1.5e-3 --batch-size 8 --start-offsets 6 --steps 7500 --out $work/world_long
