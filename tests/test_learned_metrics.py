@@ -7,6 +7,7 @@ FVD are in no package, so their networks are tested with drawn weights.
 import math
 import os
 import pickle
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -30,14 +31,15 @@ from worldline.evaluation.sets import set_numbers
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.metrics.frechet import distance_interval, frechet_distance, halves_distance
 from worldline.metrics.inception import Inception, inception_of, load_inception
-from worldline.metrics.networks import NO_FID, NO_LPIPS, LearnedOptions, Networks, there
-from worldline.metrics.perceptual import LAYOUTS, MEAN, STD, Backbone, Lpips, load_lpips, packaged_weights
+from worldline.metrics.networks import NO_FID, LearnedOptions, Networks, there
+from worldline.metrics.perceptual import LAYOUTS, MEAN, NO_LPIPS, STD, Backbone, Lpips, load_lpips, packaged_weights
 from worldline.metrics.table import NotComputed
 from worldline.metrics.videonet import FEWEST_FRAMES, I3d, git_blob, load_i3d
 from worldline.metrics.weights import read_arrays
 from worldline.report.tables import tables, text_table
 from worldline.schema import Batch, DataError, UsageError
-from worldline.tokenizers.tokenizer import to_signed
+from worldline.tokenizers import tokenizer
+from worldline.tokenizers.tokenizer import reconstruction_loss, to_signed
 
 CPU = torch.device("cpu")
 EXAMPLES = (os.environ.get("WORLDLINE_LPIPS_EXAMPLES"), Path(__file__).parents[2] / "shared/lpips_examples")
@@ -333,6 +335,22 @@ def test_what_is_not_there_says_the_one_command(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(NotComputed, match=r"i3d_torchscript\.pt.*--fvd-weights"):
         there(networks.i3d)
     assert networks.identity == {}
+
+
+def test_evaluation_and_training_find_the_same_weights_and_say_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the package neither has any; where the environment names a file, both take it."""
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(tokenizer, "_judge", tokenizer._judge.__wrapped__)  # which is kept for each device
+    ours, real = (to_signed(_images(1, 2, 3, 32, 32, seed=seed)) for seed in (0, 1))
+    with pytest.raises(UsageError, match=re.escape(f"(--model.lpips-weight): {NO_LPIPS}")):
+        reconstruction_loss(ours, real, l1=0.0, lpips=1.0)
+    assert Networks.load(LearnedOptions(), CPU).lpips == NO_LPIPS
+
+    _package_file(tmp_path / "mine.ckpt", "alex")
+    monkeypatch.setenv("WORLDLINE_LPIPS_WEIGHTS", str(tmp_path / "mine.ckpt"))
+    assert tokenizer._judge(CPU) is Networks.load(LearnedOptions(), CPU).lpips
 
 
 def test_a_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

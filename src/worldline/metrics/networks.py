@@ -1,6 +1,5 @@
 """Which learned networks an evaluation measures with, and why not where their weights are absent."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +9,14 @@ import torch
 
 from worldline.files import hash_of_file
 from worldline.metrics.inception import SHA256_BEGINS, Inception, load_inception
-from worldline.metrics.perceptual import FETCH, Backbone, Lpips, load_lpips, packaged_weights
+from worldline.metrics.perceptual import NO_LPIPS, Backbone, Lpips, load_lpips, lpips_file, packaged_weights
 from worldline.metrics.table import NotComputed
 from worldline.metrics.videonet import I3d, load_i3d
+from worldline.metrics.weights import named_file
 
 WEIGHTS = "_weights"
 """Ends the setting that names the weights of a metric."""
 Network = TypeVar("Network", Lpips, Inception, I3d)
-NO_LPIPS = f"the weights are not there; {FETCH}"
 NO_FID = (
     "the standard Inception weights are not there; fetch https://github.com/mseitzer/pytorch-fid/releases/download/"
     "fid_weights/pt_inception-2015-12-05-6726825d.pth and give it with --fid-weights"
@@ -73,16 +72,15 @@ class Networks:
             return network
 
         def lpips_of(metric: str, backbone: Backbone, path: Path | None) -> Lpips | str:
-            place = path or packaged_weights(backbone)
-            return loaded(metric, place, lambda file: load_lpips(file, backbone, device), NO_LPIPS)
+            return loaded(metric, path, lambda file: load_lpips(file, backbone, device), NO_LPIPS)
 
-        given = _given(options.lpips_weights, "WORLDLINE_LPIPS_WEIGHTS")
         lpips = alex = "switched off (--lpips off)"
         if options.lpips != "off":
-            lpips = lpips_of("lpips", options.lpips, given)
-            alex = lpips_of("fd_alex", "alex", given if options.lpips == "alex" else None)
-        fid = _given(options.fid_weights, "WORLDLINE_FID_WEIGHTS")
-        fvd = _given(options.fvd_weights, "WORLDLINE_FVD_WEIGHTS")
+            path = lpips_file(options.lpips, options.lpips_weights)
+            lpips = lpips_of("lpips", options.lpips, path)
+            alex = lpips_of("fd_alex", "alex", path if options.lpips == "alex" else packaged_weights("alex"))
+        fid = named_file(options.fid_weights, "WORLDLINE_FID_WEIGHTS")
+        fvd = named_file(options.fvd_weights, "WORLDLINE_FVD_WEIGHTS")
         inception = loaded("fid", fid, lambda file: load_inception(file, device), NO_FID)
         i3d = loaded("fvd", fvd, lambda file: load_i3d(file, device), NO_FVD)
         return Networks(lpips=lpips, alex=alex, inception=inception, i3d=i3d, identity=found)
@@ -99,8 +97,3 @@ def there(network: Network | str) -> Network:
     if isinstance(network, str):
         raise NotComputed(network)
     return network
-
-
-def _given(option: Path | None, variable: str) -> Path | None:
-    named = os.environ.get(variable)
-    return option if option or not named else Path(named)

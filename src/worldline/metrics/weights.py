@@ -1,5 +1,6 @@
 """Files of learned weights: read without running anything that they hold, with the identity of their bytes."""
 
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,12 @@ class _ArraysOnly(pickle.Unpickler):
         if (module, name) not in _ARRAYS:
             raise pickle.UnpicklingError(f"{module}.{name}, which is neither a dictionary nor a NumPy array")
         return _ARRAYS[module, name]
+
+
+def named_file(option: Path | None, variable: str) -> Path | None:
+    """The file of an option, or else the one that an environment variable names, if any."""
+    named = os.environ.get(variable)
+    return option if option or not named else Path(named)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -5,10 +5,8 @@ range [-1, 1] exists only in here.
 """
 
 import math
-import os
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -16,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float32, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
-from worldline.metrics.perceptual import FETCH, Lpips, load_lpips, packaged_weights
+from worldline.metrics.perceptual import NO_LPIPS, Lpips, load_lpips, lpips_file
 from worldline.metrics.table import NotComputed
 from worldline.schema import Batch, LatentGrid, TokenGrid, UsageError
 
@@ -91,10 +89,10 @@ def _perceptual(made: Float32[Tensor, "b 3 t h w"], real: Float32[Tensor, "b 3 t
 
 @cache
 def _judge(device: torch.device) -> Lpips:
-    path = os.environ.get("WORLDLINE_LPIPS_WEIGHTS") or packaged_weights("alex")
+    path = lpips_file("alex")
     if path is None:
-        raise NotComputed(f"its weights are not installed ({FETCH})")
-    return load_lpips(Path(path), "alex", device)
+        raise NotComputed(NO_LPIPS)
+    return load_lpips(path, "alex", device)
 
 
 def reconstructed(tokenizer: Any, frames: UInt8[Tensor, "b t 3 h w"]) -> UInt8[Tensor, "b t 3 h w"]:
