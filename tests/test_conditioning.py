@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import worldline
 from worldline.builtin import TWIN_MINI_TRAIN, TWIN_TABLE
+from worldline.contract import ModelConfig
 from worldline.families.family import initialise
 from worldline.families.load import load_world
 from worldline.nn.attention import CrossAttention
@@ -24,9 +25,11 @@ from worldline.nn.kinematics import Hinge, Skeleton
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.recipes import RECIPES
+from worldline.rundir import from_json, to_json
 from worldline.schema import Batch, LatentGrid, Origin, TokenGrid, UsageError
 from worldline.training.loop import train
 from worldline.twin.skeleton import twin_skeleton, unseen_view
+from worldline.worlds.causal import CausalConfig
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 from worldline.worlds.wan import WanConfig, WanWorld
 
@@ -269,6 +272,34 @@ def test_a_map_needs_a_skeleton(config: type[STTransformerConfig | WanConfig], w
             config(conditioning=way)
     else:
         config(conditioning=way)
+
+
+@pytest.mark.parametrize("unconditional", [False, True])
+@every
+def test_a_configuration_says_whether_its_world_draws_a_map(way: Conditioning, unconditional: bool) -> None:
+    changes: dict[str, Any] = {"conditioning": way, "skeleton": SKELETON, "unconditional": unconditional}
+    expected = way.endswith("map") and not unconditional
+    tokens, latents = replace(SMALL_WORLD, **changes), replace(SMALL_WAN, **changes)
+    assert tokens.draws_map == latents.draws_map == expected
+    assert (tokens.build(TOKEN_GRID, 2, NAMES).places is not None) == expected
+    assert (over_latents(way, unconditional=unconditional).places is not None) == expected
+
+
+@pytest.mark.parametrize("unconditional", [False, True])
+@pytest.mark.parametrize("skeleton", [None, SKELETON])
+def test_a_causal_world_draws_a_map_of_the_skeleton_that_it_has(skeleton: Skeleton | None, unconditional: bool) -> None:
+    config = CausalConfig(width=16, heads=2, layers=1, skeleton=skeleton, unconditional=unconditional)
+    world = config.build(TokenGrid(height=4, width=4, vocab_size=4096, block=1, temporal_stride=1), NAMES)
+    expected = skeleton is not None and not unconditional
+    assert config.draws_map == (world.drawn is not None) == expected
+
+
+def test_what_draws_a_map_is_no_field_of_a_file() -> None:
+    for config in (replace(SMALL_WORLD, conditioning="map", skeleton=SKELETON), RECIPES["tokenizer_tiny"]().model):
+        content = to_json(ModelConfig, config)
+        assert "draws_map" not in content
+        assert from_json(ModelConfig, content, Path("model.json")) == config
+    assert not RECIPES["tokenizer_tiny"]().model.draws_map
 
 
 def test_a_map_of_another_robot_or_of_no_square_is_refused() -> None:

@@ -90,6 +90,11 @@ class ModelConfig(Checked):
 
     kind: str
 
+    @property
+    def draws_map(self) -> bool:
+        """Whether the model is shown a map of where the robot is in the picture."""
+        return False
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         if cls is not ModelConfig:

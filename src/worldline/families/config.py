@@ -14,7 +14,6 @@ from worldline.data.clips import DataConfig
 from worldline.families.card import Part
 from worldline.files import read_json
 from worldline.forecasting.tokens import DecodeMode
-from worldline.nn.conditioning import draws_map
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.process.categorical import Sampling
 from worldline.rundir import RunDir, from_json
@@ -78,18 +77,11 @@ class TrainConfig(Checked):
             raise UsageError("give the length of the run as --steps or as --epochs, one of the two, above 0")
         if self.accumulate > self.batch_size:
             refuse(self, "accumulate", f"at most the batch of {self.batch_size}")
-        if self._draws_map and self.data.augment.crop_scale != (1.0, 1.0):
+        if self.model.draws_map and self.data.augment.crop_scale != (1.0, 1.0):
             raise UsageError(
                 "--data.augment crops pictures, and the map of the robot would not follow; leave it out, or take a "
                 "recipe without a map (compression_any, sampling_any, driven_any)"
             )
-
-    @property
-    def _draws_map(self) -> bool:
-        """Whether the model is shown where the robot is in the picture."""
-        model: Any = self.model
-        told = getattr(model, "skeleton", None) is not None and not model.unconditional
-        return told and draws_map(getattr(model, "conditioning", "map"))
 
     def total_steps(self, num_clips: int) -> int:
         """Steps of the run."""

@@ -28,13 +28,14 @@ def vector_of(conditioning: Conditioning) -> str | None:
     return vector or None
 
 
-def draws_map(conditioning: Conditioning) -> bool:
+def has_map(conditioning: Conditioning) -> bool:
+    """Whether it is the map, or has it beside a vector."""
     return conditioning.endswith("map")
 
 
 def refuse_without_skeleton(conditioning: Conditioning, skeleton: Skeleton | None) -> None:
     """Raise `UsageError` where a map is asked for of a robot whose geometry is not known."""
-    if draws_map(conditioning) and skeleton is None:
+    if has_map(conditioning) and skeleton is None:
         raise UsageError(
             f"conditioning {conditioning!r} draws the robot into its picture, which needs its skeleton: take a recipe "
             "that has one (compression_tiny, sampling_tiny: the twin's), or give your robot's in Python "

@@ -74,6 +74,10 @@ class CausalConfig(ModelConfig):
         if self.width % self.heads:
             refuse(self, "heads", f"a divisor of the width {self.width}")
 
+    @property
+    def draws_map(self) -> bool:
+        return self.skeleton is not None and not self.unconditional
+
     def build(self, grid: TokenGrid, state_names: tuple[str, ...]) -> "CausalWorld":
         """A world over tokens that lie so, told states of these names. Raises `UsageError` where there is none."""
         return CausalWorld(self, grid, state_names)
@@ -106,7 +110,8 @@ class CausalWorld(nn.Module):
         self.states = None if config.unconditional else MoveEncoder(grid, self.state_dim, config.state_hidden, width)
         self.still = nn.Parameter(torch.zeros(width)) if config.unconditional else None
         self.drawn = None
-        if config.skeleton is not None and not config.unconditional:
+        if config.draws_map:
+            assert config.skeleton is not None, "a map is drawn of one only"
             sides = (grid.height, grid.width), 1, width, (config.patch, config.patch)
             self.drawn = Drawn(config.skeleton, state_names, *sides)
         sizes = {"mlp_ratio": config.mlp_ratio, "window": config.context_grids - 1}

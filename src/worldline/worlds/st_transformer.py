@@ -29,8 +29,8 @@ from worldline.nn.conditioning import (
     Drawn,
     Modulating,
     Told,
-    draws_map,
     following,
+    has_map,
     refuse_without_skeleton,
     vector_of,
 )
@@ -97,6 +97,10 @@ class STTransformerConfig(ModelConfig):
             refuse(self, "heads", f"a divisor of the width {self.width}")
         refuse_without_skeleton(self.conditioning, self.skeleton)
 
+    @property
+    def draws_map(self) -> bool:
+        return has_map(self.conditioning) and not self.unconditional
+
     def build(
         self, grid: TokenGrid = ONEX_GRID, state_dim: int = 25, state_names: tuple[str, ...] = ()
     ) -> "STTransformer":
@@ -137,7 +141,8 @@ class STTransformer(nn.Module):
         if vector is not None:
             sizes = {"num_latents": self.length + 1, "state_dim": state_dim, "hidden": config.state_hidden}
             self.states = WAYS[vector](grid, **sizes, width=config.width, pooling=config.state_pooling)
-        if config.skeleton and draws_map(config.conditioning) and not config.unconditional:
+        if config.draws_map:
+            assert config.skeleton is not None, "a map without one is refused"
             shape = grid.height, grid.width
             self.places = Drawn(config.skeleton, state_names, shape, grid.temporal_stride, config.width)
         self.dropout = nn.Dropout(config.dropout)

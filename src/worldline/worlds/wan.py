@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from worldline.checks import Share, refuse
 from worldline.contract import FramePattern, ModelConfig
 from worldline.nn.attention import CrossAttention
-from worldline.nn.conditioning import Conditioning, Drawn, Told, draws_map, refuse_without_skeleton, vector_of
+from worldline.nn.conditioning import Conditioning, Drawn, Told, has_map, refuse_without_skeleton, vector_of
 from worldline.nn.kinematics import Skeleton
 from worldline.nn.states import ONEX_KINDS, REPORT_77, StateKinds, StateModulation, StateOptions, first_rows, owned
 from worldline.nn.weights import upstream
@@ -73,6 +73,10 @@ class WanConfig(ModelConfig):
         if self.text_rows > self.text_length:
             refuse(self, "text_rows", f"at most text_length, {self.text_length}")
         refuse_without_skeleton(self.conditioning, self.skeleton)
+
+    @property
+    def draws_map(self) -> bool:
+        return has_map(self.conditioning) and not self.unconditional
 
     def check_length(self, pattern: FramePattern, latents: int | None = None) -> None:
         """Check that a window has one code of states for each latent, and so many `latents`. Raises `UsageError`."""
@@ -130,8 +134,8 @@ class WanWorld(nn.Module):
         if self.vector is not None:
             shape = {"rows": ROWS[self.vector], "zero": self.vector != "cross_attention"}
             self.states = StateModulation(config.states, config.backbone.width, kinds=kinds, pattern=pattern, **shape)
-        if config.skeleton and draws_map(config.conditioning) and not config.unconditional:
-            self.places = _map_of(config, config.skeleton, names, grid)
+        if config.draws_map:
+            self.places = _map_of(config, names, grid)
         self.readers = nn.ModuleList()
         if self.vector == "cross_attention":
             self.read_states()
@@ -322,13 +326,14 @@ def _add_step(
     return output + F.pad(step[:, None].expand(-1, output.shape[1] - context, -1), (0, 0, context, 0))
 
 
-def _map_of(config: WanConfig, skeleton: Skeleton, names: tuple[str, ...], grid: LatentGrid | None) -> Drawn:
+def _map_of(config: WanConfig, names: tuple[str, ...], grid: LatentGrid | None) -> Drawn:
     """The map of a latent frame's frames, which is nothing at first. Raises `UsageError` for what is no square."""
+    assert config.skeleton is not None, "a map without one is refused"
     if grid is None:
         raise UsageError("a map is drawn where the latents lie: give their grid")
     _, *patch = config.backbone.patch_size
     sizes = {"shape": (grid.height, grid.width), "frames": grid.temporal_stride, "patch": tuple(patch)}
-    places = Drawn(skeleton, names, width=config.backbone.width, **sizes)
+    places = Drawn(config.skeleton, names, width=config.backbone.width, **sizes)
     for parameter in places.parameters():
         nn.init.zeros_(parameter)
     return places
