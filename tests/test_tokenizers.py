@@ -29,6 +29,8 @@ FINE = replace(
 """The same strides in three stages, so that causality is tried at every rate."""
 WIDER = replace(SMALL_TOKENIZER, past=0, decoder_past=2, decoder_widths=(12, 24), decoder_blocks=(2, 1))
 """Another decoder, which alone looks back."""
+SEEING = replace(WIDER, decoder_sees=True)
+"""One that is shown the frame before a block."""
 SHORT = replace(SMALL_TOKENIZER, patch=(4, 4), merges=((1, 1),), block_frames=9)
 
 
@@ -147,7 +149,7 @@ def test_hysteresis_is_part_of_a_tokenizers_identity(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "some").config.hysteresis == 0.5  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("config", [SMALL_TOKENIZER, FINE, WIDER])
+@pytest.mark.parametrize("config", [SMALL_TOKENIZER, FINE, WIDER, SEEING])
 @pytest.mark.parametrize("latent", [0, 1, 2])
 def test_decoding_never_looks_ahead(config: FSQVideoConfig, latent: int) -> None:
     tokenizer = small_tokenizer(config)
@@ -187,7 +189,94 @@ def test_decoding_refuses_half_a_block() -> None:
         small_tokenizer().decode(torch.zeros(1, 4, 2, 2, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("change", [{"block_frames": 16}, {"widths": (8,)}, {"blocks": (1, 1, 1)}])
+# --- a decoder that sees the frame before a block ---
+
+
+def test_a_decoder_that_sees_begins_by_changing_nothing() -> None:
+    torch.manual_seed(0)
+    plain, seeing = WIDER.build().eval(), SEEING.build().eval()
+    seeing.load_state_dict(plain.state_dict(), strict=False)
+    tokens, before = plain.encode(noise_frames(2, 17, 3, 16, 16)), noise_frames(2, 1, 3, 16, 16)[:, 0]
+    assert torch.equal(seeing.decode(tokens, before), plain.decode(tokens))
+
+
+def test_blocks_are_decoded_each_with_the_frame_before_in_view() -> None:
+    tokenizer = small_tokenizer(SEEING)
+    tokens = torch.randint(200, (2, 6, 2, 2), generator=torch.Generator().manual_seed(0))
+    before, other = (noise_frames(2, 1, 3, 16, 16, seed=seed)[:, 0] for seed in range(2))
+    made = tokenizer.decode(tokens, before)
+    first = tokenizer.decode(tokens[:, :3], before)
+    assert torch.equal(made[:, :17], first)
+    assert torch.equal(made[:, 17:], tokenizer.decode(tokens[:, 3:], first[:, -1]))
+    assert not torch.equal(first, tokenizer.decode(tokens[:, :3], other))
+    unseen = tokenizer.decode(tokens)
+    assert not torch.equal(first, unseen[:, :17])
+    assert torch.equal(unseen[:, 17:], tokenizer.decode(tokens[:, 3:], unseen[:, 16])), "then its own frame is seen"
+    codes = tokenizer.quantiser.codes(tokens)
+    assert torch.equal(tokenizer.decode_codes(codes, before), made)
+    with pytest.raises(UsageError, match=r"4 token grids.*blocks of 3"):
+        tokenizer.decode(tokens[:, :4], before)
+
+
+def test_a_few_clips_at_a_time_are_decoded_with_their_own_frame_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = small_tokenizer(SEEING)
+    tokens = torch.randint(200, (3, 3, 2, 2), generator=torch.Generator().manual_seed(0))
+    before = noise_frames(3, 1, 3, 16, 16)[:, 0]
+    whole = tokenizer.decode(tokens, before)
+    monkeypatch.setattr(tokenizers, "PIECE", 2 * 17 * 16 * 16)
+    assert_pixels_agree(tokenizer.decode(tokens, before), whole)
+
+
+def test_what_tokens_lose_and_what_stays_is_taken_from_the_frame_before() -> None:
+    torch.manual_seed(0)
+    still = noise_frames(4, 1, 3, 16, 16).expand(-1, 34, -1, -1, -1)  # 200 tokens cannot say what it looks like
+    batch = Batch(states=torch.zeros(4, 34, 2), fps=30.0, origins=(), frames=still)
+    tokenizer = SEEING.build()
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=1e-2)
+    for step in range(60):
+        loss, _ = tokenizer.loss(batch, torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    new = noise_frames(4, 1, 3, 16, 16, seed=9).expand(-1, 34, -1, -1, -1)
+    tokens = tokenizer.eval().encode(new[:, 17:])
+    error = [
+        (made.float() - new[:, 17:]).abs().mean()
+        for made in (tokenizer.decode(tokens, new[:, 16]), tokenizer.decode(tokens))
+    ]
+    assert error[0] < 0.5 * error[1]
+
+
+def test_in_training_some_clips_see_their_own_version_and_some_nothing() -> None:
+    tokenizer = small_tokenizer(replace(SEEING, saturation_weight=0.0))
+    frames = noise_frames(64, 34, 3, 8, 8)
+    batch = Batch(states=torch.zeros(64, 34, 2), fps=30.0, origins=(), frames=frames)
+    tokens, own = tokenizer.encode(frames[:, 17:]), tokenizer.decode(tokenizer.encode(frames[:, :17]))
+
+    def error(before: Tensor, shown: Tensor) -> Tensor:
+        made = tokenizer.video_of(tokenizer.quantiser.codes(tokens), to_signed(before[:, None])[:, :, 0], shown)
+        difference = made - to_signed(frames[:, 17:])
+        return difference.square().mean() + 0.1 * difference.abs().mean()
+
+    everywhere = torch.ones(64, dtype=torch.bool)
+    validation, _ = tokenizer.loss(batch, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(validation, error(frames[:, 16], everywhere))
+    training, _ = tokenizer.train().loss(batch, torch.Generator().manual_seed(0))
+    drawn = torch.rand(64, generator=torch.Generator().manual_seed(0))
+    seen = torch.where((drawn < 0.25)[:, None, None, None], own[:, -1], frames[:, 16])
+    torch.testing.assert_close(training, error(seen, drawn < 0.875), rtol=1e-3, atol=0)  # own frames are rounded here
+    assert not torch.isclose(training, validation, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"block_frames": 16},
+        {"widths": (8,)},
+        {"blocks": (1, 1, 1)},
+        {"patch": (1, 4), "block_frames": 1, "decoder_sees": True},
+    ],
+)
 def test_impossible_configurations_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         replace(SMALL_TOKENIZER, **change).build()  # pyright: ignore[reportArgumentType]

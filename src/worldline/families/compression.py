@@ -41,7 +41,8 @@ class FSQKind(TokenizerKind):
         return {"data.pattern.": "a clip is one block (--model.block-frames)"}
 
     def pattern(self, config: TrainConfig, model: FSQVideoConfig, grid: Any) -> FramePattern:
-        return FramePattern(window=model.block_frames)
+        """One block; of a decoder that sees, also the one before."""
+        return FramePattern(window=model.block_frames * (2 if model.decoder_sees else 1))
 
     def prepare(self, config: TrainConfig, model: Any, ranks: Ranks) -> Prepared:
         """Raises `UsageError` where tokens shall stay that no trained encoder makes, and as any preparation does."""

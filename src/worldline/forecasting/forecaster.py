@@ -249,9 +249,9 @@ class Forecaster(ABC):
         return self._known().encode(frames.to(self.device)).cpu()
 
     @torch.no_grad()
-    def _decode(self, encoded: Tensor) -> UInt8[Tensor, "b t 3 h w"]:
+    def _decode(self, encoded: Tensor, *seen: Tensor) -> UInt8[Tensor, "b t 3 h w"]:
         with timing.part("decode"):
-            return self._known().decode(encoded.to(self.device)).cpu()
+            return self._known().decode(encoded.to(self.device), *(one.to(self.device) for one in seen)).cpu()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,9 +170,9 @@ class LatentForecaster(Forecaster):
         """The predicted frames of whole windows in the order `(b k)`, which have one frame for each instant."""
         return Forecast(times=self.times, frames=video[:, len(self.context_taken) :].unflatten(0, (-1, samples)))
 
-    def _decode(self, encoded: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b f 3 h w"]:
+    def _decode(self, encoded: Float32[Tensor, "b l c gh gw"], *seen: Tensor) -> UInt8[Tensor, "b f 3 h w"]:
         """One frame for each instant: frames of the same instant are merged."""
-        video = super()._decode(encoded)
+        video = super()._decode(encoded, *seen)
         frames = self.pattern.frames[: video.shape[1]]
         places = [[i for i, t in enumerate(frames) if t == time] for time in dict.fromkeys(frames)]
         if self.average_repeats:

@@ -140,7 +140,8 @@ class TokenForecaster(Forecaster):
     def reconstruct(self, batch: Batch) -> Forecast:
         tokens, future = self._true(self.encoded(batch))
         self._known()
-        context = (tokens[:, : self.world.context_grids], *self._seen(batch.frames))
+        past = tokens[:, : self.world.context_grids]
+        context = (past, *self._seen(past, batch.frames))
         return self._shown(context, {"tokens": future}, samples=1, plain=True)
 
     def round_trip(self, batch: Batch) -> tuple[Frames, Frames] | None:
@@ -160,7 +161,9 @@ class TokenForecaster(Forecaster):
         if tokens is None:
             tokens = self._encode(self.frames_of(batch, self.context_frames)[:, : self.context_frames])
         context = self._enough(batch, "token grids", tokens, grids)[:, :grids].cpu()
-        return tuple(part.repeat_interleave(self.num_samples, dim=0) for part in (context, *self._seen(batch.frames)))
+        return tuple(
+            part.repeat_interleave(self.num_samples, dim=0) for part in (context, *self._seen(context, batch.frames))
+        )
 
     @property
     def streamed(self) -> frozenset[Extra]:
@@ -173,7 +176,7 @@ class TokenForecaster(Forecaster):
         def onward() -> Context:
             assert made.tokens is not None, "a world over tokens"
             grids = torch.cat([context[0], made.tokens.flatten(0, 1)], dim=1)[:, -self.world.context_grids :].clone()
-            return grids, *self._seen(None if made.frames is None else made.frames[:, :, -1:].flatten(0, 1))
+            return grids, *self._seen(grids, None if made.frames is None else made.frames[:, :, -1:].flatten(0, 1))
 
         return made, onward
 
@@ -183,12 +186,19 @@ class TokenForecaster(Forecaster):
         tokens = self._enough(batch, "token grids", batch.tokens, count)[:, :count].cpu()
         return tokens, tokens[:, self.world.context_grids :]
 
-    def _seen(self, frames: UInt8[Tensor, "n t 3 h w"] | None) -> tuple[Tensor, ...]:
-        """The frame that stays in view where tokens are kept, or nothing where none shall: the last of a context."""
-        if not self.blend_last_frame or self.tokenizer is None:
+    @property
+    def _sees(self) -> bool:
+        """Whether the decoder sees the last context frame."""
+        return getattr(self.tokenizer, "sees", False)
+
+    def _seen(self, context: Tensor, frames: UInt8[Tensor, "n t 3 h w"] | None) -> tuple[Tensor, ...]:
+        """The last context frame, or nothing where neither decoder nor blend needs it; decoded where none is held."""
+        if self.tokenizer is None or not (self.blend_last_frame or self._sees):
             return ()
-        if frames is None:
+        if frames is None and self.blend_last_frame:
             raise UsageError("what was seen can only be kept where there are frames; leave out --blend-last-frame")
+        if frames is None:
+            frames = self._decode(context)
         return (frames[:, : self.context_frames][:, -1].cpu().clone(),)
 
     @torch.no_grad()
@@ -254,9 +264,10 @@ class TokenForecaster(Forecaster):
         top: dict[str, Any] = {name: found.pop(name, None) for name in ("top_ids", "top_log_probs")}
         if self.lazy and self.tokenizer is not None and not seen and not plain:
             return replace(self._undecoded(tokens, codes, samples), costs=found, certainty=certainty, **top)
-        chosen = self._decode(tokens) if self.tokenizer is not None and (codes is None or plain) else None
-        frames = chosen if codes is None else self._known().decode_codes(codes.to(self.device)).cpu()
-        if frames is not None and seen:
+        before = seen if self._sees else ()
+        chosen = self._decode(tokens, *before) if self.tokenizer is not None and (codes is None or plain) else None
+        frames = chosen if codes is None else self._decode_codes(codes, *before)
+        if frames is not None and self.blend_last_frame and seen:
             frames = blend_last_frame(frames, kept, seen=seen[0], grid=self.grid)
         plain_frames = chosen if plain and chosen is not frames else None
         rows = {"frames": frames, "plain_frames": plain_frames, "tokens": tokens}
@@ -269,10 +280,13 @@ class TokenForecaster(Forecaster):
 
         @cache
         def later() -> UInt8[Tensor, "b k t 3 h w"]:
-            frames = self._decode(tokens) if codes is None else self._known().decode_codes(codes.to(self.device)).cpu()
+            frames = self._decode(tokens) if codes is None else self._decode_codes(codes)
             return frames.unflatten(0, (-1, samples))
 
         return Forecast(times=self.times, tokens=given.unflatten(0, (-1, samples)), later=later)
+
+    def _decode_codes(self, codes: Tensor, *seen: Tensor) -> UInt8[Tensor, "n t 3 h w"]:
+        return self._known().decode_codes(codes.to(self.device), *(one.to(self.device) for one in seen)).cpu()
 
 
 def _certainty(logits: Float[Tensor, "b h w v"], guesses: Guesses | None) -> dict[str, Tensor]:

@@ -6,10 +6,12 @@ The first frame is repeated to fill its latent, so latent 0 depends on frame 0 a
 """
 
 import math
+import operator
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from einops.layers.torch import Rearrange
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from worldline.checks import MOST, Limit, Natural, refuse
@@ -28,6 +30,8 @@ from worldline.schema import Batch, TokenGrid
 from worldline.tokenizers.tokenizer import BlockTokenizer, divided, reconstruction_loss, to_pixels, to_signed, video_in
 
 HUB_ID = "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8"
+OWN, UNSEEN = 0.25, 0.125
+"""Shares of the training clips whose decoder sees its own version of the frame before, and nothing of it."""
 SATURATION = 1.5
 """tanh(1.5) is 0.91: outputs up to here reach every level but the outermost few, and still have a gradient."""
 
@@ -62,6 +66,9 @@ class FSQVideoConfig(ModelConfig):
     """Channels of the decoder's stages, finest first; empty: those of the encoder."""
     decoder_blocks: tuple[int, ...] = ()
     """Residual blocks of the decoder's stages; empty: as many as the encoder has."""
+    decoder_sees: bool = False
+    """Show the decoder the frame before a block, of which tokens keep less than is seen: what stays as it was is taken
+    from there. It trains on pairs of blocks, and still decodes a block of which nothing was seen before."""
     hysteresis: float = 0.0
     """Levels beyond the nearest that a latent may move before its token changes; 0 takes the nearest token.
     Against camera noise, which moves the latent of a still patch to and fro between two tokens. Every block of
@@ -89,6 +96,8 @@ class FSQVideoConfig(ModelConfig):
             given = getattr(self, name)
             if len(given) != len(self.merges) + 1 and (given or not name.startswith("decoder_")):
                 refuse(self, name, f"{len(self.merges) + 1} numbers, one for each stage: one more than merges")
+        if self.decoder_sees and self.block_frames == 1:
+            refuse(self, "decoder_sees", "false where every frame is a block: worlds that are driven decode it alone")
         if (self.block_frames - 1) % self.temporal_stride:
             refuse(self, "block_frames", f"1 + a multiple of the temporal stride {self.temporal_stride}")
 
@@ -116,14 +125,18 @@ class FSQVideoTokenizer(BlockTokenizer):
     """Encoder, quantiser, decoder. Its tokens have codes, so that a mean of them can be decoded (`decode_codes`).
 
     A decoder that is configured apart from the encoder (`decoder_...`) begins anew where first weights are those of a
-    tokenizer with another one.
+    tokenizer with another one; that of the frame before a block (`decoder_sees`) begins by changing nothing.
     """
+
+    new_parts = ("seen.",)
 
     def __init__(self, config: FSQVideoConfig) -> None:
         super().__init__(config)
         self.quantiser = FSQ(config.levels)
         self.encoder = nn.Sequential(*_encoder_layers(config))
         self.decoder = nn.Sequential(*_decoder_layers(config))
+        self.seen = Seen(config) if config.decoder_sees else None
+        self.sees = config.decoder_sees
         apart = config.decoder_past is not None or config.decoder_widths or config.decoder_blocks
         self.may_differ = ("decoder.",) if apart else ()
 
@@ -136,29 +149,63 @@ class FSQVideoTokenizer(BlockTokenizer):
         """Quantised codes in [-1, 1] of successive latents."""
         return self.quantiser.with_hysteresis(latents, self.config.hysteresis)
 
-    def video_of(self, codes: Float[Tensor, "b l gh gw d"]) -> Float32[Tensor, "b 3 t h w"]:
-        """Video of one block of codes, unclamped. The copies that filled latent 0 are dropped again."""
-        video = self.decoder(codes)[:, self.config.temporal_stride - 1 :]
-        return rearrange(video.float(), "b t h w c -> b c t h w")
+    def video_of(
+        self,
+        codes: Float[Tensor, "b l gh gw d"],
+        before: Float32[Tensor, "b 3 h w"] | None = None,
+        shown: Bool[Tensor, " b"] | None = None,
+    ) -> Float32[Tensor, "b 3 t h w"]:
+        """Video of one block of codes, unclamped. The copies that filled latent 0 are dropped again.
+
+        Args:
+            before: the frame before the block in [-1, 1], for a decoder that sees it.
+            shown: of which clips it is seen; None: of all.
+        """
+        if self.seen is None or before is None:
+            video = self.decoder(codes)
+        else:
+            video = self.seen(self.decoder, codes, rearrange(before, "b c h w -> b h w c"), shown)
+        return rearrange(video[:, self.config.temporal_stride - 1 :].float(), "b t h w c -> b c t h w")
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Reconstruction error of one block in [-1, 1], and the penalty on saturation. Needs `batch.frames`."""
-        del generator  # nothing is drawn: quantisation is deterministic
-        video = video_in(batch)
+        """Reconstruction error of the last block in [-1, 1], and the penalty on saturation. Needs `batch.frames`.
+
+        Where a batch holds tokens of that block, these are decoded in place of its own: those of a forecast.
+        """
+        whole = video_in(batch)
+        past, video = whole.tensor_split([whole.shape[2] - self.config.block_frames], dim=2)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.keep_tokens):
             latents = self.latents_of(video)
-            codes = self.codes_of(latents)
+            codes = self.codes_of(latents) if batch.tokens is None else self.quantiser.codes(batch.tokens)
         weights = {"l1": self.config.l1_weight, "lpips": self.config.lpips_weight}
-        loss, psnr = reconstruction_loss(self.video_of(codes), video, **weights)
+        made = self.video_of(codes, *(self._seen_before(past, generator) if self.seen else ()))
+        loss, psnr = reconstruction_loss(made, video, **weights)
         used = self.quantiser.indices(codes.detach()).unique().numel()
         saturation = (latents.abs() - SATURATION).relu().square().mean()
         return loss + self.config.saturation_weight * saturation, {"psnr_db": psnr, "tokens_used": float(used)}
 
+    @torch.no_grad()
+    def _seen_before(self, past: Float32[Tensor, "b 3 t h w"], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The frame before the last block, and of which clips it is shown. In training, some are shown what this
+        tokenizer makes of it, as in a session that goes on from its own frames, and some nothing."""
+        before = past[:, :, -1]
+        if not self.training:
+            return before, torch.ones(len(past), dtype=torch.bool, device=past.device)
+        own = self.video_of(self.codes_of(self.latents_of(past[:, :, -self.config.block_frames :])))[:, :, -1]
+        drawn = torch.rand(len(past), generator=generator).to(past.device)
+        return torch.where((drawn < OWN)[:, None, None, None], own.clamp(-1, 1), before), drawn < 1 - UNSEEN
+
     def tokens_of(self, block: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
         return self.quantiser.indices(self.codes_of(self.latents_of(to_signed(block))))
 
-    def frames_of(self, block: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        return to_pixels(self.video_of(self.quantiser.codes(block)))
+    def frames_of(
+        self, block: Int64[Tensor, "b l gh gw"], before: UInt8[Tensor, "b 3 h w"] | None = None
+    ) -> UInt8[Tensor, "b t 3 h w"]:
+        return self._frames(self.quantiser.codes(block), before)
+
+    def _frames(self, codes: Tensor, before: UInt8[Tensor, "b 3 h w"] | None = None) -> UInt8[Tensor, "b t 3 h w"]:
+        seen = None if before is None else to_signed(before[:, None])[:, :, 0]
+        return to_pixels(self.video_of(codes, seen))
 
     @property
     def codebook(self) -> Float32[Tensor, "v d"]:
@@ -166,9 +213,11 @@ class FSQVideoTokenizer(BlockTokenizer):
         return self.quantiser.codebook
 
     @torch.no_grad()
-    def decode_codes(self, codes: Float32[Tensor, "b l gh gw d"]) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of whole blocks of codes. Raises `UsageError` if `l` is not a whole number of blocks."""
-        return self.decoded(codes, lambda block: to_pixels(self.video_of(block)))
+    def decode_codes(
+        self, codes: Float32[Tensor, "b l gh gw d"], before: UInt8[Tensor, "b 3 h w"] | None = None
+    ) -> UInt8[Tensor, "b t 3 h w"]:
+        """As `decode`, of codes. Raises `UsageError` if `l` is not a whole number of blocks."""
+        return self.decoded(codes, self._frames, before)
 
 
 def _encoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
@@ -192,6 +241,42 @@ def _decoder_layers(config: FSQVideoConfig) -> Iterator[nn.Module]:
         if not stage:
             yield nn.LayerNorm(width)
         yield unmerge(width, channels[stage], strides[stage])
+
+
+class Seen(nn.Module):
+    """The frame before a block, for its decoder: features for every stage, and a share of it in every pixel made.
+
+    Both begin at zero, so that a decoder which now sees begins as it was.
+    """
+
+    def __init__(self, config: FSQVideoConfig) -> None:
+        super().__init__()
+        widths = config.decoder_widths or config.widths
+        strides = accumulate((config.patch[1], *(space for _, space in config.merges)), operator.mul)
+        self.features = nn.ModuleList(merge(3, width, (1, side)) for width, side in zip(widths, strides, strict=True))
+        self.share = unmerge(widths[0], 1, config.patch)
+        for layer in (*self.features, self.share):
+            nn.init.zeros_(layer.get_parameter("linear.weight"))
+            nn.init.zeros_(layer.get_parameter("linear.bias"))
+
+    def forward(
+        self,
+        decoder: nn.Sequential,
+        codes: Float[Tensor, "b l gh gw d"],
+        before: Float[Tensor, "b h w 3"],
+        shown: Bool[Tensor, " b"] | None,
+    ) -> Float[Tensor, "b t h w 3"]:
+        """What the decoder makes of codes with the frame `before` in view, of which clips `shown` says."""
+        weight = 1.0 if shown is None else shown.float()[:, None, None, None, None]
+        features = [weight * layer(before[:, None]) for layer in self.features]
+        *inner, last = decoder
+        x = codes
+        for layer in inner:
+            x = layer(x)
+            if not isinstance(layer, CausalBlock | nn.LayerNorm):  # a stage begins
+                x = x + features.pop()
+        made = last(x)
+        return made + weight * self.share(x) * (before[:, None] - made)
 
 
 # --- blocks over video latents ---
@@ -274,7 +359,7 @@ class CosmosTokenizer(BlockTokenizer):
     def tokens_of(self, block: Tensor) -> Tensor:
         return self.encoder(to_signed(block).to(self.dtype))[0].long()
 
-    def frames_of(self, block: Tensor) -> Tensor:
+    def frames_of(self, block: Tensor, before: Tensor | None = None) -> Tensor:
         return to_pixels(self.decoder(block.int()).float())
 
 

@@ -113,13 +113,17 @@ def divided(height: int, width: int, stride: int) -> dict[str, int]:
     return {"height": height // stride, "width": width // stride}
 
 
-def by_pieces(x: Tensor, network: Callable[[Tensor], Tensor], *, pixels: int) -> Tensor:
+def by_pieces(x: Tensor, network: Callable[..., Tensor], *more: Tensor, pixels: int) -> Tensor:
     """Put clips through a network, as many at a time as `PIECE` allows; each is `pixels` of video."""
-    return torch.cat([network(part) for part in x.split(max(1, PIECE // max(1, pixels)))])
+    at_once = max(1, PIECE // max(1, pixels))
+    return torch.cat([network(*parts) for parts in zip(*(one.split(at_once) for one in (x, *more)), strict=True)])
 
 
 class BlockTokenizer(nn.Module):
     """A discrete tokenizer: a configuration with a grid, and disjoint blocks of frames."""
+
+    sees: bool = False
+    """Whether its decoder sees the frame before a block. Then successive blocks are decoded one after the other."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -133,8 +137,10 @@ class BlockTokenizer(nn.Module):
         """Tokens of one block of each clip."""
         raise NotImplementedError
 
-    def frames_of(self, block: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        """Frames of one block of each clip."""
+    def frames_of(
+        self, block: Int64[Tensor, "b l gh gw"], before: UInt8[Tensor, "b 3 h w"] | None = None
+    ) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of one block of each clip; a decoder that sees may be shown the frame before."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -143,18 +149,39 @@ class BlockTokenizer(nn.Module):
         return self._by_blocks(frames, self.grid(height, width).block, "frames", self.tokens_of, height * width)
 
     @torch.no_grad()
-    def decode(self, tokens: Int64[Tensor, "b l gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
-        return self.decoded(tokens, self.frames_of)
+    def decode(
+        self, tokens: Int64[Tensor, "b l gh gw"], before: UInt8[Tensor, "b 3 h w"] | None = None
+    ) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of whole blocks of token grids.
 
-    def decoded(self, grids: Tensor, frames_of: Callable[[Tensor], Tensor]) -> UInt8[Tensor, "b t 3 h w"]:
+        Args:
+            before: the frame before the first one, for a decoder that sees it (`sees`); None: nothing was seen.
+        """
+        return self.decoded(tokens, self.frames_of, before)
+
+    def decoded(
+        self, grids: Tensor, frames_of: Callable[..., Tensor], before: UInt8[Tensor, "b 3 h w"] | None
+    ) -> UInt8[Tensor, "b t 3 h w"]:
         """Frames of whole blocks of what `frames_of` turns into those of one."""
-        area = math.prod(grids.shape[2:4]) * self.spatial_stride**2
-        return self._by_blocks(grids, self.grid(0, 0).latents_per_block, "token grids", frames_of, area)
+        grid, area = self.grid(0, 0), math.prod(grids.shape[2:4]) * self.spatial_stride**2
+        if not self.sees:
+            return self._by_blocks(grids, grid.latents_per_block, "token grids", frames_of, area)
+        _refuse_part_of(grids, grid.latents_per_block, "token grids")
+        made: list[Tensor] = []
+        for block in grids.split(grid.latents_per_block, dim=1):
+            seen = () if before is None else (before,)
+            made.append(by_pieces(block, frames_of, *seen, pixels=grid.block * area))
+            before = made[-1][:, -1]
+        return torch.cat(made, dim=1)
 
     def _by_blocks(self, x: Tensor, size: int, what: str, network: Callable[[Tensor], Tensor], area: int) -> Tensor:
         """Put the whole blocks along axis 1 through a network; `area` is the pixels of a frame."""
-        if x.shape[1] % size:
-            raise UsageError(f"{x.shape[1]} {what} are not a whole number of blocks of {size}")
+        _refuse_part_of(x, size, what)
         blocks = rearrange(x, "b (n s) ... -> (b n) s ...", s=size)
         made = by_pieces(blocks, network, pixels=self.grid(0, 0).block * area)
         return rearrange(made, "(b n) l ... -> b (n l) ...", b=x.shape[0])
+
+
+def _refuse_part_of(x: Tensor, size: int, what: str) -> None:
+    if x.shape[1] % size:
+        raise UsageError(f"{x.shape[1]} {what} are not a whole number of blocks of {size}")
