@@ -163,6 +163,7 @@ NOT_IN_THE_LOSS = {
     "scheduled_sampling_rise": "a matter of the step, see test_st_transformer.py",
     "calibrated": "measured after the last step, see test_st_transformer.py",
     "keep_tokens": "which gradients there are, see test_training.py",
+    "decoder_sees": "trains on pairs of blocks, see test_tokenizers.py",
     "lpips_weight": "needs weights that may not be here, see test_learned_metrics.py",
     "keep_latents": "which gradients there are, see test_training.py",
     "block_frames": "the frames of a clip, checked by the loss",

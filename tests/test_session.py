@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from builders import GRID_200, SMALL_WORLD, TWO_JOINTS, noise_frames, randomise, small_tokenizer, small_world
+from builders import (
+    GRID_200,
+    SMALL_TOKENIZER,
+    SMALL_WORLD,
+    TWO_JOINTS,
+    noise_frames,
+    randomise,
+    small_tokenizer,
+    small_world,
+)
 from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN
 from tolerances import assert_pixels_agree
 from torch import Tensor
@@ -26,7 +35,7 @@ from worldline.process.flow import FlowSampling
 from worldline.schema import Batch, DataError, Origin, UsageError, stack
 from worldline.twin.simulation import load_mujoco
 
-WORLDS = ("tokens", "direct", "latents", "copy")
+WORLDS = ("tokens", "direct", "seeing", "latents", "copy")
 WINDOW: Any = {"context_frames": 17, "times": tuple(range(17, 34)), "chunk_frames": 17}
 
 
@@ -52,7 +61,9 @@ def forecasters() -> dict[str, Forecaster]:
         num_samples=2,
     )
     direct = replace(tokens, world=small_world(replace(SMALL_WORLD, direct=True), grid=GRID_200))
-    return {"tokens": tokens, "direct": direct, "latents": latents, "copy": CopyLast.beside(latents)}
+    seeing = replace(tokens, tokenizer=small_tokenizer(replace(SMALL_TOKENIZER, decoder_sees=True)))
+    copy = CopyLast.beside(latents)
+    return {"tokens": tokens, "direct": direct, "seeing": seeing, "latents": latents, "copy": copy}
 
 
 @pytest.fixture(params=WORLDS)
@@ -149,6 +160,36 @@ def test_what_was_seen_stays_in_view_from_chunk_to_chunk(forecasters: dict[str, 
     made = session.advance(states)
     _, seen = session.snapshot().context
     assert torch.equal(seen, made.video[:, 0, -1])
+
+
+def test_a_decoder_that_sees_is_shown_the_last_frame_from_chunk_to_chunk(forecasters: dict[str, Forecaster]) -> None:
+    forecaster: Any = replace(forecasters["seeing"], sampling=Sampling(), num_samples=1)
+    frames, session = noise_frames(2, 17, 3, 16, 16), begun(forecaster)
+    for before in (frames[:, 16], None):
+        seen = session.snapshot().context[1]
+        assert before is None or torch.equal(seen, before)
+        made = session.advance(states_of(17, session.time))
+        assert made.tokens is not None
+        assert_pixels_agree(made.video[:, 0], forecaster.tokenizer.decode(made.tokens[:, 0], seen))
+        assert torch.equal(session.snapshot().context[1], made.video[:, 0, -1])
+
+
+def test_where_only_tokens_were_seen_the_last_frame_is_that_of_them(forecasters: dict[str, Forecaster]) -> None:
+    forecaster: Any = replace(forecasters["seeing"], sampling=Sampling(), num_samples=1)
+    tokens = forecaster.tokenizer.encode(noise_frames(2, 17, 3, 16, 16))
+    session = forecaster.start_clips(Batch(states=states_of(17), fps=30.0, origins=(), tokens=tokens))
+    assert_pixels_agree(session.snapshot().context[1], forecaster.tokenizer.decode(tokens)[:, -1])
+
+
+def test_the_reconstruction_of_a_decoder_that_sees_is_shown_the_true_frame(forecasters: dict[str, Forecaster]) -> None:
+    forecaster: Any = replace(forecasters["seeing"], decode_mode="mean", sampling=Sampling(), num_samples=1)
+    frames = noise_frames(2, 34, 3, 16, 16)
+    batch = Batch(states=states_of(34), fps=30.0, origins=(), frames=frames)
+    tokens = forecaster.tokenizer.encode(frames)
+    expected = forecaster.tokenizer.decode(tokens[:, 3:], frames[:, 16])
+    assert_pixels_agree(forecaster.reconstruct(batch).video[:, 0], expected)
+    other = forecaster.forecast_clips(replace(batch, tokens=tokens, frames=255 - frames))
+    assert not torch.equal(other.video, forecaster.forecast_clips(batch).video), "also of mean codes"
 
 
 def test_a_session_is_the_same_whatever_runs_beside_it(forecaster: Forecaster) -> None:
@@ -297,7 +338,7 @@ def test_frames_that_are_made_when_read_are_the_same(forecasters: dict[str, Fore
             kept.append((eager.advance(ahead), lazy.advance(ahead)))
         for expected, made in kept:  # the first is read after the session has gone on
             if made.tokens is not None:
-                assert made.frames is None, "nothing is decoded before it is read"
+                assert (made.frames is None) == (forecaster is not forecasters["seeing"]), "decoded when it is read"
                 made.tokens.zero_()
             assert torch.equal(made.video, expected.video)
     tokens: Any = forecasters["tokens"]

@@ -266,6 +266,8 @@ def test_in_training_some_clips_see_their_own_version_and_some_nothing() -> None
     seen = torch.where((drawn < 0.25)[:, None, None, None], own[:, -1], frames[:, 16])
     torch.testing.assert_close(training, error(seen, drawn < 0.875), rtol=1e-3, atol=0)  # own frames are rounded here
     assert not torch.isclose(training, validation, rtol=1e-2)
+    with pytest.raises(UsageError, match="clips of 34 frames, not 17"):
+        tokenizer.loss(replace(batch, frames=frames[:, 17:]), torch.Generator())
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
 from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.data.loader import Loader
+from worldline.evaluation.evaluate import EvaluateOptions, evaluate
 from worldline.families.card import ModelCard
 from worldline.families.compression import autoregressive_loss
 from worldline.families.config import TrainConfig
@@ -44,6 +45,7 @@ from worldline.families.family import Prepared, kind_of
 from worldline.families.load import load_world, prepare
 from worldline.families.tokenizers import load_tokenizer
 from worldline.files import read_json
+from worldline.formats.open import open_source
 from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.process.categorical import Sampling
 from worldline.ranks import Ranks
@@ -699,6 +701,24 @@ def test_another_decoder_is_trained_under_tokens_that_stay(tmp_path: Path) -> No
         train(replace(config, model=replace(SMALL_TOKENIZER, kernel=5), init_from=tmp_path / "first"), tmp_path / "no")
     with pytest.raises(UsageError, match="--init-from"):
         train(replace(config, model=wider), tmp_path / "no")
+
+
+def test_a_decoder_that_sees_trains_on_pairs_of_blocks_and_is_judged_on_the_second(tmp_path: Path) -> None:
+    config = _tokenizer(tmp_path, steps=3)
+    train(config, tmp_path / "first")
+    seeing = replace(SMALL_TOKENIZER, decoder_sees=True, keep_tokens=True)
+    train(replace(config, model=seeing, init_from=tmp_path / "first"), tmp_path / "seeing")
+    first, seen = (load_tokenizer(tmp_path / name) for name in ("first", "seeing"))
+    frames = open_source(tmp_path / "raw").read(2, 0, 34).frames
+    assert frames is not None
+    tokens = seen.encode(frames[None, 17:])
+    assert torch.equal(tokens, first.encode(frames[None, 17:]))
+    made = seen.decode(tokens, frames[None, 16])
+    assert not torch.equal(made, seen.decode(tokens)), "what sees was trained"
+    row = evaluate(tmp_path / "seeing", EvaluateOptions(num_clips=None)).rows[0]
+    error = (made[0].double() - frames[17:].double()).square().mean(dim=(1, 2, 3))
+    expected = (10 * (255**2 / error).log10()).mean().item()
+    assert (row.id, row.metrics["psnr_db_mean"].mean) == ("reconstruction", pytest.approx(expected, abs=1e-2))
 
 
 def test_a_decoder_is_trained_under_latents_that_stay(tmp_path: Path) -> None:

@@ -81,20 +81,24 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount, LearnedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Autoencoder(CopyLast):
-    """A tokenizer alone, so that the same engine evaluates it: it reconstructs frames of any size, without context."""
+    """A tokenizer alone, so that the same engine evaluates it: it reconstructs frames of any size.
+
+    Without context, unless its decoder sees the frame before a block: then the block before is one.
+    """
 
     @property
     def image_size(self) -> None:
         return None
 
     def encoded(self, batch: Batch) -> Batch:
-        made = self._encode(self.frames_of(batch, len(self.times)))
+        made = self._encode(self.frames_of(batch, self.times[-1] + 1)[:, self.context_frames :])
         return replace(batch, latents=made) if self.token_grid is None else replace(batch, tokens=made)
 
     def reconstruct(self, batch: Batch) -> Forecast:
         encoded = batch.latents if self.token_grid is None else batch.tokens
         assert encoded is not None, "encoded before"
-        return Forecast(times=self.times, frames=self._decode(encoded)[:, None])
+        seen = [] if batch.frames is None or not self.context_frames else [batch.frames[:, self.context_frames - 1]]
+        return Forecast(times=self.times, frames=self._decode(encoded, *seen)[:, None])
 
 
 def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: Ranks | None = None) -> Evaluation:
@@ -277,9 +281,10 @@ def _loaded(
     settings: dict[str, Setting] = {} if model == run else {"checkpoint": model.name}
     settings |= networks.settings
     if protocol == "tokenizer":
-        grid, times = describe_model(model).promise.grid, tuple(range(len(clips.pattern.frames)))
-        tokenizer = load_tokenizer(model).to(device)
-        given: dict[str, Any] = {"context_frames": 0, "chunk_frames": 0, "times": times}
+        grid, tokenizer = describe_model(model).promise.grid, load_tokenizer(model).to(device)
+        context = tokenizer.config.block_frames if getattr(tokenizer, "sees", False) else 0
+        times = tuple(range(context, len(clips.pattern.frames)))
+        given: dict[str, Any] = {"context_frames": context, "chunk_frames": 0, "times": times}
         alone = Autoencoder(**given, tokenizer=tokenizer, grid=grid, device=device)
         identity = TokenizerIdentity.of(fingerprint(model), tokenizer)
         return Judged(**what, forecaster=alone, tokenizer=identity, settings=settings), {"tokenizer": (model, None)}

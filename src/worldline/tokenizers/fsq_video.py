@@ -26,7 +26,7 @@ from worldline.checks import MOST, Limit, Natural, refuse
 from worldline.contract import ModelConfig
 from worldline.files import reading
 from worldline.nn.fsq import FSQ
-from worldline.schema import Batch, TokenGrid
+from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import BlockTokenizer, divided, reconstruction_loss, to_pixels, to_signed, video_in
 
 HUB_ID = "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8"
@@ -188,10 +188,12 @@ class FSQVideoTokenizer(BlockTokenizer):
     def _seen_before(self, past: Float32[Tensor, "b 3 t h w"], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The frame before the last block, and of which clips it is shown. In training, some are shown what this
         tokenizer makes of it, as in a session that goes on from its own frames, and some nothing."""
+        if past.shape[2] < (block := self.config.block_frames):
+            raise UsageError(f"a decoder that sees trains on clips of {2 * block} frames, not {block + past.shape[2]}")
         before = past[:, :, -1]
         if not self.training:
             return before, torch.ones(len(past), dtype=torch.bool, device=past.device)
-        own = self.video_of(self.codes_of(self.latents_of(past[:, :, -self.config.block_frames :])))[:, :, -1]
+        own = self.video_of(self.codes_of(self.latents_of(past[:, :, -block:])))[:, :, -1]
         drawn = torch.rand(len(past), generator=generator).to(past.device)
         return torch.where((drawn < OWN)[:, None, None, None], own.clamp(-1, 1), before), drawn < 1 - UNSEEN
 
