@@ -116,10 +116,10 @@ def flops_per_clip(world: STTransformerConfig, grid: TokenGrid = ONEX_GRID) -> f
 def tokenizer_steps(recipe: TrainConfig, config: FSQVideoConfig, size: int, repeats: int) -> dict[str, object]:
     """The tokenizer's step on noise."""
     side = recipe.data.image_size or 64
-    shape = (size, config.block_frames, 3, side, side)
+    shape = (size, config.clip_frames, 3, side, side)
     batch = Batch(
         frames=torch.randint(256, shape, dtype=torch.uint8),
-        states=torch.zeros(size, config.block_frames, 1),
+        states=torch.zeros(size, config.clip_frames, 1),
         fps=30.0,
         origins=tuple(Origin(source="drawn", episode=i, start=0) for i in range(size)),
     )

@@ -99,8 +99,10 @@ def test_the_tokens_of_the_built_in_can_be_kept_under_a_new_decoder() -> None:
     tokens = built_in.tokens_of(video)
     assert torch.equal(model.tokens_of(video), tokens)
     assert not torch.equal(model.frames_of(tokens), built_in.frames_of(tokens))
-    model.loss(Batch(frames=video, states=torch.zeros(1, 17, 1), fps=30.0, origins=()), torch.Generator())[0].backward()
-    assert {name.split(".")[0] for name, value in model.named_parameters() if value.grad is not None} == {"decoder"}
+    pair = Batch(frames=video.repeat(1, 2, 1, 1, 1), states=torch.zeros(1, 34, 1), fps=30.0, origins=())
+    model.loss(pair, torch.Generator())[0].backward()
+    learning = {name.split(".")[0] for name, value in model.named_parameters() if value.grad is not None}
+    assert learning == {"decoder", "seen"}
 
 
 @pytest.mark.parametrize(

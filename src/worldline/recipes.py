@@ -49,6 +49,7 @@ def tokenizer_tiny() -> TrainConfig:
             decoder_widths=(128, 256),
             decoder_blocks=(2, 4),
             decoder_past=2,
+            decoder_sees=True,
         ),
         data=replace(TWIN_MINI, window_stride=3, augment=AugmentConfig.presets["usual"]),
         optimizer=OptimizerConfig(

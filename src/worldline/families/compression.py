@@ -35,14 +35,19 @@ class FSQKind(TokenizerKind):
     """Our own tokenizer."""
 
     config = FSQVideoConfig
-    python_only = ("model.encoder_kernels", "model.mlp_ratio", "model.l1_weight", "model.saturation_weight")
+    python_only = (
+        "model.encoder_kernels",
+        "model.past",
+        "model.mlp_ratio",
+        "model.l1_weight",
+        "model.saturation_weight",
+    )
 
     def idle(self, config: TrainConfig, model: FSQVideoConfig) -> dict[str, str]:
         return {"data.pattern.": "a clip is one block (--model.block-frames)"}
 
     def pattern(self, config: TrainConfig, model: FSQVideoConfig, grid: Any) -> FramePattern:
-        """One block; of a decoder that sees, also the one before."""
-        return FramePattern(window=model.block_frames * (2 if model.decoder_sees else 1))
+        return FramePattern(window=model.clip_frames)
 
     def prepare(self, config: TrainConfig, model: Any, ranks: Ranks) -> Prepared:
         """Raises `UsageError` where tokens shall stay that no trained encoder makes, and as any preparation does."""

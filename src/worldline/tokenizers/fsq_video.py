@@ -109,6 +109,11 @@ class FSQVideoConfig(ModelConfig):
     def spatial_stride(self) -> int:
         return self.patch[1] * math.prod(s for _, s in self.merges)
 
+    @property
+    def clip_frames(self) -> int:
+        """Frames of a training clip: a block, and for a decoder that sees also the one before."""
+        return self.block_frames * (2 if self.decoder_sees else 1)
+
     def grid(self, height: int, width: int) -> TokenGrid:
         return TokenGrid(
             **divided(height, width, self.spatial_stride),
@@ -138,7 +143,7 @@ class FSQVideoTokenizer(BlockTokenizer):
         self.seen = Seen(config) if config.decoder_sees else None
         self.sees = config.decoder_sees
         apart = config.decoder_past is not None or config.decoder_widths or config.decoder_blocks
-        self.may_differ = ("decoder.",) if apart else ()
+        self.may_differ = ("decoder.", "seen.") if apart else ()
 
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float[Tensor, "b l gh gw d"]:
         """Features before quantisation, unbounded, of one block of video in [-1, 1] (`t` = 1 + k * temporal stride)."""
@@ -189,7 +194,8 @@ class FSQVideoTokenizer(BlockTokenizer):
         """The frame before the last block, and of which clips it is shown. In training, some are shown what this
         tokenizer makes of it, as in a session that goes on from its own frames, and some nothing."""
         if past.shape[2] < (block := self.config.block_frames):
-            raise UsageError(f"a decoder that sees trains on clips of {2 * block} frames, not {block + past.shape[2]}")
+            made = f"clips of {self.config.clip_frames} frames, not {block + past.shape[2]}"
+            raise UsageError(f"a decoder that sees trains on {made}")
         before = past[:, :, -1]
         if not self.training:
             return before, torch.ones(len(past), dtype=torch.bool, device=past.device)
