@@ -19,13 +19,16 @@ worldline data twin $work/val --episodes 48 --seed 1000
 data="--data.path $work/train --data.val-path $work/val --data.cache $work/cache"
 few="$data --data.train-episodes :400"
 
-# --- tokens, by a small decoder; then a better one under the same tokens (the shipped one: five minutes of a GPU) ---
-small="--model.decoder-widths --model.decoder-blocks --model.decoder-past None"
+# --- tokens, by a small decoder; a better one under the same tokens (five minutes of a GPU); then one that sees the
+# frame before, with LPIPS in its loss (35 minutes of a core) ---
+small="--model.decoder-widths --model.decoder-blocks --model.decoder-past None --model.decoder-sees False"
 worldline train tokenizer_tiny $few $small --out $work/tokenizer_first
 worldline train tokenizer_tiny $few $small --init-from $work/tokenizer_first --optimizer.lr 8e-4 \
     --optimizer.warmup-steps 20 --steps 1000 --seed 1 --out $work/tokenizer_second
-worldline train tokenizer_tiny $few --init-from $work/tokenizer_second --model.keep-tokens True --batch-size 32 \
-    --steps 4915 --out $work/tokenizer
+worldline train tokenizer_tiny $few --init-from $work/tokenizer_second --model.decoder-sees False \
+    --model.keep-tokens True --batch-size 32 --steps 4915 --out $work/tokenizer_third
+worldline train tokenizer_tiny $data --init-from $work/tokenizer_third --model.keep-tokens True \
+    --model.lpips-weight 0.02 --optimizer.lr 1e-3 --optimizer.warmup-steps 50 --steps 4000 --out $work/tokenizer
 python scripts/ship.py $work/tokenizer $assets/tokenizer_tiny
 
 # --- the world on them: three minutes of a GPU, then 55 of a core with four times the episodes; then calibrated ---
