@@ -367,3 +367,10 @@ def test_a_map_of_the_twin_over_other_pictures_is_told(tmp_path: Path, capsys: p
     with pytest.raises(UsageError, match="differ in state names"):
         worldline.train("compression_tiny", out=tmp_path / "run", data={"path": squares, "cache": tmp_path / "cache"})
     assert f"{squares}: nothing here says that the pictures show the twin" in capsys.readouterr().err
+    given: dict[str, object] = {
+        "model": {"unconditional": True},
+        "data": {"path": squares, "cache": tmp_path / "cache"},
+    }
+    with pytest.raises(UsageError, match="differ in state names"):
+        worldline.train("compression_tiny", out=tmp_path / "run", **given)
+    assert "pictures show the twin" not in capsys.readouterr().err, "no map is drawn"

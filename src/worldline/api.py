@@ -195,9 +195,10 @@ def _train(config: TrainConfig, run: Path, *, resume: bool) -> TrainResult:
 
 def _tell_of_another_view(config: TrainConfig) -> None:
     """Names of states cannot tell the twin from a robot with the same joints and another camera."""
-    skeleton, path = getattr(config.model, "skeleton", None), config.data.path
-    if skeleton is None:
+    if not config.model.draws_map:
         return
+    skeleton, path = getattr(config.model, "skeleton", None), config.data.path
+    assert skeleton is not None, "what a map is drawn with"
     for folder in (path,) if isinstance(path, Path) else path:
         if folder.exists() and (view := unseen_view(skeleton, folder)):
             say(

@@ -33,12 +33,12 @@ TWIN_TABLE = DataConfig(
 
 
 def tokenizer_tiny() -> TrainConfig:
-    """Our FSQ video tokenizer, 2.0 M parameters, vocabulary 4,096, 64x64, on the twin. Runs on two CPU cores.
+    """Our FSQ video tokenizer, 2.1 M parameters, vocabulary 4,096, 64x64, on the twin. Runs on two CPU cores.
 
     Every latent frame is encoded alone (`past=0`): a still patch keeps its tokens, and a world can predict them. The
-    decoder is larger than the encoder and looks back at two latent frames: what stands still comes out better. About
-    20 minutes on one core. Expected (docs/results.md): a held-out reconstruction of 29.4 dB, for the built-in, which
-    was trained on 400 episodes in three stages (scripts/builtins.sh), the last one on a GPU.
+    decoder is larger than the encoder, looks back at two latent frames and sees the frame before a block: what stands
+    still comes out better. About 28 minutes on one core. Expected (docs/results.md): a held-out reconstruction of 29.8
+    dB, for the built-in, which was trained in four stages (scripts/builtins.sh), the third one on a GPU.
     """
     return TrainConfig(
         model=FSQVideoConfig(
