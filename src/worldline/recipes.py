@@ -33,7 +33,7 @@ TWIN_TABLE = DataConfig(
 
 
 def tokenizer_tiny() -> TrainConfig:
-    """Our FSQ video tokenizer, 2.1 M parameters, vocabulary 4,096, 64x64, on the twin. Runs on two CPU cores.
+    """Our FSQ video tokenizer, 2.0 M parameters, vocabulary 4,096, 64x64, on the twin. Runs on two CPU cores.
 
     Every latent frame is encoded alone (`past=0`): a still patch keeps its tokens, and a world can predict them. The
     decoder is larger than the encoder, looks back at two latent frames and sees the frame before a block: what stands
