@@ -8,12 +8,13 @@ predicted frames, where that was recorded. Colours are readable on a light page 
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from worldline.evaluation.result import Evaluation, Role, label_of
+from worldline.evaluation.result import Evaluation, Role, Row, label_of
 from worldline.metrics.table import METRICS
 
 GREY = "#8a8f98"
@@ -29,9 +30,9 @@ def main(out: Path, paths: list[Path]) -> None:
     style = {"svg.hashsalt": "worldline", "svg.fonttype": "none", "font.size": 9}
     style |= {name: GREY for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")}
     with matplotlib.rc_context(style):
-        figure, grid = pyplot.subplots(
-            len(paths), 2, figsize=(13, 2.8 * len(paths)), squeeze=False, layout="constrained"
-        )
+        heights = [max(2.8, 0.8 + 0.19 * len(_rows(evaluation)[1])) for evaluation in evaluations]  # no labels overlap
+        size: Any = {"figsize": (13, sum(heights)), "height_ratios": heights}
+        figure, grid = pyplot.subplots(len(paths), 2, **size, squeeze=False, layout="constrained")
         for evaluation, (left, right) in zip(evaluations, grid, strict=True):
             _intervals(left, evaluation)
             _curve(right, evaluation)
@@ -40,9 +41,14 @@ def main(out: Path, paths: list[Path]) -> None:
         pyplot.close(figure)
 
 
-def _intervals(axes: Axes, evaluation: Evaluation) -> None:
+def _rows(evaluation: Evaluation) -> tuple[str, list[Row]]:
+    """The metric that is plotted, and the rows that have it, from below."""
     metric = next(name for name in SHOWN if any(name in row.metrics for row in evaluation.rows))
-    rows = [row for row in evaluation.rows if metric in row.metrics][::-1]
+    return metric, [row for row in evaluation.rows if metric in row.metrics][::-1]
+
+
+def _intervals(axes: Axes, evaluation: Evaluation) -> None:
+    metric, rows = _rows(evaluation)
     for place, row in enumerate(rows):
         found = row.metrics[metric]
         axes.plot([found.low, found.high], [place, place], color=COLOURS[row.role], linewidth=2)
