@@ -175,13 +175,13 @@ class FSQVideoTokenizer(BlockTokenizer):
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction error of the last block in [-1, 1], and the penalty on saturation. Needs `batch.frames`.
 
-        Where a batch holds tokens of that block, these are decoded in place of its own: those of a forecast.
+        Raises `UsageError` for clips of a block alone where the decoder sees the one before.
         """
         whole = video_in(batch)
         past, video = whole.tensor_split([whole.shape[2] - self.config.block_frames], dim=2)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.keep_tokens):
             latents = self.latents_of(video)
-            codes = self.codes_of(latents) if batch.tokens is None else self.quantiser.codes(batch.tokens)
+            codes = self.codes_of(latents)
         weights = {"l1": self.config.l1_weight, "lpips": self.config.lpips_weight}
         made = self.video_of(codes, *(self._seen_before(past, generator) if self.seen else ()))
         loss, psnr = reconstruction_loss(made, video, **weights)
