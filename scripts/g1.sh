@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A real robot, both tracks: train on episodes 0:56, choose on 56:68, report once on 68:80 (docs/results.md).
+# A real robot, both tracks: train on episodes 0:56, choose on 56:68, report once on 68:80 (docs/results_g1.md).
 #
 #   scripts/g1.sh [G1 [WORK]]   G1: the folder of the data set (G1 if not given); WORK: of the runs (cache/g1)
 #
-# Everything that was chosen on 56:68 is printed before the worlds that are reported are trained; the choice itself
-# stands below as `hysteresis` and `shown`. About three hours on one core. What is there already is kept.
+# How a forecast is shown is chosen on 56:68 before anything is reported; the choice stands below as `shown`. About
+# three hours on one core. What is there already is kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 g1=${1:-G1}
@@ -15,16 +15,17 @@ world="--start-offsets 24 --data.augment unflipped --model.dropout 0.1 --optimiz
 
 once() { [ -e "$work/$1" ] || worldline train "${@:2}" --out "$work/$1"; }
 
-# --- choose: the tokens and how a forecast is shown, by short worlds ---
-for h in 0.0 0.75; do
-    once "tokenizer_$h" tokenizer_tiny $data $crop --model.hysteresis $h --init-from tokenizer-tiny --steps 3200
-    once "short_$h" compression_any $data $world --tokenizer "$work/tokenizer_$h" --steps 1500
-    for shown in "--decode-mode tokens" "--decode-mode mean" "--decode-mode tokens --blend-last-frame" "--decode-mode mean --blend-last-frame"; do
-        worldline evaluate "$work/short_$h" --num-clips None $shown --out "$work/choice/$h ${shown//--/}"
-    done
+# --- the compression track: a tokenizer that sees the frame before, a world, the same one without states ---
+once tokenizer tokenizer_tiny $data $crop --init-from tokenizer-tiny --model.lpips-weight 0.02 --steps 3200
+large="--tokenizer $work/tokenizer --batch-size 32 --steps 750 --model.calibrated True"
+once world compression_any $data $world $large
+once unconditional compression_tiny_unconditional $data $world $large
+
+# --- choose: how a forecast is shown ---
+for shown in "--decode-mode tokens" "--decode-mode mean" "--decode-mode tokens --blend-last-frame" "--decode-mode mean --blend-last-frame"; do
+    worldline evaluate "$work/world" --num-clips None --condition-samples 0 $shown --out "$work/choice${shown//[ -]/}"
 done
-hysteresis=0.75
-shown="--decode-mode mean --blend-last-frame"
+shown="--decode-mode mean"
 
 # --- to judge what the forecasts show: chosen on 56:68 (docs/inverse_dynamics.md) ---
 once inverse_dynamics inverse_dynamics_tiny $data --model.dropout 0.2 --steps 2500
@@ -32,13 +33,7 @@ reader="--inverse-dynamics $work/inverse_dynamics"
 worldline evaluate "$work/inverse_dynamics" --episodes 68:80 --num-clips None
 
 # --- report: the compression track ---
-# (the reported world: three minutes of a GPU, in fp32; then calibrated on 56:68, which changes no picture)
-large="--tokenizer $work/tokenizer_$hysteresis --batch-size 32 --steps 1500"
-once world_first compression_any $data $world $large
-once world compression_any $data $world --tokenizer "$work/tokenizer_$hysteresis" --init-from "$work/world_first" \
-    --model.calibrated True --validation-clips 64 --steps 1 --optimizer.lr 1e-12 --optimizer.warmup-steps 0 --start-offsets 1
-once unconditional compression_tiny_unconditional $data $world $large
-worldline evaluate "$work/tokenizer_$hysteresis" --episodes 68:80 --num-clips None
+worldline evaluate "$work/tokenizer" --episodes 68:80 --num-clips None
 worldline evaluate "$work/world" --unconditional "$work/unconditional" --episodes 68:80 --num-clips None $shown $reader
 
 # --- report: the sampling track ---
