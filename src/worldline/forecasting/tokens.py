@@ -320,7 +320,7 @@ def blend_last_frame(
     """Mix decoded frames with the last context frame: `seen + share * (1 - kept) * (decoded - seen)`.
 
     `kept` is interpolated between patches. The share grows evenly from 0 at the frame seen to 1 after a latent's
-    frames: at first less moves than decoding errs by (docs/results_g1.md).
+    frames: at first less moves than decoding errs by (docs/beyond_pictures.md).
 
     Args:
         decoded: the forecast of whole blocks of frames.
