@@ -44,7 +44,7 @@ class FSQKind(TokenizerKind):
     )
 
     def idle(self, config: TrainConfig, model: FSQVideoConfig) -> dict[str, str]:
-        return {"data.pattern.": "a clip is one block (--model.block-frames)"}
+        return {"data.pattern.": "a clip is a block, or two (--model.block-frames)"}
 
     def pattern(self, config: TrainConfig, model: FSQVideoConfig, grid: Any) -> FramePattern:
         return FramePattern(window=model.clip_frames)

@@ -94,7 +94,7 @@ class CausalWorld(nn.Module):
         if grid.latents_per_block != 1:
             raise UsageError(
                 f"a causal world predicts one grid a frame, but this tokenizer makes {grid.latents_per_block} grids of "
-                f"{grid.block} frames; give one of single frames (tokenizer_driven: --model.block-frames 1)"
+                f"{grid.block} frames; give one of single frames (a training of tokenizer_driven)"
             )
         refuse_other_levels(config.code_levels, grid)
         if grid.height % config.patch or grid.width % config.patch:
