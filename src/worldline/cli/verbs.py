@@ -267,7 +267,7 @@ class Demo(Checked):
     """Training steps of the new world."""
     max_minutes: Positive = 5.0
     """Stop that training after this long, whatever step it is at."""
-    num_clips: int = 48
+    num_clips: int = 24
     """Held-out clips for the built-in world over tokens."""
     json: bool = False
 
