@@ -49,6 +49,14 @@ def test_the_map_has_its_spot_where_the_point_is_and_none_for_what_is_behind() -
     assert Silhouette(turned, ("ELBOW",), 8)(states).abs().max() == 0
 
 
+def test_far_from_its_point_a_spot_is_almost_nothing_and_yet_no_subnormal_number() -> None:
+    """Processors multiply those so slowly that the map doubled the time of a training step."""
+    spots = Silhouette(ARM, ("ELBOW",), 32)(torch.tensor([[0.0]]))
+    assert spots[0, 0].max() < 1e-8
+    # Neither are their products with gradients, which are far smaller than 1.
+    assert (spots * 1e-20).min() >= torch.finfo(torch.float32).tiny
+
+
 def test_a_skeleton_of_another_robot_is_refused() -> None:
     with pytest.raises(UsageError, match="no state ELBOW"):
         Silhouette(ARM, ("KNEE",), 8)

@@ -22,6 +22,9 @@ NEAR = 0.05
 """Points nearer to the camera than this, in m, or behind it, are not seen."""
 SHARPEST = 0.5
 """Smallest deviation of a point's spot, in positions of the map."""
+FAINT = -20.0
+"""Logarithm of what is left of a spot far from its point. Less than 1e-38 would be subnormal, and a processor
+multiplies subnormal numbers 35 times more slowly."""
 ARM = 0.4
 """Depth in m at which a spot's second channel is as strong as its first."""
 
@@ -147,7 +150,8 @@ class Silhouette(nn.Module):
         flat, depth = self.projected(states)
         wide = (self.radii * self.focal / depth.clamp_min(NEAR)).clamp_min(SHARPEST * 2 / self.side)
         across, down = (((self.middles[:, None] - flat[:, None, :, i]) / wide[:, None]).square() for i in (0, 1))
-        spots = torch.exp(-0.5 * (down[:, :, None] + across[:, None])) * (depth > NEAR)[:, None, None]
+        faded = (-0.5 * (down[:, :, None] + across[:, None])).clamp_min(FAINT)
+        spots = faded.exp() * (depth > NEAR)[:, None, None]
         return torch.cat([spots, spots * (ARM / depth.clamp_min(NEAR))[:, None, None]], dim=-1)
 
     def _links(self, states: Tensor) -> tuple[list[Tensor], list[Tensor]]:
