@@ -56,6 +56,7 @@ class Means:
     """A `Tokenizer` of latents without weights: the mean of every 8x8 square of every fourth frame."""
 
     spatial_stride = 8
+    sees = False
 
     def grid(self, height: int, width: int) -> LatentGrid:
         return LatentGrid(channels=3, height=height // 8, width=width // 8)

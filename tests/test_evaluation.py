@@ -137,6 +137,7 @@ class _WithoutCodes:
     """A tokenizer as Cosmos' is: tokens in, frames out."""
 
     behind: FSQVideoTokenizer
+    sees = False
 
     @property
     def vocab_size(self) -> int:

@@ -282,7 +282,7 @@ def _loaded(
     settings |= networks.settings
     if protocol == "tokenizer":
         grid, tokenizer = describe_model(model).promise.grid, load_tokenizer(model).to(device)
-        context = tokenizer.config.block_frames if getattr(tokenizer, "sees", False) else 0
+        context = tokenizer.config.block_frames if tokenizer.sees else 0
         times = tuple(range(context, len(clips.pattern.frames)))
         given: dict[str, Any] = {"context_frames": context, "chunk_frames": 0, "times": times}
         alone = Autoencoder(**given, tokenizer=tokenizer, grid=grid, device=device)

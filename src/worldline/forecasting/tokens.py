@@ -189,7 +189,7 @@ class TokenForecaster(Forecaster):
     @property
     def _sees(self) -> bool:
         """Whether the decoder sees the last context frame."""
-        return getattr(self.tokenizer, "sees", False)
+        return self.tokenizer is not None and self.tokenizer.sees
 
     def _seen(self, context: Tensor, frames: UInt8[Tensor, "n t 3 h w"] | None) -> tuple[Tensor, ...]:
         """The last context frame, or nothing where neither decoder nor blend needs it; decoded where none is held."""

@@ -30,6 +30,8 @@ class Tokenizer(Protocol[Grid]):
 
     spatial_stride: int
     """Pixels of a frame's side for each position of a grid's."""
+    sees: bool
+    """Whether its decoder sees the frame before: then `decode` takes it as a second argument."""
 
     def grid(self, height: int, width: int) -> Grid:
         """How tokens or latents lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""

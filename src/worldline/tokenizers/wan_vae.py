@@ -155,6 +155,7 @@ class WanVAETokenizer(nn.Module):
     """diffusers' `AutoencoderKLWan`. To run it in another precision, cast it alone and not the statistics."""
     latents_mean: Tensor
     latents_std: Tensor
+    sees = False
 
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
