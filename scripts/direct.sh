@@ -9,6 +9,7 @@
 #
 # WORK=cache/direct       folder of the runs
 # TRAIN, VAL              of the twin: cache/builtins/train, cache/builtins/val
+# RECIPE=compression_any  of both ways; on the twin also compression_tiny, which has the map of the robot
 # STEPS=2500              of each training; a step takes about 0.35 s of one core
 # SEEDS="0"               a list: each decides the clips of both trainings, and their first weights where FROM is not given
 # FROM=RUN                begin both ways with the weights of this world, whose own training went grid by grid
@@ -18,6 +19,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${WORK:-cache/direct}
+recipe=${RECIPE:-compression_any}
 
 data="--start-offsets ${OFFSETS:-4} --data.cache $work/cache"
 if [ $# = 0 ]; then
@@ -31,41 +33,47 @@ fi
 begin=${FROM:+"--init-from $FROM --optimizer.lr 1e-3 --optimizer.warmup-steps 50"}
 seldom="--evaluate-every 1000 --checkpoint-every 250"
 
-trained() { # folder, recipe and options: train, or go on where it stopped
+trained() { # folder and options: train, or go on where it stopped
     if [ -e "$work/$1/config.json" ]; then
         worldline train --resume "$work/$1"
     else
-        worldline train "$2" $data $seldom "${@:3}" --out "$work/$1"
+        worldline train $recipe $data $seldom "${@:2}" --out "$work/$1"
     fi
 }
 
-evaluated() { # folder, recipe and options: train and evaluate, unless that is done
+evaluated() { # folder and options: train and evaluate, unless that is done
     [ -e "$work/evaluated/$1/metrics.json" ] && return
     trained "$@"
     worldline evaluate "$work/$1" $held_out --condition-samples 0 --lpips off --out "$work/evaluated/$1"
 }
 
+asked() { # option of a way
+    [ "$1" = direct ] && echo "--model.direct True" || echo "--model.direct False"
+}
+
 metrics="full_ce top500_ce_residual token_accuracy top500_coverage psnr_db_last psnr_db_mean"
 for seed in ${SEEDS:-0}; do
-    for way in compression_tiny_direct compression_any; do
-        evaluated "${way}_$seed" $way $begin ${OPTIONS:-} --steps "${STEPS:-2500}" --seed "$seed" --validation-clips 32
+    for way in by_grid direct; do
+        evaluated "${way}_$seed" $(asked $way) $begin ${OPTIONS:-} --steps "${STEPS:-2500}" --seed "$seed" \
+            --validation-clips 32
     done
-    worldline compare "$work/evaluated/compression_tiny_direct_$seed" "$work/evaluated/compression_any_$seed" --metric $metrics
+    worldline compare "$work/evaluated/direct_$seed" "$work/evaluated/by_grid_$seed" --metric $metrics
     # The same weights, calibrated on the clips that choose: one step that changes none of them.
-    for way in compression_tiny_direct compression_any; do
-        evaluated "${way}_${seed}_calibrated" $way --init-from "$work/${way}_$seed" --model.calibrated True --steps 1 \
-            ${OPTIONS:-} --optimizer.lr 1e-12 --optimizer.warmup-steps 0 --optimizer.ema-decay None --validation-clips 64
+    for way in by_grid direct; do
+        evaluated "${way}_${seed}_calibrated" $(asked $way) --init-from "$work/${way}_$seed" \
+            --model.calibrated True --steps 1 ${OPTIONS:-} --optimizer.lr 1e-12 --optimizer.warmup-steps 0 \
+            --optimizer.ema-decay None --validation-clips 64
     done
-    worldline compare "$work/evaluated/compression_tiny_direct_${seed}_calibrated" "$work/evaluated/compression_any_${seed}_calibrated" \
-        "$work/evaluated/compression_any_$seed" --metric $metrics
+    worldline compare "$work/evaluated/direct_${seed}_calibrated" "$work/evaluated/by_grid_${seed}_calibrated" \
+        "$work/evaluated/by_grid_$seed" --metric $metrics
 done
 
 # Both ways over all seeds, as they are and calibrated.
 for end in "" _calibrated; do
-    direct=() grids=()
+    at_once=() by_grid=()
     for seed in ${SEEDS:-0}; do
-        direct+=("$work/evaluated/compression_tiny_direct_$seed$end")
-        grids+=("$work/evaluated/compression_any_$seed$end")
+        at_once+=("$work/evaluated/direct_$seed$end")
+        by_grid+=("$work/evaluated/by_grid_$seed$end")
     done
-    python scripts/over_seeds.py "${direct[@]}" --minus "${grids[@]}"
+    python scripts/over_seeds.py "${at_once[@]}" --minus "${by_grid[@]}"
 done

@@ -444,7 +444,7 @@ def test_no_option_is_idle_for_a_world_over_latents(latent_lab: Path, tmp_path: 
 @pytest.mark.slow
 def test_a_direct_world_goes_through_every_verb(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     run, few = str(tmp_path / "run"), _words("--batch-size 2 --validation-clips 2 --start-offsets 2 --json")
-    recipe = ["compression_tiny_direct", "--model.calibrated", "True", "--tokenizer", str(lab / "tokenizer")]
+    recipe = _words(f"compression_any --model.direct True --model.calibrated True --tokenizer {lab / 'tokenizer'}")
     do("train", [*recipe, *SMALL_WORLD, *_on(lab / "raw", lab / "cache"), *few, "--steps", "2", "--out", run])
     do("evaluate", [run, "--num-clips", "2", "--json"])
     rows = {row.id: row.metrics for row in Evaluation.load(tmp_path / "run/evaluation/metrics.json").rows}

@@ -86,7 +86,7 @@ def test_python_is_told_too(tmp_path: Path) -> None:
     config = RECIPES["compression_tiny"]()
     with pytest.raises(UsageError, match="--weights would change nothing"):
         train(replace(config, weights=Path("X")), tmp_path / "run")
-    direct = RECIPES["compression_tiny_direct"]()
+    direct = replace(config, model=replace(config.model, direct=True))
     for recipe, unread, why in (
         (config, {"scheduled_sampling_rise": 0.5}, "scheduled_sampling is 0"),
         (direct, {"scheduled_sampling": 0.5}, "reads no grids of the future"),

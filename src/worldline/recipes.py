@@ -171,15 +171,6 @@ def compression_tiny_unconditional() -> TrainConfig:
     return replace(vectors, model=replace(vectors.model, unconditional=True))
 
 
-def compression_tiny_direct() -> TrainConfig:
-    """compression_any that predicts all future grids in one pass, each from context and states alone.
-
-    What the metric asks for: the distribution of every token given the context. Expected: docs/beyond_tokens.md.
-    """
-    vectors = compression_any()
-    return replace(vectors, model=replace(vectors.model, direct=True))
-
-
 def driven_tiny() -> TrainConfig:
     """A causal world to drive in, 2.6 M parameters: 128x128, one frame a step, 15 a second. Runs on two CPU cores.
 
@@ -364,7 +355,6 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         compression_any,
         compression_report_tiny,
         compression_tiny_unconditional,
-        compression_tiny_direct,
         driven_tiny,
         driven_any,
         driven_unconditional,

@@ -212,7 +212,7 @@ class STKind(TokenWorldKind):
     python_only = tuple(
         f"model.{name}"
         for name in (
-            *("direct", "mlp_ratio", "init_std", "state_hidden", "state_pooling", "loss_chunk"),
+            *("mlp_ratio", "init_std", "state_hidden", "state_pooling", "loss_chunk"),
             *("scheduled_sampling", "scheduled_sampling_rise", "skeleton"),
         )
     )
