@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 VERBS = {
     "data info": "show the content of a data set and all its problems",
-    "data convert": "write any source of frames as 1X raw data",
+    "data convert": "write any source of frames as 1X raw data or as LeRobot",
     "data tokenize": "write any source of frames as tokens",
     "data encode": "write any source of frames as continuous latents",
     "data twin": "make a data set of the simulated humanoid",

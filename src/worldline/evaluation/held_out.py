@@ -33,8 +33,8 @@ class DataChoice:
     """Which data are used, and how they are read if not as in training."""
 
     data: Path | tuple[Path, ...] | None = None
-    """Data set to use, or several of one layout; if not given, the run's own validation data (for built-ins:
-    twin-mini-val)."""
+    """Data set to use, or several of one layout; if not given, the run's own validation data (for built-ins
+    twin-mini-val, of those that are driven twin-table)."""
     episodes: str | None = None
     """Python slices and numbers of its episodes, for example `:-10` or `:40,45,50:60`."""
     exclude_episodes: tuple[Natural, ...] = ()

