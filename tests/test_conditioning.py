@@ -367,6 +367,11 @@ def test_a_map_of_the_twin_over_other_pictures_is_told(tmp_path: Path, capsys: p
     with pytest.raises(UsageError, match="differ in state names"):
         worldline.train("compression_tiny", out=tmp_path / "run", data={"path": squares, "cache": tmp_path / "cache"})
     assert f"{squares}: nothing here says that the pictures show the twin" in capsys.readouterr().err
+    split: dict[str, object] = {"path": squares, "val_path": None, "train_episodes": ":1", "val_episodes": "1:"}
+    with pytest.raises(UsageError, match="the skeleton is of another robot"):
+        worldline.train("compression_tiny", out=tmp_path / "run", data={**split, "cache": tmp_path / "cache"})
+    assert not (tmp_path / "cache").exists(), "it was refused before anything was tokenized"
+    capsys.readouterr()
     given: dict[str, object] = {
         "model": {"unconditional": True},
         "data": {"path": squares, "cache": tmp_path / "cache"},

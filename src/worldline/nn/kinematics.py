@@ -84,6 +84,17 @@ class Skeleton:
     camera: Camera
 
 
+def refuse_another_robot(skeleton: Skeleton, names: tuple[str, ...]) -> None:
+    """Raise `UsageError` where a state that turns a hinge of the skeleton is not among the names."""
+    turning = {hinge.state for link in skeleton.links for hinge in link.hinges}
+    if missing := sorted(turning - {*names}):
+        some = ", ".join(missing[:3])
+        raise UsageError(
+            f"the skeleton is of another robot: the data have no state {some}; take a recipe without a "
+            "skeleton (compression_any, sampling_any, driven_any), or give your robot's own (docs/states.md)"
+        )
+
+
 class Silhouette(nn.Module):
     """States to a map over the picture: for each point of the skeleton a spot where it is, as wide as the link there.
 
@@ -93,13 +104,8 @@ class Silhouette(nn.Module):
 
     def __init__(self, skeleton: Skeleton, names: tuple[str, ...], side: int) -> None:
         super().__init__()
+        refuse_another_robot(skeleton, names)
         hinges = [hinge for link in skeleton.links for hinge in link.hinges]
-        if missing := sorted({hinge.state for hinge in hinges} - {*names}):
-            some = ", ".join(missing[:3])
-            raise UsageError(
-                f"the skeleton is of another robot: the data have no state {some}; take a recipe without a "
-                "skeleton (compression_any, sampling_any, driven_any), or give your robot's own (docs/states.md)"
-            )
         self.skeleton, self.side = skeleton, side
         self.channels = 2 * len(skeleton.points)
         self.focal = 1 / math.tan(math.radians(skeleton.camera.fovy) / 2)
