@@ -20,6 +20,7 @@ from builders import (
     write_squares,
 )
 from commands import do
+from data_builders import write_lerobot
 from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN, small_vae
 from tolerances import assert_pixels_agree, assert_tokens_agree
 
@@ -175,6 +176,9 @@ def test_a_tokenizer_shows_them_whatever_the_image_size_a_recipe_had(tmp_path: P
     assert sorted(path.name for path in (tmp_path / "mp4").glob("*.mp4")) == [f"sample_{i}.mp4" for i in range(3)]
     with pytest.raises(UsageError, match="--format npz or png"):
         read_forecasts(tmp_path / "mp4")
+    episodes = write_lerobot(tmp_path / "episodes", "v2.1", (40,))
+    with pytest.raises(UsageError, match=r"LeRobot data set.*worldline\.open_data"):
+        read_forecasts(episodes)
 
 
 def test_it_forecasts_and_judges_frames_of_any_size_with_that_tokenizer(tmp_path: Path) -> None:

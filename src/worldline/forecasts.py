@@ -43,6 +43,7 @@ from worldline.forecasting.forecaster import clip_seeds
 from worldline.forecasting.postprocess import mean
 from worldline.forecasting.recorded import write_forecasts
 from worldline.forecasting.rollout import RollOut
+from worldline.formats.lerobot.metadata import INFO
 from worldline.formats.lerobot.write import Version
 from worldline.formats.video import encode
 from worldline.metrics.tokens import TOP
@@ -361,7 +362,7 @@ def read_forecasts(folder: Path) -> dict[str, Forecast]:
 
     Raises:
         DataError: a file is missing, damaged or of another shape, type or range; names it.
-        UsageError: the forecast was written as videos.
+        UsageError: the forecast was written as videos, or as a data set of episodes.
     """
     index = read_index(folder)
     return {sample.name: read_sample(folder, sample, index) for sample in index.samples}
@@ -369,6 +370,8 @@ def read_forecasts(folder: Path) -> dict[str, Forecast]:
 
 def read_index(folder: Path) -> Index:
     """What a folder of forecasts says of itself. Raises as `read_forecasts`."""
+    if not (folder / INDEX).exists() and (folder / INFO).exists():
+        raise UsageError(f"{folder} holds a LeRobot data set; read its episodes with worldline.open_data")
     index: Index = from_json(Index, read_json(folder / INDEX), folder / INDEX)
     if index.layout == "mp4":
         raise UsageError(f"{folder} holds videos to be looked at; forecast with --format npz or png to read frames")
