@@ -28,6 +28,7 @@ from pyarrow import parquet
 
 from worldline.data.clips import check_episodes
 from worldline.data.info import Info, inspect
+from worldline.data.splits import content_of, recordings
 from worldline.formats.open import open_source
 from worldline.schema import DataError
 
@@ -290,6 +291,9 @@ def test_what_is_no_row_of_numbers_is_named(tmp_path: Path, cells: Callable[[Any
     with pytest.raises(DataError, match=found) as caught:
         open_source(root).read_states(0, 0, 36)
     assert caught.value.path == table_of(root, 0)
+    for look in (content_of, recordings):  # what a training asks of the states first
+        with pytest.raises(DataError, match=r"leave episode 0 out: --exclude-episodes 0 .* --allow-missing"):
+            look(open_source(root), [0])
 
 
 def test_a_bad_row_in_a_shared_table_costs_its_own_episode(tmp_path: Path) -> None:
@@ -389,6 +393,7 @@ def test_episodes_shorter_than_a_sample_say_how_long_they_are(tmp_path: Path) ->
     assert [problem.kind for problem in problems] == ["too_short"]
     assert "34" in problems[0].examples[0]
     assert "lengths of 20 to 25" in problems[0].examples[0]
+    assert "found lengths of 25" in inspect(write(tmp_path / "one", lengths=(25,))).problems[0].examples[0]
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -364,6 +364,6 @@ def test_numbers_do_not_depend_on_the_batch_size(run: Path, place: Path, tmp_pat
 
 
 def test_episodes_that_are_all_too_short_are_refused_before_encoding(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no window of 101 frames in the 3 episodes, which have 93 to 93 frames"):
+    with pytest.raises(UsageError, match="no window of 101 frames in the 3 episodes, which have 93 frames"):
         encode_into(place, tmp_path / "out", pattern=FramePattern(window=101, stride=5))
     assert not (tmp_path / "out").exists()

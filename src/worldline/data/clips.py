@@ -19,7 +19,7 @@ from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import cached_frames
 from worldline.data.splits import Recordings, recordings
 from worldline.formats.open import OpenOptions, Roots, choose_episodes
-from worldline.formats.source import Source, how_to_leave_out
+from worldline.formats.source import Source, some_lengths, with_way_out
 from worldline.formats.video import resize
 from worldline.ranks import Ranks
 from worldline.schema import Clip, DataError, UsageError
@@ -102,7 +102,7 @@ def some_windows(
         lengths = [source.episodes[i].length for i in episodes]
         raise UsageError(
             f"{source.path}: no window of {window} frames in the {len(lengths)} {what}, which have "
-            f"{min(lengths, default=0)} to {max(lengths, default=0)} frames; choose longer episodes or a shorter window"
+            f"{some_lengths(lengths)} frames; choose longer episodes or a shorter window"
         )
     return index
 
@@ -177,12 +177,8 @@ def check_episodes(source: Source, episodes: Sequence[int], *, size: int | None 
     go on without that episode.
     """
     for episode in episodes:
-        try:
+        with with_way_out(source, episode):
             found = source.check(episode)
-        except DataError as problem:
-            way_out = f"{how_to_leave_out(source, episode)}, or whatever is damaged with --allow-missing."
-            fix = f"{problem.fix} Or leave {source.episodes[episode].name} out: {way_out}"
-            raise DataError(**vars(problem) | {"fix": fix}) from problem
         if size is None:
             check_size(source, episode, found)
 
@@ -221,7 +217,8 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
             raise UsageError(
                 f"what is trained on {source.path} cannot be validated on {held_out.path}, they differ in {what}: "
                 f"{source.alike[what]} and {held_out.alike[what]}. Give validation data like the training data "
-                "(--data.val-path)"
+                "(--data.val-path), or episodes of the same (--data.val-path None --data.train-episodes :-10 "
+                "--data.val-episodes -10:)"
             )
     return trained_on
 

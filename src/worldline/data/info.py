@@ -11,7 +11,7 @@ import numpy as np
 from worldline.data.clips import check_size, source_windows
 from worldline.data.splits import repeated
 from worldline.formats.open import JOINED, OpenOptions, choose_episodes, format_of, only
-from worldline.formats.source import Report, Source, noting
+from worldline.formats.source import Report, Source, noting, some_lengths
 from worldline.formats.states import StateStats, compute_stats, implausible
 from worldline.progress import watched
 from worldline.schema import DataError, TokenGrid
@@ -229,11 +229,11 @@ def _notes(source: Source, sample: int, statistics: StateStats | None) -> Iterat
         if short:
             yield (
                 f"{len(short)} of {len(source.episodes)} episodes are shorter than the {frames} frames of a sample of "
-                f"the {track} track and give none (they have {min(short)} to {max(short)})"
+                f"the {track} track and give none (they have {some_lengths(short)})"
             )
 
 
 def _too_short(path: Path, lengths: list[int], sample: int) -> DataError:
-    expected, found = f"an episode of at least {sample} frames", f"lengths of {min(lengths)} to {max(lengths)}"
+    expected, found = f"an episode of at least {sample} frames", f"lengths of {some_lengths(lengths)}"
     fix = "Record longer episodes, or train the sampling track on a shorter window."
     return DataError(path, expected=expected, found=found, fix=fix, kind="too_short")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worldline.files import reading, while_unchanged
-from worldline.formats.source import Source, how_to_leave_out
+from worldline.formats.source import Source, how_to_leave_out, with_way_out
 from worldline.schema import DataError, Episode
 
 _HEAD = 1 << 20
@@ -75,7 +75,8 @@ def _identify(source: Source, episode: int) -> tuple[str, bool]:
     listed = source.episodes[episode]
     if listed.recording is not None:
         return listed.recording, False
-    states = source.read_states(episode)
+    with with_way_out(source, episode):
+        states = source.read_states(episode)
     digest = hashlib.sha256(f"{states.shape}".encode() + states.tobytes())
     stands_still = bool((states == states[0]).all())
     if stands_still:
@@ -89,7 +90,8 @@ def content_of(source: Source, episodes: Sequence[int]) -> str:
     """Hash of the content of some episodes, in their order; 64 hexadecimal digits."""
     digest = hashlib.sha256(json.dumps([source.fps, source.layout.names, footage_of(source, episodes)]).encode())
     for episode in episodes:
-        states = source.read_states(episode)
+        with with_way_out(source, episode):
+            states = source.read_states(episode)
         digest.update(f"{states.shape}".encode())
         digest.update(states.tobytes())
     return digest.hexdigest()

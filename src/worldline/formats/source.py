@@ -271,9 +271,26 @@ def summarise(items: Sequence[str], limit: int = 4) -> str:
     return f"{len(items)}: {', '.join(items[:limit])}{', ...' if len(items) > limit else ''}"
 
 
+def some_lengths(lengths: Sequence[int]) -> str:
+    """The span of some lengths for a message: `20 to 33`, or `60`."""
+    least, most = min(lengths, default=0), max(lengths, default=0)
+    return f"{least} to {most}" if least < most else f"{least}"
+
+
 def own_number(episode: Episode) -> int:
     """The number of an episode in its data set."""
     return episode.index if episode.number is None else episode.number
+
+
+@contextmanager
+def with_way_out(source: Source, episode: int) -> Iterator[None]:
+    """Within it, a fault of the data also says how to go on without that episode."""
+    try:
+        yield
+    except DataError as problem:
+        way_out = f"{how_to_leave_out(source, episode)}, or whatever is damaged with --allow-missing."
+        fix = f"{problem.fix} Or leave {source.episodes[episode].name} out: {way_out}"
+        raise DataError(**vars(problem) | {"fix": fix}) from problem
 
 
 def how_to_leave_out(source: Source, episode: int) -> str:
