@@ -222,7 +222,10 @@ class Forecaster(ABC):
         frames, size = self._enough(batch, "frames", batch.frames, count), self.image_size
         height, width = frames.shape[-2:]
         if size is not None and {height, width} != {size}:
-            raise UsageError(f"this world was trained on frames of {size}x{size}, not {height}x{width}; scale them")
+            raise UsageError(
+                f"this world was trained on frames of {size}x{size}, not {height}x{width}; scale those of each clip as "
+                f"training does, by worldline.formats.video.resize(clip.frames, {size})"
+            )
         return frames
 
     def _given(self, frames: Tensor, states: Tensor, rows: int) -> Batch:
