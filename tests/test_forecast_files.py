@@ -24,7 +24,7 @@ from data_builders import write_lerobot
 from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN, small_vae
 from tolerances import assert_pixels_agree, assert_tokens_agree
 
-from worldline.contract import FramePattern, ModelConfig
+from worldline.contract import Contract, FramePattern, ModelConfig
 from worldline.encoding.encode import encode as encode_latents
 from worldline.families.card import ModelCard
 from worldline.families.config import LoadOptions
@@ -36,7 +36,9 @@ from worldline.formats.open import open_source
 from worldline.formats.video import encode
 from worldline.process.categorical import Sampling
 from worldline.rundir import to_json, write_model
-from worldline.schema import DataError, LatentGrid, TokenGrid, UsageError
+from worldline.schema import DataError, LatentGrid, TokenGrid, UsageError, stack
+from worldline.tokenizers.fsq_video import FSQVideoConfig
+from worldline.worlds.causal import CausalConfig
 
 GRID = small_tokenizer().grid(16, 16)
 
@@ -147,6 +149,38 @@ def test_test_samples_of_tokens_are_forecast_without_a_tokenizer(tmp_path: Path)
                 expected = chances.gather(-1, made.top_ids[0, index])
                 torch.testing.assert_close(made.top_log_probs[0, index], expected, rtol=1e-4, atol=1e-4)
         assert made.top_ids.shape == (1, 3, 2, 2, 200), "no more than there are"
+
+
+def write_driven(place: Path, horizon: int) -> Path:
+    """A world that is driven and its tokenizer of single frames of 16x16, as training leaves them; give both."""
+    torch.manual_seed(0)
+    sizes = {"widths": (8,), "blocks": (1,), "encoder_kernels": (3,), "kernel": 3, "block_frames": 1}
+    tokenizer = FSQVideoConfig(levels=(4, 3), patch=(1, 4), merges=(), **sizes).build()  # pyright: ignore[reportArgumentType]
+    sizes = {"context_grids": 4, "horizon_grids": horizon, "width": 16, "heads": 2, "layers": 1, "state_hidden": 8}
+    grid, names = tokenizer.grid(16, 16), TWO_JOINTS.names
+    world = CausalConfig(code_levels=(4, 3), **sizes).build(grid, names)  # pyright: ignore[reportArgumentType]
+    known = {"state_names": names, "state_kinds": TWO_JOINTS.kinds, "source_kind": "1x-raw", "image_size": 16}
+    pattern = FramePattern(window=4 + horizon)
+    contract = Contract(fps=30.0, pattern=pattern, grid=grid, **known)  # pyright: ignore[reportArgumentType]
+    cards = {place: ModelCard(config=world.config, contract=contract)}
+    cards[place / "tokenizer"] = ModelCard(config=tokenizer.config)
+    for (folder, card), model in zip(cards.items(), (world, tokenizer), strict=True):
+        folder.mkdir(parents=True)
+        write_model(folder, card.to_json(), model.state_dict())
+    return place
+
+
+@pytest.mark.parametrize("layout", ["npz", "png"])
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_all_frames_of_a_driven_world_are_written_and_read_again(horizon: int, layout: str, tmp_path: Path) -> None:
+    world, data = write_driven(tmp_path / "world", horizon), write_squares(tmp_path / "squares", 1, length=8)
+    run(world, "--data", data, "--num-clips", "1", "--format", layout, "--out", tmp_path / "out")
+    (made,) = read_forecasts(tmp_path / "out").values()
+    loaded, clip = load_forecaster(world, LoadOptions(device="cpu")), open_source(data).read(0, 0, 4 + horizon)
+    expected = loaded.whole.forecast_clips(stack([clip]), seeds=clip_seeds(0, [clip.origin]))
+    assert made.times == expected.times == tuple(range(4, 4 + horizon))
+    assert_pixels_agree(made.video, expected.video)
+    assert made.tokens is None
 
 
 def test_samples_of_several_test_sets_do_not_overwrite_each_other(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class Index:
     mean_of: int = 0
     """Samples whose mean is the one future that is written; 0 where they are written themselves."""
     vocabulary: int | None = None
-    """Number of tokens there are; None of a world without tokens."""
+    """Number of tokens there are; None where files hold none: of a world without tokens, or that is driven."""
     content: str = ""
     """Hash of the data of these samples (`content_of`), so that a test set is recognised at another place."""
     made_from: str = ""
@@ -110,7 +110,8 @@ class ForecastOptions(DataChoice, LoadOptions):
     """Folder for the forecasts; if not given, `RUN/forecasts` (for built-ins: runs/NAME)."""
     format: Layout = "mp4"
     """`mp4` shows context and futures, beside the real clip where it is known; `png` contains only the predicted
-    frames, lossless; `npz` contains these and, for worlds over tokens, tokens and their 500 best log-probabilities.
+    frames, lossless; `npz` contains these and, for worlds over tokens that are not driven, tokens and their 500 best
+    log-probabilities.
     `lerobot-v3.0` and `lerobot-v2.1` make a LeRobot data set: every future is an episode, after its context."""
     mean: bool = False
     """Worlds over latents: write the mean of the samples, pixel by pixel, in their place: the best guess under PSNR."""
@@ -266,6 +267,7 @@ def _index(
 ) -> Index:
     model = model_folder(run, options.checkpoint)
     device, numbers = ranks.device(options.device), [sample.clip for sample in samples]
+    whole = loaded.whole
     drawn = {"sample": options.sampling(), "seed": options.seed, "numbers": numbers, "mean": options.mean}
     models = {name: (folder, loaded.tokenizer) for name, folder in folders_of(run, options).items()}
     made = identities_of(clips, models, options=drawn, weights=options.weights, device=device)
@@ -275,10 +277,10 @@ def _index(
         checkpoint=model.name,
         data=clips.source.path.resolve().name,
         fps=clips.source.fps,
-        times=loaded.forecaster.times,
+        times=whole.times,
         num_samples=1 if options.mean else options.num_samples,
         mean_of=options.num_samples if options.mean else 0,
-        vocabulary=None if loaded.forecaster.token_grid is None else loaded.forecaster.token_grid.vocab_size,
+        vocabulary=whole.token_grid.vocab_size if whole.token_grid and "top" in whole.extras else None,
         content=made.data.content,
         seed=options.seed,
         settings=loaded.settings,
@@ -310,7 +312,8 @@ def _begun(folder: Path, index: Index, files: Sequence[Path]) -> set[Path]:
 
 
 def _arrays(forecast: Forecast, clip: int) -> dict[str, np.ndarray]:
-    made = {name: getattr(forecast, name) for name in ("frames", "tokens", "top_ids", "top_log_probs")}
+    of_tokens = () if forecast.top_ids is None else ("tokens", "top_ids", "top_log_probs")  # all of them, or none
+    made = {name: getattr(forecast, name) for name in ("frames", *of_tokens)}
     found = {name: x[clip].numpy() for name, x in made.items() if x is not None}
     found = {name: x.astype(np.int32) if x.dtype == np.int64 else x for name, x in found.items()}
     if "frames" in found:

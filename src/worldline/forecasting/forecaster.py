@@ -93,6 +93,11 @@ class Forecaster(ABC):
         return [tuple(piece.clone() for piece in own) for own in zip(*pieces, strict=True)]
 
     @property
+    def extras(self) -> frozenset[Extra]:
+        """Parts of a forecast that `forecast_clips` can give beside its frames; others are asked for in vain."""
+        return frozenset()
+
+    @property
     def streamed(self) -> frozenset[Extra]:
         """Parts of a forecast that a step of a session can give beside its frames (`Session.advance`)."""
         return frozenset()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +164,10 @@ class TokenForecaster(Forecaster):
         return tuple(
             part.repeat_interleave(self.num_samples, dim=0) for part in (context, *self._seen(context, batch.frames))
         )
+
+    @property
+    def extras(self) -> frozenset[Extra]:
+        return frozenset(get_args(Extra))
 
     @property
     def streamed(self) -> frozenset[Extra]:
