@@ -88,6 +88,8 @@ def test_wrong_names_and_values_are_refused() -> None:
         worldline.train("compression_tiny", data={"cache_size": 96})
     with pytest.raises(UsageError, match="absent does not exist"):
         worldline.open_data("absent")
+    with pytest.raises(UsageError, match="load takes its options by name, and 'best' has none"):
+        worldline.load("compression-tiny", "best")  # pyright: ignore[reportCallIssue]
 
 
 @needs_builtins

@@ -32,6 +32,7 @@ from worldline.ranking.rank import rank as ranked
 from worldline.ranks import Ranks
 from worldline.recipes import RECIPES
 from worldline.rundir import RunDir, built, to_json
+from worldline.schema import UsageError
 from worldline.training import loop
 from worldline.training.loop import TrainResult
 from worldline.twin.skeleton import unseen_view
@@ -49,6 +50,8 @@ def _taking(
 
     @wraps(function)
     def by_name(place: Place, *none: Given.args, **given: Given.kwargs) -> Result:
+        if none:
+            raise UsageError(f"{name} takes its options by name, and {none[0]!r:.80} has none; help({name}) lists them")
         return function(place, built(kind, given))
 
     signature, options = inspect.signature(function), inspect.signature(kind).parameters.values()
