@@ -52,6 +52,15 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scored]:
         """It knows."""
         raise NotComputed("no oracle was at hand")
 
+    for id, missing in (("first_clips", 1), ("last_clip", 2)):
+
+        @Entry(id, id, "baseline")
+        def _(scene: Scene, missing: int = missing) -> Made:
+            """As a row of saved physics, where the file of one episode is gone."""
+            if len(scene.batch) == missing:
+                raise NotComputed(f"nothing of the batch of {missing}")
+            return Made(frames=scene.truth)
+
     place = tmp_path_factory.mktemp("scored")
     squares = write_squares(place / "squares", 3, length=34)
     clips = open_clips(DataConfig(path=squares, pattern=FramePattern(window=34)), "val")
@@ -92,6 +101,13 @@ def test_a_baseline_is_one_entry(scored: Scored) -> None:
     assert ("forecast", "grey", "psnr_db_last") in compared
     assert scored.evaluation.not_computed["oracle"] == "no oracle was at hand"
     assert scored.shows("grey frames", "an oracle", "no oracle was at hand")
+
+
+def test_a_row_that_cannot_be_made_of_every_batch_is_left_out_and_it_is_said(scored: Scored) -> None:
+    assert not {"first_clips", "last_clip"} & scored.rows.keys()
+    reasons = scored.evaluation.not_computed
+    assert reasons["first_clips"] == "nothing of the batch of 1"
+    assert reasons["last_clip"] == "nothing of the batch of 2"
 
 
 def test_a_metric_is_one_entry(scored: Scored) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 from zipfile import is_zipfile
 
 import torch
@@ -51,6 +52,7 @@ FEW_CLIPS = 12
 """Clips on which studies measure what is costly."""
 SHOWN_ORDER = ("model", "baseline", "ceiling", "ablation")
 ORDER: tuple[Role, ...] = ("model", "ablation", "baseline", "ceiling")
+Key = TypeVar("Key")
 SMALLEST_STD = 1e-6
 """Deviation below which a state counts as one that never changes."""
 
@@ -112,17 +114,22 @@ class Tally:
 
     @staticmethod
     def joined(parts: "Sequence[Tally]") -> "Tally":
-        """Scores of all clips, in order. Each batch was scored in the same way."""
+        """Scores of all clips, in order. What cannot be computed of one batch (say, its physics are gone) is left out."""
         first = parts[0]
+
+        def joined(each: Sequence[Mapping[Key, Tensor]]) -> dict[Key, Tensor]:
+            return {key: torch.cat([own[key] for own in each]) for key in each[0] if all(key in own for own in each)}
+
         return replace(
             first,
             episodes=[episode for part in parts for episode in part.episodes],
             starts=[start for part in parts for start in part.starts],
-            scores={key: torch.cat([part.scores[key] for part in parts]) for key in first.scores},
-            measured={key: torch.cat([part.measured[key] for part in parts]) for key in first.measured},
-            features={key: torch.cat([part.features[key] for part in parts]) for key in first.features},
-            shown={key: torch.cat([part.shown[key] for part in parts]) for key in first.shown},
-            maps={key: torch.cat([part.maps[key] for part in parts]) for key in first.maps},
+            scores=joined([part.scores for part in parts]),
+            measured=joined([part.measured for part in parts]),
+            features=joined([part.features for part in parts]),
+            shown=joined([part.shown for part in parts]),
+            maps=joined([part.maps for part in parts]),
+            not_computed={id: why for part in reversed(parts) for id, why in part.not_computed.items()},
             totals={key: torch.stack([part.totals[key] for part in parts]).sum(dim=0) for key in first.totals},
         )
 
