@@ -12,7 +12,7 @@ from worldline.data.augment import AugmentConfig
 from worldline.data.clips import DataConfig
 from worldline.families.card import describe_model
 from worldline.families.config import TrainConfig
-from worldline.families.load import load_forecaster
+from worldline.families.load import load_forecaster, prepare
 from worldline.judges.inverse_dynamics import InverseDynamics, InverseDynamicsConfig, blurred, explained
 from worldline.nn.optimizer import OptimizerConfig
 from worldline.planning.plan import plan
@@ -165,6 +165,14 @@ def test_a_finished_run_knows_what_of_it_is_readable(tmp_path: Path) -> None:
     config = run_on_squares(tmp_path)
     train(replace(config, steps=60), tmp_path / "run")
     assert _weights(tmp_path / "run")["r2"].max() > 0.3
+
+
+def test_what_is_readable_is_measured_where_the_model_is_and_keeps_no_graph(tmp_path: Path) -> None:
+    config = run_on_squares(tmp_path)
+    made = prepare(config)
+    made.kind.finish(made.model, made, replace(config, device="cuda:7"))  # each rank has a device of its own
+    assert made.model.r2.any()
+    assert not made.model.r2.requires_grad
 
 
 def test_what_cannot_be_read_from_is_refused(tmp_path: Path) -> None:

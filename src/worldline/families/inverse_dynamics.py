@@ -59,9 +59,10 @@ class InverseDynamicsKind(Kind):
         card = ModelCard(config=model, contract=contract, statistics=statistics)
         return Prepared(kind=self, model=judge, train=clips[0], val=clips[1], card=card)
 
+    @torch.no_grad()
     def finish(self, model: InverseDynamics, made: Prepared, config: TrainConfig) -> None:
         """Measure, on validation clips, how much of the variance of every dimension is read."""
-        device, generator = Ranks().device(config.device), torch.Generator().manual_seed(config.seed)
+        device, generator = next(model.parameters()).device, torch.Generator().manual_seed(config.seed)
         count = min(VALIDATED, len(made.val))
         numbers = [round(i * (len(made.val) - 1) / max(1, count - 1)) for i in range(count)]
         read, true = [], []

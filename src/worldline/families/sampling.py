@@ -62,7 +62,7 @@ class VAEKind(TokenizerKind):
     def finish(self, model: WanVAETokenizer, made: Prepared, config: TrainConfig) -> None:
         if model.config.keep_latents:
             return
-        device, at_once = Ranks().device(config.device), -(-config.batch_size // config.accumulate)
+        device, at_once = next(model.parameters()).device, -(-config.batch_size // config.accumulate)
         train = made.train
         numbers = range(0, len(train), max(1, len(train) // MEASURED_CLIPS))
         parts = (numbers[begin : begin + at_once] for begin in range(0, len(numbers), at_once))
@@ -165,7 +165,7 @@ class LatentWorldKind(WorldKind):
         world = self.build(model, contract, backbone)
         if text is not None:
             world.set_text(text)
-        place, vae = config.tokenizer, vae.to(Ranks().device(config.device)).requires_grad_(False)
+        place, vae = config.tokenizer, vae.to(ranks.device(config.device)).requires_grad_(False)
         return self.prepared(
             replace(config, model=model),
             world,
