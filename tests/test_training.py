@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ from worldline.evaluation.evaluate import EvaluateOptions, evaluate
 from worldline.families.card import ModelCard
 from worldline.families.compression import autoregressive_loss
 from worldline.families.config import TrainConfig
-from worldline.families.family import Prepared, kind_of
+from worldline.families.family import Kind, Prepared, kind_of
 from worldline.families.load import load_world, prepare
 from worldline.families.tokenizers import load_tokenizer
 from worldline.files import read_json
@@ -50,7 +50,7 @@ from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimiz
 from worldline.process.categorical import Sampling
 from worldline.ranks import Ranks
 from worldline.rundir import Best, RunDir, load_tensors, model_folder, save_tensors, write_model
-from worldline.schema import DataError, TokenGrid, UsageError, join, stack
+from worldline.schema import Batch, DataError, TokenGrid, UsageError, join, stack
 from worldline.tokenizers.wan_vae import WanVAETokenizer
 from worldline.training.checkpoint import TrainState, better, evaluated
 from worldline.training.loop import NonFiniteLossError, train, validate
@@ -532,6 +532,22 @@ def test_validation_is_the_mean_over_evenly_spread_clips(tmp_path: Path, batch_s
     assert found["val/autoregressive_loss"] == pytest.approx(sum(followed) / 5)
 
 
+def test_what_a_loss_draws_in_validation_differs_between_batches_and_repeats(tmp_path: Path) -> None:
+    class Drawing(nn.Module):
+        drawn: ClassVar[list[float]] = []
+
+        def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+            self.drawn += torch.rand(len(batch), generator=generator).tolist()
+            return torch.zeros(()), {}
+
+    model, clips = Drawing(), open_clips(_world(tmp_path).data, "val")
+    made = replace(_prepared(model, clips), kind=Kind())
+    for _ in range(2):
+        validate(model, made, num_clips=6, device=CPU, batch_size=2)
+    assert len(set(model.drawn[:6])) == 6
+    assert model.drawn[6:] == model.drawn[:6]
+
+
 def test_the_autoregressive_loss_is_that_of_the_truth_along_the_worlds_own_way() -> None:
     world, batch = small_world(), token_batch(size=3)
     assert batch.tokens is not None
@@ -719,6 +735,15 @@ def test_a_decoder_that_sees_trains_on_pairs_of_blocks_and_is_judged_on_the_seco
     error = (made[0].double() - frames[17:].double()).square().mean(dim=(1, 2, 3))
     expected = (10 * (255**2 / error).log10()).mean().item()
     assert (row.id, row.metrics["psnr_db_mean"].mean) == ("reconstruction", pytest.approx(expected, abs=1e-2))
+
+
+def test_the_latents_of_a_vae_are_measured_where_it_is(tmp_path: Path) -> None:
+    data = DataConfig(path=write_squares(tmp_path / "squares", 2, length=9), train_episodes="0", val_episodes="1")
+    data = replace(data, pattern=FramePattern(window=9), window_stride=9)
+    config = TrainConfig(model=SMALL_VAE, data=data, optimizer=OptimizerConfig(), batch_size=1, steps=1, device="cpu")
+    made = prepare(config)
+    made.kind.finish(made.model, made, replace(config, device="cuda:7"))  # each rank has a device of its own
+    assert made.model.latents_mean.any()
 
 
 def test_a_decoder_is_trained_under_latents_that_stay(tmp_path: Path) -> None:

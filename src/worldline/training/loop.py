@@ -269,11 +269,15 @@ def _terminable() -> Iterator[Callable[[], bool]]:
 def validate(
     model: nn.Module, made: Prepared, *, num_clips: int, device: torch.device, batch_size: int = 8
 ) -> dict[str, float]:
-    """Mean loss and figures over evenly spread validation clips, as `val/...`. The model is in evaluation mode."""
+    """Mean loss and figures over evenly spread validation clips, as `val/...`. The model is in evaluation mode.
+
+    What a loss draws (noise, paces) is drawn anew for every clip, and is the same at every validation.
+    """
     chosen, totals = evenly(len(made.val), num_clips), dict[str, float]()
+    generator = torch.Generator().manual_seed(0)
     for part in np.array_split(chosen, max(1, len(chosen) // batch_size)):
         batch = _batch(made, part, device)
-        loss, figures = model.loss(batch, torch.Generator().manual_seed(0))  # pyright: ignore[reportCallIssue]
+        loss, figures = model.loss(batch, generator)  # pyright: ignore[reportCallIssue]
         measured = {name: value.item() for name, value in made.kind.figures(model, batch).items()}
         for name, value in {"loss": loss.item(), **figures, **measured}.items():
             totals[name] = totals.get(name, 0.0) + value * len(part) / len(chosen)
