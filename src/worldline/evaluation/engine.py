@@ -114,7 +114,7 @@ class Tally:
 
     @staticmethod
     def joined(parts: "Sequence[Tally]") -> "Tally":
-        """Scores of all clips, in order. What cannot be computed of one batch (say, its physics are gone) is left out."""
+        """Scores of all clips, in order. What cannot be computed of one batch (its physics are gone) is left out."""
         first = parts[0]
 
         def joined(each: Sequence[Mapping[Key, Tensor]]) -> dict[Key, Tensor]:
