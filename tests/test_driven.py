@@ -323,6 +323,15 @@ def test_it_is_judged_over_the_window_of_its_training() -> None:
     assert Loaded(forecaster=one_window, contract=contract).whole is one_window
 
 
+def test_other_states_are_those_of_the_context_too() -> None:
+    forecaster = RollOut.of(forecaster_of(), 3)
+    own, others = (states_of(7, seed=seed) for seed in (0, 1))
+    clips = Batch(states=own, fps=15.0, origins=(), frames=noise_frames(2, 4, 3, 16, 16))
+    made = forecaster.forecast_clips(clips, states=others)
+    assert torch.equal(made.video, forecaster.forecast_clips(replace(clips, states=others)).video)
+    assert not torch.equal(made.video, forecaster.forecast_clips(clips).video)
+
+
 def test_the_mean_code_is_decoded_where_that_is_asked_for() -> None:
     made = [steps(begun(forecaster_of(decode_mode=mode)), 2) for mode in ("tokens", "mean")]
     assert not torch.equal(*made)

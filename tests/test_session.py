@@ -2,6 +2,8 @@
 
 import gc
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -399,6 +401,31 @@ def test_wrong_frames_states_and_seeds_are_refused(forecaster: Forecaster) -> No
     with pytest.raises(UsageError, match="no finite numbers"):
         session.advance(states_of(ahead) / 0)
     assert session.snapshot() is before, "what was refused changed nothing"
+
+
+def test_frames_that_are_no_grey_levels_are_refused_and_numbers_of_numpy_will_do() -> None:
+    """In a process of its own, where nothing checks the types of arguments."""
+    lines = (
+        "import numpy as np, torch",
+        "from worldline.forecasting.forecaster import CopyLast",
+        "from worldline.schema import UsageError",
+        "one = CopyLast(context_frames=2, times=(2,), chunk_frames=1)",
+        "frames, states = torch.zeros(1, 2, 3, 4, 4, dtype=torch.uint8), torch.from_numpy(np.zeros((1, 3, 5)))",
+        "session = one.start(frames, states[:, :2], seed=np.int64(3))",
+        "session.advance(states[:, 2:])",
+        "assert session.snapshot().states.dtype == torch.float32",
+        "assert one.forecast(frames, states).video.shape == (1, 1, 1, 3, 4, 4)",
+        "for wrong in (frames / 255, frames.transpose(2, 4), frames[0], frames[:0]):",
+        "    try:",
+        "        one.forecast(wrong, states[: len(wrong)])",
+        "    except UsageError as error:",
+        "        print(error)",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = "frames are uint8 RGB, 0..255, of clips x frames x 3 x height x width, one clip at least, not "
+    found = ["float32 of 1 x 2 x 3 x 4 x 4", "uint8 of 1 x 2 x 4 x 4 x 3", "uint8 of 2 x 3 x 4 x 4"]
+    assert done.stdout.splitlines() == [said + one for one in (*found, "uint8 of 0 x 2 x 3 x 4 x 4")]
 
 
 def test_frames_of_another_size_are_refused(forecasters: dict[str, Forecaster]) -> None:

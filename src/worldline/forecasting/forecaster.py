@@ -186,7 +186,8 @@ class Forecaster(ABC):
             extra: further parts of the forecast. Costs need the whole true future, which nothing else reads.
         """
         del extra  # of what has tokens
-        return self.step(self.begin(batch), batch.states if states is None else states, seeds=seeds)[0]
+        given = batch if states is None else replace(batch, states=states)
+        return self.step(self.begin(given), given.states, seeds=seeds)[0]
 
     def round_trip(self, batch: Batch) -> tuple[Frames, Frames] | None:
         """Frames of the context, and what of them its tokens or latents kept, decoded; None where there are none.
@@ -217,7 +218,7 @@ class Forecaster(ABC):
             raise UsageError("no frames of this forecaster's window lie as a context does: it cannot be rolled on")
         states = batch.states[:, : self.context_frames].cpu().clone()
         _check_states(states, len(batch), self.context_frames, states.shape[-1])
-        seeds = (seed,) * len(batch) if isinstance(seed, int) else tuple(seed)
+        seeds = (int(seed),) * len(batch) if isinstance(seed, int | np.integer) else tuple(map(int, seed))
         if len(seeds) != len(batch) or min(seeds, default=0) < 0:
             raise UsageError(f"give one seed of 0 or more, or one for each of {len(batch)} clips, not {seed}")
         return Session(self, Snapshot(made_by=signature(self), context=self.begin(batch), states=states, seeds=seeds))
@@ -234,10 +235,17 @@ class Forecaster(ABC):
         return frames
 
     def _given(self, frames: Tensor, states: Tensor, rows: int) -> Batch:
+        """A batch of what a caller gave. Floats of NumPy, which are float64, become what worlds compute with."""
+        shape = tuple(frames.shape)
+        if frames.dtype != torch.uint8 or len(shape) != 5 or shape[2] != 3 or not shape[0]:
+            raise UsageError(
+                "frames are uint8 RGB, 0..255, of clips x frames x 3 x height x width, one clip at least, not "
+                f"{str(frames.dtype).removeprefix('torch.')} of {' x '.join(map(str, shape))}"
+            )
         if frames.shape[1] != self.context_frames:
             raise UsageError(f"the context is {self.context_frames} frames, but {frames.shape[1]} were given")
         _check_states(states, len(frames), rows, states.shape[-1])
-        return Batch(states=states, fps=0.0, origins=(), frames=frames)
+        return Batch(states=states.float(), fps=0.0, origins=(), frames=frames)
 
     def _enough(self, batch: Batch, what: str, held: Tensor | None, count: int) -> Tensor:
         """What clips hold, on axis 1. Raises `UsageError` where it is less than is needed."""
@@ -370,7 +378,8 @@ def advance_together(
     chunk, dims = forecaster.chunk_frames, moments[0].states.shape[-1]
     for moment, ahead in zip(moments, states, strict=True):
         _check_states(ahead, len(moment.seeds), forecaster.lookahead_frames, dims)
-    windows = [torch.cat([now.states, ahead.cpu()], dim=1) for now, ahead in zip(moments, states, strict=True)]
+    ways = [ahead.to("cpu", torch.float32) for ahead in states]
+    windows = [torch.cat([now.states, way], dim=1) for now, way in zip(moments, ways, strict=True)]
     drawn = [chunk_seeds(moment.seeds, moment.chunks) or () for moment in moments]
     alone, clips = len(moments) == 1, [len(moment.seeds) for moment in moments]
     context = moments[0].context if alone else forecaster.joined([moment.context for moment in moments])
