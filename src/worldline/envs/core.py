@@ -258,8 +258,7 @@ class Core:
 
     def close(self) -> None:
         """Free what the forecaster holds; it opens it again where it is used again."""
-        if callable(close := getattr(self.forecaster, "close", None)):
-            close()
+        self.forecaster.close()
 
 
 def _one_after_another(looks: Sequence[Look]) -> Look:

@@ -82,6 +82,9 @@ class Forecaster(ABC):
         del moment
         return None
 
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Free what it holds outside of memory (the live twin's OpenGL contexts); it is opened again where needed."""
+
     def joined(self, contexts: Sequence[Context]) -> Context:
         """One context of the clips of several, in order; by default the rows of each tensor, on axis 0."""
         return tuple(torch.cat(parts) for parts in zip(*contexts, strict=True))
