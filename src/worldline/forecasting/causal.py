@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from worldline.forecasting.forecaster import Context, Extra, Forecaster, Frames, Seeds, States, Step, generators
-from worldline.forecasting.tokens import DecodeMode
+from worldline.forecasting.tokens import DecodeMode, refuse_without_codes
 from worldline.process.categorical import Sampling
 from worldline.schema import Batch, Certainty, Forecast, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
@@ -66,8 +66,8 @@ class CausalForecaster(Forecaster):
     def __post_init__(self) -> None:
         if self.num_samples > 1 and self.sampling.temperature == 0:
             raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
-        if self.decode_mode == "mean" and not hasattr(self._known(), "decode_codes"):
-            raise UsageError("this tokenizer's tokens have no codes with a mean; use --decode-mode tokens")
+        if self.decode_mode == "mean":
+            refuse_without_codes(self._known())
         context = self.grid.frames_of(self.world.context_grids)
         vars(self).update(context_frames=context, times=(context,), chunk_frames=1)
 

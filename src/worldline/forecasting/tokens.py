@@ -26,7 +26,7 @@ from worldline.forecasting.forecaster import (
 from worldline.metrics.tokens import TOP, Guesses, entropy, grid_costs, guesses_of
 from worldline.process.categorical import GridStep, Sampling
 from worldline.schema import Batch, Certainty, Forecast, TokenGrid, UsageError
-from worldline.tokenizers.tokenizer import Tokenizer
+from worldline.tokenizers.tokenizer import Coded, Tokenizer
 
 DecodeMode = Literal["tokens", "mean"]
 """How a predicted grid is decoded: from its tokens, or from the mean code of their distribution (the best answer under
@@ -89,8 +89,8 @@ class TokenForecaster(Forecaster):
             )
         if self.num_samples > 1 and self.sampling.temperature == 0:
             raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
-        if self.decode_mode == "mean" and not hasattr(self._known(), "codebook"):
-            raise UsageError("this tokenizer's tokens have no codes with a mean; use --decode-mode tokens")
+        if self.decode_mode == "mean":
+            refuse_without_codes(self._known())
         context, horizon = map(self.grid.frames_of, (self.world.context_grids, self.world.horizon_grids))
         times = tuple(range(context, context + horizon))
         vars(self).update(context_frames=context, times=times, chunk_frames=horizon)
@@ -291,6 +291,12 @@ class TokenForecaster(Forecaster):
 
     def _decode_codes(self, codes: Tensor, *seen: Tensor) -> UInt8[Tensor, "n t 3 h w"]:
         return self._known().decode_codes(codes.to(self.device), *(one.to(self.device) for one in seen)).cpu()
+
+
+def refuse_without_codes(tokenizer: Any) -> None:
+    """Raise `UsageError` for a tokenizer of which no mean can be decoded."""
+    if not isinstance(tokenizer, Coded):
+        raise UsageError("this tokenizer's tokens have no codes with a mean; use --decode-mode tokens")
 
 
 def _certainty(logits: Float[Tensor, "b h w v"], guesses: Guesses | None) -> dict[str, Tensor]:

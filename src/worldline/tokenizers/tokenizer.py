@@ -49,6 +49,18 @@ class Tokenizer(Protocol[Grid]):
         ...
 
 
+@runtime_checkable
+class Coded(Protocol):
+    """A tokenizer whose tokens have codes, so that a mean of them can be decoded."""
+
+    codebook: Float32[Tensor, "v d"]
+    """Codes of all tokens."""
+
+    def decode_codes(self, codes: Float32[Tensor, "b l gh gw d"], /) -> UInt8[Tensor, "b t 3 h w"]:
+        """As `Tokenizer.decode`, of codes."""
+        ...
+
+
 def video_in(batch: Batch) -> Float32[Tensor, "b 3 t h w"]:
     """The video that a tokenizer trains on, in [-1, 1]. Raises `UsageError` if a batch has none."""
     if batch.frames is None:
