@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +40,14 @@ Report = Callable[[int, int, dict[str, float]], None]
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; names the step and the clips of its batch."""
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """A model whose loss changes while it is trained."""
+
+    progress: float
+    """Share of the training that is done; 1 where it is over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +172,8 @@ class _Training:
         """One optimizer step: its figures, means over the ranks, and whether any of these is asked to stop."""
         config, state, ranks = self.config, self.state, self.ranks
         rate = config.optimizer.learning_rate(state.step, self.total)
-        if hasattr(state.model, "progress"):
-            state.model.progress = state.step / self.total  # pyright: ignore[reportArgumentType]
+        if isinstance(state.model, Paced):
+            state.model.progress = state.step / self.total
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)

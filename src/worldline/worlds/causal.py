@@ -87,7 +87,7 @@ class CausalWorld(nn.Module):
     """Predicts the next grid. States enter in raw units, one row per video frame."""
 
     progress: float = 1.0
-    """Share of the training that is done, as the training loop tells every model that has such an attribute."""
+    """Share of the training that is done (`training.loop.Paced`)."""
 
     def __init__(self, config: CausalConfig, grid: TokenGrid, state_names: tuple[str, ...]) -> None:
         super().__init__()

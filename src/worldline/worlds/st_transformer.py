@@ -115,7 +115,7 @@ class STTransformer(nn.Module):
     """A `TokenWorld`. States enter in raw units, one row per video frame of context and horizon."""
 
     progress: float = 1.0
-    """Share of the training that is done, as the training loop tells every model that has such an attribute."""
+    """Share of the training that is done (`training.loop.Paced`)."""
     new_parts = ("places.",)
     """What given first weights may lack, since it starts at zero: a world without a map becomes one with it."""
     measured = ("sharpness",)
