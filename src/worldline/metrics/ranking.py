@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy  # its parts are loaded when they are first used: `scipy.stats` takes a second
 from jaxtyping import Bool, Float, Float64, Int
-from scipy.stats import binomtest, norm, permutation_test, rankdata
 
 from worldline.metrics.bootstrap import TAIL, Interval, NumberOrNull, statistics
 
@@ -35,7 +35,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     Raises:
         ValueError: no trials, or more successes than trials.
     """
-    found = binomtest(successes, trials).proportion_ci(confidence_level=1 - 2 * TAIL, method="wilson")
+    found = scipy.stats.binomtest(successes, trials).proportion_ci(confidence_level=1 - 2 * TAIL, method="wilson")
     return float(found.low), float(found.high)
 
 
@@ -53,7 +53,7 @@ def pearson(true: Rates, found: Rates) -> Float64[np.ndarray, "..."]:
 
 def spearman(true: Rates, found: Rates) -> Float64[np.ndarray, "..."]:
     """Pearson's correlation of the ranks, where equal rates share their mean rank (Spearman, 1904)."""
-    ranks = [rankdata(np.round(np.asarray(one, np.float64), 9), axis=-1) for one in (true, found)]
+    ranks = [scipy.stats.rankdata(np.round(np.asarray(one, np.float64), 9), axis=-1) for one in (true, found)]
     return pearson(*ranks)
 
 
@@ -159,7 +159,7 @@ def fisher(r: float, k: int, *, ranks: bool = False) -> tuple[float, float]:
     """
     if k <= FEW or math.isnan(r) or abs(r) > 1 - _SAME:  # z of 1 is infinite: an interval without width says nothing
         return math.nan, math.nan
-    width = norm.ppf(1 - TAIL) * math.sqrt((1.06 if ranks else 1.0) / (k - 3))
+    width = scipy.stats.norm.ppf(1 - TAIL) * math.sqrt((1.06 if ranks else 1.0) / (k - 3))
     return float(np.tanh(np.arctanh(r) - width)), float(np.tanh(np.arctanh(r) + width))
 
 
@@ -179,7 +179,7 @@ def permute(statistic: Statistic, true: Rates, found: Rates) -> Permuted:
     if len(x) < 2 or math.isnan(MEASURES[statistic](x, y)):
         return Permuted(p=math.nan, exact=exact, orders=orders, least=math.nan)
     sign = -1.0 if statistic == "mmrv" else 1.0
-    done = permutation_test(
+    done = scipy.stats.permutation_test(
         (y,),
         # rounded, so that orders of one value do not differ in their last bits
         lambda drawn, axis: np.round(sign * MEASURES[statistic](x, np.moveaxis(drawn, axis, -1)), 9),
@@ -256,7 +256,7 @@ def mae(true: Rates, found: Rates) -> Float64[np.ndarray, "..."]:
 
 def auroc(hit: Bool[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> float:
     """The chance that a success has a higher score than a failure, ties counting half; NaN without one of both."""
-    ranks, hits = rankdata(score), int(hit.sum())
+    ranks, hits = scipy.stats.rankdata(score), int(hit.sum())
     misses = len(hit) - hits
     if not hits or not misses:
         return math.nan
