@@ -99,7 +99,9 @@ def test_a_horizon_and_a_session_of_as_many_steps_are_the_same_episode(tmp_path:
     imagined = Imagined.of(loaded.forecaster, batch, made)
     assert imagined.times == tuple(range(51))
     layout = source.layout
-    write_session(tmp_path / "s", imagined, fps=30.0, layout=layout, name="a drive", task="wave", version="v2.1")
+    driven = {"fps": 30.0, "layout": layout, "version": "v2.1"}
+    of = recording_of(source, 0)
+    write_session(tmp_path / "s", imagined, name="a drive", task="wave", recordings=[of], **driven)
     assert faults(tmp_path / "s") == []
     one, other = open_source(tmp_path / "d"), open_source(tmp_path / "s")
     assert (one.episodes[0].length, other.episodes[0].length) == (17 + 30, 51)
@@ -111,16 +113,11 @@ def test_a_horizon_and_a_session_of_as_many_steps_are_the_same_episode(tmp_path:
     assert json.loads((tmp_path / "s/meta/worldline.json").read_text())["tasks"] == ["wave"]
     # Driven elsewhere: the states are those that were commanded.
     states = batch.states.flip(1)
-    write_session(
-        tmp_path / "s",
-        Imagined.of(loaded.forecaster, batch, made, states=states),
-        fps=30.0,
-        layout=layout,
-        name="another drive",
-        version="v2.1",
-        append=True,
-    )
-    assert torch.equal(open_source(tmp_path / "s").read(1, 0, 51).states, states[0])
+    elsewhere = Imagined.of(loaded.forecaster, batch, made, states=states)
+    write_session(tmp_path / "s", elsewhere, name="another drive", append=True, **driven)
+    written = open_source(tmp_path / "s")
+    assert torch.equal(written.read(1, 0, 51).states, states[0])
+    assert [recording_of(written, i) for i in (0, 1)] == [of, "another drive, clip 0"]
     with pytest.raises(UsageError, match=r"its frames are not every 1, they"):
         Imagined.of(loaded.forecaster, batch, made[1:])
     with pytest.raises(UsageError, match="34 states are given, but the last frame is number 50"):

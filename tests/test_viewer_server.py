@@ -248,13 +248,14 @@ def test_both_families_are_driven_from_what_their_data_hold(kind: str, tmp_path:
     welcome = stage.welcome()
     assert {one.id for one in welcome.overlays if one.available} == {"difference", *OVERLAYS[kind]}
     assert welcome.fps == 30.0 / forecaster.pace
-    copied = Copied.of(player.branch, "a clip")
+    copied = Copied.of(player.branch, player.recording)
     _, path = Exports(folder=tmp_path, most=100).write(copied, "lerobot-v3.0", stage)
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "out")
     source = open_source(tmp_path / "out" / path.stem)
     assert source.fps == welcome.fps
     assert np.allclose(source.read_states(0), copied.states)
+    assert recording_of(source, 0) == recording_of(clips.source, player.recording.episode), "held out with its context"
 
 
 OVERLAYS = {"tokens on disk": {"entropy"}, "latents": {"spread"}}

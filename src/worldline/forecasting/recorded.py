@@ -96,6 +96,7 @@ def write_session(
     name: str,
     camera: str = "observation.images.camera",
     task: str = NO_TASK,
+    recordings: Sequence[str] | None = None,
     seed: int = 0,
     append: bool = False,
 ) -> Written:
@@ -104,6 +105,8 @@ def write_session(
     Args:
         fps: of the video that the states belong to: the data set's is that divided by the pace of the frames.
         name: tells these episodes from others; the same name again is the same episodes, and not added twice.
+        recordings: of each clip, the one its context is of (`splits.recording_of`): whoever holds it out holds out
+            these episodes too. None: every clip is a recording of its own, by that name.
 
     Raises what `add_episodes` raises.
     """
@@ -111,7 +114,9 @@ def write_session(
     export = _export(version, fps / pace, imagined.frames, layout, camera)
     episodes = []
     for clip in range(len(imagined.frames)):
-        where = Provenance(source="session", episode=f"{name}, clip {clip}", recording=name, forecaster="session")
+        named = f"{name}, clip {clip}"
+        shown = named if recordings is None else recordings[clip]
+        where = Provenance(source="session", episode=named, recording=shown, forecaster="session")
         for sample in range(imagined.frames.shape[1]):
             episodes.append(
                 _recorded(

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from worldline.data.splits import recording_of
 from worldline.forecasting.recorded import Imagined, write_session
 from worldline.formats.lerobot.write import Version, camera_of
 from worldline.formats.video import encode
@@ -19,6 +20,7 @@ from worldline.schema import UsageError
 from worldline.viewer.branches import Branch, Moment
 from worldline.viewer.pictures import decoded
 from worldline.viewer.protocol import ExportFormat
+from worldline.viewer.recording import Recording
 from worldline.viewer.stage import Stage
 
 _LOOKED_AT = 256
@@ -33,14 +35,17 @@ class Copied:
 
     name: str
     label: str
+    recording: str
+    """Which one its context is of (`splits.recording_of`)."""
     moments: tuple[Moment, ...]
     states: Float32[np.ndarray, "f s"]
     """Of every moment."""
 
     @classmethod
-    def of(cls, branch: Branch, label: str) -> "Copied":
+    def of(cls, branch: Branch, clip: Recording) -> "Copied":
         rows = np.stack([branch.rows[moment.time] for moment in branch.moments])
-        return cls(name=branch.name, label=label, moments=tuple(branch.moments), states=rows)
+        of = recording_of(clip.clips.source, clip.episode)
+        return cls(name=branch.name, label=clip.label, recording=of, moments=tuple(branch.moments), states=rows)
 
     def frames(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """One by one."""
@@ -117,7 +122,8 @@ def write_lerobot(path: Path, copied: Copied, stage: Stage, *, version: Version)
     root = path.with_suffix("")
     how = {"fps": stage.fps, "layout": stage.layout, "camera": camera_of(stage.clips.source)}
     name = f"{stage.world}, {copied.label}, {copied.name}"
-    write_session(root, imagined, version=version, name=name, seed=stage.options.seed, **how)
+    whose = {"name": name, "recordings": (copied.recording,)}
+    write_session(root, imagined, version=version, seed=stage.options.seed, **whose, **how)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # video is packed already
         for file in sorted(root.rglob("*")):
             if file.is_file() and not file.name.startswith("."):

@@ -379,7 +379,7 @@ class Tab:
         if command.format not in self.welcome.formats:
             raise UsageError(f"frames of this size cannot be written as {command.format}; their sides must be even")
         branch = self.player.tree.named(command.branch)
-        copied = await self._call(Copied.of, branch, self.player.recording.label)
+        copied = await self._call(Copied.of, branch, self.player.recording)
         await self._send(protocol.Exporting(branch=command.branch, format=command.format))
         task = asyncio.create_task(self._write(command, copied))
         self._exporting.add(task)
