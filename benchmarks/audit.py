@@ -47,7 +47,7 @@ def of_run(run: Path, clips: int, repeats: int, *, quick: bool) -> dict[str, obj
                 )
 
         calls = {name: (lambda what=what: part(*what)) for name, what in (parts | {"all": ((*names,), None)}).items()}
-        seconds = in_turns(calls, repeats=repeats, clock=time.process_time)
+        seconds = in_turns(calls, repeats=repeats, clock=time.process_time, warm=not quick)
         found: dict[str, object] = {"clips": clips}
         found["cpu_seconds_per_clip"] = {name: spread([s / clips for s in took]) for name, took in seconds.items()}
         found["all_to_rows_ratio"] = spread([a / b for a, b in zip(seconds["all"], seconds["rows"], strict=True)])

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 STORED: dict[str, Any] = json.loads((ROOT / "tests/figures/builtins.json").read_text())
 """Of the built-ins of 2026-11-26, recorded with worldline 5ae96b6; figures in pixels of the world over tokens, whose
 tokenizer has another decoder since, with 3f6be78."""
+OF_ALL_SAMPLES = {"mean_20", "medoid", "sample_blurred"}
+"""Rows of the published table that are made of all of its samples."""
 ROUNDING = 0.005
 """Share of a figure by which processors may differ: near ties of tokens and of grey levels fall either way."""
 
@@ -41,10 +43,12 @@ def test_a_built_in_world_scores_as_before(protocol: str, tmp_path: Path, capsys
 
 @pytest.mark.slow
 def test_a_built_in_world_scores_what_is_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without the conditions of its audit, which take most of the time; tests of receipts verify the other world."""
+    """The rows that need five samples at most, without the conditions of its audit, which take most of the time; tests
+    of receipts verify the other world."""
     content = json.loads((ROOT / "docs/results/sampling_tiny.json").read_text())
     published = {row["id"]: {name: value["mean"] for name, value in row["metrics"].items()} for row in content["rows"]}
-    arguments = "sampling-tiny --num-clips 24 --window-stride 43 --num-samples 20 --batch-size 2 --condition-samples 0"
+    arguments = "sampling-tiny --num-clips 24 --window-stride 43 --num-samples 5 --batch-size 2 --condition-samples 0"
     found = _scored(arguments, tmp_path, capsys)
-    assert len(found) > 8
-    _agree(found, {row: published[row] for row in found})
+    same = found.keys() & published.keys() - OF_ALL_SAMPLES
+    assert len(same) > 6
+    _agree(found, {row: published[row] for row in same})
