@@ -40,7 +40,7 @@ worldline train compression_tiny $data --data.val-episodes 20: --init-from $work
     --validation-clips 64 --out $work/world
 python scripts/ship.py $work/world $assets/compression_tiny $assets/tokenizer_tiny --eight-bits
 
-# --- latents; then a decoder for whole windows under the same latents, and LPIPS in its loss (22 minutes of half a core) ---
+# --- latents; then a decoder for whole windows under the same latents, and LPIPS in its loss ---
 whole="--model.keep-latents True --data.pattern.window 77 --data.pattern.repeat-last 1 --data.window-stride 8"
 whole+=" --data.augment unflipped --optimizer.lr 1e-3 --optimizer.warmup-steps 50 --batch-size 2"
 worldline train vae_tiny $few --out $work/vae_first

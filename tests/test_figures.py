@@ -11,8 +11,8 @@ from worldline.metrics.table import METRICS
 
 ROOT = Path(__file__).parents[1]
 STORED: dict[str, Any] = json.loads((ROOT / "tests/figures/builtins.json").read_text())
-"""Of the built-ins of 2026-11-26, recorded with worldline 5ae96b6; figures in pixels of the world over tokens, whose
-tokenizer has another decoder since, with 3f6be78."""
+"""Of the built-ins of 2026-11-26: the world over tokens recorded with worldline 5ae96b6, its figures in pixels, whose
+tokenizer has another decoder since, with 3f6be78; the world over latents with 10c82f6."""
 OF_ALL_SAMPLES = {"mean_20", "medoid", "sample_blurred"}
 """Rows of the published table that are made of all of its samples."""
 ROUNDING = 0.005
