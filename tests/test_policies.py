@@ -274,11 +274,11 @@ def test_a_cloned_policy_beats_doing_nothing_in_the_twin(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_the_classifier_tells_success_from_failure_on_starts_it_has_not_seen(tmp_path: Path) -> None:
-    made = policies.make(tmp_path, tasks=("touch",), only=("nothing",), classifier_starts=30)
+    made = policies.make(tmp_path, tasks=("touch",), only=("nothing",), classifier_starts=20)
     assert made.errors["touch"].auroc.mean > 0.75
     reader = policies.load_success(tmp_path / "success")
     again = policies.make(tmp_path, tasks=("touch",), only=("nothing",))
     assert again.errors["touch"] == made.errors["touch"]
     assert policies.load_success(tmp_path / "success").identity == reader.identity  # it is frozen
-    held_out = record_attempts([TASKS["touch"]], "testing", 15)
+    held_out = record_attempts([TASKS["touch"]], "testing", 10)
     assert read_all(reader, held_out).mean() == pytest.approx(held_out.succeeded.mean(), abs=0.25)
