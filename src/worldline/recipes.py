@@ -210,7 +210,8 @@ def vae_tiny() -> TrainConfig:
     """Wan's causal video VAE with a stride of 8 and 12 channels at 64x64, on the twin. Runs on two CPU cores.
 
     About 40 minutes on one core. Expected (docs/results.md), for the built-in, trained on 400 episodes, and its decoder
-    then on 1,600: a held-out reconstruction of 28.0 dB over 21 frames.
+    then on 1,600, at last with LPIPS in its loss: a held-out reconstruction of 28.3 dB over 21 frames, and an LPIPS of
+    0.17 in the last of them.
     """
     return TrainConfig(
         model=WanVAEConfig(sizes=WanVAESizes.presets["tiny"]),
