@@ -27,6 +27,7 @@ from websockets.sync.client import connect
 from worldline.builtin import TWIN_MINI_VAL
 from worldline.contract import FramePattern
 from worldline.data.clips import DataConfig, open_clips
+from worldline.data.splits import recording_of
 from worldline.forecasting.forecaster import CopyLast, Forecaster
 from worldline.formats.open import open_source
 from worldline.formats.states import ONEX_LAYOUT
