@@ -30,7 +30,7 @@ def test_builtin_tokenizer_keeps_held_out_frames(tmp_path: Path) -> None:
 def test_demo_trains_a_world_that_follows_the_robot_and_reports(tmp_path: Path) -> None:
     """The demo's own settings for what it trains; a slow machine must not cut the lesson short here.
 
-    In a process of its own: types of arrays are not checked there, which takes minutes.
+    In a process of its own, as a user starts it: types of arrays are not checked there.
     """
     words, out = "demo --max-minutes 60 --num-clips 6 --out", tmp_path / "demo"
     subprocess.run([sys.executable, "-m", "worldline", *words.split(), str(out)], check=True)
