@@ -1,12 +1,11 @@
 """The built-in data and checkpoints, and the demo that shows them. Slow: real models on real clips."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from worldline import builtin
+from worldline.cli.verbs import Demo
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate
 from worldline.evaluation.result import Evaluation
 
@@ -28,15 +27,10 @@ def test_builtin_tokenizer_keeps_held_out_frames(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_demo_trains_a_world_that_follows_the_robot_and_reports(tmp_path: Path) -> None:
-    """The demo's own settings for what it trains; a slow machine must not cut the lesson short here.
-
-    In a process of its own, as a user starts it: types of arrays are not checked there.
-    """
-    words, out = "demo --max-minutes 60 --num-clips 6 --out", tmp_path / "demo"
-    subprocess.run([sys.executable, "-m", "worldline", *words.split(), str(out)], check=True)
-    runs = [out / name / "evaluation/metrics.json" for name in ("builtin", "sampling", "fresh", "driven")]
-    (tokens, latents, taught, driven), report = map(Evaluation.load, runs), out / "report.html"
-    page = report.read_text(encoding="utf-8")
+    """The demo's own settings for what it trains; a slow machine must not cut the lesson short here."""
+    options = Demo(out=tmp_path / "demo", max_minutes=60.0, num_clips=6)
+    report, found = options.run()
+    (tokens, latents, taught, driven), page = found.values(), report.read_text(encoding="utf-8")
     assert page.count("<canvas") >= 4 * 3, "each of four runs has moving pictures"
     assert report.stat().st_size < 8e6
     assert "parameters</dt><dd>2,399,541" in page

@@ -5,7 +5,6 @@ import math
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -500,15 +499,12 @@ def test_every_published_receipt_is_whole_and_of_its_table() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not builtin.COMPRESSION_TINY.is_dir(), reason="this checkout has no built-in checkpoints")
-def test_a_published_table_comes_out_again() -> None:
+def test_a_published_table_comes_out_again(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     receipt = ROOT / "docs/results/compression_tiny.receipt.json"
     if not receipt.exists():
         pytest.skip(f"{receipt.name} is not published")
-    # In a process of its own: types of arrays are not checked there, which would double its time.
-    done = subprocess.run(
-        [sys.executable, "-m", "worldline", "verify", receipt, "--json"], capture_output=True, text=True
-    )
-    code, found = done.returncode, json.loads(done.stdout)
+    code = _code(monkeypatch, "verify", receipt, "--json")
+    found = json.loads(capsys.readouterr().out)
     assert [one for one in found["numbers"] if one["verdict"] == "different"] == []
     absent = [one["name"] for one in found["numbers"] if one["verdict"] == "not computed"]
     if packaged_weights("alex") is None:  # then that is said, and the exit code is another
