@@ -284,6 +284,9 @@ def test_other_data_are_judged_by_the_same_contract(lab: Path, tmp_path: Path, c
         ("--num-samples -2", "sample"),
         ("--means 0", "--means"),
         ("--means 2 7 --num-samples 3", "too few for a mean of 7"),
+        ("--mean-draws 0", "--mean-draws is .0,., but must be whole numbers, each of at least 1"),
+        ("--mean-draws 1 -4", "--mean-draws"),
+        ("--mean-draws 4 1 4", "--mean-draws is .4, 1, 4., but must be numbers that are all different"),
         ("--condition-samples -1", "--condition-samples"),
         ("--condition-samples 4 --num-samples 3", "too few for a mean of 4"),
         ("--window-stride 0", "--window-stride"),
@@ -348,7 +351,7 @@ CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that chang
     "steps": ("--steps 3", ""),
     "guidance": ("--guidance 1.5", ""),
     "sampler": ("--sampler unipc", ""),
-    "mean_draws": ("--mean-draws 2", ""),
+    "mean_draws": ("--mean-draws 8", ""),
     "average_repeats": ("--average-repeats", ""),
     "lpips": ("--lpips off", ""),
     "lpips_weights": ("--lpips-weights {other}", ""),
@@ -438,7 +441,7 @@ def test_no_option_is_idle_for_a_world_over_latents(latent_lab: Path, tmp_path: 
         latent_lab, "compression_any", tmp_path, capsys, "--num-clips 2 --steps 2", **others
     )
     only_tokens = {"temperature", "top_k", "top_p", "mixture", "decode_mode", "blend_last_frame"}
-    assert refused == {"protocol", "tokenizer", "checkpoint", "weights", "mean_draws", *only_tokens, *LEROBOT, *LEARNED}
+    assert refused == {"protocol", "tokenizer", "checkpoint", "weights", *only_tokens, *LEROBOT, *LEARNED}
 
 
 @pytest.mark.slow

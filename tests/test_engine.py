@@ -134,9 +134,12 @@ def test_a_study_is_one_class(scored: Scored) -> None:
 # --- ids and labels ---
 
 
+MEANS = ("conditional_mean_1", "conditional_mean_4")
+
+
 def test_the_docs_list_every_id_with_its_label() -> None:
     page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
-    labels = {entry.id: entry.label for entry in ROWS.values()} | {"mean_20": label_of("mean_20")}
+    labels = {entry.id: entry.label for entry in ROWS.values()} | {id: label_of(id) for id in ("mean_20", *MEANS)}
     labels |= {metric.id: metric.label for metric in METRICS.values() if not metric.id.endswith(("_last", "_mean"))}
     mine = {
         "own_states",
@@ -154,5 +157,6 @@ def test_the_docs_list_every_id_with_its_label() -> None:
 
 
 def test_what_is_no_known_id_stands_for_itself() -> None:
-    found = [label_of(id) for id in ("mean_7", "psnr_db_last", "mean_of", "zzz")]
-    assert found == ["mean of 7", "PSNR, last frame", "mean_of", "zzz"]
+    found = [label_of(id) for id in ("mean_7", *MEANS, "psnr_db_last", "mean_of", "zzz")]
+    calls = ["conditional mean, 1 call", "conditional mean, 4 calls"]
+    assert found == ["mean of 7", *calls, "PSNR, last frame", "mean_of", "zzz"]

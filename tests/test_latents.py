@@ -1,14 +1,17 @@
 """Latents on disk: encoded once, resumable, never of another VAE; and the world trained and used on them."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from builders import TWO_JOINTS, write_squares
+from commands import parse
 from latent_builders import PATTERN, SMALL_WAN, small_vae, world_run
 from tolerances import assert_pixels_agree
 
@@ -19,7 +22,9 @@ from worldline.data.info import inspect
 from worldline.data.splits import content_of
 from worldline.encoding.encode import Made, encode
 from worldline.evaluation.engine import Amount, score
+from worldline.evaluation.evaluate import EvaluateOptions, evaluate
 from worldline.evaluation.held_out import DataChoice, held_out
+from worldline.evaluation.receipt import Receipt
 from worldline.evaluation.rows import Judged
 from worldline.families.config import LoadOptions
 from worldline.families.family import initialise
@@ -350,6 +355,24 @@ def test_the_protocol_scores_every_row_and_says_what_it_did_not_compute(run: Pat
     assert copy.metrics["psnr_db_last"].mean == pytest.approx(np.mean(expected), abs=1e-3)
     assert len(evaluation.curves["psnr_db"]["sample"]) == 15
     assert (run / "evaluation/forecasts.npz").exists()
+
+
+def test_an_evaluation_has_the_conditional_means_that_are_asked_for(run: Path, tmp_path: Path) -> None:
+    few: dict[str, Any] = {"window_stride": 8, "num_clips": 2, "steps": 1, "condition_samples": 0, "lpips": "off"}
+    found = {}
+    for draws in ((3, 1), (2,)):
+        out = tmp_path / f"{draws}"
+        made = evaluate(run, EvaluateOptions(mean_draws=draws, out=out, **few))
+        found[draws] = [row.id for row in made.rows if row.id.startswith("conditional_mean")]
+        assert made.settings["mean_draws"] == ", ".join(map(str, draws))
+        told = Receipt.load(out / "receipt.json")
+        assert told.identities.options["mean_draws"] == [*draws]
+        assert parse(shlex.split(told.command)[1:]).mean_draws == draws
+        [study] = [one for one in made.findings if one.id == "uncertainty"]
+        signals = {line.label for line in study.tables[0].lines}
+        assert ("disagreement of estimates" in signals) == (len(draws) > 1)
+        assert ("instability of the flow" in signals) == (1 in draws)
+    assert [*found.values()] == [["conditional_mean_1", "conditional_mean_3"], ["conditional_mean_2"]]
 
 
 def test_numbers_do_not_depend_on_the_batch_size(run: Path, place: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from worldline.files import hash_of, hash_of_file, read_json, write_json
 from worldline.formats.open import open_source
 from worldline.metrics.bootstrap import simultaneous
 from worldline.metrics.perceptual import packaged_weights
-from worldline.rundir import version_of
+from worldline.rundir import built, version_of
 from worldline.schema import DataError, UsageError
 from worldline.training.loop import train
 
@@ -125,6 +125,7 @@ def test_the_command_of_a_receipt_asks_for_the_same() -> None:
         num_samples=4,
         temperature=0.5,
         average_repeats=True,
+        mean_draws=(8,),
         data=(Path("one"), Path("an other")),
         exclude_episodes=(1, 2),
         unconditional=Path("runs/without"),
@@ -494,7 +495,9 @@ def test_a_published_evaluation_names_no_place_of_this_machine_and_is_verified(
 
 def test_every_published_receipt_is_whole_and_of_its_table() -> None:
     for path in (ROOT / "docs/results").glob("*.receipt.json"):
-        Receipt.load(path).refuse_other_files(path)
+        told = Receipt.load(path)
+        told.refuse_other_files(path)
+        assert built(EvaluateOptions, told.identities.options).mean_draws == (1, 4), "the rows it has"
 
 
 @pytest.mark.slow

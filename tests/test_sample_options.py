@@ -40,6 +40,7 @@ NONSENSE = [
 OF_THIS_WORLD = [
     (TOKENS, "--steps 5", "--steps would change nothing"),
     (TOKENS, "--guidance 2", "--guidance would change nothing"),
+    (TOKENS, "--mean-draws 8", "--mean-draws.* would change nothing"),
     (TOKENS, "--sampler unipc", "--sampler would change nothing"),
     (TOKENS, "--average-repeats", "--average-repeats would change nothing"),
     (TOKENS, "--num-samples 3", "--temperature|--num-samples"),

@@ -20,12 +20,23 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-from worldline.checks import Checked, Natural, Seed
+from worldline.checks import Checked, Natural, Seed, refuse
 from worldline.data.clips import Clips, evenly
 from worldline.evaluation import studies  # noqa: F401 - they are in their table then
 from worldline.evaluation.held_out import foreign_states, states_of
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Finding, Row, Split
-from worldline.evaluation.rows import ROWS, Judged, Made, Protocol, Role, Scene, Setting, entry_of, mean_id
+from worldline.evaluation.rows import (
+    ROWS,
+    Judged,
+    Made,
+    Protocol,
+    Role,
+    Scene,
+    Setting,
+    conditional_mean_id,
+    entry_of,
+    mean_id,
+)
 from worldline.evaluation.sets import TRUTH, Features, features_of, set_numbers
 from worldline.evaluation.study import STUDIES, Found, Numbers
 from worldline.files import atomic, remove_temporaries, write_npz
@@ -66,10 +77,18 @@ class Amount(Checked):
     batch_size: int = 8
     means: tuple[int, ...] | None = None
     """Sampling protocol: sizes of smaller ensembles that are scored too; 5, if more samples are drawn."""
+    mean_draws: tuple[int, ...] = (1, 4)
+    """Sampling protocol, worlds over latents: for each number a row of the mean of all futures, from so many estimates
+    at pure noise, one call each (docs/beyond.md); none leaves them out."""
     condition_samples: Natural | None = None
     """Futures per clip given other states than its own (the audit); 0 leaves such rows out; if not given, as many as
     the forecast has, at most 5."""
     seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.mean_draws)) < len(self.mean_draws):
+            refuse(self, "mean_draws", "numbers that are all different: each is a row")
 
     def sizes(self, num_samples: int) -> tuple[int, ...]:
         """Numbers of samples whose mean is scored, largest first: all, those of `means` and of other conditions."""
@@ -295,9 +314,9 @@ class _Scoring:
         if forecaster.token_grid is not None:
             self.settings["vocabulary"] = forecaster.token_grid.vocab_size
         # The first is the forecast that the others are compared with.
-        means = [entry_of(mean_id(size)) for size in amount.sizes(drawn) if size > 1]
-        every = [one for one in (*means, *ROWS.values()) if one is not None and judged.protocol in one.protocols]
-        every = [one for one in every if one.listed or not judged.beyond]
+        ids = (*map(mean_id, amount.sizes(drawn)), *map(conditional_mean_id, sorted(amount.mean_draws)), *ROWS)
+        every = [one for id in dict.fromkeys(ids) if (one := entry_of(id)) is not None]
+        every = [one for one in every if judged.protocol in one.protocols and (one.listed or not judged.beyond)]
         self.entries = sorted(every, key=lambda entry: ORDER.index(entry.role))
         self.studies = [study for study in STUDIES.values() if judged.protocol in study.protocols]
         foreign = judged.forecasts and self.condition_samples

@@ -19,7 +19,7 @@ from worldline.evaluation.receipt import Identities, Request, identities_of, wri
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.rows import Judged, Protocol, Setting
 from worldline.families.card import ModelCard, Part, describe_model, refuse_another
-from worldline.families.config import LoadOptions, SampleOptions
+from worldline.families.config import DrawOptions, LoadOptions, ModelChoice, SampleOptions
 from worldline.families.family import TokenizerKind, WorldKind, kind_of
 from worldline.families.load import folders_of, load_forecaster, members_of, refuse_unfit
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint, load_tokenizer
@@ -33,7 +33,7 @@ from worldline.schema import Batch, Forecast, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(DataChoice, LoadOptions, Amount, LearnedOptions):
+class EvaluateOptions(DataChoice, ModelChoice, DrawOptions, Amount, LearnedOptions):
     """The data of an evaluation, its protocol and its size. Raises `UsageError` for an impossible value."""
 
     protocol: Literal["auto", "compression", "sampling"] = "auto"
@@ -62,10 +62,15 @@ class EvaluateOptions(DataChoice, LoadOptions, Amount, LearnedOptions):
         if self.horizon is not None:
             frames_ahead(self.horizon, fps=1000.0)
 
+    @property
+    def loading(self) -> LoadOptions:
+        """How the judged world is loaded: it draws samples, and the rows of `mean_draws` are made beside them."""
+        both = {one.name for one in fields(LoadOptions)} - {"mean_draws"}
+        return LoadOptions(**{name: getattr(self, name) for name in both})
+
     def refuse_unused(self, protocol: Protocol) -> None:
         """Refuse options that would change nothing. Raises `UsageError`."""
-        # The sampling protocol has rows of its own for the mean at pure noise.
-        unused, default = ["means"] if protocol == "compression" else ["mean_draws"], EvaluateOptions()
+        unused, default = ["means", "mean_draws"] if protocol == "compression" else [], EvaluateOptions()
         if protocol in ("tokenizer", "states"):
             unused = ["protocol", "horizon", "unconditional", "inverse_dynamics", "members", "tokenizer", "weights"]
             unused = [*(field.name for field in fields(SampleOptions)), *unused, "means", "condition_samples", "seed"]
@@ -199,9 +204,10 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
         if protocol != options.protocol == "compression":
             said = f"{run} holds a world over {kind.over}: it has no tokens to be scored (--protocol sampling)"
             raise UsageError(said)
-        kind.check_options(card, options)
+        kind.check_options(card, options.loading)
+        _refuse_no_mean(run, kind, options)
     options.refuse_unused(protocol)
-    models += members_of(run, card, options)
+    models += members_of(run, card, options.loading)
     if options.unconditional is not None:
         models.append(_unconditional(run, card, options.unconditional, allowed))
     split = split_of(run, card.promise, models, options, on=options.on, allow_different=allowed)
@@ -212,8 +218,18 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
         raise UsageError(f"{clips.source.path} holds no frames to compare a roll-out with; give data that do (--data)")
     if protocol in ("tokenizer", "states"):
         return protocol, clips, split, Chosen()
-    refuse_unfit(clips.source, card, run, options, shown=protocol == "sampling")
+    refuse_unfit(clips.source, card, run, options.loading, shown=protocol == "sampling")
     return protocol, clips, split, choose_reader(options.inverse_dynamics, card.promise, clips, options.on)
+
+
+def _refuse_no_mean(run: Path, kind: WorldKind, options: EvaluateOptions) -> None:
+    """Raise `UsageError` where rows are asked for of a mean that the world does not know."""
+    if "mean_draws" not in kind.options and options.mean_draws != EvaluateOptions.mean_draws:
+        asked = " ".join(map(str, options.mean_draws))
+        raise UsageError(
+            f"--mean-draws {asked} would change nothing: only worlds over latents estimate the mean of all futures at "
+            f"pure noise, and {run} holds a world over {kind.over}; leave it out"
+        )
 
 
 def _as_far_as_asked(run: Path, options: EvaluateOptions, judged: Judged, clips: Clips) -> tuple[Judged, Clips]:
@@ -293,11 +309,11 @@ def _loaded(
         steps: dict[str, Any] = {"context_frames": 1, "times": times, "chunk_frames": 0}
         still, reader = CopyLast(**steps, device=device), load_reader(model, clips, device)
         return Judged(**what, forecaster=still, reader=reader, settings=settings), {"inverse_dynamics": (model, None)}
-    loaded = load_forecaster(run, options, device=device)
-    models = {name: (folder, loaded.tokenizer) for name, folder in folders_of(run, options).items()}
+    loaded = load_forecaster(run, options.loading, device=device)
+    models = {name: (folder, loaded.tokenizer) for name, folder in folders_of(run, options.loading).items()}
     if options.unconditional is not None:
         place = builtin.resolve(options.unconditional)
-        other = load_forecaster(place, replace(options, checkpoint="latest", members=()), device=device)
+        other = load_forecaster(place, replace(options.loading, checkpoint="latest", members=()), device=device)
         models["unconditional"] = (model_folder(place), other.tokenizer)
         if loaded.forecaster.token_grid is not None and other.tokenizer != loaded.tokenizer:
             raise UsageError(f"the world in {place} uses the tokens of another tokenizer than the one in {run}")
@@ -305,6 +321,8 @@ def _loaded(
         models["inverse_dynamics"] = (chosen.folder, None)
         name = chosen.folder.name if builtin.is_builtin(chosen.folder) else str(options.inverse_dynamics)
         settings |= {"inverse_dynamics": Path(name).name, "inverse_dynamics_split": chosen.split}
+    usual = options.mean_draws == EvaluateOptions.mean_draws
+    draws = {} if usual else {"mean_draws": ", ".join(map(str, options.mean_draws))}
     # The true tokens are those of the data, where these are tokens and say whose.
     made_by = clips.source.tokenizer or loaded.tokenizer
     tokenizer = loaded.forecaster.tokenizer if made_by == loaded.tokenizer else None
@@ -314,7 +332,7 @@ def _loaded(
         **what,
         forecaster=loaded.whole,
         tokenizer=None if made_by is None else TokenizerIdentity.of(made_by, tokenizer),
-        settings=settings | loaded.settings,
+        settings=settings | loaded.settings | draws,
         unconditional=other.whole if other else None,
         reader=None if chosen.folder is None else load_reader(chosen.folder, clips, device),
         no_reader=chosen.why_not,

@@ -313,6 +313,9 @@ class Receipt:
         if (said := content.pop("checksum", None)) != (sum := hash_of(content)):
             expected, found = f"content of the checksum {said!s:.12}", f"content of {sum:.12}: it was edited or damaged"
             raise DataError(path, expected=expected, found=found, fix=_FIX)
+        options = content.get("identities", {}).get("options", {})
+        if options.get("mean_draws") == 0:  # what it was called while its rows could not be chosen
+            options["mean_draws"] = [1, 4]
         try:
             return built(Receipt, content)
         except UsageError as error:

@@ -293,13 +293,24 @@ def mean_id(samples: int) -> str:
     return "sample" if samples == 1 else f"mean_{samples}"
 
 
+def conditional_mean_id(draws: int) -> str:
+    return f"conditional_mean_{draws}"
+
+
 def entry_of(id: str) -> Entry | None:
-    """The entry of a row's id, None of an unknown one; `mean_N` is the mean of N samples."""
-    count = id.removeprefix("mean_")
-    if count == id or not count.isdecimal():
+    """The entry of a row's id, None of an unknown one.
+
+    `mean_N` is the mean of N samples, `conditional_mean_N` the mean of all futures in N network calls.
+    """
+    name, _, count = id.rpartition("_")
+    if not count.isdecimal() or name not in ("mean", "conditional_mean"):
         return ROWS.get(id)
-    mean = Entry(id, f"mean of {count}", "model", ("sampling",), compared=())
-    return replace(mean, make=lambda scene: _mean(scene.forecast, int(count)))
+    number = int(count)
+    if name == "mean":
+        mean = Entry(id, f"mean of {count}", "model", ("sampling",), compared=())
+        return replace(mean, make=lambda scene: _mean(scene.forecast, number))
+    label = f"conditional mean, {count} call{'s' * (number > 1)}"
+    return Entry(id, label, "model", ("sampling",), make=partial(_conditional_mean, draws=number))
 
 
 def _refuse_roll_out(scene: Scene) -> None:
@@ -312,6 +323,12 @@ def _mean(forecast: Forecast, samples: int | None = None) -> Made:
     """The mean of the first samples, with the costs of the very first."""
     frames = None if forecast.frames is None else postprocess.mean(forecast.frames[:, :samples])
     return Made(frames=frames, costs=forecast.costs)
+
+
+def _conditional_mean(scene: Scene, draws: int) -> Made | None:
+    """The mean of all futures, estimated at pure noise with so many network calls and decoded once."""
+    mean = scene.forecaster.conditional_mean(draws)
+    return None if mean is None else _mean(scene.forecast_of(mean))
 
 
 def _plain(forecast: Forecast) -> Made | None:
@@ -357,16 +374,6 @@ def _(scene: Scene) -> Made | None:
 def _(scene: Scene) -> Made:
     """The first sample, given the true states."""
     return _mean(scene.forecast, 1)
-
-
-def _conditional_mean(scene: Scene, draws: int) -> Made | None:
-    """The mean of all futures, estimated at pure noise with so many network calls and decoded once."""
-    mean = scene.forecaster.conditional_mean(draws)
-    return None if mean is None else _mean(scene.forecast_of(mean))
-
-
-Entry("conditional_mean_1", "conditional mean, 1 call", "model", ("sampling",))(partial(_conditional_mean, draws=1))
-Entry("conditional_mean_4", "conditional mean, 4 calls", "model", ("sampling",))(partial(_conditional_mean, draws=4))
 
 
 @Entry("medoid", "medoid", "model", ("sampling",))

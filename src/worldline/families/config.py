@@ -118,8 +118,8 @@ def resumed(found: TrainConfig, given: TrainConfig, run: RunDir) -> TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions(Checked):
-    """How futures are drawn.
+class DrawOptions(Checked):
+    """How samples of the future are drawn.
 
     Raises:
         UsageError: a value that makes no sense for any world.
@@ -143,9 +143,6 @@ class SampleOptions(Checked):
     guidance: float = 1.0
     """Worlds over latents: classifier-free guidance on the states; values other than 1 need a trained null state."""
     sampler: Literal["euler", "unipc"] = "euler"
-    mean_draws: Natural = 0
-    """Worlds over latents: instead of samples, the mean of all futures, from so many estimates at pure noise, one call
-    each; 4 are enough (docs/beyond.md)."""
     average_repeats: bool = False
     """Worlds over latents: average the frames that show the same instant (frames 19 and 20 of the report's 21)."""
     rows: int | None = None
@@ -160,14 +157,23 @@ class SampleOptions(Checked):
         """How worlds over tokens choose."""
         return Sampling(temperature=self.temperature or 0.0, top_k=self.top_k, top_p=self.top_p)
 
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(DrawOptions):
+    """What a forecaster gives: samples, or their mean."""
+
+    mean_draws: Natural = 0
+    """Worlds over latents: instead of samples, the mean of all futures, from so many estimates at pure noise, one call
+    each; 4 are enough (docs/beyond.md)."""
+
     def sampling(self) -> dict[str, Any]:
         """These options alone, by name."""
         return {field.name: getattr(self, field.name) for field in fields(SampleOptions)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadOptions(SampleOptions):
-    """Which checkpoint of a run is loaded, and from where."""
+class ModelChoice:
+    """Which checkpoint of a run is loaded, with what beside it, and from where."""
 
     checkpoint: str = "latest"
     """Which checkpoint of a run folder: `latest`, `best` (see `--keep-best` of training) or a step."""
@@ -182,3 +188,8 @@ class LoadOptions(SampleOptions):
     """Parts that may differ on purpose from those the world was trained with: `tokenizer`."""
     device: str = "auto"
     """`auto` takes CUDA where there is one; under torchrun each process its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(ModelChoice, SampleOptions):
+    """Which checkpoint of a run is loaded, and how it forecasts."""

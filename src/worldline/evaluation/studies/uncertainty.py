@@ -5,7 +5,7 @@ if the forecasts it is low for are the better ones. All signals but one come fro
 one, the residual of the context, costs one call of the decoder. docs/uncertainty.md says how each number is read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from worldline.evaluation.result import Chart, Column, Curve, Finding, Line, Table
-from worldline.evaluation.rows import Scene
+from worldline.evaluation.rows import Scene, conditional_mean_id, mean_id
 from worldline.evaluation.studies.calibration import (
     calibrated,
     ensemble_table,
@@ -24,6 +24,7 @@ from worldline.evaluation.studies.calibration import (
     unsure_of,
 )
 from worldline.evaluation.study import Found, Map, Study, study
+from worldline.forecasting.forecaster import Forecaster
 from worldline.metrics.bootstrap import Interval, Weights, statistics
 from worldline.metrics.image import changes
 from worldline.metrics.table import NotComputed
@@ -140,14 +141,16 @@ def _signals(scene: Scene) -> dict[str, Float32[Tensor, " b"]]:
             found["members"] = sure.disagreement.flatten(1).mean(dim=1)
     if forecast.frames is not None and forecast.frames.shape[1] > 1:
         found["spread"] = _root(forecast.spread)
-    one, four, sample = (scene.made.get(row) for row in ("conditional_mean_1", "conditional_mean_4", "sample"))
-    if one is not None and one.frames is not None:
-        if four is not None and four.frames is not None:
-            found["draws"] = _distance(one.frames, four.frames)
-        if sample is not None and sample.frames is not None:  # from the same noise: its first estimate, and its end
-            found["flow"] = _distance(one.frames, sample.frames)
-    if scene.forecaster.members and "members" not in found and one is not None:
-        found["members"] = _disagreement(scene)
+    made = {row: made.frames for row, made in scene.made.items() if made.frames is not None}
+    estimates = [frames for row, frames in made.items() if row.startswith("conditional_mean_")]
+    one, sample = made.get(conditional_mean_id(1)), made.get(mean_id(1))
+    if len(estimates) > 1:  # those of the fewest and of the most draws
+        found["draws"] = _distance(estimates[0], estimates[-1])
+    if one is not None and sample is not None:  # from the same noise: its first estimate, and its end
+        found["flow"] = _distance(one, sample)
+    means = [mean for member in scene.forecaster.members if (mean := member.conditional_mean(1)) is not None]
+    if means and "members" not in found:
+        found["members"] = _disagreement(scene, means)
     if (context := scene.forecaster.round_trip(scene.batch)) is not None:
         found["residual"] = _distance(*context)
     if forecast.frames is not None and scene.before is not None:  # of a mean over samples little would be left
@@ -155,9 +158,8 @@ def _signals(scene: Scene) -> dict[str, Float32[Tensor, " b"]]:
     return found
 
 
-def _disagreement(scene: Scene) -> Float32[Tensor, " b"]:
+def _disagreement(scene: Scene, means: Sequence[Forecaster]) -> Float32[Tensor, " b"]:
     """How far apart the means are that members of an ensemble over latents expect, each in one call."""
-    means = [one for member in scene.forecaster.members if (one := member.conditional_mean(1)) is not None]
     made = [scene.forecast_of(one).video[:, 0] for one in means]
     spread = torch.stack([torch.stack(part).float().var(dim=0) for part in zip(*made, strict=True)])
     return spread.flatten(1).mean(dim=1).sqrt()
