@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -29,7 +30,7 @@ from pyarrow import parquet
 from worldline.data.clips import check_episodes
 from worldline.data.info import Info, inspect
 from worldline.data.splits import content_of, recordings
-from worldline.formats.open import open_source
+from worldline.formats.open import OpenOptions, open_source
 from worldline.schema import DataError
 
 VERSIONS = ("v2.1", "v3.0")
@@ -396,6 +397,19 @@ def test_episodes_shorter_than_a_sample_say_how_long_they_are(tmp_path: Path) ->
     assert "found lengths of 25" in inspect(write(tmp_path / "one", lengths=(25,))).problems[0].examples[0]
 
 
+@pytest.mark.parametrize("imagined", [1, 2])
+def test_forecasts_shorter_than_a_sample_are_no_fault(tmp_path: Path, imagined: int) -> None:
+    root = write(tmp_path / "d", lengths=(20, 20))
+    listing = root / "meta/episodes.jsonl"
+    lines = [json.loads(line) for line in listing.read_text().splitlines()]
+    for line in lines[:imagined]:
+        line["worldline/forecaster"] = "a hash"
+    listing.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    info = inspect(root)
+    assert _kinds(info) == ({} if imagined == 2 else {"too_short": 1})
+    assert any("2 of 2 episodes are shorter than the 34 frames" in note for note in info.notes)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("earlier", [40, 31])
 def test_an_episode_listed_twice_is_used_once_as_listed_last(tmp_path: Path, version: str, earlier: int) -> None:
@@ -516,12 +530,29 @@ def test_a_camera_without_files_is_not_taken_and_named(tmp_path: Path) -> None:
         assert "observation.images.a" in info.problems[0].examples[0]
 
 
-def test_a_depth_map_is_not_taken_unasked_and_that_is_said(tmp_path: Path) -> None:
+def test_a_depth_map_is_not_taken_unasked_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     depth = {"dtype": "video", "shape": [32, 32, 1], "names": None, "info": {"video.is_depth_map": True}}
     root = write(tmp_path / "d", features={"observation.images.a_depth": depth})
     write_film(root / "videos/chunk-000/observation.images.a_depth/episode_000000.mp4", film(40, 100))
     assert _read(root, 0, 0, 3) == [0, 1, 2]
-    assert "observation.images.a_depth is not used by default: a depth map" in inspect(root).notes
+    said = capsys.readouterr().err
+    assert said.count(f"reading {CAMERA}, not observation.images.a_depth (a depth map); --camera,") == 1
+    open_source(root)
+    info = inspect(root)
+    assert capsys.readouterr().err == "", "said once"
+    assert "observation.images.a_depth is not used by default: a depth map" in info.notes
+    assert f"  camera       {CAMERA}; not read: observation.images.a_depth (choose with --camera)\n" in str(info)
+    assert f"  camera       {CAMERA}\n" in str(inspect(write(tmp_path / "one")))
+
+
+def test_of_several_cameras_an_inspection_names_the_one_it_reads(tmp_path: Path) -> None:
+    wrist = {"dtype": "video", "shape": [32, 32, 3], "names": None}
+    root = write(tmp_path / "d", features={"observation.images.a_wrist": wrist})
+    shutil.copytree(root / "videos/chunk-000" / CAMERA, root / "videos/chunk-000/observation.images.a_wrist")
+    names = {CAMERA, "observation.images.a_wrist"}
+    (other,) = names - {camera := inspect(root).camera}
+    assert f"  camera       {camera}; not read: {other} (choose with --camera)\n" in str(inspect(root))
+    assert f"  camera       {other}; not read: {camera} " in str(inspect(root, OpenOptions(camera=other)))
 
 
 # --- files that are not what they should be ---

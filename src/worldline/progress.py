@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -36,6 +37,12 @@ def say(message: str) -> None:
     """Tell the user something on stderr; of several processes of a job, the first does."""
     if speaks():
         print(message, file=sys.stderr)
+
+
+@cache
+def say_once(message: str) -> None:
+    """`say` what is found again whenever something is opened again."""
+    say(message)
 
 
 def show(result: dict[str, Any], *, text: str, as_json: bool) -> None:

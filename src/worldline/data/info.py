@@ -73,7 +73,7 @@ class Info:
             f"{self.path}: {self.kind}",
             f"  episodes     {self.episodes} ({len(self.left_out)} more listed and left out)",
             f"  frames       {self.frames} at {self.fps:g} fps, {size}",
-            f"  cameras      {', '.join(self.cameras) or '-'} (using {self.camera})" if self.cameras else "",
+            f"  camera       {self._cameras}" if self.cameras else "",
             f"  tokens       {self.grid}" if self.grid else "",
             f"  samples      {self.samples} (34 frames), windows of 77 frames at stride 8: {self.windows_77}",
             f"  states       {self.state_dim} dimensions",
@@ -85,6 +85,13 @@ class Info:
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  problem: {problem}" for problem in self.problems] or ["  no problems found"]
         return "\n".join(line for line in lines if line)
+
+    @property
+    def _cameras(self) -> str:
+        """The camera that is read, the others, and how to choose one of them."""
+        others = ", ".join(camera for camera in self.cameras if camera != self.camera)
+        not_read = f"not read: {others} (choose with --camera)" if others else ""
+        return "; ".join(part for part in (self.camera, not_read) if part)
 
 
 def inspect(
@@ -115,7 +122,7 @@ def inspect(
     with suppress(DataError):
         cameras = formats[0].cameras(paths[0]) if formats[0].cameras else {}
     usual = [key for key, why_not in cameras.items() if not why_not] or list(cameras)
-    camera = options.camera or (usual[0] if len(usual) > 1 else None)
+    camera = options.camera or (usual[0] if len(cameras) > 1 else None)
     size = sum(file.stat().st_size for one in paths for file in one.rglob("*") if file.is_file())
     about: dict[str, Any] = {"cameras": tuple(cameras), "bytes": size}
     try:
@@ -129,7 +136,8 @@ def inspect(
     about["samples"] = len(source_windows(source, window=sample, stride=sample))
     about["statistics"] = statistics = _checked(source, note, thorough=thorough)
     lengths = [episode.length for episode in source.episodes]
-    if lengths and not about["samples"]:
+    imagined = all(episode.provenance.get("forecaster") for episode in source.episodes)
+    if not imagined and not about["samples"]:  # a forecast is as long as it was asked to be: the notes say so
         note(_too_short(source.path, lengths, sample))
     about |= {name: getattr(source, name) for name in ("path", "kind", "fps", "image_size", "grid", "left_out")}
     return Info(

@@ -16,6 +16,7 @@ from pydantic import Field
 from worldline.files import read_json, reading
 from worldline.formats.lerobot.tables import read_columns
 from worldline.formats.source import LeavingOut, validated
+from worldline.progress import say_once
 from worldline.schema import DataError, Episode, UsageError
 
 INFO = "meta/info.json"
@@ -120,7 +121,8 @@ class Meta:
             yield from self.root.glob(str(place.relative_to(self.root)))
 
     def camera(self, wanted: str | None) -> str:
-        """The camera of a key, or of its last part; the only one where none is wanted. Raises `UsageError` in doubt."""
+        """The camera of a key, or of its last part; the only one to use where none is wanted, and then the others are
+        named. Raises `UsageError` in doubt."""
         available = self.cameras()
         if not available:
             raise self.fault("a camera (video or image)", "none", fix="Record one, or use another data set.")
@@ -129,6 +131,11 @@ class Meta:
         else:
             matches = [wanted] if wanted in available else [key for key in available if key.endswith(f".{wanted}")]
         if len(matches) == 1:
+            if wanted is None and len(available) > 1:
+                others = ", ".join(f"{key} ({why_not})" for key, why_not in available.items() if key != matches[0])
+                say_once(
+                    f"{self.root}: reading {matches[0]}, not {others}; --camera, in recipes --data.camera, chooses"
+                )
             return matches[0]
         problem = "several cameras, choose one" if wanted is None else f"no single camera is called {wanted!r}"
         described: list[str] = []
