@@ -17,12 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
+from torch import Tensor
 
-from worldline.formats.states import ONEX_LAYOUT
+from worldline.formats.open import open_source
+from worldline.formats.states import ONEX_LAYOUT, StateStats, compute_stats
 from worldline.rundir import environment
 from worldline.schema import Batch, Origin, TokenGrid
 from worldline.worlds.st_transformer import ONEX_GRID, STTransformerConfig
@@ -221,14 +224,28 @@ STATES = ONEX_LAYOUT.names
 """Of the challenge's robot and the twin, whose arms a map draws."""
 
 
+def random_states(size: int, frames: int, device: torch.device | str = "cpu") -> Tensor:
+    """Random states, `b t 25`, each in the range that the built-in data have: so a map has the arms in its picture."""
+    known = _built_in_states()
+    mean, std, low, high = (
+        torch.tensor(of, device=device) for of in (known.mean, known.std, known.minimum, known.maximum)
+    )
+    return (mean + std * torch.randn(size, frames, len(mean), device=device)).clamp(low, high)
+
+
+@cache
+def _built_in_states() -> StateStats:
+    return compute_stats(open_source("twin-mini"))
+
+
 def random_batch(
     config: STTransformerConfig, size: int, device: torch.device | str = "cpu", grid: TokenGrid = ONEX_GRID
 ) -> Batch:
-    """Random tokens and states of the shape a world is built for; on `meta`, their shapes alone."""
+    """Random tokens and plausible states of the shape a world is built for; on `meta`, their shapes alone."""
     grids = config.context_grids + config.horizon_grids
     return Batch(
         tokens=torch.randint(grid.vocab_size, (size, grids, grid.height, grid.width), device=device),
-        states=torch.randn(size, grid.frames_of(grids), 25, device=device),
+        states=random_states(size, grid.frames_of(grids), device),
         fps=30.0,
         origins=tuple(Origin(source="drawn", episode=i, start=0) for i in range(size)),
     )

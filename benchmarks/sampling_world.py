@@ -33,6 +33,7 @@ from common import (
     matmul_peak,
     options,
     peak_of,
+    random_states,
     spread,
 )
 
@@ -52,10 +53,10 @@ STEPS, MEASURED = 20, 2
 
 
 def random_batch(config: WanConfig, grid: LatentGrid, size: int, device: str) -> Batch:
-    """Random latents and states of the shape a world is built for; on `meta`, their shapes alone."""
+    """Random latents and plausible states of the shape a world is built for; on `meta`, their shapes alone."""
     frames = config.context_latents + config.horizon_latents
     return Batch(
-        states=torch.randn(size, 77, 25, device=device),
+        states=random_states(size, 77, device),
         latents=torch.randn(size, frames, grid.channels, grid.height, grid.width, device=device),
         fps=7.5,
         origins=tuple(Origin(source="drawn", episode=i, start=0) for i in range(size)),

@@ -271,6 +271,17 @@ def test_flops_of_a_clip_are_six_per_weight_and_token_and_the_attention(load) ->
     assert load("training_step").flops_per_clip(config, grid) == pytest.approx(expected, rel=0.02)
 
 
+def test_random_states_show_the_robot_that_a_map_draws(load) -> None:
+    from worldline.nn.kinematics import NEAR, Silhouette
+    from worldline.twin.skeleton import twin_skeleton
+
+    common = load("common")
+    places, depth = Silhouette(twin_skeleton("room"), common.STATES, 8).projected(common.random_states(1, 99)[0])
+    seen = (places.abs() < 1).all(dim=-1) & (depth > NEAR)
+    assert seen.float().mean() > 0.5, "of 99 wholly random states a twelfth"
+    assert common.random_states(2, 3, "meta").shape == (2, 3, 25)
+
+
 # --- the driven world over latents ---
 
 
