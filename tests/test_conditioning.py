@@ -17,8 +17,10 @@ from torch import Tensor, nn
 import worldline
 from worldline.builtin import TWIN_MINI_TRAIN, TWIN_TABLE
 from worldline.contract import ModelConfig
+from worldline.data.clips import open_split
+from worldline.families import load
 from worldline.families.family import initialise
-from worldline.families.load import load_world
+from worldline.families.load import load_world, prepare
 from worldline.nn.attention import CrossAttention
 from worldline.nn.conditioning import Conditioning, Drawn, vector_of
 from worldline.nn.kinematics import Hinge, Skeleton
@@ -292,6 +294,16 @@ def test_a_causal_world_draws_a_map_of_the_skeleton_that_it_has(skeleton: Skelet
     world = config.build(TokenGrid(height=4, width=4, vocab_size=4096, block=1, temporal_stride=1), NAMES)
     expected = skeleton is not None and not unconditional
     assert config.draws_map == (world.drawn is not None) == expected
+
+
+def test_training_data_are_opened_once_to_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_squares(tmp_path / "raw", 2, length=68)
+    write_squares(tmp_path / "val", 1, length=68, first=50)
+    config = run_of(tmp_path / "raw", "tokens", window_stride=17, val_path=tmp_path / "val")
+    opened = []
+    monkeypatch.setattr(load, "open_split", lambda data, split: opened.append(split) or open_split(data, split))
+    prepare(replace(config, model=replace(SMALL_WORLD, conditioning="map", skeleton=SKELETON)))
+    assert opened.count("train") == 1
 
 
 def test_what_draws_a_map_is_no_field_of_a_file() -> None:

@@ -25,6 +25,7 @@ from worldline.families.config import LoadOptions, TrainConfig, read_config
 from worldline.families.family import refuse_idle
 from worldline.families.load import load_forecaster
 from worldline.formats.open import OpenOptions, open_source
+from worldline.nn.kinematics import skeleton_drawn_by
 from worldline.planning.plan import refuse_too_little
 from worldline.progress import Steps, say
 from worldline.ranking.rank import RankOptions
@@ -198,10 +199,9 @@ def _train(config: TrainConfig, run: Path, *, resume: bool) -> TrainResult:
 
 def _tell_of_another_view(config: TrainConfig) -> None:
     """Names of states cannot tell the twin from a robot with the same joints and another camera."""
-    if not config.model.draws_map:
+    skeleton, path = skeleton_drawn_by(config.model), config.data.path
+    if skeleton is None:
         return
-    skeleton, path = getattr(config.model, "skeleton", None), config.data.path
-    assert skeleton is not None, "what a map is drawn with"
     for folder in (path,) if isinstance(path, Path) else path:
         if folder.exists() and (view := unseen_view(skeleton, folder)):
             say(

@@ -23,7 +23,7 @@ from worldline.formats.open import reading_of
 from worldline.formats.source import Source
 from worldline.formats.states import StateStats, compute_stats
 from worldline.nn.states import Standardising
-from worldline.nn.weights import changing_state, load_weights
+from worldline.nn.weights import Extended, MayLack, changing_state, load_weights
 from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder
@@ -303,18 +303,17 @@ def begin(config: TrainConfig, model: nn.Module, train: Clips, states: Standardi
 def initialise(model: nn.Module, path: Path | None) -> None:
     """Start from the weights of a run or model folder, if one is given. Raises `UsageError` where they do not fit.
 
-    Of each of the model's `new_parts`, which start such that they change nothing, all or nothing may be there. What is
-    there of its parts that `may_differ` is left where it is of another shape.
+    The model's own `may_lack` says what of it need not be there.
     """
     if path is None:
         return
-    folder, parts = model_folder(path), getattr(model, "new_parts", ())
-    unmeasured = {name: value for name, value in model.named_buffers() if name in getattr(model, "measured", ())}
+    folder, may_lack = model_folder(path), model.may_lack if isinstance(model, Extended) else MayLack()
+    unmeasured = {name: value for name, value in model.named_buffers() if name in may_lack.measured}
     weights = unmeasured | load_tensors(folder / "model.safetensors")
-    for part in parts:
+    for part in may_lack.new:
         if not any(name.startswith(part) for name in weights):
             weights |= {name: value for name, value in changing_state(model).items() if name.startswith(part)}
-    for part in getattr(model, "may_differ", ()):
+    for part in may_lack.reshaped:
         own, there = ({k: v for k, v in all.items() if k.startswith(part)} for all in (changing_state(model), weights))
         if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in there.items()}:
             say(f"{path} has another {part.strip('.')}: that of this model begins anew")

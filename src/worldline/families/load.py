@@ -23,7 +23,7 @@ from worldline.forecasting.forecaster import Forecaster, Session
 from worldline.forecasting.rollout import RollOut
 from worldline.formats.source import Source
 from worldline.formats.states import compute_stats, implausible, unlike, warn
-from worldline.nn.kinematics import refuse_another_robot
+from worldline.nn.kinematics import refuse_another_robot, skeleton_drawn_by
 from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, from_json, load_tensors, model_folder
@@ -98,10 +98,10 @@ def prepare(config: TrainConfig, ranks: Ranks | None = None) -> Prepared:
     """
     known = describe_model(model_folder(config.init_from)).trained_on if config.init_from else None
     trained_on, ranks = check_held_out(config.data, trained_on=known), ranks or Ranks()
-    if config.model.draws_map and (skeleton := getattr(config.model, "skeleton", None)):  # said before hours of caches
-        refuse_another_robot(skeleton, open_split(config.data, "train")[0].layout.names)
+    source, episodes = open_split(config.data, "train")
+    if (skeleton := skeleton_drawn_by(config.model)) is not None:
+        refuse_another_robot(skeleton, source.layout.names)  # said before hours of caches
     if ranks.writes:
-        source, episodes = open_split(config.data, "train")
         warn(implausible(source, episodes))
         warn(unlike(*open_split(config.data, "val"), compute_stats(source, episodes=episodes)))
         _warn_of_a_tokenizer_that_knows(config)

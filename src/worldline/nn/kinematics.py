@@ -7,6 +7,7 @@ picture, it says so at once. Two studies of 2026 find such pixel-aligned conditi
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -82,6 +83,22 @@ class Skeleton:
     links: tuple[Link, ...]
     points: tuple[Point, ...]
     camera: Camera
+
+
+@runtime_checkable
+class Mapped(Protocol):
+    """The configuration of a model that may be shown a map of where its robot is in the picture."""
+
+    @property
+    def skeleton(self) -> Skeleton | None: ...
+
+    @property
+    def draws_map(self) -> bool: ...
+
+
+def skeleton_drawn_by(config: object) -> Skeleton | None:
+    """The skeleton of whose map a model of this configuration is shown; None where it is shown none."""
+    return config.skeleton if isinstance(config, Mapped) and config.draws_map else None
 
 
 def refuse_another_robot(skeleton: Skeleton, names: tuple[str, ...]) -> None:

@@ -8,9 +8,10 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -34,6 +35,25 @@ def upstream(module: str) -> Any:
 
 
 # --- of a model ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class MayLack:
+    """What first weights from elsewhere (`--init-from`) need not contain; parts by the beginnings of their names."""
+
+    new: tuple[str, ...] = ()
+    """Parts that start such that they change nothing: of each, all or nothing may be there."""
+    reshaped: tuple[str, ...] = ()
+    """Parts that begin anew where what is there is of another shape."""
+    measured: tuple[str, ...] = ()
+    """Buffers, by their names, that the end of a training measures."""
+
+
+@runtime_checkable
+class Extended(Protocol):
+    """A model that may begin with the weights of one that has less."""
+
+    may_lack: MayLack
 
 
 def changing_state(model: nn.Module) -> dict[str, Tensor]:

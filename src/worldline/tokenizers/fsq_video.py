@@ -26,6 +26,7 @@ from worldline.checks import MOST, Limit, Natural, refuse
 from worldline.contract import ModelConfig
 from worldline.files import reading
 from worldline.nn.fsq import FSQ
+from worldline.nn.weights import MayLack
 from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import BlockTokenizer, divided, reconstruction_loss, to_pixels, to_signed, video_in
 
@@ -133,8 +134,6 @@ class FSQVideoTokenizer(BlockTokenizer):
     tokenizer with another one; that of the frame before a block (`decoder_sees`) begins by changing nothing.
     """
 
-    new_parts = ("seen.",)
-
     def __init__(self, config: FSQVideoConfig) -> None:
         super().__init__(config)
         self.quantiser = FSQ(config.levels)
@@ -143,7 +142,7 @@ class FSQVideoTokenizer(BlockTokenizer):
         self.seen = Seen(config) if config.decoder_sees else None
         self.sees = config.decoder_sees
         apart = config.decoder_past is not None or config.decoder_widths or config.decoder_blocks
-        self.may_differ = ("decoder.", "seen.") if apart else ()
+        self.may_lack = MayLack(new=("seen.",), reshaped=("decoder.", "seen.") if apart else ())
 
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float[Tensor, "b l gh gw d"]:
         """Features before quantisation, unbounded, of one block of video in [-1, 1] (`t` = 1 + k * temporal stride)."""

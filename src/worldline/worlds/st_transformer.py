@@ -37,6 +37,7 @@ from worldline.nn.conditioning import (
 from worldline.nn.fsq import FSQ
 from worldline.nn.kinematics import Skeleton
 from worldline.nn.states import Pooling, StateEncoder, first_rows, owned
+from worldline.nn.weights import MayLack
 from worldline.process.categorical import GridStep, Sampling, cross_entropy, draw, scheduled, sharpened_costs
 from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.worlds.grids import refuse_other_grids, refuse_other_levels
@@ -116,10 +117,8 @@ class STTransformer(nn.Module):
 
     progress: float = 1.0
     """Share of the training that is done (`training.loop.Paced`)."""
-    new_parts = ("places.",)
-    """What given first weights may lack, since it starts at zero: a world without a map becomes one with it."""
-    measured = ("sharpness",)
-    """What the end of a training measures: first weights from elsewhere need not contain it."""
+    may_lack = MayLack(new=("places.",), measured=("sharpness",))
+    """A map starts at zero: a world without one becomes one with it."""
     sharpness: Tensor
     """Of a calibrated world, factors of the logits along its own forecasts, one for each future grid."""
 

@@ -23,7 +23,7 @@ from worldline.nn.attention import CrossAttention
 from worldline.nn.conditioning import Conditioning, Drawn, Told, has_map, refuse_without_skeleton, vector_of
 from worldline.nn.kinematics import Skeleton
 from worldline.nn.states import ONEX_KINDS, REPORT_77, StateKinds, StateModulation, StateOptions, first_rows, owned
-from worldline.nn.weights import upstream
+from worldline.nn.weights import MayLack, upstream
 from worldline.process import flow
 from worldline.process.flow import FlowConfig, FlowSampling
 from worldline.schema import Batch, LatentGrid, UsageError
@@ -107,9 +107,8 @@ class WanWorld(nn.Module):
 
     text: Tensor
     """The encoded prompt; rows of zeros until it is set."""
-    new_parts = ("step.", "places.")
-    """What given first weights may lack, since it starts at zero: a world without shortcuts, or without a map, becomes
-    one with them."""
+    may_lack = MayLack(new=("step.", "places."))
+    """Both start at zero: a world without shortcuts, or without a map, becomes one with them."""
 
     def __init__(
         self,
