@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import parse
+from commands import ROOT, parse
 
 from worldline.builtin import TOKENIZER_TINY
 from worldline.families.config import TrainConfig
@@ -149,3 +149,13 @@ def test_a_missing_entry_is_named() -> None:
     del content["batch_size"]
     with pytest.raises(DataError, match="batch_size"):
         from_json(TrainConfig, content, Path("config.json"))
+
+
+def test_the_readme_says_of_the_tiny_recipes_what_their_help_says() -> None:
+    told = {name: " ".join((make.__doc__ or "").split()) for name, make in RECIPES.items() if name.endswith("_tiny")}
+    minutes = [
+        int(found[1]) for text in told.values() if (found := re.search(r"(\d+) minutes o[nf] (?:one|a) core", text))
+    ]
+    assert len(minutes) == 6
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"every `_tiny` recipe: {min(minutes)} to {max(minutes)} minutes of a core each" in page

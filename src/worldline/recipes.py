@@ -209,7 +209,7 @@ def driven_unconditional() -> TrainConfig:
 def vae_tiny() -> TrainConfig:
     """Wan's causal video VAE with a stride of 8 and 12 channels at 64x64, on the twin. Runs on two CPU cores.
 
-    About 40 minutes on one core. Expected (docs/results.md), for the built-in, trained on 400 episodes, and its decoder
+    About 46 minutes on one core. Expected (docs/results.md), for the built-in, trained on 400 episodes, and its decoder
     then on 1,600, at last with LPIPS in its loss: a held-out reconstruction of 28.3 dB over 21 frames, and an LPIPS of
     0.17 in the last of them.
     """
@@ -282,7 +282,7 @@ def sampling_tiny() -> TrainConfig:
 def sampling_any() -> TrainConfig:
     """sampling_tiny without a skeleton, for a robot whose geometry is not known: states enter as the report has them.
 
-    About 30 minutes on one core. Expected, trained on 400 episodes of the twin: the mean of 20 samples 60 frames ahead
+    About 34 minutes on one core. Expected, trained on 400 episodes of the twin: the mean of 20 samples 60 frames ahead
     3.7 dB above a copy of the last frame seen (docs/states.md).
     """
     return TrainConfig(
@@ -330,7 +330,7 @@ def _few(recipe: TrainConfig) -> TrainConfig:
 def inverse_dynamics_tiny() -> TrainConfig:
     """Reads states from frames, to say whether a forecast shows what was commanded; 0.46 M parameters, on the twin.
 
-    `worldline evaluate WORLD --inverse-dynamics RUN` uses it. About 16 minutes on one core. Expected
+    `worldline evaluate WORLD --inverse-dynamics RUN` uses it. About 17 minutes on one core. Expected
     (docs/inverse_dynamics.md), trained on 400 episodes, which is the built-in: the 14 joints of the arms are read with
     an R^2 of 0.6 to 0.98, most of the others are not.
     """
