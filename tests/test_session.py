@@ -26,6 +26,7 @@ from torch import Tensor
 
 from worldline.builtin import TWIN_MINI_VAL
 from worldline.contract import FramePattern
+from worldline.forecasting import live as live_module
 from worldline.forecasting.forecaster import CopyLast, Forecaster, Session, advance_together
 from worldline.forecasting.latents import LatentForecaster
 from worldline.forecasting.live import LiveTwin
@@ -35,7 +36,7 @@ from worldline.formats.open import open_source
 from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.schema import Batch, DataError, Origin, UsageError, stack
-from worldline.twin.simulation import load_mujoco
+from worldline.twin.simulation import Simulation, load_mujoco
 
 WORLDS = ("tokens", "direct", "seeing", "latents", "copy")
 WINDOW: Any = {"context_frames": 17, "times": tuple(range(17, 34)), "chunk_frames": 17}
@@ -506,6 +507,23 @@ def test_the_live_twin_shows_what_was_recorded_and_what_would_have_been(twin_cli
     again = session.fork()
     again.restore(kept)
     assert torch.equal(again.advance(twin_clip.states[:, 34:51]).video, second.video), "scenes are opened again"
+
+
+def test_of_open_scenes_the_one_unused_for_longest_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Opened(Simulation):
+        def __init__(self) -> None: ...
+
+        def close(self) -> None:
+            closed.append(self)
+
+    closed: list[Opened] = []
+    monkeypatch.setattr(live_module, "MOST_SCENES", 2)
+    monkeypatch.setattr(live_module, "resume", lambda *_: (Opened(), None))
+    live = LiveTwin(**WINDOW, root=TWIN_MINI_VAL)
+    first, second, again = (live._scene((-1, episode, 0, 0, 0)) for episode in (0, 1, 0))
+    assert again is first
+    live._scene((-1, 2, 0, 0, 0))
+    assert closed == [second]
 
 
 def test_the_live_twin_keeps_to_the_times_of_the_forecaster_beside_it(

@@ -40,6 +40,7 @@ class LiveTwin(CopyLast):
     """How the states of a step move the robot: it is moved to each, whatever force that takes (`Simulation.follow`), or
     its motors are commanded to go there (`Simulation.step`), as when a policy acts."""
     scenes: dict[tuple[int, ...], Simulation] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Those that are open, the one used last at the end: the first is closed when there is no room."""
 
     def begin(self, batch: Batch) -> Context:
         """Where each clip belongs, and its physics and touches at the last frame of its context.
@@ -146,16 +147,17 @@ class LiveTwin(CopyLast):
     def _scene(self, place: Sequence[int]) -> Simulation:
         task, number, fps, size, _ = place
         key = (task, number, fps, size)
-        if key not in self.scenes:
+        if (scene := self.scenes.pop(key, None)) is None:
             if len(self.scenes) >= MOST_SCENES:
                 self.scenes.pop(next(iter(self.scenes))).close()
             recorded = task < 0
-            self.scenes[key] = (
+            scene = (
                 resume(self._folder(), number, 0)[0]
                 if recorded
                 else Start.at(task, number, fps=float(fps)).open(size=size)
             )
-        return self.scenes[key]
+        self.scenes[key] = scene
+        return scene
 
     def _folder(self) -> Path:
         if self.root is None:

@@ -5,7 +5,7 @@ the same 25 numbers, those of the 1X data (`LAYOUT`): 21 joint angles in rad, me
 (0 open .. 1 closed), forward velocity in m/s and turning velocity in rad/s (left positive).
 
 Small models can learn the images: no shadows, flat light, muted colours that vary slowly over a surface and little
-between surfaces, and objects of 10 to 20 cm (seven pixels of 64 at arm's length), which are the most visible.
+between surfaces, and objects of 10 to 24 cm (seven pixels of 64 at arm's length), which are the most visible.
 """
 
 from collections.abc import Callable, Iterable, Sequence
