@@ -38,7 +38,6 @@ class Made:
     folder: Path
     counts: dict[str, int]
     """Of `episodes`, of those that were `reused` because they were there already, and of what was made of them."""
-
     psnr: float | None = None
     """Of new video against what was encoded, where that was measured; dB."""
 

@@ -18,7 +18,6 @@ from worldline.schema import UsageError
 
 Part = Literal["data", "validation", "split", "pattern", "tokenizer", "backbone", "text", "statistics"]
 PARTS: tuple[Part, ...] = get_args(Part)
-Parts = Collection[Part]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class Identity:
     statistics: str | None = None
     """Mean and standard deviation of the states, with which the model normalises."""
 
-    def differing(self, found: "Identity", parts: Parts = PARTS) -> tuple[Part, ...]:
+    def differing(self, found: "Identity", parts: Collection[Part] = PARTS) -> tuple[Part, ...]:
         """The parts that both know, and that are not the same."""
         known: list[Part] = [part for part in PARTS if part in parts and getattr(self, part) and getattr(found, part)]
         return tuple(part for part in known if getattr(self, part) != getattr(found, part))
@@ -58,8 +57,8 @@ def refuse_another(
     *,
     what: str,
     places: Mapping[Any, object],
-    parts: Parts = PARTS,
-    allowed: Parts = (),
+    parts: Collection[Part] = PARTS,
+    allowed: Collection[Part] = (),
 ) -> None:
     """Check that what is found is what something was made with, but for parts that are `allowed` to differ.
 

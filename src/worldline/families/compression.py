@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -244,7 +244,8 @@ class STKind(TokenWorldKind):
 
     def check_options(self, card: ModelCard, options: SampleOptions) -> None:
         super().check_options(card, options)
-        if options.mixture > 1 and getattr(card.config, "direct", False):
+        assert isinstance(card.config, STTransformerConfig), "a card of this kind"
+        if options.mixture > 1 and card.config.direct:
             raise UsageError(
                 "this world predicts every token given the context alone: its roll-outs have one distribution, and "
                 "--mixture would change nothing"
@@ -262,8 +263,7 @@ class STKind(TokenWorldKind):
         return model.normalise_states and not model.unconditional and model.conditioning != "map"
 
     def fitted(self, model: STTransformerConfig, tokenizer: Any) -> STTransformerConfig:
-        fsq = isinstance(tokenizer, FSQVideoTokenizer)
-        return replace(model, code_levels=tokenizer.config.levels) if model.code_levels and fsq else model
+        return with_levels_of(tokenizer, model) if model.code_levels else model
 
     def clips_followed(self, model: STTransformerConfig, contract: Contract) -> tuple[int, ...]:
         """The logits of a loss grow with the clips up to one chunk."""
@@ -303,9 +303,7 @@ class CausalKind(TokenWorldKind):
         return model.normalise_states and not model.unconditional
 
     def fitted(self, model: CausalConfig, tokenizer: Any) -> CausalConfig:
-        return (
-            replace(model, code_levels=tokenizer.config.levels) if isinstance(tokenizer, FSQVideoTokenizer) else model
-        )
+        return with_levels_of(tokenizer, model)
 
     def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Nats per token of the true future along the world's own greedy roll-out."""
@@ -336,6 +334,14 @@ class CausalKind(TokenWorldKind):
             rows=options.rows,
             device=device,
         )
+
+
+Levelled = TypeVar("Levelled", STTransformerConfig, CausalConfig)
+
+
+def with_levels_of(tokenizer: Any, model: Levelled) -> Levelled:
+    """The configuration of a world with the levels of its tokenizer's codes, if it is one of ours."""
+    return replace(model, code_levels=tokenizer.config.levels) if isinstance(tokenizer, FSQVideoTokenizer) else model
 
 
 def refuse_other_tokens(tokenizer: Any, grid: TokenGrid) -> None:

@@ -1,6 +1,6 @@
 """`TrainConfig`: one complete run. Recipes return it, the command line overrides it, config.json stores it.
 
-`SampleOptions`, `LoadOptions`: how the world of a run is loaded and sampled from; each family reads its part.
+`LoadOptions`, in its parts: how the world of a run is loaded and sampled from; each family reads what is its own.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -67,7 +67,6 @@ class TrainConfig(Checked):
     """Also keep the checkpoint that is best by this figure of validation, for example `val/loss` or `val/psnr_db`."""
     validation_clips: int = 64
     """Held-out clips for the `val/...` figures during training."""
-
     allow_different: tuple[Part, ...] = ()
     """Parts that may differ on purpose from those of the tokens, the initial weights or the resumed run."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from worldline.contract import Contract, FramePattern
-from worldline.data.clips import open_clips, open_windows
+from worldline.data.clips import evenly, open_clips, open_windows
 from worldline.families.card import ModelCard, describe_model
 from worldline.families.config import TrainConfig
 from worldline.families.family import Kind, Pictures, Prepared, begin, contract_with, kind_of, register
@@ -19,6 +19,8 @@ from worldline.schema import Batch, UsageError, stack
 
 VALIDATED = 256
 """Validation clips that say which dimensions are readable."""
+AT_ONCE = 8
+"""Of these, that go through the model together."""
 
 
 class InverseDynamicsKind(Kind):
@@ -63,11 +65,9 @@ class InverseDynamicsKind(Kind):
     def finish(self, model: InverseDynamics, made: Prepared, config: TrainConfig) -> None:
         """Measure, on validation clips, how much of the variance of every dimension is read."""
         device, generator = next(model.parameters()).device, torch.Generator().manual_seed(config.seed)
-        count = min(VALIDATED, len(made.val))
-        numbers = [round(i * (len(made.val) - 1) / max(1, count - 1)) for i in range(count)]
-        read, true = [], []
-        for begin_at in range(0, count, 8):
-            batch = stack([made.val[number] for number in numbers[begin_at : begin_at + 8]]).to(device)
+        chosen, read, true = evenly(len(made.val), VALIDATED), [], []
+        for first in range(0, len(chosen), AT_ONCE):
+            batch = stack([made.val[i] for i in chosen[first : first + AT_ONCE]]).to(device)
             *seen, states = model.drawn(batch, generator)
             read.append(model(*seen))
             true.append((states - model.mean) / model.scale)
