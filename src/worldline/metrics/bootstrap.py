@@ -7,6 +7,7 @@ less evidence than independent clips, and a bootstrap over clips would give too 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated
 
 import numpy as np
@@ -165,8 +166,15 @@ def _drawn(
 ) -> tuple[Int[np.ndarray, " n"], Float64[np.ndarray, "r e"]]:
     """The episode of each clip, counted from 0, and how often each resample draws each episode."""
     of_episode = np.unique(np.asarray(episodes), return_inverse=True)[1]
-    count = int(of_episode.max()) + 1
-    return of_episode, np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
+    return of_episode, _resamples(int(of_episode.max()) + 1)
+
+
+@lru_cache(maxsize=2)
+def _resamples(count: int) -> Weights:
+    """The same draws for every number of an evaluation, which has hundreds: they cost more than what is made of them."""
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def _as_intervals(means: np.ndarray, low: np.ndarray, high: np.ndarray, clips: int, episodes: int) -> list[Interval]:
