@@ -1,10 +1,29 @@
-"""Weights as they are shipped: what eight bits cost, and that they are read as any others."""
+"""Files of a run: models that are defined later are known; what eight bits cost, and that they are read as any others."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from builders import SMALL_WORLD
 
-from worldline.rundir import in_eight_bits, load_tensors, save_tensors
+from worldline.contract import ModelConfig
+from worldline.families.card import ModelCard
+from worldline.rundir import from_json, in_eight_bits, load_tensors, save_tensors, to_json
+
+
+def test_a_model_that_is_defined_after_others_were_read_is_known(tmp_path: Path) -> None:
+    before = ModelCard(config=SMALL_WORLD)
+    assert from_json(ModelCard, before.to_json(), tmp_path) == before
+
+    @dataclass(frozen=True, kw_only=True)
+    class LateConfig(ModelConfig):
+        kind: Literal["late"] = "late"
+        size: int = 3
+
+    late = to_json(ModelCard, ModelCard(config=LateConfig(size=5)))
+    assert late["config"] == {"kind": "late", "size": 5}
+    assert from_json(ModelCard, late, tmp_path).config == LateConfig(size=5)
 
 
 def test_eight_bits_are_off_by_half_a_step_of_their_row_and_take_half_of_float16(tmp_path: Path) -> None:
