@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -58,18 +58,24 @@ def _taking(
     signature, options = inspect.signature(function), inspect.signature(kind).parameters.values()
     signature = signature.replace(parameters=[*list(signature.parameters.values())[:1], *options])
     by_name.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] - what help() shows
-    texts = [f"    {field.name}: {field.helptext}" for field in fields_of(kind, MISSING)]
+    texts = [f"    {field.name}: {text_of(field)}" for field in fields_of(kind, MISSING)]
     by_name.__name__ = by_name.__qualname__ = name
     by_name.__doc__ = "\n".join([f"{inspect.getdoc(function)}\n\nOptions:", *texts])
     return by_name
 
 
 def fields_of(kind: Any, usual: Any) -> list[StructFieldSpec]:
-    """The fields of a dataclass as the command line sees them: each with its type, usual value and text."""
+    """The fields of a dataclass as the command line sees them: each with its type and usual value. Its text is made when
+    it is asked for, out of the source file: a command that asks for no help need not wait for it."""
     spec = ConstructorRegistry.get_struct_spec(StructTypeInfo.make(kind, usual, in_union_context=False))
     assert isinstance(spec, StructConstructorSpec), "made of a dataclass"
-    texts = [one.helptext() if callable(one.helptext) else one.helptext for one in spec.fields]
-    return [replace(one, helptext=" ".join((text or "").split())) for one, text in zip(spec.fields, texts, strict=True)]
+    return [replace(one, helptext=partial(text_of, one)) for one in spec.fields]
+
+
+def text_of(field: StructFieldSpec) -> str:
+    """What the source file says of a field, on one line."""
+    text = field.helptext() if callable(field.helptext) else field.helptext
+    return " ".join((text or "").split())
 
 
 open_data = _taking("open_data", OpenOptions, open_source)
