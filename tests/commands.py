@@ -71,15 +71,16 @@ def script_commands(script: Path, folder: Path) -> list[Told]:
 
 def source_texts(path: Path) -> Iterator[Told]:
     """Every string of a source file; what an f-string fills in reads X."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
-    for node in ast.walk(tree):
-        place = f"{path.name}:{getattr(node, 'lineno', 0)}"
+    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
         if isinstance(node, ast.JoinedStr):
             parts = [part.value if isinstance(part, ast.Constant) else "X" for part in node.values]
-            yield Told(place, "".join(map(str, parts)))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
-            yield Told(place, node.value)
+            yield Told(f"{path.name}:{node.lineno}", "".join(map(str, parts)))
+        elif not isinstance(node, ast.Constant):
+            nodes += ast.iter_child_nodes(node)
+        elif isinstance(node.value, str):
+            yield Told(f"{path.name}:{node.lineno}", node.value)
 
 
 def source_commands(path: Path) -> Iterator[Told]:

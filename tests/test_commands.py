@@ -252,7 +252,8 @@ def _tiny(recipe: str, folder: Path) -> list[str]:
 
 def _torchrun_lines() -> list[Told]:
     found = [told for page in PAGES for told in page_commands(page)]
-    found += [told for path in SOURCES for told in source_commands(path)]
+    named = [path for path in SOURCES if "torchrun" in path.read_text(encoding="utf-8")]
+    found += [told for path in named for told in source_commands(path)]
     return [told for told in found if told.text.startswith("torchrun")]
 
 

@@ -209,6 +209,26 @@ def _sampled_frames(forecaster: TokenForecaster, clips: Clips, amount: Amount, o
     return score(Judged(forecaster=forecaster, protocol="sampling", run="run"), clips, amount, out=out)
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What a world scores that knows everything, beside baselines from the counts of training tokens."""
+
+    case: _Case
+    evaluation: Evaluation
+    out: Path
+
+    @property
+    def rows(self) -> dict[str, dict[str, float]]:
+        return _means(self.evaluation)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> _Known:
+    case, out = _Case(), tmp_path_factory.mktemp("known")
+    counts = {"unigram": np.arange(200), "kept": np.array([[90, 10], [70, 30], [0, 0]])}
+    return _Known(case, _evaluate(case.oracle(), case.clips, out, **counts), out)
+
+
 @pytest.mark.parametrize("levels", [SMALL_TOKENIZER.levels, (8, 8, 5, 5), (8, 8)])
 def test_no_token_of_these_clips_is_near_a_tie(levels: tuple[int, ...]) -> None:
     """So they are the same tokens on every processor and in every batch, and known scores can be exact."""
@@ -319,9 +339,8 @@ def test_kept_parts_are_scored_beside_plain_words(tmp_path: Path) -> None:
 # --- worlds with known scores ---
 
 
-def test_a_world_that_knows_everything_costs_nothing(tmp_path: Path) -> None:
-    case = _Case()
-    rows = _means(_evaluate(case.oracle(), case.clips, tmp_path))
+def test_a_world_that_knows_everything_costs_nothing(known: _Known) -> None:
+    rows = known.rows
     for metric in ("full_ce", "top500_ce_residual", "top500_ce_floor", "top500_ce_hits_only", "teacher_forced_ce"):
         assert rows["forecast"][metric] == 0
     assert rows["forecast"]["token_accuracy"] == rows["forecast"]["top500_coverage"] == 1
@@ -329,16 +348,14 @@ def test_a_world_that_knows_everything_costs_nothing(tmp_path: Path) -> None:
         assert rows["forecast"][metric] == same(rows["reconstruction"][metric])
 
 
-def test_states_of_another_clip_lead_to_that_clips_future(tmp_path: Path) -> None:
-    case = _Case()
-    evaluation = _evaluate(case.oracle(), case.clips, tmp_path)
+def test_states_of_another_clip_lead_to_that_clips_future(known: _Known) -> None:
+    case, rows = known.case, known.rows
     future, partner = case.tokens[:, 3:], case.tokens[[2, 3, 0, 1], 3:]
     expected = (future == partner).float().mean().item()
     assert expected < 1
-    rows = _means(evaluation)
     assert rows["shuffled_states"]["token_accuracy"] == pytest.approx(expected)
     assert rows["shuffled_states"]["full_ce"] == pytest.approx(1e3 * (1 - expected), rel=1e-4)
-    compared = {(c.than, c.metric): c for c in evaluation.comparisons}
+    compared = {(c.than, c.metric): c for c in known.evaluation.comparisons}
     assert compared["shuffled_states", "full_ce"].difference.mean == pytest.approx(-1e3 * (1 - expected), rel=1e-4)
 
 
@@ -379,21 +396,14 @@ def test_a_clip_without_a_single_hit_has_no_cost_of_hits(
     assert "tokens only" in evaluation.not_computed["psnr_db"]
 
 
-def test_token_frequencies_cost_what_their_counts_say(tmp_path: Path) -> None:
-    case = _Case()
-    counts = np.zeros(200, np.int64)
-    counts[:50] = 3
-    rows = _means(_evaluate(case.oracle(), case.clips, tmp_path, unigram=counts))
-    shares = (counts + 1) / (counts + 1).sum()
-    expected = -np.log(shares)[case.tokens[:, 3:].numpy()].mean()
-    assert rows["unigram"]["full_ce"] == pytest.approx(expected, rel=1e-5)
+def test_token_frequencies_cost_what_their_counts_say(known: _Known) -> None:
+    shares = np.arange(1, 201) / np.arange(1, 201).sum()
+    expected = -np.log(shares)[known.case.tokens[:, 3:].numpy()].mean()
+    assert known.rows["unigram"]["full_ce"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_keeping_the_last_tokens_scores_as_by_hand(tmp_path: Path) -> None:
-    case = _Case()
-    counts = {"unigram": np.arange(200), "kept": np.array([[90, 10], [70, 30], [0, 0]])}
-    evaluation = _evaluate(case.oracle(), case.clips, tmp_path, **counts)
-    row = _means(evaluation)["keep_last_tokens"]
+def test_keeping_the_last_tokens_scores_as_by_hand(known: _Known) -> None:
+    case, row = known.case, known.rows["keep_last_tokens"]
     last, future = case.tokens[:, 2:3], case.tokens[:, 3:]
     stays = last == future
     assert row["token_accuracy"] == pytest.approx(stays.float().mean().item())
@@ -406,32 +416,27 @@ def test_keeping_the_last_tokens_scores_as_by_hand(tmp_path: Path) -> None:
     still = case.tokenizer.decode(last.expand_as(future))
     error = (still[:, -1].double() - case.frames[:, 33].double()).square().mean(dim=(1, 2, 3))
     assert row["psnr_db_last"] == pytest.approx((10 * (255**2 / error).log10()).mean().item(), abs=1e-3)
-    assert evaluation.settings["keep_last_tokens_changed"] == "0.1078, 0.3039, 0.5000"
-    assert evaluation.settings["keep_last_tokens_from"] == "training tokens"
+    assert known.evaluation.settings["keep_last_tokens_changed"] == "0.1078, 0.3039, 0.5000"
+    assert known.evaluation.settings["keep_last_tokens_from"] == "training tokens"
 
 
 def test_keeping_the_last_tokens_knows_nothing_of_the_future_it_is_scored_on(tmp_path: Path) -> None:
     """Without counts of the training tokens its distribution is a constant, whatever is evaluated."""
     case = _Case()
-    for name, frames in (("moving", case.frames), ("still", case.frames[:, :1].expand(-1, 34, -1, -1, -1))):
-        clips = _clips(_memory(case.states, frames=frames.contiguous()))
-        evaluation = _evaluate(case.oracle(), clips, tmp_path / name)
-        tokens = case.tokenizer.encode(frames.contiguous())
-        stays = (tokens[:, 2:3] == tokens[:, 3:]).float().mean().item()
-        row = _means(evaluation)["keep_last_tokens"]
-        assert row["full_ce"] == pytest.approx(math.log(2) + (1 - stays) * math.log(199), rel=1e-5)
-        assert "constant" in str(evaluation.settings["keep_last_tokens_from"])
-
-
-def test_copying_the_last_frame_scores_as_by_hand(tmp_path: Path) -> None:
-    case = _Case()
     evaluation = _evaluate(case.oracle(), case.clips, tmp_path)
+    stays = (case.tokens[:, 2:3] == case.tokens[:, 3:]).float().mean().item()
+    row = _means(evaluation)["keep_last_tokens"]
+    assert row["full_ce"] == pytest.approx(math.log(2) + (1 - stays) * math.log(199), rel=1e-5)
+    assert "constant" in str(evaluation.settings["keep_last_tokens_from"])
+
+
+def test_copying_the_last_frame_scores_as_by_hand(known: _Known) -> None:
+    case, rows = known.case, known.rows
     error = (case.frames[:, 17:].double() - case.frames[:, 16:17].double()).square().mean(dim=(2, 3, 4))
     expected = 10 * (255**2 / error.clamp_min(1 / 12)).log10()
-    rows = _means(evaluation)
     assert rows["copy_last"]["psnr_db_last"] == pytest.approx(expected[:, -1].mean().item(), abs=1e-3)
     assert rows["copy_last"]["psnr_db_mean"] == pytest.approx(expected.mean().item(), abs=1e-3)
-    curve = [point.mean for point in evaluation.curves["psnr_db"]["copy_last"]]
+    curve = [point.mean for point in known.evaluation.curves["psnr_db"]["copy_last"]]
     assert curve == pytest.approx(expected.mean(dim=0).tolist(), abs=1e-3)
 
 
@@ -505,10 +510,8 @@ def test_a_forecast_does_not_know_the_frames_it_predicts(tmp_path: Path) -> None
         assert same == (row != "reconstruction"), row
 
 
-def test_the_page_gets_context_and_forecast_of_every_row(tmp_path: Path) -> None:
-    case = _Case()
-    _evaluate(case.oracle(), case.clips, tmp_path)
-    archive = arrays_in(tmp_path / "forecasts.npz")
+def test_the_page_gets_context_and_forecast_of_every_row(known: _Known) -> None:
+    archive = arrays_in(known.out / "forecasts.npz")
     assert archive["real"].shape == (CLIPS, 34, 16, 16, 3)
     assert archive["rows"].tolist() == [
         "forecast",
