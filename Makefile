@@ -1,5 +1,7 @@
 # Both commands do all their own set-up from nothing and are quick when repeated.
-# pip need not compile every file of PyTorch and others (half of the set-up's processor time): Python does, when it reads one.
+# pip need not compile every file of PyTorch and others (half of the set-up's processor time): Python does, when it reads one,
+# and keeps it: also where the environment forbids that, or each process would compile PyTorch anew.
+export PYTHONDONTWRITEBYTECODE =
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
