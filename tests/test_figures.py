@@ -40,7 +40,7 @@ def _agree(found: dict[str, dict[str, float]], expected: dict[str, dict[str, flo
 def test_a_built_in_world_scores_as_before(
     protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without studies and the conditions that are theirs alone, which have no stored figure and take most of the time."""
+    """Without studies and the conditions that are theirs alone: they have no stored figure and take most time."""
     stored = STORED[protocol]
     needed = {id: entry for id, entry in rows.ROWS.items() if id not in rows.CONDITIONS or id in stored["rows"]}
     for module in (rows, engine):

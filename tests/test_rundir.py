@@ -1,4 +1,4 @@
-"""Files of a run: models that are defined later are known; what eight bits cost, and that they are read as any others."""
+"""Files of a run: models that are defined later are known; weights in eight bits cost little and are read as others."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -65,8 +65,10 @@ def _taking(
 
 
 def fields_of(kind: Any, usual: Any) -> list[StructFieldSpec]:
-    """The fields of a dataclass as the command line sees them: each with its type and usual value. Its text is made when
-    it is asked for, out of the source file: a command that asks for no help need not wait for it."""
+    """The fields of a dataclass as the command line sees them: each with its type and usual value.
+
+    Its text is made when it is asked for, out of the source file: a command that asks for no help need not wait for it.
+    """
     spec = ConstructorRegistry.get_struct_spec(StructTypeInfo.make(kind, usual, in_union_context=False))
     assert isinstance(spec, StructConstructorSpec), "made of a dataclass"
     return [replace(one, helptext=partial(text_of, one)) for one in spec.fields]

@@ -252,7 +252,7 @@ def _adapter(kind: Any, models: tuple[type[ModelConfig], ...]) -> Any:
     """Reads and writes a configuration, of which a part may be any of `models`; it is made once, in 20 ms."""
     del models
     # pydantic takes no `config` for a bare dataclass, but a container of one hands it down to every level.
-    return TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))
+    return TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))  # pyright: ignore[reportInvalidTypeForm]
 
 
 def from_json(kind: Any, content: Any, path: Path) -> Any:

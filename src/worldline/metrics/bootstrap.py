@@ -171,7 +171,7 @@ def _drawn(
 
 @lru_cache(maxsize=2)
 def _resamples(count: int) -> Weights:
-    """The same draws for every number of an evaluation, which has hundreds: they cost more than what is made of them."""
+    """The same for every number of an evaluation, which has hundreds: drawing costs more than what is made of it."""
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
     drawn.flags.writeable = False
     return drawn
