@@ -1,11 +1,13 @@
 """Before any test loads PyTorch: one thread in each process, since pytest starts as many processes as there are cores.
 
-Processes that tests start inherit it. `import worldline` then chooses how threads wait.
+Processes that tests start inherit it, and keep compiled modules: without, each takes most of a second to compile the
+package again. `import worldline` then chooses how threads wait.
 """
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 

@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'worldline' has no attribute {name!r}")
     from worldline import api
 
-    return getattr(api, name)
+    return api.told(name)
 
 
 def __dir__() -> list[str]:

@@ -47,7 +47,7 @@ Result = TypeVar("Result")
 def _taking(
     name: str, kind: Callable[Given, Options], function: Callable[[Place, Options], Result]
 ) -> Callable[Concatenate[Place, Given], Result]:
-    """A function that takes its options by name, with the signature and the documentation of their dataclass."""
+    """A function that takes its options by name, with the signature of their dataclass."""
 
     @wraps(function)
     def by_name(place: Place, *none: Given.args, **given: Given.kwargs) -> Result:
@@ -58,10 +58,22 @@ def _taking(
     signature, options = inspect.signature(function), inspect.signature(kind).parameters.values()
     signature = signature.replace(parameters=[*list(signature.parameters.values())[:1], *options])
     by_name.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] - what help() shows
-    texts = [f"    {field.name}: {text_of(field)}" for field in fields_of(kind, MISSING)]
     by_name.__name__ = by_name.__qualname__ = name
-    by_name.__doc__ = "\n".join([f"{inspect.getdoc(function)}\n\nOptions:", *texts])
+    _KINDS[by_name] = kind
     return by_name
+
+
+_KINDS: dict[Callable[..., Any], Any] = {}
+"""The options that functions take by name, where help does not tell of them yet."""
+
+
+def told(name: str) -> Any:
+    """A function of this module, with its options in its help: reading their texts takes long, and no verb needs it."""
+    function = globals()[name]
+    if kind := _KINDS.pop(function, None):
+        texts = [f"    {field.name}: {text_of(field)}" for field in fields_of(kind, MISSING)]
+        function.__doc__ = "\n".join([f"{inspect.getdoc(function)}\n\nOptions:", *texts])
+    return function
 
 
 def fields_of(kind: Any, usual: Any) -> list[StructFieldSpec]:

@@ -8,19 +8,19 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from worldline.evaluation.result import Chart, Evaluation, Role, label_of
 from worldline.evaluation.rows import entry_of
 from worldline.metrics.table import METRICS
 from worldline.report.tables import listed
+
+if TYPE_CHECKING:  # imported where it draws: most commands draw nothing, and it takes half a second
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MAX_POINTS = 600
 MUTED, RULE = "#010102", "#010103"
@@ -108,9 +108,7 @@ def scatter(
     title: str, x_label: str, y_label: str, x: Sequence[float], y: Sequence[float], *, label: str, note: str
 ) -> Drawing:
     """Draw a point for each pair of numbers, over the line on which both are the same."""
-    figure = Figure(figsize=(4.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
-    _bare(axes, x_label, y_label)
+    figure, axes = _bare((4.4, 4.0), x_label, y_label, nbins=6)
     line = Line(label, np.array(x, dtype=np.float64), np.array(y, dtype=np.float64))
     known = np.concatenate([line.x, line.y])
     low, high = (float(end(known[np.isfinite(known)], initial=start)) for end, start in ((np.min, 1e9), (np.max, -1e9)))
@@ -118,7 +116,6 @@ def scatter(
     axes.plot([low - room, high + room], [low - room, high + room], color=MUTED, linewidth=1, dashes=(4, 3))
     axes.scatter(line.x, line.y, s=22, color=SERIES[0], alpha=0.75, linewidths=0)
     axes.set(xlim=(low - room, high + room), ylim=(low - room, high + room), aspect="equal")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     return Drawing(title, _svg(figure), [line], note)
 
 
@@ -132,9 +129,7 @@ def rates_drawing(
     note: str,
 ) -> Drawing:
     """Draw a numbered point for each pair of rates in per cent, with their intervals (rows: value, low, high)."""
-    figure = Figure(figsize=(4.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
-    _bare(axes, x_label, y_label)
+    figure, axes = _bare((4.4, 4.0), x_label, y_label, nbins=6)
     axes.plot([-4, 104], [-4, 104], color=MUTED, linewidth=1, dashes=(4, 3))
     axes.hlines(y[0], x[1], x[2], color=SERIES[0], linewidth=0.8, alpha=0.35)
     axes.vlines(x[0], y[1], y[2], color=SERIES[0], linewidth=0.8, alpha=0.35)
@@ -143,14 +138,19 @@ def rates_drawing(
         if np.isfinite(across) and np.isfinite(up):
             axes.annotate(str(number), (across, up), (4, 3), textcoords="offset points", color=MUTED, fontsize=9)
     axes.set(xlim=(-4, 104), ylim=(-4, 104), aspect="equal")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     order = np.argsort(x[0], kind="stable")
     line = Line(f"{x.shape[1]} policies", x[0][order], y[0][order])
     return Drawing(title, _svg(figure), [line], note)
 
 
-def _bare(axes: Axes, x_label: str, y_label: str) -> None:
-    """No more than a line below and lines across."""
+def _bare(size: tuple[float, float], x_label: str, y_label: str, **ticks: Any) -> "tuple[Figure, Axes]":
+    """A drawing of a size in inches with no more than a line below and lines across; ticks of the line below."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.xaxis.set_major_locator(MaxNLocator(**ticks))
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
     axes.grid(axis="y", color=RULE, linewidth=0.7)
@@ -158,15 +158,13 @@ def _bare(axes: Axes, x_label: str, y_label: str) -> None:
     axes.tick_params(length=0, labelcolor=MUTED, labelsize=11, pad=5)
     axes.set_xlabel(x_label, color=MUTED, fontsize=11)
     axes.set_ylabel(y_label, color=MUTED, fontsize=11)
+    return figure, axes
 
 
 def _draw(title: str, x_label: str, y_label: str, lines: list[Line], note: str) -> Drawing:
-    figure = Figure(figsize=(5.4, 3.3), layout="constrained")
-    axes = figure.add_subplot()
-    _bare(axes, x_label, y_label)
-    axes.margins(x=0.02)
     whole = all((line.x == line.x.round()).all() for line in lines)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=whole))
+    figure, axes = _bare((5.4, 3.3), x_label, y_label, nbins=7, steps=[1, 2, 5, 10], integer=whole)
+    axes.margins(x=0.02)
     for number, line in enumerate(lines):
         colour = SERIES[number % len(SERIES)]
         if line.band:
@@ -177,7 +175,9 @@ def _draw(title: str, x_label: str, y_label: str, lines: list[Line], note: str) 
     return Drawing(title, _svg(figure), lines, note)
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: "Figure") -> str:
+    from matplotlib import rc_context
+
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "worldline"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import UInt8
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from worldline.builtin import stored
 from worldline.data.clips import evenly, open_split
@@ -33,6 +32,9 @@ from worldline.ranks import Ranks, gathered
 from worldline.rundir import Best, RunDir, environment, to_json
 from worldline.schema import Batch, Origin, UsageError, stack
 from worldline.training.checkpoint import TrainState, best_so_far, better, evaluated, restore, save_checkpoint
+
+if TYPE_CHECKING:  # slow to import, and most jobs train nothing
+    from torch.utils.tensorboard import SummaryWriter
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Called after every step with (steps done, all steps, the newest figures)."""
@@ -132,7 +134,7 @@ class _Training:
         config, state, total, ranks = self.config, self.state, self.total, self.ranks
         mine = (ranks.share(config.batch_size), config.seed, ranks.rank, ranks.world_size)
         pieces = Loader(self.made.train, *mine, config.workers, config.accumulate).iterate(state.step, total)
-        board = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=state.step) if ranks.writes else None
+        board = _board(self.run, state.step) if ranks.writes else None
         figures: dict[str, float] = {}  # the newest of each
         began, before, last, stopped = time.monotonic(), state.seconds, state.step >= total, False
         with _terminable() as asked:
@@ -217,7 +219,7 @@ class _Training:
                 figures[f"train/{name}"] = figures.get(f"train/{name}", 0.0) + value * share
         return figures, origins
 
-    def validate(self, now: dict[str, float], board: SummaryWriter | None) -> bool:
+    def validate(self, now: dict[str, float], board: "SummaryWriter | None") -> bool:
         """Add validation's figures to those of a step, show samples; whether this is the best step so far."""
         state, metric = self.state, self.config.keep_best
         with evaluated(state):  # by every rank, on the same clips: a sharded model is run by all or by none
@@ -253,6 +255,12 @@ class _Training:
                 found = validate(self.state.model, self.made, num_clips=1, device=self.device)
             if wanted not in found:
                 raise UsageError(f"validation has no figure {wanted!r} (--keep-best); it has {', '.join(found)}")
+
+
+def _board(run: RunDir, step: int) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run.path / "tensorboard"), purge_step=step)
 
 
 @contextmanager

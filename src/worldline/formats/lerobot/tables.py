@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 from jaxtyping import Float32, Float64, Int64
-from pyarrow import compute, parquet, types
+from pyarrow import parquet, types
 
 from worldline.files import reading, while_unchanged
 from worldline.schema import DataError
@@ -78,6 +78,8 @@ def matrix(path: Path, table: pyarrow.Table, name: str, dim: int) -> Float64[np.
     Those of a row with other than `dim` values are NaN, so that it costs only its own episode. Raises `DataError` where
     no row has `dim` values, or where they are no numbers.
     """
+    from pyarrow import compute  # slow to import, and most jobs read no tables
+
     array = column = _plain(table[name].combine_chunks())
     even = True
     while any(is_list(array.type) for is_list in _LISTS):
