@@ -207,10 +207,11 @@ def blurred(frames: Float32[Tensor, "n c h w"], share: float, generator: torch.G
     """A random share of the frames blurred, each by its own amount (of two passes of a 3x3 mean)."""
     draw = torch.rand(2, len(frames), 1, 1, 1, generator=generator)
     amount = torch.where(draw[0] < share, draw[1], torch.zeros_like(draw[1])).to(frames.device)
-    soft = frames
+    chosen = amount.flatten().nonzero()[:, 0]  # a mean takes longer than all else that is varied
+    sharp = soft = frames[chosen]
     for _ in range(2):
         soft = F.avg_pool2d(soft, 3, stride=1, padding=1, count_include_pad=False)
-    return frames.lerp(soft, amount)
+    return frames.index_copy(0, chosen, sharp.lerp(soft, amount[chosen]))
 
 
 def _coordinates(height: int, width: int, like: Tensor) -> Float[Tensor, "1 2 h w"]:
