@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 
 from worldline.schema import UsageError
 from worldline.twin.scene import (
@@ -150,7 +150,7 @@ class Simulation(AbstractContextManager["Simulation"]):
 
         Where `touched` is given, the entries of the objects that the robot touches meanwhile are set (`touching`).
         """
-        data = self.data
+        data, pairs = self.data, list[np.ndarray]()
         data.ctrl[:-3] = _angles(command)
         speed, turn = command[-2:]
         for _ in range(self._substeps):
@@ -158,11 +158,16 @@ class Simulation(AbstractContextManager["Simulation"]):
             data.ctrl[-3:] = speed * np.cos(heading), speed * np.sin(heading), turn
             self._mujoco.mj_step(self.model, data)
             if touched is not None:
-                touched |= self.touching()
+                pairs.append(data.contact.geom[: data.ncon].copy())
+        if touched is not None:
+            touched |= self._touching(np.concatenate(pairs))
 
     def touching(self) -> Touched:
         """Whether each object is touched by a hand, and by any part of the robot, in the last step of the physics."""
-        pairs = self.data.contact.geom[: self.data.ncon]
+        return self._touching(self.data.contact.geom[: self.data.ncon])
+
+    def _touching(self, pairs: Int32[np.ndarray, "n 2"]) -> Touched:
+        """The same of pairs of geoms in contact."""
         numbers, found = self._numbers[pairs], np.zeros((2, len(self._objects)), dtype=bool)
         for part, of_part in enumerate((self._hands, self._kinds == REGIONS.index("robot"))):
             found[part, numbers[of_part[pairs][:, ::-1] & (numbers >= 0)]] = True  # the one of a pair whose other it is
@@ -186,7 +191,7 @@ class Simulation(AbstractContextManager["Simulation"]):
 
     def go(self, state: Float32[np.ndarray, "25"], *, touched: Touched | None = None) -> None:
         """`follow` one state, without looking."""
-        data = self.data
+        data, pairs = self.data, list[np.ndarray]()
         data.ctrl[:-3] = goal = _angles(state)
         before, after = self.state()[-2:], state[-2:]
         for left in range(self._substeps, 0, -1):
@@ -196,7 +201,9 @@ class Simulation(AbstractContextManager["Simulation"]):
             data.qvel[self.dofs] = (goal - data.qpos[self.places]) / (left * self._timestep)
             self._mujoco.mj_step(self.model, data)
             if touched is not None:
-                touched |= self.touching()
+                pairs.append(data.contact.geom[: data.ncon].copy())
+        if touched is not None:
+            touched |= self._touching(np.concatenate(pairs))
         data.qpos[self.places] = goal  # a touch may have held it back a little
 
     def observe(self) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "25"]]:
