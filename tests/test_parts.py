@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -16,6 +15,7 @@ import pytest
 from builders import GRID_200, SMALL_WORLD, small_tokenizer, small_world, write_squares
 from commands import do
 from latent_builders import small_vae
+from processes import command, ended
 from test_forecast_files import write_latent_world, write_test_tokens, write_tokenizer, write_world
 
 from worldline.data.clips import Clips
@@ -225,26 +225,23 @@ def test_an_evaluation_that_is_killed_again_and_again_ends_as_one_that_was_not(
 ) -> None:
     if signal.getsignal(end) is signal.SIG_IGN:
         pytest.skip(f"{end.name} is ignored here, as a shell has it for what runs in its background")
-    words = [*_words("compression", tmp_path), "--batch-size", "1"]
-    command = [sys.executable, "-c", "from worldline.cli.main import main; main()", "evaluate", *words, "--out"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=env, capture_output=True)
-    out, before, kills = tmp_path / "out", 0, 0
+    words, out = [*_words("compression", tmp_path), "--batch-size", "1", "--out"], tmp_path / "out"
+    do("evaluate", [*words, str(tmp_path / "whole")])
+    before = kills = 0
     for _ in range(3):
-        behind = ("nice", "-n", "19")  # or it ends before this process looks again
-        process = subprocess.Popen([*behind, *command, str(out)], env=env, stderr=subprocess.PIPE)
-        while process.poll() is None and len(list(out.glob(f"{PARTS}/*/batch_*"))) <= before:
+        # Behind this process, or it ends before this one looks again.
+        process = command(["evaluate", *words, out], nice=19)
+        while process.is_alive() and len(list(out.glob(f"{PARTS}/*/batch_*"))) <= before:
             time.sleep(0.002)
-        process.send_signal(end)
-        process.communicate()
-        if process.returncode == 0 and kills:
+        os.kill(process.pid or 0, end)
+        if ended(process) == 0 and kills:
             break
-        if process.returncode == 0:
+        if process.exitcode == 0:
             shutil.rmtree(out)
             continue
         kills, before = kills + 1, len(list(out.glob(f"{PARTS}/*/batch_*")))
     assert kills, "it was killed at least once while it ran"
-    subprocess.run([*command, str(out)], check=True, env=env, capture_output=True)
+    do("evaluate", [*words, str(out)])
     assert _found(out) == _found(tmp_path / "whole")
     left = sorted(path.name for path in out.iterdir())
     assert left == ["forecasts.npz", "metrics.json", "receipt.json", "scores.npz"]

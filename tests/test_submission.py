@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
 import re
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from builders import GRID_200, arrays_in, small_world
 from commands import do
 from latent_builders import small_vae
 from PIL import Image
+from processes import command, ended
 from test_forecast_files import (
     write_latent_world,
     write_test_tokens,
@@ -258,23 +256,20 @@ def test_two_processes_are_killed_and_one_goes_on(tmp_path: Path) -> None:
     world, data = write_world(tmp_path / "world"), write_test_tokens(tmp_path / "test", samples=40)
     write_tokenizer(tmp_path / "tokenizer")
     words = ["forecast", world, "--data", data, "--tokenizer", tmp_path / "tokenizer", "--format", "png", "--rows", "1"]
-    command = [sys.executable, "-m", "worldline", *map(str, words), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    words += ["--out", tmp_path / "out", "--device", "cpu"]
     ranks = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731", "LOCAL_WORLD_SIZE": "2"}
-    several = [
-        subprocess.Popen(command, env={**os.environ, **ranks, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
+    several = [command(words, **ranks, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
     began = time.monotonic()
     while len([*(tmp_path / "out").glob("sample_*")]) < 3 and time.monotonic() - began < 120:
         time.sleep(0.02)
     for process in several:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        ended(process)
     there = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("sample_*")}
     assert 0 < len(there) < 40
     with pytest.raises(DataError, match="one that was stopped"):
         check_submission(tmp_path / "out", data)
-    subprocess.run(command, check=True, env={**os.environ, "WORLD_SIZE": "1"})
+    do("forecast", [str(word) for word in words[1:]])
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in there} == there
     found = check_submission(tmp_path / "out", data)
     assert (found.samples, found.problems) == (40, ())

@@ -30,6 +30,7 @@ from builders import (
 )
 from data_builders import write_lerobot
 from latent_builders import SMALL_VAE
+from processes import ended, forked
 from tolerances import assert_values_agree
 from torch import Tensor, nn
 
@@ -206,6 +207,8 @@ def test_sigterm_saves_the_running_step_and_the_resumed_run_is_exact(tmp_path: P
 @pytest.mark.slow
 def test_the_command_line_ends_with_0_when_it_is_told_to_stop(tmp_path: Path) -> None:
     few = ["--data.train-episodes", ":2", "--data.val-episodes", ":1", "--data.cache", str(tmp_path / "cache")]
+    small = "--batch-size 2 --validation-clips 2 --model.kernel 3 --model.levels 8 5 5"
+    few += f"{small} --model.widths 8 16 --model.blocks 1 1".split()
     recipe = ["tokenizer_tiny", *few, "--steps", "9999", "--workers", "2", "--device", "cpu"]
     command = [sys.executable, "-m", "worldline", "train", *recipe, "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -282,31 +285,17 @@ def test_a_figure_that_validation_does_not_have_is_refused_before_anything_is_wr
     assert not (tmp_path / "run").exists()
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from worldline.rundir import from_json
-from worldline.files import read_json
-from worldline.families.card import ModelCard
-from worldline.families.config import TrainConfig
-from worldline.training.loop import train
-
-def report(done, total, figures):
-    if done == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-path = Path(sys.argv[1])
-train(from_json(TrainConfig, read_json(path), path), Path(sys.argv[2]), report=report)
-"""
-
-
 @pytest.mark.slow
 def test_killed_minus_nine_and_resumed_is_as_if_never_killed(tmp_path: Path) -> None:
     config = _tokenizer(tmp_path)
     train(config, tmp_path / "whole")
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "whole/config.json"), str(tmp_path / "killed")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
-    assert done.returncode == -9, done.stderr
+
+    def report(done: int, total: int, figures: dict[str, float]) -> None:
+        del total, figures
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert ended(forked(lambda: train(config, tmp_path / "killed", report=report))) == -signal.SIGKILL
     train(config, tmp_path / "killed", resume=True)
     _assert_same_end(tmp_path / "whole", tmp_path / "killed")
 
