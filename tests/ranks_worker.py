@@ -19,11 +19,11 @@ from worldline.data.cache import cached_frames
 from worldline.data.clips import Clips, source_windows
 from worldline.encoding.encode import Made, convert, encode, tokenize
 from worldline.evaluation.engine import Amount, score
-from worldline.evaluation.evaluate import Autoencoder
+from worldline.evaluation.evaluate import Autoencoder, evaluate
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.rows import Judged
 from worldline.families.card import ModelCard
-from worldline.families.config import TrainConfig
+from worldline.families.config import TrainConfig, read_config
 from worldline.families.load import prepare
 from worldline.files import read_json, write_json
 from worldline.forecasting.tokens import TokenForecaster
@@ -269,7 +269,7 @@ def judge(folder: Path, ranks: Ranks, *, by: int | None = None) -> dict[str, Any
         "sampling": score(
             Judged(forecaster=replace(forecaster, num_samples=3), protocol="sampling", run=folder.name),
             pair,
-            replace(amount, condition_samples=2),
+            replace(amount, condition_samples=0),
             out=out / "sampling",
             ranks=ranks,
         ),
@@ -282,6 +282,28 @@ def judge(folder: Path, ranks: Ranks, *, by: int | None = None) -> dict[str, Any
         ),
     }
     return {name: to_json(Evaluation, evaluation) for name, evaluation in judged.items()}
+
+
+def evaluated(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Judge what one process trained by the command's own code, one clip at a time; not on what it was trained on."""
+
+    def judged(out: str, *words: str) -> None:
+        run = [str(folder / "one"), *words, "--batch-size", "1", "--device", "cpu", "--out", str(folder / out)]
+        job = parse(["evaluate", *run])
+        evaluate(job.run, job, ranks=ranks)
+
+    judged(f"evaluated_by_{ranks.world_size}")
+    try:
+        judged("refused", "--data", str(folder / "tokens/train"))
+    except (UsageError, OtherRankError) as error:
+        return {"refused": str(error)}
+    return {"refused": None}
+
+
+def tokenizer(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Go on with a tokenizer's training where one process left it."""
+    run = RunDir(folder / "tokenizer_by_2")
+    return {"step": train(read_config(run), run.path, resume=True, ranks=ranks).step}
 
 
 def forecasts(folder: Path, ranks: Ranks) -> dict[str, Any]:
@@ -305,10 +327,8 @@ def steps(model: Any, clips: Batch, *, peak: float) -> list[list[float]]:
     return figures
 
 
-JOBS = {
-    job.__name__: job
-    for job in (adapt, adapted_again, learn, terminated, shares, agree, data, judge, forecasts, diverge, wan, vae)
-}
+MODELS = (adapt, adapted_again, learn, terminated, shares, tokenizer, diverge, wan, vae)
+JOBS = {job.__name__: job for job in (*MODELS, agree, data, judge, evaluated, forecasts)}
 
 
 def main(target: str, *names: str) -> None:

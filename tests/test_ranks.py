@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from builders import (
     write_followed_tokens,
     write_squares,
 )
-from commands import do
 from tolerances import assert_whole_agrees
 from torch import nn
 
@@ -150,38 +150,65 @@ def _cut(run: Path, to: Path, step: int) -> None:
 # --- two processes ---
 
 
+@dataclass(frozen=True)
+class Pair:
+    """What two processes did, one job after the other: to start them takes longer than to do most jobs."""
+
+    folder: Path
+    config: TrainConfig
+    """Of the world that one process trained in `one`."""
+    done: dict[str, list[dict[str, Any]]]
+    """What each found, by job."""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder = tmp_path_factory.mktemp("pair")
+    config = _world(folder)
+    train(config, folder / "one")
+    _cut(folder / "one", folder / "one_then_two", 2)
+    ranks_worker.adapt(folder, Ranks())
+    write_json(folder / "config.json", to_json(TrainConfig, config))
+    diverging = replace(config, optimizer=OptimizerConfig(lr=1e30, warmup_steps=0))
+    write_json(folder / "diverging.json", to_json(TrainConfig, diverging))
+    _write_frames(folder, config)
+    _train_tokenizer(folder, config)
+    _begin_to_judge(folder)
+    jobs = ["learn", "terminated", "shares", "agree", "data", "adapt", "adapted_again", "judge", "evaluated"]
+    jobs += ["forecasts", "tokenizer", *(["wan", "vae"] if find_spec("diffusers") else []), "diverge"]
+    return Pair(folder, config, _work(folder, *jobs))
+
+
 @pytest.mark.slow
-def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(tmp_path: Path) -> None:
-    config = _world(tmp_path)
-    train(config, tmp_path / "one")
-    _cut(tmp_path / "one", tmp_path / "one_then_two", 2)
-    ranks_worker.adapt(tmp_path, Ranks())
-    write_json(tmp_path / "config.json", to_json(TrainConfig, config))
-    _write_frames(tmp_path, config)
-    _begin_to_judge(tmp_path)
-    done = _work(
-        tmp_path, "learn", "terminated", "shares", "agree", "data", "adapt", "adapted_again", "judge", "forecasts"
-    )
+def test_two_ranks_train_as_one_and_go_on_from_each_others_checkpoints(pair: Pair) -> None:
+    folder, learned, terminated = pair.folder, pair.done["learn"], pair.done["terminated"]
+    _assert_close(folder / "one", folder / "two", 4)
+    _assert_close(folder / "one", folder / "one_then_two", 4)
+    assert learned[0] == learned[1], "figures are means over the ranks"
+    load_world(folder / "two")  # by one process, as any other
+    _cut(folder / "two", folder / "two_then_one", 2)
+    train(pair.config, folder / "two_then_one", resume=True)
+    _assert_close(folder / "two", folder / "two_then_one", 4)
 
-    _assert_close(tmp_path / "one", tmp_path / "two", 4)
-    _assert_close(tmp_path / "one", tmp_path / "one_then_two", 4)
-    assert done["learn"][0] == done["learn"][1], "figures are means over the ranks"
-    load_world(tmp_path / "two")  # by one process, as any other
-    _cut(tmp_path / "two", tmp_path / "two_then_one", 2)
-    train(config, tmp_path / "two_then_one", resume=True)
-    _assert_close(tmp_path / "two", tmp_path / "two_then_one", 4)
+    assert all(found["stopped"] and found["at"] in (1, 2, 3) for found in terminated)
+    assert terminated[0]["at"] == terminated[1]["at"]
+    _assert_equal(folder / "two", folder / "terminated", 4)
 
-    assert all(found["stopped"] and found["at"] in (1, 2, 3) for found in done["terminated"])
-    assert done["terminated"][0]["at"] == done["terminated"][1]["at"]
-    _assert_equal(tmp_path / "two", tmp_path / "terminated", 4)
-    _assert_sharded(done["shares"])
-    _assert_agreed(done["agree"])
-    _assert_shared(tmp_path, done["data"])
-    _assert_adapted(tmp_path, done["adapt"])
-    _assert_judged(tmp_path, done["judge"])
-    alone = _alone(ranks_worker.forecasts, tmp_path)
-    assert done["forecasts"] == [alone, alone]
-    assert _digests(tmp_path / "forecast_by_1") == _digests(tmp_path / "forecast_by_2")
+
+@pytest.mark.slow
+def test_two_ranks_share_a_model_their_word_and_what_is_made_of_frames(pair: Pair) -> None:
+    _assert_sharded(pair.done["shares"])
+    _assert_agreed(pair.done["agree"])
+    _assert_shared(pair.folder, pair.done["data"])
+    _assert_adapted(pair.folder, pair.done["adapt"])
+
+
+@pytest.mark.slow
+def test_two_ranks_judge_and_forecast_as_one(pair: Pair) -> None:
+    _assert_judged(pair.folder, pair.done["judge"])
+    alone = _alone(ranks_worker.forecasts, pair.folder)
+    assert pair.done["forecasts"] == [alone, alone]
+    assert _digests(pair.folder / "forecast_by_1") == _digests(pair.folder / "forecast_by_2")
 
 
 def _alone(job: Callable[[Path, Ranks], dict[str, Any]], folder: Path) -> dict[str, Any]:
@@ -295,21 +322,19 @@ def test_a_rank_that_fails_ends_the_others_with_a_message(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_stops_every_rank_with_the_same_words(tmp_path: Path) -> None:
-    config = _world(tmp_path, optimizer=OptimizerConfig(lr=1e30, warmup_steps=0))
-    write_json(tmp_path / "diverging.json", to_json(TrainConfig, config))
-    one, two = (found["message"] for found in _work(tmp_path, "diverge")["diverge"])
+def test_a_loss_that_is_no_number_stops_every_rank_with_the_same_words(pair: Pair) -> None:
+    one, two = (found["message"] for found in pair.done["diverge"])
     assert one == two
     assert "at step 1" in one
     assert one.count("Origin(") == 4, "the clips of the rank that met it"
 
 
 @pytest.mark.slow
-def test_the_models_of_the_sampling_track_train_sharded_as_whole(tmp_path: Path) -> None:
+def test_the_models_of_the_sampling_track_train_sharded_as_whole(pair: Pair) -> None:
     pytest.importorskip("diffusers")
-    done = _work(tmp_path, "wan", "vae")
-    for job, expected in (("wan", ranks_worker.wan(tmp_path, Ranks())), ("vae", ranks_worker.vae(tmp_path, Ranks()))):
-        for found in done[job]:
+    for job in ("wan", "vae"):
+        expected = getattr(ranks_worker, job)(pair.folder, Ranks())
+        for found in pair.done[job]:
             torch.testing.assert_close(
                 torch.tensor(found["figures"]), torch.tensor(expected["figures"]), rtol=1e-3, atol=0
             )
@@ -318,65 +343,42 @@ def test_the_models_of_the_sampling_track_train_sharded_as_whole(tmp_path: Path)
         assert expected["figures"][2][0] < expected["figures"][0][0], "three steps on the same clips lower the loss"
 
 
-@pytest.mark.slow
-def test_torchrun_trains_a_tokenizer_by_the_command_line(tmp_path: Path) -> None:
-    write_squares(tmp_path / "raw", 3)
+def _train_tokenizer(folder: Path, config: TrainConfig) -> None:
+    """One process trains a tokenizer, and what it left half-way is what two will go on with."""
     data = DataConfig(
-        path=tmp_path / "raw",
+        path=folder / "squares",
         train_episodes=":-1",
         val_episodes="-1:",
         image_size=16,
         window_stride=5,
-        cache=tmp_path / "cache",
+        cache=folder / "tokenizer_cache",
         augment=AugmentConfig.presets["usual"],
     )
-    config = _world(tmp_path, model=replace(SMALL_TOKENIZER, past=0), data=data, accumulate=1)
-    train(config, tmp_path / "one")
-    _cut(tmp_path / "one", tmp_path / "run", 2)
-    done = _torchrun("train", "--resume", str(tmp_path / "run"), "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["step"] == 4, "one rank reports"
-    for expected, found in zip(_log(tmp_path / "one"), _log(tmp_path / "run"), strict=True):
+    train(replace(config, model=replace(SMALL_TOKENIZER, past=0), data=data, accumulate=1), folder / "tokenizer_by_1")
+    _cut(folder / "tokenizer_by_1", folder / "tokenizer_by_2", 2)
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_with_a_tokenizer_of_one(pair: Pair) -> None:
+    assert [found["step"] for found in pair.done["tokenizer"]] == [4, 4]
+    for expected, found in zip(_log(pair.folder / "tokenizer_by_1"), _log(pair.folder / "tokenizer_by_2"), strict=True):
         losses = {name: value for name, value in expected.items() if name.endswith("/loss")}
         assert {name: found[name] for name in losses} == pytest.approx(losses, rel=1e-3)
 
 
-def _torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    script = "from worldline.cli.main import main; main()"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    command += [sys.executable, "-c", script, *arguments]
-    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=1200, env={**clean, "OMP_NUM_THREADS": "1"}
-    )
-
-
 @pytest.mark.slow
-def test_torchrun_evaluates_by_the_command_line_as_one_process_does(tmp_path: Path) -> None:
-    config = _world(tmp_path, steps=1)
-    train(config, tmp_path / "run")
-    words = ["evaluate", str(tmp_path / "run"), "--batch-size", "1", "--device", "cpu", "--json"]
-    for ranks in (1, 2):
-        run = [*words, "--out", str(tmp_path / f"by_{ranks}")]
-        if ranks == 2:
-            done = _torchrun(*run)
-            assert done.returncode == 0, done.stderr
-            assert json.loads(done.stdout)["protocol"] == "compression", "one rank reports"
-        else:
-            do("evaluate", run[1:])
-    one, two = (Evaluation.load(tmp_path / f"by_{ranks}/metrics.json") for ranks in (1, 2))
+def test_two_ranks_evaluate_a_run_as_one_and_are_refused_together(pair: Pair) -> None:
+    alone = _alone(ranks_worker.evaluated, pair.folder)["refused"]
+    one, two = (Evaluation.load(pair.folder / f"evaluated_by_{ranks}/metrics.json") for ranks in (1, 2))
     assert one.data == two.data
     assert one.data.num_clips == 4
     for row, other in zip(one.rows, two.rows, strict=True):
         for name, value in row.metrics.items():
             assert other.metrics[name].mean == pytest.approx(value.mean, rel=1e-5), (row.id, name)
-    refused = _torchrun(*words, "--data", str(tmp_path / "tokens/train"), "--out", str(tmp_path / "refused"))
-    assert refused.returncode != 0
-    assert refused.stderr.count("recordings that the run was trained on") <= 2, (
-        "said by rank 0; rank 1 says who said it"
-    )
-    assert "rank 0 stopped" in refused.stderr
-    assert not (tmp_path / "refused").exists()
+    first, second = (found["refused"] for found in pair.done["evaluated"])
+    assert "recordings that the run was trained on" in first == alone
+    assert second == f"rank 0 stopped: UsageError: {first}"
+    assert not (pair.folder / "refused").exists()
 
 
 # --- one process ---
