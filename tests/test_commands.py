@@ -9,6 +9,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -250,11 +251,22 @@ def _tiny(recipe: str, folder: Path) -> list[str]:
     return f"{data} {short} {small} {alone}".split()
 
 
-def _torchrun_lines() -> list[Told]:
+def _torchrun_lines() -> dict[str, list[str]]:
+    """What torchrun is told to start anywhere, by where: the options of lines that do the same to the same in one."""
     found = [told for page in PAGES for told in page_commands(page)]
-    named = [path for path in SOURCES if "torchrun" in path.read_text(encoding="utf-8")]
-    found += [told for path in named for told in source_commands(path)]
-    return [told for told in found if told.text.startswith("torchrun")]
+    sources = [path for path in SOURCES if "torchrun" in path.read_text(encoding="utf-8")]
+    found += [told for path in sources for told in source_commands(path)]
+    places, lines = dict[tuple[str, ...], list[str]](), dict[tuple[str, ...], list[str]]()
+    for told in found:
+        if told.text.startswith("torchrun"):
+            words = words_of(told.text)
+            what = tuple(takewhile(lambda word: not word.startswith("-"), words))
+            places.setdefault(what, []).append(told.place)
+            lines.setdefault(what, [*what]).extend(words[len(what) :])
+    return {" ".join(dict.fromkeys(places[what])): words for what, words in lines.items()}
+
+
+TORCHRUN = _torchrun_lines()
 
 
 def _made_small(words: list[str], folder: Path) -> list[str]:
@@ -282,9 +294,9 @@ def _made_small(words: list[str], folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", _torchrun_lines(), ids=lambda told: told.place)
-def test_torchrun_lines_start_two_processes(told: Told, tmp_path: Path) -> None:
-    words = _made_small(words_of(told.text), tmp_path)
+@pytest.mark.parametrize("place", TORCHRUN)
+def test_torchrun_lines_start_two_processes(place: str, tmp_path: Path) -> None:
+    words = _made_small(TORCHRUN[place], tmp_path)
     # Whatever the line says of the number of machines and cards, the words behind it are as typed; later ones win.
     command = ["torchrun", "--standalone", "--nproc-per-node", "2", "--no-python", "worldline"]
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
