@@ -2,9 +2,9 @@
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -28,16 +28,18 @@ SMALL = {"levels": [8, 5, 5], "widths": [8, 16], "blocks": [1, 1], "kernel": 3}
 
 
 def _seconds(code: str) -> float:
-    began = time.perf_counter()
+    """Of a processor, so that what else runs here does not count."""
+    began = os.times()
     subprocess.run([sys.executable, "-c", code], check=True)
-    return time.perf_counter() - began
+    ended = os.times()
+    return ended.children_user + ended.children_system - began.children_user - began.children_system
 
 
 def test_importing_takes_no_time_and_loads_nothing_heavy() -> None:
     heavy = "{'torch', 'numpy', 'pydantic', 'tyro', 'av', 'pyarrow'}"
     subprocess.run([sys.executable, "-c", f"import sys, worldline; assert not {heavy} & set(sys.modules)"], check=True)
     with_it, without = (min(_seconds(code) for _ in range(3)) for code in ("import worldline", "pass"))
-    assert with_it - without < 0.3, "a generous bound: it is a few milliseconds where nothing else runs"
+    assert with_it - without < 0.3, "a generous bound: it is a few hundredths"
 
 
 def test_every_function_is_there_typed_and_documented() -> None:

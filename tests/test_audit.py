@@ -66,9 +66,19 @@ def column(table: Table, label: str) -> dict[str, Interval | None]:
     return {line.label: line.values[place] for line in table.lines}
 
 
-def test_a_world_that_follows_its_robot_is_told_from_one_that_ignores_it(squares: Clips, tmp_path: Path) -> None:
-    found, follows = audited(forecaster(Drawing), squares, tmp_path / "follows")
-    _, ignores = audited(forecaster(CopyLast), squares, tmp_path / "ignores")
+@pytest.fixture(scope="module")
+def followed(squares: Clips, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
+    """The evaluation of a world that follows its robot, in batches of four clips, and its folder."""
+    out = tmp_path_factory.mktemp("follows")
+    return audited(forecaster(Drawing), squares, out)[0], out
+
+
+def test_a_world_that_follows_its_robot_is_told_from_one_that_ignores_it(
+    squares: Clips, followed: tuple[Evaluation, Path], tmp_path: Path
+) -> None:
+    found, out = followed
+    follows = next(one for one in found.findings if one.id == "audit")
+    _, ignores = audited(forecaster(CopyLast), squares, tmp_path)
     assert (follows.verdict, ignores.verdict) == ("follows", "ignores")
     assert "The picture answers to 2 of 2 joints that moved." in follows.sentence
     assert "The picture answers to 0 of 2 joints that moved." in ignores.sentence
@@ -81,7 +91,7 @@ def test_a_world_that_follows_its_robot_is_told_from_one_that_ignores_it(squares
     assert noise.x == (0.0, *NOISES.values())
     assert wait.x == (-0.5, -0.2, 0.0, 0.2, 0.5)
     assert max(value.mean for value in wait.y) == wait.y[2].mean
-    assert Evaluation.load(tmp_path / "follows/metrics.json").findings == found.findings
+    assert Evaluation.load(out / "metrics.json").findings == found.findings
 
 
 def test_a_joint_that_a_world_does_not_read_is_named(squares: Clips, tmp_path: Path) -> None:
@@ -95,17 +105,16 @@ def test_a_joint_that_a_world_does_not_read_is_named(squares: Clips, tmp_path: P
     assert "to 1 of 2 joints" in half.sentence
 
 
-def test_numbers_do_not_depend_on_the_batch_and_scores_of_every_clip_are_kept(squares: Clips, tmp_path: Path) -> None:
-    made = []
-    for size in (1, 6):
-        judged = Judged(forecaster=forecaster(Drawing), protocol="sampling", run="run")
-        made.append(score(judged, squares, Amount(batch_size=size), out=tmp_path / str(size)))
-    assert made[0].findings == made[1].findings
-    with np.load(tmp_path / "6/scores.npz") as kept:
+def test_numbers_do_not_depend_on_the_batch_and_scores_of_every_clip_are_kept(
+    squares: Clips, followed: tuple[Evaluation, Path], tmp_path: Path
+) -> None:
+    judged, (found, out) = Judged(forecaster=forecaster(Drawing), protocol="sampling", run="run"), followed
+    assert score(judged, squares, Amount(batch_size=1), out=tmp_path).findings == found.findings
+    with np.load(out / "scores.npz") as kept:
         assert kept["episode"].tolist() == [0, 1, 2, 3, 4, 5]
         assert kept["start"].tolist() == [0] * 6
         assert kept["states_late_0_5s/psnr_db"].shape == (6, FUTURE)
-        rows = {row.id: row.metrics for row in made[1].rows}
+        rows = {row.id: row.metrics for row in found.rows}
         own = kept["sample/psnr_db"].mean(axis=1).mean()
         assert own == pytest.approx(rows["sample"]["psnr_db_mean"].mean, abs=1e-4)
 

@@ -434,12 +434,13 @@ def test_every_verb_of_a_model_is_planned() -> None:
 
 
 def test_the_verb_says_what_is_counted_and_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    do("plan", ["tokenizer_tiny", "--gpu-memory", "24", "--accumulate", "2"])
+    small = ["tokenizer_tiny", "--model.widths", "8", "16", "--model.blocks", "1", "1"]
+    do("plan", [*small, "--gpu-memory", "24", "--accumulate", "2"])
     shown = capsys.readouterr().out
     for words in ("parameters", "counted:", "estimated:", "measured on a GPU: steps", "24 GB", "--accumulate 2"):
         assert words in shown
     assert all(words in shown for words in ("main memory, 1 process:", "the other verbs", "tokenize, evaluate"))
-    do("plan", ["tokenizer_tiny", "--gpus", "2", "--gpu-memory", "24", "--json"])
+    do("plan", [*small, "--gpus", "2", "--gpu-memory", "24", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["setting"]["gpus"] == 2
     assert [card["gb"] for card in found["cards"]] == [24]

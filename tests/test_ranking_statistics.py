@@ -9,7 +9,6 @@ from scipy.stats import pearsonr, spearmanr
 
 from worldline.metrics.ranking import (
     agree,
-    auroc,
     bias,
     drop_one,
     fisher,
@@ -114,10 +113,3 @@ def test_starts_that_are_hard_everywhere_cost_no_width() -> None:
     assert 0 < low < bias(*rates) < high < 1
     assert mae(*rates) == pytest.approx(bias(*rates)), "never too low"
     assert math.isnan(over_starts(true[:, :1], true[:, :1])["bias"][0])
-
-
-def test_auroc_is_the_chance_of_the_right_order() -> None:
-    hit = np.array([True, True, False, False])
-    assert auroc(hit, np.array([0.9, 0.8, 0.2, 0.1])) == 1
-    assert auroc(hit, np.array([0.9, 0.3, 0.3, 0.1])) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
-    assert math.isnan(auroc(np.ones(3, dtype=bool), np.zeros(3)))

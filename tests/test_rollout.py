@@ -226,7 +226,7 @@ def test_a_world_over_latents_reaches_as_far_with_several_samples(place: Path) -
 def test_short_episodes_are_counted_and_where_all_are_that_is_said(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = ["--out", place / "out_short"]
+    out = ["--condition-samples", 0, "--out", place / "out_short"]
     evaluate(place / "tokens", "--data", place / "some", place / "short", "--horizon", 68, *out)
     assert "2 of 4 episodes are too short for --horizon 68 (68 frames ahead need clips of 85" in capsys.readouterr().err
     found = Evaluation.load(place / "out_short/metrics.json")

@@ -20,6 +20,7 @@ from worldline.checks import Checked, Limit, Share, refuse_unknown
 from worldline.files import hash_of, hash_of_file, read_json, write_json
 from worldline.judges.inverse_dynamics import Block, blurred, scaled
 from worldline.metrics.bootstrap import Interval, interval, statistics
+from worldline.metrics.uncertainty import auroc
 from worldline.nn.fit import FitConfig, fitted
 from worldline.nn.weights import load_weights
 from worldline.rundir import from_json, load_tensors, new_folder, save_tensors
@@ -281,18 +282,11 @@ def errors_of(chances: Float32[Tensor, " n"], truth: Bool[np.ndarray, " n"], sta
         gaps = np.stack([abs(off[:, bins == one].sum(axis=1)) for one in range(BINS)])
         return (gaps.sum(axis=0) / weights.sum(axis=1))[:, None]
 
-    def ranked(weights: np.ndarray) -> np.ndarray:
-        """Pairs of a success and a failure that are in the right order, by weights."""
-        ahead = (found[truth][:, None] > found[~truth]) + 0.5 * (found[truth][:, None] == found[~truth])
-        up, down = weights[:, truth], weights[:, ~truth]
-        with np.errstate(invalid="ignore"):
-            return (((up @ ahead) * down).sum(axis=1) / (up.sum(axis=1) * down.sum(axis=1)))[:, None]
-
     return Errors(
         episodes=len(truth),
         successes=int(truth.sum()),
         accuracy=interval(torch.from_numpy(((found >= 0.5) == truth).astype(float)), clusters),
-        auroc=statistics(ranked, clusters)[0],
+        auroc=statistics(lambda weights: auroc(weights, found, truth)[:, None], clusters)[0],
         calibration=statistics(calibration, clusters)[0],
         optimism=interval(torch.from_numpy(found[~truth]), clusters[torch.from_numpy(~truth)]),
     )

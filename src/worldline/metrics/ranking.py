@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import scipy  # its parts are loaded when they are first used: `scipy.stats` takes a second
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Float, Float64, Int
 
 from worldline.metrics.bootstrap import TAIL, Interval, NumberOrNull, statistics
 
@@ -252,12 +252,3 @@ def bias(true: Rates, found: Rates) -> Float64[np.ndarray, "..."]:
 def mae(true: Rates, found: Rates) -> Float64[np.ndarray, "..."]:
     """The mean absolute error of the rates."""
     return np.asarray(np.abs(np.asarray(found, np.float64) - np.asarray(true, np.float64)).mean(axis=-1))
-
-
-def auroc(hit: Bool[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> float:
-    """The chance that a success has a higher score than a failure, ties counting half; NaN without one of both."""
-    ranks, hits = scipy.stats.rankdata(score), int(hit.sum())
-    misses = len(hit) - hits
-    if not hits or not misses:
-        return math.nan
-    return float((ranks[hit].sum() - hits * (hits + 1) / 2) / (hits * misses))

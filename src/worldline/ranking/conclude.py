@@ -5,7 +5,7 @@ place. All columns of a task are about the same policies and starts, so they are
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
 from worldline.metrics.bootstrap import Interval, statistics
-from worldline.metrics.ranking import MEASURES, Agreement, agree, auroc, bias, mae, over_counts, over_starts, wilson
+from worldline.metrics.ranking import MEASURES, Agreement, agree, bias, mae, over_counts, over_starts, wilson
+from worldline.metrics.uncertainty import auroc
 from worldline.ranking.result import COUNTS, PHYSICS, TWIN, WORLD, Against, Rate, Reading, TaskRanking, Trusted
 
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
@@ -243,7 +244,7 @@ def _reading(found: Outcome, place: str) -> Reading:
     """How the reader's chances at a place go with physics, over all policies; intervals over starts."""
     chances, truth = _as_long(found.chances[place], found.columns[PHYSICS])
     starts = np.broadcast_to(np.arange(chances.shape[1]), chances.shape).ravel()
-    hit, chance = truth.ravel(), chances.ravel()
+    hit, chance = truth.ravel(), chances.ravel().astype(np.float64)
     read = chance >= 0.5
 
     def of(weights: np.ndarray) -> np.ndarray:
@@ -253,10 +254,8 @@ def _reading(found: Outcome, place: str) -> Reading:
                 return np.where(whole > 0, weights @ (of & among) / whole, math.nan)
 
         everything = np.ones(len(hit), dtype=bool)
-        areas = [auroc(*_repeated(hit, chance, row)) for row in weights]
-        return np.stack(
-            [share(read == hit, everything), np.array(areas), share(read, ~hit), share(~read, hit)], axis=-1
-        )
+        areas = auroc(weights, chance, hit)
+        return np.stack([share(read == hit, everything), areas, share(read, ~hit), share(~read, hit)], axis=-1)
 
     accuracy, area, optimism, missed = statistics(of, starts)
     return Reading(
@@ -268,9 +267,3 @@ def _reading(found: Outcome, place: str) -> Reading:
         optimism=optimism,
         missed=missed,
     )
-
-
-def _repeated(hit: np.ndarray, chance: np.ndarray, weights: np.ndarray) -> Iterable[np.ndarray]:
-    """Each episode as often as its start was drawn."""
-    times = weights.astype(np.int64)
-    return np.repeat(hit, times), np.repeat(chance, times)
