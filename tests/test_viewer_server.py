@@ -344,9 +344,8 @@ def test_a_page_opens_drives_and_ends(server: Served) -> None:
         page.say("play", on=False)
         assert not page.told("state")["playing"]
         page.say("bye")
-        with pytest.raises(ConnectionClosed):
-            for _ in range(5):  # what was under way comes first
-                page.hear()
+        with pytest.raises(ConnectionClosed):  # what was under way comes first
+            [page.hear() for _ in range(5)]
     assert server.until(tabs=0)
 
 
