@@ -125,10 +125,9 @@ class RollOut(Forecaster):
     def reconstruct(self, batch: Batch) -> Forecast:
         """The true frames of each window, encoded and decoded by themselves, as the tokenizer does."""
         frames, reach = self.frames_of(batch, self.context_frames + self.lookahead_frames), self.inner.times[-1] + 1
-        parts: dict[str, list[Tensor]] = {"frames": [], "plain_frames": []}
+        tokens, parts = self._tokens(frames), dict[str, list[Tensor]](frames=[], plain_frames=[])
         for begin in self.chunks:
-            now = {"frames": frames[:, begin : begin + reach], "states": batch.states[:, begin : begin + reach]}
-            made = self.inner.reconstruct(replace(batch, tokens=None, latents=None, **now))
+            made = self.inner.reconstruct(self._window(batch, frames, tokens, slice(begin, begin + reach)))
             for name, found in parts.items():
                 if (shown := getattr(made, name)) is not None:
                     found.append(shown[:, :, : self._count(begin)])
@@ -138,14 +137,31 @@ class RollOut(Forecaster):
     def from_true_contexts(self, batch: Batch, *, seeds: Seeds) -> Forecast:
         """The same chunks, each forecast from the true frames before it, with the seeds that it has in a roll-out."""
         frames, reach = self.frames_of(batch, self.context_frames + self.chunks[-1]), self.inner.lookahead_frames
-        shown = []
+        tokens, shown = self._tokens(frames), list[Tensor]()
         for number, begin in enumerate(self.chunks):
             end = begin + self.context_frames
-            now = {"frames": frames[:, begin:end], "states": batch.states[:, begin : end + reach]}
-            clips = replace(batch, tokens=None, latents=None, **now)
+            clips = self._window(batch, frames, tokens, slice(begin, end), states=slice(begin, end + reach))
             made = self.inner.forecast_clips(clips, seeds=chunk_seeds(seeds, number))
             shown.append(made.video[:, :, : self._count(begin)].clone())
         return Forecast(times=self.times, frames=torch.cat(shown, dim=2))
+
+    def _tokens(self, frames: Frames) -> Tensor | None:
+        """The tokens of all frames, where each window is whole blocks of them: windows overlap, and blocks are encoded
+        by themselves. None where every window has to be encoded by itself."""
+        grid = self.inner.token_grid
+        if grid is None or self.inner.chunk_frames % grid.block:
+            return None
+        return self.inner._encode(frames[:, : frames.shape[1] // grid.block * grid.block])
+
+    def _window(
+        self, batch: Batch, frames: Frames, tokens: Tensor | None, shown: slice, *, states: slice | None = None
+    ) -> Batch:
+        """Clips of some of the frames, with their tokens if these are known."""
+        grid = self.inner.token_grid
+        if tokens is not None and grid is not None:
+            tokens = tokens[:, grid.grids_of(shown.start) : grid.grids_of(shown.stop)]
+        now = {"frames": frames[:, shown], "tokens": tokens, "states": batch.states[:, states or shown]}
+        return replace(batch, latents=None, **now)
 
     def _count(self, begin: int) -> int:
         """How many frames of a chunk are shown."""
