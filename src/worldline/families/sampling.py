@@ -180,9 +180,9 @@ class LatentWorldKind(WorldKind):
     def roll_out(self, world: WanWorld, batch: Batch) -> Tensor:
         assert batch.latents is not None, "a batch of latents"
         context, future = batch.latents[:, : world.context_latents], batch.latents[:, world.context_latents :]
-        noise = torch.empty_like(future)
-        if not noise.is_meta:
-            noise = torch.randn(future.shape, generator=torch.Generator().manual_seed(0)).to(future.device)
+        if future.is_meta:  # a plan counts bytes, and every further step takes those of the second
+            return world.forecast(context, batch.states, torch.empty_like(future), sampling=replace(PREVIEW, steps=2))
+        noise = torch.randn(future.shape, generator=torch.Generator().manual_seed(0)).to(future.device)
         return world.forecast(context, batch.states, noise, sampling=PREVIEW)
 
     # --- forecasts ---

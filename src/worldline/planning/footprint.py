@@ -60,14 +60,21 @@ class Footprint:
         self.vae: Any = None
         if isinstance(self.kind, WorldKind) and self.kind.over == "latents":  # it stays in memory beside the model
             self.vae = self.build(self.kind.encoder(config, config.model)).eval().requires_grad_(False)
-        data, path = config.data, config.data.path
-        has_latents = isinstance(path, Path) and (path / CLAIM).exists()
-        self.encodes: bool = self.vae is not None and data.cache is None and not has_latents
-        """Whether every step encodes its frames: a world over latents, on video, without a cache."""
         self.weights, self.vae_weights = bytes_of(tensors_of(self.model)), bytes_of(tensors_of(self.vae))
         self.frame = 3 * (self.contract.image_size or 0) ** 2
-        """Bytes of one; `loaded` are those of a clip as it is loaded."""
-        self.loaded = len(data.pattern.frames) * self.frame if self.encodes else clip_bytes(self.batch(1))
+        """Bytes of one."""
+
+    @property
+    def encodes(self) -> bool:
+        """Whether every step encodes its frames: a world over latents, on video, without a cache."""
+        data, path = self.config.data, self.config.data.path
+        has_latents = isinstance(path, Path) and (path / CLAIM).exists()
+        return self.vae is not None and data.cache is None and not has_latents
+
+    @property
+    def loaded(self) -> int:
+        """Bytes of a clip as it is loaded."""
+        return len(self.config.data.pattern.frames) * self.frame if self.encodes else clip_bytes(self.batch(1))
 
     def build(self, model: ModelConfig) -> nn.Module:
         """A model for the data of the run, without memory; it is built once."""
