@@ -374,12 +374,14 @@ class Trial:
     validation_clips: int = 20
     clips: int = 12
     repeats: int = 4
+    layers: int = CausalConfig.layers
 
     def config(self, form: Form, steps: int) -> TrainConfig:
         """The recipe of the driven world in another form. Nothing of a schedule depends on the form."""
         recipe = driven_tiny()
         shared = {name: getattr(recipe.model, name) for name in ("skeleton", "code_levels")}
-        model = TrialConfig(form=form, horizon_grids=self.horizon_grids, own_from=OWN_FROM, **shared)
+        shared |= {"horizon_grids": self.horizon_grids, "layers": self.layers}
+        model = TrialConfig(form=form, own_from=OWN_FROM, **shared)
         every = max(1, steps // 2)
         return replace(
             recipe,
@@ -407,7 +409,7 @@ def steps_of(trial: Trial) -> dict[str, Any]:
         batch = made.ready(stack([made.train[i] for i in range(trial.batch_size)]))
         for phase, progress in (("true", 0.0), ("own", 1.0)):
             calls[f"{form}_{phase}"] = partial(_step, made.model, optimizer, batch, progress)
-    seconds = in_turns(calls, repeats=trial.repeats, clock=time.process_time)
+    seconds = in_turns(calls, repeats=trial.repeats, clock=time.process_time, warm=trial.repeats > 1)
     middle = {name: spread(values)["median"] for name, values in seconds.items()}
     cost = {form: OWN_FROM * middle[f"{form}_true"] + (1 - OWN_FROM) * middle[f"{form}_own"] for form in FORMS}
     found = {
@@ -561,7 +563,7 @@ def run(trial: Trial, only: Sequence[str], *, quick: bool) -> None:
             **planned,
             "parameters": {form: sum(p.numel() for p in world.parameters()) for form, world in worlds.items()},
             "trained": {form: last_figures(trial, form) for form in FORMS},
-            "processor_seconds_of_a_frame": step_seconds(trial, 3 if quick else 20),
+            "processor_seconds_of_a_frame": step_seconds(trial, 1 if quick else 20),
             "clips": trial.clips,
             "frames_ahead": trial.frames_ahead,
             "rows": judged(trial),
@@ -582,10 +584,10 @@ def main() -> None:
     register(TrialKind())
     if given.quick:
         with tempfile.TemporaryDirectory() as folder:
-            data = replace(driven_tiny().data, cache=Path(folder), train_episodes=":2", val_episodes="5:")
+            data = replace(driven_tiny().data, cache=Path(folder), train_episodes=":2", val_episodes="5:7")
             tokenizer = builtin.TOKENIZER_DRIVEN
-            small = {"batch_size": 1, "horizon_grids": 2, "frames_ahead": 30, "validation_clips": 1}
-            small |= {"clips": 2, "repeats": 1, "steps": 4}
+            small = {"batch_size": 1, "horizon_grids": 2, "frames_ahead": 15, "validation_clips": 1}
+            small |= {"clips": 2, "repeats": 1, "steps": 2, "layers": 1}
             run(Trial(data=data, tokenizer=tokenizer, work=Path(folder), **small), given.only, quick=True)
         return
     if len(given.data) != 3 or given.work is None:

@@ -18,7 +18,7 @@ GB are 10^9 bytes, B in a card's name too.
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -200,16 +200,16 @@ def seconds(repeats: int, *, quick: bool) -> dict[str, Any]:
     }
 
 
-def step(batch: int, pieces: tuple[int, ...]) -> dict[str, Any]:
+def step(batch: int, pieces: tuple[int, ...], config: STTransformerConfig = REPORT) -> dict[str, Any]:
     """A whole step by the number of pieces the batch is cut into, and which cards hold it."""
     table, totals = [], {}
     for accumulate in pieces:
         piece = batch // accumulate
-        found, weights = world_memory(REPORT, piece)
+        found, weights = world_memory(config, piece)
         # Gradients are in the peak; weights and AdamW's two moments are not.
         totals[piece] = found.peak + 3 * weights
         others = {
-            f"total_with_{name}_head_gb": gb(world_memory(REPORT, piece, head=name)[0].peak + 3 * weights)
+            f"total_with_{name}_head_gb": gb(world_memory(config, piece, head=name)[0].peak + 3 * weights)
             for name in ("checkpointed", "naive")
         }
         row = {"accumulate": accumulate, "piece": piece, **gigabytes(found)}
@@ -312,16 +312,17 @@ def main() -> None:
     given = parser.parse_args()
     card, parts, batch = card_wanted(given), Parts(), given.batch
     pieces = (batch,) if given.quick else tuple(n for n in PIECES if batch % n == 0)
+    config = replace(REPORT, layers=2) if given.quick else REPORT
     shape = (
         f"{batch} clips x {REPORT.horizon_grids * 1024} future tokens, vocabulary {ONEX_GRID.vocab_size}, "
-        f"width {REPORT.width}, {REPORT.layers} layers, bfloat16 autocast, dropout {REPORT.dropout}"
+        f"width {config.width}, {config.layers} layers, bfloat16 autocast, dropout {config.dropout}"
     )
     if given.cuda:
         parts.leave_out("head", "head_on_cpu", "step", "checks", why=ONLY_CUDA)
     else:
         parts.add("head", lambda: head(batch))
         parts.add("head_on_cpu", lambda: seconds(1 if given.quick else given.repeats, quick=given.quick))
-        parts.add("step", lambda: step(batch, pieces))
+        parts.add("step", lambda: step(batch, pieces, config))
         parts.add("checks", checks)
     if card:
         room = torch.cuda.get_device_properties(0).total_memory

@@ -96,7 +96,8 @@ def main() -> None:
     parser.add_argument("--realtime", action="store_true", help="idle steps before all other work (root, Linux)")
     arguments = parser.parse_args()
     repeats, clips = (1, 1) if arguments.quick else (arguments.repeats, 4)
-    ways = {name: Stepper(*way, clips) for name, way in WAYS.items()}
+    names = ("openmp", "worldline") if arguments.quick else WAYS
+    ways = {name: Stepper(*WAYS[name], clips) for name in names}
     figures: dict[str, object] = {
         "busy_processes": arguments.busy,
         "idle_at_realtime_priority": arguments.realtime,
@@ -105,7 +106,7 @@ def main() -> None:
     try:
         for condition, count in (("idle", 0), ("busy", arguments.busy)):
             with busy(count), realtime(ways) if arguments.realtime and not count else nullcontext():
-                seconds = in_turns(ways, repeats=repeats)
+                seconds = in_turns(ways, repeats=repeats, warm=not arguments.quick or not count)
             figures[condition] = {
                 "seconds_per_step": {name: spread(found) for name, found in seconds.items()},
                 "worldline_to_openmp_ratio": ratio(seconds, "worldline", "openmp"),
