@@ -587,7 +587,7 @@ def main() -> None:
             data = replace(driven_tiny().data, cache=Path(folder), train_episodes=":2", val_episodes="5:7")
             tokenizer = builtin.TOKENIZER_DRIVEN
             small = {"batch_size": 1, "horizon_grids": 2, "frames_ahead": 15, "validation_clips": 1}
-            small |= {"clips": 2, "repeats": 1, "steps": 2, "layers": 1}
+            small |= {"clips": 2, "repeats": 1, "steps": 1, "layers": 1}
             run(Trial(data=data, tokenizer=tokenizer, work=Path(folder), **small), given.only, quick=True)
         return
     if len(given.data) != 3 or given.work is None:
