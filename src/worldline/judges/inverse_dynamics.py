@@ -207,7 +207,8 @@ def blurred(frames: Float32[Tensor, "n c h w"], share: float, generator: torch.G
     """A random share of the frames blurred, each by its own amount (of two passes of a 3x3 mean)."""
     draw = torch.rand(2, len(frames), 1, 1, 1, generator=generator)
     amount = torch.where(draw[0] < share, draw[1], torch.zeros_like(draw[1])).to(frames.device)
-    chosen = amount.flatten().nonzero()[:, 0]  # a mean takes longer than all else that is varied
+    # A mean takes longer than all else that is varied. A plan is made without values: there it is of all frames.
+    chosen = torch.arange(len(frames), device="meta") if amount.is_meta else amount.flatten().nonzero()[:, 0]
     sharp = soft = frames[chosen]
     for _ in range(2):
         soft = F.avg_pool2d(soft, 3, stride=1, padding=1, count_include_pad=False)
