@@ -77,6 +77,7 @@ def source_texts(path: Path) -> Iterator[Told]:
         if isinstance(node, ast.JoinedStr):
             parts = [part.value if isinstance(part, ast.Constant) else "X" for part in node.values]
             yield Told(f"{path.name}:{node.lineno}", "".join(map(str, parts)))
+            nodes += (part for part in node.values if isinstance(part, ast.FormattedValue))
         elif not isinstance(node, ast.Constant):
             nodes += ast.iter_child_nodes(node)
         elif isinstance(node.value, str):
