@@ -339,7 +339,7 @@ CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that chang
     "horizon": ("--horizon 9", ""),
     "means": ("--means 2", "--protocol sampling --num-samples 3 --temperature 1"),
     "condition_samples": ("--condition-samples 1", ""),
-    "seed": ("--seed 5", "--condition-samples 1"),
+    "seed": ("--seed 5", "--temperature 1"),
     "json": ("--json", ""),
     "num_samples": ("--num-samples 2", "--protocol sampling --temperature 1"),
     "temperature": ("--temperature 1", ""),
@@ -375,7 +375,7 @@ def latent_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _told(words: str, capsys: Capture, out: Path) -> tuple[str, Any]:
-    """What an evaluation prints and finds, without what tells the time; or that it was refused."""
+    """What an evaluation prints and finds, without the time and what it was told; or that it was refused."""
     shutil.rmtree(out, ignore_errors=True)
     try:
         do("evaluate", _words(words))
@@ -383,7 +383,8 @@ def _told(words: str, capsys: Capture, out: Path) -> tuple[str, Any]:
         return "refused", str(refusal)
     printed = capsys.readouterr().out.replace(str(out), "OUT")
     found = Evaluation.load(out / "metrics.json")
-    return printed if words.endswith("--json") else "", to_json(Evaluation, replace(found, seconds=0.0, environment={}))
+    found = replace(found, seconds=0.0, environment={}, settings={})
+    return printed if words.endswith("--json") else "", to_json(Evaluation, found)
 
 
 def _assert_nothing_is_idle(

@@ -263,15 +263,17 @@ def test_one_call_makes_them_and_another_keeps_what_is_there(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_cloned_policy_beats_doing_nothing_in_the_twin() -> None:
+def test_a_cloned_policy_beats_one_that_learned_nothing_in_the_twin() -> None:
+    """Which moves as demonstrations do on average, and so succeeds from 4 of these 10 starts."""
     config = BUILT["convolution-40"]
     assert isinstance(config, ClonedConfig)
-    config = replace(config, first=0)  # else those before are recorded, too
+    # Fewer, and not those after others, which would be recorded, too: so it succeeds from 8.
+    config = replace(config, first=0, demonstrations=20, fit=replace(config.fit, steps=120))
     policy = clone(config, demonstrate(TASKS["touch"], config.demonstrations))
     starts = [TASKS["touch"].start(seed) for seed in STARTS["testing"][:10]]
     found = successes({"cloned": policy, "nothing": built("nothing"), "aim-0": built("aim-0")}, starts)
     assert found["nothing"].sum() == 0
-    assert found["cloned"].sum() >= 4
+    assert found["cloned"].sum() >= 6
     assert found["aim-0"].sum() >= 9
 
 
