@@ -1,6 +1,4 @@
 # Both commands do all their own set-up from nothing and are quick when repeated.
-# Tests start many processes: where the environment forbids Python to keep what it compiles, each would compile all of it.
-export PYTHONDONTWRITEBYTECODE =
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed

@@ -15,5 +15,5 @@ import worldline  # noqa: F401
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The demo first: it takes half as long as all other slow tests, and as the last one it would run alone."""
+    """The demo first: it takes longest of all slow tests, and as the last one it would run alone."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/test_demo.py"))

@@ -70,7 +70,7 @@ class EvaluateOptions(DataChoice, ModelChoice, DrawOptions, Amount, LearnedOptio
 
     def refuse_unused(self, protocol: Protocol) -> None:
         """Refuse options that would change nothing. Raises `UsageError`."""
-        unused, default = ["means", "mean_draws"] if protocol == "compression" else [], EvaluateOptions()
+        unused, default = ["means"] if protocol == "compression" else [], EvaluateOptions()
         if protocol in ("tokenizer", "states"):
             unused = ["protocol", "horizon", "unconditional", "inverse_dynamics", "members", "tokenizer", "weights"]
             unused = [*(field.name for field in fields(SampleOptions)), *unused, "means", "condition_samples", "seed"]
