@@ -68,6 +68,11 @@ class EvaluateOptions(DataChoice, ModelChoice, DrawOptions, Amount, LearnedOptio
         both = {one.name for one in fields(LoadOptions)} - {"mean_draws"}
         return LoadOptions(**{name: getattr(self, name) for name in both})
 
+    @property
+    def usual_means(self) -> bool:
+        """Whether the rows of `mean_draws` are those that nobody asked for."""
+        return self.mean_draws == EvaluateOptions.mean_draws
+
     def refuse_unused(self, protocol: Protocol) -> None:
         """Refuse options that would change nothing. Raises `UsageError`."""
         unused, default = ["means"] if protocol == "compression" else [], EvaluateOptions()
@@ -205,7 +210,7 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
             said = f"{run} holds a world over {kind.over}: it has no tokens to be scored (--protocol sampling)"
             raise UsageError(said)
         kind.check_options(card, options.loading)
-        _refuse_no_mean(run, kind, options)
+        kind.refuse_foreign(() if options.usual_means else ("mean_draws",))
     options.refuse_unused(protocol)
     models += members_of(run, card, options.loading)
     if options.unconditional is not None:
@@ -220,16 +225,6 @@ def _request(run: Path, options: EvaluateOptions) -> tuple[Protocol, Clips, Spli
         return protocol, clips, split, Chosen()
     refuse_unfit(clips.source, card, run, options.loading, shown=protocol == "sampling")
     return protocol, clips, split, choose_reader(options.inverse_dynamics, card.promise, clips, options.on)
-
-
-def _refuse_no_mean(run: Path, kind: WorldKind, options: EvaluateOptions) -> None:
-    """Raise `UsageError` where rows are asked for of a mean that the world does not know."""
-    if "mean_draws" not in kind.options and options.mean_draws != EvaluateOptions.mean_draws:
-        asked = " ".join(map(str, options.mean_draws))
-        raise UsageError(
-            f"--mean-draws {asked} would change nothing: only worlds over latents estimate the mean of all futures at "
-            f"pure noise, and {run} holds a world over {kind.over}; leave it out"
-        )
 
 
 def _as_far_as_asked(run: Path, options: EvaluateOptions, judged: Judged, clips: Clips) -> tuple[Judged, Clips]:
@@ -321,8 +316,7 @@ def _loaded(
         models["inverse_dynamics"] = (chosen.folder, None)
         name = chosen.folder.name if builtin.is_builtin(chosen.folder) else str(options.inverse_dynamics)
         settings |= {"inverse_dynamics": Path(name).name, "inverse_dynamics_split": chosen.split}
-    usual = options.mean_draws == EvaluateOptions.mean_draws
-    draws = {} if usual else {"mean_draws": ", ".join(map(str, options.mean_draws))}
+    draws = {} if options.usual_means else {"mean_draws": ", ".join(map(str, options.mean_draws))}
     # The true tokens are those of the data, where these are tokens and say whose.
     made_by = clips.source.tokenizer or loaded.tokenizer
     tokenizer = loaded.forecaster.tokenizer if made_by == loaded.tokenizer else None

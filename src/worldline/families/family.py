@@ -5,7 +5,7 @@ which is neither. A further family is one file like theirs: a `ModelConfig` and 
 `register`. Nothing else names their classes.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -162,10 +162,17 @@ class WorldKind(Kind):
 
     def check_options(self, card: ModelCard, options: SampleOptions) -> None:
         """Raise `UsageError` for options of another kind of world, or that this very world has no use for."""
-        given = {name for name, value in options.sampling().items() if value != getattr(SampleOptions, name)}
-        if foreign := given.difference(self.options, ("num_samples", "rows")):
+        self.refuse_foreign(name for name, value in options.sampling().items() if value != getattr(SampleOptions, name))
+
+    def refuse_foreign(self, given: Iterable[str]) -> None:
+        """Raise `UsageError` for sampling options, by their names, that only other kinds of world use."""
+        if foreign := set(given).difference(self.options, ("num_samples", "rows")):
             names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
-            raise UsageError(f"this is a world over {self.over}: {names} would change nothing")
+            worlds = (kind for kind in KINDS.values() if isinstance(kind, WorldKind))
+            over = {kind.over for kind in worlds if foreign.issubset(kind.options)} - {self.over}
+            it = "it" if len(foreign) == 1 else "them"
+            why = f" (only worlds over {' and '.join(sorted(over))} use {it})" if over else ""
+            raise UsageError(f"this is a world over {self.over}: {names} would change nothing{why}; leave {it} out")
 
     def temperature(self, card: ModelCard, options: SampleOptions) -> float | None:
         """At which tokens are drawn, as asked or by the world itself; 0: greedily. None: it has no tokens."""
