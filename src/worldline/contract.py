@@ -1,7 +1,7 @@
 """The contract of a model, as its checkpoint stores it: the data it was trained on and must be given."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Protocol, Union, runtime_checkable
 
 from pydantic import Discriminator
 
@@ -101,3 +101,19 @@ class ModelConfig(Checked):
             return handler(source)
         kinds: Any = tuple(ModelConfig.__subclasses__())
         return handler.generate_schema(Annotated[Union[kinds], Discriminator("kind")])  # noqa: UP007 - made at run time
+
+
+@runtime_checkable
+class Configured(Protocol):
+    """A model that knows its configuration."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """The configuration of a world that is told the states, unless it is unconditional."""
+
+    @property
+    def unconditional(self) -> bool: ...

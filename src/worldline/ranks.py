@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -175,6 +175,14 @@ class Ranks:
         return model
 
 
+@runtime_checkable
+class Sharded(Protocol):
+    """A model that names the blocks that are gathered one at a time."""
+
+    @property
+    def shards(self) -> Sequence[nn.Module]: ...
+
+
 def shards_of(model: nn.Module) -> list[nn.Module]:
     """The blocks of a model that are gathered one at a time; all outside them is gathered together.
 
@@ -182,8 +190,10 @@ def shards_of(model: nn.Module) -> list[nn.Module]:
     `nn.ModuleList`s of two and more. A block must be run by calling it, and must not write into lists it is given,
     since gradients are tracked through copies of these: diffusers' VAE does, so lists further in are left alone.
     """
+    if isinstance(model, Sharded):
+        return list(model.shards)
     lists = (child for child in model.children() if isinstance(child, nn.ModuleList) and len(child) > 1)
-    return list(getattr(model, "shards", (block for blocks in lists for block in blocks)))
+    return [block for blocks in lists for block in blocks]
 
 
 def gathered(tensor: Tensor) -> Tensor:

@@ -84,6 +84,11 @@ class Making(Opening, Checked):
     size: Side | None = None
     """Centre-crop and resize to this square; as stored if not given."""
 
+    @property
+    def computes_on(self) -> str:
+        """The device of the processes that share the work."""
+        return "cpu"
+
     def carry_out(self) -> None:
         """Check the chosen episodes, warn of implausible states, make the folder and report it."""
         source = self.open(self.paths)
@@ -93,7 +98,7 @@ class Making(Opening, Checked):
             say(f"{source.path}: left out {summarise(source.left_out)}")
         if speaks():
             warn(implausible(source, chosen))
-        with Ranks.start(getattr(self, "device", "cpu")) as ranks:
+        with Ranks.start(self.computes_on) as ranks:
             done = self.make(source, chosen, size=self.size, ranks=ranks)
         show({"folder": str(done.folder), **done.found}, text=str(done), as_json=self.json)
 
@@ -136,6 +141,10 @@ class Encoding(Making):
     tokenizer: Path
     """Run or model folder of ours; a folder with Cosmos' encoder.jit and decoder.jit; Wan2.2's folder or file."""
     device: str = "auto"
+
+    @property
+    def computes_on(self) -> str:
+        return self.device
 
     def make(self, source: Source, chosen: tuple[int, ...], *, ranks: Ranks, **how: Any) -> Made:
         place, device = builtin.resolve(self.tokenizer), ranks.device(self.device)

@@ -4,9 +4,10 @@ A field of a recipe is given with its value, `--model.block-bias True`; a verb's
 """
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec
@@ -212,14 +213,22 @@ def _parse_recipe(job: type[AnyJob], verb: str, arguments: list[str]) -> tuple[s
         )
 
 
+@runtime_checkable
+class HasPresets(Protocol):
+    """A class of sizes that go together, some of them by a name."""
+
+    presets: ClassVar[Mapping[str, Any]]
+
+
 def _options(place: str, part: Any, hidden: set[str]) -> StructConstructorSpec:
     """How tyro makes a part of a recipe, of those fields that are options.
 
-    Sizes that go together, of a class with `presets`, are one option that takes the name of a preset.
+    Sizes that go together (`HasPresets`) are one option that takes the name of a preset.
     """
     found, presets = [], {}
     for field in api.fields_of(type(part), part):
-        if named := getattr(field.type, "presets", None):
+        if isinstance(field.type, HasPresets):
+            named = field.type.presets
             named = named if field.default in named.values() else {"as in the recipe": field.default, **named}
             usual = next(preset for preset, sizes in named.items() if sizes == field.default)
             presets[field.name], field = named, replace(field, type=Literal[tuple(named)], default=usual)

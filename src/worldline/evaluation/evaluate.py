@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from worldline import builtin
-from worldline.contract import MOST_FRAMES, FramePattern
+from worldline.contract import MOST_FRAMES, Conditional, FramePattern
 from worldline.data.clips import Clips
 from worldline.evaluation.engine import Amount, refuse_incomparable, score
 from worldline.evaluation.held_out import DataChoice, On, episodes_of, held_out, split_of
@@ -272,7 +272,8 @@ def _unconditional(run: Path, card: ModelCard, place: Path, allowed: Collection[
     """The model folder of an unconditional world. Refuses one that does not belong to the run, by its description."""
     model = model_folder(builtin.resolve(place))
     theirs = describe_model(model)
-    if theirs.config.kind != card.config.kind or not getattr(theirs.config, "unconditional", False):
+    told = not isinstance(theirs.config, Conditional) or not theirs.config.unconditional
+    if told or theirs.config.kind != card.config.kind:
         raise UsageError(
             f"{model} is not an unconditional world of the same kind as {run}; give one (a training with "
             "--model.unconditional True)"

@@ -19,7 +19,7 @@ from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError
-from worldline.tokenizers.tokenizer import BlockTokenizer
+from worldline.tokenizers.tokenizer import BlockTokenizer, Hysteretic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class TokenizerIdentity:
     @staticmethod
     def of(fingerprint: str, tokenizer: object) -> "TokenizerIdentity":
         """The identity of a tokenizer that was loaded, and whose fingerprint is known."""
-        config = getattr(tokenizer, "config", None)
-        return TokenizerIdentity(fingerprint=fingerprint[:12], hysteresis=getattr(config, "hysteresis", None))
+        hysteresis = tokenizer.hysteresis if isinstance(tokenizer, Hysteretic) else None
+        return TokenizerIdentity(fingerprint=fingerprint[:12], hysteresis=hysteresis)
 
 
 def load_tokenizer(path: Path, makes: Literal["tokens", "latents"] | None = None) -> Any:
@@ -109,7 +109,9 @@ def fingerprint(path: Path) -> str:
             return fingerprint(_elsewhere(folder, card))
         if card.fingerprint is not None:  # weights of a published layout, saved in ours
             return card.fingerprint
-        files, hysteresis = [folder / "model.safetensors"], getattr(card.config, "hysteresis", 0.0)
+        files, hysteresis = [folder / "model.safetensors"], 0.0
+        if isinstance(card.config, Hysteretic):
+            hysteresis = card.config.hysteresis
     for file in files:
         digest.update(bytes.fromhex(hash_of_file(file)))
     if hysteresis:  # the one setting that changes the tokens of the same weights; the rule has a name of its own

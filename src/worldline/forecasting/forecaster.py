@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
+from worldline.contract import Configured
 from worldline.forecasting import timing
 from worldline.schema import Batch, Certainty, Forecast, LatentGrid, Origin, TokenGrid, UsageError
 from worldline.tokenizers.tokenizer import Tokenizer
@@ -468,7 +469,8 @@ def signature(forecaster: Forecaster) -> str:
         if isinstance(own, tuple) and any(isinstance(one, torch.nn.Module) for one in own):
             own = torch.nn.ModuleList(own)
         weights = own.state_dict() if isinstance(own, torch.nn.Module) else {"": own}
-        digest.update(repr(getattr(own, "config", None)).encode())  # the same weights can forecast in several ways
+        config = own.config if isinstance(own, Configured) else None
+        digest.update(repr(config).encode())  # the same weights can forecast in several ways
         for name, value in weights.items():
             first = f"{[*value.shape]} {value.flatten()[:4].tolist()}" if isinstance(value, Tensor) else repr(value)
             digest.update(f"{part.name} {name} {first}\n".encode())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,14 @@ WORK: dict[str, Work] = {
 }
 
 
+@runtime_checkable
+class Recomputing(Protocol):
+    """The configuration of a model that may compute again in the backward pass what it did not keep."""
+
+    @property
+    def gradient_checkpointing(self) -> bool: ...
+
+
 class Footprint:
     """The model of a run and its passes; each pass is run when it is first needed.
 
@@ -52,7 +60,7 @@ class Footprint:
         self.config, self.kind = config, kind_of(config.model)
         self.autocast = config.autocast and config.device != "cpu"
         self.contract = expected(config)
-        self.checkpoints: bool | None = getattr(config.model, "gradient_checkpointing", None)
+        self.checkpoints = config.model.gradient_checkpointing if isinstance(config.model, Recomputing) else None
         """Whether gradient checkpointing is on; None where the model has none to switch on."""
         self._models: dict[ModelConfig, nn.Module] = {}
         self._passes: dict[tuple[Any, ...], Pass] = {}

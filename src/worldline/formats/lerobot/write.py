@@ -255,8 +255,8 @@ def add_episodes(
 
 
 def camera_of(source: Source) -> str:
-    """The key of a camera: the source's own, else by the name of its camera, if that is known."""
-    named = (getattr(source, "camera", None) or source.reading.camera or "camera").replace("/", "_")
+    """The key of a camera: by the name of the source's own, if that is known."""
+    named = (source.reading.camera or "camera").replace("/", "_")
     return named if named.startswith("observation.") else f"observation.images.{named}"
 
 
