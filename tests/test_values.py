@@ -154,6 +154,7 @@ def test_wrong_values_are_refused_on_the_command_line_by_the_name_of_the_option(
         ("train tokenizer_tiny --model.widths 8", "2 numbers, one for each stage"),
         ("train tokenizer_tiny --model.decoder-widths 8", "2 numbers, one for each stage"),
         ("train tokenizer_tiny --model.keep-tokens True", "tokens stay those of given weights"),
+        ("train vae_tiny --model.keep-latents True", "latents stay those of given weights"),
         ("train vae_tiny --model.kl-weight nan", "--model.kl-weight is nan"),
         ("plan sampling_tiny --model.backbone wan2.2-ti2v-5b", "the world reads 48 channels"),
         ("train --resume X --max-minutes -1", "X/config.json"),

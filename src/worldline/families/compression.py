@@ -49,12 +49,8 @@ class FSQKind(TokenizerKind):
     def pattern(self, config: TrainConfig, model: FSQVideoConfig, grid: Any) -> FramePattern:
         return FramePattern(window=model.clip_frames)
 
-    def prepare(self, config: TrainConfig, model: Any, ranks: Ranks) -> Prepared:
-        """Raises `UsageError` where tokens shall stay that no trained encoder makes, and as any preparation does."""
-        if model.keep_tokens and config.init_from is None:
-            fix = "give these (--init-from), or leave out --model.keep-tokens"
-            raise UsageError(f"tokens stay those of given weights; {fix}")
-        return super().prepare(config, model, ranks)
+    def kept(self, model: FSQVideoConfig) -> str | None:
+        return "tokens" if model.keep_tokens else None
 
 
 class CosmosKind(TokenizerKind):

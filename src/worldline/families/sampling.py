@@ -52,12 +52,8 @@ class VAEKind(TokenizerKind):
         grid.latents_of(len(config.data.pattern.frames))
         return config.data.pattern
 
-    def prepare(self, config: TrainConfig, model: Any, ranks: Ranks) -> Prepared:
-        """Raises `UsageError` where latents shall stay that no trained encoder makes, and as any preparation does."""
-        if model.keep_latents and config.init_from is None:
-            fix = "give these (--init-from), or leave out --model.keep-latents"
-            raise UsageError(f"latents stay those of given weights; {fix}")
-        return super().prepare(config, model, ranks)
+    def kept(self, model: WanVAEConfig) -> str | None:
+        return "latents" if model.keep_latents else None
 
     def finish(self, model: WanVAETokenizer, made: Prepared, config: TrainConfig) -> None:
         if model.config.keep_latents:
