@@ -5,15 +5,16 @@ frame on, cut to whole blocks. More of them give a world more places to start fr
 own crop and colours: a world then sees every scene in many framings.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
+from jaxtyping import Int32, Int64, UInt8
 from torch import Tensor
 
 from worldline.contract import FramePattern
@@ -167,33 +168,24 @@ def tokenize(
     _check(grid, (height, width), start_offsets, augment)
     offsets = [grid.block * number // start_offsets for number in range(start_offsets)]
     lengths = [source.episodes[episode].length for episode in episodes]
-    # Of every episode the whole blocks from each start offset on: their first frame and their end.
-    spans = [[(a, a + (n - a) // grid.block * grid.block) for a in offsets if n - a >= grid.block] for n in lengths]
+    spans = [_whole_blocks(length, offsets, grid.block) for length in lengths]
+    counts = _counts(lengths, offsets, spans, grid.block)
     at_once = grid.block * blocks_at_once(height, width)
 
     def make(out: Path, shard: int) -> None:
-        rows = [np.arange(*span) for span in spans[shard]] or [np.arange(0)]
-        begins = np.cumsum([0, *map(len, rows)]).tolist()  # in the shard, where spans lie one after another
-        segments = np.repeat(np.arange(len(rows), dtype=np.int32), np.diff(begins))
-        states, firsts = source.read_states(episodes[shard])[np.concatenate(rows)], dict[int, Tensor]()
-        pieces = sorted(  # frames that go through the tokenizer together, their start offset and first block
-            (start, min(start + at_once, stop), offset, (begins[offset] + start - first) // grid.block)
-            for offset, (first, stop) in enumerate(spans[shard])
-            for start in range(first, stop, at_once)
-        )
+        rows, segments = _rows(spans[shard])
+        states = source.read_states(episodes[shard])[rows]
+        pieces = _pieces(spans[shard], at_once=at_once, block=grid.block)
         chunks = frame_chunks(source, episodes[shard], size=None if augment else size)
-        runs = frame_runs(chunks, [(start, stop) for start, stop, *_ in pieces])
+        runs = frame_runs(chunks, [(piece.start, piece.stop) for piece in pieces])
+        if augment is not None:
+            runs = _augmented(runs, pieces, augment, size=height, shard=shard)
         with token_shard(out, shard, states=states, segments=segments) as put:
-            for frames, (_, _, offset, block) in zip(runs, pieces, strict=True):
-                if augment is not None:  # each start offset in its own way
-                    first = firsts.setdefault(offset, frames[0].clone())
-                    seed = np.random.SeedSequence([shard, offset]).generate_state(1)[0]
-                    frames = augment_frames(frames, augment, size=height, seed=int(seed), first=first)
+            for frames, piece in zip(runs, pieces, strict=True):
                 tokens = tokenizer.encode(frames[None].to(device or "cpu"))[0].cpu().numpy().astype(np.int32)
-                put(block, rearrange(tokens, "(n l) gh gw -> n l gh gw", l=grid.latents_per_block))
+                put(piece.block, rearrange(tokens, "(n l) gh gw -> n l gh gw", l=grid.latents_per_block))
 
-    frames = sum(stop - start for found in spans for start, stop in found)
-    total = {"num_shards": len(episodes), "num_images": frames}
+    total = {"num_shards": len(episodes), "num_images": counts["frames"]}
     return fill(
         out,
         source,
@@ -201,12 +193,7 @@ def tokenize(
         size=size,
         claim=("tokenize.json", "tokens"),
         settings={"tokenizer": fingerprint, "start_offsets": start_offsets, "augment": augment and asdict(augment)},
-        counts={
-            "blocks": frames // grid.block,
-            "frames": frames,
-            "frames_left_out": sum(max(0, length - offset) for length in lengths for offset in offsets) - frames,
-            "episodes_too_short": sum(all(b - a < 2 * grid.block for a, b in found) for found in spans),
-        },
+        counts=counts,
         make=make,
         done=shard_done,
         finish=partial(finish_shards, **total, fps=source.fps, layout=source.layout, grid=grid),
@@ -287,3 +274,64 @@ def _check(grid: TokenGrid, size: tuple[int, int], start_offsets: int, augment: 
 def blocks_at_once(height: int, width: int) -> int:
     """Blocks of one episode that are read, and go through the tokenizer, together: 16, fewer of more than 256x256."""
     return max(1, min(16, 16 * 256 * 256 // (height * width)))
+
+
+# --- the frames of a shard of tokens ---
+
+Spans = list[tuple[int, int]]
+"""Of an episode the whole blocks from each start offset on: their first frame and their end. In its shard they lie one
+after another, each a segment."""
+
+
+class _Piece(NamedTuple):
+    """Frames of an episode that go through the tokenizer together."""
+
+    start: int
+    stop: int
+    segment: int
+    block: int
+    """Of the shard, where their tokens begin."""
+
+
+def _whole_blocks(length: int, offsets: Sequence[int], block: int) -> Spans:
+    """The spans of an episode; offsets without a whole block behind them have none."""
+    return [(first, first + (length - first) // block * block) for first in offsets if length - first >= block]
+
+
+def _rows(spans: Spans) -> tuple[Int64[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
+    """The frames of an episode as they lie in its shard, and the segment of each."""
+    counts = np.array([stop - first for first, stop in spans], np.int64)
+    rows = np.concatenate([np.zeros(0, np.int64), *(np.arange(*span) for span in spans)])
+    return rows, np.repeat(np.arange(len(spans), dtype=np.int32), counts)
+
+
+def _pieces(spans: Spans, *, at_once: int, block: int) -> list[_Piece]:
+    """The pieces of an episode, of at most so many frames, in the order in which it goes by."""
+    pieces, begin = [], 0
+    for segment, (first, stop) in enumerate(spans):
+        for start in range(first, stop, at_once):
+            pieces.append(_Piece(start, min(start + at_once, stop), segment, (begin + start - first) // block))
+        begin += stop - first
+    return sorted(pieces)
+
+
+def _augmented(
+    runs: Iterator[UInt8[Tensor, "n 3 h w"]], pieces: list[_Piece], augment: AugmentConfig, *, size: int, shard: int
+) -> Iterator[UInt8[Tensor, "n 3 s s"]]:
+    """The frames of the pieces of an episode, cropped and recoloured: each segment in its own way."""
+    firsts: dict[int, Tensor] = {}
+    for frames, piece in zip(runs, pieces, strict=True):
+        first = firsts.setdefault(piece.segment, frames[0].clone())
+        seed = np.random.SeedSequence([shard, piece.segment]).generate_state(1)[0]
+        yield augment_frames(frames, augment, size=size, seed=int(seed), first=first)
+
+
+def _counts(lengths: list[int], offsets: list[int], spans: list[Spans], block: int) -> dict[str, int]:
+    """What the tokens of episodes of these lengths hold, and what they leave out."""
+    frames = sum(stop - first for found in spans for first, stop in found)
+    return {
+        "blocks": frames // block,
+        "frames": frames,
+        "frames_left_out": sum(max(0, length - offset) for length in lengths for offset in offsets) - frames,
+        "episodes_too_short": sum(all(stop - first < 2 * block for first, stop in found) for found in spans),
+    }
