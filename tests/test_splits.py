@@ -207,3 +207,16 @@ def test_a_tokenizer_that_has_seen_the_validation_episodes_is_named(
         ) == says
         caplog.clear()
         shutil.rmtree(raw.parent / "tokenizer")
+
+
+def test_of_tokens_it_is_said_how_many_recordings_the_chosen_pieces_show(
+    raw: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = raw.parent / "pieces"
+    tokenize(open_source(raw), small_tokenizer(), folder, fingerprint="x", episodes=range(3), start_offsets=3)
+    caplog.set_level(logging.WARNING)
+    config = run_of(folder, "tokens", val_path=None, val_episodes="6", window_stride=17)
+    for taken, says in ((":4", True), ("0,3", False)):
+        train(replace(config, data=replace(config.data, train_episodes=taken), tokenizer=None), raw.parent / taken)
+        assert ("the 4 of 9 that are trained on show 2 recordings" in caplog.text) == says
+        caplog.clear()

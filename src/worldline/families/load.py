@@ -13,7 +13,7 @@ from torch import Tensor
 from worldline import builtin
 from worldline.contract import Contract
 from worldline.data.clips import check_held_out, open_split
-from worldline.data.splits import content_of
+from worldline.data.splits import content_of, recordings
 from worldline.families.card import Identity, ModelCard, Part, describe_model, refuse_another
 from worldline.families.config import LoadOptions, TrainConfig
 from worldline.families.family import Prepared, WorldKind, kind_of
@@ -105,8 +105,21 @@ def prepare(config: TrainConfig, ranks: Ranks | None = None) -> Prepared:
         warn(implausible(source, episodes))
         warn(unlike(*open_split(config.data, "val"), compute_stats(source, episodes=episodes)))
         _warn_of_a_tokenizer_that_knows(config)
+        _warn_of_pieces(source, episodes)
     made = kind_of(config.model).prepare(config, config.model, ranks)
     return replace(made, card=replace(made.card, trained_on=trained_on))
+
+
+def _warn_of_pieces(source: Source, episodes: Sequence[int]) -> None:
+    """Warn if fewer episodes are taken than there are, and several are pieces of one recording: `:400` are few then."""
+    if source.grid is None or len(chosen := set(episodes)) == len(source.episodes):
+        return
+    if (shown := len(recordings(source, episodes).contents)) < len(chosen):
+        log.warning(
+            "%s: an episode here is a run of blocks, of which a recording has one for each start offset: the %d of %d "
+            "that are trained on show %d recordings",
+            *(source.path, len(chosen), len(source.episodes), shown),
+        )
 
 
 def _warn_of_a_tokenizer_that_knows(config: TrainConfig) -> None:
