@@ -172,16 +172,16 @@ def _spreads(found: object) -> set[str]:
     return set().union(*map(_spreads, found.values()))
 
 
-def test_the_figures_of_a_card_are_those_of_its_file() -> None:
+def test_the_figures_of_a_card_are_those_of_its_files() -> None:
     """All intervals of the parts of pages that tell of it, and the memory beside what was counted."""
-    (file,) = (ROOT / "benchmarks/results").glob("nvidia-h100-*.json")
-    results = json.loads(file.read_text(encoding="utf-8"))["results"]
+    files = sorted((ROOT / "benchmarks/results").glob("nvidia-h100-*.json"))
+    results, *later = [json.loads(file.read_text(encoding="utf-8"))["results"] for file in files]
     parts = {
         "benchmarks/README.md": "## On an H100",
         "docs/memory.md": "## What was measured",
         "docs/driven.md": "## On a GPU",
     }
-    spreads, pages = _spreads(results), {}
+    spreads, pages = set().union(*map(_spreads, (results, *later))), {}
     for name, title in parts.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         pages[name] = text[text.index(title) :].split("\n## ")[0]
