@@ -21,14 +21,14 @@ def test_builtins_stay_small() -> None:
 
 @pytest.mark.slow
 def test_builtin_tokenizer_keeps_held_out_frames(tmp_path: Path) -> None:
-    evaluation = evaluate(builtin.TOKENIZER_TINY, EvaluateOptions(num_clips=40, out=tmp_path))
+    evaluation = evaluate(builtin.TOKENIZER_TINY, EvaluateOptions(num_clips=20, out=tmp_path))
     assert evaluation.rows[0].metrics["psnr_db_mean"].mean >= 28
 
 
 @pytest.mark.slow
 def test_demo_trains_a_world_that_follows_the_robot_and_reports(tmp_path: Path) -> None:
-    """A quarter of the lesson and of the clips: the demo's own are longer. By the clock it must not end here."""
-    options = Demo(out=tmp_path / "demo", steps=250, max_minutes=60.0, num_clips=6)
+    """A sixth of the lesson, a quarter of the clips: the demo's own are longer. By the clock it must not end here."""
+    options = Demo(out=tmp_path / "demo", steps=150, max_minutes=60.0, num_clips=6)
     report, found = options.run()
     (tokens, latents, taught, driven), page = found.values(), report.read_text(encoding="utf-8")
     assert page.count("<canvas") >= 4 * 3, "each of four runs has moving pictures"
