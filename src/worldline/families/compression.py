@@ -50,7 +50,7 @@ class FSQKind(TokenizerKind):
         return FramePattern(window=model.clip_frames)
 
     def kept(self, model: FSQVideoConfig) -> str | None:
-        return "tokens" if model.keep_tokens else None
+        return "--model.keep-tokens" if model.keep_tokens else None
 
 
 class CosmosKind(TokenizerKind):

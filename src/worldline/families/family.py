@@ -135,14 +135,14 @@ class TokenizerKind(Kind):
         return model.build()
 
     def kept(self, model: Any) -> str | None:
-        """What a training leaves as the encoder of given weights makes it (`tokens`, `latents`); None: nothing."""
+        """The option that is set, by which a training leaves the tokens or latents that given weights make, if any."""
         return None
 
     def prepare(self, config: TrainConfig, model: Any, ranks: Ranks) -> Prepared:
         """Raises `UsageError` where something shall stay that no trained encoder makes, and as opening data does."""
-        if (kept := self.kept(model)) and config.init_from is None:
-            fix = f"give these (--init-from), or leave out --model.keep-{kept}"
-            raise UsageError(f"{kept} stay those of given weights; {fix}")
+        if (option := self.kept(model)) and config.init_from is None:
+            fix = f"give these (--init-from), or leave out {option}"
+            raise UsageError(f"{option.rpartition('-')[2]} stay those of given weights; {fix}")
         grid = model.grid(*open_split(config.data, "train")[0].video_size(config.data.image_size))
         data = replace(config.data, pattern=self.pattern(config, model, grid))
         open_windows(data, "val")  # both splits have windows: said before anything is decoded

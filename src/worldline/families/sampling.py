@@ -53,7 +53,7 @@ class VAEKind(TokenizerKind):
         return config.data.pattern
 
     def kept(self, model: WanVAEConfig) -> str | None:
-        return "latents" if model.keep_latents else None
+        return "--model.keep-latents" if model.keep_latents else None
 
     def finish(self, model: WanVAETokenizer, made: Prepared, config: TrainConfig) -> None:
         if model.config.keep_latents:
