@@ -3,15 +3,13 @@
     OMP_NUM_THREADS=1 python benchmarks/audit.py [--quick] [--clips 12] [--repeats 3] [--runs RUN ...]
 
 Every evaluation is run in turns, on the built-in validation set of the twin if no run names its own data. `rows` has
-neither conditions nor studies, `conditions` has the states of the action-following audit as rows, each study is added
-to the conditions alone, and `all` is what `worldline evaluate` does. `default_seconds` is that command as a user types
-it, once, by the clock: for the built-in worlds below two minutes on two cores without other work.
+neither conditions nor studies, `conditions` has shuffled and frozen states as rows, each study is added to these alone
+(the audit brings further conditions), and `all` is what `worldline evaluate` does. `default_seconds` is that command as
+a user types it, once, by the clock: for the built-in worlds below two minutes on two cores without other work.
 """
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from common import in_turns, options, publish, spread
@@ -36,17 +34,15 @@ def main() -> None:
 
 def of_run(run: Path, clips: int, repeats: int, *, quick: bool) -> dict[str, object]:
     """Seconds of the processor per clip of each part, and seconds of the whole command."""
-    names = [*STUDIES][: 1 if quick else None]
+    names = [one.id for one in STUDIES.values() if "compression" in one.protocols][: 1 if quick else None]
     parts: dict[str, tuple[tuple[str, ...], int | None]] = {"rows": ((), 0)}
     if not quick:
         parts |= {"conditions": ((), None), **{name: ((name,), None) for name in names}}
     with tempfile.TemporaryDirectory() as folder:
 
         def part(studies: tuple[str, ...], samples: int | None) -> None:
-            with only(studies):
-                evaluate(
-                    run, EvaluateOptions(num_clips=clips, condition_samples=samples, out=Path(folder), device="cpu")
-                )
+            amount = {"num_clips": clips, "studies": studies, "condition_samples": samples}
+            evaluate(run, EvaluateOptions(**amount, out=Path(folder), device="cpu"))
 
         calls = {name: (lambda what=what: part(*what)) for name, what in (parts | {"all": ((*names,), None)}).items()}
         seconds = in_turns(calls, repeats=repeats, clock=time.process_time, warm=not quick)
@@ -58,19 +54,6 @@ def of_run(run: Path, clips: int, repeats: int, *, quick: bool) -> dict[str, obj
             evaluate(run, EvaluateOptions(out=Path(folder), device="cpu"))
             found["default_seconds"] = round(time.perf_counter() - began, 1)
     return found
-
-
-@contextmanager
-def only(names: tuple[str, ...]) -> Iterator[None]:
-    """Evaluate with these studies alone."""
-    every = dict(STUDIES)
-    STUDIES.clear()
-    STUDIES.update({name: every[name] for name in names})
-    try:
-        yield
-    finally:
-        STUDIES.clear()
-        STUDIES.update(every)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from worldline.data.clips import Clips, DataConfig, open_clips
 from worldline.evaluation.conditions import NOISES, SHIFTS, sides_of
 from worldline.evaluation.engine import Amount, score
 from worldline.evaluation.result import Evaluation, Finding, Table
-from worldline.evaluation.rows import CONDITIONS, Judged, Scene
+from worldline.evaluation.rows import CONDITIONS, ROWS, Judged, Scene
 from worldline.evaluation.studies.audit import verdict_of
 from worldline.forecasting.forecaster import Context, CopyLast, Seeds, States, Step
 from worldline.formats.source import Source
 from worldline.metrics.bootstrap import Interval
 from worldline.metrics.table import NotComputed
-from worldline.schema import Batch, Forecast, Origin, StateLayout
+from worldline.schema import Batch, Forecast, Origin, StateLayout, UsageError
 
 PAST, FUTURE, SIZE = 4, 30, 16
 
@@ -126,6 +126,23 @@ def test_without_conditions_there_is_no_audit(squares: Clips, tmp_path: Path) ->
     assert (
         found.not_computed["audit"] == found.not_computed["shuffled_states"] == "switched off (--condition-samples 0)"
     )
+
+
+def test_studies_are_chosen_and_what_is_forecast_for_others_alone_is_not_made(
+    squares: Clips, followed: tuple[Evaluation, Path], tmp_path: Path
+) -> None:
+    judged = Judged(forecaster=forecaster(Drawing), protocol="sampling", run="run")
+    one = score(judged, squares, Amount(studies=("audit",)), out=tmp_path / "one")
+    assert [finding.id for finding in one.findings] == ["audit"]
+    assert one.findings[0] == followed[0].findings[0], "it asks as it does beside the others"
+    assert one.not_computed["drift"] == "left out (--studies)"
+    none = score(judged, squares, Amount(studies=()), out=tmp_path / "none")
+    made = {row.id for row in none.rows}
+    assert none.findings == ()
+    assert made == {row.id for row in one.rows} - {id for id in CONDITIONS if ROWS[id].study == "audit"}
+    assert {"shuffled_states", "frozen_states"} <= made, "tables have these"
+    with pytest.raises(UsageError, match=r"Amount.studies is \('audits',\), but must be of audit, regions"):
+        Amount(studies=("audits",))
 
 
 # --- what conditions give ---

@@ -339,6 +339,7 @@ CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that chang
     "horizon": ("--horizon 9", ""),
     "means": ("--means 2", "--protocol sampling --num-samples 3 --temperature 1"),
     "condition_samples": ("--condition-samples 1", ""),
+    "studies": ("--studies drift", ""),
     "seed": ("--seed 5", "--temperature 1"),
     "json": ("--json", ""),
     "num_samples": ("--num-samples 2", "--protocol sampling --temperature 1"),
@@ -359,7 +360,7 @@ CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that chang
     "fvd_weights": ("--fvd-weights {other}", ""),
 }
 
-FEW = "--num-clips 2 --condition-samples 0"
+FEW = "--num-clips 2 --condition-samples 0 --studies"
 """Of a world: little that takes time. Its states need not be changed to see that an option changes its numbers."""
 
 
@@ -430,7 +431,7 @@ def test_no_option_is_idle_for_a_world_over_tokens(lab: Path, tmp_path: Path, ca
 def test_no_option_is_idle_for_a_tokenizer(lab: Path, tmp_path: Path, capsys: Capture) -> None:
     refused = _assert_nothing_is_idle(lab, "tokenizer", tmp_path, capsys, "--num-clips 2")
     assert CHANGES.keys() - refused == {
-        *("data", "episodes", "exclude_episodes", "on", "out", "num_clips", "window_stride", "json", "lpips")
+        *("data", "episodes", "exclude_episodes", "on", "out", "num_clips", "window_stride", "studies", "json", "lpips")
     }
 
 

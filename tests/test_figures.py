@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from commands import do
 
-from worldline.evaluation import engine, rows
 from worldline.evaluation.verify import numbers_of
 from worldline.metrics.table import METRICS
 from worldline.twin.simulation import can_draw
@@ -52,28 +51,21 @@ def _agree(found: dict[str, dict[str, float]], expected: dict[str, dict[str, flo
 
 
 @pytest.mark.parametrize("protocol", ["compression", "sampling"])
-def test_a_built_in_world_scores_as_before(
-    protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_built_in_world_scores_as_before(protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without studies and the conditions that are theirs alone, which take most time: those are slow tests'."""
     stored = STORED[protocol]
-    needed = {id: entry for id, entry in rows.ROWS.items() if id not in rows.CONDITIONS or id in stored["rows"]}
-    for module in (rows, engine):
-        monkeypatch.setattr(module, "ROWS", needed)
-    monkeypatch.setattr(engine, "STUDIES", {})
-    _agree(_means(_evaluated(stored["arguments"], tmp_path, capsys)), stored["rows"])
+    _agree(_means(_evaluated(f"{stored['arguments']} --studies", tmp_path, capsys)), stored["rows"])
 
 
 @pytest.mark.slow
 def test_its_audit_and_its_counterfactuals_say_what_they_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of few clips: of all, they would take longer than the rest of the published table."""
     if not can_draw():
         pytest.skip("MuJoCo cannot draw here")
     stored = STORED["compression"]
-    monkeypatch.setattr(engine, "STUDIES", {id: engine.STUDIES[id] for id in ("audit", "counterfactuals")})
-    found = _costly(_evaluated(stored["arguments"], tmp_path, capsys))
+    found = _costly(_evaluated(f"{stored['arguments']} --studies audit counterfactuals", tmp_path, capsys))
     assert len(found) > 100
     assert found == pytest.approx(stored["findings"], rel=LOOSELY, abs=LOOSELY)
 

@@ -137,7 +137,7 @@ def test_parts_of_anything_else_are_not_used(tmp_path: Path, read: Read, capsys:
     keys = [key(after=2), key("--seed", "1")]
     assert "removed what was scored" in capsys.readouterr().err
     keys += [key("--batch-size", "1"), key("--temperature", "0.5"), key("--condition-samples", "0")]
-    keys += [key("--window-stride", "17"), key("--episodes", ":2")]
+    keys += [key("--studies", "drift"), key("--window-stride", "17"), key("--episodes", ":2")]
     _retrain(tmp_path / "other", 2, unconditional=True)
     keys.append(key("--unconditional", str(tmp_path / "other")))
     _retrain(tmp_path / "other", 3, unconditional=True)

@@ -61,18 +61,18 @@ def _noisy(scene: Scene, *, size: float) -> States:
 
 for _id, _seconds in SHIFTS.items():
     _label = f"states {abs(_seconds):g} s {'late' if _seconds > 0 else 'early'}"
-    condition(_id, _label, listed=False)(partial(_shifted, seconds=_seconds))
+    condition(_id, _label, study="audit")(partial(_shifted, seconds=_seconds))
 for _id, _size in NOISES.items():
-    condition(_id, f"states with noise of {_size:g} deviations", listed=False)(partial(_noisy, size=_size))
+    condition(_id, f"states with noise of {_size:g} deviations", study="audit")(partial(_noisy, size=_size))
 
 
-@condition("limb_frozen", "one limb frozen", listed=False)
+@condition("limb_frozen", "one limb frozen", study="audit")
 def _(scene: Scene) -> States:
     """The forecast given states in which the limb that moves most stays as it was."""
     return scene.commanding(torch.where(_limb(scene), frozen(scene.commands, scene.now), scene.commands))
 
 
-@condition("limb_mirrored", "one limb mirrored", listed=False)
+@condition("limb_mirrored", "one limb mirrored", study="audit")
 def _(scene: Scene) -> States:
     """The forecast given states in which the limb that moves most does the opposite of each of its moves."""
     opposite = 2 * scene.now[:, None] - scene.commands

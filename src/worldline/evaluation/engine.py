@@ -83,10 +83,16 @@ class Amount(Checked):
     condition_samples: Natural | None = None
     """Futures per clip given other states than its own (the audit); 0 leaves such rows out; if not given, as many as
     the forecast has, at most 5."""
+    studies: tuple[str, ...] | None = None
+    """Further questions that are asked: `audit`, `regions`, `counterfactuals`, `drift`, `inverse_dynamics`,
+    `readable_states`, `uncertainty`; all of them if not given. The option without any name leaves out all, and what
+    would be forecast for them alone."""
     seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if set(self.studies or ()) - STUDIES.keys():
+            refuse(self, "studies", f"of {', '.join(STUDIES)}")
         if len(set(self.mean_draws)) < len(self.mean_draws):
             refuse(self, "mean_draws", "numbers that are all different: each is a row")
 
@@ -313,12 +319,16 @@ class _Scoring:
             self.settings = {"seed": amount.seed, "num_samples": drawn, "condition_samples": self.condition_samples}
         if forecaster.token_grid is not None:
             self.settings["vocabulary"] = forecaster.token_grid.vocab_size
+        asked = STUDIES if amount.studies is None else amount.studies
+        of_protocol = [one for one in STUDIES.values() if judged.protocol in one.protocols]
+        self.studies = [one for one in of_protocol if one.id in asked]
+        self.left_out = [one.id for one in of_protocol if one.id not in asked]
+        made = {one.id for one in self.studies if one.of_roll_outs or not judged.beyond}
         # The first is the forecast that the others are compared with.
         ids = (*map(mean_id, amount.sizes(drawn)), *map(conditional_mean_id, sorted(amount.mean_draws)), *ROWS)
         every = [one for id in dict.fromkeys(ids) if (one := entry_of(id)) is not None]
-        every = [one for one in every if judged.protocol in one.protocols and (one.listed or not judged.beyond)]
+        every = [one for one in every if judged.protocol in one.protocols and (one.study is None or one.study in made)]
         self.entries = sorted(every, key=lambda entry: ORDER.index(entry.role))
-        self.studies = [study for study in STUDIES.values() if judged.protocol in study.protocols]
         foreign = judged.forecasts and self.condition_samples
         self.foreign = foreign_states(clips, self.chosen) if foreign else None
         self.state_std = states_of(clips, self.chosen).flatten(0, 1).std(dim=0)
@@ -336,9 +346,11 @@ class _Scoring:
             foreign=None if self.foreign is None else self.foreign[now.start : now.stop],
             condition_samples=self.condition_samples,
             state_std=self.state_std,
+            wanted=[entry.id for entry in self.entries],
             few=[place for place, number in enumerate(now) if number in self.few],
         )
         tally = Tally([origin.episode for origin in batch.origins], [origin.start for origin in batch.origins])
+        tally.not_computed |= dict.fromkeys(self.left_out, "left out (--studies)")
         truth, networks = scene.truth, self.judged.networks
         if truth is None:
             of_frames = [one.id for one in METRICS.values() if one.group != "token" and one.measure is not None]

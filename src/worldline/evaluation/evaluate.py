@@ -18,6 +18,7 @@ from worldline.evaluation.reader_choice import Chosen, choose_reader, load_reade
 from worldline.evaluation.receipt import Identities, Request, identities_of, write_receipt
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.rows import Judged, Protocol, Setting
+from worldline.evaluation.study import STUDIES
 from worldline.families.card import ModelCard, Part, describe_model, refuse_another
 from worldline.families.config import DrawOptions, LoadOptions, ModelChoice, SampleOptions
 from worldline.families.family import TokenizerKind, WorldKind, kind_of
@@ -82,6 +83,10 @@ class EvaluateOptions(DataChoice, ModelChoice, DrawOptions, Amount, LearnedOptio
         if given := [name for name in unused if getattr(self, name) != getattr(default, name)]:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{names} would change nothing: the {protocol} protocol does not use them")
+        of_protocol = [one.id for one in STUDIES.values() if protocol in one.protocols]
+        if foreign := [id for id in self.studies or () if id not in of_protocol]:
+            said = f"the {protocol} protocol has {', '.join(of_protocol)}"
+            raise UsageError(f"--studies {' '.join(foreign)} would change nothing: {said}")
         if protocol == "compression" and (self.num_samples != 1 or (self.condition_samples or 1) != 1):
             raise UsageError(
                 "the compression protocol scores one roll-out of each clip; leave out --num-samples, give "

@@ -81,7 +81,7 @@ class Judged:
     """For each future grid, how many training tokens equal the last context grid's there, and how many do not."""
 
     beyond: bool = False
-    """Whether it goes on beyond the window of its training (`--horizon`): then only rows that tables list are made."""
+    """Whether it goes on beyond the window of its training (`--horizon`): then only studies of roll-outs are made."""
 
     @property
     def rolled(self) -> bool:
@@ -110,6 +110,8 @@ class Scene(Judged):
     """Futures per clip under another condition than the true one; 0 for none."""
     state_std: Float32[Tensor, " s"]
     """Deviation of each state over all evaluated clips; 1 where a state never changes."""
+    wanted: Sequence[str] = ()
+    """Ids of the rows that are made, in order."""
     few: Sequence[int] = ()
     """Places in this batch of the few clips on which costly things are measured."""
     read: dict[str, Float32[Tensor, "b f s"]] = field(default_factory=dict)
@@ -164,9 +166,7 @@ class Scene(Judged):
         """The forecast under every condition, by the id of its row, or why there is none: all from one context."""
         given: dict[str, States] = {}
         found: dict[str, Made | NotComputed] = {}
-        for id, states_of in ((id, CONDITIONS[id]) for id in ROWS if id in CONDITIONS):
-            if self.beyond and not ROWS[id].listed:
-                continue
+        for id, states_of in ((id, CONDITIONS[id]) for id in self.wanted if id in CONDITIONS):
             try:
                 if self.condition_samples == 0:
                     raise NotComputed("switched off (--condition-samples 0)")
@@ -252,8 +252,9 @@ class Entry:
     """Metrics in which the forecast is compared with this row, on the same clips."""
     shown: bool = False
     """Its frames are kept for the report."""
-    listed: bool = True
-    """Tables of rows list it; the others only matter to a study, which shows them in its own."""
+    study: str | None = None
+    """Id of the study that it is made for, which shows it: without that study it is not made, and tables of rows do not
+    list it."""
     make: Make = lambda _: None
 
     def __call__(self, make: Make) -> Make:
@@ -270,14 +271,14 @@ CONDITIONS: dict[str, Given] = {}
 """The states that each condition gives, by the id of its row."""
 
 
-def condition(id: str, label: str, *, shown: bool = False, listed: bool = True) -> Callable[[Given], Given]:
+def condition(id: str, label: str, *, shown: bool = False, study: str | None = None) -> Callable[[Given], Given]:
     """Add the forecaster given other states: those of the function below, which raises `NotComputed` without any."""
-    compared = ("psnr_db_last", "full_ce") if listed else ()
+    compared = ("psnr_db_last", "full_ce") if study is None else ()
 
     def added(given: Given) -> Given:
         CONDITIONS[id] = given
 
-        @Entry(id, label, "ablation", compared=compared, shown=shown, listed=listed)
+        @Entry(id, label, "ablation", compared=compared, shown=shown, study=study)
         def _(scene: Scene) -> Made:
             made = scene.conditions[id]
             if isinstance(made, NotComputed):

@@ -58,7 +58,7 @@ def tokenizer_of(evaluation: Evaluation) -> str:
 
 def listed(rows: Sequence[Row]) -> list[Row]:
     """The rows of tables; those that only matter to a study are in its own."""
-    return [row for row in rows if (entry := entry_of(row.id)) is None or entry.listed]
+    return [row for row in rows if (entry := entry_of(row.id)) is None or entry.study is None]
 
 
 def text_table(evaluation: Evaluation, *, width: int = 110) -> str:
