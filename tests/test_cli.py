@@ -340,6 +340,7 @@ CHANGES: dict[str, tuple[str, str]] = {  # field of evaluate -> words that chang
     "means": ("--means 2", "--protocol sampling --num-samples 3 --temperature 1"),
     "condition_samples": ("--condition-samples 1", ""),
     "studies": ("--studies drift", ""),
+    "study_clips": ("--study-clips 1", "--studies audit --condition-samples 1"),
     "seed": ("--seed 5", "--temperature 1"),
     "json": ("--json", ""),
     "num_samples": ("--num-samples 2", "--protocol sampling --temperature 1"),
@@ -429,7 +430,7 @@ def test_no_option_is_idle_for_a_world_over_tokens(lab: Path, tmp_path: Path, ca
 
 @pytest.mark.slow
 def test_no_option_is_idle_for_a_tokenizer(lab: Path, tmp_path: Path, capsys: Capture) -> None:
-    refused = _assert_nothing_is_idle(lab, "tokenizer", tmp_path, capsys, "--num-clips 2")
+    refused = _assert_nothing_is_idle(lab, "tokenizer", tmp_path, capsys, "--num-clips 2", studies=("--studies", ""))
     assert CHANGES.keys() - refused == {
         *("data", "episodes", "exclude_episodes", "on", "out", "num_clips", "window_stride", "studies", "json", "lpips")
     }

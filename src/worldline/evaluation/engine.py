@@ -59,8 +59,6 @@ FRAMES_AT_ONCE = 64
 """Of each clip, that a metric of images is given at once: it bounds memory however long the horizon is."""
 FEW_SAMPLES = 5
 """Futures that are enough to tell a condition from the truth: more change a paired difference little."""
-FEW_CLIPS = 12
-"""Clips on which studies measure what is costly."""
 SHOWN_ORDER = ("model", "baseline", "ceiling", "ablation")
 ORDER: tuple[Role, ...] = ("model", "ablation", "baseline", "ceiling")
 Key = TypeVar("Key")
@@ -87,6 +85,8 @@ class Amount(Checked):
     """Further questions that are asked: `audit`, `regions`, `counterfactuals`, `drift`, `inverse_dynamics`,
     `readable_states`, `uncertainty`; all of them if not given. The option without any name leaves out all, and what
     would be forecast for them alone."""
+    study_clips: int = 12
+    """On how many of the clips studies measure what is costly: joint by joint, and what touches and misses lead to."""
     seed: Seed = 0
 
     def __post_init__(self) -> None:
@@ -312,7 +312,7 @@ class _Scoring:
         self.chosen = evenly(len(clips), amount.num_clips)
         each = len(forecaster.shown_context) + len(forecaster.times)
         self.shown = set(evenly(len(self.chosen), max(1, min(SHOWN_CLIPS, SHOWN_FRAMES // each))))
-        self.few = set(evenly(len(self.chosen), FEW_CLIPS))
+        self.few = set(evenly(len(self.chosen), amount.study_clips))
         self.condition_samples = amount.conditioned(drawn)
         self.settings: dict[str, Setting] = {}
         if judged.forecasts:

@@ -79,7 +79,8 @@ class EvaluateOptions(DataChoice, ModelChoice, DrawOptions, Amount, LearnedOptio
         unused, default = ["means"] if protocol == "compression" else [], EvaluateOptions()
         if protocol in ("tokenizer", "states"):
             unused = ["protocol", "horizon", "unconditional", "inverse_dynamics", "members", "tokenizer", "weights"]
-            unused = [*(field.name for field in fields(SampleOptions)), *unused, "means", "condition_samples", "seed"]
+            unused = [*(field.name for field in fields(SampleOptions)), *unused, "means"]
+            unused += ["condition_samples", "study_clips", "seed"]
         if given := [name for name in unused if getattr(self, name) != getattr(default, name)]:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{names} would change nothing: the {protocol} protocol does not use them")

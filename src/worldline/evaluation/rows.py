@@ -113,7 +113,7 @@ class Scene(Judged):
     wanted: Sequence[str] = ()
     """Ids of the rows that are made, in order."""
     few: Sequence[int] = ()
-    """Places in this batch of the few clips on which costly things are measured."""
+    """Places in this batch of the few clips on which costly things are measured (`--study-clips`)."""
     read: dict[str, Float32[Tensor, "b f s"]] = field(default_factory=dict)
     """The states that are read in the frames of rows made so far, by id, if there is a `reader`."""
     made: dict[str, Made] = field(default_factory=dict)
