@@ -286,7 +286,7 @@ def _made_small(words: list[str], folder: Path) -> list[str]:
     write_squares(folder / "ROBOT", 2, length=51, size=64)
     small = {
         "forecast": f"--clips 0 1 --device cpu --out {folder}/out",
-        "evaluate": "--num-clips 2 --num-samples 1 --steps 1 --condition-samples 0 --data test_v2.0 "
+        "evaluate": "--num-clips 2 --num-samples 1 --steps 1 --condition-samples 0 --studies --data test_v2.0 "
         f"--device cpu --out {folder}/out",
         "data": "--size 64 --device cpu",
     }
