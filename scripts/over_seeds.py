@@ -1,10 +1,11 @@
 """Compare two ways that were each trained from several seeds: paired means over seeds and clips, and each seed's own.
 
-python scripts/over_seeds.py A_SEED_0 A_SEED_1 --minus B_SEED_0 B_SEED_1 [--metric full_ce token_accuracy] > table.md
+python scripts/over_seeds.py A_SEED_0 A_SEED_1 --minus B_SEED_0 B_SEED_1 [--metric full_ce token_accuracy] \
+    [--row conditional_mean_4] [--minus-row mean_20] > table.md
 
 Each is an evaluated run, or the folder of an evaluation, as of `worldline compare`; seeds in the same order on both
-sides. Intervals are over episodes (95 %), of the mean over these seeds: they know nothing of other seeds. That is what
-the values of each seed are for, which stand in brackets.
+sides. Compared are their forecasts, or the rows that are named. Intervals are over episodes (95 %), of the mean over
+these seeds: they know nothing of other seeds. That is what the values of each seed are for, which stand in brackets.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from worldline.evaluation.compare import Scored, load_scored
+from worldline.evaluation.result import label_of
 from worldline.metrics.bootstrap import Interval, interval
 from worldline.metrics.table import METRICS
 from worldline.schema import UsageError
@@ -26,25 +28,41 @@ def main() -> None:
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--minus", nargs="+", required=True)
     parser.add_argument("--metric", nargs="+", choices=METRICS, default=None, metavar="ID")
+    parser.add_argument("--row", metavar="ID", help="of the first runs; their forecast if not given")
+    parser.add_argument("--minus-row", metavar="ID", help="of the others")
     args = parser.parse_args()
     if len(args.runs) != len(args.minus):
         parser.error(f"{len(args.runs)} runs and {len(args.minus)} to compare them with: give one of each seed")
     try:
-        print(table([load_scored(run) for run in args.runs], [load_scored(run) for run in args.minus], args.metric))
+        ours, theirs = ([load_scored(run) for run in runs] for runs in (args.runs, args.minus))
+        print(table(ours, theirs, args.metric, rows=(args.row, args.minus_row)))
     except UsageError as error:
         raise SystemExit(str(error)) from None
 
 
-def table(ours: Sequence[Scored], theirs: Sequence[Scored], metrics: Sequence[str] | None = None) -> str:
-    """Three rows of Markdown: both ways, and what the first has more. Without `metrics`, the FIGURES that are there."""
+def table(
+    ours: Sequence[Scored],
+    theirs: Sequence[Scored],
+    metrics: Sequence[str] | None = None,
+    *,
+    rows: tuple[str | None, str | None] = (None, None),
+) -> str:
+    """Three rows of Markdown: both ways, and what the first has more. Without `metrics`, the FIGURES that are there.
+
+    `rows` are those of the evaluations that are compared, ours and theirs; None is the forecast.
+    """
     first = ours[0]
-    names = metrics or [name for name in FIGURES if first.numbers(first.row(None).id, name) is not None]
-    rows = [["", *(f"{METRICS[name].label} ({METRICS[name].unit})" for name in names)], ["---"] * (1 + len(names))]
-    for runs in (ours, theirs):
-        rows.append([runs[0].name, *(with_seeds(first, each_seed(first, runs, name)) for name in names)])
-    pairs = [each_seed(first, ours, name) - each_seed(first, theirs, name) for name in names]
-    rows.append(["difference", *(with_seeds(first, pair) for pair in pairs)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    names = metrics or [name for name in FIGURES if first.numbers(first.row(rows[0]).id, name) is not None]
+    lines = [["", *(f"{METRICS[name].label} ({METRICS[name].unit})" for name in names)], ["---"] * (1 + len(names))]
+    both = [
+        [each_seed(first, runs, name, row) for name in names] for runs, row in zip((ours, theirs), rows, strict=True)
+    ]
+    for runs, row, values in zip((ours, theirs), rows, both, strict=True):
+        name = runs[0].name if row is None else f"{runs[0].name}, {label_of(row)}"
+        lines.append([name, *(with_seeds(first, each) for each in values)])
+    pairs = [one - other for one, other in zip(*both, strict=True)]
+    lines.append(["difference", *(with_seeds(first, pair) for pair in pairs)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def each_seed(first: Scored, runs: Sequence[Scored], metric: str, row: str | None = None) -> Tensor:

@@ -368,6 +368,10 @@ def test_over_seeds_the_difference_is_the_mean_of_those_of_each_seed(lab: Lab, h
     rows = over_seeds.table([one, one], [other, other], ["psnr_db_last", "full_ce"]).splitlines()
     assert [row.count("|") for row in rows] == [4] * 5
     assert rows[-1].startswith(f"| difference | {over_seeds.said(alone)} ({alone.mean:.3f}, {alone.mean:.3f}) |")
+    still = over_seeds.table([one, one], [other, other], ["psnr_db_last"], rows=(None, "copy_last")).splitlines()
+    copies = over_seeds.each_seed(one, [other, other], "psnr_db_last", "copy_last")
+    assert still[-2] == f"| {other.name}, copy-last | {over_seeds.with_seeds(one, copies)} |"
+    assert still[-1] == f"| difference | {over_seeds.with_seeds(one, pair[0] - copies)} |"
 
 
 def test_clips_are_paired_by_their_recording_whatever_their_order(lab: Lab, halfway: Path, tmp_path: Path) -> None:
