@@ -141,7 +141,7 @@ def test_studies_are_chosen_and_what_is_forecast_for_others_alone_is_not_made(
     assert none.findings == ()
     assert made == {row.id for row in one.rows} - {id for id in CONDITIONS if ROWS[id].study == "audit"}
     assert {"shuffled_states", "frozen_states"} <= made, "tables have these"
-    with pytest.raises(UsageError, match=r"Amount.studies is \('audits',\), but must be of audit, regions"):
+    with pytest.raises(UsageError, match=r"Amount.studies is \('audits',\), but must be some of audit, regions"):
         Amount(studies=("audits",))
 
 

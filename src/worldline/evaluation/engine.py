@@ -92,7 +92,7 @@ class Amount(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if set(self.studies or ()) - STUDIES.keys():
-            refuse(self, "studies", f"of {', '.join(STUDIES)}")
+            refuse(self, "studies", f"some of {', '.join(STUDIES)}")
         if len(set(self.mean_draws)) < len(self.mean_draws):
             refuse(self, "mean_draws", "numbers that are all different: each is a row")
 
