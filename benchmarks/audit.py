@@ -15,7 +15,7 @@ from pathlib import Path
 from common import in_turns, options, publish, spread
 
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate
-from worldline.evaluation.study import STUDIES
+from worldline.evaluation.study import studies_of
 
 BUILT_IN = [Path("compression-tiny"), Path("sampling-tiny")]
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 def of_run(run: Path, clips: int, repeats: int, *, quick: bool) -> dict[str, object]:
     """Seconds of the processor per clip of each part, and seconds of the whole command."""
-    names = [one.id for one in STUDIES.values() if "compression" in one.protocols][: 1 if quick else None]
+    names = [one.id for one in studies_of("compression")][: 1 if quick else None]
     parts: dict[str, tuple[tuple[str, ...], int | None]] = {"rows": ((), 0)}
     if not quick:
         parts |= {"conditions": ((), None), **{name: ((name,), None) for name in names}}

@@ -38,7 +38,7 @@ from worldline.evaluation.rows import (
     mean_id,
 )
 from worldline.evaluation.sets import TRUTH, Features, features_of, set_numbers
-from worldline.evaluation.study import STUDIES, Found, Numbers
+from worldline.evaluation.study import STUDIES, Found, Numbers, studies_of
 from worldline.files import atomic, remove_temporaries, write_npz
 from worldline.forecasting.forecaster import clip_seeds
 from worldline.metrics.bootstrap import Interval, interval, intervals
@@ -320,7 +320,7 @@ class _Scoring:
         if forecaster.token_grid is not None:
             self.settings["vocabulary"] = forecaster.token_grid.vocab_size
         asked = STUDIES if amount.studies is None else amount.studies
-        of_protocol = [one for one in STUDIES.values() if judged.protocol in one.protocols]
+        of_protocol = studies_of(judged.protocol)
         self.studies = [one for one in of_protocol if one.id in asked]
         self.left_out = [one.id for one in of_protocol if one.id not in asked]
         made = {one.id for one in self.studies if one.of_roll_outs or not judged.beyond}

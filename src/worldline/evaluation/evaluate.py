@@ -18,7 +18,7 @@ from worldline.evaluation.reader_choice import Chosen, choose_reader, load_reade
 from worldline.evaluation.receipt import Identities, Request, identities_of, write_receipt
 from worldline.evaluation.result import Evaluation, Split
 from worldline.evaluation.rows import Judged, Protocol, Setting
-from worldline.evaluation.study import STUDIES
+from worldline.evaluation.study import studies_of
 from worldline.families.card import ModelCard, Part, describe_model, refuse_another
 from worldline.families.config import DrawOptions, LoadOptions, ModelChoice, SampleOptions
 from worldline.families.family import TokenizerKind, WorldKind, kind_of
@@ -84,7 +84,7 @@ class EvaluateOptions(DataChoice, ModelChoice, DrawOptions, Amount, LearnedOptio
         if given := [name for name in unused if getattr(self, name) != getattr(default, name)]:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{names} would change nothing: the {protocol} protocol does not use them")
-        of_protocol = [one.id for one in STUDIES.values() if protocol in one.protocols]
+        of_protocol = [one.id for one in studies_of(protocol)]
         if foreign := [id for id in self.studies or () if id not in of_protocol]:
             said = f"the {protocol} protocol has {', '.join(of_protocol)}"
             raise UsageError(f"--studies {' '.join(foreign)} would change nothing: {said}")

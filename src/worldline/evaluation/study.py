@@ -112,6 +112,11 @@ def study(kind: type[Study]) -> type[Study]:
     return kind
 
 
+def studies_of(protocol: Protocol) -> list[Study]:
+    """The studies that a protocol has, in the order in which they are shown."""
+    return [one for one in STUDIES.values() if protocol in one.protocols]
+
+
 def only_few(scene: Scene, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Values of the clips `scene.few`, as values of all clips of the batch: NaN for the others."""
     count, found = len(scene.batch), {}
