@@ -31,7 +31,7 @@ cost() {
     esac
 }
 
-judged="--lpips off --inverse-dynamics inverse-dynamics-tiny"
+judged="--studies audit --lpips off --inverse-dynamics inverse-dynamics-tiny"
 if [ "$family" = compression ]; then
     judged="$judged --num-clips ${CLIPS:-60}"
 else
