@@ -20,6 +20,7 @@ from commands import (
     SCRIPTS,
     SOURCES,
     Told,
+    do,
     options,
     page_commands,
     parse,
@@ -260,7 +261,7 @@ def _torchrun_lines() -> dict[str, list[str]]:
     for told in found:
         if told.text.startswith("torchrun"):
             words = words_of(told.text)
-            what = tuple(takewhile(lambda word: not word.startswith("-"), words))
+            what = tuple(takewhile(lambda word: word == "--resume" or not word.startswith("-"), words))
             places.setdefault(what, []).append(told.place)
             lines.setdefault(what, [*what]).extend(words[len(what) :])
     return {" ".join(dict.fromkeys(places[what])): words for what, words in lines.items()}
@@ -271,6 +272,10 @@ TORCHRUN = _torchrun_lines()
 
 def _made_small(words: list[str], folder: Path) -> list[str]:
     """A command as it stands, and behind it what makes it small; what it names is there."""
+    if words[:2] == ["train", "--resume"]:
+        recipe = "compression_revontuli"
+        do("train", [recipe, *_tiny(recipe, folder), "--steps", "1", "--out", str(folder / words[2])])
+        return [*words, "--steps", "2", "--workers", "0"]
     if words[0] == "train":
         return [*words, *_tiny(words[1], folder)]
     if not builtin.COMPRESSION_TINY.is_dir():
@@ -312,4 +317,4 @@ def test_torchrun_lines_start_two_processes(place: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout).get("step", 2) == 2, "one rank reports"
-    assert [path for folder in ("out", "run", "OUT") for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    assert [path for folder in ("out", "run", "runs/world", "OUT") for path in (tmp_path / folder).rglob("*") if path.is_file()]
