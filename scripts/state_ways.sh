@@ -12,6 +12,8 @@
 #   SEEDS     0 (0 1 2)
 #   STEPS     700, of adaln; the others get as many as take the same CPU time, or with EQUAL=steps just as many
 #   CLIPS     60 (24), that are judged; OPTIONS: more of `worldline train`, for all ways
+#   RECIPE    compression_tiny (sampling_tiny); for another robot one without the twin's skeleton: compression_any
+#   JUDGED    --data twin-mini-val, and more of `worldline evaluate`
 set -euo pipefail
 train=${1:-cache/builtins/train} val=${2:-cache/builtins/val} work=${3:-cache/state_ways}
 here=$(dirname "$(realpath "$0")")
@@ -31,7 +33,7 @@ cost() {
     esac
 }
 
-judged="--studies audit --lpips off --inverse-dynamics inverse-dynamics-tiny"
+judged="--studies audit --lpips off ${JUDGED:---data twin-mini-val --inverse-dynamics inverse-dynamics-tiny}"
 if [ "$family" = compression ]; then
     judged="$judged --num-clips ${CLIPS:-60}"
 else
@@ -50,11 +52,11 @@ for seed in ${SEEDS:-0}; do
             if [ -e "$run/checkpoints" ]; then
                 worldline train --resume "$run"
             else
-                worldline train "${family}_tiny" --data.path "$train" --data.val-path "$val" \
+                worldline train "${RECIPE:-${family}_tiny}" --data.path "$train" --data.val-path "$val" \
                     --data.train-episodes ":$episodes" --data.cache "$work/cache" $entering --seed "$seed" \
                     --steps "$steps" --evaluate-every "$steps" --checkpoint-every 100 ${OPTIONS:-} --out "$run"
             fi
-            worldline evaluate "$run" --data twin-mini-val $judged
+            worldline evaluate "$run" $judged
         done
     done
 done
