@@ -317,4 +317,5 @@ def test_torchrun_lines_start_two_processes(place: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout).get("step", 2) == 2, "one rank reports"
-    assert [path for folder in ("out", "run", "runs/world", "OUT") for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    written = ("out", "run", "runs/world", "OUT")
+    assert [path for folder in written for path in (tmp_path / folder).rglob("*") if path.is_file()]
