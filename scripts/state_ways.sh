@@ -13,7 +13,7 @@
 #   STEPS     700, of adaln; the others get as many as take the same CPU time, or with EQUAL=steps just as many
 #   CLIPS     60 (24), that are judged; OPTIONS: more of `worldline train`, for all ways
 #   RECIPE    compression_tiny (sampling_tiny); for another robot one without the twin's skeleton: compression_any
-#   JUDGED    --data twin-mini-val, and more of `worldline evaluate`
+#   JUDGED    --data twin-mini-val --inverse-dynamics inverse-dynamics-tiny, or others of `worldline evaluate`
 set -euo pipefail
 train=${1:-cache/builtins/train} val=${2:-cache/builtins/val} work=${3:-cache/state_ways}
 here=$(dirname "$(realpath "$0")")
