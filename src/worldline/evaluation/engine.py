@@ -254,8 +254,9 @@ def score(
     files = {n: parts / f"batch_{n:06d}.pt" for n in range(0, len(scoring.chosen), amount.batch_size)}
 
     def make(begin: int) -> None:
+        tally = scoring.batch(begin)  # held: Python 3.13.0 may empty dictionaries in the `vars` of an object let go
         with atomic(files[begin]) as temporary:
-            torch.save(vars(scoring.batch(begin)), temporary)
+            torch.save(vars(tally), temporary)
 
     ranks.made([*files], make, done=lambda begin: files[begin].exists(), what="evaluating, by batches")
     if not ranks.writes:
