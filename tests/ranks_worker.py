@@ -36,9 +36,10 @@ from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowConfig, FlowSampling
 from worldline.ranks import OtherRankError, Ranks, gathered
 from worldline.rundir import RunDir, from_json, to_json
-from worldline.schema import Batch, Origin, UsageError
+from worldline.schema import Batch, Origin, TokenGrid, UsageError
 from worldline.training.checkpoint import TrainState, restore, save_checkpoint
 from worldline.training.loop import NonFiniteLossError, train
+from worldline.worlds.causal import CausalConfig
 from worldline.worlds.wan import WanConfig
 
 CPU = torch.device("cpu")
@@ -226,6 +227,35 @@ def wan(folder: Path, ranks: Ranks) -> dict[str, Any]:
     return {"figures": figures, "made": made.flatten()[:50].tolist(), "saved": sorted(changing_state(world))}
 
 
+def driven(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """A small driven world on true grids, on its own roll-outs, and as validation calls it; the same clips everywhere."""
+    del folder
+    made: dict[str, Any] = {}
+    grid = TokenGrid(height=4, width=4, vocab_size=12, block=1, temporal_stride=1)
+    tokens = torch.randint(0, 12, (2, 7, 4, 4), generator=torch.Generator().manual_seed(1))
+    states = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(2))
+    clips = Batch(tokens=tokens, states=states, fps=15.0, origins=(Origin(source="drawn", episode=0, start=0),) * 2)
+    for name, own_from in {"true": 1.0, "own": 0.0}.items():
+        torch.manual_seed(0)
+        config = CausalConfig(
+            context_grids=4,
+            horizon_grids=3,
+            width=16,
+            heads=2,
+            layers=2,
+            state_hidden=8,
+            code_levels=(4, 3),
+            own_from=own_from,
+        )
+        world = ranks.place(config.build(grid, ("LEFT", "RIGHT")), CPU).train()
+        made[name] = steps(world, clips, peak=1e-2)
+        world.eval()
+        with torch.no_grad():
+            made[f"{name}_validated"] = [world.own_loss(clips).item(), world.loss(clips, torch.Generator())[0].item()]
+            made[f"{name}_rolled"] = world.roll_out(clips).flatten().tolist()
+    return made
+
+
 def vae(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """A small Wan VAE, whose blocks hand each other lists that they write into; the same clips on every rank."""
     del folder
@@ -327,7 +357,7 @@ def steps(model: Any, clips: Batch, *, peak: float) -> list[list[float]]:
     return figures
 
 
-MODELS = (adapt, adapted_again, learn, terminated, shares, tokenizer, diverge, wan, vae)
+MODELS = (adapt, adapted_again, learn, terminated, shares, tokenizer, diverge, wan, vae, driven)
 JOBS = {job.__name__: job for job in (*MODELS, agree, data, judge, evaluated, forecasts)}
 
 

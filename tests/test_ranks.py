@@ -175,7 +175,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     _train_tokenizer(folder, config)
     _begin_to_judge(folder)
     jobs = ["learn", "terminated", "shares", "agree", "data", "adapt", "adapted_again", "judge", "evaluated"]
-    jobs += ["forecasts", "tokenizer", *(["wan", "vae"] if find_spec("diffusers") else []), "diverge"]
+    jobs += ["driven", "forecasts", "tokenizer", *(["wan", "vae"] if find_spec("diffusers") else []), "diverge"]
     return Pair(folder, config, _work(folder, *jobs))
 
 
@@ -341,6 +341,15 @@ def test_the_models_of_the_sampling_track_train_sharded_as_whole(pair: Pair) -> 
             assert_whole_agrees(torch.tensor(found["made"]), torch.tensor(expected["made"]), share=2e-2)
             assert found["saved"] == expected["saved"]
         assert expected["figures"][2][0] < expected["figures"][0][0], "three steps on the same clips lower the loss"
+
+
+@pytest.mark.slow
+def test_a_driven_world_trains_and_is_validated_sharded_as_whole(pair: Pair) -> None:
+    expected = ranks_worker.driven(pair.folder, Ranks())
+    for found in pair.done["driven"]:
+        for name, values in expected.items():
+            torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(values), rtol=1e-3, atol=0)
+    assert all(expected[name][2][0] < expected[name][0][0] for name in ("true", "own")), "three steps lower the loss"
 
 
 def _train_tokenizer(folder: Path, config: TrainConfig) -> None:

@@ -20,8 +20,9 @@ from worldline.owner import Claim, owned
 from worldline.progress import watched
 from worldline.schema import UsageError
 
-ENTRIES = ("loss", "encode", "decode", "forecast", "teacher_forced", "measure_statistics")
-"""Methods of a model that are called in place of `forward`: they gather what the model holds outside its blocks."""
+ENTRIES = ("loss", "own_loss", "roll_out", "encode", "decode", "forecast", "teacher_forced", "measure_statistics")
+"""Methods of a model that are called in place of `forward`: they gather what the model holds outside its blocks. Within
+them a model calls its own `forward` by that name: to call the model itself, or another of them, would enter again."""
 
 
 class OtherRankError(RuntimeError):

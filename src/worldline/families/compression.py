@@ -303,13 +303,10 @@ class CausalKind(TokenWorldKind):
 
     def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Nats per token of the true future along the world's own greedy roll-out."""
-        assert batch.tokens is not None, "the teacher-forced loss has read them"
-        return {"autoregressive_loss": model.own_cost(batch.tokens, model.conditions(batch.states)).mean()}
+        return {"autoregressive_loss": model.own_loss(batch)}
 
     def roll_out(self, world: Any, batch: Batch) -> Tensor:
-        assert batch.tokens is not None, "a batch of tokens"
-        context = batch.tokens[:, : world.context_grids]
-        return world.rolled(context, world.conditions(batch.states))[:, world.context_grids :]
+        return world.roll_out(batch)
 
     def temperature(self, card: ModelCard, options: SampleOptions) -> float:
         assert isinstance(card.config, CausalConfig), "a card of this kind"

@@ -187,13 +187,24 @@ class CausalWorld(nn.Module):
             raise UsageError(f"expected {count} token grids of context and horizon, found {batch.tokens.shape[1]}")
         tokens, told = batch.tokens, self.conditions(batch.states)
         own = self.training and self.progress >= self.config.own_from < 1
-        loss = self.own_cost(tokens, told) if own else self.cost(self(tokens[:, :-1], told)[0], tokens[:, 1:])
+        loss = self.own_cost(tokens, told) if own else self.cost(self.forward(tokens[:, :-1], told)[0], tokens[:, 1:])
         return loss.mean(), {"own_roll_outs": float(own)}
+
+    def own_loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Nats per token of the true grids after the context, along the world's own greedy roll-out."""
+        assert batch.tokens is not None, "the teacher-forced loss has read them"
+        return self.own_cost(batch.tokens, self.conditions(batch.states)).mean()
+
+    def roll_out(self, batch: Batch) -> Int64[Tensor, "b f h w"]:
+        """The world's own greedy grids after the context."""
+        assert batch.tokens is not None, "a batch of tokens"
+        context = batch.tokens[:, : self.context_grids]
+        return self.rolled(context, self.conditions(batch.states))[:, self.context_grids :]
 
     def own_cost(self, tokens: Int64[Tensor, "b l h w"], told: Told) -> Float[Tensor, "b f h w"]:
         """Nats of each true token after the context, along the world's own greedy roll-out."""
         context = self.context_grids
-        logits, _ = self(self.rolled(tokens[:, :context], told)[:, :-1], told)
+        logits, _ = self.forward(self.rolled(tokens[:, :context], told)[:, :-1], told)
         return self.cost(logits[:, context - 1 :], tokens[:, context:])
 
     def cost(self, logits: Digits, tokens: Int64[Tensor, "b t h w"]) -> Float[Tensor, "b t h w"]:
@@ -206,10 +217,10 @@ class CausalWorld(nn.Module):
     def rolled(self, context: Int64[Tensor, "b c h w"], told: Told) -> Int64[Tensor, "b l h w"]:
         """The context and the world's own greedy grids after it, as far as it is told of."""
         count = context.shape[1]
-        logits, past = self(context, told[:count])
+        logits, past = self.forward(context, told[:count])
         grids = [context, self.quantiser.of_digits(logits[:, -1:].argmax(dim=-1))]
         for t in range(count, told.grids):
-            logits, past = self(grids[-1], told[t : t + 1], past)
+            logits, past = self.forward(grids[-1], told[t : t + 1], past)
             grids.append(self.quantiser.of_digits(logits.argmax(dim=-1)))
         return torch.cat(grids, dim=1)
 
