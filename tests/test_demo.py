@@ -8,6 +8,7 @@ from worldline import builtin
 from worldline.cli.verbs import Demo
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate
 from worldline.evaluation.result import Evaluation
+from worldline.schema import UsageError
 
 
 def _mean(evaluation: Evaluation, row: str, metric: str) -> float:
@@ -23,6 +24,15 @@ def test_builtins_stay_small() -> None:
 def test_builtin_tokenizer_keeps_held_out_frames(tmp_path: Path) -> None:
     evaluation = evaluate(builtin.TOKENIZER_TINY, EvaluateOptions(num_clips=20, out=tmp_path))
     assert evaluation.rows[0].metrics["psnr_db_mean"].mean >= 28
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_stays(tmp_path: Path) -> None:
+    kept = tmp_path / "thesis" / "results.csv"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    with pytest.raises(UsageError, match="is not empty and was not begun by this command"):
+        Demo(out=tmp_path).run()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from worldline.evaluation.evaluate import EvaluateOptions, evaluate, out_of
 from worldline.evaluation.result import Evaluation
 from worldline.evaluation.verify import Verification, VerifyOptions, verify
 from worldline.forecasts import ForecastOptions, forecast
+from worldline.owner import LOCK, OWNER, Claim, owned
 from worldline.progress import say, show
 from worldline.report.compared import compared_text, write_compared
 from worldline.report.receipts import verification_text
@@ -262,7 +263,7 @@ class Demo(Checked):
     """
 
     out: Path = Path("runs/demo")
-    """Folder for run folders and report.html; an earlier demo there is replaced."""
+    """Folder for run folders and report.html: an empty one, a new one, or that of an earlier demo, which is replaced."""
     steps: int = 1000
     """Training steps of the new world."""
     max_minutes: Positive = 5.0
@@ -280,10 +281,17 @@ class Demo(Checked):
         show({"report": str(report), "seconds": round(seconds, 1)}, text=text, as_json=self.json)
 
     def run(self) -> tuple[Path, dict[str, Evaluation]]:
-        """Do what a notebook would do. Gives the report, and what was found."""
+        """Do what a notebook would do. Gives the report, and what was found.
+
+        Raises `UsageError` where the folder holds anything but an earlier demo.
+        """
+        with owned(self.out, claim=_DEMO):
+            _clear(self.out)
+            return self._made()
+
+    def _made(self) -> tuple[Path, dict[str, Evaluation]]:
         from worldline.report.write import write_report
 
-        shutil.rmtree(self.out, ignore_errors=True)
         few: dict[str, Any] = {"num_clips": self.num_clips, "num_samples": 5, "steps": 10, "condition_samples": 1}
         few |= {"window_stride": 20, "batch_size": 4, "data": builtin.TWIN_MINI_VAL}
         # What objects would have done is asked of the other two: over latents it would take a third of the time.
@@ -309,6 +317,18 @@ class Demo(Checked):
             "The built-in world that is driven, one frame a step for four seconds": driven,
         }
         return write_report([self.out / name for name in ("builtin", "sampling", "fresh", "driven")], self.out), found
+
+
+_DEMO = Claim(file="demo.json", key={}, what="a demo")
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier demo: its claim says that all in the folder is its own."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (LOCK, OWNER, _DEMO.file):
+            path.unlink()
 
 
 def _evaluated(shipped: Path, run: Path, **options: Any) -> Evaluation:
