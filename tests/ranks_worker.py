@@ -228,7 +228,7 @@ def wan(folder: Path, ranks: Ranks) -> dict[str, Any]:
 
 
 def driven(folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """A small driven world on true grids, on its own roll-outs, and as validation calls it; the same clips everywhere."""
+    """A small driven world on true grids, on its own roll-outs, and as validation calls it; always the same clips."""
     del folder
     made: dict[str, Any] = {}
     grid = TokenGrid(height=4, width=4, vocab_size=12, block=1, temporal_stride=1)

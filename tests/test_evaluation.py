@@ -35,6 +35,7 @@ from worldline.files import write_json
 from worldline.forecasting.forecaster import CopyLast, clip_seeds
 from worldline.forecasting.tokens import TokenForecaster, blend_last_frame
 from worldline.formats.source import Source
+from worldline.metrics.bootstrap import interval
 from worldline.process.categorical import GridStep, Sampling
 from worldline.rundir import to_json
 from worldline.schema import Batch, Episode, TokenGrid, UsageError
@@ -534,6 +535,21 @@ def test_foreign_states_are_never_a_clips_own(chosen: list[int]) -> None:
     assert all(own != other for own, other in zip(chosen, whose, strict=True))
     if len(chosen) > 1:
         assert sorted(whose) == chosen, "every clip lends its states once"
+
+
+def test_pieces_of_one_recording_are_one_in_the_intervals(tmp_path: Path) -> None:
+    """As a token folder with two start offsets has them: what they show is not independent."""
+    case = _Case()
+    source = case.clips.source
+    pieces = tuple(replace(one, recording=f"recording {one.index // 2}") for one in source.episodes)
+    evaluation = _evaluate(case.oracle(), _clips(replace(source, episodes=pieces)), tmp_path)
+    of_each = _evaluate(case.oracle(), case.clips, tmp_path)
+    assert (evaluation.data.num_clips, evaluation.data.num_episodes, of_each.data.num_episodes) == (4, 2, 4)
+    assert evaluation.rows[0].metrics["psnr_db_mean"].num_episodes == 2
+    values = torch.from_numpy(np.load(tmp_path / "scores.npz")["copy_last/psnr_db"]).mean(dim=1)
+    found = next(row for row in evaluation.rows if row.id == "copy_last").metrics["psnr_db_mean"]
+    expected = interval(values, torch.tensor([0, 0, 2, 2]))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_a_clip_alone_has_no_foreign_states(tmp_path: Path) -> None:

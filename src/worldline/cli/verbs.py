@@ -263,7 +263,7 @@ class Demo(Checked):
     """
 
     out: Path = Path("runs/demo")
-    """Folder for run folders and report.html: an empty one, a new one, or that of an earlier demo, which is replaced."""
+    """Folder for run folders and report.html: a new one, an empty one, or an earlier demo's, which is replaced."""
     steps: int = 1000
     """Training steps of the new world."""
     max_minutes: Positive = 5.0

@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 
 from worldline.checks import Checked, Natural, Seed, refuse
 from worldline.data.clips import Clips, evenly
+from worldline.data.splits import recording_of
 from worldline.evaluation import studies  # noqa: F401 - they are in their table then
 from worldline.evaluation.held_out import foreign_states, states_of
 from worldline.evaluation.result import Comparison, DataSummary, Evaluation, Finding, Row, Split
@@ -41,6 +42,7 @@ from worldline.evaluation.sets import TRUTH, Features, features_of, set_numbers
 from worldline.evaluation.study import STUDIES, Found, Numbers, studies_of
 from worldline.files import atomic, remove_temporaries, write_npz
 from worldline.forecasting.forecaster import clip_seeds
+from worldline.formats.source import Source
 from worldline.metrics.bootstrap import Interval, interval, intervals
 from worldline.metrics.image import psnr
 from worldline.metrics.networks import Networks
@@ -395,7 +397,7 @@ class _Scoring:
     def evaluation(self, tally: Tally, split: Split, seconds: float) -> Evaluation:
         """Means with intervals over episodes, and the forecast compared with the other rows."""
         judged, source, size = self.judged, self.clips.source, self.clips.image_size
-        episodes, numbers = torch.tensor(tally.episodes), Numbers()
+        episodes, numbers = torch.tensor(_recordings(source, tally.episodes)), Numbers()
         curves: dict[str, dict[str, list[Interval]]] = {}
         for (row, metric), values in tally.scores.items():
             numbers.setdefault(row, {}).update(of_clips(metric, values))
@@ -411,7 +413,7 @@ class _Scoring:
                 name=source.path.resolve().name,
                 kind=source.kind,
                 num_clips=len(tally.episodes),
-                num_episodes=len(set(tally.episodes)),
+                num_episodes=len(episodes.unique()),
                 image_size=(size, size) if size and source.image_size else source.image_size,
                 horizon_frames=judged.forecaster.horizon_frames,
                 fps=source.fps / self.clips.pattern.stride,
@@ -504,6 +506,13 @@ def write_scores(path: Path, tally: Tally) -> None:
     """Keep every number of every clip: `episode` and `start` of each, and `row/metric` as `n f`, for comparisons."""
     scores = {f"{row}/{metric}": values.numpy() for (row, metric), values in tally.scores.items()}
     write_npz(path, {"episode": tally.episodes, "start": tally.starts, **scores})
+
+
+def _recordings(source: Source, episodes: Sequence[int]) -> list[int]:
+    """The first episode that shows what each shows: pieces of one recording (start offsets) are drawn together."""
+    first: dict[str, int] = {}
+    shown = {episode: first.setdefault(recording_of(source, episode), episode) for episode in sorted(set(episodes))}
+    return [shown[episode] for episode in episodes]
 
 
 def _means(values: Mapping[str, Tensor], episodes: Int64[Tensor, " n"]) -> dict[str, Interval]:

@@ -39,6 +39,7 @@ class DataSummary:
     kind: str
     num_clips: int
     num_episodes: int
+    """Recordings: pieces of one (start offsets) are one."""
     image_size: tuple[int, int] | None
     """Height and width in pixels; None where there are tokens only."""
     horizon_frames: int
