@@ -66,7 +66,7 @@ def test_columns_of_fewer_starts_are_compared_on_those() -> None:
 
 
 def test_real_counts_take_the_place_of_physics() -> None:
-    counts = tuple(Counted(successes=n, trials=20) for n in (1, 5, 11, 14, 19))
+    counts = tuple((Counted(successes=n, trials=20),) for n in (1, 5, 11, 14, 19))
     columns = {"world": outcome_of().columns["world"]}
     found = conclude(outcome_of(columns=columns, counts=counts, chances={}))
     assert found.truth == "counts"
@@ -90,6 +90,44 @@ def test_over_tasks_are_the_policies_of_all_of_them() -> None:
     assert rates[3].value == pytest.approx(np.mean([one.columns["physics"][4], other.columns["physics"][4]]))
     assert over_tasks([one]) is None
     assert over_tasks([one, replace(other, policies=tuple("vwxyz"))]) is None
+
+
+def test_over_tasks_the_same_starts_are_compared_where_a_column_has_fewer() -> None:
+    """As `--ablation-starts` makes them: 8 of 30."""
+    one, tasks = outcome_of(), []
+    for task, keep in ((one, 30), (replace(one, columns={name: ~column for name, column in one.columns.items()}), 20)):
+        columns = {name: column[:, :keep] for name, column in task.columns.items()}
+        columns["shuffled_states"] = columns["world"][:, :8]
+        tasks.append(replace(task, columns=columns, chances={}, doubt=None))
+    both = over_tasks(tasks)
+    assert both is not None
+    found = conclude(both).of("shuffled_states")
+    assert found is not None
+    assert (found.starts, found.same) == (16, 1), "the world is as physics here"
+
+
+def test_over_tasks_counts_weigh_by_task_and_not_by_trial() -> None:
+    world, policies = np.ones((3, 12), dtype=bool), ("a", "b", "c")
+    tasks = [
+        outcome_of(
+            policies=policies,
+            columns={"world": world[:, :starts]},
+            counts=tuple((Counted(successes=n, trials=trials),) for n in hits),
+            chances={},
+            doubt=np.arange(3.0 * starts).reshape(3, starts),
+        )
+        for starts, trials, hits in ((12, 10, (9, 8, 7)), (4, 100, (10, 20, 30)))
+    ]
+    both = over_tasks(tasks)
+    assert both is not None
+    assert both.doubt is not None
+    assert both.doubt[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3], "each episode's own"
+    found = conclude(both)
+    assert [one.value for one in found.rates["counts"]] == pytest.approx([0.5, 0.5, 0.5])
+    assert all(one.low < 0.5 < one.high for one in found.rates["counts"])
+    against = found.of("world", "counts")
+    assert against is not None
+    assert against.bias.mean == pytest.approx(0.5)
 
 
 def test_a_result_is_read_back_and_notices_an_edit(tmp_path: Path) -> None:

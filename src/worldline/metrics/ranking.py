@@ -222,15 +222,18 @@ def over_starts(true: Outcomes, found: Outcomes) -> dict[str, tuple[float, float
 
 
 def over_counts(
-    successes: Int[np.ndarray, " k"], trials: Int[np.ndarray, " k"], found: Outcomes
+    successes: Int[np.ndarray, "k t"], trials: Int[np.ndarray, "k t"], found: Outcomes
 ) -> dict[str, tuple[float, float]]:
-    """The same where the truth is counts of other trials: these are drawn again, too, from their binomials."""
+    """The same where the truth is counts of other trials: these are drawn again, too, from their binomials.
+
+    The truth is the mean rate of t tasks, which weigh the same.
+    """
     rng = np.random.default_rng(0)
 
     def of(weights: Float64[np.ndarray, "r n"]) -> Float64[np.ndarray, "r m"]:
         share = weights / weights.sum(axis=-1, keepdims=True)
-        drawn = rng.binomial(trials, successes / trials, size=(len(weights), len(trials)))
-        return _all(drawn / trials, share @ found.T)
+        drawn = rng.binomial(trials, successes / trials, size=(len(weights), *trials.shape))
+        return _all((drawn / trials).mean(axis=-1), share @ found.T)
 
     return _named(statistics(of, np.arange(found.shape[1])))
 

@@ -43,8 +43,8 @@ class Outcome:
     policies: tuple[str, ...]
     columns: dict[str, Outcomes]
     """Whether each policy succeeded: `physics`, `twin`, `world`, ..."""
-    counts: tuple[Counted, ...] = ()
-    """In place of physics."""
+    counts: tuple[tuple[Counted, ...], ...] = ()
+    """In place of physics: of each policy one of each task."""
     chances: dict[str, Float64[np.ndarray, "k n"]] = field(default_factory=dict)
     """Of success, as the reader gave them: by place."""
     doubt: Float64[np.ndarray, "k n"] | None = None
@@ -64,7 +64,7 @@ def conclude(found: Outcome) -> TaskRanking:
     """All that is said of a task."""
     rates = {name: _rates(column) for name, column in found.columns.items() if name != REPLAYED}
     if found.counts:
-        rates = {COUNTS: tuple(rate(one.successes, one.trials) for one in found.counts)} | rates
+        rates = {COUNTS: tuple(map(_counted_rate, found.counts))} | rates
     against = [_against(found, name, found.truth) for name in rates if name != found.truth]
     if TWIN in rates:
         against += [_against(found, name, TWIN) for name in rates if name not in (PHYSICS, TWIN)]
@@ -88,7 +88,8 @@ def conclude(found: Outcome) -> TaskRanking:
 def over_tasks(found: Sequence[Outcome]) -> Outcome | None:
     """The policies that are in all of several tasks, with the episodes of all; None where fewer than two are.
 
-    A column counts where every task has it; each task gives as many starts as the others, so tasks weigh the same.
+    A column counts where every task has it; each task gives as many starts as the others, so tasks weigh the same. They
+    take turns, so that of columns of fewer starts the first of all tasks are compared.
     """
     first = found[0] if found else None
     if first is None or len(found) < 2:
@@ -99,13 +100,7 @@ def over_tasks(found: Sequence[Outcome]) -> Outcome | None:
     tasks = [_only(one, common) for one in found]
     columns = {name: _beside([one.columns for one in tasks], name) for name in first.columns}
     chances = {name: _beside([one.chances for one in tasks], name) for name in first.chances}
-    counts: tuple[Counted, ...] = ()
-    if first.counts:
-        each = list(zip(*(one.counts for one in tasks), strict=True))
-        counts = tuple(
-            Counted(successes=sum(one.successes for one in own), trials=sum(one.trials for one in own)) for own in each
-        )
-    doubts = [one.doubt for one in tasks if one.doubt is not None]
+    doubts = [{} if one.doubt is None else {WORLD: one.doubt} for one in tasks]
     gaps = {kind: float(np.mean([one.gap[kind] for one in tasks if kind in one.gap])) for kind in first.gap}
     return Outcome(
         id="all",
@@ -113,9 +108,9 @@ def over_tasks(found: Sequence[Outcome]) -> Outcome | None:
         seconds=math.nan,
         policies=common,
         columns={name: column for name, column in columns.items() if column is not None},
-        counts=counts,
+        counts=tuple(sum(own, ()) for own in zip(*(one.counts for one in tasks), strict=True)),
         chances={name: column for name, column in chances.items() if column is not None},
-        doubt=np.concatenate(doubts, axis=1) if len(doubts) == len(tasks) else None,
+        doubt=_beside(doubts, WORLD),
         gap=gaps,
         outside={
             name: np.sum([one.outside[name] for one in tasks], axis=0)
@@ -144,7 +139,7 @@ def _beside(tasks: Sequence[Mapping[str, np.ndarray]], name: str) -> np.ndarray 
     if len(held) < len(tasks):
         return None
     fewest = min(column.shape[1] for column in held)
-    return np.concatenate([column[:, :fewest] for column in held], axis=1)
+    return np.stack([column[:, :fewest] for column in held], axis=2).reshape(len(held[0]), -1)
 
 
 # --- parts ---
@@ -154,6 +149,24 @@ def rate(successes: int, trials: int) -> Rate:
     """A success rate with its interval."""
     low, high = wilson(successes, trials) if trials else (math.nan, math.nan)
     return Rate(successes=successes, trials=trials, low=low, high=high)
+
+
+def _counted_rate(tasks: Sequence[Counted]) -> Rate:
+    """The mean rate of tasks, which weigh the same, however many trials each had.
+
+    Its interval is made of theirs by squaring and adding (MOVER: Zou and Donner, 2008, "Construction of confidence
+    limits about effect measures", https://doi.org/10.1002/sim.3095).
+    """
+    each = [rate(one.successes, one.trials) for one in tasks]
+    values, lows, highs = np.array([(one.value, one.low, one.high) for one in each]).T
+    mean = float(values.mean())
+    return Rate(
+        successes=sum(one.successes for one in each),
+        trials=sum(one.trials for one in each),
+        low=mean - float(np.linalg.norm(values - lows)) / len(each),
+        high=mean + float(np.linalg.norm(highs - values)) / len(each),
+        over_tasks=None if len(each) == 1 else mean,
+    )
 
 
 def _rates(column: Outcomes) -> tuple[Rate, ...]:
@@ -182,11 +195,11 @@ def _paired(name: str, true: str, found: Outcomes, truth: Outcomes) -> Against:
     )
 
 
-def _against_counts(name: str, found: Outcomes, counts: Sequence[Counted]) -> Against:
+def _against_counts(name: str, found: Outcomes, counts: Sequence[Sequence[Counted]]) -> Against:
     y = found.astype(np.float64)
-    successes, trials = np.array([(one.successes, one.trials) for one in counts]).T
+    successes, trials = np.moveaxis(np.array([[(one.successes, one.trials) for one in own] for own in counts]), -1, 0)
     bounds = over_counts(successes, trials, y)
-    truth = successes / trials
+    truth = (successes / trials).mean(axis=1)
     made = _agreements(truth, y.mean(axis=1), bounds)
     return Against(found=name, true=COUNTS, starts=y.shape[1], **_errors(truth[:, None], y, bounds), **made)
 
@@ -222,9 +235,8 @@ def _trusted(found: Outcome, doubt: Float[np.ndarray, "k n"], coverage: float) -
         return Trusted(coverage=coverage, episodes=count, against=None)
     kept, world = kept[rows], world[rows]
     if found.counts:
-        counts = [found.counts[row] for row in rows]
-        truth = np.array([[one.successes / one.trials] for one in counts])
-        truth = np.broadcast_to(truth, world.shape)
+        of_tasks = np.array([[one.successes / one.trials for one in found.counts[row]] for row in rows])
+        truth = np.tile(of_tasks, world.shape[1] // of_tasks.shape[1])  # tasks take turns
     else:
         truth = found.columns[PHYSICS][rows, : world.shape[1]].astype(np.float64)
     return Trusted(coverage=coverage, episodes=count, against=_of_kept(truth, world, kept, found.truth))

@@ -306,7 +306,7 @@ class _Job:
             seconds=stage.seconds,
             policies=policies,
             columns=columns,
-            counts=() if stage.counts is None else tuple(stage.counts[label] for label in policies),
+            counts=() if stage.counts is None else tuple((stage.counts[label],) for label in policies),
             chances={id: np.stack([one.chances for one in held]).astype(np.float64) for id, held in each.items()},
             doubt=None if self.signal is None else np.stack([one for one in doubts if one is not None]),
             gap=self._gap(each.get(TWIN, [])),

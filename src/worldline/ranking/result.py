@@ -34,9 +34,13 @@ class Rate:
     low: NumberOrNull
     """The 95 % interval (Wilson); NaN without trials, like `high`."""
     high: NumberOrNull
+    over_tasks: float | None = None
+    """The mean of several tasks' rates, which weigh the same however many trials each had; None of one task."""
 
     @property
     def value(self) -> float:
+        if self.over_tasks is not None:
+            return self.over_tasks
         return self.successes / self.trials if self.trials else float("nan")
 
 
