@@ -26,6 +26,7 @@ from worldline.evaluation.rows import CONDITIONS
 from worldline.families.tokenizers import TokenizerIdentity, fingerprint
 from worldline.formats.open import open_source
 from worldline.metrics.table import METRICS
+from worldline.progress import show
 from worldline.rundir import RunDir, save_tensors, to_json
 from worldline.schema import DataError, UsageError
 from worldline.training.loop import train as run_training
@@ -639,3 +640,8 @@ def test_a_damaged_run_is_bad_data(lab: Path, tmp_path: Path) -> None:
     (tmp_path / "run/model.json").write_text("{}")
     with pytest.raises(DataError, match=r"model\.json"):
         do("evaluate", [str(tmp_path / "run")])
+
+
+def test_what_is_printed_as_json_is_json_where_a_number_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"low": float("nan"), "high": float("inf"), "path": Path("a")}, text="", as_json=True)
+    assert capsys.readouterr().out == '{"low":null,"high":null,"path":"a"}\n'

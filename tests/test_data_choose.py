@@ -26,7 +26,7 @@ from worldline.formats.onex.source import OnexSource
 from worldline.formats.open import OpenOptions, choose_episodes, join, only, open_source, reading_of
 from worldline.formats.source import how_to_leave_out
 from worldline.rundir import from_json, to_json
-from worldline.schema import UsageError
+from worldline.schema import DataError, UsageError
 
 EIGHT = FramePattern(window=8)
 
@@ -223,6 +223,17 @@ def test_training_on_two_data_sets_holds_out_episodes_of_either(tmp_path: Path) 
     assert [clip.origin.episode for clip in open_clips(config, "val")] == [1, 1, 3, 3]
     with pytest.raises(UsageError, match=r"2 of 2 validation episodes are also trained on \(shard 0, segment 0"):
         check_held_out(replace(config, train_episodes=":", val_path=roots[1], val_episodes=":"))
+
+
+def test_a_damaged_episode_of_other_validation_data_is_left_out_by_their_own_option(tmp_path: Path) -> None:
+    """`--data.exclude-episodes` is of what is trained on: it would leave a good one out, and not this."""
+    ours, theirs = write_squares(tmp_path / "a", 2, length=20), write_squares(tmp_path / "b", 3, length=20, first=5)
+    (theirs / "videos/video_1.mp4").write_bytes(b"no video")
+    config = DataConfig(path=ours, train_episodes=":", val_path=theirs, val_episodes=":", pattern=EIGHT)
+    with pytest.raises(DataError, match=r"leave shard 1, segment 0 out: --data\.val-episodes :1,2:,") as caught:
+        check_held_out(config)
+    assert "exclude" not in caught.value.fix
+    check_held_out(replace(config, val_episodes=":1,2:"))
 
 
 def test_data_sets_that_differ_are_not_joined(tmp_path: Path) -> None:

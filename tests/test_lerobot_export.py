@@ -179,6 +179,16 @@ def _episode(number: int, *, real: bool = True, **changes: Any) -> Recorded:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("separator", ["\u2028", "\u0085"])
+def test_a_task_of_several_lines_does_not_part_the_list(tmp_path: Path, version: Any, separator: str) -> None:
+    first = _episode(0, task=f"put it down{separator}then wave")
+    add_episodes(tmp_path, _export(version), [first])
+    made = add_episodes(tmp_path, _export(version), [first, _episode(1)], append=True)
+    assert (made.episodes, made.reused) == (2, 1)
+    assert open_source(tmp_path).episodes[0].task == first.task
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_episodes_are_added_once_and_nothing_that_was_there_changes(tmp_path: Path, version: Any) -> None:
     out, export = tmp_path / "out", _export(version)
     add_episodes(out, export, [_episode(i) for i in range(2)])

@@ -30,8 +30,8 @@ from worldline.formats.limits import OutOfRange, StateLimits
 from worldline.process.flow import FlowSampling
 from worldline.ranking import actors
 from worldline.ranking.actors import Held, PolicyError
-from worldline.ranking.protocol import Manner, Played, between, play
-from worldline.schema import UsageError
+from worldline.ranking.protocol import Manner, Played, _round_trip, _Step, between, play
+from worldline.schema import Batch, Forecast, UsageError
 
 TWO = Manner(steps=2, seed=4)
 
@@ -132,6 +132,24 @@ def test_signals_of_trust_are_measured_by_name() -> None:
     assert np.isfinite(lost.signal).all()
     with pytest.raises(UsageError, match="no tokenizer"):
         play(still(), contender(Constant), starts, Bright(), replace(TWO, signal="round_trip"))
+
+
+class _Paced(CopyLast):
+    """Reads every fourth frame of its context and keeps nothing of it."""
+
+    def round_trip(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        assert batch.frames is not None
+        taken = batch.frames[:, ::4]
+        return taken, torch.zeros_like(taken)
+
+
+def test_what_a_tokenizer_loses_is_asked_of_predicted_frames_at_their_own_pace() -> None:
+    """Fifteen frames, four apart, of grey levels 1 to 15: a context of seventeen takes the last five of them."""
+    forecaster = _Paced(context_frames=17, times=tuple(range(20, 77, 4)), chunk_frames=60)
+    film = torch.arange(1, 16, dtype=torch.uint8).view(1, 1, 15, 1, 1, 1).expand(2, 1, 15, 3, 8, 8)
+    step = _Step(Forecast(times=forecaster.times, frames=film))
+    lost = _round_trip(forecaster, np.full((2, 1, 8, 8, 3), 200, np.uint8), [step])
+    assert lost.tolist() == [13, 13], "none of the 200 of the real frame"
 
 
 @pytest.mark.parametrize(

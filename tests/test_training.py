@@ -275,8 +275,9 @@ def test_of_figures_with_dots_and_names_the_better_is_known() -> None:
     assert better(better(None, high), low) == low
     assert better(low, replace(low, step=9)) == low, "of equals the first"
     assert better(low, replace(low, value=math.nan)) == low
-    low, high = (replace(one, metric="val/psnr_db") for one in (low, high))
-    assert better(low, high) == high
+    for metric in ("val/psnr_db", "val/ssim", "val/accuracy", "val/tokens_used"):
+        low, high = (replace(one, metric=metric) for one in (low, high))
+        assert better(low, high) == high
 
 
 def test_a_figure_that_validation_does_not_have_is_refused_before_anything_is_written(tmp_path: Path) -> None:

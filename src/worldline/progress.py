@@ -1,12 +1,12 @@
 """What jobs tell the user: progress and messages on stderr, results on stdout."""
 
-import json
 import os
 import sys
 from collections.abc import Iterable
 from functools import cache
 from typing import Any, TypeVar
 
+from pydantic_core import to_json
 from tqdm import tqdm
 
 T = TypeVar("T")
@@ -46,9 +46,12 @@ def say_once(message: str) -> None:
 
 
 def show(result: dict[str, Any], *, text: str, as_json: bool) -> None:
-    """Print a result, once for all processes of a job: with `as_json` one object and nothing else, or text."""
+    """Print a result, once for all processes of a job: with `as_json` one object and nothing else, or text.
+
+    NaN becomes null, as in files: JSON knows none.
+    """
     if speaks():
-        print(json.dumps(result) if as_json else text)
+        print(to_json(result, inf_nan_mode="null").decode() if as_json else text)
 
 
 def speaks() -> bool:

@@ -170,14 +170,16 @@ def open_split(config: DataConfig, split: Split) -> tuple[Source, Sequence[int]]
     return source, choose_episodes(source, text, exclude=() if elsewhere else config.exclude_episodes)
 
 
-def check_episodes(source: Source, episodes: Sequence[int], *, size: int | None = None) -> None:
+def check_episodes(
+    source: Source, episodes: Sequence[int], *, size: int | None = None, of_val_path: bool = False
+) -> None:
     """Check the chosen episodes before costly work, except their pixels: rows, states, videos, rates and sizes.
 
     Frames must be of one size unless they are scaled to `size`. Raises `DataError` for the first fault, and says how to
     go on without that episode.
     """
     for episode in episodes:
-        with with_way_out(source, episode):
+        with with_way_out(source, episode, of_val_path=of_val_path):
             found = source.check(episode)
         if size is None:
             check_size(source, episode, found)
@@ -200,9 +202,11 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
     where states or videos of chosen episodes are not what they should be.
     """
     (source, episodes), (held_out, chosen) = splits = [open_split(config, split) for split in get_args(Split)]
-    for data, numbers in splits:  # what is too short for a clip is said elsewhere, first
+    own_path = config.val_path is None
+    # What is too short for a clip is said elsewhere, first.
+    for (data, numbers), of_val_path in zip(splits, (False, not own_path), strict=True):
         long = [i for i in numbers if data.episodes[i].length >= config.pattern.window]
-        check_episodes(data, long, size=config.image_size)
+        check_episodes(data, long, size=config.image_size, of_val_path=of_val_path)
     trained_on = recordings(source, episodes, also=trained_on)
     if shared := trained_on.among(held_out, chosen):
         names = ", ".join(episode.name for episode in shared[:4]) + (", ..." if len(shared) > 4 else "")

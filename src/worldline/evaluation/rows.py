@@ -26,6 +26,7 @@ from worldline.metrics.networks import Networks
 from worldline.metrics.table import METRICS, NotComputed
 from worldline.metrics.tokens import grid_costs, kept_guesses, shared_guesses
 from worldline.schema import Batch, DataError, Forecast, TokenGrid, UsageError, contents_of, join
+from worldline.twin.generate import physics_of
 
 Protocol = Literal["compression", "sampling", "tokenizer", "states"]
 """`compression`: one roll-out, its frames and the costs of its tokens; `sampling`: frames of several samples, nothing
@@ -490,7 +491,10 @@ def _(scene: Scene) -> Made | None:
         return None
     live = LiveTwin.beside(forecaster, root=root)
     try:
-        return _mean(live.forecast_clips(scene.batch))
+        # By its number in the folder: of data with missing episodes the place in the list is another.
+        numbers = [physics_of(scene.clips.source, origin.episode)[1] for origin in scene.batch.origins]
+        origins = tuple(replace(one, episode=n) for one, n in zip(scene.batch.origins, numbers, strict=True))
+        return _mean(live.forecast_clips(replace(scene.batch, origins=origins)))
     except (UsageError, DataError) as error:  # no MuJoCo, or no physics of an episode
         raise NotComputed(str(error)) from error
     finally:

@@ -283,20 +283,24 @@ def own_number(episode: Episode) -> int:
 
 
 @contextmanager
-def with_way_out(source: Source, episode: int) -> Iterator[None]:
+def with_way_out(source: Source, episode: int, *, of_val_path: bool = False) -> Iterator[None]:
     """Within it, a fault of the data also says how to go on without that episode."""
     try:
         yield
     except DataError as problem:
-        way_out = f"{how_to_leave_out(source, episode)}, or whatever is damaged with --allow-missing."
-        fix = f"{problem.fix} Or leave {source.episodes[episode].name} out: {way_out}"
+        how, allow = how_to_leave_out(source, episode, of_val_path=of_val_path), "data." * of_val_path + "allow-missing"
+        name = source.episodes[episode].name
+        fix = f"{problem.fix} Or leave {name} out: {how}, or whatever is damaged with --{allow}."
         raise DataError(**vars(problem) | {"fix": fix}) from problem
 
 
-def how_to_leave_out(source: Source, episode: int) -> str:
-    """The option that leaves an episode out, for messages."""
+def how_to_leave_out(source: Source, episode: int, *, of_val_path: bool = False) -> str:
+    """The option that leaves an episode out, for messages; of a recipe's `val_path` it is another."""
+    before, after = f":{episode}" * (episode > 0), f"{episode + 1}:" * (episode + 1 < len(source.episodes))
+    others = ",".join(part for part in (before, after) if part)
+    if of_val_path:
+        return f"--data.val-episodes {others}"
     number = own_number(source.episodes[episode])
     if sum(own_number(other) == number for other in source.episodes) == 1:
         return f"--exclude-episodes {number} (in recipes --data.exclude-episodes)"
-    before, after = f":{episode}" * (episode > 0), f"{episode + 1}:" * (episode + 1 < len(source.episodes))
-    return f"--episodes {','.join(part for part in (before, after) if part)} (in recipes --data.train-episodes)"
+    return f"--episodes {others} (in recipes --data.train-episodes)"

@@ -381,7 +381,8 @@ def _signal(name: Signal, forecaster: Forecaster, now: np.ndarray, steps: list[_
 def _round_trip(forecaster: Forecaster, now: np.ndarray, steps: list[_Step]) -> np.ndarray:
     """What the tokenizer loses of the newest frames, in grey levels: it keeps what it knows."""
     need, new = forecaster.context_frames, steps[-1].frames.shape[1]
-    newest = np.concatenate([now, *(step.frames for step in steps[-need:])], axis=1)[:, -need:]
+    shown = np.concatenate([now, *(step.frames for step in steps[-need:])], axis=1)
+    newest = shown.repeat(forecaster.pace, axis=1)[:, -need:]  # each stands for the frames from the one before it on
     if newest.shape[1] < need:  # before there are enough, the first one stands for those before it
         newest = np.concatenate([np.repeat(newest[:, :1], need - newest.shape[1], axis=1), newest], axis=1)
     clips = torch.from_numpy(newest).permute(0, 1, 4, 2, 3).contiguous()

@@ -24,7 +24,7 @@ from worldline.ranks import laid, whole
 from worldline.rundir import MODEL_FILES, Best, RunDir, load_tensors, new_folder, save_tensors, write_model
 
 _FILES = ("trainer.json", "trainer.safetensors")
-_HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy")
+_HIGHER_IS_BETTER = ("psnr", "ssim", "accuracy", "tokens_used")
 
 
 @dataclass

@@ -309,7 +309,7 @@ def _ids(root: Path, there: _Mark) -> set[str]:
     if there.export.version == "v2.1":
         path = root / "meta/episodes.jsonl"
         with reading(path, KeyError, TypeError, expected="the list of episodes"):
-            found = [json.loads(line)[key] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            found = [json.loads(line)[key] for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     else:
         path = root / "meta/episodes"
         files = sorted(path.glob("*/*.parquet"))
