@@ -34,7 +34,7 @@ from worldline.forecasting.forecaster import Forecaster, clip_seeds, generators
 from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.encoded import LatentSource
 from worldline.formats.open import open_source
-from worldline.process.flow import FlowConfig, FlowSampling
+from worldline.process.flow import FlowConfig, FlowSampling, step_size
 from worldline.rundir import RunDir, load_tensors
 from worldline.schema import Batch, DataError, UsageError
 from worldline.training.loop import train
@@ -226,7 +226,8 @@ def test_a_world_without_shortcuts_becomes_one_with_them_that_forecasts_the_same
 def test_a_world_with_shortcuts_resumes_bit_for_bit_and_is_no_first_weights_of_one_without(
     run: Path, place: Path, tmp_path: Path
 ) -> None:
-    config = world_run(place / "train", place / "val", place / "vae", model=FEW, init_from=run)
+    few = replace(FEW, flow=replace(FEW.flow, shift=3.0))
+    config = world_run(place / "train", place / "val", place / "vae", model=few, init_from=run)
     train(config, tmp_path / "whole")
     train(replace(config, max_minutes=1e-9), tmp_path / "parts")
     train(config, tmp_path / "parts", resume=True)
@@ -235,6 +236,8 @@ def test_a_world_with_shortcuts_resumes_bit_for_bit_and_is_no_first_weights_of_o
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert a["step.embedding.linear_2.weight"].abs().max() > 0
     made = load_forecaster(tmp_path / "whole", LoadOptions(steps=4, num_samples=2)).forecaster
+    assert isinstance(made, LatentForecaster)
+    assert step_size(few.flow, made.sampling) == 1 / 4, "sampled as it was trained"
     frames, states = torch.zeros(1, 17, 3, 16, 16).byte(), torch.zeros(1, 77, 2)
     assert made.forecast(frames, states, seeds=(0,)).frames.shape[:3] == (1, 2, 15)
     with pytest.raises(UsageError, match=r"another model than is trained here.*step\.embedding"):

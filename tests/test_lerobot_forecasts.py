@@ -101,7 +101,7 @@ def test_a_horizon_and_a_session_of_as_many_steps_are_the_same_episode(tmp_path:
     layout = source.layout
     driven = {"fps": 30.0, "layout": layout, "version": "v2.1"}
     of = recording_of(source, 0)
-    write_session(tmp_path / "s", imagined, name="a drive", task="wave", recordings=[of], **driven)
+    write_session(tmp_path / "s", imagined, name="a drive", task="wave", recordings=[of], starts=[start], **driven)
     assert faults(tmp_path / "s") == []
     one, other = open_source(tmp_path / "d"), open_source(tmp_path / "s")
     assert (one.episodes[0].length, other.episodes[0].length) == (17 + 30, 51)
@@ -111,6 +111,7 @@ def test_a_horizon_and_a_session_of_as_many_steps_are_the_same_episode(tmp_path:
     assert seen[1] is not None
     assert _psnr(*seen) > 40
     assert json.loads((tmp_path / "s/meta/worldline.json").read_text())["tasks"] == ["wave"]
+    assert other.episodes[0].provenance["start"] == one.episodes[0].provenance["start"]
     # Driven elsewhere: the states are those that were commanded.
     states = batch.states.flip(1)
     elsewhere = Imagined.of(loaded.forecaster, batch, made, states=states)

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from commands import do
 
 from worldline import policies
 from worldline.files import read_json, write_json
@@ -299,3 +300,9 @@ def test_the_classifier_tells_success_from_failure_on_starts_it_has_not_seen(
     held_out = recorded.pop("testing")
     assert not set(held_out.start) & {start for attempts in recorded.values() for start in attempts.start}
     assert read_all(reader, held_out).mean() == pytest.approx(held_out.succeeded.mean(), abs=0.25)
+
+
+def test_a_tokenizer_that_nothing_would_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="leave out --no-classifier"):
+        do("policies", [str(tmp_path / "p"), "--no-classifier", "--tokenizer", str(tmp_path / "none")])
+    assert not (tmp_path / "p").exists()

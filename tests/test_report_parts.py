@@ -410,3 +410,10 @@ def test_a_receipt_that_does_not_agree_is_shown_and_said(tmp_path: Path) -> None
     assert "ab12" in shown
     assert "worldline verify" in shown
     assert "someone" not in shown
+
+
+@pytest.mark.parametrize(("count", "side"), [(1100, 256), (40, 256), (16, 4000), (1, 64)])
+def test_no_sheet_has_a_side_that_webp_and_browsers_refuse(count: int, side: int) -> None:
+    columns = films._columns(np.broadcast_to(np.uint8(0), (count, side, side, 3)))
+    assert columns * side <= films.LONGEST_SIDE
+    assert -(-count // columns) * side <= films.LONGEST_SIDE

@@ -37,6 +37,7 @@ from worldline.process.categorical import Sampling
 from worldline.process.flow import FlowSampling
 from worldline.schema import Batch, DataError, Origin, UsageError, stack
 from worldline.twin.simulation import Simulation, load_mujoco
+from worldline.twin.tasks import TASKS
 
 WORLDS = ("tokens", "direct", "seeing", "latents", "copy")
 WINDOW: Any = {"context_frames": 17, "times": tuple(range(17, 34)), "chunk_frames": 17}
@@ -534,6 +535,17 @@ def test_the_live_twin_keeps_to_the_times_of_the_forecaster_beside_it(
     made = live.start_clips(twin_clip).advance(states[:, 17:])
     assert made.times == tuple(range(20, 77, 4))
     assert torch.equal(live.forecast_clips(twin_clip, states=states).video, made.video)
+
+
+def test_the_live_twin_keeps_a_rate_that_is_no_whole_number() -> None:
+    """As worlds have it that show one frame in four of 30 a second."""
+    load_mujoco()
+    start = TASKS["push"].start(seed=3, fps=7.5)
+    live = LiveTwin(context_frames=8, times=(8,), chunk_frames=1, drive="command")
+    session = live.start_clips(stack([start.clip(8)]))
+    assert [one.fps for one in live.scenes.values()] == [7.5]
+    assert [one.fps for one in live.starts(session) if one] == [7.5]
+    live.close()
 
 
 def test_the_live_twin_needs_saved_physics(twin_clip: Batch, tmp_path: Path) -> None:

@@ -303,6 +303,7 @@ def test_tasks_that_cannot_be_recorded_say_so(tmp_path: Path) -> None:
         (replace(SMALL, view="room"), BOTH, "--view table"),
         (replace(SMALL, frames=17), BOTH, "more than 17 frames"),
         (SMALL, TaskEpisodes(tasks=()), "which tasks"),
+        (replace(SMALL, fps=6), BOTH, "give --fps 8 or more"),
     ):
         with pytest.raises(UsageError, match=said):
             generate(tmp_path / "x", config, content=content)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from builders import TWO_JOINTS, write_followed_tokens, write_squares
-from latent_builders import of_latents, of_tokens
+from latent_builders import PATTERN, of_latents, of_tokens
 from PIL import Image
 from viewer_builders import Remembering, Served, served, squares_stage
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -28,6 +28,7 @@ from worldline.builtin import TWIN_MINI_VAL
 from worldline.contract import FramePattern
 from worldline.data.clips import DataConfig, open_clips
 from worldline.data.splits import recording_of
+from worldline.encoding.encode import encode
 from worldline.forecasting.forecaster import CopyLast, Forecaster
 from worldline.formats.open import open_source
 from worldline.formats.states import ONEX_LAYOUT
@@ -41,6 +42,7 @@ from worldline.viewer.joints import limb_of, ranges_of, unit_of
 from worldline.viewer.pictures import decoded, encoded, heat
 from worldline.viewer.player import Player, Wish
 from worldline.viewer.protocol import BadMessageError, read
+from worldline.viewer.recording import Recording
 from worldline.viewer.server import listening
 from worldline.viewer.stage import Stage, ViewOptions, refuse_unseen, stage_of
 from worldline.viewer.trust import Gauge, Usual, calibrated
@@ -257,6 +259,28 @@ def test_both_families_are_driven_from_what_their_data_hold(kind: str, tmp_path:
     assert source.fps == welcome.fps
     assert np.allclose(source.read_states(0), copied.states)
     assert recording_of(source, 0) == recording_of(clips.source, player.recording.episode), "held out with its context"
+    assert source.episodes[0].provenance["start"] == player.recording.start
+
+
+def test_of_latents_on_disk_the_truth_is_known_at_the_times_of_a_forecast(tmp_path: Path) -> None:
+    """They are decoded at their pace: a frame in four of the window, all of which a forecast is compared with."""
+    forecaster, data = of_latents(), write_squares(tmp_path / "d", 2, 120)
+    encode(
+        open_source(data),
+        forecaster.tokenizer,
+        tmp_path / "l",
+        pattern=PATTERN,
+        fingerprint="-",
+        size=16,
+        episodes=(0, 1),
+        window_stride=8,
+    )
+    config = DataConfig(path=tmp_path / "l", pattern=PATTERN, window_stride=8, train_episodes=":1", val_episodes="1:")
+    clips = open_clips(config, "val")
+    recording = Recording(clips=clips, number=0, forecaster=forecaster)
+    assert recording.length == PATTERN.window
+    assert all(recording.frame(time) is not None for time in (*forecaster.shown_context, *forecaster.times))
+    assert recording.frame(1) is None, "not decoded"
 
 
 OVERLAYS = {"tokens on disk": {"entropy"}, "latents": {"spread"}}

@@ -16,6 +16,7 @@ from worldline.judges.success import Errors
 from worldline.policies.make import Made, MakeOptions, Tried, make
 from worldline.progress import show
 from worldline.rundir import to_json
+from worldline.schema import UsageError
 from worldline.tokenizers.tokenizer import reconstructed
 
 
@@ -42,7 +43,9 @@ class Policies(MakeOptions):
 
     def carry_out(self) -> None:
         how: dict[str, Any] = {}
-        if self.tokenizer and self.classifier:
+        if self.tokenizer and not self.classifier:
+            raise UsageError("the classifier alone learns from frames through a tokenizer: leave out --no-classifier")
+        if self.tokenizer:
             place = builtin.resolve(self.tokenizer)
             how = {"reconstruct": partial(reconstructed, load_tokenizer(place)), "tokenizer": fingerprint(place)}
         options = MakeOptions(**{one.name: getattr(self, one.name) for one in fields(MakeOptions)})

@@ -176,10 +176,11 @@ class LatentWorldKind(WorldKind):
     def roll_out(self, world: WanWorld, batch: Batch) -> Tensor:
         assert batch.latents is not None, "a batch of latents"
         context, future = batch.latents[:, : world.context_latents], batch.latents[:, world.context_latents :]
+        sampling = replace(PREVIEW, shift=world.config.flow.shift)
         if future.is_meta:  # a plan counts bytes, and every further step takes those of the second
-            return world.forecast(context, batch.states, torch.empty_like(future), sampling=replace(PREVIEW, steps=2))
+            return world.forecast(context, batch.states, torch.empty_like(future), sampling=replace(sampling, steps=2))
         noise = torch.randn(future.shape, generator=torch.Generator().manual_seed(0)).to(future.device)
-        return world.forecast(context, batch.states, noise, sampling=PREVIEW)
+        return world.forecast(context, batch.states, noise, sampling=sampling)
 
     # --- forecasts ---
 
@@ -218,7 +219,9 @@ class LatentWorldKind(WorldKind):
             world=world.to(device),
             grid=card.promise.latents,
             pattern=card.promise.pattern,
-            sampling=FlowSampling(sampler=options.sampler, steps=options.steps, guidance=options.guidance),
+            sampling=FlowSampling(
+                sampler=options.sampler, steps=options.steps, guidance=options.guidance, shift=world.config.flow.shift
+            ),
             num_samples=options.num_samples,
             average_repeats=options.average_repeats,
             rows=options.rows,

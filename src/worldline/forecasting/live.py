@@ -14,14 +14,14 @@ from worldline.forecasting.forecaster import Context, CopyLast, Seeds, Session, 
 from worldline.schema import Batch, Forecast, UsageError
 from worldline.twin.generate import resume
 from worldline.twin.scene import LAYOUT
-from worldline.twin.simulation import Simulation
+from worldline.twin.simulation import Simulation, rate_of, substeps_of
 from worldline.twin.tasks import Outcome, Start, start_of
 from worldline.twin.trial import Facts, Trial
 
 Drive = Literal["follow", "command"]
 Place = tuple[int, int, int, int, int]
 """Where a clip's physics belong: place of its task in `TASKS`, or -1 of a recorded episode; number of the episode, or
-seed of the start; frames per second; size of the pictures; frames since it began."""
+seed of the start; physics' steps of a frame; size of the pictures; frames since it began."""
 MOST_SCENES = 64
 """Simulations that are kept open; each has its own OpenGL context, of about 22 MB at 128x128."""
 
@@ -57,7 +57,7 @@ class LiveTwin(CopyLast):
             start = start_of(origin, fps=batch.fps)
             if start is not None:
                 size = 64 if batch.frames is None else batch.frames.shape[-1]
-                place = (start.place, start.seed, round(start.fps), size, 0)
+                place = (start.place, start.seed, substeps_of(start.fps), size, 0)
                 simulation = self._scene(place)
                 simulation.restore(start.snapshot)
             else:
@@ -129,7 +129,7 @@ class LiveTwin(CopyLast):
     def starts(self, moment: Session | Snapshot) -> list[Start | None]:
         """Of each clip the start of a task at which it began; None of a recorded episode."""
         places = _context(moment)[0].tolist()
-        return [None if place[0] < 0 else Start.at(place[0], place[1], fps=float(place[2])) for place in places]
+        return [None if place[0] < 0 else Start.at(place[0], place[1], fps=rate_of(place[2])) for place in places]
 
     def simulation_of(self, moment: Session | Snapshot, clip: int = 0) -> Simulation:
         """A clip's simulation at a moment of a session, to look at. It is lent: the next step of a session uses it."""
@@ -145,8 +145,8 @@ class LiveTwin(CopyLast):
         return Trial(scene, touched=moment[split:].reshape(2, objects).astype(np.int64), frame=place[-1])
 
     def _scene(self, place: Sequence[int]) -> Simulation:
-        task, number, fps, size, _ = place
-        key = (task, number, fps, size)
+        task, number, substeps, size, _ = place
+        key = (task, number, substeps, size)
         if (scene := self.scenes.pop(key, None)) is None:
             if len(self.scenes) >= MOST_SCENES:
                 self.scenes.pop(next(iter(self.scenes))).close()
@@ -154,7 +154,7 @@ class LiveTwin(CopyLast):
             scene = (
                 resume(self._folder(), number, 0)[0]
                 if recorded
-                else Start.at(task, number, fps=float(fps)).open(size=size)
+                else Start.at(task, number, fps=rate_of(substeps)).open(size=size)
             )
         self.scenes[key] = scene
         return scene

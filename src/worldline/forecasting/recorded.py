@@ -97,6 +97,7 @@ def write_session(
     camera: str = "observation.images.camera",
     task: str = NO_TASK,
     recordings: Sequence[str] | None = None,
+    starts: Sequence[int] | None = None,
     seed: int = 0,
     append: bool = False,
 ) -> Written:
@@ -107,6 +108,7 @@ def write_session(
         name: tells these episodes from others; the same name again is the same episodes, and not added twice.
         recordings: of each clip, the one its context is of (`splits.recording_of`): whoever holds it out holds out
             these episodes too. None: every clip is a recording of its own, by that name.
+        starts: of each clip, the frame of that recording at which its times begin; None: the first.
 
     Raises what `add_episodes` raises.
     """
@@ -116,7 +118,8 @@ def write_session(
     for clip in range(len(imagined.frames)):
         named = f"{name}, clip {clip}"
         shown = named if recordings is None else recordings[clip]
-        where = Provenance(source="session", episode=named, recording=shown, forecaster="session")
+        start = 0 if starts is None else starts[clip]
+        where = Provenance(source="session", episode=named, recording=shown, start=start, forecaster="session")
         for sample in range(imagined.frames.shape[1]):
             episodes.append(
                 _recorded(

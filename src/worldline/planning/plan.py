@@ -146,8 +146,8 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1) -> None:
         warnings.warn(f"whether the run fits the GPU was not checked: {reason}", stacklevel=2)
         return
     wanted = setting(run, gpus=gpus, accumulate=config.accumulate)
-    main, here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), min(gpus, max(1, torch.cuda.device_count()))
-    if (held := worst(host(run, gpus=here, clips=wanted.clips))) > main:
+    main, here = _main_memory(), min(gpus, max(1, torch.cuda.device_count()))
+    if main is not None and (held := worst(host(run, gpus=here, clips=wanted.clips))) > main:
         has = f"of main memory, but this machine has {main / 1e9:.0f} GB"
         remedy = "fewer --workers or processes take less (worldline plan says what holds it)"
         warnings.warn(f"{here} processes may take {held / 1e9:.0f} GB {has}; {remedy}", stacklevel=2)
@@ -161,6 +161,11 @@ def refuse_too_little(config: TrainConfig, *, free: int, gpus: int = 1) -> None:
     took = f"{wanted.greediest} may take {wanted.needed / 1e9:.1f} GB of GPU memory with {wanted.clips} clips at once"
     unsure = "This is an estimate (worldline plan), so the run goes on"
     warnings.warn(f"{took}, {has}. {unsure}", stacklevel=2)
+
+
+def _main_memory() -> int | None:
+    """Bytes of this machine's main memory; None where the system does not say it so (Windows)."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 
 def setting(run: Footprint, *, gpus: int, accumulate: int, checkpointing: bool | None = None) -> Setting:

@@ -23,8 +23,8 @@ from worldline.metrics.image import psnr
 
 BUDGET = 3_750_000
 """Bytes for the sheets of a page, which base64 makes a third longer: a page of a few runs stays under 8 MB."""
-SHEET_WIDTH = 4096
-"""Wider sheets go on in a further line: browsers decode no picture of more than 16,383 pixels a side."""
+SHEET_WIDTH, LONGEST_SIDE = 4096, 16383
+"""Wider sheets go on in a further line, but where that makes them too high: WebP and browsers take no longer side."""
 SHORTEST_SECONDS = 2.5
 AMPLIFIED = 4
 """Of errors and spreads, for the eye: colours end at 255 / 4 grey levels."""
@@ -322,7 +322,9 @@ def _reduced(frames: UInt8[np.ndarray, "t h w c"], side: int) -> UInt8[np.ndarra
 
 
 def _columns(frames: np.ndarray) -> int:
-    return min(len(frames), max(1, SHEET_WIDTH // frames.shape[2]))
+    count, height, width = frames.shape[:3]
+    lowest = math.ceil(count / max(1, LONGEST_SIDE // height))  # more of them where the sheet would be too high
+    return min(count, max(1, SHEET_WIDTH // width, lowest))
 
 
 def _laid(frames: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "_ _ c"]:

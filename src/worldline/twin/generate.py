@@ -6,6 +6,7 @@ one start): see `Content`.
 """
 
 import json
+import math
 import multiprocessing
 import os
 from abc import ABC, abstractmethod
@@ -33,6 +34,7 @@ from worldline.twin.scene import LAYOUT, RECORD, Framing, Scene, random_scene
 from worldline.twin.simulation import Simulation, load_mujoco
 from worldline.twin.tasks import (
     KEPT,
+    LEAD_IN,
     TASKS,
     WAYS,
     Label,
@@ -180,6 +182,11 @@ class TaskEpisodes(Content, Checked):
             raise UsageError(f"which tasks? There are: {', '.join(TASKS)}")
         if config.frames <= TASK_CONTEXT:
             raise UsageError(f"an episode of a task has more than {TASK_CONTEXT} frames; {TASK_CONTEXT} are before it")
+        if round(LEAD_IN * config.fps) < TASK_CONTEXT - 1:
+            least = math.ceil((TASK_CONTEXT - 1) / LEAD_IN)
+            raise UsageError(
+                f"{TASK_CONTEXT} frames are before a task, in {LEAD_IN:g} seconds: give --fps {least} or more"
+            )
 
     def record(self) -> dict[str, object]:
         return {"tasks": list(self.tasks), "failures": self.failures, "miss": self.miss}

@@ -33,6 +33,8 @@ from worldline.twin.scene import (
 )
 
 NUM_JOINTS = len(JOINTS)
+STEPS_PER_SECOND = 240
+"""Of the physics (`timestep` in robot.xml)."""
 SETTLING = 0.5
 """Seconds without commands after a reset, so that objects come to rest."""
 DAMPING = 0.05
@@ -60,6 +62,19 @@ def load_mujoco() -> ModuleType:
     except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL says AttributeError for no library
         backend = os.environ.get("MUJOCO_GL", "its default")
         raise UsageError(f"MuJoCo cannot load its OpenGL backend ({backend}): {INSTALL_GL}") from error
+
+
+def substeps_of(fps: float) -> int:
+    """Steps of the physics in a frame. Raises `UsageError` where they are no whole number."""
+    count = round(STEPS_PER_SECOND / fps)
+    if abs(count * fps / STEPS_PER_SECOND - 1) > 1e-9:
+        raise UsageError(f"fps must divide {STEPS_PER_SECOND}, not {fps}")
+    return count
+
+
+def rate_of(substeps: int) -> float:
+    """Frames per second."""
+    return STEPS_PER_SECOND / substeps
 
 
 def can_draw() -> bool:
@@ -109,9 +124,8 @@ class Simulation(AbstractContextManager["Simulation"]):
         self.scene, self.size, self.fps = scene, size, fps
         self.model = self._mujoco.MjModel.from_xml_string(scene.xml)
         self._timestep = self.model.opt.timestep
-        self._substeps = round(1 / (fps * self._timestep))
-        if abs(self._substeps * self._timestep * fps - 1) > 1e-9:
-            raise UsageError(f"fps must divide {1 / self._timestep:.0f}, not {fps}")
+        assert round(1 / self._timestep) == STEPS_PER_SECOND, "as the scene's model says"
+        self._substeps = substeps_of(fps)
         self.data, self._trial = self._mujoco.MjData(self.model), self._mujoco.MjData(self.model)  # that for `reach`
         joints = [self.model.joint(name) for name in (*JOINTS, *FINGERS)]
         # Limits of the joints in rad; where joints and fingers are in qpos and qvel.

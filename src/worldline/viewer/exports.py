@@ -37,6 +37,8 @@ class Copied:
     label: str
     recording: str
     """Which one its context is of (`splits.recording_of`)."""
+    start: int
+    """Its frame at which the times of the moments begin."""
     moments: tuple[Moment, ...]
     states: Float32[np.ndarray, "f s"]
     """Of every moment."""
@@ -45,7 +47,8 @@ class Copied:
     def of(cls, branch: Branch, clip: Recording) -> "Copied":
         rows = np.stack([branch.rows[moment.time] for moment in branch.moments])
         of = recording_of(clip.clips.source, clip.episode)
-        return cls(name=branch.name, label=clip.label, recording=of, moments=tuple(branch.moments), states=rows)
+        moments = tuple(branch.moments)
+        return cls(name=branch.name, label=clip.label, recording=of, start=clip.start, moments=moments, states=rows)
 
     def frames(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """One by one."""
@@ -122,7 +125,7 @@ def write_lerobot(path: Path, copied: Copied, stage: Stage, *, version: Version)
     root = path.with_suffix("")
     how = {"fps": stage.fps, "layout": stage.layout, "camera": camera_of(stage.clips.source)}
     name = f"{stage.world}, {copied.label}, {copied.name}"
-    whose = {"name": name, "recordings": (copied.recording,)}
+    whose = {"name": name, "recordings": (copied.recording,), "starts": (copied.start,)}
     write_session(root, imagined, version=version, seed=stage.options.seed, **whose, **how)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # video is packed already
         for file in sorted(root.rglob("*")):

@@ -51,11 +51,11 @@ class Recording:
 
     @property
     def length(self) -> int:
-        """Video frames that are known. Of a test sample, those of its context."""
+        """Video frames that are known: of a test sample those of its context, of tokens or latents its window's."""
         source = self.clips.source
         if source.context_only:
             return self.forecaster.context_frames
-        return source.episodes[self.episode].length - self.start if source.image_size else len(self._decoded)
+        return source.episodes[self.episode].length - self.start if source.image_size else self.clips.pattern.window
 
     @cached_property
     def context(self) -> UInt8[Tensor, "n 3 h w"]:

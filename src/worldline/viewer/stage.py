@@ -155,8 +155,7 @@ class Stage:
 
     def _info(self, clip: int) -> ClipInfo:
         one, pace = self.recording(clip), self.forecaster.pace
-        known = self.clips.source.episodes[one.episode].length - one.start
-        return ClipInfo(index=clip, label=one.label, frames=-(-known // pace), seconds=known / self.fps)
+        return ClipInfo(index=clip, label=one.label, frames=-(-one.length // pace), seconds=one.length / self.fps)
 
 
 def open_stage(run: str | Path, options: ViewOptions) -> Stage:
