@@ -21,8 +21,8 @@ from worldline.progress import watched
 from worldline.schema import UsageError
 
 ENTRIES = ("loss", "own_loss", "roll_out", "encode", "decode", "forecast", "teacher_forced", "measure_statistics")
-"""Methods of a model that are called in place of `forward`: they gather what the model holds outside its blocks. Within
-them a model calls its own `forward` by that name: to call the model itself, or another of them, would enter again."""
+"""Methods of a model that are called in place of `forward`: they gather what the model holds outside its blocks. A loss
+that rolls out first calls `forward` by its name: calling the model would enter again, and free its shares too soon."""
 
 
 class OtherRankError(RuntimeError):

@@ -202,9 +202,8 @@ def check_held_out(config: DataConfig, *, trained_on: Recordings | None = None) 
     where states or videos of chosen episodes are not what they should be.
     """
     (source, episodes), (held_out, chosen) = splits = [open_split(config, split) for split in get_args(Split)]
-    own_path = config.val_path is None
     # What is too short for a clip is said elsewhere, first.
-    for (data, numbers), of_val_path in zip(splits, (False, not own_path), strict=True):
+    for (data, numbers), of_val_path in zip(splits, (False, config.val_path is not None), strict=True):
         long = [i for i in numbers if data.episodes[i].length >= config.pattern.window]
         check_episodes(data, long, size=config.image_size, of_val_path=of_val_path)
     trained_on = recordings(source, episodes, also=trained_on)

@@ -31,7 +31,7 @@ from worldline.schema import UsageError
 from worldline.twin.behaviour import Behaviour
 from worldline.twin.counterfactuals import TouchOrMiss, touch_or_miss
 from worldline.twin.scene import LAYOUT, RECORD, Framing, Scene, random_scene
-from worldline.twin.simulation import Simulation, load_mujoco
+from worldline.twin.simulation import STEPS_PER_SECOND, Simulation, load_mujoco
 from worldline.twin.tasks import (
     KEPT,
     LEAD_IN,
@@ -71,7 +71,7 @@ class TwinConfig(Checked):
     """Width and height of the pictures in pixels: even, at most 512."""
     frames: int = 120
     """Per episode."""
-    fps: Annotated[int, Limit(least=1, most=240)] = 30
+    fps: Annotated[int, Limit(least=1, most=STEPS_PER_SECOND)] = 30
     """Frames, states and commands per second: a divisor of 240."""
     snapshot_every: int = 10
     """Frames between saved physics states."""
@@ -82,8 +82,8 @@ class TwinConfig(Checked):
         super().__post_init__()
         if self.size % 2:
             refuse(self, "size", "even, for the video codec")
-        if 240 % self.fps:
-            refuse(self, "fps", "a divisor of 240, the steps of the physics per second")
+        if STEPS_PER_SECOND % self.fps:
+            refuse(self, "fps", f"a divisor of {STEPS_PER_SECOND}, the steps of the physics per second")
 
 
 @dataclass(frozen=True, kw_only=True)
