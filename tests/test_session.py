@@ -39,7 +39,7 @@ from worldline.schema import Batch, DataError, Origin, UsageError, stack
 from worldline.twin.simulation import Simulation, load_mujoco
 from worldline.twin.tasks import TASKS
 
-WORLDS = ("tokens", "direct", "seeing", "latents", "copy")
+WORLDS = ("tokens", "direct", "seeing", "latents", "seeing latents", "copy")
 WINDOW: Any = {"context_frames": 17, "times": tuple(range(17, 34)), "chunk_frames": 17}
 
 
@@ -66,8 +66,11 @@ def forecasters() -> dict[str, Forecaster]:
     )
     direct = replace(tokens, world=small_world(replace(SMALL_WORLD, direct=True), grid=GRID_200))
     seeing = replace(tokens, tokenizer=small_tokenizer(replace(SMALL_TOKENIZER, decoder_sees=True)))
-    copy = CopyLast.beside(latents)
-    return {"tokens": tokens, "direct": direct, "seeing": seeing, "latents": latents, "copy": copy}
+    sighted = replace(SMALL_VAE, decoder_sees=True).build()
+    assert sighted.retouch is not None
+    randomise(sighted.retouch)
+    more = {"seeing latents": replace(latents, tokenizer=sighted.eval()), "copy": CopyLast.beside(latents)}
+    return {"tokens": tokens, "direct": direct, "seeing": seeing, "latents": latents} | more
 
 
 @pytest.fixture(params=WORLDS)
@@ -176,6 +179,28 @@ def test_a_decoder_that_sees_is_shown_the_last_frame_from_chunk_to_chunk(forecas
         assert made.tokens is not None
         assert_pixels_agree(made.video[:, 0], forecaster.tokenizer.decode(made.tokens[:, 0], seen))
         assert torch.equal(session.snapshot().context[1], made.video[:, 0, -1])
+
+
+def test_a_vae_that_sees_is_shown_the_last_context_frame(forecasters: dict[str, Forecaster]) -> None:
+    """Of a window, of a reconstruction, of the chunk before, and of latents alone what they show of it."""
+    forecaster: Any = forecasters["seeing latents"]
+    frames, vae = noise_frames(2, 77, 3, 16, 16), forecaster.tokenizer
+    batch = Batch(states=states_of(77), fps=30.0, origins=(), frames=frames)
+    latents = vae.encode(frames[:, list(PATTERN.frames)])
+    made = vae.decode(latents, frames[:, 16])[:, 5:-2]  # frames 20, 24, ..., 72; the last two are of one instant
+    assert_pixels_agree(forecaster.reconstruct(batch).video[:, 0, :-1], made)
+    session = forecaster.start_clips(batch, seed=3)
+    assert torch.equal(session.snapshot().context[1], frames[:, 16].repeat_interleave(2, dim=0))
+    video = session.advance(states_of(60)).video
+    assert torch.equal(session.snapshot().context[1], video[:, :, -1].flatten(0, 1))
+    other = frames.clone()
+    other[:, 16] = 0
+    alone = replace(batch, latents=latents)
+    assert not torch.equal(
+        forecaster.start_clips(replace(alone, frames=other), seed=3).advance(states_of(60)).video, video
+    )
+    unseen = forecaster.start_clips(replace(alone, frames=None)).snapshot().context[1]
+    assert_pixels_agree(unseen, vae.decode(latents[:, :2])[:, -1].repeat_interleave(2, dim=0))
 
 
 def test_where_only_tokens_were_seen_the_last_frame_is_that_of_them(forecasters: dict[str, Forecaster]) -> None:

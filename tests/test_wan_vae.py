@@ -44,6 +44,7 @@ SIZES = WanVAESizes(
 )
 SMALL = WanVAEConfig(sizes=SIZES)
 """Stride 8 in space, 4 in time."""
+SEEING = replace(SMALL, decoder_sees=True)
 UNMEASURED = WanVAEConfig(sizes=replace(SIZES, latents_mean=(), latents_std=()))
 WAN21 = WanVAEConfig(
     sizes=replace(
@@ -290,6 +291,43 @@ def test_every_parameter_learns() -> None:
     tokenizer.loss(batch(noise_frames(1, 13, 3, 16, 16)), torch.Generator().manual_seed(0))[0].backward()
     still = [name for name, value in tokenizer.named_parameters() if value.grad is None or not value.grad.any()]
     assert still == []
+
+
+# --- a decoder that sees a frame of the clip ---
+
+
+def test_a_vae_that_sees_begins_by_changing_nothing() -> None:
+    plain, seeing = vae(), SEEING.build().eval()
+    seeing.load_state_dict(plain.state_dict(), strict=False)
+    frames = noise_frames(2, 13, 3, 16, 16)
+    latents = plain.encode(frames)
+    assert torch.equal(seeing.decode(latents, frames[:, 4]), plain.decode(latents))
+
+
+def test_what_latents_lose_and_what_stays_is_taken_from_a_frame_that_was_seen() -> None:
+    """In training any frame of the clip is shown, so that the last context frame is as good as the first."""
+    torch.manual_seed(0)
+    tokenizer = replace(SEEING, keep_latents=True).build().train()
+    optimizer = torch.optim.AdamW(tokenizer.retouch.parameters(), lr=3e-3)
+    for step in range(60):
+        still = batch(noise_frames(2, 1, 3, 16, 16, seed=step).expand(-1, 9, -1, -1, -1))
+        loss, _ = tokenizer.loss(still, torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    new = noise_frames(2, 1, 3, 16, 16, seed=99).expand(-1, 9, -1, -1, -1)
+    latents = tokenizer.eval().encode(new)
+    seen, unseen = tokenizer.decode(latents, new[:, 4]), tokenizer.decode(latents)
+    assert (seen.float() - new).abs().mean() < 0.5 * (unseen.float() - new).abs().mean()
+
+
+def test_clips_are_decoded_a_few_at_a_time_each_with_its_own_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, frames = vae(SEEING), noise_frames(3, 9, 3, 16, 16)
+    latents = tokenizer.encode(frames)
+    whole = tokenizer.decode(latents, frames[:, 2])
+    assert not torch.equal(whole, tokenizer.decode(latents, frames[:, 3]))
+    monkeypatch.setattr(tokenizers, "PIECE", 2 * 9 * 16 * 16)
+    assert_pixels_agree(tokenizer.decode(latents, frames[:, 2]), whole)
 
 
 def test_training_needs_frames() -> None:

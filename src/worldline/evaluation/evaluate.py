@@ -30,7 +30,7 @@ from worldline.metrics.networks import LearnedOptions, Networks
 from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, commit, model_folder
-from worldline.schema import Batch, Forecast, UsageError
+from worldline.schema import Batch, Forecast, TokenGrid, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,8 @@ class EvaluateOptions(DataChoice, ModelChoice, DrawOptions, Amount, LearnedOptio
 class Autoencoder(CopyLast):
     """A tokenizer alone, so that the same engine evaluates it: it reconstructs frames of any size.
 
-    Without context, unless its decoder sees the frame before a block: then the block before is one.
+    Without context, unless its decoder sees a frame: then the context is the block before, or of latents, which begin
+    with it, the first frame.
     """
 
     @property
@@ -107,14 +108,16 @@ class Autoencoder(CopyLast):
         return None
 
     def encoded(self, batch: Batch) -> Batch:
-        made = self._encode(self.frames_of(batch, self.times[-1] + 1)[:, self.context_frames :])
-        return replace(batch, latents=made) if self.token_grid is None else replace(batch, tokens=made)
+        frames = self.frames_of(batch, self.times[-1] + 1)
+        if self.token_grid is None:
+            return replace(batch, latents=self._encode(frames))
+        return replace(batch, tokens=self._encode(frames[:, self.context_frames :]))
 
     def reconstruct(self, batch: Batch) -> Forecast:
         encoded = batch.latents if self.token_grid is None else batch.tokens
         assert encoded is not None, "encoded before"
         seen = [] if batch.frames is None or not self.context_frames else [batch.frames[:, self.context_frames - 1]]
-        return Forecast(times=self.times, frames=self._decode(encoded, *seen)[:, None])
+        return Forecast(times=self.times, frames=self._decode(encoded, *seen)[:, None, -len(self.times) :])
 
 
 def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: Ranks | None = None) -> Evaluation:
@@ -300,7 +303,8 @@ def _loaded(
     settings |= networks.settings
     if protocol == "tokenizer":
         grid, tokenizer = describe_model(model).promise.grid, load_tokenizer(model).to(device)
-        context = tokenizer.config.block_frames if tokenizer.sees else 0
+        before = grid.block if isinstance(grid, TokenGrid) else 1
+        context = before if tokenizer.sees else 0
         times = tuple(range(context, len(clips.pattern.frames)))
         given: dict[str, Any] = {"context_frames": context, "chunk_frames": 0, "times": times}
         alone = Autoencoder(**given, tokenizer=tokenizer, grid=grid, device=device)

@@ -113,8 +113,9 @@ class LatentForecaster(Forecaster):
 
     def reconstruct(self, batch: Batch) -> Forecast:
         """The true frames of the pattern, encoded with their context and decoded."""
-        frames = self.frames_of(batch, self.pattern.window)[:, list(self.pattern.frames)]
-        return self._forecast(self._decode(self._encode(frames)), 1)
+        frames = self.frames_of(batch, self.pattern.window)
+        latents = self._encode(frames[:, list(self.pattern.frames)])
+        return self._forecast(self._decode(latents, *self._seen(batch, latents)), 1)
 
     def round_trip(self, batch: Batch) -> tuple[Frames, Frames] | None:
         if batch.frames is None:
@@ -134,7 +135,15 @@ class LatentForecaster(Forecaster):
         if latents is None:
             latents = self._context_of(batch)
         context = self._enough(batch, "latents", latents, count)[:, :count].cpu()
-        return (context.repeat_interleave(self.num_samples, dim=0),)
+        return tuple(part.repeat_interleave(self.num_samples, dim=0) for part in (context, *self._seen(batch, context)))
+
+    def _seen(self, batch: Batch, context: Tensor) -> tuple[Tensor, ...]:
+        """The last context frame, where the decoder sees it; decoded where clips hold latents alone."""
+        if self.tokenizer is None or not self.tokenizer.sees:
+            return ()
+        if batch.frames is None:
+            return (self._decode(context)[:, -1],)
+        return (self.frames_of(batch, self.context_frames)[:, self.context_frames - 1].cpu().clone(),)
 
     def _context_of(self, batch: Batch) -> Tensor:
         return self._encode(self.frames_of(batch, self.context_frames)[:, list(self.context_taken)])
@@ -142,17 +151,22 @@ class LatentForecaster(Forecaster):
     @torch.no_grad()
     def step(self, context: Context, states: States, *, seeds: Seeds) -> Step:
         """Predicted frames are encoded again for the next step, because a latent depends on the frames before it."""
-        (past,), draws = context, self.mean_draws or 1
+        (past, *seen), draws = context, self.mean_draws or 1
         streams = generators(seeds, self.num_samples * draws, clips=len(states))
         shape = (self.world.horizon_latents, *past.shape[2:])
         noise = torch.stack([torch.randn(shape, generator=stream) for stream in streams])
         states = states.repeat_interleave(self.num_samples, dim=0)
         given = past.repeat_interleave(draws, dim=0), states.repeat_interleave(draws, dim=0), noise
         latents = torch.cat([past, self._generated(*given).unflatten(0, (-1, draws)).mean(dim=1)], dim=1)
-        video = torch.cat([self._decode(some) for some in latents.split(self.rows_at_once)])
-        instants = list(dict.fromkeys(self.pattern.frames))
-        following = [instants.index(self.chunk_frames + time) for time in self.context_taken]
-        return self._forecast(video, self.num_samples), lambda: (self._encode(video[:, following]),)
+        pieces = zip(*(part.split(self.rows_at_once) for part in (latents, *seen)), strict=True)
+        video = torch.cat([self._decode(*some) for some in pieces])
+
+        def onward() -> Context:
+            instants = list(dict.fromkeys(self.pattern.frames))
+            following = video[:, [instants.index(self.chunk_frames + time) for time in self.context_taken]]
+            return self._encode(following), *(following[:, -1].clone() for _ in seen)
+
+        return self._forecast(video, self.num_samples), onward
 
     def _generated(self, past: Tensor, states: Tensor, noise: Tensor) -> Float32[Tensor, "n f ch h w"]:
         """Latents of the horizon: each row by the world whose turn it is, or the mean over all worlds."""

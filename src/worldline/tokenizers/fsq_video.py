@@ -8,7 +8,6 @@ The first frame is repeated to fill its latent, so latent 0 depends on frame 0 a
 import math
 import operator
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,9 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
-from einops.layers.torch import Rearrange
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
@@ -26,13 +23,20 @@ from worldline.checks import MOST, Limit, Natural, refuse
 from worldline.contract import ModelConfig
 from worldline.files import reading
 from worldline.nn.fsq import FSQ
+from worldline.nn.video import CausalBlock, merge, unmerge
 from worldline.nn.weights import MayLack
 from worldline.schema import Batch, TokenGrid, UsageError
-from worldline.tokenizers.tokenizer import BlockTokenizer, divided, reconstruction_loss, to_pixels, to_signed, video_in
+from worldline.tokenizers.tokenizer import (
+    BlockTokenizer,
+    divided,
+    reconstruction_loss,
+    shown_in_training,
+    to_pixels,
+    to_signed,
+    video_in,
+)
 
 HUB_ID = "nvidia/Cosmos-0.1-Tokenizer-DV8x8x8"
-OWN, UNSEEN = 0.25, 0.125
-"""Shares of the training clips whose decoder sees its own version of the frame before, and nothing of it."""
 SATURATION = 1.5
 """tanh(1.5) is 0.91: outputs up to here reach every level but the outermost few, and still have a gradient."""
 
@@ -194,8 +198,7 @@ class FSQVideoTokenizer(BlockTokenizer):
 
     @torch.no_grad()
     def _seen_before(self, past: Float32[Tensor, "b 3 t h w"], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The frame before the last block, and of which clips it is shown. In training, some are shown what this
-        tokenizer makes of it, as in a session that goes on from its own frames, and some nothing."""
+        """The frame before the last block, and of which clips it is shown (`shown_in_training`)."""
         if past.shape[2] < (block := self.config.block_frames):
             made = f"clips of {self.config.clip_frames} frames, not {block + past.shape[2]}"
             raise UsageError(f"a decoder that sees trains on {made}")
@@ -203,8 +206,7 @@ class FSQVideoTokenizer(BlockTokenizer):
         if not self.training:
             return before, torch.ones(len(past), dtype=torch.bool, device=past.device)
         own = self.video_of(self.codes_of(self.latents_of(past[:, :, -block:])))[:, :, -1]
-        drawn = torch.rand(len(past), generator=generator).to(past.device)
-        return torch.where((drawn < OWN)[:, None, None, None], own.clamp(-1, 1), before), drawn < 1 - UNSEEN
+        return shown_in_training(before, own, generator)
 
     def tokens_of(self, block: UInt8[Tensor, "b t 3 h w"]) -> Int64[Tensor, "b l gh gw"]:
         return self.quantiser.indices(self.codes_of(self.latents_of(to_signed(block))))
@@ -288,50 +290,6 @@ class Seen(nn.Module):
                 x = x + features.pop()
         made = last(x)
         return made + weight * self.share(x) * (before[:, None] - made)
-
-
-# --- blocks over video latents ---
-# Tensors are `b t h w c`, channels last: pointwise layers and norms then need no transposition. Space is padded with
-# zeros on both sides, time on the left only; norms are over the channels of a position, never over time. Hence output t
-# depends on inputs 0..t, to the bit.
-
-
-class CausalBlock(nn.Module):
-    """ConvNeXt block with a temporal mix: depthwise convolution, mix, norm, MLP; on a residual branch.
-
-    The mix adds, per channel, a weighted sum of the `past` positions before; its weights start at zero.
-    """
-
-    def __init__(self, channels: int, kernel: int, past: int, mlp_ratio: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
-        self.mix = nn.ParameterDict({"weight": torch.zeros(past, channels)})
-        self.norm = nn.LayerNorm(channels)
-        self.expand = nn.Linear(channels, mlp_ratio * channels)
-        self.contract = nn.Linear(mlp_ratio * channels, channels)
-        nn.init.zeros_(self.contract.weight)  # a new block is the identity
-        nn.init.zeros_(self.contract.bias)
-
-    def forward(self, x: Float[Tensor, "b t h w c"]) -> Float[Tensor, "b t h w c"]:
-        y = self.depthwise(rearrange(x, "b t h w c -> (b t) c h w"))
-        y = mixed = rearrange(y, "(b t) c h w -> b t h w c", b=x.shape[0])
-        for lag, weight in enumerate(self.mix["weight"], start=1):
-            mixed = mixed + weight * F.pad(y, (0, 0, 0, 0, 0, 0, lag, 0))[:, : y.shape[1]]
-        return x + self.contract(F.gelu(self.expand(self.norm(mixed))))
-
-
-def merge(in_channels: int, out_channels: int, stride: tuple[int, int]) -> nn.Sequential:
-    """Fold the neighbours of a stride in (time, space) into channels, then mix them linearly."""
-    t, p = stride
-    fold = Rearrange("b (u t) (i p) (j q) c -> b u i j (t p q c)", t=t, p=p, q=p)
-    return nn.Sequential(OrderedDict(fold=fold, linear=nn.Linear(in_channels * t * p**2, out_channels)))
-
-
-def unmerge(in_channels: int, out_channels: int, stride: tuple[int, int]) -> nn.Sequential:
-    """The opposite of `merge`: mix linearly, then unfold channels into neighbours."""
-    t, p = stride
-    unfold = Rearrange("b u i j (t p q c) -> b (u t) (i p) (j q) c", t=t, p=p, q=p)
-    return nn.Sequential(OrderedDict(linear=nn.Linear(in_channels, out_channels * t * p**2), unfold=unfold))
 
 
 # --- Cosmos: its weights are the user's to bring ---

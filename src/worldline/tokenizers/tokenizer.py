@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Float32, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
 from worldline.metrics.perceptual import NO_LPIPS, Lpips, load_lpips, lpips_file
@@ -21,6 +21,8 @@ from worldline.schema import Batch, LatentGrid, TokenGrid, UsageError
 PIECE = 2**21
 """Pixels of video that go through a network at once, unless one clip alone has more: 24 clips of 21 frames of 64x64, or
 one of 512x512, for which Wan's VAE holds 5.7 GB."""
+OWN, UNSEEN = 0.25, 0.125
+"""Shares of the training clips whose decoder sees its own version of a frame, and nothing of it."""
 Grid = TypeVar("Grid", bound=TokenGrid | LatentGrid, covariant=True)
 
 
@@ -31,7 +33,8 @@ class Tokenizer(Protocol[Grid]):
     spatial_stride: int
     """Pixels of a frame's side for each position of a grid's."""
     sees: bool
-    """Whether its decoder sees the frame before: then `decode` takes it as a second argument."""
+    """Whether its decoder sees a frame that was there: then `decode` takes it as a second argument. Of token grids it
+    is the frame before them; latents begin with the context, and it is one of theirs."""
 
     def grid(self, height: int, width: int) -> Grid:
         """How tokens or latents lie over frames of this size. Raises `UsageError` for sizes off the spatial stride."""
@@ -98,6 +101,15 @@ def reconstruction_loss(
     mse = error.square().mean()
     loss, psnr = mse + l1 * error.abs().mean(), -10 * torch.log10(mse.detach() / 4).item()  # the data range is 2
     return (loss + lpips * _perceptual(made, real) if lpips else loss), psnr
+
+
+def shown_in_training(
+    real: Float32[Tensor, "b 3 h w"], own: Float32[Tensor, "b 3 h w"], generator: torch.Generator
+) -> tuple[Float32[Tensor, "b 3 h w"], Bool[Tensor, " b"]]:
+    """What a decoder that sees is shown of a `real` frame of each clip, and of which clips it is shown anything: a
+    share sees its `own` version, as in a session that goes on from its own frames, and a share nothing."""
+    drawn = torch.rand(len(real), generator=generator).to(real.device)
+    return torch.where((drawn < OWN)[:, None, None, None], own.clamp(-1, 1), real), drawn < 1 - UNSEEN
 
 
 def _perceptual(made: Float32[Tensor, "b 3 t h w"], real: Float32[Tensor, "b 3 t h w"]) -> Float32[Tensor, ""]:

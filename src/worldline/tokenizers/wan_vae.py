@@ -15,16 +15,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor, nn
 
 from worldline.checks import Checked, Limit, Positive, refuse
 from worldline.contract import ModelConfig
 from worldline.files import read_json
+from worldline.nn.video import CausalBlock, merge, unmerge
 from worldline.nn.weights import (
     HUB_ID,
     ORIGINAL_HUB_ID,
     STEM,
+    MayLack,
     check_tensors,
     full_config,
     mapped_tensors,
@@ -34,7 +36,15 @@ from worldline.nn.weights import (
 )
 from worldline.rundir import from_json
 from worldline.schema import Batch, DataError, LatentGrid, UsageError
-from worldline.tokenizers.tokenizer import by_pieces, divided, reconstruction_loss, to_pixels, to_signed, video_in
+from worldline.tokenizers.tokenizer import (
+    by_pieces,
+    divided,
+    reconstruction_loss,
+    shown_in_training,
+    to_pixels,
+    to_signed,
+    video_in,
+)
 
 _MODULE = "diffusers.models.autoencoders.autoencoder_kl_wan"
 _STRIDE = 4
@@ -136,6 +146,9 @@ class WanVAEConfig(ModelConfig):
     keep_latents: bool = False
     """Train the decoder alone: latents and their statistics stay those of the weights that training begins with, and
     its worlds valid."""
+    decoder_sees: bool = False
+    """Show a frame that was seen (in a forecast the last of the context) to a small network after the decoder: what
+    stays as it was is taken from there, of which latents keep less. Without such a frame it changes nothing."""
 
     def grid(self, height: int, width: int) -> LatentGrid:
         return LatentGrid(**divided(height, width, self.sizes.spatial_stride), channels=self.sizes.z_dim)
@@ -155,12 +168,15 @@ class WanVAETokenizer(nn.Module):
     """diffusers' `AutoencoderKLWan`. To run it in another precision, cast it alone and not the statistics."""
     latents_mean: Tensor
     latents_std: Tensor
-    sees = False
+    sees: bool
+    may_lack = MayLack(new=("retouch.",))
 
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
         self.config, self.sizes, self.spatial_stride = config, config.sizes, config.sizes.spatial_stride
         self.vae = _autoencoder(self.sizes)
+        self.retouch = Retouch(patch=max(1, self.spatial_stride // 2)) if config.decoder_sees else None
+        self.sees = config.decoder_sees
         # On the CPU even where weights are built on the meta device: no file brings these.
         zeros, ones = (0.0,) * self.sizes.z_dim, (1.0,) * self.sizes.z_dim
         self.register_buffer("latents_mean", torch.tensor(self.sizes.latents_mean or zeros, device="cpu"))
@@ -185,10 +201,23 @@ class WanVAETokenizer(nn.Module):
         return by_pieces(frames, lambda clips: self.latents_of(to_signed(clips)), pixels=count * height * width)
 
     @torch.no_grad()
-    def decode(self, latents: Float32[Tensor, "b l c gh gw"]) -> UInt8[Tensor, "b t 3 h w"]:
+    def decode(
+        self, latents: Float32[Tensor, "b l c gh gw"], seen: UInt8[Tensor, "b 3 h w"] | None = None
+    ) -> UInt8[Tensor, "b t 3 h w"]:
+        """Frames of latents from the first of a clip on.
+
+        Args:
+            seen: a frame of the clip as it was, for a decoder that sees it (`sees`); None: nothing was seen.
+        """
         (_, length, _, height, width), area = latents.shape, self.spatial_stride**2
         pixels = (1 + _STRIDE * (length - 1)) * height * width * area
-        return by_pieces(latents, lambda clips: to_pixels(self.video_of(clips)), pixels=pixels)
+        return by_pieces(latents, self._frames, *(() if seen is None else (seen,)), pixels=pixels)
+
+    def _frames(self, latents: Tensor, seen: UInt8[Tensor, "b 3 h w"] | None = None) -> UInt8[Tensor, "b t 3 h w"]:
+        video = self.video_of(latents)
+        if self.retouch is not None and seen is not None:
+            video = self.retouch(video, to_signed(seen[:, None])[:, :, 0])
+        return to_pixels(video)
 
     @torch.no_grad()
     def measure_statistics(self, batches: Iterable[Batch]) -> None:
@@ -219,10 +248,25 @@ class WanVAETokenizer(nn.Module):
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         noise = torch.randn(mean.shape, generator=generator).to(mean) if self.training else torch.zeros_like(mean)
         sampled = mean + noise * (0.5 * log_variance).exp()
+        made = self._reconstruct(sampled)
+        if self.retouch is not None:
+            made = self.retouch(made, *self._seen_of(video, made, generator))
         weights = {"l1": self.config.l1_weight, "lpips": self.config.lpips_weight}
-        loss, psnr = reconstruction_loss(self._reconstruct(sampled), video, **weights)
+        loss, psnr = reconstruction_loss(made, video, **weights)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return loss + self.config.kl_weight * divergence, {"psnr_db": psnr, "kl": divergence.item()}
+
+    @torch.no_grad()
+    def _seen_of(
+        self, video: Float32[Tensor, "b 3 t h w"], made: Float32[Tensor, "b 3 t h w"], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """A frame of each clip, and of which clips it is shown: the first of all; in training any, since how far
+        ahead a world forecasts is not known here (`shown_in_training`)."""
+        clips, _, count = video.shape[:3]
+        if not self.training:
+            return video[:, :, 0], torch.ones(clips, dtype=torch.bool, device=video.device)
+        each, at = torch.arange(clips), torch.randint(count, (clips,), generator=generator)
+        return shown_in_training(video[each, :, at], made[each, :, at], generator)
 
     def _posterior(self, video: Float32[Tensor, "b 3 t h w"]) -> Any:
         """The normal distribution of the raw latents, `b c l gh gw`."""
@@ -237,6 +281,34 @@ class WanVAETokenizer(nn.Module):
         if x.shape[2] > 1:
             parts.append(decoder(x[:, :, 1:], feat_cache=cache, feat_idx=[0]))
         return rearrange(torch.cat(parts, dim=2), "b (c r q) t h w -> b c t (h q) (w r)", q=p, r=p).float()
+
+
+class Retouch(nn.Module):
+    """A video beside a frame that was seen: of every pixel, a share of that frame and a change. Begins by changing
+    nothing. It comes after the decoder, which is diffusers' own, so it fits any VAE."""
+
+    def __init__(self, *, patch: int, width: int = 96, blocks: int = 4, kernel: int = 7) -> None:
+        super().__init__()
+        self.fold = merge(9, width, (1, patch))
+        self.blocks = nn.Sequential(*(CausalBlock(width, kernel, past=1, mlp_ratio=2) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.unfold = unmerge(width, 4, (1, patch))
+        nn.init.zeros_(self.unfold.get_parameter("linear.weight"))
+        nn.init.zeros_(self.unfold.get_parameter("linear.bias"))
+
+    def forward(
+        self,
+        video: Float32[Tensor, "b 3 t h w"],
+        seen: Float32[Tensor, "b 3 h w"],
+        shown: Bool[Tensor, " b"] | None = None,
+    ) -> Float32[Tensor, "b 3 t h w"]:
+        """Video in [-1, 1] with what stays of a frame that was `seen`, in the clips that `shown` says; None: in all."""
+        beside = seen[:, :, None] - video
+        x = torch.cat([video, seen[:, :, None].expand_as(video), beside], dim=1)
+        x = self.unfold(self.norm(self.blocks(self.fold(rearrange(x, "b c t h w -> b t h w c")))))
+        share, change = rearrange(x.float(), "b t h w c -> b c t h w").split([1, 3], dim=1)
+        retouched = share * beside + change
+        return video + (retouched if shown is None else shown.float()[:, None, None, None, None] * retouched)
 
 
 def _autoencoder(sizes: WanVAESizes) -> nn.Module:
