@@ -753,6 +753,26 @@ def test_a_decoder_is_trained_under_latents_that_stay(tmp_path: Path) -> None:
         train(keeping, tmp_path / "no")
 
 
+def test_a_vae_that_sees_is_judged_with_the_first_frame_in_view(tmp_path: Path) -> None:
+    config = _tokenizer(tmp_path, steps=3)
+    data = replace(config.data, pattern=FramePattern(window=9), window_stride=9)
+    config = replace(config, model=SMALL_VAE, data=data)
+    train(config, tmp_path / "first")
+    seeing = replace(SMALL_VAE, decoder_sees=True, keep_latents=True)
+    train(replace(config, model=seeing, init_from=tmp_path / "first"), tmp_path / "seeing")
+    first, seen = (load_tokenizer(tmp_path / name) for name in ("first", "seeing"))
+    frames = open_source(tmp_path / "raw").read(2, 0, 9).frames
+    assert frames is not None
+    latents = seen.encode(frames[None])
+    assert torch.equal(latents, first.encode(frames[None]))
+    made = seen.decode(latents, frames[None, 0])
+    assert not torch.equal(made, seen.decode(latents)), "what sees was trained"
+    row = evaluate(tmp_path / "seeing", EvaluateOptions(num_clips=1)).rows[0]
+    error = (made[0, 1:].double() - frames[1:].double()).square().mean(dim=(1, 2, 3))
+    expected = (10 * (255**2 / error).log10()).mean().item()
+    assert (row.id, row.metrics["psnr_db_mean"].mean) == ("reconstruction", pytest.approx(expected, abs=1e-2))
+
+
 # --- worlds on frames ---
 
 
