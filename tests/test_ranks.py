@@ -348,7 +348,8 @@ def test_a_driven_world_trains_and_is_validated_sharded_as_whole(pair: Pair) -> 
     expected = ranks_worker.driven(pair.folder, Ranks())
     for found in pair.done["driven"]:
         for name, values in expected.items():
-            torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(values), rtol=1e-3, atol=0)
+            off = 3e-2 if "halved" in name else 1e-3  # a gradient that came a step late would be off by a tenth
+            torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(values), rtol=off, atol=0)
     assert all(expected[name][2][0] < expected[name][0][0] for name in ("true", "own")), "three steps lower the loss"
 
 

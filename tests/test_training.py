@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -49,7 +50,7 @@ from worldline.files import read_json
 from worldline.formats.open import open_source
 from worldline.nn.optimizer import MovingAverage, OptimizerConfig, build_optimizer
 from worldline.process.categorical import Sampling
-from worldline.ranks import Ranks
+from worldline.ranks import Ranks, has_bfloat16
 from worldline.rundir import Best, RunDir, load_tensors, model_folder, save_tensors, write_model
 from worldline.schema import Batch, DataError, TokenGrid, UsageError, join, stack
 from worldline.tokenizers.wan_vae import WanVAETokenizer
@@ -903,3 +904,11 @@ def test_a_world_that_sees_the_states_beats_token_frequencies_and_its_blind_twin
     assert entropy == pytest.approx(math.log(8), abs=0.05)
     assert seeing < 0.5 * entropy
     assert unconditional > entropy - 0.1, "nothing but the states tells what comes next"
+
+
+@pytest.mark.parametrize(("major", "has"), [(7, False), (8, True)])
+def test_bfloat16_is_taken_where_a_card_computes_in_it(monkeypatch: pytest.MonkeyPatch, major: int, has: bool) -> None:
+    """Turing cards (7.5) emulate it, slowly."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
+    assert has_bfloat16(torch.device("cuda", 1)) is has
+    assert not has_bfloat16(torch.device("cpu"))

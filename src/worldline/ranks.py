@@ -29,6 +29,14 @@ class OtherRankError(RuntimeError):
     """Another rank stopped, so this one stops too; carries rank 0's message."""
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU computes in bfloat16; PyTorch's own answer counts cards that only emulate it. On a CPU exactness is
+    worth more, and without units for it autocast is slower."""
+    if device.type != "cuda":
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among those of the run. By default it is the only one and never waits."""
@@ -80,6 +88,11 @@ class Ranks:
         except RuntimeError as error:
             raise UsageError(f"there is no device {name!r}; give auto, cpu, cuda or cuda:N") from error
         return torch.device("cuda", self.local_rank) if self.world_size > 1 and device.type == "cuda" else device
+
+    def autocast(self, device: torch.device, *, enabled: bool) -> torch.autocast:
+        """bfloat16. Sharded weights are cast at each use: were a cast of a pass without gradients still in the cache,
+        its gradient would come only after those of its block had been summed over the ranks."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=self.world_size == 1)
 
     def share(self, batch_size: int, pieces: int = 1) -> int:
         """Clips of a batch that fall to each rank. Raises `UsageError` if they do not divide so, or into pieces."""

@@ -71,7 +71,7 @@ class InverseDynamicsKind(Kind):
             *seen, states = model.drawn(batch, generator)
             read.append(model(*seen))
             true.append((states - model.mean) / model.scale)
-        model.r2.copy_(explained(torch.cat(read), torch.cat(true)))
+        model.r2.copy_(explained(torch.cat(read).cpu(), torch.cat(true).cpu()))
 
     def shown(self, made: Prepared, batch: Batch) -> Pictures | None:
         return None  # it makes no pictures

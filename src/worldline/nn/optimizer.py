@@ -23,7 +23,7 @@ class OptimizerConfig(Checked):
     beta1: Annotated[float, Limit(below=1)] = 0.9
     beta2: Annotated[float, Limit(below=1)] = 0.95
     weight_decay: float = 0.05
-    """On weight matrices only; never on biases, norms or positions."""
+    """On weights of two or more axes but positions; not on biases and norms of one axis."""
     clip_norm: Positive | None = None
     """Scale gradients down to this global norm."""
     ema_decay: Annotated[float, Limit(above=0, below=1)] | None = None

@@ -230,7 +230,7 @@ class WanVAETokenizer(nn.Module):
         trains = self.training
         self.eval()  # no dropout
         for batch in batches:
-            values = self._posterior(video_in(batch)).mode().double().cpu().transpose(0, 1).flatten(1)
+            values = self._posterior(video_in(batch)).mode().cpu().double().transpose(0, 1).flatten(1)
             count += values.shape[1]
             total, squares = total + values.sum(dim=1), squares + values.square().sum(dim=1)
         self.train(trains)

@@ -28,7 +28,7 @@ from worldline.files import hash_of, write_json
 from worldline.formats.states import StateStats
 from worldline.metrics.image import psnr
 from worldline.nn.optimizer import MovingAverage, build_optimizer
-from worldline.ranks import Ranks, gathered
+from worldline.ranks import Ranks, gathered, has_bfloat16
 from worldline.rundir import Best, RunDir, environment, to_json
 from worldline.schema import Batch, Origin, UsageError, stack
 from worldline.training.checkpoint import TrainState, best_so_far, better, evaluated, restore, save_checkpoint
@@ -156,6 +156,7 @@ class _Training:
                 if last or stopped or improved or state.step % config.checkpoint_every == 0:
                     keep, writes = config.keep_checkpoints, ranks.writes
                     save_checkpoint(self.run, state, self.made.card, keep=keep, best=self.best, writes=writes)
+                    ranks.everyones(None)  # with patience: in a step, NCCL waits ten minutes for rank 0 to have written
                 figures |= now
                 self.report(state.step, total, figures)
         if board:
@@ -204,14 +205,13 @@ class _Training:
         seed = (config.seed * 1_000_003 + state.step + ranks.rank * 2_654_435_769) * 2
         torch.manual_seed(seed)  # dropout
         generator = torch.Generator().manual_seed(seed + 1)
-        # A CPU without bfloat16 units is slower with autocast, and exactness is worth more there.
-        autocast = config.autocast and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        autocast = config.autocast and has_bfloat16(self.device)
         figures, origins = {"train/loss": 0.0}, ()
         for number, piece in enumerate(pieces, start=1):
             share, origins = len(piece) / ranks.share(config.batch_size), origins + piece.origins
             if ranks.world_size > 1:  # only the last piece's backward pass has to sum gradients over ranks
                 state.model.set_requires_gradient_sync(number == config.accumulate)  # pyright: ignore[reportCallIssue]
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+            with ranks.autocast(self.device, enabled=autocast):
                 batch = self.made.ready(piece.to(self.device))
                 loss, extra = state.model.loss(batch, generator)  # pyright: ignore[reportCallIssue]
             (loss * share).backward()
@@ -229,8 +229,9 @@ class _Training:
             board.add_image("real above forecast", strip, state.step)
         before = self.best
         if metric:
-            self.best = better(before, Best(metric=metric, step=state.step, value=now[metric]))
-        return self.best is not before
+            found = better(before, Best(metric=metric, step=state.step, value=now[metric]))
+            self.best = self.ranks.agreed(found)  # figures of two GPUs may differ in their last bit
+        return self.best != before
 
     def finish(self) -> None:
         """Let the trained model measure what it needs: buffers, which belong to the moving average, too."""
