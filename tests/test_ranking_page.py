@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ranking_builders import films_of, outcome_of, ranking_of
+from report_builders import evaluation_of
 
 from worldline.ranking.conclude import conclude, over_tasks
 from worldline.ranking.result import Film, write_films
@@ -118,3 +119,11 @@ def test_what_is_not_defined_is_said_and_not_drawn_as_a_number() -> None:
     assert "nan" not in ranking_text(ranking).lower().replace("naming", "")
     without = replace(ranking, tasks=(replace(ranking.tasks[0], trusted=(), readings=()),))
     assert "coverage" not in ranking_text(without)
+
+
+def test_a_ranking_beside_other_horizons_alone_is_shown(tmp_path: Path) -> None:
+    evaluation_of().save(tmp_path / "run/evaluation_10s/metrics.json")
+    ranking_of().write(tmp_path / "run/ranking")
+    page = write_report([tmp_path / "run"]).read_text(encoding="utf-8")
+    assert 'id="ranking"' in page
+    assert 'id="further"' in page

@@ -33,7 +33,7 @@ from worldline.forecasting.forecaster import CopyLast, Forecaster
 from worldline.formats.open import open_source
 from worldline.formats.states import ONEX_LAYOUT
 from worldline.formats.video import frame_times
-from worldline.schema import StateLayout, UsageError
+from worldline.schema import DataError, StateLayout, UsageError
 from worldline.twin.simulation import can_draw
 from worldline.viewer import branches
 from worldline.viewer.exports import Copied, Exports
@@ -760,3 +760,48 @@ def test_a_world_that_shows_nothing_or_cannot_go_on_is_refused(root: Path, tmp_p
     with pytest.raises(UsageError, match="cannot go on"):
         refuse_unseen(once, tmp_path)
     assert isinstance(TWO_JOINTS, StateLayout)
+
+
+def test_frames_that_cannot_be_read_do_not_stop_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, whole = squares_stage(tmp_path / "squares", Remembering()), Recording.frame
+
+    def broken(self: Recording, at: int) -> Any:
+        if at >= 4:
+            raise DataError(tmp_path, expected="a video", found="damage", fix="Copy it again.")
+        return whole(self, at)
+
+    monkeypatch.setattr(Recording, "frame", broken)
+    with served(stage) as server, server.page() as page:
+        page.say("motion", clip=0, on=True)
+        for _ in range(4):
+            assert "damage" in page.asked("step")["message"]
+        page.say("open", clip=1)
+        assert page.shown()[0].frame == 3
+
+
+def test_a_clip_that_cannot_be_opened_leaves_the_page_where_it_was(tmp_path: Path) -> None:
+    with served(squares_stage(tmp_path / "squares", Remembering())) as server, server.page() as page:
+        frame = page.steps(2)[-1][0].frame
+        assert "no clip 99" in page.asked("open", clip=99)["message"]
+        state = page.told("state")
+        assert (state["clip"], state["frame"]) == (0, frame)
+
+
+def test_looks_at_several_branches_are_all_answered(tmp_path: Path) -> None:
+    with served(squares_stage(tmp_path / "squares", Remembering())) as server, server.page() as page:
+        for _ in range(3):
+            page.steps(1)
+            page.say("branch")
+            page.told("state")
+        page.acknowledges = False
+        page.say("play", on=True, rate=60)
+        page.silent_after(0.3)  # two frames are unseen: what is asked for now waits
+        page.say("play", on=False)
+        for branch in ("b1", "b2", "b3"):
+            for frame in (0, 1):
+                page.say("look", branch=branch, frame=frame)
+        page.silent_after(0.2)
+        page.acknowledges = True
+        page.say("ack", seq=2**40)
+        found = [one[0] for one in page.silent_after(0.5) if isinstance(one, tuple)]
+        assert [(one.branch, one.frame) for one in found if one.looked] == [("b1", 1), ("b2", 1), ("b3", 1)]

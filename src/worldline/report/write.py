@@ -54,7 +54,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 def _named(run: Run, name: str) -> list[Run]:
     """The run under this name; its other evaluations as runs of their own, if there is little else in its folder."""
     further = tuple(replace(one, name=f"{name}, {one.name} ahead") for one in run.further)
-    alone = further and run.config is None and run.evaluation is None
+    alone = further and run.config is None and run.evaluation is None and run.ranking is None
     return [*further] if alone else [replace(run, name=name, further=further)]
 
 

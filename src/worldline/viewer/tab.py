@@ -217,9 +217,11 @@ class Tab:
         self.wish = replace(self.wish, since=time.perf_counter() if self.wish.since else 0.0)
 
     def _later(self, message: Any) -> None:
-        """Keep a command for its turn; of looks and rewinds that follow one another, the newest."""
-        newest = isinstance(message, protocol.Look | protocol.Rewind)
-        if newest and self._jobs and type(self._jobs[-1]) is type(message):
+        """Keep a command for its turn; of looks at one branch the newest, and of rewinds that follow one another."""
+        if isinstance(message, protocol.Look):
+            older = [one for one in self._jobs if one.type == "look" and one.branch == message.branch]
+            self._jobs = deque(one for one in self._jobs if one not in older)
+        if isinstance(message, protocol.Rewind) and self._jobs and self._jobs[-1].type == "rewind":
             self._jobs[-1] = message
         elif len(self._jobs) >= WAITING:
             raise UsageError(f"{WAITING} commands wait already; this one is left out")
@@ -277,14 +279,17 @@ class Tab:
         try:
             await self._carry_out(command)
         except (UsageError, DataError, RuntimeError, OSError) as error:
-            if self.socket.client_state is not WebSocketState.CONNECTED:
-                raise
+            if {self.socket.client_state, self.socket.application_state} != {WebSocketState.CONNECTED}:
+                raise WebSocketDisconnect from error  # it has ended meanwhile
             if isinstance(error, RuntimeError | OSError):
                 log.exception("a session could not carry out %s", command.type)
             if command.type == "step" and self.playing:
                 self.playing = False
                 await self._send_state()
             await self._error(str(error), command.type)
+            if command.type == "open":  # a page that opens a clip forgets all else: it is told where it still is
+                self.beside = self._beside(twin=self._mirror is not None)
+                await self._send_state()
 
     async def _carry_out(self, command: Any) -> None:
         match command:
@@ -354,21 +359,17 @@ class Tab:
             here = found.branch is self.player.branch and found.index == self.player.branch.head
             await self._send_shot(found, looked=not here)
             return
-        make = partial(framed_recording, self.player, found, command.frame, seq=self._number())
+        make = partial(framed_recording, self.player, found, command.frame, seq=self._sent + 1)
         await self._send_bytes(await self._call(make))
 
     async def _send_shot(self, shot: Shot, *, looked: bool = False) -> None:
-        how: dict[str, Any] = {"seq": self._number(), "mirror": self._mirror, "looked": looked}
+        how: dict[str, Any] = {"seq": self._sent + 1, "mirror": self._mirror, "looked": looked}
         data, problem = await self._call(partial(framed, self.player, shot, self.beside, **how))
         await self._send_bytes(data)
         if problem is not None and not looked:
             self.beside = self._beside(twin=False)
             await self._error(problem, "twin")
             await self._send_state()
-
-    def _number(self) -> int:
-        self._sent += 1
-        return self._sent
 
     # --- exports ---
 
@@ -430,5 +431,6 @@ class Tab:
             await self.socket.send_text(message.model_dump_json())
 
     async def _send_bytes(self, data: bytes) -> None:
+        self._sent += 1  # only now: of a frame that could not be made, nobody says that it has arrived
         async with self._sending:
             await self.socket.send_bytes(data)

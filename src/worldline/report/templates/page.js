@@ -100,7 +100,7 @@ class Player extends Reel {
     this.chart = root.querySelector(".timeline svg");
     this.listen();
     root.hidden = false;
-    this.load().then(() => { root.dataset.ready = "yes"; });
+    this.load().then(() => { root.dataset.ready = "yes"; if (this.wanted) this.run(); });
   }
 
   get ready() { return this.made; }

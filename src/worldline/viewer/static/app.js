@@ -15,7 +15,7 @@ import { theme } from "./theme.js";
 const connection = new Connection("live");
 const album = new Album(), stage = new Stage(), joints = new Joints(), meters = new Meters();
 const timeline = new Timeline(album), files = new Exports(connection);
-const compare = new Compare(album, { missing: (branch, frame) => look(branch, frame), begin: rest, at: frame => showFrame(frame, false) });
+const compare = new Compare(album, { missing: (branch, frame) => connection.send("look", { branch, frame }), begin: rest, at: frame => showFrame(frame, false) });
 const CHOOSING_MS = 600;
 let welcome = null, state = null, labels = new Map(), overlays = new Map();
 /** What stands on the stage. It may be another moment than the session's, while a person looks back. */
@@ -23,6 +23,7 @@ let shown = { branch: null, frame: 0 };
 let asked = null; // the picture that `look` asked for, until it comes
 let watching = false;
 let chosenAt = -Infinity;
+let stepping = false; // a step is on its way: a held key waits for it
 let held = false; // a person has paused: driving does not start the clock again
 
 // --- from the server ---
@@ -83,15 +84,19 @@ connection.addEventListener("state", ({ detail }) => {
 });
 
 connection.addEventListener("shown", async ({ detail }) => {
+  if (detail.looked && !state) return connection.send("ack", { seq: detail.seq }); // asked for in the episode before
   const moment = album.put(detail);
+  const same = !detail.looked && !detail.made && state && !state.playing && detail.branch === state.branch && detail.frame === state.frame;
+  const back = same && shown.branch === state.branch && shown.frame !== state.frame; // sent again, while a person looks back
   if (!detail.looked) {
+    stepping = false;
     if (detail.made) meters.made(detail); // of a kept frame nothing is made again
     if (detail.made) album.cut(detail.branch, detail.frame + 1); // what was kept behind it is gone
     timeline.grown(detail.branch, detail.frame, detail.made);
     if (state?.branch === detail.branch) state.frame = detail.frame;
     joints.now(detail.states, state?.motion != null);
   }
-  const mine = detail.looked ? asked?.branch === detail.branch && asked?.frame === detail.frame : !watching && detail.branch === (state?.branch ?? detail.branch);
+  const mine = detail.looked ? asked?.branch === detail.branch && asked?.frame === detail.frame : !watching && !back && detail.branch === (state?.branch ?? detail.branch);
   try {
     if (mine) {
       if (detail.looked) asked = null;
@@ -106,6 +111,8 @@ connection.addEventListener("shown", async ({ detail }) => {
 connection.addEventListener("refused", ({ detail }) => {
   toast(detail.where ? `${detail.message} (${detail.where})` : detail.message, "error");
   chosenAt = -Infinity;
+  stepping = false;
+  if (detail.where === "look" && asked?.branch === RECORDED) { stopWatching(); toSession(); } // it cannot be read from here on
   if (state) showChosen();
 });
 
@@ -157,7 +164,7 @@ function open(clip) {
 /** Nothing of the episode before is left: another one begins. */
 function forget() {
   stopWatching();
-  held = false;
+  held = stepping = false;
   album.clear();
   timeline.clear();
   compare.show([], {});
@@ -187,6 +194,8 @@ function settle() {
 
 /** Bring the session to a frame: what is real stays as it is, so it goes to the last real frame at the least. */
 function go(frame) {
+  stopWatching();
+  compare.stop();
   const to = Math.min(Math.max(frame, state.context - 1), timeline.now.frames - 1);
   if (state.playing) connection.send("play", { on: false });
   connection.send("rewind", { to });
@@ -201,7 +210,7 @@ const actions = {
     settle();
     connection.send("play", state.playing ? { on: false } : { on: true, rate: rate() });
   },
-  step() { if (!state) return; held = true; settle(); connection.send("step"); },
+  step(repeated) { if (!state || (repeated && stepping)) return; held = stepping = true; settle(); connection.send("step"); },
   back() { if (state) showFrame(go((shown.branch === state.branch ? shown.frame : state.frame) - 1)); },
   rewind() { if (state) { held = true; showFrame(go((shown.branch === state.branch ? shown.frame : state.frame) - Math.round(welcome.fps))); } },
   branch() { if (!state) return; settle(); connection.send("branch"); },

@@ -60,7 +60,7 @@ export class Joints extends EventTarget {
     slider.addEventListener("input", () => this.set(joint.name, +slider.value, "slider"));
     if (joint.returns) for (const end of ["pointerup", "pointercancel"]) slider.addEventListener(end, () => this.set(joint.name, 0));
     slider.addEventListener("keydown", event => this.sliderKey(event, row));
-    box.addEventListener("change", () => Number.isFinite(box.valueAsNumber) ? this.set(joint.name, box.valueAsNumber, "number") : this.paint(row));
+    box.addEventListener("change", () => { this.set(joint.name, box.valueAsNumber); this.paint(row, true); });
     this.paint(row);
     this.mark(row);
     return root;
@@ -128,10 +128,10 @@ export class Joints extends EventTarget {
     this.dispatchEvent(new Event("halt"));
   }
 
-  paint(row) {
+  paint(row, typed = false) {
     row.slider.value = row.target;
     row.slider.setAttribute("aria-valuetext", `${number(row.target, row.range)} ${row.unit || ""}`.trim());
-    if (document.activeElement !== row.box) row.box.value = String(+row.target.toFixed(row.range >= 20 ? 1 : 3));
+    if (typed || document.activeElement !== row.box) row.box.value = String(+row.target.toFixed(row.range >= 20 ? 1 : 3));
   }
 
   mark(row) {

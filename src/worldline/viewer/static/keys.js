@@ -25,7 +25,7 @@ export class Keys {
     const one = this.pressed(event);
     if (one) {
       event.preventDefault();
-      if (!event.repeat || one === "step") this.actions[one]?.();
+      if (!event.repeat || one === "step") this.actions[one]?.(event.repeat);
     } else if (/^Digit[1-9]$/.test(event.code) && !event.shiftKey) this.joints.choose(+event.code.slice(5) - 1);
     else if (this.moves(event.code)) {
       event.preventDefault();
