@@ -19,6 +19,7 @@ import pytest
 import torch
 from builders import small_tokenizer, small_world, write_squares
 from PIL import Image
+from tolerances import assert_values_agree
 from torch.nn import functional as F
 
 from worldline.contract import FramePattern
@@ -172,7 +173,7 @@ def test_true_images_are_remembered_by_what_they_are(tmp_path: Path) -> None:
     ours, real = _images(1, 2, 3, 32, 32), _images(1, 2, 3, 32, 32, seed=1)
     before = network.distance(ours, real)
     assert torch.equal(network.distance(ours, real), before)
-    assert torch.equal(network.distance(ours[:, -1:], real[:, -1:]), before[:, -1:])
+    assert_values_agree(network.distance(ours[:, -1:], real[:, -1:]), before[:, -1:])  # kernels differ between shapes
     real.copy_(ours)  # another content in the same place
     assert (network.distance(ours, real) == 0).all()
 

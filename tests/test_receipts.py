@@ -504,7 +504,7 @@ def test_every_published_receipt_is_whole_and_of_its_table() -> None:
     for path in (ROOT / "docs/results").glob("*.receipt.json"):
         told = Receipt.load(path)
         told.refuse_other_files(path)
-        assert built(EvaluateOptions, told.identities.options).mean_draws == (1, 4), "the rows it has"
+        assert {1, 4} <= {*built(EvaluateOptions, told.identities.options).mean_draws}, "the rows it has"
 
 
 @pytest.mark.slow
