@@ -8,12 +8,12 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)
 	$(BIN)/worldline demo
 
+# Types are checked beside the tests: that takes half a minute of one core.
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n auto -q
+	$(BIN)/basedpyright & types=$$!; $(BIN)/pytest -n auto -q; tests=$$?; wait $$types && exit $$tests
 
 slow: $(INSTALLED)
 	$(BIN)/pytest -n auto --dist worksteal -q -m slow
