@@ -102,6 +102,7 @@ def test_marked_scripts_run_one_after_the_other(page: Path, tmp_path: Path) -> N
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("unlisted")
 @pytest.mark.skipif(not builtin.COMPRESSION_TINY.is_dir(), reason="this checkout has no built-in checkpoints")
 @pytest.mark.parametrize("lines", [7, pytest.param(10, marks=pytest.mark.slow)], ids=["first", "all"])
 def test_the_python_of_the_readme_runs(lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -347,11 +347,13 @@ def test_the_mean_code_is_decoded_where_that_is_asked_for() -> None:
 
 @pytest.mark.slow
 def test_from_the_recipes_to_an_evaluation_and_a_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few episodes, and without studies: the demo's test asks those of a driven world."""
     monkeypatch.chdir(tmp_path)
-    short = {"steps": 2, "validation_clips": 2}
+    few = {"train_episodes": ":1", "val_episodes": "5:6", "window_stride": 140}
+    short = {"steps": 2, "batch_size": 1, "validation_clips": 2, "data": few}
     tokenizer = worldline.train("tokenizer_driven", out="tokenizer", **short).run
-    world = worldline.train("driven_tiny", out="world", tokenizer=str(tokenizer), batch_size=1, **short).run
-    found = worldline.evaluate(world, num_clips=2, condition_samples=0)
+    world = worldline.train("driven_tiny", out="world", tokenizer=str(tokenizer), **short).run
+    found = worldline.evaluate(world, num_clips=1, condition_samples=0, studies=())
     assert {row.id for row in found.rows} >= {"forecast", "copy_last", "reconstruction"}
     assert found.rows[0].metrics["psnr_db_last"].mean > 0
     clip, loaded = worldline.open_data("twin-table").read(6, 0, 18), worldline.load(world)

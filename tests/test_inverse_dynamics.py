@@ -13,8 +13,9 @@ from worldline.data.clips import DataConfig
 from worldline.families.card import describe_model
 from worldline.families.config import TrainConfig
 from worldline.families.load import load_forecaster, prepare
-from worldline.judges.inverse_dynamics import InverseDynamics, InverseDynamicsConfig, blurred, explained
+from worldline.judges.inverse_dynamics import InverseDynamics, InverseDynamicsConfig, explained
 from worldline.nn.optimizer import OptimizerConfig
+from worldline.nn.pictures import blurred
 from worldline.planning.plan import plan
 from worldline.rundir import RunDir, load_tensors, model_folder
 from worldline.schema import Batch, Origin, UsageError

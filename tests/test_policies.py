@@ -290,7 +290,7 @@ def test_the_classifier_tells_success_from_failure_on_starts_it_has_not_seen(
 
     making = sys.modules["worldline.policies.make"]
     monkeypatch.setattr(making, "record_attempts", recording)
-    monkeypatch.setattr(making, "SuccessConfig", partial(SuccessConfig, fit=FitConfig(steps=200, batch_size=32)))
+    monkeypatch.setattr(making, "SuccessConfig", partial(SuccessConfig, fit=FitConfig(steps=100, batch_size=32)))
     made = policies.make(tmp_path, tasks=("touch",), only=("nothing",), classifier_starts=16)
     assert made.errors["touch"].auroc.mean > 0.75
     reader = policies.load_success(tmp_path / "success")

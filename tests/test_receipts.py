@@ -23,8 +23,6 @@ from worldline.data.splits import content_of, recording_of
 from worldline.evaluation.compare import CompareOptions, compare, load_scored
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate, identities
 from worldline.evaluation.receipt import Receipt, Request, beside, places_of
-from worldline.evaluation.result import label_of
-from worldline.evaluation.rows import CONDITIONS, ROWS
 from worldline.evaluation.study import STUDIES
 from worldline.evaluation.verify import VerifyOptions, numbers_of, tolerance, verify
 from worldline.families.tokenizers import fingerprint
@@ -509,15 +507,14 @@ def test_every_published_receipt_is_whole_and_of_its_table() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not builtin.COMPRESSION_TINY.is_dir(), reason="this checkout has no built-in checkpoints")
-def test_a_published_table_comes_out_again(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_a_published_table_comes_out_again(
+    unlisted: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     """All that tables of rows list, and all findings but one. The rest would take as long again, and is compared with
     what it was, of few clips, in test_figures.py: conditions that the audit alone shows, and counterfactuals."""
     receipt = ROOT / "docs/results/compression_tiny.receipt.json"
     if not receipt.exists():
         pytest.skip(f"{receipt.name} is not published")
-    unlisted = {id: label_of(id) for id in CONDITIONS if ROWS[id].study is not None}
-    for id in unlisted:
-        monkeypatch.delitem(ROWS, id)
     monkeypatch.delitem(STUDIES, "counterfactuals")
     code = _code(monkeypatch, "verify", receipt, "--json")
     found = json.loads(capsys.readouterr().out)

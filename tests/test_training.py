@@ -675,7 +675,7 @@ def test_a_missing_description_is_an_error_of_usage(tmp_path: Path) -> None:
 
 
 def test_training_begins_with_given_weights(tmp_path: Path) -> None:
-    config = _world(tmp_path, steps=1)
+    config = _world(tmp_path, steps=1, model=SMALL_WORLD)
     (tmp_path / "given").mkdir()
     world = small_world(seed=5, grid=replace(TOKEN_GRID, vocab_size=8))
     write_model(tmp_path / "given", ModelCard(config=world.config).to_json(), world.state_dict())
@@ -685,6 +685,8 @@ def test_training_begins_with_given_weights(tmp_path: Path) -> None:
     assert all(torch.equal(p, dict(world.named_parameters())[name]) for name, p in loaded.named_parameters())
     with pytest.raises(UsageError, match=r"holds another model than is trained here, .* missing, .*blocks.2"):
         train(replace(still, model=replace(SMALL_WORLD, layers=3)), tmp_path / "deeper")
+    with pytest.raises(UsageError, match="given was trained on states as they are, this run gives normalised states"):
+        train(replace(still, model=replace(SMALL_WORLD, normalise_states=True)), tmp_path / "deeper")
     with pytest.raises(UsageError, match="run holds a world; a tokenizer is needed"):
         load_tokenizer(tmp_path / "run")
     assert not (tmp_path / "deeper").exists()

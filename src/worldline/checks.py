@@ -12,16 +12,17 @@ begins them with `super().__post_init__()`.
 """
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
 from math import inf, isfinite
 from types import NoneType
-from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from worldline.schema import UsageError
 
+Options = TypeVar("Options")
 Real = float | int
 MOST = 2**31 - 1
 """No count here is larger, and every library can represent it."""
@@ -75,8 +76,23 @@ def options_of(parts: Mapping[type, str] | None = None) -> Iterator[None]:
     try:
         yield
     except InvalidValue as error:
-        option = f"--{(parts or {}).get(error.kind, '')}{error.field}"
-        raise UsageError(f"{option.replace('_', '-')} {error.said}") from error
+        option = as_options([(parts or {}).get(error.kind, "") + error.field])
+        raise UsageError(f"{option} {error.said}") from error
+
+
+def as_only(kind: type[Options], options: Any, **others: Any) -> Options:
+    """Of options those that a smaller class has, too, with `others` in place of some."""
+    return kind(**{one.name: getattr(options, one.name) for one in fields(kind)} | others)  # pyright: ignore[reportArgumentType]
+
+
+def changed(kind: Any, options: Any) -> list[str]:
+    """The fields of a class, which have plain values, in which options are not as usual."""
+    return [one.name for one in fields(kind) if getattr(options, one.name) != getattr(kind, one.name)]
+
+
+def as_options(names: Iterable[str]) -> str:
+    """Names of fields as the command line takes them, for a message: `--num-clips, --seed`."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def refuse_unknown(name: str, names: Collection[str], *, what: str) -> None:

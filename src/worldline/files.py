@@ -111,6 +111,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON atomically, with a checksum over its content. That is no signature: anybody can compute it again."""
+    write_json(path, content | {"checksum": hash_of(content)})
+
+
+def read_sealed(path: Path, *, fix: str) -> dict[str, Any]:
+    """What `write_sealed` wrote, without the checksum. Raises `DataError` where it is absent, damaged or edited."""
+    content = read_json(path)
+    if (said := content.pop("checksum", None)) != (found := hash_of(content)):
+        told = f"content of {found:.12}: it was edited or damaged"
+        raise DataError(path, expected=f"content of the checksum {said!s:.12}", found=told, fix=fix)
+    return content
+
+
 def unreadable(
     path: Path, *, expected: str, found: str, fix: str = "Fetch it again.", kind: str = "damaged"
 ) -> DataError:

@@ -29,14 +29,14 @@ from PIL import Image
 from torch import Tensor
 
 from worldline import builtin
-from worldline.checks import Natural, Seed
+from worldline.checks import Natural, Seed, as_only
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips, check_episodes, evenly
 from worldline.evaluation.evaluate import frames_ahead
 from worldline.evaluation.held_out import DataChoice, held_out, warn_of_strange_states
 from worldline.evaluation.receipt import identities_of
 from worldline.families.card import describe_model
-from worldline.families.config import LoadOptions
+from worldline.families.config import LoadOptions, SampleOptions
 from worldline.families.load import Loaded, folders_of, load_forecaster, members_of, refuse_unfit, world_kind
 from worldline.files import atomic, hash_of_file, read_json, read_npz, reading, write_json, write_npz
 from worldline.forecasting.forecaster import clip_seeds
@@ -268,9 +268,9 @@ def _index(
     model = model_folder(run, options.checkpoint)
     device, numbers = ranks.device(options.device), [sample.clip for sample in samples]
     whole = loaded.whole
-    drawn = {"sample": options.sampling(), "seed": options.seed, "numbers": numbers, "mean": options.mean}
+    drawn = {"sample": vars(as_only(SampleOptions, options)), "seed": options.seed, "mean": options.mean}
     models = {name: (folder, loaded.tokenizer) for name, folder in folders_of(run, options).items()}
-    made = identities_of(clips, models, options=drawn, weights=options.weights, device=device)
+    made = identities_of(clips, models, options=drawn | {"numbers": numbers}, weights=options.weights, device=device)
     return Index(
         layout=options.format,
         run=run.resolve().name,

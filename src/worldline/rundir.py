@@ -227,6 +227,11 @@ def model_folder(path: Path, checkpoint: str = "latest") -> Path:
     return there[checkpoint]
 
 
+def of_run(model: Path, name: str) -> Path | None:
+    """A file or folder of a run, which is given itself or as a model folder in it; None where it is not there."""
+    return next((found for run in (model, model.parent.parent) if (found := run / name).exists()), None)
+
+
 def to_json(kind: Any, config: Any) -> dict[str, Any]:
     """A configuration dataclass as plain JSON values; `from_json` is its exact inverse."""
     return _adapter(kind, tuple(ModelConfig.__subclasses__())).dump_python((config,), mode="json")[0]

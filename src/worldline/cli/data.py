@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 import tyro
 
 from worldline import builtin
-from worldline.checks import MOST_WORKERS, Checked, Limit, Natural, Share, options_of, refuse_unknown
+from worldline.checks import MOST_WORKERS, Checked, Limit, Natural, Share, as_only, options_of, refuse_unknown
 from worldline.contract import FramePattern
 from worldline.data.clips import Side, check_episodes
 from worldline.data.info import Info, inspect
@@ -203,7 +203,7 @@ class TwinJob(TwinConfig):
             raise UsageError("--pairs and --tasks are two kinds of data; give one of the two")
 
     def carry_out(self) -> None:
-        config = TwinConfig(**{name: getattr(self, name) for name in TwinConfig.__dataclass_fields__})
+        config = as_only(TwinConfig, self)
         content: Content = Pairs() if self.pairs else Play()
         if self.tasks is not None:
             given = {"failures": self.failures, "miss": self.miss}

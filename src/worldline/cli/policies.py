@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,7 @@ class Policies(MakeOptions):
         if self.tokenizer:
             place = builtin.resolve(self.tokenizer)
             how = {"reconstruct": partial(reconstructed, load_tokenizer(place)), "tokenizer": fingerprint(place)}
-        options = MakeOptions(**{one.name: getattr(self, one.name) for one in fields(MakeOptions)})
-        made = make(self.out, options, **how)
+        made = make(self.out, self, **how)
         show(to_json(Made, made), text=told(made), as_json=self.json)
 
 

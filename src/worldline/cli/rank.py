@@ -1,7 +1,7 @@
 """`worldline rank`: does a ranking of policies inside a world agree with the truth?"""
 
 import inspect
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,8 @@ class Rank(RankOptions):
     json: bool = False
 
     def carry_out(self) -> None:
-        options = RankOptions(**{field.name: getattr(self, field.name) for field in fields(RankOptions)})
-        found = rank(self.run, options)
-        path = out_of(self.run, options) / FILE
+        found = rank(self.run, self)
+        path = out_of(self.run, self) / FILE
         content = read_json(path) | {"file": str(path)}
         show(content, text=f"{ranking_text(found)}\n{path}", as_json=self.json)
         if found.failures:

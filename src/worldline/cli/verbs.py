@@ -203,10 +203,7 @@ class View(ViewOptions):
       worldline view runs/world --data data/other --num-samples 4 --temperature 1
     """
 
-    run: Annotated[
-        tyro.conf.Positional[Path],
-        tyro.conf.arg(help="Run folder, model folder, or a built-in name such as compression-tiny."),
-    ] = Path(DEFAULT_WORLD)
+    run: Run = Path(DEFAULT_WORLD)
 
     def carry_out(self) -> None:
         try:
@@ -292,11 +289,12 @@ class Demo(Checked):
     def _made(self) -> tuple[Path, dict[str, Evaluation]]:
         from worldline.report.write import write_report
 
-        few: dict[str, Any] = {"num_clips": self.num_clips, "num_samples": 5, "steps": 10, "condition_samples": 1}
+        size = {"num_clips": self.num_clips, "study_clips": max(1, self.num_clips // 2)}  # 12 of 24, as by default
+        few: dict[str, Any] = {**size, "num_samples": 5, "steps": 10, "condition_samples": 1}
         few |= {"window_stride": 20, "batch_size": 4, "data": builtin.TWIN_MINI_VAL}
         # What objects would have done is asked of the other two: over latents it would take a third of the time.
         few |= {"studies": ("audit", "regions", "drift", "inverse_dynamics", "uncertainty")}
-        tokens = _evaluated(builtin.COMPRESSION_TINY, self.out / "builtin", num_clips=self.num_clips)
+        tokens = _evaluated(builtin.COMPRESSION_TINY, self.out / "builtin", **size)
         latents = _evaluated(builtin.SAMPLING_TINY, self.out / "sampling", **few)
         long: dict[str, Any] = {"num_clips": max(1, self.num_clips // 6), "horizon": "4s", "batch_size": 4}
         driven = _evaluated(builtin.DRIVEN_TINY, self.out / "driven", **long)

@@ -4,7 +4,7 @@ It handles windows, image size and augmentation, but no batches or models. A win
 of tokens also lie on the block grid of their file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -22,7 +22,7 @@ from worldline.formats.open import OpenOptions, Roots, choose_episodes
 from worldline.formats.source import Source, some_lengths, with_way_out
 from worldline.formats.video import resize
 from worldline.ranks import Ranks
-from worldline.schema import Clip, DataError, UsageError
+from worldline.schema import Batch, Clip, DataError, UsageError, stack
 
 Split = Literal["train", "val"]
 Side = Annotated[int, Limit(least=1, most=16384)]
@@ -129,6 +129,11 @@ class Clips(Sequence[Clip]):
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    def batches(self, numbers: Sequence[int], at_once: int) -> Iterator[Batch]:
+        """Some of them, in order, so many at a time."""
+        for first in range(0, len(numbers), at_once):
+            yield stack([self[number] for number in numbers[first : first + at_once]])
 
     def __getitem__(self, key: int | tuple[int, int]) -> Clip:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Read clip `key`, or clip `key[0]` augmented with seed `key[1]`. Raises what `Source.read` raises."""

@@ -90,8 +90,7 @@ class Core:
     def __init__(self, forecaster: Forecaster, starts: Starts, limits: StateLimits, config: EnvConfig) -> None:
         self.forecaster = forecaster if forecaster.lazy == config.lazy else replace(forecaster, lazy=config.lazy)
         self.starts, self.limits, self.config = starts, limits, config
-        if forecaster.chunk_frames < 1:
-            raise UsageError("no frames of this forecaster's window lie as a context does: it cannot be rolled on")
+        forecaster.refuse_standing()
         judges = (config.reward, config.success, config.failure)
         self.keeps = any(getattr(judge, "whole_episode", False) for judge in judges)
         self.motion = Motion(config=config, limits=limits, frames=forecaster.chunk_frames * config.chunks)

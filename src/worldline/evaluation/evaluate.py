@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from worldline import builtin
+from worldline.checks import as_only, as_options
 from worldline.contract import MOST_FRAMES, Conditional, FramePattern
 from worldline.data.clips import Clips
 from worldline.evaluation.engine import Amount, refuse_incomparable, score
@@ -29,7 +30,7 @@ from worldline.forecasting.rollout import RollOut
 from worldline.metrics.networks import LearnedOptions, Networks
 from worldline.progress import say
 from worldline.ranks import Ranks
-from worldline.rundir import RunDir, commit, model_folder
+from worldline.rundir import RunDir, commit, model_folder, of_run
 from worldline.schema import Batch, Forecast, TokenGrid, UsageError
 
 
@@ -66,8 +67,7 @@ class EvaluateOptions(DataChoice, ModelChoice, DrawOptions, Amount, LearnedOptio
     @property
     def loading(self) -> LoadOptions:
         """How the judged world is loaded: it draws samples, and the rows of `mean_draws` are made beside them."""
-        both = {one.name for one in fields(LoadOptions)} - {"mean_draws"}
-        return LoadOptions(**{name: getattr(self, name) for name in both})
+        return as_only(LoadOptions, self, mean_draws=0)
 
     @property
     def usual_means(self) -> bool:
@@ -82,8 +82,7 @@ class EvaluateOptions(DataChoice, ModelChoice, DrawOptions, Amount, LearnedOptio
             unused = [*(field.name for field in fields(SampleOptions)), *unused, "means"]
             unused += ["condition_samples", "study_clips", "seed"]
         if given := [name for name in unused if getattr(self, name) != getattr(default, name)]:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(f"{names} would change nothing: the {protocol} protocol does not use them")
+            raise UsageError(f"{as_options(given)} would change nothing: the {protocol} protocol does not use them")
         of_protocol = [one.id for one in studies_of(protocol)]
         if foreign := [id for id in self.studies or () if id not in of_protocol]:
             said = f"the {protocol} protocol has {', '.join(of_protocol)}"
@@ -155,8 +154,7 @@ def evaluate(run: str | Path, options: EvaluateOptions | None = None, *, ranks: 
 
 def request_of(run: str | Path, options: EvaluateOptions) -> Request:
     """What an evaluation was asked for; what a verb adds to the options of an evaluation is left out."""
-    own = EvaluateOptions(**{field.name: getattr(options, field.name) for field in fields(EvaluateOptions)})
-    return Request.of(run, own)
+    return Request.of(run, as_only(EvaluateOptions, options))
 
 
 def identities(run: str | Path, options: EvaluateOptions) -> Identities:
@@ -331,8 +329,7 @@ def _loaded(
     # The true tokens are those of the data, where these are tokens and say whose.
     made_by = clips.source.tokenizer or loaded.tokenizer
     tokenizer = loaded.forecaster.tokenizer if made_by == loaded.tokenizer else None
-    place = run if (run / "unigram.npy").exists() else run.parent.parent  # a run folder, or run/checkpoints/step_N
-    counts = {name: np.load(file) for name in ("unigram", "kept") if (file := place / f"{name}.npy").exists()}
+    counts = {name: np.load(file) for name in ("unigram", "kept") if (file := of_run(run, f"{name}.npy"))}
     judged = Judged(
         **what,
         forecaster=loaded.whole,

@@ -1,7 +1,7 @@
 """The clips of an evaluation, in the shape and units of the checkpoint's training data."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from worldline import builtin
-from worldline.checks import Natural
+from worldline.checks import Natural, changed
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, DataConfig, check_episodes, open_clips, open_split
 from worldline.data.splits import content_of
@@ -21,7 +21,7 @@ from worldline.files import read_json
 from worldline.formats.open import has_choices
 from worldline.formats.source import Source
 from worldline.formats.states import implausible, unlike, warn
-from worldline.rundir import RunDir, from_json, model_folder
+from worldline.rundir import from_json, model_folder, of_run
 from worldline.schema import UsageError
 
 On = Literal["held-out", "training-data"]
@@ -69,7 +69,7 @@ def split_of(
         UsageError: as `held_out`; the run's own data have changed; or it is not `on` such data.
     """
     _, source, chosen = _opened(run, contract, choice, on)
-    own = on == "held-out" and all(getattr(choice, field.name) == field.default for field in fields(DataChoice))
+    own = on == "held-out" and not changed(DataChoice, choice)
     if own and not builtin.is_builtin(run) and (made := describe_model(model_folder(run)).identity).validation:
         found = Identity(validation=content_of(source, chosen))
         refuse_another(made, found, what=str(run), places={"validation": source.path}, allowed=allow_different)
@@ -149,7 +149,7 @@ def _config(run: Path, contract: Contract, choice: DataChoice, on: On) -> DataCo
     data = builtin.held_out(run) if builtin.is_builtin(run) else None
     if choice.data is not None:
         data = builtin.resolve_all(choice.data)
-    path = next((p for p in (RunDir(run).config, RunDir(run.parent.parent).config) if p.exists()), None)
+    path = of_run(run, "config.json")
     if path is None and data is None:
         raise UsageError(f"{run} has no config.json that names its data; give the data to evaluate it on (--data DIR)")
     config = DataConfig(path=Path())

@@ -15,13 +15,14 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 
+from worldline.checks import as_options
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips
 from worldline.data.splits import content_of, recording_of
 from worldline.families.card import describe_model
 from worldline.families.family import kind_of
 from worldline.families.tokenizers import fingerprint
-from worldline.files import hash_of, hash_of_file, read_json, write_json
+from worldline.files import hash_of, hash_of_file, read_json, read_sealed, write_sealed
 from worldline.ranks import Ranks
 from worldline.rundir import built, processor_name, to_json, version_of
 from worldline.schema import DataError, UsageError
@@ -211,7 +212,7 @@ def _named(identities: Identities) -> dict[tuple[str, Any], str]:
         found |= {(_TEXTS[part].format(name), "model"): f"{value!s:.12}" for part, value in known.items()}
     found |= {(name, "model"): content[:12] for name, content in identities.files.items()}
     found["protocol", "protocol"] = f"{identities.protocol}, version {identities.protocol_version}"
-    found |= {(f"option --{n.replace('_', '-')}", "option"): str(value) for n, value in identities.options.items()}
+    found |= {(f"option {as_options([n])}", "option"): str(value) for n, value in identities.options.items()}
     found["code", "code"] = identities.code[:12]
     found |= {(f"library {name}", "library"): version for name, version in identities.libraries.items()}
     found |= {("processor", "processor"): processor.name, ("instruction set", "processor"): processor.instructions}
@@ -296,8 +297,7 @@ class Receipt:
 
     def write(self, path: Path) -> None:
         """Write it, with its checksum, atomically."""
-        content = to_json(Receipt, self)
-        write_json(path, content | {"checksum": hash_of(content)})
+        write_sealed(path, to_json(Receipt, self))
 
     @staticmethod
     def load(path: Path) -> "Receipt":
@@ -309,10 +309,7 @@ class Receipt:
         if not path.exists():
             found = "no file: an evaluation that was made before there were receipts has none"
             raise DataError(path, expected="a receipt", found=found, fix=_FIX)
-        content = read_json(path)
-        if (said := content.pop("checksum", None)) != (sum := hash_of(content)):
-            expected, found = f"content of the checksum {said!s:.12}", f"content of {sum:.12}: it was edited or damaged"
-            raise DataError(path, expected=expected, found=found, fix=_FIX)
+        content = read_sealed(path, fix=_FIX)
         options = content.get("identities", {}).get("options", {})
         if options.get("mean_draws") == 0:  # what it was called while its rows could not be chosen
             options["mean_draws"] = [1, 4]

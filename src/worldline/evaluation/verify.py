@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from worldline import builtin
+from worldline.checks import as_options
 from worldline.evaluation.evaluate import EvaluateOptions, evaluate, identities
 from worldline.evaluation.receipt import (
     RECEIPT,
@@ -208,7 +209,7 @@ def _place(told: Receipt, name: str) -> Any:
         return None
     found = [_found(told, one, name) for one in (value if isinstance(value, list) else [value])]
     if None in found:
-        option = f"--{name.replace('_', '-')}"
+        option = as_options([name])
         raise UsageError(f"{option} {value} of the receipt is not here; give its place ({option} PLACE)")
     return found if isinstance(value, list) else found[0]
 

@@ -25,7 +25,7 @@ from worldline.formats.source import Source
 from worldline.process.categorical import Sampling
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir
-from worldline.schema import Batch, TokenGrid, UsageError, stack
+from worldline.schema import Batch, TokenGrid, UsageError
 from worldline.tokenizers.fsq_video import HUB_ID, CosmosConfig, FSQVideoConfig, FSQVideoTokenizer
 from worldline.worlds.causal import CausalConfig, CausalWorld
 from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
@@ -48,6 +48,9 @@ class FSQKind(TokenizerKind):
 
     def pattern(self, config: TrainConfig, model: FSQVideoConfig, grid: Any) -> FramePattern:
         return FramePattern(window=model.clip_frames)
+
+    def hysteresis(self, model: FSQVideoConfig) -> float:
+        return model.hysteresis
 
     def kept(self, model: FSQVideoConfig) -> str | None:
         return "--model.keep-tokens" if model.keep_tokens else None
@@ -80,8 +83,7 @@ class TokenWorldKind(WorldKind):
     def idle(self, config: TrainConfig, model: Any) -> dict[str, str]:
         return {"data.pattern.": "a clip is context and horizon (--model.context-grids, --model.horizon-grids)"}
 
-    def build(self, model: Any, contract: Contract | None) -> Any:
-        assert contract is not None, "a world is built for data"
+    def build(self, model: Any, contract: Contract) -> Any:
         return model.build(contract.tokens, len(contract.state_names))
 
     def pattern(self, config: TrainConfig, model: Any, grid: TokenGrid) -> FramePattern:
@@ -161,8 +163,7 @@ class TokenWorldKind(WorldKind):
 
     def check_options(self, card: ModelCard, options: SampleOptions) -> None:
         super().check_options(card, options)
-        if options.num_samples > 1 and self.temperature(card, options) == 0:
-            raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
+        Sampling(temperature=self.temperature(card, options)).refuse_alike(options.num_samples)
 
     def refuse_unfit(self, source: Source, card: ModelCard, *, tokenizer: bool, shown: bool) -> None:
         grid = card.promise.tokens
@@ -213,8 +214,7 @@ class STKind(TokenWorldKind):
         )
     )
 
-    def build(self, model: STTransformerConfig, contract: Contract | None) -> STTransformer:
-        assert contract is not None, "a world is built for data"
+    def build(self, model: STTransformerConfig, contract: Contract) -> STTransformer:
         return model.build(contract.tokens, len(contract.state_names), contract.state_names)
 
     def idle(self, config: TrainConfig, model: STTransformerConfig) -> dict[str, str]:
@@ -250,13 +250,12 @@ class STKind(TokenWorldKind):
     def finish(self, model: Any, made: Prepared, config: TrainConfig) -> None:
         if not model.config.calibrated:
             return
-        chosen = evenly(len(made.val), config.validation_clips)
-        device, rows = next(model.parameters()).device, _rows_at_once(model.grid)
-        parts = (chosen[first : first + rows] for first in range(0, len(chosen), rows))
-        model.calibrate(made.ready(stack([made.val[i] for i in part]).to(device)) for part in parts)
+        chosen, device = evenly(len(made.val), config.validation_clips), next(model.parameters()).device
+        batches = made.val.batches(chosen, _rows_at_once(model.grid))
+        model.calibrate(made.ready(batch.to(device)) for batch in batches)
 
-    def normalises(self, model: STTransformerConfig) -> bool:
-        return model.normalise_states and not model.unconditional and model.conditioning != "map"
+    def normalises(self, model: STTransformerConfig) -> bool | None:
+        return None if model.unconditional or model.conditioning == "map" else model.normalise_states
 
     def fitted(self, model: STTransformerConfig, tokenizer: Any) -> STTransformerConfig:
         return with_levels_of(tokenizer, model) if model.code_levels else model
@@ -276,8 +275,7 @@ class CausalKind(TokenWorldKind):
     psnr_clips = 16
     counts = False
 
-    def build(self, model: CausalConfig, contract: Contract | None) -> CausalWorld:
-        assert contract is not None, "a world is built for data"
+    def build(self, model: CausalConfig, contract: Contract) -> CausalWorld:
         return model.build(contract.tokens, contract.state_names)
 
     def idle(self, config: TrainConfig, model: CausalConfig) -> dict[str, str]:
@@ -295,8 +293,8 @@ class CausalKind(TokenWorldKind):
         """For a token source: one grid a frame, as the built-in tokenizer of such worlds makes them."""
         return tokenizer_config(config.tokenizer or builtin.TOKENIZER_DRIVEN)
 
-    def normalises(self, model: CausalConfig) -> bool:
-        return model.normalise_states and not model.unconditional
+    def normalises(self, model: CausalConfig) -> bool | None:
+        return None if model.unconditional else model.normalise_states
 
     def fitted(self, model: CausalConfig, tokenizer: Any) -> CausalConfig:
         return with_levels_of(tokenizer, model)

@@ -3,9 +3,9 @@
 `LoadOptions`, in its parts: how the world of a run is loaded and sampled from; each family reads what is its own.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from worldline.builtin import located
 from worldline.checks import MOST_WORKERS, Checked, Limit, Natural, Positive, Seed, refuse
@@ -164,10 +164,6 @@ class SampleOptions(DrawOptions):
     mean_draws: Natural = 0
     """Worlds over latents: instead of samples, the mean of all futures, from so many estimates at pure noise, one call
     each; 4 are enough (docs/beyond.md)."""
-
-    def sampling(self) -> dict[str, Any]:
-        """These options alone, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(SampleOptions)}
 
 
 @dataclass(frozen=True, kw_only=True)

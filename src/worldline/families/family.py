@@ -14,6 +14,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
+from worldline.checks import as_options, changed
 from worldline.contract import Contract, FramePattern, ModelConfig
 from worldline.data.clips import Clips, DataConfig, open_clips, open_split, open_windows
 from worldline.families.card import Base, ModelCard, Part, describe_model
@@ -69,16 +70,20 @@ class Kind:
         """Further fields that have no effect, and why (see the function `idle`)."""
         return {}
 
-    def normalises(self, model: Any) -> bool:
-        """Whether the model normalises states."""
-        return False
+    def normalises(self, model: Any) -> bool | None:
+        """Whether the model normalises states; None where none enter it as numbers."""
+        return None
 
     def prepare(self, config: TrainConfig, model: Any, ranks: Ranks) -> Prepared:
         """Open the data, fill caches, build the model."""
         raise NotImplementedError
 
-    def build(self, model: Any, contract: Contract | None) -> Any:
-        """A model with fresh weights, in the types that it is trained in; a world is built for data of a contract."""
+    def hysteresis(self, model: Any) -> float | None:
+        """That of a tokenizer's tokens; None of all else."""
+        return None
+
+    def build(self, model: Any, contract: Contract) -> Any:
+        """A model with fresh weights, in the types that it is trained in, for data of a contract."""
         raise NotImplementedError
 
     def finish(self, model: Any, made: Prepared, config: TrainConfig) -> None:
@@ -120,7 +125,7 @@ class TokenizerKind(Kind):
     copied: ClassVar[int] = 100_000_000
     """Up to so many parameters, weights are copied into the run of a world; of larger ones, it stores the place."""
 
-    def build(self, model: Any, contract: Contract | None) -> Any:
+    def build(self, model: Any, contract: Contract | None = None) -> Any:
         return model.build()  # a tokenizer's sizes are all its own
 
     def encoder(self, config: TrainConfig, model: Any) -> Any:
@@ -170,12 +175,12 @@ class WorldKind(Kind):
 
     def check_options(self, card: ModelCard, options: SampleOptions) -> None:
         """Raise `UsageError` for options of another kind of world, or that this very world has no use for."""
-        self.refuse_foreign(name for name, value in options.sampling().items() if value != getattr(SampleOptions, name))
+        self.refuse_foreign(changed(SampleOptions, options))
 
     def refuse_foreign(self, given: Iterable[str]) -> None:
         """Raise `UsageError` for sampling options, by their names, that only other kinds of world use."""
         if foreign := set(given).difference(self.options, ("num_samples", "rows")):
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
+            names = as_options(sorted(foreign))
             worlds = (kind for kind in KINDS.values() if isinstance(kind, WorldKind))
             over = {kind.over for kind in worlds if foreign.issubset(kind.options)} - {self.over}
             it = "it" if len(foreign) == 1 else "them"
@@ -271,7 +276,7 @@ def refuse_idle(config: TrainConfig, usual: TrainConfig) -> None:
         for place in (start + one.name for one in fields(part) if getattr(part, one.name) != getattr(other, one.name)):
             for field, reason in reasons.items():
                 if place == field or (field.endswith(".") and place.startswith(field)):
-                    raise UsageError(f"--{place.replace('_', '-')} would change nothing: {reason}")
+                    raise UsageError(f"{as_options([place])} would change nothing: {reason}")
 
 
 def parts_of(config: Any, start: str = "") -> Iterator[tuple[str, Any]]:
@@ -310,9 +315,27 @@ def begin(config: TrainConfig, model: nn.Module, train: Clips, states: Standardi
     if states is not None:
         states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
     initialise(model, config.init_from)
-    if config.init_from is not None and states is not None:
-        return describe_model(model_folder(config.init_from)).statistics
+    if config.init_from is not None:
+        first, normalises = (
+            describe_model(model_folder(config.init_from)),
+            kind_of(config.model).normalises(config.model),
+        )
+        refuse_other_scale(config.init_from, first.config, normalises)
+        if states is not None:
+            return first.statistics
     return statistics
+
+
+def refuse_other_scale(path: Path, first: ModelConfig, normalises: bool | None) -> None:
+    """Raise `UsageError` where states would enter normalised what first weights read as they are, or the reverse."""
+    theirs = kind_of(first).normalises(first)
+    if None in (theirs, normalises) or theirs == normalises:
+        return
+    said = {True: "normalised states", False: "states as they are"}
+    raise UsageError(
+        f"{path} was trained on {said[theirs is True]}, this run gives {said[normalises is True]}; "
+        "set the model's option that normalises states as it was there"
+    )
 
 
 def initialise(model: nn.Module, path: Path | None) -> None:

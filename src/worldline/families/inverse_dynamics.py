@@ -15,7 +15,7 @@ from worldline.judges.inverse_dynamics import InverseDynamics, InverseDynamicsCo
 from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
 from worldline.rundir import load_tensors
-from worldline.schema import Batch, UsageError, stack
+from worldline.schema import Batch, UsageError
 
 VALIDATED = 256
 """Validation clips that say which dimensions are readable."""
@@ -35,8 +35,7 @@ class InverseDynamicsKind(Kind):
     def normalises(self, model: InverseDynamicsConfig) -> bool:
         return True
 
-    def build(self, model: InverseDynamicsConfig, contract: Contract | None) -> InverseDynamics:
-        assert contract is not None, "a judge is built for data"
+    def build(self, model: InverseDynamicsConfig, contract: Contract) -> InverseDynamics:
         return model.build(len(contract.state_names))
 
     def pattern(self, config: TrainConfig, model: InverseDynamicsConfig, grid: Any) -> FramePattern:
@@ -66,9 +65,8 @@ class InverseDynamicsKind(Kind):
         """Measure, on validation clips, how much of the variance of every dimension is read."""
         device, generator = next(model.parameters()).device, torch.Generator().manual_seed(config.seed)
         chosen, read, true = evenly(len(made.val), VALIDATED), [], []
-        for first in range(0, len(chosen), AT_ONCE):
-            batch = stack([made.val[i] for i in chosen[first : first + AT_ONCE]]).to(device)
-            *seen, states = model.drawn(batch, generator)
+        for batch in made.val.batches(chosen, AT_ONCE):
+            *seen, states = model.drawn(batch.to(device), generator)
             read.append(model(*seen))
             true.append((states - model.mean) / model.scale)
         model.r2.copy_(explained(torch.cat(read).cpu(), torch.cat(true).cpu()))

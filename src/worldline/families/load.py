@@ -26,7 +26,7 @@ from worldline.formats.states import compute_stats, implausible, unlike, warn
 from worldline.nn.kinematics import refuse_another_robot, skeleton_drawn_by
 from worldline.nn.weights import load_weights
 from worldline.ranks import Ranks
-from worldline.rundir import RunDir, from_json, load_tensors, model_folder
+from worldline.rundir import RunDir, from_json, load_tensors, model_folder, of_run
 from worldline.schema import Forecast, UsageError
 
 log = logging.getLogger(__name__)
@@ -323,11 +323,8 @@ def refuse_unfit(source: Source, card: ModelCard, folder: Path, options: LoadOpt
 
 def _tokenizer_of(path: Path, expected: str | None) -> Path | None:
     """Where the tokenizer lies, beside a world or among the built-ins. Raises `UsageError` where one should."""
-    for run in (path, path.parent.parent):  # a run folder, or run/checkpoints/step_N
-        if RunDir(run).tokenizer.is_dir():
-            return RunDir(run).tokenizer
-    if expected is None:
-        return None
+    if (own := of_run(path, "tokenizer")) is not None or expected is None:
+        return own
     for shipped in (builtin.TOKENIZER_TINY, builtin.TOKENIZER_DRIVEN, builtin.VAE_TINY):
         if shipped.is_dir() and expected == fingerprint(shipped):
             return shipped

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldline.checks import changed
 from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, open_clips, open_split
 from worldline.encoding.encode import encode
@@ -19,7 +20,7 @@ from worldline.forecasting.latents import LatentForecaster
 from worldline.formats.source import Source
 from worldline.process.flow import FlowSampling
 from worldline.ranks import Ranks
-from worldline.schema import Batch, LatentGrid, UsageError, stack
+from worldline.schema import Batch, LatentGrid, UsageError
 from worldline.tokenizers.wan_vae import (
     HUB_ID,
     ORIGINAL_NAME,
@@ -59,10 +60,8 @@ class VAEKind(TokenizerKind):
         if model.config.keep_latents:
             return
         device, at_once = next(model.parameters()).device, -(-config.batch_size // config.accumulate)
-        train = made.train
-        numbers = range(0, len(train), max(1, len(train) // MEASURED_CLIPS))
-        parts = (numbers[begin : begin + at_once] for begin in range(0, len(numbers), at_once))
-        model.measure_statistics(stack([train[i] for i in part]).to(device) for part in parts)
+        numbers = range(0, len(made.train), max(1, len(made.train) // MEASURED_CLIPS))
+        model.measure_statistics(batch.to(device) for batch in made.train.batches(numbers, at_once))
 
     def published(self, path: Path) -> tuple[WanVAEConfig, list[Path]] | None:
         return (read_config(files), files) if (files := vae_files(path)) else None
@@ -99,15 +98,14 @@ class LatentWorldKind(WorldKind):
             found["model.block_bias"] = "without adapters the whole backbone is trained, its tables too"
         return found
 
-    def normalises(self, model: WanConfig) -> bool:
-        return model.states.normalise and not model.unconditional and model.conditioning != "map"
+    def normalises(self, model: WanConfig) -> bool | None:
+        return None if model.unconditional or model.conditioning == "map" else model.states.normalise
 
     def backbone_fingerprint(self, path: Path) -> str:
         return fingerprint_backbone(path)
 
-    def build(self, model: WanConfig, contract: Contract | None, backbone: Any = None) -> WanWorld:
+    def build(self, model: WanConfig, contract: Contract, backbone: Any = None) -> WanWorld:
         """A frozen backbone is bfloat16, except what diffusers keeps in fp32."""
-        assert contract is not None, "a world is built for data"
         if backbone is None and model.lora is not None:
             backbone = model.backbone.build(torch.bfloat16)
         how = {"names": contract.state_names, "grid": contract.latents}
@@ -194,8 +192,7 @@ class LatentWorldKind(WorldKind):
                 f"--guidance {options.guidance:g} compares states with none, which this world has not learned; train "
                 "one with a null code (--model.states.null, --model.drop-states)"
             )
-        sampled = ("num_samples", "steps", "sampler")
-        if options.mean_draws and any(getattr(options, name) != getattr(SampleOptions, name) for name in sampled):
+        if options.mean_draws and {"num_samples", "steps", "sampler"} & {*changed(SampleOptions, options)}:
             raise UsageError("--mean-draws makes one forecast, from pure noise; leave out other options of sampling")
         if options.average_repeats and not card.promise.pattern.repeat_last:
             raise UsageError("this world shows no instant twice: --average-repeats would change nothing")

@@ -19,7 +19,7 @@ from worldline.progress import say
 from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError
-from worldline.tokenizers.tokenizer import BlockTokenizer, Hysteretic
+from worldline.tokenizers.tokenizer import BlockTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,9 @@ class TokenizerIdentity:
         return self.fingerprint + ("" if self.hysteresis is None else f", hysteresis {self.hysteresis:g}")
 
     @staticmethod
-    def of(fingerprint: str, tokenizer: object) -> "TokenizerIdentity":
-        """The identity of a tokenizer that was loaded, and whose fingerprint is known."""
-        hysteresis = tokenizer.hysteresis if isinstance(tokenizer, Hysteretic) else None
+    def of(fingerprint: str, tokenizer: Any) -> "TokenizerIdentity":
+        """The identity of a tokenizer whose fingerprint is known; of one that is not available, None is given."""
+        hysteresis = None if tokenizer is None else kind_of(tokenizer.config).hysteresis(tokenizer.config)
         return TokenizerIdentity(fingerprint=fingerprint[:12], hysteresis=hysteresis)
 
 
@@ -57,10 +57,10 @@ def load_tokenizer(path: Path, makes: Literal["tokens", "latents"] | None = None
         kind, config, files = found
         tokenizer = kind.load_published(config, files)
     else:
-        folder, card = _tokenizer(path)
+        kind, folder, card = _tokenizer(path)
         if card.path is not None:
             return load_tokenizer(_elsewhere(folder, card), makes)
-        tokenizer = kind_of(card.config).build(card.config, None)
+        tokenizer = kind.build(card.config)
         load_weights(tokenizer, load_tensors(folder / "model.safetensors"), folder)
     made = "tokens" if isinstance(tokenizer, BlockTokenizer) else "latents"
     if makes not in (None, made):
@@ -71,7 +71,7 @@ def load_tokenizer(path: Path, makes: Literal["tokens", "latents"] | None = None
 def tokenizer_config(path: Path) -> ModelConfig:
     """The configuration of the tokenizer a path describes, without its weights. Raises as `load_tokenizer`."""
     found = _published(path)
-    return found[1] if found else _tokenizer(path)[1].config
+    return found[1] if found else _tokenizer(path)[2].config
 
 
 def _published(path: Path) -> tuple[TokenizerKind, Any, list[Path]] | None:
@@ -81,7 +81,7 @@ def _published(path: Path) -> tuple[TokenizerKind, Any, list[Path]] | None:
     return None
 
 
-def _tokenizer(path: Path) -> tuple[Path, ModelCard]:
+def _tokenizer(path: Path) -> tuple[TokenizerKind, Path, ModelCard]:
     if not (path / "model.json").is_file() and not RunDir(path).checkpoints():
         offered = [kind.download for kind in KINDS.values() if isinstance(kind, TokenizerKind) and kind.download]
         raise UsageError(
@@ -91,7 +91,7 @@ def _tokenizer(path: Path) -> tuple[Path, ModelCard]:
     card = describe_model(folder := model_folder(path))
     if not isinstance(kind := kind_of(card.config), TokenizerKind):
         raise UsageError(f"{path} holds {kind.what}; a tokenizer is needed here")
-    return folder, card
+    return kind, folder, card
 
 
 def fingerprint(path: Path) -> str:
@@ -100,7 +100,7 @@ def fingerprint(path: Path) -> str:
     Raises:
         UsageError: the path is neither a run or model folder nor a published download.
     """
-    digest, hysteresis = hashlib.sha256(), 0.0
+    digest, hysteresis = hashlib.sha256(), None
     if found := _published(path):
         files = found[2]
     else:
@@ -109,9 +109,7 @@ def fingerprint(path: Path) -> str:
             return fingerprint(_elsewhere(folder, card))
         if card.fingerprint is not None:  # weights of a published layout, saved in ours
             return card.fingerprint
-        files, hysteresis = [folder / "model.safetensors"], 0.0
-        if isinstance(card.config, Hysteretic):
-            hysteresis = card.config.hysteresis
+        files, hysteresis = [folder / "model.safetensors"], kind_of(card.config).hysteresis(card.config)
     for file in files:
         digest.update(bytes.fromhex(hash_of_file(file)))
     if hysteresis:  # the one setting that changes the tokens of the same weights; the rule has a name of its own

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from worldline.forecasting.forecaster import Context, Extra, Forecaster, Frames, Seeds, States, Step, generators
+from worldline.forecasting.forecaster import Context, Extra, Forecaster, Seeds, States, Step, generators
 from worldline.forecasting.tokens import DecodeMode, refuse_without_codes
 from worldline.process.categorical import Sampling
-from worldline.schema import Batch, Certainty, Forecast, TokenGrid, UsageError
+from worldline.schema import Batch, Certainty, Forecast, TokenGrid
 from worldline.tokenizers.tokenizer import Tokenizer
 
 ROWS = 64
@@ -64,8 +64,7 @@ class CausalForecaster(Forecaster):
     decode_mode: DecodeMode = "tokens"
 
     def __post_init__(self) -> None:
-        if self.num_samples > 1 and self.sampling.temperature == 0:
-            raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
+        self.sampling.refuse_alike(self.num_samples)
         if self.decode_mode == "mean":
             refuse_without_codes(self._known())
         context = self.grid.frames_of(self.world.context_grids)
@@ -87,13 +86,6 @@ class CausalForecaster(Forecaster):
         else:
             true = self._encode(self.frames_of(batch, self.context_frames + 1)[:, self.context_frames :])
         return Forecast(times=self.times, frames=self._decode(true[:, :1])[:, None], tokens=true[:, None, :1])
-
-    def round_trip(self, batch: Batch) -> tuple[Frames, Frames] | None:
-        if batch.frames is None or self.tokenizer is None:
-            return None
-        tokens = self.encoded(batch).tokens
-        assert tokens is not None, "encoded just now"
-        return batch.frames[:, : self.context_frames], self._decode(tokens[:, : self.context_frames])
 
     @torch.no_grad()
     def begin(self, batch: Batch) -> Context:

@@ -198,8 +198,12 @@ class Forecaster(ABC):
 
         Clips that are encoded already (`encoded`) cost one call of the decoder.
         """
-        del batch
-        return None
+        if self.token_grid is None or self.tokenizer is None or batch.frames is None:
+            return None
+        tokens = self.encoded(batch).tokens
+        assert tokens is not None, "encoded just now"
+        kept = self._decode(tokens[:, : self.token_grid.grids_of(self.context_frames)])
+        return batch.frames[:, : self.context_frames], kept
 
     def shown(self, batch: Batch) -> Shown:
         """Context frames at the pace of the forecast, and the true frames at `times`, if known, decoded if need be."""
@@ -218,14 +222,18 @@ class Forecaster(ABC):
 
     def start_clips(self, batch: Batch, *, seed: int | Sequence[int] = 0) -> "Session":
         """The same from clips of frames, token grids or latents; only their context is read."""
-        if self.chunk_frames < 1:
-            raise UsageError("no frames of this forecaster's window lie as a context does: it cannot be rolled on")
+        self.refuse_standing()
         states = batch.states[:, : self.context_frames].cpu().clone()
         _check_states(states, len(batch), self.context_frames, states.shape[-1])
         seeds = (int(seed),) * len(batch) if isinstance(seed, int | np.integer) else tuple(map(int, seed))
         if len(seeds) != len(batch) or min(seeds, default=0) < 0:
             raise UsageError(f"give one seed of 0 or more, or one for each of {len(batch)} clips, not {seed}")
         return Session(self, Snapshot(made_by=signature(self), context=self.begin(batch), states=states, seeds=seeds))
+
+    def refuse_standing(self) -> None:
+        """Raise `UsageError` where it cannot go on beyond its window."""
+        if self.chunk_frames < 1:
+            raise UsageError("no frames of this forecaster's window lie as a context does: it cannot be rolled on")
 
     def frames_of(self, batch: Batch, count: int) -> UInt8[Tensor, "b t 3 h w"]:
         """All frames of clips that hold at least `count`, of its size. Raises `UsageError` for other clips."""
@@ -426,12 +434,12 @@ def _first(made: Forecast, count: int) -> Forecast:
 
 def clip_seeds(seed: int, origins: Sequence[Origin]) -> tuple[int, ...]:
     """One seed per clip, from the episode and frame where it begins."""
-    return tuple(_mixed(seed, origin.episode, origin.start) for origin in origins)
+    return tuple(mixed(seed, origin.episode, origin.start) for origin in origins)
 
 
 def chunk_seeds(seeds: Seeds, number: int) -> Seeds:
     """The seeds of a chunk of a session, counted from 0: the first is a forecast with the seeds of the session."""
-    return tuple(_mixed(seed, number, 1) for seed in seeds) if seeds is not None and number else seeds
+    return tuple(mixed(seed, number, 1) for seed in seeds) if seeds is not None and number else seeds
 
 
 def generators(seeds: Seeds, num_samples: int, *, clips: int) -> list[torch.Generator]:
@@ -439,10 +447,10 @@ def generators(seeds: Seeds, num_samples: int, *, clips: int) -> list[torch.Gene
     if seeds is None or len(seeds) != clips:
         found = "none" if seeds is None else len(seeds)
         raise UsageError(f"this forecast is drawn from noise: give one seed for each of {clips} clips, not {found}")
-    return [torch.Generator().manual_seed(_mixed(seed, k)) for seed in seeds for k in range(num_samples)]
+    return [torch.Generator().manual_seed(mixed(seed, k)) for seed in seeds for k in range(num_samples)]
 
 
-def _mixed(*numbers: int) -> int:
+def mixed(*numbers: int) -> int:
     """Numbers without a pattern from numbers with one; torch reads 32 bits of it."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
 

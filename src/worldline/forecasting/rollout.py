@@ -40,8 +40,7 @@ class RollOut(Forecaster):
         inner = self.inner
         if inner.num_samples != self.num_samples:
             inner = replace(inner, num_samples=self.num_samples)
-        if inner.chunk_frames < 1:
-            raise UsageError("no frames of this forecaster's window lie as a context does: it cannot be rolled on")
+        inner.refuse_standing()
         end = inner.context_frames + self.ahead
         times = tuple(time for begin, inside in self._windows(inner) if (time := begin + inside) < end)
         if not times:

@@ -16,7 +16,6 @@ from worldline.forecasting.forecaster import (
     Context,
     Extra,
     Forecaster,
-    Frames,
     Seeds,
     Shown,
     States,
@@ -87,8 +86,7 @@ class TokenForecaster(Forecaster):
             raise UsageError(
                 "a mixture is one forecast, shown by its greedy roll-out; no --num-samples, no --temperature"
             )
-        if self.num_samples > 1 and self.sampling.temperature == 0:
-            raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
+        self.sampling.refuse_alike(self.num_samples)
         if self.decode_mode == "mean":
             refuse_without_codes(self._known())
         context, horizon = map(self.grid.frames_of, (self.world.context_grids, self.world.horizon_grids))
@@ -143,13 +141,6 @@ class TokenForecaster(Forecaster):
         past = tokens[:, : self.world.context_grids]
         context = (past, *self._seen(past, batch.frames))
         return self._shown(context, {"tokens": future}, samples=1, plain=True)
-
-    def round_trip(self, batch: Batch) -> tuple[Frames, Frames] | None:
-        if batch.frames is None or self.tokenizer is None:
-            return None
-        tokens = self.encoded(batch).tokens
-        assert tokens is not None, "encoded just now"
-        return batch.frames[:, : self.context_frames], self._decode(tokens[:, : self.world.context_grids])
 
     def shown(self, batch: Batch) -> Shown:
         if batch.frames is None and batch.tokens is not None:

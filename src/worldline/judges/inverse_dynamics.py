@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from worldline.checks import Limit, Share, refuse
 from worldline.contract import FramePattern, ModelConfig
+from worldline.nn.pictures import blurred, coordinates, places_in, scaled
 from worldline.nn.states import Standardising
 from worldline.schema import Batch, UsageError
 
@@ -130,12 +131,10 @@ class InverseDynamics(Standardising):
             raise UsageError(
                 f"frames of {height}x{width} do not divide into squares of {side} px, which are read whole"
             )
-        places = _coordinates(height, width, now).expand(len(now), -1, -1, -1)
+        places = coordinates(height, width, now.device).expand(len(now), -1, -1, -1)
         x = torch.cat([before, now, places], dim=1).contiguous(memory_format=torch.channels_last)
         x = self.layers(x)
-        shares = self.maps(x).flatten(2).softmax(dim=-1)
-        coarse = _coordinates(x.shape[-2], x.shape[-1], x)[0].flatten(1)
-        where = torch.einsum("nkp,cp->nkc", shares, coarse).flatten(1)
+        where = places_in(self.maps(x)).flatten(1)
         time = torch.stack([(10 * seconds).log(), 0.1 / seconds], dim=1)
         found = self.dropout(torch.cat([where, x.mean(dim=(2, 3))], dim=1))
         return self.head(torch.cat([found, time], dim=1)).float()
@@ -196,26 +195,3 @@ def explained(read: Float[Tensor, "n s"], true: Float[Tensor, "n s"]) -> Float[T
     left, spread = (read - true).double().square().sum(dim=0), (true - true.mean(dim=0)).double().square().sum(dim=0)
     moves = spread > 1e-9 * len(true)
     return torch.where(moves, 1 - left / spread.clamp_min(1e-12), torch.zeros_like(left)).to(read.dtype)
-
-
-def scaled(frames: UInt8[Tensor, "*n h w"]) -> Float32[Tensor, "*n h w"]:
-    """To -1..1."""
-    return frames.float() / 127.5 - 1
-
-
-def blurred(frames: Float32[Tensor, "n c h w"], share: float, generator: torch.Generator) -> Float32[Tensor, "n c h w"]:
-    """A random share of the frames blurred, each by its own amount (of two passes of a 3x3 mean)."""
-    draw = torch.rand(2, len(frames), 1, 1, 1, generator=generator)
-    amount = torch.where(draw[0] < share, draw[1], torch.zeros_like(draw[1])).to(frames.device)
-    # A mean takes longer than all else that is varied. A plan is made without values: there it is of all frames.
-    chosen = torch.arange(len(frames), device="meta") if amount.is_meta else amount.flatten().nonzero()[:, 0]
-    sharp = soft = frames[chosen]
-    for _ in range(2):
-        soft = F.avg_pool2d(soft, 3, stride=1, padding=1, count_include_pad=False)
-    return frames.index_copy(0, chosen, sharp.lerp(soft, amount[chosen]))
-
-
-def _coordinates(height: int, width: int, like: Tensor) -> Float[Tensor, "1 2 h w"]:
-    """Row and column of the centre of every pixel, -1..1."""
-    down, right = ((2 * torch.arange(n, device=like.device, dtype=like.dtype) + 1) / n - 1 for n in (height, width))
-    return torch.stack(torch.meshgrid(down, right, indexing="ij"))[None]

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from worldline.checks import Checked, Limit, Share, refuse_unknown
 from worldline.files import hash_of, hash_of_file, read_json, write_json
-from worldline.judges.inverse_dynamics import Block, blurred, scaled
+from worldline.judges.inverse_dynamics import Block
 from worldline.metrics.bootstrap import Interval, interval, statistics
 from worldline.metrics.uncertainty import auroc
 from worldline.nn.fit import FitConfig, fitted
+from worldline.nn.pictures import blurred, scaled, seen_small
 from worldline.nn.weights import load_weights
 from worldline.rundir import from_json, load_tensors, new_folder, save_tensors
 from worldline.schema import DataError, UsageError
@@ -112,6 +113,7 @@ class SuccessReader:
     def __init__(self, config: SuccessConfig, network: SuccessNetwork, identity: str = "") -> None:
         self.config, self.network, self.identity = config, network.eval().requires_grad_(False), identity
         self.label = f"success classifier {identity[:12]}".strip()
+        self.looks: int | None = config.looks
 
     def of(self, task: str) -> "OfTask":
         """`chance(frames, states=None)` of one task. Raises `UsageError` for a task that it does not know."""
@@ -132,7 +134,8 @@ class SuccessReader:
             raise UsageError(f"success is read from two frames at least, a first and a last one, not {frames.shape[1]}")
         ids = [task] * len(frames) if isinstance(task, str) else list(task)
         chosen = frames[:, list(spread_over(frames.shape[1], self.config.looks))]
-        return torch.sigmoid(self.network(scaled(self._small(chosen)), self._places(ids)))
+        small = seen_small(chosen.flatten(0, 1), self.config.side).unflatten(0, chosen.shape[:2])
+        return torch.sigmoid(self.network(scaled(small), self._places(ids)))
 
     def chances(
         self, task: str, frames: UInt8[np.ndarray, "n t h w 3"], states: Any = None
@@ -146,13 +149,6 @@ class SuccessReader:
         for one in dict.fromkeys(ids):
             refuse_unknown(one, self.config.tasks, what="task of this success classifier")
         return torch.tensor([self.config.tasks.index(one) for one in ids])
-
-    def _small(self, frames: UInt8[Tensor, "b k 3 h w"]) -> UInt8[Tensor, "b k 3 side side"]:
-        side = self.config.side
-        if frames.shape[-2:] == (side, side):
-            return frames
-        small = F.adaptive_avg_pool2d(frames.flatten(0, 1).float(), (side, side)).round().byte()
-        return small.unflatten(0, frames.shape[:2])
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from worldline.checks import Checked, Positive
 from worldline.judges.success import Attempts
+from worldline.nn.pictures import seen_small
 from worldline.policies.demonstrations import ARMS, KEPT
-from worldline.policies.networks import seen_small
 from worldline.policies.scripted import ScriptedConfig, ScriptedPolicy, missed
 from worldline.policies.starts import STARTS, Use
 from worldline.twin.simulation import Simulation

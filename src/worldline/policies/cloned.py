@@ -17,11 +17,11 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from worldline.checks import Checked, Natural, Positive, Share, refuse
-from worldline.judges.inverse_dynamics import blurred, scaled
 from worldline.nn.fit import FitConfig, fitted
+from worldline.nn.pictures import blurred, scaled, seen_small
 from worldline.policies.demonstrations import Demonstrations
 from worldline.policies.mirror import mirrored
-from worldline.policies.networks import NetworkConfig, PolicyNetwork, seen_small
+from worldline.policies.networks import NetworkConfig, PolicyNetwork
 from worldline.policies.policy import BatchPolicy, checked_states
 from worldline.schema import UsageError
 

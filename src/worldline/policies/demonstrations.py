@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from worldline.checks import Checked, Limit, Positive
-from worldline.policies.networks import seen_small
+from worldline.nn.pictures import seen_small
 from worldline.policies.starts import STARTS
 from worldline.schema import UsageError
 from worldline.twin.scene import INDEX

@@ -10,11 +10,12 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from worldline.checks import Checked, Limit, refuse
 from worldline.nn.attention import Attention
+from worldline.nn.pictures import coordinates, places_in
 from worldline.nn.states import Standardising
 
 PATCH = 8
@@ -45,13 +46,6 @@ class NetworkConfig(Checked):
             refuse(self, "side", f"a multiple of {PATCH}")
 
 
-def seen_small(frames: UInt8[Tensor, "n 3 h w"], side: int) -> UInt8[Tensor, "n 3 side side"]:
-    """Frames of any size as a policy or a judge looks at them: means over areas."""
-    if frames.shape[-2:] == (side, side):
-        return frames
-    return F.adaptive_avg_pool2d(frames.float(), (side, side)).round().byte()
-
-
 class Places(nn.Module):
     """Convolutions, then where each of their maps is: the mean coordinate under a softmax over the picture.
 
@@ -69,11 +63,9 @@ class Places(nn.Module):
         self.features = 3 * width
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f"]:
-        where = _coordinates(x.shape[-2], x.shape[-1], x)
+        where = coordinates(x.shape[-2], x.shape[-1], x.device)
         maps = self.layers(torch.cat([x, where.expand(len(x), -1, -1, -1)], dim=1))
-        coarse = _coordinates(maps.shape[-2], maps.shape[-1], maps)[0].flatten(1)
-        places = torch.einsum("nkp,cp->nkc", maps.flatten(2).softmax(dim=-1), coarse)
-        return torch.cat([places.flatten(1), maps.mean(dim=(2, 3))], dim=1)
+        return torch.cat([places_in(maps).flatten(1), maps.mean(dim=(2, 3))], dim=1)
 
 
 class Patches(nn.Module):
@@ -158,9 +150,3 @@ class PolicyNetwork(Standardising):
         """Commands of the data as `forward` should give them; 0 for constant entries."""
         scale, moves = self.command_scale, self.command_scale > 0
         return torch.where(moves, (commands - self.command_mean) / torch.where(moves, scale, 1.0), 0.0)
-
-
-def _coordinates(height: int, width: int, like: Tensor) -> Float[Tensor, "1 2 h w"]:
-    """Row and column of the centre of every pixel, -1..1."""
-    down, right = ((2 * torch.arange(n, device=like.device, dtype=like.dtype) + 1) / n - 1 for n in (height, width))
-    return torch.stack(torch.meshgrid(down, right, indexing="ij"))[None]

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from worldline.checks import Checked, Limit, refuse
+from worldline.schema import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,11 @@ class Sampling(Checked):
         for name in ("top_k", "top_p"):
             if self.temperature == 0 and getattr(self, name) is not None:
                 refuse(self, name, "None at temperature 0, where the likeliest token is taken")
+
+    def refuse_alike(self, num_samples: int) -> None:
+        """Raise `UsageError` where so many samples would all be the same."""
+        if num_samples > 1 and self.temperature == 0:
+            raise UsageError("greedy samples are all the same; give a --temperature above 0 to draw several")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,6 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float, Float32, UInt8
-
 from worldline.files import read_json
 from worldline.judges.success import load_success
 from worldline.policies import found, identity, load
@@ -52,24 +49,10 @@ def tasks_of(contenders: Sequence[Contender]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.task for one in contenders if one.task is not None)) or tuple(TASKS)
 
 
-class Classifier:
-    """A success classifier as the reader of a ranking."""
-
-    def __init__(self, folder: Path) -> None:
-        self._reader = load_success(folder)
-        self.identity, self.label = self._reader.identity, self._reader.label
-        self.looks: int | None = self._reader.config.looks
-
-    def chances(
-        self, task: str, frames: UInt8[np.ndarray, "n t h w 3"], states: Float32[np.ndarray, "n t s"]
-    ) -> Float[np.ndarray, " n"]:
-        return self._reader.chances(task, frames, states)
-
-
 def classifier_of(policies: Path | None, given: Path | None) -> Reader | None:
     """The success classifier in the folder that is given, or beside the policies; None where there is none."""
     if given is not None:
-        return Classifier(given)
+        return load_success(given)
     if policies is not None and (policies / SUCCESS / CONFIG).exists():
-        return Classifier(policies / SUCCESS)
+        return load_success(policies / SUCCESS)
     return None

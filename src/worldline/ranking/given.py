@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from worldline.checks import MOST
-from worldline.files import hash_of, hash_of_file, reading
+from worldline.files import hash_of, reading
 from worldline.ranking.actors import Contender
 from worldline.ranking.conclude import Counted
 from worldline.schema import DataError, UsageError
@@ -162,12 +162,3 @@ def _counted(path: Path, number: int, line: Mapping[str, str | None]) -> tuple[s
 
 def _wrong_line(path: Path, number: int, expected: str, found: str) -> DataError:
     return DataError(path, expected=expected, found=f"{found} in line {number}", fix=COUNTS_FIX)
-
-
-# --- folders of policies ---
-
-
-def folder_identity(folder: Path) -> str:
-    """Hash of a folder's files: what a policy or a classifier that lies there does."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return hash_of([[path.relative_to(folder).as_posix(), hash_of_file(path)] for path in files])

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 
-from worldline.forecasting.forecaster import Extra, Forecaster, Session
+from worldline.forecasting.forecaster import Extra, Forecaster, Session, mixed
 from worldline.judges.success import spread_over
 from worldline.ranking.actors import ACT_SECONDS, Actors, Contender, Held, Named
 from worldline.schema import Batch, Forecast, UsageError
@@ -121,12 +121,12 @@ class Place:
         if self.begins is not None:
             return self.begins(starts, seed)
         contexts = starts.contexts(self.forecaster.context_frames)
-        return self.forecaster.start_clips(contexts, seed=mixed(seed, starts.named.seeds))
+        return self.forecaster.start_clips(contexts, seed=seeds_of(seed, starts.named.seeds))
 
 
-def mixed(seed: int, seeds: tuple[int, ...]) -> tuple[int, ...]:
+def seeds_of(seed: int, seeds: tuple[int, ...]) -> tuple[int, ...]:
     """The seed of each episode: of the ranking and of its start."""
-    return tuple(int(np.random.SeedSequence((seed, one)).generate_state(1, np.uint32)[0]) for one in seeds)
+    return tuple(mixed(seed, one) for one in seeds)
 
 
 @runtime_checkable
@@ -317,7 +317,7 @@ class _Episodes:
 
     def _named(self) -> Named:
         named = self.starts.named
-        return replace(named, seeds=mixed(self.manner.seed, named.seeds))
+        return replace(named, seeds=seeds_of(self.manner.seed, named.seeds))
 
     def _advance(self, session: Session, watch: Watch | None, commands: np.ndarray) -> None:
         before = self.commanded[-1] if self.commanded else self.measured[0]

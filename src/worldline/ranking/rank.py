@@ -1,7 +1,7 @@
 """Does a ranking of policies inside a world agree with the truth? For the verb and for Python."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from worldline import builtin
-from worldline.checks import Natural, Positive, Seed, refuse_unknown
+from worldline.checks import Natural, Positive, Seed, as_options, changed, refuse_unknown
 from worldline.evaluation.held_out import DataChoice
 from worldline.evaluation.receipt import source_hash
 from worldline.families.card import describe_model
@@ -106,12 +106,8 @@ class RankOptions(DataChoice, LoadOptions):
         super().__post_init__()
         if self.policies is None and not self.policy:
             raise UsageError("no policies: give a folder of them (--policies) or your own (--policy module:function)")
-        if self.real_counts is None:
-            choice = DataChoice()
-            given = [one.name for one in fields(DataChoice) if getattr(self, one.name) != getattr(choice, one.name)]
-            if given:
-                names = ", ".join("--" + name.replace("_", "-") for name in given)
-                raise UsageError(f"{names} would change nothing: starts of the twin's tasks are no clips of a data set")
+        if self.real_counts is None and (given := as_options(changed(DataChoice, self))):
+            raise UsageError(f"{given} would change nothing: starts of the twin's tasks are no clips of a data set")
         labels = [label for _, label in self.also]
         if len({*labels}) < len(labels) or {*labels} & {*LABELS.values()}:
             raise UsageError("every further world needs a label of its own (--also RUN LABEL)")
@@ -167,7 +163,7 @@ class _Job:
                 refuse_unknown(task, TASKS, what="task")
         refuse_twins(contenders, tasks)
         reader = _reader(options)
-        folder, world = builtin.resolve(run), load_forecaster(run, _sampling(options))
+        folder, world = builtin.resolve(run), load_forecaster(run, options)
         worlds, absent = _worlds(world, options)
         signal, why = _signal(world, options)
         length: dict[str, Any] = {"count": options.starts, "seconds": options.seconds}
@@ -175,8 +171,7 @@ class _Job:
         if counts is None:
             stages = twin_stages(tasks, world.forecaster, world.contract, **length)
         else:
-            choice = DataChoice(**{one.name: getattr(options, one.name) for one in fields(DataChoice)})
-            stages = real_stages(counts, tasks, folder, world.contract, choice, **length)
+            stages = real_stages(counts, tasks, folder, world.contract, options, **length)
             absent |= {REPLAYED: "there is no twin whose commands could be replayed"}
             worlds.pop(REPLAYED, None)
         return _Job(
@@ -365,10 +360,6 @@ def _outside(each: Mapping[str, Sequence[Played]]) -> dict[str, np.ndarray]:
 # --- what takes part ---
 
 
-def _sampling(options: RankOptions, **other: Any) -> LoadOptions:
-    return LoadOptions(**{one.name: getattr(options, one.name) for one in fields(LoadOptions)} | other)
-
-
 def _reader(options: RankOptions) -> Reader:
     """Who reads success. Raises `UsageError` where nobody does."""
     if options.success is not None and ":" in options.success and not Path(options.success).exists():
@@ -394,7 +385,7 @@ def _worlds(world: Loaded, options: RankOptions) -> tuple[dict[str, Place], dict
     else:
         others["unconditional"] = options.unconditional, LABELS["unconditional"]
     for id, (path, label) in others.items():
-        other = load_forecaster(path, _sampling(options, members=(), checkpoint="latest", tokenizer=None))
+        other = load_forecaster(path, replace(options, members=(), checkpoint="latest", tokenizer=None))
         _refuse_unlike(path, world, other)
         found[id] = Place(
             id=id, label=label, forecaster=replace(other.forecaster, lazy=True), identity=signature(other.forecaster)

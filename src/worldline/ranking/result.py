@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from pydantic import TypeAdapter
 
-from worldline.files import hash_of, read_json, read_npz, write_json, write_npz
+from worldline.files import read_npz, read_sealed, write_npz, write_sealed
 from worldline.metrics.bootstrap import Interval, NumberOrNull
 from worldline.metrics.ranking import Agreement, Statistic
 from worldline.rundir import from_json
@@ -181,19 +181,14 @@ class Ranking:
 
     def write(self, folder: Path) -> Path:
         """Write it atomically, with a checksum; return its path."""
-        content = json.loads(TypeAdapter(Ranking).dump_json(self))  # NaN becomes null
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FILE, content | {"checksum": hash_of(content)})
+        write_sealed(folder / FILE, json.loads(TypeAdapter(Ranking).dump_json(self)))  # NaN becomes null
         return folder / FILE
 
     @staticmethod
     def load(path: Path) -> "Ranking":
         """Read what `write` wrote. Raises `DataError` where it is absent, damaged or edited."""
-        content = read_json(path)
-        if (said := content.pop("checksum", None)) != (found := hash_of(content)):
-            told = f"content of {found:.12}: it was edited or damaged"
-            raise DataError(path, expected=f"content of the checksum {said!s:.12}", found=told, fix=_AGAIN)
-        return from_json(Ranking, content, path)
+        return from_json(Ranking, read_sealed(path, fix=_AGAIN), path)
 
 
 # --- films ---

@@ -295,10 +295,8 @@ def _drawings(task: TaskRanking, ranking: Ranking) -> list[Drawing]:
         found = task.rates[column]
         label = ranking.labels.get(column, column)
         note = "Each number is a policy, with 95 % intervals; on the dashed line both rates are the same."
-        x, y = (
-            np.array([(100 * one.value, 100 * one.low, 100 * one.high) for one in part]).T for part in (truth, found)
-        )
         x_label, y_label = f"{ranking.labels.get(task.truth, task.truth)}, %", f"{label}, %"
+        x, y = _spans(truth), _spans(found)
         made.append(rates_drawing(f"{label} against {x_label[:-3]}", x_label, y_label, x, y, note=note))
     curves = [_curve(task, statistic) for statistic in ("spearman", "pearson")]
     if any(len(curve.x) > 1 for curve in curves):

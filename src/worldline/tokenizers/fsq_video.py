@@ -148,10 +148,6 @@ class FSQVideoTokenizer(BlockTokenizer):
         apart = config.decoder_past is not None or config.decoder_widths or config.decoder_blocks
         self.may_lack = MayLack(new=("seen.",), reshaped=("decoder.", "seen.") if apart else ())
 
-    @property
-    def hysteresis(self) -> float:
-        return self.config.hysteresis
-
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float[Tensor, "b l gh gw d"]:
         """Features before quantisation, unbounded, of one block of video in [-1, 1] (`t` = 1 + k * temporal stride)."""
         first = video[:, :, :1].expand(-1, -1, self.config.temporal_stride - 1, -1, -1)
@@ -159,7 +155,7 @@ class FSQVideoTokenizer(BlockTokenizer):
 
     def codes_of(self, latents: Float[Tensor, "b l gh gw d"]) -> Float[Tensor, "b l gh gw d"]:
         """Quantised codes in [-1, 1] of successive latents."""
-        return self.quantiser.with_hysteresis(latents, self.hysteresis)
+        return self.quantiser.with_hysteresis(latents, self.config.hysteresis)
 
     def video_of(
         self,

@@ -64,14 +64,6 @@ class Coded(Protocol):
         ...
 
 
-@runtime_checkable
-class Hysteretic(Protocol):
-    """A tokenizer, or its configuration, of which a token may stay where noise alone would change it."""
-
-    @property
-    def hysteresis(self) -> float: ...
-
-
 def video_in(batch: Batch) -> Float32[Tensor, "b 3 t h w"]:
     """The video that a tokenizer trains on, in [-1, 1]. Raises `UsageError` if a batch has none."""
     if batch.frames is None:
