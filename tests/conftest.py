@@ -18,7 +18,8 @@ import worldline  # noqa: F401
 def unlisted(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Evaluations without the conditions that the audit alone shows, which take longer than all rows of the table;
     their labels, by id. What they say of a built-in world is compared in test_figures.py."""
-    from worldline.evaluation.rows import CONDITIONS, ROWS, label_of
+    from worldline.evaluation.result import label_of
+    from worldline.evaluation.rows import CONDITIONS, ROWS
 
     labels = {id: label_of(id) for id in CONDITIONS if ROWS[id].study is not None}
     for id in labels:
