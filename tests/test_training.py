@@ -717,6 +717,7 @@ def test_a_decoder_that_sees_trains_on_pairs_of_blocks_and_is_judged_on_the_seco
     train(config, tmp_path / "first")
     seeing = replace(SMALL_TOKENIZER, decoder_sees=True, keep_tokens=True)
     train(replace(config, model=seeing, init_from=tmp_path / "first"), tmp_path / "seeing")
+    train(replace(config, init_from=tmp_path / "seeing"), tmp_path / "blind")  # what sees is left out again
     first, seen = (load_tokenizer(tmp_path / name) for name in ("first", "seeing"))
     frames = open_source(tmp_path / "raw").read(2, 0, 34).frames
     assert frames is not None
@@ -763,6 +764,7 @@ def test_a_vae_that_sees_is_judged_with_the_first_frame_in_view(tmp_path: Path) 
     train(config, tmp_path / "first")
     seeing = replace(SMALL_VAE, decoder_sees=True, keep_latents=True)
     train(replace(config, model=seeing, init_from=tmp_path / "first"), tmp_path / "seeing")
+    train(replace(config, init_from=tmp_path / "seeing"), tmp_path / "blind")  # what sees is left out again
     first, seen = (load_tokenizer(tmp_path / name) for name in ("first", "seeing"))
     frames = open_source(tmp_path / "raw").read(2, 0, 9).frames
     assert frames is not None

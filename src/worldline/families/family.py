@@ -354,7 +354,8 @@ def initialise(model: nn.Module, path: Path | None) -> None:
     for part in may_lack.reshaped:
         own, there = ({k: v for k, v in all.items() if k.startswith(part)} for all in (changing_state(model), weights))
         if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in there.items()}:
-            say(f"{path} has another {part.strip('.')}: that of this model begins anew")
+            what, then = ("another", "that of this model begins anew") if own else ("a", "this model has none")
+            say(f"{path} has {what} {part.strip('.')}: {then}")
             weights = {name: value for name, value in weights.items() if name not in there} | own
     try:
         load_weights(model, weights, folder)

@@ -169,7 +169,7 @@ class WanVAETokenizer(nn.Module):
     latents_mean: Tensor
     latents_std: Tensor
     sees: bool
-    may_lack = MayLack(new=("retouch.",))
+    may_lack = MayLack(new=("retouch.",), reshaped=("retouch.",))
 
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
