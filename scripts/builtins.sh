@@ -40,13 +40,16 @@ worldline train compression_tiny $data --data.val-episodes 20: --init-from $work
     --validation-clips 64 --out $work/world
 python scripts/ship.py $work/world $assets/compression_tiny $assets/tokenizer_tiny --eight-bits
 
-# --- latents; then a decoder for whole windows under the same latents, and LPIPS in its loss ---
+# --- latents; under the same latents a decoder for whole windows, LPIPS in its loss, and what sees the last context frame
+# (32 minutes of a core) ---
 whole="--model.keep-latents True --data.pattern.window 77 --data.pattern.repeat-last 1 --data.window-stride 8"
 whole+=" --data.augment unflipped --optimizer.lr 1e-3 --optimizer.warmup-steps 50 --batch-size 2"
 worldline train vae_tiny $few --out $work/vae_first
 worldline train vae_tiny $data $whole --init-from $work/vae_first --allow-different pattern data split statistics \
     --steps 1500 --out $work/vae_second
-worldline train vae_tiny $data $whole --init-from $work/vae_second --model.lpips-weight 0.02 --steps 1000 --out $work/vae
+worldline train vae_tiny $data $whole --init-from $work/vae_second --model.lpips-weight 0.02 --steps 1000 --out $work/vae_third
+worldline train vae_tiny $data $whole --init-from $work/vae_third --model.lpips-weight 0.02 --model.decoder-sees True \
+    --steps 1500 --out $work/vae
 python scripts/ship.py $work/vae $assets/vae_tiny
 
 # --- the world on them: first without a map and on fewer episodes, as it was ---
