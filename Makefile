@@ -15,8 +15,9 @@ test: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright & types=$$!; $(BIN)/pytest -n auto -q; tests=$$?; wait $$types && exit $$tests
 
+# Types and shapes of arguments are checked while `make test` runs: here that would take a third of the time.
 slow: $(INSTALLED)
-	$(BIN)/pytest -n auto --dist worksteal -q -m slow
+	$(BIN)/pytest -n auto --dist worksteal -q -o addopts=--strict-markers -m slow
 
 # What is installed is compiled on all cores, without what nobody reads; pip would take half a minute longer on two. A few
 # files are templates and no Python, which is no fault.
