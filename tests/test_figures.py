@@ -13,8 +13,8 @@ from worldline.twin.simulation import can_draw
 
 ROOT = Path(__file__).parents[1]
 STORED: dict[str, Any] = json.loads((ROOT / "tests/figures/builtins.json").read_text())
-"""Of the built-ins of 2026-11-26: the world over tokens recorded with worldline 5ae96b6, its figures in pixels, whose
-tokenizer has another decoder since, with 3f6be78; the world over latents with 10c82f6. What two studies found was
+"""Of the built-ins of 2026-11-27: the world over tokens recorded with worldline 5ae96b6, its figures in pixels, whose
+tokenizer has another decoder since, with 3f6be78; the world over latents with 6e48b1f. What two studies found was
 recorded with the commit that stored it, whose rows agreed with these."""
 OF_ALL_SAMPLES = {"mean_20", "medoid", "sample_blurred"}
 """Rows of the published table that are made of all of its samples."""
