@@ -8,9 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from condition_builders import CAMERA, encoded, film, numbers, write, write_film
 from data_builders import ramp, write_lerobot, write_raw, write_tokens
+from pyarrow import parquet
 from tolerances import assert_pixels_agree
 
 from worldline.contract import FramePattern
@@ -19,6 +22,7 @@ from worldline.data.augment import AugmentConfig, augment_frames
 from worldline.data.cache import CachedSource, cached_frames
 from worldline.data.clips import Clips, DataConfig, open_clips, source_windows
 from worldline.data.loader import IN_FLIGHT, Loader, clip_bytes, clip_keys, clips_in_part
+from worldline.data.splits import content_of, recordings
 from worldline.formats.open import open_source
 from worldline.formats.video import resize
 from worldline.schema import Batch, Clip, DataError, UsageError, join
@@ -109,6 +113,48 @@ def test_changed_video_gets_another_cache(tmp_path: Path) -> None:
     assert isinstance(old, CachedSource)
     assert isinstance(new, CachedSource)
     assert old.folder != new.folder
+
+
+def test_cameras_whose_images_share_a_table_have_caches_of_their_own(tmp_path: Path) -> None:
+    side = "observation.images.side"
+
+    def columns(_episode: int, count: int, first: int) -> dict[str, pa.Array]:
+        films = {CAMERA: film(count, first), side: film(count, 100 + first)}
+        return {
+            name: pa.array([{"bytes": encoded(image), "path": None} for image in frames])
+            for name, frames in films.items()
+        }
+
+    image = {"dtype": "image", "shape": [32, 32, 3], "names": None}
+    root = write(tmp_path / "d", features={CAMERA: image, side: image}, columns=columns, videos=False)
+    for camera, first in ((CAMERA, 0), (side, 100)):
+        cached = cached_frames(open_source(root, camera=camera), size=32, folder=tmp_path / "cache")
+        assert numbers(cached.read(0, 3, 5).frames) == [first + 3, first + 4]
+    one, other = (content_of(open_source(root, camera=camera), [0]) for camera in (CAMERA, side))
+    assert one != other
+
+
+def test_images_of_robots_that_stand_still_are_recordings_of_their_own(tmp_path: Path) -> None:
+    def columns(_episode: int, count: int, first: int) -> dict[str, pa.Array]:
+        images = [{"bytes": encoded(image), "path": None} for image in film(count, first)]
+        return {CAMERA: pa.array(images), "observation.state": pa.array([[0.0, 0.0]] * count)}
+
+    features = {CAMERA: {"dtype": "image", "shape": [32, 32, 3], "names": None}}
+    root = write(tmp_path / "d", "v3.0", (36, 36), features=features, columns=columns, videos=False)
+    assert len(recordings(open_source(root), (0, 1)).contents) == 2
+
+
+def test_corrected_times_give_another_cache(tmp_path: Path) -> None:
+    root = write(tmp_path / "d", "v3.0", (20, 20))
+    video = next(root.rglob("*.mp4"))
+    write_film(video, film(60))  # 20 frames too many: the metadata alone say where the second episode begins
+    listed = next((root / "meta/episodes").rglob("*.parquet"))
+    for begins in (20, 30):
+        rows = parquet.read_table(listed).to_pydict()
+        rows[f"videos/{CAMERA}/from_timestamp"][1] = begins / 30
+        parquet.write_table(pa.table(rows), listed)
+        cached = cached_frames(open_source(root), size=32, folder=tmp_path / "cache")
+        assert numbers(cached.read(1, 0, 3).frames) == [begins, begins + 1, begins + 2]
 
 
 def test_truncated_cache_is_named(tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ class CachedSource(Source):
     def footage(self, episode: int) -> tuple[Path, int]:
         return self.inner.footage(episode)
 
+    def pairing(self, episode: int) -> str:
+        return self.inner.pairing(episode)
+
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:
         """Copy frames from the map. Raises `DataError` where the episode was not cached."""
         assert self.image_size is not None, "frames are cached"

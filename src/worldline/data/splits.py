@@ -82,7 +82,7 @@ def _identify(source: Source, episode: int) -> tuple[str, bool]:
     if stands_still:
         path, first = source.footage(episode)
         with reading(path, expected="the file that shows an episode"), path.open("rb") as file:
-            digest.update(f"{path.stat().st_size} {first}".encode() + file.read(_HEAD))
+            digest.update(f"{path.stat().st_size} {first}{source.pairing(episode)}".encode() + file.read(_HEAD))
     return digest.hexdigest()[:16], stands_still
 
 
@@ -102,7 +102,8 @@ def footage_of(source: Source, episodes: Sequence[int]) -> str:
     digest = hashlib.sha256(source.kind.encode())
     for episode in episodes:
         path, first = source.footage(episode)
-        digest.update(f" {source.episodes[episode].length} {first} {_sampled(path)}".encode())
+        paired = source.pairing(episode)
+        digest.update(f" {source.episodes[episode].length} {first} {_sampled(path)}{paired}".encode())
     return digest.hexdigest()
 
 

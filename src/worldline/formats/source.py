@@ -158,6 +158,10 @@ class Source:
         """The video, token or latent file that shows an episode, and the episode's first frame in it."""
         raise NotImplementedError
 
+    def pairing(self, episode: int) -> str:
+        """What of that file its rows show, where its bytes and the first frame do not say; empty where they do."""
+        return ""
+
     def check(self, episode: int) -> tuple[int, int] | None:
         """Check all of an episode but its pixels, as cheaply as can be; give the size of its frames, if it has any."""
         self.read_states(episode)

@@ -3,6 +3,7 @@
 Rows and frames are paired by the table's `timestamp` and the times at which the video shows its frames.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -114,6 +115,15 @@ class LerobotSource(Source):
     def footage(self, episode: int) -> tuple[Path, int]:
         of = self.episodes[episode]
         return of.video or of.table, of.first_frame
+
+    def pairing(self, episode: int) -> str:
+        """The images of all cameras may lie in one table; and times may pair rows with other frames of a same video."""
+        in_table = self.episodes[episode].video is None
+        with suppress(DataError):  # what is wrong with it is said when it is read
+            if in_table or not self.surely_shown(episode):
+                shown = hashlib.sha256(self.shown(episode).tobytes()).hexdigest()
+                return f"{self.camera * in_table} {shown:.16}"
+        return ""
 
     def claims(self, report: Report, extremes: Float64[np.ndarray, "2 s"] | None = None) -> None:
         meta = self.meta
