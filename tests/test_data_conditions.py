@@ -359,6 +359,19 @@ def test_images_in_tables_are_a_camera(tmp_path: Path, version: str, stored: str
     assert inspect(root, thorough=True).problems == ()
 
 
+@pytest.mark.parametrize(("fps", "kind"), [(10.0, "rate"), (-30.0, "timestamps")])
+def test_times_of_images_in_tables_are_checked_like_those_of_video(tmp_path: Path, fps: float, kind: str) -> None:
+    def columns(_episode: int, count: int, first: int) -> dict[str, Any]:
+        images = [{"bytes": encoded(image), "path": None} for image in film(count, first)]
+        return {CAMERA: pa.array(images), "times": np.arange(count) / fps}
+
+    features = {CAMERA: {"dtype": "image", "shape": [32, 32, 3], "names": None}}
+    root = write(tmp_path / "d", features=features, columns=columns, videos=False)
+    assert _kinds(inspect(root)) == {kind: 2}
+    with pytest.raises(DataError, match="timestamps of episode 0"):
+        check_episodes(open_source(root), [0])
+
+
 def test_a_damaged_image_is_named_by_its_row(tmp_path: Path) -> None:
     def columns(_episode: int, count: int, first: int) -> dict[str, Any]:
         images = [encoded(image, "png") for image in film(count, first)]

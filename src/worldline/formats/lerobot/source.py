@@ -73,9 +73,7 @@ class LerobotSource(Source):
     def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
         """The frame of the video that shows each row; for images in the table, the row itself."""
         of, (rows, table) = self.episodes[episode], self._rows(episode)
-        if of.video is None:
-            return rows
-        times, shown = table.times[rows], frame_times(of.video).seconds
+        times = table.times[rows]
         with np.errstate(invalid="ignore"):
             sound = np.isfinite(times) & (np.diff(times, prepend=-np.inf) > 0)
         if not sound.all():
@@ -84,12 +82,17 @@ class LerobotSource(Source):
             found = f"{times[row]:.6g} in row {row}, after {times[max(0, row - 1)]:.6g}"
             fix = "Correct them, or drop the column: rows are then taken to follow one another at info.json's fps."
             raise DataError(table.path, expected=expected, found=found, fix=fix, kind="timestamps")
-        shown_at, row_rate = rate(shown), rate(times)
+        row_rate = rate(times)
         if not runs_at(times, self.fps):
             expected = f"{self.fps:g} rows per second, as meta/info.json says"
-            found = f"{row_rate:.4g} by the timestamps of {of.name}; the video runs at {shown_at:.4g} frames/s"
+            film = "" if of.video is None else f"; the video runs at {rate(frame_times(of.video).seconds):.4g} frames/s"
+            found = f"{row_rate:.4g} by the timestamps of {of.name}{film}"
             fix = "Correct fps in meta/info.json, or the timestamps, or drop that column (rows then follow at fps)."
             raise DataError(table.path, expected=expected, found=found, fix=fix, kind="rate")
+        if of.video is None:
+            return rows
+        shown = frame_times(of.video).seconds
+        shown_at = rate(shown)
         begins, first = of.begins or 0.0, of.first_frame if of.frames_in_file == len(shown) else None
         found = pair(times, shown, starts=(begins, begins + float(shown[0])), first=first, fps=self.fps)
         if not isinstance(found, str):
@@ -106,7 +109,7 @@ class LerobotSource(Source):
     def surely_shown(self, episode: int) -> bool:
         of, (rows, table) = self.episodes[episode], self._rows(episode)
         regular = np.abs(table.times[rows] - np.arange(of.length) / self.fps).max() <= 0.1 / self.fps
-        return of.video is None or bool(regular and probe(of.video).holds(of.frames_in_file, self.fps))
+        return bool(regular and (of.video is None or probe(of.video).holds(of.frames_in_file, self.fps)))
 
     def frame_size(self, episode: int) -> tuple[int, int] | None:
         video = self.episodes[episode].video
