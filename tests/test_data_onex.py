@@ -1,6 +1,8 @@
 """1X v2.0 folders: tokens and video, nested, flat and test; damage is named, nothing half-written is read."""
 
 import json
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from data_builders import (
 
 from worldline.contract import FramePattern
 from worldline.data.clips import Clips, source_windows
+from worldline.files import mapped, mapped_npy
 from worldline.formats.onex.write import (
     finish_shards,
     shard_done,
@@ -45,6 +48,22 @@ def test_tokens_come_from_the_block_they_belong_to(tmp_path: Path, flat: bool) -
     assert clip.tokens.dtype == torch.int64
     assert clip.tokens[:, 0, 0].tolist() == [4, 4, 4, 5, 5, 5]
     torch.testing.assert_close(clip.states, torch.from_numpy(ramp(34, 25, start=68)))
+
+
+def test_a_data_set_may_have_more_files_than_a_process_may_open(tmp_path: Path) -> None:
+    np.save(tmp_path / "table.npy", np.zeros(3, np.float32))
+    (tmp_path / "table.bin").write_bytes(bytes(12))
+    for kind in (".npy", ".bin"):
+        for number in range(600):
+            os.link(tmp_path / f"table{kind}", tmp_path / f"{number}{kind}")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 550, limits[1]))
+    try:
+        for number in range(600):
+            mapped(tmp_path / f"{number}.bin", "float32", (3,))
+            mapped_npy(tmp_path / f"{number}.npy", np.floating, (3,), what="numbers", fix="")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_tokens_off_the_grid_are_refused(tmp_path: Path) -> None:

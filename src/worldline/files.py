@@ -24,6 +24,8 @@ _FULL = re.compile(
     r"no space left|no room to write|file too large|quota exceeded|\d+ requested and \d+ written", re.IGNORECASE
 )
 """How the system, we ourselves, safetensors and NumPy say it."""
+_MAPS = 256
+"""Maps of each of two kinds that are kept: each is an open file, of which Linux allows a process 1,024 by default."""
 
 
 class DiskFullError(OSError):
@@ -183,7 +185,7 @@ def hash_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@while_unchanged(1024)
+@while_unchanged(_MAPS)
 def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Map a raw binary file read-only, whose size the caller has checked."""
     with reading(path, expected=f"{dtype}{list(shape)}"):
@@ -192,7 +194,7 @@ def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.memmap(path, dtype=dtype, mode="r", shape=shape)
 
 
-@while_unchanged(4096)
+@while_unchanged(_MAPS)
 def mapped_npy(path: Path, kind: type[np.generic], shape: tuple[int, ...], *, what: str, fix: str) -> np.ndarray:
     """Map a `.npy` file read-only. Raises `DataError` where it is missing, damaged, or of another kind or shape."""
     expected = f"{what} of shape {list(shape)}"
