@@ -326,6 +326,17 @@ def test_marks_of_encoding_and_line_ends_of_other_systems_are_read(tmp_path: Pat
     assert inspect(root).problems == ()
 
 
+@pytest.mark.parametrize("hidden", ["chunk-000/._file-000.parquet", ".ipynb_checkpoints/file-000-checkpoint.parquet"])
+def test_hidden_files_list_no_episodes(tmp_path: Path, hidden: str) -> None:
+    root = write(tmp_path / "d", "v3.0")
+    listed = next((root / "meta/episodes").rglob("*.parquet"))
+    copy = root / "meta/episodes" / hidden
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_bytes(b"\0\5\26\7" if "._" in hidden else listed.read_bytes())
+    assert inspect(root).problems == ()
+    assert (_read(root, 1, 0, 2), open_source(root).left_out) == ([40, 41], ())
+
+
 # --- images in tables ---
 
 

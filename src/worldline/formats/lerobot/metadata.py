@@ -245,12 +245,18 @@ class Meta:
         return self.root / place
 
 
+def lists_of(root: Path) -> list[Path]:
+    """The files that list the episodes (v3.0); not what macOS and notebooks hide beside them under the same names."""
+    folder = root / "meta/episodes"
+    parts = ((path, path.relative_to(folder).parts) for path in folder.glob("*/*.parquet"))
+    return sorted(path for path, names in parts if not any(name.startswith(".") for name in names))
+
+
 def _rows(root: Path, camera: str | None, leaving: LeavingOut) -> Iterator[tuple[Path, str, dict[str, Any]]]:
     """Rows of meta/episodes/*/*.parquet (v3.0): file, place in it, content."""
-    folder = root / "meta/episodes"
-    files = sorted(folder.glob("*/*.parquet"))
+    files = lists_of(root)
     if not files:
-        raise DataError(folder, expected="parquet files that list the episodes", found="none")
+        raise DataError(root / "meta/episodes", expected="parquet files that list the episodes", found="none")
     columns = {"episode_index": "episode_index", "length": "length"}
     columns |= {"data_chunk": "data/chunk_index", "data_file": "data/file_index"}
     if camera is not None:

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from pyarrow import parquet
 
 from worldline.files import atomic, hash_of, read_json, reading, remove_temporaries, write_json
-from worldline.formats.lerobot.metadata import INFO, MARK, PREFIX
+from worldline.formats.lerobot.metadata import INFO, MARK, PREFIX, lists_of
 from worldline.formats.lerobot.stats import Histogram, aggregated, of_images, of_rows
 from worldline.formats.lerobot.tables import read_columns
 from worldline.formats.source import JOINED, Source, validated
@@ -312,8 +312,7 @@ def _ids(root: Path, there: _Mark) -> set[str]:
             found = [json.loads(line)[key] for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     else:
         path = root / "meta/episodes"
-        files = sorted(path.glob("*/*.parquet"))
-        found = [one for file in files for one in read_columns(file, [key])[key].to_pylist()]
+        found = [one for file in lists_of(root) for one in read_columns(file, [key])[key].to_pylist()]
     if len(found) != there.episodes:
         raise DataError(path, expected=f"{there.episodes} episodes, as {MARK} says", found=f"{len(found)}")
     return set(found)
