@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import small_tokenizer, write_squares
-from data_builders import TWO_JOINTS, moving_picture
+from data_builders import TWO_JOINTS, moving_picture, write_lerobot
 from latent_builders import small_vae
 from run_builders import NINE, run_of
 
@@ -19,6 +19,7 @@ from worldline.data.clips import DataConfig, check_held_out
 from worldline.data.info import inspect
 from worldline.data.splits import Recordings, recording_of, recordings
 from worldline.encoding.encode import convert, encode, tokenize
+from worldline.families.load import prepare
 from worldline.files import read_json
 from worldline.formats.onex.write import finish_shards, write_raw_shard
 from worldline.formats.open import open_source
@@ -207,6 +208,17 @@ def test_a_tokenizer_that_has_seen_the_validation_episodes_is_named(
         ) == says
         caplog.clear()
         shutil.rmtree(raw.parent / "tokenizer")
+
+
+def test_a_tokenizer_that_was_given_other_columns_is_named_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, run = write_lerobot(tmp_path / "raw", "v2.1", (34, 34, 34)), tmp_path / "tokenizer_run"
+    train(run_of(root, "tokenizer", train_episodes=":2", val_episodes="2:"), run)
+    caplog.set_level(logging.WARNING)
+    config = run_of(root, "tokens", train_episodes="0", val_episodes="1", window_stride=17, conditioning="action")
+    prepare(replace(config, tokenizer=run))
+    assert "was trained on 1 of the 1 validation episodes (the first is episode 1)" in caplog.text
 
 
 def test_of_tokens_it_is_said_how_many_recordings_the_chosen_pieces_show(

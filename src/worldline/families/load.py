@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldline import builtin
 from worldline.contract import Contract
-from worldline.data.clips import check_held_out, open_split
+from worldline.data.clips import DataConfig, check_held_out, open_split
 from worldline.data.splits import content_of, recordings
 from worldline.families.card import Identity, ModelCard, Part, describe_model, refuse_another
 from worldline.families.config import LoadOptions, TrainConfig
@@ -21,6 +21,7 @@ from worldline.families.tokenizers import fingerprint, load_tokenizer
 from worldline.files import hash_of, hash_of_file, read_json
 from worldline.forecasting.forecaster import Forecaster, Session
 from worldline.forecasting.rollout import RollOut
+from worldline.formats.open import has_choices
 from worldline.formats.source import Source
 from worldline.formats.states import compute_stats, implausible, unlike, warn
 from worldline.nn.kinematics import refuse_another_robot, skeleton_drawn_by
@@ -127,14 +128,28 @@ def _warn_of_a_tokenizer_that_knows(config: TrainConfig) -> None:
     folder = config.tokenizer
     if folder is None or not ((folder / "model.json").is_file() or RunDir(folder).latest()):
         return  # another's files, which do not say what they were trained on
-    source, episodes = open_split(config.data, "val")
-    known = describe_model(model_folder(folder)).trained_on
+    card = describe_model(model_folder(folder))
+    source, episodes = open_split(_with_columns_of(card, config.data), "val")
+    known = card.trained_on
     if known and (seen := known.among(source, episodes)):
         log.warning(
             "%s: the tokenizer in %s was trained on %d of the %d validation episodes (the first is %s): pictures of "
             "them come out better than those of new recordings would; train it on the same split",
             *(source.path, folder, len(seen), len(episodes), seen[0].name),
         )
+
+
+def _with_columns_of(card: ModelCard, data: DataConfig) -> DataConfig:
+    """The data with the states that a model was given, where they have these: by them it knows its recordings."""
+    if card.contract is None or not has_choices(data.val_path or data.path):
+        return data
+    columns = {"conditioning": card.contract.conditioning, "state_keys": card.contract.state_keys}
+    read_alike = replace(data, **columns, state_kinds={})
+    try:
+        open_split(read_alike, "val")
+    except UsageError:  # another robot's columns
+        return data
+    return read_alike
 
 
 # --- to forecast ---
