@@ -169,6 +169,19 @@ def test_a_start_that_fails_leaves_nothing(tmp_path: Path, claim: Claim | None) 
     assert list((tmp_path / "there").iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["link", "link/below"])
+def test_a_link_to_nothing_is_refused_instead_of_tried_for_ever(tmp_path: Path, place: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "not_mounted")
+    with pytest.raises(UsageError, match=r"link to .*not_mounted, which is not there"), owned(tmp_path / place):
+        pass
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc, where no folder can be made")
+def test_a_place_where_no_folder_can_be_made_is_refused() -> None:
+    with pytest.raises(UsageError, match="cannot be made"), owned(Path("/proc/worldline_test")):
+        pass
+
+
 def test_what_was_written_before_a_failure_stays_to_go_on_from(tmp_path: Path) -> None:
     _failing(tmp_path / "out", _claim(), writes="video_0.bin")
     with owned(tmp_path / "out", claim=_claim()):

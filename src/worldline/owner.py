@@ -30,6 +30,7 @@ from worldline.schema import DataError, UsageError
 
 LOCK, OWNER = ".owner.lock", ".owner.json"
 _OURS = {LOCK, OWNER}
+_TRIES = 100  # to make a folder that others remove
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +100,23 @@ def owned(folder: Path, *, claim: Claim | None = None, wait: bool = False) -> It
 
 def _locked(folder: Path, wait: bool) -> FileLock:
     """The lock of a folder, taken."""
-    patience = 0
+    patience, tries = 0, 0
     while True:
         lock = FileLock(folder / LOCK)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=patience, poll_interval=0.5)
             return lock
-        except (FileExistsError, NotADirectoryError, FileNotFoundError):
-            if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
-                raise UsageError(f"{folder} is a file, or lies below one; choose another folder") from None
+        except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+            tries += 1
+            for path in (folder, *folder.parents):
+                if path.exists() and not path.is_dir():
+                    raise UsageError(f"{folder} is a file, or lies below one; choose another folder") from None
+                if path.is_symlink() and not path.exists():
+                    where = f"{path} is a link to {os.readlink(path)}, which is not there"
+                    raise UsageError(f"{where}; mount or make that, or choose another folder") from None
+            if tries == _TRIES:
+                raise UsageError(f"{folder} cannot be made ({error.strerror}); choose another folder") from None
             # Else another owner failed, and removed the folder that it had made while it was asked for here.
         except Timeout:
             if not wait:
