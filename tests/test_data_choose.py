@@ -270,6 +270,15 @@ def test_latents_are_joined_where_they_are_of_one_vae_and_pattern(tmp_path: Path
         open_source((tmp_path / "a", encoded("d", 1, by="z")))
 
 
+def test_a_plus_in_a_folders_name_joins_nothing(tmp_path: Path) -> None:
+    root = write_lerobot(tmp_path / "cups + plates", "v2.1")
+    info = root / "meta/info.json"
+    info.write_text(info.read_text().replace('"total_frames": 126', '"total_frames": 999'))
+    found = inspect(root)
+    assert [problem.kind for problem in found.problems] == ["metadata"]
+    assert not any("several data sets" in note for note in found.notes)
+
+
 def test_info_looks_at_joined_data_and_at_chosen_episodes(tmp_path: Path) -> None:
     roots = write_lerobot(tmp_path / "a", "v2.1", (40, 50)), write_lerobot(tmp_path / "b", "v3.0", (45, 60))
     both = inspect(roots)

@@ -10,7 +10,7 @@ import numpy as np
 
 from worldline.data.clips import check_size, source_windows
 from worldline.data.splits import repeated
-from worldline.formats.open import JOINED, OpenOptions, choose_episodes, format_of, only
+from worldline.formats.open import OpenOptions, choose_episodes, format_of, only
 from worldline.formats.source import Report, Source, noting, some_lengths
 from worldline.formats.states import StateStats, compute_stats, implausible
 from worldline.progress import watched
@@ -135,6 +135,10 @@ def inspect(
     sample = _SAMPLE if source.grid is None else 2 * source.grid.block
     about["samples"] = len(source_windows(source, window=sample, stride=sample))
     about["statistics"] = statistics = _checked(source, note, thorough=thorough)
+    if len(paths) == 1:
+        with noting(note):
+            extremes = None if statistics is None else np.array([statistics.minimum, statistics.maximum])
+            source.claims(note, extremes)
     lengths = [episode.length for episode in source.episodes]
     imagined = all(episode.provenance.get("forecaster") for episode in source.episodes)
     if not imagined and not about["samples"]:  # a forecast is as long as it was asked to be: the notes say so
@@ -150,7 +154,7 @@ def inspect(
         camera=source.reading.camera if cameras else None,
         windows_77=0 if source.grid is not None else len(source_windows(source, window=_SAMPLING, stride=8)),
         problems=_problems(source.path, found.values()),
-        notes=tuple(_notes(source, sample, statistics)),
+        notes=tuple(_notes(source, sample, statistics, joined=len(paths) > 1)),
     )
 
 
@@ -163,9 +167,6 @@ def _checked(source: Source, note: Report, *, thorough: bool) -> StateStats | No
         with noting(note):
             for problem in check(source, sound):
                 note(problem)
-    if JOINED not in str(source.path):
-        with noting(note):
-            source.claims(note, None if statistics is None else np.array([statistics.minimum, statistics.maximum]))
     return statistics
 
 
@@ -223,13 +224,13 @@ def _problems(path: Path, found: Iterable[DataError]) -> tuple[Problem, ...]:
     )
 
 
-def _notes(source: Source, sample: int, statistics: StateStats | None) -> Iterator[str]:
+def _notes(source: Source, sample: int, statistics: StateStats | None, *, joined: bool) -> Iterator[str]:
     """Facts worth knowing that are no faults."""
     if statistics is not None and statistics.constant:
         names = ", ".join(statistics.names[i] for i in statistics.constant)
         yield f"{len(statistics.constant)} state dimensions never change: {names}"
     yield from source.notes()
-    if JOINED in str(source.path):
+    if joined:
         yield "several data sets are read as one; what their own metadata claim is checked when each is looked at alone"
     tracks = {"compression": sample} | ({} if source.grid else {"sampling": _SAMPLING})
     for track, frames in tracks.items():
