@@ -350,6 +350,25 @@ def test_pictures_are_decoded_only_when_they_are_read(
         assert same(other["frame"], expected[2]["frame"])
 
 
+def test_what_a_wrapper_writes_into_an_observation_stays(forecasters: dict[str, Forecaster]) -> None:
+    env, grey = DreamEnv(forecasters["tokens"], starts(), limits=LIMITS), np.zeros((16, 16), np.uint8)
+
+    def seen() -> Any:
+        return env.reset(seed=0)[0]
+
+    updated, joined, kept, without = seen(), seen(), seen(), seen()
+    updated.update(frame=grey)
+    joined |= {"frame": grey}
+    assert updated["frame"] is grey
+    assert joined["frame"] is grey
+    assert joined.read()["frame"] is grey
+    assert same(kept.setdefault("frame", grey), seen()["frame"]), "a picture that is there, though unread"
+    del without["frame"]
+    assert "frame" not in without
+    with pytest.raises(KeyError):
+        without["frame"]
+
+
 def test_without_a_tokenizer_only_states_can_be_shown(forecasters: dict[str, Forecaster]) -> None:
     whole: Any = forecasters["tokens"]
     clips = [replace(clip, tokens=whole._encode(clip.frames[None, :17])[0], frames=None) for clip in starts()]

@@ -1,6 +1,6 @@
 """What an environment shows: frames that are decoded when they are read, and states."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -56,6 +56,18 @@ class Observation(dict[str, Any]):
     def __setitem__(self, name: str, value: Any) -> None:
         self._unread.pop(name, None)
         super().__setitem__(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._unread.pop(name, None)
+
+    # A dictionary's own would put a value beside what is unread, which would then be made and shown in its place.
+    update = MutableMapping.update
+    setdefault = MutableMapping.setdefault
+
+    def __ior__(self, other: Any) -> "Observation":  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.update(other)
+        return self
 
     def __iter__(self) -> Iterator[str]:  # with one of its own, `dict(...)` and `**` ask for every item
         return super().__iter__()
