@@ -92,6 +92,10 @@ def test_wrong_names_and_values_are_refused() -> None:
         worldline.open_data("absent")
     with pytest.raises(UsageError, match="load takes its options by name, and 'best' has none"):
         worldline.load("compression-tiny", "best")  # pyright: ignore[reportCallIssue]
+    with pytest.raises(UsageError, match="over tokens: --guidance, --steps would change nothing"):
+        worldline.load("compression-tiny", steps=50, guidance=2.0)
+    with pytest.raises(UsageError, match="over latents: --mixture would change nothing"):
+        worldline.load("sampling-tiny", mixture=8)
 
 
 @needs_builtins

@@ -317,7 +317,8 @@ def _loaded(
     models = {name: (folder, loaded.tokenizer) for name, folder in folders_of(run, options.loading).items()}
     if options.unconditional is not None:
         place = builtin.resolve(options.unconditional)
-        other = load_forecaster(place, replace(options.loading, checkpoint="latest", members=()), device=device)
+        same = replace(options.loading, checkpoint="latest", members=())
+        other = load_forecaster(place, same, device=device, beside=True)
         models["unconditional"] = (model_folder(place), other.tokenizer)
         if loaded.forecaster.token_grid is not None and other.tokenizer != loaded.tokenizer:
             raise UsageError(f"the world in {place} uses the tokens of another tokenizer than the one in {run}")

@@ -218,7 +218,7 @@ def load_world(
 
 
 def load_forecaster(
-    path: str | Path, options: LoadOptions | None = None, *, device: torch.device | None = None
+    path: str | Path, options: LoadOptions | None = None, *, device: torch.device | None = None, beside: bool = False
 ) -> Loaded:
     """Load the world of a run with the tokenizer it was trained on, ready to forecast.
 
@@ -228,9 +228,11 @@ def load_forecaster(
     Args:
         path: run folder, model folder inside one, or a built-in name.
         device: in place of `options.device`; a rank has its own.
+        beside: another world is what the options are for, and some may change nothing here.
 
     Raises:
-        UsageError: there is no such run, it holds no world, or its tokenizer is missing or another one.
+        UsageError: there is no such run, it holds no world, its tokenizer is missing or another one, or an option would
+            change nothing.
         DataError: files are missing or damaged.
     """
     path, options = builtin.resolve(path), options or LoadOptions()
@@ -243,6 +245,8 @@ def load_forecaster(
     found, places = Identity(tokenizer=spoken), {"tokenizer": place}
     refuse_another(card.identity, found, what=f"the world in {path}", places=places, allowed=options.allow_different)
     kind = world_kind(card, model)
+    if not beside:
+        kind.check_options(card, options)
     options = replace(options, temperature=kind.temperature(card, options))
     members = members_of(path, card, options)
     over = None if kind.over == "frames" else kind.over

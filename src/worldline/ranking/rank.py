@@ -385,7 +385,8 @@ def _worlds(world: Loaded, options: RankOptions) -> tuple[dict[str, Place], dict
     else:
         others["unconditional"] = options.unconditional, LABELS["unconditional"]
     for id, (path, label) in others.items():
-        other = load_forecaster(path, replace(options, members=(), checkpoint="latest", tokenizer=None))
+        same = replace(options, members=(), checkpoint="latest", tokenizer=None)
+        other = load_forecaster(path, same, beside=True)
         _refuse_unlike(path, world, other)
         found[id] = Place(
             id=id, label=label, forecaster=replace(other.forecaster, lazy=True), identity=signature(other.forecaster)
