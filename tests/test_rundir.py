@@ -9,7 +9,9 @@ from builders import SMALL_WORLD
 
 from worldline.contract import ModelConfig
 from worldline.families.card import ModelCard
-from worldline.rundir import from_json, in_eight_bits, load_tensors, save_tensors, to_json
+from worldline.nn.optimizer import OptimizerConfig, build_optimizer
+from worldline.rundir import RunDir, from_json, in_eight_bits, load_tensors, save_tensors, to_json
+from worldline.training.checkpoint import TrainState, save_checkpoint
 
 
 def test_a_model_that_is_defined_after_others_were_read_is_known(tmp_path: Path) -> None:
@@ -24,6 +26,17 @@ def test_a_model_that_is_defined_after_others_were_read_is_known(tmp_path: Path)
     late = to_json(ModelCard, ModelCard(config=LateConfig(size=5)))
     assert late["config"] == {"kind": "late", "size": 5}
     assert from_json(ModelCard, late, tmp_path).config == LateConfig(size=5)
+
+
+def test_the_checkpoint_of_ten_million_steps_follows_those_of_fewer(tmp_path: Path) -> None:
+    run, model = RunDir(tmp_path), torch.nn.Linear(1, 1)
+    state = TrainState(model, build_optimizer(OptimizerConfig(), model), average=None)
+    (tmp_path / "checkpoints" / "step_0000500_as_it_was").mkdir(parents=True)
+    for state.step in (9_999_000, 9_999_500, 10_000_000):
+        save_checkpoint(run, state, ModelCard(config=SMALL_WORLD), keep=2)
+    assert [folder.name for folder in run.checkpoints()] == ["step_9999500", "step_10000000"]
+    assert run.latest() == run.checkpoint(10_000_000)
+    assert (tmp_path / "checkpoints" / "step_0000500_as_it_was").exists(), "it is not ours"
 
 
 def test_eight_bits_are_off_by_half_a_step_of_their_row_and_take_half_of_float16(tmp_path: Path) -> None:

@@ -69,8 +69,10 @@ class RunDir:
         return self.path / "checkpoints" / f"step_{step:07d}"
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoint folders, by step."""
-        return sorted((self.path / "checkpoints").glob("step_*"))
+        """The checkpoint folders, by step; another name, of a copy say, is none."""
+        named = (self.path / "checkpoints").glob("step_*")
+        # Not by name: from ten million steps on, numbers have more digits than those before them.
+        return sorted((folder for folder in named if folder.name.removeprefix("step_").isdigit()), key=_step)
 
     def latest(self, *, files: Sequence[str] = MODEL_FILES) -> Path | None:
         """The checkpoint of the highest step whose files are whole, or None where there is none at all.
