@@ -562,15 +562,21 @@ def test_scheduled_sampling_rises_with_the_steps_of_a_run(tmp_path: Path) -> Non
 
 
 def test_a_run_ends_with_how_sure_its_world_should_be(tmp_path: Path) -> None:
-    """Of the averaged weights, on its validation clips; first weights need not know it."""
+    """Of the averaged weights, on its validation clips, in the best checkpoint too; first weights need not know it."""
     train(_world(tmp_path), tmp_path / "first")
-    config = _world(tmp_path, init_from=tmp_path / "first")
-    train(replace(config, model=replace(config.model, calibrated=True)), tmp_path / "run")
-    world, _ = load_world(tmp_path / "run")
-    found, clips = world.sharpness.clone(), open_clips(config.data, "val")
-    assert (found != 1).any()
-    world.calibrate([stack([clips[i] for i in (0, 2, 3, 5)])])
-    assert torch.equal(world.sharpness, found)
+    config = _world(tmp_path, init_from=tmp_path / "first", evaluate_every=1, keep_best="val/loss")
+    config = replace(config, model=replace(config.model, calibrated=True))
+    train(replace(config, steps=2), tmp_path / "run")
+    chosen = stack([open_clips(config.data, "val")[i] for i in (0, 2, 3, 5)])
+    for step in (1, 2):  # the first is better than none
+        world, _ = load_world(RunDir(tmp_path / "run").checkpoint(step))
+        found = world.sharpness.clone()
+        assert (found != 1).any()
+        world.calibrate([chosen])
+        assert torch.equal(world.sharpness, found)
+        of_figure = _log(tmp_path / "run")[step - 1]["val/autoregressive_loss"]
+        world.sharpness.fill_(1.0)
+        assert of_figure == pytest.approx(autoregressive_loss(world, chosen).item(), rel=1e-5)
 
 
 def test_validation_is_logged_where_it_was_done(tmp_path: Path) -> None:

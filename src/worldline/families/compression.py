@@ -356,7 +356,7 @@ def autoregressive_loss(world: Any, batch: Batch) -> Tensor:
     for tokens, states in zip(batch.tokens.split(rows), batch.states.split(rows), strict=True):
         context, future = tokens.tensor_split([world.context_grids], dim=1)
         for index, step in enumerate(world.forecast(context, states, sampling=Sampling())):
-            for logits, truth in zip(step.said, future[:, index], strict=True):
+            for logits, truth in zip(step.logits, future[:, index], strict=True):  # comparable: never calibrated
                 costs.append(F.cross_entropy(logits.flatten(0, 1), truth.flatten()))
     return torch.stack(costs).mean()
 

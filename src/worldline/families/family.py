@@ -87,7 +87,8 @@ class Kind:
         raise NotImplementedError
 
     def finish(self, model: Any, made: Prepared, config: TrainConfig) -> None:
-        """Measure properties of the trained model on the clips of its run, before the last checkpoint."""
+        """Measure properties of the model on the clips of its run, before the last checkpoint and each that is the best
+        so far (`keep_best`). Neither the loss nor figures of validation depend on them."""
 
     def figures(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Further figures of a validation batch."""

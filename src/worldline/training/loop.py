@@ -151,7 +151,7 @@ class _Training:
                     self.run.log({"step": state.step, "seconds": round(state.seconds, 3), **now})
                     for name, value in now.items():
                         board.add_scalar(name, value, state.step)
-                if last:
+                if last or improved:  # both are checkpoints to load
                     self.finish()
                 if last or stopped or improved or state.step % config.checkpoint_every == 0:
                     keep, writes = config.keep_checkpoints, ranks.writes
@@ -234,7 +234,7 @@ class _Training:
         return self.best != before
 
     def finish(self) -> None:
-        """Let the trained model measure what it needs: buffers, which belong to the moving average, too."""
+        """Let the model that is kept measure what it needs: buffers, which belong to the moving average, too."""
         with evaluated(self.state):
             self.made.kind.finish(self.state.model, self.made, self.config)
             if average := self.state.average:
