@@ -49,6 +49,15 @@ def test_the_map_has_its_spot_where_the_point_is_and_none_for_what_is_behind() -
     assert Silhouette(turned, ("ELBOW",), 8)(states).abs().max() == 0
 
 
+def test_the_map_is_the_same_under_autocast_as_in_forecasts() -> None:
+    silhouette = Silhouette(twin_skeleton(), LAYOUT.names, 16)
+    states = torch.randn(8, LAYOUT.dim, generator=torch.Generator().manual_seed(0)) * 0.3
+    expected = silhouette(states)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(silhouette(states), expected)
+    assert silhouette.to("meta")(states.to("meta")).shape == expected.shape
+
+
 def test_far_from_its_point_a_spot_is_almost_nothing_and_yet_no_subnormal_number() -> None:
     """Processors multiply those so slowly that the map doubled the time of a training step."""
     spots = Silhouette(ARM, ("ELBOW",), 32)(torch.tensor([[0.0]]))

@@ -6,8 +6,9 @@ picture, it says so at once. Two studies of 2026 find such pixel-aligned conditi
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -156,7 +157,14 @@ class Silhouette(nn.Module):
     middles: Tensor
 
     def projected(self, states: Float[Tensor, "n s"]) -> tuple[Float[Tensor, "n k two"], Float[Tensor, "n k"]]:
-        """Where each point is in the picture, right and down from -1 to 1, and its depth in m (negative: behind)."""
+        """Where each point is in the picture, right and down from -1 to 1, and its depth in m (negative: behind).
+
+        In float32 under autocast, too: what a world learns the map by is then what its forecasts are shown.
+        """
+        with _no_autocast(states.device.type):
+            return self._projected(states)
+
+    def _projected(self, states: Float[Tensor, "n s"]) -> tuple[Float[Tensor, "n k two"], Float[Tensor, "n k"]]:
         turns, places = self._links(states)
         link = [point.link for point in self.skeleton.points]
         world = torch.stack([places[i] for i in link], dim=1)
@@ -196,6 +204,11 @@ class Silhouette(nn.Module):
             turns.append(turn)
             places.append(place)
         return turns, places
+
+
+def _no_autocast(kind: str) -> AbstractContextManager[Any]:
+    """Products of matrices as they are, on a kind of device."""
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def _matrix(turn: Quaternion) -> Tensor:
