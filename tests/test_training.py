@@ -56,7 +56,7 @@ from worldline.schema import Batch, DataError, TokenGrid, UsageError, join, stac
 from worldline.tokenizers.wan_vae import WanVAETokenizer
 from worldline.training.checkpoint import TrainState, better, evaluated
 from worldline.training.loop import NonFiniteLossError, train, validate
-from worldline.worlds.st_transformer import STTransformerConfig
+from worldline.worlds.st_transformer import STTransformer, STTransformerConfig
 
 CPU = torch.device("cpu")
 
@@ -381,6 +381,22 @@ def test_a_loss_that_is_no_number_names_step_and_clips(tmp_path: Path) -> None:
         train(config, tmp_path / "run")
     assert str(tmp_path / "tokens/train") in str(error.value)
     assert str(error.value).count("Origin(") == 4
+
+
+def test_a_gradient_that_is_no_number_spoils_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slope of a root at 0 is infinite, and the loss is as ever."""
+    config, loss = _world(tmp_path, checkpoint_every=1, steps=2, evaluate_every=2), STTransformer.loss
+
+    def steep(world: STTransformer, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        value, figures = loss(world, batch, generator)
+        return (value + (0 * world.norm.bias.sum()).sqrt() if world.progress == 0.5 else value), figures
+
+    monkeypatch.setattr(STTransformer, "loss", steep)
+    with pytest.raises(NonFiniteLossError, match=r"gradient's norm is nan at step 1\b") as error:
+        train(config, tmp_path / "run")
+    assert str(error.value).count("Origin(") == 4
+    weights = load_tensors(model_folder(tmp_path / "run") / "model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
 
 
 @pytest.mark.parametrize(("make", "pieces"), [(_world, 2), (_world, 3), (_tokenizer, 2)])

@@ -41,7 +41,7 @@ Report = Callable[[int, int, dict[str, float]], None]
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; names the step and the clips of its batch."""
+    """The loss or its gradient became NaN or infinite; names the step and the clips of its batch."""
 
 
 @runtime_checkable
@@ -81,7 +81,7 @@ def train(
         UsageError: the folder holds another run or is in use, what the run is made with is another than it must be, or
             the batch does not divide among the ranks.
         DataError: data or weights are not what they should be.
-        NonFiniteLossError: the loss is no longer a number.
+        NonFiniteLossError: the loss or its gradient is no longer a number.
     """
     refuse_idle(config, replace(config, tokenizer=None, weights=None, text=None))
     ranks, run = ranks or Ranks(), RunDir(path)
@@ -184,18 +184,23 @@ class _Training:
         everyones = ranks.everyones((figures, asked()))
         losses = [theirs["train/loss"] for theirs, _ in everyones]
         if broken := [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]:
-            clips = ranks.everyones(origins)[broken[0]]
-            raise NonFiniteLossError(
-                f"loss is {losses[broken[0]]} at step {state.step}, in the batch of clips {clips}. Lower "
-                "--optimizer.lr, set --optimizer.clip-norm, or look at these clips with `worldline data info`."
-            )
-        norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm or torch.inf)
+            raise self.no_number(f"loss is {losses[broken[0]]}", ranks.everyones(origins)[broken[0]])
+        norm = gathered(nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_norm or torch.inf))
+        if not math.isfinite(norm.item()):  # the step would spoil all weights, and a checkpoint may come before a loss
+            raise self.no_number(f"the gradient's norm is {norm.item()}", sum(ranks.everyones(origins), ()))
         state.optimizer.step()
         if state.average:
             state.average.update(state.model, state.step)
-        steered = {"train/gradient_norm": gathered(norm).item(), "train/learning_rate": rate}
+        steered = {"train/gradient_norm": norm.item(), "train/learning_rate": rate}
         mean = {name: sum(theirs[name] for theirs, _ in everyones) / len(everyones) for name in figures}
         return {"train/loss": mean["train/loss"], **steered, **mean}, any(stop for _, stop in everyones)
+
+    def no_number(self, found: str, clips: tuple[Origin, ...]) -> NonFiniteLossError:
+        """The error that says so of the step at work."""
+        return NonFiniteLossError(
+            f"{found} at step {self.state.step}, in the batch of clips {clips}. Lower --optimizer.lr, set "
+            "--optimizer.clip-norm, or look at these clips with `worldline data info`."
+        )
 
     def gradients(self, pieces: Iterable[Batch]) -> tuple[dict[str, float], tuple[Origin, ...]]:
         """Add up the gradients of the pieces of a batch; their mean figures, and the clips they are of."""
