@@ -292,7 +292,6 @@ def _run(config: TrainConfig, folder: Path) -> tuple[str, ...]:
     return (*kept, *sorted(path.name for path in folder.rglob("*") if "events" not in path.name))
 
 
-@pytest.mark.slow
 def test_every_field_of_a_run_changes_what_it_does(tmp_path: Path) -> None:
     write_squares(tmp_path / "data", 4, length=51)
     config = run_of(
