@@ -435,6 +435,13 @@ def test_forecasts_shorter_than_a_sample_are_no_fault(tmp_path: Path, imagined: 
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("tasks", ["wipe", ["wipe", "fold"]])
+def test_a_task_may_stand_alone_or_in_a_list(tmp_path: Path, version: str, tasks: str | list[str]) -> None:
+    root = write(tmp_path / "d", version, edit=lambda rows: [row.update(tasks=tasks) for row in rows])
+    assert [one.task for one in open_source(root).episodes] == ["wipe", "wipe"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("earlier", [40, 31])
 def test_an_episode_listed_twice_is_used_once_as_listed_last(tmp_path: Path, version: str, earlier: int) -> None:
     root = write(tmp_path / "d", version, edit=lambda rows: rows.insert(0, rows[0] | {"length": earlier}))

@@ -276,7 +276,8 @@ def _said_of(row: dict[str, Any]) -> dict[str, Any]:
     on this. A whole one is known by its own states.
     """
     tasks, marked = row.get("tasks"), f"{PREFIX}/"
-    task = next((one for one in tasks if isinstance(one, str)), "") if isinstance(tasks, list) else ""
+    listed = tasks if isinstance(tasks, list) else [tasks]  # some write the one there is as it is
+    task = next((one for one in listed if isinstance(one, str)), "")
     task = task.encode(errors="replace").decode()  # half a character, which JSON can escape, cannot be written
     of = {name.removeprefix(marked): row[name] for name in _SAID[1:] if name in row}
     part = of.get("forecaster") or of.get("start")

@@ -298,7 +298,7 @@ def _there(root: Path, export: Export) -> _Mark:
             raise DataError(root / INFO, expected=expected, found=seen, fix=fix, kind="metadata")
     for name, value in asdict(export).items():
         if (other := getattr(mark.export, name)) != value:
-            fix = "Choose another folder, or bring both to one (--size, --state-keys, --actions, --to)"
+            fix = "Choose another folder, or bring both to one (--size, --state-keys, --state-kinds, --actions, --to)"
             raise UsageError(f"{root} cannot be added to: its {name} is {other}, here it is {value}. {fix}")
     return mark
 
