@@ -135,7 +135,8 @@ class FSQVideoTokenizer(BlockTokenizer):
     """Encoder, quantiser, decoder. Its tokens have codes, so that a mean of them can be decoded (`decode_codes`).
 
     A decoder that is configured apart from the encoder (`decoder_...`) begins anew where first weights are those of a
-    tokenizer with another one; that of the frame before a block (`decoder_sees`) begins by changing nothing.
+    tokenizer with another one; that of the frame before a block (`decoder_sees`) begins by changing nothing, and is left
+    out where this one sees nothing.
     """
 
     def __init__(self, config: FSQVideoConfig) -> None:
@@ -146,7 +147,7 @@ class FSQVideoTokenizer(BlockTokenizer):
         self.seen = Seen(config) if config.decoder_sees else None
         self.sees = config.decoder_sees
         apart = config.decoder_past is not None or config.decoder_widths or config.decoder_blocks
-        self.may_lack = MayLack(new=("seen.",), reshaped=("decoder.", "seen.") if apart else ())
+        self.may_lack = MayLack(new=("seen.",), reshaped=("decoder.", "seen.") if apart else ("seen.",))
 
     def latents_of(self, video: Float32[Tensor, "b 3 t h w"]) -> Float[Tensor, "b l gh gw d"]:
         """Features before quantisation, unbounded, of one block of video in [-1, 1] (`t` = 1 + k * temporal stride)."""
