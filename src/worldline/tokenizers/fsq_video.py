@@ -135,8 +135,8 @@ class FSQVideoTokenizer(BlockTokenizer):
     """Encoder, quantiser, decoder. Its tokens have codes, so that a mean of them can be decoded (`decode_codes`).
 
     A decoder that is configured apart from the encoder (`decoder_...`) begins anew where first weights are those of a
-    tokenizer with another one; that of the frame before a block (`decoder_sees`) begins by changing nothing, and is left
-    out where this one sees nothing.
+    tokenizer with another one; that of the frame before a block (`decoder_sees`) begins by changing nothing, and
+    is left out where this one sees nothing.
     """
 
     def __init__(self, config: FSQVideoConfig) -> None:
