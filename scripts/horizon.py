@@ -79,4 +79,4 @@ def table(chart: Chart, drift: Finding) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(path) for path in sys.argv[2:]])
+    main(Path(sys.argv[1]), [Path(path) for path in sys.argv[2:] if not path.endswith(".receipt.json")])
