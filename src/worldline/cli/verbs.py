@@ -261,11 +261,11 @@ class Demo(Checked):
 
     out: Path = Path("runs/demo")
     """Folder for run folders and report.html: a new one, an empty one, or an earlier demo's, which is replaced."""
-    steps: int = 1000
+    steps: int = 700
     """Training steps of the new world."""
     max_minutes: Positive = 5.0
     """Stop that training after this long, whatever step it is at."""
-    num_clips: int = 24
+    num_clips: int = 12
     """Held-out clips of each evaluation; a sixth of them are driven, because those are four seconds long."""
     json: bool = False
 
@@ -289,7 +289,7 @@ class Demo(Checked):
     def _made(self) -> tuple[Path, dict[str, Evaluation]]:
         from worldline.report.write import write_report
 
-        size = {"num_clips": self.num_clips, "study_clips": max(1, self.num_clips // 2)}  # 12 of 24, as by default
+        size = {"num_clips": self.num_clips, "study_clips": max(1, self.num_clips // 2)}
         few: dict[str, Any] = {**size, "num_samples": 5, "steps": 10, "condition_samples": 1}
         few |= {"window_stride": 20, "batch_size": 4, "data": builtin.TWIN_MINI_VAL}
         # What objects would have done is asked of the other two: over latents it would take a third of the time.
