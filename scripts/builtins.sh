@@ -41,7 +41,7 @@ worldline train compression_tiny $data --data.val-episodes 20: --init-from $work
 python scripts/ship.py $work/world $assets/compression_tiny $assets/tokenizer_tiny --eight-bits
 
 # --- latents; under the same latents a decoder for whole windows, LPIPS in its loss, and what sees the last context frame
-# (32 minutes of a core) ---
+# (34 minutes of a core) ---
 whole="--model.keep-latents True --data.pattern.window 77 --data.pattern.repeat-last 1 --data.window-stride 8"
 whole+=" --data.augment unflipped --optimizer.lr 1e-3 --optimizer.warmup-steps 50 --batch-size 2"
 worldline train vae_tiny $few --out $work/vae_first

@@ -317,11 +317,8 @@ def begin(config: TrainConfig, model: nn.Module, train: Clips, states: Standardi
         states.set_statistics(torch.tensor(statistics.mean), torch.tensor(statistics.std))
     initialise(model, config.init_from)
     if config.init_from is not None:
-        first, normalises = (
-            describe_model(model_folder(config.init_from)),
-            kind_of(config.model).normalises(config.model),
-        )
-        refuse_other_scale(config.init_from, first.config, normalises)
+        first = describe_model(model_folder(config.init_from))
+        refuse_other_scale(config.init_from, first.config, kind_of(config.model).normalises(config.model))
         if states is not None:
             return first.statistics
     return statistics

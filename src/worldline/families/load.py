@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def _warn_of_a_tokenizer_that_knows(config: TrainConfig) -> None:
     if folder is None or not ((folder / "model.json").is_file() or RunDir(folder).latest()):
         return  # another's files, which do not say what they were trained on
     card = describe_model(model_folder(folder))
-    source, episodes = open_split(_with_columns_of(card, config.data), "val")
+    source, episodes = _as_given(card, config.data)
     known = card.trained_on
     if known and (seen := known.among(source, episodes)):
         log.warning(
@@ -139,17 +140,13 @@ def _warn_of_a_tokenizer_that_knows(config: TrainConfig) -> None:
         )
 
 
-def _with_columns_of(card: ModelCard, data: DataConfig) -> DataConfig:
-    """The data with the states that a model was given, where they have these: by them it knows its recordings."""
-    if card.contract is None or not has_choices(data.val_path or data.path):
-        return data
-    columns = {"conditioning": card.contract.conditioning, "state_keys": card.contract.state_keys}
-    read_alike = replace(data, **columns, state_kinds={})
-    try:
-        open_split(read_alike, "val")
-    except UsageError:  # another robot's columns
-        return data
-    return read_alike
+def _as_given(card: ModelCard, data: DataConfig) -> tuple[Source, Sequence[int]]:
+    """Validation episodes with the states that a model was given, where they have these: by them it knows them."""
+    if card.contract is not None and has_choices(data.val_path or data.path):
+        columns = {"conditioning": card.contract.conditioning, "state_keys": card.contract.state_keys}
+        with suppress(UsageError):  # another robot's columns
+            return open_split(replace(data, **columns, state_kinds={}), "val")
+    return open_split(data, "val")
 
 
 # --- to forecast ---
