@@ -33,7 +33,7 @@ cost() {
     esac
 }
 
-judged="--studies audit --lpips off ${JUDGED:---data twin-mini-val --inverse-dynamics inverse-dynamics-tiny}"
+judged="--studies --lpips off ${JUDGED:---data twin-mini-val --inverse-dynamics inverse-dynamics-tiny}"
 if [ "$family" = compression ]; then
     judged="$judged --num-clips ${CLIPS:-60}"
 else
@@ -46,7 +46,6 @@ for seed in ${SEEDS:-0}; do
             [ -e "$run/evaluation/metrics.json" ] && continue
             entering="--model.conditioning $way"
             [ "$way" != none ] || entering="--model.unconditional True"
-            [ "$family $way" != "sampling none" ] || entering="$entering --model.drop-states 0"
             steps=$((${STEPS:-700} * 100 / $(cost "$way")))
             [ "${EQUAL:-time}" = time ] || steps=${STEPS:-700}
             if [ -e "$run/checkpoints" ]; then

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,11 @@ def script_commands(script: Path, folder: Path) -> list[Told]:
         (folder / name).write_text(f'#!/bin/bash\necho "{name} ${{*@Q}}" >>"{folder}/calls"\n')
         (folder / name).chmod(0o755)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    for words in ([], ["RUN", *(["--num-clips", "None"] if script.name == "table2.sh" else [])]):
-        subprocess.run(["bash", script, *words], env={**os.environ, "PATH": path, "WORK": "w"}, check=True)
-    lines = (folder / "calls").read_text().splitlines()
+    given = ["RUN", *(["--num-clips", "None"] if script.name == "table2.sh" else [])]
+    for words, family in product(([], given), ("compression", "sampling")):
+        chosen = {"PATH": path, "WORK": "w", "FAMILY": family}
+        subprocess.run(["bash", script, *words], env={**os.environ, **chosen}, check=True)
+    lines = dict.fromkeys((folder / "calls").read_text().splitlines())
     return [Told(script.name, line) for line in lines if line.startswith("worldline ")]
 
 
