@@ -474,6 +474,11 @@ def test_intervals_of_many_differences_hold_together() -> None:
     same = simultaneous(torch.zeros(4, 2), torch.arange(4))
     assert [(one.low, one.high, one.p) for one in same] == [(0, 0, 1)] * 2
     assert math.isnan(simultaneous(draws[:4], torch.zeros(4, dtype=torch.int64))[0].low), "one episode"
+    sparse = torch.tensor([[0.5, 1.0], [0.7, 3.0], [math.nan, 1.0], [math.nan, 2.0]])
+    found = simultaneous(sparse, torch.tensor([0, 0, 1, 2]))
+    assert math.isnan(found[0].low), "only one of three episodes has something to measure"
+    assert math.isnan(found[0].p)
+    assert found[1].low < found[1].high
 
 
 # --- what is published ---

@@ -93,7 +93,7 @@ def simultaneous(values: Float[Tensor, "n m"], episodes: Int[Tensor, " n"]) -> l
     Each resample's largest |mean* - mean| / standard error over all m gives the width: so many standard errors that
     95 % of the resamples lie within (Westfall & Young, 1993, ch. 2; Romano & Wolf, 2005). The draws are those of
     `intervals`, so what is correlated (the same clips, the same run in several differences) costs no more than it
-    must; Bonferroni and Holm know nothing of that. With one episode all is NaN.
+    must; Bonferroni and Holm know nothing of that. A mean of one episode has NaN: how episodes differ is unknown.
 
     Args:
         values: NaN where a clip has no number; it counts in no mean then.
@@ -116,9 +116,12 @@ def simultaneous(values: Float[Tensor, "n m"], episodes: Int[Tensor, " n"]) -> l
             np.quantile(furthest, 1 - 2 * TAIL),
             np.where(exact, np.inf * np.abs(means), np.abs(means) / errors),
         )
+    unknown = Simultaneous(low=math.nan, high=math.nan, p=math.nan)
     return [
         Simultaneous(low=float(m - width * e), high=float(m + width * e), p=_chance(furthest, float(t), float(m)))
-        for m, e, t in zip(means, np.where(exact, 0.0, errors), away, strict=True)
+        if count > 1
+        else unknown
+        for m, e, t, count in zip(means, np.where(exact, 0.0, errors), away, (sizes > 0).sum(axis=0), strict=True)
     ]
 
 
