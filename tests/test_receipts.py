@@ -28,8 +28,9 @@ from worldline.evaluation.verify import VerifyOptions, numbers_of, tolerance, ve
 from worldline.families.tokenizers import fingerprint
 from worldline.files import hash_of, hash_of_file, read_json, write_json
 from worldline.formats.open import open_source
-from worldline.metrics.bootstrap import simultaneous
+from worldline.metrics.bootstrap import Simultaneous, simultaneous
 from worldline.metrics.perceptual import packaged_weights
+from worldline.report.compared import paired_cells
 from worldline.rundir import built, version_of
 from worldline.schema import DataError, UsageError
 from worldline.training.loop import train
@@ -458,6 +459,14 @@ def test_a_learning_curve_over_steps_and_episodes(lab: Lab, halfway: Path, capsy
     said = capsys.readouterr().out
     assert "training episodes" in said
     assert said.count("\n3  ") >= 2, "both were trained on three episodes"
+
+
+def test_more_motion_is_not_better(lab: Lab, halfway: Path) -> None:
+    found = compare([lab.run, halfway], CompareOptions(metric=("motion", "psnr_db_last")))
+    apart = Simultaneous(low=0.5, high=0.7, p=0.001)
+    moved, seen = (replace(one, together=apart) for one in found.differences)
+    assert (moved.better, paired_cells(moved)[-1]) == (None, "-")
+    assert (seen.better, paired_cells(seen)[-1]) == ("run", "run")
 
 
 def test_intervals_of_many_differences_hold_together() -> None:

@@ -99,9 +99,10 @@ class Paired:
 
     @property
     def better(self) -> str | None:
-        """The run that is better, by the interval that holds together with all others; None if that is undecided."""
+        """The run that is better, by the interval that holds together with all others; None if that is undecided, or
+        where neither more nor less is better (`Metric.target`)."""
         low, high = self.together.low, self.together.high
-        if math.isnan(low) or low <= 0 <= high:
+        if math.isnan(low) or low <= 0 <= high or METRICS[self.metric].target is not None:
             return None
         return self.one if (low > 0) == METRICS[self.metric].higher_is_better else self.other
 

@@ -82,7 +82,7 @@ def _scatters(found: Compared) -> list[Drawing]:
     drawn = []
     for one in found.scatters:
         better = "below" if METRICS[one.metric].higher_is_better else "above"
-        said = f"{note}; {better} it, {one.one} is better."
+        said = f"{note}; {better} it, {one.one} is better." if METRICS[one.metric].target is None else f"{note}."
         points = {"x": one.x, "y": one.y, "label": f"{len(one.x)} episodes"}
         drawn.append(scatter(METRICS[one.metric].heading, one.one, one.other, **points, note=said))
     return drawn
@@ -100,5 +100,5 @@ def paired_cells(one: Paired) -> list[str]:
         alone,
         together,
         chance,
-        one.better or "undecided",
+        one.better or ("undecided" if METRICS[one.metric].target is None else "-"),
     ]
