@@ -94,6 +94,15 @@ def test_a_world_that_follows_its_robot_is_told_from_one_that_ignores_it(
     assert Evaluation.load(out / "metrics.json").findings == found.findings
 
 
+def test_one_episode_says_of_no_joint_that_it_is_not_answered(tmp_path: Path) -> None:
+    folder = write_squares(tmp_path / "squares", 1, length=2 * (PAST + FUTURE))
+    clips = open_clips(DataConfig(path=folder, val_episodes=":", pattern=FramePattern(window=PAST + FUTURE)), "val")
+    _, found = audited(forecaster(Drawing), clips, tmp_path / "out")
+    assert found.verdict == "undecided"
+    assert "joints" not in found.sentence
+    assert column(found.tables[1], "moved")["elbow"] is not None
+
+
 def test_a_joint_that_a_world_does_not_read_is_named(squares: Clips, tmp_path: Path) -> None:
     """Shuffled states cost something, but freezing one joint costs nothing: the picture does not answer to it."""
     _, half = audited(forecaster(Drawing, heeded=(True, False)), squares, tmp_path)

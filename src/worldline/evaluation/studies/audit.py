@@ -157,7 +157,8 @@ def _joints(found: Found) -> tuple[tuple[Table, ...], str]:
         lines.append(Line(name, about))
         judged += about[2] is not None
         answered += about[2] is not None and about[2].low > 0 and about[2].mean >= ANSWERED_DB
-    said = f" The picture answers to {answered} of {judged} joints that moved." if judged else ""
+    several = len(found.episodes.unique()) > 1  # of one there are no intervals, so no joint is judged
+    said = f" The picture answers to {answered} of {judged} joints that moved." if judged and several else ""
     return (Table(title="One joint frozen at a time", columns=columns, lines=tuple(lines)),), said
 
 
