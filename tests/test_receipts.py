@@ -131,6 +131,7 @@ def test_the_command_of_a_receipt_asks_for_the_same() -> None:
         data=(Path("one"), Path("an other")),
         exclude_episodes=(1, 2),
         unconditional=Path("runs/without"),
+        allow_different=("tokenizer", "validation"),
         checkpoint="best",
         out=Path("here"),
     )

@@ -7,7 +7,7 @@ are no signature: who edits on purpose can compute them again. What convinces is
 import hashlib
 import platform
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -233,6 +233,8 @@ class Request:
     """Options that are places of something that numbers are made from; of what they hold there are identities."""
     options: dict[str, Any]
     """All other options that decide numbers, complete: they are identities themselves."""
+    allowed: Sequence[str] = ()
+    """Parts that were allowed to differ (`allow_different`), without which it would be refused."""
 
     @staticmethod
     def of(run: str | Path, options: Any) -> "Request":
@@ -240,12 +242,12 @@ class Request:
         given, kind = to_json(type(options), options), type(options)
         places = {name: given[name] for name in places_of(kind)}
         others = {name: value for name, value in given.items() if name not in (*places, *_NO_IDENTITY)}
-        return Request(run=str(run), places=places, options=others)
+        return Request(run=str(run), places=places, options=others, allowed=given["allow_different"])
 
     def command(self, usual: Any) -> str:
         """The command line that asks for the same; options are left out where they are as in `usual`."""
         words, left_out = ["worldline", "evaluate", self.run], to_json(type(usual), usual)
-        for name, value in {**self.options, **self.places}.items():
+        for name, value in {**self.options, **self.places, "allow_different": [*self.allowed]}.items():
             if value != left_out.get(name):
                 option = name.replace("_", "-")
                 values = [] if isinstance(value, bool) else value if isinstance(value, list) else [value]
