@@ -276,3 +276,14 @@ def test_data_of_the_same_names_that_are_not_the_twins_get_none_by_default(tmp_p
     assert "was trained on the twin" in choose_reader(None, world, clips, "held-out").why_not
     given = choose_reader(builtin.INVERSE_DYNAMICS_TINY, world, clips, "held-out")
     assert given.folder == builtin.INVERSE_DYNAMICS_TINY
+
+
+def test_several_data_sets_of_the_twin_are_clips_of_it(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(builtin.TWIN_MINI_VAL, tmp_path / name)
+    clips = open_clips(DataConfig(path=(tmp_path / "one", tmp_path / "two"), image_size=64), "val")
+    assert clips.source.name == "one + two"
+    world = describe_model(builtin.COMPRESSION_TINY).promise
+    assert choose_reader(None, world, clips, "held-out").folder == builtin.INVERSE_DYNAMICS_TINY
+    (tmp_path / "two/twin.json").unlink()
+    assert "no clips of it" in choose_reader(None, world, clips, "held-out").why_not

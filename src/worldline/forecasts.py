@@ -275,7 +275,7 @@ def _index(
         layout=options.format,
         run=run.resolve().name,
         checkpoint=model.name,
-        data=clips.source.path.resolve().name,
+        data=clips.source.name,
         fps=clips.source.fps,
         times=whole.times,
         num_samples=1 if options.mean else options.num_samples,

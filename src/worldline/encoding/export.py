@@ -24,7 +24,6 @@ from worldline.formats.lerobot.write import (
     Version,
     add_episodes,
     camera_of,
-    name_of,
     next_states,
 )
 from worldline.formats.source import Source, validated
@@ -83,7 +82,7 @@ def _recorded(source: Source, episode: int, export: Export, *, size: int | None,
     actions = _column(source, episode, "action") if export.actions == "recorded" else next_states(states)
     # Of an export, which frames are real is kept, and where they come from.
     known = {field.name: of.provenance[field.name] for field in fields(Provenance) if field.name in of.provenance}
-    here: dict[str, Any] = {"source": name_of(source), "episode": of.name, "recording": recording_of(source, episode)}
+    here: dict[str, Any] = {"source": source.name, "episode": of.name, "recording": recording_of(source, episode)}
     flags = {name: _column(source, episode, name) for name in (write.REAL, write.SOURCE_FRAME, write.UNCERTAINTY)}
     usual = {write.REAL: np.ones(of.length), write.SOURCE_FRAME: np.arange(of.length)}
     real, frames, uncertainty = (

@@ -410,7 +410,7 @@ class _Scoring:
             protocol=judged.protocol,
             run=judged.run,
             data=DataSummary(
-                name=source.path.resolve().name,
+                name=source.name,
                 kind=source.kind,
                 num_clips=len(tally.episodes),
                 num_episodes=len(episodes.unique()),

@@ -262,7 +262,7 @@ def _as_far_as_asked(run: Path, options: EvaluateOptions, judged: Judged, clips:
         else:
             most = (max(lengths) - rolled.context_frames - rolled.inner.lookahead_frames) // chunk * chunk + chunk
             longer = "give longer episodes (--data)"
-            if (source.path / "physics").is_dir():
+            if all((root / "physics").is_dir() for root in source.roots):
                 longer += f"; of the twin: worldline data twin DIR --episodes 12 --frames {window} --seed 4000"
             raise UsageError(
                 f"{found}; the longest horizon here is {most} frames ({most / contract.fps:.3g}s), or {longer}"

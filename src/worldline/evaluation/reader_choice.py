@@ -55,7 +55,7 @@ def choose_reader(given: Path | None, contract: Contract, clips: Clips, on: On) 
     folder = model_folder(builtin.INVERSE_DYNAMICS_TINY if given is None else builtin.resolve(given))
     card, split = describe_model(folder), "not checked"
     why = misfit(card, contract, clips)
-    if not why and given is None and not (clips.source.path / RECORD).is_file():
+    if not why and given is None and not all((root / RECORD).is_file() for root in clips.source.roots):
         why = "was trained on the twin, and these are no clips of it"  # the 1X robot's states have the same names
     if not why and card.trained_on is not None:
         shared = card.trained_on.among(clips.source, sorted(set(clips.windows[:, 0].tolist())))

@@ -35,7 +35,7 @@ class DataSummary:
     """The evaluated data."""
 
     name: str
-    """Last part of the data's path."""
+    """Last part of the data's path, of each of several data sets."""
     kind: str
     num_clips: int
     num_episodes: int

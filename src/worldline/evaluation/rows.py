@@ -486,9 +486,11 @@ def _(scene: Scene) -> Made | None:
 @Entry("live_twin", "the live twin", "ceiling")
 def _(scene: Scene) -> Made | None:
     """The simulator itself, moved through the states from the saved physics of a clip, over a roll-out."""
-    root, forecaster = scene.clips.source.path, scene.forecaster
+    (root, *others), forecaster = scene.clips.source.roots, scene.forecaster
     if not scene.rolled or forecaster.chunk_frames == 0 or not (root / "physics").is_dir():
         return None
+    if others:
+        raise NotComputed("the live twin begins in the physics of one data set, and these are several")
     live = LiveTwin.beside(forecaster, root=root)
     try:
         # By its number in the folder: of data with missing episodes the place in the list is another.

@@ -30,7 +30,6 @@ from worldline.formats.lerobot.write import (
     Written,
     add_episodes,
     camera_of,
-    name_of,
     next_states,
 )
 from worldline.ranks import Ranks
@@ -182,7 +181,7 @@ def write_forecasts(
         (episode, start), at = clips.windows[number].tolist(), divmod(place, at_once)
         of = source.episodes[episode]
         states = torch.from_numpy(source.read_states(episode, start, start + times[-1] + 1))[list(times)]
-        where = Provenance(source=name_of(source), episode=of.name, recording=recording_of(source, episode), run=run)
+        where = Provenance(source=source.name, episode=of.name, recording=recording_of(source, episode), run=run)
         for sample in [MEAN] if mean_only else range(forecaster.num_samples):
             here = replace(where, start=start, forecaster=made_by, seed=seed, sample=sample)
             shown = {"frames": partial(frames, *at, sample), "uncertainty": partial(uncertainty, *at)}

@@ -210,6 +210,18 @@ class Source:
         return replace(self, image_size=size, episodes=tuple(kept), left_out=tuple(leaving.lines))
 
     @property
+    def roots(self) -> tuple[Path, ...]:
+        """The folder of the data set, or those of several that are read as one."""
+        if self.path.exists():  # also where its name looks like two
+            return (self.path,)
+        return tuple(Path(path) for path in str(self.path).split(JOINED))
+
+    @property
+    def name(self) -> str:
+        """Name of that folder, or of each of several."""
+        return JOINED.join(root.resolve().name for root in self.roots)
+
+    @property
     def alike(self) -> dict[str, object]:
         """Properties that joined data sets must share, by their names in messages."""
         return {

@@ -17,7 +17,6 @@ from worldline.families.card import ModelCard, describe_model
 from worldline.families.config import LoadOptions
 from worldline.families.load import load_forecaster, refuse_unfit, world_kind
 from worldline.forecasting.forecaster import Forecaster
-from worldline.formats.lerobot.write import name_of
 from worldline.rundir import model_folder
 from worldline.schema import StateLayout, UsageError
 from worldline.twin.generate import physics_of
@@ -216,7 +215,7 @@ def stage_of(
 def named(clips: Clips) -> str:
     """What a person calls the data: a built-in by its name, else the name of the folder."""
     path = clips.source.path.resolve()
-    return next((name for name, place in builtin.NAMES.items() if place.resolve() == path), name_of(clips.source))
+    return next((name for name, place in builtin.NAMES.items() if place.resolve() == path), clips.source.name)
 
 
 def affordable(stage: Stage) -> int:

@@ -29,7 +29,7 @@ from worldline.files import atomic, hash_of, read_json, reading, remove_temporar
 from worldline.formats.lerobot.metadata import INFO, MARK, PREFIX, lists_of
 from worldline.formats.lerobot.stats import Histogram, aggregated, of_images, of_rows
 from worldline.formats.lerobot.tables import read_columns
-from worldline.formats.source import JOINED, Source, validated
+from worldline.formats.source import Source, validated
 from worldline.formats.video import encode, frame_times, stream_frames
 from worldline.owner import LOCK, OWNER
 from worldline.progress import say
@@ -258,11 +258,6 @@ def camera_of(source: Source) -> str:
     """The key of a camera: by the name of the source's own, if that is known."""
     named = (source.reading.camera or "camera").replace("/", "_")
     return named if named.startswith("observation.") else f"observation.images.{named}"
-
-
-def name_of(source: Source) -> str:
-    """Name of a data set's folder, or of each of several that are read as one."""
-    return JOINED.join(Path(path).name for path in str(source.path).split(JOINED))
 
 
 def next_states(states: Float32[np.ndarray, "f s"]) -> Float32[np.ndarray, "f s"]:
