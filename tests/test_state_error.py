@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from builders import write_squares
+from commands import do
 from run_builders import run_of
 from test_inverse_dynamics import SMALL, run_on_squares
 
@@ -21,6 +22,7 @@ from worldline.evaluation.result import Evaluation
 from worldline.evaluation.rows import Judged
 from worldline.evaluation.studies.inverse_dynamics import AS_TRUE, InverseDynamicsStudy, spread_of
 from worldline.evaluation.study import Found
+from worldline.evaluation.verify import VerifyOptions, verify
 from worldline.families.card import describe_model
 from worldline.families.inverse_dynamics import load_inverse_dynamics
 from worldline.forecasting.forecaster import CopyLast
@@ -240,6 +242,14 @@ def test_alone_it_is_compared_with_the_mean_and_the_first_state(lab: Path, tmp_p
     assert [line.label for table in finding.tables for line in table.lines] == ["elbow", "gripper"]
     assert f"{finding.title} {finding.verdict}" in text_table(evaluation)
     assert "reads states from pictures" in headline(evaluation).sentence
+
+
+def test_alone_it_is_verified_at_the_step_at_which_it_was_evaluated(lab: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(lab / "reader", tmp_path / "reader")
+    evaluate(run, EvaluateOptions(device="cpu", num_clips=2))
+    do("train", ["--resume", str(run), "--steps", "121"])
+    found = verify(run, VerifyOptions(identities=True))
+    assert (found.holds, found.differences) == (True, ())
 
 
 def test_alone_it_has_no_use_for_what_forecasts_need(lab: Path) -> None:

@@ -224,7 +224,9 @@ def _found(told: Receipt, place: str, name: str) -> Path | None:
 
 def _checkpoint(told: Receipt, asked: EvaluateOptions, run: Path) -> EvaluateOptions:
     """The checkpoint that was evaluated, though the run has gone on since."""
-    model = told.identities.models.get("world") or told.identities.models.get("tokenizer")
+    # Of a world it stands beside others; a tokenizer or a model that reads states is evaluated alone.
+    models = told.identities.models
+    model = models.get("world") or (next(iter(models.values())) if len(models) == 1 else None)
     if model is None or (run / "model.json").is_file():
         return asked
     there = RunDir(run).checkpoint(model.step)
