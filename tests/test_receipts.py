@@ -449,13 +449,18 @@ def test_a_comparison_is_one_page_with_a_point_for_each_episode(
     assert "Learning curves" in (tmp_path / "compare.html").read_text(encoding="utf-8")
 
 
-def test_a_learning_curve_over_steps_and_episodes(lab: Lab, halfway: Path, capsys: Capture) -> None:
+def test_a_learning_curve_over_steps_and_episodes(lab: Lab, halfway: Path, tmp_path: Path, capsys: Capture) -> None:
     do("compare", [str(lab.run), str(halfway), "--over", "steps", "--metric", "psnr_db_last", "--json"])
     (chart,) = json.loads(capsys.readouterr().out)["curves"]
     (curve,) = chart["curves"]
     places = (halfway / "metrics.json", lab.run / "evaluation/metrics.json")
     expected = [read_json(place)["rows"][0]["metrics"]["psnr_db_last"] for place in places]
     assert (curve["label"], curve["x"], curve["y"]) == ("run", [1.0, 2.0], expected)
+    elsewhere = shutil.copytree(halfway, tmp_path / "elsewhere")  # the same run, by a relative place
+    told = replace(Receipt.load(elsewhere / "receipt.json"), folder=str(lab.place), run="run")
+    told.write(elsewhere / "receipt.json")
+    (chart,) = compare([lab.run, elsewhere], CompareOptions(metric=("psnr_db_last",), over="steps")).curves
+    assert [one.label for one in chart.curves] == ["run"]
     do("compare", [str(lab.run), str(halfway), "--over", "episodes"])
     said = capsys.readouterr().out
     assert "training episodes" in said

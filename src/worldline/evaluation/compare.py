@@ -353,7 +353,7 @@ def _curve(scored: Sequence[Scored], rows: Sequence[Row], metric: str, over: Ove
         x = model.step if over == "steps" else model.recordings
         if x is None:
             raise UsageError(f"{one.name} does not say which episodes it was trained on; compare over steps")
-        curve = f"{one.receipt.folder}/{one.receipt.run}" if over == "steps" else ""
+        curve = str(Path(one.receipt.folder or "", one.receipt.run)) if over == "steps" else ""
         points.setdefault(curve, []).append((float(x), row.metrics[metric]))
     if all(len(curve) == 1 for curve in points.values()):
         points = {"": [point for curve in points.values() for point in curve]}
