@@ -34,6 +34,16 @@ def test_correlations_are_scipy_s_also_with_ties_and_for_many_lists_at_once() ->
     assert np.isnan(pearson([0.5, 0.5, 0.5], [0.1, 0.2, 0.3]))
 
 
+def test_equal_rates_have_no_correlation_whatever_their_last_bits_are() -> None:
+    rates = np.array([[rate] * 7 for rate in (0.1, 0.7, 5 / 12, 11 / 12)])  # their means are another number by 1e-17
+    for own in (pearson, spearman):
+        assert np.isnan(own(rates, [*FOUND, 0.4])).all()
+        assert np.isnan(own([*FOUND, 0.4], rates)).all()
+    found = agree("pearson", [0.0, *[0.7] * 6], [0.1, *FOUND])  # all but the first are equal
+    assert found.dropped_low > 0, "without it there is no correlation, which is not one of 0"
+    assert found.without_low != 0
+
+
 def test_mmrv_is_the_mean_of_each_policy_s_worst_wrong_order() -> None:
     assert mmrv(TRUE, FOUND) == pytest.approx((0.2 + 0.2 + 0.2 + 0.2) / 6)  # two swapped pairs, each 0.2 apart
     assert mmrv(TRUE, [10 * rate for rate in TRUE]) == 0, "only the order counts"

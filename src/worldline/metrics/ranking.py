@@ -45,10 +45,12 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 def pearson(true: Rates, found: Rates) -> Float64[np.ndarray, "..."]:
     """Pearson's correlation; NaN where one list is constant, or has fewer than two numbers."""
     x, y = (np.asarray(one, np.float64) for one in (true, found))
+    # By the rates themselves: the mean of equal ones may differ from them in its last bit.
+    differ = (np.ptp(x, axis=-1) > _SAME) & (np.ptp(y, axis=-1) > _SAME)
     x, y = (one - one.mean(axis=-1, keepdims=True) for one in (x, y))
     scale = np.sqrt((x**2).sum(axis=-1) * (y**2).sum(axis=-1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(scale > _SAME**2, np.clip((x * y).sum(axis=-1) / scale, -1, 1), math.nan)
+        return np.where(differ, np.clip((x * y).sum(axis=-1) / scale, -1, 1), math.nan)
 
 
 def spearman(true: Rates, found: Rates) -> Float64[np.ndarray, "..."]:
