@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import write_squares
+import torch
+from builders import TWO_JOINTS, moving_square, write_squares
 from commands import do
 from run_builders import run_of
 
 from worldline import builtin, policies
+from worldline.forecasting.recorded import Imagined, write_session
 from worldline.ranking.rank import RankOptions, rank
 from worldline.ranking.result import Ranking, read_films
 from worldline.schema import DataError, UsageError
@@ -151,6 +153,25 @@ def test_what_cannot_be_is_refused_before_anything_is_played(here: Path, options
         rank("world", RankOptions(**usual | options))
     assert not (here / "ranked").exists()
     assert not (here / "acted").exists()
+
+
+def test_a_task_of_which_the_data_have_no_episode_does_not_begin_with_those_of_another(here: Path) -> None:
+    frames, states = (torch.from_numpy(one) for one in moving_square(51))
+    video = frames.permute(0, 3, 1, 2)[None, None]
+    made = Imagined(
+        frames=video, states=states[None], times=tuple(range(51)), context=51, uncertainty=torch.zeros(1, 51)
+    )
+    write_session(here / "told", made, fps=30.0, layout=TWO_JOINTS, name="one", task="left")
+    (here / "counts.csv").write_text(COUNTS + "low,right,3,10\nhigh,right,1,10\n")
+    options = RankOptions(
+        policy=("own_robot:low", "own_robot:high"),
+        success="own_robot:success",
+        real_counts=Path("counts.csv"),
+        data=here / "told",
+        out=here / "ranked",
+    )
+    with pytest.raises(UsageError, match="no episode of task 'right' holds 17 frames"):
+        rank("world", options)
 
 
 def test_a_world_of_another_robot_than_the_twin_needs_counts(here: Path) -> None:

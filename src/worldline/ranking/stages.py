@@ -1,6 +1,6 @@
 """Where a task's episodes begin and who knows how they end: the twin's physics, or counts of real successes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def real_stages(
 ) -> list[Stage]:
     """Tasks whose real successes were counted; episodes begin with clips of held-out data.
 
-    Of data whose episodes say their task, each task gets its own; else all tasks begin with the same clips.
+    Of data whose episodes are of tasks of the counts, each task gets its own; else all tasks begin with the same clips.
 
     Raises `UsageError` for a task that no line of the counts names, or data that hold no clip.
     """
@@ -132,16 +132,19 @@ def real_stages(
     for id in tasks:
         if id not in counts:
             raise UsageError(f"no line of the counts is of task {id!r}; there are: {', '.join(counts)} (--tasks)")
-        starts = _clips(id, run, contract, choice, count=count, context=context)
+        starts = _clips(id, counts, run, contract, choice, count=count, context=context)
         found.append(Stage(id=id, label=id, seconds=seconds or REAL_SECONDS, starts=starts, counts=counts[id]))
     return found
 
 
-def _clips(task: str, run: Path, contract: Contract, choice: DataChoice, *, count: int, context: int) -> Starts:
+def _clips(
+    task: str, known: Collection[str], run: Path, contract: Contract, choice: DataChoice, *, count: int, context: int
+) -> Starts:
+    """Clips of a task to begin with, or any where no episode of the data is of one of the `known` tasks."""
     clips = held_out(run, contract, choice, pattern=FramePattern(window=context))
-    told = [episode.task == task for episode in clips.source.episodes]
-    if any(told):
-        own = np.array([told[episode] for episode in clips.windows[:, 0].tolist()], dtype=bool)
+    of = [episode.task for episode in clips.source.episodes]
+    if not {*known}.isdisjoint(of):
+        own = np.array([of[episode] == task for episode in clips.windows[:, 0].tolist()], dtype=bool)
         clips = replace(clips, windows=clips.windows[own])
     if len(clips) == 0:
         raise UsageError(f"{clips.source.path}: no episode of task {task!r} holds {context} frames to begin with")
