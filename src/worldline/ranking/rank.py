@@ -53,6 +53,7 @@ LABELS = {
     "copy_last": "copy-last",
     REPLAYED: "world, given the twin's commands",
 }
+PARTS = "parts"
 NO_CLASSIFIER = "nobody reads success: give a classifier's folder or a function, --success my_package.my_module:success"
 
 
@@ -150,6 +151,8 @@ class _Job:
     commit: str
     failures: list[Failure] = field(default_factory=list)
     films: list[Film] = field(default_factory=list)
+    kept: int = 0
+    """Parts that were played before."""
     seconds: float = 0.0
 
     @staticmethod
@@ -191,6 +194,9 @@ class _Job:
 
     def carry_out(self) -> Ranking:
         found = [one for one in map(self._staged, self.stages) if one is not None]
+        if self.kept and (self.options.policy or isinstance(self.reader, FunctionReader)):
+            said = "what is your own is known by the file of its module; delete the folder if that reads other weights"
+            say(f"{self.out / PARTS}: {self.kept} parts were played before and are kept; {said}")
         if not found:
             raise UsageError("; ".join(one.said for one in self.failures) or "there is no policy for any task")
         together = over_tasks(found)
@@ -277,12 +283,14 @@ class _Job:
             held=self.held,
             films=self.options.films if own else 0,
         )
-        parts = Parts(self.out / "parts")
+        parts = Parts(self.out / PARTS)
         key = key_of(place, contender, starts, self.reader, manner, None if replayed is None else content_of(replayed))
         found = parts.get(key)
         if found is None:
             found = play(place, contender, starts, self.reader, manner, replayed=replayed)
             parts.put(key, found)
+        else:
+            self.kept += 1
         self.seconds += found.seconds
         return found
 
