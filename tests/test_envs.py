@@ -5,24 +5,26 @@ import gc
 import pickle
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from builders import noise_frames
+from builders import noise_frames, write_squares
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from latent_builders import of_latents, of_tokens
 
-from worldline.builtin import TWIN_MINI_VAL
+import worldline
+from worldline.builtin import TWIN_MINI_VAL, TWIN_TABLE
 from worldline.envs import DreamEnv, DreamVectorEnv, Seen, StateLimits, Transition
 from worldline.forecasting.forecaster import CopyLast, Forecaster
 from worldline.forecasting.tokens import TokenForecaster
 from worldline.formats.open import open_source
 from worldline.process.categorical import Sampling
-from worldline.schema import Clip, Origin, UsageError
+from worldline.schema import Clip, Origin, UsageError, stack
 
 LIMITS = StateLimits(
     names=("left", "right"),
@@ -496,6 +498,18 @@ def test_a_world_is_made_by_name() -> None:
     assert type(many.unwrapped) is DreamVectorEnv
     with pytest.raises(UsageError, match="no built-in has that name"):
         gymnasium.make("worldline/Dream-v0", world="dream-tiny")
+
+
+def test_a_loaded_world_refuses_data_of_other_states_or_another_rate_and_knows_its_own(tmp_path: Path) -> None:
+    world, squares = worldline.load("driven-tiny"), open_source(write_squares(tmp_path / "squares", 1))
+    with pytest.raises(UsageError, match="holds other states than this world was trained with"):
+        DreamEnv(world, squares, shows="state")
+    faster, own = open_source(TWIN_MINI_VAL), open_source(TWIN_TABLE)
+    for given in (faster, [faster.read(0, 0, 20)], stack([faster.read(0, 0, 20)])):
+        with pytest.raises(UsageError, match="would begin at 30 fps, but this world was trained at 15"):
+            DreamEnv(world, given, shows="state")
+    assert DreamEnv(world, own, shows="state").metadata["render_fps"] == 15
+    assert DreamVectorEnv(world, own, num_envs=2, shows="state").metadata["render_fps"] == 15
 
 
 def test_limits_are_those_of_the_data() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from worldline.envs.core import OPTIONS, Core, EnvConfig, Moment
-from worldline.envs.starts import Starts, starts_of
+from worldline.envs.starts import Starts, refuse_unlike, starts_of
 from worldline.families.load import Loaded
 from worldline.forecasting.forecaster import Forecaster
 from worldline.formats.limits import StateLimits
@@ -42,7 +42,7 @@ class DreamEnv(gymnasium.Env[Any, Any]):
         *,
         limits: StateLimits | None = None,
         render_mode: str | None = None,
-        fps: float = 30.0,
+        fps: float | None = None,
         **options: Any,
     ) -> None:
         """Raises `UsageError` for options that are not those of `EnvConfig`, and what does not fit together.
@@ -51,13 +51,13 @@ class DreamEnv(gymnasium.Env[Any, Any]):
             forecaster: any; of several futures the first is shown.
             starts: a data set, clips or a batch of them, each with a context; `reset` draws one.
             limits: of the states; if not given, what the starts' data hold.
-            fps: video frames per second, for renderers.
+            fps: video frames per second, for renderers; if not given, a loaded world's own, of others 30.
             options: of `EnvConfig`.
         """
         self.core = core_of(forecaster, starts, limits, options)
         self.observation_space, self.action_space = self.core.observation_space, self.core.motion.space()
         self.render_mode = checked_mode(render_mode)
-        self.metadata = {**self.metadata, "render_fps": fps / self.core.motion.frames}
+        self.metadata = {**self.metadata, "render_fps": rate_of(forecaster, fps) / self.core.motion.frames}
         self._moment: Moment | None = None
         self._closed = self._forked = False
 
@@ -130,6 +130,8 @@ class DreamEnv(gymnasium.Env[Any, Any]):
 def core_of(forecaster: Any, starts: Any, limits: StateLimits | None, options: dict[str, Any]) -> Core:
     """What environments share. Raises `UsageError` where a part does not fit the others."""
     given = forecaster.forecaster if isinstance(forecaster, Loaded) else forecaster
+    if isinstance(forecaster, Loaded):
+        refuse_unlike(forecaster.contract, starts)
     if not isinstance(given, Forecaster):
         raise UsageError(f"an environment needs a forecaster (worldline.load(...)), not {type(given).__name__}")
     try:
@@ -139,6 +141,11 @@ def core_of(forecaster: Any, starts: Any, limits: StateLimits | None, options: d
         raise UsageError(f"{error}; the options of an environment are {names}") from error
     found = starts_of(starts, given)
     return Core(given, found, limits or found.limits(), config)
+
+
+def rate_of(forecaster: Any, fps: float | None) -> float:
+    """Video frames per second: `fps`, or those that a loaded world was trained at, or 30."""
+    return fps or (forecaster.contract.fps if isinstance(forecaster, Loaded) else 30.0)
 
 
 def checked_mode(render_mode: str | None) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from worldline.contract import FramePattern
+from worldline.contract import Contract, FramePattern
 from worldline.data.clips import Clips, some_windows
 from worldline.envs.observation import Look, seen
 from worldline.forecasting.forecaster import Forecaster, Session
@@ -105,6 +105,17 @@ def starts_of(given: Starts | Source | Sequence[Clip] | Batch, forecaster: Forec
     if len(starts.numbers) < 1:
         raise UsageError("there is nothing to start from; give clips with at least a context")
     return starts
+
+
+def refuse_unlike(contract: Contract, given: Any) -> None:
+    """Raise `UsageError` for data of other states or another rate than a world was trained with, as far as they say."""
+    given = given.source if isinstance(given, Clips) else given
+    if isinstance(given, Source) and given.layout.names != contract.state_names:
+        raise UsageError(f"{given.path} holds other states than this world was trained with; give data of its robot")
+    one = given[0] if isinstance(given, Sequence) and given else given
+    fps = getattr(one, "fps", 0.0)
+    if fps and abs(fps - contract.fps) > 1e-3:
+        raise UsageError(f"episodes would begin at {fps:g} fps, but this world was trained at {contract.fps:g}")
 
 
 def _clip(batch: Batch, row: int) -> Clip:

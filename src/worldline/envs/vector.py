@@ -11,7 +11,7 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float64, UInt8
 
 from worldline.envs.core import Moment, Stepped
-from worldline.envs.single import EnvSnapshot, checked_mode, core_of, refuse_options
+from worldline.envs.single import EnvSnapshot, checked_mode, core_of, rate_of, refuse_options
 from worldline.envs.starts import Starts
 from worldline.families.load import Loaded
 from worldline.forecasting.forecaster import Forecaster
@@ -40,7 +40,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         limits: StateLimits | None = None,
         render_mode: str | None = None,
-        fps: float = 30.0,
+        fps: float | None = None,
         **options: Any,
     ) -> None:
         """As `DreamEnv`.
@@ -62,7 +62,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.render_mode = checked_mode(render_mode)
-        rate = fps / self.core.motion.frames
+        rate = rate_of(forecaster, fps) / self.core.motion.frames
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": rate, "autoreset_mode": self.autoreset_mode}
         self._moments: list[Moment | None] = [None] * num_envs
         self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
