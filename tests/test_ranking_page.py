@@ -46,6 +46,16 @@ def test_the_text_says_what_matters_first_and_names_every_policy() -> None:
         assert line in text, line
 
 
+def test_an_order_that_one_policy_makes_by_itself_is_told() -> None:
+    columns = outcome_of().columns
+    alone = np.ones_like(columns["physics"])
+    alone[1] = False
+    outcome = outcome_of(columns=columns | {"physics": alone, "world": alone})
+    text = ranking_text(replace(ranking_of(), tasks=(conclude(outcome),)))
+    assert "Spearman rho 1.00 (not defined without one of them)" in text.splitlines()[0]
+    assert f"not defined ({outcome.policies[1]})" in text
+
+
 def test_actions_out_of_range_are_told_by_policy_and_place() -> None:
     """Two of five policies strayed, in the world or at both places; over two tasks their counts are added."""
     counts = {"twin": np.array([0, 0, 3, 0, 0]), "world": np.array([0, 0, 4, 1, 0])}

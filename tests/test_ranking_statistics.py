@@ -2,6 +2,7 @@
 
 import math
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,9 +40,6 @@ def test_equal_rates_have_no_correlation_whatever_their_last_bits_are() -> None:
     for own in (pearson, spearman):
         assert np.isnan(own(rates, [*FOUND, 0.4])).all()
         assert np.isnan(own([*FOUND, 0.4], rates)).all()
-    found = agree("pearson", [0.0, *[0.7] * 6], [0.1, *FOUND])  # all but the first are equal
-    assert found.dropped_low > 0, "without it there is no correlation, which is not one of 0"
-    assert found.without_low != 0
 
 
 def test_mmrv_is_the_mean_of_each_policy_s_worst_wrong_order() -> None:
@@ -107,6 +105,15 @@ def test_the_drop_one_range_names_the_policy_on_which_all_depends() -> None:
     assert one.dropped_low == pytest.approx(float(pearson(true[:4], found[:4])))
     assert one.dropped_low < 0
     assert one.dropped_high == max(drop_one("pearson", true, found))
+
+
+@pytest.mark.parametrize("statistic", ["pearson", "spearman"])
+def test_a_correlation_that_is_none_without_one_policy_names_it(statistic: Any) -> None:
+    one = agree(statistic, [0.7, 0.7, 0.1, 0.7], [0.9, 0.8, 0.2, 0.9])
+    assert one.value > 0.7
+    assert math.isnan(one.dropped_low)
+    assert one.without_low == 2
+    assert one.dropped_high > 0.7, "without another one it is as large"
     with pytest.raises(ValueError, match="finite rates"):
         agree("pearson", [0.1, math.nan], [0.1, 0.2])
 

@@ -105,7 +105,8 @@ class Agreement:
     """The 95 % interval over starts, with these policies (`over_starts`), like `starts_high`."""
     starts_high: NumberOrNull = math.nan
     dropped_low: NumberOrNull
-    """The smallest and the largest value with one of the policies left out, and which one."""
+    """The smallest and the largest value with one of the policies left out, and which one. Where the statistic is not
+    defined without one of them, that one is `without_low`, and the smallest value NaN: all depends on it."""
     dropped_high: NumberOrNull
     without_low: int | None
     without_high: int | None
@@ -139,6 +140,8 @@ def agree(statistic: Statistic, true: Rates, found: Rates) -> Agreement:
     without = drop_one(statistic, x, y)
     known = np.flatnonzero(~np.isnan(without))
     least, most = (int(known[end(without[known])]) if len(known) else None for end in (np.argmin, np.argmax))
+    if len(known) and len(known) < len(x):
+        least = int(np.isnan(without).argmax())
     return Agreement(
         statistic=statistic,
         k=len(x),

@@ -121,8 +121,9 @@ def _long(one: Agreement) -> str:
     if math.isnan(one.value):
         return f"{one.label} not defined"
     parts = [f"{_number(one.low)} to {_number(one.high)}"] if not math.isnan(one.low) else []
-    if not math.isnan(one.dropped_low):
-        parts.append(f"{_number(one.dropped_low)} to {_number(one.dropped_high)} without any one of them")
+    if one.without_low is not None:
+        between = f"{_number(one.dropped_low)} to {_number(one.dropped_high)} without any one of them"
+        parts.append("not defined without one of them" if math.isnan(one.dropped_low) else between)
     return f"{one.label} {_number(one.value)}" + (f" ({'; '.join(parts)})" if parts else "")
 
 
@@ -191,11 +192,8 @@ def _cells(one: Agreement, task: TaskRanking) -> tuple[str, ...]:
     worse = one.without_high if one.statistic == "mmrv" else one.without_low
     dropped = "-"
     if worse is not None:
-        dropped = (
-            f"{_range(one.dropped_low, one.dropped_high)} ({task.policies[worse]})"
-            if one.k == len(task.policies)
-            else _range(one.dropped_low, one.dropped_high)
-        )
+        dropped = "not defined" if math.isnan(one.dropped_low) else _range(one.dropped_low, one.dropped_high)
+        dropped += f" ({task.policies[worse]})" if one.k == len(task.policies) else ""
     return (
         _number(one.value),
         _range(one.low, one.high),
