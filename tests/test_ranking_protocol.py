@@ -105,6 +105,24 @@ def test_a_step_leads_to_what_was_commanded_and_stays_there() -> None:
     assert between(last, wanted, near, "ramp").tolist() == [[[1, 1]]]
 
 
+class _Told(Bright):
+    """Keeps the states that it is told."""
+
+    def chances(self, task: str, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+        self.states = states
+        return super().chances(task, frames, states)
+
+
+def test_a_reader_is_told_the_state_of_every_frame_also_within_a_step() -> None:
+    world, reader = place(token_forecaster()), _Told()
+    for how, share in (("ramp", 9 / 17), ("hold", 1.0)):
+        play(world, contender(Constant), small_starts(), reader, Manner(steps=2, between=how))
+        first, middle, last = (reader.states[:, time] for time in (0, 9, 17))
+        assert reader.states.shape == (3, 35, 2)
+        np.testing.assert_allclose(middle, first + share * (last - first), atol=1e-6)
+        assert (reader.states[:, 17:] == np.float32(0.3)).all(), "there it stays"
+
+
 def test_shuffled_states_are_those_of_the_next_start_and_replayed_ones_need_no_policy() -> None:
     forecaster, starts = token_forecaster(), small_starts(3)
     own = play(place(forecaster), contender(Wandering), starts, Bright(), replace(TWO, films=3))

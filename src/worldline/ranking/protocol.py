@@ -291,8 +291,17 @@ class _Episodes:
         for place in chosen:
             step, within = divmod(place - 1, per)
             frames.append(self.now[:, 0] if place == 0 else self.steps[step].frames[:, within])
-            states.append(self.measured[0 if place == 0 else step + 1])
+            states.append(self.measured[0] if place == 0 else self._state(step, within))
         return np.stack(frames, axis=1), np.stack(states, axis=1)
+
+    def _state(self, step: int, within: int) -> Float32[np.ndarray, "n s"]:
+        """The state at a frame of a step: on the way (`between`) from that before the step to that after it."""
+        forecaster, before, after = self.place.forecaster, self.measured[step], self.measured[step + 1]
+        chunk = forecaster.chunk_frames
+        gone = self.steps[step].made.times[within] + 1 - forecaster.context_frames - step * chunk
+        if self.manner.between == "hold" or gone >= chunk:
+            return after
+        return before + np.float32(gone / chunk) * (after - before)
 
     def _first(self, session: Session, watch: Watch | None) -> np.ndarray:
         return self.starts.batch.states[:, -1].numpy() if watch is None else watch.look(session)
