@@ -127,6 +127,9 @@ def test_wrong_options_are_refused() -> None:
         ({"task": "touch", "drive": "push"}, "no drive 'push'"),
         ({"task": "touch", "reward": "fame"}, "no reward 'fame'"),
         ({"task": "touch", "chunk_frames": 0}, "chunk_frames is a whole number"),
+        ({"task": "touch", "chunks": 0}, "chunks is 0"),
+        ({"task": "touch", "fps": "15"}, "fps is a number above 0 that divides 240, not '15'"),
+        ({"task": "touch", "fps": 0}, "fps is a number above 0"),
         ({"task": "touch", "size": 10_000}, "size is a whole number"),
         ({"task": "touch", "chunk": 2}, "options of an environment are"),
     ):

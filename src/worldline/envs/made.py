@@ -9,6 +9,7 @@ import gymnasium
 from worldline import builtin
 from worldline.checks import refuse_unknown
 from worldline.contract import FramePattern
+from worldline.envs.core import EnvConfig
 from worldline.envs.single import DreamEnv
 from worldline.envs.starts import ClipStarts, Starts
 from worldline.envs.tasks import REWARDS, SEEDS, Physics, TaskStarts
@@ -21,6 +22,7 @@ from worldline.forecasting.live import Drive, LiveTwin
 from worldline.rundir import built, model_folder
 from worldline.schema import TokenGrid, UsageError
 from worldline.twin.scene import LAYOUT
+from worldline.twin.simulation import STEPS_PER_SECOND
 from worldline.twin.tasks import TASKS
 
 DREAM = "worldline/Dream-v0"
@@ -112,15 +114,18 @@ def _twin(task: str, options: Parts) -> Parts:
     rest = {**_OF_THE_TWIN, **options}
     drive, fps, size, chunk, seeds, reward = (rest.pop(name) for name in _OF_THE_TWIN)
     refuse_unknown(drive, get_args(Drive), what="drive")
+    chunks = EnvConfig(chunks=rest.get("chunks", 1)).chunks
     for name, value, least, most in (("chunk_frames", chunk, 1, 100), ("size", size, 2, 512)):
         if not isinstance(value, int) or not least <= value <= most:
             raise UsageError(f"{name} is a whole number from {least} to {most}, not {value!r}")
+    if not isinstance(fps, int | float) or not fps > 0:
+        raise UsageError(f"fps is a number above 0 that divides {STEPS_PER_SECOND}, not {fps!r}")
     if isinstance(reward, str):
         refuse_unknown(reward, REWARDS, what="reward")
         reward = REWARDS[reward]
     live = LiveTwin(context_frames=8, times=tuple(range(8, 8 + chunk)), chunk_frames=chunk, drive=drive)
     starts = TaskStarts(task=task, fps=float(fps), size=size, numbers=seeds)
-    steps = math.ceil(TASKS[task].seconds * fps / (chunk * rest.get("chunks", 1)))
+    steps = math.ceil(TASKS[task].seconds * fps / (chunk * chunks))
     judges = {"reward": reward, "success": Physics("succeeded"), "failure": Physics("failed")}
     return {"forecaster": live, "starts": starts, "fps": float(fps), "max_episode_steps": steps} | judges | rest
 
