@@ -31,7 +31,7 @@ from worldline.families.config import LoadOptions
 from worldline.families.load import load_forecaster
 from worldline.families.tokenizers import fingerprint
 from worldline.forecasting.forecaster import clip_seeds
-from worldline.forecasts import read_forecasts
+from worldline.forecasts import _save_mp4, read_forecasts
 from worldline.formats.open import open_source
 from worldline.formats.video import encode
 from worldline.process.categorical import Sampling
@@ -423,3 +423,14 @@ def test_the_reader_names_the_file_that_is_not_what_it_should_be(damage: str, tm
     name = _damaged(tmp_path / "out", damage)
     with pytest.raises(DataError, match=name):
         read_forecasts(tmp_path / "out")
+
+
+def test_a_video_of_more_futures_than_fit_in_a_line_has_several(tmp_path: Path) -> None:
+    futures = torch.full((260, 1, 3, 16, 16), 200, dtype=torch.uint8)
+    shown = torch.zeros(1, 1, 3, 16, 16, dtype=torch.uint8), torch.full((1, 1, 3, 16, 16), 90, dtype=torch.uint8)
+    _save_mp4(tmp_path / "many.mp4", futures, 0, shown, fps=30.0)
+    with av.open(str(tmp_path / "many.mp4")) as container:
+        _, last = (frame.to_ndarray(format="rgb24") for frame in container.decode(video=0))
+    assert last.shape == (128, 16384, 3)
+    cells = last.reshape(2, 64, 256, 64, 3)[:, 32, :, 32].mean(axis=-1)
+    np.testing.assert_allclose(cells.ravel(), [90, *[200] * 260, *[0] * 251], atol=4)

@@ -55,6 +55,8 @@ from worldline.schema import DataError, Forecast, UsageError, stack
 INDEX, UNFINISHED = "forecast.json", "forecast.unfinished.json"
 SUMS = "SHA256SUMS"
 PICTURE = "future_{}/frame_{:03d}.png"
+WIDEST = 16384
+"""Most pixels in a line of a video that x264 encodes."""
 AT_ONCE = 4
 """Most clips that one process forecasts at once: with fewer, several processes share the work better."""
 Layout = Literal["mp4", "png", "npz", "lerobot-v2.1", "lerobot-v3.0"]
@@ -336,16 +338,21 @@ def _save_png(folder: Path, forecast: Forecast, clip: int) -> None:
 
 
 def _save_mp4(path: Path, futures: Tensor, clip: int, shown: tuple[Tensor, Tensor | None], *, fps: float) -> None:
-    """Write one H.264 video: real | future 1 | ... | future k, small frames enlarged. Before the futures comes the
-    context, darkened. `shown` is what `Forecaster.shown` says of all clips: context, and real frames if known.
+    """Write one H.264 video: real | future 1 | ... | future k, small frames enlarged; in several lines, the last filled
+    up with black, where one is too wide. Before the futures comes the context, darkened. `shown` is what
+    `Forecaster.shown` says of all clips: context, and real frames if known.
     """
     seen, real = shown
     panels = [] if real is None else [torch.cat([seen[clip], real[clip]])]
     panels += [torch.cat([seen[clip] // 2, future]) for future in futures]
-    row, (height, width) = torch.cat(panels, dim=-1).permute(0, 2, 3, 1), futures.shape[-2:]
+    height, width = futures.shape[-2:]
     # Enough to look at, and an even size, which H.264 needs.
     scale = 4 if height <= 128 else 2 if height <= 256 or height % 2 or width % 2 else 1
-    encode(path, row.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2).numpy(), fps=fps)
+    count = max(1, WIDEST // (scale * width))
+    lines = [panels[first : first + count] for first in range(0, len(panels), count)]
+    lines[-1] += [torch.zeros_like(panels[0])] * (len(lines[0]) - len(lines[-1]))
+    whole = torch.cat([torch.cat(line, dim=-1) for line in lines], dim=-2).permute(0, 2, 3, 1)
+    encode(path, whole.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2).numpy(), fps=fps)
 
 
 def files_of(place: Path) -> list[Path]:
