@@ -420,6 +420,16 @@ def test_a_bad_message_gets_an_error_and_the_session_lives_on(server: Served) ->
             assert page.steps(1)[0][0].frame > 0, name
 
 
+def test_a_frame_or_branch_that_there_is_not_leaves_what_is_wanted(server: Served) -> None:
+    with server.page() as page:
+        page.say("motion", clip=0, on=True)
+        assert page.told("state")["motion"] == 0
+        for name, wrong in (("rewind", {"to": 99}), ("switch", {"branch": "b9"})):
+            page.asked(name, **wrong)
+            page.say("play", on=False)
+            assert page.told("state")["motion"] == 0, name
+
+
 def test_too_many_messages_are_not_read(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worldline.viewer.tab.MOST_MESSAGES", 20)
     with server.page() as page:

@@ -308,11 +308,13 @@ class Tab:
             case protocol.Open():
                 await self._open(command.clip)
             case protocol.Rewind():
+                self.player.look(self.player.branch.id, command.to)  # raises where there is none
                 self._rest()
                 await self._send_shot(await self._call(self.player.rewind, command.to, self.wish))
             case protocol.Fork():
                 await self._send_shot(await self._call(self.player.fork, command.name))
             case protocol.Switch():
+                self.player.tree.named(command.branch)  # raises where there is none
                 self._rest()
                 await self._send_shot(await self._call(self.player.switch, command.branch, self.wish))
             case protocol.Rename():
