@@ -271,7 +271,9 @@ def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     clips = open_clips(_config(root, augment=AugmentConfig.presets["usual"], cache=tmp_path / "cache"), "train")
     half = partial(Loader, clips, 5, seed=5, rank=1, world_size=2)
     alone = list(half(pieces=2).iterate(2, 7))
+    drawn = torch.get_rng_state()  # where dropout draws from: a resumed run starts its workers at another step
     helped = list(half(pieces=2, num_workers=2).iterate(2, 7))
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert [len(piece) for piece in alone] == [2, 3] * 5
     assert all(_same(a, b) for a, b in zip(alone, helped, strict=True))
     monkeypatch.setattr(loader_module, "IN_FLIGHT", 1)  # every clip comes by itself

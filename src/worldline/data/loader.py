@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import chain, pairwise
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 from torch.utils.data import DataLoader
 
@@ -79,6 +80,7 @@ class Loader:
                 prefetch_factor=PREFETCH,
                 collate_fn=stack,
                 worker_init_fn=_outlives_termination,
+                generator=torch.Generator(),  # its own: it draws a seed, which would move the noise of a dropout
                 multiprocessing_context=context,
             )
         )
