@@ -17,7 +17,7 @@ from tolerances import assert_pixels_agree
 
 from worldline.contract import FramePattern
 from worldline.data.augment import AugmentConfig
-from worldline.data.clips import Clips, DataConfig, open_clips, source_windows
+from worldline.data.clips import Clips, DataConfig, open_clips, open_windows, source_windows
 from worldline.data.info import inspect
 from worldline.data.splits import content_of
 from worldline.encoding.encode import Made, encode
@@ -94,6 +94,11 @@ def test_every_window_is_there_and_no_other(place: Path) -> None:
         encoded.read(0, 4, 81)
     with pytest.raises(UsageError, match="not of 60 at 8"):
         encoded.read(0, 8, 68)
+    every_fourth = DataConfig(path=place / "encoded", pattern=PATTERN, window_stride=4)
+    for data in (every_fourth, replace(every_fourth, pattern=FramePattern(window=60), window_stride=8)):
+        with pytest.raises(UsageError, match="77 frames at multiples of 8, not of"):
+            open_windows(data, "train")  # before a run folder is written, and not at the step that meets one
+    assert len(open_windows(replace(every_fourth, window_stride=16), "train")[2]) == 6
 
 
 def test_a_killed_encoding_is_refused_then_carried_on(place: Path, tmp_path: Path) -> None:

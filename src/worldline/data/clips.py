@@ -96,8 +96,18 @@ def source_windows(source: Source, *, window: int, stride: int, episodes: Sequen
 def some_windows(
     source: Source, episodes: Sequence[int], *, window: int, stride: int, what: str = "episodes"
 ) -> Windows:
-    """`source_windows` of some episodes. Raises `UsageError` where there is none, and says how long `what` are."""
+    """`source_windows` of some episodes.
+
+    Raises `UsageError` where there is none, and says how long `what` are, and for windows of latents that were not
+    encoded: one may be met hours later.
+    """
     index = source_windows(source, window=window, stride=stride, episodes=episodes)
+    if source.pattern is not None and (window != source.pattern.window or (index[:, 1] % source.stride).any()):
+        raise UsageError(
+            f"{source.path} holds windows of {source.pattern.window} frames at multiples of {source.stride}, not of "
+            f"{window} every {stride}; give a multiple (--window-stride, in recipes --data.window-stride), or encode "
+            "the data again for those"
+        )
     if len(index) == 0:
         lengths = [source.episodes[i].length for i in episodes]
         raise UsageError(
