@@ -31,6 +31,7 @@ from worldline import builtin
 from worldline.evaluation.result import Evaluation
 from worldline.metrics.bootstrap import Interval
 from worldline.report import films
+from worldline.report.cards import data_card, model_card
 from worldline.report.films import LADDER, Forecasts, Map, chosen, players, surprise
 from worldline.report.gather import gather
 from worldline.report.headline import Headline, headline
@@ -383,6 +384,15 @@ def test_cards_without_a_checkpoint_guess_nothing(tmp_path: Path) -> None:
     assert "parameters not recorded: the run folder has no checkpoint" in shown
     assert "training data not recorded" in shown
     assert "training time 49.5 s" in shown
+
+
+def test_cards_name_every_data_set_what_was_excluded_and_the_epochs() -> None:
+    data = {"path": ["x/one", "x/two"], "val_path": ["y/three", "y/four"], "train_episodes": ":", "val_episodes": ":3"}
+    config = {"data": data | {"exclude_episodes": [7, 12]}, "steps": 0, "epochs": 80.0, "batch_size": 160}
+    facts = dict([*data_card(None, config, None), *model_card(None, config, None, None, None)])
+    assert facts["training data"] == "one + two"
+    assert facts["episodes"] == "training all, validation :3 of three + four; excluded of one + two: 7, 12"
+    assert facts["training"] == "batch 160, 80 epochs, learning rate not recorded"
 
 
 def test_a_damaged_checkpoint_names_its_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from worldline.contract import Contract
 from worldline.evaluation.result import Evaluation
 from worldline.files import read_json, reading
+from worldline.formats.source import JOINED
 from worldline.report.tables import duration, tokenizer_of
 from worldline.rundir import ROW_SCALES, RunDir, from_json
 from worldline.schema import LatentGrid, TokenGrid
@@ -160,15 +161,17 @@ def _hyperparameters(config: dict[str, Any] | None) -> list[Fact]:
     """Those that a reader asks for first; the page shows all of them elsewhere."""
     found, optimizer = config or {}, (config or {}).get("optimizer")
     rate = optimizer.get("lr", UNKNOWN) if isinstance(optimizer, dict) else UNKNOWN
-    batch = found.get("batch_size", UNKNOWN)
-    return [Fact("training", f"batch {batch}, {found.get('steps', UNKNOWN)} steps, learning rate {rate}")]
+    length = f"{found['epochs']:g} epochs" if found.get("epochs") else f"{found.get('steps', UNKNOWN)} steps"
+    return [Fact("training", f"batch {found.get('batch_size', UNKNOWN)}, {length}, learning rate {rate}")]
 
 
 def _episodes(data: dict[str, Any]) -> str:
     if not data:
         return UNKNOWN
     said = f"training {_all(data.get('train_episodes'))}, validation {_all(data.get('val_episodes'))}"
-    return f"{said} of {_name(data['val_path'])}" if data.get("val_path") else said
+    said += f" of {_name(data['val_path'])}" if data.get("val_path") else ""
+    excluded = ", ".join(map(str, data.get("exclude_episodes") or ()))
+    return f"{said}; excluded of {_name(data.get('path'))}: {excluded}" if excluded else said
 
 
 def _all(episodes: object) -> str:
@@ -176,8 +179,9 @@ def _all(episodes: object) -> str:
 
 
 def _name(path: object) -> str:
-    """The last part of a path: where data lie on a machine is nobody's business."""
-    return Path(str(path)).name if path else UNKNOWN
+    """The last part of a path, or of each of several: where data lie on a machine is nobody's business."""
+    paths = path if isinstance(path, list) else [path]
+    return JOINED.join(Path(str(one)).name for one in paths) if path else UNKNOWN
 
 
 def _numbers(weights: Path) -> int:
