@@ -200,6 +200,7 @@ def test_several_data_sets_are_read_as_one(tmp_path: Path) -> None:
     assert torch.equal(both.read(4, 3, 9).states, alone.read(2, 3, 9).states)
     assert str(first) in str(both.path)
     assert str(second) in str(both.path)
+    assert (both.name, alone.name) == ("a + b", "b")
     assert choose_episodes(both, exclude=[2]) == (0, 1, 2, 3)
     with pytest.raises(UsageError, match=r"1 is the number of a: episode 1 and b: episode 1; .*:1,2:"):
         choose_episodes(both, exclude=[1])
