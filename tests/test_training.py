@@ -595,6 +595,18 @@ def test_a_run_ends_with_how_sure_its_world_should_be(tmp_path: Path) -> None:
         assert of_figure == pytest.approx(autoregressive_loss(world, chosen).item(), rel=1e-5)
 
 
+def test_what_a_finished_run_measured_stays_when_it_goes_on(tmp_path: Path) -> None:
+    """And is not averaged, step by step, towards what stood there before anything was measured."""
+    config = _world(tmp_path, steps=2, checkpoint_every=1)
+    config, run = replace(config, model=replace(config.model, calibrated=True)), tmp_path / "run"
+    train(config, run)
+    with pytest.raises(_Stop):
+        train(replace(config, steps=4), run, resume=True, report=_stopping_at(3))
+    ended, further = (load_tensors(RunDir(run).checkpoint(step) / "model.safetensors") for step in (2, 3))
+    assert (ended["sharpness"] != 1).any()
+    assert torch.equal(further["sharpness"], ended["sharpness"])
+
+
 def test_validation_is_logged_where_it_was_done(tmp_path: Path) -> None:
     train(_world(tmp_path, steps=5, log_every=5), tmp_path / "run")
     assert {line["step"]: "val/loss" in line for line in _log(tmp_path / "run")} == {2: True, 4: True, 5: True}

@@ -239,12 +239,18 @@ class _Training:
         return self.best != before
 
     def finish(self) -> None:
-        """Let the model that is kept measure what it needs: buffers, which belong to the moving average, too."""
+        """Let the model that is kept measure what it needs: buffers, which belong to the moving average, too.
+
+        The model that is trained on has them then as well: else later steps would average them back to what it has.
+        """
+        model, average = self.state.model, self.state.average
         with evaluated(self.state):
-            self.made.kind.finish(self.state.model, self.made, self.config)
-            if average := self.state.average:
-                buffers = self.state.model.named_buffers()
-                average.weights |= {name: value.float().clone() for name, value in buffers if name in average.weights}
+            self.made.kind.finish(model, self.made, self.config)
+            measured = {name: value.clone() for name, value in model.named_buffers()}
+        if average:
+            average.weights |= {name: value.float() for name, value in measured.items() if name in average.weights}
+            for name, value in model.named_buffers():
+                value.copy_(measured[name])
 
     def restore(self) -> None:
         """Take the state of the run's newest checkpoint, if it has one, and drop what is logged after it."""
