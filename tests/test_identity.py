@@ -203,6 +203,12 @@ def test_a_run_is_not_gone_on_with_by_another_tokenizer_or_split(tmp_path: Path)
     alone = read_config(RunDir(tmp_path / "run"))
     assert alone.tokenizer == tmp_path / "run/tokenizer", "the run has a copy"
     assert train(replace(alone, steps=3), tmp_path / "run", resume=True).step == 3
+    counted = np.load(tmp_path / "run/unigram.npy")
+    other = replace(alone, tokenizer=two, steps=4, allow_different=("tokenizer",))
+    train(other, tmp_path / "run", resume=True)
+    assert fingerprint(tmp_path / "run/tokenizer") == fingerprint(two), "what stands beside the world is its own"
+    assert (np.load(tmp_path / "run/unigram.npy") != counted).any(), "of the tokens that it is trained on now"
+    load_forecaster(tmp_path / "run")
 
 
 def test_to_have_none_is_to_have_another(tmp_path: Path) -> None:

@@ -136,6 +136,8 @@ def _elsewhere(folder: Path, card: ModelCard) -> Path:
 
 def keep_tokenizer(run: RunDir, path: Path, tokenizer: Any) -> None:
     """Copy a tokenizer into a run, so that its folder stands alone; of a large one say where it lies."""
+    if path.resolve() == run.tokenizer.resolve():
+        return  # of a resumed run, which has it already
     kind: Any = kind_of(tokenizer.config)
     copied = sum(parameter.numel() for parameter in tokenizer.parameters()) <= kind.copied
     own = None

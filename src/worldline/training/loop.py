@@ -120,9 +120,10 @@ class _Training:
         else:
             self.check_keep_best()
             if ranks.writes:
-                made.keep(run)
                 write_json(run.path / "environment.json", environment())
         if ranks.writes:
+            if not resume or config.allow_different:  # then what stands beside the world must be of what it has now
+                made.keep(run)
             write_json(run.identity, identity.to_json())
             # Last: with it, the folder holds a run. Its paths stay valid after a move.
             write_json(run.config, to_json(TrainConfig, stored(kept, run.path)))
