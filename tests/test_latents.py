@@ -131,6 +131,14 @@ def test_frames_that_do_not_fit_the_vae_are_refused(place: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+def test_latents_are_counted_in_the_windows_that_there_are(place: Path, tmp_path: Path) -> None:
+    encode_into(place, tmp_path / "out", pattern=FramePattern(window=33, stride=4), window_stride=16)
+    info = inspect(tmp_path / "out")
+    assert info.latents == "12 windows of 33 frames, at multiples of 16"
+    assert (info.samples, info.windows_77, info.problems) == (0, 0, ())
+    assert "samples" not in str(info)
+
+
 def test_damaged_latents_are_named(place: Path, tmp_path: Path) -> None:
     encode_into(place, tmp_path / "out")
     assert inspect(tmp_path / "out").problems == ()

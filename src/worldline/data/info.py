@@ -58,6 +58,8 @@ class Info:
     """Disjoint compression samples: two token blocks, or 34 frames of video, within one episode."""
     windows_77: int = 0
     """Windows of 77 frames at a stride of 8 within one episode; 0 for tokens, which hold no 77."""
+    latents: str = ""
+    """Of latents, which windows there are; no others can be read, so the two numbers above are 0."""
     statistics: StateStats | None = None
     """Over the episodes whose states are sound; None where there are none."""
     bytes: int
@@ -75,7 +77,9 @@ class Info:
             f"  frames       {self.frames} at {self.fps:g} fps, {size}",
             f"  camera       {self._cameras}" if self.cameras else "",
             f"  tokens       {self.grid}" if self.grid else "",
-            f"  samples      {self.samples} (34 frames), windows of 77 frames at stride 8: {self.windows_77}",
+            f"  latents      {self.latents}"
+            if self.latents
+            else f"  samples      {self.samples} (34 frames), windows of 77 frames at stride 8: {self.windows_77}",
             f"  states       {self.state_dim} dimensions",
         ]
         known = self.statistics
@@ -133,7 +137,13 @@ def inspect(
     if source.episodes and (episodes != ":" or exclude):
         source = only(source, choose_episodes(source, episodes, exclude=exclude))
     sample = _SAMPLE if source.grid is None else 2 * source.grid.block
-    about["samples"] = len(source_windows(source, window=sample, stride=sample))
+    if source.pattern is None:
+        about["samples"] = len(source_windows(source, window=sample, stride=sample))
+        about["windows_77"] = 0 if source.grid is not None else len(source_windows(source, window=_SAMPLING, stride=8))
+    else:
+        window, stride = source.pattern.window, source.stride
+        count = len(source_windows(source, window=window, stride=stride))
+        about["latents"] = f"{count} windows of {window} frames, at multiples of {stride}"
     about["statistics"] = statistics = _checked(source, note, thorough=thorough)
     if len(paths) == 1:
         with noting(note):
@@ -141,7 +151,7 @@ def inspect(
             source.claims(note, extremes)
     lengths = [episode.length for episode in source.episodes]
     imagined = all(episode.provenance.get("forecaster") for episode in source.episodes)
-    if not imagined and not about["samples"]:  # a forecast is as long as it was asked to be: the notes say so
+    if not imagined and not about.get("samples", 1):  # a forecast is as long as it was asked to be: the notes say so
         note(_too_short(source.path, lengths, sample))
     about |= {name: getattr(source, name) for name in ("path", "kind", "fps", "image_size", "grid", "left_out")}
     return Info(
@@ -152,7 +162,6 @@ def inspect(
         state_names=source.layout.names,
         state_kinds=source.layout.kinds,
         camera=source.reading.camera if cameras else None,
-        windows_77=0 if source.grid is not None else len(source_windows(source, window=_SAMPLING, stride=8)),
         problems=_problems(source.path, found.values()),
         notes=tuple(_notes(source, sample, statistics, joined=len(paths) > 1)),
     )
@@ -233,6 +242,8 @@ def _notes(source: Source, sample: int, statistics: StateStats | None, *, joined
     if joined:
         yield "several data sets are read as one; what their own metadata claim is checked when each is looked at alone"
     tracks = {"compression": sample} | ({} if source.grid else {"sampling": _SAMPLING})
+    if source.pattern is not None:
+        tracks = {"sampling": source.pattern.window}
     for track, frames in tracks.items():
         short = [episode.length for episode in source.episodes if episode.length < frames]
         if short:
