@@ -46,7 +46,8 @@ class TrainConfig(Checked):
     epochs: float = 0.0
     """Passes over the training clips; or 0 and `steps` decides."""
     accumulate: int = 1
-    """Pieces into which a batch is cut to fit into memory. It changes only rounding."""
+    """Pieces into which a batch is cut to fit into memory. It changes rounding, and which noise a clip is given (of
+    dropout, of flow matching)."""
     max_minutes: Positive | None = None
     """Stop early, with a checkpoint, after so many minutes. The schedule still ends at the full number of steps."""
     seed: Seed = 0
