@@ -31,7 +31,7 @@ from worldline import builtin
 from worldline.evaluation.result import Evaluation
 from worldline.metrics.bootstrap import Interval
 from worldline.report import films
-from worldline.report.cards import data_card, model_card
+from worldline.report.cards import Model, data_card, model_card
 from worldline.report.films import LADDER, Forecasts, Map, chosen, players, surprise
 from worldline.report.gather import gather
 from worldline.report.headline import Headline, headline
@@ -377,6 +377,20 @@ def test_cards_say_what_a_checkpoint_says(tmp_path: Path) -> None:
     assert "30 frames per second" in shown
     assert "48 of 12 episodes" in shown
     assert "licence not recorded" in shown
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        (builtin.TOKENIZER_TINY, "encodes 17 frames"),  # though a clip of its training is two blocks
+        (builtin.TOKENIZER_DRIVEN, "encodes 1 frame"),
+        (builtin.VAE_TINY, "encodes 21 frames"),
+        (builtin.INVERSE_DYNAMICS_TINY, "reads 9 frames"),
+    ],
+)
+def test_cards_say_how_many_frames_go_in_at_once(folder: Path, said: str) -> None:
+    facts = dict(model_card(Model.newest(folder), None, None, None, None))
+    assert facts["forecasts"] == f"no forecast, it {said} at once"
 
 
 def test_cards_without_a_checkpoint_guess_nothing(tmp_path: Path) -> None:

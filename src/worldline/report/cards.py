@@ -144,7 +144,10 @@ def _window(model: Model | None, about: dict[str, Any]) -> str:
             named = {"grids": "token grids", "latents": "latent frames"}[unit]
             return f"{horizon} {named} from {context}"
     if model and model.contract and "context_grids" not in about:
-        return f"no forecast, it encodes {len(model.contract.pattern.frames)} frames at once"
+        grid = model.contract.grid
+        # Tokens are of a block, also where a clip of the training is a pair of them; a judge has no grid.
+        count = grid.block if isinstance(grid, TokenGrid) else len(model.contract.pattern.frames)
+        return f"no forecast, it {'encodes' if grid else 'reads'} {count} frame{'s' * (count > 1)} at once"
     return UNKNOWN
 
 
