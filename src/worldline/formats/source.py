@@ -96,11 +96,6 @@ class Source:
     """Listed episodes that the source does not give, one line each: missing or damaged (only with `allow_missing`),
     without frames, or listed twice."""
 
-    @property
-    def name(self) -> str:
-        """Name of the data set's folder, or of each of several that are read as one."""
-        return JOINED.join(Path(path).resolve().name for path in str(self.path).split(JOINED))
-
     def read(self, episode: int, start: int, stop: int) -> Clip:
         """Frames `start .. stop-1` of an episode.
 
