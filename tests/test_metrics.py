@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -344,6 +345,8 @@ def test_one_episode_has_no_interval_and_says_so_in_json() -> None:
     adapter = TypeAdapter(bootstrap.Interval)
     assert json.loads(adapter.dump_json(result))["low"] is None
     assert math.isnan(adapter.validate_json(adapter.dump_json(result)).high)
+    assert result.said("dB") == "2.00 [one episode] dB"
+    assert replace(result, mean=math.nan, num_episodes=12).said() == "not defined"
 
 
 def test_values_that_cannot_be_averaged_are_refused() -> None:

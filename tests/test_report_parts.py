@@ -48,6 +48,13 @@ def _with_curves(gains: list[float], half: float = 0.25) -> Evaluation:
     return replace(evaluation_of(), curves={"psnr_db": {"forecast": ours, "copy_last": copied}}, data=data)
 
 
+def test_frames_that_are_unevenly_far_ahead_are_told_by_their_own_times() -> None:
+    """The report's pattern asks for every fourth frame of two seconds and for the last one twice."""
+    evaluation = _with_curves([1, 1, -1])
+    found = replace(evaluation, data=replace(evaluation.data, horizon_frames=8, times=(4, 8, 8)))
+    assert _ahead(headline(found, None)).startswith("beats copy-last up to 0.80 s ahead (1.00 dB there)")
+
+
 def _ahead(found: Headline) -> str:
     return found.answers[1].clause
 

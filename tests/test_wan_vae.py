@@ -221,6 +221,19 @@ def test_measured_statistics_are_saved_with_the_weights(tmp_path: Path) -> None:
     assert torch.equal(loaded.encode(video), tokenizer.encode(video))
 
 
+def test_a_training_that_was_stopped_left_latents_unmeasured_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, tokenizer in {"stopped": vae(UNMEASURED), "whole": vae(UNMEASURED)}.items():
+        if name == "whole":
+            tokenizer.measure_statistics([batch(noise_frames(1, 5, 3, 16, 16))])
+        (tmp_path / name).mkdir()
+        write_model(tmp_path / name, ModelCard(config=tokenizer.config).to_json(), tokenizer.state_dict())
+        load_tokenizer(tmp_path / name)
+    (said,) = caplog.messages
+    assert said.startswith(f"{tmp_path / 'stopped'} lacks mean and deviation of its latents")
+
+
 def test_nothing_to_measure_is_an_error() -> None:
     with pytest.raises(UsageError, match="there are none"):
         vae().measure_statistics([])

@@ -418,6 +418,7 @@ class _Scoring:
                 horizon_frames=judged.forecaster.horizon_frames,
                 fps=source.fps / self.clips.pattern.stride,
                 split=split,
+                times=tuple(time + 1 - judged.forecaster.context_frames for time in judged.forecaster.times),
             ),
             rows=tuple(
                 Row(id=e.id, role=e.role, metrics=_means(numbers[e.id], episodes) | sets.rows.get(e.id, {}))

@@ -46,6 +46,8 @@ class DataSummary:
     """Future frames that are predicted."""
     fps: float
     split: Split = "not checked"
+    times: tuple[int, ...] = ()
+    """How many frames after the context each predicted frame is; empty in older evaluations, where it was not kept."""
 
 
 @dataclass(frozen=True, kw_only=True)

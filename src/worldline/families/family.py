@@ -140,6 +140,10 @@ class TokenizerKind(Kind):
         """A published download, on the CPU."""
         return model.build()
 
+    def unmeasured(self, model: Any) -> str | None:
+        """What a whole training measures at its end (`finish`) and a loaded tokenizer lacks, if anything."""
+        return None
+
     def kept(self, model: Any) -> str | None:
         """The option that is set, by which a training leaves the tokens or latents that given weights make, if any."""
         return None

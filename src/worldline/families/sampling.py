@@ -63,6 +63,10 @@ class VAEKind(TokenizerKind):
         numbers = range(0, len(made.train), max(1, len(made.train) // MEASURED_CLIPS))
         model.measure_statistics(batch.to(device) for batch in made.train.batches(numbers, at_once))
 
+    def unmeasured(self, model: WanVAETokenizer) -> str | None:
+        as_built = not model.latents_mean.any() and bool((model.latents_std == 1).all())
+        return "mean and deviation of its latents" if as_built else None
+
     def published(self, path: Path) -> tuple[WanVAEConfig, list[Path]] | None:
         return (read_config(files), files) if (files := vae_files(path)) else None
 

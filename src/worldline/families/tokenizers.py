@@ -1,6 +1,7 @@
 """Tokenizers by path: a run or model folder is enough, or a published download. What identifies one, and its copy."""
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from worldline.ranks import Ranks
 from worldline.rundir import RunDir, load_tensors, model_folder, new_folder, write_model
 from worldline.schema import UsageError
 from worldline.tokenizers.tokenizer import BlockTokenizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,12 @@ def load_tokenizer(path: Path, makes: Literal["tokens", "latents"] | None = None
             return load_tokenizer(_elsewhere(folder, card), makes)
         tokenizer = kind.build(card.config)
         load_weights(tokenizer, load_tensors(folder / "model.safetensors"), folder)
+        if lacking := kind.unmeasured(tokenizer):
+            log.warning(
+                "%s lacks %s, measured at the end of a training, before which this one was stopped or this checkpoint "
+                "kept; let it go on to its end (worldline train --resume RUN), or take the last checkpoint",
+                *(folder, lacking),
+            )
     made = "tokens" if isinstance(tokenizer, BlockTokenizer) else "latents"
     if makes not in (None, made):
         raise UsageError(f"{path} holds a tokenizer that makes {made}; one that makes {makes} is needed here")

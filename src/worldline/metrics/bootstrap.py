@@ -37,7 +37,10 @@ class Interval:
     num_episodes: int
 
     def said(self, unit: str = "") -> str:
-        """In a sentence: `1.20 [0.91, 1.52] dB`. With one episode there is no interval, and the text says so."""
+        """In a sentence: `1.20 [0.91, 1.52] dB`. With one episode there is no interval, and the text says so, as of a
+        statistic that is not defined."""
+        if math.isnan(self.mean):
+            return "not defined"
         between = "one episode" if math.isnan(self.low) else f"{self.low:.2f}, {self.high:.2f}"
         return f"{self.mean:.2f} [{between}] {unit}".strip()
 

@@ -344,7 +344,7 @@ def _cut(sheet: Image.Image, like: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.nda
 def _encoded(frames: UInt8[np.ndarray, "t h w 3"], storing: Storing) -> bytes:
     buffer, picture = io.BytesIO(), Image.fromarray(_laid(frames))
     if storing.quality is None:
-        picture.save(buffer, "WEBP", lossless=True, method=4)
+        picture.save(buffer, "WEBP", lossless=True, method=2, quality=0)  # a third of the time for half a percent more
     else:
         picture.save(buffer, "JPEG", quality=storing.quality, subsampling=0, optimize=True)
     return buffer.getvalue()

@@ -165,7 +165,8 @@ def _differences(evaluation: Evaluation, row: str, scores: Scores | None) -> "_D
     if math.isnan(ours[0].low):
         return "all clips are of one episode, which says nothing of others"
     data = evaluation.data
-    seconds = np.arange(1, len(ours) + 1) * data.horizon_frames / data.fps / len(ours)
+    evenly = np.arange(1, len(ours) + 1) * data.horizon_frames / len(ours)
+    seconds = (np.array(data.times) if data.times else evenly) / data.fps
     keys = (row, METRIC), ("copy_last", METRIC)
     if scores is not None and all(key in scores.values for key in keys):
         gap = torch.from_numpy(scores.values[keys[0]].astype(np.float64) - scores.values[keys[1]])
