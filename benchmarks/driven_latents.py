@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from worldline import builtin
 from worldline.checks import Share
 from worldline.contract import FramePattern, ModelConfig
-from worldline.data.clips import Clips, DataConfig, evenly, open_split, some_windows
+from worldline.data.clips import Clips, DataConfig, evenly, open_split, source_windows
 from worldline.encoding.encode import encode
 from worldline.families.compression import CausalKind
 from worldline.families.config import TrainConfig
@@ -300,7 +300,7 @@ def latents_of(data: DataConfig, split: Literal["train", "val"], tokenizer: Path
         in_cache=True,
     )
     found = open_source(made.folder)
-    index = some_windows(found, range(len(found.episodes)), window=window, stride=stride)
+    index = source_windows(found, window=window, stride=stride)  # single frames, read one after the other
     return LatentClips(found, index, FramePattern(window=window))
 
 

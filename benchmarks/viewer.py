@@ -94,7 +94,8 @@ def followed(
     delays: list[float] = []
     waiting: dict[int, float] = {}
     moves, begin = 0, time.perf_counter()
-    while (now := time.perf_counter()) < begin + seconds:
+    # On a busy machine it takes longer until there is something to count.
+    while (now := time.perf_counter()) < begin + seconds or len(frames) < 2 or not delays:
         if now >= begin + 1 + EVERY * moves:
             moves += 1
             say(page, "drive", states={joint["name"]: joint["low" if moves % 2 else "high"]})

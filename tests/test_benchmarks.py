@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +30,37 @@ def load(monkeypatch: pytest.MonkeyPatch):
     return named
 
 
-def _quick(name: str, *arguments: str) -> dict:
+APART = {"data_loading", "driven_latents", "loss_memory", "run_all", "sampling_world", "threads"}
+"""Scripts that start processes, measure their own or change it for good. Others are run in that of the tests, which has
+loaded the libraries already."""
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict]:
+    """Run a script with `--quick`, and give what it prints."""
+
+    def here(name: str, *arguments: str) -> dict:
+        if name in APART:
+            return _apart(name, *arguments)
+        monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / f"{name}.py"), "--quick", *arguments])
+        monkeypatch.syspath_prepend(BENCHMARKS)
+        capsys.readouterr()
+        assert not _exit_code(sys.argv[0])
+        return json.loads(capsys.readouterr().out)
+
+    return here
+
+
+def _exit_code(script: str) -> object:
+    """Run a script; one of parts exits with whether any failed."""
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def _apart(name: str, *arguments: str) -> dict:
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -57,8 +89,8 @@ def _quick(name: str, *arguments: str) -> dict:
     ],
 )
 @pytest.mark.slow
-def test_prints_one_json_object_with_its_origin(name: str, figure: str) -> None:
-    printed = _quick(name)
+def test_prints_one_json_object_with_its_origin(name: str, figure: str, quick) -> None:
+    printed = quick(name)
     assert printed["benchmark"] == name
     assert printed["environment"]["commit"]
     assert printed["environment"]["command"].startswith(f"{name}.py --quick")
@@ -68,7 +100,7 @@ def test_prints_one_json_object_with_its_origin(name: str, figure: str) -> None:
 
 @pytest.mark.slow
 def test_the_suite_writes_one_file_named_after_machine_and_day(tmp_path: Path) -> None:
-    said = _quick("run_all", "--only", "generation", "--out", str(tmp_path))
+    said = _apart("run_all", "--only", "generation", "--out", str(tmp_path))
     (written,) = tmp_path.iterdir()
     assert Path(said["file"]) == written
     content = json.loads(written.read_text(encoding="utf-8"))
