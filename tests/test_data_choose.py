@@ -206,6 +206,16 @@ def test_several_data_sets_are_read_as_one(tmp_path: Path) -> None:
         choose_episodes(both, exclude=[1])
 
 
+def test_rows_that_lie_in_another_table_are_found_in_any_of_several_data_sets(tmp_path: Path) -> None:
+    first, second = write_lerobot(tmp_path / "a", "v2.1", (20,)), write_lerobot(tmp_path / "b", "v3.0", (25, 40, 35))
+    folder = second / "data/chunk-000"
+    (folder / "file-000.parquet").rename(folder / "file-002.parquet")
+    (folder / "file-001.parquet").rename(folder / "file-000.parquet")
+    (folder / "file-002.parquet").rename(folder / "file-001.parquet")
+    both, alone = open_source((first, second)), open_source(second)
+    np.testing.assert_array_equal(both.read_states(3), alone.read_states(2))
+
+
 @pytest.mark.parametrize("write", [write_raw, lambda root: write_tokens(root, np.zeros(60, np.int32))])
 def test_1x_folders_are_joined_too(tmp_path: Path, write: object) -> None:
     first, second = (open_source(write(tmp_path / name)) for name in "ab")  # pyright: ignore[reportCallIssue]

@@ -121,6 +121,34 @@ def test_an_export_of_an_export_still_says_which_frames_are_imagined(tmp_path: P
     _assert_same(open_source(tmp_path / "a"), open_source(tmp_path / "b"))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_recordings_and_imagined_episodes_joined_still_say_which_frames_are_imagined(
+    tmp_path: Path, order: int
+) -> None:
+    """Each episode is asked of its own data set: another program's has no such columns, and may have other actions."""
+    write_lerobot(tmp_path / "real", "v2.1", (20,), names=[*TWO_JOINTS.names])
+    export = _export("v3.0", state_kinds=open_source(tmp_path / "real").layout.kinds)
+    add_episodes(tmp_path / "imagined", export, [_episode(1, real=False)])
+    both = open_source([tmp_path / name for name in ("real", "imagined")][::order])
+    to_lerobot(both, tmp_path / "out", version="v3.0")
+    assert _column(tmp_path / "out", write.REAL).tolist() == ([True] * 20 + [False] * 12)[::order]
+    assert _column(tmp_path / "out", write.UNCERTAINTY).tolist() == ([0.0] * 20 + [1.5] * 12)[::order]
+
+
+def test_joined_data_sets_of_other_actions_are_refused_unless_none_are_taken(tmp_path: Path) -> None:
+    both = [write_lerobot(tmp_path / name, "v2.1", (20,)) for name in "ab"]
+    info = json.loads((both[1] / "meta/info.json").read_text())
+    info["features"]["action"] = info["features"]["action"] | {"names": ["gripper", "elbow"]}
+    (both[1] / "meta/info.json").write_text(json.dumps(info))
+    source = open_source(both)
+    with pytest.raises(
+        UsageError, match=r"other actions, \['action.0', .* and \['gripper', 'elbow'\]; take --actions next"
+    ):
+        to_lerobot(source, tmp_path / "out", version="v2.1")
+    to_lerobot(source, tmp_path / "out", version="v2.1", actions="next_state")
+    np.testing.assert_array_equal(open_source(tmp_path / "out").column(1, "action")[:-1], source.read_states(1)[1:])
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_one_state_and_a_rate_that_is_no_whole_number(tmp_path: Path, version: Any) -> None:
     export = _export(version, fps=7.5, state_names=("lift",), state_kinds=("other",), action_names=("lift",))

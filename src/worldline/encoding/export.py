@@ -56,9 +56,12 @@ def to_lerobot(
     if source.context_only:
         raise UsageError(f"{source.path}: test samples have frames of a context alone, and make no episodes")
     height, width = source.video_size(size)
-    own = source.column_names("action")
-    if actions == "recorded" and not own:
+    own, *others = dict.fromkeys(source.column_names("action", i) for i in range(len(source.episodes))) or ((),)
+    if actions == "recorded" and not own and not others:
         raise UsageError(f"{source.path} has no actions of its own; leave out --actions, or give next_state")
+    if actions != "next_state" and others:
+        found = f"{list(own)} and {list(others[0])}"
+        raise UsageError(f"{source.path}: the joined data sets have other actions, {found}; take --actions next_state")
     actions = actions or ("recorded" if own else "next_state")
     export = Export(
         version=version,

@@ -59,15 +59,16 @@ class LerobotSource(Source):
         return table.path, table.values[rows]
 
     def column(self, episode: int, name: str) -> Float[np.ndarray, "n d"] | None:
-        if not (names := self.column_names(name)):
+        if not (names := self.column_names(name, episode)):
             return None
         rows, table = self._rows(episode)
         return matrix(table.path, read_columns(table.path, (name,)), name, len(names))[rows]
 
-    def column_names(self, name: str) -> tuple[str, ...]:
-        if self.meta.features.get(name, {}).get("dtype", "string") in NO_NUMBERS:
+    def column_names(self, name: str, episode: int) -> tuple[str, ...]:
+        meta = self._meta_of(episode)
+        if meta.features.get(name, {}).get("dtype", "string") in NO_NUMBERS:
             return ()
-        dim, names = self.meta.dim(name), flat_names(self.meta.features[name].get("names"))
+        dim, names = meta.dim(name), flat_names(meta.features[name].get("names"))
         return tuple(names if len(names) == dim == len(set(names)) else [f"{name}.{i}" for i in range(dim)])
 
     def shown(self, episode: int) -> Int64[np.ndarray, "n"]:
@@ -189,6 +190,11 @@ class LerobotSource(Source):
                 fix = "Compute them again with LeRobot's tools; worldline takes statistics from the tables."
                 report(DataError(path, expected=expected, found=found, fix=fix, kind="stats"))
 
+    def _meta_of(self, episode: int) -> Meta:
+        """The metadata of the data set that an episode is of; `meta` are those of the first that was joined."""
+        root = self.episodes[episode].root
+        return self.meta if root == self.meta.root else Meta.read(root)
+
     def _rows(self, episode: int) -> tuple[Int64[np.ndarray, "n"], Table]:
         """The rows that are an episode's, and the table that holds them.
 
@@ -200,7 +206,8 @@ class LerobotSource(Source):
         rows = table.rows_of(of.number)
         if len(rows) == of.length:
             return rows, table
-        for path in sorted((of.root / "data").rglob("*.parquet")) if self.kind == "lerobot-v3.0" else ():
+        shared = self._meta_of(episode).codebase_version == "v3.0"
+        for path in sorted((of.root / "data").rglob("*.parquet")) if shared else ():
             with suppress(DataError):
                 other = read(path)
                 if len(other.rows_of(of.number)) == of.length:
