@@ -130,9 +130,23 @@ def test_recordings_and_imagined_episodes_joined_still_say_which_frames_are_imag
     export = _export("v3.0", state_kinds=open_source(tmp_path / "real").layout.kinds)
     add_episodes(tmp_path / "imagined", export, [_episode(1, real=False)])
     both = open_source([tmp_path / name for name in ("real", "imagined")][::order])
-    to_lerobot(both, tmp_path / "out", version="v3.0")
+    to_lerobot(both, tmp_path / "out", version="v3.0", actions="next_state")
     assert _column(tmp_path / "out", write.REAL).tolist() == ([True] * 20 + [False] * 12)[::order]
     assert _column(tmp_path / "out", write.UNCERTAINTY).tolist() == ([0.0] * 20 + [1.5] * 12)[::order]
+
+
+def test_actions_that_were_made_of_states_are_not_mixed_with_recorded_ones(tmp_path: Path) -> None:
+    """An export of imagined episodes has a column of actions, but nobody recorded them."""
+    real = open_source(write_lerobot(tmp_path / "real", "v2.1", (20,), names=[*TWO_JOINTS.names]))
+    add_episodes(tmp_path / "imagined", _export("v3.0", state_kinds=real.layout.kinds), [_episode(1, real=False)])
+    imagined, out = open_source(tmp_path / "imagined"), tmp_path / "out"
+    to_lerobot(real, out, version="v3.0")
+    with pytest.raises(UsageError, match="its actions is recorded, here it is next_state"):
+        to_lerobot(imagined, out, version="v3.0", append=True)
+    with pytest.raises(UsageError, match="no actions of its own"):
+        to_lerobot(imagined, out, version="v3.0", append=True, actions="recorded")
+    with pytest.raises(UsageError, match=r"other actions, \['elbow', 'gripper'\] and \[\]; take --actions next_state"):
+        to_lerobot(open_source((real.path, imagined.path)), tmp_path / "both", version="v3.0")
 
 
 def test_joined_data_sets_of_other_actions_are_refused_unless_none_are_taken(tmp_path: Path) -> None:

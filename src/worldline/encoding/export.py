@@ -56,7 +56,7 @@ def to_lerobot(
     if source.context_only:
         raise UsageError(f"{source.path}: test samples have frames of a context alone, and make no episodes")
     height, width = source.video_size(size)
-    own, *others = dict.fromkeys(source.column_names("action", i) for i in range(len(source.episodes))) or ((),)
+    own, *others = dict.fromkeys(source.action_names(i) for i in range(len(source.episodes))) or ((),)
     if actions == "recorded" and not own and not others:
         raise UsageError(f"{source.path} has no actions of its own; leave out --actions, or give next_state")
     if actions != "next_state" and others:

@@ -140,8 +140,8 @@ class Source:
         """What else a recording has a row of for each frame, by name (`action`); None where it has no such column."""
         return None
 
-    def column_names(self, name: str, episode: int) -> tuple[str, ...]:
-        """The names of a column's places; empty where there is no such column. Joined data sets may differ in them."""
+    def action_names(self, episode: int) -> tuple[str, ...]:
+        """The names of the actions recorded beside an episode; empty where there are none. Joined sets may differ."""
         return ()
 
     def frames(self, episode: int, start: int, stop: int, *, threads: int = 1) -> Iterator[UInt8[Tensor, "n 3 h w"]]:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -59,12 +59,17 @@ class LerobotSource(Source):
         return table.path, table.values[rows]
 
     def column(self, episode: int, name: str) -> Float[np.ndarray, "n d"] | None:
-        if not (names := self.column_names(name, episode)):
+        if not (names := self._column_names(name, episode)):
             return None
         rows, table = self._rows(episode)
         return matrix(table.path, read_columns(table.path, (name,)), name, len(names))[rows]
 
-    def column_names(self, name: str, episode: int) -> tuple[str, ...]:
+    def action_names(self, episode: int) -> tuple[str, ...]:
+        made = _noted(self.episodes[episode].root).get("actions") == "next_state"  # by worldline's writer, of states
+        return () if made else self._column_names("action", episode)
+
+    def _column_names(self, name: str, episode: int) -> tuple[str, ...]:
+        """The names of a column's places; empty where there is no such column."""
         meta = self._meta_of(episode)
         if meta.features.get(name, {}).get("dtype", "string") in NO_NUMBERS:
             return ()
@@ -267,8 +272,16 @@ def _layout(meta: Meta, columns: tuple[str, ...], dims: tuple[int, ...], tables:
 
 def _known_kinds(root: Path) -> dict[str, StateKind]:
     """Kinds of states by name, where worldline's writer has noted them: of an export, none need be guessed."""
-    with suppress(DataError, KeyError, TypeError, ValueError):
-        said = read_json(root / MARK)["export"]
+    with suppress(KeyError, TypeError, ValueError):
+        said = _noted(root)
         pairs = zip(said["state_names"], said["state_kinds"], strict=True)
         return {name: kind for name, kind in pairs if kind in get_args(StateKind)}
+    return {}
+
+
+def _noted(root: Path) -> dict[str, Any]:
+    """What worldline's writer has noted of all episodes of an export; empty for data of others."""
+    with suppress(DataError):
+        said = read_json(root / MARK).get("export")
+        return said if isinstance(said, dict) else {}
     return {}
