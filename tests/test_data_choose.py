@@ -357,6 +357,23 @@ def test_other_data_are_read_with_the_keys_of_training_and_chosen_alike(tmp_path
     assert len(held_out(tmp_path, like, DataChoice(data=squares))) == 2, "a 1X folder has no camera to choose"
 
 
+def test_data_sets_whose_kinds_are_guessed_otherwise_are_judged_on_together(tmp_path: Path) -> None:
+    """A checkpoint knows the kinds of its states; a joint that turned further in one recording is none of another."""
+    roots = tuple(write_lerobot(tmp_path / name, "v2.1", (20, 30)) for name in "ab")
+    for path in roots[1].glob("data/*/*.parquet"):
+        table = parquet.read_table(path)
+        far = pa.array([[7.0 + row, 1.0] for row in range(len(table))], pa.list_(pa.float32()))
+        parquet.write_table(table.set_column(table.column_names.index("action"), "action", far), path)
+    with pytest.raises(UsageError, match="differ in state kinds"):
+        open_source(roots, conditioning="action")
+    contract = replace(AS_ACTED, image_size=16, camera="head", state_keys=("action",))
+    clips = held_out(tmp_path, contract, DataChoice(data=roots))
+    assert clips.source.layout.kinds == contract.state_kinds
+    assert len(clips) == 10
+    with pytest.raises(UsageError, match=r"state 0 is 'state.0', the model was trained with 'action.0'"):
+        held_out(tmp_path, contract, DataChoice(data=roots, state_keys=("observation.state",)))
+
+
 def test_excluding_concerns_what_is_judged_on(tmp_path: Path) -> None:
     train, val = write_squares(tmp_path / "train", 2, length=20), write_squares(tmp_path / "val", 3, length=20, first=9)
     config = DataConfig(path=train, exclude_episodes=(0,), val_path=val, val_episodes=":-1")

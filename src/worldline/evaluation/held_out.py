@@ -132,7 +132,17 @@ def episodes_of(
 def _opened(run: Path, contract: Contract, choice: DataChoice, on: On) -> tuple[DataConfig, Source, Sequence[int]]:
     """How the data of an evaluation are configured, and its episodes. Refuses other states and another rate."""
     config = _config(run, contract, choice, on)
+    if isinstance(config.path, tuple):  # the kinds of their states may be guessed otherwise: the model's are known
+        for root in config.path:
+            _refuse_another_robot(config.open(root), contract)
+        config = replace(config, state_kinds=dict(zip(contract.state_names, contract.state_kinds, strict=True)))
     source, chosen = open_split(config, "val")
+    _refuse_another_robot(source, contract)
+    return config, source, chosen
+
+
+def _refuse_another_robot(source: Source, contract: Contract) -> None:
+    """Raise `UsageError` where states or rate are not those that a model was trained with."""
     path, names, expected = source.path, source.layout.names, contract.state_names
     if len(names) != len(expected):
         raise UsageError(f"{path} has {len(names)}-dimensional states, but the model was trained with {len(expected)}")
@@ -141,7 +151,6 @@ def _opened(run: Path, contract: Contract, choice: DataChoice, on: On) -> tuple[
             raise UsageError(f"{path}: state {place} is {name!r}, the model was trained with {known!r}")
     if abs(source.fps - contract.fps) > 1e-3:
         raise UsageError(f"{path} runs at {source.fps} fps, but the model was trained at {contract.fps}")
-    return config, source, chosen
 
 
 def _config(run: Path, contract: Contract, choice: DataChoice, on: On) -> DataConfig:
