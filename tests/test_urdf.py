@@ -66,6 +66,13 @@ def test_points_are_along_the_links_that_are_shown(arm: Path) -> None:
     assert len(skeleton_of_urdf(arm, EYE).points) == 3 + 3 + 1 + 1
 
 
+def test_a_fixed_joint_may_have_an_axis_of_nothing(arm: Path) -> None:
+    """Exporters write one (SolidWorks'; the files of Unitree's robots)."""
+    expected = skeleton_of_urdf(arm, EYE)
+    arm.write_text(ARM.replace('<child link="hand"/>', '<child link="hand"/><axis xyz="0 0 0"/>'))
+    assert skeleton_of_urdf(arm, EYE) == expected
+
+
 def test_states_have_the_names_of_the_data(arm: Path) -> None:
     named = skeleton_of_urdf(arm, EYE, states={"elbow": "joint_0.pos"})
     assert [hinge.state for link in named.links for hinge in link.hinges] == ["joint_0.pos", "joint_0.pos"]

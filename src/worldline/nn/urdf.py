@@ -114,11 +114,11 @@ def _joint(joint: Element) -> _Joint:
     if mimic is not None:
         follows = (mimic.attrib["joint"], float(mimic.get("multiplier", 1)), float(mimic.get("offset", 0)))
     place, rpy = (_vector(joint.find("origin"), key, (0.0, 0.0, 0.0)) for key in ("xyz", "rpy"))
-    axis = _vector(joint.find("axis"), "xyz", (1.0, 0.0, 0.0))
-    if (length := math.hypot(*axis)) == 0:
+    kind, axis = joint.attrib["type"], _vector(joint.find("axis"), "xyz", (1.0, 0.0, 0.0))
+    if (length := math.hypot(*axis)) == 0 and kind in TURNING:
         raise ValueError(f"joint {name} turns about 0 0 0")
-    x, y, z = (value / length for value in axis)
-    return _Joint(name, joint.attrib["type"], *ends, place, _turned(rpy), (x, y, z), follows)
+    x, y, z = (value / (length or 1.0) for value in axis)  # exporters write 0 0 0 for joints that are fixed
+    return _Joint(name, kind, *ends, place, _turned(rpy), (x, y, z), follows)
 
 
 def _vector(element: Element | None, key: str, otherwise: Vector) -> Vector:
