@@ -186,6 +186,13 @@ def test_dropping_states_trains_the_null_code() -> None:
     assert features.weight.grad is None or features.weight.grad.abs().max() == 0
 
 
+def test_validation_hides_no_states() -> None:
+    world = wake(build(CONFIG)).eval()
+    whole, _ = world.loss(batch(), torch.Generator().manual_seed(0))
+    world.config = replace(CONFIG, drop_states=1.0)
+    assert torch.equal(world.loss(batch(), torch.Generator().manual_seed(0))[0], whole)
+
+
 # --- shortcuts ---
 
 FEW = replace(CONFIG, flow=FlowConfig(shortcut=0.5))

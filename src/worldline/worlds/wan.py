@@ -231,7 +231,7 @@ class WanWorld(nn.Module):
             sigma, far = flow.draw_shortcuts(config.flow, sigma, generator)
         sigma, noise = sigma.to(device), torch.randn(future.shape, generator=generator).to(device)
         dropped = None
-        if config.drop_states > 0:
+        if config.drop_states > 0 and self.training:  # validation is of the world as it is used
             dropped = (torch.rand(len(x0), generator=generator) < config.drop_states).to(device)
         noisy, target = flow.corrupt(future, noise, sigma)
         modulation = self.modulation(batch.states, dropped)
