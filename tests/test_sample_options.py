@@ -93,6 +93,15 @@ def test_a_world_without_states_has_nothing_to_guide() -> None:
         LatentWorldKind().check_options(ignores, SampleOptions(guidance=2.0))
 
 
+def test_a_null_code_that_was_never_trained_guides_nothing() -> None:
+    card = describe_model(builtin.SAMPLING_TINY)
+    assert isinstance(card.config, WanConfig)
+    assert card.config.states.null
+    never = replace(card, config=replace(card.config, drop_states=0.0))
+    with pytest.raises(UsageError, match=r"--guidance 2 .* has not learned"):
+        LatentWorldKind().check_options(never, SampleOptions(guidance=2.0))
+
+
 def test_a_direct_world_has_one_distribution_to_mix() -> None:
     card = describe_model(builtin.COMPRESSION_TINY)
     assert isinstance(card.config, STTransformerConfig)

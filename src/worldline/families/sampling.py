@@ -191,10 +191,10 @@ class LatentWorldKind(WorldKind):
         model: Any = card.config
         if options.guidance != 1 and model.unconditional:
             raise UsageError("this world ignores the states: --guidance would change nothing")
-        if options.guidance != 1 and not model.states.null:
+        if options.guidance != 1 and model.drop_states == 0:
             raise UsageError(
                 f"--guidance {options.guidance:g} compares states with none, which this world has not learned; train "
-                "one with a null code (--model.states.null, --model.drop-states)"
+                "one with a null code (--model.states.null True --model.drop-states 0.1)"
             )
         if options.mean_draws and {"num_samples", "steps", "sampler"} & {*changed(SampleOptions, options)}:
             raise UsageError("--mean-draws makes one forecast, from pure noise; leave out other options of sampling")
