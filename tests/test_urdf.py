@@ -57,6 +57,23 @@ def test_a_joint_that_follows_another_turns_with_it(arm: Path) -> None:
     torch.testing.assert_close(flat[0, 0], torch.tensor([-left / 2, -up / 2]), atol=1e-6, rtol=0)
 
 
+def test_a_joint_that_follows_another_turns_by_its_own_state_where_the_data_have_one(arm: Path) -> None:
+    """Many hands measure every finger joint, also those that the file says mimic another."""
+    hinges = [link.hinges for link in skeleton_of_urdf(arm, EYE, states={"elbow": "e", "grip": "g"}).links]
+    assert [[(hinge.state, hinge.scale) for hinge in some] for some in hinges] == [[], [("e", 1.0)], [], [("g", 1.0)]]
+    assert skeleton_of_urdf(arm, EYE, states={"grip": "g"}).links[3].hinges[0].state == "g"
+
+
+def test_a_joint_that_follows_a_follower_turns_with_the_first(arm: Path) -> None:
+    tip = '<joint name="tip" type="revolute"><parent link="finger"/><child link="nail"/><axis xyz="1 0 0"/>'
+    arm.write_text(ARM.replace("</robot>", f'{tip}<mimic joint="grip" multiplier="2" offset="1"/></joint></robot>'))
+    nail = skeleton_of_urdf(arm, EYE).links[4]
+    assert [(hinge.state, hinge.scale) for hinge in nail.hinges] == [("elbow", -1.0)]
+    assert nail.turn == pytest.approx((math.cos(0.75), math.sin(0.75), 0.0, 0.0))  # by 1 + 2 * 0.25
+    arm.write_text(ARM.replace('<mimic joint="elbow"', '<mimic joint="grip"'))
+    assert not skeleton_of_urdf(arm, EYE).links[3].hinges  # it follows itself
+
+
 def test_points_are_along_the_links_that_are_shown(arm: Path) -> None:
     assert [point.place for point in skeleton_of_urdf(arm, EYE, shown=["upper"]).points] == [
         (0.0, 0.0, 0.0),

@@ -61,7 +61,8 @@ def skeleton_of_urdf(
 
     Args:
         states: name of the state that turns a joint, by the joint's name; joints that are not in it, and those that
-            slide, stay where the file has them. Not given: every joint that turns, by its own name.
+            slide, stay where the file has them; one that mimics another turns with it, unless it is in here itself.
+            Not given: every joint that turns and mimics none, by its own name.
         shown: links that get points; all if not given. Each costs channels, so leave out what is never in view.
         radius: how thick links are, in m; a URDF says that by meshes alone.
 
@@ -76,8 +77,8 @@ def skeleton_of_urdf(
     _refuse_unknown(path, [camera.link, *(shown or ())], order, what="link")
     _refuse_unknown(path, states, [joint.name for joint in joints if joint.kind in TURNING], what="joint that turns")
     number = {name: i for i, name in enumerate(order)}
-    arriving = {joint.child: joint for joint in joints}
-    links = [_link(arriving.get(name), number, states) for name in order]
+    arriving, named = {joint.child: joint for joint in joints}, {joint.name: joint for joint in joints}
+    links = [_link(arriving.get(name), number, named, states) for name in order]
     points = [
         Point(link=number[name], place=place, radius=radius)
         for name in order
@@ -143,18 +144,33 @@ def _ordered(path: Path, joints: list[_Joint]) -> list[str]:
     return order
 
 
-def _link(joint: _Joint | None, number: Mapping[str, int], states: Mapping[str, str]) -> Link:
+def _link(
+    joint: _Joint | None, number: Mapping[str, int], joints: Mapping[str, _Joint], states: Mapping[str, str]
+) -> Link:
     """The link at the end of a joint; the root's has none."""
     if joint is None:
         return Link(parent=None, place=(0.0, 0.0, 0.0), turn=(1.0, 0.0, 0.0, 0.0))
-    name, factor, start = joint.follows or (joint.name, 1.0, 0.0)
     turn, hinges = joint.turn, ()
+    name, factor, start = _turned_by(joint, joints, states)
     if joint.kind in TURNING and name in states:
         hinges = (Hinge(state=states[name], axis=joint.axis, scale=factor),)
         half = start / 2
         x, y, z = (math.sin(half) * part for part in joint.axis)
         turn = _product(turn, (math.cos(half), x, y, z))
     return Link(parent=number[joint.parent], place=joint.place, turn=turn, hinges=hinges)
+
+
+def _turned_by(joint: _Joint, joints: Mapping[str, _Joint], states: Mapping[str, str]) -> tuple[str, float, float]:
+    """The joint whose state turns a joint, by what factor and from what angle on: itself, or one that it mimics.
+
+    Where the data have a state of a joint that mimics another, it is turned by its own.
+    """
+    name, factor, start = joint.name, 1.0, 0.0
+    for _ in joints:  # no more links in the chain than that, even where a file's joints mimic each other in a circle
+        if name in states or name not in joints or (follows := joints[name].follows) is None:
+            break
+        name, factor, start = follows[0], factor * follows[1], start + factor * follows[2]
+    return name, factor, start
 
 
 def _places(ends: list[Vector]) -> list[Vector]:
