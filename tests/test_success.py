@@ -1,5 +1,6 @@
 """The success classifier: it learns what moved, its errors are those by hand, and it survives a folder."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from worldline.cli.policies import told
 from worldline.files import read_json, write_json
 from worldline.judges.success import (
     Attempts,
+    Errors,
     SuccessConfig,
     SuccessNetwork,
     SuccessReader,
@@ -21,6 +24,8 @@ from worldline.judges.success import (
     train_success,
 )
 from worldline.nn.fit import FitConfig
+from worldline.policies.make import Made
+from worldline.rundir import from_json, to_json
 from worldline.schema import DataError, UsageError
 
 SMALL = SuccessConfig(tasks=("left", "right"), side=16, looks=2, width=8, fit=FitConfig(steps=40, batch_size=16))
@@ -71,6 +76,15 @@ def test_errors_are_those_by_hand() -> None:
     assert found.calibration.mean == pytest.approx((0.1 + 0.2 + 0.7 + 0.6) / 4)
     assert found.optimism.mean == pytest.approx(0.6)
     assert (found.episodes, found.successes) == (4, 3)
+
+
+def test_errors_where_every_attempt_succeeded() -> None:
+    """A few attempts of an easy task: there is no failure whose chance could be too high."""
+    found = errors_of(torch.tensor([0.9, 0.8, 0.3]), np.array([True, True, True]), np.arange(3))
+    assert found.accuracy.mean == pytest.approx(2 / 3)
+    assert all(math.isnan(figure.mean) for figure in (found.optimism, found.auroc))
+    assert from_json(Errors, to_json(Errors, found), Path("config.json")).successes == 3
+    assert "nan" not in told(Made(out=Path("out"), policies={}, errors={"all": found}))
 
 
 def test_frames_from_first_to_last_are_looked_at() -> None:

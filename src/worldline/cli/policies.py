@@ -1,6 +1,7 @@
 """`worldline policies OUT`: make the built set of policies and the success classifier, try them, tell of them."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +79,8 @@ def _rate(one: Tried) -> str:
 def _errors(errors: Mapping[str, Errors]) -> str:
     rows = [f"{'':32}{'episodes':>10}{'accuracy':>26}{'AUROC':>26}{'calibration error':>26}"]
     for name, one in errors.items():
-        figures = "".join(f"{figure.said():>26}" for figure in (one.accuracy, one.auroc, one.calibration))
+        told = (one.accuracy, one.auroc, one.calibration)
+        figures = "".join(f"{'-' if math.isnan(figure.mean) else figure.said():>26}" for figure in told)
         rows.append(f"{name:32}{one.episodes:>10}{figures}")
     return "\n".join(rows)
 

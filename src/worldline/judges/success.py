@@ -5,6 +5,7 @@ was done by the last one. Physics labelled what it was trained on; where there i
 is all there is. So its own error on held-out episodes is a part of every statement that is made with it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ from worldline.schema import DataError, UsageError
 KIND = "success"
 BINS = 10
 """Of the calibration error."""
+NOTHING = Interval(mean=math.nan, low=math.nan, high=math.nan, num_clips=0, num_episodes=0)
+"""Of no clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,10 +254,11 @@ class Errors:
     successes: int
     accuracy: Interval
     auroc: Interval
+    """NaN where all of the episodes succeeded, or none."""
     calibration: Interval
     """Expected calibration error over ten bins: mean distance of chance and share of successes."""
     optimism: Interval
-    """Chance of failures: where it is high, failures are dreamt to be successes."""
+    """Chance of failures: where it is high, failures are dreamt to be successes. NaN where there were none."""
 
 
 def read_all(reader: SuccessReader, attempts: Attempts, *, degraded: bool = False) -> Float32[Tensor, " n"]:
@@ -284,7 +288,7 @@ def errors_of(chances: Float32[Tensor, " n"], truth: Bool[np.ndarray, " n"], sta
         accuracy=interval(torch.from_numpy(((found >= 0.5) == truth).astype(float)), clusters),
         auroc=statistics(lambda weights: auroc(weights, found, truth)[:, None], clusters)[0],
         calibration=statistics(calibration, clusters)[0],
-        optimism=interval(torch.from_numpy(found[~truth]), clusters[torch.from_numpy(~truth)]),
+        optimism=NOTHING if truth.all() else interval(torch.from_numpy(found[~truth]), clusters[~truth]),
     )
 
 
