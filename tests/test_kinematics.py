@@ -71,6 +71,12 @@ def test_a_skeleton_of_another_robot_is_refused() -> None:
         Silhouette(ARM, ("KNEE",), 8)
 
 
+@pytest.mark.parametrize("axis", [(0.0, 1.0, 1.0), (0.0, 0.0, 0.0)])
+def test_a_hinge_about_an_axis_of_another_length_is_refused(axis: tuple[float, float, float]) -> None:
+    with pytest.raises(UsageError, match=r"axis is .*must be of length 1"):
+        Hinge(state="ELBOW", axis=axis)
+
+
 @pytest.mark.parametrize("view", get_args(Framing))
 @pytest.mark.skipif(not can_draw(), reason="MuJoCo or OpenGL is missing")
 def test_the_twins_skeleton_is_where_mujoco_puts_it(view: Framing) -> None:

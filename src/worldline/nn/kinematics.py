@@ -38,8 +38,13 @@ class Hinge:
     state: str
     """Name of the state that turns it."""
     axis: Vector
+    """Of length 1, in the link's axes."""
     scale: float = 1.0
     """Angle in rad of a state of 1."""
+
+    def __post_init__(self) -> None:
+        if abs(math.hypot(*self.axis) - 1) > 1e-3:  # about another, Rodrigues' formula also stretches the link
+            refuse(self, "axis", "of length 1")
 
 
 @dataclass(frozen=True, kw_only=True)
