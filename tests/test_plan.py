@@ -18,6 +18,7 @@ import torch
 from builders import SMALL_TOKENIZER, SMALL_WORLD
 from commands import do
 from latent_builders import PATTERN, SMALL_VAE, SMALL_WAN, small_vae, world_run
+from test_kinematics import ARM
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldline.cli.data import EncodeJob
@@ -26,6 +27,7 @@ from worldline.contract import FramePattern, ModelConfig
 from worldline.data.loader import clip_bytes
 from worldline.families.card import ModelCard
 from worldline.families.config import TrainConfig
+from worldline.nn.kinematics import Hinge
 from worldline.nn.optimizer import MovingAverage, build_optimizer
 from worldline.planning.footprint import (
     PROCESS,
@@ -365,6 +367,14 @@ def test_an_unknown_vae_or_size_is_asked_for() -> None:
     data = replace(_run(SMALL_TOKENIZER).data, image_size=None)
     with pytest.raises(UsageError, match=r"--data\.image-size"):
         plan(_run(SMALL_TOKENIZER, data=data))
+
+
+def test_a_world_with_the_skeleton_of_any_robot_is_planned() -> None:
+    turned = tuple(replace(ARM.links[1], hinges=(Hinge(state=f"JOINT_{i}", axis=(0.0, 0.0, 1.0)),)) for i in range(30))
+    few, many = (replace(ARM, links=(ARM.links[0], *turned[:count])) for count in (1, 30))
+    for skeleton, count in ((ARM, 25), (few, 25), (many, 30)):
+        found = _footprint(replace(SMALL_WORLD, conditioning="map", skeleton=skeleton))
+        assert len(found.contract.state_names) == len(found.contract.state_kinds) == count
 
 
 def test_frames_are_encoded_in_every_step_unless_kept() -> None:

@@ -22,8 +22,9 @@ from worldline.families.config import SampleOptions, TrainConfig
 from worldline.families.family import WorldKind, kind_of
 from worldline.formats.encoded import CLAIM
 from worldline.formats.states import ONEX_LAYOUT
+from worldline.nn.kinematics import Skeleton, skeleton_drawn_by
 from worldline.planning.meter import Pass, follow
-from worldline.schema import Batch, LatentGrid, Origin, UsageError
+from worldline.schema import Batch, LatentGrid, Origin, StateKind, UsageError
 
 PROCESS, WORKER = 500_000_000, 300_000_000
 """Bytes of Python and its libraries, in a process and in a loading worker: measured with PyTorch's CPU build."""
@@ -151,7 +152,7 @@ class Footprint:
 
 
 def expected(config: TrainConfig) -> Contract:
-    """The contract a run would have, with the states of the 1X robot. Data are not opened.
+    """The contract a run would have, with the states of the 1X robot, or of its skeleton's. Data are not opened.
 
     Raises:
         UsageError: the size of pictures is not configured, though it decides what is needed.
@@ -163,15 +164,26 @@ def expected(config: TrainConfig) -> Contract:
         raise UsageError("the pictures' size decides what is needed, and data are not opened: give --data.image-size")
     encoder = kind.encoder(config, model)
     grid = encoder.grid(size, size) if encoder else None
+    states = _states(skeleton_drawn_by(model))
     return Contract(
         fps=30.0,
         image_size=size,
-        state_names=ONEX_LAYOUT.names,
-        state_kinds=ONEX_LAYOUT.kinds,
+        state_names=tuple(states),
+        state_kinds=tuple(states.values()),
         source_kind="1x-raw",
         pattern=kind.pattern(config, model, grid),
         grid=grid,
     )
+
+
+def _states(skeleton: Skeleton | None) -> dict[str, StateKind]:
+    """Names and kinds of the 1X robot's states; of another robot's skeleton its joints', and as many in all."""
+    onex = dict(zip(ONEX_LAYOUT.names, ONEX_LAYOUT.kinds, strict=True))
+    turning = {hinge.state for link in skeleton.links for hinge in link.hinges} if skeleton else set[str]()
+    if turning <= onex.keys():
+        return onex
+    own: dict[str, StateKind] = dict.fromkeys(sorted(turning), "angle")
+    return own | dict([*onex.items()][len(turning) :])
 
 
 def empty_batch(over: str, contract: Contract, clips: int, device: str = "meta") -> Batch:
