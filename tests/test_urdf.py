@@ -97,6 +97,13 @@ def test_states_have_the_names_of_the_data(arm: Path) -> None:
     assert not any(link.hinges for link in still.links)
 
 
+def test_a_map_that_would_say_nothing_is_refused(arm: Path) -> None:
+    with pytest.raises(UsageError, match="no hinge that a state turns"):
+        Silhouette(skeleton_of_urdf(arm, EYE, states={}), ("elbow",), 8)
+    with pytest.raises(UsageError, match="no point to draw"):
+        Silhouette(skeleton_of_urdf(arm, EYE, shown=[]), ("elbow",), 8)
+
+
 @pytest.mark.skipif(not EVE.exists(), reason="EVE's description is not here")
 def test_eves_file_is_the_twins_skeleton() -> None:
     """The twin's kinematics were written from it by hand: both put the wrists in the same places of the picture."""

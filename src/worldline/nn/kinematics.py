@@ -122,13 +122,16 @@ class Silhouette(nn.Module):
     """States to a map over the picture: for each point of the skeleton a spot where it is, as wide as the link there.
 
     Two channels a point: the spot, and the spot by its nearness. Holds no parameters. Raises `UsageError` where a state
-    that turns a hinge is not among the names.
+    that turns a hinge is not among the names, or there are no hinges or no points.
     """
 
     def __init__(self, skeleton: Skeleton, names: tuple[str, ...], side: int) -> None:
         super().__init__()
         refuse_another_robot(skeleton, names)
         hinges = [hinge for link in skeleton.links for hinge in link.hinges]
+        if not (hinges and skeleton.points):
+            lacks = "hinge that a state turns" if skeleton.points else "point to draw"
+            raise UsageError(f"a map of this skeleton would say nothing: it has no {lacks}")
         self.skeleton, self.side = skeleton, side
         self.channels = 2 * len(skeleton.points)
         self.focal = 1 / math.tan(math.radians(skeleton.camera.fovy) / 2)
