@@ -130,13 +130,28 @@ def test_bad_data_end_with_2_and_name_the_file(
     assert "states_1.bin" in capsys.readouterr().err
 
 
+ENTRY = "from worldline.cli.main import main; main()"
+SHOWN = "from worldline.progress import show; show({}, text='done', as_json=False)"
+
+
 def test_a_process_of_its_own_keeps_stdout_for_the_result(tmp_path: Path) -> None:
     raw = write_squares(tmp_path / "raw", 1, length=34)
-    command = [sys.executable, "-c", "from worldline.cli.main import main; main()", "data", "info", str(raw), "--json"]
+    command = [sys.executable, "-c", ENTRY, "data", "info", str(raw), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     assert json.loads(done.stdout)["frames"] == 34
+
+
+@pytest.mark.parametrize(
+    "words", [[ENTRY, "--help"], [ENTRY, "report", "--help"], [SHOWN]], ids=["help", "verb", "job"]
+)
+def test_a_reader_that_has_enough_fails_no_command(words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head` does, once it has its lines
+    with open(writing, "w") as gone:
+        done = subprocess.run([sys.executable, "-c", *words], stdout=gone, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 # --- data ---

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -51,7 +52,20 @@ def show(result: dict[str, Any], *, text: str, as_json: bool) -> None:
     NaN becomes null, as in files: JSON knows none.
     """
     if speaks():
-        print(to_json(result, inf_nan_mode="null").decode() if as_json else text)
+        with reader_may_leave():
+            print(to_json(result, inf_nan_mode="null").decode() if as_json else text)
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """What is printed within may go to a reader who has enough (`| head`): the job is done all the same."""
+    try:
+        try:
+            yield
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:  # nothing may be left to write, or Python complains at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def speaks() -> bool:

@@ -38,10 +38,13 @@ NAMES = tuple(dict.fromkeys(words.split()[0] for words in VERBS))
 
 def main() -> None:
     """Entry point. Exit code 0; 1 for a job that failed; 2 for wrong usage or bad data."""
+    from worldline.progress import reader_may_leave
+
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         verbs = "\n".join(f"  {verb:14} {meaning}" for verb, meaning in VERBS.items())
-        print(HELP.format(verbs=verbs))
+        with reader_may_leave():
+            print(HELP.format(verbs=verbs))
         return
     verb = arguments[0]
     from worldline.checks import refuse_unknown  # brings PyTorch: too slow for --help alone
@@ -49,7 +52,11 @@ def main() -> None:
 
     try:
         refuse_unknown(verb, NAMES, what="verb")
-        parse(arguments).carry_out()
+        job = None  # so it stays where help was asked for, and its reader left
+        with reader_may_leave():
+            job = parse(arguments)
+        if job is not None:
+            job.carry_out()
     except (DataError, UsageError) as error:
         _end(2, f"worldline {verb}: {error}")
     except KeyboardInterrupt:
