@@ -208,6 +208,17 @@ def test_a_signal_that_is_low_for_bad_forecasts_misleads() -> None:
     assert gain.high < 0
 
 
+@pytest.mark.parametrize("sign", [1, -1], ids=["lowest", "highest"])
+def test_a_few_clips_decide_nothing_though_every_resample_of_them_agrees(sign: int) -> None:
+    quality = torch.tensor([20.0, 22.0, 24.0, 26.0])
+    finding = Uncertainty().conclude(found_of({"signal/draws": sign * quality}, quality, torch.arange(4)))
+    area = finding.tables[0].lines[0].values[0]
+    assert area is not None
+    assert area.low == area.high, "the bad clip is one of four, so no resample differs"
+    assert finding.verdict == "undecided"
+    assert "is not decided by these clips" in finding.sentence
+
+
 def test_one_clip_has_nothing_to_be_compared_with() -> None:
     found = found_of({"signal/draws": torch.ones(1)}, torch.ones(1), torch.zeros(1).long())
     with pytest.raises(NotComputed, match="two clips"):

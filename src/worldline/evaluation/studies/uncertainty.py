@@ -67,6 +67,9 @@ CONFIDENCE_EDGES = tuple(n / 10 for n in range(10))
 USEFUL = 0.7
 """AUROC below which a signal is of no use: among the quarter of highest signals it then finds less than half of the bad
 clips (of normally distributed signals)."""
+FEW = 10
+"""Episodes below which an interval is too narrow, and no verdict is given: of four clips, one is bad, and a signal that
+knows nothing is highest, or lowest, for that one in a quarter of all cases; no resample would show anything else."""
 HALVED = 4
 """Samples that are enough for two halves with a spread each."""
 KEPT = (0.75, 0.5, 0.25)
@@ -310,6 +313,10 @@ def _verdict(worth: _Worth, own: str) -> tuple[str, str]:
     """`yes`, `no`, `misleading` or `undecided`, from the world's own signal, and the first part of the sentence."""
     area, half, name = worth.of(own)["auroc"], worth.of(own)["half"], SIGNALS[own]
     gain, sure = half.said(worth.unit), f"AUROC {area.said()}"
+    about = f"({sure}; its surest half is {gain} better than all)"
+    open_yet = f"Whether its {name} tells good forecasts from bad ones is not decided by these clips {about}."
+    if area.num_episodes < FEW:
+        return "undecided", open_yet
     if area.low > 0.5 and half.low > 0:
         alike = worth.of(own)["alike"]
         beyond = "" if np.isnan(alike.mean) else "; but how much moves tells as much"
@@ -317,10 +324,9 @@ def _verdict(worth: _Worth, own: str) -> tuple[str, str]:
         return "yes", f"The half of the clips it is surest of ({name}) are forecast {gain} better than all{beyond}."
     if area.high < 0.5:
         return "misleading", f"Its {name} misleads: bad forecasts are those it is sure of ({sure})."
-    about = f"({sure}; its surest half is {gain} better than all)"
     if area.high < USEFUL:
         return "no", f"Its {name} does not tell good forecasts from bad ones {about}."
-    return "undecided", f"Whether its {name} tells good forecasts from bad ones is not decided by these clips {about}."
+    return "undecided", open_yet
 
 
 def _notes(found: Found, worth: _Worth, own: str) -> tuple[str, ...]:
@@ -337,6 +343,6 @@ def _notes(found: Found, worth: _Worth, own: str) -> tuple[str, ...]:
         notes.append("One sample has no spread; for spread, CRPS and energy score draw several (--num-samples 8).")
     elif "variance" in found.measured and "spread_bins" not in found.measured:
         notes.append(f"The reliability of the spread needs {HALVED} samples or more.")
-    if found.episodes.unique().numel() < 10:
-        notes.append("Fewer than ten episodes: intervals are too narrow.")
+    if found.episodes.unique().numel() < FEW:
+        notes.append("Fewer than ten episodes: intervals are too narrow, so nothing is decided.")
     return tuple(notes)
