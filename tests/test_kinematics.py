@@ -71,6 +71,14 @@ def test_a_skeleton_of_another_robot_is_refused() -> None:
         Silhouette(ARM, ("KNEE",), 8)
 
 
+def test_links_that_are_not_there_or_come_later_are_refused() -> None:
+    first, *others = ARM.links
+    with pytest.raises(UsageError, match="link 0 of a skeleton hangs on link 1, which is not before it"):
+        replace(ARM, links=(replace(first, parent=1), *others))
+    with pytest.raises(UsageError, match="a point of a skeleton is on link -1, but there are"):
+        replace(ARM, points=(replace(ARM.points[0], link=-1),))
+
+
 @pytest.mark.parametrize("axis", [(0.0, 1.0, 1.0), (0.0, 0.0, 0.0)])
 def test_a_hinge_about_an_axis_of_another_length_is_refused(axis: tuple[float, float, float]) -> None:
     with pytest.raises(UsageError, match=r"axis is .*must be of length 1"):

@@ -90,6 +90,14 @@ class Skeleton:
     points: tuple[Point, ...]
     camera: Camera
 
+    def __post_init__(self) -> None:
+        for number, link in enumerate(self.links):
+            if link.parent is not None and not 0 <= link.parent < number:
+                raise UsageError(f"link {number} of a skeleton hangs on link {link.parent}, which is not before it")
+        for what, one in (*(("a point", point) for point in self.points), ("the camera", self.camera)):
+            if not 0 <= one.link < len(self.links):
+                raise UsageError(f"{what} of a skeleton is on link {one.link}, but there are {len(self.links)}")
+
 
 @runtime_checkable
 class Mapped(Protocol):
