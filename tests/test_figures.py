@@ -72,10 +72,10 @@ def test_its_audit_and_its_counterfactuals_say_what_they_said(
 
 @pytest.mark.slow
 def test_a_built_in_world_scores_what_is_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The rows that need one sample, without the conditions of its audit, which take most of the time; tests of
+    """The rows that need one sample, without conditions and studies, which take most of the time; tests of
     receipts verify the other world."""
     published = _means(json.loads((ROOT / "docs/results/sampling_tiny.json").read_text()))
-    arguments = "sampling-tiny --num-clips 24 --window-stride 43 --batch-size 2 --condition-samples 0"
+    arguments = "sampling-tiny --num-clips 24 --window-stride 43 --batch-size 2 --condition-samples 0 --studies"
     found = _means(_evaluated(arguments, tmp_path, capsys))
     same = found.keys() & published.keys() - OF_ALL_SAMPLES
     assert same >= {"sample", "conditional_mean_1", "conditional_mean_4", "copy_last", "reconstruction"}
