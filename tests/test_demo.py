@@ -38,7 +38,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_stays(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.usefixtures("unlisted")
 def test_demo_trains_a_world_that_follows_the_robot_and_reports(tmp_path: Path) -> None:
-    """A seventh of the lesson, a sixth of the clips: the demo's own are longer. By the clock it must not end here."""
+    """A sixth of the lesson, a fifth of the clips: the demo's own are longer. By the clock it must not end here."""
     options = Demo(out=tmp_path / "demo", steps=100, max_minutes=60.0, num_clips=2)
     report, found = options.run()
     (tokens, latents, taught, driven), page = found.values(), report.read_text(encoding="utf-8")

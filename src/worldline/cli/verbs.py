@@ -261,12 +261,12 @@ class Demo(Checked):
 
     out: Path = Path("runs/demo")
     """Folder for run folders and report.html: a new one, an empty one, or an earlier demo's, which is replaced."""
-    steps: int = 700
+    steps: int = 600
     """Training steps of the new world."""
     max_minutes: Positive = 5.0
     """Stop that training after this long, whatever step it is at."""
-    num_clips: int = 12
-    """Held-out clips of each evaluation; a sixth of them are driven, because those are four seconds long."""
+    num_clips: int = 10
+    """Held-out clips of each evaluation; a fifth of them are driven, because those are four seconds long."""
     json: bool = False
 
     def carry_out(self) -> None:
@@ -296,7 +296,7 @@ class Demo(Checked):
         few |= {"studies": ("audit", "regions", "drift", "inverse_dynamics", "uncertainty")}
         tokens = _evaluated(builtin.COMPRESSION_TINY, self.out / "builtin", **size)
         latents = _evaluated(builtin.SAMPLING_TINY, self.out / "sampling", **few)
-        long: dict[str, Any] = {"num_clips": max(1, self.num_clips // 6), "horizon": "4s", "batch_size": 4}
+        long: dict[str, Any] = {"num_clips": max(1, self.num_clips // 5), "horizon": "4s", "batch_size": 4}
         driven = _evaluated(builtin.DRIVEN_TINY, self.out / "driven", **long)
         api.train(
             "sampling_tiny",
