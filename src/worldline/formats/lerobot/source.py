@@ -18,7 +18,7 @@ from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from worldline.contract import Reading
-from worldline.files import read_json
+from worldline.files import read_json, while_unchanged
 from worldline.formats.lerobot.metadata import INFO, MARK, NO_FILE, NO_NUMBERS, Meta, Recording, flat_names
 from worldline.formats.lerobot.tables import Table, matrix, read_columns, read_images, read_table
 from worldline.formats.source import LeavingOut, Report, Source, check_totals, leave_out_absent
@@ -65,7 +65,7 @@ class LerobotSource(Source):
         return matrix(table.path, read_columns(table.path, (name,)), name, len(names))[rows]
 
     def action_names(self, episode: int) -> tuple[str, ...]:
-        made = _noted(self.episodes[episode].root).get("actions") == "next_state"  # by worldline's writer, of states
+        made = _noted(self.episodes[episode].root / MARK).get("actions") == "next_state"  # of states, by our writer
         return () if made else self._column_names("action", episode)
 
     def _column_names(self, name: str, episode: int) -> tuple[str, ...]:
@@ -198,7 +198,7 @@ class LerobotSource(Source):
     def _meta_of(self, episode: int) -> Meta:
         """The metadata of the data set that an episode is of; `meta` are those of the first that was joined."""
         root = self.episodes[episode].root
-        return self.meta if root == self.meta.root else Meta.read(root)
+        return self.meta if root == self.meta.root else _meta(root / INFO)
 
     def _rows(self, episode: int) -> tuple[Int64[np.ndarray, "n"], Table]:
         """The rows that are an episode's, and the table that holds them.
@@ -273,15 +273,22 @@ def _layout(meta: Meta, columns: tuple[str, ...], dims: tuple[int, ...], tables:
 def _known_kinds(root: Path) -> dict[str, StateKind]:
     """Kinds of states by name, where worldline's writer has noted them: of an export, none need be guessed."""
     with suppress(KeyError, TypeError, ValueError):
-        said = _noted(root)
+        said = _noted(root / MARK)
         pairs = zip(said["state_names"], said["state_kinds"], strict=True)
         return {name: kind for name, kind in pairs if kind in get_args(StateKind)}
     return {}
 
 
-def _noted(root: Path) -> dict[str, Any]:
+@while_unchanged(64)
+def _noted(path: Path) -> dict[str, Any]:
     """What worldline's writer has noted of all episodes of an export; empty for data of others."""
     with suppress(DataError):
-        said = read_json(root / MARK).get("export")
+        said = read_json(path).get("export")
         return said if isinstance(said, dict) else {}
     return {}
+
+
+@while_unchanged(64)
+def _meta(path: Path) -> Meta:
+    """The metadata of a data set, by the file that holds them: an export asks for them with every episode."""
+    return Meta.read(path.parents[1])
